@@ -1,0 +1,1 @@
+"""The data plane: sources, shards, and the batches that training reads."""

@@ -1,0 +1,1 @@
+"""A shard set becomes batches: which rows, their bytes, their pixels."""

@@ -1,0 +1,1 @@
+"""A source becomes a shard set: planned, built, described by a manifest."""

@@ -1,0 +1,99 @@
+"""The manifest of a shard set: what is in it and how to check it. Written last, atomically."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from pipelines.errors import DataError
+from pipelines.spec import Spec
+from pipelines.storage import write_atomically
+
+VERSION = 1
+FILE_NAME = "manifest.json"
+
+
+class ShardFile(Spec):
+    """One file of a shard set."""
+
+    file: str
+    rows: int
+    bytes: int
+    sha256: str
+
+
+class SplitManifest(Spec):
+    """One split.
+
+    Attributes:
+        shards: The files, in row order.
+        class_counts: Rows per class, in the order of the classes.
+        mean: Mean of R, G and B over all pixels, 0 to 255; equal for greyscale images.
+        std: Standard deviation of the same.
+    """
+
+    shards: tuple[ShardFile, ...]
+    class_counts: tuple[int, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def rows(self) -> int:
+        """Number of examples in the split."""
+        return sum(shard.rows for shard in self.shards)
+
+
+class Manifest(Spec):
+    """Everything a reader needs to know about a shard set."""
+
+    version: int
+    format: str
+    encoding: str
+    store_size: int | None
+    source: str
+    fingerprint: str
+    classes: tuple[str, ...]
+    splits: dict[str, SplitManifest]
+    rejected: int
+
+    def save(self, directory: Path) -> None:
+        """Writes the manifest, which commits the shard set."""
+        write_atomically(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+
+    def digest(self) -> str:
+        """SHA-256 over the content: two shard sets with the same digest hold the same rows."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
+
+    def split(self, name: str) -> SplitManifest:
+        """One split by name.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        if name not in self.splits:
+            raise DataError(f"a split named one of {', '.join(self.splits)}", f"split={name}", "pick one of these")
+        return self.splits[name]
+
+
+def load_manifest(directory: str | Path) -> Manifest:
+    """Reads the manifest of a shard set.
+
+    Raises:
+        DataError: There is none, it is damaged, or a newer version of the project wrote it.
+    """
+    path = Path(directory) / FILE_NAME
+    if not path.is_file():
+        raise DataError("a finished shard set", f"data={directory} (no {FILE_NAME})", "build it with 'glassbox shards build SOURCE OUT'")
+    try:
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise DataError(f"a manifest of version {VERSION}", f"{path}: {where}: {first['msg']}", "build the shard set again") from None
+    if manifest.version != VERSION:
+        raise DataError(
+            f"a manifest of version {VERSION}", f"{path}: version={manifest.version}", "use the glassbox that wrote it, or build again"
+        )
+    return manifest

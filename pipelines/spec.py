@@ -1,0 +1,61 @@
+"""The choices about data, written in one place: how shards are made, read and augmented."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Spec(BaseModel):
+    """A frozen group of choices; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ShardSpec(Spec):
+    """How a source becomes a shard set.
+
+    Attributes:
+        store_size: Longest allowed shorter side in pixels; larger images are scaled down. None keeps them as found.
+        shard_rows: Source images per shard.
+        validation: Share of the images held out where the source has no validation split.
+    """
+
+    store_size: Positive | None = None
+    shard_rows: Positive = 1024
+    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+
+
+class DataSpec(Spec):
+    """How stored images become batches.
+
+    Attributes:
+        image_size: Height and width in pixels that every image is resized to.
+        channels: 3 for RGB, 1 for greyscale.
+    """
+
+    image_size: tuple[Positive, Positive] = (150, 150)
+    channels: Literal[1, 3] = 3
+
+
+class AugmentSpec(Spec):
+    """Ranges that random affine parameters are drawn from; every one of them uniform and symmetric.
+
+    Attributes:
+        rotation: Largest rotation in degrees, either way.
+        shift: Largest shift, as a fraction of height and of width.
+        shear: Largest shear angle in degrees.
+        zoom: Largest change of scale, as a fraction, per axis.
+        flip: Whether every second image is mirrored left to right.
+        fill: What lies beyond the edge: the nearest pixel.
+    """
+
+    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
+    shift: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
+    shear: Annotated[float, Field(ge=0.0, lt=90.0)] = 0.0
+    zoom: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    flip: bool = False
+    fill: Literal["nearest"] = "nearest"

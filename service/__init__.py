@@ -1,0 +1,1 @@
+"""Training and looking: models, the loop, run directories, reports, the command line."""

@@ -1,0 +1,61 @@
+"""Models by name, one family per file. Every model ends in a `logits` layer and a `probabilities` layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+
+from pipelines.registry import Registry
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a model is built for.
+
+    Attributes:
+        shape: Height, width and channels of the images, which arrive as 0 to 255.
+        classes: Number of classes, 2 or more.
+        mean: Mean per channel over the training images, 0 to 255.
+        std: Standard deviation per channel of the same.
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+MODELS: Registry[Callable[[Task], keras.Model]] = Registry("model")
+
+
+def build_model(name: str, task: Task) -> keras.Model:
+    """Builds a registered model with fresh weights.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    from service.models import cats_dogs, digits, small  # noqa: F401 (importing registers them)
+
+    return MODELS.get(name)(task)
+
+
+def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+    """Adds the classifier: one sigmoid unit for two classes, else one softmax unit per class.
+
+    Args:
+        features: `[B, F]`.
+        classes: Number of classes.
+
+    Returns:
+        Probabilities in float32, `[B, 1]` (of class 1) or `[B, classes]`.
+    """
+    logits = keras.layers.Dense(1 if classes == 2 else classes, name="logits")(features)
+    activation = "sigmoid" if classes == 2 else "softmax"
+    return keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
+
+
+def logits_of(model: keras.Model) -> keras.Model:
+    """The same network, weights shared, ending before its `probabilities` layer."""
+    return keras.Model(model.input, model.get_layer("logits").output, name=f"{model.name}_logits")

@@ -1,0 +1,79 @@
+"""The run directory: the only code that knows its layout.
+
+runs/<name>/config.yaml  metrics.jsonl  events/  checkpoints/  model.keras  status.json  report/
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipelines.errors import ConfigError
+from pipelines.storage import write_atomically
+
+
+class Run:
+    """One run directory.
+
+    Args:
+        path: The directory; it need not exist yet.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()
+        self.config_path = self.path / "config.yaml"
+        self.metrics_path = self.path / "metrics.jsonl"
+        self.status_path = self.path / "status.json"
+        self.model_path = self.path / "model.keras"
+        self.events = self.path / "events"
+        self.checkpoints = self.path / "checkpoints"
+        self.report = self.path / "report"
+
+    def create(self, config: dict[str, Any]) -> None:
+        """Makes the directory with its config.
+
+        Raises:
+            ConfigError: Something stands there already.
+        """
+        if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            raise ConfigError("an output that does not exist yet", f"out={self.path}", "choose another --out or remove it")
+        self.checkpoints.mkdir(parents=True)
+        write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False))
+
+    def config(self) -> dict[str, Any]:
+        """The configuration the run was started with.
+
+        Raises:
+            ConfigError: This is no run directory.
+        """
+        if not self.config_path.is_file():
+            raise ConfigError("a run directory", f"run={self.path} (no config.yaml)", "name the --out of a 'glassbox train'")
+        return dict(yaml.safe_load(self.config_path.read_text()))
+
+    def metrics(self) -> list[dict[str, float]]:
+        """One entry per finished epoch, oldest first.
+
+        Keys: epoch (from 1), loss, accuracy, val_loss, val_accuracy (where there is a validation
+        split), learning_rate, seconds, images_per_second, input_wait (share of the time, 0 to 1).
+        """
+        if not self.metrics_path.is_file():
+            return []
+        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+
+    def write_metrics(self, epochs: list[dict[str, float]]) -> None:
+        """Replaces the metrics by these epochs: a line each, whole or not at all."""
+        write_atomically(self.metrics_path, "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+
+    def status(self) -> dict[str, Any]:
+        """What is known of the run's state; empty before it started.
+
+        Keys: state ("starting", "training", "finished", "failed"), reason, progress, timings, environment.
+        """
+        return dict(json.loads(self.status_path.read_text())) if self.status_path.is_file() else {}
+
+    def update_status(self, **changes: Any) -> None:
+        """Changes some entries of the status. One process at a time: the driver before and after the worker."""
+        write_atomically(self.status_path, json.dumps(self.status() | changes, indent=2) + "\n")
