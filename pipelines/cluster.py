@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,27 +12,24 @@ OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions aro
 
 
 @contextmanager
-def connected(log_to_driver: bool = False) -> Iterator[None]:
+def connected() -> Iterator[None]:
     """Connects to Ray for the length of a block, and disconnects only if it connected.
 
-    Args:
-        log_to_driver: Whether what the workers print shows up here.
+    A cluster of this process's own takes a token of its own, so that nobody else on the network can
+    give it work.
     """
+    address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # keeps CUDA visible; Ray's coming default
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES as it is
+    if not address and "RAY_AUTH_MODE" not in os.environ:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     import ray
 
     if ray.is_initialized():
         yield
         return
-    address = os.environ.get("RAY_ADDRESS")
     options = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(
-        address=address or "local",
-        logging_level=logging.WARNING,
-        log_to_driver=log_to_driver,
-        **options,
-    )
+    ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options)
     try:
         yield
     finally:

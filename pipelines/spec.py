@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from pipelines.errors import ConfigError
+from pipelines.registry import suggest
+
+S = TypeVar("S", bound="Spec")
 Positive = Annotated[int, Field(ge=1)]
 
 
 class Spec(BaseModel):
     """A frozen group of choices; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class ShardSpec(Spec):
@@ -59,3 +63,35 @@ class AugmentSpec(Spec):
     zoom: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     flip: bool = False
     fill: Literal["nearest"] = "nearest"
+
+
+def check(spec: type[S], settings: dict[str, Any], where: str) -> S:
+    """Checks settings against a spec.
+
+    Args:
+        spec: The kind of spec.
+        settings: Its values, groups nested.
+        where: Where the settings come from, for the error message.
+
+    Raises:
+        ConfigError: Naming the first key that is unknown, missing or of the wrong type.
+    """
+    try:
+        return spec.model_validate(settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+    keys = [str(part) for part in first["loc"]]
+    key, value = ".".join(keys), repr(first["input"])
+    if first["type"] == "extra_forbidden":
+        raise ConfigError("a known key", f"{key}={value}", suggest(keys[-1], _group(spec, keys[:-1]).model_fields))
+    if first["type"] == "missing":
+        raise ConfigError(f"a value for {key}", f"{where} without it", f"add {key}")
+    raise ConfigError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", f"{key}={value}", f"set {key} in {where} to such a value")
+
+
+def _group(spec: type[Spec], keys: list[str]) -> type[Spec]:
+    """The group of settings that `keys` leads to, for naming the keys it knows."""
+    for key in keys:
+        field = spec.model_fields[key].annotation
+        spec = next(t for t in (field, *get_args(field)) if isinstance(t, type) and issubclass(t, Spec))
+    return spec

@@ -18,7 +18,7 @@ def replacing(path: Path) -> Iterator[Path]:
     The file is flushed to disk before the move, so a reader (or a restart after a crash) sees
     the old file or the whole new one. When the block fails, nothing is left behind.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")  # keeps the suffix: Keras goes by it
     try:
         yield temporary
         _sync(temporary)
@@ -41,8 +41,8 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     When the block fails, what stood at `path` still stands there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    old = temporary.with_suffix(".old")
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
+    old = path.with_name(f".old-{secrets.token_hex(4)}-{path.name}")
     temporary.mkdir()
     try:
         yield temporary

@@ -1,0 +1,57 @@
+"""Errors, the registry and atomic writing."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ConfigError, DataError
+from pipelines.registry import Registry
+from pipelines.storage import replacing, replacing_directory, sha256, write_atomically
+
+
+def test_error_says_three_things_and_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(DataError("a folder", "source=x", "make it")))
+    assert str(error) == "Expected a folder. Received: source=x. Fix: make it."
+    assert (type(error), error.exit_code) == (DataError, 3)
+
+
+def test_registry_refuses_a_second_and_an_unknown_name() -> None:
+    animals: Registry[int] = Registry("animal")
+    animals.register("cat")(1)
+    with pytest.raises(ValueError, match="name='cat'"):
+        animals.register("cat")(2)
+    assert animals.get("cat") == 1
+    with pytest.raises(ConfigError, match=r"animal=cta\. Fix: use cat"):
+        animals.get("cta")
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "file.keras"
+    write_atomically(path, "old")
+    with pytest.raises(OSError, match="full"), replacing(path) as temporary:
+        assert temporary.suffix == ".keras"
+        temporary.write_text("half")
+        raise OSError("full")
+    assert [p.name for p in tmp_path.iterdir()] == ["file.keras"]
+    assert path.read_text() == "old"
+
+
+def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "report"
+    for text in ("first", "second"):
+        with replacing_directory(path) as temporary:
+            (temporary / text).write_text(text)
+    assert [p.name for p in path.iterdir()] == ["second"]
+    with pytest.raises(OSError, match="full"), replacing_directory(path) as temporary:
+        (temporary / "half").write_text("half")
+        raise OSError("full")
+    assert [p.name for p in tmp_path.iterdir()] == ["report"]
+    assert [p.name for p in path.iterdir()] == ["second"]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    write_atomically(tmp_path / "file", b"abc")
+    assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
