@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import keras
 
+from pipelines.errors import ConfigError
 from pipelines.registry import Registry
 
 
@@ -34,11 +35,18 @@ def build_model(name: str, task: Task) -> keras.Model:
     """Builds a registered model with fresh weights.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: There is no such model, or the images are too small for it.
     """
     from service.models import cats_dogs, digits, small  # noqa: F401 (importing registers them)
 
-    return MODELS.get(name)(task)
+    build = MODELS.get(name)
+    try:
+        return build(task)
+    except ValueError as error:  # Keras, where a convolution has no pixel left
+        if "dimension" not in str(error).lower() and "size" not in str(error).lower():
+            raise
+        size = "x".join(map(str, task.shape[:2]))
+        raise ConfigError(f"images large enough for the model {name}", f"data.image_size={size}", "raise data.image_size") from None
 
 
 def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:

@@ -1,0 +1,69 @@
+"""Presets and overrides become one checked configuration, or one clear error."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines.errors import ConfigError
+from service.config import load_config, preset_comment, preset_names
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_loads_and_says_what_it_gives(name: str) -> None:
+    config = load_config(name, "shards")
+    assert config.preset == name
+    assert "%" in preset_comment(name)
+
+
+def test_published_settings() -> None:
+    config = load_config("cats_dogs_small_dropout", "shards")
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.global_batch, config.epochs) == ("rmsprop", 1e-4, 20, 100)
+    assert config.augment is not None
+    assert config.augment.model_dump() == {"rotation": 40, "shift": 0.2, "shear": 0.2, "zoom": 0.2, "flip": True, "fill": "nearest"}
+    assert load_config("cats_dogs_lecture", "shards").global_batch == 128
+    assert load_config("mnist_mlp", "shards").optimizer.learning_rate == 0.01
+
+
+def test_overrides_reach_into_groups_and_keep_the_rest() -> None:
+    config = load_config("cats_dogs_small", "shards", ["optimizer.learning_rate=1e-3", "epochs=2", "augment.flip=true", "xla=on"])
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.epochs, config.xla) == ("rmsprop", 1e-3, 2, "on")
+    assert config.augment is not None
+    assert (config.augment.flip, config.augment.rotation) == (True, 0)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["epoch=3"], "epoch=3. Fix: use epochs"),
+        (["optimizer.learning_rat=1"], "optimizer.learning_rat=1. Fix: use learning_rate"),
+        (["augment.rotaton=1"], "Fix: use rotation"),
+        (["epochs=two"], "epochs='two'"),
+        (["epochs=0"], "epochs=0"),
+        (["optimizer.learning_rate=nan"], "learning_rate"),
+        (["epochs"], "key=value"),
+        (["xla=maybe"], "xla='maybe'"),
+        (["data=3"], "data=3"),
+        (["epochs=["], "YAML"),
+    ],
+)
+def test_wrong_overrides_are_one_clear_error(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_config("mnist_cnn", "shards", overrides)
+    assert message in str(error.value)
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="use mnist_cnn"):
+        load_config("mnist_cn", "shards")
+
+
+def test_a_preset_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("model: mnist_cnn\nepochs: 1\n")
+    assert load_config(str(mine), "shards").preset == "mine"
+    for text, message in (("model: [", "YAML"), ("- a", "keys and values"), ("epochs: 1", "a value for model")):
+        mine.write_text(text)
+        with pytest.raises(ConfigError, match=message):
+            load_config(str(mine), "shards")
