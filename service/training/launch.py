@@ -1,0 +1,118 @@
+"""The driver: starts a run on a Ray cluster, shows it, and says how it ended."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster import connected
+from pipelines.errors import ConfigError, DataError, GlassboxError, TrainingError
+from pipelines.shards.manifest import load_manifest
+from pipelines.spec import check
+from service.config import RunConfig
+from service.runs import Run
+from service.training.progress import shown
+
+
+def train(config: RunConfig, out: str | Path) -> Run:
+    """Trains a new run.
+
+    Raises:
+        GlassboxError: What the user can mend; where it is the configuration or the data, no directory stays.
+    """
+    load_manifest(config.shards)  # before anything is written
+    run = Run(out)
+    run.create(config.model_dump(mode="json"))
+    try:
+        _launch(config, run)
+    except (ConfigError, DataError):
+        if not run.metrics():
+            shutil.rmtree(run.path)
+        raise
+    return run
+
+
+def resume(out: str | Path) -> Run:
+    """Continues a run from its newest checkpoint, with the configuration it was started with.
+
+    Raises:
+        GlassboxError: What the user can mend; the run stays as it was.
+    """
+    run = Run(out)
+    config = check(RunConfig, run.config(), str(run.config_path))
+    load_manifest(config.shards)
+    _launch(config, run)
+    return run
+
+
+def _launch(config: RunConfig, run: Run) -> None:
+    began = time.perf_counter()
+    run.update_status(state="starting", reason=None, started=_now(), environment=_environment())
+    try:
+        with connected():
+            run.update_status(timings={"ray_seconds": time.perf_counter() - began})
+            with shown(run, config.epochs):
+                _fit(config, run)
+    except BaseException as error:
+        run.update_status(state="failed", reason=str(error) or type(error).__name__, finished=_now())
+        raise
+    timings = run.status()["timings"] | {"total_seconds": time.perf_counter() - began}
+    run.update_status(state="finished", finished=_now(), timings=timings)
+
+
+def _fit(config: RunConfig, run: Run) -> None:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report costs up to this long
+    import ray.train
+    from ray.train.tensorflow import TensorflowTrainer
+
+    from service.training.worker import train_worker
+
+    trainer = TensorflowTrainer(
+        train_worker,
+        train_loop_config={"config": config.model_dump(mode="json"), "out": str(run.path)},
+        scaling_config=_scaling(),
+        run_config=ray.train.RunConfig(name="train", storage_path=str(run.path / ".ray")),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise _cause(error) from None
+
+
+def _scaling() -> Any:
+    """One worker with the whole of the largest node."""
+    import ray
+    import ray.train
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    node = max(nodes, key=lambda resources: (resources.get("GPU", 0), resources.get("CPU", 0)))
+    cpus, gpus = int(node.get("CPU", 1)), int(node.get("GPU", 0))
+    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
+    return ray.train.ScalingConfig(num_workers=1, use_gpu=gpus > 0, resources_per_worker=resources)
+
+
+def _cause(error: Exception) -> Exception:
+    """What really went wrong: a worker's own error, or that a worker was lost."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
+    first: Exception = failures[min(failures)]
+    first = getattr(first, "_base_exc", first)  # Ray wraps what a worker raises
+    if isinstance(first, GlassboxError):
+        return first
+    if type(first).__module__.startswith("ray."):
+        return TrainingError("a worker that lives to the end", f"error={' '.join(str(first).split())[:400]}", "continue with --resume")
+    return first
+
+
+def _environment() -> dict[str, Any]:
+    packages = {name: version(name) for name in ("glassbox", "keras", "numpy", "pyarrow", "ray")}
+    return {"host": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **packages}
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

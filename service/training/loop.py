@@ -1,0 +1,136 @@
+"""The training loop, from the first weights to the last epoch. Runs inside one worker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+import tensorflow as tf
+from tensorboardX import SummaryWriter
+
+from pipelines.input.batches import Batches
+from pipelines.storage import replacing
+from service.checkpoint import Position, restore_latest, save_checkpoint, variables_of
+from service.config import OptimizerSpec, RunConfig
+from service.models import Task, build_model
+from service.runs import Run
+from service.training.progress import Meter
+from service.training.step import Steps
+from service.training.strategy import choose_strategy
+
+LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in a grey value, ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """What trains: built once, the same for one device or many."""
+
+    strategy: tf.distribute.Strategy
+    model: keras.Model
+    optimizer: keras.Optimizer
+    steps: Steps
+
+    def train_epoch(self, train: Batches, epoch: int, seed: int, meter: Meter) -> dict[str, float]:
+        """Learns from every example once; returns the epoch's metrics and its speed."""
+        self.steps.start_epoch(epoch, seed)
+        with train.data_errors():
+            for batch in meter.epoch(epoch, self.strategy.experimental_distribute_dataset(train.epoch(epoch))):
+                self.steps.train(batch)
+        totals = self.steps.take_totals()
+        rate = float(self.optimizer.learning_rate)
+        return {"epoch": epoch, "loss": totals.mean_loss, "accuracy": totals.accuracy, "learning_rate": rate, **meter.figures()}
+
+    def evaluate(self, validation: Batches) -> dict[str, float]:
+        """Mean loss and accuracy over a whole split, every example once."""
+        with validation.data_errors():
+            for batch in self.strategy.experimental_distribute_dataset(validation.epoch(0)):
+                self.steps.evaluate(batch)
+        totals = self.steps.take_totals()
+        return {"val_loss": totals.mean_loss, "val_accuracy": totals.accuracy}
+
+
+def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None]) -> None:
+    """Trains a run to its last epoch, from its newest checkpoint where it has one.
+
+    After every epoch: evaluation, the best model, a checkpoint, then a line of metrics.
+
+    Args:
+        config: What to train.
+        run: Where to.
+        report: Called with each epoch's metrics.
+
+    Raises:
+        GlassboxError: The configuration or the data cannot be used.
+    """
+    began = time.perf_counter()
+    train = Batches(config.shards, "train", config.data, config.global_batch, seed=config.seed, augment=config.augment)
+    validation = Batches(config.shards, "validation", config.data, config.global_batch) if "validation" in train.manifest.splits else None
+    trainer = build_trainer(config, train)
+    variables = variables_of(trainer.model, trainer.optimizer)
+    data = train.manifest.digest()
+    position = restore_latest(run.checkpoints, variables, data) or Position(epoch=0, best=-1.0, data=data)
+    history = run.metrics()[: position.epoch]
+    meter = Meter(run, config.epochs, train.rows, config.global_batch)
+    run.update_status(state="training", timings=run.status().get("timings", {}) | {"setup_seconds": time.perf_counter() - began})
+
+    for epoch in range(position.epoch + 1, config.epochs + 1):
+        metrics = trainer.train_epoch(train, epoch, config.seed, meter)
+        metrics |= trainer.evaluate(validation) if validation else {}
+        score = metrics.get("val_accuracy", metrics["accuracy"])
+        if score > position.best:
+            save_model(trainer.model, run)
+        position = Position(epoch, max(score, position.best), data)
+        save_checkpoint(run.checkpoints, variables, position, config.keep_checkpoints)
+        history.append(metrics)
+        run.write_metrics(history)
+        write_events(run, metrics)
+        report(metrics)
+
+
+def build_trainer(config: RunConfig, train: Batches) -> Trainer:
+    """Model, optimizer and steps with fresh weights, under the strategy that fits this worker's devices."""
+    keras.utils.set_random_seed(config.seed)
+    strategy = choose_strategy(config.global_batch)
+    with strategy.scope():
+        model = build_model(config.model, _task(config, train))
+        optimizer = make_optimizer(config.optimizer)
+        return Trainer(strategy, model, optimizer, Steps(model, optimizer, strategy, xla=_use_xla(config.xla)))
+
+
+def save_model(model: keras.Model, run: Run) -> None:
+    """Writes the best model as `model.keras`, whole or not at all."""
+    with replacing(run.model_path) as temporary:
+        model.save(temporary)
+
+
+def write_events(run: Run, metrics: dict[str, float]) -> None:
+    """Adds an epoch to the TensorBoard events: one curve for training, one for validation."""
+    for split, prefix in (("train", ""), ("validation", "val_")):
+        scores = {name: metrics[prefix + name] for name in ("loss", "accuracy") if prefix + name in metrics}
+        if split == "train":
+            scores |= {name: metrics[name] for name in ("learning_rate", "images_per_second", "input_wait")}
+        if scores:
+            with SummaryWriter(str(run.events / split)) as writer:
+                for name, value in scores.items():
+                    writer.add_scalar(name, value, metrics["epoch"])
+
+
+def make_optimizer(spec: OptimizerSpec) -> keras.Optimizer:
+    """The Keras optimizer that a spec names."""
+    if spec.name == "sgd":
+        return keras.optimizers.SGD(spec.learning_rate, momentum=spec.momentum)
+    return {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[spec.name](spec.learning_rate)
+
+
+def _task(config: RunConfig, train: Batches) -> Task:
+    split = train.manifest.split("train")
+    mean, std = split.mean, split.std
+    if config.data.channels == 1:
+        mean, std = ((sum(w * x for w, x in zip(LUMA, of, strict=True)),) for of in (mean, std))
+    return Task((*config.data.image_size, config.data.channels), len(train.classes), mean, std)
+
+
+def _use_xla(choice: str) -> bool:
+    return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))

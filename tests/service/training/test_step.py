@@ -1,0 +1,125 @@
+"""The step: exact on one device, the same on two, and blind to padding."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines.errors import ConfigError
+from service.models import head
+from service.training.step import Steps, example_losses, predicted_classes
+from service.training.strategy import choose_strategy
+
+SCRIPT = Path(__file__).with_name("equality_script.py")
+
+
+def trained(devices: int, out: Path) -> dict[str, np.ndarray]:
+    subprocess.run([sys.executable, str(SCRIPT), str(devices), str(out)], check=True, capture_output=True, cwd=SCRIPT.parents[3])
+    with np.load(out) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    folder = tmp_path_factory.mktemp("equality")
+    return trained(1, folder / "one.npz"), trained(2, folder / "two.npz")
+
+
+def test_two_replicas_train_exactly_like_one(one_and_two: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> None:
+    one, two = one_and_two
+    assert (one.pop("replicas"), two.pop("replicas")) == (1, 2)
+    assert one.keys() == two.keys()
+    for name in one:
+        np.testing.assert_allclose(two[name], one[name], rtol=2e-5, atol=1e-6, err_msg=name)
+
+
+def test_every_example_counts_once_and_padding_never(one_and_two: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> None:
+    for result in one_and_two:
+        assert [result[name][2] for name in ("totals0", "totals1", "totals2", "evaluated")] == [26] * 4
+
+
+def linear_steps(learning_rate: float) -> tuple[keras.Model, Steps]:
+    inputs = keras.Input((1, 1, 2))
+    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
+    net.set_weights([np.zeros((2, 1), np.float32), np.zeros(1, np.float32)])
+    return net, Steps(net, keras.optimizers.SGD(learning_rate), tf.distribute.get_strategy(), xla=False)
+
+
+def batch_of(images: list[list[int]], labels: list[int], weights: list[float]) -> dict[str, tf.Tensor]:
+    pixels = tf.constant(np.array(images, np.uint8).reshape(-1, 1, 1, 2))
+    return {"image": pixels, "label": tf.constant(labels), "weight": tf.constant(weights), "row": tf.range(len(labels), dtype=tf.int64)}
+
+
+def test_one_update_is_the_mean_gradient_over_the_examples_that_count() -> None:
+    net, steps = linear_steps(learning_rate=0.5)
+    steps.train(batch_of([[2, 0], [0, 4], [9, 9]], [1, 0, 1], [1.0, 1.0, 0.0]))
+    # at zero weights p = 1/2, so the gradient of an example is (1/2 - label) * x; the third example is padding
+    kernel, bias = net.get_weights()
+    np.testing.assert_allclose(kernel[:, 0], [-0.5 * (-0.5 * 2) / 2, -0.5 * (0.5 * 4) / 2], rtol=1e-6)
+    np.testing.assert_allclose(bias, [0.0], atol=1e-7)
+    totals = steps.take_totals()
+    assert totals.weight == 2
+    np.testing.assert_allclose(totals.mean_loss, np.log(2), rtol=1e-6)
+    assert totals.accuracy == 0.5  # a logit of 0 says class 0: right for the second example alone
+    assert steps.take_totals().weight == 0
+
+
+def test_evaluation_changes_no_weight() -> None:
+    net, steps = linear_steps(learning_rate=0.5)
+    steps.evaluate(batch_of([[2, 0]], [1], [1.0]))
+    assert not np.any(net.get_weights()[0])
+
+
+def test_augmented_batch_is_warped() -> None:
+    """A mirrored image must give the update of the mirror image."""
+    inputs = keras.Input((1, 2, 1))
+    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
+    net.set_weights([np.zeros((2, 1), np.float32), np.zeros(1, np.float32)])
+    steps = Steps(net, keras.optimizers.SGD(1.0), tf.distribute.get_strategy(), xla=False)
+    batch = {
+        "image": tf.constant([[[[10], [30]]]], tf.uint8),
+        "label": tf.constant([1]),
+        "weight": tf.constant([1.0]),
+        "row": tf.constant([0], tf.int64),
+        "affine": tf.constant([[[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]),
+    }
+    steps.train(batch)
+    np.testing.assert_allclose(net.get_weights()[0][:, 0], [15.0, 5.0], rtol=1e-6)
+
+
+def test_losses_and_classes_of_both_kinds_of_head() -> None:
+    one = tf.constant([[2.0], [-2.0]])
+    np.testing.assert_allclose(example_losses(tf.constant([1, 1]), one), np.log1p(np.exp([-2.0, 2.0])), rtol=1e-6)
+    assert predicted_classes(one).numpy().tolist() == [1, 0]
+    three = tf.constant([[0.0, 1.0, 3.0], [5.0, 0.0, 0.0]])
+    expected = [np.log(np.exp([0, 1, 3]).sum()) - 1, np.log(np.exp([5, 0, 0]).sum()) - 5]
+    np.testing.assert_allclose(example_losses(tf.constant([1, 0]), three), expected, rtol=1e-5)
+    assert predicted_classes(three).numpy().tolist() == [2, 0]
+
+
+def test_dropout_repeats_for_an_epoch_and_differs_between_epochs() -> None:
+    inputs = keras.Input((1, 1, 64))
+    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(inputs))
+    net = keras.Model(inputs, head(x, 2))
+    steps = Steps(net, keras.optimizers.SGD(0.0), tf.distribute.get_strategy(), xla=False)
+
+    def drawn(epoch: int) -> list[float]:
+        steps.start_epoch(epoch, seed=5)
+        return np.asarray(keras.Model(inputs, x)(np.ones((1, 1, 1, 64)), training=True))[0].tolist()
+
+    first, again, second = drawn(1), drawn(1), drawn(2)
+    assert first == again
+    assert first != second
+
+
+def test_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [tf.config.LogicalDevice(f"/cpu:{i}", "CPU") for i in range(4)]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices if kind == "CPU" else [])
+    with pytest.raises(ConfigError, match="use 28 or 32"):
+        choose_strategy(30)
