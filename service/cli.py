@@ -1,0 +1,176 @@
+"""The command line, `glassbox`. Heavy libraries are imported by the command that needs them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from pipelines.errors import ConfigError, GlassboxError
+
+Command = Callable[[argparse.Namespace], None]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Words of the command line; None for the process's own.
+
+    Returns:
+        The exit code: 0, or 2 usage and configuration, 3 data, 4 training. A bug of ours keeps its
+        traceback and makes Python exit with 1.
+    """
+    parsed = _parser().parse_args(arguments)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own greetings drown ours
+    try:
+        parsed.run(parsed)
+    except GlassboxError as error:
+        print(f"glassbox: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("glassbox: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("glassbox", description="Train image classifiers, and see what they learned.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_shards(commands)
+    _add_train(commands)
+    _add_evaluate(commands)
+    _add_report(commands)
+    _add(commands, "presets", "list the presets and the results they give", _presets)
+    return parser
+
+
+def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, run: Command) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    shards = commands.add_parser("shards", help="build and look into shard sets").add_subparsers(metavar="COMMAND", required=True)
+    build = _add(shards, "build", "make a shard set from a source", _shards_build)
+    build.add_argument("source", metavar="SOURCE", help="folder:DIR, idx:DIR, tfds:NAME or synthetic:evidence")
+    build.add_argument("out", metavar="OUT", help="directory to make")
+    build.add_argument("--store-size", type=int, metavar="PIXELS", help="scale larger images to this shorter side (default: as found)")
+    build.add_argument("--shard-rows", type=int, default=1024, metavar="N", help="images per shard (default: 1024)")
+    build.add_argument(
+        "--validation", type=float, default=0.2, metavar="SHARE", help="held out where the source has no split (default: 0.2)"
+    )
+    info = _add(shards, "info", "describe a shard set", _shards_info)
+    info.add_argument("directory", metavar="SHARDS")
+
+
+def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    train = _add(commands, "train", "train a preset on a shard set", _train)
+    train.add_argument("--preset", metavar="NAME", help="a name from 'glassbox presets', or a YAML file")
+    train.add_argument("--data", metavar="SHARDS", help="the shard set")
+    train.add_argument("--out", required=True, metavar="RUN", help="the run directory to make")
+    train.add_argument("--resume", action="store_true", help="continue the run at --out from its newest checkpoint")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. epochs=5 optimizer.learning_rate=0.01")
+
+
+def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    evaluate = _add(commands, "evaluate", "score a model on a shard set", _evaluate)
+    evaluate.add_argument("--model", required=True, metavar="FILE", help="a .keras file, made here or elsewhere, or a run directory")
+    evaluate.add_argument("--data", required=True, metavar="SHARDS")
+    evaluate.add_argument("--split", default="validation", help="(default: validation)")
+    evaluate.add_argument(
+        "--scale", type=float, help="factor on pixels of 0 to 255 (default: 1 if the model rescales them itself, else 1/255)"
+    )
+
+
+def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = _add(commands, "report", "draw what a model learned, as a page for the browser", _report)
+    report.add_argument("directory", nargs="?", metavar="RUN", help="a run directory; the page goes to RUN/report/index.html")
+    report.add_argument("--model", metavar="FILE", help="instead of a run: a .keras file made anywhere")
+    report.add_argument("--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)")
+    report.add_argument("--out", metavar="DIR", help="with --model: the directory to make")
+
+
+def _shards_build(options: argparse.Namespace) -> None:
+    from pipelines.shards.build import build_shards
+    from pipelines.sources import open_source
+    from pipelines.spec import ShardSpec, check
+
+    settings = {name: getattr(options, name) for name in ShardSpec.model_fields}
+    spec = check(ShardSpec, settings, "the command line")
+    began = time.perf_counter()
+    with _bar("building shards") as update:
+        manifest = build_shards(open_source(options.source), Path(options.out), spec, update)
+    seconds = time.perf_counter() - began
+    taken = sum(split.rows for split in manifest.splits.values())
+    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards) / 1e6
+    print(f"{taken} images taken, {manifest.rejected} rejected (reasons in {options.out}/rejected.jsonl)")
+    print(f"{size:.1f} MB in {seconds:.1f} s with Ray's start: {taken / seconds:.0f} images/s, {size / seconds:.1f} MB/s")
+
+
+@contextmanager
+def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that takes (done, total) and moves a bar, where there is a terminal."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task(description, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _shards_info(options: argparse.Namespace) -> None:
+    from pipelines.shards.info import describe
+
+    print(describe(Path(options.directory)))
+
+
+def _train(options: argparse.Namespace) -> None:
+    from service.config import load_config
+    from service.training.launch import resume, train
+
+    if options.resume:
+        if options.preset or options.data or options.overrides:
+            raise ConfigError(
+                "--resume with --out alone", "--preset, --data or key=value beside it", "leave these out: a run keeps its own"
+            )
+        run = resume(options.out)
+    else:
+        if not options.preset or not options.data:
+            raise ConfigError("--preset and --data", f"preset={options.preset} data={options.data}", "name both")
+        run = train(load_config(options.preset, options.data, options.overrides), options.out)
+    print(f"finished: {run.path}  (glassbox report {options.out})")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from service.evaluate import evaluate
+
+    result = evaluate(options.model, options.data, options.split, options.scale)
+    print(f"accuracy {result.accuracy:.4f}  loss {result.loss:.4f}  ({len(result.labels)} images of split {options.split})")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from service.report.job import render_model_report, render_report
+    from service.runs import Run
+
+    data = Path(options.data) if options.data else None
+    if options.directory and not options.model and not options.out:
+        page = render_report(Run(options.directory), data)
+    elif options.model and data and options.out and not options.directory:
+        page = render_model_report(Path(options.model), data, Path(options.out))
+    else:
+        raise ConfigError("RUN, or --model with --data and --out", "another combination", "see 'glassbox report --help'")
+    print(f"open {page}")
+
+
+def _presets(options: argparse.Namespace) -> None:
+    from service.config import preset_comment, preset_names
+
+    for name in preset_names():
+        print(name, *(f"    {line}" for line in preset_comment(name).splitlines()), sep="\n")
