@@ -1,0 +1,165 @@
+"""Batches of a tiny shard set, value by value."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tiny_shards import solid, solids
+
+from pipelines.augment.draw import draw_affine
+from pipelines.errors import ConfigError, DataError
+from pipelines.input.batches import Batches, read_rows
+from pipelines.input.order import epoch_order
+from pipelines.records import Example
+from pipelines.spec import AugmentSpec, DataSpec
+
+DATA = DataSpec(image_size=(2, 3), channels=1)
+AUGMENT = AugmentSpec(rotation=30, shift=0.1, flip=True)
+
+
+@pytest.fixture
+def directory(write_shards) -> Path:
+    return write_shards(solids(10))
+
+
+def batches_of(dataset: tf.data.Dataset) -> list[dict[str, np.ndarray]]:
+    return list(dataset.as_numpy_iterator())
+
+
+def rows_of(dataset: tf.data.Dataset) -> list[list[int]]:
+    return [batch["row"].tolist() for batch in batches_of(dataset)]
+
+
+def test_what_a_batch_holds(directory: Path) -> None:
+    batches = Batches(directory, "train", DATA, 4)
+    assert (batches.rows, batches.steps, batches.classes) == (10, 3, ("ant", "bee", "cat"))
+    *_, last = found = batches_of(batches.epoch(0))
+    assert [batch["row"].tolist() for batch in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
+    assert found[1]["image"].tolist() == (10 * np.arange(4, 8)[:, None, None, None] * np.ones((1, 2, 3, 1))).tolist()
+    assert found[1]["label"].tolist() == [1, 2, 0, 1]
+    assert found[1]["weight"].tolist() == [1, 1, 1, 1]
+    assert last["image"][:, 0, 0, 0].tolist() == [80, 90, 0, 0]
+    assert last["label"].tolist() == [2, 0, 0, 0]
+    assert last["weight"].tolist() == [1, 1, 0, 0]
+    assert {name: array.dtype.name for name, array in last.items()} == {
+        "image": "uint8",
+        "label": "int32",
+        "weight": "float32",
+        "row": "int64",
+    }
+
+
+def test_every_shape_is_static(directory: Path) -> None:
+    dataset = Batches(directory, "train", DATA, 4, seed=1, augment=AUGMENT).epoch(0, start_step=1, workers=2)
+    shapes = {name: tuple(spec.shape) for name, spec in dataset.element_spec.items()}
+    assert shapes == {"image": (2, 2, 3, 1), "label": (2,), "weight": (2,), "row": (2,), "affine": (2, 2, 3)}
+    assert len(dataset) == 2
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_seed_shuffles_every_epoch_by_the_order(directory: Path, epoch: int) -> None:
+    found = batches_of(Batches(directory, "train", DATA, 5, seed=8).epoch(epoch))
+    rows = np.concatenate([batch["row"] for batch in found])
+    assert rows.tolist() == epoch_order(10, 8, epoch).tolist()
+    assert np.concatenate([batch["image"] for batch in found])[:, 1, 2, 0].tolist() == (rows * 10).tolist()
+    assert np.concatenate([batch["label"] for batch in found]).tolist() == (rows % 3).tolist()
+
+
+def test_a_dataset_can_be_iterated_again(directory: Path) -> None:
+    dataset = Batches(directory, "train", DATA, 3, seed=8).epoch(0)
+    assert rows_of(dataset) == rows_of(dataset)
+
+
+@pytest.mark.parametrize("start", range(5))
+def test_starting_at_a_step_gives_the_rest_of_the_epoch(directory: Path, start: int) -> None:
+    batches = Batches(directory, "train", DATA, 3, seed=8)
+    whole = rows_of(batches.epoch(2))
+    assert len(whole) == 4
+    assert rows_of(batches.epoch(2, start_step=start)) == whole[start:]
+
+
+def test_what_lies_before_the_first_step_is_not_decoded(write_shards) -> None:
+    examples = [Example(b"broken", 0, "broken.png"), *solids(4)[1:]]
+    assert rows_of(Batches(write_shards(examples), "train", DATA, 2).epoch(0, start_step=1)) == [[2, 3]]
+
+
+@pytest.mark.parametrize("workers", [2, 3, 6])
+def test_workers_together_give_the_batches_of_one(directory: Path, workers: int) -> None:
+    batches = Batches(directory, "train", DATA, 6, seed=8, augment=AUGMENT)
+    alone = batches_of(batches.epoch(1))
+    parts = [batches_of(batches.epoch(1, worker=worker, workers=workers)) for worker in range(workers)]
+    for step, expected in enumerate(alone):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), array)
+
+
+def test_a_batch_that_the_workers_cannot_share_is_refused_at_once(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="use 4 or 8"):
+        Batches(directory, "train", DATA, 6).epoch(0, workers=4)
+
+
+def test_augmentation_draws_by_seed_epoch_and_row(directory: Path) -> None:
+    (batch,) = batches_of(Batches(directory, "train", DATA, 12, seed=8, augment=AUGMENT).epoch(3))
+    expected = draw_affine(AUGMENT, 8, 3, batch["row"], aspect=1.5)  # 3 wide, 2 high
+    np.testing.assert_array_equal(batch["affine"], expected)
+    assert batch["row"][-2:].tolist() == [-1, -1]
+    assert batch["affine"][-1].tolist() == [[1, 0, 0], [0, 1, 0]]
+    assert batch["image"][:10, 0, 0, 0].tolist() == (batch["row"][:10] * 10).tolist()  # the images are untouched
+
+
+def test_augmentation_needs_a_seed(directory: Path) -> None:
+    with pytest.raises(ConfigError, match="seed=None"):
+        Batches(directory, "train", DATA, 4, augment=AUGMENT)
+
+
+@pytest.mark.parametrize(("batch", "seed", "message"), [(0, 1, "batch=0"), (4, -1, "seed=-1")])
+def test_nonsense_is_refused_before_anything_is_read(directory: Path, batch: int, seed: int, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Batches(directory, "train", DATA, batch, seed=seed)
+
+
+@pytest.mark.parametrize("broken", [b"broken", b"", solid(7)[:-20]])
+def test_an_image_that_cannot_be_decoded_is_named(write_shards, broken: bytes) -> None:
+    examples = solids(9)
+    examples[5] = Example(broken, 0, "folder/broken.png")
+    batches = Batches(write_shards(examples), "train", DATA, 4, seed=8)
+    with pytest.raises(DataError, match=r"split 'train' .* row=5 id=folder/broken\.png\.") as caught, batches.data_errors():
+        batches_of(batches.epoch(0))
+    assert caught.value.__suppress_context__
+
+
+def test_an_image_late_in_a_large_split_is_named(write_shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.input.batches.SEARCH_ROWS", 4)
+    examples = [*solids(9), Example(b"broken", 0, "last.png")]
+    batches = Batches(write_shards(examples), "train", DATA, 4)
+    with pytest.raises(DataError, match=r"row=9 id=last\.png"), batches.data_errors():
+        batches_of(batches.epoch(0))
+
+
+def test_another_error_of_the_same_kind_passes(directory: Path) -> None:
+    batches = Batches(directory, "train", DATA, 4)
+    with pytest.raises(tf.errors.InvalidArgumentError), batches.data_errors():
+        tf.linalg.matmul(tf.zeros((1, 2)), tf.zeros((1, 2)))
+
+
+def test_some_rows_as_arrays(directory: Path) -> None:
+    batch = read_rows(directory, "train", DATA, [7, 2, 7])
+    assert batch["image"][:, 0, 0, 0].tolist() == [70, 20, 70]
+    assert batch["label"].tolist() == [1, 2, 1]
+    assert batch["weight"].tolist() == [1, 1, 1]
+    assert batch["row"].tolist() == [7, 2, 7]
+    assert {name: array.dtype.name for name, array in batch.items()} == {
+        "image": "uint8",
+        "label": "int32",
+        "weight": "float32",
+        "row": "int64",
+    }
+
+
+def test_some_rows_of_which_one_cannot_be_decoded(write_shards) -> None:
+    examples = [*solids(3), Example(b"broken", 0, "broken.png")]
+    with pytest.raises(DataError, match=r"row=3 id=broken\.png"):
+        read_rows(write_shards(examples), "train", DATA, [0, 3])

@@ -1,0 +1,107 @@
+"""Decoding and resizing, pixel by pixel."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tiny_shards import png, solid
+
+from pipelines.input.tfdata import decode, decode_all, first_undecodable
+from pipelines.spec import DataSpec
+
+
+def pixels(image: bytes, size: tuple[int, int], channels: int = 3) -> np.ndarray:
+    return decode(tf.constant(image), DataSpec(image_size=size, channels=channels)).numpy()
+
+
+def jpeg(array: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+
+
+def test_png_comes_back_as_it_was(noise: np.ndarray) -> None:
+    decoded = pixels(png(noise), (16, 24))
+    assert decoded.dtype == np.uint8
+    np.testing.assert_array_equal(decoded, noise)
+
+
+def test_jpeg_is_decoded_accurately(noise: np.ndarray) -> None:
+    """Pillow uses the accurate DCT; TensorFlow's default is up to 5 levels off on these pixels."""
+    image = jpeg(noise)
+    np.testing.assert_array_equal(pixels(image, (16, 24)), np.asarray(Image.open(io.BytesIO(image))))
+
+
+def test_jpeg_becomes_grey_the_way_the_decoder_does_it(noise: np.ndarray) -> None:
+    image = jpeg(noise)
+    stored = Image.open(io.BytesIO(image))
+    stored.draft("L", stored.size)  # the luma channel itself, not computed from RGB
+    np.testing.assert_array_equal(pixels(image, (16, 24), channels=1)[..., 0], np.asarray(stored))
+
+
+def test_grey_png_to_three_channels_and_colour_png_to_one() -> None:
+    assert pixels(png(np.uint8([[1, 200]])), (1, 2)).tolist() == [[[1, 1, 1], [200, 200, 200]]]
+    colours = png(np.uint8([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]))
+    assert pixels(colours, (1, 4), channels=1).ravel().tolist() == [76, 149, 29, 255]
+
+
+def test_resizing_up_uses_half_pixel_centres_and_rounds() -> None:
+    # 25.25 and 75.75 between the two: cutting off would give 75, corner-aligned sampling 0, 34, 67, 101
+    assert pixels(png(np.uint8([[0, 101]])), (1, 4), channels=1).ravel().tolist() == [0, 25, 76, 101]
+    assert pixels(png(np.uint8([[0], [101]])), (4, 1), channels=1).ravel().tolist() == [0, 25, 76, 101]
+
+
+def test_resizing_down_does_not_antialias() -> None:
+    # the middle pixel of each half; antialiasing would blend its neighbours in
+    assert pixels(png(np.uint8([[90, 10, 250, 30, 200, 60]])), (1, 2), channels=1).ravel().tolist() == [10, 200]
+
+
+def test_height_comes_before_width() -> None:
+    assert pixels(solid(9, (4, 6)), (2, 3)).shape == (2, 3, 3)
+
+
+@pytest.mark.parametrize(("size", "fits"), [((4, 6), True), ((6, 4), False)])
+def test_an_image_of_the_right_size_is_not_resized(size: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eagerly only the branch taken runs."""
+    calls = []
+    resize = tf.image.resize
+    monkeypatch.setattr(tf.image, "resize", lambda *args, **options: calls.append(1) or resize(*args, **options))
+    pixels(solid(9, (4, 6)), size)
+    assert (calls == []) == fits
+
+
+def test_real_photos_decode_as_pillow_decodes_them(shared: Path) -> None:
+    for path in sorted((shared / "data" / "samples").glob("dog.150?.jpg"))[:4]:
+        photo = Image.open(path)
+        np.testing.assert_array_equal(pixels(path.read_bytes(), (photo.height, photo.width)), np.asarray(photo))
+
+
+def test_many_images_are_decoded_in_order() -> None:
+    decoded = decode_all([solid(value) for value in range(50)], DataSpec(image_size=(2, 3), channels=1))
+    assert decoded.dtype == np.uint8
+    assert decoded.shape == (50, 2, 3, 1)
+    assert (decoded == np.arange(50)[:, None, None, None]).all()
+
+
+def test_no_images_decode_to_none() -> None:
+    assert decode_all([], DataSpec(image_size=(2, 3))).shape == (0, 2, 3, 3)
+
+
+@pytest.mark.parametrize("broken", [b"", b"junk", solid(7)[:-20], b"\xff\xd8\xff\xe0 no jpeg", b"BM no bitmap", b"GIF89a no gif"])
+def test_the_first_broken_image_is_found(broken: bytes) -> None:
+    data = DataSpec(image_size=(2, 3))
+    good = [solid(value) for value in range(20)]
+    assert first_undecodable(good, data) is None
+    assert first_undecodable([*good, broken, *good, broken], data) == 20
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        decode_all([*good, broken], data)
