@@ -31,10 +31,15 @@ def test_registry_refuses_a_second_and_an_unknown_name() -> None:
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.keras"
     write_atomically(path, "old")
-    with pytest.raises(OSError, match="full"), replacing(path) as temporary:
-        assert temporary.suffix == ".keras"
-        temporary.write_text("half")
-        raise OSError("full")
+
+    def fill_the_disk() -> None:
+        with replacing(path) as temporary:
+            assert temporary.suffix == ".keras"
+            temporary.write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
     assert [p.name for p in tmp_path.iterdir()] == ["file.keras"]
     assert path.read_text() == "old"
 
@@ -45,9 +50,14 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         with replacing_directory(path) as temporary:
             (temporary / text).write_text(text)
     assert [p.name for p in path.iterdir()] == ["second"]
-    with pytest.raises(OSError, match="full"), replacing_directory(path) as temporary:
-        (temporary / "half").write_text("half")
-        raise OSError("full")
+
+    def fill_the_disk() -> None:
+        with replacing_directory(path) as temporary:
+            (temporary / "half").write_text("half")
+            raise OSError("full")
+
+    with pytest.raises(OSError, match="full"):
+        fill_the_disk()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
     assert [p.name for p in path.iterdir()] == ["second"]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -30,9 +32,7 @@ def test_parameter_count(name: str, task: Task, parameters: int) -> None:
 def dropouts(name: str) -> list[tuple[str, float]]:
     """Each dropout's rate with the kind of layer before it."""
     layers = build_model(name, PHOTOS).layers
-    return [
-        (type(before).__name__, layer.rate) for before, layer in zip(layers, layers[1:], strict=False) if type(layer).__name__ == "Dropout"
-    ]
+    return [(type(before).__name__, layer.rate) for before, layer in pairwise(layers) if type(layer).__name__ == "Dropout"]
 
 
 def test_dropout_stands_where_it_was_published() -> None:
@@ -58,7 +58,7 @@ def test_probabilities_are_the_sigmoid_or_softmax_of_the_logits() -> None:
 
 
 def test_images_too_small_for_the_model_are_a_clear_error() -> None:
-    with pytest.raises(ConfigError, match="data.image_size=20x20"):
+    with pytest.raises(ConfigError, match=r"data\.image_size=20x20"):
         build_model("cats_dogs_small", Task((20, 20, 3), 2, (0.0,) * 3, (1.0,) * 3))
 
 
