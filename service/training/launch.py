@@ -26,6 +26,7 @@ def train(config: RunConfig, out: str | Path) -> Run:
     Raises:
         GlassboxError: What the user can mend; where it is the configuration or the data, no directory stays.
     """
+    check_lasting(out=Path(out), data=Path(config.shards))
     load_manifest(config.shards)  # before anything is written
     run = Run(out)
     run.create(config.model_dump(mode="json"))
@@ -36,6 +37,22 @@ def train(config: RunConfig, out: str | Path) -> Run:
             shutil.rmtree(run.path)
         raise
     return run
+
+
+def check_lasting(**paths: Path) -> None:
+    """Refuses paths inside the copy of the project that a Ray job works in: it goes when the job ends.
+
+    Raises:
+        ConfigError: Names the first such path.
+    """
+    here = Path.cwd()
+    if "runtime_resources" not in here.parts:  # where Ray unpacks --working-dir
+        return
+    for name, path in paths.items():
+        if path.absolute().is_relative_to(here):
+            raise ConfigError(
+                "an absolute path that outlives the job", f"{name}={path}", f"name a folder that every node sees for --{name}"
+            )
 
 
 def resume(out: str | Path) -> Run:

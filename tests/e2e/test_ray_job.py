@@ -1,0 +1,112 @@
+"""`ray job submit`, as the README shows it, against a cluster of the test's own with a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.e2e
+ROOT = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+START_SECONDS = 90
+
+
+def free_port() -> int:
+    """A free port outside the range that Ray's workers take (10002 to 19999)."""
+    while True:
+        with socket.socket() as server:
+            server.bind(("127.0.0.1", 0))
+            if (port := server.getsockname()[1]) > 20000:
+                return int(port)
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The environment of a client of a fresh cluster."""
+    home = tmp_path_factory.mktemp("h")
+    port = free_port()
+    client = os.environ | {
+        "HOME": str(home),
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_USAGE_STATS_ENABLED": "0",
+    }
+    client.pop("RAY_ADDRESS", None)
+    command = [
+        "ray",
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=2",
+        f"--port={free_port()}",
+        f"--dashboard-port={port}",
+        f"--temp-dir={home}/r",
+    ]
+    with (home / "head.log").open("w") as log:
+        head = subprocess.Popen([str(BIN / command[0]), *command[1:]], env=client, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        wait_for(address, client["RAY_AUTH_TOKEN"], home / "head.log")
+        yield client | {"RAY_API_SERVER_ADDRESS": address}
+    finally:
+        head.terminate()
+        head.wait(timeout=60)
+
+
+def wait_for(address: str, token: str, log: Path) -> None:
+    request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token}"})
+    for _ in range(START_SECONDS):
+        try:
+            with urllib.request.urlopen(request, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(1)
+    pytest.fail(f"no dashboard after {START_SECONDS} s: {log.read_text()[-2000:]}")
+
+
+def submit(client: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", "service/train.py", *map(str, words)]
+    return subprocess.run(command, env=client, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("job") / "shards"
+    source = "synthetic:evidence,train=40,validation=16,size=64"
+    subprocess.run([str(BIN / "glassbox"), "shards", "build", source, str(out)], check=True, capture_output=True, timeout=300)
+    return out
+
+
+def test_job_trains_and_its_exit_is_the_runs(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
+    result = submit(cluster, "--preset", "demo", "--data", shards, "--out", tmp_path / "run", "epochs=1")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "epoch 1/1" in result.stdout
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
+    assert (tmp_path / "run" / "model.keras").is_file()
+
+
+def test_a_users_mistake_fails_the_job_in_one_sentence(cluster: dict[str, str], shards: Path) -> None:
+    result = submit(cluster, "--preset", "demo", "--data", shards, "--out", "runs/lost", "epochs=1")
+    assert result.returncode != 0
+    assert "Expected an absolute path that outlives the job. Received: out=runs/lost." in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_without_the_token_nothing_is_accepted(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
+    stranger = {name: value for name, value in cluster.items() if name != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_MODE": "disabled"}
+    result = submit(stranger, "--preset", "demo", "--data", shards, "--out", tmp_path / "run", "epochs=1")
+    assert result.returncode != 0
+    assert "401" in result.stdout + result.stderr
+    assert not (tmp_path / "run").exists()
