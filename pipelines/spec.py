@@ -29,7 +29,7 @@ class ShardSpec(Spec):
     """
 
     store_size: Positive | None = None
-    shard_rows: Positive = 1024
+    shard_rows: Positive = 256
     validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
 
 

@@ -11,15 +11,15 @@ from pipelines.registry import Registry
 
 
 class Source(Protocol):
-    """A finite, ordered collection of labelled images that can be read in ranges. Must be picklable.
+    """A finite, ordered collection of labelled images that can be read in ranges. Must be picklable."""
 
-    Attributes:
-        name: What the user asked for, such as ``folder:photos``.
-        classes: Class names; an example's label is an index into them.
-    """
+    @property
+    def name(self) -> str:
+        """What the user asked for, such as ``folder:photos``."""
 
-    name: str
-    classes: tuple[str, ...]
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; an example's label is an index into them."""
 
     def counts(self) -> Mapping[str, int]:
         """Number of candidate images per split: ``train`` and, where there is one, ``validation``."""

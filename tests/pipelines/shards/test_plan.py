@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.shards.plan import plan_shards
+from pipelines.spec import ShardSpec
+
+counts = st.fixed_dictionaries({"train": st.integers(0, 80)}, optional={"validation": st.integers(0, 80)})
+specs = st.builds(ShardSpec, shard_rows=st.integers(1, 40), validation=st.floats(0, 0.999))
+
+
+def test_a_source_with_both_splits_is_cut_in_order():
+    plan = plan_shards({"train": 5, "validation": 2}, ShardSpec(shard_rows=2, validation=0.5))
+    assert [(s.file, s.split, s.source_split, s.start, s.stop) for s in plan] == [
+        ("train-00000-of-00003.arrow", "train", "train", 0, 2),
+        ("train-00001-of-00003.arrow", "train", "train", 2, 4),
+        ("train-00002-of-00003.arrow", "train", "train", 4, 5),
+        ("validation-00000-of-00001.arrow", "validation", "validation", 0, 2),
+    ]
+
+
+def test_the_tail_of_train_is_held_out():
+    plan = plan_shards({"train": 10}, ShardSpec(shard_rows=8, validation=0.3))
+    assert [(s.split, s.source_split, s.start, s.stop) for s in plan] == [("train", "train", 0, 7), ("validation", "train", 7, 10)]
+
+
+@pytest.mark.parametrize(
+    ("images", "share", "held_out"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (9, 0.0, 0), (0, 0.5, 0), (100, 0.2, 20)]
+)
+def test_at_least_one_is_held_out_and_never_all(images, share, held_out):
+    plan = plan_shards({"train": images}, ShardSpec(validation=share))
+    assert sum(s.stop - s.start for s in plan if s.split == "validation") == held_out
+    assert sum(s.stop - s.start for s in plan if s.split == "train") == images - held_out
+
+
+@settings(deadline=None)
+@given(counts, specs)
+def test_every_candidate_is_in_one_shard(counts, spec):
+    plan = plan_shards(counts, spec)
+    assert plan == plan_shards(dict(reversed(counts.items())), spec)
+    for split, count in counts.items():
+        taken = [index for shard in plan if shard.source_split == split for index in range(shard.start, shard.stop)]
+        assert taken == list(range(count))
+    assert all(0 < shard.stop - shard.start <= spec.shard_rows for shard in plan)
+    assert len({shard.file for shard in plan}) == len(plan)
+    if counts["train"]:
+        assert plan[0].split == "train"
+
+
+@settings(deadline=None)
+@given(counts, specs)
+def test_names_sort_in_row_order_and_count_their_shards(counts, spec):
+    plan = plan_shards(counts, spec)
+    assert [shard.file for shard in plan] == sorted(shard.file for shard in plan)
+    for split in ("train", "validation"):
+        files = [shard.file for shard in plan if shard.split == split]
+        assert files == [f"{split}-{index:05d}-of-{len(files):05d}.arrow" for index in range(len(files))]
