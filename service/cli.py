@@ -61,7 +61,7 @@ def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     build.add_argument("source", metavar="SOURCE", help="folder:DIR, idx:DIR, tfds:NAME or synthetic:evidence")
     build.add_argument("out", metavar="OUT", help="directory to make")
     build.add_argument("--store-size", type=int, metavar="PIXELS", help="scale larger images to this shorter side (default: as found)")
-    build.add_argument("--shard-rows", type=int, default=1024, metavar="N", help="images per shard (default: 1024)")
+    build.add_argument("--shard-rows", type=int, default=256, metavar="N", help="images per shard (default: 256)")
     build.add_argument(
         "--validation", type=float, default=0.2, metavar="SHARE", help="held out where the source has no split (default: 0.2)"
     )
