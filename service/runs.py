@@ -70,7 +70,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """What is known of the run's state; empty before it started.
 
-        Keys: state ("starting", "training", "finished", "failed"), reason, progress, timings, environment.
+        Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, timings, environment.
         """
         return dict(json.loads(self.status_path.read_text())) if self.status_path.is_file() else {}
 

@@ -76,7 +76,10 @@ def _launch(config: RunConfig, run: Run) -> None:
             run.update_status(timings={"ray_seconds": time.perf_counter() - began})
             with shown(run, config.epochs):
                 _fit(config, run)
-    except BaseException as error:
+    except (KeyboardInterrupt, SystemExit):  # Ray turns the one into the other
+        run.update_status(state="interrupted", reason="stopped by hand; --resume continues", finished=_now())
+        raise KeyboardInterrupt from None
+    except Exception as error:
         run.update_status(state="failed", reason=str(error) or type(error).__name__, finished=_now())
         raise
     timings = run.status()["timings"] | {"total_seconds": time.perf_counter() - began}
