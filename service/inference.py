@@ -1,0 +1,222 @@
+"""Answers from a saved model: probabilities over a whole split, from any Keras image classifier."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from pipelines.errors import ConfigError
+from pipelines.records import Batch
+from pipelines.spec import DataSpec
+
+SMALLEST = 1e-7  # probabilities below it count as it, so that one sure mistake cannot make the loss infinite
+OWN_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
+KEEPS_VALUES = {"Dropout", "Flatten", "Identity", "InputLayer", "Reshape"}
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model answered for N images.
+
+    Attributes:
+        probabilities: float32 `[N, K]`, K >= 2, rows sum to 1.
+        labels: int32 `[N]`, the true classes.
+        rows: int64 `[N]`, where the images stand in their split.
+    """
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+    @property
+    def classes(self) -> np.ndarray:
+        """The most probable class of each image, int32 `[N]`."""
+        return self.probabilities.argmax(axis=1).astype(np.int32)
+
+    @property
+    def accuracy(self) -> float:
+        """Share of images whose most probable class is the true one; NaN without images."""
+        return float((self.classes == self.labels).mean()) if len(self.labels) else float("nan")
+
+    @property
+    def loss(self) -> float:
+        """Mean negative log likelihood of the true classes, in nats; NaN without images."""
+        if not len(self.labels):
+            return float("nan")
+        of_truth = self.probabilities[np.arange(len(self.labels)), self.labels]
+        return float(-np.log(np.maximum(of_truth.astype(np.float64), SMALLEST)).mean())
+
+
+def load_model(path: str | Path) -> keras.Model:
+    """Loads a `.keras` file in safe mode: a file can hold weights and layers, but no code.
+
+    Raises:
+        ConfigError: The file is missing, is no Keras model, or asks for code to be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ConfigError("a saved model", f"model={path} (no such file)", "name a .keras file or a finished run")
+    if path.suffix != ".keras" or not _holds_a_model(path):
+        raise ConfigError("a Keras 3 model file", f"model={path}", "save it with model.save('NAME.keras')")
+    try:
+        return keras.saving.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, RuntimeError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            "a model made of Keras layers alone",
+            f"model={path} ({_first_line(error)})",
+            "save it without Lambda layers and without classes of your own",
+        ) from None
+
+
+def _holds_a_model(path: Path) -> bool:
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return "config.json" in archive.namelist()
+
+
+def _first_line(error: Exception) -> str:
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return line if len(line) <= 160 else line[:159] + "…"
+
+
+def data_spec_of(model: keras.Model) -> DataSpec:
+    """The images a model takes, from its input shape.
+
+    Raises:
+        ConfigError: The model has no single input `[B, H, W, C]` with H, W fixed and C 1 or 3.
+    """
+    inputs = getattr(model, "inputs", None) or []
+    shape = tuple(inputs[0].shape) if len(inputs) == 1 else ()
+    if len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3):
+        found = shape or f"{len(inputs)} inputs"
+        raise ConfigError(
+            "a model with one input [batch, height, width, 1 or 3], sizes fixed", f"input={found}", "save it with such an input"
+        )
+    return DataSpec(image_size=shape[1:3], channels=shape[3])
+
+
+def scale_of(model: keras.Model) -> float:
+    """The factor that stored pixels, 0 to 255, are multiplied by before they enter a model.
+
+    A model that scales its input itself, by a Rescaling or Normalization layer or by plain
+    arithmetic ahead of its first weights, takes 0 to 255: factor 1. Any other is taken to have
+    been trained on 0 to 1, as is the custom: factor 1/255.
+    """
+    for operation in _operations(model):
+        if type(operation).__name__ in OWN_SCALING:
+            return 1.0
+        if getattr(operation, "weights", None):
+            break
+    return 1 / 255
+
+
+def _operations(model: keras.Model) -> Iterator[Any]:
+    """Every operation in order of the graph, those of nested models in their place."""
+    for operation in getattr(model, "operations", None) or model.layers:
+        if isinstance(operation, keras.Model):
+            yield from _operations(operation)
+        else:
+            yield operation
+
+
+def class_count(model: keras.Model) -> int:
+    """The number of classes a model tells apart; one output unit tells two apart.
+
+    Raises:
+        ConfigError: The output is not `[B, units]`.
+    """
+    shape = model.output_shape
+    if not isinstance(shape, tuple) or len(shape) != 2 or not isinstance(shape[1], int):
+        raise ConfigError("a classifier with one output [batch, units]", f"output={shape}", "use a model that ends in one unit per class")
+    return max(int(shape[1]), 2)
+
+
+def check_classes(model: keras.Model, classes: Sequence[str]) -> None:
+    """Makes sure that a model and a shard set speak of the same number of classes.
+
+    Raises:
+        ConfigError: They do not.
+    """
+    count = class_count(model)
+    if count != len(classes):
+        raise ConfigError(
+            f"a shard set of {count} classes, as the model has",
+            f"classes={len(classes)}",
+            "pass --data with the shard set it was trained on",
+        )
+
+
+def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = None) -> Predictions:
+    """Runs a model over batches, in inference mode; rows with weight 0 are left out.
+
+    Args:
+        model: A classifier that ends in softmax, in one sigmoid unit, or in raw logits.
+        batches: Batches of one size, so that the graph is compiled once; NumPy arrays or tensors.
+        scale: Factor on the pixels; None asks `scale_of`.
+
+    Raises:
+        ConfigError: The model is no such classifier, or the images or labels do not fit it.
+    """
+    spec, classes = data_spec_of(model), class_count(model)
+    shape = (*spec.image_size, spec.channels)
+    answer = _compiled(model, shape, scale_of(model) if scale is None else scale)
+    probabilities, labels, rows = [np.zeros((0, classes), np.float32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    for batch in batches:
+        if tuple(batch["image"].shape[1:]) != shape:
+            raise ConfigError(
+                f"images of shape {shape}, as the model takes", f"shape={tuple(batch['image'].shape[1:])}", "read them at that size"
+            )
+        real = np.asarray(batch["weight"]) > 0
+        probabilities.append(answer(tf.convert_to_tensor(batch["image"])).numpy()[real])
+        labels.append(np.asarray(batch["label"], np.int32)[real])
+        rows.append(np.asarray(batch["row"], np.int64)[real])
+    truth = np.concatenate(labels)
+    if len(truth) and not 0 <= truth.min() <= truth.max() < classes:
+        raise ConfigError(f"labels from 0 to {classes - 1}", f"label={truth.max()}", "pass --data with the shard set it was trained on")
+    return Predictions(np.concatenate(probabilities), truth, np.concatenate(rows))
+
+
+def _compiled(model: keras.Model, shape: tuple[int, ...], scale: float) -> Any:
+    """A graph from uint8 images `[B, H, W, C]` to float32 probabilities `[B, K]`."""
+    to_probabilities = _head_of(model)
+
+    @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
+    def answer(images: tf.Tensor) -> tf.Tensor:
+        outputs = model(tf.cast(images, tf.float32) * scale, training=False)
+        return to_probabilities(tf.cast(outputs, tf.float32))
+
+    return answer
+
+
+def _head_of(model: keras.Model) -> Any:
+    """What turns the model's outputs `[B, units]` into probabilities `[B, K]`."""
+    activation, units = _last_activation(model), model.output_shape[1]
+    if activation == "softmax" and units > 1:
+        return tf.identity
+    if activation == "linear" and units > 1:
+        return tf.nn.softmax
+    if activation == "sigmoid" and units == 1:
+        return lambda p: tf.concat([1 - p, p], axis=1)
+    if activation == "linear":
+        return lambda z: tf.concat([tf.sigmoid(-z), tf.sigmoid(z)], axis=1)
+    raise ConfigError(
+        "a model that ends in softmax, in one sigmoid unit or in logits",
+        f"{units} units with activation={activation}",
+        "retrain it with such an end",
+    )
+
+
+def _last_activation(model: keras.Model) -> str:
+    last = next(operation for operation in reversed(list(_operations(model))) if type(operation).__name__ not in KEEPS_VALUES)
+    if isinstance(last, keras.layers.Softmax):
+        return "softmax"
+    activation = getattr(last, "activation", None)
+    return getattr(activation, "__name__", type(last).__name__) if activation is not None else "linear"

@@ -1,0 +1,107 @@
+"""Shard sets and runs for report tests, written without the builder and without training."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from pipelines.records import RECORD_SCHEMA
+from pipelines.shards.manifest import Manifest, ShardFile, SplitManifest
+from service.runs import Run
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    """PNG of uint8 [H, W, 1 or 3]."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_shards(directory: Path, classes: Sequence[str], splits: Mapping[str, Sequence[tuple[bytes, int, str]]]) -> Path:
+    """Writes (image, label, id) records as one shard a split."""
+    directory.mkdir(parents=True)
+    manifests = {}
+    for split, records in splits.items():
+        path = directory / f"{split}-00000-of-00001.arrow"
+        columns = [*(list(column) for column in zip(*records, strict=True)), [None] * len(records)]
+        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, RECORD_SCHEMA, strict=True)]
+        with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, RECORD_SCHEMA) as writer:
+            writer.write_batch(pa.record_batch(arrays, schema=RECORD_SCHEMA))
+        content = path.read_bytes()
+        shard = ShardFile(file=path.name, rows=len(records), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+        counts = np.bincount([label for _, label, _ in records], minlength=len(classes)).tolist()
+        manifests[split] = SplitManifest(shards=(shard,), class_counts=tuple(counts), mean=(1.0,) * 3, std=(1.0,) * 3)
+    Manifest(
+        version=1,
+        format="arrow",
+        encoding="png",
+        store_size=None,
+        source="folder:tiny",
+        fingerprint="0",
+        classes=tuple(classes),
+        splits=manifests,
+        rejected=0,
+    ).save(directory)
+    return directory
+
+
+def dim_and_bright(directory: Path, splits: Sequence[str] = ("train", "validation"), classes: Sequence[str] = ("dim", "bright")) -> Path:
+    """Six grey 8x8 images a split: row i has the value 20 * i + 60 and is of class i >= 3, but row 2 is mislabelled."""
+
+    def record(row: int) -> tuple[bytes, int, str]:
+        return encoded(np.full((8, 8, 1), 20 * row + 60, np.uint8)), int(row >= 2), f"tiny/{row}.png"
+
+    return write_shards(directory, classes, {split: [record(row) for row in range(6)] for split in splits})
+
+
+def brightness_model() -> keras.Model:
+    """Takes 8x8 greyscale 0 to 255 and says class 1 above 112: right on all of `dim_and_bright` but row 2."""
+    layers = keras.layers
+    model = keras.Sequential(
+        [
+            layers.Input((8, 8, 1)),
+            layers.Rescaling(1 / 255, name="rescaling"),
+            layers.Conv2D(3, 3, activation="relu", name="convolution"),
+            layers.GlobalAveragePooling2D(name="pooling"),
+            layers.Dense(1, name="logits"),
+            layers.Activation("sigmoid", name="probabilities"),
+        ]
+    )
+    ramp = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
+    kernel = np.stack([np.full((3, 3), 1 / 9, np.float32), ramp, np.full((3, 3), -1, np.float32)], axis=-1)[:, :, None]
+    model.get_layer("convolution").set_weights([kernel, np.zeros(3, np.float32)])
+    model.get_layer("logits").set_weights([np.array([[20.0], [0.0], [0.0]], np.float32), np.array([-20 * 112 / 255], np.float32)])
+    return model
+
+
+def metrics(epochs: int, validation: bool = True) -> list[dict[str, float]]:
+    """Plausible metrics of an overfitting run; the best epoch lies two thirds through."""
+    rows = []
+    for n in range(1, epochs + 1):
+        t = n / epochs
+        row = {"epoch": n, "loss": 0.7 * math.exp(-3 * t), "accuracy": 1 - 0.5 * math.exp(-3.5 * t), "learning_rate": 0.001}
+        if validation:
+            row |= {"val_loss": 0.7 - 0.4 * t + 0.35 * t * t, "val_accuracy": 0.5 + 0.72 * t - 0.54 * t * t}
+        rows.append(row | {"seconds": 2.0, "images_per_second": 900.0 + n, "input_wait": 0.01})
+    return rows
+
+
+def make_run(directory: Path, shards: Path, model: keras.Model | None, epochs: list[dict[str, float]]) -> Run:
+    """A run directory as training leaves it."""
+    run = Run(directory)
+    run.create(
+        {"preset": "tiny", "model": "small", "shards": str(shards), "data": {"image_size": [8, 8], "channels": 1}, "epochs": len(epochs)}
+    )
+    run.write_metrics(epochs)
+    run.update_status(state="finished")
+    if model is not None:
+        model.save(run.model_path)
+    return run

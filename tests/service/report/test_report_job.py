@@ -1,0 +1,220 @@
+"""The report of a whole run: page, pictures, manifest and refusals."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from report_samples import brightness_model, dim_and_bright, make_run, metrics
+
+from pipelines.errors import ConfigError
+from pipelines.shards.manifest import load_manifest
+from pipelines.storage import sha256
+from service.report import job
+from service.report.job import render_model_report, render_report
+from service.report.page import number, percent
+from service.report.subject import ReportOptions
+from service.runs import Run
+
+SMALL = ReportOptions(training_images=4, predictions=4)
+
+
+class Tags(HTMLParser):
+    """Every start tag of a page, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Run:
+    folder = tmp_path_factory.mktemp("report")
+    run = make_run(folder / "runs" / "dim_or_bright", dim_and_bright(folder / "shards"), brightness_model(), metrics(6))
+    assert render_report(run, options=SMALL) == run.report / "index.html"
+    return run
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Tags:
+    return Tags((run.report / "index.html").read_text())
+
+
+@pytest.fixture(scope="module")
+def manifest(run) -> dict:
+    return json.loads((run.report / "manifest.json").read_text())
+
+
+def test_the_figures_are_right(manifest):
+    summary, predictions = manifest["figures"]["summary"], manifest["figures"]["predictions"]
+    assert (summary["accuracy"], summary["chance"], summary["best_epoch"]) == (5 / 6, 4 / 6, 4)
+    assert summary["training_accuracy"] == metrics(6)[3]["accuracy"]
+    assert summary["gap"] == metrics(6)[3]["accuracy"] - metrics(6)[3]["val_accuracy"]
+    assert summary["images_per_second"] == 904.0  # the median of 902 to 906: the first epoch compiles
+    assert predictions["wrong"] == 1
+    assert [(shown["row"], shown["true"]) for shown in predictions["shown"]] == [(2, "bright"), (0, "dim"), (5, "bright"), (1, "dim")]
+    assert manifest["figures"]["training_images"]["shown_rows"] == [0, 1, 2, 4]
+    assert manifest["figures"]["activations"]["rows"] == [0, 5]
+    layers = {row["layer"]: row for row in manifest["figures"]["activations"]["layers"]}
+    assert layers["convolution"]["blank_channels"] == 1.0  # a grey image is the same everywhere
+    assert list(layers) == ["rescaling", "convolution", "pooling", "logits", "probabilities"]
+
+
+def test_the_page_shows_the_figures(page):
+    for words in ("dim_or_bright", "5 of 6 validation images are right", "83.33%", "truth: bright", "66.7%", "best epoch 4"):
+        assert words in page.text
+
+
+def test_a_mistake_is_framed_and_marked(page):
+    kinds = [figure.get("class") for figure in page.all("figure") if figure.get("class") in ("right", "wrong")]
+    assert kinds == ["wrong", "right", "right", "right"]
+    assert [span["aria-label"] for span in page.all("span") if span.get("class") == "mark"] == kinds
+
+
+def test_every_picture_is_there_lazy_sized_and_described(run, page):
+    images = page.all("img")
+    assert len(images) == 4 + 4 + 2 * (1 + 3)
+    for image in images:
+        with Image.open(run.report / image["src"]) as file:
+            file.load()
+            assert (str(file.width), str(file.height)) == (image["width"], image["height"])
+        assert image["loading"] == "lazy"
+        assert any(letter.isdigit() for letter in image["alt"])
+
+
+def test_nothing_is_fetched_from_elsewhere_and_nothing_runs(page):
+    for tag, attributes in page.tags:
+        assert tag not in ("script", "iframe", "object")
+        for key in ("src", "href"):
+            assert not (attributes.get(key) or "").startswith(("http", "//", "/", "file:")), attributes
+        assert not any(key.startswith("on") for key in attributes)
+
+
+def test_every_photo_is_the_one_its_words_name(run, page, manifest):
+    splits = {picture["file"]: {origin["split"] for origin in picture["made_from"]} for picture in manifest["pictures"]}
+    photos = [image for image in page.all("img") if re.match(r"pictures/(training|prediction|input)-", image["src"])]
+    assert len(photos) == 4 + 4 + 2
+    for photo in photos:
+        split, row = re.match(r"(Training|Validation) image (\d+)", photo["alt"]).groups()
+        with Image.open(run.report / photo["src"]) as file:
+            assert file.convert("L").getextrema() == (20 * int(row) + 60,) * 2
+        assert splits[photo["src"]] == {"train" if split == "Training" else "validation"}
+
+
+def test_the_manifest_accounts_for_every_file(run, manifest):
+    on_disk = {path.relative_to(run.report).as_posix() for path in run.report.rglob("*.*")}
+    assert on_disk == {"index.html", "manifest.json"} | {picture["file"] for picture in manifest["pictures"]}
+    for picture in manifest["pictures"]:
+        assert picture["sha256"] == hashlib.sha256((run.report / picture["file"]).read_bytes()).hexdigest()
+        for origin in picture["made_from"]:
+            assert origin["shards"] == manifest["shards"]
+            assert picture["file"].startswith("pictures/training") or origin["checkpoint"] == manifest["checkpoint"]
+    assert manifest["checkpoint"] == sha256(run.model_path)
+    assert manifest["shards"] == load_manifest(run.config()["shards"]).digest()
+
+
+def test_again_gives_the_same_bytes_and_clears_old_files(run):
+    files = lambda: {path.name: path.read_bytes() for path in run.report.rglob("*.*")}  # noqa: E731
+    before = files()
+    (run.report / "stale.png").write_bytes(b"old")
+    render_report(run, options=SMALL)
+    assert files() == before
+
+
+def test_rows_for_activations_can_be_chosen(run, tmp_path):
+    options = SMALL.model_copy(update={"activation_rows": (3,)})
+    out = render_model_report(run.model_path, Path(run.config()["shards"]), tmp_path / "out", options)
+    manifest = json.loads((out.parent / "manifest.json").read_text())
+    assert manifest["figures"]["activations"]["rows"] == [3]
+    assert "curves" not in manifest["figures"]
+    bad = SMALL.model_copy(update={"activation_rows": (6,)})
+    with pytest.raises(ConfigError, match="activation_rows=6"):
+        render_model_report(run.model_path, Path(run.config()["shards"]), tmp_path / "out", bad)
+    assert json.loads((out.parent / "manifest.json").read_text()) == manifest
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_hostile_class_name_is_harmless(tmp_path):
+    shards = dim_and_bright(tmp_path / "shards", classes=("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'))
+    run = make_run(tmp_path / "runs" / "<b>run", shards, brightness_model(), metrics(2))
+    html = render_report(run, options=SMALL).read_text()
+    tags = Tags(html)
+    assert not tags.all("script")
+    assert not tags.all("b") or "<b>run" not in html
+    assert all("onerror" not in image for image in tags.all("img"))
+    assert "<script>alert(1)</script>" in tags.text
+
+
+def test_without_validation_the_training_split_is_judged_and_named(tmp_path):
+    shards = dim_and_bright(tmp_path / "shards", splits=("train",))
+    run = make_run(tmp_path / "run", shards, brightness_model(), metrics(3, validation=False))
+    text = Tags(render_report(run, options=SMALL).read_text()).text
+    assert "5 of 6 training images are right" in text
+    assert "There is no validation split" in text
+
+
+def test_a_run_without_a_model_is_not_finished(tmp_path):
+    run = make_run(tmp_path / "run", dim_and_bright(tmp_path / "shards"), None, [])
+    with pytest.raises(ConfigError, match="not finished"):
+        render_report(run)
+    assert not run.report.exists()
+
+
+def test_shards_that_moved_are_found_with_data(run, tmp_path):
+    moved = make_run(tmp_path / "run", tmp_path / "gone", None, metrics(2))
+    shutil.copy(run.model_path, moved.model_path)
+    with pytest.raises(ConfigError, match=r"gone.*--data"):
+        render_report(moved)
+    assert render_report(moved, Path(run.config()["shards"]), SMALL).is_file()
+
+
+def test_another_number_of_classes_is_refused(run, tmp_path):
+    shards = dim_and_bright(tmp_path / "shards", classes=("a", "b", "c"))
+    with pytest.raises(ConfigError, match="classes=3"):
+        render_model_report(run.model_path, shards, tmp_path / "out")
+
+
+def test_a_folder_of_something_else_is_never_replaced(run, tmp_path):
+    holiday = tmp_path / "holiday"
+    holiday.mkdir()
+    (holiday / "photo.jpg").write_bytes(b"dear")
+    (holiday / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="holds something else"):
+        render_model_report(run.model_path, Path(run.config()["shards"]), holiday)
+    assert (holiday / "photo.jpg").read_bytes() == b"dear"
+
+
+def test_the_job_imports_neither_training_nor_a_plotting_library():
+    service = Path(job.__file__).parent.parent
+    for path in [*(service / "report").glob("*.py"), service / "inference.py", service / "runs.py"]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith(("service.training", "matplotlib"))], path
+
+
+def test_percentages_are_honest_at_the_ends():
+    assert [percent(share) for share in (0.0, 0.00001, 0.5, 0.9999, 1.0)] == ["0.0%", "<0.1%", "50.0%", ">99.9%", "100.0%"]
+    assert percent(None) == percent(float("nan")) == number(float("inf")) == "\N{EN DASH}"
+
+
+def test_numbers():
+    assert [number(value) for value in (0.001, 12.0, 12345.6, 0.053909)] == ["0.001", "12", "12,346", "0.0539"]
