@@ -12,25 +12,31 @@ from pathlib import Path
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yields a path beside `path` to write a file to; moves it there when the block succeeds.
 
-    The file is flushed to disk before the move, so a reader (or a restart after a crash) sees
-    the old file or the whole new one. When the block fails, nothing is left behind.
+    A reader sees the old file or the whole new one. When the block fails, nothing is left behind.
+
+    Args:
+        path: The file to replace.
+        durable: Whether the file is flushed to disk before the move, so that it is whole even after the machine
+            lost power. That can take seconds on a busy disk.
     """
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")  # keeps the suffix: Keras goes by it
     try:
         yield temporary
-        _sync(temporary)
+        if durable:
+            _sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        if durable:
+            _sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a whole file or none of it; text as UTF-8."""
-    with replacing(path) as temporary:
+def write_atomically(path: Path, data: bytes | str, durable: bool = True) -> None:
+    """Writes a whole file or none of it; text as UTF-8. See `replacing`."""
+    with replacing(path, durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 

@@ -75,5 +75,8 @@ class Run:
         return dict(json.loads(self.status_path.read_text())) if self.status_path.is_file() else {}
 
     def update_status(self, **changes: Any) -> None:
-        """Changes some entries of the status. One process at a time: the driver before and after the worker."""
-        write_atomically(self.status_path, json.dumps(self.status() | changes, indent=2) + "\n")
+        """Changes some entries of the status. One process at a time: the driver before and after the worker.
+
+        Not flushed to disk: training must not wait for it.
+        """
+        write_atomically(self.status_path, json.dumps(self.status() | changes, indent=2) + "\n", durable=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
@@ -10,6 +11,8 @@ import tensorflow as tf
 from pipelines.input.order import PADDING
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
+
+PREFETCH = 4  # batches ready before they are asked for
 
 
 def decode(image: tf.Tensor, data: DataSpec) -> tf.Tensor:
@@ -57,10 +60,11 @@ def decoded_batches(
 
     batch = signature["row"].shape[0]
     dataset = tf.data.Dataset.from_generator(records, output_signature=signature)
-    dataset = dataset.unbatch().map(decode_record, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.unbatch().map(decode_record, num_parallel_calls=_cores(), deterministic=True)
     dataset = dataset.batch(batch, drop_remainder=True)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(tf.data.AUTOTUNE)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(PREFETCH)
     options = tf.data.Options()
+    options.autotune.enabled = False  # ending an epoch would wait for the tuner's thread, for seconds
     # every worker already reads its own slice
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     return dataset.with_options(options)
@@ -94,7 +98,12 @@ def first_undecodable(images: Sequence[bytes], data: DataSpec) -> int | None:
 
 def _decoded(images: Sequence[bytes], data: DataSpec) -> Iterable[np.ndarray]:
     dataset = tf.data.Dataset.from_tensor_slices(np.array(images, object))
-    return dataset.map(lambda image: decode(image, data), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).as_numpy_iterator()
+    return dataset.map(lambda image: decode(image, data), num_parallel_calls=_cores(), deterministic=True).as_numpy_iterator()
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _resize(pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
