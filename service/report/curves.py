@@ -171,7 +171,9 @@ def _legend(svg: ElementTree.Element, chart: Chart) -> None:
 
 
 def _words(chart: Chart) -> str:
-    show = (lambda v: f"{v:.1%}") if chart.percent else (lambda v: f"{v:.3f}")
+    def show(value: float) -> str:
+        return f"{value:.1%}" if chart.percent else f"{value:.3f}"
+
     words = f"{chart.title} over {len(chart.training)} epochs: training ends at {show(chart.training[-1])}"
     if chart.validation:
         words += f", validation at {show(chart.validation[-1])}"

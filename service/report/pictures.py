@@ -33,7 +33,7 @@ PHOTO_SIDE = 64  # images with a longer side above it are photos and stored as J
 
 def coloured(levels: np.ndarray) -> np.ndarray:
     """Colours of levels 0 to 255: uint8 `[...]` to uint8 `[..., 3]`."""
-    return VIRIDIS[levels]
+    return np.asarray(VIRIDIS[levels])
 
 
 def enlarged(tiles: np.ndarray, smallest: int) -> np.ndarray:
@@ -59,7 +59,8 @@ def reduced(tiles: np.ndarray, largest: int) -> np.ndarray:
     if factor <= 1:
         return tiles
     padded = np.pad(tiles, ((0, 0), (0, -height % factor), (0, -width % factor)), mode="edge")
-    return padded.reshape(count, padded.shape[1] // factor, factor, padded.shape[2] // factor, factor).mean(axis=(2, 4))
+    blocks = padded.reshape(count, padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)
+    return np.asarray(blocks.mean(axis=(2, 4)))
 
 
 def tiled(tiles: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:

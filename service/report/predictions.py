@@ -23,7 +23,7 @@ class Answer:
 
 
 def choose(predictions: Predictions, count: int) -> np.ndarray:
-    """Picks which predictions to show: wrong ones first, then right ones, the surest first in each.
+    """Picks which predictions to show: wrong ones first, the surest first; then right ones, of each class in turn the surest.
 
     Half of the places are for mistakes; places that one kind cannot fill go to the other.
 
@@ -37,9 +37,18 @@ def choose(predictions: Predictions, count: int) -> np.ndarray:
     sureness = predictions.probabilities.max(axis=1)
     order = np.argsort(-sureness, kind="stable")
     is_right = (predictions.classes == predictions.labels)[order]
-    wrong, right = order[~is_right], order[is_right]
+    wrong, right = order[~is_right], _in_turn(order[is_right], predictions.labels)
     mistakes = min(len(wrong), max(count - len(right), -(-count // 2)))
     return np.concatenate([wrong[:mistakes], right[: count - mistakes]])
+
+
+def _in_turn(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Reorders indices so that the classes take turns; within a class the order stays."""
+    of = labels[indices]
+    turns = np.zeros(len(indices), np.int64)
+    for label in np.unique(of):
+        turns[of == label] = np.arange((of == label).sum())
+    return indices[np.argsort(turns, kind="stable")]
 
 
 def part(subject: Subject, album: Album) -> Section:

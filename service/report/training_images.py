@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from service.report.pictures import Album
+from service.report.pictures import Album, Picture
 from service.report.subject import Section, Subject
 
 
@@ -32,8 +32,8 @@ def choose(labels: np.ndarray, count: int) -> np.ndarray:
 def part(subject: Subject, album: Album) -> Section:
     """A grid of training images with the names of their classes."""
     images = subject.training
-    rows = choose(images.labels, subject.options.training_images)
-    groups: dict[str, list] = {}
+    rows = choose(images.labels, subject.options.training_images).tolist()
+    groups: dict[str, list[Picture]] = {}
     for row, pixels, name in zip(rows, images.read(rows), images.ids(rows), strict=True):
         label = subject.classes[images.labels[row]]
         picture = album.add_photo(pixels, "training", f"Training image {row}, {label}: {name}", **subject.origin(images, [row]))
@@ -55,6 +55,6 @@ def part(subject: Subject, album: Album) -> Section:
             "height": height,
             "width": width,
             "channels": channels,
-            "shown_rows": rows.tolist(),
+            "shown_rows": rows,
         },
     )

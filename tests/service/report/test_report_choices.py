@@ -19,6 +19,11 @@ def test_surest_mistakes_come_first_then_surest_right_answers():
     assert predictions.choose(found, 6).tolist() == [1, 0, 2, 4, 3, 5]
 
 
+def test_right_answers_come_from_each_class_in_turn():
+    found = answers([0.99, 0.98, 0.97, 0.1, 0.2], [1, 1, 1, 0, 0])
+    assert predictions.choose(found, 5).tolist() == [0, 3, 1, 4, 2]
+
+
 @pytest.mark.parametrize(
     ("wrong", "right", "count", "expected"),
     [(5, 5, 4, (2, 2)), (5, 5, 5, (3, 2)), (1, 9, 4, (1, 3)), (9, 1, 4, (3, 1)), (0, 9, 4, (0, 4)), (9, 0, 4, (4, 0)), (2, 1, 9, (2, 1))],
