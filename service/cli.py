@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own greetings drown ours
     try:
         parsed.run(parsed)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except GlassboxError as error:
         print(f"glassbox: {error}", file=sys.stderr)
         return error.exit_code

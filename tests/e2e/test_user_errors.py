@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from service.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def picture(path: Path, shade: int = 100) -> None:
@@ -86,3 +91,12 @@ def test_report_and_evaluate_mistakes(tmp_path: Path, capsys: pytest.CaptureFixt
     refused(capsys, 2, "report", "--model", tmp_path / "none.keras")
     refused(capsys, 2, "evaluate", "--model", tmp_path / "none.keras", "--data", tmp_path)
     assert not (tmp_path / "nowhere").exists()
+
+
+def test_a_reader_that_stops_reading_is_no_error() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    code = "from service.cli import main; raise SystemExit(main(['presets']))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, "")
