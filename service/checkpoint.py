@@ -12,6 +12,7 @@ import numpy as np
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.storage import replacing_directory, sha256
+from service.runs import score
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,14 +27,22 @@ class Position:
     """Where a run stands, and in what.
 
     Attributes:
-        epoch: Finished epochs.
-        best: Best score so far (validation accuracy, or training accuracy without validation).
         data: Digest of the shard set's manifest.
+        history: Metrics of every finished epoch, oldest first.
     """
 
-    epoch: int
-    best: float
     data: str
+    history: tuple[dict[str, float], ...] = ()
+
+    @property
+    def epoch(self) -> int:
+        """Finished epochs."""
+        return len(self.history)
+
+    @property
+    def best(self) -> float:
+        """The best score so far; below any score before the first epoch."""
+        return max(map(score, self.history), default=-1.0)
 
 
 def variables_of(model: keras.Model, optimizer: keras.Optimizer) -> list[keras.Variable]:
@@ -54,7 +63,9 @@ def save_checkpoint(directory: Path, variables: Sequence[keras.Variable], positi
     arrays = {f"{i:04d}": v.numpy() for i, v in enumerate(variables)}  # by order: names count up within a process
     with replacing_directory(target) as temporary:
         np.savez(temporary / STATE, **arrays)
-        description = asdict(position) | {"sha256": sha256(temporary / STATE), "variables": [v.path for v in variables]}
+        description = (
+            {"epoch": position.epoch} | asdict(position) | {"sha256": sha256(temporary / STATE), "variables": [v.path for v in variables]}
+        )
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
     for old in _checkpoints(directory)[:-keep]:
         shutil.rmtree(old)
@@ -86,7 +97,7 @@ def restore_latest(directory: Path, variables: Sequence[keras.Variable], data: s
                 "the shard set the run began with", f"checkpoint={path} (of another one)", "name the old shards or start a new run"
             )
         _assign(path, variables)
-        return Position(description["epoch"], description["best"], data)
+        return Position(data, tuple(description["history"]))
     if found:
         raise TrainingError("an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run")
     return None

@@ -6,6 +6,7 @@ runs/<name>/config.yaml  metrics.jsonl  events/  checkpoints/  model.keras  stat
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ class Run:
             return []
         return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
 
-    def write_metrics(self, epochs: list[dict[str, float]]) -> None:
+    def write_metrics(self, epochs: Sequence[dict[str, float]]) -> None:
         """Replaces the metrics by these epochs: a line each, whole or not at all."""
         write_atomically(self.metrics_path, "".join(json.dumps(epoch) + "\n" for epoch in epochs))
 
@@ -80,3 +81,8 @@ class Run:
         Not flushed to disk: training must not wait for it.
         """
         write_atomically(self.status_path, json.dumps(self.status() | changes, indent=2) + "\n", durable=False)
+
+
+def score(metrics: dict[str, float]) -> float:
+    """What the best epoch is chosen by: validation accuracy, or training accuracy without a validation split."""
+    return metrics.get("val_accuracy", metrics["accuracy"])

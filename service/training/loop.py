@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
-from tensorboardX import SummaryWriter
 
 from pipelines.input.batches import Batches
 from pipelines.storage import replacing
 from service.checkpoint import Position, restore_latest, save_checkpoint, variables_of
 from service.config import OptimizerSpec, RunConfig
 from service.models import Task, build_model
-from service.runs import Run
+from service.runs import Run, score
+from service.training.events import event_log
 from service.training.progress import Meter
 from service.training.step import Steps
 from service.training.strategy import choose_strategy
@@ -70,23 +70,22 @@ def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None])
     trainer = build_trainer(config, train)
     variables = variables_of(trainer.model, trainer.optimizer)
     data = train.manifest.digest()
-    position = restore_latest(run.checkpoints, variables, data) or Position(epoch=0, best=-1.0, data=data)
-    history = run.metrics()[: position.epoch]
+    position = restore_latest(run.checkpoints, variables, data) or Position(data)
+    run.write_metrics(position.history)
     meter = Meter(run, config.epochs, train.rows, config.global_batch)
     run.update_status(state="training", timings=run.status().get("timings", {}) | {"setup_seconds": time.perf_counter() - began})
 
-    for epoch in range(position.epoch + 1, config.epochs + 1):
-        metrics = trainer.train_epoch(train, epoch, config.seed, meter)
-        metrics |= trainer.evaluate(validation) if validation else {}
-        score = metrics.get("val_accuracy", metrics["accuracy"])
-        if score > position.best:
-            save_model(trainer.model, run)
-        position = Position(epoch, max(score, position.best), data)
-        save_checkpoint(run.checkpoints, variables, position, config.keep_checkpoints)
-        history.append(metrics)
-        run.write_metrics(history)
-        write_events(run, metrics)
-        report(metrics)
+    with event_log(run, validation is not None) as write_events:
+        for epoch in range(position.epoch + 1, config.epochs + 1):
+            metrics = trainer.train_epoch(train, epoch, config.seed, meter)
+            metrics |= trainer.evaluate(validation) if validation else {}
+            if score(metrics) > position.best:
+                save_model(trainer.model, run)
+            position = Position(data, (*position.history, metrics))
+            save_checkpoint(run.checkpoints, variables, position, config.keep_checkpoints)
+            run.write_metrics(position.history)
+            write_events(metrics)
+            report(metrics)
 
 
 def build_trainer(config: RunConfig, train: Batches) -> Trainer:
@@ -103,18 +102,6 @@ def save_model(model: keras.Model, run: Run) -> None:
     """Writes the best model as `model.keras`, whole or not at all."""
     with replacing(run.model_path) as temporary:
         model.save(temporary)
-
-
-def write_events(run: Run, metrics: dict[str, float]) -> None:
-    """Adds an epoch to the TensorBoard events: one curve for training, one for validation."""
-    for split, prefix in (("train", ""), ("validation", "val_")):
-        scores = {name: metrics[prefix + name] for name in ("loss", "accuracy") if prefix + name in metrics}
-        if split == "train":
-            scores |= {name: metrics[name] for name in ("learning_rate", "images_per_second", "input_wait")}
-        if scores:
-            with SummaryWriter(str(run.events / split)) as writer:
-                for name, value in scores.items():
-                    writer.add_scalar(name, value, metrics["epoch"])
 
 
 def make_optimizer(spec: OptimizerSpec) -> keras.Optimizer:

@@ -50,8 +50,18 @@ def test_run_directory(job: Path) -> None:
     assert all(0 <= line[key] <= 1 for line in lines for key in ("accuracy", "val_accuracy", "input_wait"))
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["epoch-0001", "epoch-0002"]
-    assert list((run / "events" / "train").glob("events*"))
-    assert list((run / "events" / "validation").glob("events*"))
+
+
+def test_tensorboard_events_hold_the_same_figures(job: Path) -> None:
+    from tensorflow.compat.v1.train import summary_iterator
+
+    lines = [json.loads(line) for line in (job / "run" / "metrics.jsonl").read_text().splitlines()]
+    for split, prefix in (("train", ""), ("validation", "val_")):
+        (file,) = (job / "run" / "events" / split).iterdir()
+        found = {(v.tag, event.step): v.simple_value for event in summary_iterator(str(file)) for v in event.summary.value}
+        for line in lines:
+            for name in ("loss", "accuracy"):
+                assert found[name, line["epoch"]] == pytest.approx(line[prefix + name], rel=1e-6)
 
 
 def test_saved_model_is_the_best_epoch(job: Path) -> None:

@@ -16,17 +16,28 @@ def variables(fill: float) -> list[keras.Variable]:
     return [keras.Variable(np.full((2, 3), fill, np.float32)), keras.Variable(np.float32(fill + 1))]
 
 
+def position(epochs: int) -> Position:
+    return Position("abc", tuple({"epoch": epoch, "accuracy": 1.0, "val_accuracy": 1 / epoch} for epoch in range(1, epochs + 1)))
+
+
 def saved(directory: Path, *epochs: int, keep: int = 9) -> None:
     for epoch in epochs:
-        save_checkpoint(directory, variables(epoch), Position(epoch, epoch / 10, "abc"), keep)
+        save_checkpoint(directory, variables(epoch), position(epoch), keep)
 
 
 def test_newest_comes_back_whole(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     target = variables(0)
-    assert restore_latest(tmp_path, target, "abc") == Position(2, 0.2, "abc")
+    assert restore_latest(tmp_path, target, "abc") == position(2)
     np.testing.assert_array_equal(target[0].numpy(), np.full((2, 3), 2.0))
     assert float(target[1].numpy()) == 3
+
+
+def test_position_is_what_its_history_says() -> None:
+    assert (position(3).epoch, position(3).best) == (3, 1.0)
+    assert Position("abc").epoch == 0
+    assert Position("abc").best < 0
+    assert Position("abc", ({"epoch": 1, "accuracy": 0.25},)).best == 0.25
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:
@@ -39,9 +50,7 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     state = tmp_path / "epoch-0002" / "state.npz"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     target = variables(0)
-    position = restore_latest(tmp_path, target, "abc")
-    assert position is not None
-    assert position.epoch == 1
+    assert restore_latest(tmp_path, target, "abc") == position(1)
     assert float(target[1].numpy()) == 2
 
 
