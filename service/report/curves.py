@@ -157,8 +157,10 @@ def _best(svg: ElementTree.Element, chart: Chart, x: Scale, y: Scale) -> None:
     size = f"{abs(a - b) * 100:.1f} points" if chart.percent else f"{abs(a - b):.3f}"
     right = at < (LEFT + WIDTH - RIGHT) / 2
     side, anchor = (at + 8, "start") if right else (at - 8, "end")
-    _add(svg, "text", f"best epoch {chart.best + 1}", class_="note", x=side, y=TOP + 10, text_anchor=anchor)
-    _add(svg, "text", f"gap {size}", class_="note strong", x=side, y=(y(a) + y(b)) / 2 + 4, text_anchor=anchor)
+    is_high = (y(a) + y(b)) / 2 < (TOP + HEIGHT - BOTTOM) / 2
+    top = HEIGHT - BOTTOM - 36 if is_high else TOP + 10  # where the curves are not
+    _add(svg, "text", f"best epoch {chart.best + 1}", class_="note", x=side, y=top, text_anchor=anchor)
+    _add(svg, "text", f"gap {size}", class_="note strong", x=side, y=top + 15, text_anchor=anchor)
 
 
 def _legend(svg: ElementTree.Element, chart: Chart) -> None:

@@ -104,9 +104,12 @@ def test_a_users_mistake_fails_the_job_in_one_sentence(cluster: dict[str, str], 
     assert "Traceback" not in result.stdout
 
 
-def test_without_the_token_nothing_is_accepted(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
-    stranger = {name: value for name, value in cluster.items() if name != "RAY_AUTH_TOKEN"} | {"RAY_AUTH_MODE": "disabled"}
-    result = submit(stranger, "--preset", "demo", "--data", shards, "--out", tmp_path / "run", "epochs=1")
-    assert result.returncode != 0
-    assert "401" in result.stdout + result.stderr
-    assert not (tmp_path / "run").exists()
+@pytest.mark.parametrize(("headers", "answer"), [({}, 401), ({"Authorization": f"Bearer {'0' * 64}"}, 403)])
+def test_without_the_token_nothing_is_accepted(cluster: dict[str, str], tmp_path: Path, headers: dict[str, str], answer: int) -> None:
+    body = json.dumps({"entrypoint": f"touch {tmp_path}/done"}).encode()
+    url = f"{cluster['RAY_API_SERVER_ADDRESS']}/api/jobs/"
+    request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json", **headers})
+    with pytest.raises(urllib.error.HTTPError) as refusal:
+        urllib.request.urlopen(request, timeout=30)
+    assert refusal.value.code == answer
+    assert not list(tmp_path.iterdir())
