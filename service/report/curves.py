@@ -158,7 +158,8 @@ def _best(svg: ElementTree.Element, chart: Chart, x: Scale, y: Scale) -> None:
     right = at < (LEFT + WIDTH - RIGHT) / 2
     side, anchor = (at + 8, "start") if right else (at - 8, "end")
     is_high = (y(a) + y(b)) / 2 < (TOP + HEIGHT - BOTTOM) / 2
-    top = HEIGHT - BOTTOM - 36 if is_high else TOP + 10  # where the curves are not
+    floor = HEIGHT - BOTTOM if chart.level is None else y(chart.level)
+    top = floor - 36 if is_high else TOP + 10  # where the curves are not
     _add(svg, "text", f"best epoch {chart.best + 1}", class_="note", x=side, y=top, text_anchor=anchor)
     _add(svg, "text", f"gap {size}", class_="note strong", x=side, y=top + 15, text_anchor=anchor)
 
