@@ -1,7 +1,7 @@
 # glassbox: `make help` lists what there is.
 
 PYTHON ?= python3
-EXTRA ?= cpu# cpu or gpu
+EXTRA ?= $(if $(wildcard .venv/ready-gpu),gpu,cpu)# cpu or gpu; stays what it was
 UV_VERSION := 0.13.9
 
 SOURCE ?= synthetic:evidence
@@ -30,8 +30,10 @@ $(READY): .lock/$(EXTRA).txt pyproject.toml
 	@touch $@
 
 demo: setup ## shards, training and report of a small example, or of SOURCE=folder:PATH
-	rm -rf demo
-	$(BIN)/glassbox shards build "$(SOURCE)" demo/shards
+	rm -rf demo/new
+	$(BIN)/glassbox shards build "$(SOURCE)" demo/new
+	rm -rf demo/shards demo/run
+	mv demo/new demo/shards
 	$(BIN)/glassbox train --preset $(PRESET) --data demo/shards --out demo/run
 	$(BIN)/glassbox report demo/run
 

@@ -10,7 +10,8 @@ from pipelines.errors import ConfigError
 from pipelines.registry import suggest
 
 S = TypeVar("S", bound="Spec")
-Positive = Annotated[int, Field(ge=1)]
+Positive = Annotated[int, Field(ge=1, strict=True)]
+Fraction = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
 
 
 class Spec(BaseModel):
@@ -30,7 +31,7 @@ class ShardSpec(Spec):
 
     store_size: Positive | None = None
     shard_rows: Positive = 256
-    validation: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    validation: Fraction = 0.2
 
 
 class DataSpec(Spec):
@@ -57,10 +58,10 @@ class AugmentSpec(Spec):
         fill: What lies beyond the edge: the nearest pixel.
     """
 
-    rotation: Annotated[float, Field(ge=0.0, le=180.0)] = 0.0
-    shift: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
-    shear: Annotated[float, Field(ge=0.0, lt=90.0)] = 0.0
-    zoom: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    rotation: Annotated[float, Field(ge=0.0, le=180.0, strict=True)] = 0.0
+    shift: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] = 0.0
+    shear: Annotated[float, Field(ge=0.0, lt=90.0, strict=True)] = 0.0
+    zoom: Fraction = 0.0
     flip: bool = False
     fill: Literal["nearest"] = "nearest"
 
@@ -86,7 +87,7 @@ def check(spec: type[S], settings: dict[str, Any], where: str) -> S:
         raise ConfigError("a known key", f"{key}={value}", suggest(keys[-1], _group(spec, keys[:-1]).model_fields))
     if first["type"] == "missing":
         raise ConfigError(f"a value for {key}", f"{where} without it", f"add {key}")
-    raise ConfigError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", f"{key}={value}", f"set {key} in {where} to such a value")
+    raise ConfigError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", f"{key}={value}", f"give {key} such a value in {where}")
 
 
 def _group(spec: type[Spec], keys: list[str]) -> type[Spec]:

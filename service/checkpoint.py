@@ -6,7 +6,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -89,12 +89,12 @@ def restore_latest(directory: Path, variables: Sequence[keras.Variable], data: s
     """
     found = _checkpoints(directory)
     for path in reversed(found):
-        description = json.loads((path / DESCRIPTION).read_text())
-        if sha256(path / STATE) != description["sha256"]:
+        description = _whole(path)
+        if description is None:
             continue
         if description["data"] != data:
             raise ConfigError(
-                "the shard set the run began with", f"checkpoint={path} (of another one)", "name the old shards or start a new run"
+                "the shard set the run began with", f"checkpoint={path} (of another one)", "put the old shards back, or start a new run"
             )
         _assign(path, variables)
         return Position(data, tuple(description["history"]))
@@ -104,7 +104,16 @@ def restore_latest(directory: Path, variables: Sequence[keras.Variable], data: s
 
 
 def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("epoch-*") if (path / DESCRIPTION).is_file() and (path / STATE).is_file())
+    return sorted(directory.glob("epoch-*"), key=lambda path: int(path.name.removeprefix("epoch-")))
+
+
+def _whole(path: Path) -> dict[str, Any] | None:
+    """The description of a checkpoint, or None where something of it is missing or damaged."""
+    try:
+        description: dict[str, Any] = json.loads((path / DESCRIPTION).read_text())
+        return description if description["sha256"] == sha256(path / STATE) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _assign(path: Path, variables: Sequence[keras.Variable]) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from pipelines.errors import ConfigError, GlassboxError
 
 Command = Callable[[argparse.Namespace], None]
+SCALE_HELP = "factor on pixels of 0 to 255 (default: 1 if the model rescales them itself, else 1/255)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code: 0, or 2 usage and configuration, 3 data, 4 training. A bug of ours keeps its
         traceback and makes Python exit with 1.
     """
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own greetings drown ours
     try:
         parsed.run(parsed)
@@ -39,6 +40,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("glassbox: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Reads the command line; `key=value` words may stand anywhere behind `train`."""
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(arguments)
+    if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
+        parser.parse_args(arguments)  # says what is wrong, if anything
+    else:
+        parsed.overrides += rest
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -86,9 +98,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument("--model", required=True, metavar="FILE", help="a .keras file, made here or elsewhere, or a run directory")
     evaluate.add_argument("--data", required=True, metavar="SHARDS")
     evaluate.add_argument("--split", default="validation", help="(default: validation)")
-    evaluate.add_argument(
-        "--scale", type=float, help="factor on pixels of 0 to 255 (default: 1 if the model rescales them itself, else 1/255)"
-    )
+    evaluate.add_argument("--scale", type=float, help=SCALE_HELP)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -97,6 +107,7 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.add_argument("--model", metavar="FILE", help="instead of a run: a .keras file made anywhere")
     report.add_argument("--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)")
     report.add_argument("--out", metavar="DIR", help="with --model: the directory to make")
+    report.add_argument("--scale", type=float, help=SCALE_HELP)
 
 
 def _shards_build(options: argparse.Namespace) -> None:
@@ -112,7 +123,8 @@ def _shards_build(options: argparse.Namespace) -> None:
     seconds = time.perf_counter() - began
     taken = sum(split.rows for split in manifest.splits.values())
     size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards) / 1e6
-    print(f"{taken} images taken, {manifest.rejected} rejected (reasons in {options.out}/rejected.jsonl)")
+    reasons = f" (reasons in {options.out}/rejected.jsonl)" if manifest.rejected else ""
+    print(f"{taken} images taken, {manifest.rejected} rejected{reasons}")
     print(f"{size:.1f} MB in {seconds:.1f} s with Ray's start: {taken / seconds:.0f} images/s, {size / seconds:.1f} MB/s")
 
 
@@ -159,14 +171,17 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    from pipelines.spec import check
     from service.report.job import render_model_report, render_report
+    from service.report.subject import ReportOptions
     from service.runs import Run
 
     data = Path(options.data) if options.data else None
+    shown = check(ReportOptions, {"scale": options.scale}, "the command line")
     if options.directory and not options.model and not options.out:
-        page = render_report(Run(options.directory), data)
+        page = render_report(Run(options.directory), data, shown)
     elif options.model and data and options.out and not options.directory:
-        page = render_model_report(Path(options.model), data, Path(options.out))
+        page = render_model_report(Path(options.model), data, Path(options.out).absolute(), shown)
     else:
         raise ConfigError("RUN, or --model with --data and --out", "another combination", "see 'glassbox report --help'")
     print(f"open {page}")

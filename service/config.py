@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.errors import ConfigError
 from pipelines.registry import suggest
-from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec, check
+from pipelines.spec import AugmentSpec, DataSpec, Fraction, Positive, Spec, check
 
 PRESETS = Path(__file__).parent / "presets"
 
@@ -25,8 +25,15 @@ class OptimizerSpec(Spec):
     """
 
     name: Literal["adam", "rmsprop", "sgd"] = "adam"
-    learning_rate: Annotated[float, Field(gt=0.0)] = 1e-3
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    learning_rate: Annotated[float, Field(gt=0.0, strict=True)] = 1e-3
+    momentum: Fraction = 0.0
+
+    @field_validator("momentum")
+    @classmethod
+    def _momentum_of_sgd(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("name") != "sgd":
+            raise ValueError("momentum goes with the optimizer sgd alone")
+        return value
 
 
 class RunConfig(Spec):
@@ -54,7 +61,7 @@ class RunConfig(Spec):
     optimizer: OptimizerSpec = OptimizerSpec()
     global_batch: Positive = 32
     epochs: Positive = 10
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
     xla: Literal["auto", "on", "off"] = "auto"
     keep_checkpoints: Positive = 2
 
@@ -94,13 +101,14 @@ def load_config(preset: str, shards: str | Path, overrides: list[str] | None = N
     settings = _read_yaml(path)
     for override in overrides or []:
         _apply(settings, override)
-    return check(RunConfig, {"preset": path.stem, "shards": str(Path(shards).absolute())} | settings, str(path))
+    settings |= {"preset": path.stem, "shards": str(Path(shards).absolute())}
+    return check(RunConfig, settings, "the preset or the command line")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("a YAML file", f"preset={path}: {' '.join(str(error).split())}", "correct its syntax") from None
     if not isinstance(settings, dict):
         raise ConfigError("a YAML file with keys and values", f"preset={path}", "see 'glassbox presets' for examples")
@@ -111,20 +119,24 @@ def _apply(settings: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError("an override as key=value", f"override={override}", "write for example epochs=5")
+    if key in ("preset", "shards"):
+        raise ConfigError("a setting of the run", f"override={override}", "use --preset and --data")
     *groups, last = key.split(".")
     for group in groups:
         inner = settings.get(group)
         settings[group] = inner if isinstance(inner, dict) else {}
         settings = settings[group]
     try:
-        settings[last] = _number(yaml.safe_load(text))
+        settings[last] = _number(text)
     except yaml.YAMLError:
         raise ConfigError("a value in YAML", f"{key}={text}", "quote it, or write a plain number or word") from None
 
 
-def _number(value: Any) -> Any:
-    """YAML reads `1e-4` as text, for want of a dot; a person means the number."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+def _number(text: str) -> Any:
+    """A value as a person means it: YAML reads `1e-4` as text, for want of a dot, and `010` as 8."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return yaml.safe_load(text)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+from pipelines.errors import ConfigError
 from pipelines.input.batches import Batches
 from pipelines.shards.manifest import load_manifest
 from service.inference import Predictions, check_classes, data_spec_of, load_model, predict
@@ -28,6 +30,8 @@ def evaluate(model: str | Path, shards: str | Path, split: str, scale: float | N
         ConfigError: The file is no usable model, or does not fit the shard set.
         DataError: The shard set cannot be used.
     """
+    if scale is not None and not 0 < scale < math.inf:
+        raise ConfigError("a factor above 0", f"scale={scale}", "leave --scale out, or give for example 0.00392")
     path = Path(model)
     net = load_model(Run(path).model_path if path.is_dir() else path)
     manifest = load_manifest(shards)

@@ -5,8 +5,10 @@ runs/<name>/config.yaml  metrics.jsonl  events/  checkpoints/  model.keras  stat
 
 from __future__ import annotations
 
+import fcntl
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,22 +39,50 @@ class Run:
         """Makes the directory with its config.
 
         Raises:
-            ConfigError: Something stands there already.
+            ConfigError: Something stands there already, or it cannot be written.
+        """
+        self.check_free()
+        try:
+            self.checkpoints.mkdir(parents=True)
+            write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False))
+        except OSError as error:
+            raise ConfigError("an output that can be written", f"out={self.path}: {error.strerror}", "choose another --out") from None
+
+    def check_free(self) -> None:
+        """Makes sure that nothing stands there yet.
+
+        Raises:
+            ConfigError: Something does.
         """
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError("an output that does not exist yet", f"out={self.path}", "choose another --out or remove it")
-        self.checkpoints.mkdir(parents=True)
-        write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps everybody else from training this run; the lock ends with the process, however it ends.
+
+        Raises:
+            ConfigError: Another process trains it.
+        """
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError("a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it") from None
+            yield
 
     def config(self) -> dict[str, Any]:
         """The configuration the run was started with.
 
         Raises:
-            ConfigError: This is no run directory.
+            ConfigError: This is no run directory, or its configuration is damaged.
         """
         if not self.config_path.is_file():
             raise ConfigError("a run directory", f"run={self.path} (no config.yaml)", "name the --out of a 'glassbox train'")
-        return dict(yaml.safe_load(self.config_path.read_text()))
+        try:
+            return dict(yaml.safe_load(self.config_path.read_text()))
+        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
+            raise ConfigError("a configuration in YAML", f"run={self.path} (config.yaml is damaged)", "start a new run") from None
 
     def metrics(self) -> list[dict[str, float]]:
         """One entry per finished epoch, oldest first.
@@ -66,14 +96,17 @@ class Run:
 
     def write_metrics(self, epochs: Sequence[dict[str, float]]) -> None:
         """Replaces the metrics by these epochs: a line each, whole or not at all."""
-        write_atomically(self.metrics_path, "".join(json.dumps(epoch) + "\n" for epoch in epochs))
+        write_atomically(self.metrics_path, "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs))
 
     def status(self) -> dict[str, Any]:
         """What is known of the run's state; empty before it started.
 
         Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, timings, environment.
         """
-        return dict(json.loads(self.status_path.read_text())) if self.status_path.is_file() else {}
+        try:
+            return dict(json.loads(self.status_path.read_text()))
+        except (FileNotFoundError, ValueError):  # not there, or lost with the machine's power: it is not flushed
+            return {}
 
     def update_status(self, **changes: Any) -> None:
         """Changes some entries of the status. One process at a time: the driver before and after the worker.

@@ -31,7 +31,7 @@ class ShardReader:
 
     Raises:
         DataError: The shard set or the split is not there, or a file of it is missing, cut short or not
-            what the manifest says. Only what costs nothing is checked: `shards verify` reads every byte.
+            what the manifest says. Only what costs nothing is checked.
     """
 
     def __init__(self, directory: str | Path, split: str) -> None:

@@ -79,10 +79,15 @@ def render(subject: Subject, out: Path, state: str = "") -> Path:
     """
     if out.exists() and not page.is_report(out) and (not out.is_dir() or any(out.iterdir())):
         raise ConfigError("a new directory or an older report", f"out={out} (holds something else)", "choose another --out or remove it")
-    with replacing_directory(out) as directory:
-        album = Album(directory)
-        sections = [section for part in PARTS if (section := part(subject, album)) is not None]
-        page.write(directory, subject, summarize(subject), sections, album, state)
+    try:
+        with replacing_directory(out) as directory:
+            album = Album(directory)
+            sections = [section for part in PARTS if (section := part(subject, album)) is not None]
+            page.write(directory, subject, summarize(subject), sections, album, state)
+    except OSError as error:
+        raise ConfigError(
+            "a place for the report that can be written", f"out={out}: {error.strerror}", "make room or choose another"
+        ) from None
     return out / "index.html"
 
 

@@ -9,6 +9,7 @@ import time
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from pipelines.cluster import connected
@@ -27,16 +28,23 @@ def train(config: RunConfig, out: str | Path) -> Run:
         GlassboxError: What the user can mend; where it is the configuration or the data, no directory stays.
     """
     check_lasting(out=Path(out), data=Path(config.shards))
-    load_manifest(config.shards)  # before anything is written
+    load_manifest(config.shards)  # before anything is written, or Ray started
     run = Run(out)
-    run.create(config.model_dump(mode="json"))
+    run.check_free()
+    began = time.perf_counter()
+    with connected():
+        run.create(config.model_dump(mode="json"))
+        _train_new(config, run, began)
+    return run
+
+
+def _train_new(config: RunConfig, run: Run, began: float) -> None:
     try:
-        _launch(config, run)
+        _launch(config, run, began)
     except (ConfigError, DataError):
         if not run.metrics():
             shutil.rmtree(run.path)
         raise
-    return run
 
 
 def check_lasting(**paths: Path) -> None:
@@ -59,31 +67,39 @@ def resume(out: str | Path) -> Run:
     """Continues a run from its newest checkpoint, with the configuration it was started with.
 
     Raises:
-        GlassboxError: What the user can mend; the run stays as it was.
+        GlassboxError: What the user can mend; the checkpoints stay as they were.
     """
     run = Run(out)
     config = check(RunConfig, run.config(), str(run.config_path))
     load_manifest(config.shards)
-    _launch(config, run)
+    began = time.perf_counter()
+    with connected():
+        _launch(config, run, began)
     return run
 
 
-def _launch(config: RunConfig, run: Run) -> None:
-    began = time.perf_counter()
-    run.update_status(state="starting", reason=None, started=_now(), environment=_environment())
+def _launch(config: RunConfig, run: Run, began: float) -> None:
+    with run.locked():
+        timings = {"ray_seconds": time.perf_counter() - began}
+        run.update_status(
+            state="starting", reason=None, progress=None, started=_now(), finished=None, environment=_environment(), timings=timings
+        )
+        _run_to_its_end(config, run)
+        timings = run.status().get("timings", {}) | {"total_seconds": time.perf_counter() - began}
+        run.update_status(state="finished", finished=_now(), timings=timings)
+
+
+def _run_to_its_end(config: RunConfig, run: Run) -> None:
+    """Trains, and says in the status what stopped it if something did."""
     try:
-        with connected():
-            run.update_status(timings={"ray_seconds": time.perf_counter() - began})
-            with shown(run, config.epochs):
-                _fit(config, run)
+        with shown(run, config.epochs):
+            _fit(config, run)
     except (KeyboardInterrupt, SystemExit):  # Ray turns the one into the other
         run.update_status(state="interrupted", reason="stopped by hand; --resume continues", finished=_now())
         raise KeyboardInterrupt from None
     except Exception as error:
         run.update_status(state="failed", reason=str(error) or type(error).__name__, finished=_now())
         raise
-    timings = run.status()["timings"] | {"total_seconds": time.perf_counter() - began}
-    run.update_status(state="finished", finished=_now(), timings=timings)
 
 
 def _fit(config: RunConfig, run: Run) -> None:
@@ -102,7 +118,8 @@ def _fit(config: RunConfig, run: Run) -> None:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _cause(error) from None
+        cause = _cause(error)
+        raise cause from (None if isinstance(cause, GlassboxError) else error)  # a bug keeps the worker's traceback
 
 
 def _scaling() -> Any:
@@ -124,8 +141,11 @@ def _cause(error: Exception) -> Exception:
     first = getattr(first, "_base_exc", first)  # Ray wraps what a worker raises
     if isinstance(first, GlassboxError):
         return first
+    if isinstance(first, OSError):
+        reason = f"{first.filename}: {first.strerror}" if first.filename else str(first)
+        return TrainingError("a disk that takes what is written", f"error={reason}", "make room, then continue with --resume")
     if type(first).__module__.startswith("ray."):
-        return TrainingError("a worker that lives to the end", f"error={' '.join(str(first).split())[:400]}", "continue with --resume")
+        return TrainingError("a worker that lives to the end", f"error={shorten(str(first), 200)}", "continue with --resume")
     return first
 
 

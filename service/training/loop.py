@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
+from pipelines.errors import TrainingError
 from pipelines.input.batches import Batches
 from pipelines.storage import replacing
 from service.checkpoint import Position, restore_latest, save_checkpoint, variables_of
@@ -71,6 +73,8 @@ def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None])
     variables = variables_of(trainer.model, trainer.optimizer)
     data = train.manifest.digest()
     position = restore_latest(run.checkpoints, variables, data) or Position(data)
+    if run.metrics() and not position.epoch:
+        raise TrainingError("the checkpoints of the finished epochs", f"checkpoints={run.checkpoints} (empty)", "start a new run")
     run.write_metrics(position.history)
     meter = Meter(run, config.epochs, train.rows, config.global_batch)
     run.update_status(state="training", timings=run.status().get("timings", {}) | {"setup_seconds": time.perf_counter() - began})
@@ -79,6 +83,7 @@ def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None])
         for epoch in range(position.epoch + 1, config.epochs + 1):
             metrics = trainer.train_epoch(train, epoch, config.seed, meter)
             metrics |= trainer.evaluate(validation) if validation else {}
+            check_finite(metrics)
             if score(metrics) > position.best:
                 save_model(trainer.model, run)
             position = Position(data, (*position.history, metrics))
@@ -96,6 +101,18 @@ def build_trainer(config: RunConfig, train: Batches) -> Trainer:
         model = build_model(config.model, _task(config, train))
         optimizer = make_optimizer(config.optimizer)
         return Trainer(strategy, model, optimizer, Steps(model, optimizer, strategy, xla=_use_xla(config.xla)))
+
+
+def check_finite(metrics: dict[str, float]) -> None:
+    """Stops a run that has diverged before it overwrites anything good.
+
+    Raises:
+        TrainingError: A loss is infinite or not a number.
+    """
+    for name in ("loss", "val_loss"):
+        if not math.isfinite(metrics.get(name, 0.0)):
+            fix = "lower optimizer.learning_rate; what was saved before is still there"
+            raise TrainingError("a finite loss", f"epoch={metrics['epoch']} {name}={metrics[name]}", fix)
 
 
 def save_model(model: keras.Model, run: Run) -> None:

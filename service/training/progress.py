@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -58,16 +58,16 @@ class Meter:
         if now - self._published < PUBLISH_SECONDS:
             return
         self._published, seconds = now, now - self._began
-        self._run.update_status(
-            progress={
-                "epoch": self._epoch,
-                "epochs": self._epochs,
-                "images": images,
-                "rows": self._rows,
-                "images_per_second": images / seconds,
-                "input_wait": self._waited / seconds,
-            }
-        )
+        progress = {
+            "epoch": self._epoch,
+            "epochs": self._epochs,
+            "images": images,
+            "rows": self._rows,
+            "images_per_second": images / seconds,
+            "input_wait": self._waited / seconds,
+        }
+        with suppress(OSError):  # a full disk stops the checkpoint, with a reason; not the bar
+            self._run.update_status(progress=progress)
 
 
 def epoch_line(metrics: dict[str, float], epochs: int) -> str:

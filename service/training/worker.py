@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 from typing import Any
+
+from pipelines.errors import ConfigError
 
 
 def train_worker(settings: dict[str, Any]) -> None:
@@ -19,4 +22,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     from service.runs import Run
     from service.training.loop import fit
 
-    fit(RunConfig.model_validate(settings["config"]), Run(settings["out"]), report=ray.train.report)
+    run = Run(settings["out"])
+    if not run.config_path.is_file():
+        raise ConfigError("a run directory that every node sees", f"out={run.path} (not on {platform.node()})", "choose shared storage")
+    fit(RunConfig.model_validate(settings["config"]), run, report=ray.train.report)

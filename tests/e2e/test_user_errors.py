@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipelines import cluster
+from pipelines.errors import ConfigError
 from service.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +85,18 @@ def test_training_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     refused(capsys, 2, "train", "--resume", "--out", out)
     refused(capsys, 2, "train", "--resume", "--preset", "demo", "--out", out)
     assert not out.exists()
+
+
+def test_a_cluster_that_does_not_answer() -> None:
+    with pytest.raises(ConfigError, match=r"RAY_ADDRESS=127\.0\.0\.1:9"):
+        cluster._check_answers("127.0.0.1:9")
+
+
+@pytest.mark.parametrize("words", [["lr=3", "--loud"], ["--loud"]])
+def test_unknown_options_are_usage_errors(words: list[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--preset", "demo", "--out", "x", "--data", "y", *words])
+    assert stop.value.code == 2
 
 
 def test_report_and_evaluate_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
@@ -60,6 +61,28 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
         fill_the_disk()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
     assert [p.name for p in path.iterdir()] == ["second"]
+
+
+def test_a_directory_that_cannot_take_its_place_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report"
+    path.mkdir()
+    (path / "old").write_text("old")
+    move = os.replace
+
+    def fail_for_new(source: Path, target: Path) -> None:
+        if target == path and source.name.startswith(".tmp-"):
+            raise OSError("no")
+        move(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_for_new)
+
+    def replace() -> None:
+        with replacing_directory(path):
+            pass
+
+    with pytest.raises(OSError, match="no"):
+        replace()
+    assert [p.name for p in tmp_path.rglob("*")] == ["report", "old"]
 
 
 def test_sha256(tmp_path: Path) -> None:

@@ -54,6 +54,24 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
     assert float(target[1].numpy()) == 2
 
 
+@pytest.mark.parametrize("content", ["", "{}", "[]", None])
+def test_a_damaged_description_is_damage_too(tmp_path: Path, content: str | None) -> None:
+    saved(tmp_path, 1, 2)
+    description = tmp_path / "epoch-0002" / "checkpoint.json"
+    if content is None:
+        description.unlink()
+    else:
+        description.write_text(content)
+    assert restore_latest(tmp_path, variables(0), "abc") == position(1)
+
+
+def test_ten_thousand_epochs_come_after_the_9999th(tmp_path: Path) -> None:
+    (tmp_path / "epoch-9999").mkdir()
+    (tmp_path / "epoch-10000").mkdir()
+    saved(tmp_path, 1, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-10000", "epoch-9999"]
+
+
 def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     (tmp_path / "epoch-0001" / "state.npz").write_bytes(b"")

@@ -31,6 +31,7 @@ def test_overrides_reach_into_groups_and_keep_the_rest() -> None:
     assert (config.optimizer.name, config.optimizer.learning_rate, config.epochs, config.xla) == ("rmsprop", 1e-3, 2, "on")
     assert config.augment is not None
     assert (config.augment.flip, config.augment.rotation) == (True, 0)
+    assert load_config("cats_dogs_small", "shards", ["epochs=010"]).epochs == 10
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,11 @@ def test_overrides_reach_into_groups_and_keep_the_rest() -> None:
         (["xla=maybe"], "xla='maybe'"),
         (["data=3"], "data=3"),
         (["epochs=["], "YAML"),
+        (["epochs=true"], "epochs=True"),
+        (["optimizer.learning_rate=yes"], "learning_rate=True"),
+        (["optimizer.momentum=0.9"], "momentum goes with the optimizer sgd alone"),
+        (["shards=elsewhere"], "use --preset and --data"),
+        (["preset=other"], "use --preset and --data"),
     ],
 )
 def test_wrong_overrides_are_one_clear_error(overrides: list[str], message: str) -> None:
@@ -63,6 +69,11 @@ def test_a_preset_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("model: mnist_cnn\nepochs: 1\n")
     assert load_config(str(mine), "shards").preset == "mine"
+    mine.write_text("model: mnist_cnn\nshards: elsewhere\npreset: other\n")  # such as the config.yaml of a run
+    assert (load_config(str(mine), "/data").shards, load_config(str(mine), "/data").preset) == ("/data", "mine")
+    mine.write_bytes(b"model: \xff")
+    with pytest.raises(ConfigError, match="YAML"):
+        load_config(str(mine), "shards")
     for text, message in (("model: [", "YAML"), ("- a", "keys and values"), ("epochs: 1", "a value for model")):
         mine.write_text(text)
         with pytest.raises(ConfigError, match=message):

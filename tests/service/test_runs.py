@@ -33,6 +33,17 @@ def test_existing_output_is_left_alone(tmp_path: Path) -> None:
     Run(tmp_path / "empty").create({})
 
 
+def test_damaged_files_are_no_tracebacks(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
+    run.status_path.write_text("")
+    assert run.status() == {}
+    for text in ("", "a: [", "3"):
+        run.config_path.write_text(text)
+        with pytest.raises(ConfigError, match="damaged"):
+            run.config()
+
+
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a run directory"):
         Run(tmp_path).config()
