@@ -123,3 +123,12 @@ def test_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.Monkey
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices if kind == "CPU" else [])
     with pytest.raises(ConfigError, match="use 28 or 32"):
         choose_strategy(30)
+
+
+def test_evaluation_drops_nothing() -> None:
+    inputs = keras.Input((1, 1, 2))
+    net = keras.Model(inputs, head(keras.layers.Dropout(0.9)(keras.layers.Flatten()(inputs)), 2))
+    net.get_layer("logits").set_weights([np.full((2, 1), 0.1, np.float32), np.full(1, 0.1, np.float32)])
+    steps = Steps(net, keras.optimizers.SGD(0.1), tf.distribute.get_strategy(), xla=False)
+    steps.evaluate(batch_of([[20, 10]] * 8, [1] * 8, [1.0] * 8))
+    np.testing.assert_allclose(steps.take_totals().mean_loss, np.log1p(np.exp(-3.1)), rtol=1e-5)
