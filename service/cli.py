@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 
 from pipelines.errors import ConfigError, GlassboxError
@@ -36,8 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except GlassboxError as error:
         print(f"glassbox: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("glassbox: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        print(": ".join(["glassbox: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
         return 130
     return 0
 
@@ -55,6 +56,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("glassbox", description="Train image classifiers, and see what they learned.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {version('glassbox')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_shards(commands)
     _add_train(commands)
@@ -171,19 +173,26 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
+    if not options.directory and not options.model:
+        raise ConfigError("a run, or --model", "neither", "write 'glassbox report RUN', or --model FILE --data SHARDS --out DIR")
+    if options.directory and (options.model or options.out):
+        raise ConfigError(
+            "a run alone", f"run={options.directory} with --model or --out", "leave one of them out: its page goes into the run"
+        )
+    if options.model and not (options.data and options.out):
+        raise ConfigError("--data and --out beside --model", f"data={options.data} out={options.out}", "name both")
+
     from pipelines.spec import check
     from service.report.job import render_model_report, render_report
     from service.report.subject import ReportOptions
     from service.runs import Run
 
-    data = Path(options.data) if options.data else None
     shown = check(ReportOptions, {"scale": options.scale}, "the command line")
-    if options.directory and not options.model and not options.out:
+    data = Path(options.data) if options.data else None
+    if options.directory:
         page = render_report(Run(options.directory), data, shown)
-    elif options.model and data and options.out and not options.directory:
-        page = render_model_report(Path(options.model), data, Path(options.out).absolute(), shown)
     else:
-        raise ConfigError("RUN, or --model with --data and --out", "another combination", "see 'glassbox report --help'")
+        page = render_model_report(Path(options.model), Path(options.data), Path(options.out).absolute(), shown)
     print(f"open {page}")
 
 

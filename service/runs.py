@@ -54,6 +54,9 @@ class Run:
         Raises:
             ConfigError: Something does.
         """
+        if self.config_path.is_file():
+            fix = "continue it with 'glassbox train --resume', choose another --out or remove it"
+            raise ConfigError("an output that does not exist yet", f"out={self.path} (a run)", fix)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
             raise ConfigError("an output that does not exist yet", f"out={self.path}", "choose another --out or remove it")
 

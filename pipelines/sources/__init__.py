@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
 from pipelines.errors import ConfigError
@@ -44,6 +45,8 @@ def open_source(name: str) -> Source:
     from pipelines.sources import folder, idx, synthetic, tfds  # noqa: F401 (importing registers them)
 
     kind, colon, argument = name.partition(":")
+    if not colon and Path(name).expanduser().is_dir():
+        raise ConfigError("a source as kind:argument", f"source={name}", f"write folder:{name}")
     if not colon or not argument:
         raise ConfigError("a source as kind:argument", f"source={name}", "write folder:DIR, idx:DIR, tfds:NAME or synthetic:evidence")
     return SOURCES.get(kind)(argument)

@@ -45,7 +45,9 @@ def render_report(run: Run, shards: Path | None = None, options: ReportOptions |
     config = run.config()
     if not run.model_path.is_file():
         raise ConfigError(
-            "a run with a saved model", f"run={run.path} (not finished: no {run.model_path.name})", "wait until its first epoch is over"
+            "a run with a saved model",
+            f"run={run.path} (not finished: no {run.model_path.name})",
+            "wait until its first epoch is over, or continue it with 'glassbox train --resume'",
         )
     history = _History(tuple(run.metrics()), config)
     subject = _open(run.path.name, run.model_path, Path(shards or config.get("shards") or ""), options, history)

@@ -83,7 +83,18 @@ def verdict(found: Summary) -> str:
     words = f"Right on {found.best_accuracy:.1%} of the validation images at its best, in epoch {found.best_epoch} of {found.epochs}"
     if found.best_accuracy - found.chance < LITTLE:
         return f"{words}: no better than always naming the commonest class ({found.chance:.1%}). It has not learned to tell them apart."
+    error = standard_error(found.best_accuracy, found.images)
+    if found.best_accuracy - found.chance < 2 * error:
+        return (
+            f"{words}: not clearly better than always naming the commonest class ({found.chance:.1%}), because "
+            f"{found.images:,} images leave an uncertainty of {error * 100:.1f} points."
+        )
     return f"{words}, where chance would give {found.chance:.1%}. {_on_the_gap(found)}"
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Standard error of an accuracy that was measured on some number of images."""
+    return math.sqrt(accuracy * (1 - accuracy) / max(images, 1))
 
 
 def _on_the_gap(found: Summary) -> str:
@@ -96,7 +107,7 @@ def _on_the_gap(found: Summary) -> str:
     if gap > LITTLE:
         return f"On its training images it scored {training:.1%}, {points} more: it knows these a little better than new ones."
     if gap < -LITTLE:
-        return f"While training it scored {training:.1%}, {points} less, as is usual with augmentation or dropout."
+        return f"While training it scored {training:.1%}, {points} less: an average over the epoch, while it still learned."
     return f"On its training images it scored {training:.1%}, {points} away: it does as well on new images as on those it learned from."
 
 

@@ -64,7 +64,7 @@ def check_lasting(**paths: Path) -> None:
 
 
 def resume(out: str | Path) -> Run:
-    """Continues a run from its newest checkpoint, with the configuration it was started with.
+    """Continues a run from its newest checkpoint, with the configuration it was started with; a finished one is left alone.
 
     Raises:
         GlassboxError: What the user can mend; the checkpoints stay as they were.
@@ -72,6 +72,8 @@ def resume(out: str | Path) -> Run:
     run = Run(out)
     config = check(RunConfig, run.config(), str(run.config_path))
     load_manifest(config.shards)
+    if run.status().get("state") == "finished" and len(run.metrics()) >= config.epochs:
+        return run
     began = time.perf_counter()
     with connected():
         _launch(config, run, began)
@@ -96,7 +98,7 @@ def _run_to_its_end(config: RunConfig, run: Run) -> None:
             _fit(config, run)
     except (KeyboardInterrupt, SystemExit):  # Ray turns the one into the other
         run.update_status(state="interrupted", reason="stopped by hand; --resume continues", finished=_now())
-        raise KeyboardInterrupt from None
+        raise KeyboardInterrupt(f"continue with: glassbox train --resume --out {run.path}") from None
     except Exception as error:
         run.update_status(state="failed", reason=str(error) or type(error).__name__, finished=_now())
         raise

@@ -94,6 +94,8 @@ def _show(run: Run, epochs: int, done: threading.Event) -> None:
     console = Console(highlight=False, soft_wrap=True)
     columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()]
     printed = len(run.metrics())
+    if not console.is_terminal:
+        console.print(f"starting {run.path.name}: {epochs} epochs; Ray and TensorFlow take a while to come up")
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("starting", total=None, speed="")
         while True:

@@ -19,7 +19,7 @@ def summary(best: float | None = 0.735, training: float | None = 0.979, split: s
         (0.979, "97.9%, 24.4 points more: it has learned many of them by heart"),
         (0.785, "78.5%, 5.0 points more: it knows these a little better"),
         (0.745, "74.5%, 1.0 points away: it does as well on new images"),
-        (0.635, "63.5%, 10.0 points less, as is usual with augmentation"),
+        (0.635, "63.5%, 10.0 points less: an average over the epoch"),
     ],
 )
 def test_the_gap_in_words(training, words):

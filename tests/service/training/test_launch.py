@@ -59,14 +59,33 @@ def test_a_users_mistake_leaves_no_run(config: RunConfig, tmp_path: Path, monkey
 
 
 def test_only_one_process_trains_a_run(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_fit", lambda config, run: None)
-    run = launch.train(config, tmp_path / "run")
+    failing(monkeypatch, SystemExit(1))
+    with pytest.raises(KeyboardInterrupt):
+        launch.train(config, tmp_path / "run")
+    run = Run(tmp_path / "run")
     before = run.status()
-    assert before["state"] == "finished"
     with run.locked(), pytest.raises(ConfigError, match="nobody is training"):
         launch.resume(run.path)
     assert run.status() == before
+
+
+def test_a_finished_run_is_left_alone_until_it_is_given_more_epochs(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[int] = []
+
+    def fit(config: RunConfig, run: Run) -> None:
+        fitted.append(config.epochs)
+        run.write_metrics([{"epoch": epoch + 1, "accuracy": 1.0} for epoch in range(config.epochs)])
+
+    monkeypatch.setattr(launch, "_fit", fit)
+    monkeypatch.setattr(launch, "shown", lambda run, epochs: contextlib.nullcontext())
+    run = launch.train(config, tmp_path / "run")
     launch.resume(run.path)
+    assert fitted == [1]
+    run.config_path.write_text(run.config_path.read_text().replace("epochs: 1", "epochs: 2"))
+    launch.resume(run.path)
+    assert fitted == [1, 2]
 
 
 def test_the_cause_is_the_workers_own_error() -> None:
