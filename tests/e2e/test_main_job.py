@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from service.runs import Run
+
 pytestmark = pytest.mark.e2e
 GLASSBOX = str(Path(sys.executable).with_name("glassbox"))
 
@@ -108,6 +110,7 @@ def test_a_run_with_a_damaged_checkpoint_is_resumed_to_the_same_end(job: Path) -
     with np.load(state) as file:
         weights = dict(file)
     state.write_bytes(b"damaged")
+    Run(job / "three").update_status(state="training")  # as a machine that lost its power leaves it
     glassbox("train", "--resume", "--out", job / "three")
     resumed = (job / "three" / "metrics.jsonl").read_text().splitlines()
     assert resumed[:2] == straight[:2]
