@@ -11,6 +11,7 @@ PRESET ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(EXTRA)
+READY_DEV := $(VENV)/ready-dev
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo shards test test-all lint format lock clean
@@ -29,6 +30,10 @@ $(READY): .lock/$(EXTRA).txt pyproject.toml
 	$(BIN)/uv pip install --quiet --python $(VENV) --no-deps --no-build-isolation -e .
 	@touch $@
 
+$(READY_DEV): $(READY) .lock/dev.txt
+	$(BIN)/uv pip install --quiet --python $(VENV) --compile-bytecode --require-hashes -r .lock/dev.txt
+	@touch $@
+
 demo: setup ## shards, training and report of a small example, or of SOURCE=folder:PATH
 	rm -rf demo/new
 	$(BIN)/glassbox shards build "$(SOURCE)" demo/new
@@ -40,25 +45,25 @@ demo: setup ## shards, training and report of a small example, or of SOURCE=fold
 shards: setup ## build a shard set: make shards SOURCE=folder:PATH OUT=DIR
 	$(BIN)/glassbox shards build "$(SOURCE)" "$(OUT)"
 
-test: setup ## the tests, a few minutes
+test: $(READY_DEV) ## the tests, a few minutes
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: setup ## the tests and the long ones that train on real data
+test-all: $(READY_DEV) ## the tests and the long ones that train on real data
 	$(BIN)/python -m pytest
 
-lint: setup ## ruff, its formatter, and mypy
+lint: $(READY_DEV) ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: setup ## rewrite the code in the house format
+format: $(READY_DEV) ## rewrite the code in the house format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 lock: setup ## renew the lock files from pyproject.toml
-	for extra in cpu gpu; do \
-	  $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
-	    --no-emit-index-url --extra $$extra --extra dev --custom-compile-command "make lock" -o .lock/$$extra.txt || exit 1; \
+	for extra in cpu gpu dev; do \
+	  $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
+	    --extra $$extra $$([ $$extra = cpu ] || echo --constraints .lock/cpu.txt) --custom-compile-command "make lock" -o .lock/$$extra.txt || exit 1; \
 	done
 
 clean: ## remove what was built here

@@ -12,6 +12,9 @@ from pipelines.registry import suggest
 S = TypeVar("S", bound="Spec")
 Positive = Annotated[int, Field(ge=1, strict=True)]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0, strict=True)]
+Share = Annotated[float, Field(ge=0.0, le=1.0, strict=True)]
+PositiveShare = Annotated[float, Field(gt=0.0, le=1.0, strict=True)]
+Ratio = Annotated[float, Field(gt=0.0, strict=True)]
 
 
 class Spec(BaseModel):
@@ -24,14 +27,23 @@ class ShardSpec(Spec):
     """How a source becomes a shard set.
 
     Attributes:
+        format: `arrow` (Arrow IPC file, mapped into memory) or `tfrecord` (`tf.train.Example`, readable by any TensorFlow program).
+        encoding: `as-found` keeps the bytes wherever every decoder reads them alike; `jpeg:QUALITY`, `png` and
+            `raw` (uint8 pixels) encode every image again.
         store_size: Longest allowed shorter side in pixels; larger images are scaled down. None keeps them as found.
         shard_rows: Source images per shard.
+        shard_mb: Instead, the size to aim at, in megabytes (10**6 bytes), judged by the first images.
         validation: Share of the images held out where the source has no validation split.
+        check: `decode` decodes every image once, which proves it readable; `header` only reads its header.
     """
 
+    format: Literal["arrow", "tfrecord"] = "arrow"
+    encoding: Annotated[str, Field(pattern=r"^(as-found|jpeg:([1-9]\d?|100)|png|raw)$")] = "as-found"
     store_size: Positive | None = None
     shard_rows: Positive = 256
+    shard_mb: Annotated[float, Field(gt=0.0)] | None = None
     validation: Fraction = 0.2
+    check: Literal["decode", "header"] = "decode"
 
 
 class DataSpec(Spec):
@@ -40,14 +52,25 @@ class DataSpec(Spec):
     Attributes:
         image_size: Height and width in pixels that every image is resized to.
         channels: 3 for RGB, 1 for greyscale.
+        backend: What decodes: `tfdata`, `dali`, or `auto` (DALI where it and a GPU are there).
+        decode: `exact`, or `fast`: JPEGs are decoded at a fraction of their size where that is still larger than `image_size`.
+        cache: Where decoded images are kept: nowhere (`none`), in RAM (`host`), in accelerator memory (`device`), or the
+            fastest that fits (`auto`).
+        window: Shards that are shuffled together, read one window after the other; None for all of them at once.
     """
 
     image_size: tuple[Positive, Positive] = (150, 150)
     channels: Literal[1, 3] = 3
+    backend: Literal["auto", "tfdata", "dali"] = "auto"
+    decode: Literal["exact", "fast"] = "exact"
+    cache: Literal["auto", "none", "host", "device"] = "auto"
+    window: Positive | None = None
 
 
 class AugmentSpec(Spec):
-    """Ranges that random affine parameters are drawn from; every one of them uniform and symmetric.
+    """Ranges that random changes of training images are drawn from; uniform and symmetric where nothing else is said.
+
+    Geometry becomes one affine matrix per image, colour one linear map, so that each costs one pass however many are on.
 
     Attributes:
         rotation: Largest rotation in degrees, either way.
@@ -55,15 +78,37 @@ class AugmentSpec(Spec):
         shear: Largest shear angle in degrees.
         zoom: Largest change of scale, as a fraction, per axis.
         flip: Whether every second image is mirrored left to right.
-        fill: What lies beyond the edge: the nearest pixel.
+        flip_vertical: Whether every second image is mirrored top to bottom.
+        crop: Random resized crop: smallest and largest share of the area that is shown; None for the whole image.
+        crop_ratio: Smallest and largest width over height of the crop, drawn uniformly in the logarithm.
+        fill: What lies beyond the edge: the `nearest` pixel, the image mirrored (`reflect`) or repeated (`wrap`), or `constant`.
+        fill_value: Pixel value beyond the edge with `constant`, and of erased boxes, 0 to 255.
+        brightness: Largest change of brightness, as a fraction of the value.
+        contrast: Largest change of contrast about the middle grey, as a fraction.
+        saturation: Largest change of saturation, as a fraction; 1 reaches grey.
+        hue: Largest turn of the hue, in degrees.
+        erase: Probability that a box of an image is blotted out (random erasing).
+        mixup: Parameter of the Beta distribution of the blend of two images; 0 for none.
+        cutmix: Parameter of the Beta distribution of the area that a box of another image covers; 0 for none.
     """
 
     rotation: Annotated[float, Field(ge=0.0, le=180.0, strict=True)] = 0.0
-    shift: Annotated[float, Field(ge=0.0, le=1.0, strict=True)] = 0.0
+    shift: Share = 0.0
     shear: Annotated[float, Field(ge=0.0, lt=90.0, strict=True)] = 0.0
     zoom: Fraction = 0.0
     flip: bool = False
-    fill: Literal["nearest"] = "nearest"
+    flip_vertical: bool = False
+    crop: tuple[PositiveShare, PositiveShare] | None = None
+    crop_ratio: tuple[Ratio, Ratio] = (3 / 4, 4 / 3)
+    fill: Literal["nearest", "reflect", "constant", "wrap"] = "nearest"
+    fill_value: Annotated[float, Field(ge=0.0, le=255.0, strict=True)] = 0.0
+    brightness: Fraction = 0.0
+    contrast: Fraction = 0.0
+    saturation: Share = 0.0
+    hue: Annotated[float, Field(ge=0.0, le=180.0, strict=True)] = 0.0
+    erase: Share = 0.0
+    mixup: Share = 0.0
+    cutmix: Share = 0.0
 
 
 def check(spec: type[S], settings: dict[str, Any], where: str) -> S:

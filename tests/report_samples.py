@@ -2,64 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
-import pyarrow as pa
-from PIL import Image
+from shard_samples import record, write_shards
 
-from pipelines.records import RECORD_SCHEMA
-from pipelines.shards.manifest import Manifest, ShardFile, SplitManifest
 from service.runs import Run
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    """PNG of uint8 [H, W, 1 or 3]."""
-    stream = io.BytesIO()
-    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def write_shards(directory: Path, classes: Sequence[str], splits: Mapping[str, Sequence[tuple[bytes, int, str]]]) -> Path:
-    """Writes (image, label, id) records as one shard a split."""
-    directory.mkdir(parents=True)
-    manifests = {}
-    for split, records in splits.items():
-        path = directory / f"{split}-00000-of-00001.arrow"
-        columns = [*(list(column) for column in zip(*records, strict=True)), [None] * len(records)]
-        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, RECORD_SCHEMA, strict=True)]
-        with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, RECORD_SCHEMA) as writer:
-            writer.write_batch(pa.record_batch(arrays, schema=RECORD_SCHEMA))
-        content = path.read_bytes()
-        shard = ShardFile(file=path.name, rows=len(records), bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
-        counts = np.bincount([label for _, label, _ in records], minlength=len(classes)).tolist()
-        manifests[split] = SplitManifest(shards=(shard,), class_counts=tuple(counts), mean=(1.0,) * 3, std=(1.0,) * 3)
-    Manifest(
-        version=1,
-        format="arrow",
-        encoding="png",
-        store_size=None,
-        source="folder:tiny",
-        fingerprint="0",
-        classes=tuple(classes),
-        splits=manifests,
-        rejected=0,
-    ).save(directory)
-    return directory
 
 
 def dim_and_bright(directory: Path, splits: Sequence[str] = ("train", "validation"), classes: Sequence[str] = ("dim", "bright")) -> Path:
     """Six grey 8x8 images a split: row i has the value 20 * i + 60 and is of class i >= 3, but row 2 is mislabelled."""
 
-    def record(row: int) -> tuple[bytes, int, str]:
-        return encoded(np.full((8, 8, 1), 20 * row + 60, np.uint8)), int(row >= 2), f"tiny/{row}.png"
-
-    return write_shards(directory, classes, {split: [record(row) for row in range(6)] for split in splits})
+    rows = [record(np.full((8, 8, 1), 20 * row + 60, np.uint8), int(row >= 2), f"tiny/{row}.png") for row in range(6)]
+    return write_shards(directory, classes, {split: rows for split in splits})
 
 
 def brightness_model() -> keras.Model:

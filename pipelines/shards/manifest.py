@@ -11,17 +11,23 @@ from pipelines.errors import DataError
 from pipelines.spec import Spec
 from pipelines.storage import write_atomically
 
-VERSION = 1
+VERSION = 2
 FILE_NAME = "manifest.json"
 
 
-class ShardFile(Spec):
-    """One file of a shard set."""
+class StoredFile(Spec):
+    """A file as it was written."""
 
     file: str
-    rows: int
     bytes: int
     sha256: str
+
+
+class ShardFile(StoredFile):
+    """One shard: its file, and the index beside it where the format needs one."""
+
+    rows: int
+    index: StoredFile | None = None
 
 
 class SplitManifest(Spec):
@@ -30,14 +36,14 @@ class SplitManifest(Spec):
     Attributes:
         shards: The files, in row order.
         class_counts: Rows per class, in the order of the classes.
-        mean: Mean of R, G and B over all pixels, 0 to 255; equal for greyscale images.
+        mean: Mean of R, G and B over all pixels, 0 to 255; equal for greyscale images. None where nothing was decoded.
         std: Standard deviation of the same.
     """
 
     shards: tuple[ShardFile, ...]
     class_counts: tuple[int, ...]
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
 
     @property
     def rows(self) -> int:

@@ -13,7 +13,7 @@ from pipelines.augment.draw import draw_affine
 from pipelines.errors import ConfigError, DataError
 from pipelines.input.batches import Batches, read_rows
 from pipelines.input.order import epoch_order
-from pipelines.records import Example
+from pipelines.records import Record
 from pipelines.spec import AugmentSpec, DataSpec
 
 DATA = DataSpec(image_size=(2, 3), channels=1)
@@ -82,7 +82,7 @@ def test_starting_at_a_step_gives_the_rest_of_the_epoch(directory: Path, start: 
 
 
 def test_what_lies_before_the_first_step_is_not_decoded(write_shards) -> None:
-    examples = [Example(b"broken", 0, "broken.png"), *solids(4)[1:]]
+    examples = [Record(b"broken", 0, "broken.png", (2, 3, 1)), *solids(4)[1:]]
     assert rows_of(Batches(write_shards(examples), "train", DATA, 2).epoch(0, start_step=1)) == [[2, 3]]
 
 
@@ -124,7 +124,7 @@ def test_nonsense_is_refused_before_anything_is_read(directory: Path, batch: int
 @pytest.mark.parametrize("broken", [b"broken", b"", solid(7)[:-20]])
 def test_an_image_that_cannot_be_decoded_is_named(write_shards, broken: bytes) -> None:
     examples = solids(9)
-    examples[5] = Example(broken, 0, "folder/broken.png")
+    examples[5] = Record(broken, 0, "folder/broken.png", (2, 3, 1))
     batches = Batches(write_shards(examples), "train", DATA, 4, seed=8)
     with pytest.raises(DataError, match=r"split 'train' .* row=5 id=folder/broken\.png\.") as caught, batches.data_errors():
         batches_of(batches.epoch(0))
@@ -133,7 +133,7 @@ def test_an_image_that_cannot_be_decoded_is_named(write_shards, broken: bytes) -
 
 def test_an_image_late_in_a_large_split_is_named(write_shards, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.input.batches.SEARCH_ROWS", 4)
-    examples = [*solids(9), Example(b"broken", 0, "last.png")]
+    examples = [*solids(9), Record(b"broken", 0, "last.png", (2, 3, 1))]
     batches = Batches(write_shards(examples), "train", DATA, 4)
     with pytest.raises(DataError, match=r"row=9 id=last\.png"), batches.data_errors():
         batches_of(batches.epoch(0))
@@ -160,6 +160,6 @@ def test_some_rows_as_arrays(directory: Path) -> None:
 
 
 def test_some_rows_of_which_one_cannot_be_decoded(write_shards) -> None:
-    examples = [*solids(3), Example(b"broken", 0, "broken.png")]
+    examples = [*solids(3), Record(b"broken", 0, "broken.png", (2, 3, 1))]
     with pytest.raises(DataError, match=r"row=3 id=broken\.png"):
         read_rows(write_shards(examples), "train", DATA, [0, 3])

@@ -10,7 +10,7 @@ from ray.train import WorkerGroupError
 from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
 from pipelines.errors import ConfigError, DataError, TrainingError
-from pipelines.shards.manifest import Manifest
+from pipelines.shards.manifest import VERSION, Manifest
 from service.config import RunConfig
 from service.runs import Run
 from service.training import launch
@@ -22,7 +22,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(launch, "connected", contextlib.nullcontext)
     (tmp_path / "shards").mkdir()
     texts = {"format": "arrow", "encoding": "png", "source": "folder:x", "fingerprint": "0"}
-    Manifest(version=1, store_size=None, classes=("a", "b"), splits={}, rejected=0, **texts).save(tmp_path / "shards")
+    Manifest(version=VERSION, store_size=None, classes=("a", "b"), splits={}, rejected=0, **texts).save(tmp_path / "shards")
     return RunConfig(preset="test", shards=str(tmp_path / "shards"), model="linear", epochs=1)
 
 

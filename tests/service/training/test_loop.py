@@ -10,11 +10,11 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import report_samples
-from report_samples import encoded
+from shard_samples import record, write_shards
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.input.batches import Batches
+from pipelines.records import Record
 from service.checkpoint import restore_latest, variables_of
 from service.config import OptimizerSpec, RunConfig
 from service.models import MODELS, Task, head
@@ -29,11 +29,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Noise of two classes, the second a little brighter: 10 training and 6 validation images."""
     draw = np.random.default_rng(0)
 
-    def record(split: str, i: int) -> tuple[bytes, int, str]:
-        return encoded(draw.integers(40 * (i % 2), 200, (32, 32, 3)).astype(np.uint8)), i % 2, f"{split}/{i}"
+    def noise(split: str, i: int) -> Record:
+        return record(draw.integers(40 * (i % 2), 200, (32, 32, 3)).astype(np.uint8), i % 2, f"{split}/{i}")
 
-    splits = {split: [record(split, i) for i in range(rows)] for split, rows in (("train", 10), ("validation", 6))}
-    return report_samples.write_shards(tmp_path_factory.mktemp("loop") / "shards", ("dim", "bright"), splits)
+    splits = {split: [noise(split, i) for i in range(rows)] for split, rows in (("train", 10), ("validation", 6))}
+    return write_shards(tmp_path_factory.mktemp("loop") / "shards", ("dim", "bright"), splits)
 
 
 @pytest.fixture(scope="module", autouse=True)
