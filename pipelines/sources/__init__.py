@@ -8,7 +8,7 @@ from typing import Protocol
 
 from pipelines.errors import ConfigError
 from pipelines.records import Example, Rejected
-from pipelines.registry import Registry
+from pipelines.registry import Registry, suggest
 
 
 class Source(Protocol):
@@ -32,21 +32,26 @@ class Source(Protocol):
         """A digest that changes when the source's content may have changed."""
 
 
-SOURCES: Registry[Callable[[str], Source]] = Registry("source")
+SOURCES: Registry[Callable[[str], Source]] = Registry("source")  # opened with what follows the colon
+NAMED: Registry[Callable[[], Source]] = Registry("data set")  # known by their name alone
+FORMS = "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence or cats_and_dogs"
 
 
 def open_source(name: str) -> Source:
-    """Opens a source from its ``kind:argument`` name.
+    """Opens a source from its ``kind:argument`` name, or a data set known by its name alone.
 
     Raises:
-        ConfigError: The kind is unknown or the argument is missing.
+        ConfigError: The kind is unknown, or its argument is missing.
         DataError: The source is there but cannot be used.
     """
-    from pipelines.sources import folder, idx, synthetic, tfds  # noqa: F401 (importing registers them)
+    from pipelines.sources import archive, cats_and_dogs, download, folder, idx, synthetic, tfds  # noqa: F401 (importing registers them)
 
-    kind, colon, argument = name.partition(":")
-    if not colon and Path(name).expanduser().is_dir():
-        raise ConfigError("a source as kind:argument", f"source={name}", f"write folder:{name}")
-    if not colon or not argument:
-        raise ConfigError("a source as kind:argument", f"source={name}", "write folder:DIR, idx:DIR, tfds:NAME or synthetic:evidence")
-    return SOURCES.get(kind)(argument)
+    kind, _, argument = name.partition(":")
+    if kind in NAMED.names() and not argument:
+        return NAMED.get(kind)()
+    if kind in SOURCES.names() and argument:
+        return SOURCES.get(kind)(argument)
+    fix, known, path = f"write {FORMS}", (*SOURCES.names(), *NAMED.names()), Path(name).expanduser()
+    if kind not in known:
+        fix = f"write {'folder' if path.is_dir() else 'archive'}:{name}" if name and path.exists() else f"{suggest(kind, known)}; {fix}"
+    raise ConfigError("a known source", f"source={name}", fix)

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from pipelines.errors import ConfigError
+from pipelines.sources import FORMS, NAMED, SOURCES, open_source
+
+
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [
+        ("foldr:photos", "use folder"),
+        ("http://host/x.zip", "use https"),
+        ("cats_and_dog", "use cats_and_dogs"),
+        ("zebra", "use one of archive, cats_and_dogs, folder, https, idx, synthetic, tfds"),
+        ("folder", "write folder:DIR"),
+        ("archive:", "write folder:DIR"),
+        ("cats_and_dogs:all", "write folder:DIR"),
+        ("", "use one of"),
+    ],
+)
+def test_wrong_names_say_what_to_write(name, fix, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        open_source(name)
+    assert caught.value.received == f"source={name}"
+    assert caught.value.fix.startswith(fix)
+    assert caught.value.fix.endswith(FORMS)
+
+
+def test_a_bare_path_says_the_kind(tmp_path):
+    (tmp_path / "x.zip").write_bytes(b"")
+    for path, kind in ((tmp_path, "folder"), (tmp_path / "x.zip", "archive")):
+        with pytest.raises(ConfigError) as caught:
+            open_source(str(path))
+        assert caught.value.fix == f"write {kind}:{path}"
+
+
+def test_every_kind_is_mentioned():
+    with pytest.raises(ConfigError):
+        open_source("none of them")
+    assert all(f"{kind}:" in FORMS for kind in SOURCES.names())
+    assert all(name in FORMS for name in NAMED.names())
