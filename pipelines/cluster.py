@@ -1,4 +1,4 @@
-"""The Ray cluster that work runs on: the one `RAY_ADDRESS` names, else one of this process's own."""
+"""The Ray cluster that work runs on, the one `RAY_ADDRESS` names, else one of this process's own; and tasks on it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from pipelines.errors import ConfigError
 
 ANSWER_SECONDS = 5.0
+STOPPING_SECONDS = 60.0  # to wait until tasks that were cancelled have ended
 OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions around, not images
 
 
@@ -43,6 +45,67 @@ def connected() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def cpus() -> int:
+    """CPUs of the cluster, at least one."""
+    import ray
+
+    return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+
+
+def run_tasks(
+    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: Callable[[int], str], limit: int | None = None
+) -> Generator[tuple[int, Any], None, None]:
+    """Runs `function(*call)` for every call as a task of its own; closing the generator cancels what still runs.
+
+    Args:
+        function: Runs in a worker process.
+        calls: Its arguments.
+        name: What to call the task of a place in `calls` in an error message.
+        limit: Tasks that are submitted at a time; None for two a CPU: one that waits spares a worker the way to
+            the driver and back.
+
+    Yields:
+        Place in `calls` and what the function returned, as tasks end.
+
+    Raises:
+        Exception: What the function raised, with a note of the task.
+        ConfigError: Its worker died, however often Ray tried again.
+    """
+    import ray
+
+    task, limit = ray.remote(function), limit or 2 * cpus()
+    running: dict[Any, int] = {}
+    following = 0
+    try:
+        while following < len(calls) or running:
+            while following < len(calls) and len(running) < limit:
+                running[task.remote(*calls[following])] = following
+                following += 1
+            (reference, *_), _ = ray.wait(list(running))
+            place = running.pop(reference)
+            yield place, _result(reference, name(place))
+    finally:
+        for reference in running:
+            ray.cancel(reference)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=STOPPING_SECONDS)
+
+
+def _result(reference: Any, name: str) -> Any:
+    """What a task returned."""
+    import ray
+
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        error.cause.add_note(f"in a worker, at {name}")
+        raise error.cause from None
+    except ray.exceptions.RayError as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        fix = "see that workers have memory enough, look into Ray's logs, and run the same command again"
+        raise ConfigError("workers that live to the end", f"{name}: {reason.rstrip('.')}", fix) from None
 
 
 def _check_answers(address: str | None) -> None:

@@ -1,7 +1,8 @@
-"""Writing that is whole or not at all, and checksums."""
+"""Writing that is whole or not at all, locks, and checksums."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import secrets
@@ -9,6 +10,8 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from pipelines.errors import GlassboxError
 
 
 @contextmanager
@@ -66,6 +69,30 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: Path, refusal: GlassboxError) -> Iterator[None]:
+    """Holds an exclusive lock for the length of a block; the kernel frees it however the process ends.
+
+    Args:
+        path: The file to lock, made where it is missing. Whoever removes it must hold the lock, or have held it last.
+        refusal: Raised at once where another process holds the lock.
+    """
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_there = False
+        if not is_there:  # held, or removed by its last holder between opening and locking it
+            raise refusal
+        yield
+
+
+def sync_directory(path: Path) -> None:
+    """Makes durable what was moved into a directory."""
+    _sync(path)
 
 
 def sha256(path: Path) -> str:

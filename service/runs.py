@@ -5,7 +5,6 @@ runs/<name>/config.yaml  metrics.jsonl  events/  checkpoints/  model.keras  stat
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import ConfigError
-from pipelines.storage import write_atomically
+from pipelines.storage import locked, write_atomically
 
 
 class Run:
@@ -67,11 +66,8 @@ class Run:
         Raises:
             ConfigError: Another process trains it.
         """
-        with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError("a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it") from None
+        refusal = ConfigError("a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it")
+        with locked(self.path / ".lock", refusal):
             yield
 
     def config(self) -> dict[str, Any]:

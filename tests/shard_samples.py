@@ -10,9 +10,8 @@ import numpy as np
 from PIL import Image
 
 from pipelines.records import Record
-from pipelines.shards.arrow import write_shard
-from pipelines.shards.manifest import VERSION, Manifest, ShardFile, SplitManifest
-from pipelines.storage import sha256
+from pipelines.shards.formats import write_shard
+from pipelines.shards.manifest import VERSION, Manifest, SplitManifest
 
 
 def png(pixels: np.ndarray) -> bytes:
@@ -28,22 +27,27 @@ def record(pixels: np.ndarray, label: int, name: str) -> Record:
     return Record(png(pixels), label, name, (height, width, channels))
 
 
-def write_shards(directory: Path, classes: Sequence[str], splits: Mapping[str, Sequence[Record]], shard_rows: int = 1000) -> Path:
-    """Writes a shard set of format arrow, `shard_rows` rows to a shard."""
+def write_shards(
+    directory: Path,
+    classes: Sequence[str],
+    splits: Mapping[str, Sequence[Record]],
+    shard_rows: int = 1000,
+    *,
+    format: str = "arrow",
+    encoding: str = "as-found",
+) -> Path:
+    """Writes a shard set, `shard_rows` rows to a shard."""
     directory.mkdir(parents=True)
     manifests = {}
     for split, records in splits.items():
-        shards = []
-        for start in range(0, len(records), shard_rows):
-            path = directory / f"{split}-{start:05d}.arrow"
-            rows = write_shard(path, records[start : start + shard_rows])
-            shards.append(ShardFile(file=path.name, rows=rows, bytes=path.stat().st_size, sha256=sha256(path)))
+        starts = range(0, len(records), shard_rows)
+        shards = [write_shard(directory, f"{split}-{start:05d}.{format}", records[start : start + shard_rows]) for start in starts]
         counts = np.bincount([record.label for record in records], minlength=len(classes)).tolist()
         manifests[split] = SplitManifest(shards=tuple(shards), class_counts=tuple(counts), mean=(1.0,) * 3, std=(1.0,) * 3)
     Manifest(
         version=VERSION,
-        format="arrow",
-        encoding="as-found",
+        format=format,
+        encoding=encoding,
         store_size=None,
         source="folder:tiny",
         fingerprint="0",

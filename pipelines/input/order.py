@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,28 +15,51 @@ PADDING = -1  # the row number of a place in the last batch that no example fill
 SEED_LIMIT = 2**64  # a seed is one 64-bit word of the generator's key
 
 
-def epoch_order(rows: int, seed: int | None, epoch: int) -> Rows:
+def epoch_order(rows: int, seed: int | None, epoch: int, shard_rows: Sequence[int] = (), window: int | None = None) -> Rows:
     """The order in which an epoch visits the rows of a split.
 
     The permutation sorts one 64-bit word per row, drawn from the raw stream of Philox4x64-10 with the
     key `(seed, epoch)`. Raw streams never change between versions of NumPy; its shuffling methods may.
 
+    With a window, the shards are shuffled the same way and taken `window` at a time; the rows of those are shuffled
+    together. So no more than `window` shards are being read at any time.
+
     Args:
         rows: Number of rows.
         seed: Which shuffling, 0 to 2**64 - 1; None keeps the stored order.
         epoch: Which epoch, from 0.
+        shard_rows: Rows of every shard, in row order; needed with a window.
+        window: Shards that are shuffled together; None for all of them, which is the same as any number from theirs on.
 
     Returns:
         int64 `[rows]`, every row exactly once.
 
     Raises:
-        ConfigError: The seed is out of range.
+        ConfigError: The seed is out of range, or the window smaller than 1.
+        ValueError: The shards do not add up to the rows.
     """
+    if window is not None and window < 1:
+        raise ConfigError("a window of at least 1 shard", f"window={window}", "choose a larger window")
     if seed is None:
         return np.arange(rows, dtype=np.int64)
     check_seed(seed)
-    words = np.random.Philox(key=np.array([seed, epoch], np.uint64)).random_raw(rows)
-    return np.argsort(words, kind="stable").astype(np.int64)
+    words = _words(seed, epoch, rows)
+    if window is None:
+        return np.argsort(words, kind="stable").astype(np.int64, copy=False)
+    if sum(shard_rows) != rows:
+        raise ValueError(f"shards of {sum(shard_rows)} rows for an order of {rows}")
+    ends = np.cumsum(shard_rows, dtype=np.int64)
+    starts = ends - shard_rows
+    shards = np.argsort(_words(seed, epoch, len(ends), stream=1), kind="stable")
+    groups = [np.sort(shards[at : at + window]) for at in range(0, len(shards), window)]
+    held = [np.concatenate([np.arange(starts[shard], ends[shard]) for shard in group]) for group in groups]
+    return np.concatenate([np.empty(0, np.int64), *(group[np.argsort(words[group], kind="stable")] for group in held)])
+
+
+def _words(seed: int, epoch: int, number: int, stream: int = 0) -> NDArray[np.uint64]:
+    """The first words of one of the 2**64 streams of a key; the stream is the highest word of the counter."""
+    key, counter = np.array([seed, epoch], np.uint64), np.array([0, 0, 0, stream], np.uint64)
+    return np.random.Philox(counter=counter, key=key).random_raw(number)
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:

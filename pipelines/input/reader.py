@@ -1,24 +1,30 @@
-"""Rows of a split to encoded images, by random access into memory-mapped Arrow files."""
+"""Rows of a split to stored images, by random access into shards mapped into memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
-from pipelines.records import RECORD_SCHEMA, Box
-from pipelines.shards.manifest import ShardFile, load_manifest
+from pipelines.records import Box, checksum
+from pipelines.shards.arrow import FIX
+from pipelines.shards.formats import ShardRows, named, open_shard
+from pipelines.shards.manifest import load_manifest
 
-FIX = "copy the file again, or build the shard set again"
+T = TypeVar("T")
+
+MAPPED_SHARDS = 16_384  # kept open at a time; Linux allows a process 65,530 maps
 
 
 class ShardReader:
-    """One split of a shard set. Opening maps the files and reads the labels; images are read on demand.
+    """One split of a shard set. Opening maps the files and reads the labels; images are read, and checked, on demand.
 
     Args:
         directory: The shard set.
@@ -28,64 +34,85 @@ class ShardReader:
         manifest: The manifest of the shard set.
         rows: Number of examples.
         labels: int32 `[rows]`.
+        shard_rows: Rows of every shard, in row order.
 
     Raises:
         DataError: The shard set or the split is not there, or a file of it is missing, cut short or not
-            what the manifest says. Only what costs nothing is checked.
+            what the manifest says.
     """
 
     def __init__(self, directory: str | Path, split: str) -> None:
         self.manifest = load_manifest(directory)
         self.split = split
-        shards = self.manifest.split(split).shards
-        if self.manifest.format != "arrow":
-            raise DataError("a shard set of format arrow", f"{directory}: format={self.manifest.format}", "build it with that format")
-        self._chunks = [chunk for shard in shards for chunk in _open(Path(directory) / shard.file, shard)]
-        sizes = [chunk.num_rows for chunk in self._chunks]
-        self._ends = np.cumsum(sizes, dtype=np.int64)  # row number after the last of each chunk
-        self.rows = int(sum(sizes))
-        columns = [chunk.column("label").to_numpy() for chunk in self._chunks]
-        self.labels: NDArray[np.int32] = np.concatenate([np.empty(0, np.int32), *columns])
+        self._directory, self._shards = Path(directory), self.manifest.split(split).shards
+        self._open = lru_cache(MAPPED_SHARDS)(self._mapped)
+        self.shard_rows = tuple(shard.rows for shard in self._shards)
+        self._ends = np.cumsum(self.shard_rows, dtype=np.int64)  # row number after the last of each shard
+        self.rows = sum(self.shard_rows)
+        self.labels = np.empty(self.rows, np.int32)
+        for index, end in enumerate(self._ends):
+            self.labels[end - self.shard_rows[index] : end] = self._open(index).labels
 
-    def images(self, rows: Sequence[int] | NDArray[np.int64]) -> list[bytes]:
-        """The encoded images of some rows, in the order asked for."""
-        return self._values("image", rows)
+    def images(self, rows: Sequence[int] | NDArray[np.int64]) -> list[memoryview]:
+        """The stored images of some rows, in the order asked for: views of the files, each held against its checksum.
+
+        Raises:
+            DataError: There is no such row, or image or label are not what was written; names file, row and id.
+        """
+        found = []
+        for row, shard, place in self._places(rows):
+            image = shard.image(place)
+            if checksum(image, int(self.labels[row])) != shard.checksums[place]:
+                raise self._damaged(row)
+            found.append(image)
+        return found
+
+    def shapes(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
+        """Height, width and channels of the stored images of some rows: int32 `[n, 3]`."""
+        return np.array([shard.shapes[place] for _, shard, place in self._places(rows)], np.int32).reshape(-1, 3)
 
     def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """The identifiers of some rows: their paths in the source."""
-        return self._values("id", rows)
+        return [shard.id(place) for _, shard, place in self._places(rows)]
 
     def evidence(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Box | None]:
         """The boxes `(ymin, xmin, ymax, xmax)` in [0, 1] of some rows, None where unknown."""
-        return [None if box is None else (box[0], box[1], box[2], box[3]) for box in self._values("evidence", rows)]
+        return [shard.evidence(place) for _, shard, place in self._places(rows)]
 
-    def _values(self, column: str, rows: Sequence[int] | NDArray[np.int64]) -> list[Any]:
+    def _places(self, rows: Sequence[int] | NDArray[np.int64]) -> list[tuple[int, ShardRows, int]]:
+        """Row, shard and row within the shard of every row asked for."""
         wanted = np.asarray(rows, np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.rows:
             bad = wanted[(wanted < 0) | (wanted >= self.rows)][0]
             raise DataError(f"a row of {self.split!r} from 0 to {self.rows - 1}", f"row={bad}", "ask for a row that is there")
-        chunks = np.searchsorted(self._ends, wanted, side="right")
-        columns = {chunk: self._chunks[chunk].column(column) for chunk in set(chunks.tolist())}
-        starts = self._ends - [chunk.num_rows for chunk in self._chunks]
-        within = wanted - starts[chunks]
-        return [columns[chunk][place].as_py() for chunk, place in zip(chunks.tolist(), within.tolist(), strict=True)]
+        indices = np.searchsorted(self._ends, wanted, side="right")
+        places = wanted - (self._ends - self.shard_rows)[indices]
+        shards = map(self._open, indices.tolist())
+        return list(zip(wanted.tolist(), shards, places.tolist(), strict=True))
+
+    def _mapped(self, index: int) -> ShardRows:
+        return open_shard(self._directory, self._shards[index])
+
+    def _damaged(self, row: int) -> DataError:
+        index = int(np.searchsorted(self._ends, row, side="right"))
+        place = row - int(self._ends[index]) + self.shard_rows[index]
+        (name,) = self.ids([row])
+        received = f"{named(self._directory, self._shards[index])}: row={place} of the file, row={row} of split {self.split!r}, id={name}"
+        return DataError("image and label as they were written", received, FIX)
 
 
-def _open(path: Path, shard: ShardFile) -> list[pa.RecordBatch]:
-    """Maps one shard file into memory and holds it against the manifest."""
-    if not path.is_file():
-        raise DataError("every shard file of the manifest", f"{path} (missing)", FIX)
-    size = path.stat().st_size
-    if size != shard.bytes:
-        raise DataError(f"a shard file of {shard.bytes} bytes", f"{path}: bytes={size}", FIX)
+def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
+    """The same items in the same order, up to `depth` of them made in a thread before they are asked for.
+
+    An error is raised where the item at fault would have come. A consumer that stops early waits at most for the
+    item in the making.
+    """
+    iterator, end = iter(items), object()
+    pool = ThreadPoolExecutor(1, "read-ahead")
     try:
-        file = pa.ipc.open_file(pa.memory_map(str(path)))
-        chunks = [file.get_batch(index) for index in range(file.num_record_batches)]
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError("an Arrow IPC file", f"{path}: {error}", FIX) from None
-    if not file.schema.equals(RECORD_SCHEMA):
-        raise DataError(f"columns {', '.join(RECORD_SCHEMA.names)} of the record schema", f"{path}: {', '.join(file.schema.names)}", FIX)
-    rows = sum(chunk.num_rows for chunk in chunks)
-    if rows != shard.rows:
-        raise DataError(f"a shard file of {shard.rows} rows", f"{path}: rows={rows}", FIX)
-    return [chunk for chunk in chunks if chunk.num_rows]
+        waiting = deque(pool.submit(next, iterator, end) for _ in range(depth))
+        while (item := waiting.popleft().result()) is not end:
+            waiting.append(pool.submit(next, iterator, end))
+            yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(cancel_futures=True)

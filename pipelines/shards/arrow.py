@@ -2,53 +2,231 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import xxhash
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from pipelines.records import RECORD_SCHEMA, Example
+from pipelines.errors import DataError
+from pipelines.records import RECORD_SCHEMA, Box, Record, checksum
 
-BATCH_BYTES = 256 * 2**20  # of images; Arrow's limit is 2 GiB, the memory of a worker is less
+BATCH_BYTES = 64 * 2**20  # of images; Arrow's limit is 2 GiB, the memory of a worker is less
+DIGEST = b"digest"  # of a record batch, see `_digest`
+DIGESTED = ("id", "evidence", "shape")  # what the checksum of a row does not cover
+FIX = "copy the file again, or build the shard set again"
 
 
-def write_shard(path: Path, examples: Iterable[Example]) -> int:
-    """Writes examples to a file; the same examples give the same bytes.
+@dataclass(frozen=True)
+class ShardRows:
+    """The rows of an open shard; images and columns lie in files mapped into memory, and nothing is held open.
+
+    Attributes:
+        data: The mapped file that holds the images.
+        starts: int64 `[n]`, where in `data` an image begins.
+        sizes: int64 `[n]`, bytes of an image.
+        labels: int32 `[n]`.
+        checksums: uint64 `[n]`, `pipelines.records.checksum` of image and label; not yet held against them.
+        shapes: int32 `[n, 3]`, height, width and channels.
+        table: The columns `id` and `evidence`.
+    """
+
+    data: memoryview
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    labels: NDArray[np.int32]
+    checksums: NDArray[np.uint64]
+    shapes: NDArray[np.int32]
+    table: Any
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return len(self.labels)
+
+    def image(self, row: int) -> memoryview:
+        """The stored bytes of one image, neither copied nor checked."""
+        start = int(self.starts[row])
+        return self.data[start : start + int(self.sizes[row])]
+
+    def is_sound(self, row: int) -> bool:
+        """Whether image and label are what was written."""
+        return checksum(self.image(row), int(self.labels[row])) == int(self.checksums[row])
+
+    def id(self, row: int) -> str:
+        """The identifier of one row."""
+        return str(self.table["id"][row].as_py())
+
+    def evidence(self, row: int) -> Box | None:
+        """The box `(ymin, xmin, ymax, xmax)` in [0, 1] of one row, None where unknown."""
+        box = self.table["evidence"][row].as_py()
+        return None if box is None else (box[0], box[1], box[2], box[3])
+
+
+def write_arrow(path: Path, records: Iterable[Record]) -> int:
+    """Writes records to a file; the same records give the same bytes.
 
     A shard is one record batch, or several where its images take more than `BATCH_BYTES`.
 
     Args:
         path: The file to make.
-        examples: The rows, consumed as they come.
+        records: The rows, consumed as they come.
 
     Returns:
         Number of rows.
     """
-    rows, size = 0, 0
-    waiting: list[Example] = []
-    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, RECORD_SCHEMA) as writer:
-        for example in examples:
-            if waiting and size + len(example.image) > BATCH_BYTES:
-                writer.write_batch(_batch(waiting))
-                waiting, size = [], 0
-            waiting.append(example)
-            size += len(example.image)
-            rows += 1
-        if waiting:
-            writer.write_batch(_batch(waiting))
+    rows = 0
+    with writing(path, RECORD_SCHEMA) as write:
+        for group in groups(records):
+            write([_strings([record.image for record in group], pa.binary()), *columns(group)])
+            rows += len(group)
     return rows
 
 
-def _batch(examples: list[Example]) -> pa.RecordBatch:
-    """A record batch `[len(examples)]` in the record schema."""
-    image, label, identifier, evidence = (field.type for field in RECORD_SCHEMA)
-    boxes = np.array([example.evidence or (0.0,) * 4 for example in examples], np.float32).ravel()  # defined bytes under a null too
-    missing = pa.array([example.evidence is None for example in examples])
-    columns = [
-        pa.array([example.image for example in examples], image),
-        pa.array([example.label for example in examples], label),
-        pa.array([example.id for example in examples], identifier),
-        pa.FixedSizeListArray.from_arrays(pa.array(boxes), type=evidence, mask=missing),
+def open_arrow(path: Path) -> ShardRows:
+    """Maps a shard file into memory.
+
+    Raises:
+        DataError: It is not a file of `write_arrow`, or its columns are damaged. Images are not looked at.
+    """
+    with damage(path):
+        whole = mapped(path)
+        batches = read_batches(whole, RECORD_SCHEMA)
+        images = [batch.column(0) for batch in batches]
+        ends = [np.frombuffer(image.buffers()[1], np.int32, len(image) + 1).astype(np.int64) for image in images]
+        bases = [data.address - whole.address if data.size else 0 for data in (image.buffers()[2] for image in images)]
+        starts = [base + end[:-1] for base, end in zip(bases, ends, strict=True)]
+        return shard_rows(whole, joined(starts, np.int64), joined([np.diff(end) for end in ends], np.int64), batches)
+
+
+@contextmanager
+def writing(path: Path, schema: Any) -> Iterator[Any]:
+    """Yields a function that writes a list of columns as a record batch, with its digest."""
+    with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
+
+        def write(arrays: list[Any]) -> None:
+            batch = pa.record_batch(arrays, schema=schema)
+            writer.write_batch(batch, custom_metadata={DIGEST: _digest(batch)})
+
+        yield write
+
+
+def columns(records: list[Record]) -> list[Any]:
+    """The columns of `RECORD_SCHEMA` but for the image, `[len(records)]`."""
+    boxes = np.array([record.evidence or (0.0,) * 4 for record in records], np.float32)  # defined bytes under a null too
+    known = np.array([record.evidence is not None for record in records])
+    validity = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
+    evidence, shape = RECORD_SCHEMA.field("evidence").type, RECORD_SCHEMA.field("shape").type
+    shapes = numbers([record.shape for record in records], np.int32)
+    return [
+        numbers([record.label for record in records], np.int32),
+        _strings([record.id.encode() for record in records], pa.string()),
+        pa.Array.from_buffers(evidence, len(records), [validity], children=[numbers(boxes, np.float32)]),
+        pa.Array.from_buffers(shape, len(records), [None], children=[shapes]),
+        numbers([checksum(record.image, record.label) for record in records], np.uint64),
     ]
-    return pa.record_batch(columns, schema=RECORD_SCHEMA)
+
+
+def numbers(values: ArrayLike, dtype: DTypeLike) -> Any:
+    """A column of numbers. From buffers, because `pa.array` imports pandas, which takes a worker a second."""
+    array = np.array(values, dtype).ravel()
+    return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), array.size, [None, pa.py_buffer(array)])
+
+
+def _strings(values: list[bytes], kind: Any) -> Any:
+    """A column of bytes or text."""
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))])
+
+
+def mapped(path: Path) -> Any:
+    """The bytes of a file, mapped into memory; the descriptor is closed, the map lives as long as the buffer."""
+    with pa.memory_map(str(path)) as file:
+        return file.read_buffer()
+
+
+def read_batches(whole: Any, schema: Any) -> list[Any]:
+    """The record batches of a mapped file, of which the columns `DIGESTED` are checked.
+
+    Raises:
+        ValueError: The file holds other columns, or they are damaged.
+    """
+    file = pa.ipc.open_file(pa.BufferReader(whole))
+    if not file.schema.equals(schema):
+        raise ValueError(f"other columns than {', '.join(schema.names)}")
+    batches = []
+    for index in range(file.num_record_batches):
+        batch, metadata = file.get_batch_with_custom_metadata(index)
+        batch.validate()
+        if metadata is None or metadata.to_dict().get(DIGEST) != _digest(batch):
+            raise ValueError(f"damaged columns in record batch {index}")
+        batches.append(batch)
+    return batches
+
+
+def shard_rows(data: Any, starts: NDArray[np.int64], sizes: NDArray[np.int64], batches: list[Any]) -> ShardRows:
+    """Rows from where the images lie in `data` and the other columns.
+
+    Raises:
+        ValueError: An image lies outside of `data`.
+    """
+    if len(starts) and not 0 <= starts.min() <= (starts + sizes).max() <= data.size:
+        raise ValueError("an image outside of the file")
+    return ShardRows(
+        data=memoryview(data).cast("B"),  # Arrow says signed bytes
+        starts=starts,
+        sizes=sizes,
+        labels=column(batches, "label", np.int32),
+        checksums=column(batches, "checksum", np.uint64),
+        shapes=column(batches, "shape", np.int32, 3).reshape(-1, 3),  # [n * 3] -> [n, 3]
+        table=pa.Table.from_batches(batches, None if batches else RECORD_SCHEMA),
+    )
+
+
+def column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1) -> NDArray[Any]:
+    """A column of numbers over all record batches, `[n * width]`; a view where there is one batch."""
+    return joined([np.frombuffer(batch.column(name).buffers()[-1], dtype, len(batch) * width) for batch in batches], dtype)
+
+
+def joined(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+    """One array of several, without copying where there is only one."""
+    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+
+
+@contextmanager
+def damage(path: Path) -> Iterator[None]:
+    """What Arrow and NumPy find wrong with a file, as an error of the user's."""
+    try:
+        yield
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise DataError("an undamaged Arrow IPC file", f"{path}: {reason}", FIX) from None
+
+
+def groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Records in groups of at most `BATCH_BYTES` of images, but at least one record."""
+    waiting: list[Record] = []
+    size = 0
+    for record in records:
+        if waiting and size + len(record.image) > BATCH_BYTES:
+            yield waiting
+            waiting, size = [], 0
+        waiting.append(record)
+        size += len(record.image)
+    if waiting:
+        yield waiting
+
+
+def _digest(batch: Any) -> bytes:
+    """XXH3-64 of the columns that the checksums of the rows do not cover."""
+    state = xxhash.xxh3_64()
+    for values in map(batch.column, DIGESTED):
+        validity, *rest = values.buffers()
+        for buffer in (validity if values.null_count else None, *rest):
+            state.update(buffer or b"")
+    return state.hexdigest().encode()

@@ -1,223 +1,163 @@
-"""A source becomes a shard set: one Ray task per planned shard, the manifest last."""
+"""A source becomes a shard set: planned, built by workers shard by shard, committed by the manifest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
-import shutil
-from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from pipelines.cluster import connected
 from pipelines.errors import ConfigError, DataError, GlassboxError
-from pipelines.shards.manifest import VERSION, Manifest, SplitManifest
-from pipelines.shards.plan import PlannedShard, plan_shards
-from pipelines.shards.task import ShardResult, build_shard, finished
+from pipelines.records import Rejected
+from pipelines.shards.manifest import VERSION, Manifest
+from pipelines.shards.plan import plan_shards
+from pipelines.shards.tally import Tally
+from pipelines.shards.task import prepared
+from pipelines.shards.workers import built, started
+from pipelines.shards.workplace import Workplace, claimed
 from pipelines.sources import Source
 from pipelines.spec import ShardSpec
-from pipelines.storage import write_atomically
 
-REJECTED = "rejected.jsonl"
-WORK = ".building"  # inside the shard set, until it is complete
+SAMPLE = 64  # images that `shard_mb` is judged by
 
 Progress = Callable[[int, int], None]
 
 
-def build_shards(source: Source, out: Path, spec: ShardSpec, progress: Progress | None = None) -> Manifest:
+def build_shards(
+    source: Source,
+    out: Path,
+    spec: ShardSpec,
+    progress: Progress | None = None,
+    workers: int | None = None,
+    reopen: Callable[[], Source] | None = None,
+) -> Manifest:
     """Builds a shard set; the bytes depend on the source and `spec` alone, not on the number of workers.
 
-    Every worker must see the source and `out` under the same path. A build that was interrupted goes on where it
-    was when it is started again. Where the source's images cannot make a data set, nothing is left at `out`.
+    Every worker must see the source and `out` under the same path. A build that was interrupted, by a kill or by
+    an error, goes on where it was when it is started again. Where the source cannot make a data set, nothing is
+    left at `out`.
 
     Args:
         source: Where the images come from.
         out: Directory to make.
         spec: How shards are made.
-        progress: Called with the number of images done and of all images.
+        progress: Called with the number of images done and of all images: first when the workers are ready, then
+            after every shard.
+        workers: Shards in work at a time, at most; None for one a CPU of the cluster.
+        reopen: Opens the source once more at the end; where its fingerprint is another then, nothing is committed.
 
     Returns:
         The manifest, as saved.
 
     Raises:
-        ConfigError: `out` holds something, or cannot be written.
-        DataError: No image is usable, train has images of fewer than two classes, or the source broke.
+        ConfigError: The options make no sense together, `out` holds something or cannot be written, another
+            builder is at work there, or the cluster failed.
+        DataError: No image is usable, train has images of fewer than two classes, or the source broke or changed.
     """
-    plan = plan_shards(source.counts(), spec)
+    _check(spec, workers)
+    plan, fingerprint = plan_shards(source.counts(), _sized(source, spec)), source.fingerprint()
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
-    with _environment(out):
-        build = _Build(Path(out).absolute(), plan, _digest(source, spec, plan))
+    about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
+    with claimed(Path(out).absolute(), _digest([VERSION, fingerprint, source.classes, spec, plan]), about) as workplace:
+        if manifest := workplace.committed():
+            return manifest
+        tally = Tally(plan, len(source.classes))
         try:
-            results = _run(source, spec, build, progress or (lambda done, total: None))
-            manifest = _manifest(source, spec, plan, results)
+            _run(source, spec, workplace, tally, progress or (lambda done, total: None), workers)
         except GlassboxError:
-            build.discard()
+            if not tally.done:  # otherwise the next start goes on from there
+                workplace.discard(plan)
             raise
-        build.complete(manifest, results)
+        try:
+            _check_unchanged(source.name, fingerprint, reopen)
+            manifest = _manifest(source, spec, workplace, tally)
+        except GlassboxError:
+            workplace.discard(plan)
+            raise
+        workplace.complete(manifest, plan)
     return manifest
 
 
-@contextmanager
-def _environment(out: Path) -> Iterator[None]:
-    """A full disk or a missing permission is the user's to mend; what is finished stays for the next start."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        fix = "free space or change permissions and run the same command again, or choose another place"
-        raise ConfigError("an output directory that can be written", f"out={out}: {reason} ({error.filename})", fix) from None
+def _check(spec: ShardSpec, workers: int | None) -> None:
+    """Refuses options that make no sense, or none together."""
+    if spec.check == "header" and (spec.encoding != "as-found" or spec.store_size):
+        received = f"check=header encoding={spec.encoding} store_size={spec.store_size}"
+        raise ConfigError("images as found where only headers are checked", received, "use check=decode, or store images as found")
+    if spec.shard_mb is not None and "shard_rows" in spec.model_fields_set:
+        raise ConfigError("one size of shards", f"shard_mb={spec.shard_mb} shard_rows={spec.shard_rows}", "leave one of them out")
+    if workers is not None and workers < 1:
+        raise ConfigError("at least one worker", f"workers={workers}", "give a number from 1, or leave it out for all CPUs")
 
 
-class _Build:
-    """The output directory of a build in progress: claimed, and later completed or discarded."""
-
-    def __init__(self, out: Path, plan: Sequence[PlannedShard], digest: str) -> None:
-        self.out, self.plan, self.work = out, plan, out / WORK
-        self._note = self.work / "plan.json"
-        if self._note.is_file():
-            note = json.loads(self._note.read_bytes())
-            if note["digest"] != digest:
-                fix = "finish that build, or remove the directory"
-                raise ConfigError("an output of its own", f"out={out} (an unfinished build of another source or with other options)", fix)
-            self._is_new = note["made_directory"]
-            self._sweep()
-            return
-        if out.exists() and (not out.is_dir() or any(path.name != WORK for path in out.iterdir())):
-            raise ConfigError("an output that does not exist yet", f"out={out}", "choose another directory or remove it")
-        self._is_new = not out.exists()
-        self.work.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._note, json.dumps({"digest": digest, "made_directory": self._is_new}))
-
-    def complete(self, manifest: Manifest, results: Sequence[ShardResult]) -> None:
-        """Lists what was rejected, then commits the shard set."""
-        for shard in (shard for split in manifest.splits.values() for shard in split.shards):
-            path = self.out / shard.file
-            if not path.is_file() or path.stat().st_size != shard.bytes:
-                raise DataError("an output that every worker sees", f"{path} (a worker wrote it elsewhere)", "choose a shared directory")
-        lines = (json.dumps({"id": name, "reason": reason}, ensure_ascii=False) for result in results for name, reason in result.rejected)
-        write_atomically(self.out / REJECTED, "".join(f"{line}\n" for line in lines))
-        manifest.save(self.out)
-        for path in self.work.iterdir():
-            if path != self._note:
-                path.unlink()
-        shutil.rmtree(self.work)  # the note last: a kill in between leaves a build that only has to be started again
-
-    def discard(self) -> None:
-        """Removes what the build wrote, and the directory if the build made it."""
-        self._sweep()
-        for planned in self.plan:
-            (self.out / planned.file).unlink(missing_ok=True)
-        shutil.rmtree(self.work)
-        if self._is_new:
-            self.out.rmdir()
-
-    def _sweep(self) -> None:
-        """Removes what writers that were killed left half-done."""
-        for path in (*self.out.glob(".tmp-*"), *self.work.glob(".tmp-*")):
-            path.unlink()
+def _sized(source: Source, spec: ShardSpec) -> ShardSpec:
+    """The spec with the rows that make shards of `shard_mb`, by the mean size of the first images as they are stored."""
+    count = min(source.counts().get("train", 0), SAMPLE)
+    if spec.shard_mb is None or not count:
+        return spec
+    sizes = [len(row[0].image) for row in prepared(source, "train", 0, count, spec) if not isinstance(row, Rejected)]
+    rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes)) if sizes else spec.shard_rows
+    return spec.model_copy(update={"shard_rows": max(rows, 1)})
 
 
-def _digest(source: Source, spec: ShardSpec, plan: Sequence[PlannedShard]) -> str:
-    parts: list[Any] = [VERSION, source.fingerprint(), source.classes, spec, plan]
+def _digest(parts: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(parts, default=BaseModel.model_dump).encode()).hexdigest()
 
 
-def _run(source: Source, spec: ShardSpec, build: _Build, progress: Progress) -> list[ShardResult]:
-    """Builds every shard that is not there yet; the results in the order of the plan."""
-    plan = build.plan
-    results = {index: result for index, planned in enumerate(plan) if (result := finished(planned, build.out, build.work))}
-    total = sum(planned.stop - planned.start for planned in plan)
-    done = sum(plan[index].stop - plan[index].start for index in results)
-    progress(done, total)
-    missing = [index for index in range(len(plan)) if index not in results]
-    with connected(), closing(_built(source, spec, build, missing)) as built:
-        for index, result in built:
-            results[index] = result
-            done += plan[index].stop - plan[index].start
-            progress(done, total)
-    return [results[index] for index in range(len(plan))]
+def _run(source: Source, spec: ShardSpec, workplace: Workplace, tally: Tally, progress: Progress, workers: int | None) -> None:
+    """Builds every shard that is not there yet, and adds up what all of them hold."""
+    for planned, result in workplace.finished(tally.plan):
+        tally.add(planned, result)
+    missing = tally.missing
+    if not missing:
+        progress(tally.done, tally.total)
+        return
+    with started(source, spec, (workplace.out, workplace.work), workers) as order:
+        progress(tally.done, tally.total)
+        with closing(built(order, missing, workers)) as results:  # cancels what still runs
+            for planned, result in results:
+                tally.add(planned, result)
+                progress(tally.done, tally.total)
 
 
-def _built(source: Source, spec: ShardSpec, build: _Build, missing: Sequence[int]) -> Generator[tuple[int, ShardResult], None, None]:
-    """Runs a bounded number of tasks at a time, and yields (place in the plan, result) as they end."""
-    import ray
+def _check_unchanged(name: str, fingerprint: str, reopen: Callable[[], Source] | None) -> None:
+    """What was read while a source changed may be neither its old nor its new content.
 
-    task, shared, waiting = ray.remote(build_shard), ray.put(source), deque(missing)
-    limit = 2 * max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    running: dict[Any, int] = {}  # task -> place in the plan
-    try:
-        while waiting or running:
-            while waiting and len(running) < limit:
-                index = waiting.popleft()
-                running[task.remote(shared, build.plan[index], spec, build.out, build.work)] = index
-            (ready, *_), _ = ray.wait(list(running))
-            yield running.pop(ready), ray.get(ready)
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    finally:
-        _stop(running)
+    Raises:
+        DataError: It has another fingerprint than at the start.
+    """
+    if reopen and reopen().fingerprint() != fingerprint:
+        fix = "build again when nothing changes it any more"
+        raise DataError("a source that stays as it is while it is read", f"source={name} (changed since the build began)", fix)
 
 
-def _stop(running: Collection[Any]) -> None:
-    """Cancels the tasks that still run, and waits until they have written their last."""
-    import ray
-
-    for reference in running:
-        ray.cancel(reference)
-    if running:
-        ray.wait(list(running), num_returns=len(running), timeout=60)
-
-
-def _manifest(source: Source, spec: ShardSpec, plan: Sequence[PlannedShard], results: Sequence[ShardResult]) -> Manifest:
-    """Adds the results up.
+def _manifest(source: Source, spec: ShardSpec, workplace: Workplace, tally: Tally) -> Manifest:
+    """Describes the finished shards.
 
     Raises:
         DataError: Too little is usable.
     """
-    groups: dict[str, list[ShardResult]] = {}
-    for planned, result in zip(plan, results, strict=True):
-        groups.setdefault(planned.split, []).append(result)
-    splits = {name: _split(group) for name, group in groups.items() if any(result.shard.rows for result in group)}
+    splits = tally.splits()
     counts = splits["train"].class_counts if "train" in splits else (0,) * len(source.classes)
-    rejected = [entry for result in results for entry in result.rejected]
     if sum(map(bool, counts)) < 2:
         found = ", ".join(f"{name}={count}" for name, count in zip(source.classes, counts, strict=True))
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in rejected[:3]) or "none"
-        received = f"source={source.name}: usable images in train: {found}; rejected={len(rejected)} ({reasons})"
+        first = map(json.loads, islice(workplace.rejections(tally.plan), 3))
+        reasons = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in first) or "none"
+        received = f"source={source.name}: usable images in train: {found}; rejected={tally.rejected} ({reasons})"
         raise DataError("usable train images of at least two classes", received, "repair the images, or choose another source")
     return Manifest(
         version=VERSION,
-        format="arrow",
-        encoding="jpeg, png",
+        format=spec.format,
+        encoding=spec.encoding,
         store_size=spec.store_size,
         source=source.name,
         fingerprint=source.fingerprint(),
         classes=source.classes,
         splits=splits,
-        rejected=len(rejected),
+        rejected=tally.rejected,
     )
-
-
-def _split(results: Sequence[ShardResult]) -> SplitManifest:
-    channels = zip(*(result.histogram for result in results), strict=True)
-    red, green, blue = (_moments([sum(counts) for counts in zip(*channel, strict=True)]) for channel in channels)
-    return SplitManifest(
-        shards=tuple(result.shard for result in results if result.shard.rows),
-        class_counts=tuple(map(sum, zip(*(result.class_counts for result in results), strict=True))),
-        mean=(red[0], green[0], blue[0]),
-        std=(red[1], green[1], blue[1]),
-    )
-
-
-def _moments(histogram: Sequence[int]) -> tuple[float, float]:
-    """Mean and standard deviation of whole values 0 to 255, from how often each occurs; exact up to the last rounding."""
-    pixels = sum(histogram)
-    total = sum(value * count for value, count in enumerate(histogram))
-    squares = sum(value * value * count for value, count in enumerate(histogram))
-    return total / pixels, math.sqrt(pixels * squares - total * total) / pixels

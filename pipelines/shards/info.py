@@ -14,12 +14,12 @@ def describe(directory: Path) -> str:
         DataError: There is no shard set, or its manifest is damaged.
     """
     manifest = load_manifest(directory)
-    size = "as found" if manifest.store_size is None else f"scaled down to a shorter side of {manifest.store_size} pixels"
+    size = "of any size" if manifest.store_size is None else f"scaled down to a shorter side of {manifest.store_size} pixels"
     lines = [
         f"shard set    {directory}",
         f"source       {manifest.source}",
         f"fingerprint  {manifest.fingerprint[:16]}",
-        f"images       {manifest.encoding} in {manifest.format}, {size}",
+        f"images       {manifest.encoding}, {size}, in {manifest.format} files",
         f"rejected     {manifest.rejected}" + (" (reasons in rejected.jsonl)" if manifest.rejected else ""),
         "",
         *_table(manifest),
@@ -40,5 +40,5 @@ def _table(manifest: Manifest) -> list[str]:
 
 def _split(name: str, split: SplitManifest) -> list[str]:
     size = sum(shard.bytes for shard in split.shards)
-    mean, std = (" ".join(f"{value:.2f}" for value in values) for values in (split.mean, split.std))
+    mean, std = (" ".join(f"{value:.2f}" for value in values) if values else "not computed" for values in (split.mean, split.std))
     return [f"{name}: {len(split.shards)} files, {size / 1e6:.1f} MB", f"  mean (R G B)  {mean}", f"  std  (R G B)  {std}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -28,6 +29,11 @@ class ShardFile(StoredFile):
 
     rows: int
     index: StoredFile | None = None
+
+    @property
+    def files(self) -> tuple[StoredFile, ...]:
+        """Every file of the shard; none where it has no rows."""
+        return tuple(file for file in (self.index, self) if file and self.rows)
 
 
 class SplitManifest(Spec):
@@ -93,13 +99,21 @@ def load_manifest(directory: str | Path) -> Manifest:
     if not path.is_file():
         raise DataError("a finished shard set", f"data={directory} (no {FILE_NAME})", "build it with 'glassbox shards build SOURCE OUT'")
     try:
-        manifest = Manifest.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DataError(f"a manifest of version {VERSION}", f"{path}: {where}: {first['msg']}", "build the shard set again") from None
-    if manifest.version != VERSION:
-        raise DataError(
-            f"a manifest of version {VERSION}", f"{path}: version={manifest.version}", "use the glassbox that wrote it, or build again"
-        )
-    return manifest
+        content = json.loads(path.read_bytes())
+        version = content["version"]
+        if version == VERSION:
+            return Manifest.model_validate(content, strict=False)
+    except (ValueError, TypeError, KeyError) as error:  # a ValidationError is a ValueError
+        raise DataError(f"a manifest of version {VERSION}", f"{path}: {_reason(error)}", "build the shard set again") from None
+    if isinstance(version, int) and version > VERSION:
+        fix = "read it with the newer glassbox that wrote it, or build the shard set again with this one"
+        raise DataError(f"a manifest of version {VERSION}", f"{path}: version={version}, which is newer", fix)
+    raise DataError(f"a manifest of version {VERSION}", f"{path}: version={version}", "build the shard set again")
+
+
+def _reason(error: Exception) -> str:
+    """What is wrong with a manifest, in a few words."""
+    if not isinstance(error, ValidationError):
+        return f"no version: {error}" if isinstance(error, KeyError | TypeError) else str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -25,6 +25,11 @@ class PlannedShard(Spec):
     start: int
     stop: int
 
+    @property
+    def rows(self) -> int:
+        """Number of candidates."""
+        return self.stop - self.start
+
 
 def plan_shards(counts: Mapping[str, int], spec: ShardSpec) -> tuple[PlannedShard, ...]:
     """Plans a shard set. Every candidate is in exactly one shard, and no shard is empty.
@@ -45,14 +50,14 @@ def plan_shards(counts: Mapping[str, int], spec: ShardSpec) -> tuple[PlannedShar
     else:
         held_out = min(max(round(train * spec.validation), 1), max(train - 1, 0))
         parts = [("train", "train", 0, train - held_out), ("validation", "train", train - held_out, train)]
-    return tuple(chain.from_iterable(_cut(split, source, range(start, stop), spec.shard_rows) for split, source, start, stop in parts))
+    return tuple(chain.from_iterable(_cut(split, source, range(start, stop), spec) for split, source, start, stop in parts))
 
 
-def _cut(split: str, source_split: str, candidates: range, rows: int) -> list[PlannedShard]:
-    parts = [candidates[at : at + rows] for at in range(0, len(candidates), rows)]
+def _cut(split: str, source_split: str, candidates: range, spec: ShardSpec) -> list[PlannedShard]:
+    parts = [candidates[at : at + spec.shard_rows] for at in range(0, len(candidates), spec.shard_rows)]
     return [
         PlannedShard(
-            file=f"{split}-{index:05d}-of-{len(parts):05d}.arrow",
+            file=f"{split}-{index:05d}-of-{len(parts):05d}.{spec.format}",
             split=split,
             source_split=source_split,
             start=part.start,

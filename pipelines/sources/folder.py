@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +15,8 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources import SOURCES
 from pipelines.sources.layout import HELD_OUT, PATH, SIZE, arrange, collect, fingerprint, refused
+
+GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)  # a file, or the file server
 
 
 @dataclass(frozen=True)
@@ -38,8 +42,9 @@ class FolderSource:
     def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
         """Yields files `start` to `stop` of a split."""
         files = self.splits[split].slice(start, stop - start)
-        for path, label in zip(files["path"].to_pylist(), files["label"].to_pylist(), strict=True):
-            yield refused(path) or _read(os.fsencode(self.root), path, label)
+        columns = (files[name].to_pylist() for name in ("path", "label", "size"))
+        for path, label, size in zip(*columns, strict=True):
+            yield refused(path) or _read(os.path.join(os.fsencode(self.root), path), path.decode(), label, size)
 
     def fingerprint(self) -> str:
         """A digest over the path and the size of every file.
@@ -109,12 +114,18 @@ def _size(path: bytes) -> int:
         return -1
 
 
-def _read(root: bytes, name: bytes, label: int) -> Example | Rejected:
-    path, identifier = os.path.join(root, name), name.decode()
-    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe would wait for ever
-        return Rejected(identifier, "not a regular file")
+def _read(path: bytes, identifier: str, label: int, size: int) -> Example | Rejected:
     try:
-        with open(path, "rb") as file:
-            return Example(file.read(), label, identifier)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for ever otherwise
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                return Rejected(identifier, "not a regular file")
+            with open(descriptor, "rb", closefd=False) as file:
+                return Example(file.read(), label, identifier)
+        finally:
+            os.close(descriptor)
     except OSError as error:
+        if size >= 0 and error.errno in GONE:
+            fix = "see that the folder is there and nothing changes it, then start again"
+            raise DataError("a folder that stays as it was listed", f"{os.fsdecode(path)}: {error.strerror}", fix) from None
         return Rejected(identifier, f"cannot be read: {error.strerror}")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.registry import Registry
-from pipelines.storage import replacing, replacing_directory, sha256, write_atomically
+from pipelines.storage import locked, replacing, replacing_directory, sha256, write_atomically
 
 
 def test_error_says_three_things_and_survives_pickling() -> None:
@@ -88,3 +90,30 @@ def test_a_directory_that_cannot_take_its_place_gives_it_back(tmp_path: Path, mo
 def test_sha256(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"abc")
     assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_lock_is_held_by_one_and_freed(tmp_path: Path) -> None:
+    with locked(tmp_path / "lock", ConfigError("a", "b", "c")):
+        with pytest.raises(ConfigError, match="Received: x"), locked(tmp_path / "lock", ConfigError("u", "x", "z")):
+            pass
+        with pytest.raises(ConfigError), locked(tmp_path / "lock", ConfigError("u", "x", "z")):  # the refused one freed nothing
+            pass
+    with locked(tmp_path / "lock", ConfigError("u", "x", "z")):
+        pass
+
+
+@pytest.mark.parametrize("made_again", [True, False])
+def test_a_lock_that_was_removed_between_opening_and_locking_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
+) -> None:
+    path, lock = tmp_path / "lock", fcntl.flock
+
+    def remove_first(file: TextIO, how: int) -> None:
+        path.unlink()
+        if made_again:
+            path.touch()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", remove_first)
+    with pytest.raises(ConfigError), locked(path, ConfigError("a", "b", "c")):
+        pass

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from pipelines.input.order import epoch_order, global_batch_rows, steps_per_epoch, worker_slice
 
-ROWS = st.integers(0, 200)
+SHARDS = st.lists(st.integers(0, 30), max_size=12)  # rows of every shard
+WINDOWS = st.none() | st.integers(1, 14)
 SEEDS = st.none() | st.integers(0, 2**64 - 1)
 EPOCHS = st.integers(0, 1000)
 WORKERS = st.integers(1, 8)
@@ -16,9 +17,12 @@ PER_WORKER = st.integers(1, 9)
 
 
 @settings(deadline=None)
-@given(ROWS, SEEDS, EPOCHS, WORKERS, PER_WORKER)
-def test_the_workers_together_see_every_row_exactly_once(rows: int, seed: int | None, epoch: int, workers: int, size: int) -> None:
-    order, batch = epoch_order(rows, seed, epoch), workers * size
+@given(SHARDS, WINDOWS, SEEDS, EPOCHS, WORKERS, PER_WORKER)
+def test_the_workers_together_see_every_row_exactly_once(
+    shards: list[int], window: int | None, seed: int | None, epoch: int, workers: int, size: int
+) -> None:
+    rows, batch = sum(shards), workers * size
+    order = epoch_order(rows, seed, epoch, shards, window)
     seen = [
         row
         for step in range(steps_per_epoch(rows, batch))
@@ -31,23 +35,46 @@ def test_the_workers_together_see_every_row_exactly_once(rows: int, seed: int | 
 
 
 @settings(deadline=None)
-@given(st.integers(1, 6), WORKERS, st.integers(0, 5))
-def test_the_global_batch_does_not_depend_on_the_number_of_workers(size: int, workers: int, step: int) -> None:
-    rows = global_batch_rows(epoch_order(50, 3, 1), step, workers * size)
+@given(SHARDS, WINDOWS, SEEDS, PER_WORKER, WORKERS, st.integers(0, 5))
+def test_the_global_batch_does_not_depend_on_the_number_of_workers(
+    shards: list[int], window: int | None, seed: int | None, size: int, workers: int, step: int
+) -> None:
+    rows = global_batch_rows(epoch_order(sum(shards), seed, 1, shards, window), step, workers * size)
     parts = [worker_slice(rows, worker, workers) for worker in range(workers)]
     assert [len(part) for part in parts] == [size] * workers
     assert np.concatenate(parts).tolist() == rows.tolist()
 
 
 @settings(deadline=None)
-@given(st.integers(0, 40), st.integers(0, 2**64 - 1), EPOCHS, st.integers(1, 12))
-def test_resuming_at_every_step_gives_the_rest(rows: int, seed: int, epoch: int, batch: int) -> None:
+@given(st.lists(st.integers(0, 9), max_size=6), WINDOWS, st.integers(0, 2**64 - 1), EPOCHS, st.integers(1, 12))
+def test_resuming_at_every_step_gives_the_rest(shards: list[int], window: int | None, seed: int, epoch: int, batch: int) -> None:
+    rows = sum(shards)
     steps = steps_per_epoch(rows, batch)
-    order = epoch_order(rows, seed, epoch)
+    order = epoch_order(rows, seed, epoch, shards, window)
     whole = [global_batch_rows(order, step, batch).tolist() for step in range(steps)]
     for start in range(steps + 1):
-        again = epoch_order(rows, seed, epoch)
+        again = epoch_order(rows, seed, epoch, shards, window)
         assert [global_batch_rows(again, step, batch).tolist() for step in range(start, steps)] == whole[start:]
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 14), st.integers(0, 2**64 - 1), EPOCHS)
+def test_no_more_shards_than_the_window_are_read_at_a_time(shards: list[int], window: int, seed: int, epoch: int) -> None:
+    order = epoch_order(sum(shards), seed, epoch, shards, window)
+    shard_of_row = np.repeat(np.arange(len(shards)), shards)
+    touched = shard_of_row[order].tolist()
+    while touched:
+        group = set(list(dict.fromkeys(touched))[:window])  # the first shards met
+        size = sum(shards[shard] for shard in group)
+        assert set(touched[:size]) == group  # all rows of these shards come before any row of another
+        touched = touched[size:]
+
+
+@settings(deadline=None)
+@given(SHARDS, st.integers(0, 2**64 - 1), EPOCHS, st.integers(0, 3))
+def test_a_window_over_all_shards_is_the_order_without_one(shards: list[int], seed: int, epoch: int, more: int) -> None:
+    window = max(len(shards), 1) + more
+    assert epoch_order(sum(shards), seed, epoch, shards, window).tolist() == epoch_order(sum(shards), seed, epoch).tolist()
 
 
 @settings(deadline=None)
@@ -63,3 +90,13 @@ def test_every_row_comes_everywhere_equally_often() -> None:
     orders = np.stack([epoch_order(8, 11, epoch) for epoch in range(2000)])
     counts = np.stack([np.bincount(orders[:, place], minlength=8) for place in range(8)])
     assert ((counts - 250) ** 2 / 250).sum() < 85.4
+
+
+def test_every_shard_comes_everywhere_equally_often() -> None:
+    """The same of the shards of a window of 1, and of the rows within a shard: 49 and 9 degrees of freedom, 99.9 % below 85.4 and 27.9."""
+    orders = np.stack([epoch_order(32, 7, epoch, [4] * 8, 1) for epoch in range(2000)]).reshape(2000, 8, 4)
+    shards = np.stack([np.bincount(orders[:, place, 0] // 4, minlength=8) for place in range(8)])
+    assert ((shards - 250) ** 2 / 250).sum() < 85.4
+    rows = np.stack([np.bincount(orders[:, :, place].ravel() % 4, minlength=4) for place in range(4)])
+    assert ((rows - 4000) ** 2 / 4000).sum() < 27.9
+    assert abs(np.corrcoef(orders[:, 0, 0] // 4, orders[:, 0, 0] % 4)[0, 1]) < 0.07  # neither tells of the other

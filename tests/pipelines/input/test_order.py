@@ -35,6 +35,42 @@ def test_the_order_of_many_rows_never_changes() -> None:
     assert (order * np.arange(100_000) % 1_000_003).sum() == 49_904_067_488
 
 
+@pytest.mark.parametrize(
+    ("window", "seed", "epoch", "expected"),
+    [
+        (1, 0, 0, [8, 5, 6, 7, 0, 2, 1, 4, 3, 9]),
+        (1, 0, 1, [2, 1, 0, 3, 4, 5, 7, 8, 6, 9]),
+        (2, 0, 0, [0, 2, 1, 8, 5, 6, 7, 9, 4, 3]),
+        (3, 2**64 - 1, 3, [2, 8, 0, 1, 6, 9, 5, 7, 3, 4]),
+    ],
+)
+def test_the_order_of_a_window_never_changes(window: int, seed: int, epoch: int, expected: list[int]) -> None:
+    order = epoch_order(10, seed, epoch, [3, 2, 4, 1], window)
+    assert order.dtype == np.int64
+    assert order.tolist() == expected
+
+
+def test_the_order_of_many_rows_in_windows_never_changes() -> None:
+    order = epoch_order(100_000, 42, 5, [1000] * 100, 7)
+    assert (order * np.arange(100_000) % 1_000_003).sum() == 49_853_769_947
+
+
+def test_shards_in_a_window_keep_the_stored_order_without_a_seed() -> None:
+    assert epoch_order(4, None, 7, [2, 2], 1).tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_below_one_is_refused(window: int) -> None:
+    with pytest.raises(ConfigError, match=f"window={window}"):
+        epoch_order(4, 1, 0, [2, 2], window)
+
+
+@pytest.mark.parametrize("shard_rows", [[], [2, 1], [2, 3]])
+def test_shards_that_do_not_add_up_are_refused(shard_rows: list[int]) -> None:
+    with pytest.raises(ValueError, match="order of 4"):
+        epoch_order(4, 1, 0, shard_rows, 1)
+
+
 @pytest.mark.parametrize("seed", [-1, 2**64])
 def test_a_seed_out_of_range_is_named(seed: int) -> None:
     with pytest.raises(ConfigError, match=f"seed={seed}"):

@@ -1,43 +1,89 @@
-"""Random access to shards, and every way a shard file can be wrong."""
+"""Random access to shards, every way a shard set can be wrong, and reading ahead."""
 
 from __future__ import annotations
 
+import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from tiny_shards import write_shard
+from shard_samples import write_shards
 
 from pipelines.errors import DataError
-from pipelines.input.reader import ShardReader
-from pipelines.records import Example
+from pipelines.input import reader as reader_module
+from pipelines.input.reader import ShardReader, read_ahead
+from pipelines.records import RECORD_SCHEMA, Record
 from pipelines.shards.manifest import Manifest, load_manifest
 
-EXAMPLES = [Example(f"bytes of {row}".encode(), row % 3, f"id-{row}", None if row % 2 else (0.0, 0.25, 0.5, 1.0)) for row in range(8)]
+CLASSES = ("ant", "bee", "cat")
+RECORDS = [
+    Record(f"bytes of {row}".encode(), row % 3, f"id-{row}", (row + 1, 2, 3), None if row % 2 else (0.0, 0.25, 0.5, 1.0))
+    for row in range(8)
+]
+FORMATS = ("arrow", "tfrecord")
+
+
+@pytest.fixture(params=FORMATS)
+def directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """Shards of 3, 3 and 2 rows, in both formats."""
+    return write_shards(tmp_path / "shards", CLASSES, {"train": RECORDS}, 3, format=request.param)
 
 
 @pytest.fixture
-def directory(write_shards) -> Path:
-    return write_shards(EXAMPLES, shard_rows=3)  # shards of 3, 3 and 2 rows in record batches of 2, 1, 2, 1 and 2
+def arrow(tmp_path: Path) -> Path:
+    """The same as Arrow files."""
+    return write_shards(tmp_path / "arrow", CLASSES, {"train": RECORDS}, 3)
 
 
 def with_shard(directory: Path, index: int, **changes: object) -> None:
     """Changes what the manifest says of one shard."""
-    manifest = load_manifest(directory)
-    content = manifest.model_dump()
+    content = load_manifest(directory).model_dump()
     content["splits"]["train"]["shards"][index].update(changes)
     Manifest.model_validate(content).save(directory)
 
 
-def test_rows_come_in_the_order_asked_for_across_shards_and_record_batches(directory: Path) -> None:
+def flip(path: Path, old: bytes, new: bytes, start: int = 0) -> None:
+    """Changes the first `old` in a file from `start` on."""
+    data = path.read_bytes()
+    at = data.index(old, start)
+    path.write_bytes(data[:at] + new + data[at + len(old) :])
+
+
+def test_rows_come_in_the_order_asked_for_across_shards(directory: Path) -> None:
     reader = ShardReader(directory, "train")
     rows = [7, 0, 3, 3, 2, 6, 1, 5, 4]
-    assert reader.rows == 8
-    assert reader.images(rows) == [EXAMPLES[row].image for row in rows]
-    assert reader.ids(np.array(rows)) == [EXAMPLES[row].id for row in rows]
-    assert reader.evidence(rows) == [EXAMPLES[row].evidence for row in rows]
-    assert all(type(image) is bytes for image in reader.images(rows))
+    assert (reader.rows, reader.shard_rows) == (8, (3, 3, 2))
+    assert reader.images(rows) == [RECORDS[row].image for row in rows]
+    assert reader.ids(np.array(rows)) == [RECORDS[row].id for row in rows]
+    assert reader.evidence(rows) == [RECORDS[row].evidence for row in rows]
+    assert reader.shapes(rows).tolist() == [list(RECORDS[row].shape) for row in rows]
+    assert reader.shapes(rows).dtype == np.int32
+
+
+def test_images_are_views_of_the_mapped_file(directory: Path) -> None:
+    (image,) = ShardReader(directory, "train").images([4])
+    assert isinstance(image, memoryview)
+    assert (image.readonly, image.format, image.contiguous) == (True, "B", True)
+    (path,) = [path for path in directory.iterdir() if path.suffix != ".json" and b"bytes of 4" in path.read_bytes()]
+    with path.open("r+b") as file:
+        file.seek(path.read_bytes().index(b"bytes of 4"))
+        file.write(b"BYTES")
+    assert image == b"BYTES of 4"
+
+
+def test_both_formats_give_the_same_rows(tmp_path: Path, arrow: Path) -> None:
+    one = ShardReader(arrow, "train")
+    other = ShardReader(write_shards(tmp_path / "tf", CLASSES, {"train": RECORDS}, 5, format="tfrecord"), "train")
+    rows = range(8)
+    assert one.images(rows) == other.images(rows)
+    assert one.ids(rows) == other.ids(rows)
+    assert one.evidence(rows) == other.evidence(rows)
+    assert one.shapes(rows).tolist() == other.shapes(rows).tolist()
+    assert one.labels.tolist() == other.labels.tolist()
 
 
 def test_labels_are_in_memory_in_row_order(directory: Path) -> None:
@@ -46,75 +92,164 @@ def test_labels_are_in_memory_in_row_order(directory: Path) -> None:
     assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
-def test_no_rows_give_nothing(directory: Path) -> None:
-    assert ShardReader(directory, "train").images([]) == []
+def test_no_rows_give_nothing(arrow: Path) -> None:
+    reader = ShardReader(arrow, "train")
+    assert (reader.images([]), reader.ids([]), reader.evidence([]), reader.shapes([]).shape) == ([], [], [], (0, 3))
 
 
-def test_an_empty_split_has_no_rows(write_shards) -> None:
-    reader = ShardReader(write_shards([]), "train")
-    assert (reader.rows, reader.labels.tolist(), reader.ids([])) == (0, [], [])
+def test_an_empty_split_has_no_rows(tmp_path: Path) -> None:
+    reader = ShardReader(write_shards(tmp_path / "shards", CLASSES, {"train": []}), "train")
+    assert (reader.rows, reader.labels.tolist(), reader.ids([]), reader.shard_rows) == (0, [], [], ())
 
 
-def test_a_shard_without_rows_is_passed_over(write_shards, directory: Path) -> None:
-    empty = directory / "train-003.arrow"
-    with_shard(directory, 1, file=empty.name, rows=0, bytes=write_shard(empty, []).bytes)
-    assert ShardReader(directory, "train").ids(range(5)) == ["id-0", "id-1", "id-2", "id-6", "id-7"]
+def test_shards_are_mapped_anew_where_there_are_too_many(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader_module, "MAPPED_SHARDS", 1)
+    reader = ShardReader(directory, "train")
+    rows = [0, 7, 3, 1, 6]
+    assert reader.images(rows) == [RECORDS[row].image for row in rows]
+
+
+def test_an_open_reader_holds_no_file_open(directory: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    reader = ShardReader(directory, "train")
+    reader.images(range(8))
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("row", [-1, 8])
-def test_a_row_that_is_not_there_is_named(directory: Path, row: int) -> None:
+def test_a_row_that_is_not_there_is_named(arrow: Path, row: int) -> None:
     with pytest.raises(DataError, match=rf"'train' from 0 to 7. Received: row={row}\."):
-        ShardReader(directory, "train").images([0, row])
+        ShardReader(arrow, "train").images([0, row])
 
 
-def test_an_unknown_split_is_named(directory: Path) -> None:
+def test_an_unknown_split_is_named(arrow: Path) -> None:
     with pytest.raises(DataError, match="split=test"):
-        ShardReader(directory, "test")
+        ShardReader(arrow, "test")
+
+
+def test_a_newer_manifest_is_named(arrow: Path) -> None:
+    load_manifest(arrow).model_copy(update={"version": 99}).save(arrow)
+    with pytest.raises(DataError, match="version=99"):
+        ShardReader(arrow, "train")
 
 
 def test_a_missing_file_is_named(directory: Path) -> None:
-    (directory / "train-003.arrow").unlink()
-    with pytest.raises(DataError, match=r"train-003\.arrow \(missing\)"):
+    path = next(directory.glob("train-00003*"))
+    path.unlink()
+    with pytest.raises(DataError, match=rf"{path.name} \(missing\)"):
         ShardReader(directory, "train")
 
 
-def test_a_file_cut_short_is_named(directory: Path) -> None:
-    path = directory / "train-006.arrow"
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-10])
-    with pytest.raises(DataError, match=rf"{len(whole)} bytes. Received: .*train-006\.arrow: bytes={len(whole) - 10}\."):
-        ShardReader(directory, "train")
+@pytest.mark.parametrize("damage", ["image", "label", "checksum"])
+def test_a_changed_row_is_named_when_it_is_handed_out(directory: Path, damage: str) -> None:
+    path = next(directory.glob("train-00003.*w"))  # its columns: the Arrow file, or the index
+    if damage == "image":
+        flip(next(path for path in directory.glob("train-00003*") if b"bytes of 4" in path.read_bytes()), b"bytes of 4", b"bytes oF 4")
+    elif damage == "label":
+        flip(path, np.array([0, 1, 2], np.int32).tobytes(), np.array([0, 2, 2], np.int32).tobytes())
+    else:
+        (wanted,) = (c for c in pa.ipc.open_file(path).read_all()["checksum"][1:2].to_pylist())
+        flip(path, np.uint64(wanted).tobytes(), np.uint64(wanted ^ 1).tobytes())
+    reader = ShardReader(directory, "train")
+    assert reader.images([0, 1, 2, 3, 5, 6, 7]) == [RECORDS[row].image for row in (0, 1, 2, 3, 5, 6, 7)]
+    files = {"arrow": r"train-00003\.arrow", "tfrecord": r"train-00003\.tfrecord or its index train-00003\.index\.arrow"}
+    received = rf"{files[reader.manifest.format]}: row=1 of the file, row=4 of split 'train', id=id-4\."
+    with pytest.raises(DataError, match=rf"image and label as they were written. Received: .*/{received}"):
+        reader.images([5, 4])
 
 
-@pytest.mark.parametrize("damage", ["all", "footer", "schema"])
-def test_a_file_of_the_right_size_that_is_not_arrow_is_named(directory: Path, damage: str) -> None:
-    path = directory / "train-003.arrow"
+def test_a_label_that_changes_while_the_reader_is_open_is_not_handed_out(arrow: Path) -> None:
+    """The labels in memory are those the checksum is held against."""
+    reader = ShardReader(arrow, "train")
+    reader.labels[4] = 0
+    with pytest.raises(DataError, match="row=4"):
+        reader.images([4])
+
+
+@pytest.mark.parametrize("damage", ["all", "footer", "batch"])
+def test_a_file_of_the_right_size_that_is_not_arrow_is_named(arrow: Path, damage: str) -> None:
+    path = arrow / "train-00003.arrow"
     whole = path.read_bytes()
-    cut = {"all": slice(0, None), "footer": slice(len(whole) - 200, None), "schema": slice(0, 400)}[damage]
+    cut = {
+        "all": slice(0, None),
+        "footer": slice(len(whole) - 200, None),
+        "batch": slice(whole.index(b"digest") - 99, whole.index(b"digest")),
+    }[damage]
     broken = bytearray(whole)
     broken[cut] = b"\xff" * len(broken[cut])
     path.write_bytes(broken)
-    with pytest.raises(DataError, match=r"Arrow IPC file. Received: .*train-003\.arrow"):
-        ShardReader(directory, "train")
+    with pytest.raises(DataError, match=r"Arrow IPC file. Received: .*train-00003\.arrow"):
+        ShardReader(arrow, "train")
 
 
 def test_a_file_with_another_number_of_rows_is_named(directory: Path) -> None:
     with_shard(directory, 1, rows=4)
-    with pytest.raises(DataError, match=r"4 rows. Received: .*train-003\.arrow: rows=3\."):
+    with pytest.raises(DataError, match=r"4 rows. Received: .*train-00003\..*: rows=3\."):
         ShardReader(directory, "train")
 
 
-def test_a_file_with_other_columns_is_named(directory: Path) -> None:
-    path = directory / "train-000.arrow"
+def test_a_file_with_other_columns_is_named(arrow: Path) -> None:
+    path = arrow / "train-00000.arrow"
     batch = pa.record_batch({"image": [b"x"], "label": [1]})
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
         writer.write_batch(batch)
-    with_shard(directory, 0, bytes=path.stat().st_size, rows=1)
-    with pytest.raises(DataError, match=r"columns image, label, id, evidence .* Received: .*train-000\.arrow"):
-        ShardReader(directory, "train")
+    with_shard(arrow, 0, bytes=path.stat().st_size, rows=1)
+    with pytest.raises(DataError, match=rf"train-00000\.arrow: other columns than {', '.join(RECORD_SCHEMA.names)}\."):
+        ShardReader(arrow, "train")
 
 
-def test_another_format_is_named(directory: Path) -> None:
-    load_manifest(directory).model_copy(update={"format": "tfrecord"}).save(directory)
-    with pytest.raises(DataError, match="format=tfrecord"):
-        ShardReader(directory, "train")
+def test_reading_ahead_keeps_the_order() -> None:
+    assert list(read_ahead((time.sleep(item % 3 / 1000) or item for item in range(50)), 3)) == list(range(50))
+    assert list(read_ahead([], 3)) == []
+    assert list(read_ahead([None, None], 1)) == [None, None]
+
+
+def test_reading_ahead_is_bounded_and_does_happen() -> None:
+    made: list[int] = []
+    ahead = read_ahead((made.append(item) or item for item in range(100)), 3)
+    for taken in range(5):
+        assert next(ahead) == taken
+        deadline = time.monotonic() + 5
+        while len(made) < taken + 4 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)
+        assert len(made) == taken + 4  # the one taken, and three more
+
+
+def test_an_error_comes_in_its_place_and_ends_the_thread() -> None:
+    def broken() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise DataError("good data", "row=3", "repair it")
+
+    ahead = read_ahead(broken(), 4)
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(DataError, match="row=3"):
+        next(ahead)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+
+
+@pytest.mark.parametrize("stop", ["close", "drop", "exhaust"])
+def test_a_consumer_that_stops_leaves_no_thread(stop: str) -> None:
+    made: list[int] = []
+    ahead = read_ahead((made.append(item) or item for item in range(4 if stop == "exhaust" else 10_000)), 2)
+    next(ahead)
+    assert [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+    began = time.perf_counter()
+    if stop == "close":
+        ahead.close()
+    elif stop == "drop":
+        del ahead
+    else:
+        list(ahead)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
+    assert time.perf_counter() - began < 5
+    assert len(made) <= 4
+
+
+def test_a_consumer_that_stops_waits_for_one_item_at_most() -> None:
+    made: list[int] = []
+    ahead = read_ahead((time.sleep(0.05) or made.append(item) or item for item in range(100)), 20)
+    next(ahead)
+    ahead.close()
+    assert len(made) <= 3

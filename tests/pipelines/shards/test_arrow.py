@@ -1,48 +1,62 @@
+"""The Arrow file, byte by byte and column by column."""
+
 from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from pipelines.records import RECORD_SCHEMA, Example
+from pipelines.errors import DataError
+from pipelines.records import RECORD_SCHEMA, Record, checksum
 from pipelines.shards import arrow
-from pipelines.shards.arrow import write_shard
+from pipelines.shards.arrow import open_arrow, write_arrow
 
-EXAMPLES = [
-    Example(b"one", 1, "a b/ä.png"),
-    Example(b"\0\xff", 0, "b", evidence=(0.0, 0.25, 0.5, 1.0)),
-    Example(b"three" * 10, 2, "c"),
+RECORDS = [
+    Record(b"one", 1, "a b/ä.png", (1, 3, 1)),
+    Record(b"\0\xff", 0, "b", (2, 1, 1), evidence=(0.0, 0.25, 0.5, 1.0)),
+    Record(b"three" * 10, 2, "c", (10, 5, 1)),
 ]
 
 
 def test_rows_come_back_as_written(tmp_path):
-    assert write_shard(tmp_path / "s.arrow", iter(EXAMPLES)) == 3
+    assert write_arrow(tmp_path / "s.arrow", iter(RECORDS)) == 3
     with pa.memory_map(str(tmp_path / "s.arrow")) as file:
         table = pa.ipc.open_file(file).read_all()
     assert table.schema.equals(RECORD_SCHEMA)
     assert table.to_pylist() == [
-        {"image": b"one", "label": 1, "id": "a b/ä.png", "evidence": None},
-        {"image": b"\0\xff", "label": 0, "id": "b", "evidence": [0.0, 0.25, 0.5, 1.0]},
-        {"image": b"three" * 10, "label": 2, "id": "c", "evidence": None},
+        {
+            "image": record.image,
+            "label": record.label,
+            "id": record.id,
+            "evidence": record.evidence and list(record.evidence),
+            "shape": list(record.shape),
+            "checksum": checksum(record.image, record.label),
+        }
+        for record in RECORDS
     ]
 
 
-def test_equal_examples_give_equal_bytes(tmp_path):
+def test_the_checksum_never_changes():
+    assert checksum(b"three" * 10, 2) == 3230256511454671628
+    assert checksum(b"three" * 10, 1) != checksum(b"three" * 10, 2)
+
+
+def test_equal_records_give_equal_bytes(tmp_path):
     for name in "ab":
         _ = np.full(10_000, ord(name), np.uint8).copy()  # dirties the memory the next buffers come from
-        write_shard(tmp_path / name, EXAMPLES)
+        write_arrow(tmp_path / name, RECORDS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
 def test_images_are_stored_as_they_are(tmp_path):
-    write_shard(tmp_path / "s", EXAMPLES)
+    write_arrow(tmp_path / "s", RECORDS)
     assert b"three" * 10 in (tmp_path / "s").read_bytes()
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(1, [1, 1, 1]), (5, [2, 1]), (55, [3]), (54, [2, 1])])
 def test_a_batch_ends_before_it_grows_too_large(tmp_path, monkeypatch, limit, batches):
     monkeypatch.setattr(arrow, "BATCH_BYTES", limit)
-    assert write_shard(tmp_path / "s", EXAMPLES) == 3
+    assert write_arrow(tmp_path / "s", RECORDS) == 3
     file = pa.ipc.open_file(tmp_path / "s")
     assert [file.get_batch(index).num_rows for index in range(file.num_record_batches)] == batches
     assert file.read_all().column("id").to_pylist() == ["a b/ä.png", "b", "c"]
@@ -50,10 +64,59 @@ def test_a_batch_ends_before_it_grows_too_large(tmp_path, monkeypatch, limit, ba
 
 def test_every_batch_is_measured_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(arrow, "BATCH_BYTES", 4)
-    write_shard(tmp_path / "s", [Example(b"xx", 0, str(index)) for index in range(6)])
+    write_arrow(tmp_path / "s", [Record(b"xx", 0, str(index), (1, 2, 1)) for index in range(6)])
     file = pa.ipc.open_file(tmp_path / "s")
     assert [file.get_batch(index).num_rows for index in range(file.num_record_batches)] == [2, 2, 2]
 
 
 def test_no_rows(tmp_path):
-    assert write_shard(tmp_path / "s", []) == 0
+    assert write_arrow(tmp_path / "s", []) == 0
+    assert open_arrow(tmp_path / "s").rows == 0
+
+
+def test_images_of_no_bytes(tmp_path):
+    write_arrow(tmp_path / "s", [Record(b"", 0, "", (0, 0, 0))] * 2)
+    rows = open_arrow(tmp_path / "s")
+    assert [bytes(rows.image(row)) for row in range(2)] == [b"", b""]
+
+
+def test_an_image_is_a_view_of_the_file(tmp_path):
+    write_arrow(tmp_path / "s", RECORDS)
+    rows = open_arrow(tmp_path / "s")
+    image = rows.image(2)
+    with (tmp_path / "s").open("r+b") as file:
+        file.seek(int(rows.starts[2]))
+        file.write(b"T")
+    assert image.tobytes() == b"T" + b"hree" + b"three" * 9
+    assert [rows.is_sound(row) for row in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("column", "buffer", "old", "new"),
+    [
+        ("id", 2, b"a b/", b"a c/"),
+        ("id", 1, b"\x0a\0\0\0", b"\x09\0\0\0"),
+        ("evidence", 0, b"\x02", b"\x03"),
+        ("evidence", 2, np.float32(0.25).tobytes(), np.float32(0.26).tobytes()),
+        ("shape", 2, np.array([10, 5], np.int32).tobytes(), np.array([5, 10], np.int32).tobytes()),
+    ],
+)
+def test_a_change_of_a_column_without_checksums_is_found(tmp_path, column, buffer, old, new):
+    write_arrow(tmp_path / "s", RECORDS)
+    data = bytearray((tmp_path / "s").read_bytes())
+    whole = pa.py_buffer(bytes(data))
+    place = pa.ipc.open_file(whole).get_batch(0).column(column).buffers()[buffer]
+    start = data.index(old, place.address - whole.address)
+    assert start < place.address - whole.address + place.size
+    data[start : start + len(old)] = new
+    (tmp_path / "s").write_bytes(data)
+    with pytest.raises(DataError, match=r"undamaged Arrow IPC file. Received: .*s: damaged columns in record batch 0\. Fix"):
+        open_arrow(tmp_path / "s")
+
+
+def test_a_file_without_digests_is_refused(tmp_path):
+    write_arrow(tmp_path / "s", RECORDS)
+    with pa.OSFile(str(tmp_path / "t"), "wb") as stream, pa.ipc.new_file(stream, RECORD_SCHEMA) as writer:
+        writer.write_table(pa.ipc.open_file(tmp_path / "s").read_all())
+    with pytest.raises(DataError, match="damaged columns"):
+        open_arrow(tmp_path / "t")

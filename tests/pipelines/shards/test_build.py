@@ -1,18 +1,20 @@
+"""What a build makes of a source: content, sums, rejects, options."""
+
 from __future__ import annotations
 
 import io
 import json
 import shutil
-from dataclasses import dataclass, field
+import time
 
 import numpy as np
-import pyarrow as pa
 import pytest
+from list_source import ListSource, by_value, examples, noise, png, rows, snapshot
 from PIL import Image
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
-from pipelines.shards.build import WORK, build_shards
+from pipelines.shards.build import build_shards
 from pipelines.shards.info import describe
 from pipelines.shards.manifest import load_manifest
 from pipelines.sources import open_source
@@ -20,55 +22,9 @@ from pipelines.spec import ShardSpec
 from pipelines.storage import sha256
 
 
-def png(*values: int) -> bytes:
-    """One row of grey pixels."""
-    file = io.BytesIO()
-    Image.fromarray(np.array([values], np.uint8)).save(file, "PNG")
-    return file.getvalue()
-
-
-@dataclass(frozen=True)
-class ListSource:
-    """A real source over lists that are given to it."""
-
-    splits: dict[str, list[Example | Rejected]]
-    classes: tuple[str, ...] = ("ant", "bee")
-    name: str = "list:test"
-    error: Exception | None = field(default=None, compare=False)
-
-    def counts(self):
-        return {split: len(items) for split, items in self.splits.items()}
-
-    def read(self, split, start, stop):
-        for index, item in enumerate(self.splits[split][start:stop], start):
-            if self.error and index == 2:
-                raise self.error
-            yield item
-
-    def fingerprint(self):
-        return str(len(repr(self.splits)))
-
-
-def examples(count: int, prefix: str = "") -> list[Example | Rejected]:
-    return [Example(png(index, index + 1), index % 2, f"{prefix}{index}.png") for index in range(count)]
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _cluster(ray_cluster):
-    import sys
-
-    import ray.cloudpickle
-
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import the tests
-
-
-def rows(directory, manifest, split):
-    tables = [pa.ipc.open_file(directory / shard.file).read_all() for shard in manifest.splits[split].shards]
-    return pa.concat_tables(tables).to_pylist()
-
-
-def snapshot(directory):
-    return {path.name: sha256(path) for path in directory.iterdir()}
+    by_value()
 
 
 def test_a_whole_shard_set(tmp_path):
@@ -91,7 +47,9 @@ def test_a_whole_shard_set(tmp_path):
     assert [(row["image"], row["label"], row["id"]) for row in rows(out, manifest, "train")] == [
         (e.image, e.label, e.id) for e in examples(5)
     ]
-    assert rows(out, manifest, "validation") == [{"image": png(9), "label": 1, "id": "ü b.png", "evidence": [0.0, 0.5, 0.5, 1.0]}]
+    (last,) = rows(out, manifest, "validation")
+    assert last.pop("checksum")
+    assert last == {"image": png(9), "label": 1, "id": "ü b.png", "evidence": [0.0, 0.5, 0.5, 1.0], "shape": [1, 1, 1]}
     assert (manifest.source, manifest.fingerprint, manifest.classes, manifest.rejected) == (
         "list:test",
         source.fingerprint(),
@@ -134,81 +92,6 @@ def test_an_unusable_validation_split_is_left_out(tmp_path):
     assert list(manifest.splits) == ["train"]
 
 
-class EndedError(Exception):
-    """Stands for whatever ends a build from outside."""
-
-
-def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path):
-    source, spec, out = ListSource({"train": examples(12)}), ShardSpec(shard_rows=2), tmp_path / "set"
-    build_shards(source, tmp_path / "whole", spec)
-
-    def stop(done, total):
-        if done:
-            raise EndedError
-
-    with pytest.raises(EndedError):
-        build_shards(source, out, spec, stop)
-    kept = {path.name.removesuffix(".json") for path in (out / WORK).glob("*.arrow.json")}
-    assert kept
-    assert not (out / "manifest.json").exists()
-    first = (out / min(kept)).stat()
-    (out / ".tmp-1234-train-00000-of-00005.arrow").write_bytes(b"half")
-    lost = sorted(kept)[1:]  # one finished shard is lost, another cut short
-    for index, name in enumerate(lost):
-        (out / name).unlink() if index % 2 else (out / name).write_bytes(b"cut")
-    progress = []
-    build_shards(source, out, spec, lambda *done: progress.append(done))
-    assert progress[0] == (2, 12)
-    assert (out / min(kept)).stat().st_ino == first.st_ino
-    assert snapshot(out) == snapshot(tmp_path / "whole")
-
-
-def test_a_build_killed_between_manifest_and_cleaning_up_is_finished(tmp_path):
-    source, spec, out = ListSource({"train": examples(4)}), ShardSpec(), tmp_path / "set"
-
-    def stop(done, total):
-        if done == total:
-            raise EndedError
-
-    with pytest.raises(EndedError):
-        build_shards(source, out, spec, stop)
-    shutil.copytree(out / WORK, tmp_path / "work")
-    build_shards(source, out, spec)
-    expected = snapshot(out)
-    shutil.copytree(tmp_path / "work", out / WORK)
-    build_shards(source, out, spec)
-    assert snapshot(out) == expected
-
-
-def test_an_unfinished_build_of_something_else_is_left_alone(tmp_path):
-    def stop(done, total):
-        raise EndedError
-
-    source, out = ListSource({"train": examples(4)}), tmp_path / "set"
-    with pytest.raises(EndedError):
-        build_shards(source, out, ShardSpec(), stop)
-    for other, spec in ((source, ShardSpec(store_size=5)), (ListSource({"train": examples(5)}), ShardSpec())):
-        with pytest.raises(ConfigError, match="unfinished build"):
-            build_shards(other, out, spec)
-    build_shards(source, out, ShardSpec())
-
-
-@pytest.mark.parametrize("content", ["manifest.json", "letter.txt", ".hidden"])
-def test_an_output_with_something_in_it_is_left_alone(tmp_path, content):
-    (tmp_path / content).write_text("mine")
-    with pytest.raises(ConfigError, match="does not exist yet"):
-        build_shards(ListSource({"train": examples(4)}), tmp_path, ShardSpec())
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
-
-
-def test_an_output_that_is_a_file_or_lies_under_one(tmp_path):
-    (tmp_path / "file").write_text("mine")
-    for out in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(ConfigError, match="out="):
-            build_shards(ListSource({"train": examples(4)}), out, ShardSpec())
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 @pytest.mark.parametrize("made", [True, False])
 @pytest.mark.parametrize(
     ("items", "found"),
@@ -234,23 +117,83 @@ def test_a_source_without_images(tmp_path):
     assert not (tmp_path / "set").exists()
 
 
-def test_what_breaks_a_worker_reaches_the_caller_as_it_was(tmp_path):
-    error = DataError("a", "b=c", "d")
-    with pytest.raises(DataError) as caught:
-        build_shards(ListSource({"train": examples(4)}, error=error), tmp_path / "set", ShardSpec(shard_rows=1))
-    assert type(caught.value) is DataError
-    assert str(caught.value) == "Expected a. Received: b=c. Fix: d."
+@pytest.mark.parametrize("file_format", ["arrow", "tfrecord"])
+def test_the_number_of_workers_makes_no_difference(tmp_path, file_format):
+    items = [Rejected(f"{index}.txt", "no image") if index % 5 == 3 else item for index, item in enumerate(examples(40))]
+    source, spec = ListSource({"train": items}), ShardSpec(format=file_format, shard_rows=3)
+    for workers in (1, 2, 3, None):
+        build_shards(source, tmp_path / str(workers), spec, workers=workers)
+    sets = [snapshot(tmp_path / str(workers)) for workers in (1, 2, 3, None)]
+    assert sets[1:] == sets[:1] * 3
+    assert {path.suffix for path in (tmp_path / "1").glob("train-00000-*")} >= {f".{file_format}"}
+
+
+@pytest.mark.parametrize(("workers", "meet"), [(2, True), (1, False)])
+def test_no_more_than_so_many_shards_are_in_work_at_a_time(tmp_path, workers, meet):
+    def look_around(index):
+        mine = tmp_path / f"at-{index}"
+        mine.touch()
+        patience = time.monotonic() + (5.0 if meet else 0.05)
+        while time.monotonic() < patience and not (tmp_path / "met").exists():
+            if len(list(tmp_path.glob("at-*"))) > 1:
+                (tmp_path / "met").touch()
+        mine.unlink()
+
+    source = ListSource({"train": examples(8)}, meanwhile=look_around)
+    build_shards(source, tmp_path / "set", ShardSpec(shard_rows=1), workers=workers)
+    assert (tmp_path / "met").exists() is meet
+
+
+def test_shards_of_so_many_megabytes(tmp_path):
+    items = [Example(noise(index), index % 2, str(index)) for index in range(30)]
+    sizes = [len(item.image) for item in items[:24]]
+    source, spec = ListSource({"train": items}), ShardSpec(shard_mb=5.2 * np.mean(sizes) / 1e6)
+    manifest = build_shards(source, tmp_path / "set", spec)
+    assert [shard.rows for shard in manifest.splits["train"].shards] == [5, 5, 5, 5, 4]
+    small = ShardSpec(shard_mb=2.5 * 32 * 32 / 1e6, encoding="raw", store_size=32)  # judged by what is stored, not by what is read
+    manifest = build_shards(source, tmp_path / "small", small)
+    assert {shard.rows for shard in manifest.splits["train"].shards} == {2}
+
+
+def test_shards_of_less_than_an_image_hold_one(tmp_path):
+    manifest = build_shards(ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(shard_mb=1e-6, validation=0))
+    assert [shard.rows for shard in manifest.splits["train"].shards] == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "message"),
+    [
+        ({"check": "header", "encoding": "png"}, None, "encoding=png"),
+        ({"check": "header", "store_size": 64}, None, "store_size=64"),
+        ({"shard_mb": 1.0, "shard_rows": 256}, None, "shard_mb=1.0 shard_rows=256"),
+        ({}, 0, "workers=0"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path, options, workers, message):
+    with pytest.raises(ConfigError, match=message):
+        build_shards(ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(**options), workers=workers)
     assert not (tmp_path / "set").exists()
 
 
-def test_a_full_disk_is_no_traceback_and_keeps_what_is_finished(tmp_path):
-    source, out = ListSource({"train": examples(8)}), tmp_path / "set"
-    error = OSError(28, "No space left on device", "x.arrow")
-    with pytest.raises(ConfigError, match=r"No space left on device \(x.arrow\).*free space"):
-        build_shards(ListSource(source.splits, error=error), out, ShardSpec(shard_rows=1))
-    build_shards(source, out, ShardSpec(shard_rows=1))
-    build_shards(source, tmp_path / "whole", ShardSpec(shard_rows=1))
-    assert snapshot(out) == snapshot(tmp_path / "whole")
+def test_headers_only_give_no_mean(tmp_path):
+    deep = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 999, np.uint16)).save(deep, "PNG")
+    items = [*examples(4), Example(deep.getvalue(), 0, "has to be decoded")]
+    manifest = build_shards(ListSource({"train": items}), tmp_path / "set", ShardSpec(check="header", validation=0))
+    assert manifest.splits["train"].rows == 5
+    assert (manifest.splits["train"].mean, manifest.splits["train"].std) == (None, None)
+    assert "mean (R G B)  not computed" in describe(tmp_path / "set")
+
+
+def test_the_manifest_says_how_images_are_stored(tmp_path):
+    spec = ShardSpec(format="tfrecord", encoding="jpeg:70", store_size=8, validation=0)
+    manifest = build_shards(ListSource({"train": examples(4)}), tmp_path / "set", spec)
+    assert (manifest.format, manifest.encoding, manifest.store_size) == ("tfrecord", "jpeg:70", 8)
+    (shard,) = manifest.splits["train"].shards
+    assert [(file.bytes, file.sha256) for file in shard.files] == [
+        ((tmp_path / "set" / file.file).stat().st_size, sha256(tmp_path / "set" / file.file)) for file in shard.files
+    ]
+    assert len(shard.files) == 2
 
 
 def test_the_description(tmp_path):

@@ -1,0 +1,87 @@
+"""Pixels: JPEG and PNG decoded and encoded, and the sums that mean and standard deviation come from."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+Pixels = NDArray[np.uint8]
+MOMENT_PIXELS = 8192
+EXACT_ROWS = 256  # sums of so many squares of bytes stay below 2**24, up to where float32 counts exactly
+
+
+def decode_jpeg(data: bytes, channels: int) -> Pixels | None:
+    """Decodes a JPEG with the accurate integer DCT, as every decoder of this project does.
+
+    Args:
+        data: The file.
+        channels: 1 for greyscale, 3 for RGB.
+
+    Returns:
+        uint8 `[H, W, channels]`, or None where the decoder has anything to complain of.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)  # type: ignore[no-any-return]
+    except ValueError:
+        return None
+
+
+def encode_jpeg(pixels: Pixels, quality: int, subsampling: str) -> bytes:
+    """Encodes uint8 `[H, W, C]` with C of 1 or 3 as JPEG.
+
+    Args:
+        pixels: The picture.
+        quality: 1 to 100.
+        subsampling: `444` keeps the full resolution of the colours, `420` half of it each way.
+    """
+    colour = ("GRAY", "Gray") if pixels.shape[2] == 1 else ("RGB", subsampling)
+    return simplejpeg.encode_jpeg(pixels, quality, *colour)  # type: ignore[no-any-return]
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Encodes uint8 `[H, W, C]` with C of 1 or 3 as PNG."""
+    file = io.BytesIO()
+    picture(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def picture(pixels: Pixels) -> Image.Image:
+    """Pixels uint8 `[H, W, C]` with C of 1 or 3 as Pillow takes them."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def pixels_of(picture: Image.Image) -> Pixels:
+    """The reverse of `picture`."""
+    pixels = np.asarray(picture)
+    return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+def moments(pixels: Pixels) -> NDArray[np.int64]:
+    """Number, sum and sum of squares of the pixels, which add up over images.
+
+    Pictures of up to 8,192 pixels count whole (and 256 rows). Of larger ones every k-th row, from row k // 2 on, counts
+    k times, with the smallest k that leaves at most 8,192 pixels, and one row at least: sums over all pixels would cost
+    half as much again as decoding, and change mean and deviation of 2,000 photos by less than 0.1 of 255.
+
+    Args:
+        pixels: uint8 `[H, W, C]` with C of 1 or 3.
+
+    Returns:
+        int64 `[3, 3]`, the same on every machine: one row for each of R, G and B; greyscale counts in all three.
+    """
+    step = min(max(-(-pixels[..., 0].size // MOMENT_PIXELS), -(-len(pixels) // EXACT_ROWS)), len(pixels))
+    rows = pixels[step // 2 :: step]
+    height, width, channels = rows.shape
+    values = rows.reshape(height, -1).astype(np.float32)
+    columns = np.empty((2, width, channels))  # float64: sums of whole columns are exact up to 2**53
+    columns[0] = values.sum(0).reshape(width, channels)
+    values *= values
+    columns[1] = values.sum(0).reshape(width, channels)
+    counted = np.empty((3, 3), np.int64)
+    counted[:, 0] = height * width
+    counted[:, 1:] = (np.ones(width) @ columns).T
+    return counted * step

@@ -1,0 +1,88 @@
+"""The file formats of a shard behind one pair of functions: the suffix of the file says which."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from pathlib import Path
+
+from pipelines.errors import DataError
+from pipelines.records import Record
+from pipelines.shards.arrow import FIX, ShardRows, open_arrow, write_arrow
+from pipelines.shards.manifest import ShardFile, StoredFile
+from pipelines.shards.tfrecord import open_tfrecord, write_tfrecord
+from pipelines.storage import replacing, sha256
+
+__all__ = ["ShardRows", "index_name", "named", "open_shard", "write_shard"]
+
+
+def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardFile:
+    """Writes a shard, whole and durable or not at all; the same records give the same bytes.
+
+    Args:
+        directory: Where it goes.
+        file: Its name; the suffix `.arrow` or `.tfrecord` says the format.
+        records: The rows, consumed as they come.
+
+    Returns:
+        What the manifest says of it. Where there are no records, no file is made.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    records = iter(records)
+    first = next(records, None)
+    if first is None:
+        return ShardFile(file=file, rows=0, bytes=0, sha256="")
+    records = chain((first,), records)
+    path, index = directory / file, directory / index_name(file)
+    if path.suffix == ".arrow":
+        with replacing(path) as temporary:
+            rows = write_arrow(temporary, records)
+        return ShardFile(rows=rows, **stored(path).model_dump())
+    with replacing(path) as temporary, replacing(index) as temporary_index:
+        rows = write_tfrecord(temporary, temporary_index, records)
+    return ShardFile(rows=rows, index=stored(index), **stored(path).model_dump())
+
+
+def open_shard(directory: Path, shard: ShardFile) -> ShardRows:
+    """Maps a shard into memory and holds it against the manifest; images are checked when they are read.
+
+    Raises:
+        DataError: A file of it is missing, damaged, or not what the manifest says; names the file.
+    """
+    path = checked(directory, shard)
+    opened = open_arrow(path) if shard.index is None else open_tfrecord(path, checked(directory, shard.index))
+    if opened.rows != shard.rows:
+        raise DataError(f"a shard file of {shard.rows} rows", f"{named(directory, shard)}: rows={opened.rows}", FIX)
+    return opened
+
+
+def named(directory: Path, shard: ShardFile) -> str:
+    """The files of a shard, for an error that does not know which of them is damaged."""
+    return f"{directory / shard.file}" + (f" or its index {shard.index.file}" if shard.index else "")
+
+
+def index_name(file: str) -> str:
+    """The file that says where the images of a `.tfrecord` file lie."""
+    return str(Path(file).with_suffix(".index.arrow"))
+
+
+def stored(path: Path) -> StoredFile:
+    """Size and digest of a file as it lies there."""
+    return StoredFile(file=path.name, bytes=path.stat().st_size, sha256=sha256(path))
+
+
+def checked(directory: Path, file: StoredFile) -> Path:
+    """The path of a file of a shard set.
+
+    Raises:
+        DataError: It is missing or of another size than when it was written.
+    """
+    path = directory / file.file
+    if not path.is_file():
+        raise DataError("every shard file of the manifest", f"{path} (missing)", FIX)
+    size = path.stat().st_size
+    if size != file.bytes:
+        raise DataError(f"a shard file of {file.bytes} bytes", f"{path}: bytes={size}", FIX)
+    return path

@@ -1,0 +1,89 @@
+"""`glassbox shards build`, `verify` and `info` as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from service.cli import main
+from service.shards_commands import Clock
+
+SOURCE = "synthetic:evidence,train=70,validation=30,size=32"
+
+
+def glassbox(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    """The exit code of a command, and what it printed as output and as errors."""
+    code = main([str(word) for word in words])
+    return code, *capsys.readouterr()
+
+
+@pytest.mark.e2e
+def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None) -> None:
+    options = ("--format", "tfrecord", "--encoding", "png", "--store-size", "40", "--shard-rows", "32", "--workers", "2")
+    code, told, _ = glassbox(capsys, "shards", "build", SOURCE, tmp_path / "set", *options)
+    assert code == 0
+    taken, speed = told.splitlines()
+    assert taken == "100 images taken, 0 rejected"
+    assert re.fullmatch(r"0\.\d MB in \d+\.\d s: \d+ images/s, \d+\.\d MB/s \(Ray's start \d+\.\d s apart\)", speed)
+    manifest = json.loads((tmp_path / "set/manifest.json").read_text())
+    assert (manifest["format"], manifest["encoding"], manifest["store_size"]) == ("tfrecord", "png", 40)
+    assert [shard["rows"] for shard in manifest["splits"]["train"]["shards"]] == [32, 32, 6]
+
+    code, told, _ = glassbox(capsys, "shards", "verify", tmp_path / "set")
+    assert (code, told) == (0, "sound: 100 images in 4 shards, every checksum, count and image checked\n")
+    code, told, _ = glassbox(capsys, "shards", "info", tmp_path / "set")
+    assert (code, "images       png, scaled down to a shorter side of 40 pixels, in tfrecord files" in told) == (0, True)
+
+    bad = tmp_path / "set" / manifest["splits"]["train"]["shards"][1]["file"]
+    content = bytearray(bad.read_bytes())
+    content[len(content) // 2] ^= 1
+    bad.write_bytes(content)
+    code, told, error = glassbox(capsys, "shards", "verify", tmp_path / "set")
+    assert code == 3
+    assert len(told.splitlines()) == 1
+    assert bad.name in told
+    assert "row" in told
+    assert "Expected a sound shard set. Received: data=" in error
+    assert "bad files=1" in error
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (("--shard-mb", "1", "--shard-rows", "256"), "shard_mb=1.0 shard_rows=256"),
+        (("--check", "header", "--encoding", "png"), "check=header encoding=png"),
+        (("--check", "header", "--store-size", "64"), "store_size=64"),
+        (("--workers", "0"), "workers=0"),
+        (("--format", "parquet"), "format='parquet'"),
+        (("--encoding", "jpeg:101"), "encoding='jpeg:101'"),
+        (("--shard-mb", "0"), "shard_mb=0.0"),
+    ],
+)
+def test_options_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], word: str) -> None:
+    code, _, error = glassbox(capsys, "shards", "build", SOURCE, tmp_path / "set", *options)
+    assert (code, word in error, error.count("\n")) == (2, True, 1)
+    assert not (tmp_path / "set").exists()
+
+
+def test_verifying_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert glassbox(capsys, "shards", "verify", tmp_path)[0] == 3
+
+
+def test_speed_counts_neither_the_start_nor_what_was_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import shard_samples
+
+    from pipelines.shards.manifest import load_manifest
+
+    records = [shard_samples.record(shard_samples.np.zeros((2, 2), "uint8"), index % 2, str(index)) for index in range(8)]
+    manifest = load_manifest(shard_samples.write_shards(tmp_path / "set", "ab", {"train": records}))
+    times = iter([0.0, 7.0, 9.0])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    clock = Clock(lambda done, total: None)
+    clock(6, 12)
+    clock(12, 12)
+    told = clock.report(manifest, "set")
+    assert "in 2.0 s: 2 images/s" in told
+    assert "(Ray's start 7.0 s apart, after 6 candidates of an earlier start)" in told

@@ -1,0 +1,69 @@
+"""Encoded pictures for tests."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from pipelines.shards.images import ORIENTATION
+
+RGB = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]], [[7, 7, 7], [200, 100, 50]]], np.uint8)  # 3 x 2
+GREY = np.array([[0, 50], [100, 255]], np.uint8)
+
+
+def encode(pixels: np.ndarray | Image.Image, form: str = "PNG", **options: object) -> bytes:
+    file = io.BytesIO()
+    picture = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
+    picture.save(file, form, **options)
+    return file.getvalue()
+
+
+def decode(image: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(image)))
+
+
+def form(image: bytes) -> str:
+    return str(Image.open(io.BytesIO(image)).format)
+
+
+def smooth(height: int, width: int) -> np.ndarray:
+    """A ramp to the right in red and downwards in green, which JPEG keeps almost exactly."""
+    down, right = np.mgrid[:height, :width]
+    return np.stack([right * 255 // (width - 1), down * 255 // (height - 1), np.full_like(down, 90)], -1).astype(np.uint8)
+
+
+def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
+    return np.random.default_rng([height, width]).integers(0, 256, (height, width, channels), np.uint8)
+
+
+def orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[ORIENTATION] = value
+    return exif
+
+
+def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
+    """A PNG from its parts, which Pillow does not write: rows with their filter bytes, and more chunks before them."""
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    return chunked((b"IHDR", header), *chunks, (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+
+
+def chunked(*parts: tuple[bytes, bytes]) -> bytes:
+    """A PNG of these chunks."""
+    body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def with_segment(jpeg: bytes, marker: int, content: bytes) -> bytes:
+    """A JPEG with one more segment right behind its first two bytes."""
+    return jpeg[:2] + bytes([0xFF, marker]) + struct.pack(">H", len(content) + 2) + content + jpeg[2:]
+
+
+def patched(jpeg: bytes, marker: int, at: int, value: bytes) -> bytes:
+    """A JPEG with bytes replaced, counted from a marker (whose own two bytes are 0 and 1)."""
+    start = jpeg.index(bytes([0xFF, marker])) + at
+    return jpeg[:start] + value + jpeg[start + len(value) :]

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import shard_samples
+
+from pipelines.errors import DataError
+from pipelines.shards.manifest import VERSION, ShardFile, StoredFile, load_manifest
+
+
+@pytest.fixture
+def directory(tmp_path):
+    records = [shard_samples.record(np.zeros((2, 2), np.uint8), index % 2, str(index)) for index in range(4)]
+    return shard_samples.write_shards(tmp_path / "set", ("ant", "bee"), {"train": records})
+
+
+def change(directory, **entries):
+    path = directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+def test_comes_back_as_saved(directory):
+    manifest = load_manifest(directory)
+    manifest.save(directory)
+    assert load_manifest(directory) == manifest
+    assert (manifest.classes, manifest.splits["train"].rows) == (("ant", "bee"), 4)
+
+
+def test_a_newer_version_is_called_newer_although_it_looks_different(directory):
+    (directory / "manifest.json").write_text(json.dumps({"version": VERSION + 1, "shards": []}))
+    with pytest.raises(DataError, match=rf"version={VERSION + 1}, which is newer\. Fix: read it with the newer glassbox"):
+        load_manifest(directory)
+
+
+@pytest.mark.parametrize("version", [VERSION - 1, "two", None])
+def test_an_older_version_is_to_be_built_again(directory, version):
+    change(directory, version=version)
+    with pytest.raises(DataError, match=rf"version={version}\. Fix: build the shard set again"):
+        load_manifest(directory)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "Expecting value"),
+        (b"{", "Expecting property name"),
+        (b"{\xff", "codec can't decode"),
+        (b"[]", "no version"),
+        (b"{}", "no version"),
+        (b"3", "no version"),
+        (b'{"version": %d}' % VERSION, "format: Field required"),
+    ],
+)
+def test_damage_is_said(directory, content, reason):
+    (directory / "manifest.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"manifest\.json: .*build the shard set again") as caught:
+        load_manifest(directory)
+    assert reason in caught.value.received
+
+
+def test_an_entry_of_the_wrong_type_is_named(directory):
+    change(directory, classes=["ant", 3])
+    with pytest.raises(DataError, match=r"classes\.1: "):
+        load_manifest(directory)
+
+
+def test_no_manifest(tmp_path):
+    with pytest.raises(DataError, match="a finished shard set"):
+        load_manifest(tmp_path)
+
+
+def test_an_unknown_split(directory):
+    with pytest.raises(DataError, match=r"one of train\. Received: split=test"):
+        load_manifest(directory).split("test")
+
+
+def test_files_of_a_shard():
+    index = StoredFile(file="i", bytes=1, sha256="")
+    assert ShardFile(file="s", bytes=1, sha256="", rows=0).files == ()
+    shard = ShardFile(file="s", bytes=1, sha256="", rows=2, index=index)
+    assert shard.files == (index, shard)

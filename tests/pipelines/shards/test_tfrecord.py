@@ -1,0 +1,83 @@
+"""The TFRecord file against TensorFlow's own reader and writer."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+
+from pipelines.records import Record
+from pipelines.shards.tfrecord import open_tfrecord, write_tfrecord
+
+RECORDS = [
+    Record(b"one", 1, "a b/ä.png", (1, 3, 1)),
+    Record(bytes(range(256)) * 300, 2**31 - 1, "b", (150, 512, 1), evidence=(0.0, 0.25, 0.5, 1.0)),
+    Record(b"three" * 25, 200, "c" * 300, (25, 5, 300)),
+    Record(b"", 0, "", (0, 0, 0)),
+]
+
+
+def test_the_bytes_are_those_tensorflow_writes(tmp_path):
+    import tensorflow as tf
+
+    def feature(**values) -> tf.train.Feature:
+        ((kind, value),) = values.items()
+        types = {"bytes_list": tf.train.BytesList, "int64_list": tf.train.Int64List, "float_list": tf.train.FloatList}
+        return tf.train.Feature(**{kind: types[kind](value=value)})
+
+    with tf.io.TFRecordWriter(str(tmp_path / "expected")) as writer:
+        for record in RECORDS:
+            features = {
+                "image": feature(bytes_list=[record.image]),
+                "label": feature(int64_list=[record.label]),
+                "id": feature(bytes_list=[record.id.encode()]),
+                "shape": feature(int64_list=record.shape),
+                "evidence": feature(float_list=record.evidence or ()),
+            }
+            example = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(example.SerializeToString(deterministic=True))
+    write_tfrecord(tmp_path / "s.tfrecord", tmp_path / "s.index.arrow", iter(RECORDS))
+    assert (tmp_path / "s.tfrecord").read_bytes() == (tmp_path / "expected").read_bytes()
+
+
+def test_tensorflow_reads_it_as_the_docstring_says(tmp_path):
+    import tensorflow as tf
+
+    features = {
+        "image": tf.io.FixedLenFeature([], tf.string),
+        "label": tf.io.FixedLenFeature([], tf.int64),
+        "id": tf.io.FixedLenFeature([], tf.string),
+        "shape": tf.io.FixedLenFeature([3], tf.int64),
+        "evidence": tf.io.VarLenFeature(tf.float32),
+    }
+    assert write_tfrecord(tmp_path / "s.tfrecord", tmp_path / "s.index.arrow", RECORDS) == 4
+    dataset = tf.data.TFRecordDataset(str(tmp_path / "s.tfrecord")).map(lambda record: tf.io.parse_single_example(record, features))
+    rows = list(dataset.as_numpy_iterator())
+    assert [(row["image"], row["label"], row["id"].decode(), tuple(row["shape"])) for row in rows] == [
+        (record.image, record.label, record.id, record.shape) for record in RECORDS
+    ]
+    assert [row["evidence"].tolist() for row in rows] == [list(record.evidence or ()) for record in RECORDS]
+
+
+def test_the_index_says_where_the_images_lie(tmp_path):
+    write_tfrecord(tmp_path / "s.tfrecord", tmp_path / "s.index.arrow", RECORDS)
+    data = (tmp_path / "s.tfrecord").read_bytes()
+    rows = open_tfrecord(tmp_path / "s.tfrecord", tmp_path / "s.index.arrow")
+    at, found = 0, []
+    while at < len(data):  # from record to record by their lengths alone
+        (length,) = struct.unpack_from("<Q", data, at)
+        found.append(range(at + 12, at + 12 + length))
+        at += 16 + length
+    for row, (record, place) in enumerate(zip(RECORDS, found, strict=True)):
+        assert rows.starts[row] in place
+        assert rows.starts[row] + rows.sizes[row] <= place.stop
+        assert rows.image(row) == record.image
+        assert rows.is_sound(row)
+
+
+def test_equal_records_give_equal_bytes(tmp_path):
+    for name in "ab":
+        write_tfrecord(tmp_path / f"{name}.tfrecord", tmp_path / f"{name}.index.arrow", RECORDS)
+    for suffix in (".tfrecord", ".index.arrow"):
+        assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
