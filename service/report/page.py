@@ -24,7 +24,7 @@ NONE = "\N{EN DASH}"
 def write(directory: Path, subject: Subject, summary: Summary, sections: Sequence[Section], album: Album, state: str = "") -> None:
     """Writes `index.html` and `manifest.json` beside the album's pictures. Same content, same bytes."""
     html = (
-        _environment()
+        templates()
         .get_template("page.html")
         .render(subject=subject, summary=summary, verdict=verdict(summary), doubts=doubts(summary, state), sections=sections)
     )
@@ -51,7 +51,8 @@ def is_report(directory: Path) -> bool:
         return False
 
 
-def _environment() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """The templates of all pages; what they print is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("service.report", "html"),
         autoescape=True,

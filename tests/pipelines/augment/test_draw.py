@@ -1,177 +1,155 @@
-"""The generator against its published vectors, the matrices against hand calculation and against Keras."""
+"""The parameters of a batch: which there are, that they never change, and that they depend on nothing else."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pipelines.augment.draw import AffineParameters, affine_matrices, draw_affine, draw_parameters, philox4x32, uniform
-from pipelines.spec import AugmentSpec
+from pipelines.augment.draw import check_batch, draw, signature
+from pipelines.errors import ConfigError
+from pipelines.spec import AugmentSpec, DataSpec
 
-FULL = AugmentSpec(rotation=40, shift=0.2, shear=15, zoom=0.3, flip=True)
-
-
-def parameters(**changes: float) -> AffineParameters:
-    """One image to which nothing happens but the changes."""
-    neutral = {"theta": 0.0, "tx": 0.0, "ty": 0.0, "shear": 0.0, "zx": 1.0, "zy": 1.0, "flip": False}
-    return AffineParameters(**{name: np.array([value]) for name, value in (neutral | changes).items()})
-
-
-def matrix(aspect: float = 1.0, **changes: float) -> np.ndarray:
-    return affine_matrices(parameters(**changes), aspect)[0]
+DATA = DataSpec(image_size=(100, 150))
+GREY = DataSpec(image_size=(28, 28), channels=1)
+AFFINE = AugmentSpec(rotation=40, shift=0.2, shear=15, zoom=0.3, flip=True)
+EVERYTHING = AugmentSpec(
+    rotation=40,
+    shift=0.2,
+    shear=15,
+    zoom=0.3,
+    flip=True,
+    flip_vertical=True,
+    crop=(0.3, 0.9),
+    brightness=0.2,
+    contrast=0.3,
+    saturation=0.5,
+    hue=30,
+    erase=0.9,
+    mixup=0.4,
+    cutmix=1.0,
+)
 
 
 @pytest.mark.parametrize(
-    ("counter", "key", "expected"),
+    ("changes", "keys"),
     [
-        ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
-        ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
-        (
-            [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
-            [0xA4093822, 0x299F31D0],
-            [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
-        ),
+        ({}, ""),
+        ({"fill": "constant", "fill_value": 9.0}, ""),
+        ({"flip_vertical": True}, "affine"),
+        ({"crop": (0.5, 1.0)}, "affine"),
+        ({"hue": 10}, "colour"),
+        ({"brightness": 0.1}, "colour"),
+        ({"erase": 0.1}, "erase"),
+        ({"mixup": 0.1}, "mix"),
+        ({"cutmix": 0.1}, "cut"),
+        (EVERYTHING.model_dump(), "affine colour erase mix cut"),
     ],
 )
-def test_known_answers_of_the_generator(counter: list[int], key: list[int], expected: list[int]) -> None:
-    """The vectors of philox4x32-10 in the Random123 library."""
-    assert philox4x32(counter, key).tolist() == expected
-    assert philox4x32([counter] * 3, key).tolist() == [expected] * 3
+def test_exactly_what_is_on_is_drawn_and_announced(changes: dict[str, Any], keys: str) -> None:
+    for data in (DATA, GREY):
+        spec = AugmentSpec(**changes)
+        drawn, announced = draw(spec, 1, 2, range(6), data), signature(spec, data)
+        expected = keys.split() if data is DATA or keys != "colour" or spec.brightness else []
+        assert list(drawn) == list(announced) == expected
+        for name, (shape, dtype) in announced.items():
+            assert (drawn[name].shape, drawn[name].dtype) == ((6, *shape), dtype)
 
 
-def test_seed_epoch_and_row_each_have_their_own_words() -> None:
-    numbers = uniform(seed=5 << 32 | 7, epoch=3, rows=[9, 11 << 32 | 9])
-    assert numbers.dtype == np.float64
-    for row, high in enumerate((0, 11)):
-        words = np.concatenate([philox4x32([9, high, 3, block], [7, 5]) for block in (0, 1)])
-        assert numbers[row].tolist() == [word / 2**32 for word in words.tolist()]
-
-
-def test_an_image_gets_the_same_in_any_batch() -> None:
-    together = draw_affine(FULL, 1, 2, [5, 3, 9, 3])
-    alone = [draw_affine(FULL, 1, 2, [row])[0] for row in (5, 3, 9, 3)]
-    np.testing.assert_array_equal(together, alone)
-    assert together.dtype == np.float32
-
-
-@pytest.mark.parametrize("other", [(2, 2, [3]), (1, 3, [3]), (1, 2, [4]), (1 + 2**32, 2, [3]), (1, 2, [3 + 2**32])])
-def test_another_seed_epoch_or_row_gets_something_else(other: tuple[int, int, list[int]]) -> None:
-    assert not np.allclose(draw_affine(FULL, *other), draw_affine(FULL, 1, 2, [3]))
+@pytest.mark.parametrize(
+    ("seed", "epoch", "row", "size", "expected"),
+    [
+        (42, 3, 7, (9, 9), [[0.7748377, 0.0700844, 0.1369047], [-0.112256, 0.7541354, 0.0002641]]),
+        (42, 3, 0, (9, 9), [[0.8317727, 0.6830063, -0.2214004], [-0.6216871, 1.0190760, 0.3857858]]),
+        (42, 3, 2**33 + 5, (9, 9), [[-1.0720837, 0.6002609, 0.9662422], [0.6682517, 0.9472060, -0.2379816]]),
+        (2**63 + 1, 1, 12, (10, 15), [[0.6988192, -0.3353720, 0.2083758], [0.3485989, 1.0227548, -0.0926643]]),
+    ],
+)
+def test_the_matrix_of_a_seed_never_changes(seed: int, epoch: int, row: int, size: tuple[int, int], expected: Any) -> None:
+    """Drawn by the first version of this project."""
+    drawn = draw(AFFINE, seed, epoch, [row], DataSpec(image_size=size))
+    np.testing.assert_allclose(drawn["affine"][0], expected, rtol=0, atol=1e-6)
 
 
 def test_the_draw_of_a_seed_never_changes() -> None:
-    np.testing.assert_allclose(
-        draw_affine(FULL, 42, 3, [7])[0], [[0.7748377, 0.0700844, 0.1369047], [-0.112256, 0.7541354, 0.0002641]], rtol=0, atol=1e-6
-    )
+    drawn = draw(EVERYTHING, 42, 3, [7, 4, 3, 2], DATA)
+    expected: dict[str, Any] = {
+        "affine": [[0.6462969, 0.0389719, 0.2030934], [-0.168384, 0.7541354, 0.0222784]],
+        "colour": [
+            [0.9498376, 0.3379278, 0.1780106, -33.3032723],
+            [0.311248, 1.1572556, -0.0027277, -33.3032723],
+            [0.1305096, 0.5186662, 0.8166002, -33.3032723],
+        ],
+        "erase": [0.3204136, 0.365237, 0.975257, 0.6623697],
+        "mix": 0.6510021,
+        "cut": [0, 0, 0, 0],
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(drawn[name][0], values, rtol=2e-7, atol=1e-6, err_msg=name)
+    np.testing.assert_allclose(drawn["mix"], [0.6510021, 0.0143607, 1, 1], atol=1e-6)
+    np.testing.assert_allclose(drawn["cut"][3], [0.3675026, 0, 0.9999294, 0.6147502], atol=1e-6)
 
 
-def test_padding_stays_as_it_is() -> None:
-    drawn = draw_affine(FULL, 1, 2, [-1, 4, -1])
-    identity = [[1, 0, 0], [0, 1, 0]]
-    assert drawn[0].tolist() == identity
-    assert drawn[2].tolist() == identity
-    np.testing.assert_array_equal(drawn[1], draw_affine(FULL, 1, 2, [4])[0])
+def test_an_image_gets_the_same_in_any_batch() -> None:
+    together = draw(EVERYTHING, 1, 2, [5, 3, 9, 4], DATA)
+    for place, row in enumerate((5, 3, 9, 4)):
+        alone = draw(EVERYTHING, 1, 2, [77, row], DATA)
+        for name, values in together.items():
+            np.testing.assert_array_equal(values[place], alone[name][1])
 
 
-def test_no_ranges_give_exactly_the_identity() -> None:
-    assert (draw_affine(AugmentSpec(), 1, 2, range(100), aspect=1.7) == np.eye(2, 3)).all()
+@pytest.mark.parametrize("other", [(2, 2, 3), (1, 3, 3), (1, 2, 4), (1 + 2**32, 2, 3), (1, 2, 3 + 2**32)])
+def test_another_seed_epoch_or_row_gets_something_else(other: tuple[int, int, int]) -> None:
+    seed, epoch, row = other
+    spec = EVERYTHING.model_copy(update={"cutmix": 0.0})  # so that every image has a share
+    one, two = draw(spec, 1, 2, [3, 0], DATA), draw(spec, seed, epoch, [row, 0], DATA)
+    for name in ("affine", "colour", "mix"):
+        assert not np.allclose(one[name][0], two[name][0])
 
 
-RANGES = {"theta": (-40, 40), "tx": (-0.2, 0.2), "ty": (-0.2, 0.2), "shear": (-15, 15), "zx": (0.7, 1.3), "zy": (0.7, 1.3)}
+def test_nothing_happens_to_padding_nor_is_anything_mixed_with_it() -> None:
+    drawn = draw(EVERYTHING, 1, 2, [8, 9, 5, -1, -1, -1], DATA)
+    assert (drawn["affine"][3:] == np.eye(2, 3)).all()
+    assert (drawn["colour"][3:] == np.eye(3, 4)).all()
+    assert (drawn["erase"][3:] == 0).all()
+    assert (drawn["mix"][2:] == 1).all()
+    assert (drawn["cut"][2:] == 0).all()
+    assert (drawn["affine"][:3] != np.eye(2, 3)).any(axis=(1, 2)).all()
+    assert ((drawn["mix"][:2] < 1) ^ (drawn["cut"][:2] != 0).any(axis=1)).all()
 
 
-@pytest.mark.parametrize("name", RANGES)
-def test_every_parameter_is_uniform_over_its_range(name: str) -> None:
-    low, high = RANGES[name]
-    drawn = np.sort(getattr(draw_parameters(FULL, 1, 0, range(4000)), name))
-    expected = np.linspace(low, high, 4000)
-    assert np.abs(drawn - expected).max() < 0.031 * (high - low)  # Kolmogorov-Smirnov at 0.1 %: 1.95 / sqrt(4000)
-    assert low <= drawn[0] <= drawn[-1] <= high
-
-
-def test_every_second_image_is_flipped_where_flips_are_on() -> None:
-    assert 1900 < draw_parameters(FULL, 1, 0, range(4000)).flip.sum() < 2100
-    assert not draw_parameters(FULL.model_copy(update={"flip": False}), 1, 0, range(4000)).flip.any()
-
-
-def test_the_parameters_of_an_image_are_independent() -> None:
-    correlation = np.corrcoef(np.stack(draw_parameters(FULL, 1, 0, range(4000))).astype(float))
-    assert np.abs(correlation - np.eye(7)).max() < 0.07
-
-
-def test_widening_one_range_moves_no_other_parameter() -> None:
-    one = draw_parameters(AugmentSpec(shear=5, flip=True), 1, 2, range(20))
-    other = draw_parameters(AugmentSpec(rotation=90, shift=0.5, shear=5, zoom=0.5, flip=True), 1, 2, range(20))
-    np.testing.assert_array_equal(one.shear, other.shear)
-    np.testing.assert_array_equal(one.flip, other.flip)
-    np.testing.assert_array_equal(draw_parameters(AugmentSpec(shear=10), 1, 2, range(20)).shear, 2 * one.shear)
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"tx": 0.25}, [[1, 0, 0.25], [0, 1, 0]]),
-        ({"ty": 0.25}, [[1, 0, 0], [0, 1, 0.25]]),
-        ({"zx": 0.5}, [[0.5, 0, 0.25], [0, 1, 0]]),
-        ({"zy": 2.0}, [[1, 0, 0], [0, 2, -0.5]]),
-        ({"flip": True}, [[-1, 0, 1], [0, 1, 0]]),
-        ({"theta": 90}, [[0, -1, 1], [1, 0, 0]]),
-        ({"theta": 180}, [[-1, 0, 1], [0, -1, 1]]),
-        ({"shear": 30}, [[1, -0.5, 0.25], [0, np.sqrt(0.75), 0.5 - np.sqrt(0.75) / 2]]),
-        ({"theta": 90, "tx": 0.25}, [[0, -1, 1], [1, 0, 0.25]]),  # the shift is rotated with the image
-        ({"flip": True, "tx": 0.25}, [[-1, 0, 1.25], [0, 1, 0]]),  # the result is mirrored, not the shift
-        ({"zx": 0.5, "tx": 0.25}, [[0.5, 0, 0.5], [0, 1, 0]]),  # the shift is not zoomed
+CHANGES = {
+    "affine": [
+        {"rotation": 90},
+        {"shift": 0.4},
+        {"shear": 30},
+        {"zoom": 0.5},
+        {"flip": False},
+        {"flip_vertical": False},
+        {"crop": (0.5, 0.6)},
+        {"crop": None},
+        {"crop_ratio": (1.0, 2.0)},
     ],
-)
-def test_matrices_worked_out_by_hand(changes: dict[str, float], expected: list[list[float]]) -> None:
-    np.testing.assert_allclose(matrix(**changes), expected, atol=1e-7)
+    "colour": [{"brightness": 0.4}, {"contrast": 0.1}, {"saturation": 0.9}, {"hue": 90}],
+    "erase": [{"erase": 0.5}],
+    "mix": [{"mixup": 0.9}],
+    "cut": [{"cutmix": 0.5}],
+}
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"theta": 90}, [[0, -0.5, 0.75], [2, 0, -0.5]]),  # half as high as wide: a column of the output shows half a row
-        ({"shear": 30}, [[1, -0.25, 0.125], [0, np.sqrt(0.75), 0.5 - np.sqrt(0.75) / 2]]),
-        ({"tx": 0.25, "ty": 0.5}, [[1, 0, 0.25], [0, 1, 0.5]]),  # shifts are fractions of their own side
-        ({"theta": 90, "tx": 0.25}, [[0, -0.5, 0.75], [2, 0, 0]]),  # a quarter of the width is half of the height
-        ({"flip": True}, [[-1, 0, 1], [0, 1, 0]]),
-    ],
-)
-def test_matrices_of_an_image_twice_as_wide_as_high(changes: dict[str, float], expected: list[list[float]]) -> None:
-    np.testing.assert_allclose(matrix(aspect=2.0, **changes), expected, atol=1e-7)
+@pytest.mark.parametrize(("name", "change"), [(name, change) for name, changes in CHANGES.items() for change in changes])
+def test_changing_one_range_moves_no_other_kind_of_parameter(name: str, change: dict[str, Any]) -> None:
+    one, other = (draw(spec, 1, 2, range(40), DATA) for spec in (EVERYTHING, EVERYTHING.model_copy(update=change)))
+    assert [key for key in one if not np.array_equal(one[key], other[key])] == [name]
 
 
-def test_a_batch_of_matrices_is_made_one_by_one() -> None:
-    drawn = draw_parameters(FULL, 3, 1, range(6))
-    for index, expected in enumerate(affine_matrices(drawn, 1.5)):
-        one = AffineParameters(*(values[index : index + 1] for values in drawn))
-        np.testing.assert_array_equal(affine_matrices(one, 1.5)[0], expected)
-
-
-@pytest.mark.parametrize("row", range(12))
-def test_the_matrix_is_the_one_keras_hands_to_scipy(row: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keras' own code composes the matrix; only the resampling is replaced, by one that writes it down."""
-    from keras.src.legacy.preprocessing import image
-
-    size, seen = 10, {}
-
-    def affine_transform(channel: np.ndarray, linear: np.ndarray, offset: np.ndarray, **_: Any) -> np.ndarray:
-        seen["matrix"] = np.column_stack([linear, offset])
-        return channel
-
-    interpolation = SimpleNamespace(affine_transform=affine_transform)
-    monkeypatch.setattr(image, "scipy", SimpleNamespace(ndimage=SimpleNamespace(interpolation=interpolation)))
-    drawn = draw_parameters(FULL, 9, 0, [row])
-    values = {name: float(value[0]) for name, value in drawn._asdict().items()}
-    mirrored = bool(values.pop("flip"))
-    settings = values | {"tx": values["tx"] * size, "ty": values["ty"] * size, "flip_horizontal": mirrored}
-    image.ImageDataGenerator(data_format="channels_last").apply_transform(np.zeros((size, size, 3)), settings)
-
-    for y, x in [(0, 0), (9, 0), (3, 7), (9, 9)]:
-        before_flip = size - 1 - x if mirrored else x
-        row_keras, column_keras = seen["matrix"] @ (y, before_flip, 1)  # pixels, row before column
-        x_ours, y_ours = affine_matrices(drawn)[0] @ ((x + 0.5) / size, (y + 0.5) / size, 1)
-        np.testing.assert_allclose((x_ours * size - 0.5, y_ours * size - 0.5), (column_keras, row_keras), atol=1e-5)
+@pytest.mark.parametrize("spec", [AugmentSpec(mixup=0.2), AugmentSpec(cutmix=1.0)])
+def test_an_odd_batch_cannot_be_mixed(spec: AugmentSpec) -> None:
+    for refused in (lambda: check_batch(spec, 5), lambda: draw(spec, 0, 0, range(5), DATA)):
+        with pytest.raises(ConfigError, match=r"even batch on every replica.*batch=5\. Fix: use 4 or 6"):
+            refused()
+    with pytest.raises(ConfigError, match="use 2"):
+        check_batch(spec, 1)
+    check_batch(spec, 6)
+    check_batch(AFFINE, 5)

@@ -1,0 +1,191 @@
+"""The preview of an augmentation: pictures as training would see them, beside the originals and with what was drawn."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from pipelines.augment.draw import draw, signature
+from pipelines.errors import ConfigError
+from pipelines.input.order import PADDING, Rows, epoch_order
+from pipelines.input.reader import ShardReader
+from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec
+from pipelines.storage import replacing_directory, write_atomically
+from service.report import page
+from service.report.pictures import Album, Picture
+from service.report.preview_words import Fact, described
+
+KIND = "glassbox preview"
+VERSION = 1
+
+
+class PreviewOptions(Spec):
+    """Which images a preview shows, and of which epochs.
+
+    Attributes:
+        split: Which split.
+        seed: That of the training run.
+        epoch: The first epoch shown.
+        rows: How many images: the first ones of that epoch.
+        versions: How many epochs of each.
+    """
+
+    split: str = "train"
+    seed: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    epoch: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    rows: Positive = 8
+    versions: Positive = 4
+
+
+@dataclass(frozen=True)
+class _Version:
+    """An image as one epoch sees it."""
+
+    epoch: int
+    picture: Picture
+    facts: tuple[Fact, ...]
+    matrix: list[list[float]] | None
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """An image beside what the epochs make of it."""
+
+    row: int
+    id: str
+    label: str
+    original: Picture
+    versions: list[_Version]
+
+
+def render_preview(shards: Path, data: DataSpec, augment: AugmentSpec, options: PreviewOptions, out: Path) -> Path:
+    """Renders a page of originals beside their augmented versions, whole or not at all.
+
+    The versions are the very pictures that a training run with this seed, and an even batch on every replica,
+    sees in those epochs, those mixed in included.
+
+    Args:
+        shards: The shard set.
+        data: Size and channels of the images.
+        augment: The ranges.
+        options: Which images, and of which epochs.
+        out: Directory for the page; a preview that stands there is replaced.
+
+    Returns:
+        The path of `index.html`.
+
+    Raises:
+        ConfigError: No augmentation is on, there is nothing to show, or `out` holds something else or cannot be written.
+        DataError: The shard set cannot be used.
+    """
+    if not signature(augment, data):
+        raise ConfigError("an augmentation", "augment with nothing turned on", "turn something on, for example flip=true")
+    reader = ShardReader(shards, options.split)
+    if not reader.rows:
+        raise ConfigError("a split with images", f"split={options.split} of {shards} (empty)", "choose another with --split")
+    if out.exists() and not _is_preview(out) and (not out.is_dir() or any(out.iterdir())):
+        raise ConfigError("a new directory or an older preview", f"out={out} (holds something else)", "choose another --out or remove it")
+    try:
+        with replacing_directory(out) as directory:
+            _Previewer(shards, reader, data, augment, options).write(directory)
+    except OSError as error:
+        raise ConfigError(
+            "a place for the preview that can be written", f"out={out}: {error.strerror}", "make room or choose another"
+        ) from None
+    return out / "index.html"
+
+
+class _Previewer:
+    """Draws and applies what training would, for a few images."""
+
+    def __init__(self, shards: Path, reader: ShardReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions) -> None:
+        self._shards, self._reader, self._data, self._augment, self._options = shards, reader, data, augment, options
+        self.epochs = range(options.epoch, options.epoch + options.versions)
+        self.rows = self._order(options.epoch)[: options.rows]
+
+    def write(self, directory: Path) -> None:
+        """Writes `index.html`, `manifest.json` and the pictures. Same content, same bytes."""
+        album = Album(directory)
+        shown, standard = self.show(album), AugmentSpec()
+        ranges = [(key, value) for key, value in self._augment if value != getattr(standard, key)]
+        template = page.templates().get_template("preview.html")
+        html = template.render(shown=shown, ranges=ranges, options=self._options, rows=self._reader.rows)
+        write_atomically(directory / "index.html", html)
+        manifest = {
+            "kind": KIND,
+            "version": VERSION,
+            "shards": self._reader.manifest.digest(),
+            "data": self._data.model_dump(mode="json"),
+            "augment": self._augment.model_dump(mode="json"),
+            "options": self._options.model_dump(mode="json"),
+            "pictures": [album.entries[file] for file in sorted(album.entries)],
+        }
+        write_atomically(directory / page.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def show(self, album: Album) -> list[_Shown]:
+        """Every image with its versions, their pictures in the album."""
+        versions = {epoch: self._versions(epoch, album) for epoch in self.epochs}
+        names, classes = self._reader.ids(self.rows), self._reader.manifest.classes
+        shown = []
+        for place, (row, name, pixels) in enumerate(zip(self.rows.tolist(), names, self._images(self.rows), strict=True)):
+            label = classes[self._reader.labels[row]]
+            original = album.add_photo(pixels, "original", f"{label}, {name}, as stored", row=row, id=name)
+            shown.append(_Shown(row, name, label, original, [versions[epoch][place] for epoch in self.epochs]))
+        return shown
+
+    def _versions(self, epoch: int, album: Album) -> list[_Version]:
+        """The images as one epoch sees them."""
+        from pipelines.augment.apply import augmented
+
+        rows = np.stack([self.rows, self._neighbours(epoch)], axis=1).reshape(-1)  # an image at 2i, who it is mixed with at 2i + 1
+        drawn = draw(self._augment, self._options.seed, epoch, rows, self._data)
+        images, shares = augmented({"image": self._images(rows)} | drawn, self._augment)
+        pixels = np.clip(np.rint(np.asarray(images)), 0, 255).astype(np.uint8)
+        words = described(self._augment, self._options.seed, epoch, rows, self._data, None if shares is None else np.asarray(shares))
+        versions = []
+        for place in range(0, len(rows), 2):
+            facts = tuple(self._named(fact, rows[place + 1]) for fact in words[place])
+            alt = ", ".join([f"the same in epoch {epoch}", *(f"{fact.name} {fact.value}" for fact in facts)])
+            parameters = {name: values[place].tolist() for name, values in drawn.items()}
+            picture = album.add_photo(pixels[place], "version", alt, row=int(rows[place]), epoch=epoch, parameters=parameters)
+            versions.append(_Version(epoch, picture, facts, parameters.get("affine")))
+        return versions
+
+    def _named(self, fact: Fact, neighbour: int) -> Fact:
+        """The same fact with the class and the file of the neighbour, where it is about one."""
+        if not fact.of_neighbour:
+            return fact
+        file = PurePosixPath(self._reader.ids([int(neighbour)])[0]).name
+        return Fact(fact.name, f"{fact.value} {self._reader.manifest.classes[self._reader.labels[neighbour]]}, {file}")
+
+    def _order(self, epoch: int) -> Rows:
+        return epoch_order(self._reader.rows, self._options.seed, epoch, self._reader.shard_rows, self._data.window)
+
+    def _neighbours(self, epoch: int) -> Rows:
+        """Who stands beside each image in the order of an epoch, `[rows]`; padding where nobody does."""
+        order = self._order(epoch)
+        places = np.argsort(order)[self.rows] ^ 1
+        return np.asarray(np.append(order, PADDING)[np.minimum(places, len(order))])
+
+    def _images(self, rows: Rows) -> NDArray[np.uint8]:
+        """Decoded images, uint8 `[n, H, W, C]`; black where there is none."""
+        from pipelines.input.batches import read_rows
+
+        found = np.asarray(read_rows(self._shards, self._options.split, self._data, rows[rows != PADDING].tolist())["image"])
+        images = np.zeros((len(rows), *found.shape[1:]), np.uint8)
+        images[rows != PADDING] = found
+        return images
+
+
+def _is_preview(directory: Path) -> bool:
+    """Whether a directory holds a preview, which a new one may replace."""
+    try:
+        return bool(json.loads((directory / page.MANIFEST).read_bytes())["kind"] == KIND)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
