@@ -7,6 +7,7 @@ UV_VERSION := 0.13.9
 SOURCE ?= synthetic:evidence
 OUT ?= data/shards
 PRESET ?= demo
+BENCH ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +15,7 @@ READY := $(VENV)/ready-$(EXTRA)
 READY_DEV := $(VENV)/ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shards test test-all lint format lock clean
+.PHONY: help setup demo shards test test-all bench-input bench-shards lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,6 +51,12 @@ test: $(READY_DEV) ## the tests, a few minutes
 
 test-all: $(READY_DEV) ## the tests and the long ones that train on real data
 	$(BIN)/python -m pytest
+
+bench-input: $(READY_DEV) ## how fast photos become batches, beside other libraries (options: BENCH="--quick")
+	$(BIN)/python tests/benchmarks/input.py $(BENCH)
+
+bench-shards: $(READY_DEV) ## how fast a folder becomes shards, beside other builders
+	$(BIN)/python tests/benchmarks/shards.py $(BENCH)
 
 lint: $(READY_DEV) ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -29,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parsed = _parse(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's own greetings drown ours
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("pipelines").setLevel(logging.INFO)
     try:
         parsed.run(parsed)
         sys.stdout.flush()
@@ -59,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('glassbox')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_shards(commands)
+    _add_preview(commands)
     _add_train(commands)
     _add_evaluate(commands)
     _add_report(commands)
@@ -73,17 +75,34 @@ def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: st
 
 
 def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    shards = commands.add_parser("shards", help="build and look into shard sets").add_subparsers(metavar="COMMAND", required=True)
+    shards = commands.add_parser("shards", help="build, check and describe shard sets").add_subparsers(metavar="COMMAND", required=True)
     build = _add(shards, "build", "make a shard set from a source", _shards_build)
-    build.add_argument("source", metavar="SOURCE", help="folder:DIR, idx:DIR, tfds:NAME or synthetic:evidence")
-    build.add_argument("out", metavar="OUT", help="directory to make")
+    build.add_argument("source", metavar="SOURCE", help="folder:DIR, archive:FILE, synthetic:evidence and others; an unknown one lists all")
+    build.add_argument("out", metavar="OUT", help="directory to make; the same command goes on with an interrupted build")
+    build.add_argument("--format", metavar="FORMAT", help="arrow or tfrecord (default: arrow)")
+    build.add_argument("--encoding", metavar="ENCODING", help="as-found, jpeg:QUALITY, png or raw (default: as-found)")
     build.add_argument("--store-size", type=int, metavar="PIXELS", help="scale larger images to this shorter side (default: as found)")
-    build.add_argument("--shard-rows", type=int, default=256, metavar="N", help="images per shard (default: 256)")
-    build.add_argument(
-        "--validation", type=float, default=0.2, metavar="SHARE", help="held out where the source has no split (default: 0.2)"
-    )
+    build.add_argument("--shard-rows", type=int, metavar="N", help="images per shard (default: 256)")
+    build.add_argument("--shard-mb", type=float, metavar="M", help="instead: megabytes per shard, judged by the first images")
+    build.add_argument("--validation", type=float, metavar="SHARE", help="held out where the source has no split (default: 0.2)")
+    build.add_argument("--check", metavar="CHECK", help="decode, which proves every image readable, or header (default: decode)")
+    build.add_argument("--workers", type=int, metavar="N", help="shards in work at a time (default: one a CPU of the cluster)")
+    verify = _add(shards, "verify", "check every byte, count and image of a shard set", _shards_verify)
+    verify.add_argument("directory", metavar="SHARDS")
     info = _add(shards, "info", "describe a shard set", _shards_info)
     info.add_argument("directory", metavar="SHARDS")
+
+
+def _add_preview(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    preview = _add(commands, "preview", "show what an augmentation does to training images, as a page for the browser", _preview)
+    preview.add_argument("shards", metavar="SHARDS")
+    preview.add_argument("--preset", metavar="NAME", help="its size, seed and augmentation (default: demo, which has no augmentation)")
+    preview.add_argument("--augment", nargs="+", default=[], metavar="key=value", help="change the augmentation: rotation=40 flip=true")
+    preview.add_argument("--split", default="train", help="(default: train)")
+    for name, default, text in (("rows", 8, "images"), ("versions", 4, "epochs of each"), ("epoch", 1, "the first epoch")):
+        preview.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
+    preview.add_argument("--out", default="preview", metavar="DIR", help="directory to make, or an older preview (default: preview)")
+    preview.add_argument("overrides", nargs="*", metavar="key=value", help="change data or seed: data.image_size=[64,64] seed=3")
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -113,39 +132,34 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _shards_build(options: argparse.Namespace) -> None:
-    from pipelines.shards.build import build_shards
-    from pipelines.sources import open_source
-    from pipelines.spec import ShardSpec, check
+    from service.shards_commands import build
 
-    settings = {name: getattr(options, name) for name in ShardSpec.model_fields}
-    spec = check(ShardSpec, settings, "the command line")
-    began = time.perf_counter()
-    with _bar("building shards") as update:
-        manifest = build_shards(open_source(options.source), Path(options.out), spec, update)
-    seconds = time.perf_counter() - began
-    taken = sum(split.rows for split in manifest.splits.values())
-    size = sum(shard.bytes for split in manifest.splits.values() for shard in split.shards) / 1e6
-    reasons = f" (reasons in {options.out}/rejected.jsonl)" if manifest.rejected else ""
-    print(f"{taken} images taken, {manifest.rejected} rejected{reasons}")
-    print(f"{size:.1f} MB in {seconds:.1f} s with Ray's start: {taken / seconds:.0f} images/s, {size / seconds:.1f} MB/s")
+    build(options)
 
 
-@contextmanager
-def _bar(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields a function that takes (done, total) and moves a bar, where there is a terminal."""
-    from rich.console import Console
-    from rich.progress import Progress
+def _shards_verify(options: argparse.Namespace) -> None:
+    from service.shards_commands import verify
 
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    verify(Path(options.directory))
 
 
 def _shards_info(options: argparse.Namespace) -> None:
     from pipelines.shards.info import describe
 
     print(describe(Path(options.directory)))
+
+
+def _preview(options: argparse.Namespace) -> None:
+    from pipelines.spec import AugmentSpec, check
+    from service.config import load_config
+    from service.report.preview import PreviewOptions, render_preview
+
+    words = [f"augment.{word}" for word in options.augment] + options.overrides
+    config = load_config(options.preset or "demo", options.shards, words)
+    chosen = {name: getattr(options, name) for name in ("split", "epoch", "rows", "versions")} | {"seed": config.seed}
+    shown = check(PreviewOptions, chosen, "the command line")
+    page = render_preview(Path(options.shards), config.data, config.augment or AugmentSpec(), shown, Path(options.out).absolute())
+    print(f"open {page}")
 
 
 def _train(options: argparse.Namespace) -> None:

@@ -100,7 +100,7 @@ def load_config(preset: str, shards: str | Path, overrides: list[str] | None = N
         raise ConfigError("a known preset or a YAML file", f"preset={preset}", suggest(preset, preset_names()))
     settings = _read_yaml(path)
     for override in overrides or []:
-        _apply(settings, override)
+        set_value(settings, override)
     settings |= {"preset": path.stem, "shards": str(Path(shards).absolute())}
     return check(RunConfig, settings, "the preset or the command line")
 
@@ -115,7 +115,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return settings
 
 
-def _apply(settings: dict[str, Any], override: str) -> None:
+def set_value(settings: dict[str, Any], override: str) -> None:
+    """Writes a `key=value` override into nested settings.
+
+    Raises:
+        ConfigError: It is not written like that, or is not for settings.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise ConfigError("an override as key=value", f"override={override}", "write for example epochs=5")

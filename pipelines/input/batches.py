@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from pipelines.augment.draw import draw_affine
+from pipelines.augment.draw import check_batch, draw, signature
 from pipelines.errors import ConfigError, DataError
-from pipelines.input import tfdata
+from pipelines.input import dali, tfdata
+from pipelines.input.cache import Cache, DeviceImages, Images, Tier, gathered
 from pipelines.input.order import PADDING, Rows, check_seed, epoch_order, global_batch_rows, per_worker, steps_per_epoch, worker_slice
 from pipelines.input.reader import ShardReader
 from pipelines.records import Batch
 from pipelines.spec import AugmentSpec, DataSpec
 
+Record = dict[str, Any]
+Records = Callable[[], Iterable[Record]]
+
 SEARCH_ROWS = 1024  # images held in memory while looking for one that cannot be decoded
+DRAW_ROWS = 4096  # rows whose augmentation is drawn at a time: a call costs as much as hundreds of rows
+FILL_BATCH = 64  # images decoded at a time while a cache is filled
+LABELS: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32), "weight": ((), np.float32), "row": ((), np.int64)}
 
 
 class Batches:
@@ -26,19 +34,21 @@ class Batches:
     Args:
         shards: The shard set.
         split: Which split.
-        data: Size and channels of the images.
+        data: Size and channels of the images, what decodes them, in which window they are shuffled.
         global_batch: Examples per step over all workers.
         seed: Which shuffling; None keeps the stored order.
-        augment: Ranges of the random affine parameters; needs a seed.
+        augment: Ranges of the random parameters; needs a seed.
+        cache: Memory that decoded images may take, as `data.cache` says; None for a split that is read once: it caches nothing.
 
     Attributes:
         rows: Number of examples.
         steps: Steps per epoch.
         classes: Class names.
         manifest: The manifest of the shard set.
+        tier: Where decoded images are kept, and why. The first epoch fills it.
 
     Raises:
-        ConfigError: The batch or the seed makes no sense.
+        ConfigError: The batch or the seed makes no sense, or the cache asked for does not fit.
         DataError: The shard set cannot be used.
     """
 
@@ -51,6 +61,7 @@ class Batches:
         *,
         seed: int | None = None,
         augment: AugmentSpec | None = None,
+        cache: Cache | None = None,
     ) -> None:
         if augment is not None and seed is None:
             raise ConfigError("a seed where images are augmented", "seed=None", "set a seed")
@@ -62,8 +73,13 @@ class Batches:
         self.classes = self.manifest.classes
         self.rows = self._reader.rows
         self.steps = steps_per_epoch(self.rows, global_batch)
+        self._cache = cache or Cache()
+        self.tier = cache.choose(self.rows, data) if cache else Tier("none", "read once")
+        self._host: Images | None = None
+        self._device: DeviceImages | None = None
+        self._failure: Exception | None = None
 
-    def epoch(self, epoch: int, start_step: int = 0, worker: int = 0, workers: int = 1) -> tf.data.Dataset:
+    def epoch(self, epoch: int, start_step: int = 0, worker: int = 0, workers: int = 1) -> Iterable[Batch]:
         """One worker's batches of an epoch, from some step on.
 
         Args:
@@ -73,62 +89,139 @@ class Batches:
             workers: How many workers share every global batch; each takes a contiguous slice of it.
 
         Returns:
-            `steps - start_step` batches (see `pipelines.records.Batch`) of `B = global_batch // workers`
-            examples; `affine` is there where augmentation is on. Iterate inside `data_errors`.
+            `steps - start_step` batches (see `pipelines.records.Batch`) of `B = global_batch // workers` examples, with the
+            parameters of augmentation where it is on. A `tf.data.Dataset`, but where DALI decodes: then an iterator of eager tensors.
+            With tier `device` the batches have no `image`: give them to `attach`. Iterate inside `data_errors`.
 
         Raises:
-            ConfigError: The batch cannot be shared out evenly.
+            ConfigError: The batch cannot be shared out evenly, or what is to decode cannot.
+            DataError: A cache is filled, and an image cannot be read.
         """
         batch = per_worker(self._global_batch, workers)
+        if self._augment is not None:
+            check_batch(self._augment, batch)
+        self._fill()
+        steps = range(start_step, self.steps)
 
-        def records() -> Iterator[Batch]:
-            order = epoch_order(self.rows, self._seed, epoch)
-            for step in range(start_step, self.steps):
-                yield self._record(epoch, worker_slice(global_batch_rows(order, step, self._global_batch), worker, workers))
+        def records() -> Iterator[Record]:
+            for rows, drawn in self._places(epoch, steps, worker, workers):
+                yield self._labelled(rows) | drawn | self._images(rows)
 
-        return tfdata.decoded_batches(records, self._signature(batch), self._data, max(0, self.steps - start_step))
+        return self._batches(records, batch, len(steps))
+
+    def attach(self, batch: Batch) -> Batch:
+        """Adds the images to a batch whose images lie on the devices; any other stays as it is. Call it in the step of a replica."""
+        return batch if self._device is None or "image" in batch else self._device.attach(batch)
 
     @contextmanager
     def data_errors(self) -> Iterator[None]:
-        """Turns the failure to decode an image, within the block, into an error that names it.
+        """Turns the failure to read or decode an image, within the block, into an error that names it.
 
         Looking for the image decodes the split once more, in the stored order, up to the image at fault.
 
         Raises:
-            DataError: An image cannot be decoded; names split, row and id.
+            DataError: An image cannot be read or decoded; names split, row and id.
         """
+        self._failure = None
         try:
             yield
-        except tf.errors.InvalidArgumentError:
+        except tf.errors.OpError as error:
+            if self._failure is not None:
+                raise self._failure from None
+            if not isinstance(error, tf.errors.InvalidArgumentError):
+                raise
+            if isinstance(error, dali.UndecodableError):
+                raise _undecodable(self._reader, error.row) from None
             for start in range(0, self.rows, SEARCH_ROWS):
                 _check(self._reader, range(start, min(start + SEARCH_ROWS, self.rows)), self._data)
             raise  # the images are fine: something else went wrong
 
-    def _record(self, epoch: int, rows: Rows) -> Batch:
-        """The encoded batch of some rows, of which the last ones may be padding."""
+    def _places(self, epoch: int, steps: range, worker: int, workers: int) -> Iterator[tuple[Rows, Record]]:
+        """This worker's rows of each step, and what is drawn for them."""
+        order = epoch_order(self.rows, self._seed, epoch, self._reader.shard_rows, self._data.window)
+        size = self._global_batch // workers
+        at_once = max(1, DRAW_ROWS // size)
+        for start in range(steps.start, steps.stop, at_once):
+            block = range(start, min(start + at_once, steps.stop))
+            rows = np.concatenate([worker_slice(global_batch_rows(order, step, self._global_batch), worker, workers) for step in block])
+            drawn = {} if self._augment is None or self._seed is None else draw(self._augment, self._seed, epoch, rows, self._data)
+            for at in range(0, len(rows), size):
+                yield rows[at : at + size], {name: values[at : at + size] for name, values in drawn.items()}
+
+    def _labelled(self, rows: Rows) -> Record:
+        """Label, weight and row of some rows, of which the last ones may be padding."""
         real = rows[rows != PADDING]
-        padding = len(rows) - len(real)
-        record = Batch(
-            image=np.array(self._reader.images(real) + [b""] * padding, object),
-            label=np.pad(self._reader.labels[real], (0, padding)),
-            weight=(rows != PADDING).astype(np.float32),
-            row=rows,
-        )
-        if self._augment is not None and self._seed is not None:
-            height, width = self._data.image_size
-            record["affine"] = draw_affine(self._augment, self._seed, epoch, rows, width / height)
-        return record
+        label = np.pad(self._reader.labels[real], (0, len(rows) - len(real)))
+        return {"label": label, "weight": (rows != PADDING).astype(np.float32), "row": rows}
+
+    def _images(self, rows: Rows) -> Record:
+        """The images of some rows as the tier has them."""
+        if self.tier.name == "device":
+            return {}
+        return self._stored(rows) if self._host is None else {"image": gathered(self._host, rows)}
+
+    def _stored(self, rows: Rows) -> Record:
+        """The stored images of some rows, and the shapes of those, filled up with zeros."""
+        real = rows[rows != PADDING]
+        shapes = np.pad(self._reader.shapes(real), ((0, len(rows) - len(real)), (0, 0)))
+        return {"encoded": self._reader.images(real), "shape": shapes}
+
+    def _batches(self, records: Records, batch: int, steps: int) -> Iterable[Batch]:
+        """Records as batches: decoded, or as they are where the images already are."""
+        types = self._signature(batch)
+        if self._host is None and self._device is None:
+            return self._decoded(records, types, steps)
+        if self._host is not None:
+            types["image"] = tf.TensorSpec((batch, *self._host.shape[1:]), tf.uint8)
+        return tfdata.finished(tf.data.Dataset.from_generator(self._watched(records), output_signature=types), steps)
+
+    def _decoded(self, records: Records, types: dict[str, tf.TensorSpec], steps: int) -> Iterable[Batch]:
+        if _backend(self._data) == "dali":
+            return dali.decoded_batches(records, self._data, types["row"].shape[0], self.manifest.encoding)
+        return tfdata.decoded_batches(self._watched(records), types, self._data, self.manifest.encoding, steps)
+
+    def _watched(self, records: Records) -> Records:
+        """The same records; keeps the error that ends them, of which TensorFlow passes on only the text."""
+
+        def watched() -> Iterator[Record]:
+            try:
+                yield from records()
+            except Exception as error:
+                self._failure = error
+                raise
+
+        return watched
 
     def _signature(self, batch: int) -> dict[str, tf.TensorSpec]:
-        types = {"image": tf.string, "label": tf.int32, "weight": tf.float32, "row": tf.int64}
-        signature = {name: tf.TensorSpec((batch,), dtype) for name, dtype in types.items()}
-        if self._augment is not None:
-            signature["affine"] = tf.TensorSpec((batch, 2, 3), tf.float32)
-        return signature
+        types = LABELS if self._augment is None else LABELS | signature(self._augment, self._data)
+        return {name: tf.TensorSpec((batch, *shape), dtype) for name, (shape, dtype) in types.items()}
+
+    def _fill(self) -> None:
+        """Decodes the whole split into the cache, where there is one and it is empty."""
+        if self.tier.name == "none" or self._host is not None or self._device is not None:
+            return
+        images = np.zeros((self.rows, *self._data.image_size, self._data.channels), np.uint8)
+        order, steps = np.arange(self.rows), steps_per_epoch(self.rows, FILL_BATCH)
+
+        def records() -> Iterator[Record]:
+            for step in range(steps):
+                rows = global_batch_rows(order, step, FILL_BATCH)
+                yield self._labelled(rows) | self._stored(rows)
+
+        types = {name: tf.TensorSpec((FILL_BATCH,), dtype) for name, (_, dtype) in LABELS.items()}
+        with self.data_errors():
+            for step, batch in enumerate(self._decoded(records, types, steps)):
+                part = images[step * FILL_BATCH : (step + 1) * FILL_BATCH]
+                part[:] = batch["image"][: len(part)]
+                self._cache.progress(min((step + 1) * FILL_BATCH, self.rows), self.rows)
+        if self.tier.name == "host":
+            self._host = images
+        else:
+            self._device = DeviceImages(self._cache.strategy, images, self.tier.sharded)
 
 
 def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int]) -> Batch:
-    """Some rows of a split as one batch of NumPy arrays.
+    """Some rows of a split as one batch of NumPy arrays, decoded by tf.data.
 
     Args:
         shards: The shard set.
@@ -142,7 +235,7 @@ def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int
     reader = ShardReader(shards, split)
     images = reader.images(rows)
     try:
-        decoded = tfdata.decode_all(images, data)
+        decoded = tfdata.decode_all(images, reader.shapes(rows), data, reader.manifest.encoding)
     except tf.errors.InvalidArgumentError:
         _check(reader, rows, data)
         raise
@@ -150,15 +243,24 @@ def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int
     return Batch(image=decoded, label=reader.labels[numbers], weight=np.ones(len(numbers), np.float32), row=numbers)
 
 
+def _backend(data: DataSpec) -> str:
+    """What decodes: DALI where it is asked for, or where it and a GPU are there and it can do what is asked for."""
+    if data.backend != "auto":
+        return data.backend
+    return "dali" if data.decode == "exact" and tf.config.list_physical_devices("GPU") and dali.available() else "tfdata"
+
+
 def _check(reader: ShardReader, rows: Sequence[int], data: DataSpec) -> None:
-    """Raises the error that names the first of some rows that cannot be decoded."""
-    place = tfdata.first_undecodable(reader.images(rows), data)
-    if place is None:
-        return
-    row = rows[place]
+    """Raises the error that names the first of some rows that cannot be read or decoded."""
+    place = tfdata.first_undecodable(reader.images(rows), reader.shapes(rows), data, reader.manifest.encoding)
+    if place is not None:
+        raise _undecodable(reader, rows[place]) from None
+
+
+def _undecodable(reader: ShardReader, row: int) -> DataError:
     (name,) = reader.ids([row])
-    raise DataError(
+    return DataError(
         f"images of split {reader.split!r} that can be decoded",
         f"row={row} id={name}",
         "repair or remove this image and build the shard set again",
-    ) from None
+    )

@@ -84,7 +84,14 @@ def _launch(config: RunConfig, run: Run, began: float) -> None:
     with run.locked():
         timings = {"ray_seconds": time.perf_counter() - began}
         run.update_status(
-            state="starting", reason=None, progress=None, started=_now(), finished=None, environment=_environment(), timings=timings
+            state="starting",
+            reason=None,
+            progress=None,
+            caches=None,
+            started=_now(),
+            finished=None,
+            environment=_environment(),
+            timings=timings,
         )
         _run_to_its_end(config, run)
         timings = run.status().get("timings", {}) | {"total_seconds": time.perf_counter() - began}

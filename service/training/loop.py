@@ -10,8 +10,11 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from pipelines.errors import TrainingError
+from pipelines.augment.colour import LUMA
+from pipelines.augment.draw import check_batch
+from pipelines.errors import ConfigError, TrainingError
 from pipelines.input.batches import Batches
+from pipelines.input.cache import Cache
 from pipelines.storage import replacing
 from service.checkpoint import Position, restore_latest, save_checkpoint, variables_of
 from service.config import OptimizerSpec, RunConfig
@@ -19,10 +22,8 @@ from service.models import Task, build_model
 from service.runs import Run, score
 from service.training.events import event_log
 from service.training.progress import Meter
-from service.training.step import Steps
-from service.training.strategy import choose_strategy
-
-LUMA = (0.299, 0.587, 0.114)  # weights of R, G and B in a grey value, ITU-R BT.601
+from service.training.step import StepOptions, Steps
+from service.training.strategy import choose_strategy, distributed
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Trainer:
         """Learns from every example once; returns the epoch's metrics and its speed."""
         self.steps.start_epoch(epoch, seed)
         with train.data_errors():
-            for batch in meter.epoch(epoch, self.strategy.experimental_distribute_dataset(train.epoch(epoch))):
+            for batch in meter.epoch(epoch, distributed(self.strategy, train.epoch(epoch))):
                 self.steps.train(batch)
         totals = self.steps.take_totals()
         rate = float(self.optimizer.learning_rate)
@@ -47,7 +48,7 @@ class Trainer:
     def evaluate(self, validation: Batches) -> dict[str, float]:
         """Mean loss and accuracy over a whole split, every example once."""
         with validation.data_errors():
-            for batch in self.strategy.experimental_distribute_dataset(validation.epoch(0)):
+            for batch in distributed(self.strategy, validation.epoch(0)):
                 self.steps.evaluate(batch)
         totals = self.steps.take_totals()
         return {"val_loss": totals.mean_loss, "val_accuracy": totals.accuracy}
@@ -67,9 +68,11 @@ def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None])
         GlassboxError: The configuration or the data cannot be used.
     """
     began = time.perf_counter()
-    train = Batches(config.shards, "train", config.data, config.global_batch, seed=config.seed, augment=config.augment)
-    validation = Batches(config.shards, "validation", config.data, config.global_batch) if "validation" in train.manifest.splits else None
-    trainer = build_trainer(config, train)
+    strategy = choose_strategy(config.global_batch)
+    train, validation = open_splits(config, Cache(strategy))
+    if config.augment:
+        check_batch(config.augment, config.global_batch // strategy.num_replicas_in_sync)
+    trainer = build_trainer(config, strategy, train, validation)
     variables = variables_of(trainer.model, trainer.optimizer)
     data = train.manifest.digest()
     position = restore_latest(run.checkpoints, variables, data) or Position(data)
@@ -77,7 +80,10 @@ def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None])
         raise TrainingError("the checkpoints of the finished epochs", f"checkpoints={run.checkpoints} (empty)", "start a new run")
     run.write_metrics(position.history)
     meter = Meter(run, config.epochs, train.rows, config.global_batch)
-    run.update_status(state="training", timings=run.status().get("timings", {}) | {"setup_seconds": time.perf_counter() - began})
+    caches = {name: str(split.tier) for name, split in (("train", train), ("validation", validation)) if split}
+    run.update_status(
+        state="training", caches=caches, timings=run.status().get("timings", {}) | {"setup_seconds": time.perf_counter() - began}
+    )
 
     with event_log(run, validation is not None) as write_events:
         for epoch in range(position.epoch + 1, config.epochs + 1):
@@ -93,14 +99,22 @@ def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None])
             report(metrics)
 
 
-def build_trainer(config: RunConfig, train: Batches) -> Trainer:
-    """Model, optimizer and steps with fresh weights, under the strategy that fits this worker's devices."""
+def open_splits(config: RunConfig, cache: Cache) -> tuple[Batches, Batches | None]:
+    """The training split, and the validation split where there is one; they share the memory for decoded images."""
+    train = Batches(config.shards, "train", config.data, config.global_batch, seed=config.seed, augment=config.augment, cache=cache)
+    if "validation" not in train.manifest.splits:
+        return train, None
+    return train, Batches(config.shards, "validation", config.data, config.global_batch, cache=cache)
+
+
+def build_trainer(config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, validation: Batches | None = None) -> Trainer:
+    """Model, optimizer and steps with fresh weights, the same on every replica."""
     keras.utils.set_random_seed(config.seed)
-    strategy = choose_strategy(config.global_batch)
     with strategy.scope():
         model = build_model(config.model, _task(config, train))
         optimizer = make_optimizer(config.optimizer)
-        return Trainer(strategy, model, optimizer, Steps(model, optimizer, strategy, xla=_use_xla(config.xla)))
+        options = StepOptions(_use_xla(config.xla), config.augment, train.attach, validation.attach if validation else train.attach)
+        return Trainer(strategy, model, optimizer, Steps(model, optimizer, strategy, options))
 
 
 def check_finite(metrics: dict[str, float]) -> None:
@@ -131,6 +145,9 @@ def make_optimizer(spec: OptimizerSpec) -> keras.Optimizer:
 def _task(config: RunConfig, train: Batches) -> Task:
     split = train.manifest.split("train")
     mean, std = split.mean, split.std
+    if mean is None or std is None:
+        fix = "build the shard set without --check header, which leaves them out"
+        raise ConfigError("the mean and deviation of the training images", f"data={config.shards} (not computed)", fix)
     if config.data.channels == 1:
         mean, std = ((sum(w * x for w, x in zip(LUMA, of, strict=True)),) for of in (mean, std))
     return Task((*config.data.image_size, config.data.channels), len(train.classes), mean, std)

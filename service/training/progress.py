@@ -98,8 +98,12 @@ def _show(run: Run, epochs: int, done: threading.Event) -> None:
         console.print(f"starting {run.path.name}: {epochs} epochs; Ray and TensorFlow take a while to come up")
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("starting", total=None, speed="")
+        told = False
         while True:
             last = done.wait(POLL_SECONDS)  # looked at before reading, so that the last epoch is never missed
+            if not told and (caches := run.status().get("caches")):
+                console.print(*(f"{split}: {tier}" for split, tier in caches.items()), sep="\n")
+                told = True
             for metrics in run.metrics()[printed:]:
                 console.print(epoch_line(metrics, epochs))
                 printed += 1

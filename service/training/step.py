@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
 
-from pipelines.augment.apply import warp
+from pipelines.augment.apply import augmented, neighbours
 from pipelines.records import Batch
+from pipelines.spec import AugmentSpec
 from service.models import logits_of
 
 
@@ -27,7 +29,7 @@ class Totals:
 
     @property
     def accuracy(self) -> float:
-        """Share of the examples whose most probable class is the label."""
+        """Share of the examples whose most probable class is the label, of mixed images that of the larger part."""
         return self.hits / self.weight
 
 
@@ -39,11 +41,51 @@ def example_losses(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
+def mixed_losses(labels: tf.Tensor, logits: tf.Tensor, share: tf.Tensor | None) -> tf.Tensor:
+    """Cross-entropy of images mixed with their neighbours, float32 `[B]`: of both labels, by their shares in the image.
+
+    Args:
+        labels: int32 `[B]`.
+        logits: `[B, 1 or classes]`.
+        share: Of the image itself, float32 `[B]`; None where nothing is mixed.
+    """
+    own = example_losses(labels, logits)
+    return own if share is None else share * own + (1 - share) * example_losses(neighbours(labels), logits)
+
+
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
     """The most probable class, int32 `[B]`."""
     if logits.shape[-1] == 1:
         return tf.cast(logits[:, 0] > 0, tf.int32)
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
+
+
+Attach = Callable[[Batch], Batch]
+
+
+def as_it_is(batch: Batch) -> Batch:
+    """The batch that has its images already."""
+    return batch
+
+
+@dataclass(frozen=True)
+class StepOptions:
+    """What a step does besides learning.
+
+    Attributes:
+        xla: Whether forward and backward are compiled. Reducing and updating stay outside: XLA cannot.
+        augment: What fills the edges and erased boxes of augmented images; the rest comes with the batch.
+        attach: Adds the images to a batch of the training split (see `pipelines.input.batches.Batches.attach`).
+        attach_held_out: The same for the split that is evaluated.
+    """
+
+    xla: bool = False
+    augment: AugmentSpec | None = None
+    attach: Attach = as_it_is
+    attach_held_out: Attach = as_it_is
+
+
+PLAIN = StepOptions()
 
 
 class Steps:
@@ -53,16 +95,18 @@ class Steps:
         model: Ends in `logits` and `probabilities`.
         optimizer: Of the same scope.
         strategy: From `choose_strategy`.
-        xla: Whether forward and backward are compiled. Reducing and updating stay outside: XLA cannot.
+        options: What a step does besides learning.
     """
 
-    def __init__(self, model: keras.Model, optimizer: keras.Optimizer, strategy: tf.distribute.Strategy, xla: bool) -> None:
-        self._net, self._optimizer, self._strategy = logits_of(model), optimizer, strategy
+    def __init__(
+        self, model: keras.Model, optimizer: keras.Optimizer, strategy: tf.distribute.Strategy, options: StepOptions = PLAIN
+    ) -> None:
+        self._net, self._optimizer, self._strategy, self._options = logits_of(model), optimizer, strategy, options
         self._weights = self._net.trainable_variables
         optimizer.build(self._weights)
         # Gradients reach the optimizer summed; a second sum would scale them by the number of replicas.
         optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-        self._gradients = tf.function(self._forward_backward, jit_compile=True) if xla else self._forward_backward
+        self._gradients = tf.function(self._forward_backward, jit_compile=True) if options.xla else self._forward_backward
         self._totals = tf.Variable(
             tf.zeros([3], tf.float64),
             trainable=False,
@@ -89,10 +133,12 @@ class Steps:
         self._totals.assign(tf.zeros([3], tf.float64))
         return Totals(loss, hits, weight)
 
-    def _forward_backward(self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    def _forward_backward(
+        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, share: tf.Tensor | None
+    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
         with tf.GradientTape() as tape:
             logits = self._net(images, training=True)
-            loss = tf.reduce_sum(example_losses(labels, logits) * weights)
+            loss = tf.reduce_sum(mixed_losses(labels, logits, share) * weights)
         return logits, loss, tape.gradient(loss, [v.value for v in self._weights])
 
     @tf.function(reduce_retracing=True)
@@ -100,10 +146,11 @@ class Steps:
         self._strategy.run(self._train_replica, (batch,))
 
     def _train_replica(self, batch: Batch) -> None:
-        images = warp(batch["image"], batch["affine"]) if "affine" in batch else tf.cast(batch["image"], tf.float32)  # [B, H, W, C]
-        logits, loss, gradients = self._gradients(images, batch["label"], batch["weight"])
-        weight = tf.reduce_sum(batch["weight"])
-        self._add(loss, logits, batch)
+        images, share = augmented(self._options.attach(batch), self._options.augment)  # [B, H, W, C], [B] where images are mixed
+        labels, weights = batch["label"], batch["weight"]
+        logits, loss, gradients = self._gradients(images, labels, weights, share)
+        self._add(loss, logits, labels if share is None else tf.where(share >= 0.5, labels, neighbours(labels)), weights)
+        weight = tf.reduce_sum(weights)
         if self._strategy.num_replicas_in_sync > 1:
             weight, *gradients = tf.distribute.get_replica_context().all_reduce("sum", [weight, *gradients])
         self._optimizer.apply([g / weight for g in gradients], self._weights)
@@ -113,12 +160,13 @@ class Steps:
         self._strategy.run(self._evaluate_replica, (batch,))
 
     def _evaluate_replica(self, batch: Batch) -> None:
-        logits = self._net(tf.cast(batch["image"], tf.float32), training=False)
-        self._add(tf.reduce_sum(example_losses(batch["label"], logits) * batch["weight"]), logits, batch)
+        logits = self._net(tf.cast(self._options.attach_held_out(batch)["image"], tf.float32), training=False)
+        labels, weights = batch["label"], batch["weight"]
+        self._add(tf.reduce_sum(example_losses(labels, logits) * weights), logits, labels, weights)
 
-    def _add(self, loss: tf.Tensor, logits: tf.Tensor, batch: Batch) -> None:
-        hits = tf.reduce_sum(tf.cast(predicted_classes(logits) == batch["label"], tf.float32) * batch["weight"])
-        self._totals.assign_add(tf.cast(tf.stack([loss, hits, tf.reduce_sum(batch["weight"])]), tf.float64))
+    def _add(self, loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
+        hits = tf.reduce_sum(tf.cast(predicted_classes(logits) == labels, tf.float32) * weights)
+        self._totals.assign_add(tf.cast(tf.stack([loss, hits, tf.reduce_sum(weights)]), tf.float64))
 
     @tf.function
     def _seed_dropout(self, epoch: tf.Tensor, seed: tf.Tensor) -> None:

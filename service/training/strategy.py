@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import tensorflow as tf
 
 from pipelines.errors import ConfigError
+from pipelines.records import Batch
 
 
 def choose_strategy(global_batch: int) -> tf.distribute.Strategy:
@@ -27,3 +30,23 @@ def choose_strategy(global_batch: int) -> tf.distribute.Strategy:
         near = " or ".join(str(batch) for batch in (low, low + len(devices)) if batch)
         raise ConfigError(f"a global batch that divides by {len(devices)} devices", f"global_batch={global_batch}", f"use {near}")
     return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+
+
+def distributed(strategy: tf.distribute.Strategy, batches: Iterable[Batch]) -> Iterable[Batch]:
+    """The same batches, with a contiguous slice of each on every replica.
+
+    Args:
+        strategy: From `choose_strategy`.
+        batches: A `tf.data.Dataset`, or any other iterable of eager tensors.
+    """
+    if strategy.num_replicas_in_sync == 1:
+        return batches
+    if isinstance(batches, tf.data.Dataset):
+        return strategy.experimental_distribute_dataset(batches)
+    return (_shared_out(strategy, batch) for batch in batches)
+
+
+def _shared_out(strategy: tf.distribute.Strategy, batch: Batch) -> Batch:
+    parts = {name: tf.split(value, strategy.num_replicas_in_sync) for name, value in batch.items()}
+    place = strategy.experimental_distribute_values_from_function
+    return {name: place(lambda context, of=of: of[context.replica_id_in_sync_group]) for name, of in parts.items()}

@@ -7,11 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from shard_samples import write_shards as write_shard_set
 from tiny_shards import solid, solids
 
-from pipelines.augment.draw import draw_affine
+from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, DataError
 from pipelines.input.batches import Batches, read_rows
+from pipelines.input.cache import Cache
 from pipelines.input.order import epoch_order
 from pipelines.records import Record
 from pipelines.spec import AugmentSpec, DataSpec
@@ -103,7 +105,7 @@ def test_a_batch_that_the_workers_cannot_share_is_refused_at_once(directory: Pat
 
 def test_augmentation_draws_by_seed_epoch_and_row(directory: Path) -> None:
     (batch,) = batches_of(Batches(directory, "train", DATA, 12, seed=8, augment=AUGMENT).epoch(3))
-    expected = draw_affine(AUGMENT, 8, 3, batch["row"], aspect=1.5)  # 3 wide, 2 high
+    expected = draw(AUGMENT, 8, 3, batch["row"], DATA)["affine"]
     np.testing.assert_array_equal(batch["affine"], expected)
     assert batch["row"][-2:].tolist() == [-1, -1]
     assert batch["affine"][-1].tolist() == [[1, 0, 0], [0, 1, 0]]
@@ -163,3 +165,106 @@ def test_some_rows_of_which_one_cannot_be_decoded(write_shards) -> None:
     examples = [*solids(3), Record(b"broken", 0, "broken.png", (2, 3, 1))]
     with pytest.raises(DataError, match=r"row=3 id=broken\.png"):
         read_rows(write_shards(examples), "train", DATA, [0, 3])
+
+
+def keep(batches: tf.data.Dataset, seen: list[int]) -> None:
+    for batch in batches:
+        seen.extend(batch["row"].numpy())
+
+
+def test_a_flipped_byte_is_named_where_the_batch_would_have_come(directory: Path) -> None:
+    """Whoever forgets `data_errors` still reads the reason, in TensorFlow's words."""
+    path = directory / "train-00006.arrow"
+    content = bytearray(path.read_bytes())
+    content[content.index(solid(70)) + 40] ^= 1
+    path.write_bytes(content)
+    batches = Batches(directory, "train", DATA, 2)
+    seen = []
+    with pytest.raises(DataError, match=r"train-00006\.arrow: row=1 of the file, row=7 .* id=folder/7\.png"), batches.data_errors():
+        keep(batches.epoch(0), seen)
+    assert seen == list(range(6))
+    with pytest.raises(tf.errors.OpError, match=r"row=7 .* id=folder/7\.png"):
+        batches_of(batches.epoch(0))
+
+
+def test_an_old_failure_is_not_told_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Batches(directory, "train", DATA, 4)
+    monkeypatch.setattr(batches._reader, "images", lambda rows: 1 / 0)
+    with pytest.raises(ZeroDivisionError), batches.data_errors():
+        batches_of(batches.epoch(0))
+    monkeypatch.undo()
+    with pytest.raises(tf.errors.InvalidArgumentError), batches.data_errors():
+        tf.linalg.matmul(tf.zeros((1, 2)), tf.zeros((1, 2)))
+
+
+def test_raw_pixels(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (3, 2, 3, 3), np.uint8)
+    records = [Record(pixels.tobytes(), 0, f"{row}", (2, 3, 3)) for row, pixels in enumerate(noise)]
+    shards = write_shard_set(tmp_path / "raw", ("ant",), {"train": records}, encoding="raw")
+    (batch,) = batches_of(Batches(shards, "train", DataSpec(image_size=(2, 3)), 4).epoch(0))
+    np.testing.assert_array_equal(batch["image"], np.concatenate([noise, np.zeros((1, 2, 3, 3), np.uint8)]))
+    np.testing.assert_array_equal(read_rows(shards, "train", DataSpec(image_size=(2, 3)), [2, 0])["image"], noise[[2, 0]])
+
+
+def test_raw_pixels_of_another_shape_are_named(tmp_path: Path) -> None:
+    records = [Record(bytes(18 - row), 0, f"image-{row}", (2, 3, 3)) for row in range(2)]
+    shards = write_shard_set(tmp_path / "raw", ("ant",), {"train": records}, encoding="raw")
+    batches = Batches(shards, "train", DataSpec(image_size=(2, 3)), 4)
+    with pytest.raises(DataError, match="row=1 id=image-1"), batches.data_errors():
+        batches_of(batches.epoch(0))
+
+
+def test_a_window_of_shards_is_shuffled_at_a_time(directory: Path) -> None:
+    data = DataSpec(image_size=(2, 3), channels=1, window=1)
+    rows = np.concatenate(rows_of(Batches(directory, "train", data, 5, seed=8).epoch(1))).tolist()
+    assert rows == epoch_order(10, 8, 1, (3, 3, 3, 1), 1).tolist() != epoch_order(10, 8, 1).tolist()
+
+
+def test_parameters_drawn_for_many_steps_are_those_of_each(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = AugmentSpec(rotation=30, hue=20, erase=0.5, mixup=0.2, cutmix=0.5)
+    data = DataSpec(image_size=(2, 3))
+    for block in (1, 5, 4096):
+        monkeypatch.setattr("pipelines.input.batches.DRAW_ROWS", block)
+        for batch in batches_of(Batches(directory, "train", data, 4, seed=8, augment=spec).epoch(2, start_step=1)):
+            expected = draw(spec, 8, 2, batch["row"], data)
+            assert set(batch) == {"image", "label", "weight", "row", *expected}
+            for name, values in expected.items():
+                np.testing.assert_array_equal(batch[name], values)
+
+
+def test_an_odd_batch_is_not_mixed(directory: Path) -> None:
+    batches = Batches(directory, "train", DATA, 6, seed=8, augment=AugmentSpec(mixup=0.2))
+    batches.epoch(0)
+    with pytest.raises(ConfigError, match="batch=3"):
+        batches.epoch(0, workers=2)
+
+
+def test_without_a_gpu_auto_is_tf_data(directory: Path) -> None:
+    assert isinstance(Batches(directory, "train", DataSpec(image_size=(2, 3)), 4).epoch(0), tf.data.Dataset)
+
+
+def test_dali_that_is_not_installed_is_asked_for(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.input.dali.available", lambda: False)
+    with pytest.raises(ConfigError, match="install nvidia-dali"):
+        Batches(directory, "train", DataSpec(backend="dali"), 4).epoch(0)
+
+
+@pytest.mark.parametrize("cache", [None, "host"])
+def test_dali_gives_the_same_batches(directory: Path, cache: str | None) -> None:
+    pytest.importorskip("nvidia.dali")
+    ours = DataSpec(image_size=(2, 3), channels=1, backend="dali", cache=cache or "none")
+    batches = Batches(directory, "train", ours, 4, seed=8, augment=AUGMENT, cache=Cache(ram=10**6, gpu=0) if cache else None)
+    expected = batches_of(Batches(directory, "train", DATA, 4, seed=8, augment=AUGMENT).epoch(1))
+    for found, batch in zip(batches.epoch(1), expected, strict=True):
+        assert found.keys() == batch.keys()
+        for name, values in batch.items():
+            np.testing.assert_array_equal(np.asarray(found[name]), values)
+
+
+def test_an_image_that_dali_cannot_decode_is_named(write_shards) -> None:
+    pytest.importorskip("nvidia.dali")
+    examples = solids(9)
+    examples[7] = Record(b"broken", 0, "broken.png", (2, 3, 1))
+    batches = Batches(write_shards(examples), "train", DataSpec(image_size=(2, 3), channels=1, backend="dali"), 3, seed=8)
+    with pytest.raises(DataError, match=r"row=7 id=broken\.png"), batches.data_errors():
+        list(batches.epoch(0))

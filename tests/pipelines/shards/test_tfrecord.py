@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import struct
 
-import numpy as np
-import pytest
-
 from pipelines.records import Record
 from pipelines.shards.tfrecord import open_tfrecord, write_tfrecord
 

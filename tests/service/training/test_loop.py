@@ -22,6 +22,7 @@ from service.runs import Run
 from service.training import loop
 from service.training.loop import build_trainer, fit, make_optimizer
 from service.training.step import Steps
+from service.training.strategy import choose_strategy
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +155,9 @@ def test_the_optimizer_is_the_one_that_was_named(spec: OptimizerSpec, kind: str)
 def test_the_seed_decides_the_first_weights(shards: Path) -> None:
     def weights(seed: int) -> np.ndarray:
         config = config_for(shards, seed=seed)
-        return np.asarray(build_trainer(config, Batches(shards, "train", config.data, 4)).model.get_layer("logits").kernel)
+        return np.asarray(
+            build_trainer(config, choose_strategy(4), Batches(shards, "train", config.data, 4)).model.get_layer("logits").kernel
+        )
 
     np.testing.assert_array_equal(weights(1), weights(1))
     assert not np.array_equal(weights(1), weights(2))
@@ -167,7 +170,7 @@ def test_a_model_is_built_for_the_training_split(shards: Path, monkeypatch: pyte
     monkeypatch.setattr(loop, "build_model", lambda name, task: (tasks.append(task), build(name, task))[1])
     config = config_for(shards, data={"image_size": [16, 24], "channels": channels})
     train = Batches(shards, "train", config.data, 4)
-    build_trainer(config, train)
+    build_trainer(config, choose_strategy(4), train)
     split = train.manifest.split("train")
     (task,) = tasks
     assert (task.shape, task.classes) == ((16, 24, channels), 2)
@@ -181,15 +184,15 @@ def test_a_model_is_built_for_the_training_split(shards: Path, monkeypatch: pyte
 def test_xla_is_on_where_it_was_asked_for(shards: Path, monkeypatch: pytest.MonkeyPatch, choice: str, expected: bool) -> None:
     seen: list[bool] = []
     init = Steps.__init__
-    monkeypatch.setattr(Steps, "__init__", lambda self, *args, xla: (seen.append(xla), init(self, *args, xla=xla))[1])
+    monkeypatch.setattr(Steps, "__init__", lambda self, *args: (seen.append(args[3].xla), init(self, *args))[1])
     config = config_for(shards, xla=choice)
-    build_trainer(config, Batches(shards, "train", config.data, 4))
+    build_trainer(config, choose_strategy(4), Batches(shards, "train", config.data, 4))
     assert seen == [expected]
 
 
 def test_another_shard_set_is_refused(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=1, augment=None)
     run, _ = trained(config, tmp_path / "run")
-    trainer = build_trainer(config, Batches(shards, "train", config.data, 4))
+    trainer = build_trainer(config, choose_strategy(4), Batches(shards, "train", config.data, 4))
     with pytest.raises(ConfigError, match="shard set the run began with"):
         restore_latest(run.checkpoints, variables_of(trainer.model, trainer.optimizer), "another digest")
