@@ -83,16 +83,8 @@ def resume(out: str | Path) -> Run:
 def _launch(config: RunConfig, run: Run, began: float) -> None:
     with run.locked():
         timings = {"ray_seconds": time.perf_counter() - began}
-        run.update_status(
-            state="starting",
-            reason=None,
-            progress=None,
-            caches=None,
-            started=_now(),
-            finished=None,
-            environment=_environment(),
-            timings=timings,
-        )
+        fresh = {"reason": None, "progress": None, "caches": None, "finished": None}
+        run.update_status(state="starting", started=_now(), environment=_environment(), timings=timings, **fresh)
         _run_to_its_end(config, run)
         timings = run.status().get("timings", {}) | {"total_seconds": time.perf_counter() - began}
         run.update_status(state="finished", finished=_now(), timings=timings)
