@@ -73,6 +73,7 @@ class Batches:
         self.classes = self.manifest.classes
         self.rows = self._reader.rows
         self.steps = steps_per_epoch(self.rows, global_batch)
+        self._decodable = self.manifest.split(split).mean is not None or self.manifest.encoding == "raw"
         self._cache = cache or Cache()
         self.tier = cache.choose(self.rows, data) if cache else Tier("none", "read once")
         self._host: Images | None = None
@@ -176,7 +177,7 @@ class Batches:
         return tfdata.finished(tf.data.Dataset.from_generator(self._watched(records), output_signature=types), steps)
 
     def _decoded(self, records: Records, types: dict[str, tf.TensorSpec], steps: int) -> Iterable[Batch]:
-        if _backend(self._data) == "dali":
+        if _backend(self._data, self._decodable) == "dali":
             return dali.decoded_batches(records, self._data, types["row"].shape[0], self.manifest.encoding)
         return tfdata.decoded_batches(self._watched(records), types, self._data, self.manifest.encoding, steps)
 
@@ -243,11 +244,22 @@ def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int
     return Batch(image=decoded, label=reader.labels[numbers], weight=np.ones(len(numbers), np.float32), row=numbers)
 
 
-def _backend(data: DataSpec) -> str:
-    """What decodes: DALI where it is asked for, or where it and a GPU are there and it can do what is asked for."""
+def _backend(data: DataSpec, decodable: bool) -> str:
+    """What decodes: DALI where it is asked for, or where it and a GPU are there and it can do what is asked for.
+
+    DALI can bring the whole process down over an image that is none (seen with 2.4 on the CPU), so it only gets images
+    that were decoded once, while the shard set was built.
+
+    Raises:
+        ConfigError: DALI is asked for, and the images were not.
+    """
+    if data.backend == "dali" and not decodable:
+        fix = "use backend=tfdata, or build the shard set with --check decode"
+        raise ConfigError("images that were decoded once, where DALI decodes", "backend=dali with shards of --check header", fix)
     if data.backend != "auto":
         return data.backend
-    return "dali" if data.decode == "exact" and tf.config.list_physical_devices("GPU") and dali.available() else "tfdata"
+    fits = decodable and data.decode == "exact"
+    return "dali" if fits and tf.config.list_physical_devices("GPU") and dali.available() else "tfdata"
 
 
 def _check(reader: ShardReader, rows: Sequence[int], data: DataSpec) -> None:

@@ -52,6 +52,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "--num-cpus=2",
         f"--port={free_port()}",
         f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={free_port()}",  # the default is one port for all clusters of a host
         f"--temp-dir={home}/r",
     ]
     with (home / "head.log").open("w") as log:

@@ -83,6 +83,25 @@ def test_a_run_continued_at_any_epoch_ends_with_the_same_weights(shards: Path, t
             np.testing.assert_array_equal(again[name], whole[name])
 
 
+@pytest.mark.parametrize("changes", [{"cache": "host"}, {"cache": "device"}, {"backend": "dali"}], ids=str)
+def test_where_images_come_from_changes_nothing(shards: Path, tmp_path: Path, changes: dict[str, str]) -> None:
+    if changes.get("backend") == "dali":
+        pytest.importorskip("nvidia.dali", reason="DALI is not installed")
+    size = {"image_size": [32, 32]}  # that of the images: nothing is resized, and DALI agrees to the bit
+    weights = []
+    for name, data in (("plain", {"cache": "none", "backend": "tfdata"}), ("other", {"cache": "none"} | changes)):
+        run, _ = trained(config_for(shards, data=size | data, epochs=2), tmp_path / name)
+        weights.append(state(run, 2))
+        assert run.status()["caches"]["train"].startswith(f"cache: {data['cache']}")
+    for name, expected in weights[0].items():
+        np.testing.assert_array_equal(weights[1][name], expected)
+
+
+def test_images_are_mixed_only_in_whole_pairs(shards: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"even batch .* batch=5"):
+        trained(config_for(shards, global_batch=5, augment={"mixup": 0.2}), tmp_path / "run")
+
+
 def test_each_epoch_has_its_own_order_augmentation_and_dropout(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[list[int], np.ndarray]] = []
     seeded: list[tuple[int, int]] = []
