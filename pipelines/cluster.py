@@ -8,12 +8,14 @@ import secrets
 import socket
 import sys
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
+from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
 
 ANSWER_SECONDS = 5.0
+ROOT = Path(__file__).parent.parent  # of the packages
 STOPPING_SECONDS = 60.0  # to wait until tasks that were cancelled have ended
 OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions around, not images
 
@@ -40,7 +42,13 @@ def connected() -> Iterator[None]:
         return
     options = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     _check_answers(address)
-    ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options)
+    try:
+        with chdir(ROOT):  # Ray lets workers import from here before anywhere else: they shall import what this process did
+            ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options)
+    except (ConnectionError, ray.exceptions.RayError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+        fix = "see that it is a Ray of the same version and that RAY_AUTH_TOKEN fits, or unset RAY_ADDRESS"
+        raise ConfigError("a Ray cluster that lets this process in", f"RAY_ADDRESS={address}: {reason}", fix) from None
     try:
         yield
     finally:

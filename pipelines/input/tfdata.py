@@ -169,7 +169,10 @@ def decode_all(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encodi
         tf.errors.InvalidArgumentError: One of them cannot be decoded (`first_undecodable` tells which).
     """
     stored = tf.constant([bytes(image) for image in images], tf.string, (len(images),))
-    return tf.function(decode_each, autograph=False)(stored, tf.constant(shapes, tf.int32, (len(images), 3)), data, encoding).numpy()
+    return _decode_each(stored, tf.constant(shapes, tf.int32, (len(images), 3)), data, encoding).numpy()
+
+
+_decode_each = tf.function(decode_each, autograph=False, reduce_retracing=True)  # one, so that it is traced once a size
 
 
 def first_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encoding: str) -> int | None:

@@ -42,7 +42,8 @@ class SplitManifest(Spec):
     Attributes:
         shards: The files, in row order.
         class_counts: Rows per class, in the order of the classes.
-        mean: Mean of R, G and B over all pixels, 0 to 255; equal for greyscale images. None where nothing was decoded.
+        mean: Mean of R, G and B, 0 to 255, before images are encoded again; equal for greyscale images. Large images are sampled
+            (see `pipelines.shards.codec.moments`). None where nothing was decoded.
         std: Standard deviation of the same.
     """
 

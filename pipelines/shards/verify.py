@@ -81,7 +81,8 @@ def check_shard(directory: Path, shard: ShardFile, encoding: str, classes: int) 
         problem = next((f"{shard.file}: row={row} id={rows.id(row)}: {bad}" for row, bad in _bad_rows(rows, encoding, classes)), None)
     except (DataError, OSError) as error:
         reason = f"expected {error.expected}, received {error.received}" if isinstance(error, DataError) else str(error)
-        return Checked(f"{shard.file}: {reason}", None, np.empty(0, np.uint64))
+        file = next((file.file for file in shard.files if file.file in reason), shard.file)
+        return Checked(f"{file}: {reason}", None, np.empty(0, np.uint64))
     if broken and problem is None:
         problem = f"{broken[0].file}: the SHA-256 is another, though every row is as it was written"
     known = rows.labels[(rows.labels >= 0) & (rows.labels < classes)]

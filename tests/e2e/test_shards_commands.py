@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,13 @@ def test_speed_counts_neither_the_start_nor_what_was_there(monkeypatch: pytest.M
     told = clock.report(manifest, "set")
     assert "in 2.0 s: 2 images/s" in told
     assert "(Ray's start 7.0 s apart, after 6 candidates of an earlier start)" in told
+
+
+@pytest.mark.e2e
+def test_workers_import_what_the_command_did_wherever_it_is_run(tmp_path: Path) -> None:
+    (tmp_path / "pipelines").mkdir()
+    (tmp_path / "pipelines/__init__.py").write_text("raise SystemError('the code of a stranger')")
+    command = [str(Path(sys.executable).with_name("glassbox")), "shards", "build", "synthetic:evidence,train=8,validation=4,size=32", "set"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "set/manifest.json").is_file()
