@@ -17,6 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError
+from pipelines.input.tfdata import GREY
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
 
@@ -26,7 +27,6 @@ Record = dict[str, Any]
 AHEAD = 2  # batches being decoded before they are asked for
 KEPT = 3  # batches whose memory DALI may not take back yet: TensorFlow's steps on a GPU may still be on their way
 BLACK = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)  # one black pixel as a PPM file, which becomes a black image of any size
-GREY = np.array([9797, 19234, 3737], np.uint32)  # of R, G and B, in 2**15: what tf.data and DALI make of a PNG, to the bit
 
 
 class UndecodableError(tf.errors.InvalidArgumentError):  # type: ignore[misc]
@@ -153,7 +153,7 @@ def _pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpec) -> A
         return pixels
     if data.channels == 3:
         return np.repeat(pixels, 3, axis=2)
-    return (pixels @ GREY >> 15).astype(np.uint8)[..., None]  # [h, w] -> [h, w, 1]
+    return (pixels @ np.array(GREY, np.uint32) // sum(GREY)).astype(np.uint8)[..., None]  # [h, w] -> [h, w, 1]
 
 
 def _undecodable_row(record: Record, data: DataSpec, raw: bool) -> int | None:
