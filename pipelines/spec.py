@@ -138,6 +138,8 @@ def check(spec: type[S], settings: dict[str, Any], where: str) -> S:
 def _group(spec: type[Spec], keys: list[str]) -> type[Spec]:
     """The group of settings that `keys` leads to, for naming the keys it knows."""
     for key in keys:
+        if key.isdigit():  # a place in a list of groups
+            continue
         field = spec.model_fields[key].annotation
         spec = next(t for t in (field, *get_args(field)) if isinstance(t, type) and issubclass(t, Spec))
     return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -10,30 +11,19 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.errors import ConfigError
 from pipelines.registry import suggest
-from pipelines.spec import AugmentSpec, DataSpec, Fraction, Positive, Spec, check
+from pipelines.spec import AugmentSpec, DataSpec, Fraction, Positive, Ratio, Spec, check
+from service.recipe import (
+    ClassWeights,
+    EarlyStoppingSpec,
+    Inside,
+    OptimizerSpec,
+    Patterns,
+    ScheduleSpec,
+    StageSpec,
+    check_class_weights,
+)
 
 PRESETS = Path(__file__).parent / "presets"
-
-
-class OptimizerSpec(Spec):
-    """How weights are updated.
-
-    Attributes:
-        name: The Keras optimizer.
-        learning_rate: Its step size.
-        momentum: Momentum, for `sgd` alone.
-    """
-
-    name: Literal["adam", "rmsprop", "sgd"] = "adam"
-    learning_rate: Annotated[float, Field(gt=0.0, strict=True)] = 1e-3
-    momentum: Fraction = 0.0
-
-    @field_validator("momentum")
-    @classmethod
-    def _momentum_of_sgd(cls, value: float, info: ValidationInfo) -> float:
-        if value and info.data.get("name") != "sgd":
-            raise ValueError("momentum goes with the optimizer sgd alone")
-        return value
 
 
 class RunConfig(Spec):
@@ -46,11 +36,27 @@ class RunConfig(Spec):
         data: How images become batches.
         augment: Random changes to training images; None for none.
         optimizer: How weights are updated.
+        schedule: How the learning rate goes over the updates.
         global_batch: Images per step, over all replicas.
         epochs: Passes over the training split.
+        stages: Parts of the run with settings of their own; their epochs add up to `epochs`. Without any the run is one stage.
+        freeze: Patterns of layers that do not learn (see `service.training.optimizers`).
+        label_smoothing: Share of every label that is spread evenly over all classes.
+        class_weights: Factors on the loss by class name, or `balanced`: all classes weigh the same; None for none.
+        accumulate: Batches whose gradients make one update.
+        ema: Decay per update of the moving average of the weights, which is then what is evaluated and saved; None for none.
+        early_stopping: When to end before the last epoch, judged from the start of the last stage; None for never.
+        evaluate_every: Epochs from one evaluation to the next.
         seed: Decides the initial weights, the order, the augmentation and the dropout.
+        precision: What layers compute in; weights, logits and loss stay float32. float16 scales the loss.
         xla: Compile forward and backward; `auto` does where there is a GPU.
-        keep_checkpoints: How many of the newest checkpoints stay.
+        batch_norm: Moving statistics of several replicas are `averaged` before they are used, or each batch is normalised over all
+            of them (`synchronized`, not with XLA).
+        steps_per_call: Updates in one call of the compiled graph; `auto` fits them to a quarter of a second.
+        on_nan: What a gradient that is not finite does: `stop` the run, or `skip` the update, everywhere alike.
+        keep_checkpoints: How many of the newest checkpoints stay, beside that of the best epoch.
+        checkpoint_minutes: Between checkpoints within an epoch; None for epochs alone.
+        profile: Take a TensorFlow profile of one call, when the run has warmed up: of 10 updates in the steps that take long.
     """
 
     preset: str
@@ -59,11 +65,39 @@ class RunConfig(Spec):
     data: DataSpec = DataSpec()
     augment: AugmentSpec | None = None
     optimizer: OptimizerSpec = OptimizerSpec()
+    schedule: ScheduleSpec = ScheduleSpec()
     global_batch: Positive = 32
     epochs: Positive = 10
+    stages: tuple[StageSpec, ...] = ()
+    freeze: Patterns = ()
+    label_smoothing: Fraction = 0.0
+    class_weights: ClassWeights = None
+    accumulate: Positive = 1
+    ema: Inside | None = None
+    early_stopping: EarlyStoppingSpec | None = None
+    evaluate_every: Positive = 1
     seed: Annotated[int, Field(ge=0, lt=2**32, strict=True)] = 0
+    precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     xla: Literal["auto", "on", "off"] = "auto"
+    batch_norm: Literal["averaged", "synchronized"] = "averaged"
+    steps_per_call: Literal["auto"] | Positive = "auto"
+    on_nan: Literal["stop", "skip"] = "stop"
     keep_checkpoints: Positive = 2
+    checkpoint_minutes: Ratio | None = 10.0
+    profile: bool = False
+
+    @field_validator("class_weights", mode="before")
+    @classmethod
+    def _weights_by_name(cls, value: Any) -> Any:
+        return check_class_weights(value)
+
+    @field_validator("stages")
+    @classmethod
+    def _stages_make_the_run(cls, value: tuple[StageSpec, ...], info: ValidationInfo) -> tuple[StageSpec, ...]:
+        total = sum(stage.epochs for stage in value)
+        if value and total != info.data.get("epochs", total):
+            raise ValueError(f"the epochs of the stages add up to {total}: set epochs={total}, not {info.data['epochs']}")
+        return value
 
     @field_validator("xla", mode="before")
     @classmethod
@@ -105,9 +139,16 @@ def load_config(preset: str, shards: str | Path, overrides: list[str] | None = N
     return check(RunConfig, settings, "the preset or the command line")
 
 
+class _Loader(yaml.SafeLoader):
+    """Reads `1e-4` as the number that is meant; YAML 1.1 wants a dot in it."""
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("a YAML file", f"preset={path}: {' '.join(str(error).split())}", "correct its syntax") from None
     if not isinstance(settings, dict):
@@ -144,4 +185,4 @@ def _number(text: str) -> Any:
             return kind(text)
         except ValueError:
             continue
-    return yaml.safe_load(text)
+    return yaml.load(text, Loader=_Loader)

@@ -1,0 +1,244 @@
+"""Optimizers against formulas worked out in NumPy, and which weights learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from pipelines.errors import ConfigError
+from service.recipe import OptimizerSpec
+from service.training.optimizers import check_no_decay, make_optimizer, matches, trainable_variables
+
+RATES = (0.1, 0.2, 0.05)
+KERNEL = np.array([[0.5, -1.0], [2.0, 0.25]])
+BIAS = np.array([1.0, -0.5])
+GRADIENTS = [  # of three updates
+    (np.array([[0.3, -0.2], [0.1, 0.4]]), np.array([0.2, -0.1])),
+    (np.array([[-0.1, 0.5], [0.2, 0.1]]), np.array([0.3, 0.3])),
+    (np.array([[0.2, 0.2], [-0.6, -0.3]]), np.array([-0.5, 0.1])),
+]
+CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-5}  # 1 - 0.999 has an error of 3e-5 in float32
+Update = Callable[[list[np.ndarray], np.ndarray], np.ndarray]  # gradients so far and weights to the step at rate 1
+
+
+def dense() -> keras.Model:
+    image = keras.Input((2,))
+    model = keras.Model(image, keras.layers.Dense(2, name="dense")(image))
+    model.set_weights([KERNEL.astype(np.float32), BIAS.astype(np.float32)])
+    return model
+
+
+def trained(spec: OptimizerSpec) -> list[np.ndarray]:
+    model = dense()
+    optimizer = make_optimizer(spec, model.trainable_variables)
+    for rate, gradients in zip(RATES, GRADIENTS, strict=True):
+        optimizer.learning_rate.assign(rate)
+        optimizer.apply([keras.ops.convert_to_tensor(g, "float32") for g in gradients], model.trainable_variables)
+    return model.get_weights()
+
+
+def mean_of(values: list[np.ndarray], decay: float) -> np.ndarray:
+    """Exponential average from zero, written as a sum."""
+    return sum((1 - decay) * decay ** (len(values) - 1 - i) * value for i, value in enumerate(values))
+
+
+def adam_step(gradients: list[np.ndarray], b1: float, b2: float, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and root mean square, both freed of their bias towards zero."""
+    t = len(gradients)
+    mean, square = mean_of(gradients, b1) / (1 - b1**t), mean_of([g**2 for g in gradients], b2) / (1 - b2**t)
+    return mean, np.sqrt(square) + epsilon
+
+
+def adam(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    mean, root = adam_step(gradients, 0.9, 0.999, 1e-7)
+    return mean / root
+
+
+def adam_of_other_betas(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    mean, root = adam_step(gradients, 0.5, 0.75, 0.01 / np.sqrt(1 - 0.75 ** len(gradients)))  # Keras adds epsilon before freeing
+    return mean / root
+
+
+def lamb(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    step = adam(gradients, weights)
+    return step * np.linalg.norm(weights) / np.linalg.norm(step)
+
+
+def lion(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    before = mean_of(gradients[:-1], 0.99) if len(gradients) > 1 else 0.0
+    return np.sign(0.9 * before + 0.1 * gradients[-1])
+
+
+def rmsprop(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    return gradients[-1] / np.sqrt(mean_of([g**2 for g in gradients], 0.9) + 1e-7)
+
+
+def sgd(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
+    return gradients[-1]
+
+
+def expected(start: np.ndarray, which: int, update: Update, decay: float) -> np.ndarray:
+    weights = start.copy()
+    for t, rate in enumerate(RATES):
+        weights = weights * (1 - rate * decay)
+        weights = weights - rate * update([g[which] for g in GRADIENTS[: t + 1]], weights)
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("settings", "update", "decay"),
+    [
+        ({"name": "sgd"}, sgd, 0.0),
+        ({"name": "sgd", "weight_decay": 0.5}, sgd, 0.5),
+        ({"name": "rmsprop", "weight_decay": 0.5}, rmsprop, 0.5),
+        ({"name": "adam"}, adam, 0.0),
+        ({"name": "adam", "weight_decay": 0.5}, adam, 0.5),
+        ({"name": "adam", "beta_1": 0.5, "beta_2": 0.75, "epsilon": 0.01}, adam_of_other_betas, 0.0),
+        ({"name": "adamw"}, adam, 0.004),
+        ({"name": "adamw", "weight_decay": 0.5}, adam, 0.5),
+        ({"name": "adamw", "weight_decay": 0.0}, adam, 0.0),
+        ({"name": "lamb", "weight_decay": 0.5}, lamb, 0.5),
+        ({"name": "lion", "weight_decay": 0.5}, lion, 0.5),
+    ],
+)
+def test_three_updates_at_three_rates_decay_kernels_and_spare_biases(settings: dict[str, Any], update: Update, decay: float) -> None:
+    kernel, bias = trained(OptimizerSpec(**settings))
+    np.testing.assert_allclose(kernel, expected(KERNEL, 0, update, decay), **CLOSE)
+    np.testing.assert_allclose(bias, expected(BIAS, 1, update, 0.0), **CLOSE)
+    kernel, bias = trained(OptimizerSpec(**settings, no_decay=("dense/k*",)))
+    np.testing.assert_allclose(kernel, expected(KERNEL, 0, update, 0.0), **CLOSE)
+    np.testing.assert_allclose(bias, expected(BIAS, 1, update, decay), **CLOSE)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_with_momentum(nesterov: bool) -> None:
+    weights, velocity = KERNEL.copy(), np.zeros_like(KERNEL)
+    for rate, (gradient, _) in zip(RATES, GRADIENTS, strict=True):
+        velocity = 0.9 * velocity - rate * gradient
+        weights = weights + (0.9 * velocity - rate * gradient if nesterov else velocity)
+    spec = OptimizerSpec(name="sgd", momentum=0.9, nesterov=nesterov)
+    np.testing.assert_allclose(trained(spec)[0], weights, rtol=1e-5)
+
+
+def test_rmsprop_with_momentum() -> None:
+    weights, momentum = KERNEL.copy(), np.zeros_like(KERNEL)
+    for t, rate in enumerate(RATES):
+        momentum = 0.9 * momentum + rate * rmsprop([g[0] for g in GRADIENTS[: t + 1]], weights)
+        weights = weights - momentum
+    np.testing.assert_allclose(trained(OptimizerSpec(name="rmsprop", momentum=0.9))[0], weights, rtol=1e-5)
+
+
+def test_keras_never_clips_and_names_are_those_of_a_fresh_process() -> None:
+    spec = OptimizerSpec(name="sgd", clip_norm=1e-3)
+    np.testing.assert_allclose(trained(spec)[0], expected(KERNEL, 0, sgd, 0.0), rtol=1e-5)
+    made = [make_optimizer(OptimizerSpec(), dense().trainable_variables) for _ in range(2)]
+    assert [v.path for v in made[0].variables] == [v.path for v in made[1].variables] == ["adam/iteration", "adam/learning_rate"]
+
+
+def test_by_default_normalisation_is_not_decayed() -> None:
+    model = nested()
+    optimizer = make_optimizer(OptimizerSpec(name="sgd", weight_decay=0.5), model.trainable_variables)
+    for v in model.trainable_variables:
+        v.assign(keras.ops.ones_like(v))
+    optimizer.learning_rate.assign(1.0)
+    optimizer.apply([keras.ops.zeros_like(v) for v in model.trainable_variables], model.trainable_variables)
+    decayed = {v.path for v in model.trainable_variables if float(keras.ops.max(v)) == 0.5}
+    assert decayed == {"block1_conv/kernel", "block2_conv/kernel", "logits/kernel"}
+
+
+def test_a_pattern_of_variables_that_fits_none_is_an_error() -> None:
+    check_no_decay(OptimizerSpec(name="adamw"), dense())  # the default patterns may fit nothing
+    check_no_decay(OptimizerSpec(name="adamw", no_decay=("dense/kern*", "*/bias")), dense())
+    with pytest.raises(ConfigError, match=r"optimizer\.no_decay=dens/kernel\. Fix: use dense/kernel"):
+        check_no_decay(OptimizerSpec(name="adamw", no_decay=("*/bias", "dens/kernel")), dense())
+
+
+def nested() -> keras.Model:
+    """Model > backbone > block1_conv, block1_norm, block2_conv; then logits."""
+    image = keras.Input((4, 4, 1))
+    x = keras.layers.Conv2D(2, 3, name="block1_conv", use_bias=False)(image)
+    x = keras.layers.BatchNormalization(name="block1_norm")(x)
+    x = keras.layers.Conv2D(2, 1, name="block2_conv")(x)
+    backbone = keras.Model(image, x, name="backbone")
+    outer = keras.Input((4, 4, 1))
+    return keras.Model(outer, keras.layers.Dense(1, name="logits")(keras.layers.Flatten()(backbone(outer))), name="net")
+
+
+BLOCK1 = ["block1_conv/kernel", "block1_norm/gamma", "block1_norm/beta"]
+BLOCK2 = ["block2_conv/kernel", "block2_conv/bias"]
+LOGITS = ["logits/kernel", "logits/bias"]
+
+
+@pytest.mark.parametrize(
+    ("freeze", "train", "left"),
+    [
+        ((), (), BLOCK1 + BLOCK2 + LOGITS),
+        (("backbone",), (), LOGITS),
+        (("backbone/*",), (), LOGITS),
+        (("block1*",), (), BLOCK2 + LOGITS),
+        (("backbone/block2_conv", "logits"), (), BLOCK1),
+        (("*",), ("logits",), LOGITS),
+        (("*",), ("block2*", "logits"), BLOCK2 + LOGITS),
+        (("backbone",), ("backbone/block2*",), BLOCK2 + LOGITS),
+        (("*norm",), (), [BLOCK1[0], *BLOCK2, *LOGITS]),
+    ],
+)
+def test_what_learns(freeze: tuple[str, ...], train: tuple[str, ...], left: list[str]) -> None:
+    model = nested()
+    trainable_variables(model, ("*_conv",))  # what an earlier stage froze does not matter
+    model.get_layer("logits").trainable = False  # nor what the builder did
+    assert [v.path for v in trainable_variables(model, freeze, train)] == left
+    assert [v.path for v in model.trainable_variables] == left
+
+
+def test_models_within_models_within_models() -> None:
+    image = keras.Input((4, 4, 1))
+    whole = keras.Model(image, nested()(image), name="whole")
+    assert [v.path for v in trainable_variables(whole, ("net/backbone/block1*", "logits"))] == BLOCK2
+
+
+def test_frozen_batch_normalization_keeps_its_statistics_and_uses_them() -> None:
+    model = nested()
+    images = np.random.default_rng(0).uniform(1, 2, (8, 4, 4, 1)).astype(np.float32)
+    norm = model.get_layer("backbone").get_layer("block1_norm")
+
+    def changes() -> tuple[bool, bool]:
+        before = [v.numpy().copy() for v in norm.non_trainable_variables]
+        in_training, at_rest = model(images, training=True), model(images, training=False)
+        after = [v.numpy() for v in norm.non_trainable_variables]
+        return any((b != a).any() for b, a in zip(before, after, strict=True)), not np.allclose(in_training, at_rest, atol=1e-4)
+
+    trainable_variables(model, ("block1*",))
+    assert changes() == (False, False)
+    trainable_variables(model, ("block1_conv",))
+    assert changes() == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "train", "message"),
+    [
+        (("blok2*",), (), "Expected a pattern of the layers of net. Received: freeze=blok2*. Fix: use backbone/block2_conv"),
+        (("Block2*",), (), "freeze=Block2*"),
+        (("back/block1*",), (), "freeze=back/block1*"),
+        (("*",), ("logit",), "train=logit. Fix: use logits"),
+        (("*",), (), "Expected a layer that learns. Received: freeze=* (all of net)"),
+    ],
+)
+def test_patterns_that_leave_nothing_or_mean_nothing(freeze: tuple[str, ...], train: tuple[str, ...], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        trainable_variables(nested(), freeze, train)
+    assert message in str(error.value)
+
+
+def test_patterns() -> None:
+    assert matches("b", "a/b/c")
+    assert matches("a", "a/b/c")
+    assert matches("a/b", "a/b/c")
+    assert not matches("b/c", "a/b/c")  # a path begins at the model
+    assert not matches("b*/c", "a/b/c")
+    assert matches("*/c", "a/b/c")
+    assert not matches("b", "ab")
