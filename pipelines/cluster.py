@@ -63,7 +63,11 @@ def cpus() -> int:
 
 
 def run_tasks(
-    function: Callable[..., Any], calls: Sequence[tuple[Any, ...]], name: Callable[[int], str], limit: int | None = None
+    function: Callable[..., Any],
+    calls: Sequence[tuple[Any, ...]],
+    name: Callable[[int], str],
+    limit: int | None = None,
+    gpus: int = 0,
 ) -> Generator[tuple[int, Any], None, None]:
     """Runs `function(*call)` for every call as a task of its own; closing the generator cancels what still runs.
 
@@ -73,6 +77,7 @@ def run_tasks(
         name: What to call the task of a place in `calls` in an error message.
         limit: Tasks that are submitted at a time; None for two a CPU: one that waits spares a worker the way to
             the driver and back.
+        gpus: For each task.
 
     Yields:
         Place in `calls` and what the function returned, as tasks end.
@@ -83,7 +88,7 @@ def run_tasks(
     """
     import ray
 
-    task, limit = ray.remote(function), limit or 2 * cpus()
+    task, limit = ray.remote(num_gpus=gpus)(function), limit or 2 * cpus()
     running: dict[Any, int] = {}
     following = 0
     try:

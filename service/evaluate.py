@@ -1,42 +1,158 @@
-"""Scoring a saved model on a split, as `glassbox evaluate` does."""
+"""Scoring a saved model on a split: `glassbox evaluate`."""
 
 from __future__ import annotations
 
-import math
+import json
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
-from pipelines.errors import ConfigError
-from pipelines.input.batches import Batches
+import numpy as np
+
+from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import load_manifest
-from service.inference import Predictions, check_classes, data_spec_of, load_model, predict
-from service.runs import Run
+from pipelines.storage import write_atomically
+from service.answers import Pace, Question, answers, blocks_of, open_model
+from service.feeds import Fed, ShardFeed
+from service.inference import Classifier, check_classes
+from service.scores import TOP, auc, confusion_matrix, losses, true_ranks
+from service.tables import check_output
 
-BATCH = 64
+TABLE_CLASSES = 20  # beyond them a confusion matrix is no longer readable
+NAME_WIDTH = 12
 
 
-def evaluate(model: str | Path, shards: str | Path, split: str, scale: float | None = None) -> Predictions:
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model on a split.
+
+    Attributes:
+        classes: Class names.
+        images: How many images were asked about: all of the split.
+        accuracy: Share of images whose most probable class is the true one.
+        loss: Mean negative log likelihood of the true classes, in nats.
+        top5: Share of images whose true class is among the five most probable; None below six classes.
+        auc: Area under the ROC curve; None but for two classes that both occur.
+        confusion: int64 `[K, K]`: how often an image of a class (row) was taken for a class (column).
+        pace: How fast it went.
+    """
+
+    classes: tuple[str, ...]
+    images: int
+    accuracy: float
+    loss: float
+    top5: float | None
+    auc: float | None
+    confusion: np.ndarray
+    pace: Pace
+
+    def figures(self) -> dict[str, float]:
+        """The scores that are one number each."""
+        named = {"accuracy": self.accuracy, f"top-{TOP}": self.top5, "loss": self.loss, "AUC": self.auc}
+        return {name: value for name, value in named.items() if value is not None}
+
+    def table(self) -> str:
+        """The confusion matrix as text; empty where there are too many classes to read it."""
+        if len(self.classes) > TABLE_CLASSES:
+            return ""
+        names = [name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…" for name in self.classes]
+        lines = [["true \\ taken for", *names], *([name, *map(str, row)] for name, row in zip(names, self.confusion, strict=True))]
+        first, *others = zip(*lines, strict=True)
+        columns = [_aligned(first, str.ljust), *(_aligned(column, str.rjust) for column in others)]
+        return "\n".join("  ".join(cells) for cells in zip(*columns, strict=True))
+
+    def save(self, path: Path, asked: dict[str, str]) -> None:
+        """Writes the scores, and what was asked of whom, as JSON.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        scores = {"accuracy": self.accuracy, "top5": self.top5, "loss": self.loss, "auc": self.auc}
+        content = asked | {"images": self.images, **scores, "classes": self.classes, "confusion": self.confusion.tolist()}
+        try:
+            write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise ConfigError("an output that can be written", f"out={path}: {error.strerror}", "choose another --out") from None
+
+
+def evaluate(
+    model: str | Path,
+    shards: str | Path,
+    split: str,
+    *,
+    scale: float | None = None,
+    workers: int | None = None,
+    out: str | Path | None = None,
+) -> Evaluation:
     """Asks a model about every image of a split.
 
     Args:
-        model: A `.keras` file made anywhere, or a run directory.
+        model: A file made anywhere, or a run directory.
         shards: The shard set.
         split: Which split.
         scale: Factor on the pixels, 0 to 255; None finds it out (see `service.inference.scale_of`).
-
-    Returns:
-        Its answers, with the accuracy and the loss.
+        workers: See `service.answers.answers`.
+        out: JSON file to write the scores to; an older one is replaced.
 
     Raises:
         ConfigError: The file is no usable model, or does not fit the shard set.
-        DataError: The shard set cannot be used.
+        DataError: The shard set cannot be used, or an image cannot be decoded.
     """
-    if scale is not None and not 0 < scale < math.inf:
-        raise ConfigError("a factor above 0", f"scale={scale}", "leave --scale out, or give for example 0.00392")
-    path = Path(model)
-    net = load_model(Run(path).model_path if path.is_dir() else path)
+    path = check_output(out, ".json") if out else None
+    saved, net = open_model(model)
     manifest = load_manifest(shards)
-    manifest.split(split)
+    rows = manifest.split(split).rows
     check_classes(net, manifest.classes)
-    batches = Batches(shards, split, data_spec_of(net), BATCH)
-    with batches.data_errors():
-        return predict(net, batches.epoch(0), scale)
+    _check_names(manifest.classes, saved.classes)
+    question, pace = Question(saved, scale, ShardFeed(str(Path(shards).absolute())), _taken), Pace()
+    blocks = blocks_of({split: rows})
+    parts: dict[int, list[Any]] = {}
+    with closing(answers(question, Classifier(net, scale), blocks, workers, pace)) as results:
+        parts.update(results)
+    columns = [np.concatenate(column) for column in zip(*(part for place in sorted(parts) for part in parts[place]), strict=True)]
+    result = _scored(columns, manifest.classes, pace)
+    if path:
+        asked = {"model": str(model), "model_sha256": sha256(saved.content).hexdigest(), "data": str(shards), "split": split}
+        result.save(path, asked | {"data_digest": manifest.digest()})
+    return result
+
+
+def _aligned(cells: tuple[str, ...], align: Callable[[str, int], str]) -> list[str]:
+    return [align(cell, max(map(len, cells))) for cell in cells]
+
+
+def _check_names(classes: tuple[str, ...], known: tuple[str, ...] | None) -> None:
+    for label, (name, own) in enumerate(zip(classes, known or classes, strict=True)):
+        if name != own:
+            fix = "pass --data with a shard set of the classes it was trained on"
+            raise ConfigError(f"class {label} to be {own!r}, as where the run was trained", f"class={name!r}", fix)
+
+
+def _taken(fed: Fed, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
+    """What a worker sends back of a batch: label, most probable class, rank of the true one, loss and probability of the last class."""
+    if fed.rejected:
+        fix = "repair or remove this image and build the shard set again"
+        raise DataError("images that can be decoded", f"id={fed.rejected[0].id}", fix)
+    classes = probabilities.shape[1]
+    if not 0 <= fed.labels.min() <= fed.labels.max() < classes:
+        raise DataError(f"labels from 0 to {classes - 1}", f"label={fed.labels.max()}", "build the shard set again")
+    predicted = probabilities.argmax(axis=1).astype(np.int32)
+    return fed.labels, predicted, true_ranks(probabilities, fed.labels), losses(probabilities, fed.labels), probabilities[:, -1]
+
+
+def _scored(columns: Sequence[np.ndarray], classes: tuple[str, ...], pace: Pace) -> Evaluation:
+    """Scores of all images together, from what `_taken` kept of each, in the order of the split."""
+    labels, predicted, ranks, loss, last = columns
+    return Evaluation(
+        classes=classes,
+        images=len(labels),
+        accuracy=float((ranks == 0).mean()),
+        loss=float(loss.mean()),
+        top5=float((ranks < TOP).mean()) if len(classes) > TOP else None,
+        auc=auc(labels, last) if len(classes) == 2 and len(np.unique(labels)) == 2 else None,
+        confusion=confusion_matrix(labels, predicted, len(classes)),
+        pace=pace,
+    )

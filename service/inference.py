@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,9 +16,11 @@ import tensorflow as tf
 from pipelines.errors import ConfigError
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
+from service.scores import losses
 
-SMALLEST = 1e-7  # probabilities below it count as it, so that one sure mistake cannot make the loss infinite
+LEGACY, HDF5 = {".h5", ".hdf5"}, b"\x89HDF\r\n\x1a\n"  # suffixes of models of older Keras, and how such a file begins
 OWN_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
+ACTIVATIONS = {"Softmax", "Sigmoid"}  # operations and layers that are one
 KEEPS_VALUES = {"Dropout", "Flatten", "Identity", "InputLayer", "Reshape"}
 
 
@@ -48,14 +51,11 @@ class Predictions:
     @property
     def loss(self) -> float:
         """Mean negative log likelihood of the true classes, in nats; NaN without images."""
-        if not len(self.labels):
-            return float("nan")
-        of_truth = self.probabilities[np.arange(len(self.labels)), self.labels]
-        return float(-np.log(np.maximum(of_truth.astype(np.float64), SMALLEST)).mean())
+        return float(losses(self.probabilities, self.labels).mean()) if len(self.labels) else float("nan")
 
 
 def load_model(path: str | Path) -> keras.Model:
-    """Loads a `.keras` file in safe mode: a file can hold weights and layers, but no code.
+    """Loads a `.keras` file, or an `.h5` file of older Keras, in safe mode: a file can hold weights and layers, but no code.
 
     Raises:
         ConfigError: The file is missing, is no Keras model, or asks for code to be run.
@@ -63,8 +63,8 @@ def load_model(path: str | Path) -> keras.Model:
     path = Path(path)
     if not path.is_file():
         raise ConfigError("a saved model", f"model={path} (no such file)", "name a .keras file or a finished run")
-    if path.suffix != ".keras" or not _holds_a_model(path):
-        raise ConfigError("a Keras 3 model file", f"model={path}", "save it with model.save('NAME.keras')")
+    if not _holds_a_model(path):
+        raise ConfigError("a Keras model file, .keras or .h5", f"model={path}", "save it with model.save('NAME.keras')")
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
     except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, RuntimeError, zipfile.BadZipFile) as error:
@@ -76,7 +76,10 @@ def load_model(path: str | Path) -> keras.Model:
 
 
 def _holds_a_model(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
+    if path.suffix in LEGACY:
+        with path.open("rb") as file:
+            return file.read(len(HDF5)) == HDF5
+    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
         return "config.json" in archive.namelist()
@@ -154,28 +157,69 @@ def check_classes(model: keras.Model, classes: Sequence[str]) -> None:
         )
 
 
-def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = None) -> Predictions:
-    """Runs a model over batches, in inference mode; rows with weight 0 are left out.
+class Classifier:
+    """A model as a function from stored images to probabilities, in inference mode.
 
     Args:
-        model: A classifier that ends in softmax, in one sigmoid unit, or in raw logits.
+        model: Ends in softmax, in one sigmoid unit, or in raw logits.
+        scale: Factor on the pixels, 0 to 255; None asks `scale_of`.
+
+    Attributes:
+        data: Size and channels of the images it takes.
+        classes: Number of classes it tells apart.
+
+    Raises:
+        ConfigError: The model is no such classifier, or the factor is none.
+    """
+
+    def __init__(self, model: keras.Model, scale: float | None = None) -> None:
+        if scale is not None and not 0 < scale < math.inf:
+            raise ConfigError("a factor above 0", f"scale={scale}", "leave --scale out, or give for example 0.00392")
+        self.data, self.classes = data_spec_of(model), class_count(model)
+        self._shape = (*self.data.image_size, self.data.channels)
+        self._answer = _compiled(model, self._shape, scale_of(model) if scale is None else scale)
+
+    def __call__(self, images: Any, real: np.ndarray) -> np.ndarray:
+        """Answers images with float32 probabilities `[n, K]`: of the n real ones.
+
+        Give batches of one size, at least 8: then an image's answer is the same to the bit whatever else is in the
+        batch and on however many threads (seen with 1 to 32; a batch of 1 has its sums split among the threads).
+
+        Args:
+            images: uint8 `[B, H, W, C]`, an array or a tensor.
+            real: bool `[B]`; the others are padding.
+
+        Raises:
+            ConfigError: The images are of another shape, or an answer is not a number.
+        """
+        if tuple(images.shape[1:]) != self._shape:
+            raise ConfigError(
+                f"images of shape {self._shape}, as the model takes", f"shape={tuple(images.shape[1:])}", "read them at that size"
+            )
+        probabilities: np.ndarray = self._answer(tf.convert_to_tensor(images)).numpy()[real]
+        if not np.isfinite(probabilities).all():
+            fix = "train it again with a smaller learning rate, or see whether --scale fits the model"
+            raise ConfigError("a model that answers with numbers", "probability=nan", fix)
+        return probabilities
+
+
+def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = None) -> Predictions:
+    """Runs a model over batches; rows with weight 0 are left out.
+
+    Args:
+        model: See `Classifier`.
         batches: Batches of one size, so that the graph is compiled once; NumPy arrays or tensors.
-        scale: Factor on the pixels; None asks `scale_of`.
+        scale: See `Classifier`.
 
     Raises:
         ConfigError: The model is no such classifier, or the images or labels do not fit it.
     """
-    spec, classes = data_spec_of(model), class_count(model)
-    shape = (*spec.image_size, spec.channels)
-    answer = _compiled(model, shape, scale_of(model) if scale is None else scale)
+    classifier = Classifier(model, scale)
+    classes = classifier.classes
     probabilities, labels, rows = [np.zeros((0, classes), np.float32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for batch in batches:
-        if tuple(batch["image"].shape[1:]) != shape:
-            raise ConfigError(
-                f"images of shape {shape}, as the model takes", f"shape={tuple(batch['image'].shape[1:])}", "read them at that size"
-            )
         real = np.asarray(batch["weight"]) > 0
-        probabilities.append(answer(tf.convert_to_tensor(batch["image"])).numpy()[real])
+        probabilities.append(classifier(batch["image"], real))
         labels.append(np.asarray(batch["label"], np.int32)[real])
         rows.append(np.asarray(batch["row"], np.int64)[real])
     truth = np.concatenate(labels)
@@ -186,7 +230,7 @@ def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = 
 
 def _compiled(model: keras.Model, shape: tuple[int, ...], scale: float) -> Any:
     """A graph from uint8 images `[B, H, W, C]` to float32 probabilities `[B, K]`."""
-    to_probabilities = _head_of(model)
+    to_probabilities = head_of(model)
 
     @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
     def answer(images: tf.Tensor) -> tf.Tensor:
@@ -196,9 +240,9 @@ def _compiled(model: keras.Model, shape: tuple[int, ...], scale: float) -> Any:
     return answer
 
 
-def _head_of(model: keras.Model) -> Any:
+def head_of(model: keras.Model) -> Any:
     """What turns the model's outputs `[B, units]` into probabilities `[B, K]`."""
-    activation, units = _last_activation(model), model.output_shape[1]
+    activation, units = activation_of(last_operation(model)), model.output_shape[1]
     if activation == "softmax" and units > 1:
         return tf.identity
     if activation == "linear" and units > 1:
@@ -214,9 +258,14 @@ def _head_of(model: keras.Model) -> Any:
     )
 
 
-def _last_activation(model: keras.Model) -> str:
-    last = next(operation for operation in reversed(list(_operations(model))) if type(operation).__name__ not in KEEPS_VALUES)
-    if isinstance(last, keras.layers.Softmax):
-        return "softmax"
-    activation = getattr(last, "activation", None)
-    return getattr(activation, "__name__", type(last).__name__) if activation is not None else "linear"
+def last_operation(model: keras.Model) -> Any:
+    """The last operation that changes values: what follows it drops, reshapes or passes on."""
+    return next(operation for operation in reversed(list(_operations(model))) if type(operation).__name__ not in KEEPS_VALUES)
+
+
+def activation_of(operation: Any) -> str:
+    """The name of the activation that ends an operation, or that it is; `linear` where there is none."""
+    if type(operation).__name__ in ACTIVATIONS:
+        return type(operation).__name__.lower()
+    activation = getattr(operation, "activation", None)
+    return getattr(activation, "__name__", type(operation).__name__) if activation is not None else "linear"

@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
-from rich.text import Text
 
 from pipelines.errors import DataError
 from pipelines.shards.build import build_shards
 from pipelines.shards.manifest import Manifest
 from pipelines.sources import open_source
 from pipelines.spec import ShardSpec, check
-
-Update = Callable[[int, int], None]
+from service.bar import Update, counting
 
 
 class Clock:
@@ -65,7 +58,7 @@ def build(options: argparse.Namespace) -> None:
     settings = {name: value for name in ShardSpec.model_fields if (value := getattr(options, name)) is not None}
     spec = check(ShardSpec, settings, "the command line")
     source = open_source(options.source)
-    with _bar("building shards") as update:
+    with counting("building shards") as update:
         clock = Clock(update)
         manifest = build_shards(source, Path(options.out), spec, clock, options.workers, lambda: open_source(options.source))
     print(clock.report(manifest, options.out))
@@ -80,7 +73,7 @@ def verify(directory: Path) -> None:
     from pipelines.shards.manifest import load_manifest
     from pipelines.shards.verify import verify_shards
 
-    with _bar("verifying shards") as update:
+    with counting("verifying shards") as update:
         bad = verify_shards(directory, update)
     print(*bad, sep="\n", end="\n" * bool(bad))
     if bad:
@@ -89,20 +82,3 @@ def verify(directory: Path) -> None:
     splits = load_manifest(directory).splits
     rows, files = sum(split.rows for split in splits.values()), sum(len(split.shards) for split in splits.values())
     print(f"sound: {rows} images in {files} shards, every checksum, count and image checked")
-
-
-class _Speed(ProgressColumn):
-    """Images a second, of the last while."""
-
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
-
-
-@contextmanager
-def _bar(description: str) -> Iterator[Update]:
-    """Yields a function that takes (done, total) and moves a bar, where there is a terminal."""
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"), _Speed(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -71,7 +71,7 @@ def open_folder(argument: str) -> FolderSource:
     try:
         splits = _split_folders(root)
         folders = [folder for split in splits for folder in _class_folders(root, split)]
-        files = collect((file for folder in folders for file in _files(os.fsencode(root), os.fsencode(folder))), pa.schema([PATH, SIZE]))
+        files = collect((file for folder in folders for file in files_below(os.fsencode(root), os.fsencode(folder))), pa.schema([PATH, SIZE]))
     except OSError as error:
         raise DataError("a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions") from None
     names = [os.fsencode(folder.relative_to(root)) for folder in (*splits, *folders) if folder != root]
@@ -92,7 +92,7 @@ def _class_folders(root: Path, split: Path) -> list[Path]:
     return [path for path in folders if not here.is_relative_to(path.resolve())]  # no link upwards
 
 
-def _files(root: bytes, folder: bytes) -> Iterator[tuple[bytes, int]]:
+def files_below(root: bytes, folder: bytes) -> Iterator[tuple[bytes, int]]:
     """Path and size of every file of a class folder."""
 
     def fail(error: OSError) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from service.inference import Predictions, check_classes, class_count, data_spec_of, load_model, predict, scale_of
+from service.inference import Classifier, Predictions, check_classes, class_count, data_spec_of, load_model, predict, scale_of
 
 L = keras.layers
 
@@ -165,6 +165,22 @@ def test_foreign_labels_images_and_ends_are_refused():
         predict(one_pixel_model([[1, 1]], [0, 0], "tanh"), [])
     with pytest.raises(ConfigError, match="2 units with activation=sigmoid"):
         predict(one_pixel_model([[1, 1]], [0, 0], "sigmoid"), [])
+
+
+def test_answers_that_are_no_numbers_are_refused_but_in_padding():
+    inputs = keras.Input((1, 1, 3))
+    values = L.Flatten()(inputs)
+    shares = values / keras.ops.sum(values, axis=-1, keepdims=True)  # 0 / 0 where an image is black
+    images, classifier = np.array([[[[30, 10, 0]]], [[[0, 0, 0]]]], np.uint8), Classifier(keras.Model(inputs, L.Softmax()(shares)))
+    np.testing.assert_allclose(classifier(images, np.array([True, False])), [softmax([0.75, 0.25, 0])], rtol=1e-6)
+    with pytest.raises(ConfigError, match="answers with numbers"):
+        classifier(images, np.array([True, True]))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_factor_that_is_none(scale):
+    with pytest.raises(ConfigError, match="a factor above 0"):
+        Classifier(one_pixel_model([[1, 1]], [0, 0], "softmax"), scale)
 
 
 def test_a_saved_model_answers_as_before(tmp_path):

@@ -1,0 +1,41 @@
+"""Photos without classes: every image below `DIR`. For asking a model; nothing can be learned from them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+
+from pipelines.errors import ConfigError, DataError
+from pipelines.sources import SOURCES
+from pipelines.sources.folder import FolderSource, files_below
+from pipelines.sources.layout import PATH, SIZE, collect, is_image
+
+SPLIT = "photos"
+
+
+@SOURCES.register("photos")
+def open_photos(argument: str) -> FolderSource:
+    """Lists the files below a folder, at any depth, in the order of their paths, which are their identifiers.
+
+    Hidden files and folders are left out; links to files are followed, links to folders are not.
+
+    Returns:
+        A source without classes and with one split, `photos`, whose labels are all -1.
+
+    Raises:
+        ConfigError: There is no such folder.
+        DataError: It cannot be listed, or holds no image.
+    """
+    root = Path(argument).expanduser().absolute()
+    if not root.is_dir():
+        raise ConfigError("a folder", f"source=photos:{argument} (no such folder)", "check the path")
+    try:
+        files = collect(files_below(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
+    except OSError as error:
+        raise DataError("a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions") from None
+    if not any(is_image(path.as_py()) for path in files["path"]):
+        raise DataError("a folder with images", f"source=photos:{argument}: files={len(files)}, images=0", "check the path")
+    labels = pa.array([-1] * len(files), pa.int32())
+    return FolderSource(f"photos:{argument}", (), str(root), {SPLIT: files.sort_by("path").append_column("label", labels).combine_chunks()})
