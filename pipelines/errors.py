@@ -36,3 +36,16 @@ class TrainingError(GlassboxError):
     """A run that started and could not finish: exit code 4."""
 
     exit_code = 4
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work that was stopped from outside.
+
+    Args:
+        message: How to go on.
+        exit_code: Of the command.
+    """
+
+    def __init__(self, message: str, exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

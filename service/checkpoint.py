@@ -1,12 +1,15 @@
-"""What is saved and restored: every variable of model and optimizer, and the position in the data."""
+"""What is saved and restored: every variable of model, optimizer and training, the position in the data, the configuration."""
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,12 +17,10 @@ from pipelines.errors import ConfigError, TrainingError
 from pipelines.storage import replacing_directory, sha256
 from service.runs import score
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import keras
-
 STATE, DESCRIPTION = "state.npz", "checkpoint.json"
+NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
+Variables = Mapping[str, Sequence[Any]]  # of Keras or TensorFlow, by what they are for; those of the model first
+Arrays = Mapping[str, Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,16 @@ class Position:
     Attributes:
         data: Digest of the shard set's manifest.
         history: Metrics of every finished epoch, oldest first.
+        step: Batches done of the epoch that follows.
+        sums: What these came to, see `service.training.step.Steps.totals`.
+        seconds: How long they took.
     """
 
     data: str
     history: tuple[dict[str, float], ...] = ()
+    step: int = 0
+    sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    seconds: float = 0.0
 
     @property
     def epoch(self) -> int:
@@ -40,86 +47,148 @@ class Position:
         return len(self.history)
 
     @property
-    def best(self) -> float:
-        """The best score so far; below any score before the first epoch."""
-        return max(map(score, self.history), default=-1.0)
+    def name(self) -> str:
+        """Of its checkpoint."""
+        return f"epoch-{self.epoch:04d}" + (f"-step-{self.step:07d}" if self.step else "")
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the best score, the first of equals; 0 before the first."""
+        scores = [score(metrics, self.history) for metrics in self.history]
+        return scores.index(max(scores)) + 1 if scores else 0
 
 
-def variables_of(model: keras.Model, optimizer: keras.Optimizer) -> list[keras.Variable]:
-    """The variables a checkpoint holds, in a fixed order; dropout's seeds are set anew from the position."""
-    return [v for v in [*model.variables, *optimizer.variables] if "seed_generator_state" not in v.path]
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found whole.
+
+    Attributes:
+        path: Its directory.
+        position: Where it stands.
+        stage: Of the run, from 0.
+        groups: How many variables of each group it holds.
+        damaged: Newer ones that were passed over.
+    """
+
+    path: Path
+    position: Position
+    stage: int
+    groups: dict[str, int]
+    damaged: tuple[Path, ...] = ()
+
+    def load(self, variables: Variables) -> None:
+        """Puts the saved values into the variables of these groups.
+
+        Raises:
+            TrainingError: They are of another model or optimizer.
+        """
+        with np.load(self.path / STATE) as state:
+            arrays = [state[name] for name in sorted(state.files)]
+        ends = dict(zip(self.groups, accumulate(self.groups.values()), strict=True))
+        for group, wanted in variables.items():
+            saved = arrays[ends[group] - self.groups[group] : ends[group]]
+            if [a.shape for a in saved] != [tuple(v.shape) for v in wanted]:
+                raise TrainingError(f"a checkpoint of the same model and optimizer ({group})", f"checkpoint={self.path}", "start a new run")
+            for variable, array in zip(wanted, saved, strict=True):
+                variable.assign(array)
 
 
-def save_checkpoint(directory: Path, variables: Sequence[keras.Variable], position: Position, keep: int) -> Path:
-    """Writes `epoch-NNNN`, whole or not at all, and removes all but the newest `keep`.
+def variables_of(model: Any, optimizer: Any, training: Sequence[Any] = ()) -> Variables:
+    """The variables a checkpoint holds, in a fixed order; dropout's seeds are set anew from the position.
+
+    Args:
+        model: Of Keras.
+        optimizer: Of Keras.
+        training: What else the training remembers: averages, the loss scale.
+    """
+    kept = [v for v in model.variables if "seed_generator_state" not in v.path]
+    return {"model": kept, "optimizer": list(optimizer.variables), "training": list(training)}
+
+
+def snapshot(variables: Variables) -> Arrays:
+    """Copies of the values as they are now."""
+    return {group: [np.array(v.numpy()) for v in members] for group, members in variables.items()}
+
+
+def save_checkpoint(directory: Path, arrays: Arrays, position: Position, keep: int, **described: Any) -> Path:
+    """Writes a checkpoint, whole or not at all, and removes all but the newest `keep` and that of the best epoch.
+
+    Later ones go too: they were damaged, and passed over.
 
     Args:
         directory: The run's `checkpoints`.
-        variables: See `variables_of`.
+        arrays: From `snapshot`.
         position: Where the run stands.
-        keep: How many checkpoints stay.
+        keep: How many of the newest stay.
+        described: More for its description: `stage`, `config`.
     """
-    target = directory / f"epoch-{position.epoch:04d}"
-    arrays = {f"{i:04d}": v.numpy() for i, v in enumerate(variables)}  # by order: names count up within a process
+    target = directory / position.name
+    flat = [array for members in arrays.values() for array in members]
     with replacing_directory(target) as temporary:
-        np.savez(temporary / STATE, **arrays)
-        description = (
-            {"epoch": position.epoch} | asdict(position) | {"sha256": sha256(temporary / STATE), "variables": [v.path for v in variables]}
-        )
+        np.savez(
+            temporary / STATE, allow_pickle=False, **{f"{i:04d}": array for i, array in enumerate(flat)}
+        )  # names of variables count up in a process
+        groups = {"groups": {group: len(members) for group, members in arrays.items()}}
+        description = {"epoch": position.epoch, "stage": 0} | asdict(position) | described | groups | {"sha256": sha256(temporary / STATE)}
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-    for old in _checkpoints(directory)[:-keep]:
-        shutil.rmtree(old)
+    best = Position(position.data, position.history[: position.best_epoch]).name
+    found = _checkpoints(directory)
+    later = found.index(target) + 1
+    for old in [*found[:later][:-keep], *found[later:]]:
+        if old.name != best:
+            shutil.rmtree(old)
     return target
 
 
-def restore_latest(directory: Path, variables: Sequence[keras.Variable], data: str) -> Position | None:
-    """Loads the newest checkpoint that is whole into the variables.
+def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> Checkpoint | None:
+    """The newest checkpoint that is whole.
 
     Args:
         directory: The run's `checkpoints`.
-        variables: See `variables_of`.
         data: Digest of the manifest that training is about to read.
-
-    Returns:
-        Its position, or None where there is no checkpoint.
+        model: Name of the model about to be trained; None asks for no particular one.
 
     Raises:
-        ConfigError: It was made with another shard set.
-        TrainingError: There are checkpoints and every one is damaged, or they are of another model.
+        ConfigError: It was made with another shard set or model.
+        TrainingError: There are checkpoints and every one is damaged.
     """
-    found = _checkpoints(directory)
-    for path in reversed(found):
-        description = _whole(path)
-        if description is None:
+    damaged: list[Path] = []
+    for path in reversed(_checkpoints(directory)):
+        found = _whole(path)
+        if found is None:
+            damaged.append(path)
             continue
-        if description["data"] != data:
+        if found["data"] != data:
             raise ConfigError(
                 "the shard set the run began with", f"checkpoint={path} (of another one)", "put the old shards back, or start a new run"
             )
-        _assign(path, variables)
-        return Position(data, tuple(description["history"]))
-    if found:
+        of = found.get("config", {}).get("model", model)
+        if model is not None and of != model:
+            raise ConfigError(f"the model the run began with, {of}", f"model={model}", "put the old name back, or start a new run")
+        position = Position(data, tuple(found["history"]), found["step"], tuple(found["sums"]), found["seconds"])
+        return Checkpoint(path, position, found["stage"], found["groups"], tuple(damaged))
+    if damaged:
         raise TrainingError("an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run")
     return None
 
 
+def remove_unfinished(directory: Path) -> None:
+    """Removes what a killed process left half-written."""
+    for path in [*directory.glob(".tmp-*"), *directory.glob(".old-*")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _checkpoints(directory: Path) -> list[Path]:
-    return sorted(directory.glob("epoch-*"), key=lambda path: int(path.name.removeprefix("epoch-")))
+    """All of them, oldest first."""
+    found = [(match, path) for path in directory.glob("epoch-*") if (match := NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found, key=lambda item: (int(item[0][1]), int(item[0][2] or 0)))]
 
 
 def _whole(path: Path) -> dict[str, Any] | None:
     """The description of a checkpoint, or None where something of it is missing or damaged."""
     try:
         description: dict[str, Any] = json.loads((path / DESCRIPTION).read_text())
-        return description if description["sha256"] == sha256(path / STATE) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        missing = {"data", "history", "step", "sums", "seconds", "stage", "groups"} - description.keys()
+        return description if description["sha256"] == sha256(path / STATE) and not missing else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _assign(path: Path, variables: Sequence[keras.Variable]) -> None:
-    with np.load(path / STATE) as state:
-        arrays = [state[name] for name in sorted(state.files)]
-    if [a.shape for a in arrays] != [tuple(v.shape) for v in variables]:
-        raise TrainingError("a checkpoint of the same model and optimizer", f"checkpoint={path}", "start a new run")
-    for variable, array in zip(variables, arrays, strict=True):
-        variable.assign(array)

@@ -14,6 +14,8 @@ from pipelines.errors import ConfigError, GlassboxError
 
 Command = Callable[[argparse.Namespace], None]
 SCALE_HELP = "factor on pixels of 0 to 255 (default: 1 if the model rescales them itself, else 1/255)"
+MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory"
+WORKERS_HELP = "Ray tasks at a time (default: with RAY_ADDRESS one a CPU of that cluster, else this process alone)"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(": ".join(["glassbox: interrupted", *map(str, interrupt.args)]), file=sys.stderr)
-        return 130
+        return getattr(interrupt, "exit_code", 130)
     return 0
 
 
@@ -63,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_preview(commands)
     _add_train(commands)
     _add_evaluate(commands)
+    _add_predict(commands)
     _add_report(commands)
     _add(commands, "presets", "list the presets and the results they give", _presets)
     return parser
@@ -111,23 +114,48 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--data", metavar="SHARDS", help="the shard set")
     train.add_argument("--out", required=True, metavar="RUN", help="the run directory to make")
     train.add_argument("--resume", action="store_true", help="continue the run at --out from its newest checkpoint")
+    train.add_argument("--workers", metavar="N", help="worker processes, or FEWEST:MOST (default: one, with the whole of the largest node)")
+    train.add_argument("--cpus-per-worker", type=int, metavar="C", help="(default: an even share of the cluster)")
+    train.add_argument("--gpus-per-worker", type=int, metavar="K", help="(default: an even share of the cluster)")
+    train.add_argument("--restarts", type=int, metavar="N", help="lost workers in a row without getting on before it gives up (default: 3)")
+    train.add_argument("--on-nan", choices=("stop", "skip"), help="a gradient that is not finite stops the run, or skips the update")
+    train.add_argument("--profile", action="store_true", help="take a TensorFlow profile of updates 10 to 19")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. epochs=5 optimizer.learning_rate=0.01")
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     evaluate = _add(commands, "evaluate", "score a model on a shard set", _evaluate)
-    evaluate.add_argument("--model", required=True, metavar="FILE", help="a .keras file, made here or elsewhere, or a run directory")
+    evaluate.add_argument("--model", required=True, metavar="FILE", help=MODEL_HELP)
     evaluate.add_argument("--data", required=True, metavar="SHARDS")
     evaluate.add_argument("--split", default="validation", help="(default: validation)")
     evaluate.add_argument("--scale", type=float, help=SCALE_HELP)
+    evaluate.add_argument("--workers", type=int, metavar="N", help=WORKERS_HELP)
+    evaluate.add_argument("--out", metavar="FILE.json", help="also write the scores to this file")
+
+
+def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    predict = _add(commands, "predict", "write what a model takes images for", _predict)
+    predict.add_argument("--model", required=True, metavar="FILE", help=MODEL_HELP)
+    predict.add_argument("--data", required=True, metavar="SHARDS", help="a shard set, photos:DIR, folder:DIR, archive:FILE and others")
+    predict.add_argument("--out", required=True, metavar="FILE", help="FILE.parquet or FILE.csv: id, class, probability of each class")
+    predict.add_argument("--split", help="(default: all, one after the other)")
+    predict.add_argument("--classes", nargs="+", metavar="NAME", help="(default: those of the run; else class_0, class_1, ...)")
+    predict.add_argument("--scale", type=float, help=SCALE_HELP)
+    predict.add_argument("--workers", type=int, metavar="N", help=WORKERS_HELP)
 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = _add(commands, "report", "draw what a model learned, as a page for the browser", _report)
-    report.add_argument("directory", nargs="?", metavar="RUN", help="a run directory; the page goes to RUN/report/index.html")
+    report.add_argument("directories", nargs="*", metavar="RUN", help="a run directory; the page goes to RUN/report/index.html")
+    report.add_argument("--all", metavar="RUNS", help="instead: finished runs below a directory whose reports are missing or out of date")
+    report.add_argument("--compare", action="store_true", help="instead: several runs, or the checkpoints of one, side by side")
     report.add_argument("--model", metavar="FILE", help="instead of a run: a .keras file made anywhere")
     report.add_argument("--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)")
-    report.add_argument("--out", metavar="DIR", help="with --model: the directory to make")
+    report.add_argument("--out", metavar="DIR", help="with --model or --compare: the directory to make")
+    report.add_argument("--single-file", action="store_true", help="put the pictures into the page: one file to send around")
+    report.add_argument("--samples", metavar="DIR", help="a folder of other pictures to name")
+    report.add_argument("--seed", type=int, help="of everything drawn at random for the pictures (default: 0)")
+    report.add_argument("--sheets", metavar="FORMAT", help="of pictures of channels: auto, png, jpeg or webp (default: auto)")
     report.add_argument("--scale", type=float, help=SCALE_HELP)
 
 
@@ -164,50 +192,48 @@ def _preview(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from service.config import load_config
+    from service.training.group import Scale
     from service.training.launch import resume, train
 
+    words = options.overrides + ([f"on_nan={options.on_nan}"] if options.on_nan else []) + (["profile=true"] if options.profile else [])
+    asked = (options.workers, options.cpus_per_worker, options.gpus_per_worker, options.restarts)
+    scale = Scale.read(*asked)
     if options.resume:
-        if options.preset or options.data or options.overrides:
+        if options.preset or options.data or words:
             raise ConfigError(
                 "--resume with --out alone", "--preset, --data or key=value beside it", "leave these out: a run keeps its own"
             )
-        run = resume(options.out)
+        run = resume(options.out, None if asked == (None,) * 4 else scale)
     else:
         if not options.preset or not options.data:
             raise ConfigError("--preset and --data", f"preset={options.preset} data={options.data}", "name both")
-        run = train(load_config(options.preset, options.data, options.overrides), options.out)
+        run = train(load_config(options.preset, options.data, words), options.out, scale)
     print(f"finished: {run.path}  (glassbox report {options.out})")
 
 
 def _evaluate(options: argparse.Namespace) -> None:
     from service.evaluate import evaluate
 
-    result = evaluate(options.model, options.data, options.split, options.scale)
-    print(f"accuracy {result.accuracy:.4f}  loss {result.loss:.4f}  ({len(result.labels)} images of split {options.split})")
+    scale, workers, out = options.scale, options.workers, options.out
+    result = evaluate(options.model, options.data, options.split, scale=scale, workers=workers, out=out)
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in result.figures().items())
+    print(f"{figures}  ({result.images} images of split {options.split})")
+    print(*filter(None, [result.table(), f"{result.pace}"]), sep="\n")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from service.predict import predict
+
+    chosen = {name: getattr(options, name) for name in ("split", "classes", "scale", "workers")}
+    result = predict(options.model, options.data, options.out, **chosen)
+    reasons = f" (reasons in {result.rejected_path})" if result.rejected else ""
+    print(f"{options.out}: {result.images} images, {result.rejected} rejected{reasons}; {result.pace}")
 
 
 def _report(options: argparse.Namespace) -> None:
-    if not options.directory and not options.model:
-        raise ConfigError("a run, or --model", "neither", "write 'glassbox report RUN', or --model FILE --data SHARDS --out DIR")
-    if options.directory and (options.model or options.out):
-        raise ConfigError(
-            "a run alone", f"run={options.directory} with --model or --out", "leave one of them out: its page goes into the run"
-        )
-    if options.model and not (options.data and options.out):
-        raise ConfigError("--data and --out beside --model", f"data={options.data} out={options.out}", "name both")
+    from service.report.commands import report
 
-    from pipelines.spec import check
-    from service.report.job import render_model_report, render_report
-    from service.report.subject import ReportOptions
-    from service.runs import Run
-
-    shown = check(ReportOptions, {"scale": options.scale}, "the command line")
-    data = Path(options.data) if options.data else None
-    if options.directory:
-        page = render_report(Run(options.directory), data, shown)
-    else:
-        page = render_model_report(Path(options.model), Path(options.data), Path(options.out).absolute(), shown)
-    print(f"open {page}")
+    report(options)
 
 
 def _presets(options: argparse.Namespace) -> None:

@@ -5,7 +5,9 @@ runs/<name>/config.yaml  metrics.jsonl  events/  checkpoints/  model.keras  stat
 
 from __future__ import annotations
 
+import fcntl
 import json
+import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,13 @@ import yaml
 
 from pipelines.errors import ConfigError
 from pipelines.storage import locked, write_atomically
+
+STOP = ".stop"
+GOING_ON = ("starting", "training")
+
+
+class StoppedError(Exception):
+    """Training ended early and whole, because it was asked to; the message is the reason."""
 
 
 class Run:
@@ -70,6 +79,17 @@ class Run:
         with locked(self.path / ".lock", refusal):
             yield
 
+    def _is_locked(self) -> bool:
+        """Whether some process trains this run; looks without getting into its way for longer than a moment."""
+        try:
+            with (self.path / ".lock").open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except FileNotFoundError:
+            return False
+        return False
+
     def config(self) -> dict[str, Any]:
         """The configuration the run was started with.
 
@@ -97,15 +117,45 @@ class Run:
         """Replaces the metrics by these epochs: a line each, whole or not at all."""
         write_atomically(self.metrics_path, "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs))
 
+    def request_stop(self, reason: str) -> None:
+        """Asks the workers to save where they are and to end."""
+        write_atomically(self.path / STOP, reason, durable=False)  # never seen without its reason
+
+    def withdraw_stop(self) -> None:
+        """Takes the request back."""
+        (self.path / STOP).unlink(missing_ok=True)
+
+    def stop_requested(self) -> str | None:
+        """Why the workers shall end; None where they shall not."""
+        try:
+            return (self.path / STOP).read_text()
+        except OSError:
+            return None
+
+    def notice(self, text: str) -> None:
+        """Adds a sentence to what the user is told, once, while the run goes on."""
+        self.update_status(notices=[*self.status().get("notices", []), text])
+
     def status(self) -> dict[str, Any]:
         """What is known of the run's state; empty before it started.
 
-        Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, timings, environment.
+        Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, caches, notices, timings
+        (seconds), environment.
         """
         try:
             return dict(json.loads(self.status_path.read_text()))
         except (FileNotFoundError, ValueError):  # not there, or lost with the machine's power: it is not flushed
             return {}
+
+    def state(self) -> str:
+        """The state as the status has it, but "interrupted" where it was the machine here that trained and nobody does any more.
+
+        A process that is killed cannot say so; its lock ends with it.
+        """
+        status = self.status()
+        state = str(status.get("state", ""))
+        here = status.get("environment", {}).get("host") == platform.node()  # locks may not reach other machines
+        return "interrupted" if state in GOING_ON and here and not self._is_locked() else state
 
     def update_status(self, **changes: Any) -> None:
         """Changes some entries of the status. One process at a time: the driver before and after the worker.
@@ -115,6 +165,13 @@ class Run:
         write_atomically(self.status_path, json.dumps(self.status() | changes, indent=2) + "\n", durable=False)
 
 
-def score(metrics: dict[str, float]) -> float:
-    """What the best epoch is chosen by: validation accuracy, or training accuracy without a validation split."""
-    return metrics.get("val_accuracy", metrics["accuracy"])
+def score(metrics: dict[str, float], history: Sequence[dict[str, float]] = ()) -> float:
+    """What the best epoch is chosen by: validation accuracy, or training accuracy without a validation split.
+
+    Args:
+        metrics: Of an epoch.
+        history: Of all epochs: where some were evaluated, those that were not score -1.
+    """
+    if "val_accuracy" in metrics:
+        return metrics["val_accuracy"]
+    return -1.0 if any("val_accuracy" in other for other in history) else metrics["accuracy"]

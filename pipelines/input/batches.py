@@ -24,6 +24,7 @@ Records = Callable[[], Iterable[Record]]
 
 SEARCH_ROWS = 1024  # images held in memory while looking for one that cannot be decoded
 DRAW_ROWS = 4096  # rows whose augmentation is drawn at a time: a call costs as much as hundreds of rows
+BLOCK_BYTES = 4 << 20  # of cached images that pass through Python at a time
 FILL_BATCH = 64  # images decoded at a time while a cache is filled
 LABELS: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32), "weight": ((), np.float32), "row": ((), np.int64)}
 
@@ -42,6 +43,7 @@ class Batches:
 
     Attributes:
         rows: Number of examples.
+        labels: int32 `[rows]`.
         steps: Steps per epoch.
         classes: Class names.
         manifest: The manifest of the shard set.
@@ -70,8 +72,7 @@ class Batches:
         self._reader = ShardReader(shards, split)
         self._data, self._global_batch, self._seed, self._augment = data, global_batch, seed, augment
         self.manifest = self._reader.manifest
-        self.classes = self.manifest.classes
-        self.rows = self._reader.rows
+        self.classes, self.rows, self.labels = self.manifest.classes, self._reader.rows, self._reader.labels
         self.steps = steps_per_epoch(self.rows, global_batch)
         self._decodable = self.manifest.split(split).mean is not None or self.manifest.encoding == "raw"
         self._cache = cache or Cache()
@@ -80,35 +81,62 @@ class Batches:
         self._device: DeviceImages | None = None
         self._failure: Exception | None = None
 
-    def epoch(self, epoch: int, start_step: int = 0, worker: int = 0, workers: int = 1) -> Iterable[Batch]:
-        """One worker's batches of an epoch, from some step on.
+    @property
+    def eager(self) -> bool:
+        """Whether `epoch` gives eager tensors instead of a `tf.data.Dataset`: DALI does, which is no part of a graph."""
+        return self.tier.name == "none" and dali.wanted(self._data, self._decodable)
+
+    def epoch(
+        self,
+        epoch: int,
+        start_step: int = 0,
+        worker: int = 0,
+        workers: int = 1,
+        replicas: int = 1,
+        epochs: int = 1,
+        stop_step: int | None = None,
+    ) -> Iterable[Batch]:
+        """One worker's batches of an epoch, from some step on, and of those that follow it.
 
         Args:
             epoch: Which epoch, from 0.
             start_step: The first step wanted; what lies before is neither read nor decoded.
             worker: Which worker, from 0.
             workers: How many workers share every global batch; each takes a contiguous slice of it.
+            replicas: Into how many batches that slice is cut, one after the other: one for each device of the worker.
+            epochs: How many epochs in a row; one iterator over many spares each the time to start.
+            stop_step: The first step of every epoch not wanted any more; None for all.
 
         Returns:
-            `steps - start_step` batches (see `pipelines.records.Batch`) of `B = global_batch // workers` examples, with the
-            parameters of augmentation where it is on. A `tf.data.Dataset`, but where DALI decodes: then an iterator of eager tensors.
+            `(epochs * stop_step - start_step) * replicas` batches (see `pipelines.records.Batch`) of
+            `B = global_batch // (workers * replicas)` examples, with the parameters of augmentation where it is on.
+            A `tf.data.Dataset`, but where `eager`: then an iterator.
             With tier `device` the batches have no `image`: give them to `attach`. Iterate inside `data_errors`.
 
         Raises:
             ConfigError: The batch cannot be shared out evenly, or what is to decode cannot.
             DataError: A cache is filled, and an image cannot be read.
         """
-        batch = per_worker(self._global_batch, workers)
+        batch = per_worker(self._global_batch, workers * replicas)
         if self._augment is not None:
             check_batch(self._augment, batch)
-        self._fill()
-        steps = range(start_step, self.steps)
+        self.prepare()
+        stop = self.steps if stop_step is None else stop_step
+        image = 1 if self._host is None else int(np.prod(self._host.shape[1:]))
+        size = batch * (1 if self.tier.name == "none" else max(1, BLOCK_BYTES // (batch * image)))
 
         def records() -> Iterator[Record]:
-            for rows, drawn in self._places(epoch, steps, worker, workers):
-                yield self._labelled(rows) | drawn | self._images(rows)
+            for n in range(epochs):
+                for rows, drawn in self._places(epoch + n, range(0 if n else start_step, stop), worker, workers):
+                    for at in range(0, len(rows), size):
+                        own = {name: values[at : at + size] for name, values in drawn.items()}
+                        yield self._labelled(rows[at : at + size]) | own | self._images(rows[at : at + size])
 
-        return self._batches(records, batch, len(steps))
+        return self._batches(records, batch, (epochs * stop - start_step) * replicas)
+
+    def rows_of(self, epoch: int, step: int) -> Rows:
+        """The rows of a global batch, int64 `[global_batch]`, -1 where it is padding."""
+        return global_batch_rows(self._order(epoch), step, self._global_batch)
 
     def attach(self, batch: Batch) -> Batch:
         """Adds the images to a batch whose images lie on the devices; any other stays as it is. Call it in the step of a replica."""
@@ -123,36 +151,36 @@ class Batches:
         Raises:
             DataError: An image cannot be read or decoded; names split, row and id.
         """
-        self._failure = None
         try:
             yield
         except tf.errors.OpError as error:
-            if self._failure is not None:
-                raise self._failure from None
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure from None
             if not isinstance(error, tf.errors.InvalidArgumentError):
                 raise
             if isinstance(error, dali.UndecodableError):
                 raise _undecodable(self._reader, error.row) from None
-            for start in range(0, self.rows, SEARCH_ROWS):
-                _check(self._reader, range(start, min(start + SEARCH_ROWS, self.rows)), self._data)
+            for at in range(0, self.rows, SEARCH_ROWS):
+                _check(self._reader, range(at, min(at + SEARCH_ROWS, self.rows)), self._data)
             raise  # the images are fine: something else went wrong
 
+    def _order(self, epoch: int) -> Rows:
+        return epoch_order(self.rows, self._seed, epoch, self._reader.shard_rows, self._data.window)
+
     def _places(self, epoch: int, steps: range, worker: int, workers: int) -> Iterator[tuple[Rows, Record]]:
-        """This worker's rows of each step, and what is drawn for them."""
-        order = epoch_order(self.rows, self._seed, epoch, self._reader.shard_rows, self._data.window)
-        size = self._global_batch // workers
-        at_once = max(1, DRAW_ROWS // size)
+        """This worker's rows of some steps at a time, and what is drawn for them."""
+        order = self._order(epoch)
+        at_once = max(1, DRAW_ROWS * workers // self._global_batch)
         for start in range(steps.start, steps.stop, at_once):
             block = range(start, min(start + at_once, steps.stop))
             rows = np.concatenate([worker_slice(global_batch_rows(order, step, self._global_batch), worker, workers) for step in block])
-            drawn = {} if self._augment is None or self._seed is None else draw(self._augment, self._seed, epoch, rows, self._data)
-            for at in range(0, len(rows), size):
-                yield rows[at : at + size], {name: values[at : at + size] for name, values in drawn.items()}
+            yield rows, {} if self._augment is None or self._seed is None else draw(self._augment, self._seed, epoch, rows, self._data)
 
     def _labelled(self, rows: Rows) -> Record:
         """Label, weight and row of some rows, of which the last ones may be padding."""
         real = rows[rows != PADDING]
-        label = np.pad(self._reader.labels[real], (0, len(rows) - len(real)))
+        label = np.pad(self.labels[real], (0, len(rows) - len(real)))
         return {"label": label, "weight": (rows != PADDING).astype(np.float32), "row": rows}
 
     def _images(self, rows: Rows) -> Record:
@@ -168,16 +196,22 @@ class Batches:
         return {"encoded": self._reader.images(real), "shape": shapes}
 
     def _batches(self, records: Records, batch: int, steps: int) -> Iterable[Batch]:
-        """Records as batches: decoded, or as they are where the images already are."""
+        """Records as batches: decoded, or cut into batches where the images already are, because each way through Python takes its time."""
         types = self._signature(batch)
         if self._host is None and self._device is None:
             return self._decoded(records, types, steps)
         if self._host is not None:
             types["image"] = tf.TensorSpec((batch, *self._host.shape[1:]), tf.uint8)
-        return tfdata.finished(tf.data.Dataset.from_generator(self._watched(records), output_signature=types), steps)
+
+        def blocks() -> Iterator[Record]:
+            for record in records():
+                yield {name: values.reshape(-1, batch, *values.shape[1:]) for name, values in record.items()}  # [blocks, B, ...]
+
+        block = {name: tf.TensorSpec((None, *of.shape), of.dtype) for name, of in types.items()}
+        return tfdata.finished(tf.data.Dataset.from_generator(self._watched(blocks), output_signature=block).unbatch(), steps)
 
     def _decoded(self, records: Records, types: dict[str, tf.TensorSpec], steps: int) -> Iterable[Batch]:
-        if _backend(self._data, self._decodable) == "dali":
+        if dali.wanted(self._data, self._decodable):
             return dali.decoded_batches(records, self._data, types["row"].shape[0], self.manifest.encoding)
         return tfdata.decoded_batches(self._watched(records), types, self._data, self.manifest.encoding, steps)
 
@@ -197,8 +231,12 @@ class Batches:
         types = LABELS if self._augment is None else LABELS | signature(self._augment, self._data)
         return {name: tf.TensorSpec((batch, *shape), dtype) for name, (shape, dtype) in types.items()}
 
-    def _fill(self) -> None:
-        """Decodes the whole split into the cache, where there is one and it is empty."""
+    def prepare(self) -> None:
+        """Decodes the whole split into the cache, where there is one and it is empty.
+
+        Raises:
+            DataError: An image cannot be read.
+        """
         if self.tier.name == "none" or self._host is not None or self._device is not None:
             return
         images = np.zeros((self.rows, *self._data.image_size, self._data.channels), np.uint8)
@@ -242,24 +280,6 @@ def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int
         raise
     numbers = np.asarray(rows, np.int64)
     return Batch(image=decoded, label=reader.labels[numbers], weight=np.ones(len(numbers), np.float32), row=numbers)
-
-
-def _backend(data: DataSpec, decodable: bool) -> str:
-    """What decodes: DALI where it is asked for, or where it and a GPU are there and it can do what is asked for.
-
-    DALI can bring the whole process down over an image that is none (seen with 2.4 on the CPU), so it only gets images
-    that were decoded once, while the shard set was built.
-
-    Raises:
-        ConfigError: DALI is asked for, and the images were not.
-    """
-    if data.backend == "dali" and not decodable:
-        fix = "use backend=tfdata, or build the shard set with --check decode"
-        raise ConfigError("images that were decoded once, where DALI decodes", "backend=dali with shards of --check header", fix)
-    if data.backend != "auto":
-        return data.backend
-    fits = decodable and data.decode == "exact"
-    return "dali" if fits and tf.config.list_physical_devices("GPU") and dali.available() else "tfdata"
 
 
 def _check(reader: ShardReader, rows: Sequence[int], data: DataSpec) -> None:

@@ -41,6 +41,28 @@ class UndecodableError(tf.errors.InvalidArgumentError):  # type: ignore[misc]
         self.row = row
 
 
+def wanted(data: DataSpec, decodable: bool) -> bool:
+    """Whether DALI decodes: where it is asked for, or where it and a GPU are there and it can do what is asked for.
+
+    DALI can bring the whole process down over an image that is none (seen with 2.4 on the CPU), so it only gets images
+    that were decoded once, while the shard set was built.
+
+    Args:
+        data: What is asked for.
+        decodable: Whether the images were decoded once.
+
+    Raises:
+        ConfigError: DALI is asked for, and the images were not.
+    """
+    if data.backend == "dali" and not decodable:
+        fix = "use backend=tfdata, or build the shard set with --check decode"
+        raise ConfigError("images that were decoded once, where DALI decodes", "backend=dali with shards of --check header", fix)
+    if data.backend != "auto":
+        return data.backend == "dali"
+    fits = decodable and data.decode == "exact"
+    return bool(fits and tf.config.list_physical_devices("GPU") and available())
+
+
 def available() -> bool:
     """Whether DALI is installed and can be imported, which takes about a second the first time."""
     try:

@@ -71,7 +71,9 @@ def open_folder(argument: str) -> FolderSource:
     try:
         splits = _split_folders(root)
         folders = [folder for split in splits for folder in _class_folders(root, split)]
-        files = collect((file for folder in folders for file in files_below(os.fsencode(root), os.fsencode(folder))), pa.schema([PATH, SIZE]))
+        files = collect(
+            (file for folder in folders for file in files_below(os.fsencode(root), os.fsencode(folder))), pa.schema([PATH, SIZE])
+        )
     except OSError as error:
         raise DataError("a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions") from None
     names = [os.fsencode(folder.relative_to(root)) for folder in (*splits, *folders) if folder != root]

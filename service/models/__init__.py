@@ -50,7 +50,7 @@ def build_model(name: str, task: Task) -> keras.Model:
 
 
 def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-    """Adds the classifier: one sigmoid unit for two classes, else one softmax unit per class.
+    """Adds the classifier: one sigmoid unit for two classes, else one softmax unit per class; float32 whatever the precision.
 
     Args:
         features: `[B, F]`.
@@ -59,7 +59,7 @@ def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
     Returns:
         Probabilities in float32, `[B, 1]` (of class 1) or `[B, classes]`.
     """
-    logits = keras.layers.Dense(1 if classes == 2 else classes, name="logits")(features)
+    logits = keras.layers.Dense(1 if classes == 2 else classes, dtype="float32", name="logits")(features)
     activation = "sigmoid" if classes == 2 else "softmax"
     return keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
 

@@ -10,7 +10,7 @@ from service.models import MODELS, Task, head
 
 def _lecture(task: Task, name: str, dropout: bool) -> keras.Model:
     inputs = keras.Input(task.shape, name="image")
-    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Rescaling(1 / 255, dtype="float32")(inputs)
     for filters in (16, 32, 64):
         x = layers.Conv2D(filters, 3, padding="same", activation="relu")(x)
         x = layers.MaxPooling2D(2)(x)
@@ -25,7 +25,7 @@ def _lecture(task: Task, name: str, dropout: bool) -> keras.Model:
 
 def _small(task: Task, name: str, dropout: bool) -> keras.Model:
     inputs = keras.Input(task.shape, name="image")
-    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Rescaling(1 / 255, dtype="float32")(inputs)
     for filters in (32, 64, 128, 128):
         x = layers.Conv2D(filters, 3, activation="relu")(x)
         x = layers.MaxPooling2D(2)(x)

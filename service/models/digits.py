@@ -12,7 +12,7 @@ from service.models import MODELS, Task, head
 def mnist_mlp(task: Task) -> keras.Model:
     """784-128-128-10 on inputs standardised by the training set: 118,282 parameters."""
     inputs = keras.Input(task.shape, name="image")
-    x = layers.Normalization(mean=task.mean, variance=[max(s, 1e-3) ** 2 for s in task.std], name="standardise")(inputs)
+    x = layers.Normalization(mean=task.mean, variance=[max(s, 1e-3) ** 2 for s in task.std], dtype="float32", name="standardise")(inputs)
     x = layers.Flatten()(x)
     x = layers.Dense(128, activation="relu")(x)
     x = layers.Dense(128, activation="relu")(x)
@@ -23,7 +23,7 @@ def mnist_mlp(task: Task) -> keras.Model:
 def mnist_cnn(task: Task) -> keras.Model:
     """Three 3x3 convolutions (32, 64, 64), two pools, one dense layer of 64: 93,322 parameters."""
     inputs = keras.Input(task.shape, name="image")
-    x = layers.Rescaling(1 / 255)(inputs)
+    x = layers.Rescaling(1 / 255, dtype="float32")(inputs)
     x = layers.Conv2D(32, 3, activation="relu")(x)
     x = layers.MaxPooling2D(2)(x)
     x = layers.Conv2D(64, 3, activation="relu")(x)

@@ -10,7 +10,7 @@ from service.models import MODELS, Task, head
 
 def _standardized(image: keras.KerasTensor, task: Task) -> keras.KerasTensor:
     variance = [max(std, 1.0) ** 2 for std in task.std]  # a channel that is the same everywhere stays 0
-    return layers.Normalization(mean=task.mean, variance=variance, name="standardized")(image)
+    return layers.Normalization(mean=task.mean, variance=variance, dtype="float32", name="standardized")(image)
 
 
 def _convolution(filters: int, size: int, name: str, strides: int = 1) -> layers.Conv2D:

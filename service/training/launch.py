@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
+import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import shorten
 from typing import Any
 
 from pipelines.cluster import connected
-from pipelines.errors import ConfigError, DataError, GlassboxError, TrainingError
+from pipelines.errors import ConfigError, DataError, Interrupted
 from pipelines.shards.manifest import load_manifest
 from pipelines.spec import check
 from service.config import RunConfig
-from service.runs import Run
-from service.training.progress import shown
+from service.runs import Run, StoppedError
+from service.training.group import Scale, disk_error, train_on_cluster
+from service.training.progress import shown, where_the_time_went
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that takes no more
 
 
-def train(config: RunConfig, out: str | Path) -> Run:
+def train(config: RunConfig, out: str | Path, scale: Scale | None = None) -> Run:
     """Trains a new run.
+
+    Args:
+        config: What to train.
+        out: The run directory to make.
+        scale: On how many workers; None for one.
 
     Raises:
         GlassboxError: What the user can mend; where it is the configuration or the data, no directory stays.
@@ -34,15 +47,15 @@ def train(config: RunConfig, out: str | Path) -> Run:
     began = time.perf_counter()
     with connected():
         run.create(config.model_dump(mode="json"))
-        _train_new(config, run, began)
+        _train_new(config, run, scale or Scale(), began)
     return run
 
 
-def _train_new(config: RunConfig, run: Run, began: float) -> None:
+def _train_new(config: RunConfig, run: Run, scale: Scale, began: float) -> None:
     try:
-        _launch(config, run, began)
+        _launch(config, run, scale, began)
     except (ConfigError, DataError):
-        if not run.metrics():
+        if not any(run.checkpoints.iterdir()):
             shutil.rmtree(run.path)
         raise
 
@@ -63,8 +76,12 @@ def check_lasting(**paths: Path) -> None:
             )
 
 
-def resume(out: str | Path) -> Run:
+def resume(out: str | Path, scale: Scale | None = None) -> Run:
     """Continues a run from its newest checkpoint, with the configuration it was started with; a finished one is left alone.
+
+    Args:
+        out: The run directory.
+        scale: On how many workers; None for as many as before.
 
     Raises:
         GlassboxError: What the user can mend; the checkpoints stay as they were.
@@ -72,82 +89,71 @@ def resume(out: str | Path) -> Run:
     run = Run(out)
     config = check(RunConfig, run.config(), str(run.config_path))
     load_manifest(config.shards)
-    if run.status().get("state") == "finished" and len(run.metrics()) >= config.epochs:
+    status = run.status()
+    if status.get("state") == "finished" and (config.early_stopping or len(run.metrics()) >= config.epochs):
         return run
+    scale = scale or Scale(**status.get("scale", {}))
     began = time.perf_counter()
     with connected():
-        _launch(config, run, began)
+        _launch(config, run, scale, began)
     return run
 
 
-def _launch(config: RunConfig, run: Run, began: float) -> None:
-    with run.locked():
-        timings = {"ray_seconds": time.perf_counter() - began}
-        fresh = {"reason": None, "progress": None, "caches": None, "finished": None}
-        run.update_status(state="starting", started=_now(), environment=_environment(), timings=timings, **fresh)
-        _run_to_its_end(config, run)
-        timings = run.status().get("timings", {}) | {"total_seconds": time.perf_counter() - began}
+def _launch(config: RunConfig, run: Run, scale: Scale, began: float) -> None:
+    with run.locked(), _told_of_full_disk():
+        timings = {"ray": time.perf_counter() - began}
+        fresh: dict[str, Any] = {"reason": None, "progress": None, "caches": None, "finished": None, "notices": []}
+        run.withdraw_stop()
+        run.update_status(state="starting", started=_now(), environment=_environment(), scale=asdict(scale), timings=timings, **fresh)
+        _train_to_the_end(config, run, scale)
+        timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
         run.update_status(state="finished", finished=_now(), timings=timings)
+        print(where_the_time_went(timings))
 
 
-def _run_to_its_end(config: RunConfig, run: Run) -> None:
-    """Trains, and says in the status what stopped it if something did."""
+@contextmanager
+def _told_of_full_disk() -> Iterator[None]:
     try:
-        with shown(run, config.epochs):
-            _fit(config, run)
-    except (KeyboardInterrupt, SystemExit):  # Ray turns the one into the other
-        run.update_status(state="interrupted", reason="stopped by hand; --resume continues", finished=_now())
-        raise KeyboardInterrupt(f"continue with: glassbox train --resume --out {run.path}") from None
+        yield
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise disk_error(error) from None
+
+
+def _train_to_the_end(config: RunConfig, run: Run, scale: Scale) -> None:
+    """Trains, and says in the status what stopped it if something did."""
+    fix = f"continue with: glassbox train --resume --out {run.path}"
+    try:
+        with shown(run, config.epochs), _stopped_by_sigterm(run):
+            train_on_cluster(config, run, scale)
+    except StoppedError as stop:
+        _ended(run, "interrupted", f"stopped by {stop}; --resume continues from the last checkpoint")
+        raise Interrupted(f"saved; {fix}", 128 + signal.SIGTERM) from None
+    except KeyboardInterrupt:
+        _ended(run, "interrupted", "stopped by hand; --resume continues from the last checkpoint")
+        raise Interrupted(fix) from None
     except Exception as error:
-        run.update_status(state="failed", reason=str(error) or type(error).__name__, finished=_now())
+        _ended(run, "failed", str(error) or type(error).__name__)
         raise
 
 
-def _fit(config: RunConfig, run: Run) -> None:
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # a report costs up to this long
-    import ray.train
-    from ray.train.tensorflow import TensorflowTrainer
+def _ended(run: Run, state: str, reason: str) -> None:
+    with suppress(OSError):  # on a full disk the error itself matters more
+        run.update_status(state=state, reason=reason, finished=_now())
 
-    from service.training.worker import train_worker
 
-    trainer = TensorflowTrainer(
-        train_worker,
-        train_loop_config={"config": config.model_dump(mode="json"), "out": str(run.path)},
-        scaling_config=_scaling(),
-        run_config=ray.train.RunConfig(name="train", storage_path=str(run.path / ".ray")),
-    )
+@contextmanager
+def _stopped_by_sigterm(run: Run) -> Iterator[None]:
+    """Within the block, SIGTERM asks the workers to save and to end, as a node that is about to go away does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda number, frame: run.request_stop("SIGTERM"))
     try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        cause = _cause(error)
-        raise cause from (None if isinstance(cause, GlassboxError) else error)  # a bug keeps the worker's traceback
-
-
-def _scaling() -> Any:
-    """One worker with the whole of the largest node."""
-    import ray
-    import ray.train
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    node = max(nodes, key=lambda resources: (resources.get("GPU", 0), resources.get("CPU", 0)))
-    cpus, gpus = int(node.get("CPU", 1)), int(node.get("GPU", 0))
-    resources = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
-    return ray.train.ScalingConfig(num_workers=1, use_gpu=gpus > 0, resources_per_worker=resources)
-
-
-def _cause(error: Exception) -> Exception:
-    """What really went wrong: a worker's own error, or that a worker was lost."""
-    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    first: Exception = failures[min(failures)]
-    first = getattr(first, "_base_exc", first)  # Ray wraps what a worker raises
-    if isinstance(first, GlassboxError):
-        return first
-    if isinstance(first, OSError):
-        reason = f"{first.filename}: {first.strerror}" if first.filename else str(first)
-        return TrainingError("a disk that takes what is written", f"error={reason}", "make room, then continue with --resume")
-    if type(first).__module__.startswith("ray."):
-        return TrainingError("a worker that lives to the end", f"error={shorten(str(first), 200)}", "continue with --resume")
-    return first
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _environment() -> dict[str, Any]:

@@ -1,120 +1,262 @@
-"""The training loop, from the first weights to the last epoch. Runs inside one worker."""
+"""The training loop, from the first weights to the last epoch. Runs inside every worker."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
 
-import keras
-import tensorflow as tf
+import numpy as np
 
-from pipelines.augment.colour import LUMA
 from pipelines.augment.draw import check_batch
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.input.batches import Batches
 from pipelines.input.cache import Cache
-from pipelines.storage import replacing
-from service.checkpoint import Position, restore_latest, save_checkpoint, variables_of
-from service.config import OptimizerSpec, RunConfig
-from service.models import Task, build_model
-from service.runs import Run, score
-from service.training.events import event_log
-from service.training.progress import Meter
-from service.training.step import StepOptions, Steps
-from service.training.strategy import choose_strategy, distributed
+from pipelines.input.order import PADDING
+from pipelines.records import Batch
+from service.checkpoint import Arrays, Position, newest_checkpoint, remove_unfinished, save_checkpoint, snapshot
+from service.config import RunConfig
+from service.recipe import stopped
+from service.runs import Run, StoppedError
+from service.training.evaluation import Evaluation
+from service.training.events import WriteEpoch, epoch_log
+from service.training.learner import build_learner, build_network, open_splits
+from service.training.meter import Clock, Meter
+from service.training.pace import Pace
+from service.training.saver import ModelFile, Saver
+from service.training.schedule import stage_at, stages_of, updates_per_epoch
+from service.training.step import Burst, Steps
+from service.training.strategy import ALONE, Place, choose_strategy, distributed
+from service.training.telemetry import RowLog, profiled, watchers
+
+SHOWN_ROWS = 8  # rows of a bad batch that an error names
 
 
-@dataclass(frozen=True)
-class Trainer:
-    """What trains: built once, the same for one device or many."""
-
-    strategy: tf.distribute.Strategy
-    model: keras.Model
-    optimizer: keras.Optimizer
-    steps: Steps
-
-    def train_epoch(self, train: Batches, epoch: int, seed: int, meter: Meter) -> dict[str, float]:
-        """Learns from every example once; returns the epoch's metrics and its speed."""
-        self.steps.start_epoch(epoch, seed)
-        with train.data_errors():
-            for batch in meter.epoch(epoch, distributed(self.strategy, train.epoch(epoch))):
-                self.steps.train(batch)
-        totals = self.steps.take_totals()
-        rate = float(self.optimizer.learning_rate)
-        return {"epoch": epoch, "loss": totals.mean_loss, "accuracy": totals.accuracy, "learning_rate": rate, **meter.figures()}
-
-    def evaluate(self, validation: Batches) -> dict[str, float]:
-        """Mean loss and accuracy over a whole split, every example once."""
-        with validation.data_errors():
-            for batch in distributed(self.strategy, validation.epoch(0)):
-                self.steps.evaluate(batch)
-        totals = self.steps.take_totals()
-        return {"val_loss": totals.mean_loss, "val_accuracy": totals.accuracy}
-
-
-def fit(config: RunConfig, run: Run, report: Callable[[dict[str, float]], None]) -> None:
+def fit(config: RunConfig, run: Run, place: Place = ALONE) -> None:
     """Trains a run to its last epoch, from its newest checkpoint where it has one.
 
-    After every epoch: evaluation, the best model, a checkpoint, then a line of metrics.
+    After every epoch: evaluation, then in the background the best model, a checkpoint, a line of metrics.
 
     Args:
         config: What to train.
         run: Where to.
-        report: Called with each epoch's metrics.
+        place: Of this process among the workers.
 
     Raises:
-        GlassboxError: The configuration or the data cannot be used.
+        GlassboxError: The configuration or the data cannot be used, or the training has diverged.
+        StoppedError: It was asked to stop; where it stood is saved.
     """
-    began = time.perf_counter()
-    strategy = choose_strategy(config.global_batch)
-    train, validation = open_splits(config, Cache(strategy))
-    if config.augment:
-        check_batch(config.augment, config.global_batch // strategy.num_replicas_in_sync)
-    trainer = build_trainer(config, strategy, train, validation)
-    variables = variables_of(trainer.model, trainer.optimizer)
-    data = train.manifest.digest()
-    position = restore_latest(run.checkpoints, variables, data) or Position(data)
-    if run.metrics() and not position.epoch:
-        raise TrainingError("the checkpoints of the finished epochs", f"checkpoints={run.checkpoints} (empty)", "start a new run")
-    run.write_metrics(position.history)
-    meter = Meter(run, config.epochs, train.rows, config.global_batch)
-    caches = {name: str(split.tier) for name, split in (("train", train), ("validation", validation)) if split}
-    run.update_status(
-        state="training", caches=caches, timings=run.status().get("timings", {}) | {"setup_seconds": time.perf_counter() - began}
-    )
+    loop = Loop(config, run, place)
+    try:
+        loop.run_epochs()
+    finally:
+        loop.saver.wait()
 
-    with event_log(run, validation is not None) as write_events:
-        for epoch in range(position.epoch + 1, config.epochs + 1):
-            metrics = trainer.train_epoch(train, epoch, config.seed, meter)
-            metrics |= trainer.evaluate(validation) if validation else {}
+
+class Loop:
+    """One run in one worker: everything that is built once, and the position.
+
+    Args:
+        config: What to train.
+        run: Where to.
+        place: Of this process among the workers.
+    """
+
+    def __init__(self, config: RunConfig, run: Run, place: Place) -> None:
+        self.config, self.run, self.place = config, run, place
+        self.clock, self.saver = Clock(), Saver()
+        with self.clock.measure("setup"):
+            self.strategy = choose_strategy(config.global_batch, place)
+            if config.augment:
+                check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
+            self.train, self.validation = open_splits(config, Cache(self.strategy, place.neighbours))
+            _check_measured(config, self.validation is not None)
+            model = build_network(config, self.strategy, self.train)
+            self.file = ModelFile(run, model)
+            found = newest_checkpoint(run.checkpoints, self.train.manifest.digest(), config.model)
+            self.position = found.position if found else Position(self.train.manifest.digest())
+            if run.metrics() and not found:
+                raise TrainingError("the checkpoints of the finished epochs", f"checkpoints={run.checkpoints} (empty)", "start a new run")
+            self.learner = build_learner(config, self.strategy, self.train, model, self._stage)
+            if found:
+                same = found.stage == self.learner.stage
+                wanted = self.learner.variables
+                found.load(wanted if same else {"model": wanted["model"]})
+                if self.learner.steps.average and not same:
+                    self.learner.steps.average.restart()  # a stage begins its average at the weights it begins with
+            with self.strategy.scope():
+                self.evaluation = Evaluation(model, self.strategy, self.validation, place) if self.validation else None
+        left = config.epochs - self.position.epoch
+        self.batches = distributed(self.strategy, self.train, place, self.position.epoch + 1, self.position.step, left)
+        fixed = None if config.steps_per_call == "auto" else config.steps_per_call
+        self.pace = Pace(run, place, self.strategy, fixed, config.checkpoint_minutes)
+        self.meter = Meter(run, config.epochs, self.train.rows, watchers(config, run) if place.writes else ())
+        self.rows = RowLog.wanted(run, place.rank)
+        if place.writes:
+            self._announce([f"{path.name} is damaged and was passed over" for path in (found.damaged if found else ())])
+
+    @property
+    def _stage(self) -> int:
+        """The stage of the next epoch; of the last one where there is none."""
+        return stage_at(stages_of(self.config), min(self.position.epoch + 1, self.config.epochs))
+
+    @property
+    def _ended(self) -> bool:
+        """Whether no epoch is left, or early stopping leaves it at that."""
+        spec, last = self.config.early_stopping, stages_of(self.config)[-1]
+        return self.position.epoch >= self.config.epochs or (spec is not None and stopped(self.position.history[last.first - 1 :], spec))
+
+    def _announce(self, notices: list[str]) -> None:
+        """Brings the run directory to where this worker takes it up."""
+        remove_unfinished(self.run.checkpoints)
+        self.run.write_metrics(self.position.history)
+        splits = (("train", self.train), ("validation", self.validation))
+        caches = {name: str(split.tier) for name, split in splits if split}
+        for notice in notices:
+            self.run.notice(f"{notice}: continuing from {self.position.name}")
+        timings = self.run.status().get("timings", {}) | self.clock.seconds
+        self.run.update_status(state="training", caches=caches, timings=timings, world_size=self.strategy.num_replicas_in_sync)
+
+    def run_epochs(self) -> None:
+        """Every epoch that is left."""
+        with epoch_log(self.config, self.run, self.validation is not None) if self.place.writes else nullcontext() as log:
+            while not self._ended:
+                if self._stage != self.learner.stage:
+                    self.learner = build_learner(self.config, self.strategy, self.train, self.learner.model, self._stage)
+                self.finish_epoch(self.train_epoch(), log)
+            self.saver.wait()
+        if self.place.writes:
+            self.run.update_status(timings=self.run.status().get("timings", {}) | self.clock.seconds)
+
+    def train_epoch(self) -> dict[str, float]:
+        """What is left of an epoch; returns its metrics and its speed."""
+        epoch, at, steps = self.position.epoch + 1, self.position, self.learner.steps
+        steps.start(epoch, at.step, self.config.seed, at.sums)
+        self.meter.start(epoch, at.step * self.config.global_batch, at.seconds)
+        orders, step, skipped = self.pace.orders(), at.step, 0
+        with self.train.data_errors():
+            while step < self.train.steps:
+                if orders.save and step > at.step:
+                    self._save(replace(at, step=step, sums=steps.totals(), seconds=self.meter.seconds))
+                if orders.stop:
+                    self.saver.wait()
+                    raise StoppedError(self.run.stop_requested() or "asked to")
+                burst, taken, seconds = self._burst(epoch, step, orders.updates)
+                self._check(burst, epoch)
+                skipped += burst.skipped
+                step += taken
+                orders = self.pace.orders(-(-taken // self.config.accumulate), seconds)
+        figures = self.meter.figures() | ({"skipped": skipped} if skipped else {})
+        *sums, weight = steps.totals()
+        loss, accuracy, near = (total / weight if weight else math.nan for total in sums)  # nothing counts if every batch was skipped
+        near_five = {"top5": near} if len(self.train.classes) > 5 else {}
+        rate = float(np.asarray(self.learner.optimizer.learning_rate))
+        return {"epoch": epoch, "loss": loss, "accuracy": accuracy, **near_five, "learning_rate": rate, **figures}
+
+    def _burst(self, epoch: int, step: int, updates: int) -> tuple[Burst, int, float]:
+        """Some updates from a step on, not beyond the end of the epoch; returns how many batches and seconds they took."""
+        every, left = self.config.accumulate, self.train.steps - step
+        update = self._update_at(epoch, step)
+        micro, updates = min(every, left), max(min(updates, left // every), 1)
+        began = time.perf_counter()
+        with profiled(self.run, self.config.profile and self.place.writes, update, updates):
+            train = train_one_by_one if self.train.eager or self.rows else Steps.train
+            burst = train(self.learner.steps, self.batches, update, updates, micro)
+        seconds = time.perf_counter() - began
+        if self.rows:
+            self.rows.write(epoch, step, burst.rows)
+        self.clock.add("training" if "first call" in self.clock.seconds else "first call", seconds - burst.waited)
+        self.clock.add("waiting for input", burst.waited)
+        self.meter.add(updates * micro * self.config.global_batch, burst.waited)
+        if self.place.writes:
+            self.meter.publish(self.learner.steps.local_totals, step_seconds=seconds / (updates * micro), **self._state())
+        return burst, updates * micro, seconds
+
+    def _state(self) -> dict[str, float]:
+        """What else the progress tells."""
+        return {"checkpoint_age_seconds": self.pace.age, "restarts": self.place.attempt}
+
+    def _update_at(self, epoch: int, step: int) -> int:
+        """How many updates of the run lie before a step."""
+        every = self.config.accumulate
+        return (epoch - 1) * updates_per_epoch(self.train.steps, every) + step // every
+
+    def _check(self, burst: Burst, epoch: int) -> None:
+        """Stops a run whose gradient is not finite, unless it was told to go on without such updates."""
+        self.saver.check()
+        if burst.failed is None or self.config.on_nan == "skip":
+            return
+        step = (burst.failed - self._update_at(epoch, 0)) * self.config.accumulate
+        batches = range(step, min(step + self.config.accumulate, self.train.steps))
+        rows = [int(row) for batch in batches for row in self.train.rows_of(epoch, batch) if row != PADDING]
+        rate = float(np.asarray(self.learner.steps.rates[min(burst.failed, len(self.learner.steps.rates) - 1)]))
+        shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
+        fix = "lower optimizer.learning_rate, or leave such updates out with on_nan=skip; what was saved before is still there"
+        raise TrainingError("a finite gradient", f"epoch={epoch} step={step} learning_rate={rate:.4g} rows={shown}", fix)
+
+    def _save(self, position: Position) -> None:
+        """Writes a checkpoint within an epoch, in the background."""
+        self.learner.average_statistics()
+        self.pace.saved()
+        if self.place.writes:
+            arrays, stage = snapshot(self.learner.variables), self.learner.stage
+            self.saver.submit(lambda: self._commit(arrays, position, stage))
+
+    def finish_epoch(self, metrics: dict[str, float], log: WriteEpoch | None) -> None:
+        """Evaluates an epoch, and has it written: the best model, the checkpoint, then the line of metrics."""
+        self.learner.average_statistics()
+        epoch = self.position.epoch + 1
+        with self.learner.judged_weights():
+            if self.evaluation and (epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs):
+                with self.clock.measure("evaluation"):
+                    metrics |= self.evaluation.metrics()
             check_finite(metrics)
-            if score(metrics) > position.best:
-                save_model(trainer.model, run)
-            position = Position(data, (*position.history, metrics))
-            save_checkpoint(run.checkpoints, variables, position, config.keep_checkpoints)
-            run.write_metrics(position.history)
-            write_events(metrics)
-            report(metrics)
+            self.position = Position(self.position.data, (*self.position.history, metrics))
+            best = self.learner.model.get_weights() if self.position.best_epoch == epoch and self.place.writes else None
+        self.pace.saved()
+        if log is None:
+            return
+        position, stage = self.position, self.learner.stage  # as they are now: the loop goes on while it is written
+        with self.clock.measure("checkpoints"):
+            arrays = snapshot(self.learner.variables)
+
+            def write() -> None:
+                if best is not None:
+                    self.file.write(best)
+                self._commit(arrays, position, stage)
+                self.run.write_metrics(position.history)
+                log(metrics)
+
+            self.saver.submit(write)
+
+    def _commit(self, arrays: Arrays, position: Position, stage: int) -> None:
+        described = {"stage": stage, "config": self.config.model_dump(mode="json")}
+        save_checkpoint(self.run.checkpoints, arrays, position, self.config.keep_checkpoints, **described)
 
 
-def open_splits(config: RunConfig, cache: Cache) -> tuple[Batches, Batches | None]:
-    """The training split, and the validation split where there is one; they share the memory for decoded images."""
-    train = Batches(config.shards, "train", config.data, config.global_batch, seed=config.seed, augment=config.augment, cache=cache)
-    if "validation" not in train.manifest.splits:
-        return train, None
-    return train, Batches(config.shards, "validation", config.data, config.global_batch, cache=cache)
+def _check_measured(config: RunConfig, validation: bool) -> None:
+    """Makes sure that early stopping looks at something that is measured.
+
+    Raises:
+        ConfigError: There is no validation split.
+    """
+    metric = config.early_stopping.metric if config.early_stopping else ""
+    if metric.startswith("val_") and not validation:
+        raise ConfigError("a metric that is measured", f"early_stopping.metric={metric} (no validation split)", "use loss or accuracy")
 
 
-def build_trainer(config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, validation: Batches | None = None) -> Trainer:
-    """Model, optimizer and steps with fresh weights, the same on every replica."""
-    keras.utils.set_random_seed(config.seed)
-    with strategy.scope():
-        model = build_model(config.model, _task(config, train))
-        optimizer = make_optimizer(config.optimizer)
-        options = StepOptions(_use_xla(config.xla), config.augment, train.attach, validation.attach if validation else train.attach)
-        return Trainer(strategy, model, optimizer, Steps(model, optimizer, strategy, options))
+def train_one_by_one(steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int) -> Burst:
+    """`Steps.train` for batches that come from Python: the same result, more slowly, and with the rows it took."""
+    waited, failed, skipped, rows = 0.0, None, 0, []
+    for done in range(updates * micro):
+        asked = time.perf_counter()
+        batch = next(batches)
+        waited += time.perf_counter() - asked
+        burst = steps.train_on(batch, update + done // micro, (done + 1) % micro == 0)
+        failed, skipped = burst.failed if failed is None else failed, skipped + burst.skipped
+        rows.extend(burst.rows)
+    return Burst(waited, failed, skipped, rows)
 
 
 def check_finite(metrics: dict[str, float]) -> None:
@@ -127,31 +269,3 @@ def check_finite(metrics: dict[str, float]) -> None:
         if not math.isfinite(metrics.get(name, 0.0)):
             fix = "lower optimizer.learning_rate; what was saved before is still there"
             raise TrainingError("a finite loss", f"epoch={metrics['epoch']} {name}={metrics[name]}", fix)
-
-
-def save_model(model: keras.Model, run: Run) -> None:
-    """Writes the best model as `model.keras`, whole or not at all."""
-    with replacing(run.model_path) as temporary:
-        model.save(temporary)
-
-
-def make_optimizer(spec: OptimizerSpec) -> keras.Optimizer:
-    """The Keras optimizer that a spec names."""
-    if spec.name == "sgd":
-        return keras.optimizers.SGD(spec.learning_rate, momentum=spec.momentum)
-    return {"adam": keras.optimizers.Adam, "rmsprop": keras.optimizers.RMSprop}[spec.name](spec.learning_rate)
-
-
-def _task(config: RunConfig, train: Batches) -> Task:
-    split = train.manifest.split("train")
-    mean, std = split.mean, split.std
-    if mean is None or std is None:
-        fix = "build the shard set without --check header, which leaves them out"
-        raise ConfigError("the mean and deviation of the training images", f"data={config.shards} (not computed)", fix)
-    if config.data.channels == 1:
-        mean, std = ((sum(w * x for w, x in zip(LUMA, of, strict=True)),) for of in (mean, std))
-    return Task((*config.data.image_size, config.data.channels), len(train.classes), mean, std)
-
-
-def _use_xla(choice: str) -> bool:
-    return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))

@@ -1,80 +1,54 @@
-"""Progress of a run: measured in the worker, kept in `status.json`, shown by the driver."""
+"""Progress of a run as the driver shows it: a bar, a line an epoch, and at the end where the time went."""
 
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from service.runs import Run
 
-T = TypeVar("T")
-PUBLISH_SECONDS = 1.0
 POLL_SECONDS = 0.5
-
-
-class Meter:
-    """Counts what an epoch processes and how long it waits for input. Lives in the worker.
-
-    Args:
-        run: Where the progress is published, at most once a second.
-        epochs: Epochs of the whole run.
-        rows: Examples per epoch.
-        global_batch: Images per step.
-    """
-
-    def __init__(self, run: Run, epochs: int, rows: int, global_batch: int) -> None:
-        self._run, self._epochs, self._rows, self._global_batch = run, epochs, rows, global_batch
-        self._published = 0.0
-        self._epoch, self._began, self._waited = 0, 0.0, 0.0
-
-    def epoch(self, epoch: int, batches: Iterable[T]) -> Iterator[T]:
-        """Passes an epoch's batches through, timing the wait for each."""
-        self._epoch, self._began, self._waited = epoch, time.perf_counter(), 0.0
-        iterator, images = iter(batches), 0
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(iterator)
-            except StopIteration:
-                return
-            self._waited += time.perf_counter() - asked
-            yield batch
-            images = min(images + self._global_batch, self._rows)
-            self._publish(images)
-
-    def figures(self) -> dict[str, float]:
-        """Seconds, images per second and share of the time spent waiting, of the epoch that just ended."""
-        seconds = time.perf_counter() - self._began
-        return {"seconds": seconds, "images_per_second": self._rows / seconds, "input_wait": self._waited / seconds}
-
-    def _publish(self, images: int) -> None:
-        now = time.perf_counter()
-        if now - self._published < PUBLISH_SECONDS:
-            return
-        self._published, seconds = now, now - self._began
-        progress = {
-            "epoch": self._epoch,
-            "epochs": self._epochs,
-            "images": images,
-            "rows": self._rows,
-            "images_per_second": images / seconds,
-            "input_wait": self._waited / seconds,
-        }
-        with suppress(OSError):  # a full disk stops the checkpoint, with a reason; not the bar
-            self._run.update_status(progress=progress)
+SLOW_INPUT = 0.1  # share of the training that waits for input, from which on there is something to gain
+PARTS = {  # of the time a run takes, by their names in the status
+    "ray": "starting Ray",
+    "workers": "starting the workers",
+    "imports": "importing TensorFlow",
+    "setup": "building the model, opening the data",
+    "first call": "first call, which traces and compiles",
+    "training": "training",
+    "waiting for input": "waiting for input",
+    "evaluation": "evaluation",
+    "checkpoints": "copying checkpoints",
+}
 
 
 def epoch_line(metrics: dict[str, float], epochs: int) -> str:
     """One epoch in one line of text."""
-    scores = [f"{key} {metrics[key]:.4f}" for key in ("loss", "accuracy", "val_loss", "val_accuracy") if key in metrics]
+    scores = [f"{key} {metrics[key]:.4f}" for key in ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc") if key in metrics]
     speed = f"{metrics['images_per_second']:.0f} images/s  input wait {metrics['input_wait']:.0%}  {metrics['seconds']:.1f} s"
     return "  ".join([f"epoch {metrics['epoch']:.0f}/{epochs}", *scores, speed])
+
+
+def where_the_time_went(timings: dict[str, float]) -> str:
+    """The parts of a run's time, longest first, and a hint where input held it back.
+
+    Args:
+        timings: Seconds by name; `total` is the whole.
+    """
+    total = timings["total"]
+    parts = {name: seconds for name, seconds in timings.items() if name in PARTS}
+    parts = dict(sorted(parts.items(), key=lambda part: -part[1])) | {"rest": total - sum(parts.values())}
+    lines = [f"{seconds:8.1f} s {seconds / total:5.0%}  {PARTS.get(name, 'everything else')}" for name, seconds in parts.items()]
+    waited = timings.get("waiting for input", 0.0)
+    share = waited / max(waited + timings.get("training", 0.0), 1e-9)
+    if share > SLOW_INPUT:
+        lines.append(f"input held the training back for {share:.0%} of its time: try data.cache=host, data.decode=fast or more CPUs")
+    return "\n".join([f"{total:8.1f} s in all", *lines])
 
 
 @contextmanager
@@ -92,29 +66,41 @@ def shown(run: Run, epochs: int) -> Iterator[None]:
 
 def _show(run: Run, epochs: int, done: threading.Event) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    columns = [TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()]
-    printed = len(run.metrics())
+    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()]
+    said, printed = 0, len(run.metrics())
     if not console.is_terminal:
         console.print(f"starting {run.path.name}: {epochs} epochs; Ray and TensorFlow take a while to come up")
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("starting", total=None, speed="")
-        told = False
         while True:
             last = done.wait(POLL_SECONDS)  # looked at before reading, so that the last epoch is never missed
-            if not told and (caches := run.status().get("caches")):
-                console.print(*(f"{split}: {tier}" for split, tier in caches.items()), sep="\n")
-                told = True
-            for metrics in run.metrics()[printed:]:
-                console.print(epoch_line(metrics, epochs))
-                printed += 1
-            _update(bar, task, run.status().get("progress"))
+            status, metrics = run.status(), run.metrics()
+            sentences = _sentences(status)
+            for sentence in sentences[said:]:
+                console.print(sentence)
+            said = max(said, len(sentences))
+            printed = min(printed, len(metrics))  # after a restart there may be fewer
+            for epoch in metrics[printed:]:
+                console.print(epoch_line(epoch, epochs))
+            printed = len(metrics)
+            _update(bar, task, status.get("progress"))
             if last:
                 return
+
+
+def _sentences(status: dict[str, Any]) -> list[str]:
+    """What is told once: where images are kept, then whatever happened."""
+    caches = [f"{split}: {tier}" for split, tier in (status.get("caches") or {}).items()]
+    return [*status.get("notices", []), *caches] if not caches else [*caches, *status.get("notices", [])]
 
 
 def _update(bar: Progress, task: Any, progress: dict[str, Any] | None) -> None:
     if progress:
         done = (progress["epoch"] - 1) * progress["rows"] + progress["images"]
+        scores = "".join(f"{name} {progress[name]:.3f}, " for name in ("loss", "accuracy") if name in progress)
         speed = f"{progress['images_per_second']:.0f} images/s, {progress['input_wait']:.0%} waiting for input"
+        memory = f", {progress['memory_bytes'] / 1e9:.1f} GB" if "memory_bytes" in progress else ""
         description = f"epoch {progress['epoch']}/{progress['epochs']}"
-        bar.update(task, completed=done, total=progress["epochs"] * progress["rows"], description=description, speed=speed)
+        bar.update(
+            task, completed=done, total=progress["epochs"] * progress["rows"], description=description, speed=scores + speed + memory
+        )

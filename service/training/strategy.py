@@ -1,52 +1,107 @@
-"""Which devices train together: the one place that decides it."""
+"""Which devices train together, and which slice of a batch each gets: the one place that decides it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import tensorflow as tf
 
-from pipelines.errors import ConfigError
+from pipelines.input.batches import Batches
+from pipelines.input.order import per_worker
 from pipelines.records import Batch
 
+COLLECTIVE_SECONDS = 120.0  # that a sum over the workers may take before it is an error; without a limit it hangs for ever
 
-def choose_strategy(global_batch: int) -> tf.distribute.Strategy:
-    """One device alone, or `MirroredStrategy` over the devices of this worker.
 
-    GPUs where there are any, else the logical CPUs.
+@dataclass(frozen=True)
+class Place:
+    """Which of the workers this process is.
+
+    Attributes:
+        rank: From 0; worker 0 alone writes into the run directory.
+        workers: The world size.
+        neighbours: Workers on this machine, this one included; they share its memory.
+        attempt: How often the workers had to be started again.
+    """
+
+    rank: int = 0
+    workers: int = 1
+    neighbours: int = 1
+    attempt: int = 0
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self.rank == 0
+
+
+ALONE = Place()
+
+
+def choose_strategy(global_batch: int, place: Place = ALONE) -> tf.distribute.Strategy:
+    """One device alone, `MirroredStrategy` over the devices of a worker, `MultiWorkerMirroredStrategy` over several workers.
+
+    GPUs where there are any, else the logical CPUs. Several workers find each other by `TF_CONFIG`, which Ray Train sets;
+    their strategy has to be chosen before TensorFlow computes anything.
 
     Args:
         global_batch: Images per step over all replicas.
+        place: Of this process among the workers.
 
     Raises:
-        ConfigError: The batch does not divide by the number of devices.
+        ConfigError: The batch does not divide by the number of replicas.
     """
-    gpus = tf.config.list_physical_devices("GPU")
-    for gpu in gpus:
+    for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)
-    devices = [d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
-    if global_batch % len(devices):
-        low = global_batch // len(devices) * len(devices)
-        near = " or ".join(str(batch) for batch in (low, low + len(devices)) if batch)
-        raise ConfigError(f"a global batch that divides by {len(devices)} devices", f"global_batch={global_batch}", f"use {near}")
-    return tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    if place.workers > 1:
+        options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=COLLECTIVE_SECONDS)
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    else:
+        devices = [d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
+        strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+    per_worker(global_batch, strategy.num_replicas_in_sync)
+    return strategy
 
 
-def distributed(strategy: tf.distribute.Strategy, batches: Iterable[Batch]) -> Iterable[Batch]:
-    """The same batches, with a contiguous slice of each on every replica.
+def distributed(
+    strategy: tf.distribute.Strategy, batches: Batches, place: Place, epoch: int, start_step: int = 0, epochs: int = 1
+) -> Iterator[Batch]:
+    """Batches of some epochs, with a contiguous slice of each on every replica, for a `tf.function` to iterate.
 
     Args:
         strategy: From `choose_strategy`.
-        batches: A `tf.data.Dataset`, or any other iterable of eager tensors.
+        batches: The split.
+        place: Of this process among the workers.
+        epoch: The first epoch.
+        start_step: Its first step wanted.
+        epochs: How many epochs.
+
+    Returns:
+        What a `tf.function` can take as argument; where `batches.eager`, it is as `distributed_eagerly` gives it.
     """
-    if strategy.num_replicas_in_sync == 1:
-        return batches
-    if isinstance(batches, tf.data.Dataset):
-        return strategy.experimental_distribute_dataset(batches)
-    return (_shared_out(strategy, batch) for batch in batches)
+    here = strategy.num_replicas_in_sync // place.workers
+    if batches.eager:
+        return distributed_eagerly(strategy, batches, place, epoch, start_step, epochs)
+    if here == 1:  # spares the strategy's own iterator, which takes a tenth of a second to make
+        return iter(batches.epoch(epoch, start_step, place.rank, place.workers, epochs=epochs))
+    batches.prepare()  # outside of the strategy's own thread
+
+    def slices(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return batches.epoch(epoch, start_step, place.rank, place.workers, here, epochs)
+
+    return iter(strategy.distribute_datasets_from_function(slices))
 
 
-def _shared_out(strategy: tf.distribute.Strategy, batch: Batch) -> Batch:
-    parts = {name: tf.split(value, strategy.num_replicas_in_sync) for name, value in batch.items()}
-    place = strategy.experimental_distribute_values_from_function
-    return {name: place(lambda context, of=of: of[context.replica_id_in_sync_group]) for name, of in parts.items()}
+def distributed_eagerly(
+    strategy: tf.distribute.Strategy, batches: Batches, place: Place, epoch: int, start_step: int = 0, epochs: int = 1
+) -> Iterator[Batch]:
+    """The same for Python to iterate."""
+    here = strategy.num_replicas_in_sync // place.workers
+    values = strategy.experimental_distribute_values_from_function
+    for batch in batches.epoch(epoch, start_step, place.rank, place.workers, epochs=epochs):
+        if here == 1:
+            yield batch
+        else:
+            parts = {name: tf.split(value, here) for name, value in batch.items()}
+            yield {name: values(lambda context, of=of: of[context.replica_id_in_sync_group % here]) for name, of in parts.items()}

@@ -51,6 +51,7 @@ def run(title: str, options: argparse.Namespace, enter: Callable[[Path, Path], F
         images, note = photos.stage(options.data, options.images or (QUICK_IMAGES if options.quick else None), scratch / "photos")
         field = enter(scratch / "photos", scratch)
         field = field._replace(contestants=[entry for entry in field.contestants if _wanted(entry.name, options.only)])
+        images, note = field.images or images, field.note or note
         before, log = table.load(), scratch / "log"
         outcomes = compete(field.contestants, rounds, log, say)
         if any("failed" in (outcome.reason or "") for outcome in outcomes.values()):

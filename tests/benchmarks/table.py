@@ -44,11 +44,15 @@ class Field(NamedTuple):
         contestants: In the order of the table.
         goals: At most one per contestant.
         limits: Names of the contestants of which the fastest is the limit.
+        images: How many a round handles; None for the photos.
+        note: Where they come from; None for where the photos come from.
     """
 
     contestants: Sequence[Contestant]
     goals: Sequence[Goal] = ()
     limits: Sequence[str] = ()
+    images: int | None = None
+    note: str | None = None
 
 
 def times_as_fast(fast: Sequence[float], slow: Sequence[float]) -> float:

@@ -11,15 +11,19 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
+
+from service.runs import Run
 
 pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 START_SECONDS = 90
+T = TypeVar("T")
 
 
 def free_port() -> int:
@@ -35,7 +39,7 @@ def free_port() -> int:
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The environment of a client of a fresh cluster."""
     home = tmp_path_factory.mktemp("h")
-    port = free_port()
+    port, metrics = free_port(), free_port()
     client = os.environ | {
         "HOME": str(home),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -53,6 +57,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         f"--port={free_port()}",
         f"--dashboard-port={port}",
         f"--dashboard-agent-listen-port={free_port()}",  # the default is one port for all clusters of a host
+        f"--metrics-export-port={metrics}",
         f"--temp-dir={home}/r",
     ]
     with (home / "head.log").open("w") as log:
@@ -60,7 +65,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     address = f"http://127.0.0.1:{port}"
     try:
         wait_for(address, client["RAY_AUTH_TOKEN"], home / "head.log")
-        yield client | {"RAY_API_SERVER_ADDRESS": address}
+        yield client | {"RAY_API_SERVER_ADDRESS": address, "METRICS": f"http://127.0.0.1:{metrics}/metrics"}
     finally:
         head.terminate()
         head.wait(timeout=60)
@@ -77,9 +82,28 @@ def wait_for(address: str, token: str, log: Path) -> None:
     pytest.fail(f"no dashboard after {START_SECONDS} s: {log.read_text()[-2000:]}")
 
 
-def submit(client: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
-    command = [str(BIN / "ray"), "job", "submit", "--working-dir", ".", "--", "python", "service/train.py", *map(str, words)]
-    return subprocess.run(command, env=client, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def ray(client: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(BIN / "ray"), *map(str, words)], env=client, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def submit(client: dict[str, str], *words: str | Path, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    return ray(client, "job", "submit", *options, "--working-dir", ".", "--", "python", "service/train.py", *words)
+
+
+def until(found: Callable[[], T | None], seconds: int = 180) -> T:
+    """What is found in the end."""
+    for _ in range(2 * seconds):
+        if (value := found()) is not None:
+            return value
+        time.sleep(0.5)
+    pytest.fail(f"nothing after {seconds} s")
+
+
+def gauge(url: str, name: str) -> float | None:
+    """What Prometheus would read."""
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        lines = answer.read().decode().splitlines()
+    return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"ray_glassbox_{name}{{")), None)
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +120,26 @@ def test_job_trains_and_its_exit_is_the_runs(cluster: dict[str, str], shards: Pa
     assert "epoch 1/1" in result.stdout
     assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
     assert (tmp_path / "run" / "model.keras").is_file()
+
+
+def test_a_job_is_watched_and_stopped_and_goes_on(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
+    out, job = tmp_path / "run", f"job-{tmp_path.name}"
+    run = Run(out)
+    words = ["--preset", "demo", "--data", shards, "--out", out, "--workers", "2", "epochs=100000"]
+    assert submit(cluster, *words, options=["--no-wait", f"--submission-id={job}"]).returncode == 0
+    until(lambda: len(run.metrics()) >= 2 or None)
+    assert until(lambda: gauge(cluster["METRICS"], "images_per_second")) > 0
+    assert 0 <= until(lambda: gauge(cluster["METRICS"], "input_wait")) < 1
+    assert "epoch 1/100000" in ray(cluster, "job", "logs", job).stdout
+    assert ray(cluster, "job", "stop", job).returncode == 0
+    until(lambda: run.status().get("state") == "interrupted" or None)
+    stopped = run.metrics()
+    run.config_path.write_text(run.config_path.read_text().replace("epochs: 100000", f"epochs: {len(stopped) + 2}"))
+    result = submit(cluster, "--resume", "--out", out)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert run.metrics()[: len(stopped)] == stopped
+    assert len(run.metrics()) == len(stopped) + 2
+    assert run.status()["world_size"] == 2
 
 
 def test_a_users_mistake_fails_the_job_in_one_sentence(cluster: dict[str, str], shards: Path) -> None:

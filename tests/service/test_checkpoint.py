@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -9,52 +13,114 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError, TrainingError
-from service.checkpoint import Position, restore_latest, save_checkpoint
+from service.checkpoint import Position, Variables, newest_checkpoint, remove_unfinished, save_checkpoint, snapshot, variables_of
 
 
-def variables(fill: float) -> list[keras.Variable]:
-    return [keras.Variable(np.full((2, 3), fill, np.float32)), keras.Variable(np.float32(fill + 1))]
+def variables(fill: float, size: int = 3) -> Variables:
+    first = keras.Variable(np.full((2, size), fill, np.float32))
+    return {"model": [first], "optimizer": [keras.Variable(np.float32(fill + 1))], "training": [keras.Variable(np.full(1, fill + 2))]}
 
 
-def position(epochs: int) -> Position:
-    return Position("abc", tuple({"epoch": epoch, "accuracy": 1.0, "val_accuracy": 1 / epoch} for epoch in range(1, epochs + 1)))
+def values(members: Variables) -> list[float]:
+    return [float(np.ravel(v.numpy())[0]) for group in members.values() for v in group]
 
 
-def saved(directory: Path, *epochs: int, keep: int = 9) -> None:
+def position(epochs: int, step: int = 0) -> Position:
+    history = tuple({"epoch": n, "accuracy": 1.0, "val_accuracy": [0.5, 0.9, 0.6, 0.9][(n - 1) % 4]} for n in range(1, epochs + 1))
+    return Position("abc", history, step, (1.5, 2.0, 3.0, 4.0) if step else (0.0,) * 4, 2.5 if step else 0.0)
+
+
+def saved(directory: Path, *epochs: int, step: int = 0, keep: int = 9) -> None:
     for epoch in epochs:
-        save_checkpoint(directory, variables(epoch), position(epoch), keep)
+        save_checkpoint(directory, snapshot(variables(epoch)), position(epoch, step), keep, stage=1, config={"model": "net"})
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+def spoil(directory: Path, name: str) -> None:
+    state = directory / name / "state.npz"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
 
 
 def test_newest_comes_back_whole(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
+    saved(tmp_path, 2, step=3)
+    found = newest_checkpoint(tmp_path, "abc", "net")
+    assert (found.path.name, found.position, found.stage, found.damaged) == ("epoch-0002-step-0000003", position(2, 3), 1, ())
     target = variables(0)
-    assert restore_latest(tmp_path, target, "abc") == position(2)
-    np.testing.assert_array_equal(target[0].numpy(), np.full((2, 3), 2.0))
-    assert float(target[1].numpy()) == 3
+    found.load(target)
+    assert values(target) == [2, 3, 4]
+    np.testing.assert_array_equal(target["model"][0].numpy(), np.full((2, 3), 2.0))
+
+
+def test_a_stage_takes_over_the_model_alone(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    target = variables(0)
+    newest_checkpoint(tmp_path, "abc").load({"model": target["model"]})
+    assert values(target) == [1, 1, 2]
+
+
+def test_a_snapshot_is_a_copy() -> None:
+    members = variables(1)
+    copies = snapshot(members)
+    members["model"][0].assign(np.zeros((2, 3)))
+    assert copies["model"][0][0, 0] == 1
+
+
+def test_all_but_the_seeds_of_dropout_is_kept() -> None:
+    inputs = keras.Input((4,))
+    model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Dropout(0.5)(keras.layers.Dense(2)(inputs))))
+    optimizer = keras.optimizers.SGD(momentum=0.9)
+    optimizer.build(model.trainable_variables)
+    members = variables_of(model, optimizer, ["average"])
+    assert [v.path.split("/")[-1] for v in members["model"]] == ["kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance"]
+    assert len(members["optimizer"]) == 6  # iterations, rate, and four velocities
+    assert members["training"] == ["average"]
 
 
 def test_position_is_what_its_history_says() -> None:
-    assert (position(3).epoch, position(3).best) == (3, 1.0)
-    assert Position("abc").epoch == 0
-    assert Position("abc").best < 0
-    assert Position("abc", ({"epoch": 1, "accuracy": 0.25},)).best == 0.25
+    assert (position(3).epoch, position(3).best_epoch, position(3).name) == (3, 2, "epoch-0003")
+    assert (Position("abc").epoch, Position("abc").best_epoch) == (0, 0)
+    assert position(4).best_epoch == 2  # the first of equals
+    assert position(1, 12).name == "epoch-0001-step-0000012"
 
 
-def test_only_the_newest_are_kept(tmp_path: Path) -> None:
-    saved(tmp_path, *range(1, 12), keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-0010", "epoch-0011"]
+def test_the_best_epoch_is_that_of_validation() -> None:
+    history = ({"accuracy": 0.9, "val_accuracy": 0.4}, {"accuracy": 0.1, "val_accuracy": 0.6}, {"accuracy": 1.0})
+    assert Position("abc", history).best_epoch == 2
+    assert Position("abc", history[2:]).best_epoch == 1
+    assert Position("abc", ({"accuracy": 0.5}, {"accuracy": 0.75})).best_epoch == 2
 
 
-def test_damaged_checkpoint_is_passed_over(tmp_path: Path) -> None:
-    saved(tmp_path, 1, 2)
-    state = tmp_path / "epoch-0002" / "state.npz"
-    state.write_bytes(state.read_bytes()[:-1] + b"?")
-    target = variables(0)
-    assert restore_latest(tmp_path, target, "abc") == position(1)
-    assert float(target[1].numpy()) == 2
+def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
+    saved(tmp_path, *range(1, 8), keep=2)
+    assert names(tmp_path) == ["epoch-0002", "epoch-0006", "epoch-0007"]
+    saved(tmp_path, 7, step=1, keep=2)
+    saved(tmp_path, 7, step=2, keep=2)
+    assert names(tmp_path) == ["epoch-0002", "epoch-0007-step-0000001", "epoch-0007-step-0000002"]
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[]", None])
+def test_ten_thousand_epochs_come_after_the_9999th(tmp_path: Path) -> None:
+    saved(tmp_path, 9999, keep=2)
+    saved(tmp_path, 10000, 10001, keep=2)
+    assert names(tmp_path) == ["epoch-10000", "epoch-10001"]
+    assert newest_checkpoint(tmp_path, "abc").position.epoch == 10001
+
+
+def test_damaged_checkpoints_are_passed_over_and_go_with_the_next_one(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2, 3)
+    for name in ("epoch-0002", "epoch-0003"):
+        spoil(tmp_path, name)
+    found = newest_checkpoint(tmp_path, "abc", "net")
+    assert (found.position, [path.name for path in found.damaged]) == (position(1), ["epoch-0003", "epoch-0002"])
+    saved(tmp_path, 1, step=2, keep=1)
+    assert names(tmp_path) == ["epoch-0001", "epoch-0001-step-0000002"]  # the best, and the newest that is whole
+    assert newest_checkpoint(tmp_path, "abc").position == position(1, 2)
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": 3}', None])
 def test_a_damaged_description_is_damage_too(tmp_path: Path, content: str | None) -> None:
     saved(tmp_path, 1, 2)
     description = tmp_path / "epoch-0002" / "checkpoint.json"
@@ -62,30 +128,71 @@ def test_a_damaged_description_is_damage_too(tmp_path: Path, content: str | None
         description.unlink()
     else:
         description.write_text(content)
-    assert restore_latest(tmp_path, variables(0), "abc") == position(1)
+    assert newest_checkpoint(tmp_path, "abc").position == position(1)
 
 
-def test_ten_thousand_epochs_come_after_the_9999th(tmp_path: Path) -> None:
-    (tmp_path / "epoch-9999").mkdir()
-    (tmp_path / "epoch-10000").mkdir()
-    saved(tmp_path, 1, keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["epoch-10000", "epoch-9999"]
+def test_a_description_of_another_kind_is_damage_too(tmp_path: Path) -> None:
+    saved(tmp_path, 1, 2)
+    path = tmp_path / "epoch-0002" / "checkpoint.json"
+    told = json.loads(path.read_text())
+    for name in ("data", "history", "step", "sums", "stage", "groups"):
+        path.write_text(json.dumps({key: value for key, value in told.items() if key != name}))
+        assert newest_checkpoint(tmp_path, "abc").position == position(1)
 
 
 def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     (tmp_path / "epoch-0001" / "state.npz").write_bytes(b"")
     with pytest.raises(TrainingError, match="undamaged"):
-        restore_latest(tmp_path, variables(0), "abc")
+        newest_checkpoint(tmp_path, "abc")
 
 
 def test_no_checkpoint_is_a_start(tmp_path: Path) -> None:
-    assert restore_latest(tmp_path, variables(0), "abc") is None
+    assert newest_checkpoint(tmp_path, "abc") is None
+    (tmp_path / "epoch-nonsense").mkdir()
+    assert newest_checkpoint(tmp_path, "abc") is None
 
 
 def test_other_data_or_another_model_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     with pytest.raises(ConfigError, match="shard set the run began with"):
-        restore_latest(tmp_path, variables(0), "other")
-    with pytest.raises(TrainingError, match="same model"):
-        restore_latest(tmp_path, variables(0)[:1], "abc")
+        newest_checkpoint(tmp_path, "other")
+    with pytest.raises(ConfigError, match="model=web"):
+        newest_checkpoint(tmp_path, "abc", "web")
+    target = variables(0, size=4)
+    with pytest.raises(TrainingError, match=r"same model and optimizer \(model\)"):
+        newest_checkpoint(tmp_path, "abc").load(target)
+    with pytest.raises(TrainingError, match=r"\(optimizer\)"):
+        newest_checkpoint(tmp_path, "abc").load({"optimizer": []})
+    assert values(target) == [0, 1, 2]
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    for name in (".tmp-1", ".old-2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "state.npz").write_bytes(b"half")
+    assert newest_checkpoint(tmp_path, "abc").position == position(1)
+    remove_unfinished(tmp_path)
+    assert names(tmp_path) == ["epoch-0001"]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Within the block the system takes no file beyond this size: what a full disk is like."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_leaves_the_older_checkpoint_whole(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    large = snapshot(variables(2, size=100_000))
+    for epoch in (1, 2):  # in its place, and beside it
+        with largest_file(100_000), pytest.raises(OSError, match="File too large"):
+            save_checkpoint(tmp_path, large, position(epoch), keep=1)
+        assert names(tmp_path) == ["epoch-0001"]
+    assert newest_checkpoint(tmp_path, "abc").position == position(1)

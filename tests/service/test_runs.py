@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import platform
 from pathlib import Path
 
 import pytest
 
 from pipelines.errors import ConfigError
-from service.runs import Run
+from service.runs import Run, score
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -44,6 +46,63 @@ def test_damaged_files_are_no_tracebacks(tmp_path: Path) -> None:
             run.config()
 
 
+def test_a_stop_is_asked_for_with_a_reason_until_it_is_withdrawn(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    assert run.stop_requested() is None
+    run.create({})
+    assert run.stop_requested() is None
+    run.request_stop("SIGTERM")
+    assert Run(run.path).stop_requested() == "SIGTERM"
+    for _ in range(2):
+        run.withdraw_stop()
+        assert run.stop_requested() is None
+
+
+def test_notices_are_kept_in_order(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
+    run.update_status(state="training")
+    run.notice("first")
+    run.notice("second")
+    assert run.status() == {"state": "training", "notices": ["first", "second"]}
+
+
+def test_the_score_is_that_of_validation_where_there_is_one() -> None:
+    trained, evaluated = {"accuracy": 0.9}, {"accuracy": 0.2, "val_accuracy": 0.4}
+    assert (score(evaluated), score(trained), score(trained, [trained])) == (0.4, 0.9, 0.9)
+    assert score(trained, [trained, evaluated]) == -1.0
+
+
+def test_metrics_that_are_no_numbers_replace_nothing(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
+    run.write_metrics([{"epoch": 1, "loss": 0.5}])
+    with pytest.raises(ValueError, match="JSON"):
+        run.write_metrics([{"epoch": 1, "loss": float("nan")}])
+    assert run.metrics() == [{"epoch": 1, "loss": 0.5}]
+    assert sorted(path.name for path in run.path.iterdir()) == ["checkpoints", "config.yaml", "metrics.jsonl"]
+
+
 def test_not_a_run(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="a run directory"):
         Run(tmp_path).config()
+
+
+@pytest.mark.parametrize(
+    ("told", "host", "held", "state"),
+    [
+        ("training", None, True, "training"),
+        ("training", None, False, "interrupted"),
+        ("starting", None, False, "interrupted"),
+        ("training", "elsewhere", False, "training"),  # its lock may not be seen here
+        ("failed", None, False, "failed"),
+        ("finished", None, True, "finished"),
+    ],
+)
+def test_a_killed_run_counts_as_interrupted(tmp_path: Path, told: str, host: str | None, held: bool, state: str) -> None:
+    run = Run(tmp_path / "run")
+    assert run.state() == ""
+    run.create({})
+    run.update_status(state=told, environment={"host": host or platform.node()})
+    with run.locked() if held else contextlib.nullcontext():
+        assert run.state() == state

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
+import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray.train import WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerHealthCheckFailedError
 
-from pipelines.errors import ConfigError, DataError, TrainingError
+from pipelines.errors import ConfigError, DataError, Interrupted, TrainingError
 from pipelines.shards.manifest import VERSION, Manifest
 from service.config import RunConfig
-from service.runs import Run
+from service.runs import Run, StoppedError
 from service.training import launch
+from service.training.group import Scale
 
 
 @pytest.fixture
@@ -26,40 +29,81 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return RunConfig(preset="test", shards=str(tmp_path / "shards"), model="linear", epochs=1)
 
 
+def instead(monkeypatch: pytest.MonkeyPatch, work: Callable[[RunConfig, Run], None]) -> None:
+    """Something else that happens in place of the training on the cluster."""
+    monkeypatch.setattr(launch, "train_on_cluster", lambda config, run, scale: work(config, run))
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(config: RunConfig, run: Run) -> None:
         raise error
 
-    monkeypatch.setattr(launch, "_fit", fail)
+    instead(monkeypatch, fail)
 
 
 @pytest.mark.parametrize(
-    ("error", "raised", "state"),
+    ("error", "raised", "state", "reason"),
     [
-        (TrainingError("a", "b", "c"), TrainingError, "failed"),
-        (ZeroDivisionError("x"), ZeroDivisionError, "failed"),
-        (SystemExit(1), KeyboardInterrupt, "interrupted"),
+        (TrainingError("a", "b", "c"), TrainingError, "failed", "Expected a. Received: b. Fix: c."),
+        (ZeroDivisionError("x"), ZeroDivisionError, "failed", "x"),
+        (KeyboardInterrupt(), Interrupted, "interrupted", "stopped by hand; --resume continues from the last checkpoint"),
+        (StoppedError("SIGTERM"), Interrupted, "interrupted", "stopped by SIGTERM; --resume continues from the last checkpoint"),
+        (OSError(errno.ENOSPC, "full", "/run/x"), TrainingError, "failed", "[Errno 28] full: '/run/x'"),
     ],
 )
 def test_a_run_says_how_it_ended(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, raised: type[BaseException], state: str
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    raised: type[BaseException],
+    state: str,
+    reason: str,
 ) -> None:
     failing(monkeypatch, error)
-    with pytest.raises(raised):
+    with pytest.raises(raised) as ended:
         launch.train(config, tmp_path / "run")
-    assert Run(tmp_path / "run").status()["state"] == state
+    status = Run(tmp_path / "run").status()
+    assert (status["state"], status["reason"]) == (state, reason)
+    code = getattr(ended.value, "exit_code", None)
+    assert code == {StoppedError: 143, KeyboardInterrupt: 130, ZeroDivisionError: None}.get(type(error), 4)
 
 
 @pytest.mark.parametrize("error", [DataError("a", "b", "c"), ConfigError("a", "b", "c")])
-def test_a_users_mistake_leaves_no_run(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    failing(monkeypatch, error)
+@pytest.mark.parametrize("checkpoint", [None, "epoch-0000-step-0000007"])
+def test_a_users_mistake_leaves_no_run_unless_something_is_saved(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, checkpoint: str | None
+) -> None:
+    def work(config: RunConfig, run: Run) -> None:
+        if checkpoint:
+            (run.checkpoints / checkpoint).mkdir()
+        raise error
+
+    instead(monkeypatch, work)
     with pytest.raises(type(error)):
         launch.train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "run").exists() == bool(checkpoint)
+
+
+def test_sigterm_asks_the_workers_to_save(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str | None] = []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def work(config: RunConfig, run: Run) -> None:
+        asked.append(run.stop_requested())
+        os.kill(os.getpid(), signal.SIGTERM)
+        asked.append(run.stop_requested())
+
+    instead(monkeypatch, work)
+    run = launch.train(config, tmp_path / "run")
+    assert asked == [None, "SIGTERM"]
+    assert signal.getsignal(signal.SIGTERM) is before
+    launch.resume(run.path)
+    assert asked[2] is None, "a request of old is still heard"
 
 
 def test_only_one_process_trains_a_run(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    failing(monkeypatch, SystemExit(1))
+    failing(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         launch.train(config, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -78,7 +122,7 @@ def test_a_finished_run_is_left_alone_until_it_is_given_more_epochs(
         fitted.append(config.epochs)
         run.write_metrics([{"epoch": epoch + 1, "accuracy": 1.0} for epoch in range(config.epochs)])
 
-    monkeypatch.setattr(launch, "_fit", fit)
+    instead(monkeypatch, fit)
     monkeypatch.setattr(launch, "shown", lambda run, epochs: contextlib.nullcontext())
     run = launch.train(config, tmp_path / "run")
     launch.resume(run.path)
@@ -88,26 +132,22 @@ def test_a_finished_run_is_left_alone_until_it_is_given_more_epochs(
     assert fitted == [1, 2]
 
 
-def test_the_cause_is_the_workers_own_error() -> None:
-    mine = DataError("a", "b", "c")
-    assert launch._cause(WorkerGroupError("m", {0: UserExceptionWithTraceback(mine, "trace")})) is mine
-    bug = ZeroDivisionError("x")
-    assert launch._cause(WorkerGroupError("m", {1: UserExceptionWithTraceback(bug, "trace")})) is bug
+def test_a_run_goes_on_with_as_many_workers_unless_told_otherwise(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scales: list[Scale] = []
 
+    def stop(config: RunConfig, run: Run, scale: Scale) -> None:
+        scales.append(scale)
+        raise KeyboardInterrupt
 
-def test_a_lost_worker_and_a_full_disk_are_failures_of_the_training() -> None:
-    lost = launch._cause(WorkerGroupError("m", {0: WorkerHealthCheckFailedError("gone", OSError())}))
-    disk = OSError(28, "No space left on device", "/run/x")
-    full = launch._cause(WorkerGroupError("m", {0: UserExceptionWithTraceback(disk, "trace")}))
-    assert (type(lost), type(full)) == (TrainingError, TrainingError)
-    assert "/run/x: No space left on device" in str(full)
-
-
-def test_one_worker_takes_the_node_with_most_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = [
-        {"Alive": True, "Resources": {"CPU": 64.0}},
-        {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
-        {"Alive": False, "Resources": {"CPU": 8.0, "GPU": 8.0}},
-    ]
-    monkeypatch.setattr("ray.nodes", lambda: nodes)
-    assert launch._scaling().resources_per_worker == {"CPU": 8, "GPU": 2}
+    monkeypatch.setattr(launch, "train_on_cluster", stop)
+    for begin in (
+        lambda: launch.train(config, tmp_path / "run", Scale(2, 3, cpus=4)),
+        lambda: launch.resume(tmp_path / "run"),
+        lambda: launch.resume(tmp_path / "run", Scale(1, 1)),
+        lambda: launch.resume(tmp_path / "run"),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            begin()
+    assert scales == [Scale(2, 3, cpus=4)] * 2 + [Scale(1, 1)] * 2

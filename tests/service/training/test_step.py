@@ -1,197 +1,174 @@
-"""The step: exact on one device, the same on two, and blind to padding."""
+"""The step: exact to the closed form, blind to padding, and the same one by one or many in a call."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from step_samples import batch_of, iterator, learned, linear_steps, some_batches, steps_for
 
-from pipelines.errors import ConfigError
-from pipelines.spec import AugmentSpec
 from service.models import head
-from service.training.step import StepOptions, Steps, example_losses, predicted_classes
-from service.training.strategy import choose_strategy
+from service.training.step import Steps
 
-SCRIPT = Path(__file__).with_name("equality_script.py")
-
-
-def trained(devices: int, out: Path) -> dict[str, np.ndarray]:
-    subprocess.run([sys.executable, str(SCRIPT), str(devices), str(out)], check=True, capture_output=True, cwd=SCRIPT.parents[3])
-    with np.load(out) as file:
-        return dict(file)
+WAYS: dict[str, dict[str, Any]] = {"plain": {"xla_update": False}, "compiled update": {}, "all compiled": {"xla": True}}
+RATES = (0.5, 0.25, 1.0, 0.125)
 
 
-@pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    folder = tmp_path_factory.mktemp("equality")
-    return trained(1, folder / "one.npz"), trained(2, folder / "two.npz")
+def flat(net: keras.Model) -> np.ndarray:
+    return np.concatenate([weight.ravel() for weight in net.get_weights()])
 
 
-@pytest.mark.parametrize("run", ["plain", "augmented"])
-def test_two_replicas_train_exactly_like_one(run: str, one_and_two: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> None:
-    one, two = ({name: value for name, value in result.items() if name.startswith(run)} for result in one_and_two)
-    assert (one.pop(f"{run}/replicas"), two.pop(f"{run}/replicas")) == (1, 2)
-    assert one.keys() == two.keys()
-    for name in one:
-        np.testing.assert_allclose(two[name], one[name], rtol=2e-5, atol=1e-6, err_msg=name)
-
-
-def test_augmentation_made_a_difference(one_and_two: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> None:
-    assert not np.allclose(one_and_two[0]["plain/weight0"], one_and_two[0]["augmented/weight0"], atol=1e-3)
-
-
-@pytest.mark.parametrize("run", ["plain", "augmented"])
-def test_every_example_counts_once_and_padding_never(run: str, one_and_two: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]) -> None:
-    for result in one_and_two:
-        assert [result[f"{run}/{name}"][2] for name in ("totals0", "totals1", "totals2", "evaluated")] == [27] * 4
-
-
-def linear_steps(learning_rate: float) -> tuple[keras.Model, Steps]:
-    inputs = keras.Input((1, 1, 2))
-    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
-    net.set_weights([np.zeros((2, 1), np.float32), np.zeros(1, np.float32)])
-    return net, Steps(net, keras.optimizers.SGD(learning_rate), tf.distribute.get_strategy())
-
-
-def batch_of(images: list[list[int]], labels: list[int], weights: list[float]) -> dict[str, tf.Tensor]:
-    pixels = tf.constant(np.array(images, np.uint8).reshape(-1, 1, 1, 2))
-    return {"image": pixels, "label": tf.constant(labels), "weight": tf.constant(weights), "row": tf.range(len(labels), dtype=tf.int64)}
+def run(
+    steps: Steps, batches: list[dict[str, tf.Tensor]], one_by_one: bool, every: int = 1, at_once: int = 3
+) -> list[tuple[int | None, int]]:
+    """All batches, some updates in a call or each by itself; returns what failed, and how many."""
+    found, feed, update, left = [], iterator(batches), 0, len(batches)
+    while left:
+        micro = min(every, left)
+        updates = 1 if one_by_one else max(1, min(at_once, left // every))
+        if one_by_one:
+            for n in range(micro):
+                burst = steps.train_on(next(feed), update, last=n == micro - 1)
+        else:
+            burst = steps.train(feed, update, updates, micro)
+        found.append((burst.failed, burst.skipped))
+        update, left = update + updates, left - updates * micro
+    return found
 
 
 def test_one_update_is_the_mean_gradient_over_the_examples_that_count() -> None:
-    net, steps = linear_steps(learning_rate=0.5)
-    steps.train(batch_of([[2, 0], [0, 4], [9, 9]], [1, 0, 1], [1.0, 1.0, 0.0]))
+    net, steps = linear_steps(0.5)
+    burst = steps.train_on(batch_of([[2, 0], [0, 4], [9, 9]], [1, 0, 1], [1.0, 1.0, 0.0]), 0)
     # at zero weights p = 1/2, so the gradient of an example is (1/2 - label) * x; the third example is padding
-    kernel, bias = net.get_weights()
-    np.testing.assert_allclose(kernel[:, 0], [-0.5 * (-0.5 * 2) / 2, -0.5 * (0.5 * 4) / 2], rtol=1e-6)
-    np.testing.assert_allclose(bias, [0.0], atol=1e-7)
-    totals = steps.take_totals()
-    assert totals.weight == 2
-    np.testing.assert_allclose(totals.mean_loss, np.log(2), rtol=1e-6)
-    assert totals.accuracy == 0.5  # a logit of 0 says class 0: right for the second example alone
-    assert steps.take_totals().weight == 0
+    np.testing.assert_allclose(flat(net), [-0.5 * (-0.5 * 2) / 2, -0.5 * (0.5 * 4) / 2, 0.0], rtol=1e-6)
+    assert [rows.tolist() for rows in burst.rows] == [[0, 1, 2]]
+    loss, hits, near, weight = steps.totals()
+    assert (hits, near, weight) == (1, 1, 2)  # a logit of 0 says class 0: right for the second example alone
+    assert loss == pytest.approx(2 * np.log(2), rel=1e-6)
+    assert steps.local_totals() == (loss, hits, near, weight)
 
 
-def test_evaluation_changes_no_weight() -> None:
-    net, steps = linear_steps(learning_rate=0.5)
-    steps.evaluate(batch_of([[2, 0]], [1], [1.0]))
-    assert not np.any(net.get_weights()[0])
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_updates_follow_the_closed_form(way: str, one_by_one: bool) -> None:
+    net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.75, **WAYS[way])
+    batches = some_batches(5)
+    assert run(steps, batches, one_by_one) == [(None, 0)] * (5 if one_by_one else 2)
+    weights, average = learned([[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9, clip=0.3, ema=0.75)
+    unclipped, _ = learned([[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9)
+    assert np.abs(weights - unclipped).max() > 0.1
+    np.testing.assert_allclose(flat(net), weights, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([v.numpy().ravel() for v in steps.average.variables]), average, rtol=1e-5)
+    assert steps.traces == (0 if one_by_one else 1)
+    assert steps.totals()[3] == 18
 
 
-def test_augmented_batch_is_warped() -> None:
-    """A mirrored image must give the update of the mirror image."""
-    inputs = keras.Input((1, 2, 1))
-    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
-    net.set_weights([np.zeros((2, 1), np.float32), np.zeros(1, np.float32)])
-    steps = Steps(net, keras.optimizers.SGD(1.0), tf.distribute.get_strategy())
-    batch = {
-        "image": tf.constant([[[[10], [30]]]], tf.uint8),
-        "label": tf.constant([1]),
-        "weight": tf.constant([1.0]),
-        "row": tf.constant([0], tf.int64),
-        "affine": tf.constant([[[-1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]),
-    }
-    steps.train(batch)
-    np.testing.assert_allclose(net.get_weights()[0][:, 0], [15.0, 5.0], rtol=1e-6)
+@pytest.mark.parametrize("one_by_one", [False, True])
+def test_some_batches_make_one_update_and_what_is_left_another(one_by_one: bool) -> None:
+    net, steps = linear_steps(*RATES, accumulate=2)
+    batches = some_batches(7)
+    run(steps, batches, one_by_one, every=2, at_once=2)
+    expected, _ = learned([batches[:2], batches[2:4], batches[4:6], batches[6:]], RATES)
+    np.testing.assert_allclose(flat(net), expected, rtol=1e-5)
+    assert steps.traces == (0 if one_by_one else 1)
 
 
-def test_the_spec_says_what_lies_beyond_the_edge() -> None:
-    inputs = keras.Input((1, 2, 1))
-    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
-    net.set_weights([np.zeros((2, 1), np.float32), np.zeros(1, np.float32)])
-    augment = AugmentSpec(shift=0.5, fill="constant", fill_value=70.0)
-    steps = Steps(net, keras.optimizers.SGD(1.0), tf.distribute.get_strategy(), StepOptions(augment=augment))
-    shift = tf.constant([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]])
-    row = tf.constant([0], tf.int64)
-    batch = {"image": tf.constant([[[[10], [30]]]], tf.uint8), "label": tf.constant([1]), "weight": tf.constant([1.0]), "row": row}
-    steps.train(batch | {"affine": shift})
-    np.testing.assert_allclose(net.get_weights()[0][:, 0], [15.0, 35.0], rtol=1e-6)
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("way", WAYS)
+def test_an_update_that_is_not_finite_changes_nothing(way: str, accumulate: int, one_by_one: bool) -> None:
+    net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.75, accumulate=accumulate, **WAYS[way])
+    batches = some_batches(4 * accumulate)
+    batches[accumulate]["image"] += np.float32([np.nan, 0, 0, 0])[:, None, None, None]  # one image, in the second update
+    found = run(steps, batches, one_by_one, every=accumulate)
+    assert found == ([(None, 0), (1, 1), (None, 0), (None, 0)] if one_by_one else [(1, 1), (None, 0)])
+    updates = [batches[n * accumulate : (n + 1) * accumulate] for n in (0, 2, 3)]
+    weights, average = learned(updates, [RATES[n] for n in (0, 2, 3)], momentum=0.9, clip=0.3, ema=0.75)
+    np.testing.assert_allclose(flat(net), weights, rtol=1e-5)
+    np.testing.assert_allclose(np.concatenate([v.numpy().ravel() for v in steps.average.variables]), average, rtol=1e-5)
+    assert int(steps._optimizer.iterations.numpy()) == 3
+    assert steps.totals()[3] == 16 * accumulate - 2 - 4  # neither the padding nor the batch that has no loss
+    assert np.isfinite(steps.totals()[0])
 
 
-def mixed_batch(**parameters: object) -> dict[str, tf.Tensor]:
-    """Two images of labels 1 and 0, then one that has no neighbour, and padding."""
-    batch = batch_of([[2, 0], [0, 4], [6, 6], [9, 9]], [1, 0, 1, 0], [1.0, 1.0, 1.0, 0.0])
-    return batch | {name: tf.constant(value, tf.float32) for name, value in parameters.items()}
+def test_the_first_of_several_failures_is_named() -> None:
+    _, steps = linear_steps(0.5)
+    batches = some_batches(5)
+    for n in (2, 3):
+        batches[n]["image"] *= np.float32(np.nan)
+    burst = steps.train(iterator(batches), 10, 5)
+    assert (burst.failed, burst.skipped) == (12, 2)
 
 
-@pytest.mark.parametrize("xla", [False, True])
-def test_a_mixed_image_teaches_both_labels_by_their_shares(xla: bool) -> None:
-    net, _ = linear_steps(0.0)
-    net.set_weights([np.float32([[0.5], [-0.25]]), np.zeros(1, np.float32)])
-    steps = Steps(net, keras.optimizers.SGD(1.0), tf.distribute.get_strategy(), StepOptions(xla=xla))
-    steps.train(mixed_batch(mix=[0.75, 0.25, 1.0, 1.0]))
-    images = np.array([[1.5, 1.0], [1.5, 1.0], [6.0, 6.0]])  # 3/4 of one and 1/4 of the other; the second 1/4 of itself
-    targets = np.array([0.75, 0.75, 1.0])  # the share of label 1
-    probabilities = 1 / (1 + np.exp(-images @ [0.5, -0.25]))
-    expected = np.array([0.5, -0.25]) - ((probabilities - targets)[:, None] * images).sum(axis=0) / 3
-    np.testing.assert_allclose(net.get_weights()[0][:, 0], expected, rtol=1e-5)
-    totals = steps.take_totals()
-    entropy = -(targets * np.log(probabilities) + (1 - targets) * np.log(1 - probabilities))
-    np.testing.assert_allclose(totals.mean_loss, entropy.mean(), rtol=1e-5)
-    assert totals.weight == 3
+@pytest.mark.parametrize("way", WAYS)
+def test_a_scaled_loss_teaches_the_same(way: str) -> None:
+    batches = some_batches(3)
+    (plain, steps), (scaled, other) = (linear_steps(*RATES, clip_norm=10.0, scaled=on, **WAYS[way]) for on in (False, True))
+    run(steps, batches, False)
+    run(other, batches, False)
+    np.testing.assert_allclose(flat(scaled), flat(plain), rtol=1e-6)
+    assert [float(v.numpy()) for v in other.scale.variables] == [2.0**15, 3.0]
+    assert other.totals() == pytest.approx(steps.totals())  # the loss that is told is not scaled
 
 
-def test_a_mixed_image_is_right_with_the_label_of_its_larger_part() -> None:
-    net, steps = linear_steps(0.0)
-    net.set_weights([np.zeros((2, 1), np.float32), np.float32([1.0])])  # says class 1, always
-    for shares, hits in (([0.75, 0.25], 3), ([0.25, 0.75], 1), ([0.75, 0.75], 2), ([0.5, 0.5], 2)):
-        steps.train(mixed_batch(mix=[*shares, 1.0, 1.0]))
-        assert steps.take_totals().hits == hits
+@pytest.mark.parametrize("way", WAYS)
+def test_an_overflow_is_skipped_and_mended(way: str) -> None:
+    net, steps = linear_steps(0.5, scaled=True, **WAYS[way])
+    steps.scale.variables[0].assign(2.0**126)
+    batch = batch_of([[16, 0]], [1])  # a gradient of 2**3: a float32 can hold 2**124 times that
+    assert [steps.train_on(batch, 0).failed for _ in range(2)] == [None] * 2
+    assert [float(v.numpy()) for v in steps.scale.variables] == [2.0**124, 0.0]
+    assert not flat(net).any()
+    steps.train_on(batch, 0)
+    np.testing.assert_allclose(flat(net), [4, 0, 0.25], rtol=1e-6)
+    assert [float(v.numpy()) for v in steps.scale.variables] == [2.0**124, 1.0]
 
 
-def test_the_labels_of_a_cut_are_shared_by_its_pixels() -> None:
-    inputs = keras.Input((1, 4, 1))
-    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
-    net.set_weights([np.zeros((4, 1), np.float32), np.float32([2.0])])
-    steps = Steps(net, keras.optimizers.SGD(1.0), tf.distribute.get_strategy())
-    images = tf.constant([[[[8], [8], [8], [8]]], [[[4], [4], [4], [4]]]], tf.uint8)
-    batch = {"image": images, "label": tf.constant([1, 0]), "weight": tf.constant([1.0, 0.0]), "row": tf.range(2, dtype=tf.int64)}
-    steps.train(batch | {"cut": tf.constant([[0.0, 0.0, 1.0, 0.25], [0.0, 0.0, 0.0, 0.0]])})
-    probability = 1 / (1 + np.exp(-2.0))
-    np.testing.assert_allclose(net.get_weights()[0][:, 0], -(probability - 0.75) * np.array([4, 8, 8, 8]), rtol=1e-5)
+def test_a_failure_that_no_scale_can_mend_is_told() -> None:
+    _, steps = linear_steps(0.5, scaled=True)
+    bad = batch_of([[np.nan, 0]], [1])
+    assert [steps.train_on(bad, n).failed for n in range(17)] == [None] * 15 + [15, 16]
 
 
-def test_losses_and_classes_of_both_kinds_of_head() -> None:
-    one = tf.constant([[2.0], [-2.0]])
-    np.testing.assert_allclose(example_losses(tf.constant([1, 1]), one), np.log1p(np.exp([-2.0, 2.0])), rtol=1e-6)
-    assert predicted_classes(one).numpy().tolist() == [1, 0]
-    three = tf.constant([[0.0, 1.0, 3.0], [5.0, 0.0, 0.0]])
-    expected = [np.log(np.exp([0, 1, 3]).sum()) - 1, np.log(np.exp([5, 0, 0]).sum()) - 5]
-    np.testing.assert_allclose(example_losses(tf.constant([1, 0]), three), expected, rtol=1e-5)
-    assert predicted_classes(three).numpy().tolist() == [2, 0]
+def test_answers_among_the_first_five_are_counted_from_six_classes_on() -> None:
+    inputs = keras.Input((1, 1, 1))
+    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 7))
+    net.set_weights([np.zeros((1, 7), np.float32), np.arange(7, dtype=np.float32)])  # class 6 first, then 5, 4, ...
+    steps = steps_for(net, keras.optimizers.SGD(), [0.0])
+    steps.train_on(batch_of([[0]] * 6, [6, 5, 2, 1, 0, 6], [1.0] * 5 + [0.0]), 0)
+    assert steps.totals()[1:] == (1, 3, 5)
 
 
-def test_dropout_repeats_for_an_epoch_and_differs_between_epochs() -> None:
+def test_sums_are_taken_up_where_they_were() -> None:
+    _, steps = linear_steps(0.0)
+    steps.start(2, 3, seed=5, sums=(1.5, 2.0, 3.0, 4.0))
+    assert steps.totals() == (1.5, 2.0, 3.0, 4.0)
+    steps.train_on(batch_of([[0, 0]], [0]), 0)
+    assert steps.totals() == pytest.approx((1.5 + np.log(2), 3, 4, 5))
+    steps.start(3, 0, seed=5)
+    assert steps.totals() == (0, 0, 0, 0)
+
+
+def test_dropout_is_that_of_seed_epoch_step_and_layer() -> None:
     inputs = keras.Input((1, 1, 64))
-    x = keras.layers.Dropout(0.5)(keras.layers.Flatten()(inputs))
-    net = keras.Model(inputs, head(x, 2))
-    steps = Steps(net, keras.optimizers.SGD(0.0), tf.distribute.get_strategy())
+    drops = [keras.layers.Dropout(0.5, name=f"drop{n}") for n in range(2)]
+    flat = keras.layers.Flatten()(inputs)
+    features = keras.layers.Concatenate()([drop(flat) for drop in drops])
+    net = keras.Model(inputs, head(features, 2))
+    steps, ones = steps_for(net, keras.optimizers.SGD()), np.ones((1, 1, 1, 64), np.float32)
+    masks = keras.Model(inputs, features)
 
-    def drawn(epoch: int) -> list[float]:
-        steps.start_epoch(epoch, seed=5)
-        return np.asarray(keras.Model(inputs, x)(np.ones((1, 1, 1, 64)), training=True))[0].tolist()
+    def drawn(epoch: int, step: int, seed: int = 5) -> np.ndarray:
+        steps.start(epoch, step, seed)
+        return np.asarray(masks(ones, training=True))[0]
 
-    first, again, second = drawn(1), drawn(1), drawn(2)
-    assert first == again
-    assert first != second
-
-
-def test_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = [tf.config.LogicalDevice(f"/cpu:{i}", "CPU") for i in range(4)]
-    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices if kind == "CPU" else [])
-    with pytest.raises(ConfigError, match="use 28 or 32"):
-        choose_strategy(30)
-
-
-def test_evaluation_drops_nothing() -> None:
-    inputs = keras.Input((1, 1, 2))
-    net = keras.Model(inputs, head(keras.layers.Dropout(0.9)(keras.layers.Flatten()(inputs)), 2))
-    net.get_layer("logits").set_weights([np.full((2, 1), 0.1, np.float32), np.full(1, 0.1, np.float32)])
-    steps = Steps(net, keras.optimizers.SGD(0.1), tf.distribute.get_strategy())
-    steps.evaluate(batch_of([[20, 10]] * 8, [1] * 8, [1.0] * 8))
-    np.testing.assert_allclose(steps.take_totals().mean_loss, np.log1p(np.exp(-3.1)), rtol=1e-5)
+    first = drawn(1, 0)
+    second = np.asarray(masks(ones, training=True))[0]  # of the batch that follows
+    np.testing.assert_array_equal(drawn(1, 1), second)
+    np.testing.assert_array_equal(drawn(1, 0), first)
+    different = [first, second, drawn(2, 0), drawn(1, 0, seed=6)]
+    assert len({tuple(mask) for mask in different}) == 4
+    assert not np.array_equal(first[:64], first[64:])

@@ -1,17 +1,37 @@
-"""Every replica gets its contiguous slice of a global batch, whatever the batches come from."""
+"""Which devices train, what they are fed, and what a batch that they cannot share is told."""
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("distributed_script.py")
+import pytest
+import tensorflow as tf
+from training_samples import config_for, noise_shards
+
+from pipelines.errors import ConfigError
+from pipelines.input.batches import Batches
+from service.training.strategy import Place, choose_strategy, distributed, distributed_eagerly
 
 
-def test_replicas_get_contiguous_slices_of_datasets_and_of_iterators() -> None:
-    result = subprocess.run([sys.executable, str(SCRIPT)], capture_output=True, text=True, check=True, cwd=SCRIPT.parents[3])
-    rows = [[[0, 1], [2, 3]], [[4, 5], [6, 7]]]
-    expected = [[parts, [[[float(row)] for row in part] for part in parts]] for parts in rows]
-    assert json.loads(result.stdout) == {"dataset": expected, "iterator": expected}
+def test_one_device_needs_no_strategy() -> None:
+    assert choose_strategy(5, Place()) is tf.distribute.get_strategy()
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    devices = [tf.config.LogicalDevice(f"/cpu:{i}", "CPU") for i in range(4)]
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices if kind == "CPU" else [])
+    with pytest.raises(ConfigError, match="use 28 or 32"):
+        choose_strategy(30, Place())
+
+
+def test_worker_0_alone_writes() -> None:
+    assert [Place(rank, 2).writes for rank in (0, 1)] == [True, False]
+
+
+@pytest.mark.parametrize("feed", [distributed, distributed_eagerly])
+def test_epochs_follow_each_other_from_any_step_on(tmp_path: Path, feed: object) -> None:
+    config = config_for(noise_shards(tmp_path / "shards", rows=11, held_out=0))
+    batches = Batches(config.shards, "train", config.data, 4, seed=5)
+    found = [batch["row"].numpy().tolist() for batch in feed(tf.distribute.get_strategy(), batches, Place(), 2, 1, 2)]
+    assert found == [batches.rows_of(epoch, step).tolist() for epoch, step in ((2, 1), (2, 2), (3, 0), (3, 1), (3, 2))]
+    assert found[1][3] == -1  # padding

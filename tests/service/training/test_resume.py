@@ -1,0 +1,171 @@
+"""A run that is stopped, damaged or moved, and continued."""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from shard_samples import record, write_shards
+from training_samples import config_for, fitted, noise_shards, saved
+
+from pipelines.errors import ConfigError, TrainingError
+from pipelines.input.batches import Batches
+from service.config import RunConfig
+from service.runs import Run
+from service.training.learner import build_network
+from service.training.loop import fit
+
+SGD = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
+STAGES = [{"epochs": 1, "freeze": "hidden"}, {"epochs": 2, "learning_rate": 0.01, "schedule": {"name": "cosine"}}]
+PLAIN: dict[str, Any] = {"augment": None, "optimizer": SGD}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """19 training images, three steps an epoch, and 4 of validation."""
+    return noise_shards(tmp_path_factory.mktemp("resume") / "shards", rows=19, held_out=4)
+
+
+def names(run: Run) -> list[str]:
+    return sorted(path.name for path in run.checkpoints.iterdir())
+
+
+def same(first: Run, second: Run, name: str) -> None:
+    """Both ended alike: every bit of what they keep, and every figure but those of time."""
+    for expected, array in zip(saved(first, name), saved(second, name), strict=True):
+        np.testing.assert_array_equal(array, expected)
+    timed = {"seconds", "images_per_second", "input_wait"}
+    figures = [[{k: v for k, v in metrics.items() if k not in timed} for metrics in run.metrics()] for run in (first, second)]
+    assert figures[0] == figures[1]
+
+
+RECIPES: dict[str, dict[str, Any]] = {
+    "everything": {
+        "model": "tiny_forgetful",
+        "optimizer": SGD,
+        "schedule": {"name": "cosine", "warmup_steps": 2},
+        "ema": 0.9,
+        "augment": {"rotation": 20, "mixup": 0.4},
+        "epochs": 2,
+    },
+    "stages": {"augment": None, "ema": 0.9, "accumulate": 2, "precision": "mixed_float16", "stages": STAGES, "optimizer": SGD},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(shards: Path, tmp_path: Path, recipe: str) -> None:
+    config = config_for(shards, steps_per_call=1, **RECIPES[recipe])
+    straight, run = fitted(tmp_path / "straight", config), Run(tmp_path / "stopped")
+    times = 0
+    while len(run.metrics()) < config.epochs:
+        fitted(run.path, config, looks=1)  # one update, then it is asked to stop
+        times += 1
+    assert times == config.epochs * -(-3 // config.accumulate)
+    same(straight, run, f"epoch-{config.epochs:04d}")
+
+
+def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: Path) -> None:
+    config = config_for(shards, stages=STAGES, keep_checkpoints=3, **PLAIN)
+    run = fitted(tmp_path / "run", config)
+    first = build_network(config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)).get_weights()
+    one, two = (saved(run, f"epoch-{epoch:04d}", "model") for epoch in (1, 2))
+    for n, frozen in enumerate([True, True, False, False]):
+        assert np.array_equal(one[n], first[n]) == frozen
+        assert not np.array_equal(two[n], one[n])
+    assert [len(saved(run, f"epoch-{epoch:04d}", "optimizer")) for epoch in (1, 2)] == [4, 6]  # iterations, rate, velocities
+    rates = [metrics["learning_rate"] for metrics in run.metrics()]
+    np.testing.assert_allclose(rates, [0.02, *(0.005 * (1 + np.cos(np.pi * n / 6)) for n in (2, 5))], rtol=1e-6)
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Path) -> None:
+    config = config_for(shards, **PLAIN)
+    straight, run = fitted(tmp_path / "straight", config), fitted(tmp_path / "run", config)
+    state = run.checkpoints / "epoch-0003" / "state.npz"
+    state.write_bytes(state.read_bytes()[:-1] + b"?")
+    (run.checkpoints / ".tmp-left").mkdir()
+    fitted(run.path, config)
+    same(straight, run, "epoch-0003")
+    assert [name for name in names(run) if name.startswith(".")] == []
+    assert run.status()["notices"] == ["epoch-0003 is damaged and was passed over: continuing from epoch-0002"]
+
+
+def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> None:
+    config = config_for(shards, epochs=1, **PLAIN)
+    run = fitted(tmp_path / "run", config)
+    before = (names(run), run.metrics())
+    others = noise_shards(tmp_path / "others", rows=20, held_out=4)
+    for changes, message in (({"shards": str(others)}, "shard set the run began with"), ({"model": "linear"}, "model=linear")):
+        with pytest.raises(ConfigError, match=message):
+            fit(RunConfig.model_validate(config.model_dump() | changes), run)
+    assert (names(run), run.metrics()) == before
+
+
+def test_a_full_disk_is_an_error_that_leaves_what_was_whole(shards: Path, tmp_path: Path) -> None:
+    config = config_for(shards, epochs=4, model="linear", augment=None)
+    straight, run = fitted(tmp_path / "straight", config), Run(tmp_path / "run")
+    fitted(run.path, RunConfig.model_validate(config.model_dump() | {"epochs": 2}))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    size = (run.checkpoints / "epoch-0002" / "state.npz").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            fit(config, run)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert len(run.metrics()) == 2
+    assert [name for name in names(run) if name.startswith(".")] == []
+    fitted(run.path, config)
+    same(straight, run, "epoch-0004")
+
+
+@pytest.fixture(scope="module")
+def one_white(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """19 training images, of which the eleventh is white."""
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 200, (12, 12, 3)).astype(np.uint8) for _ in range(19)]
+    images[10][:] = 255
+    records = [record(image, n % 2, str(n)) for n, image in enumerate(images)]
+    return write_shards(tmp_path_factory.mktemp("white") / "shards", ("a", "b"), {"train": records})
+
+
+@pytest.mark.parametrize(("accumulate", "steps_per_call"), [(1, 1), (1, 3), (2, 1)])
+def test_what_is_not_a_number_is_named(one_white: Path, tmp_path: Path, accumulate: int, steps_per_call: int) -> None:
+    schedule = {"name": "step", "boundaries": [1]}
+    config = config_for(
+        one_white, model="tiny_fragile", schedule=schedule, accumulate=accumulate, steps_per_call=steps_per_call, seed=6, **PLAIN
+    )
+    batches = Batches(one_white, "train", config.data, 8, seed=6)
+    (step,) = [n for n in range(3) if 10 in batches.rows_of(1, n)]
+    step -= step % accumulate
+    rows = [row for n in range(step, min(step + accumulate, 3)) for row in batches.rows_of(1, n).tolist() if row >= 0]
+    shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
+    with pytest.raises(TrainingError, match=rf"epoch=1 step={step} learning_rate=0.02 rows={shown}\."):
+        fitted(tmp_path / "run", config)
+    assert not list(Run(tmp_path / "run").checkpoints.iterdir())
+
+
+def test_what_is_not_a_number_can_be_skipped(one_white: Path, tmp_path: Path) -> None:
+    run = fitted(tmp_path / "run", config_for(one_white, model="tiny_fragile", on_nan="skip", **PLAIN))
+    assert [metrics["skipped"] for metrics in run.metrics()] == [1, 1, 1]
+    assert all(np.isfinite(array).all() for array in saved(run, "epoch-0003"))
+    assert int(saved(run, "epoch-0003", "optimizer")[0]) == 6  # of nine updates
+
+
+def test_a_run_that_can_only_skip_ends(one_white: Path, tmp_path: Path) -> None:
+    config = config_for(one_white, model="tiny_fragile", on_nan="skip", global_batch=19, **PLAIN)
+    with pytest.raises(TrainingError, match="epoch=1 loss=nan"):
+        fitted(tmp_path / "run", config)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_run_that_diverges_stops_and_keeps_what_was_good(shards: Path, tmp_path: Path) -> None:
+    config = config_for(shards, augment=None, model="linear", optimizer={"name": "sgd", "learning_rate": 1e38})
+    with pytest.raises(TrainingError, match=r"finite gradient.*epoch=1 step=1 learning_rate=1e\+38"):
+        fitted(tmp_path / "run", config)
+    run = Run(tmp_path / "run")
+    assert not run.model_path.exists()
+    assert not list(run.checkpoints.iterdir())

@@ -1,0 +1,85 @@
+"""What leaves a run while it trains: events, a profile, rows; MLflow where it is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pipelines.errors import ConfigError
+from service.config import RunConfig
+from service.runs import Run
+from service.training.events import TRACKER, epoch_log
+from service.training.telemetry import ROWS_LOG, RowLog, profiled
+
+CONFIG = RunConfig(preset="test", shards="/shards", model="linear")
+METRICS = {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "learning_rate": 0.01, "images_per_second": 10.0, "input_wait": 0.0}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    made = Run(tmp_path / "run")
+    made.create({})
+    return made
+
+
+def events(run: Run, split: str) -> dict[tuple[str, int], float]:
+    from tensorflow.compat.v1.train import summary_iterator
+
+    files = (run.events / split).iterdir()
+    return {(v.tag, e.step): v.simple_value for file in files for e in summary_iterator(str(file)) for v in e.summary.value}
+
+
+def test_events_hold_what_was_measured_and_nothing_else(run: Run) -> None:
+    with epoch_log(CONFIG, run, validation=True) as log:
+        log(METRICS)  # not evaluated
+        log(METRICS | {"epoch": 2, "val_loss": 0.4, "val_accuracy": 0.5, "val_auc": 0.625})
+    train, validation = events(run, "train"), events(run, "validation")
+    assert train["loss", 1] == train["loss", 2] == 0.5
+    assert validation == {("loss", 2): pytest.approx(0.4), ("accuracy", 2): 0.5, ("auc", 2): 0.625}
+
+
+def test_one_profile_of_a_run_that_has_warmed_up(run: Run) -> None:
+    for update, wanted in ((0, True), (8, False), (8, True), (20, True)):
+        with profiled(run, wanted, update, 5):
+            tf.reduce_sum(tf.ones([8, 8])).numpy()
+        profiles = list((run.events / "profile").glob("plugins/profile/*/*.xplane.pb"))
+        assert len(profiles) == int((update, wanted) in ((8, True), (20, True)))
+    assert profiles[0].stat().st_size > 0
+
+
+def test_rows_are_logged_where_it_is_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(ROWS_LOG, raising=False)
+    assert RowLog.wanted(run, 1) is None
+    monkeypatch.setenv(ROWS_LOG, "1")
+    log = RowLog.wanted(run, 1)
+    assert log is not None
+    log.write(2, 7, [np.array([5, 3]), np.array([1, -1])])
+    assert (run.path / "rows-1.log").read_text() == "2 7 5 3\n2 8 1 -1\n"
+
+
+def test_a_tracker_without_its_library_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACKER, "https://mlflow.example")
+    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
+    with (
+        pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI=https://mlflow.example. Fix: install glassbox\[mlflow\]"),
+        epoch_log(CONFIG, run, validation=False),
+    ):
+        pass
+
+
+def test_mlflow_has_one_run_for_a_run_that_was_continued(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a store that needs no server
+    monkeypatch.setenv(TRACKER, f"file:{tmp_path}/mlruns")
+    for epoch in (1, 2):
+        with epoch_log(CONFIG, run, validation=False) as log:
+            log(METRICS | {"epoch": epoch, "loss": 1 / epoch})
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name("glassbox")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert found.data.params["optimizer.name"] == "adam"
+    assert found.info.status == "FINISHED"
