@@ -2,128 +2,107 @@
 
 from __future__ import annotations
 
-import inspect
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
-import keras
 import numpy as np
+import tensorflow as tf
 
-from pipelines.errors import ConfigError
-from service.inference import Predictions
-from service.report.pictures import FLAT, Album, coloured, enlarged, reduced, tiled
+from service.report.colours import SEQUENTIAL, coloured
+from service.report.network import Network, Tap, Trace
+from service.report.pictures import Album, Drawing, enlarged, tiled
+from service.report.sheets import Scaling, blank, grid, levels, scaling, sheet
 from service.report.subject import Section, Subject
 
-COLUMNS, SMALLEST, LARGEST = 16, 40, 96  # tiles a row; pixels a tile
 CELLS, CELL = 64, 16  # units a row; pixels a unit
 FEW = 16  # so many values are written out
+WEBP_SIDE = 16_383  # pixels
+SMALL_MAPS = 1 << 17  # values: layers that have fewer are stored without loss
+
+Moments = dict[str, tuple[np.ndarray, np.ndarray]]  # mean and deviation of every channel, by layer
 
 
-@dataclass(frozen=True)
-class LayerOutput:
-    """What one layer gave for N images.
+class MapValues(NamedTuple):
+    """What a layer with feature maps gave for N images.
 
     Attributes:
-        name: Of the layer; layers of a nested model carry its name before a slash.
-        kind: Its class.
-        values: float32 `[N, H, W, C]` or `[N, units]`.
+        sheet: uint8 `[N, height, width]`, places in a palette, see `sheets.sheet`.
+        activity: float32 `[N, C]`, the mean of what lies above zero.
+        blank: bool `[N, C]`, see `sheets.blank`.
+        zeros: float32 `[N]`, the share of zeros.
     """
 
-    name: str
-    kind: str
-    values: np.ndarray
+    sheet: Any
+    activity: Any
+    blank: Any
+    zeros: Any
 
 
-def choose(predictions: Predictions, count: int) -> np.ndarray:
-    """Picks images to look into: from each class in turn the surest right answer, else the least wrong one.
+class UnitValues(NamedTuple):
+    """What a dense layer gave for N images.
 
-    Returns:
-        int64 `[<= count]`, indices into the predictions.
+    Attributes:
+        values: float32 `[N, units]`.
+        zeros: float32 `[N]`, the share of zeros.
     """
-    of_truth = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
-    right = predictions.classes == predictions.labels
-    best_first = np.lexsort((-of_truth, ~right))
-    ranks = np.empty(len(best_first), np.int64)
-    for label in np.unique(predictions.labels):
-        members = best_first[predictions.labels[best_first] == label]
-        ranks[members] = np.arange(len(members))
-    return np.lexsort((predictions.labels, ranks))[:count]
+
+    values: Any
+    zeros: Any
 
 
-def layer_outputs(model: keras.Model, images: np.ndarray) -> list[LayerOutput]:
-    """Runs a model in inference mode and keeps what every layer gave, those of nested models too.
+LayerValues = MapValues | UnitValues
+
+
+class Sheets:
+    """Makes the sheets of every layer, inside the graph that runs a batch.
 
     Args:
-        model: Sequential or functional.
-        images: float32 `[N, H, W, C]`, scaled as the model wants them.
-
-    Returns:
-        The outputs `[N, H, W, C]` and `[N, units]`, in the order of the graph; Flatten adds nothing and is left out.
+        network: What is looked into.
+        moments: On which scale channels are drawn, so that several moments of a run can be compared; None for each image's own.
+        wanted: In which format sheets will be stored, see `ReportOptions.sheets`.
     """
-    found: list[LayerOutput] = []
-    _run(model, keras.ops.convert_to_tensor(images, "float32"), "", found)
-    return found
+
+    def __init__(self, network: Network, moments: Moments | None = None, wanted: str = "auto") -> None:
+        self.network, self.moments, self.wanted = network, moments or {}, wanted
+
+    def __call__(self, trace: Trace) -> dict[str, LayerValues]:
+        """All layers of a batch, by name."""
+        return {tap.name: self._layer(tap, tf.cast(trace.outputs[tap.name], tf.float32)) for tap in self.network.taps}
+
+    def _layer(self, tap: Tap, values: tf.Tensor) -> LayerValues:
+        zeros = tf.reduce_mean(tf.cast(values == 0, tf.float32), axis=range(1, values.ndim))
+        if not tap.is_map:
+            return UnitValues(values, zeros)
+        is_blank = blank(values)
+        shown = sheet(levels(values, *self.moments.get(tap.name, ())), is_blank, scaled(tap, self.wanted))
+        return MapValues(shown, tf.reduce_mean(tf.nn.relu(values), axis=(1, 2)), is_blank, zeros)
 
 
-def _run(model: keras.Model, x: Any, prefix: str, found: list[LayerOutput]) -> Any:
-    def step(operation: Any) -> Any:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if isinstance(operation, keras.Model) and hasattr(operation, "layers"):
-                return _run(operation, args[0], f"{prefix}{operation.name}/", found)
-            if "training" in inspect.signature(operation.call).parameters:
-                kwargs["training"] = False
-            y = operation(*args, **kwargs)
-            if getattr(y, "ndim", 0) in (2, 4) and not isinstance(operation, keras.layers.Flatten):
-                values = keras.ops.convert_to_numpy(keras.ops.cast(y, "float32"))
-                found.append(LayerOutput(prefix + operation.name, type(operation).__name__, values))
-            return y
-
-        return call
-
-    if isinstance(model, keras.Sequential):
-        for layer in model.layers:
-            x = step(layer)(x)
-        return x
-    # Keras has no public way to see inside a nested model in the graph it is part of.
-    return model._run_through_graph(x, operation_fn=step)
+def activations(network: Network, images: np.ndarray, moments: Moments | None = None) -> dict[str, LayerValues]:
+    """What every layer of a network makes of images `[N, H, W, C]`, 0 to 255, by name; arrays of NumPy."""
+    sheets = Sheets(network, moments)
+    found: dict[str, LayerValues] = tf.nest.map_structure(lambda t: t.numpy(), network.compiled(lambda x: sheets(network.run(x)))(images))
+    return {tap.name: found[tap.name] for tap in network.taps}
 
 
-def blank(maps: np.ndarray) -> np.ndarray:
-    """Which channels carry no signal: never above zero, or the same everywhere. `[H, W, C]` to bool `[C]`."""
-    highest, lowest = maps.max(axis=(0, 1)), maps.min(axis=(0, 1))
-    return ~((highest > 0) & (highest > lowest))
+def moments(network: Network, images: np.ndarray) -> Moments:
+    """Mean and deviation of every channel over images `[N, H, W, C]`: a scale that several moments of a run can share."""
+
+    def measured(x: tf.Tensor) -> dict[str, Any]:
+        outputs = network.run(x).outputs
+        found = {tap.name: tf.nn.moments(tf.cast(outputs[tap.name], tf.float32), axes=(0, 1, 2)) for tap in network.taps if tap.is_map}
+        return {name: (mean, tf.sqrt(variance)) for name, (mean, variance) in found.items()}
+
+    return tf.nest.map_structure(lambda t: t.numpy(), network.compiled(measured)(images))
 
 
-def levels(values: np.ndarray) -> np.ndarray:
-    """Brings values to mean 128 and standard deviation 64, clipped to 0..255.
-
-    Args:
-        values: float `[H, W, C]`, each channel for itself.
-
-    Returns:
-        float32 `[C, H, W]`; 128 where a channel is constant.
-    """
-    deviation = values.std(axis=(0, 1))
-    centred = (values - values.mean(axis=(0, 1))) / np.where(deviation > 0, deviation, 1)
-    return np.clip(centred * 64 + 128, 0, 255).transpose(2, 0, 1).astype(np.float32)
-
-
-def sheet(maps: np.ndarray) -> np.ndarray:
-    """Draws all channels of one image, 16 a row; blank ones flat grey.
-
-    Args:
-        maps: float `[H, W, C]`.
-
-    Returns:
-        uint8 `[height, width, 3]`.
-    """
-    tiles = coloured(np.rint(reduced(levels(maps), LARGEST)).astype(np.uint8))
-    tiles[blank(maps)] = FLAT
-    return tiled(enlarged(tiles, SMALLEST), COLUMNS)
+def scaled(tap: Tap, wanted: str = "auto") -> Scaling:
+    """How the maps of a layer become tiles of a sheet in the format wanted."""
+    return replace(scaling(*tap.shape[:2]), block=1) if encoding(tap, wanted) == "png" else scaling(*tap.shape[:2])
 
 
 def strip(values: np.ndarray) -> np.ndarray:
-    """Draws the units of a dense layer as cells, 64 a row.
+    """Draws the units of a dense layer as cells, 64 a row, brought to mean 128 and deviation 64.
 
     Args:
         values: float `[units]`.
@@ -131,77 +110,87 @@ def strip(values: np.ndarray) -> np.ndarray:
     Returns:
         uint8 `[height, width, 3]`.
     """
-    cells = np.rint(levels(values[:, None, None])).astype(np.uint8).reshape(-1, 1, 1)
+    cells = np.rint(levels(tf.constant(values, tf.float32)[None, :, None, None]).numpy()).astype(np.uint8).reshape(-1, 1, 1)
     return tiled(enlarged(coloured(cells), CELL), CELLS)
 
 
-def statistics(output: LayerOutput) -> dict[str, Any]:
-    """Shape, share of blank channels (of all images; None for dense layers) and share of zeros."""
-    maps = output.values.ndim == 4
-    return {
-        "layer": output.name,
-        "kind": output.kind,
-        "shape": list(output.values.shape[1:]),
-        "blank_channels": float(np.mean([blank(image) for image in output.values])) if maps else None,
-        "zeros": float((output.values == 0).mean()),
-    }
+def encoding(tap: Tap, wanted: str) -> str:
+    """The format of a layer's sheets; maps drawn larger than they are, and few of them, stay without loss, which is also smaller."""
+    if wanted == "auto":
+        return "png" if scaling(*tap.shape[:2]).grow > 1 or np.prod(tap.shape) < SMALL_MAPS else "jpeg"
+    lies = grid(*tap.shape, scaling(*tap.shape[:2]))
+    return "png" if wanted == "webp" and -(-lies.count // lies.columns) * lies.pitch[1] > WEBP_SIDE else wanted
 
 
 def part(subject: Subject, album: Album) -> Section | None:
     """Every layer's activations for some judged images."""
-    predictions, images = subject.predictions, subject.evaluation
-    chosen = _chosen(subject)
-    if not len(chosen):
+    count = len(subject.probes) if subject.options.activation_rows is not None else subject.options.activation_images
+    probes, network = subject.probes[:count], subject.network
+    if not probes:
         return None
-    rows = predictions.rows[chosen]
-    pixels = images.read(rows)
-    outputs = layer_outputs(subject.model, pixels.astype(np.float32) * subject.scale)
+    layers = {tap.name: subject.look.layers[tap.name] for tap in network.taps}
+    drawn = iter(album.add_all(_drawings(subject, probes, layers)))
     looks = []
-    for n, (index, row) in enumerate(zip(chosen, rows, strict=True)):
-        predicted, truth = int(predictions.classes[index]), int(predictions.labels[index])
-        name = f"{images.split} image {row}, {subject.classes[truth]}"
-        origin = subject.origin(images, [row], checkpoint=subject.model_digest, scale=subject.scale)
+    for n, probe in enumerate(probes):
+        origin = subject.origin(subject.evaluation, [probe.row], checkpoint=subject.model_digest, scale=subject.scale)
         looks.append(
             {
-                "picture": album.add_photo(pixels[n], "input", name.capitalize(), **origin),
-                "truth": subject.classes[truth],
-                "predicted": subject.classes[predicted],
-                "probability": float(predictions.probabilities[index, predicted]),
-                "layers": [_drawn(output, n, name, album, origin) for output in outputs],
+                "picture": album.add_photo(probe.pixels, "input", probe.name.capitalize(), **origin),
+                "row": probe.row,
+                "truth": subject.classes[probe.truth],
+                "predicted": subject.classes[probe.predicted],
+                "probability": probe.probability,
+                "layers": [_shown(tap, layers[tap.name], n, drawn, subject.options.sheets) for tap in network.taps],
             }
         )
-    table = [statistics(output) for output in outputs]
-    return Section("activations", "Activations", {"looks": looks, "table": table}, {"rows": rows.tolist(), "layers": table})
+    table = [statistics(tap, layers[tap.name], len(probes)) for tap in network.taps]
+    rows = [probe.row for probe in probes]
+    return Section("activations", "Activations", {"looks": looks, "table": table}, {"rows": rows, "layers": table})
 
 
-def _chosen(subject: Subject) -> np.ndarray:
-    wanted, predictions = subject.options.activation_rows, subject.predictions
-    if wanted is None:
-        return choose(predictions, subject.options.activation_images)
-    places = {int(row): index for index, row in enumerate(predictions.rows)}
-    for row in wanted:
-        if row not in places:
-            raise ConfigError(
-                f"rows from 0 to {len(places) - 1}", f"activation_rows={row}", f"pick rows of the {subject.evaluation.split} split"
-            )
-    return np.array([places[row] for row in wanted], np.int64)
+def statistics(tap: Tap, values: LayerValues, count: int) -> dict[str, Any]:
+    """Shape, share of blank channels (None for dense layers) and share of zeros, over the first `count` images."""
+    return {
+        "layer": tap.name,
+        "kind": tap.kind,
+        "shape": list(tap.shape),
+        "blank_channels": float(values.blank[:count].mean()) if isinstance(values, MapValues) else None,
+        "zeros": float(values.zeros[:count].mean()),
+    }
 
 
-def _drawn(output: LayerOutput, n: int, name: str, album: Album, origin: dict[str, Any]) -> dict[str, Any]:
+def _note(tap: Tap, values: LayerValues, n: int) -> str:
+    if not isinstance(values, MapValues):
+        return f"{tap.shape[0]} unit{'s' if tap.shape[0] > 1 else ''}"
+    height, width, channels = tap.shape
+    flat = int(values.blank[n].sum())
+    return f"{channels} channel{'s' if channels > 1 else ''} of {height} by {width}" + (f", {flat} blank" if flat else "")
+
+
+def _drawings(subject: Subject, probes: Any, layers: dict[str, LayerValues]) -> list[Drawing]:
+    """The pictures of all layers of all probes, in order; single units have none."""
+    found = []
+    for n, probe in enumerate(probes):
+        origin = subject.origin(subject.evaluation, [probe.row], checkpoint=subject.model_digest, scale=subject.scale)
+        for tap in subject.network.taps:
+            values, made_from = layers[tap.name], {**origin, "layer": tap.name}
+            stem = "".join(letter if letter.isalnum() else "-" for letter in tap.name)
+            words = f"{tap.name}: {_note(tap, values, n)}"
+            if isinstance(values, MapValues):
+                kind = encoding(tap, subject.options.sheets)
+                found.append(Drawing(values.sheet[n], stem, f"{words}; {probe.name}", made_from, kind, SEQUENTIAL))
+            elif tap.shape[0] > 1:
+                low, high = values.values[n].min(), values.values[n].max()
+                found.append(Drawing(strip(values.values[n]), stem, f"{words} from {low:.3g} to {high:.3g}; {probe.name}", made_from))
+    return found
+
+
+def _shown(tap: Tap, values: LayerValues, n: int, pictures: Any, wanted: str) -> dict[str, Any]:
     """One layer's output for image `n`: its picture, and words and numbers beside it."""
-    values = output.values[n]
-    made_from = {**origin, "layer": output.name}
-    stem = "".join(letter if letter.isalnum() else "-" for letter in output.name)
-    drawn: dict[str, Any] = {"layer": output.name, "kind": output.kind, "picture": None, "values": None}
-    if values.ndim == 3:
-        height, width, channels = values.shape
-        flat = int(blank(values).sum())
-        drawn["note"] = f"{channels} channels of {height} by {width}" + (f", {flat} blank" if flat else "")
-        drawn["picture"] = album.add_sheet(sheet(values), stem, f"{output.name}: {drawn['note']}; {name}", **made_from)
-        return drawn
-    drawn["note"] = f"{len(values)} unit{'s' if len(values) > 1 else ''}"
-    drawn["values"] = values.tolist() if len(values) <= FEW else None
-    if len(values) > 1:
-        alt = f"{output.name}: {drawn['note']} from {values.min():.3g} to {values.max():.3g}; {name}"
-        drawn["picture"] = album.add_sheet(strip(values), stem, alt, **made_from)
-    return drawn
+    shown = {"layer": tap.name, "kind": tap.kind, "note": _note(tap, values, n), "picture": None, "values": None, "sheet": None}
+    if isinstance(values, MapValues):
+        activity = [float(f"{value:.3g}") for value in values.activity[n]]
+        about = grid(*tap.shape, scaled(tap, wanted)).for_page(activity=activity, blank=values.blank[n].astype(int).tolist())
+        return shown | {"picture": next(pictures), "sheet": about}
+    few = values.values[n].tolist() if tap.shape[0] <= FEW else None
+    return shown | {"picture": next(pictures) if tap.shape[0] > 1 else None, "values": few}

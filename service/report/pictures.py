@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +13,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-# Anchors of viridis (S. van der Walt and N. Smith, 2015): even in lightness, safe for the colour-blind.
-_ANCHORS = (
-    (68, 1, 84),
-    (71, 45, 123),
-    (59, 82, 139),
-    (44, 114, 142),
-    (33, 145, 140),
-    (40, 174, 128),
-    (94, 201, 98),
-    (173, 220, 48),
-    (253, 231, 37),
-)
-_AT = np.linspace(0, 255, len(_ANCHORS))
-VIRIDIS = np.stack([np.rint(np.interp(np.arange(256), _AT, channel)) for channel in zip(*_ANCHORS, strict=True)], axis=1).astype(np.uint8)
+from service.report.colours import FLAT, FRAME, VIRIDIS, coloured
 
-FRAME = (24, 27, 34)  # between tiles
-FLAT = (112, 116, 124)  # a channel without a signal: a grey that the colour map does not hold
+__all__ = ["FLAT", "FRAME", "VIRIDIS", "Album", "Drawing", "Picture", "coloured", "encoded", "enlarged", "photo", "reduced", "tiled"]
+
+
 PHOTO_SIDE = 64  # images with a longer side above it are photos and stored as JPEG
-
-
-def coloured(levels: np.ndarray) -> np.ndarray:
-    """Colours of levels 0 to 255: uint8 `[...]` to uint8 `[..., 3]`."""
-    return np.asarray(VIRIDIS[levels])
+THREADS = 4  # that encode; Pillow lets others run meanwhile
+SAVED: dict[str, dict[str, Any]] = {
+    "png": {"compress_level": 6},
+    "jpeg": {"quality": 75},
+    "webp": {"quality": 60, "method": 1},
+    "whole": {"quality": 80, "subsampling": 0},  # JPEG with whole colours
+    "photo": {"quality": 90, "optimize": True},
+}
+SUFFIXES = {"jpeg": "jpg", "photo": "jpg", "whole": "jpg"}
 
 
 def enlarged(tiles: np.ndarray, smallest: int) -> np.ndarray:
@@ -95,6 +89,40 @@ class Picture:
     alt: str
 
 
+@dataclass(frozen=True)
+class Drawing:
+    """A picture to be encoded.
+
+    Attributes:
+        pixels: uint8 `[H, W, 3]`, or `[H, W]`: grey, or places in the palette.
+        stem: How its file name begins.
+        alt: Words for it.
+        origin: What it was made from, for the manifest.
+        kind: `png`, `jpeg`, `webp`; or JPEG as `photo`, of an image as it is, or as `whole`, without halved colours.
+        palette: uint8 `[256, 3]`.
+    """
+
+    pixels: np.ndarray
+    stem: str
+    alt: str
+    origin: dict[str, Any]
+    kind: str = "png"
+    palette: np.ndarray | None = None
+
+
+def encoded(drawing: Drawing) -> bytes:
+    """The bytes of a picture file."""
+    pixels, kind = drawing.pixels, drawing.kind
+    if drawing.palette is not None and kind != "png":
+        pixels = drawing.palette[pixels]
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if drawing.palette is not None and kind == "png":
+        image.putpalette(drawing.palette.tobytes())
+    buffer = io.BytesIO()
+    image.save(buffer, "jpeg" if kind in SUFFIXES else kind, **SAVED[kind])
+    return buffer.getvalue()
+
+
 class Album:
     """The picture files of one report, named by their content.
 
@@ -112,23 +140,32 @@ class Album:
         self.entries: dict[str, dict[str, Any]] = {}
         (directory / self.FOLDER).mkdir()
 
+    def add_all(self, drawings: Iterable[Drawing]) -> list[Picture]:
+        """Adds pictures, encoded in threads."""
+        drawings = list(drawings)
+        with ThreadPoolExecutor(THREADS) as threads:
+            return [self._add(drawing, content) for drawing, content in zip(drawings, threads.map(encoded, drawings), strict=True)]
+
     def add_sheet(self, pixels: np.ndarray, stem: str, alt: str, **origin: Any) -> Picture:
         """Adds a drawn picture, uint8 `[H, W, 3]`, without loss."""
-        return self._add(Image.fromarray(pixels), "png", stem, alt, origin)
+        return self.add_all([Drawing(pixels, stem, alt, origin)])[0]
 
     def add_photo(self, pixels: np.ndarray, stem: str, alt: str, **origin: Any) -> Picture:
         """Adds an image of a data set, uint8 `[H, W, 1 or 3]`; tiny ones are enlarged, without loss."""
-        photo = max(pixels.shape[:2]) > PHOTO_SIDE
-        shown = pixels if photo else enlarged(pixels[None], 112)[0]
-        image = Image.fromarray(shown[..., 0] if shown.shape[2] == 1 else shown)
-        return self._add(image, "jpeg" if photo else "png", stem, alt, origin)
+        return self.add_all([photo(pixels, stem, alt, origin)])[0]
 
-    def _add(self, image: Image.Image, kind: str, stem: str, alt: str, origin: dict[str, Any]) -> Picture:
-        buffer = io.BytesIO()
-        image.save(buffer, kind, **({"quality": 90, "optimize": True} if kind == "jpeg" else {"compress_level": 6}))
-        digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-        file = f"{self.FOLDER}/{stem}-{digest[:12]}.{'jpg' if kind == 'jpeg' else kind}"
-        (self.directory / file).write_bytes(buffer.getvalue())
+    def _add(self, drawing: Drawing, content: bytes) -> Picture:
+        digest = hashlib.sha256(content).hexdigest()
+        file = f"{self.FOLDER}/{drawing.stem}-{digest[:12]}.{SUFFIXES.get(drawing.kind, drawing.kind)}"
+        (self.directory / file).write_bytes(content)
         entry = self.entries.setdefault(file, {"file": file, "sha256": digest, "made_from": []})
-        entry["made_from"].append(origin)
-        return Picture(file, *image.size, alt)
+        entry["made_from"].append(drawing.origin)
+        height, width = drawing.pixels.shape[:2]
+        return Picture(file, width, height, drawing.alt)
+
+
+def photo(pixels: np.ndarray, stem: str, alt: str, origin: dict[str, Any]) -> Drawing:
+    """An image of a data set, uint8 `[H, W, 1 or 3]`; tiny ones enlarged, without loss."""
+    large = max(pixels.shape[:2]) > PHOTO_SIDE
+    shown = pixels if large else enlarged(pixels[None], 112)[0]
+    return Drawing(shown[..., 0] if shown.shape[2] == 1 else shown, stem, alt, origin, "photo" if large else "png")

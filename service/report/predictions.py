@@ -10,16 +10,19 @@ from service.inference import Predictions
 from service.report.pictures import Album, Picture
 from service.report.subject import Section, Subject
 
+TOP = 3  # classes whose probabilities are shown
+
 
 @dataclass(frozen=True)
 class Answer:
-    """One image with what the model said of it."""
+    """One image with what the model said of it; `top` holds its most probable classes."""
 
     picture: Picture
     predicted: str
     probability: float
     truth: str
     right: bool
+    top: tuple[tuple[str, float], ...]
 
 
 def choose(predictions: Predictions, count: int) -> np.ndarray:
@@ -64,7 +67,9 @@ def part(subject: Subject, album: Album) -> Section:
         words = f"{images.split.capitalize()} image {row}: predicted {said} with {probability:.1%}, is {is_}"
         origin = subject.origin(images, [row], checkpoint=subject.model_digest, scale=subject.scale)
         picture = album.add_photo(pixels, "prediction", words, **origin)
-        answers.append(Answer(picture, said, probability, is_, predicted == truth))
+        surest = np.argsort(-predictions.probabilities[index], kind="stable")[:TOP]
+        top = tuple((subject.classes[n], float(predictions.probabilities[index, n])) for n in surest)
+        answers.append(Answer(picture, said, probability, is_, predicted == truth, top))
     wrong = int((predictions.classes != predictions.labels).sum())
     total = len(predictions.labels)
     figures = {"split": images.split, "images": total, "wrong": wrong, "accuracy": predictions.accuracy, "loss": predictions.loss}

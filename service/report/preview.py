@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -16,10 +15,11 @@ from pipelines.errors import ConfigError
 from pipelines.input.order import PADDING, Rows, epoch_order
 from pipelines.input.reader import ShardReader
 from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec
-from pipelines.storage import replacing_directory, write_atomically
+from pipelines.storage import write_atomically
 from service.report import page
 from service.report.pictures import Album, Picture
 from service.report.preview_words import Fact, described
+from service.report.publish import MANIFEST, PAGE, publishing
 
 KIND = "glassbox preview"
 VERSION = 1
@@ -89,16 +89,9 @@ def render_preview(shards: Path, data: DataSpec, augment: AugmentSpec, options: 
     reader = ShardReader(shards, options.split)
     if not reader.rows:
         raise ConfigError("a split with images", f"split={options.split} of {shards} (empty)", "choose another with --split")
-    if out.exists() and not _is_preview(out) and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError("a new directory or an older preview", f"out={out} (holds something else)", "choose another --out or remove it")
-    try:
-        with replacing_directory(out) as directory:
-            _Previewer(shards, reader, data, augment, options).write(directory)
-    except OSError as error:
-        raise ConfigError(
-            "a place for the preview that can be written", f"out={out}: {error.strerror}", "make room or choose another"
-        ) from None
-    return out / "index.html"
+    with publishing(out, KIND) as directory:
+        _Previewer(shards, reader, data, augment, options).write(directory)
+    return out / PAGE
 
 
 class _Previewer:
@@ -114,9 +107,8 @@ class _Previewer:
         album = Album(directory)
         shown, standard = self.show(album), AugmentSpec()
         ranges = [(key, value) for key, value in self._augment if value != getattr(standard, key)]
-        template = page.templates().get_template("preview.html")
-        html = template.render(shown=shown, ranges=ranges, options=self._options, rows=self._reader.rows)
-        write_atomically(directory / "index.html", html)
+        html = page.render("preview.html", [], shown=shown, ranges=ranges, options=self._options, rows=self._reader.rows)
+        write_atomically(directory / PAGE, html)
         manifest = {
             "kind": KIND,
             "version": VERSION,
@@ -126,7 +118,7 @@ class _Previewer:
             "options": self._options.model_dump(mode="json"),
             "pictures": [album.entries[file] for file in sorted(album.entries)],
         }
-        write_atomically(directory / page.MANIFEST, json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        page.write_json(directory / MANIFEST, manifest)
 
     def show(self, album: Album) -> list[_Shown]:
         """Every image with its versions, their pictures in the album."""
@@ -181,11 +173,3 @@ class _Previewer:
         images = np.zeros((len(rows), *found.shape[1:]), np.uint8)
         images[rows != PADDING] = found
         return images
-
-
-def _is_preview(directory: Path) -> bool:
-    """Whether a directory holds a preview, which a new one may replace."""
-    try:
-        return bool(json.loads((directory / page.MANIFEST).read_bytes())["kind"] == KIND)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

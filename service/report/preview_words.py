@@ -12,8 +12,7 @@ from pipelines.augment.draw import draw
 from pipelines.augment.geometry import AffineParameters, affine_parameters
 from pipelines.augment.philox import uniform
 from pipelines.spec import AugmentSpec, DataSpec
-
-MINUS = "\N{MINUS SIGN}"
+from service.report.words import signed
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,6 @@ def described(
             listed.append(Fact(kind, f"{share:.0%}", of_neighbour=True) if share else Fact(kind, "no"))
         facts.append(listed)
     return facts
-
-
-def signed(value: float, unit: str) -> str:
-    """A number with its sign, one digit behind the point: `+4.1%`."""
-    text = f"{abs(value):.1f}"
-    return ("" if float(text) == 0 else "+" if value > 0 else MINUS) + text + unit
 
 
 def _geometry(spec: AugmentSpec, drawn: AffineParameters, place: int) -> list[Fact]:

@@ -6,16 +6,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
 
 import keras
 import numpy as np
 from pydantic import Field
 
-from pipelines.records import Batch
+from pipelines.records import Batch, Box
 from pipelines.spec import DataSpec, Positive, Spec
 from service.inference import Predictions, predict
+from service.report.network import Network
 from service.report.pictures import Album
+
+if TYPE_CHECKING:
+    from service.report.look import Look
+    from service.report.probes import Probe
 
 BATCH = 64
 
@@ -27,7 +32,14 @@ class ReportOptions(Spec):
         training_images: Images in the grid of training images.
         predictions: Images in the grid of predictions.
         activation_images: Images whose activations are drawn, each of another class as far as there are classes.
-        activation_rows: Rows of the split to draw activations of, instead of a choice.
+        activation_rows: Rows of the split to look into, instead of a choice: for activations and heatmaps.
+        heatmap_images: Images with heatmaps and saliency; the first are those with activations.
+        heatmap_layers: Feature maps that heatmaps are made of: the last one, and others spread over the depth.
+        sheets: How sheets of channels are encoded; `auto` takes JPEG for large maps and PNG, without loss, for small ones.
+        patterns: Filters a layer that patterns are made for; 0 for none.
+        trust_images: Images that the maps are put to the test on.
+        seed: Of noise, of what is drawn for tests, and of the choice of images for them.
+        samples: A folder of pictures from anywhere for the model to answer.
         scale: Factor on the pixels before they enter the model; None finds it out.
     """
 
@@ -35,6 +47,13 @@ class ReportOptions(Spec):
     predictions: Positive = 24
     activation_images: Annotated[int, Field(ge=0)] = 2
     activation_rows: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    heatmap_images: Annotated[int, Field(ge=0)] = 4
+    heatmap_layers: Positive = 3
+    sheets: Literal["auto", "png", "jpeg", "webp"] = "auto"
+    patterns: Annotated[int, Field(ge=0)] = 16
+    trust_images: Annotated[int, Field(ge=0)] = 64
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    samples: Path | None = None
     scale: Annotated[float, Field(gt=0)] | None = None
 
 
@@ -54,6 +73,9 @@ class Images(Protocol):
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Where those images came from."""
+
+    def evidence(self, rows: Sequence[int]) -> list[Box | None]:
+        """Boxes `(ymin, xmin, ymax, xmax)` in [0, 1] that decide the classes of those images, None where unknown."""
 
     def batches(self) -> Iterable[Batch]:
         """All images, in the order of the rows."""
@@ -87,6 +109,10 @@ class ShardImages:
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Where those images came from."""
         return self._reader.ids([int(row) for row in rows])
+
+    def evidence(self, rows: Sequence[int]) -> list[Box | None]:
+        """Boxes `(ymin, xmin, ymax, xmax)` in [0, 1] that decide the classes of those images, None where unknown."""
+        return self._reader.evidence([int(row) for row in rows])
 
     def batches(self) -> Iterator[Batch]:
         """All images, in the order of the rows."""
@@ -131,6 +157,25 @@ class Subject:
     def predictions(self) -> Predictions:
         """What the model answers for every image it is judged on."""
         return predict(self.model, self.evaluation.batches(), self.scale)
+
+    @cached_property
+    def network(self) -> Network:
+        """The model as something to look into."""
+        return Network(self.model, self.scale)
+
+    @cached_property
+    def probes(self) -> tuple[Probe, ...]:
+        """The images that are looked into."""
+        from service.report.probes import probes
+
+        return probes(self)
+
+    @cached_property
+    def look(self) -> Look:
+        """What the network makes of the probes."""
+        from service.report.look import look
+
+        return look(self)
 
     def origin(self, images: Images, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
         """What a picture was made from, for the manifest."""

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.report.curves import best_epoch, chance_level, column
+from service.report.curves import accuracy_gap, best_epoch, column, commonest_share
 from service.report.subject import Subject
 
 LITTLE, MUCH = 0.02, 0.10  # shares of accuracy: what counts as a small and as a wide gap
@@ -22,12 +22,12 @@ class Summary:
         images: Number of images there.
         accuracy: Of the saved model there.
         loss: Of the saved model there, in nats.
-        chance: Accuracy of always naming the commonest class there.
+        commonest: Accuracy of always naming the commonest class there.
         epochs: Epochs trained.
         best_epoch: Epoch of the best validation accuracy, from 1.
         best_accuracy: That accuracy.
         training_accuracy: Training accuracy in that epoch (without validation: in the last).
-        gap: Training minus validation accuracy in that epoch.
+        gap: How much worse validation is than training in that epoch, see `curves.accuracy_gap`.
         images_per_second: Median over the epochs, the first aside, in which graphs are compiled.
     """
 
@@ -35,7 +35,7 @@ class Summary:
     images: int
     accuracy: float
     loss: float
-    chance: float
+    commonest: float
     epochs: int
     best_epoch: int | None = None
     best_accuracy: float | None = None
@@ -60,12 +60,12 @@ def summarize(subject: Subject) -> Summary:
         images=len(judged.labels),
         accuracy=judged.accuracy,
         loss=judged.loss,
-        chance=chance_level(labels),
+        commonest=commonest_share(labels),
         epochs=len(subject.epochs),
         best_epoch=None if best is None else best + 1,
         best_accuracy=None if best is None else validation[best],
         training_accuracy=at_best,
-        gap=None if best is None or at_best is None else at_best - validation[best],
+        gap=None if best is None or at_best is None else accuracy_gap(at_best, validation[best]),
         images_per_second=statistics.median(speeds[1:] or speeds) if speeds else None,
     )
 
@@ -75,21 +75,21 @@ def verdict(found: Summary) -> str:
     if found.best_accuracy is None:
         kind = "validation images" if found.split == "validation" else "training images"
         words = (
-            f"Right on {found.accuracy:.1%} of {found.images:,} {kind}; always naming the commonest class would give {found.chance:.1%}."
+            f"Right on {found.accuracy:.1%} of {found.images:,} {kind}; always naming the commonest class would give {found.commonest:.1%}."
         )
         if found.split != "validation":
             words += " There is no validation split, so nothing is known of how it does on new images."
         return words
     words = f"Right on {found.best_accuracy:.1%} of the validation images at its best, in epoch {found.best_epoch} of {found.epochs}"
-    if found.best_accuracy - found.chance < LITTLE:
-        return f"{words}: no better than always naming the commonest class ({found.chance:.1%}). It has not learned to tell them apart."
+    if found.best_accuracy - found.commonest < LITTLE:
+        return f"{words}: no better than always naming the commonest class ({found.commonest:.1%}). It has not learned to tell them apart."
     error = standard_error(found.best_accuracy, found.images)
-    if found.best_accuracy - found.chance < 2 * error:
+    if found.best_accuracy - found.commonest < 2 * error:
         return (
-            f"{words}: not clearly better than always naming the commonest class ({found.chance:.1%}), because "
+            f"{words}: not clearly better than always naming the commonest class ({found.commonest:.1%}), because "
             f"{found.images:,} images leave an uncertainty of {error * 100:.1f} points."
         )
-    return f"{words}, where chance would give {found.chance:.1%}. {_on_the_gap(found)}"
+    return f"{words}, where always naming the commonest class would give {found.commonest:.1%}. {_on_the_gap(found)}"
 
 
 def standard_error(accuracy: float, images: int) -> float:

@@ -1,116 +1,78 @@
-"""Curves: points stand where their values say, and the best epoch and the gap are marked."""
+"""Curves: what is plotted, where the best epoch and the gap are marked, and in which sense the gap counts."""
 
 from __future__ import annotations
 
 import math
-import re
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from report_samples import metrics
 
-from service.report.curves import Chart, best_epoch, chance_level, column, draw, ticks
+from service.report.curves import accuracy_plot, best_epoch, column, commonest_share, loss_plot, rate_plot
+from service.report.plots import Line, Plot
 
-
-def shapes(svg: str, tag: str, kind: str) -> list[ElementTree.Element]:
-    return [e for e in ElementTree.fromstring(svg).iter(tag) if e.get("class") == kind]
-
-
-def points(svg: str, kind: str) -> list[tuple[float, float]]:
-    (path,) = (e for e in shapes(svg, "path", kind) if "h18" not in e.get("d", ""))
-    return [(float(x), float(y)) for x, y in re.findall(r"[ML](\S+) ([\d.]+)", path.get("d", ""))]
+FIVE = [
+    {"loss": 1.0 - 0.1 * n, "accuracy": 0.5 + 0.1 * n, "val_loss": 1.0, "val_accuracy": accuracy}
+    for n, accuracy in enumerate([0.5, 0.9, 0.7])
+]
 
 
-def tick_labels(svg: str) -> dict[str, tuple[float, float]]:
-    return {e.text or "": (float(e.get("x", 0)), float(e.get("y", 0)) - 4) for e in shapes(svg, "text", "tick")}
+def test_values_and_marks_of_the_accuracy():
+    plot = accuracy_plot(FIVE, 0.5)
+    assert plot.data() == {
+        "x": [1.0, 2.0, 3.0],
+        "lines": [
+            {"name": "training", "role": "training", "values": [0.5, 0.6, 0.7]},
+            {"name": "validation", "role": "validation", "values": [0.5, 0.9, 0.7]},
+        ],
+        "percent": True,
+        "x_label": "epoch",
+        "marks": [[2.0, "best epoch 2, gap \N{MINUS SIGN}30.0 points"]],
+        "levels": [[0.5, "always naming the commonest class"]],
+        "shade": True,
+        "ticks": [],
+    }
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "expected"),
+    ("training", "validation", "accuracy_gap", "loss_gap"),
     [
-        (0.5, 1.0, [0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
-        (0.47, 0.98, [0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]),
-        (0.03, 0.69, [0, 0.2, 0.4, 0.6, 0.8]),
-        (0, 6, [0, 1, 2, 3, 4, 5, 6]),
-        (0.3, 0.3, [0.3, 0.31]),
-        (0, 0, [0, 0.1]),
-        (120, 980, [0, 200, 400, 600, 800, 1000]),
+        ((0.9, 0.2), (0.7, 0.5), "gap +20.0 points", "gap +0.300"),  # worse on validation: above zero in both
+        ((0.7, 0.5), (0.9, 0.2), "gap \N{MINUS SIGN}20.0 points", "gap \N{MINUS SIGN}0.300"),
     ],
 )
-def test_ticks(low, high, expected):
-    found = ticks(low, high)
-    assert found == expected
-    assert len(found) <= 7
+def test_a_gap_above_zero_is_worse_on_validation(training, validation, accuracy_gap, loss_gap):
+    epoch = {"accuracy": training[0], "loss": training[1], "val_accuracy": validation[0], "val_loss": validation[1]}
+    assert accuracy_plot([epoch], 0.5).marks[0][1].endswith(accuracy_gap)
+    assert loss_plot([epoch]).marks[0][1].endswith(loss_gap)
 
 
-@pytest.mark.parametrize("high", [0.013, 0.7, 1.0, 3.3, 47.0, 912.5])
-@pytest.mark.parametrize("low", [0.0, 0.01, -2.4])
-def test_ticks_enclose_what_they_measure(low, high):
-    found = ticks(low, high)
-    assert found[0] <= low + 1e-9
-    assert found[-1] >= high - 1e-9
-    assert 2 <= len(found) <= 7
+def test_without_validation_nothing_is_marked():
+    plot = accuracy_plot(metrics(3, validation=False), 0.5)
+    assert [line.name for line in plot.lines] == ["training"]
+    assert (plot.marks, plot.shade) == ((), False)
 
 
-def test_values_stand_where_the_axes_say():
-    svg = draw(Chart("Accuracy", [0.5, 0.75, 1.0], [0.5, 0.6, 0.7], percent=True))
-    labels = tick_labels(svg)
-    (x0, y0), (x1, y1), (x2, y2) = points(svg, "training")
-    assert y0 == pytest.approx(labels["50%"][1], abs=0.1)
-    assert y2 == pytest.approx(labels["100%"][1], abs=0.1)
-    assert y0 > y1 > y2  # up is better
-    assert (x0, x1, x2) == pytest.approx([labels[n][0] for n in "123"], abs=0.1)
-    assert points(svg, "validation")[2][1] == pytest.approx(labels["70%"][1], abs=0.1)
+def test_the_learning_rate_is_plotted_where_it_changes():
+    assert rate_plot(metrics(3)) is None
+    assert rate_plot([{}]) is None
+    changing = rate_plot([{"learning_rate": 0.1}, {"learning_rate": 0.01}])
+    assert changing is not None
+    assert list(changing.lines[0].values) == [0.1, 0.01]
 
 
-def test_the_best_epoch_and_the_gap_are_marked():
-    svg = draw(Chart("Accuracy", [0.5, 0.75, 1.0], [0.5, 0.7, 0.6], percent=True, best=1))
-    (bracket,), (line,) = shapes(svg, "line", "bracket"), shapes(svg, "line", "best")
-    training, validation = points(svg, "training")[1], points(svg, "validation")[1]
-    assert float(line.get("x1")) == float(bracket.get("x1")) == training[0]
-    assert (float(bracket.get("y1")), float(bracket.get("y2"))) == (training[1], validation[1])
-    assert "best epoch 2" in svg
-    assert "gap 5.0 points" in svg
+def test_values_that_are_no_numbers_are_gaps():
+    plot = Plot("Loss", "epoch", [1, 2, 3], (Line("training", [3.0, math.nan, math.inf]),), levels=((math.nan, "level"),))
+    assert plot.data()["lines"][0]["values"] == [3.0, None, None]
+    assert plot.data()["levels"] == []
+    assert not plot.is_empty
+    assert Plot("Loss", "epoch", [1], (Line("training", [math.nan]),)).is_empty
 
 
-def test_a_gap_of_losses_is_no_percentage():
-    assert "gap 0.250" in draw(Chart("Loss", [0.5, 0.25], [0.5, 0.5], best=1))
-
-
-def test_the_area_between_the_curves_goes_there_and_back():
-    svg = draw(Chart("Loss", [3.0, 1.0], [3.0, 2.0]))
-    (area,) = shapes(svg, "polygon", "gap")
-    corners = [tuple(map(float, pair.split(","))) for pair in area.get("points", "").split()]
-    assert corners == [*points(svg, "training"), *reversed(points(svg, "validation"))]
-
-
-def test_chance_is_a_line_and_lies_within_the_axes():
-    svg = draw(Chart("Accuracy", [0.8, 0.9], [0.8, 0.85], percent=True, level=0.5))
-    (level,) = shapes(svg, "line", "level")
-    assert float(level.get("y1")) == pytest.approx(tick_labels(svg)["50%"][1], abs=0.1)
-
-
-def test_values_that_are_no_numbers_break_the_line():
-    svg = draw(Chart("Loss", [3.0, math.nan, 1.0, math.inf, 2.0], best=1))
-    (path,) = (e.get("d", "") for e in shapes(svg, "path", "training") if "h18" not in e.get("d", ""))
-    assert path.count("M") == 3
-    assert "nan" not in svg.lower().replace("nan%", "")
-    assert draw(Chart("Loss", [math.nan])) == ""
-
-
-def test_one_epoch_is_a_dot_in_the_middle():
-    (dot,) = shapes(draw(Chart("Loss", [3.0])), "circle", "training")
-    assert float(dot.get("cx")) == (48 + 480 - 14) / 2
-
-
-def test_without_validation_there_is_neither_gap_nor_second_legend():
-    svg = draw(Chart("Loss", [3.0, 2.0], best=None))
-    assert "validation" not in svg
-    assert "gap" not in svg
-
-
-def test_text_is_escaped():
-    assert "<b>" not in draw(Chart("<b>", [1.0]))
+def test_the_words_say_where_lines_begin_and_end():
+    said = accuracy_plot(FIVE, 0.5).words()
+    assert said.startswith("Accuracy over 3 epochs; training from 50.00% to 70.00%; validation from 50.00% to 70.00%; best epoch 2")
+    assert said.endswith("always naming the commonest class: 50.00%")
 
 
 def test_best_epoch_is_the_earliest_of_equals():
@@ -126,5 +88,6 @@ def test_column():
     assert math.isnan(column([{}, {"a": 2.0}], "a")[0])
 
 
-def test_chance_is_the_share_of_the_commonest_class():
-    assert chance_level(np.array([0, 1, 1, 1])) == 0.75
+def test_the_commonest_share():
+    assert commonest_share(np.array([0, 1, 1, 1])) == 0.75
+    assert math.isnan(commonest_share(np.array([], int)))

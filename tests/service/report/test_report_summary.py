@@ -7,10 +7,10 @@ import pytest
 from service.report.summary import Summary, doubts, verdict
 
 
-def summary(best: float | None = 0.735, training: float | None = 0.979, split: str = "validation", chance: float = 0.5) -> Summary:
+def summary(best: float | None = 0.735, training: float | None = 0.979, split: str = "validation", commonest: float = 0.5) -> Summary:
     gap = None if best is None or training is None else training - best
     epoch = None if best is None else 27
-    return Summary(split, 1000, 0.735, 0.6, chance, 30, epoch, best, training, gap, 900.0)
+    return Summary(split, 1000, 0.735, 0.6, commonest, 30, epoch, best, training, gap, 900.0)
 
 
 @pytest.mark.parametrize(
@@ -24,11 +24,13 @@ def summary(best: float | None = 0.735, training: float | None = 0.979, split: s
 )
 def test_the_gap_in_words(training, words):
     said = verdict(summary(training=training))
-    assert said.startswith("Right on 73.5% of the validation images at its best, in epoch 27 of 30, where chance would give 50.0%.")
+    assert said.startswith(
+        "Right on 73.5% of the validation images at its best, in epoch 27 of 30, where always naming the commonest class would give 50.0%."
+    )
     assert words in said
 
 
-def test_a_model_at_chance_is_called_so():
+def test_a_model_no_better_than_the_commonest_class_is_called_so():
     said = verdict(summary(best=0.51, training=0.99))
     assert "no better than always naming the commonest class (50.0%)" in said
     assert "by heart" not in said

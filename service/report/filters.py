@@ -1,0 +1,91 @@
+"""The page's filter patterns: what the filters of every convolution look for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from service.report.network import Network, Tap
+from service.report.patterns import STEPS, Patterns, patterns, pixels
+from service.report.pictures import Album, Drawing
+from service.report.sheets import Scaling, grid, mosaic, scaling
+from service.report.subject import Section, Subject
+
+LAYERS = 8  # at most, spread over the depth
+COLUMNS = 8  # patterns a row
+SMALLEST, LARGEST = 48, 128  # pixels of a pattern's longer side
+
+
+def part(subject: Subject, album: Album) -> Section | None:
+    """Patterns of the first filters of every convolution, or of some where there are many; None without convolutions."""
+    network, options = subject.network, subject.options
+    layers = chosen_layers(network)
+    if not layers or not options.patterns:
+        return None
+    found = [_patterns(network, tap, options.patterns, options.seed) for tap in layers]
+    pictures = album.add_all(_drawing(subject, patterns_) for patterns_ in found)
+    shown = [
+        {"layer": tap.name, "picture": picture, "sheet": _sheet(patterns_), "channels": tap.shape[2], "table": _table(patterns_)}
+        for tap, patterns_, picture in zip(layers, found, pictures, strict=True)
+    ]
+    figures = [
+        {"layer": p.layer, "filters": list(p.filters), "before": p.before.tolist(), "after": p.after.tolist(), "dead": dead(p)}
+        for p in found
+    ]
+    values = {"layers": shown, "left_out": len(network.convolutions) - len(layers), "steps": STEPS}
+    return Section("patterns", "What filters look for", values, {"steps": STEPS, "seed": options.seed, "layers": figures})
+
+
+def chosen_layers(network: Network) -> list[Tap]:
+    """The convolutions whose filters are shown: all, or some spread evenly over the depth."""
+    found = network.convolutions
+    places = np.unique(np.linspace(0, len(found) - 1, min(LAYERS, len(found))).round().astype(int)) if found else []
+    return [found[place] for place in places]
+
+
+def dead(found: Patterns) -> list[int]:
+    """Filters that never answered."""
+    return [number for number, silent in zip(found.filters, found.silent, strict=True) if silent]
+
+
+def shown_size(network: Network, layer: str) -> tuple[int, int]:
+    """The size of a layer's patterns: the images' own, or smaller where they are large and the layer allows it."""
+    height, width = network.shape[:2]
+    factor = LARGEST / max(height, width)
+    return (height, width) if factor >= 1 or not network.is_elastic(layer) else (round(height * factor), round(width * factor))
+
+
+def _patterns(network: Network, tap: Tap, count: int, seed: int) -> Patterns:
+    return patterns(network, tap.name, range(min(count, tap.shape[2])), seed=seed, size=shown_size(network, tap.name))
+
+
+def _scaled(found: Patterns) -> Scaling:
+    size = found.images.shape[1:3]
+    return replace(scaling(*size, smallest=SMALLEST, largest=max(size)), block=8, columns=COLUMNS)
+
+
+def _drawing(subject: Subject, found: Patterns) -> Drawing:
+    silent = dead(found)
+    words = f"Patterns of {len(found.filters)} filters of {found.layer}" + (f"; dead: {', '.join(map(str, silent))}" if silent else "")
+    origin = {
+        "checkpoint": subject.model_digest,
+        "layer": found.layer,
+        "filters": list(found.filters),
+        "steps": STEPS,
+        "seed": subject.options.seed,
+    }
+    return Drawing(mosaic(pixels(found.images), _scaled(found), found.silent), "patterns", words, origin, "whole")
+
+
+def _sheet(found: Patterns) -> dict[str, Any]:
+    _, height, width, _ = found.images.shape
+    about = grid(height, width, len(found.filters), _scaled(found))
+    activity = [float(f"{value:.3g}") for value in found.after]
+    return about.for_page(activity=activity, blank=found.silent.astype(int).tolist(), numbers=list(found.filters))
+
+
+def _table(found: Patterns) -> list[dict[str, Any]]:
+    values = zip(found.filters, found.before.tolist(), found.after.tolist(), found.silent.tolist(), strict=True)
+    return [{"filter": number, "before": before, "after": after, "dead": silent} for number, before, after, silent in values]

@@ -1,0 +1,122 @@
+// The page's behaviour. Without it everything is simply visible, one section below the other.
+
+// ---- views: one at a time, by the address ----
+function views() {
+  const sections = all("[data-view]"), links = all("nav.views a");
+  if (!sections.length) return;
+  const title = document.title;
+  function show(moved) {
+    const id = decodeURIComponent(location.hash.slice(1)), target = id ? document.getElementById(id) : null;
+    const inside = target ? target.closest("[data-view]") : null;
+    if (moved && target && !inside) return; // a place outside the views, such as the skip link's
+    const view = inside || sections[0];
+    for (const section of sections) section.hidden = section !== view;
+    for (const link of links) {
+      if (link.hash === "#" + view.id) {
+        link.setAttribute("aria-current", "page");
+        if (moved) document.title = `${link.textContent.trim()} · ${title}`;
+        const strip = link.parentElement;
+        strip.scrollLeft = link.offsetLeft - strip.offsetLeft - (strip.clientWidth - link.offsetWidth) / 2;
+      } else link.removeAttribute("aria-current");
+    }
+    if (target && target !== view) target.scrollIntoView();
+    else if (moved) scrollTo(0, 0);
+  }
+  addEventListener("hashchange", () => show(true));
+  show(false);
+}
+
+// ---- panels: what is shown follows selects, sliders and radio buttons ----
+function panels(root) {
+  const controls = all("[data-key]", root), parts = all("[data-when]", root).map((part) => [part, JSON.parse(part.dataset.when)]);
+  const counts = (control) => (control.type !== "radio" || control.checked) && !control.closest("[data-when][hidden]");
+  function chosen() {
+    return Object.fromEntries(controls.filter(counts).map((control) => [control.dataset.key, control.value]));
+  }
+  function update() {
+    for (let pass = 0; pass < 2; pass += 1) { // the second heeds controls that the first has shown
+      const values = chosen();
+      for (const [part, when] of parts) {
+        part.hidden = Object.entries(when).some(([key, value]) => key in values && values[key] !== "" && ![value].flat().map(String).includes(values[key]));
+      }
+    }
+    for (const control of controls) {
+      if (!control.dataset.labels) continue;
+      const label = JSON.parse(control.dataset.labels)[control.value - (control.min || 0)] ?? control.value;
+      control.setAttribute("aria-valuetext", label);
+      all(`[data-output="${control.dataset.key}"]`, root).forEach((output) => { output.textContent = label; });
+    }
+    all("[data-empty]", root).forEach((note) => { note.hidden = parts.some(([part]) => !part.hidden); });
+  }
+  root.addEventListener("input", (event) => event.target.matches("[data-key]") && update());
+  update();
+}
+
+// Moves a slider by itself, from its beginning to its end.
+function play(button) {
+  const slider = button.closest("[data-panels]").querySelector(`[data-key="${button.dataset.play}"]`);
+  let timer = null;
+  const set = (value) => { slider.value = value; slider.dispatchEvent(new Event("input", { bubbles: true })); };
+  function stop() {
+    clearInterval(timer);
+    timer = null;
+    button.textContent = "Play";
+  }
+  button.hidden = slider.min === slider.max;
+  button.addEventListener("click", () => {
+    if (timer) return stop();
+    button.textContent = "Stop";
+    set(slider.min);
+    timer = setInterval(() => (slider.value === slider.max ? stop() : set(+slider.value + 1)), 700);
+  });
+}
+
+function opacity(slider) {
+  const root = slider.closest("[data-panels]") || slider.closest("section") || document.body;
+  const update = () => root.style.setProperty("--map", slider.value / 100);
+  slider.addEventListener("input", update);
+  update();
+}
+
+// ---- tables that sort ----
+function sortable(table) {
+  const body = table.tBodies[0];
+  all("thead th", table).forEach((head, column) => {
+    if (head.dataset.sortable === "no") return;
+    const press = make("button", { type: "button" }, ...head.childNodes);
+    head.replaceChildren(press);
+    press.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") !== "descending", key = (row) => {
+        const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent.trim();
+        const value = parseFloat(text.replace(/,/g, "").replace("\u2212", "-"));
+        return text === "" || text === "\u2013" ? null : Number.isNaN(value) || /^\d{4}-/.test(text) ? text.toLowerCase() : value;
+      };
+      const compare = (a, b) => (typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1);
+      const rows = [...body.rows].map((row) => [key(row), row]);
+      rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : down ? compare(b, a) : compare(a, b)));
+      body.append(...rows.map(([, row]) => row));
+      all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+    });
+  });
+}
+
+// What scrolls can be scrolled by keyboard, and says what it is.
+function scrolling(box) {
+  const named = box.closest("details, section");
+  box.tabIndex = 0;
+  box.setAttribute("role", "region");
+  if (!box.hasAttribute("aria-label")) box.setAttribute("aria-label", named ? named.querySelector("summary, h2, h3").textContent.trim() : "Table");
+}
+
+all(".scroll").forEach(scrolling);
+all("[data-share]").forEach((bar) => { bar.style.width = `${Math.max(0, Math.min(1, +bar.dataset.share)) * 100}%`; });
+all("[data-shade]").forEach((cell) => cell.style.setProperty("--shade", cell.dataset.shade.includes(".") ? cell.dataset.shade : cell.dataset.shade / 10));
+all("[data-panels]").forEach(panels);
+all("[data-play]").forEach(play);
+all("[data-opacity]").forEach(opacity);
+all("[data-sheet]").forEach(sheet);
+all("table[data-sortable]").forEach(sortable);
+all("[data-plot]").forEach(plot);
+document.body.append(dialog);
+views();

@@ -1,0 +1,100 @@
+// Sheets: the channels of a layer as tiles of one picture, with numbers, zoom and order.
+const dialog = make("dialog", { className: "zoom" });
+dialog.setAttribute("aria-label", "A channel, enlarged");
+dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
+
+function zoom(owner) {
+  const canvas = make("canvas"), words = make("p", { className: "status" });
+  const step = (by, text) => make("button", { type: "button", textContent: text, onclick: () => { owner.move(by); draw(); } });
+  const close = make("button", { type: "button", textContent: "Close", onclick: () => dialog.close() });
+  function draw() {
+    const [x, y, w, h] = owner.tile(owner.channel()), factor = Math.max(1, Math.floor(Math.min(480, innerWidth - 80) / Math.max(w, h)));
+    canvas.width = w * factor;
+    canvas.height = h * factor;
+    const context = canvas.getContext("2d");
+    context.imageSmoothingEnabled = false;
+    context.drawImage(owner.image, x, y, w, h, 0, 0, canvas.width, canvas.height);
+    canvas.setAttribute("aria-label", owner.words());
+    words.textContent = owner.words();
+  }
+  canvas.setAttribute("role", "img");
+  dialog.replaceChildren(canvas, words, make("p", { className: "controls" }, step(-1, "Previous"), step(1, "Next"), close));
+  dialog.onkeydown = (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (by) { owner.move(by); draw(); }
+  };
+  draw();
+  if (!dialog.open) dialog.showModal();
+}
+
+function sheet(figure) {
+  const image = figure.querySelector("img"), script = figure.querySelector('script[type="application/json"]');
+  if (!image || !script) return;
+  const about = read(script), { columns, count } = about, channels = [...Array(count).keys()];
+  const box = make("span", { className: "box", hidden: true }), canvas = make("canvas", { hidden: true });
+  const status = make("span", { className: "status" }), button = make("button", { type: "button", className: "sheet" });
+  let order = channels, at = 0;
+  canvas.setAttribute("aria-hidden", "true");
+  const number = (channel) => (about.numbers ? about.numbers[channel] : channel);
+  const owner = {
+    image,
+    channel: () => order[at],
+    tile: (channel) => [about.offset[0] + (channel % columns) * about.pitch[0], about.offset[1] + Math.floor(channel / columns) * about.pitch[1], ...about.tile],
+    move(by) { at = Math.max(0, Math.min(count - 1, at + by)); point(); },
+    words() {
+      const channel = order[at], activity = about.activity ? `, activity ${+(+about.activity[channel]).toPrecision(3)}` : "";
+      return `Channel ${number(channel)} of ${count}${activity}${about.blank && about.blank[channel] ? ", blank" : ""}`;
+    },
+  };
+  function point() {
+    const [x, y, w, h] = owner.tile(at), width = image.getAttribute("width"), height = image.getAttribute("height");
+    Object.assign(box.style, { left: `${(x / width) * 100}%`, top: `${(y / height) * 100}%`, width: `${(w / width) * 100}%`, height: `${(h / height) * 100}%` });
+    box.hidden = false;
+    status.textContent = owner.words();
+  }
+  function under(event) {
+    const rect = button.getBoundingClientRect(), scale = image.getAttribute("width") / rect.width;
+    const column = Math.floor(((event.clientX - rect.left) * scale - about.offset[0]) / about.pitch[0]);
+    const found = Math.floor(((event.clientY - rect.top) * scale - about.offset[1]) / about.pitch[1]) * columns + column;
+    if (column >= 0 && column < columns && found >= 0 && found < count && found !== at) { at = found; point(); }
+  }
+  async function sort(event) {
+    const sorted = event.target.getAttribute("aria-pressed") !== "true";
+    event.target.setAttribute("aria-pressed", sorted);
+    image.loading = "eager";
+    await image.decode();
+    order = sorted ? [...channels].sort((a, b) => about.activity[b] - about.activity[a] || a - b) : channels;
+    canvas.width = image.naturalWidth;
+    canvas.height = image.naturalHeight;
+    canvas.className = image.className;
+    const context = canvas.getContext("2d");
+    order.forEach((channel, position) => context.drawImage(image, ...owner.tile(channel), ...owner.tile(position)));
+    canvas.hidden = !sorted;
+    image.classList.toggle("under", sorted);
+    at = 0;
+    point();
+  }
+  button.style.maxWidth = `${2 * image.getAttribute("width")}px`; // few channels need not fill the page
+  const outer = image.closest("a") || image;
+  outer.replaceWith(button);
+  button.append(image, canvas, box);
+  button.setAttribute("aria-label", `${image.alt}. Arrow keys go from channel to channel, Enter enlarges one.`);
+  button.addEventListener("pointermove", under);
+  button.addEventListener("pointerleave", () => { box.hidden = document.activeElement !== button; });
+  button.addEventListener("focus", point);
+  button.addEventListener("blur", () => { box.hidden = true; });
+  button.addEventListener("click", async () => { image.loading = "eager"; await image.decode(); zoom(owner); });
+  button.addEventListener("keydown", (event) => {
+    const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
+    if (by) { event.preventDefault(); owner.move(by); }
+  });
+  const bar = make("p", { className: "controls" });
+  if (about.activity && count > 1) {
+    const press = make("button", { type: "button", textContent: "Sort by activity", onclick: sort });
+    press.setAttribute("aria-pressed", "false");
+    bar.append(press);
+  }
+  status.setAttribute("aria-live", "polite");
+  bar.append(status);
+  button.after(bar);
+}

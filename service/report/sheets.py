@@ -1,0 +1,150 @@
+"""Sheets: the channels of a feature map as tiles of one picture, 16 a row, made for a whole batch inside the graph."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from service.report.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SHADES
+
+COLUMNS = 16  # tiles a row
+BLOCK = 16  # pixels: JPEG codes squares of 8 in brightness and 16 in colour, and what lies in one runs together
+SMALLEST, LARGEST = 24, 64  # pixels of a tile's longer side
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the tiles of a sheet lie, in pixels. Tile i is in row `i // columns`, column `i % columns`.
+
+    Attributes:
+        columns: Tiles in a full row.
+        count: Tiles in all.
+        tile: Width and height of a tile.
+        pitch: From one tile to the next, across and down: whole blocks, so that no tile runs into its neighbour.
+        offset: Of the first tile.
+    """
+
+    columns: int
+    count: int
+    tile: tuple[int, int]
+    pitch: tuple[int, int]
+    offset: tuple[int, int] = (0, 0)
+
+    def for_page(self, **more: Any) -> dict[str, Any]:
+        """What the page's script needs to find tiles."""
+        return asdict(self) | more
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How maps become tiles.
+
+    Attributes:
+        shrink: Squares of so many pixels are averaged,
+        grow: then pixels are repeated so many times.
+        block: Tiles begin at multiples of so many pixels.
+        columns: Tiles a row.
+    """
+
+    shrink: int
+    grow: int
+    block: int = BLOCK
+    columns: int = COLUMNS
+
+
+def scaling(height: int, width: int, smallest: int = SMALLEST, largest: int = LARGEST) -> Scaling:
+    """The whole factors that bring the longer side of a map between two sizes, as far as whole factors can."""
+    shrink = max(1, -(-max(height, width) // largest))
+    side = -(-max(height, width) // shrink)
+    return Scaling(shrink, max(1, -(-smallest // side)))
+
+
+def grid(height: int, width: int, count: int, scaled: Scaling) -> Grid:
+    """The grid of `count` maps of a size, each with at least a pixel of frame to its right and below."""
+    tile = tuple(-(-side // scaled.shrink) * scaled.grow for side in (width, height))
+    pitch = tuple(-(-(side + 1) // scaled.block) * scaled.block for side in tile)
+    return Grid(min(scaled.columns, count), count, (tile[0], tile[1]), (pitch[0], pitch[1]))
+
+
+def levels(values: Any, mean: Any = None, deviation: Any = None) -> tf.Tensor:
+    """Brings every channel to mean 128 and standard deviation 64, clipped to 0..255 (F. Chollet, 2017).
+
+    Args:
+        values: float `[B, H, W, C]`.
+        mean: `[C]` or wider, where several moments of a network share a scale; None takes each image's own.
+        deviation: The same.
+
+    Returns:
+        float32 `[B, H, W, C]`; 128 where a channel does not deviate.
+    """
+    if mean is None or deviation is None:
+        mean, variance = tf.nn.moments(values, axes=(1, 2), keepdims=True)
+        deviation = tf.sqrt(variance)
+    return tf.clip_by_value(tf.math.divide_no_nan((values - mean) * 64.0, deviation) + 128.0, 0.0, 255.0)
+
+
+def blank(values: Any) -> tf.Tensor:
+    """Which channels carry no signal: never above zero, or the same everywhere. `[B, H, W, C]` to bool `[B, C]`."""
+    highest, lowest = tf.reduce_max(values, axis=(1, 2)), tf.reduce_min(values, axis=(1, 2))
+    return ~((highest > 0) & (highest > lowest))
+
+
+def sheet(shown: Any, is_blank: Any, scaled: Scaling) -> tf.Tensor:
+    """Lays out channels as tiles.
+
+    Args:
+        shown: float32 `[B, H, W, C]`, 0 to 255.
+        is_blank: bool `[B, C]`: these become flat.
+        scaled: How much smaller or larger.
+
+    Returns:
+        uint8 `[B, rows * pitch, columns * pitch]`: places in a palette.
+    """
+    _, height, width, count = shown.shape
+    lies = grid(height, width, count, scaled)
+    if scaled.shrink > 1:
+        shown = _averaged(shown, scaled.shrink)
+    places = tf.cast(tf.round(shown * ((SHADES - 1) / 255)), tf.uint8)
+    places = tf.where(is_blank[:, None, None, :], tf.constant(FLAT_PLACE, tf.uint8), places)
+    rows, missing = -(-count // lies.columns), -count % lies.columns
+    places = tf.pad(places, [(0, 0), (0, 0), (0, 0), (0, missing)], constant_values=FRAME_PLACE)  # [B, h, w, rows * columns]
+    places = tf.reshape(places, (-1, *places.shape[1:3], rows, lies.columns))
+    places = tf.transpose(places, (0, 3, 1, 4, 2))  # [B, rows, h, columns, w]
+    if scaled.grow > 1:
+        places = tf.repeat(tf.repeat(places, scaled.grow, axis=2), scaled.grow, axis=4)
+    (tile_w, tile_h), (pitch_w, pitch_h) = lies.tile, lies.pitch
+    places = tf.pad(places, [(0, 0), (0, 0), (0, pitch_h - tile_h), (0, 0), (0, pitch_w - tile_w)], constant_values=FRAME_PLACE)
+    return tf.reshape(places, (-1, rows * pitch_h, lies.columns * pitch_w))
+
+
+def mosaic(tiles: np.ndarray, scaled: Scaling, blank_ones: np.ndarray) -> np.ndarray:
+    """Lays out coloured images as tiles, those that are blank flat.
+
+    Args:
+        tiles: uint8 `[N, H, W, 1 or 3]`.
+        scaled: How much larger; they are not made smaller.
+        blank_ones: bool `[N]`.
+
+    Returns:
+        uint8 `[rows * pitch, columns * pitch, 3]`.
+    """
+    count, height, width, _ = tiles.shape
+    lies = grid(height, width, count, scaled)
+    picture = np.empty((-(-count // lies.columns) * lies.pitch[1], lies.columns * lies.pitch[0], 3), np.uint8)
+    picture[:] = FRAME
+    for place, tile in enumerate(tiles):
+        top, left = place // lies.columns * lies.pitch[1], place % lies.columns * lies.pitch[0]
+        shown = np.full((1, 1, 3), FLAT, np.uint8) if blank_ones[place] else tile.repeat(scaled.grow, 0).repeat(scaled.grow, 1)
+        picture[top : top + lies.tile[1], left : left + lies.tile[0]] = shown
+    return picture
+
+
+def _averaged(values: tf.Tensor, factor: int) -> tf.Tensor:
+    """Averages blocks `[factor, factor]` of `[B, H, W, C]`; what is missing in the last ones repeats the edge."""
+    down, right = -values.shape[1] % factor, -values.shape[2] % factor
+    values = tf.concat([values, *[values[:, -1:]] * down], axis=1)
+    values = tf.concat([values, *[values[:, :, -1:]] * right], axis=2)
+    return tf.nn.avg_pool2d(values, factor, factor, "VALID")

@@ -1,0 +1,41 @@
+"""One browser for all tests of a session, and a report to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import pytest
+from chrome import CHROMIUM, Chrome, chrome
+from report_samples import brightness_model, dim_and_bright, make_run, metrics
+
+from service.checkpoint import Position, save_checkpoint, snapshot, variables_of
+from service.report.job import render_report
+from service.report.subject import ReportOptions
+
+OPTIONS = ReportOptions(training_images=6, predictions=6)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """A headless Chromium, or a skip."""
+    if not Path(CHROMIUM).exists():
+        pytest.skip("needs Chromium")
+    with chrome(tmp_path_factory.mktemp("chromium")) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a run with a mistake, a rejected image and a class name that is no friend."""
+    folder = tmp_path_factory.mktemp("browser")
+    shards = dim_and_bright(folder / "shards", classes=("dim", "<script>bright</script>"))
+    manifest = (shards / "manifest.json").read_text()
+    (shards / "manifest.json").write_text(manifest.replace('"rejected": 0', '"rejected": 1'))
+    (shards / "rejected.jsonl").write_text('{"id": "a/<b>cut.jpg", "reason": "it ends in the middle"}\n')
+    run = make_run(folder / "runs" / "dim_or_bright", shards, brightness_model(), metrics(30))
+    for epoch in (1, 15, 30):
+        arrays = snapshot(variables_of(brightness_model(), keras.optimizers.SGD()))
+        save_checkpoint(run.checkpoints, arrays, Position("", tuple(metrics(epoch))), keep=9)
+    return render_report(run, options=OPTIONS)

@@ -1,0 +1,83 @@
+"""The page over all runs, a comparison, a single file, and the preview of an augmentation, in the browser."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from chrome import Chrome
+from conftest import OPTIONS
+from looking import complaints, pictures
+
+from pipelines.spec import AugmentSpec, DataSpec
+from service.report.comparison import render_comparison
+from service.report.index import write_index
+from service.report.job import Form, render_report
+from service.report.preview import PreviewOptions, render_preview
+from service.runs import Run
+
+NAMES = "[...document.querySelectorAll('table.runs tbody th')].map((head) => head.dataset.value)"
+
+
+@pytest.fixture(scope="module")
+def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Each of these pages."""
+    folder = tmp_path_factory.mktemp("pages")
+    run = Run(report.parent.parent)
+    root = folder / "runs"
+    runs = {}
+    for name, accuracy in (("good", 0.9), ("better", 0.95), ("<i>odd</i>", 0.5)):
+        shutil.copytree(run.path, root / name)
+        runs[name] = Run(root / name)
+        manifest = runs[name].report / "manifest.json"
+        manifest.write_text(manifest.read_text().replace('"best_accuracy": ', f'"best_accuracy": {accuracy}, "was": ', 1))
+    shutil.rmtree(runs["<i>odd</i>"].report)
+    single = render_report(runs["better"], options=OPTIONS, form=Form(single_file=True))
+    shards = Path(run.config()["shards"])
+    augment = AugmentSpec(rotation=20, flip=True)
+    preview = render_preview(
+        shards, DataSpec(image_size=(8, 8), channels=1), augment, PreviewOptions(rows=2, versions=2), folder / "preview"
+    )
+    return {
+        "index": write_index(root, runs, {"<i>odd</i>": "Expected better. Received: worse."}),
+        "comparison": render_comparison([runs["good"], runs["better"]], folder / "comparison"),
+        "single": single.rename(folder / "alone.html"),
+        "preview": preview,
+    }
+
+
+@pytest.mark.parametrize("name", ["index", "comparison", "single", "preview"])
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"])
+def test_they_open_without_a_complaint(browser: Chrome, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
+    browser.open(pages[name], width=width, dark=dark)
+    browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    found = pictures(browser)
+    assert (found["wrong"], found["overflow"]) == (0, 0) or (name, found["overflow"]) == ("index", 0)
+    assert complaints(browser) == []
+    assert browser.errors == []
+
+
+def test_runs_are_sorted(browser: Chrome, pages: dict[str, Path]) -> None:
+    browser.open(pages["index"])
+    heads = "[...document.querySelectorAll('table.runs thead th')]"
+    browser.run(f"{heads}[1].querySelector('button').click()")
+    assert browser.run(NAMES) == ["better", "good", "<i>odd</i>"]
+    assert browser.run(f"{heads}.map((head) => head.getAttribute('aria-sort'))")[:2] == [None, "descending"]
+    browser.run(f"{heads}[0].querySelector('button').click()")
+    browser.run(f"{heads}[0].querySelector('button').click()")
+    assert browser.run(NAMES) == ["<i>odd</i>", "better", "good"]
+    assert browser.run("document.querySelectorAll('table.runs a').length") == 2
+    assert "Expected better" in browser.run("document.querySelector('.note').textContent")
+
+
+def test_a_run_is_entered_from_the_page_over_all(browser: Chrome, pages: dict[str, Path]) -> None:
+    browser.open(pages["index"])
+    browser.run("[...document.querySelectorAll('table.runs a')].find((a) => a.textContent === 'good').click()")
+    browser.until("document.querySelector('h1').textContent === 'dim_or_bright'")
+
+
+def test_a_single_file_asks_for_nothing(browser: Chrome, pages: dict[str, Path]) -> None:
+    browser.open(pages["single"], "#view-predictions")
+    assert pictures(browser)["images"] >= 6
+    assert {address.partition("#")[0] for address in browser.requests} == {pages["single"].as_uri()}
