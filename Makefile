@@ -70,7 +70,7 @@ image: ## the container image for KubeRay: make image ENGINE=buildah EXTRA=gpu (
 	$(ENGINE) build --file k8s/image/Dockerfile --build-arg ACCELERATOR=$(EXTRA) --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE):$(IMAGE_TAG) $(BUILD_OPTIONS) .
 
-image-test: $(READY_DEV) $(KUBECTL) ## build the image and run the manifests' pods, as root: minutes, 8 GB (needs buildah, podman, runc, debootstrap)
+image-test: $(READY_DEV) $(KUBECTL) ## build the image and run the manifests' pods, as root: minutes, 8 GB (needs buildah, podman, runc, catatonit, debootstrap)
 	$(BIN)/python tests/k8s/image_run.py
 
 bench-input: $(READY_DEV) ## how fast photos become batches, beside other libraries (options: BENCH="--quick")

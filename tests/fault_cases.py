@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow as pa
-from fault_lab import EPOCHS, ROWS, EndedError, Lab, Training, check_rows, descendants, difference
+from fault_lab import CALM, EPOCHS, ROWS, EndedError, Lab, Training, check_rows, descendants, difference
 
 
 @dataclass
@@ -100,8 +100,9 @@ def stuck_start(lab: Lab) -> Outcome:
 
 def killed_driver(lab: Lab, workers: int = 1, damage: bool = False) -> Outcome:
     """Kills the driver of two workers, then resumes with some number of them, perhaps from a damaged checkpoint."""
-    reference = lab.reference(2)
-    training = lab.train(f"driver-{workers}-{damage}", "--workers", "2")
+    words = () if workers == 2 else (CALM,)
+    reference = lab.reference(2, *words)
+    training = lab.train(f"driver-{workers}-{damage}", "--workers", "2", *words)
     training.trains()
     training.wait_for(lambda: len(list(training.run.checkpoints.glob("epoch-*"))) > 1)
     trainers, others = training.workers(), descendants(training.process.pid)

@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from fault_cases import Outcome, recovered
-from fault_lab import GLASSBOX, Lab, Training, check_rows, difference, kill_tree
+from fault_lab import CALM, GLASSBOX, Lab, Training, check_rows, difference, kill_tree
 
 from pipelines.shards.manifest import load_manifest
 from service.checkpoint import newest_checkpoint
@@ -57,8 +57,9 @@ def fill(path: Path) -> None:
 
 def elastic(lab: Lab, epochs: int = 150) -> Outcome:
     """From one worker to two as a node joins, and back to one as it is lost. For a head of one CPU."""
-    reference = lab.reference(1, f"epochs={epochs}")
-    training = lab.train("elastic", "--workers", "1:2", "--cpus-per-worker", "1", f"epochs={epochs}", quick_looks=True)
+    words = (CALM, f"epochs={epochs}")
+    reference = lab.reference(1, *words)
+    training = lab.train("elastic", "--workers", "1:2", "--cpus-per-worker", "1", *words, quick_looks=True)
     training.trains()
     assert training.steps(1) == 0
     node = lab.add_node(1)

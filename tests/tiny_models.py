@@ -56,9 +56,10 @@ class Fragile(layers.Layer):
 
 
 def fragile(task: Task) -> keras.Model:
-    """One weight for each pixel, and no answer for a white image."""
+    """A hidden layer, and no answer for a white image."""
     image, x = _pixels(task)
-    return keras.Model(image, head(Fragile()(layers.Flatten()(x)), task.classes))
+    x = layers.Dense(8, activation="relu", name="hidden")(Fragile()(layers.Flatten()(x)))
+    return keras.Model(image, head(x, task.classes))
 
 
 TINY: dict[str, Callable[[Task], keras.Model]] = {

@@ -23,13 +23,14 @@ SCRIPT = Path(__file__).parent / "service" / "training" / "fit_script.py"
 ROOT = SCRIPT.parents[3]
 
 
-def noise_shards(directory: Path, rows: int = 27, held_out: int = 10, classes: int = 2) -> Path:
-    """Noise of 12x12 pixels in some classes, each a little brighter than the one before."""
+def noise_shards(directory: Path, rows: int = 27, held_out: int = 10, classes: int = 2, white: int | None = None) -> Path:
+    """Noise of 12x12 pixels in some classes, each a little brighter than the one before; one training image may be white all over."""
     draw = np.random.default_rng(0)
 
     def noise(split: str, i: int) -> Record:
         low = 160 * (i % classes) // classes
-        return record(draw.integers(low, low + 96, (12, 12, 3)).astype(np.uint8), i % classes, f"{split}/{i}")
+        pixels = draw.integers(low, low + 96, (12, 12, 3)).astype(np.uint8)
+        return record(np.full_like(pixels, 255) if (split, i) == ("train", white) else pixels, i % classes, f"{split}/{i}")
 
     splits = {split: [noise(split, i) for i in range(count)] for split, count in (("train", rows), ("validation", held_out)) if count}
     return write_shards(directory, tuple(f"class{i}" for i in range(classes)), splits)

@@ -97,6 +97,15 @@ def test_smoothing_and_class_weights_reach_the_loss(shards: Path, tmp_path: Path
     assert metrics["accuracy"] == pytest.approx(((likely > 0.5) == data["label"]).mean())
 
 
+def test_the_gradient_is_as_short_as_asked_for(shards: Path, tmp_path: Path) -> None:
+    """Four updates of rate 1 along gradients that are cut to a hundredth."""
+    optimizer = {"name": "sgd", "learning_rate": 1.0, "clip_norm": 0.01}
+    config = config_for(shards, epochs=1, augment=None, optimizer=optimizer)
+    run = fitted(tmp_path / "run", config)
+    moved = [after - before for after, before in zip(saved(run, "epoch-0001", "model"), fresh(config).get_weights(), strict=True)]
+    assert 0.02 < np.sqrt(sum((part**2).sum() for part in moved)) < 0.0401
+
+
 def test_metrics_are_plain_json_with_speed(shards: Path, tmp_path: Path) -> None:
     run = fitted(tmp_path / "run", config_for(shards, epochs=2, evaluate_every=5, **PLAIN))
     first, last = (json.loads(line) for line in run.metrics_path.read_text().splitlines())

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from shard_samples import record, write_shards
 from training_samples import config_for, fitted, noise_shards, saved
 
 from pipelines.errors import ConfigError, TrainingError
@@ -18,6 +17,7 @@ from service.config import RunConfig
 from service.runs import Run
 from service.training.learner import build_network
 from service.training.loop import fit
+from service.training.scale import FIRST
 
 SGD = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
 STAGES = [{"epochs": 1, "freeze": "hidden"}, {"epochs": 2, "learning_rate": 0.01, "schedule": {"name": "cosine"}}]
@@ -60,12 +60,13 @@ RECIPES: dict[str, dict[str, Any]] = {
 def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(shards: Path, tmp_path: Path, recipe: str) -> None:
     config = config_for(shards, steps_per_call=1, **RECIPES[recipe])
     straight, run = fitted(tmp_path / "straight", config), Run(tmp_path / "stopped")
-    times = 0
-    while len(run.metrics()) < config.epochs:
+    updates = config.epochs * -(-3 // config.accumulate)
+    for _ in range(updates):
+        assert len(run.metrics()) < config.epochs
         fitted(run.path, config, looks=1)  # one update, then it is asked to stop
-        times += 1
-    assert times == config.epochs * -(-3 // config.accumulate)
     same(straight, run, f"epoch-{config.epochs:04d}")
+    if recipe == "stages":  # the factor on the loss, and the updates it has lasted: those of the second stage
+        assert [float(v) for v in saved(run, "epoch-0003", "training")[-2:]] == [FIRST, 4.0]
 
 
 def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: Path) -> None:
@@ -125,11 +126,7 @@ def test_a_full_disk_is_an_error_that_leaves_what_was_whole(shards: Path, tmp_pa
 @pytest.fixture(scope="module")
 def one_white(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """19 training images, of which the eleventh is white."""
-    draw = np.random.default_rng(0)
-    images = [draw.integers(0, 200, (12, 12, 3)).astype(np.uint8) for _ in range(19)]
-    images[10][:] = 255
-    records = [record(image, n % 2, str(n)) for n, image in enumerate(images)]
-    return write_shards(tmp_path_factory.mktemp("white") / "shards", ("a", "b"), {"train": records})
+    return noise_shards(tmp_path_factory.mktemp("white") / "shards", rows=19, held_out=0, white=10)
 
 
 @pytest.mark.parametrize(("accumulate", "steps_per_call"), [(1, 1), (1, 3), (2, 1)])
