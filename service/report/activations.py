@@ -11,6 +11,7 @@ import tensorflow as tf
 from service.report.colours import SEQUENTIAL, coloured
 from service.report.network import Network, Tap, Trace
 from service.report.pictures import Album, Drawing, enlarged, tiled
+from service.report.probes import origin_of, photos_of
 from service.report.sheets import Scaling, blank, grid, levels, scaling, sheet
 from service.report.subject import Section, Subject
 
@@ -129,13 +130,13 @@ def part(subject: Subject, album: Album) -> Section | None:
     if not probes:
         return None
     layers = {tap.name: subject.look.layers[tap.name] for tap in network.taps}
+    photos = album.add_all(photos_of(subject)[: len(probes)])
     drawn = iter(album.add_all(_drawings(subject, probes, layers)))
     looks = []
     for n, probe in enumerate(probes):
-        origin = subject.origin(subject.evaluation, [probe.row], checkpoint=subject.model_digest, scale=subject.scale)
         looks.append(
             {
-                "picture": album.add_photo(probe.pixels, "input", probe.name.capitalize(), **origin),
+                "picture": photos[n],
                 "row": probe.row,
                 "truth": subject.classes[probe.truth],
                 "predicted": subject.classes[probe.predicted],
@@ -171,9 +172,8 @@ def _drawings(subject: Subject, probes: Any, layers: dict[str, LayerValues]) -> 
     """The pictures of all layers of all probes, in order; single units have none."""
     found = []
     for n, probe in enumerate(probes):
-        origin = subject.origin(subject.evaluation, [probe.row], checkpoint=subject.model_digest, scale=subject.scale)
         for tap in subject.network.taps:
-            values, made_from = layers[tap.name], {**origin, "layer": tap.name}
+            values, made_from = layers[tap.name], origin_of(subject, probe, layer=tap.name)
             stem = "".join(letter if letter.isalnum() else "-" for letter in tap.name)
             words = f"{tap.name}: {_note(tap, values, n)}"
             if isinstance(values, MapValues):

@@ -25,14 +25,15 @@ def part(subject: Subject, album: Album) -> Section | None:
     if not layers or not options.patterns:
         return None
     found = [_patterns(network, tap, options.patterns, options.seed) for tap in layers]
-    pictures = album.add_all(_drawing(subject, patterns_) for patterns_ in found)
+    states = [states_of(patterns_, _alive(subject, patterns_)) for patterns_ in found]
+    pictures = album.add_all(_drawing(subject, patterns_, state) for patterns_, state in zip(found, states, strict=True))
     shown = [
-        {"layer": tap.name, "picture": picture, "sheet": _sheet(patterns_), "channels": tap.shape[2], "table": _table(patterns_)}
-        for tap, patterns_, picture in zip(layers, found, pictures, strict=True)
+        {"layer": tap.name, "picture": picture, "sheet": _sheet(patterns_), "channels": tap.shape[2], "table": _table(patterns_, state)}
+        for tap, patterns_, picture, state in zip(layers, found, pictures, states, strict=True)
     ]
     figures = [
-        {"layer": p.layer, "filters": list(p.filters), "before": p.before.tolist(), "after": p.after.tolist(), "dead": dead(p)}
-        for p in found
+        {"layer": p.layer, "filters": list(p.filters), "before": p.before.tolist(), "after": p.after.tolist(), "dead": _dead(p, state)}
+        for p, state in zip(found, states, strict=True)
     ]
     values = {"layers": shown, "left_out": len(network.convolutions) - len(layers), "steps": STEPS}
     return Section("patterns", "What filters look for", values, {"steps": STEPS, "seed": options.seed, "layers": figures})
@@ -45,9 +46,20 @@ def chosen_layers(network: Network) -> list[Tap]:
     return [found[place] for place in places]
 
 
-def dead(found: Patterns) -> list[int]:
-    """Filters that never answered."""
-    return [number for number, silent in zip(found.filters, found.silent, strict=True) if silent]
+def states_of(found: Patterns, alive: np.ndarray) -> list[str]:
+    """What came of every filter: `answers`; or, where nothing made it answer, `silent` if images do, and else `dead`."""
+    return ["answers" if not silent else "silent" if answers else "dead" for silent, answers in zip(found.silent, alive, strict=True)]
+
+
+def _dead(found: Patterns, states: list[str]) -> list[int]:
+    return [number for number, state in zip(found.filters, states, strict=True) if state == "dead"]
+
+
+def _alive(subject: Subject, found: Patterns) -> np.ndarray:
+    """Which of the filters any probe makes answer, bool `[F]`."""
+    if not found.silent.any() or not subject.probes:
+        return np.zeros(len(found.filters), bool)
+    return np.asarray(subject.look.layers[found.layer].activity.max(axis=0)[list(found.filters)] > 0)
 
 
 def shown_size(network: Network, layer: str) -> tuple[int, int]:
@@ -66,8 +78,8 @@ def _scaled(found: Patterns) -> Scaling:
     return replace(scaling(*size, smallest=SMALLEST, largest=max(size)), block=8, columns=COLUMNS)
 
 
-def _drawing(subject: Subject, found: Patterns) -> Drawing:
-    silent = dead(found)
+def _drawing(subject: Subject, found: Patterns, states: list[str]) -> Drawing:
+    silent = _dead(found, states)
     words = f"Patterns of {len(found.filters)} filters of {found.layer}" + (f"; dead: {', '.join(map(str, silent))}" if silent else "")
     origin = {
         "checkpoint": subject.model_digest,
@@ -86,6 +98,6 @@ def _sheet(found: Patterns) -> dict[str, Any]:
     return about.for_page(activity=activity, blank=found.silent.astype(int).tolist(), numbers=list(found.filters))
 
 
-def _table(found: Patterns) -> list[dict[str, Any]]:
-    values = zip(found.filters, found.before.tolist(), found.after.tolist(), found.silent.tolist(), strict=True)
-    return [{"filter": number, "before": before, "after": after, "dead": silent} for number, before, after, silent in values]
+def _table(found: Patterns, states: list[str]) -> list[dict[str, Any]]:
+    values = zip(found.filters, found.before.tolist(), found.after.tolist(), states, strict=True)
+    return [{"filter": number, "before": before, "after": after, "state": state} for number, before, after, state in values]

@@ -9,7 +9,8 @@ import numpy as np
 
 from service.report import heat
 from service.report.gradcam import METHODS
-from service.report.pictures import Album, Drawing, Picture, photo
+from service.report.pictures import Album, Drawing, Picture
+from service.report.probes import origin_of, photos_of
 from service.report.subject import Section, Subject
 
 TITLES = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "layercam": "LayerCAM"}
@@ -21,7 +22,7 @@ def part(subject: Subject, album: Album) -> Section | None:
     if not maps:
         return None
     layers = list(dict.fromkeys(layer for layer, _ in maps))
-    photos = album.add_all(photo(p.pixels, "input", p.name.capitalize(), subject.origin(subject.evaluation, [p.row])) for p in probes)
+    photos = album.add_all(photos_of(subject))
     keys = [
         (n, m, layer, method) for n, probe in enumerate(probes) for m, layer, method in product(range(len(probe.classes)), layers, METHODS)
     ]
@@ -45,14 +46,7 @@ def part(subject: Subject, album: Album) -> Section | None:
 def _drawing(subject: Subject, n: int, m: int, layer: str, method: str) -> Drawing:
     probe, values = subject.probes[n], subject.look.maps[layer, method][n, m]
     words = f"{TITLES[method]} of {layer} for {subject.classes[probe.classes[m]]}: {heat.where(values)}; {probe.name}"
-    made_of = {
-        "checkpoint": subject.model_digest,
-        "layer": layer,
-        "method": method,
-        "class": int(probe.classes[m]),
-        "limit": float(values.max()),
-    }
-    origin = subject.origin(subject.evaluation, [probe.row], scale=subject.scale, **made_of)
+    origin = origin_of(subject, probe, layer=layer, method=method, limit=float(values.max()), **{"class": int(probe.classes[m])})
     return heat.drawing(values, probe.pixels.shape[:2], "map", words, origin)
 
 

@@ -12,7 +12,24 @@ from pipelines.errors import ConfigError
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
 from pipelines.storage import sha256
 from service.inference import check_classes, data_spec_of, load_model, scale_of
-from service.report import activations, compare, confusion, curves, filters, heatmaps, page, predictions, rejected, training_images, trust
+from service.report import (
+    activations,
+    compare,
+    confusion,
+    curves,
+    distillation,
+    edges,
+    filters,
+    heatmaps,
+    page,
+    predictions,
+    rejected,
+    saliency,
+    samples,
+    training_images,
+    trust,
+    weights,
+)
 from service.report.about import About, about_model, about_run
 from service.report.claim import claimed
 from service.report.fingerprint import fingerprint, shards_of
@@ -25,12 +42,17 @@ from service.runs import Run
 PARTS: tuple[Part, ...] = (
     curves.part,
     training_images.part,
+    samples.part,
     predictions.part,
     confusion.part,
     heatmaps.part,
+    saliency.part,
     activations.part,
     filters.part,
+    weights.part,
+    edges.part,
     trust.part,
+    distillation.part,
 )
 Progress = Callable[[int, int, str], None]
 

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipelines.errors import ConfigError
 from service.inference import Predictions
+from service.report.pictures import Drawing, photo
 from service.report.subject import Subject
 
 RANKS = 3  # classes that maps are made for, where there are more than `NAMED`
@@ -35,6 +36,16 @@ class Probe:
     probability: float
     classes: np.ndarray
     name: str
+
+
+def photos_of(subject: Subject) -> list[Drawing]:
+    """The probes themselves as pictures."""
+    return [photo(probe.pixels, "input", probe.name.capitalize(), origin_of(subject, probe)) for probe in subject.probes]
+
+
+def origin_of(subject: Subject, probe: Probe, **parameters: object) -> dict[str, object]:
+    """What a picture of a probe was made from, for the manifest."""
+    return subject.origin(subject.evaluation, [probe.row], checkpoint=subject.model_digest, scale=subject.scale, **parameters)
 
 
 def choose(predictions: Predictions, count: int) -> np.ndarray:

@@ -11,7 +11,8 @@ import tensorflow as tf
 from service.report import heat
 from service.report.colours import DIVERGING
 from service.report.network import Network
-from service.report.pictures import Album, Drawing, photo
+from service.report.pictures import Album, Drawing
+from service.report.probes import origin_of, photos_of
 from service.report.subject import Section, Subject
 
 NOISY, SPREAD = 25, 0.15  # images with noise, whose deviation is such a share of an image's range (Smilkov et al., 2017)
@@ -76,7 +77,7 @@ def part(subject: Subject, album: Album) -> Section | None:
         return None
     classes = np.array([probe.predicted for probe in probes])
     found = saliency(subject.network, np.stack([probe.pixels for probe in probes]), classes, subject.options.seed)
-    photos = album.add_all(photo(p.pixels, "input", p.name.capitalize(), subject.origin(subject.evaluation, [p.row])) for p in probes)
+    photos = album.add_all(photos_of(subject))
     pictures = album.add_all(_drawing(subject, found, n, method) for n in range(len(probes)) for method in METHODS)
     looks = [
         {
@@ -105,7 +106,7 @@ def _drawing(subject: Subject, found: Saliency, n: int, method: str) -> Drawing:
     probe = subject.probes[n]
     size: Any = probe.pixels.shape[:2]
     words = f"{METHODS[method]} for {subject.classes[probe.predicted]}; {probe.name}"
-    origin = subject.origin(subject.evaluation, [probe.row], checkpoint=subject.model_digest, method=method, scale=subject.scale)
+    origin = origin_of(subject, probe, method=method)
     if method == "integrated":
         return Drawing(heat.diverging(found.integrated[n].sum(axis=2), size), "saliency", words, origin, "png", DIVERGING)
     strongest = np.abs(found.gradient[n] if method == "gradient" else found.smooth[n]).max(axis=2)

@@ -66,10 +66,11 @@ class Chrome:
 
     def open(self, page: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Opens a file in a window of that size, and waits until it has loaded."""
-        self.errors, self.requests = [], []
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
         self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
         self.call("Page.navigate", url="about:blank")
+        self.until("document.readyState === 'complete' && location.protocol === 'about:'")
+        self.errors, self.requests = [], []
         self.call("Page.navigate", url=page.as_uri() + fragment)
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
 

@@ -27,13 +27,15 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     run = Run(report.parent.parent)
     root = folder / "runs"
     runs = {}
-    for name, accuracy in (("good", 0.9), ("better", 0.95), ("<i>odd</i>", 0.5)):
+    for name in ("good", "better", "<i>odd</i>"):
         shutil.copytree(run.path, root / name)
         runs[name] = Run(root / name)
+    single = render_report(runs["better"], options=OPTIONS, form=Form(single_file=True)).rename(folder / "alone.html")
+    shutil.copytree(run.report, runs["better"].report, dirs_exist_ok=True)
+    for name, accuracy in (("good", 0.9), ("better", 0.95)):
         manifest = runs[name].report / "manifest.json"
         manifest.write_text(manifest.read_text().replace('"best_accuracy": ', f'"best_accuracy": {accuracy}, "was": ', 1))
     shutil.rmtree(runs["<i>odd</i>"].report)
-    single = render_report(runs["better"], options=OPTIONS, form=Form(single_file=True))
     shards = Path(run.config()["shards"])
     augment = AugmentSpec(rotation=20, flip=True)
     preview = render_preview(
@@ -42,7 +44,7 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     return {
         "index": write_index(root, runs, {"<i>odd</i>": "Expected better. Received: worse."}),
         "comparison": render_comparison([runs["good"], runs["better"]], folder / "comparison"),
-        "single": single.rename(folder / "alone.html"),
+        "single": single,
         "preview": preview,
     }
 
@@ -53,7 +55,7 @@ def test_they_open_without_a_complaint(browser: Chrome, pages: dict[str, Path], 
     browser.open(pages[name], width=width, dark=dark)
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     found = pictures(browser)
-    assert (found["wrong"], found["overflow"]) == (0, 0) or (name, found["overflow"]) == ("index", 0)
+    assert (found["wrong"], found["overflow"]) == (0, 0)
     assert complaints(browser) == []
     assert browser.errors == []
 
@@ -74,7 +76,7 @@ def test_runs_are_sorted(browser: Chrome, pages: dict[str, Path]) -> None:
 def test_a_run_is_entered_from_the_page_over_all(browser: Chrome, pages: dict[str, Path]) -> None:
     browser.open(pages["index"])
     browser.run("[...document.querySelectorAll('table.runs a')].find((a) => a.textContent === 'good').click()")
-    browser.until("document.querySelector('h1').textContent === 'dim_or_bright'")
+    browser.until("document.querySelector('h1')?.textContent === 'dim_or_bright'")
 
 
 def test_a_single_file_asks_for_nothing(browser: Chrome, pages: dict[str, Path]) -> None:

@@ -102,15 +102,39 @@ def test_layers_and_sizes_that_are_shown():
     assert page_filters.shown_size(tied, "c") == (256, 128)
 
 
-def test_the_section_marks_dead_filters(tmp_path):
+class Image:
+    """One image, black but for its red."""
+
+    split, labels = "validation", np.array([0], np.int32)
+
+    def read(self, rows):
+        return np.broadcast_to(np.array([200, 0, 0], np.uint8), (1, 6, 8, 3))
+
+    def evidence(self, rows):
+        return [None]
+
+    def batches(self):
+        return [{"image": self.read([0]), "label": self.labels, "weight": np.ones(1, np.float32), "row": np.arange(1)}]
+
+
+def test_the_section_tells_dead_filters_from_silent_ones(tmp_path):
+    """Red less green and blue: noise around grey is far from it, an image that is all red is not."""
     model = network(L.Conv2D(20, 1, activation="relu", name="c")).model
-    model.get_layer("c").set_weights([np.zeros((1, 1, 3, 20)), np.full(20, -1.0)])
-    subject = Subject("tiny", model, "m", "s", ("a", "b"), None, None, 1.0, ReportOptions(patterns=4))  # type: ignore[arg-type]
+    kernel = np.zeros((1, 1, 3, 20), np.float32)
+    kernel[0, 0, 0, 1], kernel[0, 0, 2, 2] = 1, 1
+    bias = np.full(20, -1.0)
+    bias[1], bias[2] = -195, 0
+    model.get_layer("c").set_weights([kernel, bias])
+    subject = Subject("tiny", model, "m", "s", ("a", "b"), Image(), Image(), 1.0, ReportOptions(patterns=4))
     section = page_filters.part(subject, Album(tmp_path))
     assert section is not None
-    assert section.figures["layers"][0]["dead"] == [0, 1, 2, 3]
-    assert section.values["layers"][0]["picture"].alt.endswith("dead: 0, 1, 2, 3")
-    assert section.values["layers"][0]["sheet"]["blank"] == [1, 1, 1, 1]
-    dense = Subject("tiny", keras.Sequential([L.Input((2, 2, 1)), L.Flatten(), L.Dense(2)]), "m", "s", ("a", "b"), None, None, 1.0)  # type: ignore[arg-type]
-    (tmp_path / "other").mkdir()
-    assert page_filters.part(dense, Album(tmp_path / "other")) is None
+    (layer,) = section.values["layers"]
+    assert [row["state"] for row in layer["table"]] == ["dead", "silent", "answers", "dead"]
+    assert section.figures["layers"][0]["dead"] == [0, 3]
+    assert layer["picture"].alt.endswith("dead: 0, 3")
+    assert layer["sheet"]["blank"] == [1, 1, 0, 1]
+
+
+def test_no_convolutions_no_section(tmp_path):
+    dense = keras.Sequential([L.Input((2, 2, 1)), L.Flatten(), L.Dense(2)])
+    assert page_filters.part(Subject("tiny", dense, "m", "s", ("a", "b"), Image(), Image(), 1.0), Album(tmp_path)) is None
