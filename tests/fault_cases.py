@@ -93,7 +93,7 @@ def stuck_start(lab: Lab) -> Outcome:
     began = time.monotonic()
     said = training.ends(4)
     assert "Expected workers that start" in said, said
-    psutil.wait_procs(workers, timeout=20)
+    psutil.wait_procs(workers, timeout=60)
     assert not any(worker.is_running() for worker in workers)
     return Outcome("SIGSTOP of a worker while it starts", 1, "exit 4 in one sentence", [time.monotonic() - began])
 
@@ -116,7 +116,7 @@ def killed_driver(lab: Lab, workers: int = 1, damage: bool = False) -> Outcome:
         (newest(training) / "state.npz").write_bytes(b"damaged")
     resumed = lab.train(training.run.path.name, "--resume", "--workers", str(workers))
     said = resumed.ends()
-    assert not psutil.wait_procs(others, timeout=120)[1], "of a Ray of its own something is left"  # its agents take a minute
+    assert not psutil.wait_procs(others, timeout=300)[1], "of a Ray of its own something is left"  # its agents take a minute
     assert not damage or "is damaged and was passed over: continuing from epoch-" in said
     check_rows(resumed.run)
     fault = f"kill -9 of the driver{', the last checkpoint damaged' if damage else ''}, --resume --workers {workers}"

@@ -34,6 +34,7 @@ epochs: {EPOCHS}
 checkpoint_minutes: 0.01
 keep_checkpoints: 3
 """
+PATIENCE = 600.0  # seconds; a busy machine takes minutes to start workers
 CALM = "optimizer.learning_rate=3e-8"  # for what is to come out nearly alike
 GLASSBOX = "import sys; from service.cli import main; sys.exit(main())"
 QUICK_LOOKS = f"from service.training import group; group.LOOK_SECONDS = 1.0; {GLASSBOX}"
@@ -85,7 +86,7 @@ class Training:
             return (self.run.path / f"rows-{rank}.log").read_bytes().count(b"\n")
         return 0
 
-    def wait_for(self, what: Callable[[], object], seconds: float = 180) -> float:
+    def wait_for(self, what: Callable[[], object], seconds: float = PATIENCE) -> float:
         """Waits until something is so; returns how many seconds it took. Fails where it does not come, or the process ends before."""
         began = time.monotonic()
         while not what():
@@ -96,12 +97,12 @@ class Training:
             time.sleep(0.05)
         return time.monotonic() - began
 
-    def trains(self, steps: int = 20, seconds: float = 180) -> float:
+    def trains(self, steps: int = 20, seconds: float = PATIENCE) -> float:
         """Waits for so many further steps."""
         before = self.steps()
         return self.wait_for(lambda: self.steps() >= before + steps, seconds)
 
-    def ends(self, code: int = 0, seconds: float = 240) -> str:
+    def ends(self, code: int = 0, seconds: float = PATIENCE) -> str:
         """Waits for its end, which must have this exit code and no traceback; returns what it printed."""
         try:
             self.process.wait(seconds)

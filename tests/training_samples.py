@@ -86,7 +86,7 @@ def fitted(path: Path, config: RunConfig, looks: int | None = None) -> Run:
     return Run(path)
 
 
-def train_elsewhere(runs: Sequence[Path | str], workers: int = 1, devices: int = 1, seconds: float = 240) -> None:
+def train_elsewhere(runs: Sequence[Path | str], workers: int = 1, devices: int = 1, seconds: float = 600) -> None:
     """Trains runs that are there already, one after the other, in processes of their own.
 
     Args:

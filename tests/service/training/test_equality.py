@@ -38,7 +38,7 @@ ALONE: dict[str, dict[str, Any]] = {  # what one process does otherwise, or not 
     "overflow": {
         "model": "tiny_fragile",
         "precision": "mixed_float16",
-        "class_weights": {"class0": 4000.0},
+        "class_weights": {"class0": 500.0},
         "optimizer": SGD,
         "augment": None,
     },
