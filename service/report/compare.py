@@ -13,14 +13,16 @@ from service.inference import load_model
 from service.report import training_images
 from service.report.colours import SEQUENTIAL, shaded
 from service.report.moments import moments_of
-from service.report.pictures import Album, Drawing, Picture
+from service.report.pictures import Album, Drawing, Picture, tiled
 from service.report.plots import Line, Plot
 from service.report.subject import Section, Subject
 from service.report.timeline import Look, look, shared_limits, shared_sheets
 from service.runs import Run
 
 PROBES, MOMENTS = 2, 8  # images, and moments of each run
+FILTERS = 8  # patterns of each moment, in comparisons that were asked for
 ROLES = "abcdef"
+MAP = "Grad-CAM"
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ def probe_rows(subject: Subject) -> list[int]:
     return [int(row) for row in training_images.choose(subject.evaluation.labels, PROBES)]
 
 
-def course_of(run: Run, subject: Subject, rows: Sequence[int]) -> Course:
+def course_of(run: Run, subject: Subject, rows: Sequence[int], filters: int = 0) -> Course:
     """What a run made of the images at its moments. The weights of the subject's model are changed."""
     moments = moments_of(run, MOMENTS)
-    looks = look(subject.model, subject.scale, moments, subject.evaluation.read(rows), subject.evaluation.labels[list(rows)])
+    looks = look(subject.model, subject.scale, moments, subject.evaluation.read(rows), subject.evaluation.labels[list(rows)], filters)
     seen = {one.epoch for one in looks}
     return Course(subject.name, tuple(looks), tuple(moment.epoch for moment in moments if moment.epoch not in seen))
 
@@ -84,7 +86,7 @@ def side_by_side(subjects: Sequence[tuple[Run, Subject]], album: Album) -> Secti
         if subject.shards_digest != first.shards_digest:
             fix = "compare runs of one shard set, or name one for all with --data"
             raise ConfigError("runs on the same shard set", f"runs={first.name} and {subject.name} (on different ones)", fix)
-        courses.append(course_of(run, subject, rows))
+        courses.append(course_of(run, subject, rows, FILTERS))
         if not courses[-1].looks:
             raise ConfigError("runs with undamaged checkpoints", f"run={run.path} (none)", "train it again, or leave it out")
     return section(first, album, rows, courses)
@@ -120,17 +122,8 @@ def _shown(subject: Subject, album: Album, rows: Sequence[int], course: Course, 
         until = course.looks[number + 1].epoch if number + 1 < len(course.looks) else axis[-1] + 1
         places = [str(place) for place, epoch in enumerate(axis) if (one.epoch <= epoch or number == 0) and epoch < until]
         for probe, row in enumerate(rows):
-            origin = subject.origin(subject.evaluation, [row], run=course.name, epoch=one.epoch)
-            words = f"{course.name}, epoch {one.epoch}, {subject.evaluation.split} image {row}"
-            drawings = [
-                Drawing(drawn[number][probe], "channels", f"{layer}: first channels; {words}", origin | {"layer": layer}, "png", SEQUENTIAL)
-                for layer, drawn in sheets.items()
-            ]
-            if one.maps.size:
-                shares = one.maps[probe] / limits[probe]
-                alt = f"Grad-CAM for the true class, highest {one.maps[probe].max():.3g} of {limits[probe]:.3g}; {words}"
-                drawings.append(Drawing(shaded(shares), "map", alt, origin | {"limit": float(limits[probe])}, "png", SEQUENTIAL))
-            pictures = album.add_all(drawings)
+            drawings = _drawings(subject, course, number, probe, row, sheets, float(limits[probe]))
+            pictures = dict(zip(drawings, album.add_all(drawings.values()), strict=True))
             predicted = int(one.probabilities[probe].argmax())
             found.append(
                 Shown(
@@ -139,10 +132,34 @@ def _shown(subject: Subject, album: Album, rows: Sequence[int], course: Course, 
                     subject.classes[predicted],
                     float(one.probabilities[probe, predicted]),
                     predicted == int(subject.evaluation.labels[row]),
-                    pictures[-1] if one.maps.size else None,
-                    tuple(zip(sheets, pictures, strict=False)),
+                    pictures.pop(MAP, None),
+                    tuple(pictures.items()),
                 )
             )
+    return found
+
+
+def _drawings(
+    subject: Subject, course: Course, number: int, probe: int, row: int, sheets: dict[str, list[list[np.ndarray]]], limit: float
+) -> dict[str, Drawing]:
+    """What is drawn of a probe at one moment, by what stands above it; the map under `MAP`."""
+    one = course.looks[number]
+    origin = subject.origin(subject.evaluation, [row], run=course.name, epoch=one.epoch)
+    words = f"{course.name}, epoch {one.epoch}"
+    of_image = f"{words}, {subject.evaluation.split} image {row}"
+    found = {}
+    for layer, drawn in sheets.items():
+        alt = f"{layer}: first channels; {of_image}"
+        found[layer] = Drawing(drawn[number][probe], "channels", alt, origin | {"layer": layer}, "png", SEQUENTIAL)
+    if one.patterns:
+        layer, tiles = one.patterns
+        title = f"what {len(tiles)} filters of {layer} look for"
+        pixels = tiled(tiles.repeat(3, axis=3) if tiles.shape[3] == 1 else tiles, FILTERS)
+        found[title] = Drawing(pixels, "patterns", f"{title.capitalize()}; {words}", origin | {"layer": layer})
+    if one.maps.size:
+        heat = one.maps[probe]
+        alt = f"Grad-CAM for the true class, highest {heat.max():.3g} of {limit:.3g}; {of_image}"
+        found[MAP] = Drawing(shaded(heat / limit), "map", alt, origin | {"limit": limit}, "png", SEQUENTIAL)
     return found
 
 

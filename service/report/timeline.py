@@ -11,10 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.errors import TrainingError
-from service.report.colours import FLAT_PLACE, FRAME_PLACE, shaded
+from service.report.colours import FLAT, FLAT_PLACE, FRAME_PLACE, shaded
+from service.report.filters import shown_size
 from service.report.gradcam import Heatmaps
 from service.report.moments import Moment
 from service.report.network import Network, Tap
+from service.report.patterns import patterns, pixels
 from service.report.pictures import enlarged, reduced
 from service.report.sheets import blank, levels
 
@@ -31,15 +33,20 @@ class Look:
         probabilities: float32 `[B, K]`.
         maps: float32 `[B, h, w]`, Grad-CAM for the true classes, at least 0; empty `[B, 0, 0]` without convolutions.
         channels: float32 `[B, H, W, <= CHANNELS]` by layer.
+        patterns: A layer, and what its first filters look for, uint8 `[F, H, W, C]`, from the same noise at every moment; None
+            where nobody asked.
     """
 
     epoch: int
     probabilities: np.ndarray
     maps: np.ndarray
     channels: dict[str, np.ndarray] = field(default_factory=dict)
+    patterns: tuple[str, np.ndarray] | None = None
 
 
-def look(model: keras.Model, scale: float, moments: Sequence[Moment], images: np.ndarray, truth: np.ndarray) -> list[Look]:
+def look(
+    model: keras.Model, scale: float, moments: Sequence[Moment], images: np.ndarray, truth: np.ndarray, filters: int = 0
+) -> list[Look]:
     """Runs a model with the weights of each moment; those whose checkpoint is damaged are left out.
 
     Args:
@@ -48,6 +55,7 @@ def look(model: keras.Model, scale: float, moments: Sequence[Moment], images: np
         moments: In order.
         images: uint8 `[B, H, W, C]`.
         truth: int `[B]`, the true classes.
+        filters: How many patterns of filters of the last shown layer to make; takes longer than all else.
     """
     network = Network(model, scale)
     shown, last = shown_layers(network), network.last_map
@@ -63,7 +71,8 @@ def look(model: keras.Model, scale: float, moments: Sequence[Moment], images: np
         heat = maps(images, truth[:, None]).maps if maps else {}
         of_truth = next(iter(heat.values()))[:, 0] if heat else np.zeros((len(images), 0, 0), np.float32)
         channels = {tap.name: value.numpy() for tap, value in zip(shown, values, strict=True)}
-        found.append(Look(moment.epoch, tf.nn.softmax(logits).numpy(), of_truth, channels))
+        made = _patterns(network, shown[-1], filters) if shown and filters else None
+        found.append(Look(moment.epoch, tf.nn.softmax(logits).numpy(), of_truth, channels, made))
     return found
 
 
@@ -110,6 +119,14 @@ def shared_limits(maps: Sequence[np.ndarray]) -> np.ndarray:
     """
     highest = np.max([moment.reshape(len(moment), -1).max(axis=1, initial=0) for moment in maps], axis=0)
     return np.asarray(np.where(highest > 0, highest, 1), np.float32)
+
+
+def _patterns(network: Network, tap: Tap, count: int) -> tuple[str, np.ndarray]:
+    """The layer's name and patterns, grey where a filter never answered."""
+    found = patterns(network, tap.name, range(min(count, tap.shape[2])), size=shown_size(network, tap.name))
+    made = pixels(found.images)
+    made[found.silent] = FLAT[0]
+    return tap.name, made
 
 
 def _inner(network: Network, images: Any, shown: Sequence[Tap]) -> tuple[Any, list[Any]]:

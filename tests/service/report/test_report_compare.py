@@ -132,6 +132,12 @@ def test_runs_side_by_side(run, tmp_path):
         assert when.replace('"', "&#34;") in html
     manifest = json.loads((page.parent / "manifest.json").read_text())
     assert set(manifest["runs"]) == {"one", "two"}
+    patterns = [entry for entry in manifest["pictures"] if entry["file"].startswith("pictures/patterns-")]
+    assert {(origin["run"], origin["epoch"]) for entry in patterns for origin in entry["made_from"]} == {
+        *(("one", epoch) for epoch in (1, 2, 3)),
+        *(("two", epoch) for epoch in (2, 5)),
+    }
+    assert len(patterns) == 1  # the convolution is the same in all of them, and so is the noise
     for picture in manifest["pictures"]:
         assert (page.parent / picture["file"]).is_file()
     assert render_comparison([run, other], tmp_path / "out") == page  # in place of the old one
