@@ -101,13 +101,11 @@ def open_feed(data: str) -> Feed:
         ConfigError: There is neither.
         DataError: It is there but cannot be used.
     """
-    from pipelines.sources import photos  # noqa: F401 (importing registers it; shards cannot be built of it)
-
     path = Path(data)
     if path.is_dir() and not (path / FILE_NAME).is_file():
         fix = f"write photos:{data} for the images below it, or build shards with 'glassbox shards build folder:{data} OUT'"
         raise ConfigError("a shard set or a source", f"data={data} (a folder without {FILE_NAME})", fix)
-    return ShardFeed(str(path.absolute())) if path.is_dir() else SourceFeed(open_source(data))
+    return ShardFeed(str(path.absolute())) if path.is_dir() else SourceFeed(open_source(data, labelled=False))
 
 
 def _chosen(feed: Feed, split: str | None, data: str) -> dict[str, int]:

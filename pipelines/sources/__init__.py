@@ -33,25 +33,32 @@ class Source(Protocol):
 
 
 SOURCES: Registry[Callable[[str], Source]] = Registry("source")  # opened with what follows the colon
+CLASSLESS: Registry[Callable[[str], Source]] = Registry("source without classes")  # nothing can be learned from them
 NAMED: Registry[Callable[[], Source]] = Registry("data set")  # known by their name alone
 FORMS = "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence or cats_and_dogs"
 
 
-def open_source(name: str) -> Source:
+def open_source(name: str, labelled: bool = True) -> Source:
     """Opens a source from its ``kind:argument`` name, or a data set known by its name alone.
+
+    Args:
+        name: What the user asked for.
+        labelled: Whether it must have classes; where it need not, ``photos:DIR`` is one as well.
 
     Raises:
         ConfigError: The kind is unknown, or its argument is missing.
         DataError: The source is there but cannot be used.
     """
-    from pipelines.sources import archive, cats_and_dogs, download, folder, idx, synthetic, tfds  # noqa: F401 (importing registers them)
+    from pipelines.sources import archive, cats_and_dogs, download, folder, idx, photos, synthetic, tfds  # noqa: F401 (importing registers them)
 
     kind, _, argument = name.partition(":")
     if kind in NAMED.names() and not argument:
         return NAMED.get(kind)()
-    if kind in SOURCES.names() and argument:
-        return SOURCES.get(kind)(argument)
-    fix, known, path = f"write {FORMS}", (*SOURCES.names(), *NAMED.names()), Path(name).expanduser()
+    kinds = dict.fromkeys(SOURCES.names(), SOURCES) | ({} if labelled else dict.fromkeys(CLASSLESS.names(), CLASSLESS))
+    if kind in kinds and argument:
+        return kinds[kind].get(kind)(argument)
+    forms, known, path = FORMS if labelled else f"photos:DIR, {FORMS}", (*kinds, *NAMED.names()), Path(name).expanduser()
+    fix = f"write {forms}"
     if kind not in known:
         fix = f"write {'folder' if path.is_dir() else 'archive'}:{name}" if name and path.exists() else f"{suggest(kind, known)}; {fix}"
     raise ConfigError("a known source", f"source={name}", fix)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.sources import SOURCES
+from pipelines.sources import CLASSLESS
 from pipelines.sources.folder import FolderSource, files_below
 from pipelines.sources.layout import PATH, SIZE, collect, is_image
 
 SPLIT = "photos"
 
 
-@SOURCES.register("photos")
+@CLASSLESS.register("photos")
 def open_photos(argument: str) -> FolderSource:
     """Lists the files below a folder, at any depth, in the order of their paths, which are their identifiers.
 

@@ -28,6 +28,17 @@ def test_wrong_names_say_what_to_write(name, fix, tmp_path, monkeypatch):
     assert caught.value.fix.endswith(FORMS)
 
 
+def test_photos_without_classes_are_a_source_only_where_none_are_needed(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    name = f"photos:{tmp_path}"
+    assert open_source(name, labelled=False).counts() == {"photos": 1}
+    with pytest.raises(ConfigError) as caught:
+        open_source(name)
+    assert "photos" not in caught.value.fix
+    with pytest.raises(ConfigError, match="use photos"):
+        open_source(f"photo:{tmp_path}", labelled=False)
+
+
 def test_a_bare_path_says_the_kind(tmp_path):
     (tmp_path / "x.zip").write_bytes(b"")
     for path, kind in ((tmp_path, "folder"), (tmp_path / "x.zip", "archive")):
