@@ -52,7 +52,7 @@ CLUSTER: dict[str, tuple[str, str, Any, str]] = {
         "object-store-memory: must be bytes",
     ),
     "no shared memory": (RAY, f"{WORKER}.{C}.volumeMounts.3", GONE, "containers[0].volumeMounts: nothing at /dev/shm"),
-    "a job without a cluster": (TRAINING, "spec.clusterSelector", GONE, "spec.clusterSelector, rayClusterSpec"),
+    "a job without a cluster": (TRAINING, "spec.clusterSelector", GONE, "spec.clusterSelector.ray.io/cluster"),
     "a job that waits on a standing cluster": (TRAINING, "spec.suspend", True, "spec.suspend"),
     "a job submitted from elsewhere": (TRAINING, "spec.submissionMode", "HTTPMode", "spec.submissionMode"),
     # references
@@ -110,10 +110,15 @@ CLUSTER: dict[str, tuple[str, str, Any, str]] = {
         "NetworkPolicy/ray-cluster",
         "spec.policyTypes",
         ["Ingress"],
-        "worker does not reach RayCluster/glassbox head",
+        "NetworkPolicy/ray-cluster: spec.egress: of no effect",
     ),
     "no names": ("NetworkPolicy/names", "spec.egress.0.ports.0.port", 54, "does not reach the name service at port ('UDP', 53)"),
-    "the metadata service": ("NetworkPolicy/s3", "spec.egress.0.to.0.ipBlock.except", GONE, "reaches the cloud's metadata at port 443"),
+    "the metadata service": (
+        "NetworkPolicy/s3",
+        "spec.egress.0.to.0.ipBlock.except",
+        GONE,
+        "reaches the address 169.254.169.254 at port 443",
+    ),
     "a policy for pods nobody has": ("NetworkPolicy/ray-api", "spec.podSelector.matchLabels.ray~io/node-type", "heads", "spec.podSelector"),
     "a selector in another language": (
         "NetworkPolicy/reports",

@@ -49,7 +49,7 @@ PODS: dict[str, tuple[str, str, Any, str]] = {
     ),
     "the cluster open to the world": ("Service/reports", "spec.type", "LoadBalancer", "spec.type"),
     "nowhere to write": (WEB, "spec.template.spec.containers.0.volumeMounts.1.mountPath", "/var/tmp", "containers[web].volumeMounts"),
-    "a kernel setting": (RAY, f"{HEAD}.securityContext.sysctls", [{"name": "a", "value": "1"}], "securityContext.sysctls[0]"),
+    "a kernel setting": (RAY, f"{HEAD}.securityContext.sysctls", [{"name": "a", "value": "1"}], "securityContext.sysctls"),
     "all rights": (RAY, f"{HEAD}.{C}.securityContext.privileged", True, "containers[ray-head].securityContext.privileged"),
     "all of /proc": (RAY, f"{HEAD}.{C}.securityContext.procMount", "Unmasked", "containers[ray-head].securityContext.procMount"),
     # amounts

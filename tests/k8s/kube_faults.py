@@ -32,3 +32,7 @@ def change(documents: list[Document], owner: str, path: str, value: Any) -> list
 
 def more(**entries: Any) -> Callable[[Document], Document]:
     return lambda old: old | entries
+
+
+def also(entry: Any) -> Callable[[list[Any]], list[Any]]:
+    return lambda old: [*old, entry]

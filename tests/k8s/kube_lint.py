@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import kubernetes_validate
 import lint_commands
+import lint_fields
 import lint_jobs
 import lint_network
+import lint_probes
 import lint_ray
 import lint_references
 import lint_resources
@@ -26,8 +28,10 @@ OTHER_GROUPS = {
     "monitoring.coreos.com/v1": {"PodMonitor"},
 }
 CHECKS = (
+    lint_fields.check,
     lint_ray.check,
-    lint_ray.check_object_store,
+    lint_ray.check_shared_memory,
+    lint_probes.check,
     lint_resources.check,
     lint_security.check,
     lint_references.check,

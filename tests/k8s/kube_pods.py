@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kube_amounts import GPU, amount
@@ -16,7 +16,7 @@ TEMPLATES = {
     "Deployment": "spec.template",
 }
 TOKEN_KEY = "auth_token"
-GCS_PORT = 6379
+GCS_PORT, AGENT_PORT = 6379, 52365
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,10 @@ def pods(documents: list[Document]) -> list[Pod]:
 
 
 def clusters(documents: list[Document]) -> Iterator[tuple[Document, str, Document]]:
-    """Specs of Ray clusters: the document, the path in it, and the spec."""
+    """Ray clusters: the document, how messages call its spec, and the spec."""
     for document in documents:
         if document.get("kind") == "RayCluster":
-            yield document, "spec", document.get("spec") or {}
-        elif document.get("kind") == "RayJob" and at(document, "spec.rayClusterSpec"):
-            yield document, "spec.rayClusterSpec", at(document, "spec.rayClusterSpec")
+            yield document, f"{name_of(document)}: spec", document.get("spec") or {}
 
 
 def _pods(document: Document) -> Iterator[Pod]:
@@ -81,20 +79,21 @@ def _pods(document: Document) -> Iterator[Pod]:
         yield _pod(owner, kind.lower(), TEMPLATES[kind], at(document, TEMPLATES[kind]))
     if kind == "RayJob" and (template := at(document, "spec.submitterPodTemplate")):
         yield _pod(owner, "submitter", "spec.submitterPodTemplate", template)
-    for _, path, spec in clusters([document]):
-        yield _ray(_pod(owner, "head", f"{path}.headGroupSpec.template", at(spec, "headGroupSpec.template")), document, spec, "headgroup")
+    for _, _, spec in clusters([document]):
+        yield _ray(_pod(owner, "head", "spec.headGroupSpec.template", at(spec, "headGroupSpec.template")), document, spec, "headgroup")
         for n, group in enumerate(spec.get("workerGroupSpecs") or []):
-            template = f"{path}.workerGroupSpecs[{n}].template"
+            template = f"spec.workerGroupSpecs[{n}].template"
             yield _ray(_pod(owner, "worker", template, group.get("template") or {}), document, spec, str(group.get("groupName")))
 
 
 def _pod(owner: str, role: str, path: str, template: Document) -> Pod:
-    return Pod(owner, role, f"{path}.spec", dict(at(template, "metadata.labels")), copy.deepcopy(template.get("spec") or {}))
+    return Pod(owner, role, f"{path}.spec", dict(at(template, "metadata.labels")), template.get("spec") or {})
 
 
 def _ray(pod: Pod, document: Document, spec: Document, group: str) -> Pod:
     """Adds what the operator adds: labels, the token, the command, and to workers a container that waits for the head."""
     cluster = document.get("metadata", {}).get("name")
+    pod = replace(pod, spec=copy.deepcopy(pod.spec))
     pod.labels.update({"ray.io/cluster": cluster, "ray.io/node-type": pod.role, "ray.io/group": group, "ray.io/is-ray-node": "yes"})
     containers = pod.spec.get("containers") or []
     if not containers:
@@ -102,8 +101,9 @@ def _ray(pod: Pod, document: Document, spec: Document, group: str) -> Pod:
     ray = containers[0]
     if at(spec, "authOptions.mode") == "token":
         secret = {"name": at(spec, "authOptions.secretName") or cluster, "key": TOKEN_KEY}
-        ray["env"] = [*(ray.get("env") or []), {"name": "RAY_AUTH_MODE", "value": "token"}]
-        ray["env"].append({"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": secret}})
+        added = [{"name": "RAY_AUTH_MODE", "value": "token"}, {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": secret}}]
+        names = [variable["name"] for variable in ray.get("env") or []]  # what is there already, the operator leaves
+        ray["env"] = [*(ray.get("env") or []), *(variable for variable in added if variable["name"] not in names)]
     head = f"{cluster}-head-svc.{document['metadata'].get('namespace')}.svc.cluster.local:{GCS_PORT}"
     if pod.role == "worker":
         waiting = {key: copy.deepcopy(ray[key]) for key in ("image", "securityContext", "env", "volumeMounts") if key in ray}
@@ -122,7 +122,12 @@ def _parameters(spec: Document, group: str) -> Document:
 
 def _start(role: str, parameters: dict[str, Any], limits: Document, head: str) -> str:
     """The operator's `ray start`."""
-    defaults = {"block": "true", "metrics-export-port": "8080", "dashboard-agent-listen-port": "52365", "num-cpus": limits.get("cpu")}
+    defaults = {
+        "block": "true",
+        "metrics-export-port": "8080",
+        "dashboard-agent-listen-port": str(AGENT_PORT),
+        "num-cpus": limits.get("cpu"),
+    }
     defaults |= {"num-gpus": limits.get(GPU), "memory": amount(limits.get("memory"))} | ({} if role == "head" else {"address": head})
     whole = {
         name: value if isinstance(value, str) else f"{value:.0f}" for name, value in (defaults | parameters).items() if value is not None

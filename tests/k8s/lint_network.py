@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from kube_pods import at, name_of, pods
+from kube_pods import Pod, at, name_of, pods
 from kube_render import Document
 
 HERE = "glassbox"
@@ -15,6 +15,7 @@ DNS = (53, ("UDP", 53))
 Port = int | tuple[str, int]  # of TCP where no protocol stands beside it
 RAY_METRICS = (METRICS, SCHEDULER_METRICS, DASHBOARD_METRICS)
 OPERATORS = ("ray-system", {"app.kubernetes.io/component": "kuberay-operator"})
+CLIENT = {"glassbox/ray-client": "true"}  # of pods that users bring, too
 PROMETHEUS = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
 
 
@@ -28,6 +29,8 @@ class End:
         labels: Of the pod.
         namespace_labels: Beside its name.
         address: Outside the cluster.
+        role: Of the pod, where it is one of the manifests.
+        secrets: That it gets.
     """
 
     name: str
@@ -35,21 +38,37 @@ class End:
     labels: dict[str, str] = field(default_factory=dict)
     namespace_labels: dict[str, str] = field(default_factory=dict)
     address: str = ""
+    role: str = ""
+    secrets: frozenset[str] = frozenset()
+
+
+NAMES = End("the name service", "kube-system", {"k8s-app": "kube-dns"})
+NOT_NAMES = End("another pod beside the name service", "kube-system")
+STORE = End("a store", None, address="203.0.113.7")
+OUTSIDE = [
+    End(f"the address {address}", None, address=address)
+    for address in ("169.254.169.254", "10.1.2.3", "172.16.0.9", "192.168.1.2", "100.64.0.5", "2001:db8::7", "fd00:ec2::254")
+]
 
 
 def check(documents: list[Document]) -> Iterator[str]:
     """Problems, each with the policy or the field it lies in."""
     policies = [document for document in documents if document.get("kind") == "NetworkPolicy"]
+    if malformed := [problem for policy in policies for problem in _form(policy, documents)]:
+        yield from malformed
+        return
     if not any(_denies_all(policy) for policy in policies):
         yield "NetworkPolicy: spec.podSelector, policyTypes: none denies everything that no other allows"
-    for policy in policies:
-        yield from _chosen(policy, documents)
-    ends = [End(f"{pod.owner} {pod.role}", labels=pod.labels) for pod in pods(documents)]
-    for source, target, port, wanted in _wishes(documents, ends):
-        comes_in = _passes(policies, target, source, port, "Ingress")  # what must not come in must not hang on the other end's policy
-        if (comes_in if target.namespace == HERE and not wanted else allowed(policies, source, target, port)) != wanted:
-            verb = "does not reach" if wanted else "reaches"
-            yield f"NetworkPolicy: spec.ingress, spec.egress: {source.name} {verb} {target.name} at port {port}"
+    ends = [End(f"{pod.owner} {pod.role}", labels=pod.labels, role=pod.role, secrets=_secrets(pod)) for pod in pods(documents)]
+    monitored = any(document.get("kind") == "PodMonitor" for document in documents)
+    for source, target, port, wanted in _wishes(ends, monitored):
+        goes_out, comes_in = _passes(policies, source, target, port, "Egress"), _passes(policies, target, source, port, "Ingress")
+        if wanted and not (goes_out and comes_in):
+            yield f"NetworkPolicy: spec.ingress, spec.egress: {source.name} does not reach {target.name} at port {port}"
+        if not wanted:  # each end that is here closes by itself, whatever the other does
+            for here, opens, field_ in ((source, goes_out, "egress"), (target, comes_in, "ingress")):
+                if here.namespace == HERE and opens:
+                    yield f"NetworkPolicy: spec.{field_}: {source.name} reaches {target.name} at port {port}"
 
 
 def allowed(policies: list[Document], source: End, target: End, port: Port) -> bool:
@@ -102,53 +121,74 @@ def _denies_all(policy: Document) -> bool:
     )
 
 
-def _chosen(policy: Document, documents: list[Document]) -> Iterator[str]:
+def _form(policy: Document, documents: list[Document]) -> Iterator[str]:
+    """What is read otherwise than it was meant."""
+    where, spec = name_of(policy), policy["spec"]
     labels = at(policy, "spec.podSelector.matchLabels")
-    clients = {"glassbox/ray-client": "true"}  # pods that users bring
-    if labels and labels != clients and not any(labels.items() <= pod.labels.items() for pod in pods(documents)):
-        yield f"{name_of(policy)}: spec.podSelector: no pod has these labels: {labels}"
-    if at(policy, "spec.podSelector.matchExpressions"):
-        yield f"{name_of(policy)}: spec.podSelector.matchExpressions: not understood here; use matchLabels"
+    if labels and labels != CLIENT and not any(labels.items() <= pod.labels.items() for pod in pods(documents)):
+        yield f"{where}: spec.podSelector: no pod has these labels: {labels}"
+    if "matchExpressions" in str(spec):
+        yield f"{where}: spec.podSelector.matchExpressions: not understood here; use matchLabels"
+    for direction, peers in (("ingress", "from"), ("egress", "to")):
+        if spec.get(direction) and direction.title() not in (spec.get("policyTypes") or []):
+            yield f"{where}: spec.{direction}: of no effect, since policyTypes is {spec.get('policyTypes')}"
+        for rule in spec.get(direction) or []:
+            for entry in rule.get("ports") or []:
+                if type(entry.get("port")) is not int or "endPort" in entry:
+                    yield f"{where}: spec.{direction}.ports: must be one number, is {entry}"
+            for peer in rule.get(peers) or []:
+                yield from (f"{where}: spec.{direction}.{peers}.ipBlock.{problem}" for problem in _block(peer.get("ipBlock") or {}))
 
 
-def _wishes(documents: list[Document], ends: list[End]) -> Iterator[tuple[End, End, Port, bool]]:
+def _block(block: Document) -> Iterator[str]:
+    try:
+        whole = ipaddress.ip_network(block.get("cidr", "0.0.0.0/0"))
+        cuts = [ipaddress.ip_network(cut) for cut in block.get("except") or []]
+    except ValueError as error:
+        yield f"cidr: {error}"
+        return
+    for cut in cuts:
+        if cut.version != whole.version or not cut.subnet_of(whole):  # type: ignore[arg-type]
+            yield f"except: {cut} is not within {whole}"
+
+
+def _secrets(pod: Pod) -> frozenset[str]:
+    sources = [at(source, "secretRef").get("name") for _, container in pod.containers() for source in container.get("envFrom") or []]
+    return frozenset(filter(None, sources))
+
+
+def _wishes(ends: list[End], monitored: bool) -> Iterator[tuple[End, End, Port, bool]]:
     """Source, target, port and whether it shall get through."""
-    ray = [end for end in ends if end.labels.get("ray.io/is-ray-node")]
-    web = [end for end in ends if end.labels.get("app.kubernetes.io/name") == "reports"]
-    others = [end for end in ends if end not in ray]
-    monitored = any(document.get("kind") == "PodMonitor" for document in documents)
-    client = End("a client with the label", labels={"glassbox/ray-client": "true"})
+    ray, others = ([end for end in ends if (end.role in ("head", "worker")) is inside] for inside in (True, False))
+    web = [end for end in ends if end.role == "deployment"]
+    submitters = [end for end in ends if end.role == "submitter"]
+    client = End("a client with the label", labels=CLIENT)
     operator, prometheus = End("the operator", *OPERATORS), End("Prometheus", *PROMETHEUS)
     reader = End("a namespace that reads reports", "ingress", {}, {"glassbox/reads-reports": "true"})
     strangers = [
         End("a pod of the namespace"),
-        End("a pod elsewhere", "default", {"glassbox/ray-client": "true", **OPERATORS[1]}),
+        End("a pod elsewhere", "default", CLIENT | OPERATORS[1]),
         End("another pod beside the operator", OPERATORS[0]),
         End("another pod beside Prometheus", PROMETHEUS[0]),
+        *OUTSIDE,
     ]
-    names = End("the name service", "kube-system", {"k8s-app": "kube-dns"})
-    outside, store, metadata = (
-        End("the internet", None, address="203.0.113.7"),
-        End("a store", None, address="203.0.113.7"),
-        End("the cloud's metadata", None, address="169.254.169.254"),
-    )
     for node in ray:
         yield from ((other, node, port, True) for other in ray for port in (GCS, JOBS, 20000))
-        for source in (client, operator):
-            yield source, node, JOBS, "head" in node.name
-            yield source, node, GCS, False
+        yield from ((source, node, JOBS, node.role == "head") for source in (client, operator, *submitters))
+        yield from ((source, node, port, False) for source in (client, operator, *submitters) for port in (GCS, 20000, *RAY_METRICS))
         yield from ((prometheus, node, port, monitored) for port in RAY_METRICS)
-        yield from (
-            (source, node, port, False) for source in [*strangers, *web, reader, prometheus, outside] for port in (GCS, JOBS, 20000)
-        )
-        yield from ((source, node, port, False) for source in [*strangers, client] for port in RAY_METRICS)
+        closed = [*strangers, *(end for end in others if end not in submitters), reader]
+        yield from ((source, node, port, False) for source in closed for port in (GCS, JOBS, 20000, *RAY_METRICS))
+        yield from ((prometheus, node, port, False) for port in (GCS, JOBS, 20000))
     for server in web:
         yield reader, server, WEB, True
-        yield from ((source, server, WEB, False) for source in [*strangers, client, outside])
+        yield reader, server, HTTPS, False
+        yield from ((source, server, WEB, False) for source in [*strangers, *ray, client, operator, prometheus])
     for end in [*ends, client]:
-        yield from ((end, names, port, True) for port in DNS)
-        yield end, names, HTTPS, False
-        yield end, outside, 80, False
-        yield end, metadata, HTTPS, False
-        yield end, store, HTTPS, end.labels.get("glassbox/s3-client") == "true"
-    yield from ((source, other, port, False) for source in strangers for other in others if other not in web for port in (WEB, HTTPS))
+        yield from ((end, NAMES, port, True) for port in DNS)
+        yield from ((end, target, port, False) for target in (NOT_NAMES, STORE, *OUTSIDE) for port in DNS)
+        yield from ((end, target, port, False) for target in (NAMES, NOT_NAMES) for port in (HTTPS, JOBS))
+        yield from ((end, target, port, False) for target in OUTSIDE for port in (80, HTTPS, JOBS))
+        yield end, STORE, 80, False
+        yield end, STORE, HTTPS, "s3-credentials" in end.secrets
+    yield from ((source, end, port, False) for source in [*strangers, reader] for end in others if end not in web for port in (WEB, HTTPS))

@@ -7,45 +7,29 @@ import re
 from collections.abc import Iterator
 
 from kube_amounts import amount
-from kube_pods import Pod, at, clusters, name_of, pods
+from kube_pods import TOKEN_KEY, Pod, at, clusters, name_of, pods
 from kube_render import Document
 
 CLUSTER_NAME, JOB_NAME = 53, 47  # what the operator appends must still fit into the 63 characters of a label
 TOKEN_SINCE = (2, 52)
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-SPEC = {
-    "rayVersion", "authOptions", "headGroupSpec", "workerGroupSpecs", "enableInTreeAutoscaling", "autoscalerOptions", "suspend",
-    "managedBy", "headServiceAnnotations", "gcsFaultToleranceOptions", "upgradeStrategy",
-}  # fmt: skip
-HEAD = {"rayStartParams", "template", "headService", "serviceType", "enableIngress", "resources", "labels"}
-WORKERS = {
-    "groupName", "replicas", "minReplicas", "maxReplicas", "numOfHosts", "idleTimeoutSeconds", "rayStartParams", "template", "suspend",
-    "scaleStrategy", "resources", "labels",
-}  # fmt: skip
-JOB = {
-    "entrypoint", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources", "runtimeEnvYAML", "jobId", "metadata", "backoffLimit",
-    "clusterSelector", "rayClusterSpec", "submissionMode", "submitterConfig", "submitterPodTemplate", "activeDeadlineSeconds", "suspend",
-    "shutdownAfterJobFinishes", "ttlSecondsAfterFinished", "deletionStrategy", "managedBy", "preRunningDeadlineSeconds",
-}  # fmt: skip
 
 
 def check(documents: list[Document]) -> Iterator[str]:
     """Problems, each with the field it lies in."""
-    for document, path, spec in clusters(documents):
-        where = f"{name_of(document)}: {path}"
-        yield from _named(document, CLUSTER_NAME if document["kind"] == "RayCluster" else JOB_NAME)
-        yield from _unknown(where, spec, SPEC)
+    for document, where, spec in clusters(documents):
+        yield from _named(document, CLUSTER_NAME)
         yield from _token(where, spec)
-        if spec.get("enableInTreeAutoscaling"):
-            yield f"{where}.enableInTreeAutoscaling: the cluster is of fixed size"
         yield from _head(where, spec)
         yield from _workers(where, spec)
+    secrets = {at(spec, "authOptions.secretName") or None for _, _, spec in clusters(documents)}
     for document in documents:
         if document.get("kind") == "RayJob":
             yield from _job(document, {name_of(other) for other in documents})
     for pod in pods(documents):
-        if pod.role in ("head", "worker"):
-            yield from _shared_memory(pod)
+        if pod.role in ("head", "worker", "submitter"):
+            for where, container in pod.containers():
+                yield from _carries_the_token(where, container, secrets)
 
 
 def _named(document: Document, most: int) -> Iterator[str]:
@@ -56,14 +40,8 @@ def _named(document: Document, most: int) -> Iterator[str]:
         yield f"{name_of(document)}: metadata.name: starts with a letter, then small letters, digits and hyphens"
 
 
-def _unknown(where: str, mapping: Document, known: set[str]) -> Iterator[str]:
-    for key in sorted(set(mapping) - known):
-        yield f"{where}.{key}: no such field in ray.io/v1"
-
-
 def _token(where: str, spec: Document) -> Iterator[str]:
     options = spec.get("authOptions") or {}
-    yield from _unknown(f"{where}.authOptions", options, {"mode", "secretName", "enableK8sTokenAuth"})
     if options.get("mode") != "token":
         yield f"{where}.authOptions.mode: must be token, is {options.get('mode')}: Ray's job API runs anyone's code"
     if not options.get("secretName"):
@@ -73,9 +51,17 @@ def _token(where: str, spec: Document) -> Iterator[str]:
         yield f"{where}.rayVersion: tokens need Ray {'.'.join(map(str, TOKEN_SINCE))} or newer, is {spec.get('rayVersion')}"
 
 
+def _carries_the_token(where: str, container: Document, secrets: set[str | None]) -> Iterator[str]:
+    variables = {variable["name"]: variable for variable in container.get("env") or []}
+    if (mode := variables.get("RAY_AUTH_MODE", {}).get("value")) != "token":
+        yield f"{where}.env[RAY_AUTH_MODE]: must be token, is {mode}"
+    reference = at(variables.get("RAY_AUTH_TOKEN", {}), "valueFrom.secretKeyRef")
+    if reference.get("name") not in secrets or reference.get("key") != TOKEN_KEY:
+        yield f"{where}.env[RAY_AUTH_TOKEN].valueFrom.secretKeyRef: must be {TOKEN_KEY} of the cluster's secret, is {reference}"
+
+
 def _head(where: str, spec: Document) -> Iterator[str]:
     head = spec.get("headGroupSpec") or {}
-    yield from _unknown(f"{where}.headGroupSpec", head, HEAD)
     yield from _started(f"{where}.headGroupSpec", head)
     if at(head, "rayStartParams.num-cpus") != "0":
         yield f'{where}.headGroupSpec.rayStartParams.num-cpus: must be "0": nothing is trained on the head'
@@ -90,7 +76,6 @@ def _workers(where: str, spec: Document) -> Iterator[str]:
     names = [group.get("groupName") for group in groups]
     for n, group in enumerate(groups):
         field = f"{where}.workerGroupSpecs[{n}]"
-        yield from _unknown(field, group, WORKERS)
         yield from _started(field, group)
         if not LABEL.fullmatch(str(names[n])) or names.count(names[n]) > 1:
             yield f"{field}.groupName: must be a label and occur once, is {names[n]}"
@@ -124,42 +109,40 @@ def ray_start_options() -> frozenset[str]:
     return frozenset(word.removeprefix("--") for parameter in start.params for word in parameter.opts)
 
 
-def _shared_memory(pod: Pod) -> Iterator[str]:
-    where = f"{pod.owner}: {pod.path}"
-    mounts = {mount["mountPath"]: mount["name"] for mount in (pod.spec.get("containers") or [{}])[0].get("volumeMounts") or []}
-    volume = next((v for v in pod.spec.get("volumes") or [] if v["name"] == mounts.get("/dev/shm")), None)
-    if volume is None:
-        yield f"{where}.containers[0].volumeMounts: nothing at /dev/shm for Ray's object store"
-    elif at(volume, "emptyDir.medium") != "Memory":
-        yield f"{where}.volumes[{volume['name']}].emptyDir.medium: must be Memory"
-
-
-def check_object_store(documents: list[Document]) -> Iterator[str]:
-    """Ray refuses an object store that is larger than /dev/shm."""
-    for document, path, spec in clusters(documents):
+def check_shared_memory(documents: list[Document]) -> Iterator[str]:
+    """Ray keeps objects in /dev/shm, which must be memory, and refuses an object store that is larger."""
+    rooms = {}
+    for pod in pods(documents):
+        container = (pod.spec.get("containers") or [{}])[0]
+        if pod.role in ("head", "worker") or (container.get("command") or [""])[0] == "glassbox":
+            rooms[f"{pod.owner}: {pod.path}"] = yield from _room(pod, container)
+    for _, where, spec in clusters(documents):
         groups = [("headGroupSpec", spec.get("headGroupSpec") or {})]
         groups += [(f"workerGroupSpecs[{n}]", group) for n, group in enumerate(spec.get("workerGroupSpecs") or [])]
         for field, group in groups:
-            store = str(at(group, "rayStartParams").get("object-store-memory", "0"))
-            shared = [v for v in at(group, "template.spec").get("volumes") or [] if at(v, "emptyDir.medium") == "Memory"]
-            room = sum(amount(at(volume, "emptyDir.sizeLimit")) or 0 for volume in shared)
+            store, room = str(at(group, "rayStartParams").get("object-store-memory", "0")), rooms[f"{where}.{field}.template.spec"]
             if store.isdigit() and int(store) > room:
-                yield f"{name_of(document)}: {path}.{field}.rayStartParams.object-store-memory: {store} exceeds /dev/shm of {room:.0f}"
+                yield f"{where}.{field}.rayStartParams.object-store-memory: {store} exceeds /dev/shm of {room:.0f}"
+
+
+def _room(pod: Pod, container: Document) -> Iterator[str]:
+    """Problems; returns the size of /dev/shm in bytes."""
+    mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts") or []}
+    volume = next((v for v in pod.spec.get("volumes") or [] if v["name"] == mounts.get("/dev/shm")), None)
+    if volume is None:
+        yield f"{pod.owner}: {pod.path}.containers[0].volumeMounts: nothing at /dev/shm for Ray's object store"
+        return 0
+    if at(volume, "emptyDir.medium") != "Memory":
+        yield f"{pod.owner}: {pod.path}.volumes[{volume['name']}].emptyDir.medium: must be Memory"
+    return amount(at(volume, "emptyDir.sizeLimit")) or 0
 
 
 def _job(document: Document, present: set[str]) -> Iterator[str]:
     where, spec = f"{name_of(document)}: spec", document.get("spec") or {}
     yield from _named(document, JOB_NAME)
-    yield from _unknown(where, spec, JOB)
     selected = at(spec, "clusterSelector").get("ray.io/cluster")
-    if bool(selected) == bool(spec.get("rayClusterSpec")):
-        yield f"{where}.clusterSelector, rayClusterSpec: must be one of the two"
-    if selected and f"RayCluster/{selected}" not in present:
+    if f"RayCluster/{selected}" not in present:
         yield f"{where}.clusterSelector.ray.io/cluster: there is no RayCluster {selected}"
-    if spec.get("suspend") and not spec.get("shutdownAfterJobFinishes"):
-        yield f"{where}.suspend: needs shutdownAfterJobFinishes"
-    if spec.get("submissionMode", "K8sJobMode") != "K8sJobMode":
-        yield f"{where}.submissionMode: must be K8sJobMode, is {spec['submissionMode']}: the others leave no pod to look at"
     if not spec.get("submitterPodTemplate"):
         yield f"{where}.submitterPodTemplate: missing: the operator's own is refused by the restricted standard"
     elif at(spec, "submitterPodTemplate.spec.restartPolicy") not in ("Never", "OnFailure"):

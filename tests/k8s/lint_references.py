@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ PLACES = {
     "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
     "secret": ("Secret", "secretName"),
 }
+HERE = {"kubernetes.io/metadata.name": "glassbox"}
 DNS = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
@@ -47,8 +49,21 @@ def _document(document: Document) -> Iterator[str]:
     namespace = document["metadata"].get("namespace")
     if (namespace is None) != (kind in CLUSTER_WIDE):
         yield f"{name_of(document)}: metadata.namespace: is {namespace}"
+    if kind == "ConfigMap":
+        yield from _dashboards(document)
     if kind == "PersistentVolumeClaim" and at(document, "spec.accessModes") != ["ReadWriteMany"]:
         yield f"{name_of(document)}: spec.accessModes: must be [ReadWriteMany]: every worker mounts it"
+
+
+def _dashboards(document: Document) -> Iterator[str]:
+    for key, text in at(document, "data").items():
+        if key.endswith(".json"):
+            if at(document, "metadata.labels").get("grafana_dashboard") != "1":
+                yield f"{name_of(document)}: metadata.labels.grafana_dashboard: must be 1, or Grafana passes it over"
+            try:
+                json.loads(text)
+            except ValueError as error:
+                yield f"{name_of(document)}: data.{key}: {error}"
 
 
 def _volumes(pod: Pod, present: set[str]) -> Iterator[str]:
@@ -66,6 +81,8 @@ def _volumes(pod: Pod, present: set[str]) -> Iterator[str]:
         where = f"{pod.owner}: {pod.path}.volumes[{name}]"
         if name not in used:
             yield f"{where}: mounted nowhere"
+        if len(volume) != 2:
+            yield f"{where}: must be of one kind, is of {sorted(set(volume) - {'name'})}"
         for field, (kind, key) in PLACES.items():
             target = at(volume, field).get(key) if field in volume else None
             if field in volume and f"{kind}/{target}" not in present and target not in (SECRETS if kind == "Secret" else ()):
@@ -103,7 +120,8 @@ def _selectors(documents: list[Document]) -> Iterator[str]:
         }
         if not (labels := wanted.get(kind)):
             continue
-        chosen = [pod for pod in everyone if labels.items() <= pod.labels.items()]
+        mine = [pod for pod in everyone if kind != "Deployment" or pod.owner == name_of(document)]
+        chosen = [pod for pod in mine if labels.items() <= pod.labels.items()]
         if not chosen:
             yield f"{name_of(document)}: spec.selector: no pod has these labels: {labels}"
         ports = {port.get("name") for pod in chosen for _, container in pod.containers() for port in container.get("ports") or []}
@@ -124,6 +142,10 @@ def _queues(documents: list[Document], present: set[str]) -> Iterator[str]:
                 if f"ResourceFlavor/{flavor['name']}" not in present:
                     yield f"{name_of(document)}: spec.resourceGroups.flavors: there is no ResourceFlavor {flavor['name']}"
                 covered |= {resource["name"]: amount(resource["nominalQuota"]) or 0 for resource in flavor["resources"]}
+                if [resource["name"] for resource in flavor["resources"]] != group["coveredResources"]:
+                    yield f"{name_of(document)}: spec.resourceGroups.coveredResources: must name those of every flavor, in their order"
+        if document["kind"] == "ClusterQueue" and at(document, "spec.namespaceSelector.matchLabels") != HERE:
+            yield f"{name_of(document)}: spec.namespaceSelector.matchLabels: must be {HERE}, or the cluster is never let in"
         queue = at(document, "metadata.labels").get("kueue.x-k8s.io/queue-name")
         if queue and f"LocalQueue/{queue}" not in present:
             yield f"{name_of(document)}: metadata.labels.kueue.x-k8s.io/queue-name: there is no LocalQueue {queue}"

@@ -19,6 +19,8 @@ def check(documents: list[Document]) -> Iterator[str]:
         yield from _volumes(pod)
         yield from _placed(pod)
     for document in documents:
+        if document.get("kind") == "PriorityClass" and document.get("preemptionPolicy") != "Never":
+            yield f"{name_of(document)}: preemptionPolicy: must be Never, or a training throws others out"
         if document.get("kind") == "PersistentVolumeClaim":
             size = at(document, "spec.resources.requests").get("storage")
             if not amount(size):
@@ -33,6 +35,8 @@ def _container(where: str, container: Document) -> Iterator[str]:
                 yield f"{where}.resources.{kind}.{name}: missing"
         for name, quantity in amounts.items():
             value = amount(quantity)
+            if name not in (*NEEDED, GPU):
+                yield f"{where}.resources.{kind}.{name}: no such resource is known here"
             if value is None:
                 yield f"{where}.resources.{kind}.{name}: not an amount: {quantity!r}"
             elif name != "cpu" and value != int(value):
@@ -62,7 +66,7 @@ def _volumes(pod: Pod) -> Iterator[str]:
 def _placed(pod: Pod) -> Iterator[str]:
     """A pod with GPUs must be let onto their nodes, and one without must stay off."""
     wants = any(amount(at(container, "resources.limits").get(GPU)) for _, container in pod.containers())
-    tolerated = any(toleration.get("key") == GPU for toleration in pod.spec.get("tolerations") or [])
+    tolerated = any(toleration.get("key", GPU) == GPU for toleration in pod.spec.get("tolerations") or [])  # without a key all are
     if wants and not tolerated:
         yield f"{pod.owner}: {pod.path}.tolerations: nothing for {GPU}, whose nodes keep other pods off"
     if wants and not pod.spec.get("nodeSelector"):
