@@ -33,6 +33,7 @@ class Position:
         step: Batches done of the epoch that follows.
         sums: What these came to, see `service.training.step.Steps.totals`.
         seconds: How long they took.
+        skipped: How many updates of theirs changed nothing, for a gradient that was not finite.
     """
 
     data: str
@@ -40,6 +41,7 @@ class Position:
     step: int = 0
     sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     seconds: float = 0.0
+    skipped: int = 0
 
     @property
     def epoch(self) -> int:
@@ -165,7 +167,7 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
         of = found.get("config", {}).get("model", model)
         if model is not None and of != model:
             raise ConfigError(f"the model the run began with, {of}", f"model={model}", "put the old name back, or start a new run")
-        position = Position(data, tuple(found["history"]), found["step"], tuple(found["sums"]), found["seconds"])
+        position = Position(data, tuple(found["history"]), found["step"], tuple(found["sums"]), found["seconds"], found["skipped"])
         return Checkpoint(path, position, found["stage"], found["groups"], tuple(damaged))
     if damaged:
         raise TrainingError("an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run")
@@ -188,7 +190,7 @@ def _whole(path: Path) -> dict[str, Any] | None:
     """The description of a checkpoint, or None where something of it is missing or damaged."""
     try:
         description: dict[str, Any] = json.loads((path / DESCRIPTION).read_text())
-        missing = {"data", "history", "step", "sums", "seconds", "stage", "groups"} - description.keys()
+        missing = {"data", "history", "step", "sums", "seconds", "skipped", "stage", "groups"} - description.keys()
         return description if description["sha256"] == sha256(path / STATE) and not missing else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

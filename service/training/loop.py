@@ -134,11 +134,11 @@ class Loop:
         epoch, at, steps = self.position.epoch + 1, self.position, self.learner.steps
         steps.start(epoch, at.step, self.config.seed, at.sums)
         self.meter.start(epoch, at.step * self.config.global_batch, at.seconds)
-        orders, step, skipped = self.pace.orders(), at.step, 0
+        orders, step, skipped = self.pace.orders(), at.step, at.skipped
         with self.train.data_errors():
             while step < self.train.steps:
                 if orders.save and step > at.step:
-                    self._save(replace(at, step=step, sums=steps.totals(), seconds=self.meter.seconds))
+                    self._save(replace(at, step=step, sums=steps.totals(), seconds=self.meter.seconds, skipped=skipped))
                 if orders.stop:
                     self.saver.wait()
                     raise StoppedError(self.run.stop_requested() or "asked to")
@@ -147,6 +147,7 @@ class Loop:
                 skipped += burst.skipped
                 step += taken
                 orders = self.pace.orders(-(-taken // self.config.accumulate), seconds)
+        check_learned(epoch, skipped, updates_per_epoch(self.train.steps, self.config.accumulate))
         figures = self.meter.figures() | ({"skipped": skipped} if skipped else {})
         *sums, weight = steps.totals()
         loss, accuracy, near = (total / weight if weight else math.nan for total in sums)  # nothing counts if every batch was skipped
@@ -257,6 +258,17 @@ def train_one_by_one(steps: Steps, batches: Iterator[Batch], update: int, update
         failed, skipped = burst.failed if failed is None else failed, skipped + burst.skipped
         rows.extend(burst.rows)
     return Burst(waited, failed, skipped, rows)
+
+
+def check_learned(epoch: int, skipped: int, updates: int) -> None:
+    """Stops a run that leaves out every update: it would do so for ever.
+
+    Raises:
+        TrainingError: No update of the epoch had a finite gradient.
+    """
+    if skipped == updates:
+        fix = "lower optimizer.learning_rate, or look at the images with glassbox shards verify"
+        raise TrainingError("an epoch with a finite gradient", f"epoch={epoch} skipped={skipped} (every update)", fix)
 
 
 def check_finite(metrics: dict[str, float]) -> None:

@@ -41,17 +41,21 @@ class PeakMemory:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._over.set()
         self._thread.join()
+        self._look()  # a block may be shorter than a pause
 
     def _watch(self) -> None:
-        driver = psutil.Process()
         while not self._over.wait(self._pause):
-            for process in (driver, *driver.children(recursive=True)):
-                try:
-                    name = "driver" if process == driver else f"{process.name()} {process.pid}"
-                    size = process.memory_info().rss
-                except psutil.NoSuchProcess:
-                    continue
-                self.peaks[name] = max(self.peaks.get(name, 0), size)
+            self._look()
+
+    def _look(self) -> None:
+        driver = psutil.Process()
+        for process in (driver, *driver.children(recursive=True)):
+            try:
+                name = "driver" if process == driver else f"{process.name()} {process.pid}"
+                size = process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+            self.peaks[name] = max(self.peaks.get(name, 0), size)
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:

@@ -183,6 +183,12 @@ def test_peak_memory_outlives_what_took_it() -> None:
     assert memory.peaks["driver"] >= before + 90 * 2**20
 
 
+def test_peak_memory_of_a_block_shorter_than_a_pause() -> None:
+    with large.PeakMemory(60) as memory:
+        pass
+    assert memory.peaks["driver"] > 10 * 2**20
+
+
 def test_a_part_of_the_photos_is_even(tmp_path: Path) -> None:
     for kind, count in (("a", 5), ("b", 20)):
         (tmp_path / "data" / "train" / kind).mkdir(parents=True)

@@ -27,7 +27,7 @@ def values(members: Variables) -> list[float]:
 
 def position(epochs: int, step: int = 0) -> Position:
     history = tuple({"epoch": n, "accuracy": 1.0, "val_accuracy": [0.5, 0.9, 0.6, 0.9][(n - 1) % 4]} for n in range(1, epochs + 1))
-    return Position("abc", history, step, (1.5, 2.0, 3.0, 4.0) if step else (0.0,) * 4, 2.5 if step else 0.0)
+    return Position("abc", history, step, (1.5, 2.0, 3.0, 4.0) if step else (0.0,) * 4, 2.5 if step else 0.0, 1 if step else 0)
 
 
 def saved(directory: Path, *epochs: int, step: int = 0, keep: int = 9) -> None:

