@@ -92,11 +92,13 @@ PODS: dict[str, tuple[str, str, Any, str]] = {
     "a schedule in steps of nothing": ("CronJob/report", "spec.schedule", "*/0 * * * *", "spec.schedule: minute: not a step"),
     "a cron job that never runs": ("CronJob/report", "spec.suspend", True, "spec.suspend"),
     # commands and versions
+    "an option the build lacks": (JOB, f"spec.template.spec.{C}.args", ["--stores", "256"], "containers[shards].args"),
+    "a build of nothing": (JOB, f"spec.template.spec.{C}.env.0.name", "SOURCES", "containers[shards].args"),
     "a flag the command lacks": ("CronJob/report", f"{REPORT}.{C}.args", ["report", "--every", "/runs"], "containers[report].args"),
     "a number among the words": (WEB, f"spec.template.spec.{C}.args", [8080, "--directory", "/runs"], "containers[web].args"),
     "a path where nothing is mounted": (
         JOB,
-        "spec.template.spec.containers.0.args.3",
+        "spec.template.spec.containers.0.env.1.value",
         "/data/evidence",
         "containers[shards].args: nothing is mounted",
     ),

@@ -34,6 +34,8 @@ def check(documents: list[Document]) -> Iterator[str]:
             if pod.role == "submitter":  # the operator's own words
                 continue
             words = [*(container.get("command") or []), *(container.get("args") or [])]
+            if words[:2] == ["/bin/bash", "-c"] and all(isinstance(word, str) for word in words):
+                words = _executed(words, container)
             yield from _words(f"{where}.args", words, pod, container, settings)
     for document in documents:
         if document.get("kind") == "RayJob":
@@ -68,6 +70,14 @@ def _training(options: argparse.Namespace, nodes: Nodes) -> str | None:
     if nodes and not fitting(scale, [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes], config.global_batch)[1]:
         return f"there is no room for its workers on nodes of (CPUs, GPUs) {', '.join(map(str, nodes))}"
     return None
+
+
+def _executed(words: Sequence[str], container: Document) -> list[str]:
+    """What a script ends in, `exec` and a command, with its variables and its own words (`"$@"`) filled in; else the words as they are."""
+    script = words[2].partition("exec ")[2]
+    for variable in container.get("env") or []:
+        script = script.replace(f'"${variable["name"]}"', shlex.quote(str(variable.get("value"))))
+    return shlex.split(script.replace('"$@"', shlex.join(words[4:]))) if script else [*words]
 
 
 def _entrypoint(where: str, text: str, documents: list[Document]) -> Iterator[str]:

@@ -114,7 +114,7 @@ def check_shared_memory(documents: list[Document]) -> Iterator[str]:
     rooms = {}
     for pod in pods(documents):
         container = (pod.spec.get("containers") or [{}])[0]
-        if pod.role in ("head", "worker") or (container.get("command") or [""])[0] == "glassbox":
+        if pod.role in ("head", "worker") or "glassbox" in " ".join(container.get("command") or []):
             rooms[f"{pod.owner}: {pod.path}"] = yield from _room(pod, container)
     for _, where, spec in clusters(documents):
         groups = [("headGroupSpec", spec.get("headGroupSpec") or {})]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -56,6 +58,24 @@ def test_the_cron_job_renders_all_runs_read_only_where_it_can(rendered: list[Doc
     (container,) = at(job, "spec.jobTemplate.spec.template.spec.containers")
     assert container["command"] + container["args"] == ["glassbox", "report", "--all", "/runs"]
     assert [mount["name"] for mount in container["volumeMounts"] if mount.get("readOnly")] == ["shards"]
+
+
+def test_the_shards_job_leaves_a_set_that_is_there_alone(rendered: list[Document], tmp_path: Path) -> None:
+    (container,) = next(pod for pod in pods(rendered) if pod.owner == "Job/shards").spec["containers"]
+    glassbox, out = tmp_path / "glassbox", tmp_path / "a set"
+    glassbox.write_text('#!/bin/bash\nprintf "%s|" "$@"\nexit 3\n')
+    glassbox.chmod(0o755)
+    environment = {variable["name"]: variable["value"] for variable in container["env"]} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+
+    def run() -> tuple[int, str]:
+        words = [*container["command"], *container["args"], "--store-size", "256"]
+        done = subprocess.run(words, env=environment | {"OUT": str(out)}, capture_output=True, text=True, check=False)
+        return done.returncode, done.stdout
+
+    assert run() == (3, f"shards|build|{environment['SOURCE']}|{out}|--store-size|256|")
+    out.mkdir()
+    (out / "manifest.json").touch()
+    assert run() == (0, "")
 
 
 def test_the_web_server_cannot_write(rendered: list[Document]) -> None:

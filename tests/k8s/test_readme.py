@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from image_run import TRAINING
 from kube_lint import lint
 from kube_pods import name_of, pods
 from kube_render import COMPONENTS, K8S, Document, composed, kustomize, load
@@ -54,6 +55,10 @@ def test_trainings_parse() -> None:
     assert [refused(tuple(entry.split())) for entry in entries] == [None] * len(entries)
 
 
+def test_the_training_it_shows_is_the_one_that_make_image_test_submits() -> None:
+    assert f"ray job submit -- {' '.join(TRAINING)}" in COMMANDS
+
+
 def test_every_secret_has_its_command() -> None:
     for name, keys in SECRETS.items():
         (command,) = re.findall(rf"kubectl create secret generic {name} [^`\n]*", TEXT)
@@ -71,7 +76,7 @@ def test_the_table_of_policies_is_whole(everything: list[Document]) -> None:
         for rule in spec.get(way) or []
         for port in rule.get("ports") or []
     }
-    assert {port for port in ports if port not in table} == {"53"}  # the name service's
+    assert {port for port in ports if port not in table} == set()
     labels = {f"{key}={value}" for key, value in re.findall(r"'(glassbox/[\w-]+)': '(\w+)'", str(policies))}
     assert len(labels) == 3
     assert {label for label in labels if label not in table} == set()
