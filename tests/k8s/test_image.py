@@ -24,7 +24,7 @@ def arguments(instruction: str, lines: list[str] = LINES) -> list[str]:
 def test_any_base_and_both_accelerators_go_in() -> None:
     assert arguments("ARG")[0].startswith("BASE_IMAGE=")
     assert LINES[0].startswith("ARG BASE_IMAGE")  # before the first FROM, which uses it
-    assert arguments("FROM")[0] == "${BASE_IMAGE} AS base"
+    assert arguments("FROM") == ["${BASE_IMAGE} AS base", "base AS build", "base"]
     copied = [words.split()[0] for words in arguments("COPY")]
     assert ".lock/${ACCELERATOR}.txt" in copied
     for accelerator in ("cpu", "gpu"):
@@ -44,6 +44,10 @@ def test_the_last_stage_has_a_user_and_no_compiler() -> None:
     assert arguments("USER", LAST_STAGE) == ["1000:1000"]
     assert any("useradd --uid 1000" in line for line in arguments("RUN", LAST_STAGE))
     assert arguments("COPY", LAST_STAGE) == ["--from=build /opt/glassbox /opt/glassbox"]
+    assert arguments("HEALTHCHECK", LAST_STAGE) == ["NONE"]  # the manifests' probes know what a container runs
+    environment = " ".join(arguments("ENV", LAST_STAGE)).split()
+    assert "HOME=/tmp" in environment  # all that a read-only root leaves to write to
+    assert any(setting.startswith("PATH=/opt/glassbox/bin:") for setting in environment)
     base = [line for line in LINES if line not in LAST_STAGE][: next(n for n, line in enumerate(LINES) if line.endswith("AS build"))]
     assert not [name for name in COMPILERS for line in [*base, *LAST_STAGE] if name in line]
     assert any(re.search(r"install .*\bbash\b", line) for line in base)  # KubeRay starts containers with it
