@@ -112,6 +112,12 @@ FIELDS: dict[str, tuple[str, str, Any, str]] = {
         "containers[report].args: /runs is mounted read-only",
     ),
     "a Ray of the pod's own on disk": (CRONJOB, f"{REPORT}.volumes.3.emptyDir.medium", GONE, "volumes[shared-mem].emptyDir.medium"),
+    "a Ray of the pod's own without room": (
+        CRONJOB,
+        f"{REPORT}.volumes.3.emptyDir.sizeLimit",
+        "128Mi",
+        "CronJob/report: spec.jobTemplate.spec.template.spec.volumes: a Ray of the pod's own takes",
+    ),
     "no time to save at the end": (RAY, f"{WORKER}.terminationGracePeriodSeconds", 1, "terminationGracePeriodSeconds"),
     "a variable nobody sets": ("Job/shards-from-s3", f"{POD}.{C}.args.0", "s3://$(BUCKETS)/a", "args: there is no variable BUCKETS"),
     "a variable for a shell": ("Job/shards-from-s3", f"{POD}.{C}.args.0", "s3://${BUCKET}/a", "args: no shell reads"),

@@ -10,6 +10,8 @@ from kube_amounts import amount
 from kube_pods import TOKEN_KEY, Pod, at, clusters, name_of, pods
 from kube_render import Document
 
+from pipelines.cluster import OBJECT_STORE_BYTES
+
 CLUSTER_NAME, JOB_NAME = 53, 47  # what the operator appends must still fit into the 63 characters of a label
 TOKEN_SINCE = (2, 52)
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -113,9 +115,12 @@ def check_shared_memory(documents: list[Document]) -> Iterator[str]:
     """Ray keeps objects in /dev/shm, which must be memory, and refuses an object store that is larger."""
     rooms = {}
     for pod in pods(documents):
-        container = (pod.spec.get("containers") or [{}])[0]
-        if pod.role in ("head", "worker") or "glassbox" in " ".join(container.get("command") or []):
-            rooms[f"{pod.owner}: {pod.path}"] = yield from _room(pod, container)
+        container, where = (pod.spec.get("containers") or [{}])[0], f"{pod.owner}: {pod.path}"
+        of_its_own = "glassbox" in " ".join(container.get("command") or [])
+        if pod.role in ("head", "worker") or of_its_own:
+            rooms[where] = yield from _room(pod, container)
+        if of_its_own and 0 < rooms[where] < OBJECT_STORE_BYTES:
+            yield f"{where}.volumes: a Ray of the pod's own takes {OBJECT_STORE_BYTES} bytes of /dev/shm, which has {rooms[where]:.0f}"
     for _, where, spec in clusters(documents):
         groups = [("headGroupSpec", spec.get("headGroupSpec") or {})]
         groups += [(f"workerGroupSpecs[{n}]", group) for n, group in enumerate(spec.get("workerGroupSpecs") or [])]
