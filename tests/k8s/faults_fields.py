@@ -40,6 +40,7 @@ FIELDS: dict[str, tuple[str, str, Any, str]] = {
         "9090",
         "rayStartParams.metrics-export-port",
     ),
+    "words where a table stands": (RAY, "spec.authOptions", "token", "spec.authOptions: must be a mapping"),
     "a group that sleeps": (RAY, "spec.workerGroupSpecs.0.suspend", True, "workerGroupSpecs[0].suspend"),
     "several hosts a replica": (RAY, "spec.workerGroupSpecs.0.numOfHosts", 2, "workerGroupSpecs[0].numOfHosts"),
     "a Redis that is not there": (RAY, f"{HEAD}.{C}.env", [{"name": "RAY_REDIS_ADDRESS", "value": "r:6379"}], "env[RAY_REDIS_ADDRESS]"),

@@ -28,7 +28,6 @@ OTHER_GROUPS = {
     "monitoring.coreos.com/v1": {"PodMonitor"},
 }
 CHECKS = (
-    lint_fields.check,
     lint_ray.check,
     lint_ray.check_shared_memory,
     lint_probes.check,
@@ -49,7 +48,10 @@ def problems(documents: list[Document], versions: tuple[str, ...] = VERSIONS) ->
 
 def lint(documents: list[Document]) -> list[str]:
     """What schemas miss."""
-    return [problem for check in CHECKS for problem in check(documents)]
+    fields = list(lint_fields.check(documents))
+    if any(f": {lint_fields.MISSHAPEN} " in problem for problem in fields):
+        return fields
+    return fields + [problem for check in CHECKS for problem in check(documents)]
 
 
 def against_schemas(documents: list[Document], versions: tuple[str, ...]) -> Iterator[str]:

@@ -10,6 +10,8 @@ from typing import Any
 from kube_pods import name_of
 from kube_render import Document
 
+MISSHAPEN = "must be a"  # after which nothing else can be looked at
+
 
 @dataclass(frozen=True)
 class Each:
@@ -181,8 +183,11 @@ def check(documents: list[Document]) -> Iterator[str]:
 
 def _walk(value: Any, shape: Shape) -> Iterator[tuple[str, str]]:
     """Places below a value, and what is wrong there."""
-    if isinstance(shape, dict | Each):
-        for key, inner in (value or {}).items() if isinstance(value, dict | None) else ():
+    kind = dict if isinstance(shape, dict | Each) else list if isinstance(shape, list) else None
+    if kind and value is not None and not isinstance(value, kind):
+        yield "", f"{MISSHAPEN} {'mapping' if kind is dict else 'list'}, is {value!r}"
+    elif isinstance(shape, dict | Each):
+        for key, inner in (value or {}).items():
             known = key in shape if isinstance(shape, dict) else shape.key.fullmatch(str(key))
             if not known:
                 yield f".{key}", "not used here"
