@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_evaluate(commands)
     _add_predict(commands)
     _add_report(commands)
+    _add_diagnose(commands)
     _add(commands, "presets", "list the presets and the results they give", _presets)
     return parser
 
@@ -159,6 +160,14 @@ def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     report.add_argument("--scale", type=float, help=SCALE_HELP)
 
 
+def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    diagnose = _add(commands, "diagnose", "say in words what learning curves show, and which labels the model doubts", _diagnose)
+    diagnose.add_argument("target", metavar="RUN", help="a run directory, a metrics.jsonl, or a JSON file with Keras histories")
+    diagnose.add_argument("--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)")
+    diagnose.add_argument("--images", type=int, metavar="N", help="validation images that a file of metrics was measured on")
+    diagnose.add_argument("--labels", type=int, default=10, metavar="N", help="doubtful labels to name, 0 to look for none (default: 10)")
+
+
 def _shards_build(options: argparse.Namespace) -> None:
     from service.shards_commands import build
 
@@ -234,6 +243,13 @@ def _report(options: argparse.Namespace) -> None:
     from service.report.commands import report
 
     report(options)
+
+
+def _diagnose(options: argparse.Namespace) -> None:
+    from service.diagnose import report_on
+
+    for line in report_on(options.target, options.data, options.images, options.labels):
+        print(line)
 
 
 def _presets(options: argparse.Namespace) -> None:

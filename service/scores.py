@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -70,3 +72,8 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     positive = labels == 1
     many, others = int(positive.sum()), int((~positive).sum())
     return float((mean_ranks[positive].sum() - many * (many + 1) / 2) / (many * others))
+
+
+def standard_error(accuracy: float, images: int) -> float:
+    """Standard error of an accuracy that was measured on some number of images."""
+    return math.sqrt(accuracy * (1 - accuracy) / max(images, 1))

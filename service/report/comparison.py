@@ -9,10 +9,10 @@ import numpy as np
 
 from pipelines.errors import ConfigError
 from pipelines.storage import write_atomically
+from service.curves import column
 from service.report import page
 from service.report.about import About, about_run
 from service.report.compare import ROLES, side_by_side
-from service.report.curves import column
 from service.report.fingerprint import shards_of
 from service.report.job import Form, manifest_of, subject_of
 from service.report.pictures import Album

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from service.curves import accuracy_gap, best_epoch, column, loss_gap
 from service.report.pictures import Album
 from service.report.plots import Line, Plot
 from service.report.subject import Section, Subject
@@ -15,31 +16,9 @@ from service.report.words import points, signed
 COMMONEST = "always naming the commonest class"
 
 
-def best_epoch(accuracies: Sequence[float]) -> int | None:
-    """Index of the highest accuracy, the earliest of equals; None where there is no finite one."""
-    finite = [(-value, index) for index, value in enumerate(accuracies) if math.isfinite(value)]
-    return min(finite)[1] if finite else None
-
-
-def column(epochs: Sequence[dict[str, float]], key: str) -> list[float]:
-    """One metric over the epochs, NaN where an epoch lacks it; empty where all do."""
-    values = [float(epoch.get(key, math.nan)) for epoch in epochs]
-    return values if any(key in epoch for epoch in epochs) else []
-
-
 def commonest_share(labels: np.ndarray) -> float:
     """Accuracy of always naming the commonest class."""
     return float(np.bincount(labels).max() / len(labels)) if len(labels) else math.nan
-
-
-def accuracy_gap(training: float, validation: float) -> float:
-    """How much worse the model does on validation images than on training images, as a share: above 0 is worse."""
-    return training - validation
-
-
-def loss_gap(training: float, validation: float) -> float:
-    """The same in loss, where less is better: above 0 is worse."""
-    return validation - training
 
 
 def accuracy_plot(epochs: Sequence[dict[str, float]], commonest: float) -> Plot:

@@ -17,6 +17,7 @@ from service.report import (
     compare,
     confusion,
     curves,
+    diagnosis,
     distillation,
     edges,
     filters,
@@ -40,6 +41,7 @@ from service.report.summary import summarize
 from service.runs import Run
 
 PARTS: tuple[Part, ...] = (
+    diagnosis.part,
     curves.part,
     training_images.part,
     samples.part,

@@ -27,7 +27,7 @@ from service.report.thumbnails import thumbnail
 T = TypeVar("T")
 
 VIEWS = (  # name, title and sections of every view; a section that stands nowhere gets a view of its own
-    ("overview", "Overview", ("curves",)),
+    ("overview", "Overview", ("diagnosis", "curves")),
     ("data", "Data", ("training_images", "augmentation", "rejected")),
     ("predictions", "Predictions", ("predictions", "confusion", "samples")),
     ("image", "Image", ("gradcam", "saliency")),

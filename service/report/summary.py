@@ -7,10 +7,11 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from service.report.curves import accuracy_gap, best_epoch, column, commonest_share
+from service.curves import accuracy_gap, best_epoch, column
+from service.diagnosis import LITTLE, MUCH
+from service.report.curves import commonest_share
 from service.report.subject import Subject
-
-LITTLE, MUCH = 0.02, 0.10  # shares of accuracy: what counts as a small and as a wide gap
+from service.scores import standard_error
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,6 @@ def verdict(found: Summary) -> str:
             f"{found.images:,} images leave an uncertainty of {error * 100:.1f} points."
         )
     return f"{words}, where always naming the commonest class would give {found.commonest:.1%}. {_on_the_gap(found)}"
-
-
-def standard_error(accuracy: float, images: int) -> float:
-    """Standard error of an accuracy that was measured on some number of images."""
-    return math.sqrt(accuracy * (1 - accuracy) / max(images, 1))
 
 
 def _on_the_gap(found: Summary) -> str:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from report_samples import metrics
 
-from service.report.curves import accuracy_plot, best_epoch, column, commonest_share, loss_plot, rate_plot
+from service.curves import best_epoch, column
+from service.report.curves import accuracy_plot, commonest_share, loss_plot, rate_plot
 from service.report.plots import Line, Plot
 
 FIVE = [
