@@ -8,6 +8,7 @@ SOURCE ?= synthetic:evidence
 OUT ?= data/shards
 PRESET ?= demo
 BENCH ?=
+REPRODUCE ?=
 ENGINE ?= docker
 IMAGE ?= glassbox
 BUILD_OPTIONS ?=
@@ -23,7 +24,7 @@ RAY_VERSION := $(shell sed -n 's/^ray==\([0-9.]*\).*/\1/p' .lock/cpu.txt)
 IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shards test test-all image image-test bench-input bench-shards bench-train fault-table lint format lock clean
+.PHONY: help setup demo shards test test-all image image-test bench-input bench-shards bench-train fault-table reproduce lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -84,6 +85,9 @@ bench-train: $(READY_DEV) ## how fast the training loop is, beside the bare step
 
 fault-table: $(READY_DEV) ## training that is killed, stopped and starved: how each fault ends, half an hour
 	$(BIN)/python tests/benchmarks/faults.py $(BENCH)
+
+reproduce: $(READY) ## run the published experiments and render a page: hours (options: REPRODUCE="--only mnist_cnn --digits idx:DIR")
+	$(BIN)/python tests/benchmarks/reproduce.py $(REPRODUCE)
 
 lint: $(READY_DEV) ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .
