@@ -35,7 +35,7 @@ class StepOptions:
     """What a step does besides learning.
 
     Attributes:
-        xla: Whether forward and backward are compiled.
+        xla: Whether forward and backward are compiled, and where there is one replica the mean of the gradients.
         xla_update: Whether the update is, where there is one replica; XLA cannot sum over several.
         augment: What fills the edges and erased boxes of augmented images; the rest comes with the batch.
         attach: Adds the images to a batch of the training split (see `pipelines.input.batches.Batches.attach`).
@@ -109,8 +109,9 @@ class Steps:
         # Gradients reach the optimizer summed; a second sum would scale them by the number of replicas.
         optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
         self._forward_backward = tf.function(self._gradients, jit_compile=True) if options.xla else self._gradients
-        fused = options.xla_update and strategy.num_replicas_in_sync == 1
-        self._learned = tf.function(self._learn, jit_compile=True) if fused else self._learn
+        alone = strategy.num_replicas_in_sync == 1
+        self._mean = tf.function(self._reduced, jit_compile=True) if options.xla and alone else self._reduced
+        self._learned = tf.function(self._learn, jit_compile=True) if options.xla_update and alone else self._learn
         self._totals = _summed(tf.zeros([TOTALS], tf.float64))
         self._sums = [_summed(tf.zeros(v.shape)) for v in weights] + [_summed(tf.zeros([]))] if options.accumulate > 1 else []
         self._class_weights = None if options.class_weights is None else tf.constant(options.class_weights, tf.float32)
@@ -141,7 +142,7 @@ class Steps:
             updates: How many to do.
             micro: Batches of an update, at most `accumulate`.
         """
-        waited, failed, skipped = self._train(batches, *(tf.constant(number, tf.int64) for number in (update, updates, micro)))
+        waited, failed, skipped = self._train(batches, tf.constant(update, tf.int64), tf.constant(updates), tf.constant(micro))
         return Burst(float(waited), int(failed) if skipped else None, int(skipped))
 
     def train_on(self, batch: Batch, update: int, last: bool = True) -> Burst:
@@ -160,20 +161,20 @@ class Steps:
 
     @tf.function
     def _train(self, batches: Iterator[Batch], update: tf.Tensor, updates: tf.Tensor, micro: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        waited, failed, skipped = tf.constant(0.0, tf.float64), tf.constant(-1, tf.int64), tf.constant(0)
+        # TensorFlow computes int32 in RAM: right for the loop's own numbers, while what comes of a step stays int64, on the device.
+        waited, failed, skipped = tf.constant(0.0, tf.float64), tf.constant(-1, tf.int64), tf.constant(0, tf.int64)
         for done in tf.range(updates):
+            now = update + tf.cast(done, tf.int64)
             if self._options.accumulate == 1:
-                batch, seconds = self._next(batches)
-                waited += seconds
-                good = self._update(self._strategy.run(self._gradient_sums, (batch,)), self._rate(update + done))
+                batch, waited = self._next(batches, waited)
+                good = self._update(self._strategy.run(self._gradient_sums, (batch,)), self._rate(now))
             else:
                 for _ in tf.range(micro):
-                    batch, seconds = self._next(batches)
-                    waited += seconds
+                    batch, waited = self._next(batches, waited)
                     self._strategy.run(self._accumulate, (batch,))
-                good = self._update(self._strategy.run(self._accumulated), self._rate(update + done))
-            failed = tf.where(good | (skipped > 0), failed, update + done)
-            skipped += tf.cast(~good, tf.int32)
+                good = self._update(self._strategy.run(self._accumulated), self._rate(now))
+            failed = tf.where(good | (skipped > 0), failed, now)
+            skipped += tf.cast(~good, tf.int64)
         return waited, failed, skipped
 
     @tf.function
@@ -183,32 +184,35 @@ class Steps:
         self._strategy.run(self._accumulate, (batch,))
         return self._update(self._strategy.run(self._accumulated), self._rate(update)) if last else tf.constant(True)
 
-    def _next(self, batches: Iterator[Batch]) -> tuple[Batch, tf.Tensor]:
-        """The next batch, and the seconds it took to come."""
+    def _next(self, batches: Iterator[Batch], waited: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+        """The next batch, and the seconds waited for batches, now with those that this one took."""
         asked = tf.timestamp()
         with tf.control_dependencies([asked]):
             batch = next(batches)
-        with tf.control_dependencies(self._strategy.experimental_local_results(batch["row"])):
-            return batch, tf.timestamp() - asked
+        with tf.device("CPU:0"), tf.control_dependencies(self._strategy.experimental_local_results(batch["row"])):
+            return batch, waited + (tf.timestamp() - asked)
 
     def _gradient_sums(self, batch: Batch) -> list[tf.Tensor]:
         """One replica's gradients, summed over its examples and scaled, and its weight."""
         images, share = augmented(self._options.attach(batch), self._options.augment)  # [B, H, W, C], [B] where images are mixed
         labels, weights = batch["label"], batch["weight"]
         scale = self.scale.factor() if self.scale else tf.constant(1.0)
-        logits, loss, gradients = self._forward_backward(images, labels, weights, share, scale)
-        self._count(loss, logits, labels if share is None else tf.where(share >= 0.5, labels, neighbours(labels)), weights)
-        return [*gradients, tf.reduce_sum(weights)]
+        counted, sums = self._forward_backward(images, labels, weights, share, scale)
+        self._totals.assign_add(counted)
+        return sums
 
     def _gradients(
         self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, share: tf.Tensor | None, scale: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    ) -> tuple[tf.Tensor, list[tf.Tensor]]:
+        """What is counted of a batch, float64 `[TOTALS]`, and the gradients with the weight of its examples."""
         with tf.GradientTape() as tape:
             logits = self._net(images, training=True)
             losses = training_losses(labels, logits, share, self._options.smoothing, self._class_weights)
             loss = tf.reduce_sum(losses * weights)
             scaled = loss * scale
-        return logits, loss, tape.gradient(scaled, [v.value for v in self._weights])
+        gradients = tape.gradient(scaled, [v.value for v in self._weights])
+        shown = labels if share is None else tf.where(share >= 0.5, labels, neighbours(labels))
+        return _counted(loss, logits, shown, weights), [*gradients, tf.reduce_sum(weights)]
 
     def _accumulate(self, batch: Batch) -> None:
         for total, part in zip(self._sums, self._gradient_sums(batch), strict=True):
@@ -228,7 +232,7 @@ class Steps:
 
     def _update(self, sums: Any, rate: tf.Tensor) -> tf.Tensor:
         """Sums over the replicas, and updates everywhere alike, or nowhere where the gradient is not finite; returns which."""
-        gradients, norm = self._strategy.run(self._reduced, (sums,))
+        gradients, norm = self._strategy.run(self._mean, (sums,))
         good = tf.math.is_finite(self._strategy.experimental_local_results(norm)[0])
 
         tf.cond(good, lambda: self._learned(gradients, rate), lambda: None)
@@ -253,12 +257,6 @@ class Steps:
             gradients = tf.clip_by_global_norm(gradients, self._options.clip_norm, use_norm=norm)[0]
         return gradients, norm
 
-    def _count(self, loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> None:
-        hits = tf.reduce_sum(tf.cast(predicted_classes(logits) == labels, tf.float32) * weights)
-        near = tf.reduce_sum(tf.cast(true_ranks(labels, logits) < 5, tf.float32) * weights) if logits.shape[-1] > 5 else hits
-        sums = tf.cast(tf.stack([loss, hits, near, tf.reduce_sum(weights)]), tf.float64)
-        self._totals.assign_add(tf.where(tf.math.is_finite(loss), sums, tf.zeros_like(sums)))
-
     @tf.function
     def _start(self, epoch: tf.Tensor, step: tf.Tensor, seed: tf.Tensor, sums: tf.Tensor) -> None:
         def per_replica() -> None:
@@ -269,6 +267,14 @@ class Steps:
             self._totals.assign(tf.where(replica == 0, sums, tf.zeros_like(sums)))
 
         self._strategy.run(per_replica)
+
+
+def _counted(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """What a batch adds to the sums of the epoch, float64 `[TOTALS]`; nothing where its loss is not finite."""
+    hits = tf.reduce_sum(tf.cast(predicted_classes(logits) == labels, tf.float32) * weights)
+    near = tf.reduce_sum(tf.cast(true_ranks(labels, logits) < 5, tf.float32) * weights) if logits.shape[-1] > 5 else hits
+    sums = tf.cast(tf.stack([loss, hits, near, tf.reduce_sum(weights)]), tf.float64)
+    return tf.where(tf.math.is_finite(loss), sums, tf.zeros_like(sums))
 
 
 def _summed(value: tf.Tensor) -> tf.Variable:
