@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Sequence
 from itertools import islice
 
 import keras
@@ -17,6 +19,7 @@ from service.training.strategy import ALONE, Place, distributed_eagerly
 
 MANY = 2**20  # evaluations, more than any run has
 COLUMNS = ("loss", "rank", "predicted", "score")
+AHEAD = 2  # batches being answered while the next is taken: DALI may overwrite one on a GPU when three more have been taken
 
 
 class Evaluation:
@@ -50,14 +53,15 @@ class Evaluation:
             `loss` in nats; `rank`, how many classes seem more probable than the true one; `predicted`, the most probable class;
             `score`, the logit of class 1 where there are two classes.
         """
-        parts = []
+        table = np.zeros((self._batches.rows, len(COLUMNS)), np.float32)
+        begun: deque[Sequence[tuple[tf.Tensor, tf.Tensor]]] = deque()
         with self._batches.data_errors():
             for batch in islice(self._again_and_again, self._batches.steps):
-                parts.append(self._strategy.experimental_local_results(self._answer(batch)))
-        table = np.zeros((self._batches.rows, len(COLUMNS)), np.float32)
-        for rows, answers in (part for step in parts for part in step):
-            real = rows.numpy() >= 0
-            table[rows.numpy()[real]] = answers.numpy()[real]
+                begun.append(self._strategy.experimental_local_results(self._answer(batch)))
+                if len(begun) > AHEAD:
+                    _enter(begun.popleft(), table)
+        while begun:
+            _enter(begun.popleft(), table)
         if self._place.workers > 1:
             table = self._together(tf.constant(table)).numpy()
         return dict(zip(COLUMNS, table.astype(np.float64).T, strict=True))
@@ -83,6 +87,13 @@ class Evaluation:
             return context.all_reduce("sum", tf.where(first, table, tf.zeros_like(table)))
 
         return self._strategy.experimental_local_results(self._strategy.run(summed))[0]
+
+
+def _enter(answers: Sequence[tuple[tf.Tensor, tf.Tensor]], table: np.ndarray) -> None:
+    """Waits for the answers of a batch, from every replica here, and writes them into the rows they are of."""
+    for rows, values in answers:
+        real = rows.numpy() >= 0
+        table[rows.numpy()[real]] = values.numpy()[real]
 
 
 def _first(logits: tf.Tensor) -> tf.Tensor | float:

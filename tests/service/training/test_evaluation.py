@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 
 import keras
@@ -12,8 +13,9 @@ from training_samples import config_for, noise_shards
 
 from pipelines.input.batches import Batches, read_rows
 from pipelines.input.cache import Cache
+from pipelines.input.dali import KEPT
 from service.models import head
-from service.training.evaluation import Evaluation
+from service.training.evaluation import AHEAD, Evaluation
 
 ROWS = 29  # three batches of eight, and one with three rows of padding
 
@@ -67,3 +69,21 @@ def test_answers_are_in_the_order_of_the_rows(evaluated: tuple[Evaluation, np.nd
     if likely.shape[1] == 2:
         np.testing.assert_allclose(answers["score"], np.log(likely[:, 1] / likely[:, 0]), rtol=1e-3, atol=1e-4)
     assert evaluation._answer.experimental_get_tracing_count() == 1
+
+
+def test_answers_are_taken_before_their_images_may_be_overwritten(
+    evaluated: tuple[Evaluation, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation, _, _ = evaluated
+    answer, given, waiting = evaluation._answer, [], []
+
+    def watched(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+        waiting.append(sum(reference() is not None for reference in given))
+        answers = answer(batch)
+        given.append(weakref.ref(answers[1]))
+        return answers
+
+    monkeypatch.setattr(evaluation, "_answer", watched)
+    evaluation.answers()
+    assert waiting == [0, 1, AHEAD, AHEAD]
+    assert AHEAD < KEPT  # of DALI's batches, on a GPU
