@@ -143,8 +143,9 @@ class DeviceImages:
         words = _words(images)
         with strategy.scope():
             self._words = tf.Variable(
-                tf.zeros([self._part, words.shape[1]], tf.int64),
+                tf.zeros([0, words.shape[1]], tf.int64),  # takes over the memory of what is assigned: never are there two of it
                 trainable=False,
+                shape=tf.TensorShape([None, words.shape[1]]),
                 synchronization=tf.VariableSynchronization.ON_READ,  # replicas may hold different rows
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )

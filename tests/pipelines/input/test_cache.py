@@ -143,6 +143,20 @@ def test_images_of_any_number_of_bytes_lie_on_a_device() -> None:
         np.testing.assert_array_equal(attached, gathered(images, rows))
 
 
+def peak_memory() -> int:
+    """Most bytes of RAM that this process has taken since it was last asked to forget."""
+    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+
+
+def test_images_are_never_on_a_device_twice() -> None:
+    images = np.ones((40, 2 << 20, 1, 1), np.uint8)  # 80 MB, which need no copy in RAM
+    Path("/proc/self/clear_refs").write_text("5")
+    before = peak_memory()
+    kept = DeviceImages(tf.distribute.get_strategy(), images)
+    assert images.nbytes * 0.9 < peak_memory() - before < images.nbytes * 2.5  # once on the device, once on their way there
+    assert kept is not None
+
+
 def test_padding_is_black() -> None:
     images = np.full((2, 1, 1, 1), 255, np.uint8)
     assert gathered(images, np.array([1, -1, 0])).ravel().tolist() == [255, 0, 255]
