@@ -21,24 +21,25 @@ from kube_render import ROOT
 
 TOOLS = ("buildah", "podman", "runc", "catatonit", "debootstrap")
 BASE = "localhost/glassbox-test-base"
+OURS = "glassbox-test-"  # before the names of all pods and volumes: what else podman has here is not ours to remove
 MOST_PROCESSES = 32768  # without CAP_SYS_RESOURCE runc may set no more
 HOST_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 class Engine:
-    """podman with settings and volumes of its own.
+    """podman with settings, pods and volumes of its own.
 
     Args:
         work: Directory for all of it; its pods are removed by `close`.
     """
 
     def __init__(self, work: Path) -> None:
-        self._work, self._pods = work, []
+        self._work, self._pods, self._volumes = work, [], []
         files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
         processes = min(resource.getrlimit(resource.RLIMIT_NPROC)[1] % 2**63, MOST_PROCESSES)
         settings = {
             "containers": {"default_ulimits": [f"nofile={files}:{files}", f"nproc={processes}:{processes}"]},
-            "engine": {"runtime": "runc", "cgroup_manager": "cgroupfs", "events_logger": "file", "volume_path": str(work / "volumes")},
+            "engine": {"runtime": "runc", "cgroup_manager": "cgroupfs", "events_logger": "file"},
         }
         lines = [
             f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()) for name, table in settings.items()
@@ -76,8 +77,10 @@ class Engine:
 
     def volume(self, name: str) -> Path:
         """Makes a volume of user 1000 in place of a claim; its directory here."""
-        self.run("podman", "volume", "create", "--opt", "o=uid=1000,gid=1000", name)
-        return Path(self.run("podman", "volume", "inspect", name, "--format", "{{.Mountpoint}}").stdout.strip())
+        self.run("podman", "volume", "rm", "--force", OURS + name, check=False)  # of a test that was killed
+        self.run("podman", "volume", "create", "--opt", "o=uid=1000,gid=1000", OURS + name)
+        self._volumes.append(OURS + name)
+        return Path(self.run("podman", "volume", "inspect", OURS + name, "--format", "{{.Mountpoint}}").stdout.strip())
 
     def play(self, pod: Pod, name: str, secrets: dict[str, str], hosts: dict[str, str] | None = None) -> str:
         """Starts a pod, and returns its address. What podman cannot do is rewritten, and nothing else.
@@ -90,7 +93,7 @@ class Engine:
         """
         manifest = copy.deepcopy(pod.manifest())
         # by default podman removes init containers, sometimes before they have ended
-        manifest["metadata"] |= {"name": name, "annotations": {"io.podman.annotations.init.container.type": "always"}}
+        manifest["metadata"] |= {"name": OURS + name, "annotations": {"io.podman.annotations.init.container.type": "always"}}
         spec = manifest["spec"]
         for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
             container.pop("ports", None)  # podman would open them on this host
@@ -101,44 +104,56 @@ class Engine:
                     variable["value"] = secrets[key]
                     del variable["valueFrom"]
         for volume in spec["volumes"]:
+            if "emptyDir" in volume:  # podman 4.3 takes the one of another pod that has this name
+                _rename(spec, volume, f"{OURS}{name}-{volume['name']}")
             if at(volume, "emptyDir.medium") == "Memory":  # podman 4.3 would take the disk
-                memory = Path("/dev/shm") / f"glassbox-test-{name}"
+                memory = Path("/dev/shm") / f"{OURS}{name}"
                 memory.mkdir(mode=0o777, exist_ok=True)
                 memory.chmod(0o777)
                 del volume["emptyDir"]
                 volume["hostPath"] = {"path": str(memory), "type": "Directory"}
+            if claim := at(volume, "persistentVolumeClaim"):
+                claim["claimName"] = OURS + claim["claimName"]
         if hosts:
             spec["hostAliases"] = [{"ip": address, "hostnames": [host]} for host, address in hosts.items()]
         file = self._work / f"{name}.yaml"
         file.write_text(yaml.safe_dump(manifest))
         file.chmod(0o600)
         self._pods.append(name)
-        self.run("podman", "play", "kube", "--network", "podman", str(file))
-        infra = self.run("podman", "pod", "inspect", name, "--format", "{{.InfraContainerID}}").stdout.strip()
+        self.run("podman", "play", "kube", "--replace", "--network", "podman", str(file))
+        infra = self.run("podman", "pod", "inspect", OURS + name, "--format", "{{.InfraContainerID}}").stdout.strip()
         return self.run("podman", "inspect", infra, "--format", "{{.NetworkSettings.IPAddress}}").stdout.strip()
 
     def finished(self, container: str, seconds: float) -> tuple[int, list[str], str]:
         """Exit code, lines of standard output, and standard error of a container, after its end."""
-        code = self.run("podman", "wait", container, timeout=seconds).stdout.strip()
-        done = self.run("podman", "logs", container)
+        code = self.run("podman", "wait", OURS + container, timeout=seconds).stdout.strip()
+        done = self.run("podman", "logs", OURS + container)
         return int(code), done.stdout.strip().splitlines(), done.stderr
 
     def inside(self, container: str, script: str) -> str:
         """Output of a script in a running container."""
-        return self.run("podman", "exec", container, "bash", "-c", script, check=False).stdout
+        return self.run("podman", "exec", OURS + container, "bash", "-c", script, check=False).stdout
 
     def remove(self, name: str) -> None:
         """Ends a pod."""
-        self.run("podman", "pod", "rm", "--force", "--time", "5", name, check=False)
-        shutil.rmtree(Path("/dev/shm") / f"glassbox-test-{name}", ignore_errors=True)
+        self.run("podman", "pod", "rm", "--force", "--time", "5", OURS + name, check=False)
+        shutil.rmtree(Path("/dev/shm") / f"{OURS}{name}", ignore_errors=True)
         self._pods.remove(name)
 
     def close(self) -> None:
         """Ends all pods and removes the volumes."""
         for name in [*self._pods]:
             self.remove(name)
-        for name in ("shards", "runs"):
+        for name in self._volumes:
             self.run("podman", "volume", "rm", "--force", name, check=False)
+
+
+def _rename(spec: dict[str, Any], volume: dict[str, Any], name: str) -> None:
+    for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
+        for mount in container["volumeMounts"]:
+            if mount["name"] == volume["name"]:
+                mount["name"] = name
+    volume["name"] = name
 
 
 def answers(url: str, seconds: float = 0, method: str = "GET", token: str | None = None) -> tuple[int, str]:
