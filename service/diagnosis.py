@@ -20,7 +20,7 @@ Kind = Literal["diverged", "short", "chance", "overfitting", "learning", "conver
 TITLES: dict[Kind, str] = {
     "diverged": "Diverged",
     "short": "Too short to tell",
-    "chance": "No better than chance",
+    "chance": "Not clearly better than chance",
     "overfitting": "Overfitting",
     "learning": "Still learning",
     "converged": "Converged",
@@ -217,7 +217,8 @@ def _learning(history: History) -> Finding | None:
         words = f"Over the last {_epochs(line.epochs)} the {on} loss fell by {-line.change:.2g} ± {line.error:.1g}, to {level:.3g}."
         return Finding("learning", words, advice, figures)
     losses = history.curve("loss")
-    if not history.judged or not _falls(losses):
+    rises = line.change > max(VERY_SURE * line.error, RELATIVE * level)
+    if not history.judged or rises or not _falls(losses):
         return None
     training, validation, gap, error = _gap(history)
     if gap > max(SURE * error, LITTLE):
@@ -251,9 +252,9 @@ def _at_rest(history: History) -> Finding:
         _, validation, gap, error = _gap(history)
         figures |= {"validation_accuracy": validation, "gap": gap, "error": error}
         words += f" It scores {training:.1%} on training images and {validation:.1%} on validation images."
-    if training >= FITTED:
+    if training >= FITTED and gap <= MUCH:
         return Finding("converged", words, "nothing more of the same: it fits what it learns from", figures)
-    if gap > max(SURE * error, LITTLE):
+    if gap > min(max(SURE * error, LITTLE), MUCH):
         return Finding("plateau", words, "augmentation, or a schedule that lowers the rate (schedule.name=cosine)", figures)
     words += " It does not fit even the images it learns from." if training < 1 - MUCH else ""
     advice = "a larger model, less augmentation or dropout, another optimizer.learning_rate, or schedule.name=cosine"

@@ -116,6 +116,12 @@ def test_learning_that_the_noise_of_validation_hides() -> None:
     assert found.figures["training_change"] < 0
 
 
+def test_a_loss_that_rises_on_too_few_images_is_neither_learning_nor_converged() -> None:
+    """The gap is wide, but six images prove none."""
+    n = np.arange(30)
+    assert kinds(epochs(0.5 - 0.015 * n, 0.99, 0.4 + 0.01 * n, 0.7), images=6, commonest=None) == ["plateau"]
+
+
 @pytest.mark.parametrize(("level", "kind"), [(0.6, "underfitting"), (0.95, "plateau"), (0.99, "converged")])
 def test_constant_curves_are_at_rest(level: float, kind: str) -> None:
     assert kinds(epochs(np.full(20, 0.4), level, 0.4, level)) == [kind]

@@ -23,7 +23,7 @@ def test_findings_and_suspects_stand_on_the_page(tmp_path: Path) -> None:
     page = render_report(run, options=small)
     figures = json.loads((page.parent / "manifest.json").read_text())["figures"]["diagnosis"]
     expected = diagnose(History(metrics(30), images=6, commonest=4 / 6))
-    assert [finding["kind"] for finding in figures["findings"]] == [finding.kind for finding in expected] == ["chance", "learning"]
+    assert [finding["kind"] for finding in figures["findings"]] == [finding.kind for finding in expected] == ["chance"]
     assert figures["labels"]["doubtful"] == 1
     (suspect,) = figures["labels"]["suspects"]
     assert (suspect["row"], suspect["label"], suspect["predicted"]) == (0, "bright", "dim")
