@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Reads the command line; `key=value` words may stand anywhere behind `train`."""
+    """Reads the command line; `key=value` words may stand anywhere behind `train` and `tune`."""
     parser = _parser()
     parsed, rest = parser.parse_known_args(arguments)
     if not hasattr(parsed, "overrides") or any(word.startswith("-") for word in rest):
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_predict(commands)
     _add_report(commands)
     _add_diagnose(commands)
+    _add_tune(commands)
     _add(commands, "presets", "list the presets and the results they give", _presets)
     return parser
 
@@ -168,6 +169,27 @@ def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     diagnose.add_argument("--labels", type=int, default=10, metavar="N", help="doubtful labels to name, 0 to look for none (default: 10)")
 
 
+def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    tune = _add(commands, "tune", "search for better settings of a preset, with many short runs", _tune)
+    tune.add_argument("preset", nargs="?", metavar="PRESET", help="a name from 'glassbox presets', or a YAML file")
+    tune.add_argument(
+        "--space", metavar="FILE", help="YAML: key: {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {int: [a, b]}"
+    )
+    tune.add_argument("--trials", type=int, metavar="N", help="runs, of which the first is the preset as it is")
+    tune.add_argument("--data", metavar="SHARDS", help="the shard set")
+    tune.add_argument(
+        "--out", required=True, metavar="DIR", help="the directory to make; the same command goes on with an interrupted search"
+    )
+    tune.add_argument("--resume", action="store_true", help="go on with the search at --out, without naming its words again")
+    tune.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
+    tune.add_argument("--grace", type=int, metavar="N", help="epochs that every trial is given (default: 1)")
+    tune.add_argument("--reduction", type=float, metavar="R", help="of so many trials at a rung one goes on (default: 3)")
+    tune.add_argument("--cpus-per-trial", dest="cpus", type=int, metavar="C", help="(default: 1, or with GPUs an even share)")
+    tune.add_argument("--gpus-per-trial", dest="gpus", type=int, metavar="K", help="(default: 1 where there are any)")
+    tune.add_argument("--restarts", type=int, metavar="N", help="of a trial whose process died (default: 3)")
+    tune.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the preset")
+
+
 def _shards_build(options: argparse.Namespace) -> None:
     from service.shards_commands import build
 
@@ -250,6 +272,13 @@ def _diagnose(options: argparse.Namespace) -> None:
 
     for line in report_on(options.target, options.data, options.images, options.labels):
         print(line)
+
+
+def _tune(options: argparse.Namespace) -> None:
+    from service.tuning.driver import tune
+    from service.tuning.plan import plan_of
+
+    print(f"open {tune(plan_of(options), options.out)}")
 
 
 def _presets(options: argparse.Namespace) -> None:

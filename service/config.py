@@ -129,14 +129,40 @@ def load_config(preset: str, shards: str | Path, overrides: list[str] | None = N
     Raises:
         ConfigError: Unknown preset or key, or a value of the wrong type.
     """
+    name, settings = read_preset(preset)
+    for override in overrides or []:
+        set_value(settings, override)
+    return configured(name, settings, shards, "the preset or the command line")
+
+
+def read_preset(preset: str) -> tuple[str, dict[str, Any]]:
+    """Name and settings of a preset.
+
+    Args:
+        preset: Its name, or the path of a YAML file of the same form.
+
+    Raises:
+        ConfigError: There is no such preset, or it is no YAML.
+    """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         raise ConfigError("a known preset or a YAML file", f"preset={preset}", suggest(preset, preset_names()))
-    settings = _read_yaml(path)
-    for override in overrides or []:
-        set_value(settings, override)
-    settings |= {"preset": path.stem, "shards": str(Path(shards).absolute())}
-    return check(RunConfig, settings, "the preset or the command line")
+    return path.stem, read_yaml(path, "preset")
+
+
+def configured(preset: str, settings: dict[str, Any], shards: str | Path, where: str) -> RunConfig:
+    """Checks settings as those of a run.
+
+    Args:
+        preset: Name of the preset they come from.
+        settings: Groups nested.
+        shards: Directory of the shard set.
+        where: Where they were written, for the error message.
+
+    Raises:
+        ConfigError: Unknown key, or a value of the wrong type.
+    """
+    return check(RunConfig, settings | {"preset": preset, "shards": str(Path(shards).absolute())}, where)
 
 
 class _Loader(yaml.SafeLoader):
@@ -146,13 +172,22 @@ class _Loader(yaml.SafeLoader):
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, name: str) -> dict[str, Any]:
+    """A YAML file of keys and values.
+
+    Args:
+        path: The file.
+        name: What it is, for the error message.
+
+    Raises:
+        ConfigError: It is none.
+    """
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("a YAML file", f"preset={path}: {' '.join(str(error).split())}", "correct its syntax") from None
+        raise ConfigError("a YAML file", f"{name}={path}: {' '.join(str(error).split())}", "correct its syntax") from None
     if not isinstance(settings, dict):
-        raise ConfigError("a YAML file with keys and values", f"preset={path}", "see 'glassbox presets' for examples")
+        raise ConfigError("a YAML file with keys and values", f"{name}={path}", "see 'glassbox presets' for examples")
     return settings
 
 
@@ -167,15 +202,20 @@ def set_value(settings: dict[str, Any], override: str) -> None:
         raise ConfigError("an override as key=value", f"override={override}", "write for example epochs=5")
     if key in ("preset", "shards"):
         raise ConfigError("a setting of the run", f"override={override}", "use --preset and --data")
+    try:
+        put(settings, key, _number(text))
+    except yaml.YAMLError:
+        raise ConfigError("a value in YAML", f"{key}={text}", "quote it, or write a plain number or word") from None
+
+
+def put(settings: dict[str, Any], key: str, value: Any) -> None:
+    """Writes a value into nested settings; dots in the key reach into groups."""
     *groups, last = key.split(".")
     for group in groups:
         inner = settings.get(group)
         settings[group] = inner if isinstance(inner, dict) else {}
         settings = settings[group]
-    try:
-        settings[last] = _number(text)
-    except yaml.YAMLError:
-        raise ConfigError("a value in YAML", f"{key}={text}", "quote it, or write a plain number or word") from None
+    settings[last] = value
 
 
 def _number(text: str) -> Any:

@@ -104,10 +104,10 @@ def _launch(config: RunConfig, run: Run, scale: Scale, began: float) -> None:
         timings = {"ray": time.perf_counter() - began}
         fresh: dict[str, Any] = {"reason": None, "progress": None, "caches": None, "finished": None, "notices": []}
         run.withdraw_stop()
-        run.update_status(state="starting", started=_now(), environment=_environment(), scale=asdict(scale), timings=timings, **fresh)
+        run.update_status(state="starting", started=now(), environment=environment(), scale=asdict(scale), timings=timings, **fresh)
         _train_to_the_end(config, run, scale)
         timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
-        run.update_status(state="finished", finished=_now(), timings=timings)
+        run.update_status(state="finished", finished=now(), timings=timings)
         print(where_the_time_went(timings))
 
 
@@ -140,7 +140,7 @@ def _train_to_the_end(config: RunConfig, run: Run, scale: Scale) -> None:
 
 def _ended(run: Run, state: str, reason: str) -> None:
     with suppress(OSError):  # on a full disk the error itself matters more
-        run.update_status(state=state, reason=reason, finished=_now())
+        run.update_status(state=state, reason=reason, finished=now())
 
 
 @contextmanager
@@ -156,10 +156,12 @@ def _stopped_by_sigterm(run: Run) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """What a run is trained on, for its status."""
     packages = {name: version(name) for name in ("glassbox", "keras", "numpy", "pyarrow", "ray")}
     return {"host": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **packages}
 
 
-def _now() -> str:
+def now() -> str:
+    """The time, for the status of a run."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -30,10 +30,11 @@ from service.training.step import Burst, Steps
 from service.training.strategy import ALONE, Place, choose_strategy, distributed
 from service.training.telemetry import RowLog, profiled, watchers
 
+AfterEpoch = Callable[[Sequence[dict[str, float]]], None]
 SHOWN_ROWS = 8  # rows of a bad batch that an error names
 
 
-def fit(config: RunConfig, run: Run, place: Place = ALONE) -> None:
+def fit(config: RunConfig, run: Run, place: Place = ALONE, after_epoch: AfterEpoch | None = None) -> None:
     """Trains a run to its last epoch, from its newest checkpoint where it has one.
 
     After every epoch: evaluation, then in the background the best model, a checkpoint, a line of metrics.
@@ -42,6 +43,7 @@ def fit(config: RunConfig, run: Run, place: Place = ALONE) -> None:
         config: What to train.
         run: Where to.
         place: Of this process among the workers.
+        after_epoch: Called with the history when an epoch is over and written.
 
     Raises:
         GlassboxError: The configuration or the data cannot be used, or the training has diverged.
@@ -49,7 +51,7 @@ def fit(config: RunConfig, run: Run, place: Place = ALONE) -> None:
     """
     loop = Loop(config, run, place)
     try:
-        loop.run_epochs()
+        loop.run_epochs(after_epoch)
     finally:
         loop.saver.wait()
 
@@ -118,13 +120,16 @@ class Loop:
         timings = self.run.status().get("timings", {}) | self.clock.seconds
         self.run.update_status(state="training", caches=caches, timings=timings, world_size=self.strategy.num_replicas_in_sync)
 
-    def run_epochs(self) -> None:
-        """Every epoch that is left."""
+    def run_epochs(self, after_epoch: AfterEpoch | None = None) -> None:
+        """Every epoch that is left; for `after_epoch` see `fit`."""
         with epoch_log(self.config, self.run, self.validation is not None) if self.place.writes else nullcontext() as log:
             while not self._ended:
                 if self._stage != self.learner.stage:
                     self.learner = build_learner(self.config, self.strategy, self.train, self.learner.model, self._stage)
                 self.finish_epoch(self.train_epoch(), log)
+                if after_epoch:
+                    self.saver.wait()
+                    after_epoch(self.position.history)
             self.saver.wait()
         if self.place.writes:
             self.run.update_status(timings=self.run.status().get("timings", {}) | self.clock.seconds)

@@ -14,8 +14,11 @@ from pipelines.spec import AugmentSpec, DataSpec
 from service.report.comparison import render_comparison
 from service.report.index import write_index
 from service.report.job import Form, render_report
+from service.report.leaderboard import Trial, ranked, write_leaderboard
 from service.report.preview import PreviewOptions, render_preview
+from service.report.reproduction import Experiment, Published, write_reproduction
 from service.runs import Run
+from service.tuning.space import dimension
 
 NAMES = "[...document.querySelectorAll('table.runs tbody th')].map((head) => head.dataset.value)"
 
@@ -41,7 +44,16 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     preview = render_preview(
         shards, DataSpec(image_size=(8, 8), channels=1), augment, PreviewOptions(rows=2, versions=2), folder / "preview"
     )
+    space = (dimension("optimizer.learning_rate", {"loguniform": [1e-4, 1e-2]}), dimension("augment", {"choice": [None, {"flip": True}]}))
+    values = {"optimizer.learning_rate": 0.003, "augment": {"flip": True}}
+    trials = ranked([Trial.of(runs["good"], {}), Trial.of(runs["better"], values), Trial.of(runs["<i>odd</i>"], values)])
+    published = [
+        Experiment("cats_dogs_lecture_dropout", Published(0.8, 30, 100), (runs["good"],), history=run.metrics()),
+        Experiment("vgg16", Published(0.9, 100, None), why_not="no weights"),
+    ]
     return {
+        "leaderboard": write_leaderboard(folder, "demo", trials, space, 6),
+        "reproduction": write_reproduction(folder / "reproduction", published, "2 CPUs"),
         "index": write_index(root, runs, {"<i>odd</i>": "Expected better. Received: worse."}),
         "comparison": render_comparison([runs["good"], runs["better"]], folder / "comparison"),
         "single": single,
@@ -49,7 +61,7 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     }
 
 
-@pytest.mark.parametrize("name", ["index", "comparison", "single", "preview"])
+@pytest.mark.parametrize("name", ["index", "comparison", "single", "preview", "leaderboard", "reproduction"])
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"])
 def test_they_open_without_a_complaint(browser: Chrome, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
     browser.open(pages[name], width=width, dark=dark)

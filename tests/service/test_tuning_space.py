@@ -1,0 +1,126 @@
+"""The search space: what trials draw, and what is refused before anything starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from pipelines.errors import ConfigError
+from service.cli import main
+from service.config import load_config
+from service.tuning.space import Search, dimension
+
+SETTINGS = {"model": "linear", "optimizer": {"name": "sgd", "learning_rate": 0.01}, "epochs": 3}
+
+
+def search(space: Mapping[str, Any], seed: int = 0) -> Search:
+    return Search("test", SETTINGS, "/shards", tuple(dimension(key, told) for key, told in space.items()), seed)
+
+
+def test_the_first_trial_is_the_preset_and_the_others_vary_it() -> None:
+    first, *others = search({"optimizer.learning_rate": {"loguniform": [1e-4, 1e-1]}}).configs(20)
+    assert first.optimizer.learning_rate == 0.01
+    rates = [config.optimizer.learning_rate for config in others]
+    assert len(set(rates)) == 19
+    assert all(config.optimizer.name == "sgd" and config.epochs == 3 for config in others)
+
+
+def test_draws_depend_on_seed_and_trial_alone() -> None:
+    space = {"augment.rotation": {"uniform": [0, 40]}, "global_batch": {"int": [8, 64]}}
+    one, other = search(space), search(space, seed=1)
+    assert [one.draw(n) for n in range(5)] == [search(space).draw(n) for n in range(5)]  # so more trials begin with the same ones
+    assert one.draw(1) != other.draw(1)
+    assert one.draw(1) != one.draw(2)
+
+
+@pytest.mark.parametrize(
+    ("told", "median"),
+    [({"uniform": [1.0, 3.0]}, 2.0), ({"loguniform": [0.01, 100]}, 1.0), ({"int": [1, 4]}, 2.5), ({"choice": [1, 2, 3, 4]}, 2.5)],
+)
+def test_ranges_are_filled_evenly_between_their_bounds(told: dict[str, Any], median: float) -> None:
+    drawn = [search({"x": told}).draw(n)["x"] for n in range(1, 801)]
+    ((first, *_, last),) = told.values()
+    assert first <= min(drawn) <= max(drawn) <= last
+    below = float(np.mean(np.array(drawn) < median))
+    assert below == pytest.approx(0.5, abs=0.06)
+    if "int" in told or "choice" in told:
+        assert {math.floor(value) for value in drawn} == {1, 2, 3, 4}
+        assert all(isinstance(value, int) for value in drawn)
+
+
+def test_groups_and_what_lies_in_them_vary_together() -> None:
+    space = {
+        "optimizer": {"choice": [{"name": "adam"}, {"name": "sgd", "momentum": 0.9}]},
+        "optimizer.learning_rate": {"uniform": [0.1, 0.2]},
+    }
+    found = {(c.optimizer.name, c.optimizer.momentum) for c in search(space).configs(20)[1:]}
+    assert found == {("adam", 0.0), ("sgd", 0.9)}
+    assert all(0.1 <= c.optimizer.learning_rate <= 0.2 for c in search(space).configs(20)[1:])
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"optimizer.learning_rat": {"uniform": [0.1, 0.2]}}, "use learning_rate"),
+        ({"optimiser.learning_rate": {"uniform": [0.1, 0.2]}}, "use optimizer"),
+        ({"global_batch": {"choice": [16, 0]}}, "global_batch=0"),
+        ({"label_smoothing": {"uniform": [0.0, 1.5]}}, "label_smoothing=1.5"),
+        ({"optimizer.name": {"choice": ["sgd", "adamm"]}}, "adamm"),
+        ({"global_batch": {"uniform": [16, 32]}}, "global_batch"),
+        ({"optimizer.name": {"choice": ["sgd", "adam"]}, "optimizer.momentum": {"choice": [0.5, 0.9]}}, "momentum"),
+        ({"model": {"choise": ["linear"]}}, "use choice"),
+        ({"model": "linear"}, "loguniform"),
+        ({"model": {"choice": []}}, "a list of values"),
+        ({"epochs": {"int": [3, 1]}}, "lower bound first"),
+        ({"epochs": {"int": [1.5, 3]}}, "whole numbers"),
+        ({"optimizer.learning_rate": {"loguniform": [0, 1]}}, "above 0"),
+        ({"optimizer.learning_rate": {"uniform": [0.1, True]}}, "two numbers"),
+        ({"shards": {"choice": ["a"]}}, "--data"),
+    ],
+)
+def test_what_a_run_cannot_have_is_refused(space: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search(space).configs(8)
+
+
+@pytest.mark.parametrize("bound", [0, 1])
+def test_a_bound_is_tried_even_if_no_trial_draws_it(bound: int) -> None:
+    bounds = [0.1, 0.9]
+    bounds[bound] = [-1e-9, 1.0][bound]
+    with pytest.raises(ConfigError, match="label_smoothing"):
+        search({"label_smoothing": {"uniform": bounds}}).configs(2)
+
+
+def test_presets_by_path(tmp_path: Path) -> None:
+    """What a search writes is what `--preset FILE` reads."""
+    found = search({"augment": {"choice": [{"rotation": 5.0}]}, "optimizer.learning_rate": {"loguniform": [1e-4, 2e-4]}})
+    values = found.draw(3)
+    path = tmp_path / "best.yaml"
+    path.write_text("# Found.\n" + yaml.safe_dump(found.settings_with(values), sort_keys=False))
+    assert load_config(str(path), "/shards").model_copy(update={"preset": "test"}) == found.config(values)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["demo", "--trials", "2", "--data", "x"], "no space"),
+        (["demo", "--space", "SPACE", "--trials", "2"], "no data"),
+        (["demo", "--space", "gone.yaml", "--trials", "2", "--data", "x"], "gone.yaml"),
+        (["demoo", "--space", "SPACE", "--trials", "2", "--data", "x"], "use demo"),
+        (["demo", "--space", "SPACE", "--trials", "0", "--data", "x"], "trials"),
+        (["--resume"], "the directory of a search"),
+        (["demo", "--resume"], "--resume with --out alone"),
+    ],
+)
+def test_words_that_do_not_fit(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    space = tmp_path / "space.yaml"
+    space.write_text("epochs: {int: [1, 2]}\n")
+    assert main(["tune", *(str(space) if word == "SPACE" else word for word in words), "--out", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
