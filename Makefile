@@ -24,7 +24,7 @@ RAY_VERSION := $(shell sed -n 's/^ray==\([0-9.]*\).*/\1/p' .lock/cpu.txt)
 IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shards test test-all image image-test bench-input bench-shards bench-train gpu-check fault-table reproduce lint format lock clean
+.PHONY: help setup demo shards test test-all image image-test bench-input bench-shards bench-train bench-report gpu-check fault-table reproduce lint format lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -82,6 +82,9 @@ bench-shards: $(READY_DEV) ## how fast a folder becomes shards, beside other bui
 
 bench-train: $(READY_DEV) ## how fast the training loop is, beside the bare step and model.fit
 	$(BIN)/python tests/benchmarks/train.py $(BENCH)
+
+bench-report: $(READY_DEV) ## how fast the report's pictures are made, beside the tutorials' way and other libraries, an hour (BENCH="--table grids")
+	$(BIN)/python tests/benchmarks/report.py $(BENCH)
 
 gpu-check: $(READY_DEV) ## whether all is right on this machine's GPU, and how fast: 10 minutes (options: BENCH="--out DIR")
 	$(BIN)/python tests/benchmarks/gpu_check.py $(BENCH)

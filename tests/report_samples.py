@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -52,12 +53,11 @@ def metrics(epochs: int, validation: bool = True) -> list[dict[str, float]]:
     return rows
 
 
-def make_run(directory: Path, shards: Path, model: keras.Model | None, epochs: list[dict[str, float]]) -> Run:
-    """A run directory as training leaves it."""
+def make_run(directory: Path, shards: Path, model: keras.Model | None, epochs: list[dict[str, float]], **more: Any) -> Run:
+    """A run directory as training leaves it; `more` are further settings."""
     run = Run(directory)
-    run.create(
-        {"preset": "tiny", "model": "small", "shards": str(shards), "data": {"image_size": [8, 8], "channels": 1}, "epochs": len(epochs)}
-    )
+    data = {"image_size": [8, 8], "channels": 1}
+    run.create({"preset": "tiny", "model": "small", "shards": str(shards), "data": data, "epochs": len(epochs), **more})
     run.write_metrics(epochs)
     run.update_status(state="finished")
     if model is not None:

@@ -14,6 +14,7 @@ from pipelines.storage import sha256
 from service.inference import check_classes, data_spec_of, load_model, scale_of
 from service.report import (
     activations,
+    augmentation,
     compare,
     confusion,
     curves,
@@ -118,7 +119,9 @@ def render_report(
             progress(done, total, name)
 
         about = about_run(run, subject.config, shards, manifest)
-        return render(subject, about, run.report, form, made_of, tell, (partial(compare.part, run=run),))
+        return render(
+            subject, about, run.report, form, made_of, tell, (partial(augmentation.part, shards=shards), partial(compare.part, run=run))
+        )
 
 
 def render_model_report(model_path: Path, shards: Path, out: Path, options: ReportOptions | None = None, form: Form | None = None) -> Path:

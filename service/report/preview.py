@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class PreviewOptions(Spec):
 
 
 @dataclass(frozen=True)
-class _Version:
+class Version:
     """An image as one epoch sees it."""
 
     epoch: int
@@ -54,14 +54,14 @@ class _Version:
 
 
 @dataclass(frozen=True)
-class _Shown:
+class Shown:
     """An image beside what the epochs make of it."""
 
     row: int
     id: str
     label: str
     original: Picture
-    versions: list[_Version]
+    versions: list[Version]
 
 
 def render_preview(shards: Path, data: DataSpec, augment: AugmentSpec, options: PreviewOptions, out: Path) -> Path:
@@ -90,12 +90,20 @@ def render_preview(shards: Path, data: DataSpec, augment: AugmentSpec, options: 
     if not reader.rows:
         raise ConfigError("a split with images", f"split={options.split} of {shards} (empty)", "choose another with --split")
     with publishing(out, KIND) as directory:
-        _Previewer(shards, reader, data, augment, options).write(directory)
+        Previewer(shards, reader, data, augment, options).write(directory)
     return out / PAGE
 
 
-class _Previewer:
-    """Draws and applies what training would, for a few images."""
+class Previewer:
+    """Draws and applies what training would, for a few images.
+
+    Args:
+        shards: The shard set.
+        reader: Of the split.
+        data: Size and channels of the images.
+        augment: The ranges.
+        options: Which images, and of which epochs.
+    """
 
     def __init__(self, shards: Path, reader: ShardReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions) -> None:
         self._shards, self._reader, self._data, self._augment, self._options = shards, reader, data, augment, options
@@ -105,9 +113,7 @@ class _Previewer:
     def write(self, directory: Path) -> None:
         """Writes `index.html`, `manifest.json` and the pictures. Same content, same bytes."""
         album = Album(directory)
-        shown, standard = self.show(album), AugmentSpec()
-        ranges = [(key, value) for key, value in self._augment if value != getattr(standard, key)]
-        html = page.render("preview.html", [], shown=shown, ranges=ranges, options=self._options, rows=self._reader.rows)
+        html = page.render("preview.html", [], shown=self.show(album), ranges=self.ranges, options=self._options, rows=self._reader.rows)
         write_atomically(directory / PAGE, html)
         manifest = {
             "kind": KIND,
@@ -120,18 +126,24 @@ class _Previewer:
         }
         page.write_json(directory / MANIFEST, manifest)
 
-    def show(self, album: Album) -> list[_Shown]:
+    @property
+    def ranges(self) -> list[tuple[str, object]]:
+        """What is drawn from, where that is not the standard."""
+        standard = AugmentSpec()
+        return [(key, value) for key, value in self._augment if value != getattr(standard, key)]
+
+    def show(self, album: Album) -> list[Shown]:
         """Every image with its versions, their pictures in the album."""
         versions = {epoch: self._versions(epoch, album) for epoch in self.epochs}
         names, classes = self._reader.ids(self.rows), self._reader.manifest.classes
         shown = []
         for place, (row, name, pixels) in enumerate(zip(self.rows.tolist(), names, self._images(self.rows), strict=True)):
             label = classes[self._reader.labels[row]]
-            original = album.add_photo(pixels, "original", f"{label}, {name}, as stored", row=row, id=name)
-            shown.append(_Shown(row, name, label, original, [versions[epoch][place] for epoch in self.epochs]))
+            original = album.add_photo(pixels, "original", f"{label}, {name}, as stored", **self._origin(row), id=name)
+            shown.append(Shown(row, name, label, original, [versions[epoch][place] for epoch in self.epochs]))
         return shown
 
-    def _versions(self, epoch: int, album: Album) -> list[_Version]:
+    def _versions(self, epoch: int, album: Album) -> list[Version]:
         """The images as one epoch sees them."""
         from pipelines.augment.apply import augmented
 
@@ -145,9 +157,14 @@ class _Previewer:
             facts = tuple(self._named(fact, rows[place + 1]) for fact in words[place])
             alt = ", ".join([f"the same in epoch {epoch}", *(f"{fact.name} {fact.value}" for fact in facts)])
             parameters = {name: values[place].tolist() for name, values in drawn.items()}
-            picture = album.add_photo(pixels[place], "version", alt, row=int(rows[place]), epoch=epoch, parameters=parameters)
-            versions.append(_Version(epoch, picture, facts, parameters.get("affine")))
+            origin = self._origin(int(rows[place]))
+            picture = album.add_photo(pixels[place], "version", alt, **origin, epoch=epoch, parameters=parameters)
+            versions.append(Version(epoch, picture, facts, parameters.get("affine")))
         return versions
+
+    def _origin(self, row: int) -> dict[str, Any]:
+        """What a picture was made from, for the manifest."""
+        return {"shards": self._reader.manifest.digest(), "split": self._options.split, "row": row}
 
     def _named(self, fact: Fact, neighbour: int) -> Fact:
         """The same fact with the class and the file of the neighbour, where it is about one."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, GlassboxError
 from pipelines.input.order import epoch_order
 from pipelines.spec import AugmentSpec, DataSpec
+from service.report import augmentation
+from service.report.page import templates
+from service.report.pictures import Album
 from service.report.preview import PreviewOptions, render_preview
 from service.report.preview_words import described, signed
 
@@ -109,6 +113,26 @@ def test_the_manifest_holds_the_very_parameters(page: Path) -> None:
     for origin in made:
         expected = draw(EVERYTHING, OPTIONS.seed, origin["epoch"], [origin["row"], origin["row"]], DATA)["affine"][0]
         np.testing.assert_array_equal(np.float32(origin["parameters"]["affine"]), expected)
+
+
+def test_the_report_of_a_run_shows_what_its_epochs_saw(shards: Path, tmp_path: Path) -> None:
+    config = {"augment": EVERYTHING.model_dump(mode="json"), "data": DATA.model_dump(mode="json"), "seed": OPTIONS.seed}
+    subject = SimpleNamespace(config=config, training=SimpleNamespace(split="train"), epochs=({}, {}))  # two epochs
+    section = augmentation.part(subject, Album(tmp_path), shards)
+    seen = [seen_in_training(epoch) for epoch in (1, 2)]
+    assert section.figures["rows"] == epoch_order(ROWS, OPTIONS.seed, 1)[: augmentation.IMAGES].tolist()
+    for image in section.values["shown"]:
+        assert [version.epoch for version in image.versions] == [1, 2]
+        for version, pixels in zip(image.versions, seen, strict=True):
+            picture = np.asarray(Image.open(tmp_path / version.picture.file))[::14, ::14]
+            np.testing.assert_array_equal(picture, pixels[image.row])
+            assert {fact.name for fact in version.facts} >= {"rotation", "flip", "erased"}
+    html = templates().get_template("augmentation.html").render(values=section.values)
+    assert html.count("<img") == augmentation.IMAGES * 3
+    assert "<b>mouse" not in html
+    for none in (None, {}, {"fill": "reflect"}):
+        subject.config = config | {"augment": none}
+        assert augmentation.part(subject, None, shards) is None
 
 
 def test_what_was_drawn_in_words() -> None:
