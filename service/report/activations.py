@@ -20,8 +20,6 @@ FEW = 16  # so many values are written out
 WEBP_SIDE = 16_383  # pixels
 SMALL_MAPS = 1 << 17  # values: layers that have fewer are stored without loss
 
-Moments = dict[str, tuple[np.ndarray, np.ndarray]]  # mean and deviation of every channel, by layer
-
 
 class MapValues(NamedTuple):
     """What a layer with feature maps gave for N images.
@@ -59,12 +57,11 @@ class Sheets:
 
     Args:
         network: What is looked into.
-        moments: On which scale channels are drawn, so that several moments of a run can be compared; None for each image's own.
         wanted: In which format sheets will be stored, see `ReportOptions.sheets`.
     """
 
-    def __init__(self, network: Network, moments: Moments | None = None, wanted: str = "auto") -> None:
-        self.network, self.moments, self.wanted = network, moments or {}, wanted
+    def __init__(self, network: Network, wanted: str = "auto") -> None:
+        self.network, self.wanted = network, wanted
 
     def __call__(self, trace: Trace) -> dict[str, LayerValues]:
         """All layers of a batch, by name."""
@@ -75,26 +72,15 @@ class Sheets:
         if not tap.is_map:
             return UnitValues(values, zeros)
         is_blank = blank(values)
-        shown = sheet(levels(values, *self.moments.get(tap.name, ())), is_blank, scaled(tap, self.wanted))
+        shown = sheet(levels(values), is_blank, scaled(tap, self.wanted))
         return MapValues(shown, tf.reduce_mean(tf.nn.relu(values), axis=(1, 2)), is_blank, zeros)
 
 
-def activations(network: Network, images: np.ndarray, moments: Moments | None = None) -> dict[str, LayerValues]:
+def activations(network: Network, images: np.ndarray) -> dict[str, LayerValues]:
     """What every layer of a network makes of images `[N, H, W, C]`, 0 to 255, by name; arrays of NumPy."""
-    sheets = Sheets(network, moments)
+    sheets = Sheets(network)
     found: dict[str, LayerValues] = tf.nest.map_structure(lambda t: t.numpy(), network.compiled(lambda x: sheets(network.run(x)))(images))
     return {tap.name: found[tap.name] for tap in network.taps}
-
-
-def moments(network: Network, images: np.ndarray) -> Moments:
-    """Mean and deviation of every channel over images `[N, H, W, C]`: a scale that several moments of a run can share."""
-
-    def measured(x: tf.Tensor) -> dict[str, Any]:
-        outputs = network.run(x).outputs
-        found = {tap.name: tf.nn.moments(tf.cast(outputs[tap.name], tf.float32), axes=(0, 1, 2)) for tap in network.taps if tap.is_map}
-        return {name: (mean, tf.sqrt(variance)) for name, (mean, variance) in found.items()}
-
-    return tf.nest.map_structure(lambda t: t.numpy(), network.compiled(measured)(images))
 
 
 def scaled(tap: Tap, wanted: str = "auto") -> Scaling:

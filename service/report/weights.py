@@ -98,7 +98,8 @@ def dense_of(network: Network) -> list[Heat]:
             small = strongest(kernel.T)  # [units, inputs]
             grow = max(1, SMALLEST // max(small.shape[0], 1))
             places = signed(small, limit).repeat(grow, axis=0).repeat(max(1, SIDE // small.shape[1]), axis=1)
-            found.append(Heat(tap.name, f"{kernel.shape[1]} units (down) by {kernel.shape[0]} inputs (across)", places, limit))
+            what = f"{kernel.shape[1]} unit{'s' * (kernel.shape[1] > 1)} (down) by {kernel.shape[0]} inputs (across)"
+            found.append(Heat(tap.name, what, places, limit))
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,20 @@ def test_a_plot_is_drawn_and_read_by_the_pointer(browser: Chrome, report: Path) 
     said = browser.run("document.querySelector('.readout').textContent")
     last = browser.run("[...document.querySelectorAll('.plot tbody tr:last-child')[0].cells].slice(1).map((cell) => cell.textContent)")
     assert said == f"epoch 30: training {float(last[0][:-1]):.1f}%, validation {float(last[1][:-1]):.1f}%"
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0, 0.9999997], [0.0, 0.0, 0.0], [0.5, None, 0.5], [None, 3e-9, None]])
+def test_a_flat_line_is_drawn_too(browser: Chrome, report: Path, values: list[float | None]) -> None:
+    html, begin = report.read_text(), '<script type="application/json">'
+    head, _, rest = html.partition(begin)
+    data, _, tail = rest.partition("</script>")
+    plot = json.loads(data) | {"x": [1.0, 2.0, 3.0], "marks": [], "levels": [], "shade": False}
+    plot["lines"] = [line | {"values": values} for line in plot["lines"]]
+    page = report.with_name("flat.html")
+    page.write_text(f"{head}{begin}{json.dumps(plot)}</script>{tail}")
+    browser.open(page)
+    browser.until("document.querySelectorAll('.uplot canvas').length === 2")
+    assert browser.errors == []
 
 
 @pytest.mark.parametrize("old", [1280, 375])

@@ -21,13 +21,16 @@ function options(data, width, readout) {
   const levels = data.levels.map(([value]) => value), whole = data.x.every(Number.isInteger);
   const axis = { stroke: soft, font, grid, ticks: grid };
   const limits = data.percent ? [0, 1] : [-Infinity, Infinity];
+  function range(low, high) { // a line that is all but flat is not stretched: its ticks would differ by less than numbers can
+    const least = data.percent ? 0.02 : 1e-3 * Math.max(Math.abs(low), Math.abs(high)) || 1, missing = Math.max(0, least - (high - low)) / 2;
+    return uPlot.rangeNum(low - missing, high + missing, { min: { pad: 0.08, hard: limits[0] }, max: { pad: 0.08, hard: limits[1] } });
+  }
   return {
-    width, height: Math.max(220, Math.min(300, Math.round(width * 0.6))), legend: { show: false }, padding: [12, 12, 0, 0],
+    width, height: Math.max(220, Math.min(300, Math.round(width * 0.6))), legend: { show: false }, padding: [12, data.ticks.length ? 32 : 12, 0, 0], // half of the last name
     cursor: { y: false, drag: { x: false, y: false, setScale: false }, points: { size: 8 } },
     scales: {
       x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
-      y: { range: (u, low, high) => uPlot.rangeNum(Math.min(low, ...levels), Math.max(high, ...levels),
-        { min: { pad: 0.08, hard: limits[0] }, max: { pad: 0.08, hard: limits[1] } }) },
+      y: { range: (u, low, high) => range(Math.min(low, ...levels), Math.max(high, ...levels)) },
     },
     series: [{}, ...data.lines.map((line) => ({
       label: line.name, stroke: colour(`--${line.role}`), width: 2, points: { show: data.x.length <= 16, size: 6, fill: colour(`--${line.role}`) },

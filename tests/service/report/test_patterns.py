@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import keras
 import numpy as np
+import PIL.Image
 import pytest
 import tensorflow as tf
 
 from service.report import filters as page_filters
+from service.report.colours import FLAT
 from service.report.network import Network
 from service.report.patterns import BATCH, patterns, pixels
 from service.report.pictures import Album
@@ -133,6 +135,11 @@ def test_the_section_tells_dead_filters_from_silent_ones(tmp_path):
     assert section.figures["layers"][0]["dead"] == [0, 3]
     assert layer["picture"].alt.endswith("dead: 0, 3")
     assert layer["sheet"]["blank"] == [1, 1, 0, 1]
+    tiles = np.asarray(PIL.Image.open(tmp_path / layer["picture"].file).convert("RGB")).astype(int)
+    (width, height), across = layer["sheet"]["tile"], layer["sheet"]["pitch"][0]
+    for n, silent in enumerate(layer["sheet"]["blank"]):  # noise that led nowhere is not shown as if it were learned
+        tile = tiles[:height, n * across : n * across + width]
+        assert (np.abs(tile - FLAT).max() <= 4) == bool(silent)
 
 
 def test_no_convolutions_no_section(tmp_path):

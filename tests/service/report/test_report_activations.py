@@ -11,7 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from service.inference import Predictions
-from service.report.activations import MapValues, UnitValues, activations, encoding, moments, part, statistics, strip
+from service.report.activations import MapValues, UnitValues, activations, encoding, part, statistics, strip
 from service.report.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SEQUENTIAL, VIRIDIS
 from service.report.network import Network, Tap
 from service.report.pictures import Album, Drawing, encoded
@@ -131,18 +131,6 @@ def test_levels_are_clipped_and_keep_their_sign():
 )
 def test_blank(values, is_blank):
     assert blank(tf.constant([[values]], tf.float32)[..., None]).numpy().tolist() == [[is_blank]]
-
-
-def test_a_scale_that_several_moments_share():
-    model = keras.Sequential([L.Input((1, 2, 1)), L.Conv2D(1, 1, use_bias=False, name="c"), L.Flatten(), L.Dense(2)])
-    model.get_layer("c").set_weights([np.ones((1, 1, 1, 1))])
-    network, images = Network(model), np.array([[[[10], [30]]], [[[50], [70]]]], np.uint8)
-    shared = moments(network, images)
-    np.testing.assert_allclose(shared["c"], ([40], [np.sqrt(500)]), rtol=1e-6)
-    own, common = activations(network, images)["c"].sheet, activations(network, images, shared)["c"].sheet
-    assert own[0, 0, [0, 12]].tolist() == own[1, 0, [0, 12]].tolist()
-    values = (np.array([10, 30, 50, 70]) - 40) / np.sqrt(500) * 64 + 128
-    assert common[:, 0, [0, 12]].ravel().tolist() == np.rint(values * 253 / 255).tolist()
 
 
 def test_what_lies_below_zero_is_no_activity():

@@ -13,8 +13,9 @@ from pipelines.errors import ConfigError
 from service.cli import main
 from service.report.batch import Outcome, Watcher, find_runs, report_all, summary_line
 from service.report.claim import claimed
+from service.report.fingerprint import fingerprint, is_up_to_date, shards_of
 from service.report.index import curve
-from service.report.job import claim_of
+from service.report.job import Form, claim_of, parameters
 from service.report.subject import ReportOptions
 from service.runs import Run
 
@@ -76,25 +77,41 @@ def test_from_the_first_start_to_the_next(runs: Path, capsys: pytest.CaptureFixt
     assert states(report_all(runs, SMALL)) == {"good": "made", "group/nested": "made", "training": "not finished"}
 
 
-@pytest.mark.parametrize("change", ["model", "config", "checkpoint", "status", "page"])
-def test_what_a_report_was_made_of_decides(tmp_path: Path, change: str) -> None:
-    run = make_run(tmp_path / "runs" / "one", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(2))
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run with its report."""
+    folder = tmp_path_factory.mktemp("one")
+    run = make_run(folder / "runs" / "one", dim_and_bright(folder / "shards"), brightness_model(), metrics(2))
     assert states(report_all(run.path.parent, SMALL)) == {"one": "made"}
+    assert states(report_all(run.path.parent, SMALL)) == {"one": "up to date"}
+    return run
+
+
+@pytest.mark.parametrize("change", ["nothing", "model", "config", "metrics", "checkpoint", "status", "page", "shards"])
+def test_what_a_report_was_made_of_decides(one: Run, tmp_path: Path, change: str) -> None:
+    run, shards = Run(shutil.copytree(one.path, tmp_path / "runs" / "one")), tmp_path / "shards"
     if change == "model":
         model = brightness_model()
         model.get_layer("logits").set_weights([w * 2 for w in model.get_layer("logits").get_weights()])
         model.save(run.model_path)
     elif change == "config":
         run.config_path.write_text(run.config_path.read_text().replace("preset: tiny", "preset: other"))
+    elif change == "metrics":
+        run.write_metrics(metrics(3))
     elif change == "checkpoint":
         (run.checkpoints / "epoch-0001").mkdir()
         (run.checkpoints / "epoch-0001" / "checkpoint.json").write_text("{}")
     elif change == "status":
         run.update_status(finished="2026-01-01T00:00:00+00:00")
-    else:
+    elif change == "page":
         (run.report / "index.html").unlink()
-    assert states(report_all(run.path.parent, SMALL)) == {"one": "made"}
-    assert states(report_all(run.path.parent, SMALL)) == {"one": "up to date"}
+    elif change == "shards":
+        made_of = fingerprint(run, dim_and_bright(shards, classes=("a", "b")), parameters(SMALL, Form()))
+        assert not is_up_to_date(run, made_of)
+        return
+    made_of = fingerprint(run, shards_of(run), parameters(SMALL, Form()))
+    assert is_up_to_date(run, made_of) == (change == "nothing")
+    assert not is_up_to_date(run, fingerprint(run, shards_of(run), parameters(ReportOptions(), Form())))
 
 
 def test_a_report_in_work_elsewhere_is_left_to_it(runs: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -14,11 +15,12 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from pipelines.errors import ConfigError, TrainingError
 from service.checkpoint import Position, save_checkpoint, snapshot, variables_of
+from service.report.compare import MAP, Course, _drawings
 from service.report.comparison import curves_of, render_comparison
 from service.report.job import render_report
 from service.report.moments import Moment, moments_of
 from service.report.subject import ReportOptions
-from service.report.timeline import look, shared_limits, shared_sheets
+from service.report.timeline import Look, look, shared_limits, shared_sheets
 from service.runs import Run
 
 SMALL = ReportOptions(training_images=2, predictions=2)
@@ -101,6 +103,20 @@ def test_all_moments_share_one_scale():
     expected = [np.rint(np.clip((value - mean) / deviation * 64 + 128, 0, 255) / 255 * 253) for value in (0, 1, 2)]
     assert [first[-2, 0], first[0, 0], second[0, 0]] == expected
     assert first[-2, 0] == second[-2, 0]
+
+
+def test_what_is_drawn_is_of_its_moment_image_and_layer():
+    maps = [np.full((2, 1, 1), 0.1 * (number + 1), np.float32) * [[[1.0]], [[2.0]]] for number in range(2)]
+    course = Course("r", tuple(Look(epoch, np.zeros((2, 2)), m) for epoch, m in zip((3, 7), maps, strict=True)))
+    sheets = {layer: [[np.full((1, 1), 100 * at + 10 * n + p) for p in (0, 1)] for n in (0, 1)] for at, layer in enumerate(("one", "two"))}
+    subject = SimpleNamespace(origin=lambda images, rows, **more: {"rows": rows} | more, evaluation=SimpleNamespace(split="validation"))
+    for number, epoch in enumerate((3, 7)):
+        for probe, row in enumerate((5, 6)):
+            found = _drawings(subject, course, number, probe, row, sheets, limit=0.5)
+            assert [int(found[layer].pixels[0, 0]) for layer in ("one", "two")] == [10 * number + probe, 100 + 10 * number + probe]
+            assert int(found[MAP].pixels[0, 0]) == round(253 * 0.1 * (number + 1) * (probe + 1) / 0.5)
+            assert all(drawing.origin["rows"] == [row] and drawing.origin["epoch"] == epoch for drawing in found.values())
+            assert all(f"epoch {epoch}, validation image {row}" in drawing.alt for drawing in found.values())
 
 
 def test_the_limit_of_maps_is_the_highest_of_all_moments():

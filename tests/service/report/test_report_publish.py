@@ -80,6 +80,8 @@ for n in range(1, 30):
     while writer.poll() is None:
         seen = int((out / "index.html").read_text())  # an error if it is not there, or half there
         assert seen <= 29
+        if not (out / "pictures" / f"p{seen}").exists():
+            assert int((out / "index.html").read_text()) > seen
     assert writer.returncode == 0
     assert (out / "index.html").read_text() == "29"
 

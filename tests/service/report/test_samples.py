@@ -67,6 +67,9 @@ def test_samples_are_answered_scored_and_escaped(tmp_path):
     answers = {answer["file"]: answer for answer in found.values["answers"]}
     assert answers["cat.0.png"]["top"][0]["name"] == "cats"
     assert answers[f"dog.{BATCH + 1}.png"]["top"][0] == {"name": "dogs", "probability": pytest.approx(1.0)}
+    for name, answer in answers.items():
+        with Image.open(tmp_path / answer["picture"].file) as picture:
+            assert picture.convert("L").getpixel((3, 3)) == (5 if name.startswith("cat") and name != "cat.900.png" else 250), name
     assert answers["cat.900.png"]["picture"].alt == "cat.900.png: dogs with 100.0%, is cats"
     html = page.templates().get_template("samples.html").render(values=found.values)
     assert "<script>" not in html

@@ -102,8 +102,7 @@ def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
         images.append(image), maps.append(right), boxes.append((y / 32, x / 32, (y + 12) / 32, (x + 12) / 32))
 
     def passes(wrong) -> list[bool]:
-        figures = found(wrong, images, boxes)
-        return [figures.pointing >= trust.POINTING, figures.energy >= trust.ENERGY, figures.distracted <= trust.DISTRACTED]
+        return [check.passed for check in trust._box_checks(wrong, images, boxes)]
 
     assert passes(maps) == [True, True, True]
     assert found(maps, images, boxes).chance == pytest.approx((12 / 32) ** 2)
@@ -187,6 +186,15 @@ def test_a_network_that_looks_at_the_object_is_trusted():
     assert checks["Another class"]["value"] < 0
     assert len(section.figures["rows"]) == len(set(section.figures["rows"])) == 24
     assert section.values["plots"][0].lines[0].values[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("like", "same", "random", "other"), [(0.5, False, False, False), (-0.5, False, False, True), (0.2, False, True, True)]
+)
+def test_maps_that_are_alike_or_opposite_where_they_should_not_be(monkeypatch, like, same, random, other):
+    monkeypatch.setattr(trust, "_likeness", lambda maps, others: like)
+    checks = {check["name"]: check["passed"] for check in section_of(colour_model(), Spots(), trust_images=4).figures["checks"]}
+    assert [checks[name] for name in ("Same weights", "Random weights", "Another class")] == [same, random, other]
 
 
 def test_unknown_boxes_are_not_asked_for():
