@@ -175,8 +175,7 @@ def _shown(tap: Tap, values: LayerValues, n: int, pictures: Any, wanted: str) ->
     """One layer's output for image `n`: its picture, and words and numbers beside it."""
     shown = {"layer": tap.name, "kind": tap.kind, "note": _note(tap, values, n), "picture": None, "values": None, "sheet": None}
     if isinstance(values, MapValues):
-        activity = [float(f"{value:.3g}") for value in values.activity[n]]
-        about = grid(*tap.shape, scaled(tap, wanted)).for_page(activity=activity, blank=values.blank[n].astype(int).tolist())
+        about = grid(*tap.shape, scaled(tap, wanted)).for_page(values.activity[n], values.blank[n])
         return shown | {"picture": next(pictures), "sheet": about}
     few = values.values[n].tolist() if tap.shape[0] <= FEW else None
     return shown | {"picture": next(pictures) if tap.shape[0] > 1 else None, "values": few}

@@ -94,8 +94,7 @@ def _drawing(subject: Subject, found: Patterns, states: list[str]) -> Drawing:
 def _sheet(found: Patterns) -> dict[str, Any]:
     _, height, width, _ = found.images.shape
     about = grid(height, width, len(found.filters), _scaled(found))
-    activity = [float(f"{value:.3g}") for value in found.after]
-    return about.for_page(activity=activity, blank=found.silent.astype(int).tolist(), numbers=list(found.filters))
+    return about.for_page(found.after, found.silent, numbers=list(found.filters))
 
 
 def _table(found: Patterns, states: list[str]) -> list[dict[str, Any]]:

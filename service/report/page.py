@@ -167,6 +167,7 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}  # every byte is loaded with the first view
     environment.filters |= {name: getattr(words, name) for name in ("percent", "number", "signed", "points", "duration")}
     return environment
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from service.report.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SHADES
 
 COLUMNS = 16  # tiles a row
 BLOCK = 16  # pixels: JPEG codes squares of 8 in brightness and 16 in colour, and what lies in one runs together
 SMALLEST, LARGEST = 24, 64  # pixels of a tile's longer side
+STEPS = 1000  # in which a page is told of activity
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,17 @@ class Grid:
     pitch: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
 
-    def for_page(self, **more: Any) -> dict[str, Any]:
-        """What the page's script needs to find tiles."""
-        return asdict(self) | more
+    def for_page(self, activity: NDArray[np.floating], blank: NDArray[np.bool_], **more: Any) -> dict[str, Any]:
+        """What the page's script needs to find tiles and to say what they are, in few bytes.
+
+        Args:
+            activity: Of every tile; the page gets it in steps of a thousandth of the largest.
+            blank: Which tiles are; the page gets their places.
+            more: Anything else.
+        """
+        most = float(np.abs(activity).max(initial=0)) or 1.0
+        steps = np.rint(activity / most * STEPS).astype(int).tolist()
+        return asdict(self) | {"activity": steps, "step": most / STEPS, "blank": np.flatnonzero(blank).tolist()} | more
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,15 @@ from table import Field, Goal
 OURS, FAST, TUTORIAL = "ours", "ours, bfloat16", "the tutorials' way"
 TF_KERAS_VIS, XPLIQUE = "tf-keras-vis", "xplique"
 LOSSLESS, JPEG, LOOPS = "ours, PNG", "ours, JPEG", "NumPy loops + matplotlib"
-MAPS, FILTERS = 32, 80  # images a round; filters a round
+MAPS, GRIDS, FILTERS = 32, 8, 80  # images a round; filters a round
+
+Enter = Callable[[Path, Path, str, int], Field]  # from photos, scratch directory, Python of the peers, and how many pictures
 
 
-def of_maps(model: str, times: dict[str, float]) -> Callable[[Path, Path, str], Field]:
+def of_maps(model: str, times: dict[str, float]) -> Enter:
     """The field of Grad-CAM: a batch of one size, the last convolution, the most probable class."""
 
-    def enter(photos: Path, scratch: Path, python: str) -> Field:
+    def enter(photos: Path, scratch: Path, python: str, count: int) -> Field:
         settings = {"model": model, "folder": str(photos)}
         ways = {OURS: "maps", FAST: "maps", TUTORIAL: "tutorial_maps", TF_KERAS_VIS: "tf_keras_vis_maps", XPLIQUE: "xplique_maps"}
         field = [_entry(name, way, settings | ({"fast": True} if name == FAST else {}), python) for name, way in ways.items()]
@@ -35,19 +38,19 @@ def of_maps(model: str, times: dict[str, float]) -> Callable[[Path, Path, str], 
     return enter
 
 
-def of_patterns(photos: Path, scratch: Path, python: str) -> Field:
+def of_patterns(photos: Path, scratch: Path, python: str, count: int) -> Field:
     """The field of filter patterns: filters of five layers of VGG16 at 150 x 150, 20 steps each."""
-    settings = {"filters": FILTERS}
+    settings = {"filters": count}
     field = [
         _entry(OURS, "climbed", settings, python),
         _entry(FAST, "climbed", settings | {"fast": True}, python),
         _entry(TUTORIAL, "tutorial_climbed", settings, python),
     ]
     goals = (Goal(OURS, OURS, TUTORIAL, 4, f">= 4 x {TUTORIAL}"), Goal(FAST, FAST, TUTORIAL, 7, f">= 7 x {TUTORIAL}"))
-    return Field(field, goals, images=FILTERS, note="noise")
+    return Field(field, goals, images=count, note="noise")
 
 
-def of_grids(photos: Path, scratch: Path, python: str) -> Field:
+def of_grids(photos: Path, scratch: Path, python: str, count: int) -> Field:
     """The field of activation grids: all channels of eight layers, drawn and encoded."""
     settings = {"folder": str(photos), "out": str(scratch)}
     field = [
@@ -59,7 +62,7 @@ def of_grids(photos: Path, scratch: Path, python: str) -> Field:
     return Field(field, goals)
 
 
-def of_reports(photos: Path, scratch: Path, python: str) -> Field:
+def of_reports(photos: Path, scratch: Path, python: str, count: int) -> Field:
     """The field of whole reports: heatmaps and all activations of every image, graphs traced anew each round."""
     settings = {"folder": str(photos), "out": str(scratch)}
     whole = "NumPy loops + matplotlib + the tutorials' heatmaps"
@@ -71,7 +74,7 @@ def _entry(name: str, way: str, settings: dict[str, Any], python: str) -> Contes
     return Contestant(name, f"report_contestants:{way}", settings, "one process", python, cores=1)
 
 
-TABLES: dict[str, tuple[str, Callable[[Path, Path, str], Field], int]] = {
+TABLES: dict[str, tuple[str, Enter, int]] = {
     "maps-small": (
         f"Grad-CAM of {MAPS} photos at 150 x 150, four convolutions",
         of_maps("small", {TUTORIAL: 10, TF_KERAS_VIS: 5, XPLIQUE: 0.95}),
@@ -82,9 +85,9 @@ TABLES: dict[str, tuple[str, Callable[[Path, Path, str], Field], int]] = {
         of_maps("vgg16", {TUTORIAL: 4, TF_KERAS_VIS: 3.3, XPLIQUE: 0.95, FAST: 7}),
         MAPS,
     ),
-    "grids": ("Activations of one photo at 150 x 150, eight layers, encoded", of_grids, 1),
+    "grids": (f"Activations of {GRIDS} photos at 150 x 150, eight layers, encoded", of_grids, GRIDS),
     "reports": ("32 photos: heatmaps and all activations, encoded", of_reports, MAPS),
-    "patterns": (f"{FILTERS} filter patterns of VGG16 at 150 x 150", of_patterns, MAPS),
+    "patterns": ("Filter patterns of VGG16 at 150 x 150", of_patterns, FILTERS),
 }
 
 
@@ -92,18 +95,18 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Runs the benchmark, one table after the other."""
     parser = runner.parser(__doc__ or "")
     parser.add_argument("--table", action="append", choices=list(TABLES), help="only this table; may be repeated")
-    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help="a Python that has the other libraries too")
+    has = "a Python that has the project, matplotlib, tf-keras-vis and xplique"
+    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help=has)
     options = parser.parse_args(arguments)
     found, images = [], options.images
     for name in options.table or TABLES:
         title, enter, most = TABLES[name]
-        options.images = min(images or most, 4 if options.quick else most)
+        options.images = min(images or most, 5 if options.quick else most)
         if options.json:
             options.json = options.json.with_stem(f"{options.json.stem.partition('-')[0]}-{name}")
         print()
-        found.append(
-            runner.run(f"{title} (CPU seconds)", options, lambda photos, scratch, enter=enter: enter(photos, scratch, options.peers_python))
-        )
+        take_part = partial(enter, python=options.peers_python, count=options.images)
+        found.append(runner.run(f"{title} (CPU seconds)", options, take_part))
     return found
 
 

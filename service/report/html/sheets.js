@@ -42,8 +42,8 @@ function sheet(figure) {
     tile: (channel) => [about.offset[0] + (channel % columns) * about.pitch[0], about.offset[1] + Math.floor(channel / columns) * about.pitch[1], ...about.tile],
     move(by) { at = Math.max(0, Math.min(count - 1, at + by)); point(); },
     words() {
-      const channel = order[at], activity = about.activity ? `, activity ${+(+about.activity[channel]).toPrecision(3)}` : "";
-      return `Channel ${number(channel)} of ${count}${activity}${about.blank && about.blank[channel] ? ", blank" : ""}`;
+      const channel = order[at], activity = `, activity ${+(about.activity[channel] * about.step).toPrecision(3)}`;
+      return `Channel ${number(channel)} of ${count}${activity}${about.blank.includes(channel) ? ", blank" : ""}`;
     },
   };
   function point() {
@@ -89,7 +89,7 @@ function sheet(figure) {
     if (by) { event.preventDefault(); owner.move(by); }
   });
   const bar = make("p", { className: "controls" });
-  if (about.activity && count > 1) {
+  if (count > 1) {
     const press = make("button", { type: "button", textContent: "Sort by activity", onclick: sort });
     press.setAttribute("aria-pressed", "false");
     bar.append(press);
