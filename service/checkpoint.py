@@ -167,7 +167,7 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
         of = found.get("config", {}).get("model", model)
         if model is not None and of != model:
             raise ConfigError(f"the model the run began with, {of}", f"model={model}", "put the old name back, or start a new run")
-        position = Position(data, tuple(found["history"]), found["step"], tuple(found["sums"]), found["seconds"], found["skipped"])
+        position = Position(data, tuple(found["history"]), found["step"], tuple(found["sums"]), found["seconds"], found.get("skipped", 0))
         return Checkpoint(path, position, found["stage"], found["groups"], tuple(damaged))
     if damaged:
         raise TrainingError("an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run")
@@ -190,7 +190,7 @@ def _whole(path: Path) -> dict[str, Any] | None:
     """The description of a checkpoint, or None where something of it is missing or damaged."""
     try:
         description: dict[str, Any] = json.loads((path / DESCRIPTION).read_text())
-        missing = {"data", "history", "step", "sums", "seconds", "skipped", "stage", "groups"} - description.keys()
+        missing = {"data", "history", "step", "sums", "seconds", "stage", "groups"} - description.keys()
         return description if description["sha256"] == sha256(path / STATE) and not missing else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

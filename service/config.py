@@ -56,7 +56,7 @@ class RunConfig(Spec):
         on_nan: What a gradient that is not finite does: `stop` the run, or `skip` the update, everywhere alike.
         keep_checkpoints: How many of the newest checkpoints stay, beside that of the best epoch.
         checkpoint_minutes: Between checkpoints within an epoch; None for epochs alone.
-        profile: Take a TensorFlow profile of one call, when the run has warmed up: of 10 updates in the steps that take long.
+        profile: Take a TensorFlow profile of updates 10 to 19, or of the part of them in the same epoch as the tenth.
     """
 
     preset: str

@@ -86,7 +86,9 @@ def fitted(path: Path, config: RunConfig, looks: int | None = None) -> Run:
     return Run(path)
 
 
-def train_elsewhere(runs: Sequence[Path | str], workers: int = 1, devices: int = 1, seconds: float = 600) -> None:
+def train_elsewhere(
+    runs: Sequence[Path | str], workers: int = 1, devices: int = 1, seconds: float = 600, cores: Sequence[str] = ()
+) -> None:
     """Trains runs that are there already, one after the other, in processes of their own.
 
     Args:
@@ -94,11 +96,13 @@ def train_elsewhere(runs: Sequence[Path | str], workers: int = 1, devices: int =
         workers: Processes.
         devices: Logical CPUs of each.
         seconds: After which they are given up.
+        cores: The processor cores of each worker, such as `0,1`; all for all where it is empty.
     """
     ports = ",".join(str(port) for port in _free_ports(workers))
     settings = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     log = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    commands = [[sys.executable, str(SCRIPT), str(devices), str(rank), ports, *map(str, runs)] for rank in range(workers)]
+    bound = [["taskset", "--cpu-list", own] for own in cores] or [[]] * workers
+    commands = [[*bound[rank], sys.executable, str(SCRIPT), str(devices), str(rank), ports, *map(str, runs)] for rank in range(workers)]
     processes = [subprocess.Popen(command, env=settings, cwd=ROOT, **log) for command in commands]
     try:
         said = [process.communicate(timeout=seconds)[0] for process in processes]

@@ -28,7 +28,7 @@ from service.training.saver import ModelFile, Saver
 from service.training.schedule import stage_at, stages_of, updates_per_epoch
 from service.training.step import Burst, Steps
 from service.training.strategy import ALONE, Place, choose_strategy, distributed
-from service.training.telemetry import RowLog, profiled, watchers
+from service.training.telemetry import RowLog, profiled, to_profile, watchers
 
 AfterEpoch = Callable[[Sequence[dict[str, float]]], None]
 SHOWN_ROWS = 8  # rows of a bad batch that an error names
@@ -164,9 +164,11 @@ class Loop:
         """Some updates from a step on, not beyond the end of the epoch; returns how many batches and seconds they took."""
         every, left = self.config.accumulate, self.train.steps - step
         update = self._update_at(epoch, step)
+        if self.config.profile:
+            updates = to_profile(update, updates)
         micro, updates = min(every, left), max(min(updates, left // every), 1)
         began = time.perf_counter()
-        with profiled(self.run, self.config.profile and self.place.writes, update, updates):
+        with profiled(self.run, self.config.profile and self.place.writes, update):
             train = train_one_by_one if self.train.eager or self.rows else Steps.train
             burst = train(self.learner.steps, self.batches, update, updates, micro)
         seconds = time.perf_counter() - began

@@ -14,6 +14,7 @@ from service.runs import Run
 
 POLL_SECONDS = 0.5
 SLOW_INPUT = 0.1  # share of the training that waits for input, from which on there is something to gain
+SCORES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_top5", "val_auc")
 PARTS = {  # of the time a run takes, by their names in the status
     "ray": "starting Ray",
     "workers": "starting the workers",
@@ -29,7 +30,7 @@ PARTS = {  # of the time a run takes, by their names in the status
 
 def epoch_line(metrics: dict[str, float], epochs: int) -> str:
     """One epoch in one line of text."""
-    scores = [f"{key} {metrics[key]:.4f}" for key in ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc") if key in metrics]
+    scores = [f"{name} {metrics[name]:.4f}" for name in SCORES if name in metrics]
     speed = f"{metrics['images_per_second']:.0f} images/s  input wait {metrics['input_wait']:.0%}  {metrics['seconds']:.1f} s"
     return "  ".join([f"epoch {metrics['epoch']:.0f}/{epochs}", *scores, speed])
 

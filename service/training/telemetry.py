@@ -23,7 +23,7 @@ GAUGES = {
     "restarts": "How often the workers were started again.",
     "epoch": "The epoch in progress.",
 }
-WARM = 10  # updates before a profile: they are spent on tracing and on finding the pace
+PROFILED = range(10, 20)  # updates; those before are spent on tracing and on finding the pace
 ROWS_LOG = "GLASSBOX_ROWS_LOG"
 
 
@@ -46,11 +46,18 @@ def watchers(config: RunConfig, run: Run) -> Sequence[Watcher]:
     return (show,)
 
 
+def to_profile(update: int, updates: int) -> int:
+    """How many updates to do from one on, so that those of `PROFILED` are one call, whatever the pace."""
+    if update < PROFILED.start:
+        return min(updates, PROFILED.start - update)
+    return PROFILED.stop - update if update < PROFILED.stop else updates
+
+
 @contextmanager
-def profiled(run: Run, wanted: bool, update: int, updates: int) -> Iterator[None]:
-    """Takes a TensorFlow profile of the first block that ends after some updates; one a run."""
+def profiled(run: Run, wanted: bool, update: int) -> Iterator[None]:
+    """Takes a TensorFlow profile of the first block that begins when a run has warmed up; one a run."""
     folder = run.events / "profile"
-    if not wanted or update + updates <= WARM or folder.exists():
+    if not wanted or update < PROFILED.start or folder.exists():
         yield
         return
     tf.profiler.experimental.start(str(folder))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -128,19 +127,14 @@ def tutorial(model: str, folder: str, batch: int) -> Rounds:
 
 def workers(workers: int, scratch: str, **settings: Any) -> Rounds:
     """The second epoch of a run of some workers that share two cores evenly; each round starts them anew."""
-    sys.path.append(str(TESTS))
+    sys.path[1:1] = [str(TESTS.parent), str(TESTS)]  # the packages, then the helpers of the tests
     import training_samples
 
-    cores = sorted(os.sched_getaffinity(0))[:2]
+    cores = [str(core) for core in sorted(os.sched_getaffinity(0))[:2]]
     number = 0
     yield None
     while True:
         number += 1
         run = training_samples.new_run(Path(scratch) / str(number), _config(**settings, epochs=2))
-        processes = training_samples.start(run, workers)
-        for rank, process in enumerate(processes):
-            share = cores if workers == 1 else cores[rank : rank + 1]
-            subprocess.run(["taskset", "-a", "-p", "-c", ",".join(map(str, share)), str(process.pid)], check=True, capture_output=True)
-        if any(training_samples.finished(processes, 600)):
-            raise RuntimeError("a worker failed")
+        training_samples.train_elsewhere([run.path], workers, cores=[",".join(cores)] if workers == 1 else cores)
         yield run.metrics()[1]["seconds"]

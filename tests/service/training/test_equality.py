@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> Runs:
     """Every run in every place, by place and name."""
-    found = {("one", name): fitted(folder / "one" / name, config(folder, name)) for name in [*RECIPES, "stopped"]}
-    for place, (workers, devices) in PLACES.items():
-        names = [*RECIPES, *ALONE, *(["stopped"] if workers > 1 else [])]
-        elsewhere = {(place, name): new_run(folder / place / name, config(folder, name)) for name in names}
-        orders = [f"{run.path}@{LOOKS}" if name == "stopped" else run.path for (_, name), run in elsewhere.items()]
-        train_elsewhere(orders, workers, devices)
-        found |= elsewhere
+    found: Runs = {}
+    with ThreadPoolExecutor() as aside:  # beside each other: most of the time is tracing, which takes one core
+        training = []
+        for place, (workers, devices) in PLACES.items():
+            names = [*RECIPES, *ALONE, *(["stopped"] if workers > 1 else [])]
+            elsewhere = {(place, name): new_run(folder / place / name, config(folder, name)) for name in names}
+            orders = [f"{run.path}@{LOOKS}" if name == "stopped" else run.path for (_, name), run in elsewhere.items()]
+            training.append(aside.submit(train_elsewhere, orders, workers, devices))
+            found |= elsewhere
+        found |= {("one", name): fitted(folder / "one" / name, config(folder, name)) for name in [*RECIPES, "stopped"]}
+        for place in training:
+            place.result()
     return found
 
 

@@ -66,13 +66,14 @@ def test_rows_one_by_one_train_like_many_in_a_call(shards: Path, tmp_path: Path,
 
 
 @pytest.mark.parametrize("steps_per_call", [3, "auto"])
-def test_a_run_is_traced_once(shards: Path, tmp_path: Path, steps_per_call: int | str) -> None:
-    config = config_for(shards, steps_per_call=steps_per_call, **PLAIN)
+def test_a_run_is_traced_once_profile_and_all(shards: Path, tmp_path: Path, steps_per_call: int | str) -> None:
+    config = config_for(shards, steps_per_call=steps_per_call, profile=steps_per_call == "auto", **PLAIN)
     loop = Loop(config, new_run(tmp_path / "run", config), Place())
     loop.run_epochs()
     assert loop.learner.steps.traces == 1
     assert loop.evaluation._answer.experimental_get_tracing_count() == 1
     assert int(loop.learner.optimizer.iterations.numpy()) == 12
+    assert len(list(loop.run.events.glob("profile/plugins/profile/*/*.xplane.pb"))) == int(config.profile)
 
 
 @pytest.mark.parametrize(("accumulate", "factors"), [(1, (1 + np.cos(np.pi * np.array([0, 4, 8]) / 9)) / 2), (3, [1 / 3, 1, 0.25])])

@@ -14,8 +14,9 @@ METRICS = {"epoch": 2, "loss": 0.5, "accuracy": 0.75, "val_loss": 0.6, "val_accu
 
 
 def test_an_epoch_is_a_line() -> None:
-    line = epoch_line(METRICS | {"seconds": 12.34}, 10)
-    assert line == "epoch 2/10  loss 0.5000  accuracy 0.7500  val_loss 0.6000  val_accuracy 0.7000  100 images/s  input wait 25%  12.3 s"
+    line = epoch_line(METRICS | {"seconds": 12.34, "val_top5": 0.9}, 10)
+    scores = "loss 0.5000  accuracy 0.7500  val_loss 0.6000  val_accuracy 0.7000  val_top5 0.9000"
+    assert line == f"epoch 2/10  {scores}  100 images/s  input wait 25%  12.3 s"
 
 
 def test_where_the_time_went() -> None:

@@ -13,6 +13,7 @@ from training_samples import config_for, fitted, noise_shards, saved
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.input.batches import Batches
+from pipelines.input.order import steps_per_epoch
 from service.config import RunConfig
 from service.runs import Run
 from service.training.learner import build_network
@@ -51,6 +52,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.9,
         "augment": {"rotation": 20, "mixup": 0.4},
         "epochs": 2,
+        "global_batch": 10,
     },
     "stages": {"augment": None, "ema": 0.9, "accumulate": 2, "precision": "mixed_float16", "stages": STAGES, "optimizer": SGD},
 }
@@ -60,7 +62,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(shards: Path, tmp_path: Path, recipe: str) -> None:
     config = config_for(shards, steps_per_call=1, **RECIPES[recipe])
     straight, run = fitted(tmp_path / "straight", config), Run(tmp_path / "stopped")
-    updates = config.epochs * -(-3 // config.accumulate)
+    updates = config.epochs * -(-steps_per_epoch(19, config.global_batch) // config.accumulate)
     for _ in range(updates):
         assert len(run.metrics()) < config.epochs
         fitted(run.path, config, looks=1)  # one update, then it is asked to stop

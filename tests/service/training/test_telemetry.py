@@ -12,7 +12,7 @@ from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.runs import Run
 from service.training.events import TRACKER, epoch_log
-from service.training.telemetry import ROWS_LOG, RowLog, profiled
+from service.training.telemetry import ROWS_LOG, RowLog, profiled, to_profile
 
 CONFIG = RunConfig(preset="test", shards="/shards", model="linear")
 METRICS = {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "learning_rate": 0.01, "images_per_second": 10.0, "input_wait": 0.0}
@@ -42,12 +42,22 @@ def test_events_hold_what_was_measured_and_nothing_else(run: Run) -> None:
 
 
 def test_one_profile_of_a_run_that_has_warmed_up(run: Run) -> None:
-    for update, wanted in ((0, True), (8, False), (8, True), (20, True)):
-        with profiled(run, wanted, update, 5):
+    for update, wanted in ((0, True), (9, True), (10, False), (10, True), (20, True)):
+        with profiled(run, wanted, update):
             tf.reduce_sum(tf.ones([8, 8])).numpy()
         profiles = list((run.events / "profile").glob("plugins/profile/*/*.xplane.pb"))
-        assert len(profiles) == int((update, wanted) in ((8, True), (20, True)))
+        assert len(profiles) == int((update, wanted) in ((10, True), (20, True)))
     assert profiles[0].stat().st_size > 0
+
+
+@pytest.mark.parametrize("pace", [1, 4, 64])
+def test_a_profile_is_of_updates_10_to_19(pace: int) -> None:
+    calls, update = [], 0
+    while update < 24:
+        calls.append((update, to_profile(update, pace)))
+        update += calls[-1][1]
+    assert (10, 10) in calls
+    assert (20, pace) in calls
 
 
 def test_rows_are_logged_where_it_is_asked_for(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
