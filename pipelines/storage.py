@@ -29,10 +29,10 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            _sync(temporary)
+            sync(temporary)
         os.replace(temporary, path)
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -56,7 +56,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for written in [*temporary.rglob("*"), temporary]:
-            _sync(written)
+            sync(written)
         if path.exists():
             os.replace(path, old)
         try:
@@ -65,7 +65,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
             if old.exists():
                 os.replace(old, path)
             raise
-        _sync(path.parent)
+        sync(path.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
@@ -90,18 +90,14 @@ def locked(path: Path, refusal: GlassboxError) -> Iterator[None]:
         yield
 
 
-def sync_directory(path: Path) -> None:
-    """Makes durable what was moved into a directory."""
-    _sync(path)
-
-
 def sha256(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes durable what a file holds, or what was moved into a directory."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -123,7 +123,8 @@ class Batches:
         self.prepare()
         stop = self.steps if stop_step is None else stop_step
         image = 1 if self._host is None else int(np.prod(self._host.shape[1:]))
-        size = batch * (1 if self.tier.name == "none" else max(1, BLOCK_BYTES // (batch * image)))
+        at_once = 1 if self.tier.name == "none" else max(1, BLOCK_BYTES // (batch * image))
+        size = batch * at_once
 
         def records() -> Iterator[Record]:
             for n in range(epochs):
@@ -132,7 +133,7 @@ class Batches:
                         own = {name: values[at : at + size] for name, values in drawn.items()}
                         yield self._labelled(rows[at : at + size]) | own | self._images(rows[at : at + size])
 
-        return self._batches(records, batch, (epochs * stop - start_step) * replicas)
+        return self._batches(records, batch, at_once, (epochs * stop - start_step) * replicas)
 
     def rows_of(self, epoch: int, step: int) -> Rows:
         """The rows of a global batch, int64 `[global_batch]`, -1 where it is padding."""
@@ -195,13 +196,16 @@ class Batches:
         shapes = np.pad(self._reader.shapes(real), ((0, len(rows) - len(real)), (0, 0)))
         return {"encoded": self._reader.images(real), "shape": shapes}
 
-    def _batches(self, records: Records, batch: int, steps: int) -> Iterable[Batch]:
-        """Records as batches: decoded, or cut into batches where the images already are, because each way through Python takes its time."""
+    def _batches(self, records: Records, batch: int, at_once: int, steps: int) -> Iterable[Batch]:
+        """Records as batches: decoded, or cut into batches where the images already are and `at_once` batches make a record."""
         types = self._signature(batch)
         if self._host is None and self._device is None:
             return self._decoded(records, types, steps)
         if self._host is not None:
             types["image"] = tf.TensorSpec((batch, *self._host.shape[1:]), tf.uint8)
+
+        if at_once == 1:  # cutting would copy the images once more
+            return tfdata.finished(tf.data.Dataset.from_generator(self._watched(records), output_signature=types), steps)
 
         def blocks() -> Iterator[Record]:
             for record in records():

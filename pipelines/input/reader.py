@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +14,6 @@ from pipelines.records import Box, checksum
 from pipelines.shards.arrow import FIX
 from pipelines.shards.formats import ShardRows, named, open_shard
 from pipelines.shards.manifest import load_manifest
-
-T = TypeVar("T")
 
 MAPPED_SHARDS = 16_384  # kept open at a time; Linux allows a process 65,530 maps
 
@@ -99,20 +94,3 @@ class ShardReader:
         (name,) = self.ids([row])
         received = f"{named(self._directory, self._shards[index])}: row={place} of the file, row={row} of split {self.split!r}, id={name}"
         return DataError("image and label as they were written", received, FIX)
-
-
-def read_ahead(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The same items in the same order, up to `depth` of them made in a thread before they are asked for.
-
-    An error is raised where the item at fault would have come. A consumer that stops early waits at most for the
-    item in the making.
-    """
-    iterator, end = iter(items), object()
-    pool = ThreadPoolExecutor(1, "read-ahead")
-    try:
-        waiting = deque(pool.submit(next, iterator, end) for _ in range(depth))
-        while (item := waiting.popleft().result()) is not end:
-            waiting.append(pool.submit(next, iterator, end))
-            yield item  # type: ignore[misc]
-    finally:
-        pool.shutdown(cancel_futures=True)

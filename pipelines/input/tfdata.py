@@ -201,4 +201,6 @@ def _resized(pixels: tf.Tensor, data: DataSpec) -> tf.Tensor:
 
 
 def _resize(pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    return tf.cast(tf.image.resize(pixels, size, method="bilinear", antialias=False) + 0.5, tf.uint8)
+    """The operation behind `tf.image.resize`, which adds twenty small ones to every image."""
+    resized = tf.raw_ops.ResizeBilinear(images=pixels[None], size=size, half_pixel_centers=True)[0]
+    return tf.cast(resized + 0.5, tf.uint8)

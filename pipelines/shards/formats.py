@@ -11,13 +11,15 @@ from pipelines.records import Record
 from pipelines.shards.arrow import FIX, ShardRows, open_arrow, write_arrow
 from pipelines.shards.manifest import ShardFile, StoredFile
 from pipelines.shards.tfrecord import open_tfrecord, write_tfrecord
-from pipelines.storage import replacing, sha256
+from pipelines.storage import replacing, sha256, sync
 
 __all__ = ["ShardRows", "index_name", "named", "open_shard", "write_shard"]
 
 
 def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardFile:
-    """Writes a shard, whole and durable or not at all; the same records give the same bytes.
+    """Writes a shard, whole or not at all; the same records give the same bytes, which no loss of power changes any more.
+
+    Its name is the caller's to make durable, for all shards of a directory at once.
 
     Args:
         directory: Where it goes.
@@ -37,11 +39,14 @@ def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardF
     records = chain((first,), records)
     path, index = directory / file, directory / index_name(file)
     if path.suffix == ".arrow":
-        with replacing(path) as temporary:
+        with replacing(path, durable=False) as temporary:
             rows = write_arrow(temporary, records)
+            sync(temporary)
         return ShardFile(rows=rows, **stored(path).model_dump())
-    with replacing(path) as temporary, replacing(index) as temporary_index:
+    with replacing(path, durable=False) as temporary, replacing(index, durable=False) as temporary_index:
         rows = write_tfrecord(temporary, temporary_index, records)
+        sync(temporary)
+        sync(temporary_index)
     return ShardFile(rows=rows, index=stored(index), **stored(path).model_dump())
 
 

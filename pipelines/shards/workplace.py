@@ -14,7 +14,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
 from pipelines.shards.plan import PlannedShard
 from pipelines.shards.task import ShardResult, finished, rejections, writable
-from pipelines.storage import locked, replacing, sync_directory, write_atomically
+from pipelines.storage import locked, replacing, sync, write_atomically
 
 REJECTED = "rejected.jsonl"
 ROOM = ".building"  # inside the shard set, until it is complete
@@ -68,7 +68,7 @@ class Workplace:
                     raise DataError("an output that every worker sees", f"{path} (missing or cut)", "choose a shared directory")
             with replacing(self.out / REJECTED) as temporary, temporary.open("w", encoding="utf-8") as lines:
                 lines.writelines(self.rejections(plan))
-            sync_directory(self.out)
+            sync(self.out)
             manifest.save(self.out)
         self.is_over = True
 

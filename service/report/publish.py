@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from pipelines.errors import ConfigError
-from pipelines.storage import sync_directory
+from pipelines.storage import sync
 
 MANIFEST, PAGE = "manifest.json", "index.html"
 KIND = "glassbox report"
@@ -55,7 +55,7 @@ def publishing(out: Path, kind: str = KIND) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         for written in [*temporary.rglob("*"), temporary]:
-            sync_directory(written)  # a file or a directory
+            sync(written)  # a file or a directory
         _move(temporary, out)
     except OSError as error:
         raise ConfigError(
@@ -74,7 +74,7 @@ def remove_unfinished(out: Path) -> None:
 def _move(temporary: Path, out: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         os.replace(temporary, out)
-        sync_directory(out.parent)
+        sync(out.parent)
         return
     new = {path.relative_to(temporary) for path in temporary.rglob("*") if path.is_file()}
     last = [Path(PAGE), Path(MANIFEST)]
@@ -87,4 +87,4 @@ def _move(temporary: Path, out: Path) -> None:
         elif path.is_dir():
             with suppress(OSError):
                 path.rmdir()
-    sync_directory(out)
+    sync(out)

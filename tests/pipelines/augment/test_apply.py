@@ -172,7 +172,16 @@ def test_compiled_or_not_the_places_are_the_same() -> None:
     """
     images = tf.constant(np.random.default_rng(7).integers(0, 256, (16, 150, 150, 3)).astype(np.uint8))
     affine = tf.constant(draw(FAR, 3, 0, range(16), DataSpec())["affine"])
-    np.testing.assert_allclose(warp(images, affine), warp.python_function(images, affine), atol=5e-4)
+    eager = apply._warped.python_function(apply._packed.python_function(images), affine, "nearest", 0.0)
+    np.testing.assert_allclose(warp(images, affine), eager, atol=5e-4)
+
+
+@pytest.mark.parametrize("fill", ["nearest", "reflect", "wrap", "constant"])
+def test_colours_packed_into_one_number_are_those_of_each_channel(fill: str) -> None:
+    levels = np.random.default_rng(8).permuted(np.tile(np.arange(256), (6, 1)), axis=1).reshape(2, 16, 16, 3).astype(np.uint8)
+    affine = tf.constant(draw(FAR, 3, 0, range(2), DataSpec(image_size=(16, 16)))["affine"])
+    apart = [warp(tf.constant(levels[..., k : k + 1]), affine, fill, 7.5) for k in range(3)]
+    np.testing.assert_allclose(warp(tf.constant(levels), affine, fill, 7.5), np.concatenate(apart, axis=-1), atol=1e-4)
 
 
 def test_every_image_has_its_own_matrix_and_channels_do_not_mix() -> None:

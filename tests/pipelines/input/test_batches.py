@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import tensorflow as tf
 from shard_samples import write_shards as write_shard_set
 from tiny_shards import solid, solids
@@ -20,6 +21,8 @@ from pipelines.spec import AugmentSpec, DataSpec
 
 DATA = DataSpec(image_size=(2, 3), channels=1)
 AUGMENT = AugmentSpec(rotation=30, shift=0.1, flip=True)
+
+PHOTO = simplejpeg.encode_jpeg(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))
 
 
 @pytest.fixture
@@ -123,7 +126,7 @@ def test_nonsense_is_refused_before_anything_is_read(directory: Path, batch: int
         Batches(directory, "train", DATA, batch, seed=seed)
 
 
-@pytest.mark.parametrize("broken", [b"broken", b"", solid(7)[:-20]])
+@pytest.mark.parametrize("broken", [b"broken", b"", solid(7)[:-20], PHOTO[:-20], PHOTO[:20]])
 def test_an_image_that_cannot_be_decoded_is_named(write_shards, broken: bytes) -> None:
     examples = solids(9)
     examples[5] = Record(broken, 0, "folder/broken.png", (2, 3, 1))

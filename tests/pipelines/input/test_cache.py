@@ -72,6 +72,14 @@ def test_starting_at_a_step_gives_the_rest_of_the_epoch(directory: Path, tier: s
         assert_same(batches_of(batches, 1, start_step=start), whole[start:])
 
 
+def test_batches_too_large_to_share_a_block_are_the_same(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = batches_of(opened(directory, "none", 3), 1)
+    monkeypatch.setattr("pipelines.input.batches.BLOCK_BYTES", 1)
+    batches = opened(directory, "host", 3)
+    assert batches.epoch(1).cardinality() == 4
+    assert_same(batches_of(batches, 1), expected)
+
+
 @pytest.mark.parametrize("tier", ["host", "device"])
 def test_workers_together_give_the_batches_of_one(directory: Path, tier: str) -> None:
     batches = opened(directory, tier, 6)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +12,7 @@ from shard_samples import write_shards
 
 from pipelines.errors import DataError
 from pipelines.input import reader as reader_module
-from pipelines.input.reader import ShardReader, read_ahead
+from pipelines.input.reader import ShardReader
 from pipelines.records import RECORD_SCHEMA, Record
 from pipelines.shards.manifest import Manifest, load_manifest
 
@@ -196,60 +193,3 @@ def test_a_file_with_other_columns_is_named(arrow: Path) -> None:
     with_shard(arrow, 0, bytes=path.stat().st_size, rows=1)
     with pytest.raises(DataError, match=rf"train-00000\.arrow: other columns than {', '.join(RECORD_SCHEMA.names)}\."):
         ShardReader(arrow, "train")
-
-
-def test_reading_ahead_keeps_the_order() -> None:
-    assert list(read_ahead((time.sleep(item % 3 / 1000) or item for item in range(50)), 3)) == list(range(50))
-    assert list(read_ahead([], 3)) == []
-    assert list(read_ahead([None, None], 1)) == [None, None]
-
-
-def test_reading_ahead_is_bounded_and_does_happen() -> None:
-    made: list[int] = []
-    ahead = read_ahead((made.append(item) or item for item in range(100)), 3)
-    for taken in range(5):
-        assert next(ahead) == taken
-        deadline = time.monotonic() + 5
-        while len(made) < taken + 4 and time.monotonic() < deadline:
-            time.sleep(0.001)
-        time.sleep(0.01)
-        assert len(made) == taken + 4  # the one taken, and three more
-
-
-def test_an_error_comes_in_its_place_and_ends_the_thread() -> None:
-    def broken() -> Iterator[int]:
-        yield 1
-        yield 2
-        raise DataError("good data", "row=3", "repair it")
-
-    ahead = read_ahead(broken(), 4)
-    assert [next(ahead), next(ahead)] == [1, 2]
-    with pytest.raises(DataError, match="row=3"):
-        next(ahead)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
-
-
-@pytest.mark.parametrize("stop", ["close", "drop", "exhaust"])
-def test_a_consumer_that_stops_leaves_no_thread(stop: str) -> None:
-    made: list[int] = []
-    ahead = read_ahead((made.append(item) or item for item in range(4 if stop == "exhaust" else 10_000)), 2)
-    next(ahead)
-    assert [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
-    began = time.perf_counter()
-    if stop == "close":
-        ahead.close()
-    elif stop == "drop":
-        del ahead
-    else:
-        list(ahead)
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("read-ahead")]
-    assert time.perf_counter() - began < 5
-    assert len(made) <= 4
-
-
-def test_a_consumer_that_stops_waits_for_one_item_at_most() -> None:
-    made: list[int] = []
-    ahead = read_ahead((time.sleep(0.05) or made.append(item) or item for item in range(100)), 20)
-    next(ahead)
-    ahead.close()
-    assert len(made) <= 3

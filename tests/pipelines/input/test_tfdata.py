@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import simplejpeg
 import tensorflow as tf
 from PIL import Image
 from tiny_shards import png, solid
@@ -34,10 +36,13 @@ def first_undecodable(images: Sequence[bytes], data: DataSpec) -> int | None:
     return tfdata.first_undecodable(images, shapes(images), data, "as-found")
 
 
-def jpeg(array: np.ndarray) -> bytes:
+def jpeg(array: np.ndarray, **options: Any) -> bytes:
     stream = io.BytesIO()
-    Image.fromarray(array).save(stream, "JPEG", quality=90)
+    Image.fromarray(array).save(stream, "JPEG", quality=90, **options)
     return stream.getvalue()
+
+
+TRUNCATED = jpeg(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))[:-20]
 
 
 @pytest.fixture
@@ -85,12 +90,26 @@ def test_height_comes_before_width() -> None:
     assert pixels(solid(9, (4, 6)), (2, 3)).shape == (2, 3, 3)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (37, 53), (160, 90)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": "4:1:1"}, {"grey": True}])
+def test_jpegs_of_any_kind_are_those_of_libjpeg_turbo(shape: tuple[int, int], channels: int, options: dict[str, Any]) -> None:
+    """To the last bit; and resized as `tf.image.resize` does it."""
+    noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    grey, rest = options.get("grey"), {name: value for name, value in options.items() if name != "grey"}
+    image = jpeg(noise[..., 0] if grey else noise, **rest)
+    expected = simplejpeg.decode_jpeg(image, "RGB" if channels == 3 else "GRAY")
+    np.testing.assert_array_equal(pixels(image, shape, channels), expected)
+    resized = tf.cast(tf.image.resize(expected, (31, 44), antialias=False) + 0.5, tf.uint8)
+    np.testing.assert_array_equal(pixels(image, (31, 44), channels), resized)
+
+
 @pytest.mark.parametrize(("size", "fits"), [((4, 6), True), ((6, 4), False)])
 def test_an_image_of_the_right_size_is_not_resized(size: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eagerly only the branch taken runs."""
     calls = []
-    resize = tf.image.resize
-    monkeypatch.setattr(tf.image, "resize", lambda *args, **options: calls.append(1) or resize(*args, **options))
+    resize = tf.raw_ops.ResizeBilinear
+    monkeypatch.setattr(tf.raw_ops, "ResizeBilinear", lambda **options: calls.append(1) or resize(**options))
     pixels(solid(9, (4, 6)), size)
     assert (calls == []) == fits
 
@@ -112,7 +131,9 @@ def test_no_images_decode_to_none() -> None:
     assert decode_all([], DataSpec(image_size=(2, 3))).shape == (0, 2, 3, 3)
 
 
-@pytest.mark.parametrize("broken", [b"", b"junk", solid(7)[:-20], b"\xff\xd8\xff\xe0 no jpeg", b"BM no bitmap", b"GIF89a no gif"])
+@pytest.mark.parametrize(
+    "broken", [b"", b"junk", solid(7)[:-20], b"\xff\xd8\xff\xe0 no jpeg", b"BM no bitmap", b"GIF89a no gif", TRUNCATED]
+)
 def test_the_first_broken_image_is_found(broken: bytes) -> None:
     data = DataSpec(image_size=(2, 3))
     good = [solid(value) for value in range(20)]
