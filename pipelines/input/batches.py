@@ -295,8 +295,5 @@ def _check(reader: ShardReader, rows: Sequence[int], data: DataSpec) -> None:
 
 def _undecodable(reader: ShardReader, row: int) -> DataError:
     (name,) = reader.ids([row])
-    return DataError(
-        f"images of split {reader.split!r} that can be decoded",
-        f"row={row} id={name}",
-        "repair or remove this image and build the shard set again",
-    )
+    fix = "repair or remove this image and build the shard set again"
+    return DataError(f"images of split {reader.split!r} that can be decoded", f"row={row} id={name}", fix)

@@ -84,10 +84,19 @@ class Chrome:
     def until(self, expression: str) -> None:
         """Waits until an expression is true."""
         deadline = time.monotonic() + SECONDS
-        while not self.run(f"!!({expression})"):
+        while not self._holds(expression):
             if time.monotonic() > deadline:
                 raise TimeoutError(expression)
             time.sleep(0.02)
+
+    def _holds(self, expression: str) -> bool:
+        """Whether an expression is true; not yet, while the page it is asked of is being left."""
+        try:
+            return bool(self.run(f"!!({expression})"))
+        except RuntimeError as error:
+            if "navigated" not in str(error):
+                raise
+            return False
 
     def press(self, key: str, **more: Any) -> None:
         """Presses and releases a key, such as `Tab`, `Enter` or `ArrowRight`."""
