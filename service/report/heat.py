@@ -9,7 +9,7 @@ from PIL import Image
 from service.report.colours import SEQUENTIAL, shaded, signed
 from service.report.pictures import Drawing
 
-SIDE = 128  # pixels of a heatmap's longer side; the page enlarges it further
+SIDE = 96  # pixels of a heatmap's longer side; the page enlarges it further
 
 
 def resized(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:

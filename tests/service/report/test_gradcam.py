@@ -136,11 +136,11 @@ def test_heat_is_drawn_where_it_is():
     values = np.zeros((4, 2), np.float32)
     values[0, 1] = 2
     drawn = heat.heat(values, (4, 2))
-    assert drawn.shape == (128, 64)
-    assert (drawn[:16, 48:] == 253).all()  # beyond the centre of the outermost cell nothing is extrapolated
-    assert (drawn[64:] == 0).all()
-    assert (drawn[:16, :16] == 0).all()
-    np.testing.assert_array_equal(heat.heat(values, (4, 2), limit=4.0)[:16, 48:], 126)
+    assert drawn.shape == (96, 48)
+    assert (drawn[:12, 36:] == 253).all()  # beyond the centre of the outermost cell nothing is extrapolated
+    assert (drawn[48:] == 0).all()
+    assert (drawn[:12, :12] == 0).all()
+    np.testing.assert_array_equal(heat.heat(values, (4, 2), limit=4.0)[:12, 36:], 126)
     assert not heat.heat(np.zeros((2, 2), np.float32), (9, 9)).any()
     assert [heat.where(v) for v in (values, values[::-1], np.zeros((2, 2)), np.eye(3)[1:2].T)] == [
         "brightest in the upper right",

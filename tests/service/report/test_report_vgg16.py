@@ -56,7 +56,8 @@ def test_the_tutorials_maps_and_bfloat16s(model: keras.Model, photos: np.ndarray
     exact = Heatmaps(Network(model), [LAST])(photos, labels).maps[LAST, "gradcam"][:, 0]
     for found, image, label in zip(exact, photos, labels[:, 0], strict=True):
         wanted = tutorial(model, image, int(label))
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-4 * max(wanted.max(), 1e-12))  # seen: 1.4e-5
+        # terms cancel 24 to 690 times in the map's sum, so a few roundings of float32 are up to 1.4e-5 of its maximum
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-5 * max(wanted.max(), 1e-12))
     assert exact.any(axis=(1, 2)).sum() >= 2
     signed = [Heatmaps(Network(model, fast=fast), [LAST], ["signed"])(photos, labels).maps[LAST, "signed"] for fast in (False, True)]
     assert np.corrcoef(signed[0].ravel(), signed[1].ravel())[0, 1] >= 0.99
