@@ -24,7 +24,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import load_manifest
 from service.bar import counting
 from service.feeds import BATCH, Block, Fed, Feed
-from service.inference import Classifier, class_count, load_model
+from service.inference import Asking, Classifier, class_count, load_model
 from service.runs import Run
 
 BLOCK = 16 * BATCH  # rows: a second or so of work, and some megabytes of answers
@@ -88,13 +88,13 @@ class Question:
 
     Attributes:
         model: Which model.
-        scale: Factor on the pixels; None finds it out.
+        asking: How it is asked.
         feed: Which images.
         take: What becomes of a batch and its probabilities, float32 `[n, classes]`; a function of a module.
     """
 
     model: SavedModel
-    scale: float | None
+    asking: Asking
     feed: Feed
     take: Callable[[Fed, np.ndarray], Any]
 
@@ -184,7 +184,7 @@ def _received(reference: Any) -> tuple[Question, Classifier]:
     import ray
 
     question: Question = ray.get(reference)
-    return question, Classifier(question.model.load(), question.scale)
+    return question, Classifier(question.model.load(), question.asking)
 
 
 def _answered(question: Question, classifier: Classifier, block: Block) -> list[Any]:

@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError, GlassboxError
 Command = Callable[[argparse.Namespace], None]
 SCALE_HELP = "factor on pixels of 0 to 255 (default: 1 if the model rescales them itself, else 1/255)"
 MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory"
+TTA_HELP = "flip: ask about every image and its mirror image, and take the mean (default: none)"
 WORKERS_HELP = "Ray tasks at a time (default: with RAY_ADDRESS one a CPU of that cluster, else this process alone)"
 
 
@@ -131,6 +132,7 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
     evaluate.add_argument("--data", required=True, metavar="SHARDS")
     evaluate.add_argument("--split", default="validation", help="(default: validation)")
     evaluate.add_argument("--scale", type=float, help=SCALE_HELP)
+    evaluate.add_argument("--tta", default="none", metavar="WHAT", help=TTA_HELP)
     evaluate.add_argument("--workers", type=int, metavar="N", help=WORKERS_HELP)
     evaluate.add_argument("--out", metavar="FILE.json", help="also write the scores to this file")
 
@@ -143,6 +145,7 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
     predict.add_argument("--split", help="(default: all, one after the other)")
     predict.add_argument("--classes", nargs="+", metavar="NAME", help="(default: those of the run; else class_0, class_1, ...)")
     predict.add_argument("--scale", type=float, help=SCALE_HELP)
+    predict.add_argument("--tta", default="none", metavar="WHAT", help=TTA_HELP)
     predict.add_argument("--workers", type=int, metavar="N", help=WORKERS_HELP)
 
 
@@ -244,19 +247,21 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     from service.evaluate import evaluate
+    from service.inference import Asking
 
-    scale, workers, out = options.scale, options.workers, options.out
-    result = evaluate(options.model, options.data, options.split, scale=scale, workers=workers, out=out)
+    asking = Asking(options.scale, options.tta)
+    result = evaluate(options.model, options.data, options.split, asking=asking, workers=options.workers, out=options.out)
     figures = "  ".join(f"{name} {value:.4f}" for name, value in result.figures().items())
     print(f"{figures}  ({result.images} images of split {options.split})")
     print(*filter(None, [result.table(), f"{result.pace}"]), sep="\n")
 
 
 def _predict(options: argparse.Namespace) -> None:
+    from service.inference import Asking
     from service.predict import predict
 
-    chosen = {name: getattr(options, name) for name in ("split", "classes", "scale", "workers")}
-    result = predict(options.model, options.data, options.out, **chosen)
+    chosen = {name: getattr(options, name) for name in ("split", "classes", "workers")}
+    result = predict(options.model, options.data, options.out, asking=Asking(options.scale, options.tta), **chosen)
     reasons = f" (reasons in {result.rejected_path})" if result.rejected else ""
     print(f"{options.out}: {result.images} images, {result.rejected} rejected{reasons}; {result.pace}")
 

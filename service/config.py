@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from pipelines.errors import ConfigError
 from pipelines.registry import suggest
 from pipelines.spec import AugmentSpec, DataSpec, Fraction, Positive, Ratio, Spec, check
+from service.pretrained import BASES, IMAGENET, NONE
 from service.recipe import (
     ClassWeights,
     EarlyStoppingSpec,
@@ -33,6 +34,8 @@ class RunConfig(Spec):
         preset: The preset it started from.
         shards: Directory of the shard set.
         model: A registered model.
+        weights: What it begins with: `none`, fresh ones; `imagenet`, for the bases that Keras has trained; or a file (see
+            `service.models.weights`).
         data: How images become batches.
         augment: Random changes to training images; None for none.
         optimizer: How weights are updated.
@@ -62,6 +65,7 @@ class RunConfig(Spec):
     preset: str
     shards: str
     model: str
+    weights: Annotated[str, Field(min_length=1)] = NONE
     data: DataSpec = DataSpec()
     augment: AugmentSpec | None = None
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -85,6 +89,13 @@ class RunConfig(Spec):
     keep_checkpoints: Positive = 2
     checkpoint_minutes: Ratio | None = 10.0
     profile: bool = False
+
+    @field_validator("weights")
+    @classmethod
+    def _published_for_bases(cls, value: str, info: ValidationInfo) -> str:
+        if value == IMAGENET and info.data.get("model") not in BASES:
+            raise ValueError(f"imagenet goes with {', '.join(BASES)} alone, not with {info.data.get('model')}")
+        return value
 
     @field_validator("class_weights", mode="before")
     @classmethod
@@ -162,7 +173,10 @@ def configured(preset: str, settings: dict[str, Any], shards: str | Path, where:
     Raises:
         ConfigError: Unknown key, or a value of the wrong type.
     """
-    return check(RunConfig, settings | {"preset": preset, "shards": str(Path(shards).absolute())}, where)
+    settings = settings | {"preset": preset, "shards": str(Path(shards).absolute())}
+    if settings.get("weights", NONE) not in (NONE, IMAGENET):
+        settings["weights"] = str(Path(str(settings["weights"])).absolute())
+    return check(RunConfig, settings, where)
 
 
 class _Loader(yaml.SafeLoader):

@@ -17,7 +17,7 @@ from pipelines.shards.manifest import load_manifest
 from pipelines.storage import write_atomically
 from service.answers import Pace, Question, answers, blocks_of, open_model
 from service.feeds import Fed, ShardFeed
-from service.inference import Classifier, check_classes
+from service.inference import PLAINLY, Asking, Classifier, check_classes
 from service.scores import TOP, auc, confusion_matrix, losses, true_ranks
 from service.tables import check_output
 
@@ -83,7 +83,7 @@ def evaluate(
     shards: str | Path,
     split: str,
     *,
-    scale: float | None = None,
+    asking: Asking = PLAINLY,
     workers: int | None = None,
     out: str | Path | None = None,
 ) -> Evaluation:
@@ -93,7 +93,7 @@ def evaluate(
         model: A file made anywhere, or a run directory.
         shards: The shard set.
         split: Which split.
-        scale: Factor on the pixels, 0 to 255; None finds it out (see `service.inference.scale_of`).
+        asking: How the model is asked.
         workers: See `service.answers.answers`.
         out: JSON file to write the scores to; an older one is replaced.
 
@@ -107,16 +107,16 @@ def evaluate(
     rows = manifest.split(split).rows
     check_classes(net, manifest.classes)
     _check_names(manifest.classes, saved.classes)
-    question, pace = Question(saved, scale, ShardFeed(str(Path(shards).absolute())), _taken), Pace()
+    question, pace = Question(saved, asking, ShardFeed(str(Path(shards).absolute())), _taken), Pace()
     blocks = blocks_of({split: rows})
     parts: dict[int, list[Any]] = {}
-    with closing(answers(question, Classifier(net, scale), blocks, workers, pace)) as results:
+    with closing(answers(question, Classifier(net, asking), blocks, workers, pace)) as results:
         parts.update(results)
     columns = [np.concatenate(column) for column in zip(*(part for place in sorted(parts) for part in parts[place]), strict=True)]
     result = _scored(columns, manifest.classes, pace)
     if path:
-        asked = {"model": str(model), "model_sha256": sha256(saved.content).hexdigest(), "data": str(shards), "split": split}
-        result.save(path, asked | {"data_digest": manifest.digest()})
+        asked = {"model": str(model), "model_sha256": sha256(saved.content).hexdigest(), "split": split, "tta": asking.tta}
+        result.save(path, asked | {"data": str(shards), "data_digest": manifest.digest()})
     return result
 
 

@@ -15,12 +15,14 @@ import tensorflow as tf
 
 from pipelines.errors import ConfigError
 from pipelines.records import Batch
+from pipelines.registry import suggest
 from pipelines.spec import DataSpec
 from service.scores import losses
 
 LEGACY, HDF5 = {".h5", ".hdf5"}, b"\x89HDF\r\n\x1a\n"  # suffixes of models of older Keras, and how such a file begins
 OWN_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
 ACTIVATIONS = {"Softmax", "Sigmoid"}  # operations and layers that are one
+TTA = ("none", "flip")
 KEEPS_VALUES = {"Dropout", "Flatten", "Identity", "InputLayer", "Reshape"}
 
 
@@ -157,27 +159,47 @@ def check_classes(model: keras.Model, classes: Sequence[str]) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Asking:
+    """How a model is asked.
+
+    Attributes:
+        scale: Factor on the pixels, 0 to 255; None asks `scale_of`.
+        tta: What it is asked about besides an image itself: nothing (`none`), or its mirror image (`flip`): then the answer is the
+            mean of both probabilities, and the same for both.
+    """
+
+    scale: float | None = None
+    tta: str = TTA[0]
+
+
+PLAINLY = Asking()
+
+
 class Classifier:
     """A model as a function from stored images to probabilities, in inference mode.
 
     Args:
         model: Ends in softmax, in one sigmoid unit, or in raw logits.
-        scale: Factor on the pixels, 0 to 255; None asks `scale_of`.
+        asking: How it is asked.
 
     Attributes:
         data: Size and channels of the images it takes.
         classes: Number of classes it tells apart.
 
     Raises:
-        ConfigError: The model is no such classifier, or the factor is none.
+        ConfigError: The model is no such classifier, or cannot be asked like that.
     """
 
-    def __init__(self, model: keras.Model, scale: float | None = None) -> None:
+    def __init__(self, model: keras.Model, asking: Asking = PLAINLY) -> None:
+        scale, tta = asking.scale, asking.tta
         if scale is not None and not 0 < scale < math.inf:
             raise ConfigError("a factor above 0", f"scale={scale}", "leave --scale out, or give for example 0.00392")
+        if tta not in TTA:
+            raise ConfigError(" or ".join(TTA), f"tta={tta}", suggest(tta, TTA))
         self.data, self.classes = data_spec_of(model), class_count(model)
         self._shape = (*self.data.image_size, self.data.channels)
-        self._answer = _compiled(model, self._shape, scale_of(model) if scale is None else scale)
+        self._answer = _compiled(model, self._shape, scale_of(model) if scale is None else scale, tta == "flip")
 
     def __call__(self, images: Any, real: np.ndarray) -> np.ndarray:
         """Answers images with float32 probabilities `[n, K]`: of the n real ones.
@@ -209,12 +231,12 @@ def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = 
     Args:
         model: See `Classifier`.
         batches: Batches of one size, so that the graph is compiled once; NumPy arrays or tensors.
-        scale: See `Classifier`.
+        scale: See `Asking`.
 
     Raises:
         ConfigError: The model is no such classifier, or the images or labels do not fit it.
     """
-    classifier = Classifier(model, scale)
+    classifier = Classifier(model, Asking(scale))
     classes = classifier.classes
     probabilities, labels, rows = [np.zeros((0, classes), np.float32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for batch in batches:
@@ -228,14 +250,17 @@ def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = 
     return Predictions(np.concatenate(probabilities), truth, np.concatenate(rows))
 
 
-def _compiled(model: keras.Model, shape: tuple[int, ...], scale: float) -> Any:
+def _compiled(model: keras.Model, shape: tuple[int, ...], scale: float, mirrored: bool) -> Any:
     """A graph from uint8 images `[B, H, W, C]` to float32 probabilities `[B, K]`."""
     to_probabilities = head_of(model)
 
+    def of(images: tf.Tensor) -> tf.Tensor:
+        return to_probabilities(tf.cast(model(tf.cast(images, tf.float32) * scale, training=False), tf.float32))
+
     @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
     def answer(images: tf.Tensor) -> tf.Tensor:
-        outputs = model(tf.cast(images, tf.float32) * scale, training=False)
-        return to_probabilities(tf.cast(outputs, tf.float32))
+        found = of(images)
+        return (found + of(images[:, :, ::-1])) / 2 if mirrored else found
 
     return answer
 

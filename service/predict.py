@@ -21,7 +21,7 @@ from pipelines.sources import open_source
 from pipelines.storage import write_atomically
 from service.answers import Pace, Question, answers, blocks_of, open_model
 from service.feeds import Fed, Feed, ShardFeed, SourceFeed
-from service.inference import Classifier
+from service.inference import PLAINLY, Asking, Classifier
 from service.tables import Pieces, check_output, pieces
 
 OWN_COLUMNS = ("id", "class")
@@ -51,7 +51,7 @@ def predict(
     *,
     split: str | None = None,
     classes: Sequence[str] | None = None,
-    scale: float | None = None,
+    asking: Asking = PLAINLY,
     workers: int | None = None,
 ) -> Predicted:
     """Asks a model about every image, and writes id, class and the probability of each class, in the order of the images.
@@ -64,7 +64,7 @@ def predict(
         out: File to write, `.parquet` or `.csv`; an older one is replaced.
         split: Which split; None for all, one after the other.
         classes: Class names; None for those of the run, else `class_0`, `class_1` and so on.
-        scale: Factor on the pixels; None finds it out (see `service.inference.scale_of`).
+        asking: How the model is asked.
         workers: See `service.answers.answers`.
 
     Raises:
@@ -75,13 +75,13 @@ def predict(
     saved, net = open_model(model)
     feed = open_feed(data)
     rows = _chosen(feed, split, data)
-    classifier = Classifier(net, scale)
+    classifier = Classifier(net, asking)
     names = _names(classifier.classes, classes, saved.classes)
     schema = pa.schema([(name, pa.string()) for name in OWN_COLUMNS] + [(name, pa.float32()) for name in names])
     pace, blocks = Pace(), blocks_of(rows)
     images, refused = 0, dict[int, list[Rejected]]()
     with pieces(path, schema) as parts:
-        with closing(answers(Question(saved, scale, feed, _taken), classifier, blocks, workers, pace)) as results:
+        with closing(answers(Question(saved, asking, feed, _taken), classifier, blocks, workers, pace)) as results:
             for place, batches in results:
                 images += _keep(parts, place, batches, schema)
                 refused[place] = [item for *_, rejected in batches for item in rejected]

@@ -69,21 +69,32 @@ class Cache:
         Raises:
             ConfigError: The tier asked for does not fit.
         """
-        size = rows * int(np.prod(data.image_size)) * data.channels
-        if data.cache == "none":
+        return self.reserve(rows * int(np.prod(data.image_size)) * data.channels, "decoded images", data.cache)
+
+    def reserve(self, size: int, what: str, asked: Literal["auto"] | Kind = "auto") -> Tier:
+        """Decides where a table goes, and counts it in when the next one asks.
+
+        Args:
+            size: Bytes.
+            what: In words.
+            asked: The tier asked for; `auto` takes the fastest that fits.
+
+        Raises:
+            ConfigError: The tier asked for does not fit.
+        """
+        if asked == "none":
             return Tier("none", "as asked for")
         if self.gpu is None:
             self.gpu = available_gpu_memory() if tf.config.list_physical_devices("GPU") else 0
         if self.ram is None:
             self.ram = available_ram() // self.workers
-        images = f"{_bytes(size)} of decoded images"
         on_gpu = f"{_bytes(self.gpu)} free on each of {self._replicas} GPUs" if self.gpu else "no GPU"
-        facts = f"{images}; {_bytes(self.ram)} of RAM free{' for each worker' if self.workers > 1 else ''}; {on_gpu}"
+        facts = f"{_bytes(size)} of {what}; {_bytes(self.ram)} of RAM free{' for each worker' if self.workers > 1 else ''}; {on_gpu}"
         fits = self._fits(size)
-        wanted = data.cache if data.cache != "auto" else "device" if self.gpu and fits["device"] else "host" if fits["host"] else "none"
+        wanted = asked if asked != "auto" else "device" if self.gpu and fits["device"] else "host" if fits["host"] else "none"
         if wanted != "none" and not fits[wanted]:
             fix = "use cache=auto or cache=none, or a smaller image_size"
-            raise ConfigError(f"decoded images that fit into {SHARE:.0%} of the free memory", f"cache={wanted} with {facts}", fix)
+            raise ConfigError(f"{what} that fit into {SHARE:.0%} of the free memory", f"cache={wanted} with {facts}", fix)
         return self._taken(wanted, size, facts)
 
     @property

@@ -37,7 +37,7 @@ def build_model(name: str, task: Task) -> keras.Model:
     Raises:
         ConfigError: There is no such model, or the images are too small for it.
     """
-    from service.models import cats_dogs, digits, small  # noqa: F401 (importing registers them)
+    from service.models import bases, cats_dogs, digits, residual, small  # noqa: F401 (importing registers them)
 
     build = MODELS.get(name)
     try:
@@ -47,6 +47,12 @@ def build_model(name: str, task: Task) -> keras.Model:
             raise
         size = "x".join(map(str, task.shape[:2]))
         raise ConfigError(f"images large enough for the model {name}", f"data.image_size={size}", "raise data.image_size") from None
+
+
+def standardized(image: keras.KerasTensor, task: Task) -> keras.KerasTensor:
+    """Images with mean 0 and deviation 1 in every channel over the training images, float32 whatever the precision."""
+    variance = [max(std, 1.0) ** 2 for std in task.std]  # a channel that is the same everywhere stays 0
+    return keras.layers.Normalization(mean=task.mean, variance=variance, dtype="float32", name="standardized")(image)
 
 
 def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:

@@ -5,12 +5,7 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from service.models import MODELS, Task, head
-
-
-def _standardized(image: keras.KerasTensor, task: Task) -> keras.KerasTensor:
-    variance = [max(std, 1.0) ** 2 for std in task.std]  # a channel that is the same everywhere stays 0
-    return layers.Normalization(mean=task.mean, variance=variance, dtype="float32", name="standardized")(image)
+from service.models import MODELS, Task, head, standardized
 
 
 def _convolution(filters: int, size: int, name: str, strides: int = 1) -> layers.Conv2D:
@@ -31,7 +26,7 @@ def small_cnn(task: Task) -> keras.Model:
         A model from `[B, H, W, C]` in 0 to 255 to probabilities, as `head` makes them.
     """
     image = keras.Input(task.shape, name="image")
-    x = _standardized(image, task)
+    x = standardized(image, task)
     x = _convolution(16, 5, "conv1", strides=2)(x)  # [B, H/2, W/2, 16]: halves at once, which saves most of the time
     x = layers.MaxPooling2D(name="pool2")(_convolution(32, 3, "conv2")(x))  # [B, H/4, W/4, 32]
     x = layers.MaxPooling2D(name="pool3")(_convolution(48, 3, "conv3")(x))  # [B, H/8, W/8, 48]
@@ -51,5 +46,5 @@ def linear(task: Task) -> keras.Model:
         A model from `[B, H, W, C]` in 0 to 255 to probabilities, as `head` makes them.
     """
     image = keras.Input(task.shape, name="image")
-    x = layers.Flatten(name="pixels")(_standardized(image, task))
+    x = layers.Flatten(name="pixels")(standardized(image, task))
     return keras.Model(image, head(x, task.classes), name="linear")

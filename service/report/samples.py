@@ -13,7 +13,7 @@ from pipelines.errors import ConfigError
 from pipelines.input import tfdata
 from pipelines.shards.images import UnreadableImageError, prepare
 from pipelines.spec import DataSpec, ShardSpec
-from service.inference import Classifier
+from service.inference import Asking, Classifier
 from service.report.pictures import Album, Drawing, photo
 from service.report.subject import Section, Subject
 
@@ -72,7 +72,7 @@ def part(subject: Subject, album: Album) -> Section | None:
     """
     if subject.options.samples is None:
         return None
-    classifier = Classifier(subject.model, subject.scale)
+    classifier = Classifier(subject.model, Asking(subject.scale))
     files, pixels, unreadable = read(files_of(subject.options.samples), classifier.data)
     parts = [_padded(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
     none = np.zeros((0, classifier.classes), np.float32)

@@ -12,9 +12,9 @@ import tensorflow as tf
 
 from pipelines.input.batches import Batches
 from pipelines.records import Batch
-from service.models import logits_of
 from service.scores import auc
 from service.training.losses import example_losses, predicted_classes, true_ranks
+from service.training.step import Attach
 from service.training.strategy import ALONE, Place, distributed_eagerly
 
 MANY = 2**20  # evaluations, more than any run has
@@ -26,14 +26,23 @@ class Evaluation:
     """The compiled forward pass of one model over one split. Build it inside the strategy's scope.
 
     Args:
-        model: Ends in `logits` and `probabilities`.
+        net: From images, or what `attach` makes of them, to logits.
         strategy: Of the training.
         batches: The split.
         place: Of this process among the workers.
+        attach: Adds to a batch what the net takes; None for the images.
     """
 
-    def __init__(self, model: keras.Model, strategy: tf.distribute.Strategy, batches: Batches, place: Place = ALONE) -> None:
-        self._net, self._strategy, self._batches, self._place = logits_of(model), strategy, batches, place
+    def __init__(
+        self,
+        net: keras.Model,
+        strategy: tf.distribute.Strategy,
+        batches: Batches,
+        place: Place = ALONE,
+        attach: Attach | None = None,
+    ) -> None:
+        self._net, self._strategy, self._batches, self._place = net, strategy, batches, place
+        self._attach = attach or batches.attach
         self._again_and_again = distributed_eagerly(strategy, batches, place, 0, epochs=MANY)
 
     def metrics(self) -> dict[str, float]:
@@ -71,7 +80,7 @@ class Evaluation:
         return self._strategy.run(self._answer_replica, (batch,))
 
     def _answer_replica(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = self._net(tf.cast(self._batches.attach(batch)["image"], tf.float32), training=False)
+        logits = self._net(tf.cast(self._attach(batch)["image"], tf.float32), training=False)
         labels = batch["label"]
         columns = (example_losses(labels, logits), true_ranks(labels, logits), predicted_classes(logits), logits[:, -1] - _first(logits))
         return batch["row"], tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)

@@ -22,6 +22,7 @@ from pipelines.errors import ConfigError, DataError, Interrupted
 from pipelines.shards.manifest import load_manifest
 from pipelines.spec import check
 from service.config import RunConfig
+from service.pretrained import IMAGENET, cached, check_images, check_origin
 from service.runs import Run, StoppedError
 from service.training.group import Scale, disk_error, train_on_cluster
 from service.training.progress import shown, where_the_time_went
@@ -41,7 +42,7 @@ def train(config: RunConfig, out: str | Path, scale: Scale | None = None) -> Run
         GlassboxError: What the user can mend; where it is the configuration or the data, no directory stays.
     """
     check_lasting(out=Path(out), data=Path(config.shards))
-    load_manifest(config.shards)  # before anything is written, or Ray started
+    check_beginning(config)  # before anything is written, or Ray started
     run = Run(out)
     run.check_free()
     began = time.perf_counter()
@@ -49,6 +50,23 @@ def train(config: RunConfig, out: str | Path, scale: Scale | None = None) -> Run
         run.create(config.model_dump(mode="json"))
         _train_new(config, run, scale or Scale(), began)
     return run
+
+
+def check_beginning(config: RunConfig) -> None:
+    """Makes sure, as far as that can be known without building the model, that a run can begin.
+
+    Weights that Keras publishes are downloaded here, once, if they are not there yet.
+
+    Raises:
+        GlassboxError: The shard set or the weights are not there, or the images are too small for the model.
+    """
+    load_manifest(config.shards)
+    check_origin(config.model, config.weights)
+    check_images(config.model, (*config.data.image_size, config.data.channels))
+    if config.weights == IMAGENET and not cached(config.model).is_file():
+        from service.models.weights import fetch
+
+        fetch(config.model)
 
 
 def _train_new(config: RunConfig, run: Run, scale: Scale, began: float) -> None:

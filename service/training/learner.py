@@ -16,7 +16,10 @@ from pipelines.input.cache import Cache
 from service.checkpoint import Variables, variables_of
 from service.config import RunConfig
 from service.models import Task, build_model
+from service.models.weights import load_weights
+from service.pretrained import NONE
 from service.recipe import class_weight_table
+from service.training.features import Gallery, Views
 from service.training.optimizers import check_no_decay, make_optimizer, trainable_variables
 from service.training.schedule import run_rates, stages_of, updates_per_epoch
 from service.training.step import StepOptions, Steps
@@ -31,6 +34,7 @@ class Learner:
         model: The network.
         optimizer: Of the stage.
         steps: Of the stage.
+        views: What of the network the steps run, and on what.
         stage: Which of the run's, from 0.
     """
 
@@ -38,6 +42,7 @@ class Learner:
     model: keras.Model
     optimizer: keras.Optimizer
     steps: Steps
+    views: Views
     stage: int
 
     @property
@@ -64,11 +69,13 @@ def open_splits(config: RunConfig, cache: Cache) -> tuple[Batches, Batches | Non
     return train, Batches(config.shards, "validation", config.data, config.global_batch, cache=cache)
 
 
-def build_network(config: RunConfig, strategy: tf.distribute.Strategy, train: Batches) -> keras.Model:
-    """The model with fresh weights, the same on every replica."""
+def build_network(config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, begin: bool = True) -> keras.Model:
+    """The model with its first weights, the same on every replica; those of `weights` only where it is to `begin`."""
     keras.utils.set_random_seed(config.seed)
     with strategy.scope(), _precision(config.precision):
         model = build_model(config.model, _task(config, train))
+    if begin and config.weights != NONE:
+        load_weights(model, config.model, config.weights)
     for stage in stages_of(config):  # a pattern of the last stage that fits nothing shall not be found hours later
         trainable_variables(model, stage.freeze, stage.train)
     if config.batch_norm == "synchronized":
@@ -81,9 +88,11 @@ def build_network(config: RunConfig, strategy: tf.distribute.Strategy, train: Ba
     return model
 
 
-def build_learner(config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, model: keras.Model, stage: int = 0) -> Learner:
+def build_learner(config: RunConfig, train: Batches, model: keras.Model, gallery: Gallery, stage: int = 0) -> Learner:
     """Optimizer and steps of a stage, for a model that may have been trained before."""
-    now = stages_of(config)[stage]
+    now, strategy = stages_of(config)[stage], gallery.strategy
+    weights = trainable_variables(model, now.freeze, now.train)
+    views = gallery.views(model)
     updates = updates_per_epoch(train.steps, config.accumulate)
     counts = train.manifest.split("train").class_counts
     factors = None if config.class_weights is None else class_weight_table(config.class_weights, train.classes, counts)
@@ -91,7 +100,7 @@ def build_learner(config: RunConfig, strategy: tf.distribute.Strategy, train: Ba
         xla=use_xla(config.xla),
         xla_update=config.xla != "off",
         augment=config.augment,
-        attach=train.attach,
+        attach=views.train,
         accumulate=config.accumulate,
         clip_norm=config.optimizer.clip_norm,
         smoothing=config.label_smoothing,
@@ -102,9 +111,8 @@ def build_learner(config: RunConfig, strategy: tf.distribute.Strategy, train: Ba
     rates = run_rates(config, updates)
     check_no_decay(config.optimizer, model)
     with strategy.scope():
-        weights = trainable_variables(model, now.freeze, now.train)
         optimizer = make_optimizer(config.optimizer, weights)
-        return Learner(strategy, model, optimizer, Steps(model, optimizer, weights, rates, strategy, options), stage)
+        return Learner(strategy, model, optimizer, Steps(views.net, optimizer, weights, rates, strategy, options), views, stage)
 
 
 def use_xla(choice: str) -> bool:

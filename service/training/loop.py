@@ -21,6 +21,7 @@ from service.recipe import stopped
 from service.runs import Run, StoppedError
 from service.training.evaluation import Evaluation
 from service.training.events import WriteEpoch, epoch_log
+from service.training.features import Gallery
 from service.training.learner import build_learner, build_network, open_splits
 from service.training.meter import Clock, Meter
 from service.training.pace import Pace
@@ -72,23 +73,24 @@ class Loop:
             self.strategy = choose_strategy(config.global_batch, place)
             if config.augment:
                 check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
-            self.train, self.validation = open_splits(config, Cache(self.strategy, place.neighbours))
+            cache = Cache(self.strategy, place.neighbours)
+            self.train, self.validation = open_splits(config, cache)
             _check_measured(config, self.validation is not None)
-            model = build_network(config, self.strategy, self.train)
-            self.file = ModelFile(run, model)
             found = newest_checkpoint(run.checkpoints, self.train.manifest.digest(), config.model)
+            model = build_network(config, self.strategy, self.train, begin=found is None)
+            self.file = ModelFile(run, model)
             self.position = found.position if found else Position(self.train.manifest.digest())
             if run.metrics() and not found:
                 raise TrainingError("the checkpoints of the finished epochs", f"checkpoints={run.checkpoints} (empty)", "start a new run")
-            self.learner = build_learner(config, self.strategy, self.train, model, self._stage)
+            self.gallery = Gallery(config, self.strategy, self.train, self.validation, cache)
+            self.learner = build_learner(config, self.train, model, self.gallery, self._stage)
             if found:
                 same = found.stage == self.learner.stage
                 wanted = self.learner.variables
                 found.load(wanted if same else {"model": wanted["model"]})
                 if self.learner.steps.average and not same:
                     self.learner.steps.average.restart()  # a stage begins its average at the weights it begins with
-            with self.strategy.scope():
-                self.evaluation = Evaluation(model, self.strategy, self.validation, place) if self.validation else None
+            self.evaluation = self._evaluation()
         left = config.epochs - self.position.epoch
         self.batches = distributed(self.strategy, self.train, place, self.position.epoch + 1, self.position.step, left)
         fixed = None if config.steps_per_call == "auto" else config.steps_per_call
@@ -103,6 +105,22 @@ class Loop:
         """The stage of the next epoch; of the last one where there is none."""
         return stage_at(stages_of(self.config), min(self.position.epoch + 1, self.config.epochs))
 
+    def _evaluation(self) -> Evaluation | None:
+        """Of what the stage runs."""
+        views = self.learner.views.prepared()
+        with self.strategy.scope():
+            return Evaluation(views.net, self.strategy, self.validation, self.place, views.validation) if self.validation else None
+
+    def _next_stage(self) -> None:
+        """Takes up the settings of the stage that the next epoch belongs to."""
+        before = self.learner.views
+        self.learner = build_learner(self.config, self.train, self.learner.model, self.gallery, self._stage)
+        if self.learner.views.net is not before.net:
+            with self.clock.measure("setup"):
+                self.evaluation = self._evaluation()
+            if self.place.writes:
+                self.run.notice(f"features: {self.learner.views.tier or 'none: the front learns'}")
+
     @property
     def _ended(self) -> bool:
         """Whether no epoch is left, or early stopping leaves it at that."""
@@ -114,7 +132,7 @@ class Loop:
         remove_unfinished(self.run.checkpoints)
         self.run.write_metrics(self.position.history)
         splits = (("train", self.train), ("validation", self.validation))
-        caches = {name: str(split.tier) for name, split in splits if split}
+        caches = {name: str(split.tier) for name, split in splits if split} | self.learner.views.told()
         for notice in notices:
             self.run.notice(f"{notice}: continuing from {self.position.name}")
         timings = self.run.status().get("timings", {}) | self.clock.seconds
@@ -125,7 +143,7 @@ class Loop:
         with epoch_log(self.config, self.run, self.validation is not None) if self.place.writes else nullcontext() as log:
             while not self._ended:
                 if self._stage != self.learner.stage:
-                    self.learner = build_learner(self.config, self.strategy, self.train, self.learner.model, self._stage)
+                    self._next_stage()
                 self.finish_epoch(self.train_epoch(), log)
                 if after_epoch:
                     self.saver.wait()

@@ -16,7 +16,6 @@ import tensorflow as tf
 from pipelines.augment.apply import augmented, neighbours
 from pipelines.records import Batch
 from pipelines.spec import AugmentSpec
-from service.models import logits_of
 from service.training.average import WeightAverage
 from service.training.losses import predicted_classes, training_losses, true_ranks
 from service.training.scale import LossScale
@@ -38,7 +37,7 @@ class StepOptions:
         xla: Whether forward and backward are compiled, and where there is one replica the mean of the gradients.
         xla_update: Whether the update is, where there is one replica; XLA cannot sum over several.
         augment: What fills the edges and erased boxes of augmented images; the rest comes with the batch.
-        attach: Adds the images to a batch of the training split (see `pipelines.input.batches.Batches.attach`).
+        attach: Adds to a batch what the net takes: images (see `pipelines.input.batches.Batches.attach`), or features.
         accumulate: Batches whose gradients make one update.
         clip_norm: Largest global norm of the gradient, after the sum over replicas; None for no limit.
         smoothing: Of the labels (see `example_losses`).
@@ -80,7 +79,7 @@ class Steps:
     """The compiled training of one model under one strategy. Build it inside the strategy's scope.
 
     Args:
-        model: Ends in `logits` and `probabilities`.
+        net: From images, or what `attach` makes of them, to logits.
         optimizer: Of the same scope.
         weights: The variables to train.
         rates: Learning rate of every update, float32 `[updates]`; the last one holds beyond the end.
@@ -95,14 +94,14 @@ class Steps:
 
     def __init__(
         self,
-        model: keras.Model,
+        net: keras.Model,
         optimizer: keras.Optimizer,
         weights: list[keras.Variable],
         rates: np.ndarray,
         strategy: tf.distribute.Strategy,
         options: StepOptions = StepOptions(),
     ) -> None:
-        self._net, self._optimizer, self._weights = logits_of(model), optimizer, weights
+        self._net, self._optimizer, self._weights = net, optimizer, weights
         self._strategy, self._options = strategy, options
         self.rates = tf.constant(rates, tf.float32)
         optimizer.build(weights)

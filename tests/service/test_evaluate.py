@@ -14,6 +14,7 @@ from shard_samples import record, write_shards
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
+from service.cli import main
 from service.evaluate import Evaluation, evaluate
 
 L = keras.layers
@@ -56,6 +57,20 @@ def test_every_figure(model, tmp_path):
         "split": "validation",
     }
     assert (saved["classes"], saved["confusion"]) == (["dim", "bright"], [[2, 0], [1, 3]])
+
+
+def test_mirror_images_are_asked_about_too(tmp_path, capsys):
+    """The brighter pixel names the class, and in the mirror image the other one: the mean of both knows nothing."""
+    rows = [record(np.array([[[200], [40]]], np.uint8), row % 2, f"{row}") for row in range(3)]
+    shards = write_shards(tmp_path / "data", ("left", "right"), {"validation": rows})
+    words = ["--model", str(one_hot_model(2, tmp_path / "m.keras")), "--data", str(shards), "--tta", "flip"]
+    assert main(["evaluate", *words, "--out", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["loss"], scores["tta"]) == (pytest.approx(math.log(2), rel=1e-6), "flip")
+    assert main(["predict", *words, "--out", str(tmp_path / "table.csv")]) == 0
+    assert [line.split(",")[2:] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]] == [["0.5", "0.5"]] * 3
+    assert main(["evaluate", *words[:-1], "flop"]) == 2
+    assert "Received: tta=flop. Fix: use flip" in capsys.readouterr().err
 
 
 def test_top_5_over_blocks_and_a_padded_batch(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from service.inference import Classifier, Predictions, check_classes, class_count, data_spec_of, load_model, predict, scale_of
+from service.inference import Asking, Classifier, Predictions, check_classes, class_count, data_spec_of, load_model, predict, scale_of
 
 L = keras.layers
 
@@ -180,7 +180,30 @@ def test_answers_that_are_no_numbers_are_refused_but_in_padding():
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
 def test_a_factor_that_is_none(scale):
     with pytest.raises(ConfigError, match="a factor above 0"):
-        Classifier(one_pixel_model([[1, 1]], [0, 0], "softmax"), scale)
+        Classifier(one_pixel_model([[1, 1]], [0, 0], "softmax"), Asking(scale))
+
+
+def lopsided_model(units: int) -> keras.Model:
+    """Images [5, 4, 3]: what it says depends on what lies left and what lies right."""
+    keras.utils.set_random_seed(2)
+    end = L.Dense(units, activation="sigmoid" if units == 1 else "softmax")
+    return keras.Sequential([L.Input((5, 4, 3)), L.Rescaling(1 / 255), L.Flatten(), end])
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_an_image_and_its_mirror_image_get_the_mean_of_both(units):
+    images = np.random.default_rng(0).integers(0, 256, (8, 5, 4, 3)).astype(np.uint8)
+    mirrored, everyone, model = images[:, :, ::-1], np.ones(8, bool), lopsided_model(units)
+    plain, flipped = Classifier(model), Classifier(model, Asking(tta="flip"))
+    one, other = plain(images, everyone), plain(mirrored, everyone)
+    assert np.abs(one - other).max() > 0.05
+    np.testing.assert_array_equal(flipped(images, everyone), (one + other) / 2)
+    np.testing.assert_array_equal(flipped(mirrored, everyone), flipped(images, everyone))
+
+
+def test_an_unknown_way_of_asking_names_the_known():
+    with pytest.raises(ConfigError, match=r"none or flip. Received: tta=flop. Fix: use flip"):
+        Classifier(lopsided_model(1), Asking(tta="flop"))
 
 
 def test_a_saved_model_answers_as_before(tmp_path):

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from service.models import head
+from service.models import head, logits_of
 from service.training.step import StepOptions, Steps
 
 Batch = dict[str, tf.Tensor]
@@ -18,7 +18,7 @@ Batch = dict[str, tf.Tensor]
 def steps_for(net: keras.Model, optimizer: keras.Optimizer, rates: Sequence[float] = (0.0,), **options: Any) -> Steps:
     """Steps of a network on one device, at the start of an epoch."""
     strategy = tf.distribute.get_strategy()
-    steps = Steps(net, optimizer, net.trainable_variables, np.float32(rates), strategy, StepOptions(**options))
+    steps = Steps(logits_of(net), optimizer, net.trainable_variables, np.float32(rates), strategy, StepOptions(**options))
     steps.start(1, 0, seed=5)
     return steps
 

@@ -33,6 +33,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "steps_per_call": 3,
     },
     "accumulated": {"model": "tiny_normalized", "batch_norm": "synchronized", "optimizer": SGD, "accumulate": 3, "augment": None},
+    "frozen": {"freeze": "hidden", "optimizer": SGD, "augment": None},  # one replica keeps features, several do not
 }
 ALONE: dict[str, dict[str, Any]] = {  # what one process does otherwise, or not at all
     "replicas": {"model": "tiny_replicas", "epochs": 1, "augment": None, "global_batch": 2, "optimizer": SGD | {"learning_rate": 1.0}},
@@ -102,6 +103,12 @@ def test_what_is_learned_is_what_one_process_learns(runs: Runs, place: str, reci
     for ours, theirs in zip(one.metrics(), other.metrics(), strict=True):
         for name in ("loss", "accuracy", "learning_rate", "val_loss", "val_accuracy", "val_auc"):
             assert theirs[name] == pytest.approx(ours[name], abs=rounding)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_features_are_kept_by_one_replica_alone(runs: Runs, place: str) -> None:
+    assert runs["one", "frozen"].status()["caches"]["features"].startswith("cache: host (")
+    assert runs[place, "frozen"].status()["caches"]["features"] == "cache: none (features are kept for one replica alone)"
 
 
 def worker(run: Run, rank: int = 0) -> dict[str, Any]:

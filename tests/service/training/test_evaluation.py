@@ -14,7 +14,7 @@ from training_samples import config_for, noise_shards
 from pipelines.input.batches import Batches, read_rows
 from pipelines.input.cache import Cache
 from pipelines.input.dali import KEPT
-from service.models import head
+from service.models import head, logits_of
 from service.training.evaluation import AHEAD, Evaluation
 
 ROWS = 29  # three batches of eight, and one with three rows of padding
@@ -39,7 +39,7 @@ def evaluated(
     batches = Batches(shards, "validation", data, 8, cache=Cache(strategy))
     found = read_rows(shards, "validation", data, range(ROWS))
     likely = net.predict(found["image"].astype(np.float32), verbose=0).astype(np.float64)
-    return Evaluation(net, strategy, batches), np.c_[1 - likely, likely] if request.param == 2 else likely, found["label"]
+    return Evaluation(logits_of(net), strategy, batches), np.c_[1 - likely, likely] if request.param == 2 else likely, found["label"]
 
 
 def test_metrics_are_those_of_every_row_once(evaluated: tuple[Evaluation, np.ndarray, np.ndarray]) -> None:

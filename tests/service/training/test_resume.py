@@ -84,6 +84,18 @@ def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: 
     np.testing.assert_allclose(rates, [0.02, *(0.005 * (1 + np.cos(np.pi * n / 6)) for n in (2, 5))], rtol=1e-6)
 
 
+def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_without_it(shards: Path, tmp_path: Path) -> None:
+    donor = fitted(tmp_path / "donor", config_for(shards, epochs=1, **PLAIN))
+    config = config_for(shards, epochs=2, seed=6, weights=str(donor.model_path), steps_per_call=1, **PLAIN)
+    first = build_network(config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)).get_weights()
+    same_as_donor = [np.array_equal(w, other) for w, other in zip(first, saved(donor, "epoch-0001", "model"), strict=True)]
+    assert same_as_donor == [True, True, False, False]  # all but the logits; their bias has learned
+    straight = fitted(tmp_path / "straight", config)
+    fitted(tmp_path / "stopped", config, looks=2)
+    donor.model_path.unlink()
+    same(straight, fitted(tmp_path / "stopped", config), "epoch-0002")
+
+
 def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, **PLAIN)
     straight, run = fitted(tmp_path / "straight", config), fitted(tmp_path / "run", config)

@@ -1,0 +1,83 @@
+"""Where the first weights of a model come from: what can be checked without building one. No TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipelines.errors import ConfigError
+
+NONE, IMAGENET = "none", "imagenet"
+SUFFIXES = (".keras", ".h5")  # `.weights.h5` ends in the latter
+
+
+@dataclass(frozen=True)
+class Base:
+    """A network that Keras has trained on ImageNet.
+
+    Attributes:
+        name: In `keras.applications`.
+        smallest: Side of the smallest images it takes, in pixels.
+        file: Of its weights without the classifier, as Keras names it in its cache.
+    """
+
+    name: str
+    smallest: int
+    file: str
+
+
+_MOBILE = "weights_mobilenet_v3_{}_224_1.0_float_no_top_v2.h5"
+BASES = {
+    "vgg16": Base("VGG16", 32, "vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    "xception": Base("Xception", 71, "xception_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    "resnet50v2": Base("ResNet50V2", 32, "resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5"),
+    "efficientnetv2b0": Base("EfficientNetV2B0", 32, "efficientnetv2-b0_notop.h5"),
+    "convnexttiny": Base("ConvNeXtTiny", 32, "convnext_tiny_notop.h5"),
+    "mobilenetv3small": Base("MobileNetV3Small", 32, _MOBILE.format("small")),
+    "mobilenetv3large": Base("MobileNetV3Large", 32, _MOBILE.format("large")),
+}
+
+
+def check_origin(model: str, weights: str) -> None:
+    """Refuses weights that a model cannot begin with, as far as their name and their file tell.
+
+    Args:
+        model: Name of the model.
+        weights: `imagenet`, `none` or the path of a file.
+
+    Raises:
+        ConfigError: There is no such file, or it is of another kind.
+    """
+    if weights in (NONE, IMAGENET):
+        return
+    path = Path(weights)
+    if not path.is_file():
+        raise ConfigError("imagenet, none or a file with weights", f"weights={weights} (no such file)", "correct the path")
+    wanted = SUFFIXES if model in BASES else SUFFIXES[:1]
+    if path.suffix not in wanted:
+        raise ConfigError(f"a file of weights for {model}, {' or '.join(wanted)}", f"weights={weights}", "name a model.keras")
+
+
+def check_images(model: str, shape: tuple[int, int, int]) -> None:
+    """Refuses images that a base cannot take.
+
+    Args:
+        model: Name of the model.
+        shape: Height, width and channels.
+
+    Raises:
+        ConfigError: They are too small, or have one channel.
+    """
+    base = BASES.get(model)
+    if base and min(shape[:2]) < base.smallest:
+        size, fix = "x".join(map(str, shape[:2])), f"set data.image_size=[{base.smallest},{base.smallest}] or more"
+        raise ConfigError(f"images of {base.smallest}x{base.smallest} or larger for {model}", f"data.image_size={size}", fix)
+    if base and shape[2] != 3:
+        raise ConfigError(f"images in colour for {model}", f"data.channels={shape[2]}", "set data.channels=3")
+
+
+def cached(model: str) -> Path:
+    """Where Keras keeps the published weights of a base; the file need not be there yet."""
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    return home / "models" / BASES[model].file
