@@ -144,7 +144,8 @@ class Features:
         if self._table is not None:
             return
         answer = tf.function(lambda images: self._front(tf.cast(images, tf.float32), training=False), autograph=False)
-        table = np.zeros((self._batches.rows + 1, *self._front.output.shape[1:]), np.float32)  # the last one stands for padding
+        table = np.zeros((self._batches.rows + 1, *self._front.output.shape[1:]), np.float32)
+        table[-1] = answer(np.zeros((1, *self._front.input.shape[1:]), np.uint8))[0]  # padding is black, and batch statistics see it
         with self._batches.data_errors():
             for batch in self._batches.epoch(0):
                 rows = np.asarray(batch["row"])

@@ -16,6 +16,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
 from service.cli import main
 from service.evaluate import Evaluation, evaluate
+from service.inference import Asking
 
 L = keras.layers
 
@@ -127,7 +128,7 @@ def test_a_model_that_answers_nonsense(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"scale": -1.0}, ConfigError, "scale=-1"),
+        ({"asking": Asking(scale=-1.0)}, ConfigError, "scale=-1"),
         ({"workers": 0}, ConfigError, "workers=0"),
         ({"out": "scores.txt"}, ConfigError, r"ends in \.json"),
         ({"out": "nowhere/scores.json"}, ConfigError, "its directory is not there"),
