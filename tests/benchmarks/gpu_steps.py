@@ -134,6 +134,7 @@ def _steps(lab: Lab, build: Any, classes: int, batch: int, precision: str, xla: 
     import keras
     import tensorflow as tf
 
+    from service.models import logits_of
     from service.training.learner import _precision
     from service.training.step import StepOptions, Steps
 
@@ -147,7 +148,7 @@ def _steps(lab: Lab, build: Any, classes: int, batch: int, precision: str, xla: 
     batches = iter(tf.data.Dataset.from_tensors(rest).repeat())
     weights = model.trainable_variables
     options = StepOptions(xla=xla, attach=lambda batch: {**batch, "image": images}, scaled=precision == "mixed_float16")
-    steps = Steps(model, keras.optimizers.SGD(1e-4), weights, np.float32([1e-4]), tf.distribute.get_strategy(), options)
+    steps = Steps(logits_of(model), keras.optimizers.SGD(1e-4), weights, np.float32([1e-4]), tf.distribute.get_strategy(), options)
     steps.start(1, 0, seed=0)
     return steps, batches, operations(model)[1]
 

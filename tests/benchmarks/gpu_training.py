@@ -33,7 +33,7 @@ def losses(lab: Lab, device: str, precision: str, xla: bool) -> np.ndarray:
     import keras
     import tensorflow as tf
 
-    from service.models import Task, build_model
+    from service.models import Task, build_model, logits_of
     from service.training.learner import _precision
     from service.training.step import StepOptions, Steps
 
@@ -46,7 +46,12 @@ def losses(lab: Lab, device: str, precision: str, xla: bool) -> np.ndarray:
         model.set_weights(first.get_weights())
         options = StepOptions(xla=xla)
         steps = Steps(
-            model, keras.optimizers.RMSprop(RATE), model.trainable_variables, np.float32([RATE]), tf.distribute.get_strategy(), options
+            logits_of(model),
+            keras.optimizers.RMSprop(RATE),
+            model.trainable_variables,
+            np.float32([RATE]),
+            tf.distribute.get_strategy(),
+            options,
         )
         steps.start(1, 0, seed=0)
         sums = [0.0]
