@@ -181,7 +181,7 @@ def write_reproduction(out: Path, experiments: Sequence[Experiment], machine: st
 def table(experiments: Sequence[Experiment]) -> str:
     """The same figures as Markdown."""
     lines = [
-        "| preset | published | ours | runs | difference, points | standard error | verdict | time |",
+        "| preset | published | ours | runs | difference, points | its standard error | verdict | time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for experiment in experiments:

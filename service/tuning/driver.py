@@ -24,7 +24,7 @@ from service.training.launch import check_lasting
 from service.tuning.plan import PLAN, Plan, planned
 from service.tuning.trial import METRIC, TIME, train_trial
 
-BEST, TRIALS, RAY = "best.yaml", "trials", ".ray"
+BEST, TRIALS, RAY, LOCK = "best.yaml", "trials", ".ray", ".lock"
 
 
 def tune(plan: Plan, out: str | Path) -> Path:
@@ -52,15 +52,16 @@ def tune(plan: Plan, out: str | Path) -> Path:
     _check_same(plan, out)
     out.mkdir(parents=True, exist_ok=True)
     refusal = ConfigError("a search that nobody is running", f"out={out}", "wait until it ends, or stop it")
-    with locked(out / ".lock", refusal), connected(), _stopping(out):  # Ray sets a handler of its own
+    with locked(out / LOCK, refusal):
         write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False))
         runs = _runs(out, configs)
-        _search(plan, runs, out / RAY)
+        with connected(), _stopping(out):  # Ray sets a handler of its own
+            _search(plan, runs, out / RAY)
     return _conclude(plan, out, runs)
 
 
 def _check_same(plan: Plan, out: Path) -> None:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
         return
     if not (out / PLAN).is_file():
         raise ConfigError("an output that does not exist yet, or a search", f"out={out}", "choose another --out or remove it")
@@ -161,15 +162,16 @@ def _stopping(out: Path) -> Iterator[None]:
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ray Tune's own waits for every trial
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the run directories hold everything
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints tables whatever the verbosity
-    fix = f"continue with: glassbox tune --resume --out {out}"
+    received = [int(signal.SIGINT)]  # Ray raises a KeyboardInterrupt of its own for whatever a handler raises
 
     def stop(number: int, frame: Any) -> None:
-        raise Interrupted(fix, 128 + number)
+        received[0] = number
+        raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         yield
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted(fix, getattr(interrupt, "exit_code", 130)) from None
+    except KeyboardInterrupt:
+        raise Interrupted(f"continue with: glassbox tune --resume --out {out}", 128 + received[0]) from None
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, Interrupted
 from service.runs import Run
-from service.tuning.driver import _check_same, _share
+from service.tuning.driver import LOCK, _check_same, _share, _stopping
 from service.tuning.plan import PLAN, Plan
 from service.tuning.trial import settle
 
@@ -54,6 +55,8 @@ def test_what_each_trial_gets(cluster: dict[str, float], asked: dict[str, int], 
 def test_only_the_same_search_goes_on(tmp_path: Path) -> None:
     _check_same(plan(), tmp_path / "new")
     _check_same(plan(), tmp_path)
+    (tmp_path / LOCK).touch()  # killed before it had written its plan
+    _check_same(plan(), tmp_path)
     (tmp_path / PLAN).write_text(plan().model_dump_json())  # JSON is YAML
     for same in (plan(), plan(trials=9), plan(cpus=2, restarts=0)):
         _check_same(same, tmp_path)
@@ -66,3 +69,21 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="or a search"):
         _check_same(plan(), tmp_path)
+
+
+def search_that_is_stopped(out: Path, number: signal.Signals) -> None:
+    """Ray puts an exception of its own in the place of what a handler has raised."""
+    with _stopping(out):
+        try:
+            signal.raise_signal(number)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt from None
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match=f"glassbox tune --resume --out {tmp_path}") as caught:
+        search_that_is_stopped(tmp_path, number)
+    assert caught.value.exit_code == code
+    assert signal.getsignal(signal.SIGTERM) == before
