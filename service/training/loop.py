@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from pipelines.augment.draw import check_batch
-from pipelines.errors import ConfigError, TrainingError
+from pipelines.errors import TrainingError
 from pipelines.input.cache import Cache
 from pipelines.input.order import PADDING
 from pipelines.records import Batch
@@ -19,6 +19,7 @@ from service.checkpoint import Arrays, Position, newest_checkpoint, remove_unfin
 from service.config import RunConfig
 from service.recipe import stopped
 from service.runs import Run, StoppedError
+from service.training.checks import check_finite, check_learned, check_measured
 from service.training.evaluation import Evaluation
 from service.training.events import WriteEpoch, epoch_log
 from service.training.features import Gallery
@@ -75,7 +76,7 @@ class Loop:
                 check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
             cache = Cache(self.strategy, place.neighbours)
             self.train, self.validation = open_splits(config, cache)
-            _check_measured(config, self.validation is not None)
+            check_measured(config, self.validation is not None)
             found = newest_checkpoint(run.checkpoints, self.train.manifest.digest(), config.model)
             model = build_network(config, self.strategy, self.train, begin=found is None)
             self.file = ModelFile(run, model)
@@ -261,17 +262,6 @@ class Loop:
         save_checkpoint(self.run.checkpoints, arrays, position, self.config.keep_checkpoints, **described)
 
 
-def _check_measured(config: RunConfig, validation: bool) -> None:
-    """Makes sure that early stopping looks at something that is measured.
-
-    Raises:
-        ConfigError: There is no validation split.
-    """
-    metric = config.early_stopping.metric if config.early_stopping else ""
-    if metric.startswith("val_") and not validation:
-        raise ConfigError("a metric that is measured", f"early_stopping.metric={metric} (no validation split)", "use loss or accuracy")
-
-
 def train_one_by_one(steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int) -> Burst:
     """`Steps.train` for batches that come from Python: the same result, more slowly, and with the rows it took."""
     waited, failed, skipped, rows = 0.0, None, 0, []
@@ -283,26 +273,3 @@ def train_one_by_one(steps: Steps, batches: Iterator[Batch], update: int, update
         failed, skipped = burst.failed if failed is None else failed, skipped + burst.skipped
         rows.extend(burst.rows)
     return Burst(waited, failed, skipped, rows)
-
-
-def check_learned(epoch: int, skipped: int, updates: int) -> None:
-    """Stops a run that leaves out every update: it would do so for ever.
-
-    Raises:
-        TrainingError: No update of the epoch had a finite gradient.
-    """
-    if skipped == updates:
-        fix = "lower optimizer.learning_rate, or look at the images with glassbox shards verify"
-        raise TrainingError("an epoch with a finite gradient", f"epoch={epoch} skipped={skipped} (every update)", fix)
-
-
-def check_finite(metrics: dict[str, float]) -> None:
-    """Stops a run that has diverged before it overwrites anything good.
-
-    Raises:
-        TrainingError: A loss is infinite or not a number.
-    """
-    for name in ("loss", "val_loss"):
-        if not math.isfinite(metrics.get(name, 0.0)):
-            fix = "lower optimizer.learning_rate; what was saved before is still there"
-            raise TrainingError("a finite loss", f"epoch={metrics['epoch']} {name}={metrics[name]}", fix)

@@ -173,11 +173,16 @@ def test_memory_is_watched(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, c
 
 
 def test_peak_memory_outlives_what_took_it() -> None:
+    def seen(least: int) -> None:
+        deadline = time.monotonic() + 20
+        while memory.peaks.get("driver", 0) < least and time.monotonic() < deadline:
+            time.sleep(0.005)
+
     with large.PeakMemory(0.005) as memory:
-        time.sleep(0.05)
+        seen(1)
         before = memory.peaks["driver"]
         block = np.ones(100 * 2**20, np.uint8)
-        time.sleep(0.05)
+        seen(before + 90 * 2**20)
         del block
         time.sleep(0.05)
     assert memory.peaks["driver"] >= before + 90 * 2**20
