@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pyarrow as pa
-from fault_lab import CALM, EPOCHS, ROWS, EndedError, Lab, Training, check_rows, descendants, difference
+from fault_lab import CALM, EPOCH_STEPS, EPOCHS, ROWS, EndedError, Lab, Training, check_rows, descendants, difference
 
 
 @dataclass
@@ -126,17 +126,18 @@ def killed_driver(lab: Lab, workers: int = 1, damage: bool = False) -> Outcome:
 
 
 def preempted(lab: Lab) -> Outcome:
-    """Sends the driver a SIGTERM in mid-epoch, then resumes."""
+    """Sends the driver a SIGTERM soon after the first steps, then resumes."""
     reference = lab.reference(2)
     training = lab.train("preempted", "--workers", "2")
-    training.trains(40)
+    training.trains(5)
     training.process.terminate()
     began = time.monotonic()
     said = training.ends(128 + signal.SIGTERM)
     seconds = time.monotonic() - began
     assert "glassbox: interrupted: saved; continue with: glassbox train --resume" in said, said
     assert training.run.status()["state"] == "interrupted"
-    saved_at = json.loads((newest(training) / "checkpoint.json").read_text())["step"]
+    position = json.loads((newest(training) / "checkpoint.json").read_text())
+    saved_at = position["epoch"] * EPOCH_STEPS + position["step"]
     assert saved_at == training.steps() > 0, f"saved at step {saved_at} of {training.steps()}"
     resumed = lab.train("preempted", "--resume")
     resumed.ends()

@@ -23,6 +23,7 @@ from service.runs import Run
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parent.parent
 ROWS, BATCH, EPOCHS = 1603, 8, 2
+EPOCH_STEPS = -(-ROWS // BATCH)
 # At this rate the weights swing, and the smallest difference grows instead of dying away.
 PRESET = f"""model: linear
 data: {{image_size: [12, 12]}}
@@ -253,7 +254,7 @@ def check_rows(run: Run, epochs: int = EPOCHS) -> None:
             last[epoch, step, rank] = rows
     for epoch in range(1, epochs + 1):
         taken: list[int] = []
-        for step in range(-(-ROWS // BATCH)):
+        for step in range(EPOCH_STEPS):
             workers = BATCH // len(last[epoch, step, 0])  # when the step was done for the last time
             taken += [row for rank in range(workers) for row in last[epoch, step, rank] if row != PADDING]
         assert sorted(taken) == list(range(ROWS)), f"epoch {epoch}: {len(taken)} rows, {len(set(taken))} different ones"

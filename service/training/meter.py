@@ -71,7 +71,8 @@ class Meter:
 
     def figures(self) -> dict[str, float]:
         """Seconds, images per second and share of the time spent waiting, of the epoch so far."""
-        return {"seconds": self.seconds, "images_per_second": self._images / self.seconds, "input_wait": self._waited / self.seconds}
+        seconds = self.seconds
+        return {"seconds": seconds, "images_per_second": self._images / seconds, "input_wait": self._waited / seconds}
 
     def publish(self, totals: Callable[[], tuple[float, ...]], **more: float) -> None:
         """Shows the progress, if it is time to.
