@@ -26,10 +26,13 @@ PHOTOS = {"image_size": [150, 150]}
 MODELS: dict[str, tuple[int, dict[str, Any], int | None, float | None, float]] = {
     "mnist_mlp": (32, DIGITS, 22_500, None, 2.5),
     "mnist_cnn": (64, DIGITS, 22_500, 0.90, 1.0),
+    "mnist_best": (60, DIGITS, 3_000, None, 1.0),
     "cats_dogs_small": (20, PHOTOS, None, 0.97, 1.0),
     "cats_dogs_small_dropout": (20, PHOTOS, None, None, 1.0),
     "cats_dogs_lecture": (128, PHOTOS, None, None, 1.0),
     "cats_dogs_lecture_dropout": (128, PHOTOS, None, None, 1.0),
+    "cats_dogs_best": (32, {"image_size": [112, 112]}, None, None, 1.0),
+    "mobilenetv3small": (32, {"image_size": [96, 96]}, None, None, 1.0),
     "small_cnn": (32, {"image_size": [64, 64]}, None, None, 1.0),
     "linear": (32, {"image_size": [64, 64]}, None, None, 1.0),
 }
