@@ -28,7 +28,7 @@ def connected() -> Iterator[None]:
     give it work.
 
     Raises:
-        ConfigError: Nothing answers at `RAY_ADDRESS`.
+        ConfigError: Nothing answers at `RAY_ADDRESS`, or Ray does not start.
     """
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -45,10 +45,11 @@ def connected() -> Iterator[None]:
     try:
         with chdir(ROOT):  # Ray lets workers import from here before anywhere else: they shall import what this process did
             ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options)
-    except (ConnectionError, ray.exceptions.RayError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
-        fix = "see that it is a Ray of the same version and that RAY_AUTH_TOKEN fits, or unset RAY_ADDRESS"
-        raise ConfigError("a Ray cluster that lets this process in", f"RAY_ADDRESS={address}: {reason}", fix) from None
+    except Exception as error:
+        # Where a part of it does not come up in time, Ray raises a plain RuntimeError or Exception.
+        if not isinstance(error, (ConnectionError, ray.exceptions.RayError)) and type(error) not in (RuntimeError, Exception):
+            raise
+        raise _refusal(error, address) from None
     try:
         yield
     finally:
@@ -119,6 +120,16 @@ def _result(reference: Any, name: str) -> Any:
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         fix = "see that workers have memory enough, look into Ray's logs, and run the same command again"
         raise ConfigError("workers that live to the end", f"{name}: {reason.rstrip('.')}", fix) from None
+
+
+def _refusal(error: Exception, address: str | None) -> ConfigError:
+    """What is said where Ray cannot be entered, or cannot be started."""
+    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+    if address:
+        fix = "see that it is a Ray of the same version and that RAY_AUTH_TOKEN fits, or unset RAY_ADDRESS"
+        return ConfigError("a Ray cluster that lets this process in", f"RAY_ADDRESS={address}: {reason}", fix)
+    fix = "run the same command again when the machine is less busy, with room in memory and in /tmp"
+    return ConfigError("a Ray that comes up on this machine within 30 seconds", f"ray: {reason}", fix)
 
 
 def _check_answers(address: str | None) -> None:

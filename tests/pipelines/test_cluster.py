@@ -1,0 +1,69 @@
+"""Ray, entered or started: where that fails, one sentence; where it is a bug of ours, the bug."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import ray
+
+from pipelines.cluster import connected
+from pipelines.errors import ConfigError
+
+LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> None:
+    """Ray is given no time at all."""
+    env = {**os.environ, "HOME": str(tmp_path), "RAY_gcs_server_port_wait_time_s": "0", "PYTHONPATH": str(ROOT)}
+    env.pop("RAY_ADDRESS", None)
+    code = "from service.cli import main; raise SystemExit(main())"
+    words = ["shards", "build", "synthetic:evidence,train=4,validation=2,size=64", str(tmp_path / "out")]
+    found = subprocess.run([sys.executable, "-c", code, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert found.returncode == 2, found.stderr
+    (said,) = (line for line in found.stderr.splitlines() if line.startswith("glassbox:"))
+    assert said.startswith("glassbox: Expected a Ray that comes up on this machine within 30 seconds. Received: ray: Timed out waiting")
+    assert "less busy" in said
+    assert "Traceback" not in found.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "error", "message"),
+    [
+        (None, Exception(LATE), "comes up on this machine .* ray: The current node timed out during startup"),
+        (None, ConnectionError(""), "comes up on this machine .* ray: ConnectionError"),
+        ("auto", ConnectionError("Could not find any Ray.\nPlease"), r"RAY_ADDRESS=auto: Could not find any Ray\. Fix"),
+        ("auto", ray.exceptions.AuthenticationError("no token"), "lets this process in.*no token"),
+    ],
+)
+def test_what_ray_says_is_told_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception, message: str
+) -> None:
+    without_ray(monkeypatch, address, error)
+    with pytest.raises(ConfigError, match=message), connected():
+        pass
+
+
+@pytest.mark.parametrize("error", [TypeError("init() got an unexpected keyword argument"), KeyError("x")])
+def test_a_bug_stays_one(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    without_ray(monkeypatch, None, error)
+    with pytest.raises(type(error)), connected():
+        pass
+
+
+def without_ray(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception) -> None:
+    """As if Ray had not been started yet, and starting it failed like this."""
+
+    def fail(**options: object) -> None:
+        raise error
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", fail)
