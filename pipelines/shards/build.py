@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any
-
-from pydantic import BaseModel
 
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.records import Rejected
@@ -22,6 +18,7 @@ from pipelines.shards.workers import built, started
 from pipelines.shards.workplace import Workplace, claimed
 from pipelines.sources import Source
 from pipelines.spec import ShardSpec
+from pipelines.storage import digest
 
 SAMPLE = 64  # images that `shard_mb` is judged by
 
@@ -64,7 +61,7 @@ def build_shards(
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
     about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
-    with claimed(Path(out).absolute(), _digest([VERSION, fingerprint, source.classes, spec, plan]), about) as workplace:
+    with claimed(out.absolute(), digest([VERSION, *about.values(), source.classes, [p.model_dump() for p in plan]]), about) as workplace:
         if manifest := workplace.committed():
             return manifest
         tally = Tally(plan, len(source.classes))
@@ -103,10 +100,6 @@ def _sized(source: Source, spec: ShardSpec) -> ShardSpec:
     sizes = [len(row[0].image) for row in prepared(source, "train", 0, count, spec) if not isinstance(row, Rejected)]
     rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes)) if sizes else spec.shard_rows
     return spec.model_copy(update={"shard_rows": max(rows, 1)})
-
-
-def _digest(parts: Sequence[Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, default=BaseModel.model_dump).encode()).hexdigest()
 
 
 def _run(source: Source, spec: ShardSpec, workplace: Workplace, tally: Tally, progress: Progress, workers: int | None) -> None:

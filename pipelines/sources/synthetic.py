@@ -8,9 +8,7 @@ frequency. One of the other things is a speckled stone, which misleads whatever 
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
 from collections.abc import Iterator, Mapping
 
 from PIL import Image
@@ -20,6 +18,7 @@ from pipelines.records import Example
 from pipelines.registry import suggest
 from pipelines.sources import SOURCES
 from pipelines.sources.scene import PATTERNS, VERSION, render
+from pipelines.storage import digest
 
 DEFAULTS = {"train": 1600, "validation": 400, "seed": 0, "size": 96}
 LIMITS = {"train": (2, 1_000_000), "validation": (0, 1_000_000), "seed": (0, 2**63 - 1), "size": (32, 1024)}
@@ -61,7 +60,7 @@ class SyntheticSource:
 
     def fingerprint(self) -> str:
         """A digest of the options and of the generator's version."""
-        return hashlib.sha256(json.dumps([VERSION, "evidence", self.options], sort_keys=True).encode()).hexdigest()
+        return digest([VERSION, "evidence", self.options])
 
 
 def _parse(options: list[str]) -> dict[str, int]:

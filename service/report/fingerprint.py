@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from pipelines.shards.manifest import load_manifest
-from pipelines.storage import sha256
+from pipelines.storage import digest, sha256
 from service.report.publish import MANIFEST, PAGE, VERSION
 from service.runs import Run
 
@@ -37,12 +36,12 @@ def fingerprint(run: Run, shards: Path, parameters: dict[str, Any]) -> dict[str,
     return {
         "version": f"{VERSION} of {version('glassbox')}",
         "model": sha256(run.model_path),
-        "checkpoints": _digest(checkpoints),
+        "checkpoints": digest(checkpoints),
         "config": sha256(run.config_path),
         "metrics": sha256(run.metrics_path) if run.metrics_path.is_file() else None,
-        "status": _digest(told),
+        "status": digest(told),
         "shards": load_manifest(shards).digest(),
-        "parameters": _digest(parameters),
+        "parameters": digest(parameters),
     }
 
 
@@ -54,7 +53,3 @@ def is_up_to_date(run: Run, made_of: dict[str, Any]) -> bool:
         return bool(manifest["made_of"] == made_of) and all((run.report / file).is_file() for file in (PAGE, *files))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
