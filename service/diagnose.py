@@ -27,9 +27,11 @@ def report_on(target: str, shards: str | None = None, images: int | None = None,
         shown: Doubtful labels that are named; 0 looks for none.
 
     Raises:
-        ConfigError: It is none of these.
-        DataError: The shard set is damaged.
+        ConfigError: It is none of these, or an option makes no sense.
+        DataError: There is no shard set at `shards`, or it is damaged.
     """
+    if shown < 0 or (images is not None and images < 1):
+        raise ConfigError("--labels from 0 and --images from 1", f"labels={shown} images={images}", "correct it, or leave it out")
     path = Path(target)
     if not path.is_dir():
         for name, epochs in read_histories(path).items():
@@ -38,6 +40,8 @@ def report_on(target: str, shards: str | None = None, images: int | None = None,
     run = Run(path)
     manifest = _manifest(run, shards)
     yield from _lines(path.name, history_of(run, manifest))
+    if shown and manifest is None:
+        yield "  Labels. Not looked at: the shard set is not where the run was trained on it. Name it with --data."
     if shown and manifest is not None and run.model_path.is_file():
         doubts = doubts_of(run, Path(shards or run.config()["shards"]), manifest, shown)
         yield f"  Labels. {doubts.words}"

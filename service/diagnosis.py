@@ -164,7 +164,7 @@ def _overfitting(history: History) -> Finding | None:
     if not history.judged or not len(history.curve("accuracy")):
         return None
     training, validation, gap, error = _gap(history)
-    loss, losses = history.curve("val_loss"), history.curve("loss")
+    loss = history.curve("val_loss")
     smooth = loss.smooth
     at = int(smooth.argmin())
     lowest, last, epoch = float(smooth[at]), float(smooth[-1]), int(loss.epochs[at])
@@ -178,21 +178,26 @@ def _overfitting(history: History) -> Finding | None:
     )
     if rises:
         figures |= {"epoch": epoch, "lowest_loss": lowest, "loss": last}
-        before = float(losses.smooth[losses.epochs <= epoch][-1])
         words = (
             f"From epoch {epoch} on: the validation loss was lowest there ({lowest:.3g}, smoothed over {_epochs(loss.window)}) and has "
-            f"risen to {last:.3g}, while the training loss went from {before:.3g} to {losses.smooth[-1]:.3g}. {scores}"
+            f"risen to {last:.3g}{_meanwhile(history.curve('loss'), epoch)}. {scores}"
         )
     else:
         epoch = _gap_opens(history, SURE * error)
         figures |= {"epoch": epoch}
         words = f"From epoch {epoch} on it does clearly better on the images it learns from. {scores}"
-    kind = "by heart" if gap > MUCH else "a little better than new ones"
+    how = "by heart" if gap > MUCH else "a little better than new ones"
     advice = (
         "more augmentation (augment.flip=true, augment.rotation, augment.zoom), dropout, optimizer.weight_decay, more images, or "
         "early_stopping.patience=5; the best epoch is kept in model.keras"
     )
-    return Finding("overfitting", f"{words} It knows its training images {kind}.", advice, figures)
+    return Finding("overfitting", f"{words} It knows its training images {how}.", advice, figures)
+
+
+def _meanwhile(loss: Curve, epoch: int) -> str:
+    """What the training loss did since an epoch; nothing where it was not measured by then."""
+    before = loss.smooth[loss.epochs <= epoch]
+    return f", while the training loss went from {before[-1]:.3g} to {loss.smooth[-1]:.3g}" if len(before) else ""
 
 
 def _gap_opens(history: History, limit: float) -> int:

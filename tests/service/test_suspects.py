@@ -98,8 +98,16 @@ def test_the_command_with_less_to_go_by(run: Path, tmp_path: Path, capsys: pytes
         (bare / name).write_bytes((run / name).read_bytes())
     (bare / "config.yaml").write_text((run / "config.yaml").read_text().replace("/shards", "/gone"))
     assert main(["diagnose", str(bare)]) == 0
-    assert "doubtful" not in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "Labels. Not looked at" in told
+    assert "doubtful" not in told
     assert main(["diagnose", str(bare), "--data", str(tmp_path)]) == DataError.exit_code
+
+
+@pytest.mark.parametrize("words", [["--labels", "-1"], ["--images", "0"]])
+def test_options_that_make_no_sense(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["diagnose", str(tmp_path), *words]) == 2
+    assert "--labels from 0 and --images from 1" in capsys.readouterr().err
 
 
 def test_histories_of_keras(tmp_path: Path) -> None:
