@@ -31,15 +31,24 @@ class Task:
 MODELS: Registry[Callable[[Task], keras.Model]] = Registry("model")
 
 
+def builder_of(name: str) -> Callable[[Task], keras.Model]:
+    """What builds a registered model.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    from service.models import bases, cats_dogs, digits, residual, small  # noqa: F401 (importing registers them)
+
+    return MODELS.get(name)
+
+
 def build_model(name: str, task: Task) -> keras.Model:
     """Builds a registered model with fresh weights.
 
     Raises:
         ConfigError: There is no such model, or the images are too small for it.
     """
-    from service.models import bases, cats_dogs, digits, residual, small  # noqa: F401 (importing registers them)
-
-    build = MODELS.get(name)
+    build = builder_of(name)
     try:
         return build(task)
     except ValueError as error:  # Keras, where a convolution has no pixel left

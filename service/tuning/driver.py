@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -20,9 +20,12 @@ from pipelines.shards.manifest import load_manifest
 from pipelines.storage import locked, write_atomically
 from service.config import RunConfig
 from service.runs import Run
-from service.training.launch import check_lasting
+from service.training.launch import check_beginning, check_lasting
 from service.tuning.plan import PLAN, Plan, planned
 from service.tuning.trial import METRIC, TIME, train_trial
+
+if TYPE_CHECKING:
+    from ray.tune.schedulers import TrialScheduler
 
 BEST, TRIALS, RAY, LOCK = "best.yaml", "trials", ".ray", ".lock"
 
@@ -50,6 +53,7 @@ def tune(plan: Plan, out: str | Path) -> Path:
         )
     configs = plan.search().configs(plan.trials)
     _check_same(plan, out)
+    _check_trials(configs)
     out.mkdir(parents=True, exist_ok=True)
     refusal = ConfigError("a search that nobody is running", f"out={out}", "wait until it ends, or stop it")
     with locked(out / LOCK, refusal):
@@ -72,6 +76,14 @@ def _check_same(plan: Plan, out: Path) -> None:
             raise ConfigError(f"the search that was begun at {out}, {name}={old}", f"{name}={new}", "use the same words, or another --out")
 
 
+def _check_trials(configs: Sequence[RunConfig]) -> None:
+    from service.models import builder_of  # it takes Keras, which the leaderboard does too
+
+    for config in configs:
+        builder_of(config.model)
+        check_beginning(config)
+
+
 def _runs(out: Path, configs: Sequence[RunConfig]) -> list[Run]:
     """A run directory for each trial."""
     runs = [Run(out / TRIALS / f"trial-{number:03d}") for number in range(len(configs))]
@@ -89,27 +101,17 @@ def _search(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
     """
     import ray
     from ray import tune as ray_tune
-    from ray.tune.schedulers import ASHAScheduler
 
     from service.tuning.watch import Watch
 
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `Watch` says what happens
-    cpus, gpus = _share(plan, ray.cluster_resources())
+    cpus, gpus = _share(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     epochs = max(int(run.config()["epochs"]) for run in runs)
-    scheduler = ASHAScheduler(
-        time_attr=TIME,
-        metric=METRIC,
-        mode="max",
-        max_t=epochs,
-        grace_period=min(plan.grace, epochs),
-        reduction_factor=plan.reduction,
-        stop_last_trials=False,
-    )
     paths = [str(run.path) for run in runs]
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(train_trial, {"cpu": cpus, "gpu": gpus}),
         param_space={"run": ray_tune.grid_search(paths), "cpus": cpus},
-        tune_config=ray_tune.TuneConfig(scheduler=scheduler),
+        tune_config=ray_tune.TuneConfig(scheduler=judge(plan, epochs)),
         run_config=ray_tune.RunConfig(
             name=f"tune-{time.time_ns()}",
             storage_path=str(storage),
@@ -125,12 +127,46 @@ def _search(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
         shutil.rmtree(storage, ignore_errors=True)
 
 
-def _share(plan: Plan, cluster: Mapping[str, float]) -> tuple[int, int]:
-    """CPUs and GPUs of each trial: as asked for, else one GPU with an even share of the CPUs, or one CPU where there is no GPU."""
-    there = int(cluster.get("GPU", 0))
-    gpus = min(there, 1) if plan.gpus is None else plan.gpus
-    even = int(cluster.get("CPU", 1)) // there if gpus and there else 1
-    return plan.cpus or max(even, 1), gpus
+def judge(plan: Plan, epochs: int) -> TrialScheduler:
+    """Decides after every epoch of a trial whether it goes on: ASHA (Li et al., 2020).
+
+    Args:
+        plan: What to search, and how.
+        epochs: Of a whole trial.
+    """
+    from ray.tune.schedulers import ASHAScheduler
+
+    return ASHAScheduler(
+        time_attr=TIME,
+        metric=METRIC,
+        mode="max",
+        max_t=epochs,
+        grace_period=min(plan.grace, epochs),
+        reduction_factor=plan.reduction,
+        stop_last_trials=False,
+    )
+
+
+def _share(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
+    """CPUs and GPUs of each trial: as asked for, else one GPU with an even share of its node's CPUs, or one CPU where there is no GPU.
+
+    Args:
+        plan: What to search, and how.
+        nodes: What each node of the cluster has, by name.
+
+    Raises:
+        ConfigError: This machine never has room for that; a cluster may grow.
+    """
+    shares = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
+    gpus = min(len(shares), 1) if plan.gpus is None else plan.gpus
+    cpus = plan.cpus or max(gpus * min(shares, default=0), 1)
+    if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
+        there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
+        if not os.environ.get("RAY_ADDRESS"):
+            fix = "lower --cpus-per-trial or --gpus-per-trial"
+            raise ConfigError(f"room for a trial of {cpus} CPUs and {gpus} GPUs", f"nodes={there}", fix)
+        print(f"waiting for a node with room for {cpus} CPUs and {gpus} GPUs; the nodes have {there}", flush=True)
+    return cpus, gpus
 
 
 def _conclude(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from training_samples import noise_shards
 
 from pipelines.errors import ConfigError, Interrupted
 from service.runs import Run
-from service.tuning.driver import LOCK, _check_same, _share, _stopping
+from service.tuning.driver import LOCK, _check_same, _share, _stopping, judge, tune
 from service.tuning.plan import PLAN, Plan
-from service.tuning.trial import settle
+from service.tuning.trial import METRIC, TIME, settle
 
 
 def plan(**changes: object) -> Plan:
@@ -39,17 +41,50 @@ def test_how_a_trial_ends(tmp_path: Path, state: str, done: int, error: str, end
 
 
 @pytest.mark.parametrize(
-    ("cluster", "asked", "share"),
+    ("nodes", "asked", "share"),
     [
-        ({"CPU": 8.0}, {}, (1, 0)),
-        ({"CPU": 64.0, "GPU": 8.0}, {}, (8, 1)),
-        ({"CPU": 4.0, "GPU": 8.0}, {}, (1, 1)),
-        ({"CPU": 8.0, "GPU": 2.0}, {"gpus": 0}, (1, 0)),
-        ({"CPU": 8.0, "GPU": 2.0}, {"gpus": 2, "cpus": 3}, (3, 2)),
+        ([{"CPU": 8.0}], {}, (1, 0)),
+        ([{"CPU": 64.0, "GPU": 8.0}], {}, (8, 1)),
+        ([{"CPU": 4.0, "GPU": 8.0}], {}, (1, 1)),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 0}, (1, 0)),
+        ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 2, "cpus": 3}, (3, 2)),
+        ([{"CPU": 16.0, "GPU": 4.0}], {"gpus": 2}, (8, 2)),
+        ([{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 12.0, "GPU": 2.0}], {}, (4, 1)),  # the CPUs beside the GPUs
     ],
 )
-def test_what_each_trial_gets(cluster: dict[str, float], asked: dict[str, int], share: tuple[int, int]) -> None:
-    assert _share(plan(**asked), cluster) == share
+def test_what_each_trial_gets(nodes: list[dict[str, float]], asked: dict[str, int], share: tuple[int, int]) -> None:
+    assert _share(plan(**asked), nodes) == share
+
+
+@pytest.mark.parametrize("asked", [{"cpus": 9}, {"gpus": 2}, {"cpus": 5, "gpus": 1}])
+def test_more_than_any_node_has(asked: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}]
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ConfigError, match=r"room for a trial .*8 CPUs and 0 GPUs, 4 CPUs and 1 GPUs.*--cpus-per-trial"):
+        _share(plan(**asked), nodes)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster may grow
+    _share(plan(**asked), nodes)
+    assert capsys.readouterr().out.startswith("waiting for a node with room for")
+
+
+def test_the_weak_are_stopped_and_nobody_before_its_grace() -> None:
+    """Of three at a rung one goes on; rungs are at 2 and 6 epochs."""
+    from ray.tune.schedulers import TrialScheduler
+
+    scheduler = judge(plan(grace=2, reduction=3), epochs=9)
+    trials = {name: SimpleNamespace(trial_id=name) for name in ("fair", "good", "weak")}
+    for trial in trials.values():
+        scheduler.on_trial_add(None, trial)
+
+    def goes_on(name: str, epoch: int, score: float) -> bool:
+        told = scheduler.on_trial_result(None, trials[name], {TIME: epoch, METRIC: score})
+        return bool(told == TrialScheduler.CONTINUE)
+
+    assert all(goes_on(name, 1, score) for name, score in (("fair", 0.7), ("weak", 0.1), ("good", 0.9)))
+    assert [goes_on(name, 2, score) for name, score in (("fair", 0.7), ("good", 0.9), ("weak", 0.1))] == [True, True, False]
+    assert goes_on("fair", 5, 0.1)
+    assert [goes_on(name, 6, score) for name, score in (("good", 0.9), ("fair", 0.8))] == [True, False]
+    assert goes_on("good", 9, 0.1)  # a whole trial is none that was stopped
 
 
 def test_only_the_same_search_goes_on(tmp_path: Path) -> None:
@@ -69,6 +104,30 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="or a search"):
         _check_same(plan(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("space", "message"),
+    [
+        ({"model": {"choice": ["linaer", "liner"]}}, "a known model"),
+        ({"weights": {"choice": ["gone.keras"]}}, "gone.keras .no such file"),
+        ({"model": {"choice": ["vgg16"]}}, "32x32 or larger for vgg16"),
+        ({"optimizer.name": {"choice": ["adamm"]}}, "adamm"),
+    ],
+)
+def test_a_trial_that_cannot_begin_is_refused_before_anything_starts(tmp_path: Path, space: dict[str, object], message: str) -> None:
+    shards = noise_shards(tmp_path / "shards", rows=2, held_out=2)
+    settings = {"model": "linear", "data": {"image_size": [12, 12]}}
+    with pytest.raises(ConfigError, match=message):
+        tune(plan(shards=str(shards), settings=settings, space=space), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_trials_are_judged_by_validation_images(tmp_path: Path) -> None:
+    shards = noise_shards(tmp_path / "shards", rows=2, held_out=0)
+    with pytest.raises(ConfigError, match="with a validation split"):
+        tune(plan(shards=str(shards)), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def search_that_is_stopped(out: Path, number: signal.Signals) -> None:
