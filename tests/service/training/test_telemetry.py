@@ -1,18 +1,22 @@
-"""What leaves a run while it trains: events, a profile, rows; MLflow where it is installed."""
+"""What leaves a run while it trains: gauges, events, a profile, rows; MLflow where it is installed."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from training_samples import config_for, new_run, noise_shards
 
 from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.runs import Run
+from service.training import loop, meter
 from service.training.events import TRACKER, epoch_log
-from service.training.telemetry import ROWS_LOG, RowLog, profiled, to_profile
+from service.training.strategy import ALONE
+from service.training.telemetry import GAUGES, ROWS_LOG, RowLog, profiled, to_profile
 
 CONFIG = RunConfig(preset="test", shards="/shards", model="linear")
 METRICS = {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "learning_rate": 0.01, "images_per_second": 10.0, "input_wait": 0.0}
@@ -23,6 +27,29 @@ def run(tmp_path: Path) -> Run:
     made = Run(tmp_path / "run")
     made.create({})
     return made
+
+
+def test_every_gauge_is_told_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two epochs of 27 images, 8 a step and two steps a call, in a worker that has been started again twice."""
+    seen: list[dict[str, float]] = []
+    monkeypatch.setattr(loop, "watchers", lambda config, run: (seen.append,))
+    monkeypatch.setattr(meter, "PUBLISH_SECONDS", 0.0)
+    config = config_for(noise_shards(tmp_path / "shards"), epochs=2, steps_per_call=2)
+    trained = loop.Loop(config, new_run(tmp_path / "trained", config), replace(ALONE, attempt=2))
+    trained.run_epochs()
+    assert all(told.keys() >= GAUGES.keys() for told in seen)
+    assert [told["epoch"] for told in seen] == [1, 1, 2, 2]
+    assert [told["restarts"] for told in seen] == [2] * 4
+    first, second = trained.run.metrics()
+    assert [seen[1]["loss"], seen[3]["loss"]] == pytest.approx([first["loss"], second["loss"]])
+    assert [told["images_per_second"] * told["seconds"] for told in seen] == pytest.approx([16, 27] * 2)
+    clock = trained.clock.seconds
+    waited = clock["waiting for input"]
+    assert 2 * sum(told["step_seconds"] for told in seen) == pytest.approx(clock["first call"] + clock["training"] + waited)
+    assert sum(told["input_wait"] * told["seconds"] for told in seen[1::2]) == pytest.approx(waited)
+    ages = [told["checkpoint_age_seconds"] for told in seen]
+    assert ages[0] >= seen[0]["step_seconds"]  # counted from the start
+    assert ages[0] < ages[1] > ages[2] < ages[3], "a checkpoint after the first epoch"
 
 
 def events(run: Run, split: str) -> dict[tuple[str, int], float]:
