@@ -93,7 +93,8 @@ def levels(values: Any, mean: Any = None, deviation: Any = None) -> tf.Tensor:
     if mean is None or deviation is None:
         mean, variance = tf.nn.moments(values, axes=(1, 2), keepdims=True)
         deviation = tf.sqrt(variance)
-    return tf.clip_by_value(tf.math.divide_no_nan((values - mean) * 64.0, deviation) + 128.0, 0.0, 255.0)
+    scale = tf.math.divide_no_nan(64.0, deviation)
+    return tf.clip_by_value(values * scale + (128.0 - mean * scale), 0.0, 255.0)  # two passes over the values, not four
 
 
 def blank(values: Any) -> tf.Tensor:
@@ -154,7 +155,13 @@ def mosaic(tiles: np.ndarray, scaled: Scaling, blank_ones: np.ndarray) -> np.nda
 
 def _averaged(values: tf.Tensor, factor: int) -> tf.Tensor:
     """Averages blocks `[factor, factor]` of `[B, H, W, C]`; what is missing in the last ones repeats the edge."""
-    down, right = -values.shape[1] % factor, -values.shape[2] % factor
-    values = tf.concat([values, *[values[:, -1:]] * down], axis=1)
-    values = tf.concat([values, *[values[:, :, -1:]] * right], axis=2)
-    return tf.nn.avg_pool2d(values, factor, factor, "VALID")
+    for axis in (1, 2):
+        size = [factor if axis == n else 1 for n in (1, 2)]
+        whole, rest = tf.nn.avg_pool2d(values, size, size, "VALID"), values.shape[axis] % factor
+        if rest:
+            last = tf.gather(values, range(values.shape[axis] - rest, values.shape[axis]), axis=axis)
+            edge = tf.gather(last, [rest - 1], axis=axis)
+            last = (tf.reduce_sum(last, axis, keepdims=True) + (factor - rest) * edge) / factor
+            whole = tf.concat([whole, last], axis)
+        values = whole
+    return values
