@@ -108,7 +108,7 @@ def written(value: Any) -> str:
     """A setting as a person writes it."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {written(inner)}" for key, inner in value.items())
-    return {None: "none", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, list) else str(value)
+    return {"None": "none", "True": "true", "False": "false"}.get(str(value), str(value))  # by its text: 0.0 equals False
 
 
 def write_leaderboard(out: Path, preset: str, trials: Sequence[Trial], space: Sequence[Dimension], images: int) -> Path:

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from pipelines.errors import ConfigError
-from service.cli import main
-from service.config import load_config
+from service.cli import _parse, main
+from service.config import load_config, read_preset
+from service.tuning.plan import PLAN, plan_of
 from service.tuning.space import Search, dimension
 
 SETTINGS = {"model": "linear", "optimizer": {"name": "sgd", "learning_rate": 0.01}, "epochs": 3}
@@ -37,6 +38,12 @@ def test_draws_depend_on_seed_and_trial_alone() -> None:
     assert [one.draw(n) for n in range(5)] == [search(space).draw(n) for n in range(5)]  # so more trials begin with the same ones
     assert one.draw(1) != other.draw(1)
     assert one.draw(1) != one.draw(2)
+    assert one.draw(2) != other.draw(1)
+
+
+def test_settings_vary_each_by_itself() -> None:
+    found = search({"accumulate": {"choice": [1, 2]}, "ema": {"choice": [0.8, 0.9]}})
+    assert {tuple(found.draw(n).values()) for n in range(1, 30)} == {(1, 0.8), (1, 0.9), (2, 0.8), (2, 0.9)}
 
 
 @pytest.mark.parametrize(
@@ -104,6 +111,29 @@ def test_presets_by_path(tmp_path: Path) -> None:
     path = tmp_path / "best.yaml"
     path.write_text("# Found.\n" + yaml.safe_dump(found.settings_with(values), sort_keys=False))
     assert load_config(str(path), "/shards").model_copy(update={"preset": "test"}) == found.config(values)
+
+
+def test_what_a_command_asks_for(tmp_path: Path) -> None:
+    space, out = tmp_path / "space.yaml", str(tmp_path / "search")
+    space.write_text("optimizer.learning_rate: {loguniform: [1e-4, 1e-2]}\n")
+    words = ["demo", "--space", str(space), "--trials", "4", "--data", "/s", "--seed", "3", "--grace", "2", "--reduction", "2.5"]
+    more = ["--cpus-per-trial", "5", "--gpus-per-trial", "0", "--restarts", "1", "epochs=2"]
+    plan = plan_of(_parse(["tune", *words, *more, "--out", out]))
+    chosen = {"seed": 3, "grace": 2, "reduction": 2.5, "cpus": 5, "gpus": 0, "restarts": 1}
+    assert plan.model_dump() == {
+        "preset": "demo",
+        "settings": read_preset("demo")[1] | {"epochs": 2},
+        "shards": "/s",
+        "space": {"optimizer.learning_rate": {"loguniform": [0.0001, 0.01]}},
+        "trials": 4,
+        **chosen,
+    }
+    assert plan.search().seed == 3
+    Path(out).mkdir()
+    (Path(out) / PLAN).write_text(yaml.safe_dump(plan.model_dump(mode="json")))
+    assert plan_of(_parse(["tune", "--resume", "--out", out])) == plan
+    resumed = plan_of(_parse(["tune", "--resume", "--out", out, "--trials", "9", "--restarts", "7"]))
+    assert resumed == plan.model_copy(update={"trials": 9, "restarts": 7})
 
 
 @pytest.mark.parametrize(

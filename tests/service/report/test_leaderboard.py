@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from service.report.leaderboard import DOTS, EDGE, Trial, best_of, dots, ranked, table, write_leaderboard
+from service.report.leaderboard import DOTS, EDGE, Trial, best_of, dots, ranked, table, write_leaderboard, written
 from service.runs import Run
 from service.tuning.space import dimension
 
@@ -70,14 +70,23 @@ def test_dots_lie_where_values_and_scores_say(trials: list[Trial]) -> None:
     assert (rate["x"], rate["y"]) == (["0.001", "0.1"], ["40.0%", "90.0%"])
 
 
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(0.0, "0.0"), (1, "1"), (False, "false"), (None, "none"), ([1, 2], "[1, 2]"), ({"flip": True, "zoom": 0}, "flip true, zoom 0")],
+)
+def test_settings_as_a_person_writes_them(value: object, words: str) -> None:
+    assert written(value) == words
+
+
 def test_the_page(tmp_path: Path, trials: list[Trial]) -> None:
     report = trials[1].run.report
     report.mkdir()
     (report / "index.html").write_text("x")
     page = write_leaderboard(tmp_path, "demo", ranked(trials), SPACE, 100).read_text()
     assert "The best trial, trial-001, is right on 80.0% of the validation images in epoch 2." in page
-    assert "within two standard errors" not in page  # 0.8 - 0.7 is more than 0.08
+    assert "Within two standard errors" not in page  # 0.8 - 0.7 is more than 0.08
     assert 'href="trials/trial-001/report/index.html"' in page
     assert page.count("<circle") == 9
-    assert "1 other lies within two standard errors" in write_leaderboard(tmp_path, "demo", ranked(trials), SPACE, 10).read_text()
+    page = write_leaderboard(tmp_path, "demo", ranked(trials), SPACE, 10).read_text()
+    assert "Within two standard errors of it (25 points) lies one other" in page
     assert "No trial came to a result." in write_leaderboard(tmp_path, "demo", trials[4:], SPACE, 10).read_text()

@@ -1,0 +1,131 @@
+"""What a search hears of its trials and makes of them: scores, ends, the page and the preset at the end."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from ray import tune as ray_tune
+from training_samples import noise_shards
+
+from pipelines.errors import ConfigError, TrainingError
+from pipelines.storage import locked
+from service.runs import Run
+from service.tuning import trial
+from service.tuning.driver import BEST, LOCK, _conclude, tune
+from service.tuning.plan import PLAN, Plan
+from service.tuning.watch import Watch
+
+LOST = "ray.exceptions.ActorDiedError: The actor died.\n  File x\nIt was killed."
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Plan:
+    """A search of three trials on a small shard set."""
+    settings = {"model": "linear", "data": {"image_size": [12, 12]}, "optimizer": {"name": "sgd", "learning_rate": 0.5}}
+    space = {"optimizer.learning_rate": {"choice": [0.25, 0.125]}, "epochs": {"int": [3, 3000]}}
+    shards = str(noise_shards(tmp_path / "shards", rows=4, held_out=10))
+    return Plan(preset="mine", settings=settings, shards=shards, space=space, trials=3, seed=4)
+
+
+def tried(plan: Plan, out: Path, scores: list[list[float]], state: str = "finished") -> list[Run]:
+    """Trials with these validation accuracies."""
+    runs = [Run(out / "trials" / f"trial-{number:03d}") for number in range(len(scores))]
+    for run, config, accuracies in zip(runs, plan.search().configs(len(runs)), scores, strict=True):
+        run.create(config.model_dump(mode="json"))
+        run.write_metrics([{"epoch": n, "val_accuracy": value} for n, value in enumerate(accuracies, 1)])
+        run.update_status(state=state, reason="Expected better." if state == "failed" else None)
+    return runs
+
+
+def test_the_preset_at_the_end_is_the_best_trial(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = tried(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7, 0.8, 0.7]])
+    page = _conclude(plan, tmp_path, runs)
+    text = (tmp_path / BEST).read_text()
+    values = plan.search().draw(2)
+    assert values["epochs"] > 3
+    assert yaml.safe_load(text) == plan.settings | {
+        "optimizer": {"name": "sgd", "learning_rate": values["optimizer.learning_rate"]},
+        "epochs": values["epochs"],
+    }
+    assert text.startswith("# Found by 'glassbox tune mine': trial-002 of 3.\n# Expect 80.0% of the 10 validation images in epoch 2;")
+    assert "The best trial, trial-002, is right on 80.0%" in page.read_text()
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["trial-002", "trial-000", "trial-001"]
+
+
+def test_a_search_without_a_result_has_a_page_and_no_preset(plan: Plan, tmp_path: Path) -> None:
+    runs = tried(plan, tmp_path, [[], [0.5]], state="failed")
+    with pytest.raises(TrainingError, match=r"a trial that comes to a result\. Received: trial-001: Expected better\."):
+        _conclude(plan, tmp_path, runs)
+    assert (tmp_path / "index.html").is_file()
+    assert not (tmp_path / BEST).exists()
+
+
+def test_one_search_at_a_time(plan: Plan, tmp_path: Path) -> None:
+    out = tmp_path / "search"
+    out.mkdir()
+    with locked(out / LOCK, ConfigError("a", "b", "c")), pytest.raises(ConfigError, match="that nobody is running"):
+        tune(plan, out)
+    assert not (out / PLAN).exists()
+
+
+def test_ray_tune_hears_the_best_so_far_of_epochs_that_were_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[dict[str, float]] = []
+    monkeypatch.setattr(ray_tune, "report", told.append)
+    history = [{"accuracy": 1.0, **({"val_accuracy": value} if value else {})} for value in (0.5, 0.8, None, 0.6)]
+    for epochs in range(1, 5):
+        trial.tell(history[:epochs])
+    assert told == [{"epoch": 1, "score": 0.5}, {"epoch": 2, "score": 0.8}, {"epoch": 4, "score": 0.8}]
+
+
+def test_a_trial_waits_for_the_process_it_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
+    held, let_go = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with run.locked():
+            held.set()
+            let_go.wait()
+            time.sleep(0.2)
+
+    before = threading.Thread(target=hold)
+    before.start()
+    held.wait()
+    monkeypatch.setattr(trial, "PATIENCE_SECONDS", 0.1)
+    with pytest.raises(ConfigError, match="nobody is training"), trial._locked(run):
+        pass
+    monkeypatch.setattr(trial, "PATIENCE_SECONDS", 60.0)
+    let_go.set()
+    with trial._locked(run), pytest.raises(ConfigError), run.locked():
+        pass
+    before.join()
+
+
+def test_what_is_said_of_trials(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, early, lost = tried(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7]], state="training")
+    good.update_status(state="finished")
+    watch = Watch(2)
+
+    def of(run: Run, error: str | None = None) -> SimpleNamespace:
+        return SimpleNamespace(config={"run": str(run.path)}, get_error=lambda: error)
+
+    for _ in range(2):  # a second time after a restart
+        watch.on_trial_result(1, [], of(good), {"epoch": 1, "score": 0.5})
+    watch.on_trial_result(2, [], of(good), {"done": True})
+    watch.on_trial_complete(2, [], of(good))
+    watch.on_trial_complete(2, [], of(early))
+    watch.on_trial_recover(3, [], of(lost))
+    watch.on_trial_error(3, [], of(lost, LOST))
+    assert capsys.readouterr().out.splitlines() == [
+        "trial-000  epoch 1/2  best validation accuracy 0.5000",
+        "trial-000  finished",
+        f"trial-001  stopped early by the search, after epoch 1 of {early.config()['epochs']}",
+        "trial-002  was lost: starting again from its last checkpoint",
+        "trial-002  was given up: ray.exceptions.ActorDiedError: The actor died.",
+    ]
+    assert [run.status()["state"] for run in (good, early, lost)] == ["finished", "finished", "failed"]
