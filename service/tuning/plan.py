@@ -6,7 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-import yaml
 from pydantic import Field
 
 from pipelines.errors import ConfigError
@@ -63,12 +62,12 @@ def planned(out: str | Path) -> Plan:
     """What is being searched at a directory.
 
     Raises:
-        ConfigError: Nothing is.
+        ConfigError: Nothing is, or what was written down of it is damaged.
     """
     path = Path(out) / PLAN
     if not path.is_file():
         raise ConfigError("the directory of a search", f"out={out} (no {PLAN})", "name the --out of a 'glassbox tune'")
-    return check(Plan, yaml.safe_load(path.read_text()), str(path))
+    return check(Plan, read_yaml(path, "search"), str(path))
 
 
 def plan_of(options: argparse.Namespace) -> Plan:

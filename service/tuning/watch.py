@@ -42,11 +42,11 @@ class Watch(tune.Callback):  # type: ignore[misc]
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial is given up."""
         run = Run(trial.config["run"])
-        settle(run, _reason(str(trial.get_error() or "its process died")))
+        settle(run, _reason(str(trial.get_error() or "")))
         print(f"{run.path.name}  was given up: {run.status().get('reason')}", flush=True)
 
 
 def _reason(error: str) -> str:
     """The line of a traceback that says what happened."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()]
+    lines = [line.strip() for line in error.splitlines() if line.strip()] or ["its process died"]
     return next((line for line in lines if line.split(":")[0].endswith("Error")), lines[-1])

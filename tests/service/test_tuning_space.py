@@ -134,6 +134,9 @@ def test_what_a_command_asks_for(tmp_path: Path) -> None:
     assert plan_of(_parse(["tune", "--resume", "--out", out])) == plan
     resumed = plan_of(_parse(["tune", "--resume", "--out", out, "--trials", "9", "--restarts", "7"]))
     assert resumed == plan.model_copy(update={"trials": 9, "restarts": 7})
+    (Path(out) / PLAN).write_text("{")
+    with pytest.raises(ConfigError, match=f"a YAML file. Received: search={out}"):
+        plan_of(_parse(["tune", "--resume", "--out", out]))
 
 
 @pytest.mark.parametrize(

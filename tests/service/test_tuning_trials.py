@@ -129,3 +129,6 @@ def test_what_is_said_of_trials(plan: Plan, tmp_path: Path, capsys: pytest.Captu
         "trial-002  was given up: ray.exceptions.ActorDiedError: The actor died.",
     ]
     assert [run.status()["state"] for run in (good, early, lost)] == ["finished", "finished", "failed"]
+    early.update_status(state="training")
+    watch.on_trial_error(3, [], of(early, " "))
+    assert early.status()["reason"] == "its process died"
