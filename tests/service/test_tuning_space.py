@@ -61,6 +61,12 @@ def test_ranges_are_filled_evenly_between_their_bounds(told: dict[str, Any], med
         assert all(isinstance(value, int) for value in drawn)
 
 
+@pytest.mark.parametrize("bounds", [[0.123444, 0.123449], [0.123451, 0.123459]])  # 0.1234 and 0.1235, rounded
+def test_rounding_does_not_leave_the_range(bounds: list[float]) -> None:
+    found = search({"x": {"uniform": bounds}})
+    assert all(bounds[0] <= found.draw(n)["x"] <= bounds[1] for n in range(1, 9))
+
+
 def test_groups_and_what_lies_in_them_vary_together() -> None:
     space = {
         "optimizer": {"choice": [{"name": "adam"}, {"name": "sgd", "momentum": 0.9}]},
@@ -85,6 +91,7 @@ def test_groups_and_what_lies_in_them_vary_together() -> None:
         ({"model": "linear"}, "loguniform"),
         ({"model": {"choice": []}}, "a list of values"),
         ({"epochs": {"int": [3, 1]}}, "lower bound first"),
+        ({"epochs": {"int": [3, 3]}}, "lower bound first"),
         ({"epochs": {"int": [1.5, 3]}}, "whole numbers"),
         ({"optimizer.learning_rate": {"loguniform": [0, 1]}}, "above 0"),
         ({"optimizer.learning_rate": {"uniform": [0.1, True]}}, "two numbers"),

@@ -45,6 +45,12 @@ def test_a_trial_stopped_in_its_report_goes_on_there(tmp_path: Path, monkeypatch
     def tell_again(history: Sequence[dict[str, float]]) -> None:
         told.append([line["val_accuracy"] for line in history])
 
+    run.update_status(state="finished")  # as the search has it, which stopped it
+    trial.train_trial({"run": str(run.path), "cpus": 1})
+    assert ([len(history) for history in told], run.metrics()) == ([1, 2], first)
+
+    told.clear()
+    run.update_status(state="training")  # as a killed search leaves it
     trial.train_trial({"run": str(run.path), "cpus": 1})
     assert [len(history) for history in told] == [1, 2, 3]  # what it had measured before, then what is new
     assert run.metrics()[:2] == first
