@@ -155,6 +155,7 @@ def test_what_a_command_asks_for(tmp_path: Path) -> None:
         (["demoo", "--space", "SPACE", "--trials", "2", "--data", "x"], "use demo"),
         (["demo", "--space", "SPACE", "--trials", "0", "--data", "x"], "trials"),
         (["--resume"], "the directory of a search"),
+        (["--resume", "--seed", "3"], "--resume with --out alone"),
         (["demo", "--resume"], "--resume with --out alone"),
     ],
 )
