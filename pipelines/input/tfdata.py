@@ -43,8 +43,8 @@ def decode(image: tf.Tensor, data: DataSpec, ratio: tf.Tensor | None = None) -> 
         return tf.io.decode_jpeg(image, channels=data.channels, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
     if ratio is None:
-        return _resized(decoded_at(1), data)
-    return _resized(tf.switch_case(ratio, [lambda at=at: decoded_at(at) for at in RATIOS]), data)
+        return _resize(decoded_at(1), data.image_size)
+    return _resize(tf.switch_case(ratio, [lambda at=at: decoded_at(at) for at in RATIOS]), data.image_size)
 
 
 def from_raw(image: tf.Tensor, shape: tf.Tensor, data: DataSpec) -> tf.Tensor:
@@ -63,10 +63,10 @@ def from_raw(image: tf.Tensor, shape: tf.Tensor, data: DataSpec) -> tf.Tensor:
     """
     pixels = tf.reshape(tf.io.decode_raw(image, tf.uint8), shape)  # [h, w, c]
     if data.channels == 3:
-        return _resized(tf.tile(pixels, [1, 1, 3 // shape[2]]), data)
+        return _fitted(tf.tile(pixels, [1, 1, 3 // shape[2]]), data)
     weights = tf.cond(shape[2] == 3, lambda: tf.constant(GREY), lambda: tf.constant([sum(GREY)]))
     grey = tf.reduce_sum(tf.cast(pixels, tf.int32) * weights, axis=2, keepdims=True) // sum(GREY)  # [h, w, 1]
-    return _resized(tf.cast(grey, tf.uint8), data)
+    return _fitted(tf.cast(grey, tf.uint8), data)
 
 
 def decoded_batches(
@@ -99,9 +99,11 @@ def decoded_batches(
             shapes[:real] = record["shape"][:real]
             yield {**record, "encoded": np.array(images, object), "shape": shapes}
 
+    @tf.autograph.experimental.do_not_convert
     def decoded(record: Record) -> Record:
-        rest = {name: record[name] for name in signature}
-        return {"image": decode_each(record["encoded"], record["shape"], data, encoding), **rest}
+        images = _decode_each(record["encoded"], record["shape"], data, encoding)
+        images.set_shape((batch, *data.image_size, data.channels))  # it may have been traced for batches of any size
+        return {"image": images, **{name: record[name] for name in signature}}
 
     dataset = tf.data.Dataset.from_generator(tensors, output_signature={**signature, **stored})
     return finished(dataset.map(decoded, num_parallel_calls=AT_WORK, deterministic=True), steps)
@@ -172,7 +174,8 @@ def decode_all(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encodi
     return _decode_each(stored, tf.constant(shapes, tf.int32, (len(images), 3)), data, encoding).numpy()
 
 
-_decode_each = tf.function(decode_each, autograph=False, reduce_retracing=True)  # one, so that it is traced once a size
+# one for all, because tracing it takes as long as decoding a hundred photos: here, and at the start of every epoch
+_decode_each = tf.function(decode_each, autograph=False, reduce_retracing=True)
 
 
 def first_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encoding: str) -> int | None:
@@ -194,13 +197,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _resized(pixels: tf.Tensor, data: DataSpec) -> tf.Tensor:
+def _fitted(pixels: tf.Tensor, data: DataSpec) -> tf.Tensor:
+    """Raw pixels are often stored at the size wanted; asking costs little beside resizing them to it, but not beside decoding."""
     fits = tf.reduce_all(tf.shape(pixels)[:2] == data.image_size)
     pixels = tf.cond(fits, lambda: pixels, lambda: _resize(pixels, data.image_size))
     return tf.ensure_shape(pixels, (*data.image_size, data.channels))
 
 
 def _resize(pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """The operation behind `tf.image.resize`, which adds twenty small ones to every image."""
-    resized = tf.raw_ops.ResizeBilinear(images=pixels[None], size=size, half_pixel_centers=True)[0]
-    return tf.cast(resized + 0.5, tf.uint8)
+    """The operation behind `tf.image.resize`, which adds twenty small ones to every image; what has the size already stays as it is."""
+    resized = tf.raw_ops.ResizeBilinear(images=tf.expand_dims(pixels, 0), size=size, half_pixel_centers=True)
+    return tf.squeeze(tf.cast(resized + 0.5, tf.uint8), 0)

@@ -105,13 +105,30 @@ def test_jpegs_of_any_kind_are_those_of_libjpeg_turbo(shape: tuple[int, int], ch
 
 
 @pytest.mark.parametrize(("size", "fits"), [((4, 6), True), ((6, 4), False)])
-def test_an_image_of_the_right_size_is_not_resized(size: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_pixels_of_the_right_size_are_not_resized(size: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Eagerly only the branch taken runs."""
     calls = []
     resize = tf.raw_ops.ResizeBilinear
     monkeypatch.setattr(tf.raw_ops, "ResizeBilinear", lambda **options: calls.append(1) or resize(**options))
-    pixels(solid(9, (4, 6)), size)
+    tfdata.from_raw(tf.constant(bytes(4 * 6 * 3)), tf.constant([4, 6, 3]), DataSpec(image_size=size))
     assert (calls == []) == fits
+
+
+def test_batches_of_any_size_have_static_shapes_and_are_traced_once() -> None:
+    data = DataSpec(image_size=(2, 3))
+
+    def batches(size: int) -> tf.data.Dataset:
+        record = {"encoded": [solid(value) for value in range(size)], "shape": np.zeros((size, 3), np.int32), "row": np.arange(size)}
+        signature = {"row": tf.TensorSpec((size,), tf.int64)}
+        return tfdata.decoded_batches(lambda: iter([record]), signature, data, "as-found", 1)
+
+    traced = [tfdata._decode_each.experimental_get_tracing_count()]
+    for size in (3, 4, 5):  # the second makes the decoder one for any size
+        assert batches(size).element_spec["image"].shape == (size, 2, 3, 3)
+        traced.append(tfdata._decode_each.experimental_get_tracing_count())
+    assert np.diff(traced).tolist() == [1, 1, 0]
+    (batch,) = batches(5)
+    np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], range(5))
 
 
 def test_real_photos_decode_as_pillow_decodes_them(shared: Path) -> None:
