@@ -94,7 +94,8 @@ def levels(values: Any, mean: Any = None, deviation: Any = None) -> tf.Tensor:
         mean, variance = tf.nn.moments(values, axes=(1, 2), keepdims=True)
         deviation = tf.sqrt(variance)
     scale = tf.math.divide_no_nan(64.0, deviation)
-    return tf.clip_by_value(values * scale + (128.0 - mean * scale), 0.0, 255.0)  # two passes over the values, not four
+    # Few passes over the values, which are many: `tf.clip_by_value` would take two for its part.
+    return tf.raw_ops.ClipByValue(t=values * scale + (128.0 - mean * scale), clip_value_min=0.0, clip_value_max=255.0)
 
 
 def blank(values: Any) -> tf.Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 WIDTH, LABELS, BARS, ROW, BAR = 840, 300, 356, 28, 16
-TOP, BOTTOM, MARGIN = 84, 46, 24
+TOP, BOTTOM, MARGIN = 84, 62, 24
 STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", Helvetica, Arial, sans-serif; fill: #24292f }
 .title { font-size: 17px; font-weight: 600 } .strong { font-weight: 600 }
@@ -52,9 +52,10 @@ def svg(figures: Mapping[str, Any]) -> str:
     ]
     for place, row in enumerate(rows):
         lines += _bar(row, TOP + ROW * place, scale)
-    foot = f"{figures['images']} {figures['note']}; median of {figures['rounds']} rounds, thin lines from the slowest to the fastest; "
-    foot += f"{host['cores']} cores of {host['cpu']}, {figures['date']}"
-    lines += [f'<text class="small" x="{MARGIN}" y="{height - 18}">{escape(foot)}</text>', "</svg>"]
+    about = f"{figures['images']} {figures['note']}; median of {figures['rounds']} rounds, thin lines from the slowest to the fastest"
+    for up, words in ((34, about), (18, f"{host['cores']} cores of {host['cpu']}, {figures['date']}")):
+        lines.append(f'<text class="small" x="{MARGIN}" y="{height - up}">{escape(words)}</text>')
+    lines.append("</svg>")
     return "\n".join(lines) + "\n"
 
 
