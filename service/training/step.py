@@ -21,6 +21,8 @@ from service.training.losses import predicted_classes, training_losses, true_ran
 from service.training.scale import LossScale
 
 Attach = Callable[[Batch], Batch]
+# AutoGraph rewrites every function that a graph calls, which takes as long as tracing; only `_train` has loops it is needed for.
+as_written = tf.autograph.experimental.do_not_convert
 TOTALS = 4  # sums over examples: loss, right answers, answers among the five most probable, weight
 
 
@@ -183,6 +185,7 @@ class Steps:
         self._strategy.run(self._accumulate, (batch,))
         return self._update(self._strategy.run(self._accumulated), self._rate(update)) if last else tf.constant(True)
 
+    @as_written
     def _next(self, batches: Iterator[Batch], waited: tf.Tensor) -> tuple[Batch, tf.Tensor]:
         """The next batch, and the seconds waited for batches, now with those that this one took."""
         asked = tf.timestamp()
@@ -191,6 +194,7 @@ class Steps:
         with tf.device("CPU:0"), tf.control_dependencies(self._strategy.experimental_local_results(batch["row"])):
             return batch, waited + (tf.timestamp() - asked)
 
+    @as_written
     def _gradient_sums(self, batch: Batch) -> list[tf.Tensor]:
         """One replica's gradients, summed over its examples and scaled, and its weight."""
         images, share = augmented(self._options.attach(batch), self._options.augment)  # [B, H, W, C], [B] where images are mixed
@@ -213,10 +217,12 @@ class Steps:
         shown = labels if share is None else tf.where(share >= 0.5, labels, neighbours(labels))
         return _counted(loss, logits, shown, weights), [*gradients, tf.reduce_sum(weights)]
 
+    @as_written
     def _accumulate(self, batch: Batch) -> None:
         for total, part in zip(self._sums, self._gradient_sums(batch), strict=True):
             total.assign_add(part)
 
+    @as_written
     def _accumulated(self) -> list[tf.Tensor]:
         """What has been accumulated on a replica; starts it again from zero."""
         found = [tf.identity(total) for total in self._sums]
@@ -225,10 +231,12 @@ class Steps:
                 total.assign(tf.zeros_like(part))
         return found
 
+    @as_written
     def _rate(self, update: tf.Tensor) -> tf.Tensor:
         """The learning rate of an update."""
         return tf.gather(self.rates, tf.minimum(update, len(self.rates) - 1))
 
+    @as_written
     def _update(self, sums: Any, rate: tf.Tensor) -> tf.Tensor:
         """Sums over the replicas, and updates everywhere alike, or nowhere where the gradient is not finite; returns which."""
         gradients, norm = self._strategy.run(self._mean, (sums,))
