@@ -45,6 +45,13 @@ class EndedError(AssertionError):
     """A run ended before what a test waited for."""
 
 
+def steps(run: Run, rank: int = 0) -> int:
+    """Steps that a worker has logged, those it did twice counted twice."""
+    with suppress(FileNotFoundError):
+        return (run.path / f"rows-{rank}.log").read_bytes().count(b"\n")
+    return 0
+
+
 class Training:
     """One `glassbox train` while it runs.
 
@@ -83,9 +90,7 @@ class Training:
 
     def steps(self, rank: int = 0) -> int:
         """Steps that a worker has logged, those it did twice counted twice."""
-        with suppress(FileNotFoundError):
-            return (self.run.path / f"rows-{rank}.log").read_bytes().count(b"\n")
-        return 0
+        return steps(self.run, rank)
 
     def wait_for(self, what: Callable[[], object], seconds: float = PATIENCE) -> float:
         """Waits until something is so; returns how many seconds it took. Fails where it does not come, or the process ends before."""

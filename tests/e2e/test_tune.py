@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from fault_lab import GLASSBOX, ROWS, Lab, Training, descendants, difference, laboratory, name_of
+from fault_lab import GLASSBOX, ROWS, Lab, Training, descendants, difference, laboratory, name_of, steps
 
 from service.runs import Run
 
@@ -70,13 +70,6 @@ class Search:
         """What the finished trials have written, by name."""
         done = [run for run in self.trials if run.status().get("state") == "finished"]
         return {run.path.name: [(run.path / file).read_bytes() for file in ("rows-0.log", "metrics.jsonl", "status.json")] for run in done}
-
-
-def steps(run: Run) -> int:
-    """Steps that a trial has logged, those it did twice counted twice."""
-    with suppress(FileNotFoundError):
-        return (run.path / "rows-0.log").read_bytes().count(b"\n")
-    return 0
 
 
 def holders(run: Run, root: int) -> list[psutil.Process]:
