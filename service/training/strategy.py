@@ -39,6 +39,15 @@ class Place:
 ALONE = Place()
 
 
+def use_cores(count: int) -> None:
+    """Limits the threads of this process; before TensorFlow computes anything.
+
+    Two at least run operations side by side: on one alone a step would run while the next batch is asked for, and pass for waiting.
+    """
+    tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(max(count, 2))
+
+
 def choose_strategy(global_batch: int, place: Place = ALONE) -> tf.distribute.Strategy:
     """One device alone, `MirroredStrategy` over the devices of a worker, `MultiWorkerMirroredStrategy` over several workers.
 

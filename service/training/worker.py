@@ -20,21 +20,19 @@ def train_worker(settings: dict[str, Any]) -> None:
     began = time.time()
     os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project is Keras 3
     import ray.train
-    import tensorflow as tf
 
+    from pipelines.input.tfdata import cores
     from service.config import RunConfig
     from service.runs import Run
     from service.training.loop import fit
-    from service.training.strategy import Place
+    from service.training.strategy import Place, use_cores
 
     context = ray.train.get_context()
     place = Place(context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), settings["attempt"])
     run = Run(settings["out"])
     if not run.config_path.is_file():
         raise ConfigError("a run directory that every node sees", f"out={run.path} (not on {platform.node()})", "choose shared storage")
-    if place.workers > 1:  # else TensorFlow takes every core of the machine, in every worker
-        tf.config.threading.set_intra_op_parallelism_threads(settings["cpus"])
-        tf.config.threading.set_inter_op_parallelism_threads(max(settings["cpus"], 2))
+    use_cores(settings["cpus"] if place.workers > 1 else cores())
     if place.writes:
         timings = {"workers": began - settings["launched"], "imports": time.time() - began}
         run.update_status(timings=run.status().get("timings", {}) | timings)

@@ -42,22 +42,15 @@ def _train(run: Run, cpus: int) -> None:
     began = time.perf_counter()
     from service.training.launch import environment, now
     from service.training.loop import fit
+    from service.training.strategy import use_cores
 
-    _limit_threads(cpus)
+    use_cores(cpus)  # the others are for other trials
     config = check(RunConfig, run.config(), str(run.config_path))
     with _locked(run):
         run.update_status(state="starting", started=now(), environment=environment(), timings={"imports": time.perf_counter() - began})
         fit(config, run, after_epoch=tell)
         timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
         run.update_status(state="finished", finished=now(), timings=timings)
-
-
-def _limit_threads(cpus: int) -> None:
-    """Leaves the other cores to other trials; before TensorFlow computes anything."""
-    import tensorflow as tf
-
-    tf.config.threading.set_intra_op_parallelism_threads(cpus)
-    tf.config.threading.set_inter_op_parallelism_threads(max(cpus, 2))
 
 
 @contextmanager

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 from training_samples import config_for, new_run, noise_shards
 
+from service.training import strategy
 from service.tuning import trial
 
 
 @pytest.fixture(autouse=True)
 def _threads_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     """This process has computed before."""
-    monkeypatch.setattr(trial, "_limit_threads", lambda cpus: None)
+    monkeypatch.setattr(strategy, "use_cores", lambda count: None)
 
 
 class StoppedThereError(Exception):
