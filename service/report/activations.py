@@ -12,7 +12,7 @@ from service.report.colours import SEQUENTIAL, coloured
 from service.report.network import Network, Tap, Trace
 from service.report.pictures import Album, Drawing, enlarged, tiled
 from service.report.probes import origin_of, photos_of
-from service.report.sheets import Scaling, blank, grid, levels, scaling, sheet
+from service.report.sheets import Scaling, blank, grid, levels, scaling, shades, sheet
 from service.report.subject import Section, Subject
 
 CELLS, CELL = 64, 16  # units a row; pixels a unit
@@ -25,13 +25,13 @@ class MapValues(NamedTuple):
     """What a layer with feature maps gave for N images.
 
     Attributes:
-        sheet: uint8 `[N, height, width]`, places in a palette, see `sheets.sheet`.
+        tiles: uint8 `[N, h, w, C]`, places in a palette, see `sheets.shades`.
         activity: float32 `[N, C]`, the mean of what lies above zero.
         blank: bool `[N, C]`, see `sheets.blank`.
         zeros: float32 `[N]`, the share of zeros.
     """
 
-    sheet: Any
+    tiles: Any
     activity: Any
     blank: Any
     zeros: Any
@@ -52,35 +52,24 @@ class UnitValues(NamedTuple):
 LayerValues = MapValues | UnitValues
 
 
-class Sheets:
-    """Makes the sheets of every layer, inside the graph that runs a batch.
-
-    Args:
-        network: What is looked into.
-        wanted: In which format sheets will be stored, see `ReportOptions.sheets`.
-    """
-
-    def __init__(self, network: Network, wanted: str = "auto") -> None:
-        self.network, self.wanted = network, wanted
-
-    def __call__(self, trace: Trace) -> dict[str, LayerValues]:
-        """All layers of a batch, by name."""
-        return {tap.name: self._layer(tap, tf.cast(trace.outputs[tap.name], tf.float32)) for tap in self.network.taps}
-
-    def _layer(self, tap: Tap, values: tf.Tensor) -> LayerValues:
-        zeros = tf.reduce_mean(tf.cast(values == 0, tf.float32), axis=range(1, values.ndim))
-        if not tap.is_map:
-            return UnitValues(values, zeros)
-        is_blank = blank(values)
-        shown = sheet(levels(values), is_blank, scaled(tap, self.wanted))
-        return MapValues(shown, tf.reduce_mean(tf.nn.relu(values), axis=(1, 2)), is_blank, zeros)
+def layer_values(network: Network, trace: Trace) -> dict[str, LayerValues]:
+    """What all layers gave for a batch, by name; inside the graph that runs it."""
+    return {tap.name: _layer(tap, tf.cast(trace.outputs[tap.name], tf.float32)) for tap in network.taps}
 
 
 def activations(network: Network, images: np.ndarray) -> dict[str, LayerValues]:
     """What every layer of a network makes of images `[N, H, W, C]`, 0 to 255, by name; arrays of NumPy."""
-    sheets = Sheets(network)
-    found: dict[str, LayerValues] = tf.nest.map_structure(lambda t: t.numpy(), network.compiled(lambda x: sheets(network.run(x)))(images))
+    graph = network.compiled(lambda x: layer_values(network, network.run(x)))
+    found: dict[str, LayerValues] = tf.nest.map_structure(lambda t: t.numpy(), graph(images))
     return {tap.name: found[tap.name] for tap in network.taps}
+
+
+def _layer(tap: Tap, values: tf.Tensor) -> LayerValues:
+    zeros = tf.reduce_mean(tf.cast(values == 0, tf.float32), axis=range(1, values.ndim))
+    if not tap.is_map:
+        return UnitValues(values, zeros)
+    tiles = shades(levels(values), scaling(*tap.shape[:2]).shrink)
+    return MapValues(tiles, tf.reduce_mean(tf.nn.relu(values), axis=(1, 2)), blank(values), zeros)
 
 
 def scaled(tap: Tap, wanted: str = "auto") -> Scaling:
@@ -164,7 +153,8 @@ def _drawings(subject: Subject, probes: Any, layers: dict[str, LayerValues]) -> 
             words = f"{tap.name}: {_note(tap, values, n)}"
             if isinstance(values, MapValues):
                 kind = encoding(tap, subject.options.sheets)
-                found.append(Drawing(values.sheet[n], stem, f"{words}; {probe.name}", made_from, kind, SEQUENTIAL))
+                shown = sheet(values.tiles[n], values.blank[n], scaled(tap, subject.options.sheets))
+                found.append(Drawing(shown, stem, f"{words}; {probe.name}", made_from, kind, SEQUENTIAL))
             elif tap.shape[0] > 1:
                 low, high = values.values[n].min(), values.values[n].max()
                 found.append(Drawing(strip(values.values[n]), stem, f"{words} from {low:.3g} to {high:.3g}; {probe.name}", made_from))

@@ -1,12 +1,13 @@
-"""One look at the probes: logits, heatmaps and sheets of every layer, out of one compiled graph."""
+"""One look at the probes: logits, heatmaps and the values of every layer, out of one compiled graph."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
-from service.report.activations import LayerValues, Sheets
+from service.report.activations import LayerValues, layer_values
 from service.report.gradcam import METHODS, Heatmaps, Maps
 from service.report.network import Network
 from service.report.subject import Subject
@@ -45,6 +46,6 @@ def look(subject: Subject) -> Look:
     if not probes:
         return Look(np.zeros((0, network.classes), np.float32), {}, {})
     classes = np.stack([probe.classes for probe in probes])
-    heatmaps = Heatmaps(network, layers, METHODS, classes.shape[1], also=Sheets(network, wanted=subject.options.sheets))
+    heatmaps = Heatmaps(network, layers, METHODS, classes.shape[1], also=partial(layer_values, network))
     seen = heatmaps(np.stack([probe.pixels for probe in probes]), classes)
     return Look(seen.logits, seen.maps, seen.also)

@@ -15,6 +15,7 @@ import runner
 from arena import Contestant
 from table import Field, Goal
 
+LIMIT = "convolutions alone"
 OURS, FAST, TUTORIAL = "ours", "ours, bfloat16", "the tutorials' way"
 TF_KERAS_VIS, XPLIQUE = "tf-keras-vis", "xplique"
 LOSSLESS, JPEG, LOOPS = "ours, PNG", "ours, JPEG", "NumPy loops + matplotlib"
@@ -42,12 +43,13 @@ def of_patterns(photos: Path, scratch: Path, python: str, count: int) -> Field:
     """The field of filter patterns: filters of five layers of VGG16 at 150 x 150, 20 steps each."""
     settings = {"filters": count}
     field = [
+        _entry(LIMIT, "convolved", settings, python),
         _entry(OURS, "climbed", settings, python),
         _entry(FAST, "climbed", settings | {"fast": True}, python),
         _entry(TUTORIAL, "tutorial_climbed", settings, python),
     ]
     goals = (Goal(OURS, OURS, TUTORIAL, 4, f">= 4 x {TUTORIAL}"), Goal(FAST, FAST, TUTORIAL, 7, f">= 7 x {TUTORIAL}"))
-    return Field(field, goals, images=count, note="noise")
+    return Field(field, goals, [LIMIT], images=count, note="noise")
 
 
 def of_grids(photos: Path, scratch: Path, python: str, count: int) -> Field:

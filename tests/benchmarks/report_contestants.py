@@ -146,64 +146,88 @@ def tutorial_climbed(filters: int) -> Rounds:
     yield from rounds(work)
 
 
+def convolved(filters: int) -> Rounds:
+    """What float32 patterns cannot do without: 20 times the convolutions below each layer, to and fro, for all its filters at once."""
+    import keras
+    import tensorflow as tf
+
+    @tf.function
+    def there_and_back(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+        y = tf.nn.conv2d(x, kernel, 1, "SAME")
+        return tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=kernel, out_backprop=y, strides=[1] * 4, padding="SAME")
+
+    found = [layer for layer in network("vgg16 at 150").layers if isinstance(layer, keras.layers.Conv2D)]
+    work = [(tf.random.uniform((filters // len(LAYERS), *layer.input.shape[1:])), layer.kernel.value) for layer in found]
+    depths = [[layer.name for layer in found].index(name) for name in LAYERS]
+    yield from rounds(lambda: [there_and_back(*work[n]) for depth in depths for n in range(depth) for _ in range(20)])
+
+
 def grids(folder: str, out: str, kind: str) -> Rounds:
     """The report's sheets of eight layers, drawn and encoded."""
-    from service.report.activations import Sheets
     from service.report.network import Network
 
     images, looked = pictures(folder, SIZES["small"]), Network(network("small"))
-    graph = looked.compiled(_drawn_in_graph(looked, Sheets(looked, wanted=kind)))
-    yield from rounds(lambda: _encoded(graph(images), kind, Path(out) / "ours"))
+    graph = looked.compiled(lambda images: _shaded(looked, looked.run(images)))
+    yield from rounds(lambda: _album(Path(out) / "ours").add_all(_sheets(looked, graph(images), kind)))
 
 
 def reports(folder: str, out: str) -> Rounds:
     """The report's heatmaps and sheets of every image, traced anew."""
     from service.report import heat
-    from service.report.activations import Sheets
-    from service.report.colours import SEQUENTIAL
     from service.report.gradcam import Heatmaps
     from service.report.network import Network
-    from service.report.pictures import Album, Drawing
 
     images, model = pictures(folder, SIZES["small"]), network("small")
-    classes = answers(model, images)[:, None]
+    classes, layer = answers(model, images)[:, None], last_convolution(model)
 
     def work() -> None:
         looked = Network(model)
-        shown = _drawn_in_graph(looked, Sheets(looked))
-        layer = last_convolution(model)
-        seen = Heatmaps(looked, [layer], also=lambda trace: shown(trace=trace))(images, classes)
+        seen = Heatmaps(looked, [layer], also=lambda trace: _shaded(looked, trace))(images, classes)
         maps_ = [heat.drawing(values[0], images.shape[1:3], "map", "", {}) for values in seen.maps[layer, "gradcam"]]
-        sheets = [Drawing(sheet, "sheet", "", {}, "jpeg", SEQUENTIAL) for layers in seen.also for sheet in layers]
-        _album(Path(out) / "report", Album).add_all(maps_ + sheets)
+        _album(Path(out) / "report").add_all(maps_ + _sheets(looked, seen.also, "jpeg"))
 
     yield from rounds(work)
 
 
-def _drawn_in_graph(looked: Any, sheets: Any) -> Callable[..., Any]:
-    """The sheets of the first eight layers with maps, as a function of images or of a trace."""
-    taps = [tap.name for tap in looked.taps if tap.is_map and tap.kind in ("Conv2D", "MaxPooling2D")][:8]
-
-    def drawn(images: Any = None, trace: Any = None) -> list[Any]:
-        made = sheets(looked.run(images) if trace is None else trace)
-        return [made[name].sheet for name in taps]
-
-    return drawn
+def _first_taps(looked: Any) -> list[Any]:
+    """The first eight layers with maps."""
+    return [tap for tap in looked.taps if tap.is_map and tap.kind in ("Conv2D", "MaxPooling2D")][:8]
 
 
-def _encoded(found: list[Any], kind: str, out: Path) -> None:
+def _shaded(looked: Any, trace: Any) -> list[tuple[Any, Any]]:
+    """Shades of every channel of these layers, and which are blank; inside the graph."""
+    from service.report.activations import layer_values
+
+    made = layer_values(looked, trace)
+    return [(made[tap.name].tiles, made[tap.name].blank) for tap in _first_taps(looked)]
+
+
+def _sheets(looked: Any, found: list[tuple[Any, Any]], kind: str) -> list[Any]:
+    """The sheets of every image and layer, to be encoded."""
+    import numpy as np
+
+    from service.report.activations import scaled
     from service.report.colours import SEQUENTIAL
-    from service.report.pictures import Album, Drawing
+    from service.report.pictures import Drawing
+    from service.report.sheets import sheet
 
-    _album(out, Album).add_all(Drawing(sheet, "sheet", "", {}, kind, SEQUENTIAL) for layer in found for sheet in layer.numpy())
+    pairs = zip(_first_taps(looked), found, strict=True)
+    layers = [(scaled(tap, kind), np.asarray(tiles), np.asarray(blank)) for tap, (tiles, blank) in pairs]
+    return [
+        Drawing(sheet(places, is_blank, factor), "sheet", "", {}, kind, SEQUENTIAL)
+        for factor, tiles, blank in layers
+        for places, is_blank in zip(tiles, blank, strict=True)
+    ]
 
 
-def _album(out: Path, album: Any) -> Any:
+def _album(out: Path) -> Any:
     import shutil
+
+    from service.report.pictures import Album
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    return album(out)
+    return Album(out)
 
 
 def tutorial_grids(folder: str, out: str) -> Rounds:

@@ -11,12 +11,12 @@ import tensorflow as tf
 from PIL import Image
 
 from service.inference import Predictions
-from service.report.activations import MapValues, UnitValues, activations, encoding, part, statistics, strip
+from service.report.activations import MapValues, UnitValues, activations, encoding, part, scaled, statistics, strip
 from service.report.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SEQUENTIAL, VIRIDIS
 from service.report.network import Network, Tap
 from service.report.pictures import Album, Drawing, encoded
 from service.report.probes import asked, choose
-from service.report.sheets import BLOCK, Scaling, blank, grid, levels, mosaic, scaling, sheet
+from service.report.sheets import BLOCK, Scaling, blank, grid, levels, mosaic, scaling, shades, sheet
 from service.report.subject import ReportOptions, Subject
 
 L = keras.layers
@@ -42,21 +42,22 @@ def expected(values: np.ndarray) -> np.ndarray:
 
 def drawn(maps: np.ndarray, scaled: Scaling) -> np.ndarray:
     values = tf.constant(maps, tf.float32)[None]
-    return sheet(levels(values), blank(values), scaled).numpy()[0]
+    return sheet(shades(levels(values), scaled.shrink).numpy()[0], blank(values).numpy()[0], scaled)
 
 
 def test_a_known_convolution_gives_a_known_sheet():
     network = Network(one_convolution())
     maps = activations(network, IMAGE)["convolution"]
+    shown = sheet(maps.tiles[0], maps.blank[0], scaled(network.tap("convolution")))
     image = IMAGE[0, :, :, 0].astype(float)
     wanted = [image[:2, :3], np.zeros((2, 3)), image[:2, 1:], image[1:, :3]]
-    assert maps.sheet.shape == (1, 17, 4 * 25)  # tiles of 16 x 24 pixels, a pixel of frame behind and below each
+    assert shown.shape == (17, 4 * 25)  # tiles of 16 x 24 pixels, a pixel of frame behind and below each
     for channel in (0, 2, 3):
         tile = np.kron(expected(wanted[channel]), np.ones((8, 8)))
-        np.testing.assert_array_equal(maps.sheet[0, :16, 25 * channel : 25 * channel + 24], tile)
-    assert (maps.sheet[0, :16, 25:49] == FLAT_PLACE).all()
-    assert (maps.sheet[0, 16] == FRAME_PLACE).all()
-    assert (maps.sheet[0, :, 24::25] == FRAME_PLACE).all()
+        np.testing.assert_array_equal(shown[:16, 25 * channel : 25 * channel + 24], tile)
+    assert (shown[:16, 25:49] == FLAT_PLACE).all()
+    assert (shown[16] == FRAME_PLACE).all()
+    assert (shown[:, 24::25] == FRAME_PLACE).all()
     np.testing.assert_allclose(maps.activity, [[np.mean(w) for w in wanted]], rtol=1e-6)
     np.testing.assert_array_equal(maps.blank, [[False, True, False, False]])
     assert maps.zeros[0] == pytest.approx(7 / 24)  # the negative, and the black corner of the image
