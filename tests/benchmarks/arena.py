@@ -30,6 +30,7 @@ class Contestant:
         process: Contestants of the same word share a process; by default each has its own.
         python: The interpreter that runs it.
         cores: How many cores it may keep busy; None for all.
+        epochs: How often it goes through the images in a round; seconds count for one.
         drawn: Whether its figure belongs beside the others' in a chart.
     """
 
@@ -39,6 +40,7 @@ class Contestant:
     process: str | None = None
     python: str = sys.executable
     cores: int | None = None
+    epochs: int = 1
     drawn: bool = True
 
 
@@ -133,7 +135,7 @@ def compete(contestants: Sequence[Contestant], rounds: int, log: Path, say: Say)
             say(f"round {number + 1} of {rounds}")
             for contestant in contestants if number % 2 == 0 else reversed(contestants):
                 if outcomes[contestant.name].reason is None:
-                    _round(contestant.name, _process(contestant, processes, log), outcomes[contestant.name])
+                    _round(contestant, _process(contestant, processes, log), outcomes[contestant.name])
     finally:
         for process in processes.values():
             process.close()
@@ -147,15 +149,15 @@ def _process(contestant: Contestant, processes: dict[str, _Process], log: Path) 
     return processes[key]
 
 
-def _round(name: str, process: _Process, outcome: Outcome) -> None:
+def _round(contestant: Contestant, process: _Process, outcome: Outcome) -> None:
     cpu, machine = process.cpu_seconds(), psutil.cpu_times()
-    answer = process.ask({"name": name})
+    answer = process.ask({"name": contestant.name})
     _note(answer, outcome)
     if outcome.reason is None:
         cpu, spent = process.cpu_seconds() - cpu, [now - then for now, then in zip(psutil.cpu_times(), machine, strict=True)]
         busy = sum(spent[:3])  # user, nice, system
-        outcome.seconds.append(answer["seconds"])
-        outcome.cpu.append(cpu)
+        outcome.seconds.append(answer["seconds"] / contestant.epochs)
+        outcome.cpu.append(cpu / contestant.epochs)
         outcome.others.append(max(0.0, busy - cpu) / max(sum(spent[:8]), 1e-9))
 
 

@@ -74,13 +74,22 @@ def _decode_held(part: range) -> None:
         simplejpeg.decode_jpeg(_held[index])
 
 
-def raw_tensorflow(shards: str, threads: int) -> Rounds:
-    """TensorFlow's decoder with the accurate transform and nothing else."""
+def raw_tensorflow(shards: str, batch: int) -> Rounds:
+    """TensorFlow's decoder with the accurate transform and nothing else, in memory that is kept; pixels never reach Python."""
     import numpy as np
     import tensorflow as tf
 
-    images = tf.data.Dataset.from_tensor_slices(np.array(encoded(shards), object))
-    decoded = images.map(lambda image: tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE"), num_parallel_calls=threads)
+    from pipelines.input.memory import keep_freed_memory
+    from pipelines.input.tfdata import AT_WORK, cores
+
+    def height(image: tf.Tensor) -> tf.Tensor:
+        return tf.shape(tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE"))[0]
+
+    keep_freed_memory()
+    images = tf.data.Dataset.from_tensor_slices(np.array(encoded(shards), object)).batch(batch)
+    decoded = images.map(
+        lambda images: tf.map_fn(height, images, fn_output_signature=tf.int32, parallel_iterations=cores()), num_parallel_calls=AT_WORK
+    )
     yield None
     while True:
         for _ in decoded:
@@ -104,8 +113,8 @@ def order_and_reader(shards: str, batch: int) -> Rounds:
         yield None
 
 
-def ours(shards: str, batch: int, augment: dict[str, Any] | None, **data: Any) -> Rounds:
-    """Batches as a training step gets them: float32, augmented on the device where `augment` says how."""
+def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, **data: Any) -> Rounds:
+    """Batches as a training step gets them: float32, augmented on the device where `augment` says how, of so many epochs in a row."""
     if data.get("backend") == "dali":
         import nvidia.dali  # noqa: F401 (the table says so where it is not there)
     import tensorflow as tf
@@ -126,8 +135,8 @@ def ours(shards: str, batch: int, augment: dict[str, Any] | None, **data: Any) -
     epoch = 0
     yield None
     while True:
-        for features in batches.epoch(epoch):
+        for features in batches.epoch(epoch, epochs=epochs):  # a training has one iterator for all of its epochs
             images = step(features)
         float(images[0, 0, 0, 0])  # what runs on a device is done now
-        epoch += 1
+        epoch += epochs
         yield None
