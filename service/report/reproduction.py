@@ -12,7 +12,9 @@ from pathlib import Path
 from pipelines.errors import GlassboxError
 from pipelines.shards.manifest import load_manifest
 from pipelines.storage import write_atomically
+from service.config import RunConfig
 from service.curves import Curve, column
+from service.report.about import flat
 from service.report.page import render
 from service.report.plots import Line, Plot
 from service.report.publish import PAGE
@@ -61,6 +63,7 @@ class Experiment:
         runs: With other seeds each; not all need be finished.
         why_not: Why there are none.
         history: The published curves, where they are at hand.
+        departures: See `departures`.
     """
 
     preset: str
@@ -68,6 +71,7 @@ class Experiment:
     runs: tuple[Run, ...] = ()
     why_not: str = ""
     history: History = ()
+    departures: tuple[str, ...] = ()
 
     @property
     def finished(self) -> list[Run]:
@@ -113,6 +117,13 @@ class Outcome:
         if abs(self.difference) <= TWO * self.error:
             return "within two standard errors"
         return "better" if self.difference > 0 else "below"
+
+
+def departures(run: Run, config: RunConfig) -> tuple[str, ...]:
+    """Settings of a run in which it departs from its preset, as on the command line; where its data lie and its seed do not count."""
+    preset = dict(flat(config.model_dump(mode="json")))
+    own = flat({key: value for key, value in run.config().items() if key not in ("preset", "shards", "seed", "weights")})
+    return tuple(f"{key}={value}" for key, value in own if preset.get(key) != value)
 
 
 def end_of(history: History) -> float:

@@ -20,7 +20,7 @@ from pipelines.sources import open_source  # noqa: E402
 from pipelines.spec import ShardSpec  # noqa: E402
 from service.config import load_config, preset_comment, preset_names, read_preset  # noqa: E402
 from service.diagnose import read_histories  # noqa: E402
-from service.report.reproduction import Experiment, published_in, table, write_reproduction  # noqa: E402
+from service.report.reproduction import Experiment, departures, published_in, table, write_reproduction  # noqa: E402
 from service.runs import Run  # noqa: E402
 from service.training.launch import resume, train  # noqa: E402
 
@@ -96,7 +96,9 @@ def gathered(options: argparse.Namespace) -> list[Experiment]:
         begun = tuple(run for run in runs if run.metrics())
         why = missing(preset, options) or "not begun"
         if published:
-            found.append(Experiment(preset, published, begun, why, histories.get(HISTORIES.get(preset, ""), ())))
+            config = load_config(preset, options.out)
+            others = tuple(dict.fromkeys(word for run in begun for word in departures(run, config)))
+            found.append(Experiment(preset, published, begun, why, histories.get(HISTORIES.get(preset, ""), ()), others))
     return found
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from shard_samples import record, write_shards
 
-from service.config import preset_comment, preset_names
-from service.report.reproduction import Experiment, Published, end_of, outcome, plots, published_in, table, write_reproduction
+from service.config import load_config, preset_comment, preset_names
+from service.report.reproduction import Experiment, Published, departures, end_of, outcome, plots, published_in, table, write_reproduction
 from service.runs import Run
 
 
@@ -104,3 +104,17 @@ def test_the_page_says_what_was_run_and_what_not(tmp_path: Path, shards: Path) -
     assert "not finished: epoch 2 of 30" in told[4]
     assert write_reproduction(tmp_path / "page", experiments[:1], "").read_text().count("No run falls more than") == 1
     assert "Nothing has been run" in write_reproduction(tmp_path / "page", experiments[3:], "").read_text()
+
+
+def test_a_run_that_departs_from_its_preset_says_in_what(tmp_path: Path) -> None:
+    config = load_config("mnist_cnn", tmp_path, [])
+    other = load_config("mnist_cnn", tmp_path / "elsewhere", ["precision=mixed_bfloat16", "optimizer.learning_rate=0.5", "seed=7"])
+    runs = [Run(tmp_path / name) for name in ("same", "other")]
+    for run, its in zip(runs, (config, other), strict=True):
+        run.create(its.model_dump(mode="json"))
+        run.write_metrics([{"epoch": 1, "val_accuracy": 0.5}])
+    assert departures(runs[0], config) == ()
+    found = departures(runs[1], config)
+    assert sorted(found) == ["optimizer.learning_rate=0.5", "precision=mixed_bfloat16"]
+    page = write_reproduction(tmp_path / "page", [Experiment("mnist_cnn", Published(0.9, 5, 100), (runs[1],), departures=found)], "")
+    assert "precision=mixed_bfloat16." in page.read_text()
