@@ -36,7 +36,8 @@ def contestants(photos: Path, shards: Path, torch_python: str | None) -> list[Co
     return [
         Contestant(LIMITS[0], "input_ours:raw_threads", raw),
         Contestant(LIMITS[1], "input_ours:raw_processes", raw),
-        Contestant("raw: tf.io.decode_jpeg", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH}),
+        Contestant("raw: TensorFlow's decoder", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH}),
+        Contestant("raw: the same, and resizing", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH, "size": SIZE}),
         Contestant(READER, "input_ours:order_and_reader", {"shards": str(shards), "batch": BATCH}, cores=1, drawn=False),
         Contestant(EXACT, "input_ours:ours", ours, epochs=EPOCHS),
         Contestant(FAST, "input_ours:ours", ours | {"decode": "fast"}, epochs=EPOCHS),

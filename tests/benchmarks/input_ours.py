@@ -74,25 +74,29 @@ def _decode_held(part: range) -> None:
         simplejpeg.decode_jpeg(_held[index])
 
 
-def raw_tensorflow(shards: str, batch: int) -> Rounds:
-    """TensorFlow's decoder with the accurate transform and nothing else, in memory that is kept; pixels never reach Python."""
+def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
+    """TensorFlow's decoder with the accurate transform, with a size its resizing too, and nothing else; in memory that is kept."""
     import numpy as np
     import tensorflow as tf
 
     from pipelines.input.memory import keep_freed_memory
-    from pipelines.input.tfdata import AT_WORK, cores
+    from pipelines.input.tfdata import AT_WORK, PREFETCH, cores, decode
+    from pipelines.spec import DataSpec
 
-    def height(image: tf.Tensor) -> tf.Tensor:
-        return tf.shape(tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE"))[0]
+    def decoded(image: tf.Tensor) -> tf.Tensor:
+        if size:
+            return decode(image, DataSpec(image_size=(size, size)))
+        return tf.shape(tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE"))[0]  # the pixels never reach Python
 
     keep_freed_memory()
+    shape = tf.TensorSpec((size, size, 3), tf.uint8) if size else tf.TensorSpec((), tf.int32)
     images = tf.data.Dataset.from_tensor_slices(np.array(encoded(shards), object)).batch(batch)
-    decoded = images.map(
-        lambda images: tf.map_fn(height, images, fn_output_signature=tf.int32, parallel_iterations=cores()), num_parallel_calls=AT_WORK
+    batches = images.map(
+        lambda images: tf.map_fn(decoded, images, fn_output_signature=shape, parallel_iterations=cores()), num_parallel_calls=AT_WORK
     )
     yield None
     while True:
-        for _ in decoded:
+        for _ in batches.prefetch(PREFETCH):
             pass
         yield None
 
