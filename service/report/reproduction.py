@@ -120,7 +120,7 @@ class Outcome:
 
 
 def departures(run: Run, config: RunConfig) -> tuple[str, ...]:
-    """Settings of a run in which it departs from its preset, as on the command line; where its data lie and its seed do not count."""
+    """Settings of a run in which it departs from its preset, as on the command line; seed, data and weights do not count."""
     preset = dict(flat(config.model_dump(mode="json")))
     own = flat({key: value for key, value in run.config().items() if key not in ("preset", "shards", "seed", "weights")})
     return tuple(f"{key}={value}" for key, value in own if preset.get(key) != value)

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from pipelines.input.batches import Batches
 from pipelines.input.order import per_worker
+from pipelines.input.tfdata import cores
 from pipelines.records import Batch
 
 COLLECTIVE_SECONDS = 120.0  # that a sum over the workers may take before it is an error; without a limit it hangs for ever
@@ -39,13 +40,17 @@ class Place:
 ALONE = Place()
 
 
-def use_cores(count: int) -> None:
-    """Limits the threads of this process; before TensorFlow computes anything.
+def use_cores(count: int | None = None) -> None:
+    """Limits the threads of this process to its share of the cores; before TensorFlow computes anything.
 
     Two at least run operations side by side: on one alone a step would run while the next batch is asked for, and pass for waiting.
+
+    Args:
+        count: How many; None for all, or for as many as TensorFlow's own variables say.
     """
-    tf.config.threading.set_intra_op_parallelism_threads(count)
-    tf.config.threading.set_inter_op_parallelism_threads(max(count, 2))
+    if count is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(count)
+    tf.config.threading.set_inter_op_parallelism_threads(max(count or cores(), 2))
 
 
 def choose_strategy(global_batch: int, place: Place = ALONE) -> tf.distribute.Strategy:

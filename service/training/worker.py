@@ -21,7 +21,6 @@ def train_worker(settings: dict[str, Any]) -> None:
     os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project is Keras 3
     import ray.train
 
-    from pipelines.input.tfdata import cores
     from service.config import RunConfig
     from service.runs import Run
     from service.training.loop import fit
@@ -32,7 +31,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     run = Run(settings["out"])
     if not run.config_path.is_file():
         raise ConfigError("a run directory that every node sees", f"out={run.path} (not on {platform.node()})", "choose shared storage")
-    use_cores(settings["cpus"] if place.workers > 1 else cores())
+    use_cores(settings["cpus"] if place.workers > 1 else None)  # several would each take all of them
     if place.writes:
         timings = {"workers": began - settings["launched"], "imports": time.time() - began}
         run.update_status(timings=run.status().get("timings", {}) | timings)

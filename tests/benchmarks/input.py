@@ -31,20 +31,24 @@ PLAIN = {"cache": "none", "backend": "tfdata", "image_size": (SIZE, SIZE)}
 def contestants(photos: Path, shards: Path, torch_python: str | None) -> list[Contestant]:
     """Everybody, in the order of the table."""
     raw = {"shards": str(shards), "threads": CORES}
-    ours = {"shards": str(shards), "batch": BATCH, "augment": AUGMENTATION, "epochs": EPOCHS, **PLAIN}
     peer = {"folder": str(photos), "batch": BATCH, "size": SIZE}
+
+    def ours(name: str, **changes: Any) -> Contestant:
+        settings = {"shards": str(shards), "batch": BATCH, "augment": AUGMENTATION, "epochs": EPOCHS, **PLAIN, **changes}
+        return Contestant(name, "input_ours:ours", settings, epochs=EPOCHS)
+
     return [
         Contestant(LIMITS[0], "input_ours:raw_threads", raw),
         Contestant(LIMITS[1], "input_ours:raw_processes", raw),
         Contestant("raw: TensorFlow's decoder", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH}),
         Contestant("raw: the same, and resizing", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH, "size": SIZE}),
         Contestant(READER, "input_ours:order_and_reader", {"shards": str(shards), "batch": BATCH}, cores=1, drawn=False),
-        Contestant(EXACT, "input_ours:ours", ours, epochs=EPOCHS),
-        Contestant(FAST, "input_ours:ours", ours | {"decode": "fast"}, epochs=EPOCHS),
-        Contestant("ours: exact, not augmented", "input_ours:ours", ours | {"augment": None}, epochs=EPOCHS),
-        Contestant(HOST, "input_ours:ours", ours | {"cache": "host"}, epochs=EPOCHS),
-        Contestant("ours: cached in device memory", "input_ours:ours", ours | {"cache": "device"}, epochs=EPOCHS),
-        Contestant("ours: exact, DALI on the CPU", "input_ours:ours", ours | {"backend": "dali"}, epochs=EPOCHS),
+        ours(EXACT),
+        ours(FAST, decode="fast"),
+        ours("ours: exact, not augmented", augment=None),
+        ours(HOST, cache="host"),
+        ours("ours: cached in device memory", cache="device"),
+        ours("ours: exact, DALI on the CPU", backend="dali"),
         Contestant(GENERATOR, "input_peers:generator", peer),
         Contestant(LAYERS, "input_peers:keras_layers", peer),
         Contestant(PROJECTIVE, "input_peers:projective_transform", peer),

@@ -47,7 +47,7 @@ from service.config import RunConfig
 from service.runs import Run
 from service.training.loop import fit
 from service.training.strategy import use_cores
-use_cores(1)
+use_cores()
 run = Run(sys.argv[1])
 fit(RunConfig.model_validate(run.config()), run)
 """
