@@ -47,7 +47,7 @@ class RunConfig(Spec):
         label_smoothing: Share of every label that is spread evenly over all classes.
         class_weights: Factors on the loss by class name, or `balanced`: all classes weigh the same; None for none.
         accumulate: Batches whose gradients make one update.
-        ema: Decay per update of the moving average of the weights, which is then what is evaluated and saved; None for none.
+        ema: Decay per update of the moving average of the weights, smaller at first, which is then what is evaluated and saved; None for none.
         early_stopping: When to end before the last epoch, judged from the start of the last stage; None for never.
         evaluate_every: Epochs from one evaluation to the next.
         seed: Decides the initial weights, the order, the augmentation and the dropout.

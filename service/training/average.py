@@ -9,13 +9,20 @@ import keras
 import tensorflow as tf
 
 
+def kept(made: tf.Tensor, decay: float) -> tf.Tensor:
+    """Share of the average that an update keeps: (1 + n) / (10 + n) after n updates, and never more than `decay`; float32 scalar."""
+    made = tf.cast(made, tf.float32)
+    return tf.minimum((1 + made) / (10 + made), decay)
+
+
 class WeightAverage:
     """An exponential moving average of weights, started at their first values. Build it inside the strategy's scope.
 
     Args:
         strategy: Of the training.
         weights: What is averaged.
-        decay: Share of the average that an update keeps, in (0, 1).
+        decay: Share of the average that an update keeps in the long run, in (0, 1). Early ones keep less, `kept`, or the first
+            weights, of which nothing is known yet, would stay in the average of a short training.
     """
 
     def __init__(self, strategy: tf.distribute.Strategy, weights: list[keras.Variable], decay: float) -> None:
@@ -25,10 +32,15 @@ class WeightAverage:
             for w in self._weights
         ]
 
-    def update(self) -> None:
-        """Takes the weights as they are now into the average. Outside of the replicas, in a graph or not."""
+    def update(self, made: tf.Tensor) -> None:
+        """Takes the weights as they are now into the average. Outside of the replicas, in a graph or not.
+
+        Args:
+            made: Number of updates of the weights since the average began, with the last one; int64 scalar.
+        """
+        taken = 1 - kept(made, self._decay)
         for average, weight in zip(self.variables, self._weights, strict=True):
-            self._strategy.extended.update(average, lambda a, w: a.assign_sub((1 - self._decay) * (a - w)), args=(weight,))
+            self._strategy.extended.update(average, lambda a, w: a.assign_sub(taken * (a - w)), args=(weight,))
 
     def restart(self) -> None:
         """Begins again at the weights as they are now."""

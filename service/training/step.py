@@ -250,7 +250,7 @@ class Steps:
         self._optimizer.learning_rate.assign(rate)
         self._strategy.run(lambda gradients: self._optimizer.apply(gradients, self._weights), (gradients,))
         if self.average:
-            self.average.update()
+            self.average.update(self._optimizer.iterations.value)
 
     def _reduced(self, sums: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
         """The mean gradient over the examples of all replicas, clipped, and its norm before that."""

@@ -63,14 +63,14 @@ def learned(
         rates: Of each.
         momentum: Of the velocity.
         clip: Largest norm of a gradient.
-        ema: Decay of the average.
+        ema: Decay of the average, after a start at which n updates keep (1 + n) / (10 + n).
 
     Returns:
         The weights, of which the last is the bias, and their average.
     """
     size = updates[0][0]["image"].shape[2] + 1
     weights, velocity, average = np.zeros(size), np.zeros(size), np.zeros(size)
-    for batches, rate in zip(updates, rates, strict=True):
+    for made, (batches, rate) in enumerate(zip(updates, rates, strict=True), start=1):
         sums, total = np.zeros(size), 0.0
         for batch in batches:
             images = np.c_[batch["image"].numpy()[:, 0, :, 0], np.ones(len(batch["label"]))]
@@ -80,5 +80,6 @@ def learned(
         gradient *= min(1.0, clip / np.linalg.norm(gradient))
         velocity = momentum * velocity - rate * gradient
         weights = weights + velocity
-        average = ema * average + (1 - ema) * weights
+        share = min(ema, (1 + made) / (10 + made))
+        average = share * average + (1 - share) * weights
     return weights, average

@@ -54,10 +54,10 @@ def test_one_update_is_the_mean_gradient_over_the_examples_that_count() -> None:
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("way", WAYS)
 def test_updates_follow_the_closed_form(way: str, one_by_one: bool) -> None:
-    net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.75, **WAYS[way])
+    net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.3, **WAYS[way])
     batches = some_batches(5)
     assert run(steps, batches, one_by_one) == [(None, 0)] * (5 if one_by_one else 2)
-    weights, average = learned([[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9, clip=0.3, ema=0.75)
+    weights, average = learned([[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9, clip=0.3, ema=0.3)
     unclipped, _ = learned([[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9)
     assert np.abs(weights - unclipped).max() > 0.1
     np.testing.assert_allclose(flat(net), weights, rtol=1e-5)
@@ -80,13 +80,13 @@ def test_some_batches_make_one_update_and_what_is_left_another(one_by_one: bool)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("way", WAYS)
 def test_an_update_that_is_not_finite_changes_nothing(way: str, accumulate: int, one_by_one: bool) -> None:
-    net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.75, accumulate=accumulate, **WAYS[way])
+    net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.3, accumulate=accumulate, **WAYS[way])
     batches = some_batches(4 * accumulate)
     batches[accumulate]["image"] += np.float32([np.nan, 0, 0, 0])[:, None, None, None]  # one image, in the second update
     found = run(steps, batches, one_by_one, every=accumulate)
     assert found == ([(None, 0), (1, 1), (None, 0), (None, 0)] if one_by_one else [(1, 1), (None, 0)])
     updates = [batches[n * accumulate : (n + 1) * accumulate] for n in (0, 2, 3)]
-    weights, average = learned(updates, [RATES[n] for n in (0, 2, 3)], momentum=0.9, clip=0.3, ema=0.75)
+    weights, average = learned(updates, [RATES[n] for n in (0, 2, 3)], momentum=0.9, clip=0.3, ema=0.3)
     np.testing.assert_allclose(flat(net), weights, rtol=1e-5)
     np.testing.assert_allclose(np.concatenate([v.numpy().ravel() for v in steps.average.variables]), average, rtol=1e-5)
     assert int(steps._optimizer.iterations.numpy()) == 3
