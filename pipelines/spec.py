@@ -90,6 +90,9 @@ class AugmentSpec(Spec):
         erase: Probability that a box of an image is blotted out (random erasing).
         mixup: Parameter of the Beta distribution of the blend of two images; 0 for none.
         cutmix: Parameter of the Beta distribution of the area that a box of another image covers; 0 for none.
+        size: Height and width in pixels of what all this makes, so of the images that are learned from; None for those of `image_size`.
+            Crops enlarge what they show, so a network that learned from smaller ones sees objects of the same size in whole images
+            (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
     """
 
     rotation: Annotated[float, Field(ge=0.0, le=180.0, strict=True)] = 0.0
@@ -109,6 +112,7 @@ class AugmentSpec(Spec):
     erase: Share = 0.0
     mixup: Share = 0.0
     cutmix: Share = 0.0
+    size: tuple[Positive, Positive] | None = None
 
 
 def check(spec: type[S], settings: dict[str, Any], where: str) -> S:

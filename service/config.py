@@ -47,7 +47,7 @@ class RunConfig(Spec):
         label_smoothing: Share of every label that is spread evenly over all classes.
         class_weights: Factors on the loss by class name, or `balanced`: all classes weigh the same; None for none.
         accumulate: Batches whose gradients make one update.
-        ema: Decay per update of the moving average of the weights, smaller at first, which is then what is evaluated and saved; None for none.
+        ema: Decay per update of the moving average of the weights, less at first; what is evaluated and saved has those. None for none.
         early_stopping: When to end before the last epoch, judged from the start of the last stage; None for never.
         evaluate_every: Epochs from one evaluation to the next.
         seed: Decides the initial weights, the order, the augmentation and the dropout.
@@ -55,6 +55,8 @@ class RunConfig(Spec):
         xla: Compile forward and backward; `auto` does where there is a GPU.
         batch_norm: Moving statistics of several replicas are `averaged` before they are used, or each batch is normalised over all
             of them (`synchronized`, not with XLA).
+        precise_batch_norm: Training images over which the statistics are measured anew for every evaluation, as they are evaluated; what
+            is evaluated and saved then has those. None for the moving statistics of training.
         steps_per_call: Updates in one call of the compiled graph; `auto` fits them to a quarter of a second.
         on_nan: What a gradient that is not finite does: `stop` the run, or `skip` the update, everywhere alike.
         keep_checkpoints: How many of the newest checkpoints stay, beside that of the best epoch.
@@ -84,6 +86,7 @@ class RunConfig(Spec):
     precision: Literal["float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     xla: Literal["auto", "on", "off"] = "auto"
     batch_norm: Literal["averaged", "synchronized"] = "averaged"
+    precise_batch_norm: Positive | None = None
     steps_per_call: Literal["auto"] | Positive = "auto"
     on_nan: Literal["stop", "skip"] = "stop"
     keep_checkpoints: Positive = 2

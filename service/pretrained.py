@@ -59,20 +59,21 @@ def check_origin(model: str, weights: str) -> None:
         raise ConfigError(f"a file of weights for {model}, {' or '.join(wanted)}", f"weights={weights}", "name a model.keras")
 
 
-def check_images(model: str, shape: tuple[int, int, int]) -> None:
+def check_images(model: str, shape: tuple[int, int, int], key: str = "data.image_size") -> None:
     """Refuses images that a base cannot take.
 
     Args:
         model: Name of the model.
         shape: Height, width and channels.
+        key: The setting that height and width come from.
 
     Raises:
         ConfigError: They are too small, or have one channel.
     """
     base = BASES.get(model)
     if base and min(shape[:2]) < base.smallest:
-        size, fix = "x".join(map(str, shape[:2])), f"set data.image_size=[{base.smallest},{base.smallest}] or more"
-        raise ConfigError(f"images of {base.smallest}x{base.smallest} or larger for {model}", f"data.image_size={size}", fix)
+        size, fix = "x".join(map(str, shape[:2])), f"set {key}=[{base.smallest},{base.smallest}] or more"
+        raise ConfigError(f"images of {base.smallest}x{base.smallest} or larger for {model}", f"{key}={size}", fix)
     if base and shape[2] != 3:
         raise ConfigError(f"images in colour for {model}", f"data.channels={shape[2]}", "set data.channels=3")
 

@@ -46,6 +46,13 @@ def two_layers(task: Task) -> keras.Model:
     return keras.Model(image, head(x, task.classes))
 
 
+def pooled(task: Task) -> keras.Model:
+    """A convolution and its mean over the image, whatever its size."""
+    image, x = _pixels(task)
+    x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="hidden")(x)
+    return keras.Model(image, head(layers.GlobalAveragePooling2D()(x), task.classes))
+
+
 @keras.saving.register_keras_serializable("tests")
 class Fragile(layers.Layer):
     """Answers an image that is white all over with what is not a number."""
@@ -63,7 +70,7 @@ def fragile(task: Task) -> keras.Model:
 
 
 TINY: dict[str, Callable[[Task], keras.Model]] = {
-    f"tiny_{build.__name__}": build for build in (replicas, normalized, forgetful, two_layers, fragile)
+    f"tiny_{build.__name__}": build for build in (replicas, normalized, forgetful, two_layers, fragile, pooled)
 }
 
 

@@ -18,16 +18,16 @@ def augmented(batch: Any, spec: AugmentSpec | None = None) -> tuple[tf.Tensor, t
     Args:
         batch: `image` uint8 `[B, H, W, C]`, and of `affine`, `colour`, `erase`, `mix`, `cut` those that were drawn
             (see `pipelines.records.Batch`). With `mix` or `cut`, B is even.
-        spec: What lies beyond the edge, and in erased boxes.
+        spec: What lies beyond the edge, and in erased boxes; and the size of what comes out.
 
     Returns:
-        The images, float32 `[B, H, W, C]` in 0 to 255, not rounded; and, where images are mixed, the share of
+        The images, float32 `[B, H, W, C]` in 0 to 255, not rounded, or of `spec.size`; and, where images are mixed, the share of
         each image itself in what it became, float32 `[B]`. The rest is its neighbour's (see `neighbours`).
     """
     spec = spec or AugmentSpec()
     images = batch["image"]
     if "affine" in batch:
-        images = warp(images, batch["affine"], spec.fill, spec.fill_value)
+        images = warp(images, batch["affine"], spec.fill, spec.fill_value, spec.size)
     changes = {name: batch[name] for name in ("colour", "erase", "mix", "cut") if name in batch}
     if not changes:
         return tf.cast(images, tf.float32), None
@@ -40,7 +40,9 @@ def neighbours(values: tf.Tensor) -> tf.Tensor:
     return tf.reshape(tf.reverse(pairs, [1]), [-1, *values.shape[1:]])
 
 
-def warp(images: tf.Tensor, affine: tf.Tensor, fill: str = "nearest", fill_value: float = 0.0) -> tf.Tensor:
+def warp(
+    images: tf.Tensor, affine: tf.Tensor, fill: str = "nearest", fill_value: float = 0.0, size: tuple[int, int] | None = None
+) -> tf.Tensor:
     """Warps every image of a batch by its own affine matrix, bilinearly. The identity changes no bit.
 
     Beyond the edge lies, in the names of SciPy's modes: with `nearest` the nearest pixel (`nearest`), with
@@ -55,13 +57,15 @@ def warp(images: tf.Tensor, affine: tf.Tensor, fill: str = "nearest", fill_value
         affine: float32 `[B, 2, 3]`, output to input in the unit square (see `pipelines.augment.geometry`).
         fill: What lies beyond the edge.
         fill_value: The value of every channel there, with `constant`.
+        size: Height and width of the result; None for those of the input.
 
     Returns:
-        float32 `[B, H, W, C]` on the scale of the input, not rounded.
+        float32 `[B, *size, C]` on the scale of the input, not rounded.
     """
+    size = size or (images.shape[1], images.shape[2])
     if images.dtype == tf.uint8 and images.shape[-1] == len(BITS):
         images = _packed(images)
-    return _warped(images, affine, fill, fill_value)
+    return _warped(images, affine, fill, fill_value, size)
 
 
 @tf.function(jit_compile=True)
@@ -72,10 +76,10 @@ def _packed(images: tf.Tensor) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def _warped(images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float) -> tf.Tensor:
+def _warped(images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float, size: tuple[int, int]) -> tf.Tensor:
     """See `warp`; takes packed pixels as well, int32 `[B, H, W]`."""
     height, width = images.shape[1:3]
-    x, y = _sources(affine, height, width)  # [B, H, W] in pixels, 0 is the centre of the first
+    x, y = _sources(affine, height, width, size)  # [B, *size] in pixels, 0 is the centre of the first
     x0, y0 = tf.floor(x), tf.floor(y)
     right, below = (x - x0)[..., None], (y - y0)[..., None]  # the shares of the pixels to the right and below
     x0, y0 = tf.cast(x0, tf.int32), tf.cast(y0, tf.int32)
@@ -96,14 +100,14 @@ def _warped(images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float) 
     return upper * (1 - below) + lower * below
 
 
-def _sources(affine: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Where every output pixel comes from, `[B, H, W]` each.
+def _sources(affine: tf.Tensor, height: int, width: int, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+    """Where in an input of `height` and `width` every pixel of an output of `size` comes from, `[B, *size]` each.
 
     The unit square is scaled to pixels before anything is multiplied, so that the identity, flips and whole
     shifts land on pixel centres exactly and blend nothing.
     """
-    columns = tf.range(width, dtype=tf.float32) + 0.5
-    rows = (tf.range(height, dtype=tf.float32) + 0.5)[:, None]
+    columns = (tf.range(size[1], dtype=tf.float32) + 0.5) * (width / size[1])  # in pixels of the input
+    rows = ((tf.range(size[0], dtype=tf.float32) + 0.5) * (height / size[0]))[:, None]
     a, b, c, d, e, f = (affine[:, i, j, None, None] for i in (0, 1) for j in (0, 1, 2))
     x = _rounded(a * columns) + _rounded(b * (width / height) * rows) + _rounded(c * width) - 0.5
     y = _rounded(d * (height / width) * columns) + _rounded(e * rows) + _rounded(f * height) - 0.5

@@ -47,8 +47,8 @@ class AffineParameters(NamedTuple):
 
 
 def moves(spec: AugmentSpec) -> bool:
-    """Whether any of these changes is on."""
-    return any((spec.rotation, spec.shift, spec.shear, spec.zoom, spec.flip, spec.flip_vertical, spec.crop))
+    """Whether any of these changes is on, a change of the size among them."""
+    return any((spec.rotation, spec.shift, spec.shear, spec.zoom, spec.flip, spec.flip_vertical, spec.crop, spec.size))
 
 
 def affine_parameters(spec: AugmentSpec, numbers: Floats, rows: ArrayLike, aspect: float = 1.0) -> AffineParameters:

@@ -42,6 +42,7 @@ class Batches:
         cache: Memory that decoded images may take, as `data.cache` says; None for a split that is read once: it caches nothing.
 
     Attributes:
+        global_batch: Examples per step over all workers.
         rows: Number of examples.
         labels: int32 `[rows]`.
         steps: Steps per epoch.
@@ -70,7 +71,7 @@ class Batches:
         if seed is not None:
             check_seed(seed)
         self._reader = ShardReader(shards, split)
-        self._data, self._global_batch, self._seed, self._augment = data, global_batch, seed, augment
+        self._data, self.global_batch, self._seed, self._augment = data, global_batch, seed, augment
         self.manifest = self._reader.manifest
         self.classes, self.rows, self.labels = self.manifest.classes, self._reader.rows, self._reader.labels
         self.steps = steps_per_epoch(self.rows, global_batch)
@@ -117,7 +118,7 @@ class Batches:
             ConfigError: The batch cannot be shared out evenly, or what is to decode cannot.
             DataError: A cache is filled, and an image cannot be read.
         """
-        batch = per_worker(self._global_batch, workers * replicas)
+        batch = per_worker(self.global_batch, workers * replicas)
         if self._augment is not None:
             check_batch(self._augment, batch)
         self.prepare()
@@ -137,7 +138,7 @@ class Batches:
 
     def rows_of(self, epoch: int, step: int) -> Rows:
         """The rows of a global batch, int64 `[global_batch]`, -1 where it is padding."""
-        return global_batch_rows(self._order(epoch), step, self._global_batch)
+        return global_batch_rows(self._order(epoch), step, self.global_batch)
 
     def attach(self, batch: Batch) -> Batch:
         """Adds the images to a batch whose images lie on the devices; any other stays as it is. Call it in the step of a replica."""
@@ -172,10 +173,10 @@ class Batches:
     def _places(self, epoch: int, steps: range, worker: int, workers: int) -> Iterator[tuple[Rows, Record]]:
         """This worker's rows of some steps at a time, and what is drawn for them."""
         order = self._order(epoch)
-        at_once = max(1, DRAW_ROWS * workers // self._global_batch)
+        at_once = max(1, DRAW_ROWS * workers // self.global_batch)
         for start in range(steps.start, steps.stop, at_once):
             block = range(start, min(start + at_once, steps.stop))
-            rows = np.concatenate([worker_slice(global_batch_rows(order, step, self._global_batch), worker, workers) for step in block])
+            rows = np.concatenate([worker_slice(global_batch_rows(order, step, self.global_batch), worker, workers) for step in block])
             yield rows, {} if self._augment is None or self._seed is None else draw(self._augment, self._seed, epoch, rows, self._data)
 
     def _labelled(self, rows: Rows) -> Record:

@@ -82,3 +82,21 @@ def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
 def logits_of(model: keras.Model) -> keras.Model:
     """The same network, weights shared, ending before its `probabilities` layer."""
     return keras.Model(model.input, model.get_layer("logits").output, name=f"{model.name}_logits")
+
+
+def resized(net: keras.Model, size: tuple[int, int]) -> keras.Model:
+    """The same network, weights shared, for images of another size.
+
+    Args:
+        net: From images `[B, H, W, C]`.
+        size: Height and width.
+
+    Raises:
+        ConfigError: Its layers fit one size only.
+    """
+    image = keras.Input((*size, net.input.shape[-1]), name=net.input.name)
+    try:
+        return keras.models.clone_model(net, image, clone_function=lambda layer: layer)
+    except ValueError:
+        fix = "leave it out, or choose a model that pools over the whole image, not one that flattens it"
+        raise ConfigError("a model that takes images of any size", f"augment.size={list(size)}", fix) from None

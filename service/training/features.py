@@ -13,7 +13,7 @@ from pipelines.input.batches import Batches
 from pipelines.input.cache import Cache, Tier
 from pipelines.records import Batch
 from service.config import RunConfig
-from service.models import logits_of
+from service.models import logits_of, resized
 from service.training.step import Attach
 
 BATCH = 64
@@ -25,6 +25,7 @@ class Views:
 
     Attributes:
         net: To logits, from images or features.
+        learning: The same for images of the size that training sees.
         train: Adds those to a batch of the training split.
         validation: The same for the validation split, where there is one.
         tier: Where features are kept, or why not; None where there is nothing to keep.
@@ -32,6 +33,7 @@ class Views:
     """
 
     net: keras.Model
+    learning: keras.Model
     train: Attach
     validation: Attach | None
     tier: Tier | None = None
@@ -69,7 +71,9 @@ class Gallery:
     def views(self, model: keras.Model) -> Views:
         """What to run of a model, which of whose layers are trainable has been settled; `Views.prepared` before it runs."""
         if self._whole is None:
-            self._whole = Views(logits_of(model), self._train.attach, self._validation.attach if self._validation else None)
+            net, size = logits_of(model), self._config.augment.size if self._config.augment else None
+            learning = resized(net, size) if size else net
+            self._whole = Views(net, learning, self._train.attach, self._validation.attach if self._validation else None)
         cut = None if self._config.augment or self._config.data.cache == "none" else frozen_front(model)
         if cut is None:
             return self._whole
@@ -81,7 +85,7 @@ class Gallery:
             return replace(self._whole, tier=tier)
         front, rest = keras.Model(model.input, cut, name="front"), keras.Model(cut, model.get_layer("logits").output, name="rest")
         tables = [self._features(front, split, tier) for split in ("train", *(["validation"] if self._validation else []))]
-        return Views(rest, tables[0].attach, tables[1].attach if self._validation else None, tier, tuple(tables))
+        return Views(rest, rest, tables[0].attach, tables[1].attach if self._validation else None, tier, tuple(tables))
 
     def _features(self, front: keras.Model, split: str, tier: Tier) -> Features:
         return Features(front, Batches(self._config.shards, split, self._config.data, BATCH), on_device=tier.name == "device")

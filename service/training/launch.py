@@ -63,6 +63,8 @@ def check_beginning(config: RunConfig) -> None:
     load_manifest(config.shards)
     check_origin(config.model, config.weights)
     check_images(config.model, (*config.data.image_size, config.data.channels))
+    if config.augment and config.augment.size:
+        check_images(config.model, (*config.augment.size, config.data.channels), "augment.size")
     if config.weights == IMAGENET and not cached(config.model).is_file():
         from service.models.weights import fetch
 

@@ -22,6 +22,7 @@ from service.recipe import class_weight_table
 from service.training.features import Gallery, Views
 from service.training.optimizers import check_no_decay, make_optimizer, trainable_variables
 from service.training.schedule import run_rates, stages_of, updates_per_epoch
+from service.training.statistics import normalizing
 from service.training.step import StepOptions, Steps
 
 
@@ -82,9 +83,8 @@ def build_network(config: RunConfig, strategy: tf.distribute.Strategy, train: Ba
         if use_xla(config.xla):
             fix = "use xla=off, or batch_norm=averaged"
             raise ConfigError("batch normalization that XLA can compile", "batch_norm=synchronized with XLA", fix)
-        for layer in model._flatten_layers():
-            if isinstance(layer, keras.layers.BatchNormalization):
-                layer.synchronized = True
+        for layer in normalizing(model):
+            layer.synchronized = True
     return model
 
 
@@ -112,7 +112,7 @@ def build_learner(config: RunConfig, train: Batches, model: keras.Model, gallery
     check_no_decay(config.optimizer, model)
     with strategy.scope():
         optimizer = make_optimizer(config.optimizer, weights)
-        return Learner(strategy, model, optimizer, Steps(views.net, optimizer, weights, rates, strategy, options), views, stage)
+        return Learner(strategy, model, optimizer, Steps(views.learning, optimizer, weights, rates, strategy, options), views, stage)
 
 
 def use_xla(choice: str) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -28,6 +28,7 @@ from service.training.meter import Clock, Meter
 from service.training.pace import Pace
 from service.training.saver import ModelFile, Saver
 from service.training.schedule import stage_at, stages_of, updates_per_epoch
+from service.training.statistics import PreciseStatistics
 from service.training.step import Burst, Steps
 from service.training.strategy import ALONE, Place, choose_strategy, distributed
 from service.training.telemetry import RowLog, profiled, to_profile, watchers
@@ -91,7 +92,7 @@ class Loop:
                 found.load(wanted if same else {"model": wanted["model"]})
                 if self.learner.steps.average and not same:
                     self.learner.steps.average.restart()  # a stage begins its average at the weights it begins with
-            self.evaluation = self._evaluation()
+            self.evaluation, self.statistics = self._evaluation(), self._statistics()
         left = config.epochs - self.position.epoch
         self.batches = distributed(self.strategy, self.train, place, self.position.epoch + 1, self.position.step, left)
         fixed = None if config.steps_per_call == "auto" else config.steps_per_call
@@ -112,10 +113,24 @@ class Loop:
         with self.strategy.scope():
             return Evaluation(views.net, self.strategy, self.validation, self.place, views.validation) if self.validation else None
 
+    def _statistics(self) -> PreciseStatistics | None:
+        """Those of the stage, where they are asked for."""
+        images = self.config.precise_batch_norm
+        with self.strategy.scope():
+            return PreciseStatistics(self.learner.views, self.strategy, self.train, self.place, images) if images else None
+
+    @contextmanager
+    def _judged(self, epoch: int) -> Iterator[bool]:
+        """For the length of a block the model is as it is evaluated and saved; gives whether this epoch is evaluated."""
+        due = self.evaluation is None or epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        with self.learner.judged_weights(), self.statistics.in_place() if due and self.statistics else nullcontext():
+            yield due
+
     def _next_stage(self) -> None:
         """Takes up the settings of the stage that the next epoch belongs to."""
         before = self.learner.views
         self.learner = build_learner(self.config, self.train, self.learner.model, self.gallery, self._stage)
+        self.statistics = self._statistics()
         if self.learner.views.net is not before.net:
             with self.clock.measure("setup"):
                 self.evaluation = self._evaluation()
@@ -234,8 +249,8 @@ class Loop:
         """Evaluates an epoch, and has it written: the best model, the checkpoint, then the line of metrics."""
         self.learner.average_statistics()
         epoch = self.position.epoch + 1
-        with self.learner.judged_weights():
-            if self.evaluation and (epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs):
+        with self._judged(epoch) as due:
+            if self.evaluation and due:
                 with self.clock.measure("evaluation"):
                     metrics |= self.evaluation.metrics()
             check_finite(metrics)

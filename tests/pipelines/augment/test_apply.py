@@ -31,13 +31,14 @@ def warped(image: np.ndarray, matrix: object, fill: str = "nearest", fill_value:
     return result.numpy()[0, :, :, 0]
 
 
-def reference(image: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """The definition, pixel by pixel in float64: image [H, W, C]."""
-    height, width, _ = image.shape
-    result = np.empty(image.shape)
-    for row in range(height):
-        for column in range(width):
-            x, y = matrix.astype(np.float64) @ ((column + 0.5) / width, (row + 0.5) / height, 1)
+def reference(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int] | None = None) -> np.ndarray:
+    """The definition, pixel by pixel in float64: image [H, W, C] to one of some size."""
+    height, width, channels = image.shape
+    rows, columns = size or (height, width)
+    result = np.empty((rows, columns, channels))
+    for row in range(rows):
+        for column in range(columns):
+            x, y = matrix.astype(np.float64) @ ((column + 0.5) / columns, (row + 0.5) / rows, 1)
             x, y = np.clip(x * width - 0.5, 0, width - 1), np.clip(y * height - 0.5, 0, height - 1)
             weights_y = np.maximum(0, 1 - np.abs(np.arange(height) - y))
             weights_x = np.maximum(0, 1 - np.abs(np.arange(width) - x))
@@ -152,7 +153,7 @@ def test_the_pixels_are_those_of_keras_image_data_generator(fill: str) -> None:
     parameters = affine_parameters(FAR.model_copy(update={"zoom": 0.5, "shift": 0.5}), uniform(2, 0, rows), rows)
     affine = tf.constant(affine_matrices(parameters))
     found = warp(tf.constant(images), affine, fill, 33.0).numpy()
-    x, y = (source.numpy() for source in apply._sources(affine, size, size))
+    x, y = (source.numpy() for source in apply._sources(affine, size, size, (size, size)))
     edge = (np.minimum(x, y) < 0) & (np.minimum(x, y) > -1) | (np.maximum(x, y) > size - 1) & (np.maximum(x, y) < size)
     generator = ImageDataGenerator(fill_mode=fill, cval=33.0, data_format="channels_last")
     for place in rows:
@@ -172,7 +173,7 @@ def test_compiled_or_not_the_places_are_the_same() -> None:
     """
     images = tf.constant(np.random.default_rng(7).integers(0, 256, (16, 150, 150, 3)).astype(np.uint8))
     affine = tf.constant(draw(FAR, 3, 0, range(16), DataSpec())["affine"])
-    eager = apply._warped.python_function(apply._packed.python_function(images), affine, "nearest", 0.0)
+    eager = apply._warped.python_function(apply._packed.python_function(images), affine, "nearest", 0.0, (150, 150))
     np.testing.assert_allclose(warp(images, affine), eager, atol=5e-4)
 
 
@@ -190,6 +191,23 @@ def test_every_image_has_its_own_matrix_and_channels_do_not_mix() -> None:
     affine = draw(spec, 4, 0, range(6), DataSpec(image_size=(5, 7)))["affine"]
     expected = [reference(image, matrix) for image, matrix in zip(images, affine, strict=True)]
     np.testing.assert_allclose(warp(tf.constant(images), tf.constant(affine)), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [(4, 9), (11, 5), (5, 7)])
+def test_what_comes_out_has_the_size_asked_for(size: tuple[int, int]) -> None:
+    images = np.random.default_rng(9).integers(0, 256, (6, 5, 7, 3)).astype(np.uint8)
+    spec = AugmentSpec(rotation=180, shift=0.3, shear=30, zoom=0.5, flip=True, crop=(0.3, 1.0), size=size)
+    affine = draw(spec, 4, 0, range(6), DataSpec(image_size=(5, 7)))["affine"]
+    expected = [reference(image, matrix, size) for image, matrix in zip(images, affine, strict=True)]
+    np.testing.assert_allclose(warp(tf.constant(images), tf.constant(affine), size=size), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [(112, 112), (200, 160)])
+def test_a_size_alone_is_tensorflows_resizing(size: tuple[int, int]) -> None:
+    images = np.random.default_rng(10).integers(0, 256, (2, 144, 144, 3)).astype(np.uint8)
+    affine = draw(AugmentSpec(size=size), 4, 0, range(2), DataSpec(image_size=(144, 144)))["affine"]
+    np.testing.assert_array_equal(affine, np.float32([IDENTITY] * 2))
+    np.testing.assert_allclose(warp(tf.constant(images), tf.constant(affine), size=size), tf.image.resize(images, size), atol=2e-2)
 
 
 def test_a_rotation_by_right_angles_is_the_same_as_numpys() -> None:

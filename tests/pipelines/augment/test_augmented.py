@@ -118,12 +118,14 @@ def plain(image: np.ndarray, number: int, drawn: dict[str, np.ndarray], fill_val
     return result
 
 
+@pytest.mark.parametrize("size", [None, (15, 31)])
 @pytest.mark.parametrize("outer", [None, True])
-def test_everything_together_is_what_plain_numpy_makes_of_it(outer: bool | None) -> None:
+def test_everything_together_is_what_plain_numpy_makes_of_it(outer: bool | None, size: tuple[int, int] | None) -> None:
     """Compiled in its parts, as in a step, and compiled as one."""
+    height, width = size or (19, 23)
     spec = AugmentSpec(
         rotation=40, shift=0.3, zoom=0.3, flip=True, crop=(0.3, 0.9), fill="reflect", fill_value=60.0,
-        brightness=0.3, contrast=0.3, saturation=0.5, hue=60, erase=0.5, mixup=0.4, cutmix=1.0,
+        brightness=0.3, contrast=0.3, saturation=0.5, hue=60, erase=0.5, mixup=0.4, cutmix=1.0, size=size,
     )  # fmt: skip
     data = DataSpec(image_size=(19, 23))
     images = np.random.default_rng(4).integers(0, 256, (32, 19, 23, 3)).astype(np.uint8)
@@ -131,14 +133,14 @@ def test_everything_together_is_what_plain_numpy_makes_of_it(outer: bool | None)
     batch = {"image": tf.constant(images)} | {name: tf.constant(values) for name, values in drawn.items()}
     whole = tf.function(lambda batch: augmented(batch, spec), jit_compile=outer)
     found, shares = whole(batch)
-    warped = warp(batch["image"], batch["affine"], "reflect").numpy()
+    warped = warp(batch["image"], batch["affine"], "reflect", size=size).numpy()
     before = [plain(image, number, drawn, 60.0) for number, image in enumerate(warped)]
     for place in range(32):
         own, other, share = before[place], before[place ^ 1], float(drawn["mix"][place])
         expected = share * own + (1 - share) * other
         top, left, bottom, right = drawn["cut"][place]
-        rows = [row for row in range(19) if top <= (row + 0.5) / 19 < bottom]
-        columns = [column for column in range(23) if left <= (column + 0.5) / 23 < right]
+        rows = [row for row in range(height) if top <= (row + 0.5) / height < bottom]
+        columns = [column for column in range(width) if left <= (column + 0.5) / width < right]
         expected[np.ix_(rows, columns)] = other[np.ix_(rows, columns)]
         np.testing.assert_allclose(found[place], expected, atol=0.02)
-        np.testing.assert_allclose(shares[place], share * (1 - len(rows) * len(columns) / (19 * 23)), atol=1e-6)
+        np.testing.assert_allclose(shares[place], share * (1 - len(rows) * len(columns) / (height * width)), atol=1e-6)

@@ -39,6 +39,7 @@ EVERYTHING = AugmentSpec(
         ({"fill": "constant", "fill_value": 9.0}, ""),
         ({"flip_vertical": True}, "affine"),
         ({"crop": (0.5, 1.0)}, "affine"),
+        ({"size": (4, 4)}, "affine"),
         ({"hue": 10}, "colour"),
         ({"brightness": 0.1}, "colour"),
         ({"erase": 0.1}, "erase"),

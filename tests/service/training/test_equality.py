@@ -32,7 +32,15 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 5,  # of 4 updates
         "steps_per_call": 3,
     },
-    "accumulated": {"model": "tiny_normalized", "batch_norm": "synchronized", "optimizer": SGD, "accumulate": 3, "augment": None},
+    "accumulated": {
+        "model": "tiny_normalized",
+        "batch_norm": "synchronized",
+        "precise_batch_norm": 16,
+        "optimizer": SGD,
+        "accumulate": 3,
+        "augment": None,
+    },
+    "small": {"model": "tiny_pooled", "augment": {"size": [8, 8], "flip": True}, "optimizer": SGD | {"learning_rate": 0.1}},
     "frozen": {"freeze": "hidden", "optimizer": SGD, "augment": None},  # one replica keeps features, several do not
 }
 ALONE: dict[str, dict[str, Any]] = {  # what one process does otherwise, or not at all

@@ -85,6 +85,15 @@ def test_a_users_mistake_leaves_no_run_unless_something_is_saved(
     assert (tmp_path / "run").exists() == bool(checkpoint)
 
 
+@pytest.mark.parametrize(("sizes", "setting"), [((31, 64), "data.image_size=31x31"), ((64, 31), "augment.size=31x31")])
+def test_images_too_small_for_a_base_start_nothing(config: RunConfig, tmp_path: Path, sizes: tuple[int, int], setting: str) -> None:
+    whole, small = ({key: [side, side]} for key, side in zip(("image_size", "size"), sizes, strict=True))
+    settings = config.model_dump() | {"model": "vgg16", "data": whole, "augment": small}
+    with pytest.raises(ConfigError, match=f"32x32 or larger for vgg16. Received: {setting}"):
+        launch.train(RunConfig.model_validate(settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_sigterm_asks_the_workers_to_save(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str | None] = []
     before = signal.getsignal(signal.SIGTERM)

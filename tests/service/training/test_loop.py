@@ -98,6 +98,52 @@ def test_smoothing_and_class_weights_reach_the_loss(shards: Path, tmp_path: Path
     assert metrics["accuracy"] == pytest.approx(((likely > 0.5) == data["label"]).mean())
 
 
+def test_what_is_learned_from_has_a_size_of_its_own(shards: Path, tmp_path: Path) -> None:
+    """At a rate that moves nothing, the loss of training is that of images of 8x10, and that of validation of images of 12x12."""
+    config = config_for(
+        shards, model="tiny_pooled", epochs=1, augment={"size": [8, 10]}, optimizer=SGD | {"learning_rate": 1e-30}, label_smoothing=0.1
+    )
+    run = fitted(tmp_path / "run", config)
+    whole, small = fresh(config), fresh(config_for(shards, model="tiny_pooled", data={"image_size": [8, 10]}))
+    small.set_weights(whole.get_weights())
+    losses = {}
+    for split, model, smoothing in (("train", small, 0.1), ("validation", whole, 0.0)):
+        data = read_rows(shards, split, config.data, range(27 if split == "train" else 10))
+        images = tf.image.resize(data["image"], model.input_shape[1:3])
+        likely = model.predict(images, verbose=0)[:, 0].astype(np.float64)
+        target = (1 - smoothing) * data["label"] + smoothing / 2
+        losses[split] = -(target * np.log(likely) + (1 - target) * np.log(1 - likely)).mean()
+    (metrics,) = run.metrics()
+    assert [metrics["loss"], metrics["val_loss"]] == pytest.approx([losses["train"], losses["validation"]], rel=1e-5)
+    assert abs(losses["train"] - losses["validation"]) > 1e-3
+    assert keras.models.load_model(run.model_path).input_shape == (None, 12, 12, 3)
+
+
+def test_precise_statistics_are_evaluated_and_saved_and_train_nothing(shards: Path, tmp_path: Path) -> None:
+    settings = {"model": "tiny_normalized", "optimizer": SGD, "epochs": 2, "ema": 0.9}
+    config = config_for(shards, precise_batch_norm=100, **settings)
+    plain, precise = fitted(tmp_path / "plain", config_for(shards, **settings)), fitted(tmp_path / "precise", config)
+    for expected, array in zip(saved(plain, "epoch-0002"), saved(precise, "epoch-0002"), strict=True):
+        np.testing.assert_array_equal(array, expected)
+    assert plain.metrics()[-1]["val_loss"] != precise.metrics()[-1]["val_loss"]
+    model = keras.models.load_model(precise.model_path)
+    batches = Batches(shards, "train", config.data, 8, seed=5)
+    rows = [batches.rows_of(0, step) for step in range(3)]  # 24 of 27 images: the fourth batch is padded
+    seen = np.stack([read_rows(shards, "train", config.data, part.tolist())["image"] for part in rows]) / 255
+    first, hidden, second = (model.get_layer(name) for name in ("of_pixels", "hidden", "of_hidden"))
+    np.testing.assert_allclose(first.moving_mean, seen.mean(axis=(0, 1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(first.moving_variance, seen.var(axis=(0, 1, 2, 3)), rtol=1e-4)
+    spread = np.sqrt(seen.var(axis=(1, 2, 3), keepdims=True) + first.epsilon)  # each batch is normalized by itself
+    normal = (seen - seen.mean(axis=(1, 2, 3), keepdims=True)) / spread * first.gamma.numpy() + first.beta.numpy()
+    inner = normal.reshape(24, -1) @ hidden.kernel.numpy() + hidden.bias.numpy()
+    np.testing.assert_allclose(second.moving_mean, inner.mean(axis=0), atol=1e-5)
+    np.testing.assert_allclose(second.moving_variance, inner.var(axis=0), rtol=1e-4)
+    data = read_rows(shards, "validation", config.data, range(10))
+    likely = model.predict(data["image"].astype(np.float32), verbose=0)[:, 0]
+    right = {epoch["val_accuracy"] for epoch in precise.metrics()}
+    assert ((likely > 0.5) == data["label"]).mean() == pytest.approx(max(right))
+
+
 def test_the_gradient_is_as_short_as_asked_for(shards: Path, tmp_path: Path) -> None:
     """Four updates of rate 1 along gradients that are cut to a hundredth."""
     optimizer = {"name": "sgd", "learning_rate": 1.0, "clip_norm": 0.01}
@@ -189,6 +235,7 @@ def test_the_seed_decides_the_first_weights(shards: Path) -> None:
     [
         ({"global_batch": 5, "augment": {"mixup": 0.2}}, r"even batch .* batch=5"),
         ({"xla": "on", "batch_norm": "synchronized", "model": "tiny_normalized"}, "batch_norm=averaged"),
+        ({"augment": {"size": [8, 8]}}, r"images of any size.* augment.size=\[8, 8\]"),
         ({"early_stopping": {"metric": "val_loss"}}, "no validation split"),
         ({"model": "linaer"}, "use linear"),
     ],
