@@ -92,7 +92,7 @@ class AugmentSpec(Spec):
         cutmix: Parameter of the Beta distribution of the area that a box of another image covers; 0 for none.
         size: Height and width in pixels of what all this makes, so of the images that are learned from; None for those of `image_size`.
             Crops enlarge what they show, so a network that learned from smaller ones sees objects of the same size in whole images
-            (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
+            (Touvron et al., "Fixing the train-test resolution discrepancy", 2019). Bilinear, not antialiased; keep width over height.
     """
 
     rotation: Annotated[float, Field(ge=0.0, le=180.0, strict=True)] = 0.0

@@ -55,8 +55,8 @@ class RunConfig(Spec):
         xla: Compile forward and backward; `auto` does where there is a GPU.
         batch_norm: Moving statistics of several replicas are `averaged` before they are used, or each batch is normalised over all
             of them (`synchronized`, not with XLA).
-        precise_batch_norm: Training images over which the statistics are measured anew for every evaluation, as they are evaluated; what
-            is evaluated and saved then has those. None for the moving statistics of training.
+        precise_batch_norm: Training images over which the statistics are measured anew for every evaluation, without augmentation; what
+            is evaluated, and saved then, has those. None for the moving statistics of training.
         steps_per_call: Updates in one call of the compiled graph; `auto` fits them to a quarter of a second.
         on_nan: What a gradient that is not finite does: `stop` the run, or `skip` the update, everywhere alike.
         keep_checkpoints: How many of the newest checkpoints stay, beside that of the best epoch.

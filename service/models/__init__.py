@@ -92,11 +92,11 @@ def resized(net: keras.Model, size: tuple[int, int]) -> keras.Model:
         size: Height and width.
 
     Raises:
-        ConfigError: Its layers fit one size only.
+        ConfigError: Its layers do not fit that size.
     """
     image = keras.Input((*size, net.input.shape[-1]), name=net.input.name)
     try:
         return keras.models.clone_model(net, image, clone_function=lambda layer: layer)
     except ValueError:
-        fix = "leave it out, or choose a model that pools over the whole image, not one that flattens it"
-        raise ConfigError("a model that takes images of any size", f"augment.size={list(size)}", fix) from None
+        fix = "leave it out, or raise it; a model that flattens what it sees of an image takes no other size than data.image_size"
+        raise ConfigError("a model that takes images of that size too", f"augment.size={list(size)}", fix) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -123,7 +123,10 @@ class Loop:
     def _judged(self, epoch: int) -> Iterator[bool]:
         """For the length of a block the model is as it is evaluated and saved; gives whether this epoch is evaluated."""
         due = self.evaluation is None or epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
-        with self.learner.judged_weights(), self.statistics.in_place() if due and self.statistics else nullcontext():
+        with self.learner.judged_weights(), ExitStack() as stack:
+            if due and self.statistics:
+                with self.clock.measure("evaluation"):
+                    stack.enter_context(self.statistics.in_place())
             yield due
 
     def _next_stage(self) -> None:

@@ -38,7 +38,7 @@ class StepOptions:
     Attributes:
         xla: Whether forward and backward are compiled, and where there is one replica the mean of the gradients.
         xla_update: Whether the update is, where there is one replica; XLA cannot sum over several.
-        augment: What fills the edges and erased boxes of augmented images; the rest comes with the batch.
+        augment: The size of augmented images, and what fills their edges and erased boxes; the rest comes with the batch.
         attach: Adds to a batch what the net takes: images (see `pipelines.input.batches.Batches.attach`), or features.
         accumulate: Batches whose gradients make one update.
         clip_norm: Largest global norm of the gradient, after the sum over replicas; None for no limit.

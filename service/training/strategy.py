@@ -108,12 +108,18 @@ def distributed(
 
 
 def distributed_eagerly(
-    strategy: tf.distribute.Strategy, batches: Batches, place: Place, epoch: int, start_step: int = 0, epochs: int = 1
+    strategy: tf.distribute.Strategy,
+    batches: Batches,
+    place: Place,
+    epoch: int,
+    start_step: int = 0,
+    epochs: int = 1,
+    stop_step: int | None = None,
 ) -> Iterator[Batch]:
-    """The same for Python to iterate."""
+    """The same for Python to iterate, up to a step of every epoch."""
     here = strategy.num_replicas_in_sync // place.workers
     values = strategy.experimental_distribute_values_from_function
-    for batch in batches.epoch(epoch, start_step, place.rank, place.workers, epochs=epochs):
+    for batch in batches.epoch(epoch, start_step, place.rank, place.workers, epochs=epochs, stop_step=stop_step):
         if here == 1:
             yield batch
         else:

@@ -79,7 +79,8 @@ def _check_same(plan: Plan, out: Path) -> None:
 def _check_trials(configs: Sequence[RunConfig]) -> None:
     from service.models import builder_of  # it takes Keras, which the leaderboard does too
 
-    for config in {(c.model, c.weights, str(c.data)): c for c in configs}.values():  # what is checked is mostly the same for all
+    checked = {(c.model, c.weights, str(c.data), c.augment and c.augment.size): c for c in configs}  # mostly the same for all
+    for config in checked.values():
         builder_of(config.model)
         check_beginning(config)
 

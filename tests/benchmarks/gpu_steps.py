@@ -49,11 +49,12 @@ def models() -> tuple[str, ...]:
 
 @lru_cache
 def sizes() -> dict[str, dict[str, Any]]:
-    """The images of every model that a preset trains."""
+    """The images that every model of a preset learns from."""
     from service.config import load_config, preset_names
 
     configs = [load_config(name, ".") for name in preset_names()]
-    return {config.model: {"image_size": config.data.image_size, "channels": config.data.channels} for config in configs}
+    learned = {config.model: (config.augment and config.augment.size) or config.data.image_size for config in configs}
+    return {config.model: {"image_size": learned[config.model], "channels": config.data.channels} for config in configs}
 
 
 @lru_cache

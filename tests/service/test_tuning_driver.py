@@ -112,6 +112,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"model": {"choice": ["linaer", "liner"]}}, "a known model"),
         ({"weights": {"choice": ["gone.keras"]}}, "gone.keras .no such file"),
         ({"model": {"choice": ["vgg16"]}}, "32x32 or larger for vgg16"),
+        (
+            {"model": {"choice": ["vgg16"]}, "data.image_size": {"choice": [[64, 64]]}, "augment.size": {"choice": [[16, 16], [32, 32]]}},
+            "augment.size=16x16",
+        ),
         ({"optimizer.name": {"choice": ["adamm"]}}, "adamm"),
     ],
 )
