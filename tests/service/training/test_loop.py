@@ -160,17 +160,17 @@ def test_where_nothing_can_be_measured_statistics_stay(shards: Path, tmp_path: P
     assert precise.metrics()[0]["val_loss"] == plain.metrics()[0]["val_loss"]
 
 
-@pytest.mark.parametrize(("second", "variance"), [(213.0, 0.0), (214.0, 0.25)])
+@pytest.mark.parametrize(("second", "variance"), [(201.3, 0.0), (202.1, 0.16)])
 def test_the_variance_of_bright_pixels_is_not_lost_in_their_square(second: float, variance: float) -> None:
-    """In float32 the square of 213 is known to 0.004, and a variance that fell below zero would make an evaluation of NaN."""
+    """In float32 the square of 201.3 is known to 0.004, and a variance that fell below zero would make an evaluation of NaN."""
     image = keras.Input((4, 4, 1))
     layer = keras.layers.BatchNormalization()
     views = Views(*[keras.Model(image, layer(image))] * 2, lambda batch: batch, None)
-    batch = {"image": tf.concat([tf.fill([4, 4, 4, 1], 213.0), tf.fill([4, 4, 4, 1], second)], 0)}
+    batch = {"image": tf.concat([tf.fill([4, 4, 4, 1], 201.3), tf.fill([4, 4, 4, 1], second)], 0)}
     batches = SimpleNamespace(rows=8, global_batch=8, epoch=lambda *_, **__: [batch], data_errors=nullcontext)
     with PreciseStatistics(views, tf.distribute.get_strategy(), batches, Place(), 8).in_place():
-        assert layer.moving_mean.numpy() == pytest.approx((213 + second) / 2)
-        assert layer.moving_variance.numpy() == pytest.approx(variance, abs=1e-5)
+        assert layer.moving_mean.numpy() == pytest.approx((201.3 + second) / 2)
+        assert layer.moving_variance.numpy() == pytest.approx(variance, abs=1e-4)
         assert layer.moving_variance.numpy() >= 0
     assert (layer.moving_mean.numpy(), layer.moving_variance.numpy()) == (0, 1)
 
