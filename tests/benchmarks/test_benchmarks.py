@@ -14,6 +14,7 @@ import large
 import numpy as np
 import photos
 import plot
+import plot_runs
 import pytest
 import shards
 import table
@@ -125,6 +126,20 @@ def test_bars_are_as_long_as_their_figures_and_in_order() -> None:
     texts = ["".join(text.itertext()) for text in drawing.findall(".//{*}text")]
     assert "glassbox: it" in texts
     assert "theirs <it>" in texts
+
+
+def test_the_curves_of_runs_lie_where_their_values_are() -> None:
+    drawing = ET.fromstring(plot_runs.svg("two", [("seed 0", [(5, 0.75), (10, 1.0)]), ("seed <1>", [(5, 0.5), (10, 0.99)])]))
+    lines = [[tuple(map(float, point.split(","))) for point in line.get("points").split()] for line in drawing.findall(".//{*}polyline")]
+    left, right, top, bottom = (
+        plot_runs.LEFT, plot_runs.WIDTH - plot_runs.RIGHT, plot_runs.TOP, plot_runs.HEIGHT - plot_runs.BOTTOM,
+    )  # fmt: skip
+    middle = ((left + right) / 2, (top + bottom) / 2)
+    assert lines[0] == [middle, (right, top)]
+    assert lines[1][0] == (middle[0], bottom)
+    names = {text.text: float(text.get("y")) for text in drawing.findall(".//{*}text") if "name" in text.get("class")}
+    assert list(names) == ["seed 0: 100.0%", "seed <1>: 99.0%"]
+    assert names["seed <1>: 99.0%"] - names["seed 0: 100.0%"] == 15  # their ends are 2 apart
 
 
 @pytest.fixture
