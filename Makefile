@@ -12,7 +12,7 @@ REPRODUCE ?=
 ENGINE ?= docker
 IMAGE ?= glassbox
 BUILD_OPTIONS ?=
-TOGETHER ?= --numprocesses 2 --dist loadfile# test files at a time; empty for one
+TOGETHER ?= --numprocesses 2 --dist loadfile# test files at a time, except those that start Ray; empty for one
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -63,7 +63,8 @@ shards: setup ## build a shard set: make shards SOURCE=folder:PATH OUT=DIR
 	$(BIN)/glassbox shards build "$(SOURCE)" "$(OUT)"
 
 test: $(READY_DEV) $(KUBECTL) ## the tests, a few minutes
-	$(BIN)/python -m pytest -m "not slow" $(TOGETHER)
+	$(BIN)/python -m pytest -m "not slow and not e2e" $(TOGETHER)
+	$(BIN)/python -m pytest -m "not slow and e2e"
 
 test-all: $(READY_DEV) $(KUBECTL) ## the tests and the long ones that train on real data
 	$(BIN)/python -m pytest

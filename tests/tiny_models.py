@@ -76,11 +76,12 @@ TINY: dict[str, Callable[[Task], keras.Model]] = {
 
 @contextmanager
 def registered() -> Iterator[None]:
-    """Registers them for the length of a block."""
-    for name, build in TINY.items():
-        MODELS.register(name)(build)
+    """Registers them for the length of a block, and leaves them to the outer one where blocks are nested."""
+    missing = TINY.keys() - MODELS._items.keys()
+    for name in missing:
+        MODELS.register(name)(TINY[name])
     try:
         yield
     finally:
-        for name in TINY:
+        for name in missing:
             del MODELS._items[name]
