@@ -19,7 +19,7 @@ class Line:
 
     Attributes:
         name: In the legend.
-        values: One for each x; NaN breaks the line.
+        values: One for each x; NaN where there is none: the line goes on to the next.
         role: Its colour: `training`, `validation`, or `a` to `f`.
     """
 

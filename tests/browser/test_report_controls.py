@@ -105,18 +105,38 @@ def test_a_plot_is_drawn_and_read_by_the_pointer(browser: Chrome, report: Path) 
     assert said == f"epoch 30: training {float(last[0][:-1]):.1f}%, validation {float(last[1][:-1]):.1f}%"
 
 
-@pytest.mark.parametrize("values", [[1.0, 1.0, 0.9999997], [0.0, 0.0, 0.0], [0.5, None, 0.5], [None, 3e-9, None]])
-def test_a_flat_line_is_drawn_too(browser: Chrome, report: Path, values: list[float | None]) -> None:
+def plotting(report: Path, values: list[float | None]) -> Path:
+    """The report with other values in every line of its first plot."""
     html, begin = report.read_text(), '<script type="application/json">'
     head, _, rest = html.partition(begin)
     data, _, tail = rest.partition("</script>")
-    plot = json.loads(data) | {"x": [1.0, 2.0, 3.0], "marks": [], "levels": [], "shade": False}
+    plot = json.loads(data) | {"x": [n + 1.0 for n in range(len(values))], "marks": [], "levels": [], "shade": False}
     plot["lines"] = [line | {"values": values} for line in plot["lines"]]
-    page = report.with_name("flat.html")
+    page = report.with_name("other.html")
     page.write_text(f"{head}{begin}{json.dumps(plot)}</script>{tail}")
-    browser.open(page)
+    return page
+
+
+@pytest.mark.parametrize("values", [[1.0, 1.0, 0.9999997], [0.0, 0.0, 0.0], [0.5, None, 0.5], [None, 3e-9, None]])
+def test_a_flat_line_is_drawn_too(browser: Chrome, report: Path, values: list[float | None]) -> None:
+    browser.open(plotting(report, values))
     browser.until("document.querySelectorAll('.uplot canvas').length === 2")
     assert browser.errors == []
+
+
+def test_a_line_goes_on_where_only_some_epochs_were_evaluated(browser: Chrome, report: Path) -> None:
+    """Of 31 epochs each fifth: the line covers the plot from the fifth to the thirtieth, not six dots of it."""
+    browser.open(plotting(report, [n / 40 if n % 5 == 0 and n else None for n in range(1, 32)]))
+    browser.until("document.querySelectorAll('.uplot canvas').length === 2")
+    coloured = """(() => {
+      const canvas = document.querySelector('.uplot canvas'), {width, height} = canvas;
+      const pixels = canvas.getContext('2d').getImageData(0, 0, width, height).data;
+      const strong = (i) => pixels[i + 3] > 128 && Math.max(...pixels.slice(i, i + 3)) - Math.min(...pixels.slice(i, i + 3)) > 40;
+      let columns = 0;
+      for (let x = 0; x < width; x++) for (let y = 0; y < height; y++) if (strong(4 * (y * width + x))) { columns++; break; }
+      return columns / document.querySelector('.u-over').offsetWidth / devicePixelRatio;
+    })()"""
+    assert browser.run(coloured) == pytest.approx(25 / 30, abs=0.03)
 
 
 @pytest.mark.parametrize("old", [1280, 375])

@@ -33,7 +33,7 @@ function options(data, width, readout) {
       y: { range: (u, low, high) => range(Math.min(low, ...levels), Math.max(high, ...levels)) },
     },
     series: [{}, ...data.lines.map((line) => ({
-      label: line.name, stroke: colour(`--${line.role}`), width: 2, points: { show: data.x.length <= 16, size: 6, fill: colour(`--${line.role}`) },
+      label: line.name, stroke: colour(`--${line.role}`), width: 2, spanGaps: true, points: { show: data.x.length <= 16, size: 6, fill: colour(`--${line.role}`) },
     }))],
     axes: [
       { ...axis, size: 40, label: data.x_label, labelFont: font, labelSize: 18, grid: { show: false },
