@@ -42,7 +42,6 @@ class Batches:
         cache: Memory that decoded images may take, as `data.cache` says; None for a split that is read once: it caches nothing.
 
     Attributes:
-        global_batch: Examples per step over all workers.
         rows: Number of examples.
         labels: int32 `[rows]`.
         steps: Steps per epoch.

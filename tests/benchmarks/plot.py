@@ -41,12 +41,7 @@ def svg(figures: Mapping[str, Any]) -> str:
     height = TOP + ROW * len(rows) + BOTTOM
     host = figures["machine"]
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">',
-        f"<title>{escape(figures['title'])}</title>",
-        f"<style>{STYLE}</style>",
-        f'<rect class="page" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
-        f'<text class="title" x="{MARGIN}" y="34">Images per second</text>',
-        f'<text class="small" x="{MARGIN}" y="54">{escape(figures["title"])}</text>',
+        *opening("Images per second", figures["title"], height),
         *_legend(),
         f'<line class="axis" x1="{LABELS}" x2="{LABELS}" y1="{TOP - 6}" y2="{TOP + ROW * len(rows)}"/>',
     ]
@@ -57,6 +52,18 @@ def svg(figures: Mapping[str, Any]) -> str:
         lines.append(f'<text class="small" x="{MARGIN}" y="{height - up}">{escape(words)}</text>')
     lines.append("</svg>")
     return "\n".join(lines) + "\n"
+
+
+def opening(heading: str, title: str, height: int, style: str = "") -> list[str]:
+    """The beginning of a picture: an empty page with its heading and title, which more style may follow."""
+    return [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" role="img">',
+        f"<title>{escape(title)}</title>",
+        f"<style>{STYLE}{style}</style>",
+        f'<rect class="page" x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="8"/>',
+        f'<text class="title" x="{MARGIN}" y="34">{heading}</text>',
+        f'<text class="small" x="{MARGIN}" y="54">{escape(title)}</text>',
+    ]
 
 
 def _kind(name: str) -> str:

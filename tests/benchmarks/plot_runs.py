@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[1:1] = [str(ROOT), str(Path(__file__).parent)]
 
-from plot import MARGIN, STYLE, WIDTH  # noqa: E402 (after the path is set)
+from plot import WIDTH, opening  # noqa: E402 (after the path is set)
 
 from service.runs import Run  # noqa: E402
 
@@ -46,14 +46,7 @@ def svg(title: str, curves: Sequence[tuple[str, Curve]]) -> str:
         x = LEFT + (WIDTH - LEFT - RIGHT) * epoch / last
         return x, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - low) / (1 - low)
 
-    lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" role="img">',
-        f"<title>{escape(title)}</title>",
-        f"<style>{STYLE}{LINES}</style>",
-        f'<rect class="page" x="0.5" y="0.5" width="{WIDTH - 1}" height="{HEIGHT - 1}" rx="8"/>',
-        f'<text class="title" x="{MARGIN}" y="34">Validation accuracy</text>',
-        f'<text class="small" x="{MARGIN}" y="54">{escape(title)}</text>',
-    ]
+    lines = opening("Validation accuracy", title, HEIGHT, LINES)
     for step in range(round(low * 10), 11):
         _, y = place(0, step / 10)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
