@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.interrupts import interrupts_held
 
 ANSWER_SECONDS = 5.0
 ROOT = Path(__file__).parent.parent  # of the packages
+ENDING_SECONDS = 0.5  # that tasks have to end by themselves before they are cancelled
 STOPPING_SECONDS = 60.0  # to wait until tasks that were cancelled have ended
 OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions around, not images
 
@@ -35,13 +37,30 @@ def connected() -> Iterator[None]:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES as it is
     if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # Ray reads it when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    import ray
+    with interrupts_held():
+        import ray
 
     if ray.is_initialized():
         yield
         return
-    options = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     _check_answers(address)
+    try:
+        with interrupts_held():
+            _enter(address)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _enter(address: str | None) -> None:
+    """Connects to the cluster at an address, or starts one.
+
+    Raises:
+        ConfigError: It does not let this process in, or does not come up.
+    """
+    import ray
+
+    options = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         with chdir(ROOT):  # Ray lets workers import from here before anywhere else: they shall import what this process did
             ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options)
@@ -50,10 +69,6 @@ def connected() -> Iterator[None]:
         if not isinstance(error, (ConnectionError, ray.exceptions.RayError)) and type(error) not in (RuntimeError, Exception):
             raise
         raise _refusal(error, address) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def cpus() -> int:
@@ -101,10 +116,23 @@ def run_tasks(
             place = running.pop(reference)
             yield place, _result(reference, name(place))
     finally:
-        for reference in running:
-            ray.cancel(reference)
-        if running:
-            ray.wait(list(running), num_returns=len(running), timeout=STOPPING_SECONDS)
+        _stop(list(running))
+
+
+def _stop(tasks: list[Any]) -> None:
+    """Ends tasks, and waits until they have ended.
+
+    Ray aborts this process where a task ends in the very moment in which it is cancelled, and an interrupt reaches us
+    when one just ended. So those that are about to end may do so first.
+    """
+    import ray
+
+    if tasks:
+        _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=ENDING_SECONDS)
+    for reference in reversed(tasks):  # those that wait for a worker first
+        ray.cancel(reference)
+    if tasks:
+        ray.wait(tasks, num_returns=len(tasks), timeout=STOPPING_SECONDS)
 
 
 def _result(reference: Any, name: str) -> Any:

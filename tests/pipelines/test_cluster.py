@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -15,6 +18,20 @@ from pipelines.errors import ConfigError
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
 ROOT = Path(__file__).resolve().parents[2]
+ENDING_TASKS = """
+import time
+from contextlib import closing
+from pipelines.cluster import connected, run_tasks
+
+def work():
+    time.sleep(0.005)
+
+with connected():
+    for cycle in range(600):
+        with closing(run_tasks(work, [()] * 8, str)) as tasks:
+            next(tasks)
+print("lives")
+"""
 
 
 def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> None:
@@ -56,6 +73,21 @@ def test_a_bug_stays_one(monkeypatch: pytest.MonkeyPatch, error: Exception) -> N
         pass
 
 
+def test_an_interrupt_that_ray_drops_while_it_starts_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**options: Any) -> None:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+    ended = []
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    with pytest.raises(KeyboardInterrupt), connected():
+        pytest.fail("went on")
+    assert ended == [True]
+
+
 def without_ray(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception) -> None:
     """As if Ray had not been started yet, and starting it failed like this."""
 
@@ -67,3 +99,12 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exc
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_tasks_that_end_while_they_are_stopped_leave_this_process_alive() -> None:
+    """Cancelled at once, Ray 2.60 aborted after 14 to 300 rounds."""
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
+    found = subprocess.run([sys.executable, "-c", ENDING_TASKS], env=env, capture_output=True, text=True, timeout=300)
+    assert (found.returncode, found.stdout) == (0, "lives\n"), found.stderr[-2000:]

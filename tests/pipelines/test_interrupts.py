@@ -1,0 +1,91 @@
+"""Ctrl-C: answered at the end of what must not be interrupted, and never lost there."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from pipelines.interrupts import interrupts_held
+
+ROOT = Path(__file__).resolve().parents[2]
+LOST_IN_AN_IMPORT = """
+import signal, sys
+from pipelines.cluster import connected
+
+class Dropping:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "ray":
+            Dropping()
+
+sys.meta_path.insert(0, Finder())
+try:
+    with connected():
+        print("entered")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def interrupt(times: int, reached: list[int]) -> None:
+    with interrupts_held():
+        for number in range(times):
+            signal.raise_signal(signal.SIGINT)
+            reached.append(number)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_the_first_is_answered_at_the_end_and_the_second_at_once(times: int) -> None:
+    reached: list[int] = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(times, reached)
+    assert reached == [0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_one_nothing_happens() -> None:
+    with interrupts_held():
+        pass
+    with pytest.raises(ValueError, match="of the block"), interrupts_held():
+        raise ValueError("of the block")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_the_handler_of_somebody_else_answers_as_ever() -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    try:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            assert seen == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_another_thread_may_enter() -> None:
+    entered = []
+
+    def enter() -> None:
+        with interrupts_held():
+            entered.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert entered == [signal.default_int_handler]
+
+
+def test_one_while_ray_is_imported_is_not_lost() -> None:
+    """Python ignores what is raised in a destructor, as it does in the callbacks of its import system."""
+    words = [sys.executable, "-c", LOST_IN_AN_IMPORT]
+    found = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    assert found.stdout.split() == ["interrupted"], found.stderr
