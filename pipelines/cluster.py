@@ -27,7 +27,7 @@ def connected() -> Iterator[None]:
     """Connects to Ray for the length of a block, and disconnects only if it connected.
 
     A cluster of this process's own takes a token of its own, so that nobody else on the network can
-    give it work.
+    give it work. An interrupt is answered when Ray is there, a second one at once.
 
     Raises:
         ConfigError: Nothing answers at `RAY_ADDRESS`, or Ray does not start.

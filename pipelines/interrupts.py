@@ -18,7 +18,7 @@ def interrupts_held() -> Iterator[None]:
     thread, nothing is changed.
 
     Raises:
-        KeyboardInterrupt: One arrived.
+        KeyboardInterrupt: One arrived, whatever else the block raised.
     """
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
@@ -35,5 +35,5 @@ def interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if held:
-        raise KeyboardInterrupt
+        if held:
+            raise KeyboardInterrupt

@@ -6,14 +6,15 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
 
-from pipelines.cluster import connected
+from pipelines.cluster import connected, run_tasks
 from pipelines.errors import ConfigError
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -73,12 +74,13 @@ def test_a_bug_stays_one(monkeypatch: pytest.MonkeyPatch, error: Exception) -> N
         pass
 
 
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_an_interrupt_that_ray_drops_while_it_starts_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(**options: Any) -> None:
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
-    ended = []
+    ended: list[bool] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", start)
@@ -99,12 +101,25 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exc
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests' Ray goes on
+
+
+@pytest.mark.e2e
+def test_tasks_that_go_on_are_cancelled(ray_cluster: None) -> None:
+    def work(rounds: int) -> None:
+        for _ in range(rounds):  # an interrupt does not end a sleep, but is answered after it
+            time.sleep(0.01)
+
+    began = time.monotonic()
+    with closing(run_tasks(work, [(0,), *[(5000,)] * 8], str)) as tasks:
+        next(tasks)
+    assert time.monotonic() - began < 40
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
 def test_tasks_that_end_while_they_are_stopped_leave_this_process_alive() -> None:
-    """Cancelled at once, Ray 2.60 aborted after 14 to 300 rounds."""
+    """Cancelled at once, Ray 2.60 aborted after 14 to 300 rounds; in the half second they have, all of them end."""
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
     found = subprocess.run([sys.executable, "-c", ENDING_TASKS], env=env, capture_output=True, text=True, timeout=300)
     assert (found.returncode, found.stdout) == (0, "lives\n"), found.stderr[-2000:]

@@ -14,9 +14,14 @@ import pytest
 from pipelines.interrupts import interrupts_held
 
 ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = pytest.mark.usefixtures("hears_ctrl_c")
+
 LOST_IN_AN_IMPORT = """
 import signal, sys
 from pipelines.cluster import connected
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 class Dropping:
     def __del__(self):
@@ -58,6 +63,11 @@ def test_without_one_nothing_happens() -> None:
     with pytest.raises(ValueError, match="of the block"), interrupts_held():
         raise ValueError("of the block")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_it_is_answered_whatever_else_happens() -> None:
+    with pytest.raises(KeyboardInterrupt), interrupts_held():
+        raise ValueError(signal.raise_signal(signal.SIGINT))
 
 
 def test_the_handler_of_somebody_else_answers_as_ever() -> None:

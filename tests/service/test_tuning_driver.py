@@ -144,13 +144,10 @@ def search_that_is_stopped(out: Path, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_stop_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
     before = signal.getsignal(signal.SIGTERM)
-    of_ctrl_c = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what runs behind it deaf to Ctrl-C
-    try:
-        with pytest.raises(Interrupted, match=f"glassbox tune --resume --out {tmp_path}") as caught:
-            search_that_is_stopped(tmp_path, number)
-    finally:
-        signal.signal(signal.SIGINT, of_ctrl_c)
+    with pytest.raises(Interrupted, match=f"glassbox tune --resume --out {tmp_path}") as caught:
+        search_that_is_stopped(tmp_path, number)
     assert caught.value.exit_code == code
     assert signal.getsignal(signal.SIGTERM) == before
