@@ -62,7 +62,7 @@ demo: setup ## shards, training and report of a small example, or of SOURCE=fold
 shards: setup ## build a shard set: make shards SOURCE=folder:PATH OUT=DIR
 	$(BIN)/glassbox shards build "$(SOURCE)" "$(OUT)"
 
-test: $(READY_DEV) $(KUBECTL) ## the tests, a few minutes
+test: $(READY_DEV) $(KUBECTL) ## the tests, a quarter of an hour on two cores
 	$(BIN)/python -m pytest -m "not slow and not e2e" $(TOGETHER)
 	$(BIN)/python -m pytest -m "not slow and e2e"
 

@@ -38,6 +38,8 @@ keep_checkpoints: 3
 PATIENCE = 600.0  # seconds; a busy machine takes minutes to start workers
 CALM = "optimizer.learning_rate=3e-8"  # for what is to come out nearly alike
 GLASSBOX = "import sys; from service.cli import main; sys.exit(main())"
+# A shell starts what runs behind it deaf to Ctrl-C.
+HEARING = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {GLASSBOX}"
 QUICK_LOOKS = f"from service.training import group; group.LOOK_SECONDS = 1.0; {GLASSBOX}"
 
 

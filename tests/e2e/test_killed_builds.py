@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from fault_lab import HEARING
 
 from pipelines.storage import sha256
 from service.cli import main
@@ -27,9 +28,7 @@ def start(source: str, out: Path, on_own_cluster: bool = False) -> subprocess.Po
     """Starts a build, on the cluster of the tests or with a Ray of its own."""
     import ray
 
-    hearing = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # a shell starts what runs behind it deaf to Ctrl-C
-    code = f"{hearing}; import sys; from service.cli import main; sys.exit(main())"
-    words = [sys.executable, "-c", code, "shards", "build", source, str(out), *OPTIONS]
+    words = [sys.executable, "-c", HEARING, "shards", "build", source, str(out), *OPTIONS]
     address = {} if on_own_cluster else {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen(words, cwd=ROOT, env=os.environ | address, start_new_session=True, **pipes)

@@ -12,15 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from fault_lab import GLASSBOX, ROWS, Lab, Training, descendants, difference, laboratory, name_of, steps
+from fault_lab import HEARING, ROWS, Lab, Training, descendants, difference, laboratory, name_of, steps
 
 from service.runs import Run
 
 pytestmark = pytest.mark.e2e
 EPOCHS, BATCH = 3, 4
 STEPS = -(-ROWS // BATCH)  # an epoch, of about a second: time enough to be killed in
-# A shell starts what runs behind it deaf to Ctrl-C.
-HEARING = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {GLASSBOX}"
 PRESET = f"""model: linear
 data: {{image_size: [12, 12]}}
 optimizer: {{name: adam, learning_rate: 1.0e-4}}

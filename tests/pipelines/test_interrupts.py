@@ -72,13 +72,10 @@ def test_it_is_answered_whatever_else_happens() -> None:
 
 def test_the_handler_of_somebody_else_answers_as_ever() -> None:
     seen: list[int] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    try:
-        with interrupts_held():
-            signal.raise_signal(signal.SIGINT)
-            assert seen == [signal.SIGINT]
-    finally:
-        signal.signal(signal.SIGINT, before)
+    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+    with interrupts_held():
+        signal.raise_signal(signal.SIGINT)
+        assert seen == [signal.SIGINT]
 
 
 def test_another_thread_may_enter() -> None:
