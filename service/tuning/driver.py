@@ -197,6 +197,7 @@ def _conclude(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
 def _stopping(out: Path) -> Iterator[None]:
     """Within the block SIGTERM ends the search as Ctrl-C does: each trial keeps its finished epochs."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ray Tune's own waits for every trial
+    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that fails before its first evaluation has no score
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the run directories hold everything
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints tables whatever the verbosity
     received = [int(signal.SIGINT)]  # Ray raises a KeyboardInterrupt of its own for whatever a handler raises

@@ -170,6 +170,16 @@ def test_a_search_on_a_ray_of_its_own(alone: Lab, number: signal.Signals, code: 
         assert steps(run) == done if run.path.name in finished else done <= steps(run) < done + STEPS
 
 
+def test_a_trial_that_cannot_go_on_leaves_the_others_alone(alone: Lab) -> None:
+    """It ends without one evaluation, as one that diverges in its first epoch does."""
+    search = Search(alone, "search")
+    (alone.folder / "space.yaml").write_text("schedule.warmup_epochs: {choice: [98, 99]}\n")
+    said = search.begin(trials=2).ends()
+    assert [trial.status()["state"] for trial in search.trials] == ["finished", "failed"]
+    assert "trial-001  Expected a warmup shorter than the training" in said
+    assert "Expected a warmup shorter than the training" in (search.out / "index.html").read_text()
+
+
 @pytest.mark.slow
 def test_a_trial_that_dies_too_often_is_given_up_and_the_search_goes_on(lab: Lab) -> None:
     search = Search(lab, "search")
