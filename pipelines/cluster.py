@@ -35,7 +35,9 @@ def connected() -> Iterator[None]:
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES as it is
-    if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # Ray reads it when it is imported
+    if (
+        not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules
+    ):  # Ray reads it when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with interrupts_held():
         import ray
@@ -62,11 +64,18 @@ def _enter(address: str | None) -> None:
 
     options = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
-        with chdir(ROOT):  # Ray lets workers import from here before anywhere else: they shall import what this process did
-            ray.init(address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options)
+        with chdir(
+            ROOT
+        ):  # Ray lets workers import from here before anywhere else: they shall import what this process did
+            ray.init(
+                address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options
+            )
     except Exception as error:
         # Where a part of it does not come up in time, Ray raises a plain RuntimeError or Exception.
-        if not isinstance(error, (ConnectionError, ray.exceptions.RayError)) and type(error) not in (RuntimeError, Exception):
+        if not isinstance(error, (ConnectionError, ray.exceptions.RayError)) and type(error) not in (
+            RuntimeError,
+            Exception,
+        ):
             raise
         raise _refusal(error, address) from None
 
@@ -145,7 +154,9 @@ def _result(reference: Any, name: str) -> Any:
         error.cause.add_note(f"in a worker, at {name}")
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
         fix = "see that workers have memory enough, look into Ray's logs, and run the same command again"
         raise ConfigError("workers that live to the end", f"{name}: {reason.rstrip('.')}", fix) from None
 
@@ -172,4 +183,6 @@ def _check_answers(address: str | None) -> None:
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError("a Ray cluster that answers", f"RAY_ADDRESS={address} ({error})", "start it, or unset RAY_ADDRESS") from None
+        raise ConfigError(
+            "a Ray cluster that answers", f"RAY_ADDRESS={address} ({error})", "start it, or unset RAY_ADDRESS"
+        ) from None

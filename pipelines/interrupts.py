@@ -20,7 +20,10 @@ def interrupts_held() -> Iterator[None]:
     Raises:
         KeyboardInterrupt: One arrived, whatever else the block raised.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
         yield
         return
     held: list[int] = []

@@ -38,7 +38,9 @@ class Registry(Generic[T]):
 
         def add(item: T) -> T:
             if name in self._items:
-                raise ValueError(f"Expected a new {self.kind} name. Received: name={name!r}. Fix: rename one.")
+                raise ValueError(
+                    f"Expected a new {self.kind} name. Received: name={name!r}. Fix: rename one."
+                )
             self._items[name] = item
             return item
 

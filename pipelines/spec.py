@@ -133,10 +133,16 @@ def check(spec: type[S], settings: dict[str, Any], where: str) -> S:
     keys = [str(part) for part in first["loc"]]
     key, value = ".".join(keys), repr(first["input"])
     if first["type"] == "extra_forbidden":
-        raise ConfigError("a known key", f"{key}={value}", suggest(keys[-1], _group(spec, keys[:-1]).model_fields))
+        raise ConfigError(
+            "a known key", f"{key}={value}", suggest(keys[-1], _group(spec, keys[:-1]).model_fields)
+        )
     if first["type"] == "missing":
         raise ConfigError(f"a value for {key}", f"{where} without it", f"add {key}")
-    raise ConfigError(f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}", f"{key}={value}", f"give {key} such a value in {where}")
+    raise ConfigError(
+        f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}",
+        f"{key}={value}",
+        f"give {key} such a value in {where}",
+    )
 
 
 def _group(spec: type[Spec], keys: list[str]) -> type[Spec]:

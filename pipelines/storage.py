@@ -27,7 +27,9 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         durable: Whether the file is flushed to disk before the move, so that it is whole even after the machine
             lost power. That can take seconds on a busy disk.
     """
-    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")  # keeps the suffix: Keras goes by it
+    temporary = path.with_name(
+        f".tmp-{secrets.token_hex(4)}-{path.name}"
+    )  # keeps the suffix: Keras goes by it
     try:
         yield temporary
         if durable:

@@ -101,7 +101,11 @@ class Question:
 
 def blocks_of(rows: Mapping[str, int]) -> list[Block]:
     """Cuts splits of so many rows into blocks, in order."""
-    return [Block(split, start, min(start + BLOCK, count)) for split, count in rows.items() for start in range(0, count, BLOCK)]
+    return [
+        Block(split, start, min(start + BLOCK, count))
+        for split, count in rows.items()
+        for start in range(0, count, BLOCK)
+    ]
 
 
 class Pace:
@@ -155,12 +159,16 @@ def answers(
             yield place, result
 
 
-def _here(question: Question, classifier: Classifier, blocks: Sequence[Block]) -> Generator[tuple[int, list[Any]], None, None]:
+def _here(
+    question: Question, classifier: Classifier, blocks: Sequence[Block]
+) -> Generator[tuple[int, list[Any]], None, None]:
     for place, block in enumerate(blocks):
         yield place, _answered(question, classifier, block)
 
 
-def _on_cluster(question: Question, blocks: Sequence[Block], workers: int | None) -> Generator[tuple[int, list[Any]], None, None]:
+def _on_cluster(
+    question: Question, blocks: Sequence[Block], workers: int | None
+) -> Generator[tuple[int, list[Any]], None, None]:
     def name(place: int) -> str:
         return f"images {blocks[place].start} to {blocks[place].stop - 1} of {blocks[place].split}"
 
@@ -174,7 +182,9 @@ def _on_cluster(question: Question, blocks: Sequence[Block], workers: int | None
 
 
 def _task(told: tuple[Any], block: Block) -> list[Any]:
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))  # the CPUs that Ray gave the task
+    os.environ.setdefault(
+        "TF_NUM_INTRAOP_THREADS", os.environ.get("OMP_NUM_THREADS", "1")
+    )  # the CPUs that Ray gave the task
     question, classifier = _received(told[0])
     return _answered(question, classifier, block)
 

@@ -19,7 +19,9 @@ from service.runs import score
 
 STATE, DESCRIPTION = "state.npz", "checkpoint.json"
 NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
-Variables = Mapping[str, Sequence[Any]]  # of Keras or TensorFlow, by what they are for; those of the model first
+Variables = Mapping[
+    str, Sequence[Any]
+]  # of Keras or TensorFlow, by what they are for; those of the model first
 Arrays = Mapping[str, Sequence[np.ndarray]]
 
 
@@ -90,7 +92,11 @@ class Checkpoint:
         for group, wanted in variables.items():
             saved = arrays[ends[group] - self.groups[group] : ends[group]]
             if [a.shape for a in saved] != [tuple(v.shape) for v in wanted]:
-                raise TrainingError(f"a checkpoint of the same model and optimizer ({group})", f"checkpoint={self.path}", "start a new run")
+                raise TrainingError(
+                    f"a checkpoint of the same model and optimizer ({group})",
+                    f"checkpoint={self.path}",
+                    "start a new run",
+                )
             for variable, array in zip(wanted, saved, strict=True):
                 variable.assign(array)
 
@@ -131,7 +137,13 @@ def save_checkpoint(directory: Path, arrays: Arrays, position: Position, keep: i
             temporary / STATE, allow_pickle=False, **{f"{i:04d}": array for i, array in enumerate(flat)}
         )  # names of variables count up in a process
         groups = {"groups": {group: len(members) for group, members in arrays.items()}}
-        description = {"epoch": position.epoch, "stage": 0} | asdict(position) | described | groups | {"sha256": sha256(temporary / STATE)}
+        description = (
+            {"epoch": position.epoch, "stage": 0}
+            | asdict(position)
+            | described
+            | groups
+            | {"sha256": sha256(temporary / STATE)}
+        )
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
     best = Position(position.data, position.history[: position.best_epoch]).name
     found = _checkpoints(directory)
@@ -162,15 +174,30 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
             continue
         if found["data"] != data:
             raise ConfigError(
-                "the shard set the run began with", f"checkpoint={path} (of another one)", "put the old shards back, or start a new run"
+                "the shard set the run began with",
+                f"checkpoint={path} (of another one)",
+                "put the old shards back, or start a new run",
             )
         of = found.get("config", {}).get("model", model)
         if model is not None and of != model:
-            raise ConfigError(f"the model the run began with, {of}", f"model={model}", "put the old name back, or start a new run")
-        position = Position(data, tuple(found["history"]), found["step"], tuple(found["sums"]), found["seconds"], found.get("skipped", 0))
+            raise ConfigError(
+                f"the model the run began with, {of}",
+                f"model={model}",
+                "put the old name back, or start a new run",
+            )
+        position = Position(
+            data,
+            tuple(found["history"]),
+            found["step"],
+            tuple(found["sums"]),
+            found["seconds"],
+            found.get("skipped", 0),
+        )
         return Checkpoint(path, position, found["stage"], found["groups"], tuple(damaged))
     if damaged:
-        raise TrainingError("an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run")
+        raise TrainingError(
+            "an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run"
+        )
     return None
 
 

@@ -16,7 +16,9 @@ Command = Callable[[argparse.Namespace], None]
 SCALE_HELP = "factor on pixels of 0 to 255 (default: 1 if the model rescales them itself, else 1/255)"
 MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory"
 TTA_HELP = "flip: ask about every image and its mirror image, and take the mean (default: none)"
-WORKERS_HELP = "Ray tasks at a time (default: with RAY_ADDRESS one a CPU of that cluster, else this process alone)"
+WORKERS_HELP = (
+    "Ray tasks at a time (default: with RAY_ADDRESS one a CPU of that cluster, else this process alone)"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,7 +61,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("glassbox", description="Train image classifiers, and see what they learned.")
+    parser = argparse.ArgumentParser(
+        "glassbox", description="Train image classifiers, and see what they learned."
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {version('glassbox')}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_shards(commands)
@@ -74,25 +78,58 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add(commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, run: Command) -> argparse.ArgumentParser:
+def _add(
+    commands: argparse._SubParsersAction[argparse.ArgumentParser], name: str, text: str, run: Command
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
     parser.set_defaults(run=run)
     return parser
 
 
 def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    shards = commands.add_parser("shards", help="build, check and describe shard sets").add_subparsers(metavar="COMMAND", required=True)
+    shards = commands.add_parser("shards", help="build, check and describe shard sets").add_subparsers(
+        metavar="COMMAND", required=True
+    )
     build = _add(shards, "build", "make a shard set from a source", _shards_build)
-    build.add_argument("source", metavar="SOURCE", help="folder:DIR, archive:FILE, synthetic:evidence and others; an unknown one lists all")
-    build.add_argument("out", metavar="OUT", help="directory to make; the same command goes on with an interrupted build")
+    build.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder:DIR, archive:FILE, synthetic:evidence and others; an unknown one lists all",
+    )
+    build.add_argument(
+        "out", metavar="OUT", help="directory to make; the same command goes on with an interrupted build"
+    )
     build.add_argument("--format", metavar="FORMAT", help="arrow or tfrecord (default: arrow)")
-    build.add_argument("--encoding", metavar="ENCODING", help="as-found, jpeg:QUALITY, png or raw (default: as-found)")
-    build.add_argument("--store-size", type=int, metavar="PIXELS", help="scale larger images to this shorter side (default: as found)")
+    build.add_argument(
+        "--encoding", metavar="ENCODING", help="as-found, jpeg:QUALITY, png or raw (default: as-found)"
+    )
+    build.add_argument(
+        "--store-size",
+        type=int,
+        metavar="PIXELS",
+        help="scale larger images to this shorter side (default: as found)",
+    )
     build.add_argument("--shard-rows", type=int, metavar="N", help="images per shard (default: 256)")
-    build.add_argument("--shard-mb", type=float, metavar="M", help="instead: megabytes per shard, judged by the first images")
-    build.add_argument("--validation", type=float, metavar="SHARE", help="held out where the source has no split (default: 0.2)")
-    build.add_argument("--check", metavar="CHECK", help="decode, which proves every image readable, or header (default: decode)")
-    build.add_argument("--workers", type=int, metavar="N", help="shards in work at a time (default: one a CPU of the cluster)")
+    build.add_argument(
+        "--shard-mb", type=float, metavar="M", help="instead: megabytes per shard, judged by the first images"
+    )
+    build.add_argument(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help="held out where the source has no split (default: 0.2)",
+    )
+    build.add_argument(
+        "--check",
+        metavar="CHECK",
+        help="decode, which proves every image readable, or header (default: decode)",
+    )
+    build.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="shards in work at a time (default: one a CPU of the cluster)",
+    )
     verify = _add(shards, "verify", "check every byte, count and image of a shard set", _shards_verify)
     verify.add_argument("directory", metavar="SHARDS")
     info = _add(shards, "info", "describe a shard set", _shards_info)
@@ -100,15 +137,46 @@ def _add_shards(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 
 def _add_preview(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    preview = _add(commands, "preview", "show what an augmentation does to training images, as a page for the browser", _preview)
+    preview = _add(
+        commands,
+        "preview",
+        "show what an augmentation does to training images, as a page for the browser",
+        _preview,
+    )
     preview.add_argument("shards", metavar="SHARDS")
-    preview.add_argument("--preset", metavar="NAME", help="its size, seed and augmentation (default: demo, which has no augmentation)")
-    preview.add_argument("--augment", nargs="+", default=[], metavar="key=value", help="change the augmentation: rotation=40 flip=true")
+    preview.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="its size, seed and augmentation (default: demo, which has no augmentation)",
+    )
+    preview.add_argument(
+        "--augment",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="change the augmentation: rotation=40 flip=true",
+    )
     preview.add_argument("--split", default="train", help="(default: train)")
-    for name, default, text in (("rows", 8, "images"), ("versions", 4, "epochs of each"), ("epoch", 1, "the first epoch")):
-        preview.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})")
-    preview.add_argument("--out", default="preview", metavar="DIR", help="directory to make, or an older preview (default: preview)")
-    preview.add_argument("overrides", nargs="*", metavar="key=value", help="change data or seed: data.image_size=[64,64] seed=3")
+    for name, default, text in (
+        ("rows", 8, "images"),
+        ("versions", 4, "epochs of each"),
+        ("epoch", 1, "the first epoch"),
+    ):
+        preview.add_argument(
+            f"--{name}", type=int, default=default, metavar="N", help=f"{text} (default: {default})"
+        )
+    preview.add_argument(
+        "--out",
+        default="preview",
+        metavar="DIR",
+        help="directory to make, or an older preview (default: preview)",
+    )
+    preview.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change data or seed: data.image_size=[64,64] seed=3",
+    )
 
 
 def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -116,14 +184,38 @@ def _add_train(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     train.add_argument("--preset", metavar="NAME", help="a name from 'glassbox presets', or a YAML file")
     train.add_argument("--data", metavar="SHARDS", help="the shard set")
     train.add_argument("--out", required=True, metavar="RUN", help="the run directory to make")
-    train.add_argument("--resume", action="store_true", help="continue the run at --out from its newest checkpoint")
-    train.add_argument("--workers", metavar="N", help="worker processes, or FEWEST:MOST (default: one, with the whole of the largest node)")
-    train.add_argument("--cpus-per-worker", type=int, metavar="C", help="(default: an even share of the cluster)")
-    train.add_argument("--gpus-per-worker", type=int, metavar="K", help="(default: an even share of the cluster)")
-    train.add_argument("--restarts", type=int, metavar="N", help="lost workers in a row without getting on before it gives up (default: 3)")
-    train.add_argument("--on-nan", choices=("stop", "skip"), help="a gradient that is not finite stops the run, or skips the update")
+    train.add_argument(
+        "--resume", action="store_true", help="continue the run at --out from its newest checkpoint"
+    )
+    train.add_argument(
+        "--workers",
+        metavar="N",
+        help="worker processes, or FEWEST:MOST (default: one, with the whole of the largest node)",
+    )
+    train.add_argument(
+        "--cpus-per-worker", type=int, metavar="C", help="(default: an even share of the cluster)"
+    )
+    train.add_argument(
+        "--gpus-per-worker", type=int, metavar="K", help="(default: an even share of the cluster)"
+    )
+    train.add_argument(
+        "--restarts",
+        type=int,
+        metavar="N",
+        help="lost workers in a row without getting on before it gives up (default: 3)",
+    )
+    train.add_argument(
+        "--on-nan",
+        choices=("stop", "skip"),
+        help="a gradient that is not finite stops the run, or skips the update",
+    )
     train.add_argument("--profile", action="store_true", help="take a TensorFlow profile of updates 10 to 19")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting, e.g. epochs=5 optimizer.learning_rate=0.01")
+    train.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change a setting, e.g. epochs=5 optimizer.learning_rate=0.01",
+    )
 
 
 def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -140,10 +232,22 @@ def _add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser])
 def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     predict = _add(commands, "predict", "write what a model takes images for", _predict)
     predict.add_argument("--model", required=True, metavar="FILE", help=MODEL_HELP)
-    predict.add_argument("--data", required=True, metavar="SHARDS", help="a shard set, photos:DIR, folder:DIR, archive:FILE and others")
-    predict.add_argument("--out", required=True, metavar="FILE", help="FILE.parquet or FILE.csv: id, class, probability of each class")
+    predict.add_argument(
+        "--data",
+        required=True,
+        metavar="SHARDS",
+        help="a shard set, photos:DIR, folder:DIR, archive:FILE and others",
+    )
+    predict.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE",
+        help="FILE.parquet or FILE.csv: id, class, probability of each class",
+    )
     predict.add_argument("--split", help="(default: all, one after the other)")
-    predict.add_argument("--classes", nargs="+", metavar="NAME", help="(default: those of the run; else class_0, class_1, ...)")
+    predict.add_argument(
+        "--classes", nargs="+", metavar="NAME", help="(default: those of the run; else class_0, class_1, ...)"
+    )
     predict.add_argument("--scale", type=float, help=SCALE_HELP)
     predict.add_argument("--tta", default="none", metavar="WHAT", help=TTA_HELP)
     predict.add_argument("--workers", type=int, metavar="N", help=WORKERS_HELP)
@@ -151,44 +255,103 @@ def _add_predict(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 def _add_report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     report = _add(commands, "report", "draw what a model learned, as a page for the browser", _report)
-    report.add_argument("directories", nargs="*", metavar="RUN", help="a run directory; the page goes to RUN/report/index.html")
-    report.add_argument("--all", metavar="RUNS", help="instead: finished runs below a directory whose reports are missing or out of date")
-    report.add_argument("--compare", action="store_true", help="instead: several runs, or the checkpoints of one, side by side")
+    report.add_argument(
+        "directories",
+        nargs="*",
+        metavar="RUN",
+        help="a run directory; the page goes to RUN/report/index.html",
+    )
+    report.add_argument(
+        "--all",
+        metavar="RUNS",
+        help="instead: finished runs below a directory whose reports are missing or out of date",
+    )
+    report.add_argument(
+        "--compare",
+        action="store_true",
+        help="instead: several runs, or the checkpoints of one, side by side",
+    )
     report.add_argument("--model", metavar="FILE", help="instead of a run: a .keras file made anywhere")
-    report.add_argument("--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)")
+    report.add_argument(
+        "--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)"
+    )
     report.add_argument("--out", metavar="DIR", help="with --model or --compare: the directory to make")
-    report.add_argument("--single-file", action="store_true", help="put the pictures into the page: one file to send around")
+    report.add_argument(
+        "--single-file", action="store_true", help="put the pictures into the page: one file to send around"
+    )
     report.add_argument("--samples", metavar="DIR", help="a folder of other pictures to name")
-    report.add_argument("--seed", type=int, help="of everything drawn at random for the pictures (default: 0)")
-    report.add_argument("--sheets", metavar="FORMAT", help="of pictures of channels: auto, png, jpeg or webp (default: auto)")
+    report.add_argument(
+        "--seed", type=int, help="of everything drawn at random for the pictures (default: 0)"
+    )
+    report.add_argument(
+        "--sheets", metavar="FORMAT", help="of pictures of channels: auto, png, jpeg or webp (default: auto)"
+    )
     report.add_argument("--scale", type=float, help=SCALE_HELP)
 
 
 def _add_diagnose(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    diagnose = _add(commands, "diagnose", "say in words what learning curves show, and which labels the model doubts", _diagnose)
-    diagnose.add_argument("target", metavar="RUN", help="a run directory, a metrics.jsonl, or a JSON file with Keras histories")
-    diagnose.add_argument("--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)")
-    diagnose.add_argument("--images", type=int, metavar="N", help="validation images that a file of metrics was measured on")
-    diagnose.add_argument("--labels", type=int, default=10, metavar="N", help="doubtful labels to name, 0 to look for none (default: 10)")
+    diagnose = _add(
+        commands,
+        "diagnose",
+        "say in words what learning curves show, and which labels the model doubts",
+        _diagnose,
+    )
+    diagnose.add_argument(
+        "target", metavar="RUN", help="a run directory, a metrics.jsonl, or a JSON file with Keras histories"
+    )
+    diagnose.add_argument(
+        "--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)"
+    )
+    diagnose.add_argument(
+        "--images", type=int, metavar="N", help="validation images that a file of metrics was measured on"
+    )
+    diagnose.add_argument(
+        "--labels",
+        type=int,
+        default=10,
+        metavar="N",
+        help="doubtful labels to name, 0 to look for none (default: 10)",
+    )
 
 
 def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     tune = _add(commands, "tune", "search for better settings of a preset, with many short runs", _tune)
-    tune.add_argument("preset", nargs="?", metavar="PRESET", help="a name from 'glassbox presets', or a YAML file")
     tune.add_argument(
-        "--space", metavar="FILE", help="YAML: key: {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {int: [a, b]}"
+        "preset", nargs="?", metavar="PRESET", help="a name from 'glassbox presets', or a YAML file"
     )
-    tune.add_argument("--trials", type=int, metavar="N", help="runs, of which the first is the preset as it is")
+    tune.add_argument(
+        "--space",
+        metavar="FILE",
+        help="YAML: key: {choice: [...]}, {uniform: [a, b]}, {loguniform: [a, b]} or {int: [a, b]}",
+    )
+    tune.add_argument(
+        "--trials", type=int, metavar="N", help="runs, of which the first is the preset as it is"
+    )
     tune.add_argument("--data", metavar="SHARDS", help="the shard set")
     tune.add_argument(
-        "--out", required=True, metavar="DIR", help="the directory to make; the same command goes on with an interrupted search"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="the directory to make; the same command goes on with an interrupted search",
     )
-    tune.add_argument("--resume", action="store_true", help="go on with the search at --out, without naming its words again")
+    tune.add_argument(
+        "--resume", action="store_true", help="go on with the search at --out, without naming its words again"
+    )
     tune.add_argument("--seed", type=int, metavar="N", help="of what is drawn (default: 0)")
     tune.add_argument("--grace", type=int, metavar="N", help="epochs that every trial is given (default: 1)")
-    tune.add_argument("--reduction", type=float, metavar="R", help="of so many trials at a rung one goes on (default: 3)")
-    tune.add_argument("--cpus-per-trial", dest="cpus", type=int, metavar="C", help="(default: 1, or with GPUs an even share)")
-    tune.add_argument("--gpus-per-trial", dest="gpus", type=int, metavar="K", help="(default: 1 where there are any)")
+    tune.add_argument(
+        "--reduction", type=float, metavar="R", help="of so many trials at a rung one goes on (default: 3)"
+    )
+    tune.add_argument(
+        "--cpus-per-trial",
+        dest="cpus",
+        type=int,
+        metavar="C",
+        help="(default: 1, or with GPUs an even share)",
+    )
+    tune.add_argument(
+        "--gpus-per-trial", dest="gpus", type=int, metavar="K", help="(default: 1 where there are any)"
+    )
     tune.add_argument("--restarts", type=int, metavar="N", help="of a trial whose process died (default: 3)")
     tune.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the preset")
 
@@ -218,9 +381,17 @@ def _preview(options: argparse.Namespace) -> None:
 
     words = [f"augment.{word}" for word in options.augment] + options.overrides
     config = load_config(options.preset or "demo", options.shards, words)
-    chosen = {name: getattr(options, name) for name in ("split", "epoch", "rows", "versions")} | {"seed": config.seed}
+    chosen = {name: getattr(options, name) for name in ("split", "epoch", "rows", "versions")} | {
+        "seed": config.seed
+    }
     shown = check(PreviewOptions, chosen, "the command line")
-    page = render_preview(Path(options.shards), config.data, config.augment or AugmentSpec(), shown, Path(options.out).absolute())
+    page = render_preview(
+        Path(options.shards),
+        config.data,
+        config.augment or AugmentSpec(),
+        shown,
+        Path(options.out).absolute(),
+    )
     print(f"open {page}")
 
 
@@ -229,18 +400,26 @@ def _train(options: argparse.Namespace) -> None:
     from service.training.group import Scale
     from service.training.launch import resume, train
 
-    words = options.overrides + ([f"on_nan={options.on_nan}"] if options.on_nan else []) + (["profile=true"] if options.profile else [])
+    words = (
+        options.overrides
+        + ([f"on_nan={options.on_nan}"] if options.on_nan else [])
+        + (["profile=true"] if options.profile else [])
+    )
     asked = (options.workers, options.cpus_per_worker, options.gpus_per_worker, options.restarts)
     scale = Scale.read(*asked)
     if options.resume:
         if options.preset or options.data or words:
             raise ConfigError(
-                "--resume with --out alone", "--preset, --data or key=value beside it", "leave these out: a run keeps its own"
+                "--resume with --out alone",
+                "--preset, --data or key=value beside it",
+                "leave these out: a run keeps its own",
             )
         run = resume(options.out, None if asked == (None,) * 4 else scale)
     else:
         if not options.preset or not options.data:
-            raise ConfigError("--preset and --data", f"preset={options.preset} data={options.data}", "name both")
+            raise ConfigError(
+                "--preset and --data", f"preset={options.preset} data={options.data}", "name both"
+            )
         run = train(load_config(options.preset, options.data, words), options.out, scale)
     print(f"finished: {run.path}  (glassbox report {options.out})")
 
@@ -250,7 +429,9 @@ def _evaluate(options: argparse.Namespace) -> None:
     from service.inference import Asking
 
     asking = Asking(options.scale, options.tta)
-    result = evaluate(options.model, options.data, options.split, asking=asking, workers=options.workers, out=options.out)
+    result = evaluate(
+        options.model, options.data, options.split, asking=asking, workers=options.workers, out=options.out
+    )
     figures = "  ".join(f"{name} {value:.4f}" for name, value in result.figures().items())
     print(f"{figures}  ({result.images} images of split {options.split})")
     print(*filter(None, [result.table(), f"{result.pace}"]), sep="\n")
@@ -261,7 +442,9 @@ def _predict(options: argparse.Namespace) -> None:
     from service.predict import predict
 
     chosen = {name: getattr(options, name) for name in ("split", "classes", "workers")}
-    result = predict(options.model, options.data, options.out, asking=Asking(options.scale, options.tta), **chosen)
+    result = predict(
+        options.model, options.data, options.out, asking=Asking(options.scale, options.tta), **chosen
+    )
     reasons = f" (reasons in {result.rejected_path})" if result.rejected else ""
     print(f"{options.out}: {result.images} images, {result.rejected} rejected{reasons}; {result.pace}")
 

@@ -97,7 +97,9 @@ class RunConfig(Spec):
     @classmethod
     def _published_for_bases(cls, value: str, info: ValidationInfo) -> str:
         if value == IMAGENET and info.data.get("model") not in BASES:
-            raise ValueError(f"imagenet goes with {', '.join(BASES)} alone, not with {info.data.get('model')}")
+            raise ValueError(
+                f"imagenet goes with {', '.join(BASES)} alone, not with {info.data.get('model')}"
+            )
         return value
 
     @field_validator("class_weights", mode="before")
@@ -107,10 +109,14 @@ class RunConfig(Spec):
 
     @field_validator("stages")
     @classmethod
-    def _stages_make_the_run(cls, value: tuple[StageSpec, ...], info: ValidationInfo) -> tuple[StageSpec, ...]:
+    def _stages_make_the_run(
+        cls, value: tuple[StageSpec, ...], info: ValidationInfo
+    ) -> tuple[StageSpec, ...]:
         total = sum(stage.epochs for stage in value)
         if value and total != info.data.get("epochs", total):
-            raise ValueError(f"the epochs of the stages add up to {total}: set epochs={total}, not {info.data['epochs']}")
+            raise ValueError(
+                f"the epochs of the stages add up to {total}: set epochs={total}, not {info.data['epochs']}"
+            )
         return value
 
     @field_validator("xla", mode="before")
@@ -160,7 +166,9 @@ def read_preset(preset: str) -> tuple[str, dict[str, Any]]:
     """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
-        raise ConfigError("a known preset or a YAML file", f"preset={preset}", suggest(preset, preset_names()))
+        raise ConfigError(
+            "a known preset or a YAML file", f"preset={preset}", suggest(preset, preset_names())
+        )
     return path.stem, read_yaml(path, "preset")
 
 
@@ -186,7 +194,9 @@ class _Loader(yaml.SafeLoader):
     """Reads `1e-4` as the number that is meant; YAML 1.1 wants a dot in it."""
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 def read_yaml(path: Path, name: str) -> dict[str, Any]:
@@ -202,9 +212,13 @@ def read_yaml(path: Path, name: str) -> dict[str, Any]:
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError("a YAML file", f"{name}={path}: {' '.join(str(error).split())}", "correct its syntax") from None
+        raise ConfigError(
+            "a YAML file", f"{name}={path}: {' '.join(str(error).split())}", "correct its syntax"
+        ) from None
     if not isinstance(settings, dict):
-        raise ConfigError("a YAML file with keys and values", f"{name}={path}", "see 'glassbox presets' for examples")
+        raise ConfigError(
+            "a YAML file with keys and values", f"{name}={path}", "see 'glassbox presets' for examples"
+        )
     return settings
 
 
@@ -222,7 +236,9 @@ def set_value(settings: dict[str, Any], override: str) -> None:
     try:
         put(settings, key, _number(text))
     except yaml.YAMLError:
-        raise ConfigError("a value in YAML", f"{key}={text}", "quote it, or write a plain number or word") from None
+        raise ConfigError(
+            "a value in YAML", f"{key}={text}", "quote it, or write a plain number or word"
+        ) from None
 
 
 def put(settings: dict[str, Any], key: str, value: Any) -> None:

@@ -17,7 +17,9 @@ NAMES = {"acc": "accuracy", "val_acc": "val_accuracy"}  # of older Keras
 KNOWN = ("loss", "accuracy", "val_loss", "val_accuracy")
 
 
-def report_on(target: str, shards: str | None = None, images: int | None = None, shown: int = 10) -> Iterator[str]:
+def report_on(
+    target: str, shards: str | None = None, images: int | None = None, shown: int = 10
+) -> Iterator[str]:
     """What there is to say, line by line.
 
     Args:
@@ -31,7 +33,11 @@ def report_on(target: str, shards: str | None = None, images: int | None = None,
         DataError: There is no shard set at `shards`, or it is damaged.
     """
     if shown < 0 or (images is not None and images < 1):
-        raise ConfigError("--labels from 0 and --images from 1", f"labels={shown} images={images}", "correct it, or leave it out")
+        raise ConfigError(
+            "--labels from 0 and --images from 1",
+            f"labels={shown} images={images}",
+            "correct it, or leave it out",
+        )
     path = Path(target)
     if not path.is_dir():
         for name, epochs in read_histories(path).items():
@@ -52,7 +58,9 @@ def report_on(target: str, shards: str | None = None, images: int | None = None,
 
 def history_of(run: Run, manifest: Manifest | None) -> History:
     """The curves of a run, and the validation images they were measured on."""
-    counts = manifest.splits["validation"].class_counts if manifest and "validation" in manifest.splits else ()
+    counts = (
+        manifest.splits["validation"].class_counts if manifest and "validation" in manifest.splits else ()
+    )
     status, total = run.status(), sum(counts)
     failure = str(status.get("reason") or "") if status.get("state") == "failed" else ""
     return History(run.metrics(), total or None, max(counts) / total if total else None, failure)
@@ -70,7 +78,9 @@ def doubts_of(run: Run, shards: Path, manifest: Manifest, shown: int) -> Doubts:
     batches = Batches(shards, "train", data_spec_of(model), 64)
     with batches.data_errors():
         told = predict(model, some(batches.epoch(0), LOOKED_AT), scale_of(model))
-    return find_doubts(told.probabilities, told.labels, told.rows, manifest.classes, ShardReader(shards, "train").ids, shown)
+    return find_doubts(
+        told.probabilities, told.labels, told.rows, manifest.classes, ShardReader(shards, "train").ids, shown
+    )
 
 
 def read_histories(path: Path) -> dict[str, list[dict[str, float]]]:
@@ -84,14 +94,24 @@ def read_histories(path: Path) -> dict[str, list[dict[str, float]]]:
         raise ConfigError("a run directory or a file of metrics", f"run={path} (not there)", fix)
     try:
         text = path.read_text(encoding="utf-8")
-        found = [json.loads(line) for line in text.splitlines() if line] if path.suffix == ".jsonl" else json.loads(text)
-        named = {path.stem: found} if isinstance(found, list) or any(isinstance(v, list) for v in found.values()) else found
+        found = (
+            [json.loads(line) for line in text.splitlines() if line]
+            if path.suffix == ".jsonl"
+            else json.loads(text)
+        )
+        named = (
+            {path.stem: found}
+            if isinstance(found, list) or any(isinstance(v, list) for v in found.values())
+            else found
+        )
         histories = {str(name): _epochs_of(history) for name, history in named.items()}
     except (ValueError, TypeError, AttributeError):
         histories = {}
     if not histories:
         shape = '{"loss": [...], "accuracy": [...], "val_loss": [...], "val_accuracy": [...]}'
-        raise ConfigError(f"metrics as lines of JSON, or a history like {shape}", f"file={path}", "export it so")
+        raise ConfigError(
+            f"metrics as lines of JSON, or a history like {shape}", f"file={path}", "export it so"
+        )
     return histories
 
 

@@ -12,11 +12,16 @@ from service.curves import FEW, Curve, accuracy_gap, column, trend
 from service.scores import standard_error
 
 LITTLE, MUCH = 0.02, 0.10  # shares of accuracy: what counts as a small and as a wide gap
-SURE, VERY_SURE = 2.0, 3.0  # standard errors; more of them where the best of many epochs is compared with the last
+SURE, VERY_SURE = (
+    2.0,
+    3.0,
+)  # standard errors; more of them where the best of many epochs is compared with the last
 RELATIVE = 0.02  # change of a loss over the last third of the run, as a share of it, from which on it counts
 RISE = 0.05  # of a validation loss above its lowest, likewise
 FITTED = 0.98  # training accuracy from which on there is little left to learn
-Kind = Literal["diverged", "short", "chance", "overfitting", "learning", "converged", "plateau", "underfitting"]
+Kind = Literal[
+    "diverged", "short", "chance", "overfitting", "learning", "converged", "plateau", "underfitting"
+]
 TITLES: dict[Kind, str] = {
     "diverged": "Diverged",
     "short": "Too short to tell",
@@ -105,7 +110,9 @@ def _diverged(history: History) -> Finding | None:
     for key, name in (("loss", "training"), ("val_loss", "validation")):
         for epoch, value in enumerate(column(history.epochs, key), 1):
             if key in history.epochs[epoch - 1] and not math.isfinite(value):
-                return found(words=f"The {name} loss is no finite number in epoch {epoch}.", figures={"epoch": epoch})
+                return found(
+                    words=f"The {name} loss is no finite number in epoch {epoch}.", figures={"epoch": epoch}
+                )
     if "finite" in history.failure:
         told = f"Training stopped after {len(history.epochs)} epochs, because a loss or a gradient was no longer finite."
         return found(words=told, figures={"epoch": len(history.epochs) + 1})
@@ -130,8 +137,15 @@ def _short(history: History) -> Finding | None:
     figures: dict[str, Any] = {"epochs": len(judged)}
     if history.judged and len(history.curve("accuracy")):
         training, validation, gap, error = _gap(history)
-        words += f" So far it scores {training:.1%} on training images and {validation:.1%} on validation images."
-        figures |= {"training_accuracy": training, "validation_accuracy": validation, "gap": gap, "error": error}
+        words += (
+            f" So far it scores {training:.1%} on training images and {validation:.1%} on validation images."
+        )
+        figures |= {
+            "training_accuracy": training,
+            "validation_accuracy": validation,
+            "gap": gap,
+            "error": error,
+        }
     return Finding("short", words, f"epochs={max(2 * len(history.epochs), 10)}", figures)
 
 
@@ -149,7 +163,9 @@ def _chance(history: History) -> Finding | None:
         + (f", with an uncertainty of {error * 100:.1f} points." if error else ".")
     )
     advice = "another optimizer.learning_rate (ten times lower, ten times higher), and 'glassbox preview' to see whether the labels fit"
-    return Finding("chance", words, advice, {"accuracy": best, "commonest": history.commonest, "error": error})
+    return Finding(
+        "chance", words, advice, {"accuracy": best, "commonest": history.commonest, "error": error}
+    )
 
 
 def _gap(history: History) -> tuple[float, float, float, float]:
@@ -197,7 +213,11 @@ def _overfitting(history: History) -> Finding | None:
 def _meanwhile(loss: Curve, epoch: int) -> str:
     """What the training loss did since an epoch; nothing where it was not measured by then."""
     before = loss.smooth[loss.epochs <= epoch]
-    return f", while the training loss went from {before[-1]:.3g} to {loss.smooth[-1]:.3g}" if len(before) else ""
+    return (
+        f", while the training loss went from {before[-1]:.3g} to {loss.smooth[-1]:.3g}"
+        if len(before)
+        else ""
+    )
 
 
 def _gap_opens(history: History, limit: float) -> int:
@@ -234,7 +254,9 @@ def _learning(history: History) -> Finding | None:
         f"and the validation loss changed by {line.change:+.2g} ± {line.error:.1g}. It scores {training:.1%} on training images and "
         f"{validation:.1%} on validation images, which is no clear gap."
     )
-    return Finding("learning", words, advice, figures | {"training_change": seen.change, "gap": gap, "gap_error": error})
+    return Finding(
+        "learning", words, advice, figures | {"training_change": seen.change, "gap": gap, "gap_error": error}
+    )
 
 
 def _falls(loss: Curve) -> bool:
@@ -250,7 +272,12 @@ def _at_rest(history: History) -> Finding:
     line = trend(history.curve(f"{history.judged}loss"))
     seen = history.curve("accuracy")
     training = float(seen.smooth[-1]) if len(seen) else math.nan
-    figures: dict[str, Any] = {"epochs": line.epochs, "change": line.change, "error": line.error, "training_accuracy": training}
+    figures: dict[str, Any] = {
+        "epochs": line.epochs,
+        "change": line.change,
+        "error": line.error,
+        "training_accuracy": training,
+    }
     words = f"Over the last {_epochs(line.epochs)} the {on} loss changed by {line.change:+.2g} ± {line.error:.1g}."
     gap, error = 0.0, 0.0
     if history.judged and len(seen):
@@ -260,7 +287,12 @@ def _at_rest(history: History) -> Finding:
     if training >= FITTED and gap <= MUCH:
         return Finding("converged", words, "nothing more of the same: it fits what it learns from", figures)
     if gap > min(max(SURE * error, LITTLE), MUCH):
-        return Finding("plateau", words, "augmentation, or a schedule that lowers the rate (schedule.name=cosine)", figures)
+        return Finding(
+            "plateau",
+            words,
+            "augmentation, or a schedule that lowers the rate (schedule.name=cosine)",
+            figures,
+        )
     words += " It does not fit even the images it learns from." if training < 1 - MUCH else ""
     advice = "a larger model, less augmentation or dropout, another optimizer.learning_rate, or schedule.name=cosine"
     return Finding("underfitting" if training < 1 - MUCH else "plateau", words, advice, figures)

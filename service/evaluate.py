@@ -59,7 +59,10 @@ class Evaluation:
         if len(self.classes) > TABLE_CLASSES:
             return ""
         names = [name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…" for name in self.classes]
-        lines = [["true \\ taken for", *names], *([name, *map(str, row)] for name, row in zip(names, self.confusion, strict=True))]
+        lines = [
+            ["true \\ taken for", *names],
+            *([name, *map(str, row)] for name, row in zip(names, self.confusion, strict=True)),
+        ]
         first, *others = zip(*lines, strict=True)
         columns = [_aligned(first, str.ljust), *(_aligned(column, str.rjust) for column in others)]
         return "\n".join("  ".join(cells) for cells in zip(*columns, strict=True))
@@ -71,11 +74,18 @@ class Evaluation:
             ConfigError: The file cannot be written.
         """
         scores = {"accuracy": self.accuracy, "top5": self.top5, "loss": self.loss, "auc": self.auc}
-        content = asked | {"images": self.images, **scores, "classes": self.classes, "confusion": self.confusion.tolist()}
+        content = asked | {
+            "images": self.images,
+            **scores,
+            "classes": self.classes,
+            "confusion": self.confusion.tolist(),
+        }
         try:
             write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
         except OSError as error:
-            raise ConfigError("an output that can be written", f"out={path}: {error.strerror}", "choose another --out") from None
+            raise ConfigError(
+                "an output that can be written", f"out={path}: {error.strerror}", "choose another --out"
+            ) from None
 
 
 def evaluate(
@@ -112,10 +122,18 @@ def evaluate(
     parts: dict[int, list[Any]] = {}
     with closing(answers(question, Classifier(net, asking), blocks, workers, pace)) as results:
         parts.update(results)
-    columns = [np.concatenate(column) for column in zip(*(part for place in sorted(parts) for part in parts[place]), strict=True)]
+    columns = [
+        np.concatenate(column)
+        for column in zip(*(part for place in sorted(parts) for part in parts[place]), strict=True)
+    ]
     result = _scored(columns, manifest.classes, pace)
     if path:
-        asked = {"model": str(model), "model_sha256": sha256(saved.content).hexdigest(), "split": split, "tta": asking.tta}
+        asked = {
+            "model": str(model),
+            "model_sha256": sha256(saved.content).hexdigest(),
+            "split": split,
+            "tta": asking.tta,
+        }
         result.save(path, asked | {"data": str(shards), "data_digest": manifest.digest()})
     return result
 
@@ -128,7 +146,9 @@ def _check_names(classes: tuple[str, ...], known: tuple[str, ...] | None) -> Non
     for label, (name, own) in enumerate(zip(classes, known or classes, strict=True)):
         if name != own:
             fix = "pass --data with a shard set of the classes it was trained on"
-            raise ConfigError(f"class {label} to be {own!r}, as where the run was trained", f"class={name!r}", fix)
+            raise ConfigError(
+                f"class {label} to be {own!r}, as where the run was trained", f"class={name!r}", fix
+            )
 
 
 def _taken(fed: Fed, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -138,9 +158,17 @@ def _taken(fed: Fed, probabilities: np.ndarray) -> tuple[np.ndarray, ...]:
         raise DataError("images that can be decoded", f"id={fed.rejected[0].id}", fix)
     classes = probabilities.shape[1]
     if not 0 <= fed.labels.min() <= fed.labels.max() < classes:
-        raise DataError(f"labels from 0 to {classes - 1}", f"label={fed.labels.max()}", "build the shard set again")
+        raise DataError(
+            f"labels from 0 to {classes - 1}", f"label={fed.labels.max()}", "build the shard set again"
+        )
     predicted = probabilities.argmax(axis=1).astype(np.int32)
-    return fed.labels, predicted, true_ranks(probabilities, fed.labels), losses(probabilities, fed.labels), probabilities[:, -1]
+    return (
+        fed.labels,
+        predicted,
+        true_ranks(probabilities, fed.labels),
+        losses(probabilities, fed.labels),
+        probabilities[:, -1],
+    )
 
 
 def _scored(columns: Sequence[np.ndarray], classes: tuple[str, ...], pace: Pace) -> Evaluation:

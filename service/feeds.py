@@ -93,7 +93,9 @@ class ShardFeed:
                     rows = rows[rows >= 0]
                     yield Fed(batch["image"], reader.labels[rows], reader.ids(rows), [])
                     step += 1
-            except tf.errors.OpError:  # look at each image of the batch, leave out what is bad, and go on behind it
+            except (
+                tf.errors.OpError
+            ):  # look at each image of the batch, leave out what is bad, and go on behind it
                 rows = np.arange(step * BATCH, min((step + 1) * BATCH, reader.rows))
                 stored = reader.images(rows), reader.shapes(rows), reader.ids(rows)
                 yield _decoded(*stored, reader.labels[rows], data, reader.manifest.encoding)
@@ -131,13 +133,24 @@ class SourceFeed:
             records: list[Record] = [item[0] for item in items if not isinstance(item, Rejected)]
             shapes = np.array([record.shape for record in records], np.int32).reshape(-1, 3)
             labels = np.array([record.label for record in records], np.int32)
-            fed = _decoded([r.image for r in records], shapes, [r.id for r in records], labels, data, AS_SHARDS.encoding)
-            return fed._replace(rejected=[item for item in items if isinstance(item, Rejected)] + fed.rejected)
+            fed = _decoded(
+                [r.image for r in records], shapes, [r.id for r in records], labels, data, AS_SHARDS.encoding
+            )
+            return fed._replace(
+                rejected=[item for item in items if isinstance(item, Rejected)] + fed.rejected
+            )
 
         return _ahead(batch, range(block.start, block.stop, BATCH))
 
 
-def _decoded(images: Sequence[Any], shapes: np.ndarray, ids: list[str], labels: np.ndarray, data: DataSpec, encoding: str) -> Fed:
+def _decoded(
+    images: Sequence[Any],
+    shapes: np.ndarray,
+    ids: list[str],
+    labels: np.ndarray,
+    data: DataSpec,
+    encoding: str,
+) -> Fed:
     """A batch of those of at most `BATCH` stored images that can be decoded."""
     good = list(range(len(images)))
     try:

@@ -19,7 +19,10 @@ from pipelines.registry import suggest
 from pipelines.spec import DataSpec
 from service.scores import losses
 
-LEGACY, HDF5 = {".h5", ".hdf5"}, b"\x89HDF\r\n\x1a\n"  # suffixes of models of older Keras, and how such a file begins
+LEGACY, HDF5 = (
+    {".h5", ".hdf5"},
+    b"\x89HDF\r\n\x1a\n",
+)  # suffixes of models of older Keras, and how such a file begins
 OWN_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
 ACTIVATIONS = {"Softmax", "Sigmoid"}  # operations and layers that are one
 TTA = ("none", "flip")
@@ -64,12 +67,25 @@ def load_model(path: str | Path) -> keras.Model:
     """
     path = Path(path)
     if not path.is_file():
-        raise ConfigError("a saved model", f"model={path} (no such file)", "name a .keras file or a finished run")
+        raise ConfigError(
+            "a saved model", f"model={path} (no such file)", "name a .keras file or a finished run"
+        )
     if not _holds_a_model(path):
-        raise ConfigError("a Keras model file, .keras or .h5", f"model={path}", "save it with model.save('NAME.keras')")
+        raise ConfigError(
+            "a Keras model file, .keras or .h5", f"model={path}", "save it with model.save('NAME.keras')"
+        )
     try:
         return keras.saving.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, TypeError, KeyError, AttributeError, OSError, ImportError, RuntimeError, zipfile.BadZipFile) as error:
+    except (
+        ValueError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        OSError,
+        ImportError,
+        RuntimeError,
+        zipfile.BadZipFile,
+    ) as error:
         raise ConfigError(
             "a model made of Keras layers alone",
             f"model={path} ({_first_line(error)})",
@@ -103,7 +119,9 @@ def data_spec_of(model: keras.Model) -> DataSpec:
     if len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3):
         found = shape or f"{len(inputs)} inputs"
         raise ConfigError(
-            "a model with one input [batch, height, width, 1 or 3], sizes fixed", f"input={found}", "save it with such an input"
+            "a model with one input [batch, height, width, 1 or 3], sizes fixed",
+            f"input={found}",
+            "save it with such an input",
         )
     return DataSpec(image_size=shape[1:3], channels=shape[3])
 
@@ -140,7 +158,11 @@ def class_count(model: keras.Model) -> int:
     """
     shape = model.output_shape
     if not isinstance(shape, tuple) or len(shape) != 2 or not isinstance(shape[1], int):
-        raise ConfigError("a classifier with one output [batch, units]", f"output={shape}", "use a model that ends in one unit per class")
+        raise ConfigError(
+            "a classifier with one output [batch, units]",
+            f"output={shape}",
+            "use a model that ends in one unit per class",
+        )
     return max(int(shape[1]), 2)
 
 
@@ -194,12 +216,16 @@ class Classifier:
     def __init__(self, model: keras.Model, asking: Asking = PLAINLY) -> None:
         scale, tta = asking.scale, asking.tta
         if scale is not None and not 0 < scale < math.inf:
-            raise ConfigError("a factor above 0", f"scale={scale}", "leave --scale out, or give for example 0.00392")
+            raise ConfigError(
+                "a factor above 0", f"scale={scale}", "leave --scale out, or give for example 0.00392"
+            )
         if tta not in TTA:
             raise ConfigError(" or ".join(TTA), f"tta={tta}", suggest(tta, TTA))
         self.data, self.classes = data_spec_of(model), class_count(model)
         self._shape = (*self.data.image_size, self.data.channels)
-        self._answer = _compiled(model, self._shape, scale_of(model) if scale is None else scale, tta == "flip")
+        self._answer = _compiled(
+            model, self._shape, scale_of(model) if scale is None else scale, tta == "flip"
+        )
 
     def __call__(self, images: Any, real: np.ndarray) -> np.ndarray:
         """Answers images with float32 probabilities `[n, K]`: of the n real ones.
@@ -216,7 +242,9 @@ class Classifier:
         """
         if tuple(images.shape[1:]) != self._shape:
             raise ConfigError(
-                f"images of shape {self._shape}, as the model takes", f"shape={tuple(images.shape[1:])}", "read them at that size"
+                f"images of shape {self._shape}, as the model takes",
+                f"shape={tuple(images.shape[1:])}",
+                "read them at that size",
             )
         probabilities: np.ndarray = self._answer(tf.convert_to_tensor(images)).numpy()[real]
         if not np.isfinite(probabilities).all():
@@ -238,7 +266,11 @@ def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = 
     """
     classifier = Classifier(model, Asking(scale))
     classes = classifier.classes
-    probabilities, labels, rows = [np.zeros((0, classes), np.float32)], [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
+    probabilities, labels, rows = (
+        [np.zeros((0, classes), np.float32)],
+        [np.zeros(0, np.int32)],
+        [np.zeros(0, np.int64)],
+    )
     for batch in batches:
         real = np.asarray(batch["weight"]) > 0
         probabilities.append(classifier(batch["image"], real))
@@ -246,7 +278,11 @@ def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = 
         rows.append(np.asarray(batch["row"], np.int64)[real])
     truth = np.concatenate(labels)
     if len(truth) and not 0 <= truth.min() <= truth.max() < classes:
-        raise ConfigError(f"labels from 0 to {classes - 1}", f"label={truth.max()}", "pass --data with the shard set it was trained on")
+        raise ConfigError(
+            f"labels from 0 to {classes - 1}",
+            f"label={truth.max()}",
+            "pass --data with the shard set it was trained on",
+        )
     return Predictions(np.concatenate(probabilities), truth, np.concatenate(rows))
 
 
@@ -255,7 +291,9 @@ def _compiled(model: keras.Model, shape: tuple[int, ...], scale: float, mirrored
     to_probabilities = head_of(model)
 
     def of(images: tf.Tensor) -> tf.Tensor:
-        return to_probabilities(tf.cast(model(tf.cast(images, tf.float32) * scale, training=False), tf.float32))
+        return to_probabilities(
+            tf.cast(model(tf.cast(images, tf.float32) * scale, training=False), tf.float32)
+        )
 
     @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
     def answer(images: tf.Tensor) -> tf.Tensor:
@@ -285,7 +323,11 @@ def head_of(model: keras.Model) -> Any:
 
 def last_operation(model: keras.Model) -> Any:
     """The last operation that changes values: what follows it drops, reshapes or passes on."""
-    return next(operation for operation in reversed(list(_operations(model))) if type(operation).__name__ not in KEEPS_VALUES)
+    return next(
+        operation
+        for operation in reversed(list(_operations(model)))
+        if type(operation).__name__ not in KEEPS_VALUES
+    )
 
 
 def activation_of(operation: Any) -> str:

@@ -77,11 +77,15 @@ def predict(
     rows = _chosen(feed, split, data)
     classifier = Classifier(net, asking)
     names = _names(classifier.classes, classes, saved.classes)
-    schema = pa.schema([(name, pa.string()) for name in OWN_COLUMNS] + [(name, pa.float32()) for name in names])
+    schema = pa.schema(
+        [(name, pa.string()) for name in OWN_COLUMNS] + [(name, pa.float32()) for name in names]
+    )
     pace, blocks = Pace(), blocks_of(rows)
     images, refused = 0, dict[int, list[Rejected]]()
     with pieces(path, schema) as parts:
-        with closing(answers(Question(saved, asking, feed, _taken), classifier, blocks, workers, pace)) as results:
+        with closing(
+            answers(Question(saved, asking, feed, _taken), classifier, blocks, workers, pace)
+        ) as results:
             for place, batches in results:
                 images += _keep(parts, place, batches, schema)
                 refused[place] = [item for *_, rejected in batches for item in rejected]
@@ -111,7 +115,11 @@ def open_feed(data: str) -> Feed:
 def _chosen(feed: Feed, split: str | None, data: str) -> dict[str, int]:
     rows = dict(feed.rows())
     if split is not None and split not in rows:
-        raise DataError(f"a split named one of {', '.join(rows)}", f"split={split}", "pick one of these, or leave --split out for all")
+        raise DataError(
+            f"a split named one of {', '.join(rows)}",
+            f"split={split}",
+            "pick one of these, or leave --split out for all",
+        )
     if split is not None:
         rows = {split: rows[split]}
     if not sum(rows.values()):
@@ -123,13 +131,19 @@ def _names(count: int, given: Sequence[str] | None, known: tuple[str, ...] | Non
     """The class names; each becomes a column."""
     names = tuple(given or known or (f"class_{label}" for label in range(count)))
     if len(names) != count:
-        raise ConfigError(f"{count} class names, one for each class of the model", f"--classes with {len(names)}", "name them all")
+        raise ConfigError(
+            f"{count} class names, one for each class of the model",
+            f"--classes with {len(names)}",
+            "name them all",
+        )
     if given and known and names != known:
         fix = "leave --classes out, or name the model.keras of the run instead of the run"
         raise ConfigError(f"the classes of the run: {', '.join(known)}", f"classes={', '.join(given)}", fix)
     if twice := [name for name, times in Counter((*OWN_COLUMNS, *names)).items() if times > 1]:
         fix = "give other names with --classes, for a run beside its model.keras"
-        raise ConfigError("class names that can be columns beside id and class", f"class={twice[0]} twice", fix)
+        raise ConfigError(
+            "class names that can be columns beside id and class", f"class={twice[0]} twice", fix
+        )
     return names
 
 
@@ -143,7 +157,11 @@ def _keep(parts: Pieces, place: int, batches: list[Any], schema: pa.Schema) -> i
     ids = [name for names, *_ in batches for name in names]
     probabilities = np.concatenate([found for _, found, _ in batches])  # [rows, classes]
     classes = np.array(schema.names[len(OWN_COLUMNS) :], object)[probabilities.argmax(axis=1)]
-    columns = [pa.array(ids, pa.string()), pa.array(classes, pa.string()), *map(pa.array, np.ascontiguousarray(probabilities.T))]
+    columns = [
+        pa.array(ids, pa.string()),
+        pa.array(classes, pa.string()),
+        *map(pa.array, np.ascontiguousarray(probabilities.T)),
+    ]
     parts.put(place, pa.Table.from_arrays(columns, schema=schema))
     return len(ids)
 
@@ -153,7 +171,9 @@ def _list(out: Path, rejected: list[Rejected]) -> Path:
     path = out.with_suffix(".rejected.jsonl")
     with writable(out.parent):
         if rejected:
-            write_atomically(path, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected))
+            write_atomically(
+                path, "".join(json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected)
+            )
         else:
             path.unlink(missing_ok=True)
     return path

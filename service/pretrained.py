@@ -53,10 +53,16 @@ def check_origin(model: str, weights: str) -> None:
         return
     path = Path(weights)
     if not path.is_file():
-        raise ConfigError("imagenet, none or a file with weights", f"weights={weights} (no such file)", "correct the path")
+        raise ConfigError(
+            "imagenet, none or a file with weights", f"weights={weights} (no such file)", "correct the path"
+        )
     wanted = SUFFIXES if model in BASES else SUFFIXES[:1]
     if path.suffix not in wanted:
-        raise ConfigError(f"a file of weights for {model}, {' or '.join(wanted)}", f"weights={weights}", "name a model.keras")
+        raise ConfigError(
+            f"a file of weights for {model}, {' or '.join(wanted)}",
+            f"weights={weights}",
+            "name a model.keras",
+        )
 
 
 def check_images(model: str, shape: tuple[int, int, int], key: str = "data.image_size") -> None:
@@ -73,7 +79,9 @@ def check_images(model: str, shape: tuple[int, int, int], key: str = "data.image
     base = BASES.get(model)
     if base and min(shape[:2]) < base.smallest:
         size, fix = "x".join(map(str, shape[:2])), f"set {key}=[{base.smallest},{base.smallest}] or more"
-        raise ConfigError(f"images of {base.smallest}x{base.smallest} or larger for {model}", f"{key}={size}", fix)
+        raise ConfigError(
+            f"images of {base.smallest}x{base.smallest} or larger for {model}", f"{key}={size}", fix
+        )
     if base and shape[2] != 3:
         raise ConfigError(f"images in colour for {model}", f"data.channels={shape[2]}", "set data.channels=3")
 

@@ -17,7 +17,8 @@ Count = Annotated[int, Field(ge=0, strict=True)]
 Inside = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0.0, strict=True)]
 Patterns = Annotated[
-    tuple[Annotated[str, Field(min_length=1)], ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+    tuple[Annotated[str, Field(min_length=1)], ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
 ]  # one pattern may be written without a list
 ClassWeights = Literal["balanced"] | dict[str, float] | None
 
@@ -41,7 +42,9 @@ _SCHEDULES_WITH = {
 }
 
 
-def _belongs(spec: type[Spec], value: Any, info: ValidationInfo, takers: Mapping[str, tuple[str, ...]]) -> None:
+def _belongs(
+    spec: type[Spec], value: Any, info: ValidationInfo, takers: Mapping[str, tuple[str, ...]]
+) -> None:
     """Refuses a setting that the chosen `name` has no use for. Its default passes, because a saved configuration holds every field."""
     field, name = str(info.field_name), info.data.get("name")
     if name is not None and name not in takers[field] and value != spec.model_fields[field].default:
@@ -221,5 +224,7 @@ def class_weight_table(spec: ClassWeights, classes: Sequence[str], counts: Seque
     factors = spec or {}
     for name in factors:
         if name not in classes:
-            raise ConfigError("the name of a class", f"class_weights.{name}={factors[name]}", suggest(name, classes))
+            raise ConfigError(
+                "the name of a class", f"class_weights.{name}={factors[name]}", suggest(name, classes)
+            )
     return np.array([factors.get(name, 1.0) for name in classes], np.float32)

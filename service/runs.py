@@ -54,7 +54,9 @@ class Run:
             self.checkpoints.mkdir(parents=True)
             write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False))
         except OSError as error:
-            raise ConfigError("an output that can be written", f"out={self.path}: {error.strerror}", "choose another --out") from None
+            raise ConfigError(
+                "an output that can be written", f"out={self.path}: {error.strerror}", "choose another --out"
+            ) from None
 
     def check_free(self) -> None:
         """Makes sure that nothing stands there yet.
@@ -66,7 +68,9 @@ class Run:
             fix = "continue it with 'glassbox train --resume', choose another --out or remove it"
             raise ConfigError("an output that does not exist yet", f"out={self.path} (a run)", fix)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
-            raise ConfigError("an output that does not exist yet", f"out={self.path}", "choose another --out or remove it")
+            raise ConfigError(
+                "an output that does not exist yet", f"out={self.path}", "choose another --out or remove it"
+            )
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -75,7 +79,9 @@ class Run:
         Raises:
             ConfigError: Another process trains it.
         """
-        refusal = ConfigError("a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it")
+        refusal = ConfigError(
+            "a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it"
+        )
         with locked(self.path / ".lock", refusal):
             yield
 
@@ -97,11 +103,15 @@ class Run:
             ConfigError: This is no run directory, or its configuration is damaged.
         """
         if not self.config_path.is_file():
-            raise ConfigError("a run directory", f"run={self.path} (no config.yaml)", "name the --out of a 'glassbox train'")
+            raise ConfigError(
+                "a run directory", f"run={self.path} (no config.yaml)", "name the --out of a 'glassbox train'"
+            )
         try:
             return dict(yaml.safe_load(self.config_path.read_text()))
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
-            raise ConfigError("a configuration in YAML", f"run={self.path} (config.yaml is damaged)", "start a new run") from None
+            raise ConfigError(
+                "a configuration in YAML", f"run={self.path} (config.yaml is damaged)", "start a new run"
+            ) from None
 
     def metrics(self) -> list[dict[str, float]]:
         """One entry per finished epoch, oldest first.
@@ -115,7 +125,9 @@ class Run:
 
     def write_metrics(self, epochs: Sequence[dict[str, float]]) -> None:
         """Replaces the metrics by these epochs: a line each, whole or not at all."""
-        write_atomically(self.metrics_path, "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs))
+        write_atomically(
+            self.metrics_path, "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs)
+        )
 
     def request_stop(self, reason: str) -> None:
         """Asks the workers to save where they are and to end."""
@@ -144,7 +156,10 @@ class Run:
         """
         try:
             return dict(json.loads(self.status_path.read_text()))
-        except (FileNotFoundError, ValueError):  # not there, or lost with the machine's power: it is not flushed
+        except (
+            FileNotFoundError,
+            ValueError,
+        ):  # not there, or lost with the machine's power: it is not flushed
             return {}
 
     def state(self) -> str:
@@ -154,7 +169,9 @@ class Run:
         """
         status = self.status()
         state = str(status.get("state", ""))
-        here = status.get("environment", {}).get("host") == platform.node()  # locks may not reach other machines
+        here = (
+            status.get("environment", {}).get("host") == platform.node()
+        )  # locks may not reach other machines
         return "interrupted" if state in GOING_ON and here and not self._is_locked() else state
 
     def update_status(self, **changes: Any) -> None:
@@ -162,7 +179,9 @@ class Run:
 
         Not flushed to disk: training must not wait for it.
         """
-        write_atomically(self.status_path, json.dumps(self.status() | changes, indent=2) + "\n", durable=False)
+        write_atomically(
+            self.status_path, json.dumps(self.status() | changes, indent=2) + "\n", durable=False
+        )
 
 
 def score(metrics: dict[str, float], history: Sequence[dict[str, float]] = ()) -> float:

@@ -42,7 +42,9 @@ def true_ranks(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) ->
     return ranks
 
 
-def confusion_matrix(labels: NDArray[np.int32], predicted: NDArray[np.int32], classes: int) -> NDArray[np.int64]:
+def confusion_matrix(
+    labels: NDArray[np.int32], predicted: NDArray[np.int32], classes: int
+) -> NDArray[np.int64]:
     """How often an image of a class (row) was taken for a class (column).
 
     Args:

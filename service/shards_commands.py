@@ -35,7 +35,15 @@ class Clock:
         """What was taken and how fast."""
         seconds = max(time.perf_counter() - self.ready, 1e-9)
         taken = sum(split.rows for split in manifest.splits.values())
-        size = sum(file.bytes for split in manifest.splits.values() for shard in split.shards for file in shard.files) / 1e6
+        size = (
+            sum(
+                file.bytes
+                for split in manifest.splits.values()
+                for shard in split.shards
+                for file in shard.files
+            )
+            / 1e6
+        )
         share = 1 - self.kept / self.total if self.total else 0.0  # of the set, made by this start
         speed = f"{share * taken / seconds:.0f} images/s, {share * size / seconds:.1f} MB/s"
         kept = f", after {self.kept} candidates of an earlier start" if self.kept else ""
@@ -55,12 +63,16 @@ def build(options: argparse.Namespace) -> None:
         ConfigError: An option is wrong; see `build_shards`.
         DataError: The source cannot be used.
     """
-    settings = {name: value for name in ShardSpec.model_fields if (value := getattr(options, name)) is not None}
+    settings = {
+        name: value for name in ShardSpec.model_fields if (value := getattr(options, name)) is not None
+    }
     spec = check(ShardSpec, settings, "the command line")
     source = open_source(options.source)
     with counting("building shards") as update:
         clock = Clock(update)
-        manifest = build_shards(source, Path(options.out), spec, clock, options.workers, lambda: open_source(options.source))
+        manifest = build_shards(
+            source, Path(options.out), spec, clock, options.workers, lambda: open_source(options.source)
+        )
     print(clock.report(manifest, options.out))
 
 
@@ -80,5 +92,8 @@ def verify(directory: Path) -> None:
         fix = "copy these files again from a sound copy, or build the shard set again"
         raise DataError("a sound shard set", f"data={directory}: bad files={len(bad)}", fix)
     splits = load_manifest(directory).splits
-    rows, files = sum(split.rows for split in splits.values()), sum(len(split.shards) for split in splits.values())
+    rows, files = (
+        sum(split.rows for split in splits.values()),
+        sum(len(split.shards) for split in splits.values()),
+    )
     print(f"sound: {rows} images in {files} shards, every checksum, count and image checked")

@@ -13,7 +13,10 @@ from pipelines.records import Batch
 from service.scores import losses
 
 LOOKED_AT = 20_000  # training images at most; rows are a random mix
-SURE = 0.6, 0.9  # probability of another class that contradicts a label, at least and at most, however sure the model usually is
+SURE = (
+    0.6,
+    0.9,
+)  # probability of another class that contradicts a label, at least and at most, however sure the model usually is
 BY_HEART = 0.995  # training accuracy above which wrong labels are learned too, and no longer stand out
 
 
@@ -39,9 +42,7 @@ class Suspect:
 
     def __str__(self) -> str:
         """In one line."""
-        return (
-            f"row {self.row}  loss {self.loss:.2f}  {self.label}, taken for {self.predicted} (its label: {self.probability:.1%})  {self.id}"
-        )
+        return f"row {self.row}  loss {self.loss:.2f}  {self.label}, taken for {self.predicted} (its label: {self.probability:.1%})  {self.id}"
 
 
 @dataclass(frozen=True)
@@ -69,16 +70,28 @@ class Doubts:
         if not self.count:
             return told + "No label is clearly doubtful."
         named = "label is" if self.count == 1 else "labels are"
-        return told + f"{self.count:,} {named} doubtful: it is as sure of another class as it usually is of that class."
+        return (
+            told
+            + f"{self.count:,} {named} doubtful: it is as sure of another class as it usually is of that class."
+        )
 
     @property
     def advice(self) -> str:
         """What to try."""
-        return "look at these images; correct their labels or remove them, and build the shard set again" if self.count else ""
+        return (
+            "look at these images; correct their labels or remove them, and build the shard set again"
+            if self.count
+            else ""
+        )
 
     def figures(self) -> dict[str, Any]:
         """All of it, by name."""
-        return {"images": self.images, "accuracy": self.accuracy, "doubtful": self.count, "suspects": [vars(s) for s in self.suspects]}
+        return {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "doubtful": self.count,
+            "suspects": [vars(s) for s in self.suspects],
+        }
 
 
 def find_doubts(
@@ -105,7 +118,9 @@ def find_doubts(
     count = len(labels)
     own = np.eye(len(classes), dtype=bool)[labels]  # [N, K]
     seen = own.any(axis=0)
-    mean = np.where(seen, np.where(own, probabilities, 0).sum(axis=0) / np.maximum(own.sum(axis=0), 1), np.inf)
+    mean = np.where(
+        seen, np.where(own, probabilities, 0).sum(axis=0) / np.maximum(own.sum(axis=0), 1), np.inf
+    )
     usual = np.where(seen, np.clip(mean, *SURE), np.inf)  # [K]
     other = np.where(own, -np.inf, probabilities)  # [N, K]
     doubtful = (other >= usual).any(axis=1)

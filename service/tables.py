@@ -33,7 +33,11 @@ def check_output(out: str | Path, *suffixes: str) -> Path:
         raise ConfigError(f"an output that ends in {' or '.join(suffixes)}", f"out={out}", "name it so")
     if path.is_dir() or not path.parent.is_dir():
         problem = "a directory" if path.is_dir() else "its directory is not there"
-        raise ConfigError("an output file that can be written", f"out={out} ({problem})", "make its directory, or choose another --out")
+        raise ConfigError(
+            "an output file that can be written",
+            f"out={out} ({problem})",
+            "make its directory, or choose another --out",
+        )
     return path
 
 
@@ -89,6 +93,8 @@ def pieces(out: Path, schema: pa.Schema) -> Iterator[Pieces]:
         ConfigError: The directory cannot be written to.
     """
     with writable(out.parent):
-        folder = tempfile.TemporaryDirectory(prefix=f".tmp-{out.name}-", dir=out.parent, ignore_cleanup_errors=True)
+        folder = tempfile.TemporaryDirectory(
+            prefix=f".tmp-{out.name}-", dir=out.parent, ignore_cleanup_errors=True
+        )
     with folder as name:
         yield Pieces(Path(name), out, schema)

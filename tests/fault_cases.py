@@ -14,7 +14,18 @@ from pathlib import Path
 
 import psutil
 import pyarrow as pa
-from fault_lab import CALM, EPOCH_STEPS, EPOCHS, ROWS, EndedError, Lab, Training, check_rows, descendants, difference
+from fault_lab import (
+    CALM,
+    EPOCH_STEPS,
+    EPOCHS,
+    ROWS,
+    EndedError,
+    Lab,
+    Training,
+    check_rows,
+    descendants,
+    difference,
+)
 
 
 @dataclass
@@ -39,7 +50,9 @@ class Outcome:
 Case = Callable[[Lab], Outcome]
 
 
-def killed_workers(lab: Lab, chance: random.Random, kills: int = 1, anywhere: float = 0.0, name: str = "killed") -> Outcome:
+def killed_workers(
+    lab: Lab, chance: random.Random, kills: int = 1, anywhere: float = 0.0, name: str = "killed"
+) -> Outcome:
     """Kills random workers of two with -9: soon after they train, or, with a probability of `anywhere`, at any moment of their life."""
     epochs = EPOCHS * kills
     words = () if kills == 1 else (f"epochs={epochs}",)
@@ -59,7 +72,13 @@ def killed_workers(lab: Lab, chance: random.Random, kills: int = 1, anywhere: fl
                 seconds.append(recovered(training, workers))
     training.ends()
     check_rows(training.run, epochs)
-    return Outcome("kill -9 of a random worker", times, "started again, finished", seconds, difference(training.run, reference))
+    return Outcome(
+        "kill -9 of a random worker",
+        times,
+        "started again, finished",
+        seconds,
+        difference(training.run, reference),
+    )
 
 
 def recovered(training: Training, lost: list[psutil.Process]) -> float:
@@ -73,7 +92,9 @@ def recovered(training: Training, lost: list[psutil.Process]) -> float:
 def silent_worker(lab: Lab, rank: int = 1, silence: int = 5) -> Outcome:
     """Stops a worker in mid-epoch without ending it."""
     reference = lab.reference(2)
-    training = lab.train(f"silent-{rank}", "--workers", "2", RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S=str(silence))
+    training = lab.train(
+        f"silent-{rank}", "--workers", "2", RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S=str(silence)
+    )
     training.trains()
     victim = training.workers()[-1 - rank]
     victim.suspend()
@@ -95,7 +116,9 @@ def stuck_start(lab: Lab) -> Outcome:
     assert "Expected workers that start" in said, said
     psutil.wait_procs(workers, timeout=60)
     assert not any(worker.is_running() for worker in workers)
-    return Outcome("SIGSTOP of a worker while it starts", 1, "exit 4 in one sentence", [time.monotonic() - began])
+    return Outcome(
+        "SIGSTOP of a worker while it starts", 1, "exit 4 in one sentence", [time.monotonic() - began]
+    )
 
 
 def killed_driver(lab: Lab, workers: int = 1, damage: bool = False) -> Outcome:
@@ -116,7 +139,9 @@ def killed_driver(lab: Lab, workers: int = 1, damage: bool = False) -> Outcome:
         (newest(training) / "state.npz").write_bytes(b"damaged")
     resumed = lab.train(training.run.path.name, "--resume", "--workers", str(workers))
     said = resumed.ends()
-    assert not psutil.wait_procs(others, timeout=300)[1], "of a Ray of its own something is left"  # its agents take a minute
+    assert not psutil.wait_procs(others, timeout=300)[1], (
+        "of a Ray of its own something is left"
+    )  # its agents take a minute
     assert not damage or "is damaged and was passed over: continuing from epoch-" in said
     check_rows(resumed.run)
     fault = f"kill -9 of the driver{', the last checkpoint damaged' if damage else ''}, --resume --workers {workers}"
@@ -167,7 +192,9 @@ def diverged(lab: Lab) -> Outcome:
     rate = "optimizer.learning_rate=1e38"
     said = lab.train("diverged", "--workers", "2", rate).ends(4)
     (sentence,) = [line for line in said.splitlines() if line.startswith("glassbox:")]
-    assert all(word in sentence for word in ("a finite gradient", "step=", "learning_rate=1e+38", "rows=")), sentence
+    assert all(word in sentence for word in ("a finite gradient", "step=", "learning_rate=1e+38", "rows=")), (
+        sentence
+    )
     return Outcome("NaN (rate of 1e38)", 1, "exit 4 in one sentence with step, rows and rate", [])
 
 
@@ -175,7 +202,9 @@ def diverged_and_skipped(lab: Lab) -> Outcome:
     """The same, told to leave such updates out: the first update was finite, and the network it made answers nothing else any more."""
     said = lab.train("skipped", "--workers", "2", "optimizer.learning_rate=1e38", "--on-nan", "skip").ends(4)
     assert "Expected a finite loss. Received: epoch=1" in said, said
-    return Outcome("NaN of every update, --on-nan skip", 1, "exit 4 in one sentence at the end of the epoch", [])
+    return Outcome(
+        "NaN of every update, --on-nan skip", 1, "exit 4 in one sentence at the end of the epoch", []
+    )
 
 
 def newest(training: Training) -> Path:

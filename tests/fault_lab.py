@@ -65,12 +65,21 @@ class Training:
     """
 
     def __init__(
-        self, out: Path, command: Sequence[str | Path], env: dict[str, str], nodes: list[subprocess.Popen[bytes]] | None = None
+        self,
+        out: Path,
+        command: Sequence[str | Path],
+        env: dict[str, str],
+        nodes: list[subprocess.Popen[bytes]] | None = None,
     ) -> None:
         self.run, self._log = Run(out), out.with_name(f"{out.name}-{secrets.token_hex(3)}.log")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
-                [str(word) for word in command], env=env, stdout=log, stderr=log, cwd=ROOT, start_new_session=True
+                [str(word) for word in command],
+                env=env,
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                start_new_session=True,
             )
         self._nodes = nodes or [self.process]
 
@@ -82,7 +91,9 @@ class Training:
     def workers(self, node: int | None = None) -> list[psutil.Process]:
         """The workers that live, of a node if one is named; worker 0 last: it alone holds event files open, once it trains."""
         roots = [node] if node else [process.pid for process in self._nodes]
-        found = [p for root in roots for p in descendants(root) if name_of(p).startswith("ray::RayTrainWorker")]
+        found = [
+            p for root in roots for p in descendants(root) if name_of(p).startswith("ray::RayTrainWorker")
+        ]
         return sorted(found, key=self._holds_events)
 
     def _holds_events(self, process: psutil.Process) -> bool:
@@ -139,7 +150,11 @@ class Lab:
             "RAY_USAGE_STATS_ENABLED": "0",
             "CUDA_VISIBLE_DEVICES": "-1",
         }
-        self.env |= {"PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        self.env |= {
+            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        }
         self.env.pop("RAY_ADDRESS", None)
         self.nodes: list[subprocess.Popen[bytes]] = []
         self._port = free_port()
@@ -148,12 +163,21 @@ class Lab:
     def start(self) -> None:
         """Starts the cluster's head, and waits until it takes work."""
         self._start_node(
-            "--head", f"--port={self._port}", f"--num-cpus={self.cpus}", "--include-dashboard=false", f"--temp-dir={self.folder}/r"
+            "--head",
+            f"--port={self._port}",
+            f"--num-cpus={self.cpus}",
+            "--include-dashboard=false",
+            f"--temp-dir={self.folder}/r",
         )
         self.env["RAY_ADDRESS"] = f"127.0.0.1:{self._port}"
         ask = "import ray; ray.init(address='auto', logging_level='ERROR'); assert ray.cluster_resources().get('CPU')"
         for _ in range(20):
-            if subprocess.run([sys.executable, "-c", ask], env=self.env, capture_output=True, timeout=60).returncode == 0:
+            if (
+                subprocess.run(
+                    [sys.executable, "-c", ask], env=self.env, capture_output=True, timeout=60
+                ).returncode
+                == 0
+            ):
                 return
             time.sleep(1)
         raise AssertionError((self.folder / "nodes.log").read_text()[-2000:])
@@ -165,8 +189,12 @@ class Lab:
     def _start_node(self, *options: str) -> subprocess.Popen[bytes]:
         command = [str(BIN / "ray"), "start", "--block", *options, "--object-store-memory=80000000"]
         with (self.folder / "nodes.log").open("a") as log:
-            command.append(f"--dashboard-agent-listen-port={free_port()}")  # the default is one port for all clusters of a host
-            self.nodes.append(subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True))
+            command.append(
+                f"--dashboard-agent-listen-port={free_port()}"
+            )  # the default is one port for all clusters of a host
+            self.nodes.append(
+                subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
+            )
         return self.nodes[-1]
 
     def close(self) -> None:
@@ -247,7 +275,10 @@ def difference(run: Run, reference: Run) -> float:
     for ours, theirs in zip(saved(run, name), saved(reference, name), strict=True):
         largest = np.abs(ours - theirs).max(initial=0) / np.abs(theirs).max(initial=1e-30)
         apart = max(apart, float(largest), 0.0 if np.array_equal(ours, theirs) else 1e-30)
-    figures = [[[line[key] for key in ("epoch", "loss", "accuracy", "val_loss")] for line in each.metrics()] for each in (run, reference)]
+    figures = [
+        [[line[key] for key in ("epoch", "loss", "accuracy", "val_loss")] for line in each.metrics()]
+        for each in (run, reference)
+    ]
     return math.inf if apart == 0 and not np.allclose(*figures, rtol=1e-12, atol=0) else apart
 
 
@@ -264,4 +295,6 @@ def check_rows(run: Run, epochs: int = EPOCHS) -> None:
         for step in range(EPOCH_STEPS):
             workers = BATCH // len(last[epoch, step, 0])  # when the step was done for the last time
             taken += [row for rank in range(workers) for row in last[epoch, step, rank] if row != PADDING]
-        assert sorted(taken) == list(range(ROWS)), f"epoch {epoch}: {len(taken)} rows, {len(set(taken))} different ones"
+        assert sorted(taken) == list(range(ROWS)), (
+            f"epoch {epoch}: {len(taken)} rows, {len(set(taken))} different ones"
+        )

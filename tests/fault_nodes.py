@@ -14,7 +14,12 @@ from pipelines.shards.manifest import load_manifest
 from service.checkpoint import newest_checkpoint
 from service.runs import Run
 
-UNSHARED = ("unshare", "--user", "--map-root-user", "--mount")  # mounts that this process's children alone see
+UNSHARED = (
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--mount",
+)  # mounts that this process's children alone see
 
 
 def full_disk(lab: Lab, epochs: int = 40) -> Outcome:
@@ -75,7 +80,11 @@ def elastic(lab: Lab, epochs: int = 150) -> Outcome:
     assert said.count("a worker was lost") == 1, said
     assert training.run.status()["world_size"] == 1
     return Outcome(
-        "--workers 1:2: a node joins, and is lost", 1, "1, 2, then 1 worker; finished", seconds, difference(training.run, reference)
+        "--workers 1:2: a node joins, and is lost",
+        1,
+        "1, 2, then 1 worker; finished",
+        seconds,
+        difference(training.run, reference),
     )
 
 
@@ -100,16 +109,20 @@ def lost_node(lab: Lab) -> Outcome:
 
 def busy_cluster(lab: Lab) -> Outcome:
     """Asks for workers while somebody else uses the cluster."""
-    code = (
-        "import ray, sys; ray.init('auto', logging_level='ERROR'); ray.util.placement_group([{'CPU': 1}]).wait(); print(); sys.stdin.read()"
-    )
+    code = "import ray, sys; ray.init('auto', logging_level='ERROR'); ray.util.placement_group([{'CPU': 1}]).wait(); print(); sys.stdin.read()"
     other = subprocess.Popen(
-        [sys.executable, "-uc", code], env=lab.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        [sys.executable, "-uc", code],
+        env=lab.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
     )
     try:
         other.stdout.readline()
         training = lab.train("busy", "--workers", str(lab.cpus), "--cpus-per-worker", "1", "epochs=1")
-        training.wait_for(lambda: f"waiting for room for {lab.cpus} workers of 1 CPUs and 0 GPUs" in training.said)
+        training.wait_for(
+            lambda: f"waiting for room for {lab.cpus} workers of 1 CPUs and 0 GPUs" in training.said
+        )
         assert "but are in use" in training.said
         other.stdin.close()
         began = time.monotonic()

@@ -14,10 +14,17 @@ from shard_samples import record, write_shards
 from service.runs import Run
 
 
-def dim_and_bright(directory: Path, splits: Sequence[str] = ("train", "validation"), classes: Sequence[str] = ("dim", "bright")) -> Path:
+def dim_and_bright(
+    directory: Path,
+    splits: Sequence[str] = ("train", "validation"),
+    classes: Sequence[str] = ("dim", "bright"),
+) -> Path:
     """Six grey 8x8 images a split: row i has the value 20 * i + 60 and is of class i >= 3, but row 2 is mislabelled."""
 
-    rows = [record(np.full((8, 8, 1), 20 * row + 60, np.uint8), int(row >= 2), f"tiny/{row}.png") for row in range(6)]
+    rows = [
+        record(np.full((8, 8, 1), 20 * row + 60, np.uint8), int(row >= 2), f"tiny/{row}.png")
+        for row in range(6)
+    ]
     return write_shards(directory, classes, dict.fromkeys(splits, rows))
 
 
@@ -35,9 +42,13 @@ def brightness_model() -> keras.Model:
         ]
     )
     ramp = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
-    kernel = np.stack([np.full((3, 3), 1 / 9, np.float32), ramp, np.full((3, 3), -1, np.float32)], axis=-1)[:, :, None]
+    kernel = np.stack([np.full((3, 3), 1 / 9, np.float32), ramp, np.full((3, 3), -1, np.float32)], axis=-1)[
+        :, :, None
+    ]
     model.get_layer("convolution").set_weights([kernel, np.zeros(3, np.float32)])
-    model.get_layer("logits").set_weights([np.array([[20.0], [0.0], [0.0]], np.float32), np.array([-20 * 112 / 255], np.float32)])
+    model.get_layer("logits").set_weights(
+        [np.array([[20.0], [0.0], [0.0]], np.float32), np.array([-20 * 112 / 255], np.float32)]
+    )
     return model
 
 
@@ -46,18 +57,34 @@ def metrics(epochs: int, validation: bool = True) -> list[dict[str, float]]:
     rows = []
     for n in range(1, epochs + 1):
         t = n / epochs
-        row = {"epoch": n, "loss": 0.7 * math.exp(-3 * t), "accuracy": 1 - 0.5 * math.exp(-3.5 * t), "learning_rate": 0.001}
+        row = {
+            "epoch": n,
+            "loss": 0.7 * math.exp(-3 * t),
+            "accuracy": 1 - 0.5 * math.exp(-3.5 * t),
+            "learning_rate": 0.001,
+        }
         if validation:
             row |= {"val_loss": 0.7 - 0.4 * t + 0.35 * t * t, "val_accuracy": 0.5 + 0.72 * t - 0.54 * t * t}
         rows.append(row | {"seconds": 2.0, "images_per_second": 900.0 + n, "input_wait": 0.01})
     return rows
 
 
-def make_run(directory: Path, shards: Path, model: keras.Model | None, epochs: list[dict[str, float]], **more: Any) -> Run:
+def make_run(
+    directory: Path, shards: Path, model: keras.Model | None, epochs: list[dict[str, float]], **more: Any
+) -> Run:
     """A run directory as training leaves it; `more` are further settings."""
     run = Run(directory)
     data = {"image_size": [8, 8], "channels": 1}
-    run.create({"preset": "tiny", "model": "small", "shards": str(shards), "data": data, "epochs": len(epochs), **more})
+    run.create(
+        {
+            "preset": "tiny",
+            "model": "small",
+            "shards": str(shards),
+            "data": data,
+            "epochs": len(epochs),
+            **more,
+        }
+    )
     run.write_metrics(epochs)
     run.update_status(state="finished")
     if model is not None:

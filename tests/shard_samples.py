@@ -17,7 +17,9 @@ from pipelines.shards.manifest import VERSION, Manifest, SplitManifest
 def png(pixels: np.ndarray) -> bytes:
     """Encodes uint8 [H, W], [H, W, 1] or [H, W, 3] without loss."""
     stream = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1) if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(stream, "PNG")
+    Image.fromarray(pixels.squeeze(-1) if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(
+        stream, "PNG"
+    )
     return stream.getvalue()
 
 
@@ -41,9 +43,14 @@ def write_shards(
     manifests = {}
     for split, records in splits.items():
         starts = range(0, len(records), shard_rows)
-        shards = [write_shard(directory, f"{split}-{start:05d}.{format}", records[start : start + shard_rows]) for start in starts]
+        shards = [
+            write_shard(directory, f"{split}-{start:05d}.{format}", records[start : start + shard_rows])
+            for start in starts
+        ]
         counts = np.bincount([record.label for record in records], minlength=len(classes)).tolist()
-        manifests[split] = SplitManifest(shards=tuple(shards), class_counts=tuple(counts), mean=(1.0,) * 3, std=(1.0,) * 3)
+        manifests[split] = SplitManifest(
+            shards=tuple(shards), class_counts=tuple(counts), mean=(1.0,) * 3, std=(1.0,) * 3
+        )
     Manifest(
         version=VERSION,
         format=format,

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted(path.relative_to(ROOT) for room in ("pipelines", "service") for path in (ROOT / room).rglob("*.py"))
+FILES = sorted(
+    path.relative_to(ROOT) for room in ("pipelines", "service") for path in (ROOT / room).rglob("*.py")
+)
 
 
 def imports(path: Path, top_level_only: bool = False) -> set[str]:
@@ -51,19 +53,31 @@ def test_data_flows_one_way(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["pipelines.spec", "pipelines.shards.plan", "pipelines.input.order", "pipelines.augment.draw", "service.config", "service.cli"],
+    [
+        "pipelines.spec",
+        "pipelines.shards.plan",
+        "pipelines.input.order",
+        "pipelines.augment.draw",
+        "service.config",
+        "service.cli",
+    ],
 )
 def test_pure_modules_stay_light(module: str) -> None:
     heavy = "{'tensorflow', 'keras', 'ray', 'nvidia'}"
     code = f"import sys, {module}; print({heavy} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "set()"
 
 
 def test_help_answers_within_a_second() -> None:
     began = time.perf_counter()
     result = subprocess.run(
-        [sys.executable, "-c", "from service.cli import main; main(['--help'])"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-c", "from service.cli import main; main(['--help'])"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert "usage: glassbox" in result.stdout
     assert time.perf_counter() - began < 1

@@ -21,7 +21,10 @@ def replicas(task: Task) -> keras.Model:
     """What replicas do not share: one weight for each pixel, half of them dropped, and one for each that was normalized."""
     image, x = _pixels(task)
     dropped = layers.Dropout(0.5)(layers.Flatten()(x))
-    return keras.Model(image, head(layers.Concatenate()([dropped, layers.Flatten()(layers.BatchNormalization()(x))]), task.classes))
+    return keras.Model(
+        image,
+        head(layers.Concatenate()([dropped, layers.Flatten()(layers.BatchNormalization()(x))]), task.classes),
+    )
 
 
 def normalized(task: Task) -> keras.Model:
@@ -70,7 +73,8 @@ def fragile(task: Task) -> keras.Model:
 
 
 TINY: dict[str, Callable[[Task], keras.Model]] = {
-    f"tiny_{build.__name__}": build for build in (replicas, normalized, forgetful, two_layers, fragile, pooled)
+    f"tiny_{build.__name__}": build
+    for build in (replicas, normalized, forgetful, two_layers, fragile, pooled)
 }
 
 

@@ -23,23 +23,41 @@ SCRIPT = Path(__file__).parent / "service" / "training" / "fit_script.py"
 ROOT = SCRIPT.parents[3]
 
 
-def noise_shards(directory: Path, rows: int = 27, held_out: int = 10, classes: int = 2, white: int | None = None) -> Path:
+def noise_shards(
+    directory: Path, rows: int = 27, held_out: int = 10, classes: int = 2, white: int | None = None
+) -> Path:
     """Noise of 12x12 pixels in some classes, each a little brighter than the one before; one training image may be white all over."""
     draw = np.random.default_rng(0)
 
     def noise(split: str, i: int) -> Record:
         low = 160 * (i % classes) // classes
         pixels = draw.integers(low, low + 96, (12, 12, 3)).astype(np.uint8)
-        return record(np.full_like(pixels, 255) if (split, i) == ("train", white) else pixels, i % classes, f"{split}/{i}")
+        return record(
+            np.full_like(pixels, 255) if (split, i) == ("train", white) else pixels,
+            i % classes,
+            f"{split}/{i}",
+        )
 
-    splits = {split: [noise(split, i) for i in range(count)] for split, count in (("train", rows), ("validation", held_out)) if count}
+    splits = {
+        split: [noise(split, i) for i in range(count)]
+        for split, count in (("train", rows), ("validation", held_out))
+        if count
+    }
     return write_shards(directory, tuple(f"class{i}" for i in range(classes)), splits)
 
 
 def config_for(shards: Path, **changes: Any) -> RunConfig:
     """Three epochs of a network of two layers, with augmentation; on 27 images four steps each, the last one padded."""
-    settings = {"preset": "test", "shards": str(shards), "model": "tiny_two_layers", "data": {"image_size": [12, 12]}, "global_batch": 8}
-    return RunConfig.model_validate(settings | {"epochs": 3, "seed": 5, "augment": {"rotation": 20, "flip": True}} | changes)
+    settings = {
+        "preset": "test",
+        "shards": str(shards),
+        "model": "tiny_two_layers",
+        "data": {"image_size": [12, 12]},
+        "global_batch": 8,
+    }
+    return RunConfig.model_validate(
+        settings | {"epochs": 3, "seed": 5, "augment": {"rotation": 20, "flip": True}} | changes
+    )
 
 
 def new_run(path: Path, config: RunConfig) -> Run:
@@ -87,7 +105,11 @@ def fitted(path: Path, config: RunConfig, looks: int | None = None) -> Run:
 
 
 def train_elsewhere(
-    runs: Sequence[Path | str], workers: int = 1, devices: int = 1, seconds: float = 600, cores: Sequence[str] = ()
+    runs: Sequence[Path | str],
+    workers: int = 1,
+    devices: int = 1,
+    seconds: float = 600,
+    cores: Sequence[str] = (),
 ) -> None:
     """Trains runs that are there already, one after the other, in processes of their own.
 
@@ -102,7 +124,10 @@ def train_elsewhere(
     settings = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     log = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     bound = [["taskset", "--cpu-list", own] for own in cores] or [[]] * workers
-    commands = [[*bound[rank], sys.executable, str(SCRIPT), str(devices), str(rank), ports, *map(str, runs)] for rank in range(workers)]
+    commands = [
+        [*bound[rank], sys.executable, str(SCRIPT), str(devices), str(rank), ports, *map(str, runs)]
+        for rank in range(workers)
+    ]
     processes = [subprocess.Popen(command, env=settings, cwd=ROOT, **log) for command in commands]
     try:
         said = [process.communicate(timeout=seconds)[0] for process in processes]
@@ -122,7 +147,9 @@ def saved(run: Run, name: str, group: str | None = None) -> list[np.ndarray]:
     if group is None:
         return arrays
     groups = json.loads((path / "checkpoint.json").read_text())["groups"]
-    start = sum(count for other, count in groups.items() if list(groups).index(other) < list(groups).index(group))
+    start = sum(
+        count for other, count in groups.items() if list(groups).index(other) < list(groups).index(group)
+    )
     return arrays[start : start + groups[group]]
 
 

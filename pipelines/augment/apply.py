@@ -41,7 +41,11 @@ def neighbours(values: tf.Tensor) -> tf.Tensor:
 
 
 def warp(
-    images: tf.Tensor, affine: tf.Tensor, fill: str = "nearest", fill_value: float = 0.0, size: tuple[int, int] | None = None
+    images: tf.Tensor,
+    affine: tf.Tensor,
+    fill: str = "nearest",
+    fill_value: float = 0.0,
+    size: tuple[int, int] | None = None,
 ) -> tf.Tensor:
     """Warps every image of a batch by its own affine matrix, bilinearly. The identity changes no bit.
 
@@ -76,7 +80,9 @@ def _packed(images: tf.Tensor) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def _warped(images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float, size: tuple[int, int]) -> tf.Tensor:
+def _warped(
+    images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float, size: tuple[int, int]
+) -> tf.Tensor:
     """See `warp`; takes packed pixels as well, int32 `[B, H, W]`."""
     height, width = images.shape[1:3]
     x, y = _sources(affine, height, width, size)  # [B, *size] in pixels, 0 is the centre of the first
@@ -87,7 +93,9 @@ def _warped(images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float, 
     if images.dtype == tf.int32:  # XLA unpacks, [B, HW] -> [B, HW, 3], only what is gathered
         pixels = tf.bitwise.right_shift(pixels[..., None], BITS) & 255
 
-    def pixel(row: tf.Tensor, column: tf.Tensor) -> tf.Tensor:  # gathered before the cast: a quarter of the memory
+    def pixel(
+        row: tf.Tensor, column: tf.Tensor
+    ) -> tf.Tensor:  # gathered before the cast: a quarter of the memory
         place = _inside(row, height, fill) * width + _inside(column, width, fill)
         found = tf.cast(tf.gather(pixels, place, batch_dims=1), tf.float32)
         if fill != "constant":
@@ -100,7 +108,9 @@ def _warped(images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float, 
     return upper * (1 - below) + lower * below
 
 
-def _sources(affine: tf.Tensor, height: int, width: int, size: tuple[int, int]) -> tuple[tf.Tensor, tf.Tensor]:
+def _sources(
+    affine: tf.Tensor, height: int, width: int, size: tuple[int, int]
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Where in an input of `height` and `width` every pixel of an output of `size` comes from, `[B, *size]` each.
 
     The unit square is scaled to pixels before anything is multiplied, so that the identity, flips and whole
@@ -134,7 +144,9 @@ def _inside(place: tf.Tensor, size: int, fill: str) -> tf.Tensor:
 
 
 @tf.function(jit_compile=True)
-def _changed(images: tf.Tensor, changes: dict[str, tf.Tensor], fill_value: float) -> tuple[tf.Tensor, tf.Tensor | None]:
+def _changed(
+    images: tf.Tensor, changes: dict[str, tf.Tensor], fill_value: float
+) -> tuple[tf.Tensor, tf.Tensor | None]:
     """Colour, erasing and mixing: images `[B, H, W, C]` to float32, and the share of each image itself, `[B]`."""
     _, height, width, _ = images.shape
     images, share = tf.cast(images, tf.float32), None
@@ -149,7 +161,9 @@ def _changed(images: tf.Tensor, changes: dict[str, tf.Tensor], fill_value: float
         images = own * before + (1 - own) * neighbours(before)
     if "cut" in changes:
         mask = _mask(changes["cut"], height, width)
-        left = 1 - tf.reduce_mean(tf.cast(mask, tf.float32), axis=(1, 2))  # whole pixels: what is seen, not what was drawn
+        left = 1 - tf.reduce_mean(
+            tf.cast(mask, tf.float32), axis=(1, 2)
+        )  # whole pixels: what is seen, not what was drawn
         share = left if share is None else share * left
         images = tf.where(mask[..., None], neighbours(before), images)
     return images, share
@@ -157,9 +171,13 @@ def _changed(images: tf.Tensor, changes: dict[str, tf.Tensor], fill_value: float
 
 def _coloured(images: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
     """The linear map of each image, `[B, C, C + 1]`, clipped to 0 to 255."""
-    *linear, offset = tf.unstack(colour[:, None, None], axis=-1)  # [B, 1, 1, C] each: the share of one channel in all
+    *linear, offset = tf.unstack(
+        colour[:, None, None], axis=-1
+    )  # [B, 1, 1, C] each: the share of one channel in all
     channels = tf.split(images, len(linear), axis=-1)  # [B, H, W, 1] each
-    return tf.clip_by_value(tf.add_n([row * channel for row, channel in zip(linear, channels, strict=True)]) + offset, 0.0, 255.0)
+    return tf.clip_by_value(
+        tf.add_n([row * channel for row, channel in zip(linear, channels, strict=True)]) + offset, 0.0, 255.0
+    )
 
 
 def _mask(boxes: tf.Tensor, height: int, width: int) -> tf.Tensor:

@@ -65,14 +65,20 @@ def check_batch(spec: AugmentSpec, batch: int) -> None:
     """
     if batch % 2 and (spec.mixup or spec.cutmix):
         fix = f"use {batch - 1} or {batch + 1}" if batch > 1 else "use 2"
-        raise ConfigError("an even batch on every replica, where images are mixed in pairs", f"batch={batch}", fix)
+        raise ConfigError(
+            "an even batch on every replica, where images are mixed in pairs", f"batch={batch}", fix
+        )
 
 
 def _kinds(spec: AugmentSpec, data: DataSpec) -> dict[str, _Kind]:
     """The kinds of change that a spec turns on."""
     aspect, channels = data.image_size[1] / data.image_size[0], data.channels
     kinds = {
-        "affine": (moves(spec), (2, 3), lambda u, rows: affine_matrices(affine_parameters(spec, u, rows, aspect), aspect)),
+        "affine": (
+            moves(spec),
+            (2, 3),
+            lambda u, rows: affine_matrices(affine_parameters(spec, u, rows, aspect), aspect),
+        ),
         "colour": (
             tints(spec, channels),
             (channels, channels + 1),

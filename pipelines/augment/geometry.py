@@ -48,10 +48,23 @@ class AffineParameters(NamedTuple):
 
 def moves(spec: AugmentSpec) -> bool:
     """Whether any of these changes is on, a change of the size among them."""
-    return any((spec.rotation, spec.shift, spec.shear, spec.zoom, spec.flip, spec.flip_vertical, spec.crop, spec.size))
+    return any(
+        (
+            spec.rotation,
+            spec.shift,
+            spec.shear,
+            spec.zoom,
+            spec.flip,
+            spec.flip_vertical,
+            spec.crop,
+            spec.size,
+        )
+    )
 
 
-def affine_parameters(spec: AugmentSpec, numbers: Floats, rows: ArrayLike, aspect: float = 1.0) -> AffineParameters:
+def affine_parameters(
+    spec: AugmentSpec, numbers: Floats, rows: ArrayLike, aspect: float = 1.0
+) -> AffineParameters:
     """What happens to each image.
 
     Args:
@@ -83,7 +96,9 @@ def _crops(spec: AugmentSpec, numbers: Floats, real: NDArray[np.bool_], aspect: 
     area = between(*spec.crop, numbers[Number.CROP_AREA])
     ratio = log_between(*spec.crop_ratio, numbers[Number.CROP_RATIO])
     boxes = placed(area, ratio / aspect, numbers[Number.CROP_Y], numbers[Number.CROP_X])
-    return Boxes(*(np.where(real, side, whole) for side, whole in zip(boxes, (0.0, 0.0, 1.0, 1.0), strict=True)))
+    return Boxes(
+        *(np.where(real, side, whole) for side, whole in zip(boxes, (0.0, 0.0, 1.0, 1.0), strict=True))
+    )
 
 
 def between(low: float, high: float, number: Floats) -> Floats:
@@ -127,7 +142,11 @@ def affine_matrices(parameters: AffineParameters, aspect: float = 1.0) -> NDArra
     cos, sin, cos_shear, sin_shear = np.cos(theta), np.sin(theta), np.cos(shear), np.sin(shear)
     zx = np.where(parameters.flip, -parameters.zx, parameters.zx)
     zy = np.where(parameters.flip_vertical, -parameters.zy, parameters.zy)
-    tx, ty, crop = parameters.tx * aspect, parameters.ty, parameters.crop  # in units of the height, as the rotation
+    tx, ty, crop = (
+        parameters.tx * aspect,
+        parameters.ty,
+        parameters.crop,
+    )  # in units of the height, as the rotation
     # rotation [[cos, -sin], [sin, cos]] @ shear [[1, -sin_shear], [0, cos_shear]] @ diag(zx, zy)
     a, b = cos * zx, (-cos * sin_shear - sin * cos_shear) * zy / aspect
     d, e = sin * zx * aspect, (-sin * sin_shear + cos * cos_shear) * zy

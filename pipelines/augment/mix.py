@@ -14,7 +14,9 @@ ERASED_RATIO = (0.3, 3.3)  # width over height
 TABLE = 513  # points of the distribution function of a Beta distribution
 
 
-def erased_boxes(spec: AugmentSpec, numbers: Floats, rows: ArrayLike, aspect: float = 1.0) -> NDArray[np.float32]:
+def erased_boxes(
+    spec: AugmentSpec, numbers: Floats, rows: ArrayLike, aspect: float = 1.0
+) -> NDArray[np.float32]:
     """Random erasing (Zhong et al., "Random erasing data augmentation", 2017), uniform in the logarithm of the ratio.
 
     Args:

@@ -67,7 +67,9 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> Words:
     """
     words = np.asarray(counter, np.uint64)
     column = (2, *[1] * (words.ndim - 1))
-    keys = (np.asarray(key, np.uint64) + KEY_STEPS * np.arange(ROUNDS, dtype=np.uint64)[:, None]) & LOW  # of every round
+    keys = (
+        np.asarray(key, np.uint64) + KEY_STEPS * np.arange(ROUNDS, dtype=np.uint64)[:, None]
+    ) & LOW  # of every round
     multipliers = MULTIPLIERS.reshape(column)
     even, odd = words[0::2], words[1::2]
     for round_key in keys.reshape(ROUNDS, *column):

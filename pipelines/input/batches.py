@@ -14,7 +14,16 @@ from pipelines.augment.draw import check_batch, draw, signature
 from pipelines.errors import ConfigError, DataError
 from pipelines.input import dali, tfdata
 from pipelines.input.cache import Cache, DeviceImages, Images, Tier, gathered
-from pipelines.input.order import PADDING, Rows, check_seed, epoch_order, global_batch_rows, per_worker, steps_per_epoch, worker_slice
+from pipelines.input.order import (
+    PADDING,
+    Rows,
+    check_seed,
+    epoch_order,
+    global_batch_rows,
+    per_worker,
+    steps_per_epoch,
+    worker_slice,
+)
 from pipelines.input.reader import ShardReader
 from pipelines.records import Batch
 from pipelines.spec import AugmentSpec, DataSpec
@@ -26,7 +35,11 @@ SEARCH_ROWS = 1024  # images held in memory while looking for one that cannot be
 DRAW_ROWS = 4096  # rows whose augmentation is drawn at a time: a call costs as much as hundreds of rows
 BLOCK_BYTES = 4 << 20  # of cached images that pass through Python at a time
 FILL_BATCH = 64  # images decoded at a time while a cache is filled
-LABELS: dict[str, tuple[tuple[int, ...], Any]] = {"label": ((), np.int32), "weight": ((), np.float32), "row": ((), np.int64)}
+LABELS: dict[str, tuple[tuple[int, ...], Any]] = {
+    "label": ((), np.int32),
+    "weight": ((), np.float32),
+    "row": ((), np.int64),
+}
 
 
 class Batches:
@@ -128,7 +141,9 @@ class Batches:
 
         def records() -> Iterator[Record]:
             for n in range(epochs):
-                for rows, drawn in self._places(epoch + n, range(0 if n else start_step, stop), worker, workers):
+                for rows, drawn in self._places(
+                    epoch + n, range(0 if n else start_step, stop), worker, workers
+                ):
                     for at in range(0, len(rows), size):
                         own = {name: values[at : at + size] for name, values in drawn.items()}
                         yield self._labelled(rows[at : at + size]) | own | self._images(rows[at : at + size])
@@ -175,8 +190,18 @@ class Batches:
         at_once = max(1, DRAW_ROWS * workers // self.global_batch)
         for start in range(steps.start, steps.stop, at_once):
             block = range(start, min(start + at_once, steps.stop))
-            rows = np.concatenate([worker_slice(global_batch_rows(order, step, self.global_batch), worker, workers) for step in block])
-            yield rows, {} if self._augment is None or self._seed is None else draw(self._augment, self._seed, epoch, rows, self._data)
+            rows = np.concatenate(
+                [
+                    worker_slice(global_batch_rows(order, step, self.global_batch), worker, workers)
+                    for step in block
+                ]
+            )
+            yield (
+                rows,
+                {}
+                if self._augment is None or self._seed is None
+                else draw(self._augment, self._seed, epoch, rows, self._data),
+            )
 
     def _labelled(self, rows: Rows) -> Record:
         """Label, weight and row of some rows, of which the last ones may be padding."""
@@ -205,19 +230,27 @@ class Batches:
             types["image"] = tf.TensorSpec((batch, *self._host.shape[1:]), tf.uint8)
 
         if at_once == 1:  # cutting would copy the images once more
-            return tfdata.finished(tf.data.Dataset.from_generator(self._watched(records), output_signature=types), steps)
+            return tfdata.finished(
+                tf.data.Dataset.from_generator(self._watched(records), output_signature=types), steps
+            )
 
         def blocks() -> Iterator[Record]:
             for record in records():
-                yield {name: values.reshape(-1, batch, *values.shape[1:]) for name, values in record.items()}  # [blocks, B, ...]
+                yield {
+                    name: values.reshape(-1, batch, *values.shape[1:]) for name, values in record.items()
+                }  # [blocks, B, ...]
 
         block = {name: tf.TensorSpec((None, *of.shape), of.dtype) for name, of in types.items()}
-        return tfdata.finished(tf.data.Dataset.from_generator(self._watched(blocks), output_signature=block).unbatch(), steps)
+        return tfdata.finished(
+            tf.data.Dataset.from_generator(self._watched(blocks), output_signature=block).unbatch(), steps
+        )
 
     def _decoded(self, records: Records, types: dict[str, tf.TensorSpec], steps: int) -> Iterable[Batch]:
         if dali.wanted(self._data, self._decodable):
             return dali.decoded_batches(records, self._data, types["row"].shape[0], self.manifest.encoding)
-        return tfdata.decoded_batches(self._watched(records), types, self._data, self.manifest.encoding, steps)
+        return tfdata.decoded_batches(
+            self._watched(records), types, self._data, self.manifest.encoding, steps
+        )
 
     def _watched(self, records: Records) -> Records:
         """The same records; keeps the error that ends them, of which TensorFlow passes on only the text."""
@@ -283,7 +316,9 @@ def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int
         _check(reader, rows, data)
         raise
     numbers = np.asarray(rows, np.int64)
-    return Batch(image=decoded, label=reader.labels[numbers], weight=np.ones(len(numbers), np.float32), row=numbers)
+    return Batch(
+        image=decoded, label=reader.labels[numbers], weight=np.ones(len(numbers), np.float32), row=numbers
+    )
 
 
 def _check(reader: ShardReader, rows: Sequence[int], data: DataSpec) -> None:

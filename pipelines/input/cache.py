@@ -69,7 +69,9 @@ class Cache:
         Raises:
             ConfigError: The tier asked for does not fit.
         """
-        return self.reserve(rows * int(np.prod(data.image_size)) * data.channels, "decoded images", data.cache)
+        return self.reserve(
+            rows * int(np.prod(data.image_size)) * data.channels, "decoded images", data.cache
+        )
 
     def reserve(self, size: int, what: str, asked: Literal["auto"] | Kind = "auto") -> Tier:
         """Decides where a table goes, and counts it in when the next one asks.
@@ -91,10 +93,20 @@ class Cache:
         on_gpu = f"{_bytes(self.gpu)} free on each of {self._replicas} GPUs" if self.gpu else "no GPU"
         facts = f"{_bytes(size)} of {what}; {_bytes(self.ram)} of RAM free{' for each worker' if self.workers > 1 else ''}; {on_gpu}"
         fits = self._fits(size)
-        wanted = asked if asked != "auto" else "device" if self.gpu and fits["device"] else "host" if fits["host"] else "none"
+        wanted = (
+            asked
+            if asked != "auto"
+            else "device"
+            if self.gpu and fits["device"]
+            else "host"
+            if fits["host"]
+            else "none"
+        )
         if wanted != "none" and not fits[wanted]:
             fix = "use cache=auto or cache=none, or a smaller image_size"
-            raise ConfigError(f"{what} that fit into {SHARE:.0%} of the free memory", f"cache={wanted} with {facts}", fix)
+            raise ConfigError(
+                f"{what} that fit into {SHARE:.0%} of the free memory", f"cache={wanted} with {facts}", fix
+            )
         return self._taken(wanted, size, facts)
 
     @property
@@ -108,7 +120,10 @@ class Cache:
         ram, device = self._budgets()
         host = size <= ram
         # on their way to the devices they pass through RAM
-        return {"host": host, "device": self.strategy is not None and host and -(-size // self._replicas) <= device}
+        return {
+            "host": host,
+            "device": self.strategy is not None and host and -(-size // self._replicas) <= device,
+        }
 
     def _budgets(self) -> tuple[float, float]:
         """Bytes that images may take in RAM, and on each device; without GPUs the devices are parts of the RAM."""
@@ -150,11 +165,15 @@ class DeviceImages:
     def __init__(self, strategy: tf.distribute.Strategy, images: Images, sharded: bool = False) -> None:
         self._shape = images.shape[1:]
         self._replicas = strategy.num_replicas_in_sync if sharded else 1
-        self._part = max(1, -(-len(images) // self._replicas))  # rows of a replica; one black one where there are none
+        self._part = max(
+            1, -(-len(images) // self._replicas)
+        )  # rows of a replica; one black one where there are none
         words = _words(images)
         with strategy.scope():
             self._words = tf.Variable(
-                tf.zeros([0, words.shape[1]], tf.int64),  # takes over the memory of what is assigned: never are there two of it
+                tf.zeros(
+                    [0, words.shape[1]], tf.int64
+                ),  # takes over the memory of what is assigned: never are there two of it
                 trainable=False,
                 shape=tf.TensorShape([None, words.shape[1]]),
                 synchronization=tf.VariableSynchronization.ON_READ,  # replicas may hold different rows
@@ -198,7 +217,9 @@ class DeviceImages:
         batch = rows.shape[0]
         place = tf.one_hot(replica, self._replicas, dtype=tf.int64)[:, None]  # [replicas, 1]
         everyone = tf.reshape(context.all_reduce("sum", place * rows), [-1])  # [replicas * B]
-        here = self._here(tf.where(everyone == PADDING, tf.constant(PADDING, tf.int64), everyone - replica * self._part))
+        here = self._here(
+            tf.where(everyone == PADDING, tf.constant(PADDING, tf.int64), everyone - replica * self._part)
+        )
         whole = context.all_reduce("sum", here)  # [replicas * B, words]
         return tf.reshape(whole, [self._replicas, batch, -1])[tf.cast(replica, tf.int32)]
 

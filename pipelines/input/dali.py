@@ -26,7 +26,9 @@ Record = dict[str, Any]
 
 AHEAD = 2  # batches being decoded before they are asked for
 KEPT = 3  # batches whose memory DALI may not take back yet: TensorFlow's steps on a GPU may still be on their way
-BLACK = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)  # one black pixel as a PPM file, which becomes a black image of any size
+BLACK = np.frombuffer(
+    b"P6 1 1 255\n\0\0\0", np.uint8
+)  # one black pixel as a PPM file, which becomes a black image of any size
 
 
 class UndecodableError(tf.errors.InvalidArgumentError):  # type: ignore[misc]
@@ -56,7 +58,11 @@ def wanted(data: DataSpec, decodable: bool) -> bool:
     """
     if data.backend == "dali" and not decodable:
         fix = "use backend=tfdata, or build the shard set with --check decode"
-        raise ConfigError("images that were decoded once, where DALI decodes", "backend=dali with shards of --check header", fix)
+        raise ConfigError(
+            "images that were decoded once, where DALI decodes",
+            "backend=dali with shards of --check header",
+            fix,
+        )
     if data.backend != "auto":
         return data.backend == "dali"
     fits = decodable and data.decode == "exact"
@@ -72,7 +78,9 @@ def available() -> bool:
     return True
 
 
-def decoded_batches(records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, encoding: str) -> Iterator[Batch]:
+def decoded_batches(
+    records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, encoding: str
+) -> Iterator[Batch]:
     """Batches of encoded images to batches of decoded ones, in the same order.
 
     Python runs once per batch and only hands over bytes; DALI decodes on its own threads while the caller computes. The pipeline
@@ -96,14 +104,20 @@ def decoded_batches(records: Callable[[], Iterable[Record]], data: DataSpec, bat
     """
     if data.decode == "fast":
         raise ConfigError(
-            "decode=exact where DALI decodes: it always decodes in full", f"decode={data.decode}", "use decode=exact or backend=tfdata"
+            "decode=exact where DALI decodes: it always decodes in full",
+            f"decode={data.decode}",
+            "use decode=exact or backend=tfdata",
         )
     if not available():
-        raise ConfigError("NVIDIA DALI to be installed", "backend=dali", "install nvidia-dali-cuda120 or use backend=tfdata")
+        raise ConfigError(
+            "NVIDIA DALI to be installed", "backend=dali", "install nvidia-dali-cuda120 or use backend=tfdata"
+        )
     return _decoded(records, data, batch, encoding == "raw")
 
 
-def _decoded(records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, raw: bool) -> Iterator[Batch]:
+def _decoded(
+    records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, raw: bool
+) -> Iterator[Batch]:
     carried: deque[Record] = deque()  # what DALI is at work on, the oldest first
 
     def source() -> Iterator[list[Array]]:
@@ -126,7 +140,11 @@ def _decoded(records: Callable[[], Iterable[Record]], data: DataSpec, batch: int
             raise UndecodableError(row) from error
         pipeline.schedule_run()  # the next one, before the caller gets to work on this one
         image = tf.experimental.dlpack.from_dlpack(kept[-1].as_tensor().__dlpack__())
-        rest = {name: tf.convert_to_tensor(array) for name, array in record.items() if name not in ("encoded", "shape")}
+        rest = {
+            name: tf.convert_to_tensor(array)
+            for name, array in record.items()
+            if name not in ("encoded", "shape")
+        }
         yield cast(Batch, {"image": image, **rest})
 
 
@@ -137,9 +155,16 @@ def _pipeline(source: Iterator[list[Array]], data: DataSpec, batch: int, raw: bo
     gpu = bool(tf.config.list_physical_devices("GPU"))
     threads = len(os.sched_getaffinity(0))
     # the dynamic executor leaves its results alone for as long as anyone holds them
-    options = {"num_threads": threads, "prefetch_queue_depth": AHEAD, "exec_dynamic": True, "device_id": 0 if gpu else None}
+    options = {
+        "num_threads": threads,
+        "prefetch_queue_depth": AHEAD,
+        "exec_dynamic": True,
+        "device_id": 0 if gpu else None,
+    }
     with Pipeline(batch_size=batch, **options) as pipeline:
-        images = fn.external_source(source=source, batch=True, dtype=types.UINT8, **({"layout": "HWC"} if raw else {"ndim": 1}))
+        images = fn.external_source(
+            source=source, batch=True, dtype=types.UINT8, **({"layout": "HWC"} if raw else {"ndim": 1})
+        )
         if not raw:
             images = fn.decoders.image(
                 images,
@@ -161,7 +186,10 @@ def _images(record: Record, data: DataSpec, batch: int, raw: bool) -> list[Array
     padding = batch - len(encoded)
     if not raw:
         return encoded + [BLACK] * padding
-    pixels = [_pixels(image, shape, row, data) for image, shape, row in zip(encoded, record["shape"], record["row"], strict=False)]
+    pixels = [
+        _pixels(image, shape, row, data)
+        for image, shape, row in zip(encoded, record["shape"], record["row"], strict=False)
+    ]
     return pixels + [np.zeros((1, 1, data.channels), np.uint8)] * padding
 
 
@@ -175,7 +203,9 @@ def _pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpec) -> A
         return pixels
     if data.channels == 3:
         return np.repeat(pixels, 3, axis=2)
-    return (pixels @ np.array(GREY, np.uint32) // sum(GREY)).astype(np.uint8)[..., None]  # [h, w] -> [h, w, 1]
+    return (pixels @ np.array(GREY, np.uint32) // sum(GREY)).astype(np.uint8)[
+        ..., None
+    ]  # [h, w] -> [h, w, 1]
 
 
 def _undecodable_row(record: Record, data: DataSpec, raw: bool) -> int | None:

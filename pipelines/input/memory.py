@@ -13,7 +13,11 @@ CGROUP_FILES = (  # limit, use, and where the use that can be given back stands:
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 
-MALLOC = {-3: 32 << 20, -1: 256 << 20, -2: 64 << 20}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of mallopt(3), in bytes
+MALLOC = {
+    -3: 32 << 20,
+    -1: 256 << 20,
+    -2: 64 << 20,
+}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of mallopt(3), in bytes
 
 
 def available_ram(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -38,7 +42,12 @@ def available_ram(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgrou
 def available_gpu_memory() -> int:
     """Bytes free on the fullest of the GPUs this process may use; 0 where the driver does not tell."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits", *(["-i", devices] if devices else [])]
+    command = [
+        "nvidia-smi",
+        "--query-gpu=memory.free",
+        "--format=csv,noheader,nounits",
+        *(["-i", devices] if devices else []),
+    ]
     try:
         answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
         return min(int(line) for line in answer.splitlines()) * 2**20

@@ -15,7 +15,9 @@ PADDING = -1  # the row number of a place in the last batch that no example fill
 SEED_LIMIT = 2**64  # a seed is one 64-bit word of the generator's key
 
 
-def epoch_order(rows: int, seed: int | None, epoch: int, shard_rows: Sequence[int] = (), window: int | None = None) -> Rows:
+def epoch_order(
+    rows: int, seed: int | None, epoch: int, shard_rows: Sequence[int] = (), window: int | None = None
+) -> Rows:
     """The order in which an epoch visits the rows of a split.
 
     The permutation sorts one 64-bit word per row, drawn from the raw stream of Philox4x64-10 with the
@@ -53,7 +55,9 @@ def epoch_order(rows: int, seed: int | None, epoch: int, shard_rows: Sequence[in
     shards = np.argsort(_words(seed, epoch, len(ends), stream=1), kind="stable")
     groups = [np.sort(shards[at : at + window]) for at in range(0, len(shards), window)]
     held = [np.concatenate([np.arange(starts[shard], ends[shard]) for shard in group]) for group in groups]
-    return np.concatenate([np.empty(0, np.int64), *(group[np.argsort(words[group], kind="stable")] for group in held)])
+    return np.concatenate(
+        [np.empty(0, np.int64), *(group[np.argsort(words[group], kind="stable")] for group in held)]
+    )
 
 
 def _words(seed: int, epoch: int, number: int, stream: int = 0) -> NDArray[np.uint64]:
@@ -115,7 +119,9 @@ def per_worker(global_batch: int, workers: int) -> int:
     if global_batch % workers:
         below = global_batch // workers * workers
         nearest = " or ".join(str(size) for size in (below, below + workers) if size)
-        raise ConfigError(f"a batch that {workers} workers can share evenly", f"batch={global_batch}", f"use {nearest}")
+        raise ConfigError(
+            f"a batch that {workers} workers can share evenly", f"batch={global_batch}", f"use {nearest}"
+        )
     return global_batch // workers
 
 

@@ -64,7 +64,9 @@ class ShardReader:
 
     def shapes(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.int32]:
         """Height, width and channels of the stored images of some rows: int32 `[n, 3]`."""
-        return np.array([shard.shapes[place] for _, shard, place in self._places(rows)], np.int32).reshape(-1, 3)
+        return np.array([shard.shapes[place] for _, shard, place in self._places(rows)], np.int32).reshape(
+            -1, 3
+        )
 
     def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """The identifiers of some rows: their paths in the source."""
@@ -79,7 +81,11 @@ class ShardReader:
         wanted = np.asarray(rows, np.int64)
         if wanted.size and not 0 <= wanted.min() <= wanted.max() < self.rows:
             bad = wanted[(wanted < 0) | (wanted >= self.rows)][0]
-            raise DataError(f"a row of {self.split!r} from 0 to {self.rows - 1}", f"row={bad}", "ask for a row that is there")
+            raise DataError(
+                f"a row of {self.split!r} from 0 to {self.rows - 1}",
+                f"row={bad}",
+                "ask for a row that is there",
+            )
         indices = np.searchsorted(self._ends, wanted, side="right")
         places = wanted - (self._ends - self.shard_rows)[indices]
         shards = map(self._open, indices.tolist())

@@ -15,7 +15,9 @@ from pipelines.spec import DataSpec
 Record = dict[str, Any]
 
 PREFETCH = 4  # batches ready before they are asked for
-AT_WORK = 2  # batches being decoded at a time, so that the cores have work while the last images of one finish
+AT_WORK = (
+    2  # batches being decoded at a time, so that the cores have work while the last images of one finish
+)
 RATIOS = (1, 2, 4, 8)  # what a JPEG's decoder can divide height and width by, leaving out part of the work
 BLACK = bytes.fromhex(  # a PNG file of one black pixel, which becomes a black image of any size
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b550000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
@@ -70,7 +72,11 @@ def from_raw(image: tf.Tensor, shape: tf.Tensor, data: DataSpec) -> tf.Tensor:
 
 
 def decoded_batches(
-    records: Callable[[], Iterable[Record]], signature: dict[str, tf.TensorSpec], data: DataSpec, encoding: str, steps: int
+    records: Callable[[], Iterable[Record]],
+    signature: dict[str, tf.TensorSpec],
+    data: DataSpec,
+    encoding: str,
+    steps: int,
 ) -> tf.data.Dataset:
     """Batches of stored images to batches of decoded ones, in the same order.
 
@@ -94,7 +100,10 @@ def decoded_batches(
     def tensors() -> Iterable[Record]:
         for record in records():
             real = len(record["encoded"])
-            images = [*map(bytes, record["encoded"]), *[b"\0" if encoding == "raw" else BLACK] * (batch - real)]
+            images = [
+                *map(bytes, record["encoded"]),
+                *[b"\0" if encoding == "raw" else BLACK] * (batch - real),
+            ]
             shapes = np.ones((batch, 3), np.int32)
             shapes[:real] = record["shape"][:real]
             yield {**record, "encoded": np.array(images, object), "shape": shapes}
@@ -102,7 +111,9 @@ def decoded_batches(
     @tf.autograph.experimental.do_not_convert
     def decoded(record: Record) -> Record:
         images = _decode_each(record["encoded"], record["shape"], data, encoding)
-        images.set_shape((batch, *data.image_size, data.channels))  # it may have been traced for batches of any size
+        images.set_shape(
+            (batch, *data.image_size, data.channels)
+        )  # it may have been traced for batches of any size
         return {"image": images, **{name: record[name] for name in signature}}
 
     dataset = tf.data.Dataset.from_generator(tensors, output_signature={**signature, **stored})
@@ -116,7 +127,9 @@ def finished(dataset: tf.data.Dataset, steps: int) -> tf.data.Dataset:
     options.threading.max_intra_op_parallelism = 1  # the images are what runs in parallel
     # every worker already reads its own slice
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
-    return dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(PREFETCH).with_options(options)
+    return (
+        dataset.apply(tf.data.experimental.assert_cardinality(steps)).prefetch(PREFETCH).with_options(options)
+    )
 
 
 def decode_each(images: tf.Tensor, shapes: tf.Tensor, data: DataSpec, encoding: str) -> tf.Tensor:
@@ -182,7 +195,9 @@ def first_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec,
     """Index of the first image that cannot be decoded, or None."""
     stored = (np.array([bytes(image) for image in images], object), np.asarray(shapes, np.int32))
     dataset = tf.data.Dataset.from_tensor_slices(stored)
-    dataset = dataset.map(lambda image, shape: decode_each(image[None], shape[None], data, encoding), num_parallel_calls=cores())
+    dataset = dataset.map(
+        lambda image, shape: decode_each(image[None], shape[None], data, encoding), num_parallel_calls=cores()
+    )
     good = 0
     try:
         for _ in dataset:

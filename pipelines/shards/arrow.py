@@ -98,10 +98,17 @@ def open_arrow(path: Path) -> ShardRows:
         whole = mapped(path)
         batches = read_batches(whole, RECORD_SCHEMA)
         images = [batch.column(0) for batch in batches]
-        ends = [np.frombuffer(image.buffers()[1], np.int32, len(image) + 1).astype(np.int64) for image in images]
-        bases = [data.address - whole.address if data.size else 0 for data in (image.buffers()[2] for image in images)]
+        ends = [
+            np.frombuffer(image.buffers()[1], np.int32, len(image) + 1).astype(np.int64) for image in images
+        ]
+        bases = [
+            data.address - whole.address if data.size else 0
+            for data in (image.buffers()[2] for image in images)
+        ]
         starts = [base + end[:-1] for base, end in zip(bases, ends, strict=True)]
-        return shard_rows(whole, joined(starts, np.int64), joined([np.diff(end) for end in ends], np.int64), batches)
+        return shard_rows(
+            whole, joined(starts, np.int64), joined([np.diff(end) for end in ends], np.int64), batches
+        )
 
 
 @contextmanager
@@ -118,7 +125,9 @@ def writing(path: Path, schema: Any) -> Iterator[Any]:
 
 def columns(records: list[Record]) -> list[Any]:
     """The columns of `RECORD_SCHEMA` but for the image, `[len(records)]`."""
-    boxes = np.array([record.evidence or (0.0,) * 4 for record in records], np.float32)  # defined bytes under a null too
+    boxes = np.array(
+        [record.evidence or (0.0,) * 4 for record in records], np.float32
+    )  # defined bytes under a null too
     known = np.array([record.evidence is not None for record in records])
     validity = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
     evidence, shape = RECORD_SCHEMA.field("evidence").type, RECORD_SCHEMA.field("shape").type
@@ -141,7 +150,9 @@ def numbers(values: ArrayLike, dtype: DTypeLike) -> Any:
 def _strings(values: list[bytes], kind: Any) -> Any:
     """A column of bytes or text."""
     ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))])
+    return pa.Array.from_buffers(
+        kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
+    )
 
 
 def mapped(path: Path) -> Any:
@@ -169,7 +180,9 @@ def read_batches(whole: Any, schema: Any) -> list[Any]:
     return batches
 
 
-def shard_rows(data: Any, starts: NDArray[np.int64], sizes: NDArray[np.int64], batches: list[Any]) -> ShardRows:
+def shard_rows(
+    data: Any, starts: NDArray[np.int64], sizes: NDArray[np.int64], batches: list[Any]
+) -> ShardRows:
     """Rows from where the images lie in `data` and the other columns.
 
     Raises:
@@ -190,7 +203,10 @@ def shard_rows(data: Any, starts: NDArray[np.int64], sizes: NDArray[np.int64], b
 
 def column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1) -> NDArray[Any]:
     """A column of numbers over all record batches, `[n * width]`; a view where there is one batch."""
-    return joined([np.frombuffer(batch.column(name).buffers()[-1], dtype, len(batch) * width) for batch in batches], dtype)
+    return joined(
+        [np.frombuffer(batch.column(name).buffers()[-1], dtype, len(batch) * width) for batch in batches],
+        dtype,
+    )
 
 
 def joined(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:

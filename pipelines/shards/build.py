@@ -61,7 +61,11 @@ def build_shards(
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
     about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
-    with claimed(out.absolute(), digest([VERSION, *about.values(), source.classes, [p.model_dump() for p in plan]]), about) as workplace:
+    with claimed(
+        out.absolute(),
+        digest([VERSION, *about.values(), source.classes, [p.model_dump() for p in plan]]),
+        about,
+    ) as workplace:
         if manifest := workplace.committed():
             return manifest
         tally = Tally(plan, len(source.classes))
@@ -85,11 +89,21 @@ def _check(spec: ShardSpec, workers: int | None) -> None:
     """Refuses options that make no sense, or none together."""
     if spec.check == "header" and (spec.encoding != "as-found" or spec.store_size):
         received = f"check=header encoding={spec.encoding} store_size={spec.store_size}"
-        raise ConfigError("images as found where only headers are checked", received, "use check=decode, or store images as found")
+        raise ConfigError(
+            "images as found where only headers are checked",
+            received,
+            "use check=decode, or store images as found",
+        )
     if spec.shard_mb is not None and "shard_rows" in spec.model_fields_set:
-        raise ConfigError("one size of shards", f"shard_mb={spec.shard_mb} shard_rows={spec.shard_rows}", "leave one of them out")
+        raise ConfigError(
+            "one size of shards",
+            f"shard_mb={spec.shard_mb} shard_rows={spec.shard_rows}",
+            "leave one of them out",
+        )
     if workers is not None and workers < 1:
-        raise ConfigError("at least one worker", f"workers={workers}", "give a number from 1, or leave it out for all CPUs")
+        raise ConfigError(
+            "at least one worker", f"workers={workers}", "give a number from 1, or leave it out for all CPUs"
+        )
 
 
 def _sized(source: Source, spec: ShardSpec) -> ShardSpec:
@@ -97,12 +111,23 @@ def _sized(source: Source, spec: ShardSpec) -> ShardSpec:
     count = min(source.counts().get("train", 0), SAMPLE)
     if spec.shard_mb is None or not count:
         return spec
-    sizes = [len(row[0].image) for row in prepared(source, "train", 0, count, spec) if not isinstance(row, Rejected)]
+    sizes = [
+        len(row[0].image)
+        for row in prepared(source, "train", 0, count, spec)
+        if not isinstance(row, Rejected)
+    ]
     rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes)) if sizes else spec.shard_rows
     return spec.model_copy(update={"shard_rows": max(rows, 1)})
 
 
-def _run(source: Source, spec: ShardSpec, workplace: Workplace, tally: Tally, progress: Progress, workers: int | None) -> None:
+def _run(
+    source: Source,
+    spec: ShardSpec,
+    workplace: Workplace,
+    tally: Tally,
+    progress: Progress,
+    workers: int | None,
+) -> None:
     """Builds every shard that is not there yet, and adds up what all of them hold."""
     for planned, result in workplace.finished(tally.plan):
         tally.add(planned, result)
@@ -126,7 +151,11 @@ def _check_unchanged(name: str, fingerprint: str, reopen: Callable[[], Source] |
     """
     if reopen and reopen().fingerprint() != fingerprint:
         fix = "build again when nothing changes it any more"
-        raise DataError("a source that stays as it is while it is read", f"source={name} (changed since the build began)", fix)
+        raise DataError(
+            "a source that stays as it is while it is read",
+            f"source={name} (changed since the build began)",
+            fix,
+        )
 
 
 def _manifest(source: Source, spec: ShardSpec, workplace: Workplace, tally: Tally) -> Manifest:
@@ -141,8 +170,14 @@ def _manifest(source: Source, spec: ShardSpec, workplace: Workplace, tally: Tall
         found = ", ".join(f"{name}={count}" for name, count in zip(source.classes, counts, strict=True))
         first = map(json.loads, islice(workplace.rejections(tally.plan), 3))
         reasons = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in first) or "none"
-        received = f"source={source.name}: usable images in train: {found}; rejected={tally.rejected} ({reasons})"
-        raise DataError("usable train images of at least two classes", received, "repair the images, or choose another source")
+        received = (
+            f"source={source.name}: usable images in train: {found}; rejected={tally.rejected} ({reasons})"
+        )
+        raise DataError(
+            "usable train images of at least two classes",
+            received,
+            "repair the images, or choose another source",
+        )
     return Manifest(
         version=VERSION,
         format=spec.format,

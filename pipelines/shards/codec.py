@@ -74,7 +74,9 @@ def moments(pixels: Pixels) -> NDArray[np.int64]:
     """
     step = min(-(-pixels[..., 0].size // MOMENT_PIXELS), len(pixels))
     rows = pixels[step // 2 :: step]
-    values = rows.reshape(-1, rows.shape[2]).T.astype(np.float64, order="C")  # [C, n]; sums of whole numbers are exact up to 2**53
+    values = rows.reshape(-1, rows.shape[2]).T.astype(
+        np.float64, order="C"
+    )  # [C, n]; sums of whole numbers are exact up to 2**53
     counted = np.empty((3, 3), np.int64)
     counted[:, 0] = values.shape[1]
     counted[:, 1] = values.sum(1)

@@ -59,7 +59,9 @@ def open_shard(directory: Path, shard: ShardFile) -> ShardRows:
     path = checked(directory, shard)
     opened = open_arrow(path) if shard.index is None else open_tfrecord(path, checked(directory, shard.index))
     if opened.rows != shard.rows:
-        raise DataError(f"a shard file of {shard.rows} rows", f"{named(directory, shard)}: rows={opened.rows}", FIX)
+        raise DataError(
+            f"a shard file of {shard.rows} rows", f"{named(directory, shard)}: rows={opened.rows}", FIX
+        )
     return opened
 
 

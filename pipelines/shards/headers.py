@@ -10,7 +10,9 @@ from pipelines.records import Shape
 
 PNG = b"\x89PNG\r\n\x1a\n"
 START_OF_SCAN = 0xDA
-FRAMES = {*range(0xC0, 0xD0)} - {0xC4}  # every way to code a JPEG, and signs of the rare ones; 0xC4 is a table
+FRAMES = {*range(0xC0, 0xD0)} - {
+    0xC4
+}  # every way to code a JPEG, and signs of the rare ones; 0xC4 is a table
 PLAIN_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: all with Huffman codes
 APP1, APP2, APP14 = 0xE1, 0xE2, 0xEE
 METADATA = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # where a PNG may say that it is to be turned
@@ -101,4 +103,8 @@ def _png(data: bytes) -> Header | None:
     width, height = int.from_bytes(data[16:20], "big"), int.from_bytes(data[20:24], "big")
     channels = {b"\x08\x00": 1, b"\x08\x02": 3}.get(data[24:26])  # 8 bits; greyscale or RGB
     plain = channels is not None and data[12:16] == b"IHDR" and not kinds & {b"tRNS", b"acTL"}
-    return Header((height, width, channels), False, bool(kinds & METADATA)) if plain and channels and height and width else None
+    return (
+        Header((height, width, channels), False, bool(kinds & METADATA))
+        if plain and channels and height and width
+        else None
+    )

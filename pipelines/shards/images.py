@@ -33,7 +33,17 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, OverflowError, struct.error, zlib.error)
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    LookupError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
 
 
 class UnreadableImageError(Exception):
@@ -101,7 +111,11 @@ def _prepare(data: bytes, spec: ShardSpec) -> Prepared:
     pixels, clean = _decoded(data, header)
     pixels = pixels if spec.store_size is None else _shrunk(pixels, spec.store_size)
     image = data if as_found and clean else _encoded(pixels, spec.encoding, data.startswith(b"\xff\xd8"))
-    return Prepared(image, (pixels.shape[0], pixels.shape[1], pixels.shape[2]), None if spec.check == "header" else codec.moments(pixels))
+    return Prepared(
+        image,
+        (pixels.shape[0], pixels.shape[1], pixels.shape[2]),
+        None if spec.check == "header" else codec.moments(pixels),
+    )
 
 
 def _check_size(width: int, height: int) -> None:
@@ -158,7 +172,10 @@ def _eight_bits(picture: Image.Image, depth: int) -> Image.Image:
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))
     if key is not None:
-        values = [value >> 8 if depth == 16 else value * 255 // (2**depth - 1) for value in (key if isinstance(key, tuple) else (key,))]
+        values = [
+            value >> 8 if depth == 16 else value * 255 // (2**depth - 1)
+            for value in (key if isinstance(key, tuple) else (key,))
+        ]
         picture.info["transparency"] = tuple(values) if isinstance(key, tuple) else values[0]
     return picture
 

@@ -14,7 +14,11 @@ def describe(directory: Path) -> str:
         DataError: There is no shard set, or its manifest is damaged.
     """
     manifest = load_manifest(directory)
-    size = "of any size" if manifest.store_size is None else f"scaled down to a shorter side of {manifest.store_size} pixels"
+    size = (
+        "of any size"
+        if manifest.store_size is None
+        else f"scaled down to a shorter side of {manifest.store_size} pixels"
+    )
     lines = [
         f"shard set    {directory}",
         f"source       {manifest.source}",
@@ -32,7 +36,10 @@ def describe(directory: Path) -> str:
 def _table(manifest: Manifest) -> list[str]:
     """A line per class with its rows in every split, and the totals."""
     header = ["class", *manifest.splits]
-    counts = [[name, *(str(split.class_counts[i]) for split in manifest.splits.values())] for i, name in enumerate(manifest.classes)]
+    counts = [
+        [name, *(str(split.class_counts[i]) for split in manifest.splits.values())]
+        for i, name in enumerate(manifest.classes)
+    ]
     rows = [header, *counts, ["all", *(str(split.rows) for split in manifest.splits.values())]]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in rows]
@@ -40,5 +47,12 @@ def _table(manifest: Manifest) -> list[str]:
 
 def _split(name: str, split: SplitManifest) -> list[str]:
     size = sum(shard.bytes for shard in split.shards)
-    mean, std = (" ".join(f"{value:.2f}" for value in values) if values else "not computed" for values in (split.mean, split.std))
-    return [f"{name}: {len(split.shards)} files, {size / 1e6:.1f} MB", f"  mean (R G B)  {mean}", f"  std  (R G B)  {std}"]
+    mean, std = (
+        " ".join(f"{value:.2f}" for value in values) if values else "not computed"
+        for values in (split.mean, split.std)
+    )
+    return [
+        f"{name}: {len(split.shards)} files, {size / 1e6:.1f} MB",
+        f"  mean (R G B)  {mean}",
+        f"  std  (R G B)  {std}",
+    ]

@@ -86,7 +86,9 @@ class Manifest(Spec):
             DataError: There is no such split.
         """
         if name not in self.splits:
-            raise DataError(f"a split named one of {', '.join(self.splits)}", f"split={name}", "pick one of these")
+            raise DataError(
+                f"a split named one of {', '.join(self.splits)}", f"split={name}", "pick one of these"
+            )
         return self.splits[name]
 
 
@@ -98,18 +100,26 @@ def load_manifest(directory: str | Path) -> Manifest:
     """
     path = Path(directory) / FILE_NAME
     if not path.is_file():
-        raise DataError("a finished shard set", f"data={directory} (no {FILE_NAME})", "build it with 'glassbox shards build SOURCE OUT'")
+        raise DataError(
+            "a finished shard set",
+            f"data={directory} (no {FILE_NAME})",
+            "build it with 'glassbox shards build SOURCE OUT'",
+        )
     try:
         content = json.loads(path.read_bytes())
         version = content["version"]
         if version == VERSION:
             return Manifest.model_validate(content, strict=False)
     except (ValueError, TypeError, KeyError) as error:  # a ValidationError is a ValueError
-        raise DataError(f"a manifest of version {VERSION}", f"{path}: {_reason(error)}", "build the shard set again") from None
+        raise DataError(
+            f"a manifest of version {VERSION}", f"{path}: {_reason(error)}", "build the shard set again"
+        ) from None
     if isinstance(version, int) and version > VERSION:
         fix = "read it with the newer glassbox that wrote it, or build the shard set again with this one"
         raise DataError(f"a manifest of version {VERSION}", f"{path}: version={version}, which is newer", fix)
-    raise DataError(f"a manifest of version {VERSION}", f"{path}: version={version}", "build the shard set again")
+    raise DataError(
+        f"a manifest of version {VERSION}", f"{path}: version={version}", "build the shard set again"
+    )
 
 
 def _reason(error: Exception) -> str:

@@ -50,7 +50,11 @@ def plan_shards(counts: Mapping[str, int], spec: ShardSpec) -> tuple[PlannedShar
     else:
         held_out = min(max(round(train * spec.validation), 1), max(train - 1, 0))
         parts = [("train", "train", 0, train - held_out), ("validation", "train", train - held_out, train)]
-    return tuple(chain.from_iterable(_cut(split, source, range(start, stop), spec) for split, source, start, stop in parts))
+    return tuple(
+        chain.from_iterable(
+            _cut(split, source, range(start, stop), spec) for split, source, start, stop in parts
+        )
+    )
 
 
 def _cut(split: str, source_split: str, candidates: range, spec: ShardSpec) -> list[PlannedShard]:

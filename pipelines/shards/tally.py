@@ -34,7 +34,9 @@ class Tally:
         self.done = self.rejected = 0
         self._shards: dict[str, ShardFile] = {}
         self._counts = {planned.split: np.zeros(classes, np.int64) for planned in plan}
-        self._moments = {planned.split: np.zeros((3, 3), object) for planned in plan}  # Python's numbers know no largest
+        self._moments = {
+            planned.split: np.zeros((3, 3), object) for planned in plan
+        }  # Python's numbers know no largest
 
     @property
     def missing(self) -> list[PlannedShard]:

@@ -78,9 +78,13 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
         for file in shard.files:
             os.replace(work / file.file, out / file.file)
         totals = tuple(tuple(channel) for channel in moments.tolist())
-        result = ShardResult(shard=shard, class_counts=tuple(counts.tolist()), moments=totals, rejected=len(rejected))
+        result = ShardResult(
+            shard=shard, class_counts=tuple(counts.tolist()), moments=totals, rejected=len(rejected)
+        )
         lines = [result.model_dump_json() + "\n", *rejected]
-        write_atomically(_marker(planned, work), "".join(lines), durable=False)  # lost with the power: the shard is made again
+        write_atomically(
+            _marker(planned, work), "".join(lines), durable=False
+        )  # lost with the power: the shard is made again
     return result
 
 
@@ -96,7 +100,9 @@ def prepared(source: Source, split: str, start: int, stop: int, spec: ShardSpec)
             item = next(items, None)
         if item is None:
             received = f"source={source.name}: {index - start} after number {start}"
-            raise DataError(f"{stop - start} images of {split}", received, "keep the source as it is while it is read")
+            raise DataError(
+                f"{stop - start} images of {split}", received, "keep the source as it is while it is read"
+            )
         yield item if isinstance(item, Rejected) else _prepared(item, spec)
 
 
@@ -118,7 +124,9 @@ def _naming(image: str) -> Iterator[None]:
         raise type(error)(error.expected, f"{error.received} ({image})", error.fix) from None
     except Exception as error:
         received = f"{image}: {type(error).__name__}: {error}"
-        raise DataError("an image that can be read", received, "repair or remove it, and start the build again") from error
+        raise DataError(
+            "an image that can be read", received, "repair or remove it, and start the build again"
+        ) from error
 
 
 @contextmanager

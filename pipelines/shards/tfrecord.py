@@ -26,7 +26,18 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.records import RECORD_SCHEMA, Record
-from pipelines.shards.arrow import ShardRows, column, columns, damage, groups, mapped, numbers, read_batches, shard_rows, writing
+from pipelines.shards.arrow import (
+    ShardRows,
+    column,
+    columns,
+    damage,
+    groups,
+    mapped,
+    numbers,
+    read_batches,
+    shard_rows,
+    writing,
+)
 
 INDEX_SCHEMA = pa.schema(
     [

@@ -75,12 +75,24 @@ def check_shard(directory: Path, shard: ShardFile, encoding: str, classes: int) 
     """Checks one shard by itself. See `verify_shards`."""
     try:
         broken = [
-            file for file in shard.files if _is_whole(directory, file.file, file.bytes) and sha256(directory / file.file) != file.sha256
+            file
+            for file in shard.files
+            if _is_whole(directory, file.file, file.bytes) and sha256(directory / file.file) != file.sha256
         ]
         rows = open_shard(directory, shard)
-        problem = next((f"{shard.file}: row={row} id={rows.id(row)}: {bad}" for row, bad in _bad_rows(rows, encoding, classes)), None)
+        problem = next(
+            (
+                f"{shard.file}: row={row} id={rows.id(row)}: {bad}"
+                for row, bad in _bad_rows(rows, encoding, classes)
+            ),
+            None,
+        )
     except (DataError, OSError) as error:
-        reason = f"expected {error.expected}, received {error.received}" if isinstance(error, DataError) else str(error)
+        reason = (
+            f"expected {error.expected}, received {error.received}"
+            if isinstance(error, DataError)
+            else str(error)
+        )
         file = next((file.file for file in shard.files if file.file in reason), shard.file)
         return Checked(f"{file}: {reason}", None, np.empty(0, np.uint64))
     if broken and problem is None:
@@ -127,7 +139,9 @@ def _duplicates(directory: Path, shards: Sequence[ShardFile], results: Sequence[
         rows = np.flatnonzero(again[start : start + len(result.ids)])
         start += len(result.ids)
         name = open_shard(directory, shard).id(int(rows[0])) if len(rows) else None
-        problems.append(None if name is None else f"{shard.file}: row={rows[0]} id={name}: an earlier row has this id")
+        problems.append(
+            None if name is None else f"{shard.file}: row={rows[0]} id={name}: an earlier row has this id"
+        )
     return problems
 
 
@@ -139,5 +153,7 @@ def _miscounted(manifest: Manifest, results: Sequence[Checked]) -> list[str]:
         known = [count for count in counts if count is not None]
         found = tuple(np.sum(known, axis=0, dtype=int).tolist()) if known else (0,) * len(manifest.classes)
         if len(known) == len(counts) and found != split.class_counts:
-            problems.append(f"{FILE_NAME}: split={name}: class_counts={list(split.class_counts)}, found {list(found)}")
+            problems.append(
+                f"{FILE_NAME}: split={name}: class_counts={list(split.class_counts)}, found {list(found)}"
+            )
     return problems

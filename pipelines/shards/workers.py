@@ -33,7 +33,9 @@ class Order(NamedTuple):
 
 
 @contextmanager
-def started(source: Source, spec: ShardSpec, places: tuple[Path, Path], workers: int | None) -> Iterator[Order]:
+def started(
+    source: Source, spec: ShardSpec, places: tuple[Path, Path], workers: int | None
+) -> Iterator[Order]:
     """Connects to the cluster and starts worker processes that hold the source.
 
     Args:
@@ -56,7 +58,9 @@ def started(source: Source, spec: ShardSpec, places: tuple[Path, Path], workers:
         yield order
 
 
-def built(order: Order, missing: Sequence[PlannedShard], workers: int | None) -> Generator[tuple[PlannedShard, ShardResult], None, None]:
+def built(
+    order: Order, missing: Sequence[PlannedShard], workers: int | None
+) -> Generator[tuple[PlannedShard, ShardResult], None, None]:
     """Has shards built, at most `workers` at a time, and yields them as they come. See `run_tasks`."""
 
     def name(place: int) -> str:

@@ -62,10 +62,16 @@ class Workplace:
             DataError: A shard is not where the worker put it.
         """
         with writable(self.out):
-            for file in (file for split in manifest.splits.values() for shard in split.shards for file in shard.files):
+            for file in (
+                file for split in manifest.splits.values() for shard in split.shards for file in shard.files
+            ):
                 path = self.out / file.file
                 if not path.is_file() or path.stat().st_size != file.bytes:
-                    raise DataError("an output that every worker sees", f"{path} (missing or cut)", "choose a shared directory")
+                    raise DataError(
+                        "an output that every worker sees",
+                        f"{path} (missing or cut)",
+                        "choose a shared directory",
+                    )
             with replacing(self.out / REJECTED) as temporary, temporary.open("w", encoding="utf-8") as lines:
                 lines.writelines(self.rejections(plan))
             sync(self.out)
@@ -96,7 +102,11 @@ def claimed(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[Workpl
             work there, or it cannot be written.
     """
     room, workplace = out / ROOM, None
-    busy = ConfigError("an output that nobody is building", f"out={out} (another builder is at work)", "wait until it ends, or stop it")
+    busy = ConfigError(
+        "an output that nobody is building",
+        f"out={out} (another builder is at work)",
+        "wait until it ends, or stop it",
+    )
     try:
         with ExitStack() as stack:
             with writable(out):
@@ -105,13 +115,17 @@ def claimed(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[Workpl
                     _check_empty(out)
                     room.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(locked(room / "lock", busy))
-                workplace = Workplace(out, _noted(out, {"digest": digest, "made_directory": made, "about": dict(about)}))
+                workplace = Workplace(
+                    out, _noted(out, {"digest": digest, "made_directory": made, "about": dict(about)})
+                )
                 workplace.work.mkdir(exist_ok=True)
                 for path in workplace.work.glob(".tmp-*"):  # of writers that were killed
                     path.unlink(missing_ok=True)
             yield workplace
     finally:
-        if workplace and workplace.is_over:  # the lock is free again: some file systems remove no directory with an open file in it
+        if (
+            workplace and workplace.is_over
+        ):  # the lock is free again: some file systems remove no directory with an open file in it
             _remove(room)
             if workplace.made_directory and not any(out.iterdir()):
                 out.rmdir()
@@ -119,7 +133,9 @@ def claimed(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[Workpl
 
 def _check_empty(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(path.name != ROOM for path in out.iterdir())):
-        raise ConfigError("an output that does not exist yet", f"out={out}", "choose another directory or remove it")
+        raise ConfigError(
+            "an output that does not exist yet", f"out={out}", "choose another directory or remove it"
+        )
 
 
 def _noted(out: Path, note: dict[str, Any]) -> dict[str, Any]:
@@ -137,10 +153,16 @@ def _noted(out: Path, note: dict[str, Any]) -> dict[str, Any]:
     if earlier["digest"] == note["digest"]:
         return earlier
     if (out / FILE_NAME).is_file():
-        raise ConfigError("an output that does not exist yet", f"out={out}", "choose another directory or remove it")
+        raise ConfigError(
+            "an output that does not exist yet", f"out={out}", "choose another directory or remove it"
+        )
     changed = ", ".join(name for name, value in note["about"].items() if earlier["about"].get(name) != value)
     received = f"out={out} (an unfinished build of another kind; what differs: {changed})"
-    raise ConfigError("an output of its own", received, "give the same source and options to finish that build, or remove the directory")
+    raise ConfigError(
+        "an output of its own",
+        received,
+        "give the same source and options to finish that build, or remove the directory",
+    )
 
 
 def _remove(room: Path) -> None:

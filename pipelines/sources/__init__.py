@@ -33,7 +33,9 @@ class Source(Protocol):
 
 
 SOURCES: Registry[Callable[[str], Source]] = Registry("source")  # opened with what follows the colon
-CLASSLESS: Registry[Callable[[str], Source]] = Registry("source without classes")  # nothing can be learned from them
+CLASSLESS: Registry[Callable[[str], Source]] = Registry(
+    "source without classes"
+)  # nothing can be learned from them
 NAMED: Registry[Callable[[], Source]] = Registry("data set")  # known by their name alone
 FORMS = "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence or cats_and_dogs"
 
@@ -54,11 +56,21 @@ def open_source(name: str, labelled: bool = True) -> Source:
     kind, _, argument = name.partition(":")
     if kind in NAMED.names() and not argument:
         return NAMED.get(kind)()
-    kinds = dict.fromkeys(SOURCES.names(), SOURCES) | ({} if labelled else dict.fromkeys(CLASSLESS.names(), CLASSLESS))
+    kinds = dict.fromkeys(SOURCES.names(), SOURCES) | (
+        {} if labelled else dict.fromkeys(CLASSLESS.names(), CLASSLESS)
+    )
     if kind in kinds and argument:
         return kinds[kind].get(kind)(argument)
-    forms, known, path = FORMS if labelled else f"photos:DIR, {FORMS}", (*kinds, *NAMED.names()), Path(name).expanduser()
+    forms, known, path = (
+        FORMS if labelled else f"photos:DIR, {FORMS}",
+        (*kinds, *NAMED.names()),
+        Path(name).expanduser(),
+    )
     fix = f"write {forms}"
     if kind not in known:
-        fix = f"write {'folder' if path.is_dir() else 'archive'}:{name}" if name and path.exists() else f"{suggest(kind, known)}; {fix}"
+        fix = (
+            f"write {'folder' if path.is_dir() else 'archive'}:{name}"
+            if name and path.exists()
+            else f"{suggest(kind, known)}; {fix}"
+        )
     raise ConfigError("a known source", f"source={name}", fix)

@@ -34,12 +34,19 @@ from pipelines.sources.members import (
 SUFFIXES = {".zip": ".zip", ".tar": ".tar", ".tar.gz": ".tar.gz", ".tgz": ".tar.gz"}
 SCAN = {".zip": scan_zip, ".tar": scan_tar, ".tar.gz": scan_tar_gz}
 
-MAX_MEMBER = 2**28  # bytes: the pixels of the largest image that a shard takes; a worker holds one member at a time
+MAX_MEMBER = (
+    2**28
+)  # bytes: the pixels of the largest image that a shard takes; a worker holds one member at a time
 MAX_RATIO = 100  # image files hardly shrink, and folders of tiny bitmaps 50 times
 SMALL = 2**30  # bytes that any archive may expand to, whatever the ratio
 
 SCHEMA = pa.schema(
-    [PATH, SIZE, *(pa.field(name, pa.int64(), nullable=False) for name in ("offset", "stored", "stamp")), pa.field("problem", pa.string())]
+    [
+        PATH,
+        SIZE,
+        *(pa.field(name, pa.int64(), nullable=False) for name in ("offset", "stored", "stamp")),
+        pa.field("problem", pa.string()),
+    ]
 )
 ESCAPE = re.compile(rb"/|[A-Za-z]:|(.*/)?\.\.(/|$)|.*[\\\0]", re.DOTALL)
 MAC = b"__MACOSX"  # what macOS adds beside the files
@@ -94,7 +101,9 @@ class ArchiveSource:
                         except DamagedMemberError as error:
                             yield Rejected(identifier, str(error))
         except OSError as error:
-            raise DataError("an archive that can be read", f"{self.path}: {error.strerror or error}", "check the file") from None
+            raise DataError(
+                "an archive that can be read", f"{self.path}: {error.strerror or error}", "check the file"
+            ) from None
 
     def fingerprint(self) -> str:
         """A digest over path, size and CRC-32 of every member of a zip; over path, size and time of change in a tar.
@@ -105,7 +114,11 @@ class ArchiveSource:
 
     def _opened(self) -> IO[bytes]:
         if (size := os.path.getsize(self.path)) != self.length:
-            raise DataError("an archive that stays the same", f"{self.path}: bytes={size}, before {self.length}", "start again")
+            raise DataError(
+                "an archive that stays the same",
+                f"{self.path}: bytes={size}, before {self.length}",
+                "start again",
+            )
         return open(self.path, "rb") if self.seek_points is None else open_at(self.path, self.seek_points)
 
 
@@ -127,7 +140,11 @@ def open_archive(argument: str) -> ArchiveSource:
     path = Path(argument).expanduser().absolute()
     kind = archive_kind(argument)
     if kind is None:
-        raise ConfigError(f"an archive: {', '.join(SUFFIXES)}", f"source=archive:{argument}", "pack the images as one of these")
+        raise ConfigError(
+            f"an archive: {', '.join(SUFFIXES)}",
+            f"source=archive:{argument}",
+            "pack the images as one of these",
+        )
     if not path.is_file():
         fix = f"write folder:{argument}" if path.is_dir() else "check the path"
         raise ConfigError("an archive file", f"source=archive:{argument} (no such file)", fix)
@@ -160,12 +177,18 @@ def _checked(path: Path, members: Iterator[Member], size: int, folders: set[byte
         if ESCAPE.match(member.path):
             received = f"{path}: {os.fsdecode(member.path)!r}"
             raise DataError(
-                "paths inside the archive, with / between their parts", received, "pack the images again, from inside their folder"
+                "paths inside the archive, with / between their parts",
+                received,
+                "pack the images again, from inside their folder",
             )
         expanded = max(expanded, member.offset) + member.size  # a tar counts from its start, headers included
         if expanded > limit:
             received = f"{path}: bytes={size}, and {expanded} or more unpacked"
-            raise DataError(f"an archive that expands to {MAX_RATIO} times its size at most", received, "use another archive")
+            raise DataError(
+                f"an archive that expands to {MAX_RATIO} times its size at most",
+                received,
+                "use another archive",
+            )
         clean = b"/".join(part for part in member.path.split(b"/") if part not in (b"", b"."))
         if clean.partition(b"/")[0] in (MAC, b""):
             continue
@@ -173,7 +196,9 @@ def _checked(path: Path, members: Iterator[Member], size: int, folders: set[byte
             folders.add(clean)
             continue
         links += bool(member.problem and "link" in member.problem)
-        problem = f"larger than {MAX_MEMBER >> 20} MiB: {member.size} bytes" if member.size > MAX_MEMBER else None
+        problem = (
+            f"larger than {MAX_MEMBER >> 20} MiB: {member.size} bytes" if member.size > MAX_MEMBER else None
+        )
         yield member._replace(path=clean, problem=member.problem or problem)
     if links:
         logger.warning("%s: links=%d, which are not followed", path, links)
@@ -189,7 +214,9 @@ def _below_the_top(members: pa.Table, folders: set[bytes]) -> tuple[pa.Table, se
         batch = batch.filter(pc.starts_with(batch["path"], pattern=top))
         paths = [path[len(top) :] for path in batch["path"].to_pylist()]
         batches.append(batch.set_column(0, PATH, pa.array(paths, PATH.type)))
-    return pa.Table.from_batches(batches, SCHEMA), {folder[len(top) :] for folder in folders if folder.startswith(top)}
+    return pa.Table.from_batches(batches, SCHEMA), {
+        folder[len(top) :] for folder in folders if folder.startswith(top)
+    }
 
 
 def _without_overwritten(members: pa.Table) -> pa.Table:
@@ -199,13 +226,21 @@ def _without_overwritten(members: pa.Table) -> pa.Table:
     if not pc.any(again).as_py():
         return members
     overwritten = pa.chunked_array([*again.chunks, pa.array([False])])
-    problem = pc.if_else(overwritten, "comes again later in the archive under the same name", members["problem"])
-    return members.set_column(members.column_names.index("problem"), SCHEMA.field("problem"), problem).combine_chunks()
+    problem = pc.if_else(
+        overwritten, "comes again later in the archive under the same name", members["problem"]
+    )
+    return members.set_column(
+        members.column_names.index("problem"), SCHEMA.field("problem"), problem
+    ).combine_chunks()
 
 
 def _looks_like(path: Path, kind: str) -> str:
     with path.open("rb") as file:
         head = file.read(512)
-    signs = {".zip": head.startswith(b"PK"), ".tar.gz": head.startswith(b"\x1f\x8b"), ".tar": head[257:262] == b"ustar"}
+    signs = {
+        ".zip": head.startswith(b"PK"),
+        ".tar.gz": head.startswith(b"\x1f\x8b"),
+        ".tar": head[257:262] == b"ustar",
+    }
     found = [other for other, there in signs.items() if there and other != kind]
     return f" (it looks like a {found[0]} file)" if found else ""

@@ -51,7 +51,9 @@ def open_https(argument: str) -> ArchiveSource:
     digest = fragment.removeprefix("sha256=").lower()
     if not fragment.startswith("sha256=") or not re.fullmatch("[0-9a-f]{64}", digest):
         fix = f"write {_public(address)}#sha256= and the 64 hexadecimal digits that 'sha256sum' prints for the file"
-        raise ConfigError("an address with the SHA-256 of the file", f"source={_public(address)}#{fragment}", fix)
+        raise ConfigError(
+            "an address with the SHA-256 of the file", f"source={_public(address)}#{fragment}", fix
+        )
     return open_download(address, digest)
 
 
@@ -79,7 +81,11 @@ def downloaded(address: str, digest: str) -> Path:
     if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or kind is None:
         expected = f"https://HOST/PATH/FILE, the file being one of {', '.join(SUFFIXES)}, without a password"
         raise ConfigError(expected, f"source={_public(address)}", "correct the address")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute() / "glassbox" / "downloads"
+    cache = (
+        Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser().absolute()
+        / "glassbox"
+        / "downloads"
+    )
     path = cache / f"{digest}{kind}"
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -88,7 +94,9 @@ def downloaded(address: str, digest: str) -> Path:
                 _fetch(address, digest, path)
     except OSError as error:
         fix = "free space, change permissions, or set XDG_CACHE_HOME to another folder"
-        raise ConfigError("a cache folder that can be written", f"{cache}: {error.strerror or error}", fix) from None
+        raise ConfigError(
+            "a cache folder that can be written", f"{cache}: {error.strerror or error}", fix
+        ) from None
     return path
 
 
@@ -116,7 +124,9 @@ class _Download:
 
     def __init__(self, address: str, part: Path) -> None:
         self.address, self.part = address, part
-        self._opener = urllib.request.build_opener(urllib.request.HTTPSHandler(context=ssl.create_default_context()), _OnlyHttps())
+        self._opener = urllib.request.build_opener(
+            urllib.request.HTTPSHandler(context=ssl.create_default_context()), _OnlyHttps()
+        )
         self._version: str | None = None  # the server's mark of the file's state
 
     def run(self) -> None:
@@ -132,7 +142,13 @@ class _Download:
                 if error.code not in PASSING:
                     raise self._unreachable(f"HTTP {error.code} {error.reason}") from None
                 reason, wait = f"HTTP {error.code} {error.reason}", _seconds(error.headers.get("Retry-After"))
-            except (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError) as error:
+            except (
+                urllib.error.URLError,
+                http.client.HTTPException,
+                ConnectionError,
+                TimeoutError,
+                ssl.SSLError,
+            ) as error:
                 cause = getattr(error, "reason", error)
                 reason = str(cause) or type(cause).__name__
                 if isinstance(cause, ssl.SSLCertVerificationError):
@@ -143,7 +159,9 @@ class _Download:
             if failures >= ATTEMPTS:
                 raise self._unreachable(reason)
             wait = max(wait, BACKOFF * 2 ** (failures - 1))
-            logger.warning("%s: %s after %d bytes; going on in %.0f s", _public(self.address), reason, have, wait)
+            logger.warning(
+                "%s: %s after %d bytes; going on in %.0f s", _public(self.address), reason, have, wait
+            )
             time.sleep(wait)
 
     def _attempt(self) -> bool:
@@ -161,7 +179,9 @@ class _Download:
                 return True
             raise
         with answer:
-            goes_on = answer.status == 206 and (answer.headers.get("Content-Range") or "").startswith(f"bytes {have}-")
+            goes_on = answer.status == 206 and (answer.headers.get("Content-Range") or "").startswith(
+                f"bytes {have}-"
+            )
             if answer.status == 206 and not goes_on:
                 self.part.unlink()
                 return False
@@ -175,7 +195,9 @@ class _Download:
 
     def _copy(self, answer: IO[bytes], file: IO[bytes], total: int | None) -> None:
         told = time.monotonic()
-        logger.info("downloading %s: %s bytes, from byte %d", _public(self.address), total or "unknown", file.tell())
+        logger.info(
+            "downloading %s: %s bytes, from byte %d", _public(self.address), total or "unknown", file.tell()
+        )
         if (total or 0) > MAX_BYTES:
             raise self._unreachable(f"{total} bytes are more than {MAX_BYTES}")
         while chunk := answer.read(CHUNK):
@@ -184,7 +206,9 @@ class _Download:
             file.write(chunk)
             if time.monotonic() > told + 10:
                 told = time.monotonic()
-                logger.info("%d bytes%s", file.tell(), f", {100 * file.tell() / total:.0f} %" if total else "")
+                logger.info(
+                    "%d bytes%s", file.tell(), f", {100 * file.tell() / total:.0f} %" if total else ""
+                )
 
     def _unreachable(self, reason: str) -> GlassboxError:
         fix = "check the address and the network and start again; or download it elsewhere and write archive:FILE"
@@ -196,7 +220,9 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
         """Follows a redirect to https only."""
         if not newurl.lower().startswith("https://"):
             fix = "ask the publisher for an address that stays on https; or download it elsewhere and write archive:FILE"
-            raise DataError("redirects to https only", f"{_public(req.full_url)} leads to {_public(newurl)}", fix)
+            raise DataError(
+                "redirects to https only", f"{_public(req.full_url)} leads to {_public(newurl)}", fix
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

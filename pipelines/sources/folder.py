@@ -44,7 +44,9 @@ class FolderSource:
         files = self.splits[split].slice(start, stop - start)
         columns = (files[name].to_pylist() for name in ("path", "label", "size"))
         for path, label, size in zip(*columns, strict=True):
-            yield refused(path) or _read(os.path.join(os.fsencode(self.root), path), path.decode(), label, size)
+            yield refused(path) or _read(
+                os.path.join(os.fsencode(self.root), path), path.decode(), label, size
+            )
 
     def fingerprint(self) -> str:
         """A digest over the path and the size of every file.
@@ -72,10 +74,13 @@ def open_folder(argument: str) -> FolderSource:
         splits = _split_folders(root)
         folders = [folder for split in splits for folder in _class_folders(root, split)]
         files = collect(
-            (file for folder in folders for file in files_below(os.fsencode(root), os.fsencode(folder))), pa.schema([PATH, SIZE])
+            (file for folder in folders for file in files_below(os.fsencode(root), os.fsencode(folder))),
+            pa.schema([PATH, SIZE]),
         )
     except OSError as error:
-        raise DataError("a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions") from None
+        raise DataError(
+            "a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions"
+        ) from None
     names = [os.fsencode(folder.relative_to(root)) for folder in (*splits, *folders) if folder != root]
     classes, tables = arrange(argument, files, names)
     return FolderSource(f"folder:{argument}", classes, str(root), tables)
@@ -85,7 +90,10 @@ def _split_folders(root: Path) -> list[Path]:
     """What has to be listed."""
     if not (root / "train").is_dir():
         return [root]
-    return [root / "train", *[root / os.fsdecode(name) for name in HELD_OUT if (root / os.fsdecode(name)).is_dir()][:1]]
+    return [
+        root / "train",
+        *[root / os.fsdecode(name) for name in HELD_OUT if (root / os.fsdecode(name)).is_dir()][:1],
+    ]
 
 
 def _class_folders(root: Path, split: Path) -> list[Path]:
@@ -118,7 +126,9 @@ def _size(path: bytes) -> int:
 
 def _read(path: bytes, identifier: str, label: int, size: int) -> Example | Rejected:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # opening a pipe would wait for ever otherwise
+        descriptor = os.open(
+            path, os.O_RDONLY | os.O_NONBLOCK
+        )  # opening a pipe would wait for ever otherwise
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 return Rejected(identifier, "not a regular file")
@@ -129,5 +139,7 @@ def _read(path: bytes, identifier: str, label: int, size: int) -> Example | Reje
     except OSError as error:
         if size >= 0 and error.errno in GONE:
             fix = "see that the folder is there and nothing changes it, then start again"
-            raise DataError("a folder that stays as it was listed", f"{os.fsdecode(path)}: {error.strerror}", fix) from None
+            raise DataError(
+                "a folder that stays as it was listed", f"{os.fsdecode(path)}: {error.strerror}", fix
+            ) from None
         return Rejected(identifier, f"cannot be read: {error.strerror}")

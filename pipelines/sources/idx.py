@@ -79,10 +79,16 @@ def open_idx(argument: str) -> IdxSource:
         raise ConfigError("a folder", f"source=idx:{argument} (no such folder)", "check the path")
     digest, files, sizes, top = hashlib.sha256(), {}, {}, 0
     for split, prefix in PREFIXES.items():
-        images, labels = _find(root, f"{prefix}-images-idx3-ubyte"), _find(root, f"{prefix}-labels-idx1-ubyte")
+        images, labels = (
+            _find(root, f"{prefix}-images-idx3-ubyte"),
+            _find(root, f"{prefix}-labels-idx1-ubyte"),
+        )
         if split != "train" and images is None and labels is None:
             continue
-        files[split] = str(_needed(images, root, f"{prefix}-images-idx3-ubyte")), str(_needed(labels, root, f"{prefix}-labels-idx1-ubyte"))
+        files[split] = (
+            str(_needed(images, root, f"{prefix}-images-idx3-ubyte")),
+            str(_needed(labels, root, f"{prefix}-labels-idx1-ubyte")),
+        )
         pixels, answers = _checked_pair(*files[split])
         digest.update(repr((split, pixels.shape)).encode() + pixels.tobytes() + answers.tobytes())
         sizes[split], top = len(answers), max(top, int(answers.max()))
@@ -97,17 +103,25 @@ def _find(root: Path, name: str) -> Path | None:
 
 def _needed(path: Path | None, root: Path, name: str) -> Path:
     if path is None:
-        raise DataError(f"a file {name}.gz or {name}", f"source=idx:{root} (missing)", "put all files of the data set into one folder")
+        raise DataError(
+            f"a file {name}.gz or {name}",
+            f"source=idx:{root} (missing)",
+            "put all files of the data set into one folder",
+        )
     return path
 
 
 def _checked_pair(images: str, labels: str) -> tuple[Array, Array]:
     pixels, answers = _open(images), _open(labels)
     if pixels.ndim != 3 or 0 in pixels.shape:
-        raise DataError("images of rows x columns pixels, at least one", f"{images}: shape={pixels.shape}", FIX)
+        raise DataError(
+            "images of rows x columns pixels, at least one", f"{images}: shape={pixels.shape}", FIX
+        )
     if answers.shape != pixels.shape[:1]:
         raise DataError(
-            f"one label for each of the {len(pixels)} images", f"{labels}: shape={answers.shape}", "use files that belong together"
+            f"one label for each of the {len(pixels)} images",
+            f"{labels}: shape={answers.shape}",
+            "use files that belong together",
         )
     return pixels, answers
 
@@ -130,7 +144,11 @@ def _parse(path: str, size: int, mtime_ns: int) -> Array:
         except (EOFError, zlib.error) as error:
             raise DataError("a whole gzip file", f"{path}: {error}", FIX) from None
     if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE or not 1 <= content[3] <= 3:
-        raise DataError("an IDX file of unsigned bytes", f"{path}: its first bytes are {content[:4].hex(' ') or 'missing'}", FIX)
+        raise DataError(
+            "an IDX file of unsigned bytes",
+            f"{path}: its first bytes are {content[:4].hex(' ') or 'missing'}",
+            FIX,
+        )
     start = 4 + 4 * content[3]
     shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
     expected = start + math.prod(shape)

@@ -30,12 +30,17 @@ def collect(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     """Gathers rows into columns: some 60 bytes for a file, where objects would take 250."""
     batches, rows = [], iter(rows)
     while part := list(islice(rows, CHUNK)):
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*part, strict=True), schema, strict=True)]
+        columns = [
+            pa.array(column, field.type)
+            for column, field in zip(zip(*part, strict=True), schema, strict=True)
+        ]
         batches.append(pa.record_batch(columns, schema=schema))
     return pa.Table.from_batches(batches, schema)
 
 
-def arrange(source: str, files: pa.Table, folders: Collection[bytes] = ()) -> tuple[tuple[str, ...], dict[str, pa.Table]]:
+def arrange(
+    source: str, files: pa.Table, folders: Collection[bytes] = ()
+) -> tuple[tuple[str, ...], dict[str, pa.Table]]:
     """Sorts files into splits and classes by their paths, and into the order in which they are read.
 
     With a folder `train` at the top, that is the train split, and `validation` (else `val`, else `test`) the
@@ -78,7 +83,9 @@ def arrange(source: str, files: pa.Table, folders: Collection[bytes] = ()) -> tu
     tables = {}
     for code, name in enumerate(splits):
         order = _ordered(files, np.flatnonzero(split == code), digest)
-        tables[name] = files.take(order).append_column("label", pa.array(labels[group[order]])).combine_chunks()
+        tables[name] = (
+            files.take(order).append_column("label", pa.array(labels[group[order]])).combine_chunks()
+        )
     return classes, tables
 
 
@@ -88,7 +95,11 @@ def refused(path: bytes) -> Rejected | None:
         name = path.decode()
     except UnicodeDecodeError:
         return Rejected(path.decode("utf-8", "backslashreplace"), "the name is not UTF-8")
-    return None if is_image(path) else Rejected(name, f"not an image suffix: {os.path.splitext(name)[1] or 'none'}")
+    return (
+        None
+        if is_image(path)
+        else Rejected(name, f"not an image suffix: {os.path.splitext(name)[1] or 'none'}")
+    )
 
 
 def is_image(path: bytes) -> bool:
@@ -111,7 +122,9 @@ def fingerprint(classes: tuple[str, ...], splits: Mapping[str, pa.Table], column
 
 def first_parts(files: pa.Table, folders: Iterable[bytes]) -> set[bytes]:
     """Names of the folders at the top."""
-    return {path.partition(b"/")[0] for path in _each(files) if b"/" in path} | {folder.partition(b"/")[0] for folder in folders}
+    return {path.partition(b"/")[0] for path in _each(files) if b"/" in path} | {
+        folder.partition(b"/")[0] for folder in folders
+    }
 
 
 def _each(files: pa.Table) -> Iterator[bytes]:
@@ -141,9 +154,15 @@ def _place(path: bytes, prefixes: tuple[bytes, ...]) -> tuple[int, bytes] | None
 def _classes(source: str, pictured: Iterable[bytes], found: Iterable[bytes]) -> tuple[str, ...]:
     classes = tuple(sorted(map(os.fsdecode, pictured)))
     if len(classes) < 2:
-        raise DataError("images of at least two classes", f"source={source}: classes={', '.join(classes) or 'none'}", LAYOUT)
+        raise DataError(
+            "images of at least two classes",
+            f"source={source}: classes={', '.join(classes) or 'none'}",
+            LAYOUT,
+        )
     if foreign := [name for name in classes if name.encode("utf-8", "replace") != os.fsencode(name)]:
-        raise DataError("class folders named in UTF-8", f"source={source}: class={foreign[0]!r}", "rename the folder")
+        raise DataError(
+            "class folders named in UTF-8", f"source={source}: class={foreign[0]!r}", "rename the folder"
+        )
     if empty := sorted(set(map(os.fsdecode, found)) - set(classes)):
         logger.warning("no class, because without images: %s", ", ".join(map(repr, empty)))
     return classes
@@ -151,5 +170,7 @@ def _classes(source: str, pictured: Iterable[bytes], found: Iterable[bytes]) -> 
 
 def _ordered(files: pa.Table, rows: NDArray[np.int64], digest: NDArray[np.uint64]) -> NDArray[np.int64]:
     keys = pa.table({"digest": digest[rows], "path": files["path"].take(rows), "row": rows})
-    order: NDArray[np.uint64] = pc.sort_indices(keys, [(name, "ascending") for name in keys.column_names]).to_numpy()
+    order: NDArray[np.uint64] = pc.sort_indices(
+        keys, [(name, "ascending") for name in keys.column_names]
+    ).to_numpy()
     return rows[order]

@@ -18,12 +18,16 @@ import pyarrow as pa
 
 from pipelines.errors import DataError
 
-MAX_HEADER = 2**20  # bytes: a name of a tar member stands in memory while it is read; real ones end at some thousand
+MAX_HEADER = (
+    2**20
+)  # bytes: a name of a tar member stands in memory while it is read; real ones end at some thousand
 MAX_TRAIL = 2**26  # bytes: tar fills its last record with zeros, some KiB
 SEEK_POINTS = 1000  # in a gzip file, of 32 KiB each: 32 MiB go to every worker, and reaching a member inflates 1/2000 of the archive
 MIN_SPACING = 2**18  # bytes between two seek points: inflating them takes some milliseconds
 MAX_SPACING = 2**28  # the library divides by zero at 2**30, and takes the process with it
-LOCAL_HEADER = struct.Struct("<4s4xH16xHH")  # of a zip member: signature, compression method, lengths of its name and its extra field
+LOCAL_HEADER = struct.Struct(
+    "<4s4xH16xHH"
+)  # of a zip member: signature, compression method, lengths of its name and its extra field
 
 # what a damaged archive makes the libraries raise
 DAMAGED = (
@@ -58,10 +62,14 @@ class DamagedMemberError(Exception):
 
 def scan_zip(path: Path) -> Iterator[Member]:
     """Lists the central directory. It stands in memory, about 600 bytes a member, until the list is at its end."""
-    with zipfile.ZipFile(path, metadata_encoding="latin-1") as archive:  # every byte has a character there, so the name's bytes come back
+    with zipfile.ZipFile(
+        path, metadata_encoding="latin-1"
+    ) as archive:  # every byte has a character there, so the name's bytes come back
         for info in archive.infolist():
             name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "latin-1")
-            yield Member(name, info.file_size, info.header_offset, info.compress_size, info.CRC, _zip_problem(info))
+            yield Member(
+                name, info.file_size, info.header_offset, info.compress_size, info.CRC, _zip_problem(info)
+            )
 
 
 def _zip_problem(info: zipfile.ZipInfo) -> str | None:
@@ -127,8 +135,14 @@ def _headers(path: Path, file: IO[bytes]) -> Iterator[Member]:
             name = info.name.encode("utf-8", "surrogateescape") + (b"/" if info.isdir() else b"")
             yield Member(name, info.size, info.offset_data, info.size, int(info.mtime), _tar_problem(info))
         file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):  # the library takes anything odd for the end
-            raise DataError("a whole archive", f"{path}: damaged or cut off after {archive.offset} bytes of tar", "copy the file again")
+        if file.read(tarfile.BLOCKSIZE) != bytes(
+            tarfile.BLOCKSIZE
+        ):  # the library takes anything odd for the end
+            raise DataError(
+                "a whole archive",
+                f"{path}: damaged or cut off after {archive.offset} bytes of tar",
+                "copy the file again",
+            )
 
 
 def _tar_problem(info: tarfile.TarInfo) -> str | None:

@@ -34,8 +34,19 @@ def open_photos(argument: str) -> FolderSource:
     try:
         files = collect(files_below(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
     except OSError as error:
-        raise DataError("a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions") from None
+        raise DataError(
+            "a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions"
+        ) from None
     if not any(is_image(path.as_py()) for path in files["path"]):
-        raise DataError("a folder with images", f"source=photos:{argument}: files={len(files)}, images=0", "check the path")
+        raise DataError(
+            "a folder with images",
+            f"source=photos:{argument}: files={len(files)}, images=0",
+            "check the path",
+        )
     labels = pa.array([-1] * len(files), pa.int32())
-    return FolderSource(f"photos:{argument}", (), str(root), {SPLIT: files.sort_by("path").append_column("label", labels).combine_chunks()})
+    return FolderSource(
+        f"photos:{argument}",
+        (),
+        str(root),
+        {SPLIT: files.sort_by("path").append_column("label", labels).combine_chunks()},
+    )

@@ -155,7 +155,9 @@ def _distractor(draws: Draws, picture: Plane, light: Light, shape: Shape, speckl
     shade = 0.9 + 0.25 * (light.y * down + light.x * right)
     if speckles is not None:
         shade = shade + speckles[rows, columns]
-    blur = max(draws.between(0.01, 0.02), 1.0 / size) / radius  # a little out of focus; never sharper than a pixel
+    blur = (
+        max(draws.between(0.01, 0.02), 1.0 / size) / radius
+    )  # a little out of focus; never sharper than a pixel
     _blend(part, _cover(distance(0.0), blur), [value * shade for value in draws.colour(0.2, 0.8, 0.4)])
 
 
@@ -205,7 +207,11 @@ def _draw_ball(draws: Draws) -> Ball:
     y, x = draws.between(radius, 1.0 - radius), draws.between(radius, 1.0 - radius)
     (sine, cosine), up, tilt = draws.direction(2), draws.between(-0.5, 0.5), draws.between(-0.5, 0.5)
     flat, level = math.sqrt(1.0 - up * up), math.sqrt(1.0 - tilt * tilt)
-    first = [cosine * flat, sine * flat, up]  # neither axis points at the camera, where both patterns would be rings
+    first = [
+        cosine * flat,
+        sine * flat,
+        up,
+    ]  # neither axis points at the camera, where both patterns would be rings
     second = [-level * sine - tilt * cosine * up, level * cosine - tilt * sine * up, tilt * flat]
     dark, bright = draws.colour(0.1, 0.35, 0.25), draws.colour(0.65, 0.9, 0.25)
     colours = (dark, bright) if draws.between(0.0, 1.0) < 0.5 else (bright, dark)
@@ -221,7 +227,10 @@ def _paint_ball(picture: Plane, ball: Ball, light: Light, label: int) -> None:
     down, right = down[:, None] / ball.radius, right / ball.radius
     square = right * right + down * down
     up = np.sqrt(np.maximum(1.0 - square, 0.0))
-    u, v = (right * a + down * b + up * c + phase / ball.bands for (a, b, c), phase in zip(ball.axes, ball.phases, strict=True))
+    u, v = (
+        right * a + down * b + up * c + phase / ball.bands
+        for (a, b, c), phase in zip(ball.axes, ball.phases, strict=True)
+    )
     weight = 0.5 + 0.5 * _pattern(label, u, v, ball.bands, pixels / (1.5 * ball.bands))
     lit = np.maximum(0.6 * (right * light.x + down * light.y) + 0.8 * up, 0.0)
     gleam = lit * lit * lit * lit
@@ -261,7 +270,9 @@ def render(key: tuple[int, str, int], size: int, label: int | None) -> tuple[NDA
     if label is not None:
         _paint_ball(picture, ball, light, label)
     down, right = _centres(size)[:, None] - 0.5, _centres(size) - 0.5
-    picture *= 1.0 + draws.between(0.1, 0.4) * (light.y * down + light.x * right)  # brighter towards the light
+    picture *= 1.0 + draws.between(0.1, 0.4) * (
+        light.y * down + light.x * right
+    )  # brighter towards the light
     grain = draws.between(0.01, 0.03) * (draws.plane(size, size) + draws.plane(size, size))
     pixels = np.clip((picture + grain) * 255.0 + 0.5, 0.0, 255.0).astype(np.uint8)
     return np.ascontiguousarray(pixels.transpose(1, 2, 0)), ball.box

@@ -41,7 +41,9 @@ class SyntheticSource:
         self.classes: tuple[str, ...] = PATTERNS
         kind, *options = argument.split(",")
         if kind != "evidence":
-            raise ConfigError("a known kind of synthetic picture", f"source={self.name}", "write synthetic:evidence")
+            raise ConfigError(
+                "a known kind of synthetic picture", f"source={self.name}", "write synthetic:evidence"
+            )
         self.options = _parse(options)
 
     def counts(self) -> Mapping[str, int]:
@@ -69,13 +71,17 @@ def _parse(options: list[str]) -> dict[str, int]:
     for option in options:
         name, _, value = option.partition("=")
         if name not in DEFAULTS:
-            raise ConfigError("a known option of synthetic:evidence", f"option={option!r}", suggest(name, DEFAULTS))
+            raise ConfigError(
+                "a known option of synthetic:evidence", f"option={option!r}", suggest(name, DEFAULTS)
+            )
         if name in values:
             raise ConfigError(f"{name} at most once", f"option={option!r}", "remove one of the two")
         low, high = LIMITS[name]
         if not (value.isascii() and value.isdecimal() and len(value) < 20 and low <= int(value) <= high):
             raise ConfigError(
-                f"{name} as a whole number from {low} to {high}", f"option={option!r}", f"write for instance {name}={DEFAULTS[name]}"
+                f"{name} as a whole number from {low} to {high}",
+                f"option={option!r}",
+                f"write for instance {name}={DEFAULTS[name]}",
             )
         values[name] = int(value)
     return DEFAULTS | values

@@ -59,7 +59,9 @@ class TfdsSource:
                     yield Example(image, label, identifier)
         except (OSError, tf.errors.OpError) as error:
             received = f"{self.directory}: {str(error).splitlines()[0]}"
-            raise DataError("a data set that can be read", received, "prepare it again, or check its files") from None
+            raise DataError(
+                "a data set that can be read", received, "prepare it again, or check its files"
+            ) from None
 
     def fingerprint(self) -> str:
         """A digest over version, class names and shard sizes (an image folder: paths and sizes of the files)."""
@@ -72,7 +74,9 @@ class TfdsSource:
         dataset = _builder(self.directory, False).as_dataset(
             split=f"{split}[{start}:{stop}]",
             shuffle_files=False,
-            decoders=tfds.decode.PartialDecoding({image: True, label: True}, decoders={image: tfds.decode.SkipDecoding()}),
+            decoders=tfds.decode.PartialDecoding(
+                {image: True, label: True}, decoders={image: tfds.decode.SkipDecoding()}
+            ),
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
         for example in dataset.as_numpy_iterator():
@@ -104,7 +108,11 @@ def open_tfds(argument: str) -> TfdsSource:
     if "train" not in splits or len(classes) < 2:
         received = f"source=tfds:{argument}: splits={', '.join(counts) or 'none'} classes={', '.join(classes) or 'none'}"
         raise DataError("a train split and at least two classes", received, "choose another data set")
-    content: list[Any] = [str(info.version), classes, [(name, info.splits[name].shard_lengths) for name, _ in splits.values()]]
+    content: list[Any] = [
+        str(info.version),
+        classes,
+        [(name, info.splits[name].shard_lengths) for name, _ in splits.values()],
+    ]
     if is_folder:
         paths = [path for name, _ in splits.values() for path, _ in _listed(directory, name)]
         content.append([(os.path.relpath(path, directory), os.path.getsize(path)) for path in paths])
@@ -126,11 +134,15 @@ def _prepared(argument: str) -> str:
 
     data_dir = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
     try:
-        return str(read_only_builder.builder_from_files(argument, data_dir=os.path.expanduser(data_dir)).data_dir)
+        return str(
+            read_only_builder.builder_from_files(argument, data_dir=os.path.expanduser(data_dir)).data_dir
+        )
     except (DatasetNotFoundError, ValueError) as error:
         fix = "prepare it with 'tfds build' or tfds.load, and set TFDS_DATA_DIR to where it lies"
         reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(f"a data set prepared in {data_dir}", f"source=tfds:{argument} ({reason})", fix) from None
+        raise DataError(
+            f"a data set prepared in {data_dir}", f"source=tfds:{argument} ({reason})", fix
+        ) from None
 
 
 def _keys(argument: str, features: Any) -> tuple[str, str]:

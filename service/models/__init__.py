@@ -55,13 +55,17 @@ def build_model(name: str, task: Task) -> keras.Model:
         if "dimension" not in str(error).lower() and "size" not in str(error).lower():
             raise
         size = "x".join(map(str, task.shape[:2]))
-        raise ConfigError(f"images large enough for the model {name}", f"data.image_size={size}", "raise data.image_size") from None
+        raise ConfigError(
+            f"images large enough for the model {name}", f"data.image_size={size}", "raise data.image_size"
+        ) from None
 
 
 def standardized(image: keras.KerasTensor, task: Task) -> keras.KerasTensor:
     """Images with mean 0 and deviation 1 in every channel over the training images, float32 whatever the precision."""
     variance = [max(std, 1.0) ** 2 for std in task.std]  # a channel that is the same everywhere stays 0
-    return keras.layers.Normalization(mean=task.mean, variance=variance, dtype="float32", name="standardized")(image)
+    return keras.layers.Normalization(
+        mean=task.mean, variance=variance, dtype="float32", name="standardized"
+    )(image)
 
 
 def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
@@ -99,4 +103,6 @@ def resized(net: keras.Model, size: tuple[int, int]) -> keras.Model:
         return keras.models.clone_model(net, image, clone_function=lambda layer: layer)
     except ValueError:
         fix = "leave it out, or raise it; a model that flattens what it sees of an image takes no other size than data.image_size"
-        raise ConfigError("a model that takes images of that size too", f"augment.size={list(size)}", fix) from None
+        raise ConfigError(
+            "a model that takes images of that size too", f"augment.size={list(size)}", fix
+        ) from None

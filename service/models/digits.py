@@ -12,7 +12,9 @@ from service.models import MODELS, Task, head
 def mnist_mlp(task: Task) -> keras.Model:
     """784-128-128-10 on inputs standardised by the training set: 118,282 parameters."""
     inputs = keras.Input(task.shape, name="image")
-    x = layers.Normalization(mean=task.mean, variance=[max(s, 1e-3) ** 2 for s in task.std], dtype="float32", name="standardise")(inputs)
+    x = layers.Normalization(
+        mean=task.mean, variance=[max(s, 1e-3) ** 2 for s in task.std], dtype="float32", name="standardise"
+    )(inputs)
     x = layers.Flatten()(x)
     x = layers.Dense(128, activation="relu")(x)
     x = layers.Dense(128, activation="relu")(x)

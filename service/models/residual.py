@@ -12,8 +12,12 @@ from service.models import MODELS, Task, head, standardized
 FORGETTING = 0.9  # batch normalization, per update: a run has some thousand
 
 
-def _normalized(x: keras.KerasTensor, filters: int, size: int, name: str, strides: int = 1, gamma: str = "ones") -> keras.KerasTensor:
-    x = layers.Conv2D(filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal", name=name)(x)
+def _normalized(
+    x: keras.KerasTensor, filters: int, size: int, name: str, strides: int = 1, gamma: str = "ones"
+) -> keras.KerasTensor:
+    x = layers.Conv2D(
+        filters, size, strides, "same", use_bias=False, kernel_initializer="he_normal", name=name
+    )(x)
     return layers.BatchNormalization(momentum=FORGETTING, gamma_initializer=gamma, name=f"{name}_norm")(x)
 
 
@@ -37,14 +41,18 @@ def _block(x: keras.KerasTensor, filters: int, name: str, strides: int = 1) -> k
     return layers.ReLU(name=f"{name}_relu2")(layers.Add(name=f"{name}_sum")([x, y]))
 
 
-def _residual(task: Task, name: str, strides: int, stages: Sequence[tuple[int, int]], dropout: float) -> keras.Model:
+def _residual(
+    task: Task, name: str, strides: int, stages: Sequence[tuple[int, int]], dropout: float
+) -> keras.Model:
     """A stem of 5x5, then stages of (filters, blocks), each at half the size of the one before."""
     image = keras.Input(task.shape, name="image")
     x = layers.ReLU(name="stem_relu")(_normalized(standardized(image, task), 32, 5, "stem", strides))
     x = layers.MaxPooling2D(3, strides=2, padding="same", name="stem_pool")(x)
     for stage, (filters, blocks) in enumerate(stages):
         for block in range(blocks):
-            x = _block(x, filters, f"stage{stage + 1}_block{block + 1}", strides=2 if stage and not block else 1)
+            x = _block(
+                x, filters, f"stage{stage + 1}_block{block + 1}", strides=2 if stage and not block else 1
+            )
     x = layers.Dropout(dropout, name="dropout")(layers.GlobalAveragePooling2D(name="pooled")(x))
     return keras.Model(image, head(x, task.classes), name=name)
 

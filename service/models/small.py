@@ -9,7 +9,15 @@ from service.models import MODELS, Task, head, standardized
 
 
 def _convolution(filters: int, size: int, name: str, strides: int = 1) -> layers.Conv2D:
-    return layers.Conv2D(filters, size, strides=strides, padding="same", activation="relu", kernel_initializer="he_normal", name=name)
+    return layers.Conv2D(
+        filters,
+        size,
+        strides=strides,
+        padding="same",
+        activation="relu",
+        kernel_initializer="he_normal",
+        name=name,
+    )
 
 
 @MODELS.register("small_cnn")
@@ -27,7 +35,9 @@ def small_cnn(task: Task) -> keras.Model:
     """
     image = keras.Input(task.shape, name="image")
     x = standardized(image, task)
-    x = _convolution(16, 5, "conv1", strides=2)(x)  # [B, H/2, W/2, 16]: halves at once, which saves most of the time
+    x = _convolution(16, 5, "conv1", strides=2)(
+        x
+    )  # [B, H/2, W/2, 16]: halves at once, which saves most of the time
     x = layers.MaxPooling2D(name="pool2")(_convolution(32, 3, "conv2")(x))  # [B, H/4, W/4, 32]
     x = layers.MaxPooling2D(name="pool3")(_convolution(48, 3, "conv3")(x))  # [B, H/8, W/8, 48]
     x = _convolution(64, 3, "conv4")(x)  # [B, H/8, W/8, 64]

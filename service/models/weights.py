@@ -52,7 +52,11 @@ def load_weights(model: keras.Model, name: str, weights: str) -> None:
         other = found[place] if place < len(found) else None
         if other is None or _shape(other) != _shape(layer):
             received = f"weights={weights} (layer {place + 1} with weights is {_shape(other) if other else 'missing'})"
-            raise ConfigError(f"weights of {name}, with {_shape(layer)} as {layer.name}", received, "name a file made from this model")
+            raise ConfigError(
+                f"weights of {name}, with {_shape(layer)} as {layer.name}",
+                received,
+                "name a file made from this model",
+            )
     for layer, other in zip(wanted, found, strict=False):
         layer.set_weights(other.get_weights())
 
@@ -66,9 +70,16 @@ def _donor(name: str, weights: str) -> keras.Model:
         return load_model(weights)
     try:
         return application(name, weights=weights)
-    except (ValueError, OSError, KeyError, TypeError) as error:  # Keras, for other layers, other shapes, or no HDF5 at all
+    except (
+        ValueError,
+        OSError,
+        KeyError,
+        TypeError,
+    ) as error:  # Keras, for other layers, other shapes, or no HDF5 at all
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
-        raise ConfigError(f"weights of {name} without its classifier", f"weights={weights} ({reason})", "name another file") from None
+        raise ConfigError(
+            f"weights of {name} without its classifier", f"weights={weights} ({reason})", "name another file"
+        ) from None
 
 
 def _published(name: str) -> keras.Model:
@@ -77,7 +88,9 @@ def _published(name: str) -> keras.Model:
     except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
         reason = " ".join(str(error).split())[:200]
         fix = f"connect to the network once, put the file there, or set weights to a file or to none: {cached(name)}"
-        raise ConfigError(f"the weights of {name} that Keras publishes", f"weights={IMAGENET} ({reason})", fix) from None
+        raise ConfigError(
+            f"the weights of {name} that Keras publishes", f"weights={IMAGENET} ({reason})", fix
+        ) from None
 
 
 @contextmanager
@@ -91,10 +104,16 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
 
 def _weighted(layers: list[keras.Layer]) -> list[keras.Layer]:
     """Layers with weights, those of nested models in their place."""
-    flat = (inner for layer in layers for inner in (_weighted(layer.layers) if isinstance(layer, keras.Model) else [layer]))
+    flat = (
+        inner
+        for layer in layers
+        for inner in (_weighted(layer.layers) if isinstance(layer, keras.Model) else [layer])
+    )
     return [layer for layer in flat if layer.weights]
 
 
 def _shape(layer: keras.Layer) -> str:
     """What a layer is, in words: weights fit where this is the same."""
-    return " ".join([type(layer).__name__, *("x".join(map(str, weight.shape)) or "1" for weight in layer.weights)])
+    return " ".join(
+        [type(layer).__name__, *("x".join(map(str, weight.shape)) or "1" for weight in layer.weights)]
+    )

@@ -73,7 +73,9 @@ def about_run(run: Run, config: dict[str, Any], shards: Path, manifest: Manifest
 
 def about_model(path: Path, shards: Path, manifest: Manifest) -> About:
     """What is known of a model made elsewhere."""
-    return About(path.stem, manifest.source, rejected=rejected_images(shards), rejected_count=manifest.rejected)
+    return About(
+        path.stem, manifest.source, rejected=rejected_images(shards), rejected_count=manifest.rejected
+    )
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -85,7 +87,11 @@ def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
             rows += flat(value, f"{name}.")
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
             for place, item in enumerate(value, 1):
-                rows += flat(item, f"{name}.{place}.") if isinstance(item, dict) else [(f"{name}.{place}", in_words(item))]
+                rows += (
+                    flat(item, f"{name}.{place}.")
+                    if isinstance(item, dict)
+                    else [(f"{name}.{place}", in_words(item))]
+                )
         else:
             rows.append((name, in_words(value)))
     return rows
@@ -98,7 +104,11 @@ def in_words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        between = " \N{MULTIPLICATION SIGN} " if len(value) == 2 and all(isinstance(item, int) for item in value) else ", "
+        between = (
+            " \N{MULTIPLICATION SIGN} "
+            if len(value) == 2 and all(isinstance(item, int) for item in value)
+            else ", "
+        )
         return between.join(in_words(item) for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 

@@ -74,7 +74,11 @@ def _layer(tap: Tap, values: tf.Tensor) -> LayerValues:
 
 def scaled(tap: Tap, wanted: str = "auto") -> Scaling:
     """How the maps of a layer become tiles of a sheet in the format wanted."""
-    return replace(scaling(*tap.shape[:2]), block=1) if encoding(tap, wanted) == "png" else scaling(*tap.shape[:2])
+    return (
+        replace(scaling(*tap.shape[:2]), block=1)
+        if encoding(tap, wanted) == "png"
+        else scaling(*tap.shape[:2])
+    )
 
 
 def strip(values: np.ndarray) -> np.ndarray:
@@ -86,7 +90,11 @@ def strip(values: np.ndarray) -> np.ndarray:
     Returns:
         uint8 `[height, width, 3]`.
     """
-    cells = np.rint(levels(tf.constant(values, tf.float32)[None, :, None, None]).numpy()).astype(np.uint8).reshape(-1, 1, 1)
+    cells = (
+        np.rint(levels(tf.constant(values, tf.float32)[None, :, None, None]).numpy())
+        .astype(np.uint8)
+        .reshape(-1, 1, 1)
+    )
     return tiled(enlarged(coloured(cells), CELL), CELLS)
 
 
@@ -95,12 +103,18 @@ def encoding(tap: Tap, wanted: str) -> str:
     if wanted == "auto":
         return "png" if scaling(*tap.shape[:2]).grow > 1 or np.prod(tap.shape) < SMALL_MAPS else "jpeg"
     lies = grid(*tap.shape, scaling(*tap.shape[:2]))
-    return "png" if wanted == "webp" and -(-lies.count // lies.columns) * lies.pitch[1] > WEBP_SIDE else wanted
+    return (
+        "png" if wanted == "webp" and -(-lies.count // lies.columns) * lies.pitch[1] > WEBP_SIDE else wanted
+    )
 
 
 def part(subject: Subject, album: Album) -> Section | None:
     """Every layer's activations for some judged images."""
-    count = len(subject.probes) if subject.options.activation_rows is not None else subject.options.activation_images
+    count = (
+        len(subject.probes)
+        if subject.options.activation_rows is not None
+        else subject.options.activation_images
+    )
     probes, network = subject.probes[:count], subject.network
     if not probes:
         return None
@@ -116,12 +130,16 @@ def part(subject: Subject, album: Album) -> Section | None:
                 "truth": subject.classes[probe.truth],
                 "predicted": subject.classes[probe.predicted],
                 "probability": probe.probability,
-                "layers": [_shown(tap, layers[tap.name], n, drawn, subject.options.sheets) for tap in network.taps],
+                "layers": [
+                    _shown(tap, layers[tap.name], n, drawn, subject.options.sheets) for tap in network.taps
+                ],
             }
         )
     table = [statistics(tap, layers[tap.name], len(probes)) for tap in network.taps]
     rows = [probe.row for probe in probes]
-    return Section("activations", "Activations", {"looks": looks, "table": table}, {"rows": rows, "layers": table})
+    return Section(
+        "activations", "Activations", {"looks": looks, "table": table}, {"rows": rows, "layers": table}
+    )
 
 
 def statistics(tap: Tap, values: LayerValues, count: int) -> dict[str, Any]:
@@ -140,7 +158,9 @@ def _note(tap: Tap, values: LayerValues, n: int) -> str:
         return f"{tap.shape[0]} unit{'s' if tap.shape[0] > 1 else ''}"
     height, width, channels = tap.shape
     flat = int(values.blank[n].sum())
-    return f"{channels} channel{'s' if channels > 1 else ''} of {height} by {width}" + (f", {flat} blank" if flat else "")
+    return f"{channels} channel{'s' if channels > 1 else ''} of {height} by {width}" + (
+        f", {flat} blank" if flat else ""
+    )
 
 
 def _drawings(subject: Subject, probes: Any, layers: dict[str, LayerValues]) -> list[Drawing]:
@@ -157,13 +177,27 @@ def _drawings(subject: Subject, probes: Any, layers: dict[str, LayerValues]) -> 
                 found.append(Drawing(shown, stem, f"{words}; {probe.name}", made_from, kind, SEQUENTIAL))
             elif tap.shape[0] > 1:
                 low, high = values.values[n].min(), values.values[n].max()
-                found.append(Drawing(strip(values.values[n]), stem, f"{words} from {low:.3g} to {high:.3g}; {probe.name}", made_from))
+                found.append(
+                    Drawing(
+                        strip(values.values[n]),
+                        stem,
+                        f"{words} from {low:.3g} to {high:.3g}; {probe.name}",
+                        made_from,
+                    )
+                )
     return found
 
 
 def _shown(tap: Tap, values: LayerValues, n: int, pictures: Any, wanted: str) -> dict[str, Any]:
     """One layer's output for image `n`: its picture, and words and numbers beside it."""
-    shown = {"layer": tap.name, "kind": tap.kind, "note": _note(tap, values, n), "picture": None, "values": None, "sheet": None}
+    shown = {
+        "layer": tap.name,
+        "kind": tap.kind,
+        "note": _note(tap, values, n),
+        "picture": None,
+        "values": None,
+        "sheet": None,
+    }
     if isinstance(values, MapValues):
         about = grid(*tap.shape, scaled(tap, wanted)).for_page(values.activity[n], values.blank[n])
         return shown | {"picture": next(pictures), "sheet": about}

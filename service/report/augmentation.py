@@ -30,8 +30,22 @@ def part(subject: Subject, album: Album, shards: Path) -> Section | None:
     data = check(DataSpec, config.get("data") or {}, "config.yaml")
     if not signature(augment, data):
         return None
-    options = PreviewOptions(split=split, seed=int(config.get("seed", 0)), rows=IMAGES, versions=min(VERSIONS, max(1, len(subject.epochs))))
+    options = PreviewOptions(
+        split=split,
+        seed=int(config.get("seed", 0)),
+        rows=IMAGES,
+        versions=min(VERSIONS, max(1, len(subject.epochs))),
+    )
     previewer = Previewer(shards, ShardReader(shards, split), data, augment, options)
     shown = previewer.show(album)
-    figures = {"augment": augment.model_dump(mode="json"), "seed": options.seed, "rows": [image.row for image in shown]}
-    return Section("augmentation", "Augmentation", {"shown": shown, "ranges": previewer.ranges, "seed": options.seed}, figures)
+    figures = {
+        "augment": augment.model_dump(mode="json"),
+        "seed": options.seed,
+        "rows": [image.row for image in shown],
+    }
+    return Section(
+        "augmentation",
+        "Augmentation",
+        {"shown": shown, "ranges": previewer.ranges, "seed": options.seed},
+        figures,
+    )

@@ -20,7 +20,13 @@ from service.report.job import Form, parameters
 from service.report.subject import ReportOptions
 from service.runs import Run
 
-MADE, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED = "made", "up to date", "not finished", "in work elsewhere", "failed"
+MADE, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED = (
+    "made",
+    "up to date",
+    "not finished",
+    "in work elsewhere",
+    "failed",
+)
 INDEX = "index.html"
 
 
@@ -52,7 +58,10 @@ class Watcher:
 
 
 def report_all(
-    root: Path, options: ReportOptions | None = None, single_file: bool = False, watcher: Watcher | None = None
+    root: Path,
+    options: ReportOptions | None = None,
+    single_file: bool = False,
+    watcher: Watcher | None = None,
 ) -> list[Outcome]:
     """Makes the reports that are missing or out of date, and the page over all runs.
 
@@ -71,7 +80,11 @@ def report_all(
         ConfigError: There is no such directory, or no Ray cluster.
     """
     if not root.is_dir():
-        raise ConfigError("a directory that holds runs", f"all={root} (no such directory)", "name the directory above the runs")
+        raise ConfigError(
+            "a directory that holds runs",
+            f"all={root} (no such directory)",
+            "name the directory above the runs",
+        )
     options, watcher = options or ReportOptions(), watcher or Watcher()
     runs = {str(run.path.relative_to(root)): run for run in find_runs(root)}
     states = {name: _state(run, parameters(options, Form(single_file))) for name, run in runs.items()}
@@ -82,7 +95,11 @@ def report_all(
         outcomes[outcome.name] = outcome
         watcher.ends(outcome)
     try:
-        write_index(root, runs, {outcome.name: outcome.words for outcome in outcomes.values() if outcome.state == FAILED})
+        write_index(
+            root,
+            runs,
+            {outcome.name: outcome.words for outcome in outcomes.values() if outcome.state == FAILED},
+        )
     except ConfigError as error:
         outcomes[INDEX] = Outcome(INDEX, FAILED, str(error))
         watcher.ends(outcomes[INDEX])
@@ -100,7 +117,10 @@ def find_runs(root: Path) -> Iterator[Run]:
 
 def summary_line(outcomes: Sequence[Outcome]) -> str:
     """The whole job in one line."""
-    counts = {state: sum(outcome.state == state for outcome in outcomes) for state in (MADE, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED)}
+    counts = {
+        state: sum(outcome.state == state for outcome in outcomes)
+        for state in (MADE, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED)
+    }
     words = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state != ELSEWHERE)
     failed = [outcome.name for outcome in outcomes if outcome.state == FAILED]
     return f"reports: {words}" + (f": {', '.join(failed)}" if failed else "")
@@ -116,7 +136,9 @@ def _state(run: Run, asked: dict[str, Any]) -> str:
     return ""
 
 
-def _made(due: Sequence[tuple[str, Run, Path]], options: ReportOptions, single_file: bool) -> Iterator[Outcome]:
+def _made(
+    due: Sequence[tuple[str, Run, Path]], options: ReportOptions, single_file: bool
+) -> Iterator[Outcome]:
     """Makes reports as tasks; one that kills its worker is a failure of its own, and those it took with it begin again."""
     left = list(due)
     if not left:

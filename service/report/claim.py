@@ -83,14 +83,20 @@ class Claim:
                     raise self._refusal(found)
                 file.truncate(0)
                 if not ends:
-                    json.dump({"owner": self.owner, "expires": time.time() + self.seconds, "at": self._words}, file)
+                    json.dump(
+                        {"owner": self.owner, "expires": time.time() + self.seconds, "at": self._words}, file
+                    )
         except OSError as error:
-            raise ConfigError("a directory that can be written", f"{self.path}: {error.strerror}", "see to its permissions") from None
+            raise ConfigError(
+                "a directory that can be written", f"{self.path}: {error.strerror}", "see to its permissions"
+            ) from None
 
     def _refusal(self, found: dict[str, Any]) -> ClaimedError:
         owner = found.get("owner", "nobody")
         fix = f"wait until that ends; a claim of a job that died ends within {self.seconds:.0f} seconds"
-        return ClaimedError("a report that nobody else is making", f"{self.path.parent} (in work by {owner})", fix)
+        return ClaimedError(
+            "a report that nobody else is making", f"{self.path.parent} (in work by {owner})", fix
+        )
 
 
 @contextmanager

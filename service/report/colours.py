@@ -39,7 +39,9 @@ FLAT = (112, 116, 124)  # a channel without a signal: a grey that no colour map 
 
 def _ramp(anchors: tuple[tuple[int, int, int], ...], count: int) -> NDArray[np.uint8]:
     places, at = np.linspace(0, 1, count), np.linspace(0, 1, len(anchors))
-    return np.stack([np.rint(np.interp(places, at, channel)) for channel in zip(*anchors, strict=True)], axis=1).astype(np.uint8)
+    return np.stack(
+        [np.rint(np.interp(places, at, channel)) for channel in zip(*anchors, strict=True)], axis=1
+    ).astype(np.uint8)
 
 
 def _palette(shades: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -48,7 +50,9 @@ def _palette(shades: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 VIRIDIS = _ramp(_VIRIDIS, 256)
 SEQUENTIAL = _palette(_ramp(_VIRIDIS, SHADES))  # uint8 [256, 3]: low to high
-DIVERGING = _palette(np.concatenate([_ramp(_BLUE_RED, SHADES - 1), np.array(_BLUE_RED[-1:], np.uint8)]))  # negative, 0, positive
+DIVERGING = _palette(
+    np.concatenate([_ramp(_BLUE_RED, SHADES - 1), np.array(_BLUE_RED[-1:], np.uint8)])
+)  # negative, 0, positive
 GREY = _palette(_ramp(((0, 0, 0), (255, 255, 255)), SHADES))
 
 

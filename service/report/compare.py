@@ -64,9 +64,18 @@ def probe_rows(subject: Subject) -> list[int]:
 def course_of(run: Run, subject: Subject, rows: Sequence[int], filters: int = 0) -> Course:
     """What a run made of the images at its moments. The weights of the subject's model are changed."""
     moments = moments_of(run, MOMENTS)
-    looks = look(subject.model, subject.scale, moments, subject.evaluation.read(rows), subject.evaluation.labels[list(rows)], filters)
+    looks = look(
+        subject.model,
+        subject.scale,
+        moments,
+        subject.evaluation.read(rows),
+        subject.evaluation.labels[list(rows)],
+        filters,
+    )
     seen = {one.epoch for one in looks}
-    return Course(subject.name, tuple(looks), tuple(moment.epoch for moment in moments if moment.epoch not in seen))
+    return Course(
+        subject.name, tuple(looks), tuple(moment.epoch for moment in moments if moment.epoch not in seen)
+    )
 
 
 def side_by_side(subjects: Sequence[tuple[Run, Subject]], album: Album) -> Section:
@@ -85,10 +94,14 @@ def side_by_side(subjects: Sequence[tuple[Run, Subject]], album: Album) -> Secti
     for run, subject in subjects:
         if subject.shards_digest != first.shards_digest:
             fix = "compare runs of one shard set, or name one for all with --data"
-            raise ConfigError("runs on the same shard set", f"runs={first.name} and {subject.name} (on different ones)", fix)
+            raise ConfigError(
+                "runs on the same shard set", f"runs={first.name} and {subject.name} (on different ones)", fix
+            )
         courses.append(course_of(run, subject, rows, FILTERS))
         if not courses[-1].looks:
-            raise ConfigError("runs with undamaged checkpoints", f"run={run.path} (none)", "train it again, or leave it out")
+            raise ConfigError(
+                "runs with undamaged checkpoints", f"run={run.path} (none)", "train it again, or leave it out"
+            )
     return section(first, album, rows, courses)
 
 
@@ -99,28 +112,57 @@ def section(subject: Subject, album: Album, rows: Sequence[int], courses: Sequen
     limits = shared_limits([one.maps for course in courses for one in course.looks])
     names = [subject.classes[label] for label in labels]
     photos = [
-        album.add_photo(pixels, "probe", f"{images.split.capitalize()} image {row}, {name}", **subject.origin(images, [row]))
+        album.add_photo(
+            pixels,
+            "probe",
+            f"{images.split.capitalize()} image {row}, {name}",
+            **subject.origin(images, [row]),
+        )
         for row, name, pixels in zip(rows, names, images.read(rows), strict=True)
     ]
-    shown = [{"name": course.name, "seen": _shown(subject, album, rows, course, axis, limits)} for course in courses]
+    shown = [
+        {"name": course.name, "seen": _shown(subject, album, rows, course, axis, limits)}
+        for course in courses
+    ]
     values = {
         "axis": [f"epoch {epoch}" for epoch in axis],
         "probes": list(zip(photos, names, strict=True)),
         "courses": shown,
-        "plots": [_plot(name, place, label, courses, axis) for place, (name, label) in enumerate(zip(names, labels, strict=True))],
+        "plots": [
+            _plot(name, place, label, courses, axis)
+            for place, (name, label) in enumerate(zip(names, labels, strict=True))
+        ],
         "damaged": [(course.name, epoch) for course in courses for epoch in course.damaged],
     }
-    figures = {"rows": list(rows), "limits": limits.tolist(), "runs": {course.name: _figures(course, labels) for course in courses}}
+    figures = {
+        "rows": list(rows),
+        "limits": limits.tolist(),
+        "runs": {course.name: _figures(course, labels) for course in courses},
+    }
     return Section("compare", "Across time" if len(courses) == 1 else "Side by side", values, figures)
 
 
-def _shown(subject: Subject, album: Album, rows: Sequence[int], course: Course, axis: Sequence[int], limits: np.ndarray) -> list[Shown]:
+def _shown(
+    subject: Subject,
+    album: Album,
+    rows: Sequence[int],
+    course: Course,
+    axis: Sequence[int],
+    limits: np.ndarray,
+) -> list[Shown]:
     """Every probe at every moment of a run; a moment stands for the places on the axis up to the run's next one."""
-    sheets = {layer: shared_sheets([one.channels[layer] for one in course.looks]) for layer in course.looks[0].channels}
+    sheets = {
+        layer: shared_sheets([one.channels[layer] for one in course.looks])
+        for layer in course.looks[0].channels
+    }
     found = []
     for number, one in enumerate(course.looks):
         until = course.looks[number + 1].epoch if number + 1 < len(course.looks) else axis[-1] + 1
-        places = [str(place) for place, epoch in enumerate(axis) if (one.epoch <= epoch or number == 0) and epoch < until]
+        places = [
+            str(place)
+            for place, epoch in enumerate(axis)
+            if (one.epoch <= epoch or number == 0) and epoch < until
+        ]
         for probe, row in enumerate(rows):
             drawings = _drawings(subject, course, number, probe, row, sheets, float(limits[probe]))
             pictures = dict(zip(drawings, album.add_all(drawings.values()), strict=True))
@@ -140,7 +182,13 @@ def _shown(subject: Subject, album: Album, rows: Sequence[int], course: Course, 
 
 
 def _drawings(
-    subject: Subject, course: Course, number: int, probe: int, row: int, sheets: dict[str, list[list[np.ndarray]]], limit: float
+    subject: Subject,
+    course: Course,
+    number: int,
+    probe: int,
+    row: int,
+    sheets: dict[str, list[list[np.ndarray]]],
+    limit: float,
 ) -> dict[str, Drawing]:
     """What is drawn of a probe at one moment, by what stands above it; the map under `MAP`."""
     one = course.looks[number]
@@ -150,12 +198,16 @@ def _drawings(
     found = {}
     for layer, drawn in sheets.items():
         alt = f"{layer}: first channels; {of_image}"
-        found[layer] = Drawing(drawn[number][probe], "channels", alt, origin | {"layer": layer}, "png", SEQUENTIAL)
+        found[layer] = Drawing(
+            drawn[number][probe], "channels", alt, origin | {"layer": layer}, "png", SEQUENTIAL
+        )
     if one.patterns:
         layer, tiles = one.patterns
         title = f"what {len(tiles)} filters of {layer} look for"
         pixels = tiled(tiles.repeat(3, axis=3) if tiles.shape[3] == 1 else tiles, FILTERS)
-        found[title] = Drawing(pixels, "patterns", f"{title.capitalize()}; {words}", origin | {"layer": layer})
+        found[title] = Drawing(
+            pixels, "patterns", f"{title.capitalize()}; {words}", origin | {"layer": layer}
+        )
     if one.maps.size:
         heat = one.maps[probe]
         alt = f"Grad-CAM for the true class, highest {heat.max():.3g} of {limit:.3g}; {of_image}"
@@ -173,4 +225,7 @@ def _plot(name: str, place: int, label: int, courses: Sequence[Course], axis: Se
 
 
 def _figures(course: Course, labels: np.ndarray) -> list[dict[str, Any]]:
-    return [{"epoch": one.epoch, "of_truth": one.probabilities[np.arange(len(labels)), labels].tolist()} for one in course.looks]
+    return [
+        {"epoch": one.epoch, "of_truth": one.probabilities[np.arange(len(labels)), labels].tolist()}
+        for one in course.looks
+    ]

@@ -27,7 +27,11 @@ KIND = "glassbox comparison"
 
 
 def render_comparison(
-    runs: Sequence[Run], out: Path, shards: Path | None = None, options: ReportOptions | None = None, form: Form | None = None
+    runs: Sequence[Run],
+    out: Path,
+    shards: Path | None = None,
+    options: ReportOptions | None = None,
+    form: Form | None = None,
 ) -> Path:
     """Renders a page that shows runs side by side over their epochs, whole or not at all.
 
@@ -47,7 +51,9 @@ def render_comparison(
     """
     form = form or Form()
     if len({run.path for run in runs}) < len(runs):
-        raise ConfigError("different runs", f"runs={' '.join(run.path.name for run in runs)}", "name each once")
+        raise ConfigError(
+            "different runs", f"runs={' '.join(run.path.name for run in runs)}", "name each once"
+        )
     subjects, told = [], []
     for run in runs:
         where = shards_of(run, shards)
@@ -59,7 +65,14 @@ def render_comparison(
         album = Album(directory)
         section = side_by_side(subjects, album)
         plots = curves_of([(run.path.name, subject.epochs) for run, subject in subjects])
-        html = page.render("comparison.html", scripts(), told=told, values=section.values, plots=plots, single_file=form.single_file)
+        html = page.render(
+            "comparison.html",
+            scripts(),
+            told=told,
+            values=section.values,
+            plots=plots,
+            single_file=form.single_file,
+        )
         entries = [album.entries[file] for file in sorted(album.entries)]
         if form.single_file:
             html = with_pictures_inside(html, directory)
@@ -83,11 +96,21 @@ def curves_of(runs: Sequence[tuple[str, Sequence[dict[str, float]]]]) -> list[Pl
         for (name, epochs), role in zip(runs, ROLES * len(runs), strict=False):
             values = column(epochs, prefix + key)
             lines.append(Line(name, [*values, *[np.nan] * (longest - len(values))], role))
-        plots.append(Plot(f"{kind} {title}".capitalize(), "epoch", list(range(1, longest + 1)), tuple(lines), key == "accuracy"))
+        plots.append(
+            Plot(
+                f"{kind} {title}".capitalize(),
+                "epoch",
+                list(range(1, longest + 1)),
+                tuple(lines),
+                key == "accuracy",
+            )
+        )
     return [plot for plot in plots if not plot.is_empty]
 
 
-def _manifest(told: Sequence[tuple[About, Summary]], figures: dict[str, object], entries: list[dict[str, object]]) -> dict[str, object]:
+def _manifest(
+    told: Sequence[tuple[About, Summary]], figures: dict[str, object], entries: list[dict[str, object]]
+) -> dict[str, object]:
     return {
         "kind": KIND,
         "version": VERSION,

@@ -11,7 +11,11 @@ from service.report.pictures import Album
 from service.report.subject import Section, Subject
 from service.scores import confusion_matrix
 
-LARGEST, PAIRS, WORST = 20, 30, 100  # classes of a matrix that is shown whole; pairs shown of a larger one; classes in the table
+LARGEST, PAIRS, WORST = (
+    20,
+    30,
+    100,
+)  # classes of a matrix that is shown whole; pairs shown of a larger one; classes in the table
 SHADES = 10
 
 
@@ -45,10 +49,18 @@ def part(subject: Subject, album: Album) -> Section:
     precision, recall = scores(matrix)
     counts, named = matrix.sum(axis=1), matrix.sum(axis=0)
     classes = [
-        {"name": name, "images": int(counts[k]), "named": int(named[k]), "precision": float(precision[k]), "recall": float(recall[k])}
+        {
+            "name": name,
+            "images": int(counts[k]),
+            "named": int(named[k]),
+            "precision": float(precision[k]),
+            "recall": float(recall[k]),
+        }
         for k, name in enumerate(names)
     ]
-    pairs = [{"truth": names[a], "said": names[b], "times": times} for a, b, times in most_confused(matrix, PAIRS)]
+    pairs = [
+        {"truth": names[a], "said": names[b], "times": times} for a, b, times in most_confused(matrix, PAIRS)
+    ]
     hardest_first = sorted(classes, key=lambda row: (np.isnan(row["recall"]), row["recall"]))
     values = {
         "split": subject.evaluation.split,
@@ -59,7 +71,13 @@ def part(subject: Subject, album: Album) -> Section:
         "pairs": pairs,
     }
     sparse = [[int(a), int(b), int(matrix[a, b])] for a, b in np.argwhere(matrix)]
-    figures = {"classes": list(names), "counts": sparse, "precision": precision.tolist(), "recall": recall.tolist(), "most_confused": pairs}
+    figures = {
+        "classes": list(names),
+        "counts": sparse,
+        "precision": precision.tolist(),
+        "recall": recall.tolist(),
+        "most_confused": pairs,
+    }
     return Section("confusion", "Confusion matrix", values, figures)
 
 
@@ -69,7 +87,8 @@ def _rows(matrix: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, A
     for name, counts in zip(names, matrix.tolist(), strict=True):
         shares = [count / max(sum(counts), 1) for count in counts]
         cells = [
-            {"count": count, "share": share, "shade": int(np.ceil(share * SHADES))} for count, share in zip(counts, shares, strict=True)
+            {"count": count, "share": share, "shade": int(np.ceil(share * SHADES))}
+            for count, share in zip(counts, shares, strict=True)
         ]
         rows.append({"name": name, "cells": cells})
     return rows

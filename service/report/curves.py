@@ -26,10 +26,19 @@ def accuracy_plot(epochs: Sequence[dict[str, float]], commonest: float) -> Plot:
     training, validation = column(epochs, "accuracy"), column(epochs, "val_accuracy")
     best = best_epoch(validation)
     marks: tuple[tuple[float, str], ...] = (
-        () if best is None else ((best + 1.0, _at(best, f"{points(accuracy_gap(training[best], validation[best]))} points")),)
+        ()
+        if best is None
+        else ((best + 1.0, _at(best, f"{points(accuracy_gap(training[best], validation[best]))} points")),)
     )
     return Plot(
-        "Accuracy", "epoch", _numbers(epochs), _lines(training, validation), True, marks, ((commonest, COMMONEST),), bool(validation)
+        "Accuracy",
+        "epoch",
+        _numbers(epochs),
+        _lines(training, validation),
+        True,
+        marks,
+        ((commonest, COMMONEST),),
+        bool(validation),
     )
 
 
@@ -40,7 +49,9 @@ def loss_plot(epochs: Sequence[dict[str, float]]) -> Plot:
     marks: tuple[tuple[float, str], ...] = ()
     if best is not None and validation:
         marks = ((best + 1.0, _at(best, signed(loss_gap(training[best], validation[best]), digits=3))),)
-    return Plot("Loss", "epoch", _numbers(epochs), _lines(training, validation), False, marks, (), bool(validation))
+    return Plot(
+        "Loss", "epoch", _numbers(epochs), _lines(training, validation), False, marks, (), bool(validation)
+    )
 
 
 def rate_plot(epochs: Sequence[dict[str, float]]) -> Plot | None:
@@ -66,7 +77,11 @@ def part(subject: Subject, album: Album) -> Section | None:
         "best": best,
         "constant_rate": rates.pop() if len(rates) == 1 else None,
     }
-    figures = {"epochs": list(epochs), "best_epoch": None if best is None else best + 1, "commonest_class": commonest}
+    figures = {
+        "epochs": list(epochs),
+        "best_epoch": None if best is None else best + 1,
+        "commonest_class": commonest,
+    }
     return Section("curves", "Learning curves", values, figures)
 
 

@@ -20,15 +20,22 @@ def part(subject: Subject, album: Album) -> Section | None:
         return None
     rows = [suspect.row for suspect in doubts.suspects] if doubts else []
     pictures = []
-    for suspect, pixels in zip(doubts.suspects if doubts else (), subject.training.read(rows) if rows else (), strict=True):
+    for suspect, pixels in zip(
+        doubts.suspects if doubts else (), subject.training.read(rows) if rows else (), strict=True
+    ):
         words = f"Training image {suspect.row}, {suspect.label}: {suspect.id}"
         picture = album.add_photo(
-            pixels, "suspect", words, **subject.origin(subject.training, [suspect.row], checkpoint=subject.model_digest)
+            pixels,
+            "suspect",
+            words,
+            **subject.origin(subject.training, [suspect.row], checkpoint=subject.model_digest),
         )
         pictures.append((suspect, picture))
     told = [{"kind": f.kind, "words": f.words, "advice": f.advice, **f.figures} for f in findings]
     figures = {"findings": told, "labels": doubts.figures() if doubts else None}
-    return Section("diagnosis", "Diagnosis", {"findings": findings, "doubts": doubts, "suspects": pictures}, figures)
+    return Section(
+        "diagnosis", "Diagnosis", {"findings": findings, "doubts": doubts, "suspects": pictures}, figures
+    )
 
 
 def _history(subject: Subject) -> History:
@@ -43,5 +50,9 @@ def _doubts(subject: Subject) -> Doubts | None:
     if images.split != "train":
         return None
     same = subject.evaluation.split == images.split
-    told = subject.predictions if same else predict(subject.model, some(images.batches(), LOOKED_AT), subject.scale)
+    told = (
+        subject.predictions
+        if same
+        else predict(subject.model, some(images.batches(), LOOKED_AT), subject.scale)
+    )
     return find_doubts(told.probabilities, told.labels, told.rows, subject.classes, images.ids, SHOWN)

@@ -18,12 +18,24 @@ from service.report.pictures import Album
 from service.report.plots import Line, Plot
 from service.report.subject import Section, Subject
 
-FITTED, JUDGED, FEWEST = 400, 200, 30  # images that linear maps are fitted to, and judged on; with fewer there is no curve
+FITTED, JUDGED, FEWEST = (
+    400,
+    200,
+    30,
+)  # images that linear maps are fitted to, and judged on; with fewer there is no curve
 SIDE, LAYERS = 8, 24  # the picture to recover is so many pixels high and wide; layers at most
 SIDES = (SIDE, 1)  # maps are averaged to so many cells a side: what leaves the better linear map
-STRENGTHS = tuple(10.0**power for power in range(-4, 3))  # strengths that are tried, as shares of the mean variance
+STRENGTHS = tuple(
+    10.0**power for power in range(-4, 3)
+)  # strengths that are tried, as shares of the mean variance
 BATCH = 32
-SKIPPED = {"Rescaling", "Normalization", "Activation", "Softmax", "Sigmoid"}  # what only stretches the values before it
+SKIPPED = {
+    "Rescaling",
+    "Normalization",
+    "Activation",
+    "Softmax",
+    "Sigmoid",
+}  # what only stretches the values before it
 
 Floats = NDArray[np.floating]
 
@@ -69,8 +81,12 @@ def ridge(candidates: Sequence[Floats], targets: Sequence[Floats], fitted: int) 
                 penalty = strength * max(float(values.mean()), 1e-30)
                 shrunk = 1 / (values + penalty)
                 dual = vectors @ (shrunk[:, None] * rotated)
-                kept = squares @ shrunk - 1 / (fitted * penalty)  # how little an image sways its own prediction, the offset included
-                error = float(np.square(dual / np.maximum(kept, 1e-30)[:, None]).mean())  # of every image by the others, in closed form
+                kept = squares @ shrunk - 1 / (
+                    fitted * penalty
+                )  # how little an image sways its own prediction, the offset included
+                error = float(
+                    np.square(dual / np.maximum(kept, 1e-30)[:, None]).mean()
+                )  # of every image by the others, in closed form
                 if error < best[place][0]:
                     best[place] = error, kernel[fitted:] @ dual + offset
     return [predicted for _, predicted in best]
@@ -104,17 +120,23 @@ def distill(network: Network, images: np.ndarray, labels: np.ndarray, fitted: in
 def chosen_layers(network: Network) -> list[Tap]:
     """The layers that are measured: all that do more than stretch values, or some of them spread evenly over the depth."""
     taps = [tap for tap in network.taps if tap.kind not in SKIPPED]
-    places = np.unique(np.linspace(0, len(taps) - 1, min(LAYERS, len(taps))).round().astype(int)) if taps else []
+    places = (
+        np.unique(np.linspace(0, len(taps) - 1, min(LAYERS, len(taps))).round().astype(int)) if taps else []
+    )
     return [taps[place] for place in places]
 
 
-def _values(network: Network, taps: list[Tap], images: np.ndarray) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
+def _values(
+    network: Network, taps: list[Tap], images: np.ndarray
+) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
     """Values `[N, F]` of the pixels and of every layer, maps averaged to few cells; and the share of zeros before that, `[N]`."""
 
     def values(x: tf.Tensor) -> list[tuple[list[tf.Tensor], tf.Tensor]]:
         outputs = network.run(x).outputs
         every = [x, *(tf.cast(outputs[tap.name], tf.float32) for tap in taps)]
-        return [(averaged(y), tf.reduce_mean(tf.cast(y == 0, tf.float32), axis=range(1, y.ndim))) for y in every]
+        return [
+            (averaged(y), tf.reduce_mean(tf.cast(y == 0, tf.float32), axis=range(1, y.ndim))) for y in every
+        ]
 
     graph = network.compiled(values)
     parts = [graph(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
@@ -134,7 +156,9 @@ def part(subject: Subject, album: Album) -> Section | None:
     """The curve over the depth; None with too few images."""
     chance = np.random.default_rng(subject.options.seed)
     splits = [(subject.training, FITTED), (subject.evaluation, JUDGED)]
-    alike = subject.training.split == subject.evaluation.split  # nothing was held out: no image is in both parts all the same
+    alike = (
+        subject.training.split == subject.evaluation.split
+    )  # nothing was held out: no image is in both parts all the same
     rows = [np.sort(chance.permutation(len(images.labels))[:most]) for images, most in splits]
     if alike:
         all_rows = chance.permutation(len(subject.evaluation.labels))
@@ -142,7 +166,9 @@ def part(subject: Subject, album: Album) -> Section | None:
         rows = [np.sort(all_rows[judged : judged + FITTED]), np.sort(all_rows[:judged])]
     if min(map(len, rows)) < FEWEST:
         return None
-    images = np.concatenate([images.read(part.tolist()) for (images, _), part in zip(splits, rows, strict=True)])
+    images = np.concatenate(
+        [images.read(part.tolist()) for (images, _), part in zip(splits, rows, strict=True)]
+    )
     labels = np.concatenate([images.labels[part] for (images, _), part in zip(splits, rows, strict=True)])
     fitted = len(rows[0])
     found = distill(subject.network, images, labels, fitted)
@@ -153,7 +179,14 @@ def part(subject: Subject, album: Album) -> Section | None:
     )
     commonest = float(np.bincount(labels[fitted:]).max() / len(rows[1]))
     names = tuple(depth.layer for depth in found)
-    plot = Plot("What is left of the picture, what is known of the class", "layer", range(len(found)), lines, percent=True, ticks=names)
+    plot = Plot(
+        "What is left of the picture, what is known of the class",
+        "layer",
+        range(len(found)),
+        lines,
+        percent=True,
+        ticks=names,
+    )
     values = {
         "plot": plot,
         "fitted": fitted,

@@ -46,7 +46,9 @@ def part(subject: Subject, album: Album) -> Section | None:
     probe = subject.probes[0]
     bright = grey(probe.pixels)
     origin = origin_of(subject, probe)
-    before = photo(np.rint(bright).astype(np.uint8)[..., None], "grey", f"The same in grey; {probe.name}", origin)
+    before = photo(
+        np.rint(bright).astype(np.uint8)[..., None], "grey", f"The same in grey; {probe.name}", origin
+    )
     drawings = [photos_of(subject)[0], before]
     for name, kernel in KERNELS.items():
         found = convolved(bright, np.array(kernel))
@@ -54,10 +56,25 @@ def part(subject: Subject, album: Album) -> Section | None:
         places = signed(found, limit)
         grow = -(-112 // max(places.shape))
         words = f"{name.capitalize()}, from -{limit:.3g} (blue) to {limit:.3g} (red); {probe.name}"
-        drawings.append(Drawing(places.repeat(grow, 0).repeat(grow, 1), "edges", words, {**origin, "kernel": kernel}, "png", DIVERGING))
+        drawings.append(
+            Drawing(
+                places.repeat(grow, 0).repeat(grow, 1),
+                "edges",
+                words,
+                {**origin, "kernel": kernel},
+                "png",
+                DIVERGING,
+            )
+        )
     original, in_grey, *results = album.add_all(drawings)
-    shown = [{"name": name, "kernel": kernel, "picture": picture} for (name, kernel), picture in zip(KERNELS.items(), results, strict=True)]
+    shown = [
+        {"name": name, "kernel": kernel, "picture": picture}
+        for (name, kernel), picture in zip(KERNELS.items(), results, strict=True)
+    ]
     values = {"photo": original, "grey": in_grey, "kernels": shown}
     return Section(
-        "edges", "What a filter does", values, {"row": probe.row, "kernels": {k: [list(r) for r in v] for k, v in KERNELS.items()}}
+        "edges",
+        "What a filter does",
+        values,
+        {"row": probe.row, "kernels": {k: [list(r) for r in v] for k, v in KERNELS.items()}},
     )

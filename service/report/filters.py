@@ -26,29 +26,52 @@ def part(subject: Subject, album: Album) -> Section | None:
         return None
     found = [_patterns(network, tap, options.patterns, options.seed) for tap in layers]
     states = [states_of(patterns_, _alive(subject, patterns_)) for patterns_ in found]
-    pictures = album.add_all(_drawing(subject, patterns_, state) for patterns_, state in zip(found, states, strict=True))
+    pictures = album.add_all(
+        _drawing(subject, patterns_, state) for patterns_, state in zip(found, states, strict=True)
+    )
     shown = [
-        {"layer": tap.name, "picture": picture, "sheet": _sheet(patterns_), "channels": tap.shape[2], "table": _table(patterns_, state)}
+        {
+            "layer": tap.name,
+            "picture": picture,
+            "sheet": _sheet(patterns_),
+            "channels": tap.shape[2],
+            "table": _table(patterns_, state),
+        }
         for tap, patterns_, picture, state in zip(layers, found, pictures, states, strict=True)
     ]
     figures = [
-        {"layer": p.layer, "filters": list(p.filters), "before": p.before.tolist(), "after": p.after.tolist(), "dead": _dead(p, state)}
+        {
+            "layer": p.layer,
+            "filters": list(p.filters),
+            "before": p.before.tolist(),
+            "after": p.after.tolist(),
+            "dead": _dead(p, state),
+        }
         for p, state in zip(found, states, strict=True)
     ]
     values = {"layers": shown, "left_out": len(network.convolutions) - len(layers), "steps": STEPS}
-    return Section("patterns", "What filters look for", values, {"steps": STEPS, "seed": options.seed, "layers": figures})
+    return Section(
+        "patterns", "What filters look for", values, {"steps": STEPS, "seed": options.seed, "layers": figures}
+    )
 
 
 def chosen_layers(network: Network) -> list[Tap]:
     """The convolutions whose filters are shown: all, or some spread evenly over the depth."""
     found = network.convolutions
-    places = np.unique(np.linspace(0, len(found) - 1, min(LAYERS, len(found))).round().astype(int)) if found else []
+    places = (
+        np.unique(np.linspace(0, len(found) - 1, min(LAYERS, len(found))).round().astype(int))
+        if found
+        else []
+    )
     return [found[place] for place in places]
 
 
 def states_of(found: Patterns, alive: np.ndarray) -> list[str]:
     """What came of every filter: `answers`; or, where nothing made it answer, `silent` if images do, and else `dead`."""
-    return ["answers" if not silent else "silent" if answers else "dead" for silent, answers in zip(found.silent, alive, strict=True)]
+    return [
+        "answers" if not silent else "silent" if answers else "dead"
+        for silent, answers in zip(found.silent, alive, strict=True)
+    ]
 
 
 def _dead(found: Patterns, states: list[str]) -> list[int]:
@@ -66,11 +89,17 @@ def shown_size(network: Network, layer: str) -> tuple[int, int]:
     """The size of a layer's patterns: the images' own, or smaller where they are large and the layer allows it."""
     height, width = network.shape[:2]
     factor = LARGEST / max(height, width)
-    return (height, width) if factor >= 1 or not network.is_elastic(layer) else (round(height * factor), round(width * factor))
+    return (
+        (height, width)
+        if factor >= 1 or not network.is_elastic(layer)
+        else (round(height * factor), round(width * factor))
+    )
 
 
 def _patterns(network: Network, tap: Tap, count: int, seed: int) -> Patterns:
-    return patterns(network, tap.name, range(min(count, tap.shape[2])), seed=seed, size=shown_size(network, tap.name))
+    return patterns(
+        network, tap.name, range(min(count, tap.shape[2])), seed=seed, size=shown_size(network, tap.name)
+    )
 
 
 def _scaled(found: Patterns) -> Scaling:
@@ -80,7 +109,9 @@ def _scaled(found: Patterns) -> Scaling:
 
 def _drawing(subject: Subject, found: Patterns, states: list[str]) -> Drawing:
     silent = _dead(found, states)
-    words = f"Patterns of {len(found.filters)} filters of {found.layer}" + (f"; dead: {', '.join(map(str, silent))}" if silent else "")
+    words = f"Patterns of {len(found.filters)} filters of {found.layer}" + (
+        f"; dead: {', '.join(map(str, silent))}" if silent else ""
+    )
     origin = {
         "checkpoint": subject.model_digest,
         "layer": found.layer,
@@ -88,7 +119,9 @@ def _drawing(subject: Subject, found: Patterns, states: list[str]) -> Drawing:
         "steps": STEPS,
         "seed": subject.options.seed,
     }
-    return Drawing(mosaic(pixels(found.images), _scaled(found), found.silent), "patterns", words, origin, "whole")
+    return Drawing(
+        mosaic(pixels(found.images), _scaled(found), found.silent), "patterns", words, origin, "whole"
+    )
 
 
 def _sheet(found: Patterns) -> dict[str, Any]:
@@ -99,4 +132,7 @@ def _sheet(found: Patterns) -> dict[str, Any]:
 
 def _table(found: Patterns, states: list[str]) -> list[dict[str, Any]]:
     values = zip(found.filters, found.before.tolist(), found.after.tolist(), states, strict=True)
-    return [{"filter": number, "before": before, "after": after, "state": state} for number, before, after, state in values]
+    return [
+        {"filter": number, "before": before, "after": after, "state": state}
+        for number, before, after, state in values
+    ]

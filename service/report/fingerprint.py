@@ -32,7 +32,9 @@ def fingerprint(run: Run, shards: Path, parameters: dict[str, Any]) -> dict[str,
     """
     status = run.status()
     told = {key: status.get(key) for key in ("state", "finished", "timings", "environment")}
-    checkpoints = [[path.parent.name, sha256(path)] for path in sorted(run.checkpoints.glob("epoch-*/checkpoint.json"))]
+    checkpoints = [
+        [path.parent.name, sha256(path)] for path in sorted(run.checkpoints.glob("epoch-*/checkpoint.json"))
+    ]
     return {
         "version": f"{VERSION} of {version('glassbox')}",
         "model": sha256(run.model_path),
@@ -50,6 +52,8 @@ def is_up_to_date(run: Run, made_of: dict[str, Any]) -> bool:
     try:
         manifest = json.loads((run.report / MANIFEST).read_bytes())
         files = [] if manifest["single_file"] else [picture["file"] for picture in manifest["pictures"]]
-        return bool(manifest["made_of"] == made_of) and all((run.report / file).is_file() for file in (PAGE, *files))
+        return bool(manifest["made_of"] == made_of) and all(
+            (run.report / file).is_file() for file in (PAGE, *files)
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return False

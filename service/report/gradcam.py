@@ -72,13 +72,17 @@ class Heatmaps:
         """
         chunks = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
         parts = [self._graph(images[chunk], tf.constant(classes[chunk], tf.int32)) for chunk in chunks]
-        logits, maps, also = tf.nest.map_structure(lambda *arrays: np.concatenate([a.numpy() for a in arrays]), *parts)
+        logits, maps, also = tf.nest.map_structure(
+            lambda *arrays: np.concatenate([a.numpy() for a in arrays]), *parts
+        )
         keys = [(layer, method) for layer in self.layers for method in self.methods]
         return Seen(logits, dict(zip(keys, maps, strict=True)), also)
 
     def _traced(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], Any]:
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            trace = self.network.run(images, seen=lambda name, y: tape.watch(y) if name in self.layers else None)
+            trace = self.network.run(
+                images, seen=lambda name, y: tape.watch(y) if name in self.layers else None
+            )
         values = [trace.outputs[layer] for layer in self.layers]
         of_class = []  # [M][layers][B, h, w, C]
         for column in tf.unstack(classes, axis=1):
@@ -87,7 +91,10 @@ class Heatmaps:
         maps = []
         for y, gradients in zip(values, zip(*of_class, strict=True), strict=True):
             y = tf.cast(y, tf.float32)
-            maps += [tf.stack([activation_map(y, tf.cast(g, tf.float32), method) for g in gradients], axis=1) for method in self.methods]
+            maps += [
+                tf.stack([activation_map(y, tf.cast(g, tf.float32), method) for g in gradients], axis=1)
+                for method in self.methods
+            ]
         return trace.logits, maps, self.also(trace)
 
 

@@ -46,7 +46,9 @@ def diverging(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.
     return signed(resized(values, *shown_size(*size)), limit if limit > 0 else 1.0)
 
 
-def drawing(values: NDArray[np.float32], size: tuple[int, int], stem: str, alt: str, origin: dict[str, object]) -> Drawing:
+def drawing(
+    values: NDArray[np.float32], size: tuple[int, int], stem: str, alt: str, origin: dict[str, object]
+) -> Drawing:
     """A heatmap on its own scale as a picture."""
     return Drawing(heat(values, size), stem, alt, dict(origin), "png", SEQUENTIAL)
 

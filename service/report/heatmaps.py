@@ -24,14 +24,20 @@ def part(subject: Subject, album: Album) -> Section | None:
     layers = list(dict.fromkeys(layer for layer, _ in maps))
     photos = album.add_all(photos_of(subject))
     keys = [
-        (n, m, layer, method) for n, probe in enumerate(probes) for m, layer, method in product(range(len(probe.classes)), layers, METHODS)
+        (n, m, layer, method)
+        for n, probe in enumerate(probes)
+        for m, layer, method in product(range(len(probe.classes)), layers, METHODS)
     ]
     pictures = album.add_all(_drawing(subject, *key) for key in keys)
     looks = []
     for n, photograph in enumerate(photos):
         own = [(key[1:], picture) for key, picture in zip(keys, pictures, strict=True) if key[0] == n]
         looks.append(_look(subject, n, photograph, [_map(subject, n, *key, picture) for key, picture in own]))
-    last = [maps[layers[0], method][:, m].any(axis=(1, 2)) for method in METHODS for m in range(len(probes[0].classes))]
+    last = [
+        maps[layers[0], method][:, m].any(axis=(1, 2))
+        for method in METHODS
+        for m in range(len(probes[0].classes))
+    ]
     figures = {
         "rows": [probe.row for probe in probes],
         "classes": [[subject.classes[label] for label in probe.classes] for probe in probes],
@@ -40,13 +46,22 @@ def part(subject: Subject, album: Album) -> Section | None:
         "methods": list(METHODS),
         "empty_in_last_layer": 1 - float(np.mean(last)),
     }
-    return Section("gradcam", "Where it looks", {"looks": looks, "layers": layers, "methods": TITLES}, figures)
+    return Section(
+        "gradcam", "Where it looks", {"looks": looks, "layers": layers, "methods": TITLES}, figures
+    )
 
 
 def _drawing(subject: Subject, n: int, m: int, layer: str, method: str) -> Drawing:
     probe, values = subject.probes[n], subject.look.maps[layer, method][n, m]
     words = f"{TITLES[method]} of {layer} for {subject.classes[probe.classes[m]]}: {heat.where(values)}; {probe.name}"
-    origin = origin_of(subject, probe, layer=layer, method=method, limit=float(values.max()), **{"class": int(probe.classes[m])})
+    origin = origin_of(
+        subject,
+        probe,
+        layer=layer,
+        method=method,
+        limit=float(values.max()),
+        **{"class": int(probe.classes[m])},
+    )
     return heat.drawing(values, probe.pixels.shape[:2], "map", words, origin)
 
 
@@ -67,6 +82,9 @@ def _look(subject: Subject, n: int, photograph: Picture, maps: list[dict[str, An
         "truth": subject.classes[probe.truth],
         "predicted": subject.classes[probe.predicted],
         "probability": probe.probability,
-        "classes": [{"key": str(label), "name": subject.classes[label], "logit": float(logits[label])} for label in classes],
+        "classes": [
+            {"key": str(label), "name": subject.classes[label], "logit": float(logits[label])}
+            for label in classes
+        ],
         "maps": maps,
     }

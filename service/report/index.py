@@ -64,7 +64,11 @@ def write_index(root: Path, runs: Mapping[str, Run], failed: Mapping[str, str]) 
     with claimed(root / ".reports.lock", wait=2 * SECONDS):
         if path.exists() and MARK not in path.read_text(errors="replace"):
             fix = "move it away"
-            raise ConfigError("no page of somebody else's where the one over all runs goes", f"{path} (holds something else)", fix)
+            raise ConfigError(
+                "no page of somebody else's where the one over all runs goes",
+                f"{path} (holds something else)",
+                fix,
+            )
         rows = [_row(root, name, run, failed.get(name, "")) for name, run in runs.items()]
         rows.sort(key=lambda row: str(row.told.get("about", {}).get("finished", "")), reverse=True)
         html = render("index.html", scripts(plots=False), rows=rows, mark=MARK, spark=SPARK)
@@ -72,7 +76,9 @@ def write_index(root: Path, runs: Mapping[str, Run], failed: Mapping[str, str]) 
             if not path.exists() or path.read_text() != html:
                 write_atomically(path, html)
         except OSError as error:
-            raise ConfigError("a directory that can be written", f"{path}: {error.strerror}", "see to its permissions") from None
+            raise ConfigError(
+                "a directory that can be written", f"{path}: {error.strerror}", "see to its permissions"
+            ) from None
     return path
 
 
@@ -86,7 +92,16 @@ def _row(root: Path, name: str, run: Run, failed: str) -> Row:
     pictures = [{**picture, "file": f"{folder}/{picture['file']}"} for picture in told.get("thumbnails", ())]
     note = failed.partition("\n")[0] or ("" if state == "finished" else f"not finished: {state}")
     link = f"{folder}/{PAGE}" if told else ""
-    return Row(name, link, told, summary.get("accuracy") if best is None else best, curve(_scores(epochs)), pictures, note, state)
+    return Row(
+        name,
+        link,
+        told,
+        summary.get("accuracy") if best is None else best,
+        curve(_scores(epochs)),
+        pictures,
+        note,
+        state,
+    )
 
 
 def curve(values: Sequence[float]) -> str:
@@ -97,11 +112,18 @@ def curve(values: Sequence[float]) -> str:
     low, high = min(values), max(values)
     span = (high - low) or 1.0
     step = (width - 4) / (len(values) - 1)
-    return " ".join(f"{2 + n * step:.1f},{height - 3 - (value - low) / span * (height - 6):.1f}" for n, value in enumerate(values))
+    return " ".join(
+        f"{2 + n * step:.1f},{height - 3 - (value - low) / span * (height - 6):.1f}"
+        for n, value in enumerate(values)
+    )
 
 
 def _scores(epochs: Sequence[Mapping[str, Any]]) -> list[float]:
-    key = "val_accuracy" if any(isinstance(epoch.get("val_accuracy"), float) for epoch in epochs) else "accuracy"
+    key = (
+        "val_accuracy"
+        if any(isinstance(epoch.get("val_accuracy"), float) for epoch in epochs)
+        else "accuracy"
+    )
     return [float(epoch[key]) for epoch in epochs if isinstance(epoch.get(key), int | float)]
 
 

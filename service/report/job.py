@@ -111,7 +111,9 @@ def render_report(
     with claimed(claim_of(run)) as claim:
         remove_unfinished(run.report)
         manifest = manifest_of(shards)
-        made_of = fingerprint(run, shards, parameters(options, form))  # before anything is read: what changes later is made again
+        made_of = fingerprint(
+            run, shards, parameters(options, form)
+        )  # before anything is read: what changes later is made again
         subject = subject_of(run, shards, manifest, options)
 
         def tell(done: int, total: int, name: str) -> None:
@@ -120,11 +122,19 @@ def render_report(
 
         about = about_run(run, subject.config, shards, manifest)
         return render(
-            subject, about, run.report, form, made_of, tell, (partial(augmentation.part, shards=shards), partial(compare.part, run=run))
+            subject,
+            about,
+            run.report,
+            form,
+            made_of,
+            tell,
+            (partial(augmentation.part, shards=shards), partial(compare.part, run=run)),
         )
 
 
-def render_model_report(model_path: Path, shards: Path, out: Path, options: ReportOptions | None = None, form: Form | None = None) -> Path:
+def render_model_report(
+    model_path: Path, shards: Path, out: Path, options: ReportOptions | None = None, form: Form | None = None
+) -> Path:
     """Renders a report of a model made elsewhere: everything but its learning curves.
 
     Args:
@@ -143,11 +153,24 @@ def render_model_report(model_path: Path, shards: Path, out: Path, options: Repo
     """
     manifest = manifest_of(shards)
     subject = _subject(Path(model_path).stem, Path(model_path), shards, manifest, options or ReportOptions())
-    return render(subject, about_model(Path(model_path), shards, manifest), Path(out), form or Form(), {}, lambda *_: None)
+    return render(
+        subject,
+        about_model(Path(model_path), shards, manifest),
+        Path(out),
+        form or Form(),
+        {},
+        lambda *_: None,
+    )
 
 
 def render(
-    subject: Subject, about: About, out: Path, form: Form, made_of: dict[str, Any], progress: Progress, more: Sequence[Any] = ()
+    subject: Subject,
+    about: About,
+    out: Path,
+    form: Form,
+    made_of: dict[str, Any],
+    progress: Progress,
+    more: Sequence[Any] = (),
 ) -> Path:
     """Renders a report whole or not at all, and returns the path of `index.html`.
 
@@ -158,11 +181,15 @@ def render(
     with publishing(out) as directory:
         album, sections = Album(directory), []
         for done, part in enumerate(parts):
-            progress(done, len(parts), getattr(part, "func", part).__module__.rpartition(".")[2].replace("_", " "))
+            progress(
+                done, len(parts), getattr(part, "func", part).__module__.rpartition(".")[2].replace("_", " ")
+            )
             section = part(subject, album)
             if section is not None:
                 sections.append(section)
-        written = page.Page(subject, about, summarize(subject), sections, album, made_of, form.home, form.single_file)
+        written = page.Page(
+            subject, about, summarize(subject), sections, album, made_of, form.home, form.single_file
+        )
         page.write(directory, written)
         progress(len(parts), len(parts), "page")
     return out / PAGE
@@ -176,7 +203,11 @@ def manifest_of(shards: Path) -> Manifest:
         DataError: It is damaged.
     """
     if not (shards / FILE_NAME).is_file():
-        raise ConfigError("the shard set it was trained on", f"shards={shards} (no {FILE_NAME} there)", "say where it is with --data")
+        raise ConfigError(
+            "the shard set it was trained on",
+            f"shards={shards} (no {FILE_NAME} there)",
+            "say where it is with --data",
+        )
     return load_manifest(shards)
 
 
@@ -201,13 +232,21 @@ def _check_has_model(run: Run) -> None:
         )
 
 
-def _subject(name: str, model_path: Path, shards: Path, manifest: Manifest, options: ReportOptions) -> Subject:
+def _subject(
+    name: str, model_path: Path, shards: Path, manifest: Manifest, options: ReportOptions
+) -> Subject:
     model = load_model(model_path)
     check_classes(model, manifest.classes)
     data = data_spec_of(model)
-    filled = [split for split in ("validation", "train") if split in manifest.splits and manifest.splits[split].rows]
+    filled = [
+        split for split in ("validation", "train") if split in manifest.splits and manifest.splits[split].rows
+    ]
     if not filled:
-        raise ConfigError("a shard set with images", f"shards={shards} (splits: {', '.join(manifest.splits)})", "name another with --data")
+        raise ConfigError(
+            "a shard set with images",
+            f"shards={shards} (splits: {', '.join(manifest.splits)})",
+            "name another with --data",
+        )
     return Subject(
         name=name,
         model=model,

@@ -86,12 +86,22 @@ class Trial:
 
 def ranked(trials: Sequence[Trial]) -> list[Trial]:
     """The best first; of equals the one that was trained longer, then the earlier; those that failed last."""
-    return sorted(trials, key=lambda t: (t.state == "failed", -(-1.0 if t.score is None else t.score), -t.epochs, t.run.path.name))
+    return sorted(
+        trials,
+        key=lambda t: (
+            t.state == "failed",
+            -(-1.0 if t.score is None else t.score),
+            -t.epochs,
+            t.run.path.name,
+        ),
+    )
 
 
 def best_of(trials: Sequence[Trial]) -> Trial | None:
     """The best trial of all that did not fail; None where no other has a score."""
-    return next((trial for trial in ranked(trials) if trial.score is not None and trial.state != "failed"), None)
+    return next(
+        (trial for trial in ranked(trials) if trial.score is not None and trial.state != "failed"), None
+    )
 
 
 def table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
@@ -99,19 +109,34 @@ def table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
     rows = [["", "trial", "accuracy", "epochs", *keys, ""]]
     for place, trial in enumerate(trials, 1):
         values = [written(trial.values.get(key, "preset")) for key in keys]
-        rows.append([str(place), trial.run.path.name, percent(trial.score, 2), str(trial.epochs), *values, trial.note[:60]])
+        rows.append(
+            [
+                str(place),
+                trial.run.path.name,
+                percent(trial.score, 2),
+                str(trial.epochs),
+                *values,
+                trial.note[:60],
+            ]
+        )
     widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def written(value: Any) -> str:
     """A setting as a person writes it."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {written(inner)}" for key, inner in value.items())
-    return {"None": "none", "True": "true", "False": "false"}.get(str(value), str(value))  # by its text: 0.0 equals False
+    return {"None": "none", "True": "true", "False": "false"}.get(
+        str(value), str(value)
+    )  # by its text: 0.0 equals False
 
 
-def write_leaderboard(out: Path, preset: str, trials: Sequence[Trial], space: Sequence[Dimension], images: int) -> Path:
+def write_leaderboard(
+    out: Path, preset: str, trials: Sequence[Trial], space: Sequence[Dimension], images: int
+) -> Path:
     """Writes the page, whole or not at all.
 
     Args:
@@ -127,7 +152,11 @@ def write_leaderboard(out: Path, preset: str, trials: Sequence[Trial], space: Se
     best = best_of(trials)
     top = best.score if best and best.score is not None else None
     error = None if top is None else standard_error(top, images)
-    near = [t for t in trials if top is not None and error is not None and t.score is not None and 0 <= top - t.score <= 2 * error]
+    near = [
+        t
+        for t in trials
+        if top is not None and error is not None and t.score is not None and 0 <= top - t.score <= 2 * error
+    ]
     pages = {trial.run.path.name: trial.run.report / PAGE for trial in trials}
     links = {name: quote(path.relative_to(out).as_posix()) for name, path in pages.items() if path.is_file()}
     values = {
@@ -157,7 +186,11 @@ def dots(dimension: Dimension, trials: Sequence[Trial]) -> dict[str, Any]:
         `key`; `x` and `y`, the words at the lower and the upper end of each axis; `points` of name, x, y and the words for it.
     """
     key = dimension.key
-    scored = [(trial, trial.values[key], trial.score) for trial in trials if key in trial.values and trial.score is not None]
+    scored = [
+        (trial, trial.values[key], trial.score)
+        for trial in trials
+        if key in trial.values and trial.score is not None
+    ]
     choices = dimension.kind == "choice"
     low, high = (0.0, float(max(len(dimension.values) - 1, 1))) if choices else map(float, dimension.values)
     scores = [score for _, _, score in scored] or [0.0, 1.0]
@@ -166,9 +199,18 @@ def dots(dimension: Dimension, trials: Sequence[Trial]) -> dict[str, Any]:
     points = []
     for trial, value, score in scored:
         at = float(dimension.values.index(value)) if choices else float(value)
-        share = math.log(at / low) / math.log(high / low) if dimension.kind == "loguniform" else (at - low) / (high - low)
+        share = (
+            math.log(at / low) / math.log(high / low)
+            if dimension.kind == "loguniform"
+            else (at - low) / (high - low)
+        )
         x = EDGE + share * (width - 2 * EDGE)
         y = height - EDGE - (score - bottom) / ((top - bottom) or 1.0) * (height - 2 * EDGE)
         points.append((trial.run.path.name, round(x, 1), round(y, 1), f"{written(value)}: {percent(score)}"))
     ends = (dimension.values[0], dimension.values[-1])
-    return {"key": key, "x": [written(end) for end in ends], "y": [percent(bottom), percent(top)], "points": points}
+    return {
+        "key": key,
+        "x": [written(end) for end in ends],
+        "y": [percent(bottom), percent(top)],
+        "points": points,
+    }

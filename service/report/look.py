@@ -34,8 +34,14 @@ def heatmap_layers(network: Network, count: int) -> list[str]:
     if last is None:
         return []
     before = [tap.name for tap in network.convolutions if tap.name != last.name]
-    before = before[:-1] if before and not last.is_convolution else before  # the last convolution made the last map
-    places = np.unique(np.linspace(0, len(before) - 1, min(count - 1, len(before))).round().astype(int)) if before else []
+    before = (
+        before[:-1] if before and not last.is_convolution else before
+    )  # the last convolution made the last map
+    places = (
+        np.unique(np.linspace(0, len(before) - 1, min(count - 1, len(before))).round().astype(int))
+        if before
+        else []
+    )
     return [last.name, *(before[place] for place in reversed(places))]
 
 

@@ -41,7 +41,11 @@ def randomized(model: keras.Model, seed: int, last_only: bool = False) -> Iterat
 
     Each kernel keeps its mean and deviation and loses what it learned (after Adebayo et al., 2018, Sanity Checks for Saliency Maps).
     """
-    kernels = [variable for variable in model.trainable_variables + model.non_trainable_variables if len(variable.shape) >= 2]
+    kernels = [
+        variable
+        for variable in model.trainable_variables + model.non_trainable_variables
+        if len(variable.shape) >= 2
+    ]
     kernels = kernels[-1:] if last_only else kernels
     kept = [np.array(kernel) for kernel in kernels]
     generator = np.random.default_rng(seed)
@@ -69,7 +73,9 @@ class Removal:
     @property
     def areas(self) -> tuple[float, float]:
         """Areas under both curves, in [0, 1]: a good order has a small one and a large one (Petsiuk et al., 2018)."""
-        return float(np.trapezoid(self.deletion, dx=1 / STEPS)), float(np.trapezoid(self.insertion, dx=1 / STEPS))
+        return float(np.trapezoid(self.deletion, dx=1 / STEPS)), float(
+            np.trapezoid(self.insertion, dx=1 / STEPS)
+        )
 
 
 def removal(answer: Answer, images: Floats, classes: NDArray[np.int64], maps: Floats, seed: int) -> Removal:
@@ -133,12 +139,25 @@ def edges(image: Floats, without: Box | None = None) -> Floats:
     hard = np.hypot(down, right)[1:-1, 1:-1]
     if without is not None:
         height, width = hard.shape
-        around = (without[0] - 2 / height, without[1] - 2 / width, without[2] + 2 / height, without[3] + 2 / width)
+        around = (
+            without[0] - 2 / height,
+            without[1] - 2 / width,
+            without[2] + 2 / height,
+            without[3] + 2 / width,
+        )
         hard = np.where(within(hard.shape, around), 0, hard)
     side = max(1, round(NEAR * max(hard.shape) / 2))
     sums = np.pad(np.pad(hard, side, mode="edge"), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
     window = 2 * side + 1
-    return np.asarray(sums[window:, window:] - sums[:-window, window:] - sums[window:, :-window] + sums[:-window, :-window]) / window**2
+    return (
+        np.asarray(
+            sums[window:, window:]
+            - sums[:-window, window:]
+            - sums[window:, :-window]
+            + sums[:-window, :-window]
+        )
+        / window**2
+    )
 
 
 def distraction(image: Floats, box: Box) -> tuple[float, float]:
@@ -174,4 +193,6 @@ def found(maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box]
         shares.append(energy(shown, box))
         distracted.append(bool(values.any()) and np.hypot(y - edge_y, x - edge_x) <= NEAR)
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in boxes]
-    return Found(float(np.mean(points)), float(np.mean(shares)), float(np.mean(distracted)), float(np.mean(areas)))
+    return Found(
+        float(np.mean(points)), float(np.mean(shares)), float(np.mean(distracted)), float(np.mean(areas))
+    )

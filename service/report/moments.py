@@ -39,11 +39,19 @@ class Moment:
         variables = [variable for variable in model.variables if "seed_generator_state" not in variable.path]
         try:
             with np.load(self.path / STATE) as state:
-                arrays = [state[name] for name in sorted(state.files)[: len(variables)]]  # those of the model stand first
+                arrays = [
+                    state[name] for name in sorted(state.files)[: len(variables)]
+                ]  # those of the model stand first
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-            raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", "remove it, or train the run again") from None
+            raise TrainingError(
+                "an undamaged checkpoint", f"checkpoint={self.path}", "remove it, or train the run again"
+            ) from None
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
-            raise TrainingError("a checkpoint of the run's own model", f"checkpoint={self.path}", "remove it, or train the run again")
+            raise TrainingError(
+                "a checkpoint of the run's own model",
+                f"checkpoint={self.path}",
+                "remove it, or train the run again",
+            )
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
 

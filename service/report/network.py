@@ -21,8 +21,24 @@ from pipelines.registry import suggest
 from service.inference import activation_of, class_count, head_of, last_operation
 
 CONVOLUTIONS = {"Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"}
-UNCHANGED = {"Flatten", "Reshape", "Identity", "Dropout", "SpatialDropout2D", "AlphaDropout", "GaussianNoise", "GaussianDropout"}
-FIXING = {"Flatten", "Reshape", "Dense", "CenterCrop", "RandomCrop", "Resizing"}  # what ties a model to one size
+UNCHANGED = {
+    "Flatten",
+    "Reshape",
+    "Identity",
+    "Dropout",
+    "SpatialDropout2D",
+    "AlphaDropout",
+    "GaussianNoise",
+    "GaussianDropout",
+}
+FIXING = {
+    "Flatten",
+    "Reshape",
+    "Dense",
+    "CenterCrop",
+    "RandomCrop",
+    "Resizing",
+}  # what ties a model to one size
 SQUASHES = {"linear": tf.identity, "softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 BFLOAT16 = "mixed_bfloat16"
 SHRINKING = {"MaxPooling2D", "AveragePooling2D", "ZeroPadding2D", "Cropping2D"}
@@ -106,7 +122,9 @@ class Network:
         self._trace = self._traced()
         self.taps = self._discovered()
 
-    def run(self, images: Any, seen: Callable[[str, Any], None] | None = None, until: str | None = None) -> Trace:
+    def run(
+        self, images: Any, seen: Callable[[str, Any], None] | None = None, until: str | None = None
+    ) -> Trace:
         """Runs a batch.
 
         Args:
@@ -124,10 +142,18 @@ class Network:
             if operation is self._end:
                 y = _unsquashed(operation, args, kwargs)
             else:
-                with _with(operation, dtype_policy=BFLOAT16) if self._fast and isinstance(operation, keras.Layer) else nullcontext():
+                with (
+                    _with(operation, dtype_policy=BFLOAT16)
+                    if self._fast and isinstance(operation, keras.Layer)
+                    else nullcontext()
+                ):
                     y = operation(*args, **kwargs)
             shown = SQUASHES[activation_of(operation)](y) if operation is self._end else y
-            trace.operations[name], trace.inputs[name], trace.outputs[name] = operation, args[0] if args else None, shown
+            trace.operations[name], trace.inputs[name], trace.outputs[name] = (
+                operation,
+                args[0] if args else None,
+                shown,
+            )
             if seen is not None:
                 seen(name, y)
             if name == until:
@@ -138,11 +164,15 @@ class Network:
             with suppress(_Reached):
                 replayed(self.model, tf.cast(images, tf.float32) * self.scale, step)
             return trace
-        z = tf.cast(replayed(self.model, tf.cast(images, tf.float32) * self.scale, step), tf.float32)  # [B, units]
+        z = tf.cast(
+            replayed(self.model, tf.cast(images, tf.float32) * self.scale, step), tf.float32
+        )  # [B, units]
         logits = tf.concat([-z / 2, z / 2], axis=1) if z.shape[1] == 1 else z
         return Trace(logits, trace.operations, trace.inputs, trace.outputs)
 
-    def compiled(self, function: Callable[..., Any], *more: tf.TensorSpec, size: tuple[int, int] | None = None) -> Callable[..., Any]:
+    def compiled(
+        self, function: Callable[..., Any], *more: tf.TensorSpec, size: tuple[int, int] | None = None
+    ) -> Callable[..., Any]:
         """A function of images and other tensors as one graph, for batches of any length.
 
         Without XLA, which was measured five times slower for convolutions on a CPU.
@@ -181,7 +211,11 @@ class Network:
     def last_map(self) -> Tap | None:
         """The last feature map before pools shrink it: after the last convolution with what belongs to it; None without convolutions."""
         first = next((place for place, tap in enumerate(self.taps) if tap.is_convolution), len(self.taps))
-        maps = [tap for tap in self.taps[first:] if tap.is_map and tap.kind not in SHRINKING and max(tap.shape[:2]) > 1]
+        maps = [
+            tap
+            for tap in self.taps[first:]
+            if tap.is_map and tap.kind not in SHRINKING and max(tap.shape[:2]) > 1
+        ]
         return maps[-1] if maps else None
 
     def _traced(self) -> Trace:

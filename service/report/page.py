@@ -37,7 +37,13 @@ VIEWS = (  # name, title and sections of every view; a section that stands nowhe
     ("compare", "Compare", ("compare",)),
 )
 WIDE = 2  # times as wide as high: a picture of many channels
-THUMBNAILS = ("predictions", "image", "filters", "layers", "data")  # views whose pictures stand for a run, the best ones first
+THUMBNAILS = (
+    "predictions",
+    "image",
+    "filters",
+    "layers",
+    "data",
+)  # views whose pictures stand for a run, the best ones first
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,29 @@ class Page:
 
     def _view(self, name: str, title: str, sections: tuple[Section, ...]) -> View:
         pictures = [picture for section in sections for picture in instances(section.values, Picture)]
-        sheets = [picture for picture in pictures if picture.width > WIDE * picture.height] if name in ("layers", "filters") else []
+        sheets = (
+            [picture for picture in pictures if picture.width > WIDE * picture.height]
+            if name in ("layers", "filters")
+            else []
+        )
         first = (sheets or pictures)[:1]
         return View(name, title, sections, thumbnail(self.album, first[0]) if first else None)
 
 
 def write(directory: Path, page: Page) -> None:
     """Writes `index.html` and `manifest.json` beside the album's pictures. Same content, same bytes."""
-    inside = scripts(any(not plot.is_empty for section in page.sections for plot in instances(section.values, Plot)))
-    html = render("page.html", inside, page=page, subject=page.subject, summary=page.summary, verdict=verdict(page.summary), **_notes(page))
+    inside = scripts(
+        any(not plot.is_empty for section in page.sections for plot in instances(section.values, Plot))
+    )
+    html = render(
+        "page.html",
+        inside,
+        page=page,
+        subject=page.subject,
+        summary=page.summary,
+        verdict=verdict(page.summary),
+        **_notes(page),
+    )
     if page.single_file:
         html = with_pictures_inside(html, directory)
         shutil.rmtree(directory / Album.FOLDER)
@@ -143,12 +163,17 @@ def manifest(page: Page) -> dict[str, Any]:
         "scale": subject.scale,
         "options": subject.options.model_dump(mode="json"),
         "made_of": dict(page.made_of),
-        "about": {key: getattr(about, key) for key in ("source", "preset", "model", "state", "finished", "seconds")},
+        "about": {
+            key: getattr(about, key) for key in ("source", "preset", "model", "state", "finished", "seconds")
+        },
         "verdict": verdict(page.summary),
-        "checks": [{"name": check.name, "passed": check.passed, "words": check.words} for check in page.checks],
+        "checks": [
+            {"name": check.name, "passed": check.passed, "words": check.words} for check in page.checks
+        ],
         "thumbnails": [asdict(picture) for picture in thumbnails],
         "single_file": page.single_file,
-        "figures": {"summary": page.summary.figures()} | {section.id: section.figures for section in page.sections},
+        "figures": {"summary": page.summary.figures()}
+        | {section.id: section.figures for section in page.sections},
         "pictures": [page.album.entries[file] for file in sorted(page.album.entries)],
     }
 
@@ -167,8 +192,13 @@ def templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}  # every byte is loaded with the first view
-    environment.filters |= {name: getattr(words, name) for name in ("percent", "number", "signed", "points", "duration")}
+    environment.policies["json.dumps_kwargs"] = {
+        "sort_keys": True,
+        "separators": (",", ":"),
+    }  # every byte is loaded with the first view
+    environment.filters |= {
+        name: getattr(words, name) for name in ("percent", "number", "signed", "points", "duration")
+    }
     return environment
 
 
@@ -187,7 +217,10 @@ def instances(values: Any, kind: type[T]) -> Iterator[T]:
 
 
 def _notes(page: Page) -> dict[str, Any]:
-    return {"failed": [check for check in page.checks if not check.passed], "doubts": doubts(page.summary, page.about.state)}
+    return {
+        "failed": [check for check in page.checks if not check.passed],
+        "doubts": doubts(page.summary, page.about.state),
+    }
 
 
 def _finite(value: Any) -> Any:

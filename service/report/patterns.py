@@ -12,7 +12,10 @@ from service.report.network import Network, Trace
 
 STEPS = 20
 BATCH = 16  # filters at a time
-GREY, NOISE = 128.0, 20.0  # what an image starts from: grey, and the width of uniform noise around it (F. Chollet, 2016)
+GREY, NOISE = (
+    128.0,
+    20.0,
+)  # what an image starts from: grey, and the width of uniform noise around it (F. Chollet, 2016)
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,12 @@ class Patterns:
 
 
 def patterns(
-    network: Network, layer: str, filters: Sequence[int], steps: int = STEPS, seed: int = 0, size: tuple[int, int] | None = None
+    network: Network,
+    layer: str,
+    filters: Sequence[int],
+    steps: int = STEPS,
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
 ) -> Patterns:
     """Makes the patterns of some filters: every step adds the gradient over its root mean square, in pixels of 0 to 255.
 
@@ -57,8 +65,16 @@ def patterns(
     """
     network.tap(layer)
     shape = (*(size or network.shape[:2]), network.shape[2])
-    noise = np.random.default_rng(seed).uniform(GREY - NOISE / 2, GREY + NOISE / 2, (1, *shape)).astype(np.float32)
-    step = network.compiled(lambda images, chosen: _uphill(network, layer, images, chosen), tf.TensorSpec((None,), tf.int32), size=size)
+    noise = (
+        np.random.default_rng(seed)
+        .uniform(GREY - NOISE / 2, GREY + NOISE / 2, (1, *shape))
+        .astype(np.float32)
+    )
+    step = network.compiled(
+        lambda images, chosen: _uphill(network, layer, images, chosen),
+        tf.TensorSpec((None,), tf.int32),
+        size=size,
+    )
     images, before, after = [], [], []
     for start in range(0, len(filters), BATCH):
         chosen = tf.constant(filters[start : start + BATCH], tf.int32)
@@ -70,7 +86,9 @@ def patterns(
             x = climbed if number < steps else x  # the last round only scores
         images.append(x.numpy())
         after.append(scores.numpy())
-    return Patterns(layer, tuple(filters), np.concatenate(images), np.concatenate(before), np.concatenate(after))
+    return Patterns(
+        layer, tuple(filters), np.concatenate(images), np.concatenate(before), np.concatenate(after)
+    )
 
 
 def pixels(images: np.ndarray) -> np.ndarray:
@@ -79,7 +97,9 @@ def pixels(images: np.ndarray) -> np.ndarray:
     return np.clip((images - mean) / np.maximum(deviation, 1e-5) * 64 + 128, 0, 255).round().astype(np.uint8)
 
 
-def _uphill(network: Network, layer: str, images: tf.Tensor, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _uphill(
+    network: Network, layer: str, images: tf.Tensor, chosen: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """One step of F images for a filter each, and how strongly that answered before the step.
 
     Where a filter is silent all over, behind its ReLU, the way up is that of its value before the ReLU.
@@ -103,11 +123,17 @@ def _own(answers: tf.Tensor) -> tf.Tensor:
 def _answers(trace: Trace, layer: str, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The layer's output for these filters alone, before and after its activation; of a convolution only their kernels are computed."""
     convolution, x = trace.operations[layer], trace.inputs[layer]
-    if type(convolution).__name__ != "Conv2D" or convolution.groups != 1 or convolution.data_format != "channels_last":
+    if (
+        type(convolution).__name__ != "Conv2D"
+        or convolution.groups != 1
+        or convolution.data_format != "channels_last"
+    ):
         y = tf.gather(trace.outputs[layer], chosen, axis=-1)
         return y, y
     kernel = tf.cast(tf.gather(convolution.kernel, chosen, axis=-1), x.dtype)
-    y = tf.nn.conv2d(x, kernel, convolution.strides, convolution.padding.upper(), dilations=convolution.dilation_rate)
+    y = tf.nn.conv2d(
+        x, kernel, convolution.strides, convolution.padding.upper(), dilations=convolution.dilation_rate
+    )
     if convolution.use_bias:
         y += tf.cast(tf.gather(convolution.bias, chosen), y.dtype)
     return y, convolution.activation(y)

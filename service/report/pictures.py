@@ -15,7 +15,20 @@ from PIL import Image
 
 from service.report.colours import FLAT, FRAME, VIRIDIS, coloured
 
-__all__ = ["FLAT", "FRAME", "VIRIDIS", "Album", "Drawing", "Picture", "coloured", "encoded", "enlarged", "photo", "reduced", "tiled"]
+__all__ = [
+    "FLAT",
+    "FRAME",
+    "VIRIDIS",
+    "Album",
+    "Drawing",
+    "Picture",
+    "coloured",
+    "encoded",
+    "enlarged",
+    "photo",
+    "reduced",
+    "tiled",
+]
 
 
 PHOTO_SIDE = 64  # images with a longer side above it are photos and stored as JPEG
@@ -115,7 +128,9 @@ def encoded(drawing: Drawing) -> bytes:
     kind, image = drawing.kind, Image.fromarray(np.ascontiguousarray(drawing.pixels))
     if drawing.palette is not None:
         image.putpalette(drawing.palette.tobytes())
-        image = image if kind == "png" else image.convert("RGB")  # five times faster than looking colours up with NumPy
+        image = (
+            image if kind == "png" else image.convert("RGB")
+        )  # five times faster than looking colours up with NumPy
     buffer = io.BytesIO()
     image.save(buffer, "jpeg" if kind in SUFFIXES else kind, **SAVED[kind])
     return buffer.getvalue()
@@ -142,7 +157,10 @@ class Album:
         """Adds pictures, encoded in threads."""
         drawings = list(drawings)
         with ThreadPoolExecutor(THREADS) as threads:
-            return [self._add(drawing, content) for drawing, content in zip(drawings, threads.map(encoded, drawings), strict=True)]
+            return [
+                self._add(drawing, content)
+                for drawing, content in zip(drawings, threads.map(encoded, drawings), strict=True)
+            ]
 
     def add_sheet(self, pixels: np.ndarray, stem: str, alt: str, **origin: Any) -> Picture:
         """Adds a drawn picture, uint8 `[H, W, 3]`, without loss."""
@@ -166,4 +184,6 @@ def photo(pixels: np.ndarray, stem: str, alt: str, origin: dict[str, Any]) -> Dr
     """An image of a data set, uint8 `[H, W, 1 or 3]`; tiny ones enlarged, without loss."""
     large = max(pixels.shape[:2]) > PHOTO_SIDE
     shown = pixels if large else enlarged(pixels[None], 112)[0]
-    return Drawing(shown[..., 0] if shown.shape[2] == 1 else shown, stem, alt, origin, "photo" if large else "png")
+    return Drawing(
+        shown[..., 0] if shown.shape[2] == 1 else shown, stem, alt, origin, "photo" if large else "png"
+    )

@@ -63,7 +63,10 @@ class Plot:
         """What the browser needs, ready for JSON; null where a value is not finite."""
         return {
             "x": [float(x) for x in self.x],
-            "lines": [{"name": line.name, "role": line.role, "values": [_finite(v) for v in line.values]} for line in self.lines],
+            "lines": [
+                {"name": line.name, "role": line.role, "values": [_finite(v) for v in line.values]}
+                for line in self.lines
+            ],
             "percent": self.percent,
             "x_label": self.x_label,
             "marks": [list(mark) for mark in self.marks],
@@ -88,7 +91,13 @@ class Plot:
             finite = [value for value in line.values if math.isfinite(value)]
             if finite:
                 said.append(f"{line.name} from {self.show(finite[0])} to {self.show(finite[-1])}")
-        return "; ".join([*said, *(words for _, words in self.marks), *(f"{words}: {self.show(value)}" for value, words in self.levels)])
+        return "; ".join(
+            [
+                *said,
+                *(words for _, words in self.marks),
+                *(f"{words}: {self.show(value)}" for value, words in self.levels),
+            ]
+        )
 
 
 def _finite(value: float) -> float | None:

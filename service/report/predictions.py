@@ -72,8 +72,15 @@ def part(subject: Subject, album: Album) -> Section:
         answers.append(Answer(picture, said, probability, is_, predicted == truth, top))
     wrong = int((predictions.classes != predictions.labels).sum())
     total = len(predictions.labels)
-    figures = {"split": images.split, "images": total, "wrong": wrong, "accuracy": predictions.accuracy, "loss": predictions.loss}
+    figures = {
+        "split": images.split,
+        "images": total,
+        "wrong": wrong,
+        "accuracy": predictions.accuracy,
+        "loss": predictions.loss,
+    }
     shown = [
-        {"row": int(r), "predicted": a.predicted, "probability": a.probability, "true": a.truth} for r, a in zip(rows, answers, strict=True)
+        {"row": int(r), "predicted": a.predicted, "probability": a.probability, "true": a.truth}
+        for r, a in zip(rows, answers, strict=True)
     ]
     return Section("predictions", "Predictions", {"answers": answers, **figures}, {**figures, "shown": shown})

@@ -64,7 +64,9 @@ class Shown:
     versions: list[Version]
 
 
-def render_preview(shards: Path, data: DataSpec, augment: AugmentSpec, options: PreviewOptions, out: Path) -> Path:
+def render_preview(
+    shards: Path, data: DataSpec, augment: AugmentSpec, options: PreviewOptions, out: Path
+) -> Path:
     """Renders a page of originals beside their augmented versions, whole or not at all.
 
     The versions are the very pictures that a training run with this seed, and an even batch on every replica,
@@ -85,10 +87,14 @@ def render_preview(shards: Path, data: DataSpec, augment: AugmentSpec, options: 
         DataError: The shard set cannot be used.
     """
     if not signature(augment, data):
-        raise ConfigError("an augmentation", "augment with nothing turned on", "turn something on, for example flip=true")
+        raise ConfigError(
+            "an augmentation", "augment with nothing turned on", "turn something on, for example flip=true"
+        )
     reader = ShardReader(shards, options.split)
     if not reader.rows:
-        raise ConfigError("a split with images", f"split={options.split} of {shards} (empty)", "choose another with --split")
+        raise ConfigError(
+            "a split with images", f"split={options.split} of {shards} (empty)", "choose another with --split"
+        )
     with publishing(out, KIND) as directory:
         Previewer(shards, reader, data, augment, options).write(directory)
     return out / PAGE
@@ -105,15 +111,30 @@ class Previewer:
         options: Which images, and of which epochs.
     """
 
-    def __init__(self, shards: Path, reader: ShardReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions) -> None:
-        self._shards, self._reader, self._data, self._augment, self._options = shards, reader, data, augment, options
+    def __init__(
+        self, shards: Path, reader: ShardReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions
+    ) -> None:
+        self._shards, self._reader, self._data, self._augment, self._options = (
+            shards,
+            reader,
+            data,
+            augment,
+            options,
+        )
         self.epochs = range(options.epoch, options.epoch + options.versions)
         self.rows = self._order(options.epoch)[: options.rows]
 
     def write(self, directory: Path) -> None:
         """Writes `index.html`, `manifest.json` and the pictures. Same content, same bytes."""
         album = Album(directory)
-        html = page.render("preview.html", [], shown=self.show(album), ranges=self.ranges, options=self._options, rows=self._reader.rows)
+        html = page.render(
+            "preview.html",
+            [],
+            shown=self.show(album),
+            ranges=self.ranges,
+            options=self._options,
+            rows=self._reader.rows,
+        )
         write_atomically(directory / PAGE, html)
         manifest = {
             "kind": KIND,
@@ -137,9 +158,13 @@ class Previewer:
         versions = {epoch: self._versions(epoch, album) for epoch in self.epochs}
         names, classes = self._reader.ids(self.rows), self._reader.manifest.classes
         shown = []
-        for place, (row, name, pixels) in enumerate(zip(self.rows.tolist(), names, self._images(self.rows), strict=True)):
+        for place, (row, name, pixels) in enumerate(
+            zip(self.rows.tolist(), names, self._images(self.rows), strict=True)
+        ):
             label = classes[self._reader.labels[row]]
-            original = album.add_photo(pixels, "original", f"{label}, {name}, as stored", **self._origin(row), id=name)
+            original = album.add_photo(
+                pixels, "original", f"{label}, {name}, as stored", **self._origin(row), id=name
+            )
             shown.append(Shown(row, name, label, original, [versions[epoch][place] for epoch in self.epochs]))
         return shown
 
@@ -147,18 +172,29 @@ class Previewer:
         """The images as one epoch sees them."""
         from pipelines.augment.apply import augmented
 
-        rows = np.stack([self.rows, self._neighbours(epoch)], axis=1).reshape(-1)  # an image at 2i, who it is mixed with at 2i + 1
+        rows = np.stack([self.rows, self._neighbours(epoch)], axis=1).reshape(
+            -1
+        )  # an image at 2i, who it is mixed with at 2i + 1
         drawn = draw(self._augment, self._options.seed, epoch, rows, self._data)
         images, shares = augmented({"image": self._images(rows)} | drawn, self._augment)
         pixels = np.clip(np.rint(np.asarray(images)), 0, 255).astype(np.uint8)
-        words = described(self._augment, self._options.seed, epoch, rows, self._data, None if shares is None else np.asarray(shares))
+        words = described(
+            self._augment,
+            self._options.seed,
+            epoch,
+            rows,
+            self._data,
+            None if shares is None else np.asarray(shares),
+        )
         versions = []
         for place in range(0, len(rows), 2):
             facts = tuple(self._named(fact, rows[place + 1]) for fact in words[place])
             alt = ", ".join([f"the same in epoch {epoch}", *(f"{fact.name} {fact.value}" for fact in facts)])
             parameters = {name: values[place].tolist() for name, values in drawn.items()}
             origin = self._origin(int(rows[place]))
-            picture = album.add_photo(pixels[place], "version", alt, **origin, epoch=epoch, parameters=parameters)
+            picture = album.add_photo(
+                pixels[place], "version", alt, **origin, epoch=epoch, parameters=parameters
+            )
             versions.append(Version(epoch, picture, facts, parameters.get("affine")))
         return versions
 
@@ -171,10 +207,14 @@ class Previewer:
         if not fact.of_neighbour:
             return fact
         file = PurePosixPath(self._reader.ids([int(neighbour)])[0]).name
-        return Fact(fact.name, f"{fact.value} {self._reader.manifest.classes[self._reader.labels[neighbour]]}, {file}")
+        return Fact(
+            fact.name, f"{fact.value} {self._reader.manifest.classes[self._reader.labels[neighbour]]}, {file}"
+        )
 
     def _order(self, epoch: int) -> Rows:
-        return epoch_order(self._reader.rows, self._options.seed, epoch, self._reader.shard_rows, self._data.window)
+        return epoch_order(
+            self._reader.rows, self._options.seed, epoch, self._reader.shard_rows, self._data.window
+        )
 
     def _neighbours(self, epoch: int) -> Rows:
         """Who stands beside each image in the order of an epoch, `[rows]`; padding where nobody does."""
@@ -186,7 +226,9 @@ class Previewer:
         """Decoded images, uint8 `[n, H, W, C]`; black where there is none."""
         from pipelines.input.batches import read_rows
 
-        found = np.asarray(read_rows(self._shards, self._options.split, self._data, rows[rows != PADDING].tolist())["image"])
+        found = np.asarray(
+            read_rows(self._shards, self._options.split, self._data, rows[rows != PADDING].tolist())["image"]
+        )
         images = np.zeros((len(rows), *found.shape[1:]), np.uint8)
         images[rows != PADDING] = found
         return images

@@ -25,7 +25,12 @@ class Fact:
 
 
 def described(
-    spec: AugmentSpec, seed: int, epoch: int, rows: NDArray[np.int64], data: DataSpec, shares: NDArray[np.float32] | None
+    spec: AugmentSpec,
+    seed: int,
+    epoch: int,
+    rows: NDArray[np.int64],
+    data: DataSpec,
+    shares: NDArray[np.float32] | None,
 ) -> list[list[Fact]]:
     """What was drawn for each image of a batch: one fact for every change that is on.
 
@@ -46,7 +51,13 @@ def described(
         if "erase" in drawn:
             listed.append(Fact("erased", _box(drawn["erase"][place])))
         if shares is not None:
-            kind = "cutmix" if "cut" in drawn and drawn["cut"][place].any() else "mixup" if spec.mixup else "cutmix"
+            kind = (
+                "cutmix"
+                if "cut" in drawn and drawn["cut"][place].any()
+                else "mixup"
+                if spec.mixup
+                else "cutmix"
+            )
             share = 1.0 - float(shares[place])
             listed.append(Fact(kind, f"{share:.0%}", of_neighbour=True) if share else Fact(kind, "no"))
         facts.append(listed)
@@ -56,7 +67,11 @@ def described(
 def _geometry(spec: AugmentSpec, drawn: AffineParameters, place: int) -> list[Fact]:
     theta, tx, ty, shear, zx, zy, flip, flip_vertical = (values[place] for values in drawn[:-1])
     top, left, height, width = (float(side[place]) for side in drawn.crop)
-    sides = [side for side, turned in (("left\N{EN DASH}right", flip), ("top\N{EN DASH}bottom", flip_vertical)) if turned]
+    sides = [
+        side
+        for side, turned in (("left\N{EN DASH}right", flip), ("top\N{EN DASH}bottom", flip_vertical))
+        if turned
+    ]
     facts = {
         "crop": (spec.crop, f"{height * width:.0%} at x {left:.0%} y {top:.0%}"),
         "rotation": (spec.rotation, signed(theta, "°")),
@@ -69,7 +84,10 @@ def _geometry(spec: AugmentSpec, drawn: AffineParameters, place: int) -> list[Fa
 
 
 def _colour(spec: AugmentSpec, drawn: ColourParameters, place: int, channels: int) -> list[Fact]:
-    facts = {name: signed(100 * (getattr(drawn, name)[place] - 1), "%") for name in ("brightness", "contrast", "saturation")}
+    facts = {
+        name: signed(100 * (getattr(drawn, name)[place] - 1), "%")
+        for name in ("brightness", "contrast", "saturation")
+    }
     facts["hue"] = signed(drawn.hue[place], "°")
     known = ("brightness", "contrast", "saturation", "hue") if channels == 3 else ("brightness", "contrast")
     return [Fact(name, facts[name]) for name in known if getattr(spec, name)]

@@ -40,12 +40,17 @@ class Probe:
 
 def photos_of(subject: Subject) -> list[Drawing]:
     """The probes themselves as pictures."""
-    return [photo(probe.pixels, "input", probe.name.capitalize(), origin_of(subject, probe)) for probe in subject.probes]
+    return [
+        photo(probe.pixels, "input", probe.name.capitalize(), origin_of(subject, probe))
+        for probe in subject.probes
+    ]
 
 
 def origin_of(subject: Subject, probe: Probe, **parameters: object) -> dict[str, object]:
     """What a picture of a probe was made from, for the manifest."""
-    return subject.origin(subject.evaluation, [probe.row], checkpoint=subject.model_digest, scale=subject.scale, **parameters)
+    return subject.origin(
+        subject.evaluation, [probe.row], checkpoint=subject.model_digest, scale=subject.scale, **parameters
+    )
 
 
 def choose(predictions: Predictions, count: int) -> np.ndarray:
@@ -98,7 +103,9 @@ def probes(subject: Subject) -> tuple[Probe, ...]:
         probabilities, truth = predictions.probabilities[index], int(predictions.labels[index])
         best = int(predictions.classes[index])
         name = f"{images.split} image {row}, {subject.classes[truth]}"
-        found.append(Probe(int(row), image, truth, best, float(probabilities[best]), asked(probabilities, truth), name))
+        found.append(
+            Probe(int(row), image, truth, best, float(probabilities[best]), asked(probabilities, truth), name)
+        )
     return tuple(found)
 
 
@@ -110,6 +117,8 @@ def _chosen(subject: Subject) -> np.ndarray:
     for row in wanted:
         if row not in places:
             raise ConfigError(
-                f"rows from 0 to {len(places) - 1}", f"activation_rows={row}", f"pick rows of the {subject.evaluation.split} split"
+                f"rows from 0 to {len(places) - 1}",
+                f"activation_rows={row}",
+                f"pick rows of the {subject.evaluation.split} split",
             )
     return np.array([places[row] for row in wanted], np.int64)

@@ -48,7 +48,11 @@ def publishing(out: Path, kind: str = KIND) -> Iterator[Path]:
     """
     noun = kind.rpartition(" ")[2]
     if out.exists() and kind_of(out) != kind and (not out.is_dir() or any(out.iterdir())):
-        raise ConfigError(f"a new directory or an older {noun}", f"out={out} (holds something else)", "choose another --out or remove it")
+        raise ConfigError(
+            f"a new directory or an older {noun}",
+            f"out={out} (holds something else)",
+            "choose another --out or remove it",
+        )
     temporary = out.with_name(f".tmp-{secrets.token_hex(4)}-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,9 @@ def publishing(out: Path, kind: str = KIND) -> Iterator[Path]:
         _move(temporary, out)
     except OSError as error:
         raise ConfigError(
-            f"a place for the {noun} that can be written", f"out={out}: {error.strerror or error}", "make room or choose another"
+            f"a place for the {noun} that can be written",
+            f"out={out}: {error.strerror or error}",
+            "make room or choose another",
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -23,7 +23,10 @@ from service.runs import Run
 from service.scores import standard_error
 
 ROLES = "abcdef"
-LAST, LONG = 5, 10  # the end of a run of that many epochs is the median of its last five, of a shorter one its last
+LAST, LONG = (
+    5,
+    10,
+)  # the end of a run of that many epochs is the median of its last five, of a shorter one its last
 TWO = 2.0  # standard errors
 PUBLISHED = re.compile(r"Published: ([\d.]+) % of (?:the )?(?:([\d,]+) )?[^.]*? after (\d+) epochs?")
 History = Sequence[Mapping[str, float]]
@@ -84,7 +87,9 @@ class Experiment:
         if not self.runs:
             return f"not run: {self.why_not}"
         left = [run for run in self.runs if run not in self.finished]
-        return ", ".join(f"not finished: epoch {len(run.metrics())} of {self.published.epochs}" for run in left)
+        return ", ".join(
+            f"not finished: epoch {len(run.metrics())} of {self.published.epochs}" for run in left
+        )
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,13 @@ class Outcome:
 def departures(run: Run, config: RunConfig) -> tuple[str, ...]:
     """Settings of a run in which it departs from its preset, as on the command line; seed, data and weights do not count."""
     preset = dict(flat(config.model_dump(mode="json")))
-    own = flat({key: value for key, value in run.config().items() if key not in ("preset", "shards", "seed", "weights")})
+    own = flat(
+        {
+            key: value
+            for key, value in run.config().items()
+            if key not in ("preset", "shards", "seed", "weights")
+        }
+    )
     return tuple(f"{key}={value}" for key, value in own if preset.get(key) != value)
 
 
@@ -141,10 +152,17 @@ def outcome(experiment: Experiment) -> Outcome | None:
     ours, published = statistics.fmean(ends), experiment.published
     images = _images(experiment.finished[0])
     errors = [standard_error(ours, images) if images else 0.0]
-    errors += [standard_error(published.accuracy, published.images or images or 0) if published.images or images else 0.0]
+    errors += [
+        standard_error(published.accuracy, published.images or images or 0)
+        if published.images or images
+        else 0.0
+    ]
     return Outcome(
         ours=ours,
-        best=max(max(value for value in column(history, "val_accuracy") if math.isfinite(value)) for history in histories),
+        best=max(
+            max(value for value in column(history, "val_accuracy") if math.isfinite(value))
+            for history in histories
+        ),
         spread=statistics.stdev(ends) if len(ends) > 1 else None,
         difference=ours - published.accuracy,
         error=math.hypot(*errors),
@@ -156,11 +174,18 @@ def outcome(experiment: Experiment) -> Outcome | None:
 def plots(experiment: Experiment) -> list[Plot]:
     """Our curves over the published ones: accuracy and loss on validation images, and accuracy on training images."""
     found = [("published", experiment.history, "f")] if experiment.history else []
-    found += [(f"ours, seed {run.config().get('seed', 0)}", run.metrics(), ROLES[n % 5]) for n, run in enumerate(experiment.runs)]
+    found += [
+        (f"ours, seed {run.config().get('seed', 0)}", run.metrics(), ROLES[n % 5])
+        for n, run in enumerate(experiment.runs)
+    ]
     found = [(name, history, role) for name, history, role in found if history]
     longest = max((len(history) for _, history, _ in found), default=0)
     drawn = []
-    for key, title in (("val_accuracy", "Validation accuracy"), ("accuracy", "Training accuracy"), ("val_loss", "Validation loss")):
+    for key, title in (
+        ("val_accuracy", "Validation accuracy"),
+        ("accuracy", "Training accuracy"),
+        ("val_loss", "Validation loss"),
+    ):
         lines = []
         for name, history, role in found:
             values = column(history, key)
@@ -185,7 +210,10 @@ def write_reproduction(out: Path, experiments: Sequence[Experiment], machine: st
     out.mkdir(parents=True, exist_ok=True)
     rows = [(experiment, outcome(experiment), plots(experiment)) for experiment in experiments]
     below = [experiment.preset for experiment, found, _ in rows if found and found.verdict == "below"]
-    write_atomically(out / PAGE, render("reproduction.html", scripts(), rows=rows, below=below, machine=machine, last=LAST, long=LONG))
+    write_atomically(
+        out / PAGE,
+        render("reproduction.html", scripts(), rows=rows, below=below, machine=machine, last=LAST, long=LONG),
+    )
     return out / PAGE
 
 

@@ -15,7 +15,10 @@ from service.report.pictures import Album, Drawing
 from service.report.probes import origin_of, photos_of
 from service.report.subject import Section, Subject
 
-NOISY, SPREAD = 25, 0.15  # images with noise, whose deviation is such a share of an image's range (Smilkov et al., 2017)
+NOISY, SPREAD = (
+    25,
+    0.15,
+)  # images with noise, whose deviation is such a share of an image's range (Smilkov et al., 2017)
 STEPS = 32  # from black to the image (Sundararajan et al., 2017)
 METHODS = {"gradient": "Gradient", "smooth": "SmoothGrad", "integrated": "Integrated gradients"}
 
@@ -64,7 +67,13 @@ def saliency(network: Network, images: np.ndarray, classes: np.ndarray, seed: in
     logits, gradient = (t.numpy() for t in graph(x, asked))
     width = (x.max(axis=(1, 2, 3), keepdims=True) - x.min(axis=(1, 2, 3), keepdims=True)) * SPREAD
     noise = np.random.default_rng(seed)
-    smooth = np.mean([np.abs(graph(x + width * noise.normal(size=x.shape[1:]).astype(np.float32), asked)[1]) for _ in range(NOISY)], axis=0)
+    smooth = np.mean(
+        [
+            np.abs(graph(x + width * noise.normal(size=x.shape[1:]).astype(np.float32), asked)[1])
+            for _ in range(NOISY)
+        ],
+        axis=0,
+    )
     way = np.mean([graph(x * ((step + 0.5) / STEPS), asked)[1] for step in range(STEPS)], axis=0)
     black = graph(np.zeros_like(x), asked)[0].numpy()
     return Saliency(gradient, smooth, x * way, logits - black)
@@ -76,16 +85,22 @@ def part(subject: Subject, album: Album) -> Section | None:
     if not probes:
         return None
     classes = np.array([probe.predicted for probe in probes])
-    found = saliency(subject.network, np.stack([probe.pixels for probe in probes]), classes, subject.options.seed)
+    found = saliency(
+        subject.network, np.stack([probe.pixels for probe in probes]), classes, subject.options.seed
+    )
     photos = album.add_all(photos_of(subject))
-    pictures = album.add_all(_drawing(subject, found, n, method) for n in range(len(probes)) for method in METHODS)
+    pictures = album.add_all(
+        _drawing(subject, found, n, method) for n in range(len(probes)) for method in METHODS
+    )
     looks = [
         {
             "photo": photos[n],
             "row": probe.row,
             "truth": subject.classes[probe.truth],
             "predicted": subject.classes[probe.predicted],
-            "maps": list(zip(METHODS.values(), pictures[n * len(METHODS) : (n + 1) * len(METHODS)], strict=True)),
+            "maps": list(
+                zip(METHODS.values(), pictures[n * len(METHODS) : (n + 1) * len(METHODS)], strict=True)
+            ),
             "incomplete": float(found.incomplete[n]),
         }
         for n, probe in enumerate(probes)
@@ -99,7 +114,9 @@ def part(subject: Subject, album: Album) -> Section | None:
         "seed": subject.options.seed,
         "incomplete": found.incomplete.tolist(),
     }
-    return Section("saliency", "Which pixels count", {"looks": looks, "noisy": NOISY, "steps": STEPS}, figures)
+    return Section(
+        "saliency", "Which pixels count", {"looks": looks, "noisy": NOISY, "steps": STEPS}, figures
+    )
 
 
 def _drawing(subject: Subject, found: Saliency, n: int, method: str) -> Drawing:
@@ -108,6 +125,8 @@ def _drawing(subject: Subject, found: Saliency, n: int, method: str) -> Drawing:
     words = f"{METHODS[method]} for {subject.classes[probe.predicted]}; {probe.name}"
     origin = origin_of(subject, probe, method=method)
     if method == "integrated":
-        return Drawing(heat.diverging(found.integrated[n].sum(axis=2), size), "saliency", words, origin, "png", DIVERGING)
+        return Drawing(
+            heat.diverging(found.integrated[n].sum(axis=2), size), "saliency", words, origin, "png", DIVERGING
+        )
     strongest = np.abs(found.gradient[n] if method == "gradient" else found.smooth[n]).max(axis=2)
     return heat.drawing(strongest, size, "saliency", words, origin)

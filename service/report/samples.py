@@ -31,13 +31,17 @@ def files_of(folder: Path) -> list[Path]:
     found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] if folder.is_dir() else []
     if not found:
         raise ConfigError(
-            "a folder of pictures", f"samples={folder} ({'none in it' if folder.is_dir() else 'no such folder'})", "name another"
+            "a folder of pictures",
+            f"samples={folder} ({'none in it' if folder.is_dir() else 'no such folder'})",
+            "name another",
         )
     return sorted(found, key=_by_numbers)[:MOST]
 
 
 def _by_numbers(path: Path) -> list[Any]:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())]
+    return [
+        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())
+    ]
 
 
 def read(files: Sequence[Path], data: DataSpec) -> tuple[list[Path], np.ndarray, list[str]]:
@@ -50,7 +54,9 @@ def read(files: Sequence[Path], data: DataSpec) -> tuple[list[Path], np.ndarray,
     for file in files:
         try:
             ready = prepare(file.read_bytes(), AS_FOUND)
-            pixels.append(tfdata.decode_all([ready.image], np.array([ready.shape], np.int32), data, AS_FOUND.encoding))
+            pixels.append(
+                tfdata.decode_all([ready.image], np.array([ready.shape], np.int32), data, AS_FOUND.encoding)
+            )
             good.append(file)
         except (UnreadableImageError, OSError):
             bad.append(file.name)
@@ -79,11 +85,19 @@ def part(subject: Subject, album: Album) -> Section | None:
     probabilities = np.concatenate([none, *(classifier(images, real) for images, real in parts)])
     answers = [_answer(subject, file, p) for file, p in zip(files, probabilities, strict=True)]
     drawings = [_drawing(subject, image, answer) for image, answer in zip(pixels, answers, strict=True)]
-    shown = [answer | {"picture": picture} for answer, picture in zip(answers, album.add_all(drawings), strict=True)]
+    shown = [
+        answer | {"picture": picture}
+        for answer, picture in zip(answers, album.add_all(drawings), strict=True)
+    ]
     known = [answer for answer in answers if answer["truth"] is not None]
     right = sum(answer["truth"] == answer["top"][0]["name"] for answer in known)
     values = {"answers": shown, "known": len(known), "right": right, "unreadable": unreadable}
-    return Section("samples", "Sample photos", values, {"samples": answers, "known": len(known), "right": right, "unreadable": unreadable})
+    return Section(
+        "samples",
+        "Sample photos",
+        values,
+        {"samples": answers, "known": len(known), "right": right, "unreadable": unreadable},
+    )
 
 
 def _padded(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -101,5 +115,12 @@ def _answer(subject: Subject, file: Path, probabilities: np.ndarray) -> dict[str
 
 def _drawing(subject: Subject, pixels: np.ndarray, answer: dict[str, Any]) -> Drawing:
     said = answer["top"][0]
-    words = f"{answer['file']}: {said['name']} with {said['probability']:.1%}" + (f", is {answer['truth']}" if answer["truth"] else "")
-    return photo(pixels, "sample", words, {"sample": answer["file"], "checkpoint": subject.model_digest, "scale": subject.scale})
+    words = f"{answer['file']}: {said['name']} with {said['probability']:.1%}" + (
+        f", is {answer['truth']}" if answer["truth"] else ""
+    )
+    return photo(
+        pixels,
+        "sample",
+        words,
+        {"sample": answer["file"], "checkpoint": subject.model_digest, "scale": subject.scale},
+    )

@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from service.report.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SHADES
 
 COLUMNS = 16  # tiles a row
-BLOCK = 16  # pixels: JPEG codes squares of 8 in brightness and 16 in colour, and what lies in one runs together
+BLOCK = (
+    16  # pixels: JPEG codes squares of 8 in brightness and 16 in colour, and what lies in one runs together
+)
 SMALLEST, LARGEST = 24, 64  # pixels of a tile's longer side
 STEPS = 1000  # in which a page is told of activity
 
@@ -35,7 +37,9 @@ class Grid:
     pitch: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
 
-    def for_page(self, activity: NDArray[np.floating], blank: NDArray[np.bool_], **more: Any) -> dict[str, Any]:
+    def for_page(
+        self, activity: NDArray[np.floating], blank: NDArray[np.bool_], **more: Any
+    ) -> dict[str, Any]:
         """What the page's script needs to find tiles and to say what they are, in few bytes.
 
         Args:
@@ -45,7 +49,11 @@ class Grid:
         """
         most = float(np.abs(activity).max(initial=0)) or 1.0
         steps = np.rint(activity / most * STEPS).astype(int).tolist()
-        return asdict(self) | {"activity": steps, "step": most / STEPS, "blank": np.flatnonzero(blank).tolist()} | more
+        return (
+            asdict(self)
+            | {"activity": steps, "step": most / STEPS, "blank": np.flatnonzero(blank).tolist()}
+            | more
+        )
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,9 @@ def levels(values: Any, mean: Any = None, deviation: Any = None) -> tf.Tensor:
         deviation = tf.sqrt(variance)
     scale = tf.math.divide_no_nan(64.0, deviation)
     # Few passes over the values, which are many: `tf.clip_by_value` would take two for its part.
-    return tf.raw_ops.ClipByValue(t=values * scale + (128.0 - mean * scale), clip_value_min=0.0, clip_value_max=255.0)
+    return tf.raw_ops.ClipByValue(
+        t=values * scale + (128.0 - mean * scale), clip_value_min=0.0, clip_value_max=255.0
+    )
 
 
 def blank(values: Any) -> tf.Tensor:
@@ -130,10 +140,14 @@ def sheet(places: np.ndarray, is_blank: np.ndarray, scaled: Scaling) -> np.ndarr
     Returns:
         uint8 `[rows * pitch, columns * pitch]`: places in a palette.
     """
-    return mosaic(np.moveaxis(places, -1, 0)[..., None], replace(scaled, shrink=1), is_blank, FLAT_PLACE, FRAME_PLACE)[..., 0]
+    return mosaic(
+        np.moveaxis(places, -1, 0)[..., None], replace(scaled, shrink=1), is_blank, FLAT_PLACE, FRAME_PLACE
+    )[..., 0]
 
 
-def mosaic(tiles: np.ndarray, scaled: Scaling, is_blank: np.ndarray, flat: Any = FLAT, frame: Any = FRAME) -> np.ndarray:
+def mosaic(
+    tiles: np.ndarray, scaled: Scaling, is_blank: np.ndarray, flat: Any = FLAT, frame: Any = FRAME
+) -> np.ndarray:
     """Lays out images as tiles, those that are blank flat.
 
     Args:

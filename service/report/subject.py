@@ -104,7 +104,9 @@ class ShardImages:
         """Some images, uint8 `[N, H, W, C]`."""
         from pipelines.input.batches import read_rows
 
-        return np.asarray(read_rows(self.shards, self.split, self.data, [int(row) for row in rows])["image"])[: len(rows)]
+        return np.asarray(read_rows(self.shards, self.split, self.data, [int(row) for row in rows])["image"])[
+            : len(rows)
+        ]
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Where those images came from."""
@@ -179,7 +181,12 @@ class Subject:
 
     def origin(self, images: Images, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
         """What a picture was made from, for the manifest."""
-        return {"shards": self.shards_digest, "split": images.split, "rows": [int(row) for row in rows], **parameters}
+        return {
+            "shards": self.shards_digest,
+            "split": images.split,
+            "rows": [int(row) for row in rows],
+            **parameters,
+        }
 
 
 @dataclass(frozen=True)

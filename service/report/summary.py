@@ -75,9 +75,7 @@ def verdict(found: Summary) -> str:
     """One or two sentences on how good the model is and how far it can be trusted on new images."""
     if found.best_accuracy is None:
         kind = "validation images" if found.split == "validation" else "training images"
-        words = (
-            f"Right on {found.accuracy:.1%} of {found.images:,} {kind}; always naming the commonest class would give {found.commonest:.1%}."
-        )
+        words = f"Right on {found.accuracy:.1%} of {found.images:,} {kind}; always naming the commonest class would give {found.commonest:.1%}."
         if found.split != "validation":
             words += " There is no validation split, so nothing is known of how it does on new images."
         return words
@@ -112,7 +110,11 @@ def doubts(found: Summary, state: str) -> list[str]:
     said = []
     if state not in ("", "finished"):
         said.append(f"This run is not finished (state: {state}); the page shows its best model so far.")
-    if found.best_accuracy is not None and found.split == "validation" and abs(found.accuracy - found.best_accuracy) > 0.005:
+    if (
+        found.best_accuracy is not None
+        and found.split == "validation"
+        and abs(found.accuracy - found.best_accuracy) > 0.005
+    ):
         said.append(
             f"The saved model scores {found.accuracy:.1%} on this shard set, but training recorded {found.best_accuracy:.1%}: "
             "the data may not be those it was trained with."

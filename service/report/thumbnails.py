@@ -24,6 +24,8 @@ def thumbnail(album: Album, picture: Picture) -> Picture:
         side = min(width, height)
         left, top = (width - side) // 2, (height - side) // 2
         pixels = pixels.crop((left, top, left + side, top + side))
-    small = pixels.resize((SIDE, SIDE), Image.Resampling.LANCZOS if side >= SIDE else Image.Resampling.NEAREST)
+    small = pixels.resize(
+        (SIDE, SIDE), Image.Resampling.LANCZOS if side >= SIDE else Image.Resampling.NEAREST
+    )
     origin = album.entries[picture.file]["made_from"][0] | {"thumbnail_of": picture.file}
     return album.add_all([Drawing(np.asarray(small), "thumbnail", picture.alt, origin, "jpeg")])[0]

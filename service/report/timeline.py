@@ -45,7 +45,12 @@ class Look:
 
 
 def look(
-    model: keras.Model, scale: float, moments: Sequence[Moment], images: np.ndarray, truth: np.ndarray, filters: int = 0
+    model: keras.Model,
+    scale: float,
+    moments: Sequence[Moment],
+    images: np.ndarray,
+    truth: np.ndarray,
+    filters: int = 0,
 ) -> list[Look]:
     """Runs a model with the weights of each moment; those whose checkpoint is damaged are left out.
 
@@ -96,7 +101,10 @@ def shared_sheets(values: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
     mean, deviation = together.mean(axis=(0, 1, 2, 3)), together.std(axis=(0, 1, 2, 3))
     drawn = []
     for moment in together:
-        shares, flat = levels(moment, mean, deviation).numpy().transpose(0, 3, 1, 2) / 255, blank(moment).numpy()  # [B, C, H, W], [B, C]
+        shares, flat = (
+            levels(moment, mean, deviation).numpy().transpose(0, 3, 1, 2) / 255,
+            blank(moment).numpy(),
+        )  # [B, C, H, W], [B, C]
         drawn.append([_sheet(image, without) for image, without in zip(shares, flat, strict=True)])
     return drawn
 
@@ -108,7 +116,11 @@ def _sheet(shares: np.ndarray, flat: np.ndarray) -> np.ndarray:
     columns = min(COLUMNS, len(places))
     places = np.pad(places, ((0, -len(places) % columns), (0, 1), (0, 1)), constant_values=FRAME_PLACE)
     rows, (height, width) = len(places) // columns, places.shape[1:]
-    return np.asarray(places.reshape(rows, columns, height, width).transpose(0, 2, 1, 3).reshape(rows * height, columns * width))
+    return np.asarray(
+        places.reshape(rows, columns, height, width)
+        .transpose(0, 2, 1, 3)
+        .reshape(rows * height, columns * width)
+    )
 
 
 def shared_limits(maps: Sequence[np.ndarray]) -> np.ndarray:

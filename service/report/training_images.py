@@ -36,7 +36,9 @@ def part(subject: Subject, album: Album) -> Section:
     groups: dict[str, list[Picture]] = {}
     for row, pixels, name in zip(rows, images.read(rows), images.ids(rows), strict=True):
         label = subject.classes[images.labels[row]]
-        picture = album.add_photo(pixels, "training", f"Training image {row}, {label}: {name}", **subject.origin(images, [row]))
+        picture = album.add_photo(
+            pixels, "training", f"Training image {row}, {label}: {name}", **subject.origin(images, [row])
+        )
         groups.setdefault(label, []).append(picture)
     counts = np.bincount(images.labels, minlength=len(subject.classes)).tolist()
     sizes = dict(zip(subject.classes, counts, strict=True))

@@ -45,10 +45,15 @@ def part(subject: Subject, album: Album) -> Section | None:
     total = len(subject.predictions.rows)
     if network.last_map is None or not options.trust_images or not total:
         return None
-    chosen = np.sort(np.random.default_rng(options.seed).choice(total, min(options.trust_images, total), replace=False))
+    chosen = np.sort(
+        np.random.default_rng(options.seed).choice(total, min(options.trust_images, total), replace=False)
+    )
     rows = subject.predictions.rows[chosen].tolist()
     pixels = images.read(rows)
-    said, truth = subject.predictions.classes[chosen].astype(np.int64), subject.predictions.labels[chosen].astype(np.int64)
+    said, truth = (
+        subject.predictions.classes[chosen].astype(np.int64),
+        subject.predictions.labels[chosen].astype(np.int64),
+    )
     second = np.argsort(-subject.predictions.probabilities[chosen], axis=1, kind="stable")[:, 1]
     heatmaps = Heatmaps(network, [network.last_map.name], ["signed"], classes=3)
     classes = np.stack([said, second, truth], axis=1)
@@ -59,7 +64,9 @@ def part(subject: Subject, album: Album) -> Section | None:
     boxes = images.evidence(rows)
     known = [n for n, box in enumerate(boxes) if box is not None]
     if known:
-        checks += _box_checks([np.maximum(maps[n, 2], 0) for n in known], [pixels[n] for n in known], [boxes[n] for n in known])
+        checks += _box_checks(
+            [np.maximum(maps[n, 2], 0) for n in known], [pixels[n] for n in known], [boxes[n] for n in known]
+        )
     values = {
         "images": len(rows),
         "split": images.split,
@@ -102,7 +109,13 @@ def _randomization(
     passed = abs(shuffled) < CHANGED
     says = "they show what was learned" if passed else "they show the images, not what was learned"
     return [
-        Check("Same weights", same, "1.00", same > 0.999, f"With the same weights the heatmaps are the same (Spearman {same:.2f})."),
+        Check(
+            "Same weights",
+            same,
+            "1.00",
+            same > 0.999,
+            f"With the same weights the heatmaps are the same (Spearman {same:.2f}).",
+        ),
         Check(
             "Random weights",
             shuffled,
@@ -121,12 +134,16 @@ def _other_class(maps: np.ndarray) -> Check:
     return Check("Another class", alike, f"below {OTHER}", passed, words)
 
 
-def _removals(network: Network, pixels: np.ndarray, said: np.ndarray, maps: np.ndarray, seed: int) -> tuple[Removal, Removal]:
+def _removals(
+    network: Network, pixels: np.ndarray, said: np.ndarray, maps: np.ndarray, seed: int
+) -> tuple[Removal, Removal]:
     """Places removed in the order of the maps, and of random maps of the same size."""
     graph = network.compiled(lambda x: tf.nn.softmax(network.run(x).logits))
 
     def answer(images: np.ndarray) -> np.ndarray:
-        return np.concatenate([graph(images[start : start + BATCH]).numpy() for start in range(0, len(images), BATCH)])
+        return np.concatenate(
+            [graph(images[start : start + BATCH]).numpy() for start in range(0, len(images), BATCH)]
+        )
 
     images = pixels.astype(np.float32)
     chance = np.random.default_rng(seed).normal(size=maps.shape).astype(np.float32)
@@ -141,15 +158,31 @@ def _removal_checks(by_map: Removal, by_chance: Removal) -> list[Check]:
     deletion = "takes the answer away sooner than" if sooner else "hurts the answer no more than"
     insertion = "brings the answer back sooner than" if earlier else "helps the answer no more than"
     return [
-        Check("Deletion", gone, f"below {gone_by_chance:.2f}, by chance", sooner, f"Removing bright places first {deletion} {falls}."),
-        Check("Insertion", back, f"above {back_by_chance:.2f}, by chance", earlier, f"Showing bright places first {insertion} {comes}."),
+        Check(
+            "Deletion",
+            gone,
+            f"below {gone_by_chance:.2f}, by chance",
+            sooner,
+            f"Removing bright places first {deletion} {falls}.",
+        ),
+        Check(
+            "Insertion",
+            back,
+            f"above {back_by_chance:.2f}, by chance",
+            earlier,
+            f"Showing bright places first {insertion} {comes}.",
+        ),
     ]
 
 
 def _box_checks(maps: list[np.ndarray], images: list[np.ndarray], boxes: list[Any]) -> list[Check]:
     """The three figures that only together say that maps find the object."""
     figures = found(maps, images, boxes)
-    pointing, inside, distracted = percent(figures.pointing), percent(figures.energy), percent(figures.distracted)
+    pointing, inside, distracted = (
+        percent(figures.pointing),
+        percent(figures.energy),
+        percent(figures.distracted),
+    )
     chance = f"(noise: {percent(figures.chance, 0)})"
     words = (
         f"{pointing} of the heatmaps have their brightest place on the object {chance}.",
@@ -159,7 +192,13 @@ def _box_checks(maps: list[np.ndarray], images: list[np.ndarray], boxes: list[An
     return [
         Check("Pointing", figures.pointing, f"at least {POINTING}", figures.pointing >= POINTING, words[0]),
         Check("Energy in the box", figures.energy, f"at least {ENERGY}", figures.energy >= ENERGY, words[1]),
-        Check("Distracted", figures.distracted, f"at most {DISTRACTED}", figures.distracted <= DISTRACTED, words[2]),
+        Check(
+            "Distracted",
+            figures.distracted,
+            f"at most {DISTRACTED}",
+            figures.distracted <= DISTRACTED,
+            words[2],
+        ),
     ]
 
 
@@ -167,9 +206,25 @@ def _plots(by_map: Removal, by_chance: Removal) -> list[Plot]:
     share = [step * 100 / STEPS for step in range(STEPS + 1)]
 
     def plot(title: str, x: str, ours: np.ndarray, chance: np.ndarray) -> Plot:
-        return Plot(title, x, share, (Line("brightest first", ours.tolist(), "a"), Line("by chance", chance.tolist(), "b")), percent=True)
+        return Plot(
+            title,
+            x,
+            share,
+            (Line("brightest first", ours.tolist(), "a"), Line("by chance", chance.tolist(), "b")),
+            percent=True,
+        )
 
     return [
-        plot("Probability of the answer while places are removed", "% removed", by_map.deletion, by_chance.deletion),
-        plot("Probability of the answer while places are shown", "% shown", by_map.insertion, by_chance.insertion),
+        plot(
+            "Probability of the answer while places are removed",
+            "% removed",
+            by_map.deletion,
+            by_chance.deletion,
+        ),
+        plot(
+            "Probability of the answer while places are shown",
+            "% shown",
+            by_map.insertion,
+            by_chance.insertion,
+        ),
     ]

@@ -47,7 +47,10 @@ class Bars(Watcher):
             self._progress.remove_task(self._bars.pop(outcome.name))
         took = f" in {outcome.seconds:.1f} s" if outcome.state == MADE else ""
         words = f": {outcome.words}" if outcome.state == FAILED else ""
-        self._console.print(f"{self._done}/{max(self._total, self._done)} {outcome.name}: {outcome.state}{took}{words}", markup=False)
+        self._console.print(
+            f"{self._done}/{max(self._total, self._done)} {outcome.name}: {outcome.state}{took}{words}",
+            markup=False,
+        )
 
     def look(self) -> None:
         """Asks the claims of what is in work which part that is at."""
@@ -65,7 +68,12 @@ class Bars(Watcher):
 def watching() -> Iterator[Watcher]:
     """A watcher that shows how far the job is, for the length of a block."""
     console = Console(highlight=False, soft_wrap=True)
-    columns = [TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(), TimeElapsedColumn()]
+    columns = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    ]
     ended = threading.Event()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         bars = Bars(console, progress)
@@ -90,7 +98,11 @@ def steps() -> Iterator[Callable[[int, int, str], None]]:
     """A bar over the parts of one report, for the length of a block; nothing outside a terminal."""
     console = Console()
     with Progress(
-        TextColumn("{task.description}"), BarColumn(bar_width=24), console=console, disable=not console.is_terminal, transient=True
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
     ) as bar:
         task = bar.add_task("opening", total=None)
 

@@ -46,7 +46,9 @@ def tiles(weights: Floats, limit: float, scaled: Scaling) -> NDArray[np.uint8]:
     """Lays out maps of weights `[N, h, w]` as tiles, all on one scale: places in the diverging palette."""
     count, height, width = weights.shape
     lies = grid(height, width, count, scaled)
-    picture = np.full((-(-count // lies.columns) * lies.pitch[1], lies.columns * lies.pitch[0]), FRAME_PLACE, np.uint8)
+    picture = np.full(
+        (-(-count // lies.columns) * lies.pitch[1], lies.columns * lies.pitch[0]), FRAME_PLACE, np.uint8
+    )
     shown = signed(weights, limit).repeat(scaled.grow, axis=1).repeat(scaled.grow, axis=2)
     for place, tile in enumerate(shown):
         top, left = place // lies.columns * lies.pitch[1], place % lies.columns * lies.pitch[0]
@@ -59,9 +61,13 @@ def strongest(weights: Floats, side: int = SIDE) -> Floats:
     for axis in (0, 1):
         factor = -(-weights.shape[axis] // side)
         if factor > 1:
-            padded = np.pad(weights, [(0, -weights.shape[axis] % factor) if axis == a else (0, 0) for a in (0, 1)])
+            padded = np.pad(
+                weights, [(0, -weights.shape[axis] % factor) if axis == a else (0, 0) for a in (0, 1)]
+            )
             blocks = (
-                padded.reshape(-1, factor, padded.shape[1]) if axis == 0 else padded.reshape(padded.shape[0], -1, factor).swapaxes(1, 2)
+                padded.reshape(-1, factor, padded.shape[1])
+                if axis == 0
+                else padded.reshape(padded.shape[0], -1, factor).swapaxes(1, 2)
             )
             weights = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)[:, 0]
     return weights
@@ -75,7 +81,10 @@ def filters_of(network: Network) -> list[Heat]:
     kernel = np.asarray(first.operation.kernel)  # [h, w, in, out]
     limit, scaled = limit_of(kernel), replace(scaling(*kernel.shape[:2], smallest=SMALLEST), block=1)
     names = COLOURS.get(kernel.shape[2], (f"the first of {kernel.shape[2]} inputs",))
-    return [Heat(first.name, name, tiles(kernel[:, :, n].transpose(2, 0, 1), limit, scaled), limit) for n, name in enumerate(names)]
+    return [
+        Heat(first.name, name, tiles(kernel[:, :, n].transpose(2, 0, 1), limit, scaled), limit)
+        for n, name in enumerate(names)
+    ]
 
 
 def dense_of(network: Network) -> list[Heat]:
@@ -89,10 +98,13 @@ def dense_of(network: Network) -> list[Heat]:
         before = network.taps[place - 1].shape if place else network.shape
         if before == network.shape and kernel.shape[0] == int(np.prod(network.shape)):
             shown = kernel.T.reshape(-1, *network.shape)[:UNITS]
-            scaled = replace(scaling(*network.shape[:2], smallest=SMALLEST, largest=max(network.shape[:2])), block=1)
+            scaled = replace(
+                scaling(*network.shape[:2], smallest=SMALLEST, largest=max(network.shape[:2])), block=1
+            )
             names = COLOURS.get(network.shape[2], ())
             found += [
-                Heat(tap.name, f"{name} of every unit's pixels", tiles(shown[..., n], limit, scaled), limit) for n, name in enumerate(names)
+                Heat(tap.name, f"{name} of every unit's pixels", tiles(shown[..., n], limit, scaled), limit)
+                for n, name in enumerate(names)
             ]
         else:
             small = strongest(kernel.T)  # [units, inputs]
@@ -110,11 +122,24 @@ def part(subject: Subject, album: Album) -> Section | None:
     if not drawings:
         return None
     pictures = iter(album.add_all(drawings))
-    shown = [{"title": title, "heats": [{"heat": heat, "picture": next(pictures)} for heat in heats]} for title, heats in groups if heats]
-    limits = [{"layer": heat.layer, "what": heat.what, "limit": heat.limit} for _, heats in groups for heat in heats]
+    shown = [
+        {"title": title, "heats": [{"heat": heat, "picture": next(pictures)} for heat in heats]}
+        for title, heats in groups
+        if heats
+    ]
+    limits = [
+        {"layer": heat.layer, "what": heat.what, "limit": heat.limit} for _, heats in groups for heat in heats
+    ]
     return Section("weights", "Weights", {"groups": shown}, {"limits": limits})
 
 
 def _drawing(subject: Subject, heat: Heat) -> Drawing:
     words = f"Weights of {heat.layer}, {heat.what}: from -{heat.limit:.3g} (blue) to {heat.limit:.3g} (red)"
-    return Drawing(heat.places, "weights", words, {"checkpoint": subject.model_digest, "layer": heat.layer}, "png", DIVERGING)
+    return Drawing(
+        heat.places,
+        "weights",
+        words,
+        {"checkpoint": subject.model_digest, "layer": heat.layer},
+        "png",
+        DIVERGING,
+    )

@@ -28,7 +28,11 @@ class WeightAverage:
     def __init__(self, strategy: tf.distribute.Strategy, weights: list[keras.Variable], decay: float) -> None:
         self._strategy, self._weights, self._decay = strategy, [v.value for v in weights], decay
         self.variables = [
-            tf.Variable(tf.convert_to_tensor(w), trainable=False, aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA)
+            tf.Variable(
+                tf.convert_to_tensor(w),
+                trainable=False,
+                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+            )
             for w in self._weights
         ]
 
@@ -40,7 +44,9 @@ class WeightAverage:
         """
         taken = 1 - kept(made, self._decay)
         for average, weight in zip(self.variables, self._weights, strict=True):
-            self._strategy.extended.update(average, lambda a, w: a.assign_sub(taken * (a - w)), args=(weight,))
+            self._strategy.extended.update(
+                average, lambda a, w: a.assign_sub(taken * (a - w)), args=(weight,)
+            )
 
     def restart(self) -> None:
         """Begins again at the weights as they are now."""

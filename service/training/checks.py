@@ -20,7 +20,11 @@ def check_measured(config: RunConfig, validation: bool) -> None:
     """
     metric = config.early_stopping.metric if config.early_stopping else ""
     if metric.startswith("val_") and not validation:
-        raise ConfigError("a metric that is measured", f"early_stopping.metric={metric} (no validation split)", "use loss or accuracy")
+        raise ConfigError(
+            "a metric that is measured",
+            f"early_stopping.metric={metric} (no validation split)",
+            "use loss or accuracy",
+        )
 
 
 def check_learned(epoch: int, skipped: int, updates: int) -> None:
@@ -31,7 +35,9 @@ def check_learned(epoch: int, skipped: int, updates: int) -> None:
     """
     if skipped == updates:
         fix = "lower optimizer.learning_rate, or look at the images with glassbox shards verify"
-        raise TrainingError("an epoch with a finite gradient", f"epoch={epoch} skipped={skipped} (every update)", fix)
+        raise TrainingError(
+            "an epoch with a finite gradient", f"epoch={epoch} skipped={skipped} (every update)", fix
+        )
 
 
 def check_finite(metrics: dict[str, float]) -> None:

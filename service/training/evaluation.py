@@ -48,7 +48,10 @@ class Evaluation:
     def metrics(self) -> dict[str, float]:
         """Mean loss and accuracy, with top-5 from six classes on, and the area under the ROC curve for two. Every worker must ask."""
         answers, labels = self.answers(), self._batches.labels
-        found = {"val_loss": float(answers["loss"].mean()), "val_accuracy": float((answers["rank"] == 0).mean())}
+        found = {
+            "val_loss": float(answers["loss"].mean()),
+            "val_accuracy": float((answers["rank"] == 0).mean()),
+        }
         if len(self._batches.classes) > 5:
             found["val_top5"] = float((answers["rank"] < 5).mean())
         if len(self._batches.classes) == 2 and len(np.unique(labels)) == 2:
@@ -82,7 +85,12 @@ class Evaluation:
     def _answer_replica(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         logits = self._net(tf.cast(self._attach(batch)["image"], tf.float32), training=False)
         labels = batch["label"]
-        columns = (example_losses(labels, logits), true_ranks(labels, logits), predicted_classes(logits), logits[:, -1] - _first(logits))
+        columns = (
+            example_losses(labels, logits),
+            true_ranks(labels, logits),
+            predicted_classes(logits),
+            logits[:, -1] - _first(logits),
+        )
         return batch["row"], tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)
 
     @tf.function

@@ -56,11 +56,17 @@ def _tracked(config: RunConfig, run: Run) -> Iterator[WriteEpoch]:
     try:
         import mlflow
     except ImportError:
-        raise ConfigError("MLflow where its server is named", f"{TRACKER}={os.environ[TRACKER]}", "install glassbox[mlflow]") from None
+        raise ConfigError(
+            "MLflow where its server is named", f"{TRACKER}={os.environ[TRACKER]}", "install glassbox[mlflow]"
+        ) from None
     client = mlflow.MlflowClient()
     experiment = mlflow.set_experiment("glassbox").experiment_id
     known = client.search_runs([experiment], f"tags.glassbox_run = '{run.path}'", max_results=1)
-    ours = (known[0] if known else client.create_run(experiment, tags={"glassbox_run": str(run.path)}, run_name=run.path.name)).info.run_id
+    ours = (
+        known[0]
+        if known
+        else client.create_run(experiment, tags={"glassbox_run": str(run.path)}, run_name=run.path.name)
+    ).info.run_id
     if not known:
         for name, value in _flat(config.model_dump(mode="json")):
             client.log_param(ours, name, value)

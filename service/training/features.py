@@ -62,7 +62,12 @@ class Gallery:
     """
 
     def __init__(
-        self, config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, validation: Batches | None, cache: Cache
+        self,
+        config: RunConfig,
+        strategy: tf.distribute.Strategy,
+        train: Batches,
+        validation: Batches | None,
+        cache: Cache,
     ) -> None:
         self.strategy, self._config, self._cache = strategy, config, cache
         self._train, self._validation = train, validation
@@ -73,22 +78,38 @@ class Gallery:
         if self._whole is None:
             net, size = logits_of(model), self._config.augment.size if self._config.augment else None
             learning = resized(net, size) if size else net
-            self._whole = Views(net, learning, self._train.attach, self._validation.attach if self._validation else None)
+            self._whole = Views(
+                net, learning, self._train.attach, self._validation.attach if self._validation else None
+            )
         cut = None if self._config.augment or self._config.data.cache == "none" else frozen_front(model)
         if cut is None:
             return self._whole
         if self.strategy.num_replicas_in_sync > 1:
             return replace(self._whole, tier=Tier("none", "features are kept for one replica alone"))
         rows = self._train.rows + (self._validation.rows if self._validation else 0)
-        tier = self._cache.reserve(4 * rows * int(np.prod(cut.shape[1:])), f"features of frozen layers, up to {_name(cut)}")
+        tier = self._cache.reserve(
+            4 * rows * int(np.prod(cut.shape[1:])), f"features of frozen layers, up to {_name(cut)}"
+        )
         if tier.name == "none":
             return replace(self._whole, tier=tier)
-        front, rest = keras.Model(model.input, cut, name="front"), keras.Model(cut, model.get_layer("logits").output, name="rest")
-        tables = [self._features(front, split, tier) for split in ("train", *(["validation"] if self._validation else []))]
-        return Views(rest, rest, tables[0].attach, tables[1].attach if self._validation else None, tier, tuple(tables))
+        front, rest = (
+            keras.Model(model.input, cut, name="front"),
+            keras.Model(cut, model.get_layer("logits").output, name="rest"),
+        )
+        tables = [
+            self._features(front, split, tier)
+            for split in ("train", *(["validation"] if self._validation else []))
+        ]
+        return Views(
+            rest, rest, tables[0].attach, tables[1].attach if self._validation else None, tier, tuple(tables)
+        )
 
     def _features(self, front: keras.Model, split: str, tier: Tier) -> Features:
-        return Features(front, Batches(self._config.shards, split, self._config.data, BATCH), on_device=tier.name == "device")
+        return Features(
+            front,
+            Batches(self._config.shards, split, self._config.data, BATCH),
+            on_device=tier.name == "device",
+        )
 
 
 def frozen_front(model: keras.Model) -> keras.KerasTensor | None:
@@ -97,7 +118,9 @@ def frozen_front(model: keras.Model) -> keras.KerasTensor | None:
     Args:
         model: Ends in `logits` and `probabilities`.
     """
-    nodes = [node for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True) for node in nodes]  # from the image on
+    nodes = [
+        node for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True) for node in nodes
+    ]  # from the image on
     last_use = {id(x): place for place, node in enumerate(nodes) for x in node.input_tensors}
     cut, kept, made = None, False, list[keras.KerasTensor]()
     for place, node in enumerate(nodes):
@@ -115,7 +138,9 @@ def _settled(operation: Any) -> bool:
     """Whether an operation says the same of an image each time, whatever is learned."""
     if not isinstance(operation, keras.Layer):
         return True
-    return not any(_learns(layer) or _draws(layer) for layer in operation._flatten_layers() if not layer._layers)
+    return not any(
+        _learns(layer) or _draws(layer) for layer in operation._flatten_layers() if not layer._layers
+    )
 
 
 def _learns(layer: keras.Layer) -> bool:
@@ -147,9 +172,13 @@ class Features:
         """
         if self._table is not None:
             return
-        answer = tf.function(lambda images: self._front(tf.cast(images, tf.float32), training=False), autograph=False)
+        answer = tf.function(
+            lambda images: self._front(tf.cast(images, tf.float32), training=False), autograph=False
+        )
         table = np.zeros((self._batches.rows + 1, *self._front.output.shape[1:]), np.float32)
-        table[-1] = answer(np.zeros((1, *self._front.input.shape[1:]), np.uint8))[0]  # padding is black, and batch statistics see it
+        table[-1] = answer(np.zeros((1, *self._front.input.shape[1:]), np.uint8))[
+            0
+        ]  # padding is black, and batch statistics see it
         with self._batches.data_errors():
             for batch in self._batches.epoch(0):
                 rows = np.asarray(batch["row"])
@@ -161,7 +190,12 @@ class Features:
         """Puts features, float32 `[B, ...]`, in the place of the images of a batch."""
         rows = batch["row"]
         with tf.device(self._device):
-            return {**batch, "image": tf.gather(self._table, tf.where(rows < 0, tf.constant(self._batches.rows, tf.int64), rows))}
+            return {
+                **batch,
+                "image": tf.gather(
+                    self._table, tf.where(rows < 0, tf.constant(self._batches.rows, tf.int64), rows)
+                ),
+            }
 
 
 def _name(tensor: keras.KerasTensor) -> str:

@@ -25,7 +25,14 @@ LIMITS = {  # that Ray takes from the environment, where they can be set
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # after which a worker that does not answer counts as lost
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # that room for the workers may take, and then their start
 }
-LOST = ("AbortedError", "CancelledError", "DeadlineExceededError", "UnavailableError", "UnknownError", "InternalError")  # of TensorFlow
+LOST = (
+    "AbortedError",
+    "CancelledError",
+    "DeadlineExceededError",
+    "UnavailableError",
+    "UnknownError",
+    "InternalError",
+)  # of TensorFlow
 FEWER = "ask for fewer or smaller workers, or add nodes"
 
 
@@ -63,10 +70,18 @@ class Scale:
         try:
             counts = (int(fewest), int(most or fewest)) if workers else None
         except ValueError:
-            raise ConfigError("a number of workers, or the fewest and the most", f"workers={workers}", "write 4, or 1:4") from None
+            raise ConfigError(
+                "a number of workers, or the fewest and the most", f"workers={workers}", "write 4, or 1:4"
+            ) from None
         if counts and not 1 <= counts[0] <= counts[1]:
-            raise ConfigError("at least 1 worker, and the fewest before the most", f"workers={workers}", "write 4, or 1:4")
-        for name, value, least in (("cpus-per-worker", cpus, 1), ("gpus-per-worker", gpus, 0), ("restarts", restarts, 0)):
+            raise ConfigError(
+                "at least 1 worker, and the fewest before the most", f"workers={workers}", "write 4, or 1:4"
+            )
+        for name, value, least in (
+            ("cpus-per-worker", cpus, 1),
+            ("gpus-per-worker", gpus, 0),
+            ("restarts", restarts, 0),
+        ):
             if value is not None and value < least:
                 raise ConfigError(f"a number from {least} up", f"{name}={value}", "choose a larger one")
         lower, upper = counts or (None, None)
@@ -119,15 +134,26 @@ def fitting(scale: Scale, nodes: Nodes, global_batch: int) -> tuple[Group, list[
     even = [n for n in range(scale.fewest, scale.most + 1) if global_batch % (n * max(gpus, 1)) == 0]
     if not even:
         replicas = scale.most * max(gpus, 1)
-        near = " or ".join(str(size) for size in (global_batch // replicas * replicas, (global_batch // replicas + 1) * replicas) if size)
-        raise ConfigError(f"a batch that {replicas} replicas can share evenly", f"global_batch={global_batch}", f"use {near}")
+        near = " or ".join(
+            str(size)
+            for size in (global_batch // replicas * replicas, (global_batch // replicas + 1) * replicas)
+            if size
+        )
+        raise ConfigError(
+            f"a batch that {replicas} replicas can share evenly",
+            f"global_batch={global_batch}",
+            f"use {near}",
+        )
     room = _room(nodes, cpus, gpus)
     return Group(even[0], cpus, gpus), [Group(n, cpus, gpus) for n in reversed(even) if n <= room]
 
 
 def _room(nodes: Nodes, cpus: int, gpus: int) -> int:
     """How many workers of a size nodes can hold."""
-    return sum(int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else float("inf"))) for node in nodes)
+    return sum(
+        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else float("inf")))
+        for node in nodes
+    )
 
 
 def _share(workers: int, nodes: Nodes, name: str, gpus: int = 0) -> int:
@@ -161,7 +187,9 @@ def train_on_cluster(config: RunConfig, run: Run, scale: Scale) -> None:
             except WorkerLostError as error:
                 lost = lost + 1 if _progress(run) == before else 1
                 if lost > scale.restarts:
-                    raise TrainingError("workers that live to the end", f"error={error}", "continue with --resume") from None
+                    raise TrainingError(
+                        "workers that live to the end", f"error={error}", "continue with --resume"
+                    ) from None
                 run.notice(f"a worker was lost ({error}): starting again from the last checkpoint")
             attempt += 1
     finally:
@@ -195,11 +223,15 @@ def _roomy(config: RunConfig, run: Run, scale: Scale) -> Group:
         for group in groups or [smallest]:  # asking for what no node has makes a cluster grow that can
             if _is_free(group) and groups:
                 return group
-        nodes = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in _nodes())
+        nodes = ", ".join(
+            f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in _nodes()
+        )
         if time.monotonic() > deadline or not (groups or os.environ.get("RAY_ADDRESS")):
             raise ConfigError(f"a cluster with room for {smallest}", f"nodes={nodes}", FEWER)
         if not told:
-            run.notice(f"waiting for room for {smallest}; the nodes have {nodes}{' but are in use' if groups else ''}")
+            run.notice(
+                f"waiting for room for {smallest}; the nodes have {nodes}{' but are in use' if groups else ''}"
+            )
             told = True
 
 
@@ -225,13 +257,22 @@ def _train_once(config: RunConfig, run: Run, scale: Scale, group: Group, attempt
 
     from service.training.worker import train_worker
 
-    settings = {"config": config.model_dump(mode="json"), "out": str(run.path), "attempt": attempt, "launched": time.time()}
+    settings = {
+        "config": config.model_dump(mode="json"),
+        "out": str(run.path),
+        "attempt": attempt,
+        "launched": time.time(),
+    }
     here = {"name": f"train-{time.time_ns()}", "storage_path": str(run.path / ".ray")}
-    failures = ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)  # to start again is our part
+    failures = ray.train.FailureConfig(
+        max_failures=0, controller_failure_limit=0, max_preemption_failures=0
+    )  # to start again is our part
     trainer = TensorflowTrainer(
         train_worker,
         train_loop_config=settings | asdict(group),
-        scaling_config=ray.train.ScalingConfig(num_workers=group.workers, use_gpu=group.gpus > 0, resources_per_worker=group.resources),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=group.workers, use_gpu=group.gpus > 0, resources_per_worker=group.resources
+        ),
         run_config=ray.train.RunConfig(**here, failure_config=failures),
     )
     aside = ThreadPoolExecutor(1, "fit")
@@ -258,10 +299,14 @@ def _look_after(training: Future[Any], config: RunConfig, run: Run, scale: Scale
     while not training.done():
         wait_for([training], POLL_SECONDS)
         now = time.monotonic()
-        started = started or run.status().get("timings", {}).get("workers") != before  # worker 0 says how long it took
+        started = (
+            started or run.status().get("timings", {}).get("workers") != before
+        )  # worker 0 says how long it took
         if not started and now - began > _start_seconds():
             silence = f"seconds={now - began:.0f} without a sign of them"
-            raise TrainingError("workers that start", silence, "look into Ray's logs, then continue with --resume")
+            raise TrainingError(
+                "workers that start", silence, "look into Ray's logs, then continue with --resume"
+            )
         if scale.fewest != scale.most and now - looked > LOOK_SECONDS:
             looked, (_, groups) = now, fitting(scale, _nodes(), config.global_batch)
             more = groups[0].workers - group.workers if groups else 0
@@ -274,8 +319,12 @@ def _look_after(training: Future[Any], config: RunConfig, run: Run, scale: Scale
 def cause_of(error: Exception) -> Exception:
     """What really went wrong: a worker's own error, a stop, or that a worker was lost."""
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    found = [_told(getattr(failure, "_base_exc", failure)) for _, failure in sorted(failures.items())]  # Ray wraps what a worker raises
-    return min(found, key=lambda cause: (isinstance(cause, WorkerLostError), not isinstance(cause, GlassboxError)))
+    found = [
+        _told(getattr(failure, "_base_exc", failure)) for _, failure in sorted(failures.items())
+    ]  # Ray wraps what a worker raises
+    return min(
+        found, key=lambda cause: (isinstance(cause, WorkerLostError), not isinstance(cause, GlassboxError))
+    )
 
 
 def _told(failure: Exception) -> Exception:
@@ -291,4 +340,8 @@ def _told(failure: Exception) -> Exception:
 def disk_error(error: OSError) -> TrainingError:
     """An error of the operating system, as the user is told."""
     reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
-    return TrainingError("a run directory that takes what is written", f"error={reason}", "make room there, then continue with --resume")
+    return TrainingError(
+        "a run directory that takes what is written",
+        f"error={reason}",
+        "make room there, then continue with --resume",
+    )

@@ -92,7 +92,9 @@ def check_lasting(**paths: Path) -> None:
     for name, path in paths.items():
         if path.absolute().is_relative_to(here):
             raise ConfigError(
-                "an absolute path that outlives the job", f"{name}={path}", f"name a folder that every node sees for --{name}"
+                "an absolute path that outlives the job",
+                f"{name}={path}",
+                f"name a folder that every node sees for --{name}",
             )
 
 
@@ -122,9 +124,22 @@ def resume(out: str | Path, scale: Scale | None = None) -> Run:
 def _launch(config: RunConfig, run: Run, scale: Scale, began: float) -> None:
     with run.locked(), _told_of_full_disk():
         timings = {"ray": time.perf_counter() - began}
-        fresh: dict[str, Any] = {"reason": None, "progress": None, "caches": None, "finished": None, "notices": []}
+        fresh: dict[str, Any] = {
+            "reason": None,
+            "progress": None,
+            "caches": None,
+            "finished": None,
+            "notices": [],
+        }
         run.withdraw_stop()
-        run.update_status(state="starting", started=now(), environment=environment(), scale=asdict(scale), timings=timings, **fresh)
+        run.update_status(
+            state="starting",
+            started=now(),
+            environment=environment(),
+            scale=asdict(scale),
+            timings=timings,
+            **fresh,
+        )
         _train_to_the_end(config, run, scale)
         timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
         run.update_status(state="finished", finished=now(), timings=timings)

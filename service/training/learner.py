@@ -64,38 +64,58 @@ class Learner:
 
 def open_splits(config: RunConfig, cache: Cache) -> tuple[Batches, Batches | None]:
     """The training split, and the validation split where there is one; they share the memory for decoded images."""
-    train = Batches(config.shards, "train", config.data, config.global_batch, seed=config.seed, augment=config.augment, cache=cache)
+    train = Batches(
+        config.shards,
+        "train",
+        config.data,
+        config.global_batch,
+        seed=config.seed,
+        augment=config.augment,
+        cache=cache,
+    )
     if "validation" not in train.manifest.splits:
         return train, None
     return train, Batches(config.shards, "validation", config.data, config.global_batch, cache=cache)
 
 
-def build_network(config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, begin: bool = True) -> keras.Model:
+def build_network(
+    config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, begin: bool = True
+) -> keras.Model:
     """The model with its first weights, the same on every replica; those of `weights` only where it is to `begin`."""
     keras.utils.set_random_seed(config.seed)
     with strategy.scope(), _precision(config.precision):
         model = build_model(config.model, _task(config, train))
     if begin and config.weights != NONE:
         load_weights(model, config.model, config.weights)
-    for stage in stages_of(config):  # a pattern of the last stage that fits nothing shall not be found hours later
+    for stage in stages_of(
+        config
+    ):  # a pattern of the last stage that fits nothing shall not be found hours later
         trainable_variables(model, stage.freeze, stage.train)
     if config.batch_norm == "synchronized":
         if use_xla(config.xla):
             fix = "use xla=off, or batch_norm=averaged"
-            raise ConfigError("batch normalization that XLA can compile", "batch_norm=synchronized with XLA", fix)
+            raise ConfigError(
+                "batch normalization that XLA can compile", "batch_norm=synchronized with XLA", fix
+            )
         for layer in normalizing(model):
             layer.synchronized = True
     return model
 
 
-def build_learner(config: RunConfig, train: Batches, model: keras.Model, gallery: Gallery, stage: int = 0) -> Learner:
+def build_learner(
+    config: RunConfig, train: Batches, model: keras.Model, gallery: Gallery, stage: int = 0
+) -> Learner:
     """Optimizer and steps of a stage, for a model that may have been trained before."""
     now, strategy = stages_of(config)[stage], gallery.strategy
     weights = trainable_variables(model, now.freeze, now.train)
     views = gallery.views(model)
     updates = updates_per_epoch(train.steps, config.accumulate)
     counts = train.manifest.split("train").class_counts
-    factors = None if config.class_weights is None else class_weight_table(config.class_weights, train.classes, counts)
+    factors = (
+        None
+        if config.class_weights is None
+        else class_weight_table(config.class_weights, train.classes, counts)
+    )
     options = StepOptions(
         xla=use_xla(config.xla),
         xla_update=config.xla != "off",
@@ -112,7 +132,14 @@ def build_learner(config: RunConfig, train: Batches, model: keras.Model, gallery
     check_no_decay(config.optimizer, model)
     with strategy.scope():
         optimizer = make_optimizer(config.optimizer, weights)
-        return Learner(strategy, model, optimizer, Steps(views.learning, optimizer, weights, rates, strategy, options), views, stage)
+        return Learner(
+            strategy,
+            model,
+            optimizer,
+            Steps(views.learning, optimizer, weights, rates, strategy, options),
+            views,
+            stage,
+        )
 
 
 def use_xla(choice: str) -> bool:
@@ -145,7 +172,9 @@ def _task(config: RunConfig, train: Batches) -> Task:
     mean, std = split.mean, split.std
     if mean is None or std is None:
         fix = "build the shard set without --check header, which leaves them out"
-        raise ConfigError("the mean and deviation of the training images", f"data={config.shards} (not computed)", fix)
+        raise ConfigError(
+            "the mean and deviation of the training images", f"data={config.shards} (not computed)", fix
+        )
     if config.data.channels == 1:
         mean, std = ((sum(w * x for w, x in zip(LUMA, of, strict=True)),) for of in (mean, std))
     return Task((*config.data.image_size, config.data.channels), len(train.classes), mean, std)

@@ -15,7 +15,14 @@ from pipelines.errors import TrainingError
 from pipelines.input.cache import Cache
 from pipelines.input.order import PADDING
 from pipelines.records import Batch
-from service.checkpoint import Arrays, Position, newest_checkpoint, remove_unfinished, save_checkpoint, snapshot
+from service.checkpoint import (
+    Arrays,
+    Position,
+    newest_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+    snapshot,
+)
 from service.config import RunConfig
 from service.recipe import stopped
 from service.runs import Run, StoppedError
@@ -83,7 +90,11 @@ class Loop:
             self.file = ModelFile(run, model)
             self.position = found.position if found else Position(self.train.manifest.digest())
             if run.metrics() and not found:
-                raise TrainingError("the checkpoints of the finished epochs", f"checkpoints={run.checkpoints} (empty)", "start a new run")
+                raise TrainingError(
+                    "the checkpoints of the finished epochs",
+                    f"checkpoints={run.checkpoints} (empty)",
+                    "start a new run",
+                )
             self.gallery = Gallery(config, self.strategy, self.train, self.validation, cache)
             self.learner = build_learner(config, self.train, model, self.gallery, self._stage)
             if found:
@@ -94,13 +105,17 @@ class Loop:
                     self.learner.steps.average.restart()  # a stage begins its average at the weights it begins with
             self.evaluation, self.statistics = self._evaluation(), self._statistics()
         left = config.epochs - self.position.epoch
-        self.batches = distributed(self.strategy, self.train, place, self.position.epoch + 1, self.position.step, left)
+        self.batches = distributed(
+            self.strategy, self.train, place, self.position.epoch + 1, self.position.step, left
+        )
         fixed = None if config.steps_per_call == "auto" else config.steps_per_call
         self.pace = Pace(run, place, self.strategy, fixed, config.checkpoint_minutes)
         self.meter = Meter(run, config.epochs, self.train.rows, watchers(config, run) if place.writes else ())
         self.rows = RowLog.wanted(run, place.rank)
         if place.writes:
-            self._announce([f"{path.name} is damaged and was passed over" for path in (found.damaged if found else ())])
+            self._announce(
+                [f"{path.name} is damaged and was passed over" for path in (found.damaged if found else ())]
+            )
 
     @property
     def _stage(self) -> int:
@@ -111,18 +126,28 @@ class Loop:
         """Of what the stage runs."""
         views = self.learner.views.prepared()
         with self.strategy.scope():
-            return Evaluation(views.net, self.strategy, self.validation, self.place, views.validation) if self.validation else None
+            return (
+                Evaluation(views.net, self.strategy, self.validation, self.place, views.validation)
+                if self.validation
+                else None
+            )
 
     def _statistics(self) -> PreciseStatistics | None:
         """Those of the stage, where they are asked for."""
         images = self.config.precise_batch_norm
         with self.strategy.scope():
-            return PreciseStatistics(self.learner.views, self.strategy, self.train, self.place, images) if images else None
+            return (
+                PreciseStatistics(self.learner.views, self.strategy, self.train, self.place, images)
+                if images
+                else None
+            )
 
     @contextmanager
     def _judged(self, epoch: int) -> Iterator[bool]:
         """For the length of a block the model is as it is evaluated and saved; gives whether this epoch is evaluated."""
-        due = self.evaluation is None or epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        due = (
+            self.evaluation is None or epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        )
         with self.learner.judged_weights(), ExitStack() as stack:
             if due and self.statistics:
                 with self.clock.measure("evaluation"):
@@ -144,7 +169,9 @@ class Loop:
     def _ended(self) -> bool:
         """Whether no epoch is left, or early stopping leaves it at that."""
         spec, last = self.config.early_stopping, stages_of(self.config)[-1]
-        return self.position.epoch >= self.config.epochs or (spec is not None and stopped(self.position.history[last.first - 1 :], spec))
+        return self.position.epoch >= self.config.epochs or (
+            spec is not None and stopped(self.position.history[last.first - 1 :], spec)
+        )
 
     def _announce(self, notices: list[str]) -> None:
         """Brings the run directory to where this worker takes it up."""
@@ -155,11 +182,17 @@ class Loop:
         for notice in notices:
             self.run.notice(f"{notice}: continuing from {self.position.name}")
         timings = self.run.status().get("timings", {}) | self.clock.seconds
-        self.run.update_status(state="training", caches=caches, timings=timings, world_size=self.strategy.num_replicas_in_sync)
+        self.run.update_status(
+            state="training", caches=caches, timings=timings, world_size=self.strategy.num_replicas_in_sync
+        )
 
     def run_epochs(self, after_epoch: AfterEpoch | None = None) -> None:
         """Every epoch that is left; for `after_epoch` see `fit`."""
-        with epoch_log(self.config, self.run, self.validation is not None) if self.place.writes else nullcontext() as log:
+        with (
+            epoch_log(self.config, self.run, self.validation is not None)
+            if self.place.writes
+            else nullcontext() as log
+        ):
             while not self._ended:
                 if self._stage != self.learner.stage:
                     self._next_stage()
@@ -180,7 +213,11 @@ class Loop:
         with self.train.data_errors():
             while step < self.train.steps:
                 if orders.save and step > at.step:
-                    self._save(replace(at, step=step, sums=steps.totals(), seconds=self.meter.seconds, skipped=skipped))
+                    self._save(
+                        replace(
+                            at, step=step, sums=steps.totals(), seconds=self.meter.seconds, skipped=skipped
+                        )
+                    )
                 if orders.stop:
                     self.saver.wait()
                     raise StoppedError(self.run.stop_requested() or "asked to")
@@ -192,10 +229,19 @@ class Loop:
         check_learned(epoch, skipped, updates_per_epoch(self.train.steps, self.config.accumulate))
         figures = self.meter.figures() | ({"skipped": skipped} if skipped else {})
         *sums, weight = steps.totals()
-        loss, accuracy, near = (total / weight if weight else math.nan for total in sums)  # nothing counts if every batch was skipped
+        loss, accuracy, near = (
+            total / weight if weight else math.nan for total in sums
+        )  # nothing counts if every batch was skipped
         near_five = {"top5": near} if len(self.train.classes) > 5 else {}
         rate = float(np.asarray(self.learner.optimizer.learning_rate))
-        return {"epoch": epoch, "loss": loss, "accuracy": accuracy, **near_five, "learning_rate": rate, **figures}
+        return {
+            "epoch": epoch,
+            "loss": loss,
+            "accuracy": accuracy,
+            **near_five,
+            "learning_rate": rate,
+            **figures,
+        }
 
     def _burst(self, epoch: int, step: int, updates: int) -> tuple[Burst, int, float]:
         """Some updates from a step on, not beyond the end of the epoch; returns how many batches and seconds they took."""
@@ -211,11 +257,15 @@ class Loop:
         seconds = time.perf_counter() - began
         if self.rows:
             self.rows.write(epoch, step, burst.rows)
-        self.clock.add("training" if "first call" in self.clock.seconds else "first call", seconds - burst.waited)
+        self.clock.add(
+            "training" if "first call" in self.clock.seconds else "first call", seconds - burst.waited
+        )
         self.clock.add("waiting for input", burst.waited)
         self.meter.add(updates * micro * self.config.global_batch, burst.waited)
         if self.place.writes:
-            self.meter.publish(self.learner.steps.local_totals, step_seconds=seconds / (updates * micro), **self._state())
+            self.meter.publish(
+                self.learner.steps.local_totals, step_seconds=seconds / (updates * micro), **self._state()
+            )
         return burst, updates * micro, seconds
 
     def _state(self) -> dict[str, float]:
@@ -235,10 +285,14 @@ class Loop:
         step = (burst.failed - self._update_at(epoch, 0)) * self.config.accumulate
         batches = range(step, min(step + self.config.accumulate, self.train.steps))
         rows = [int(row) for batch in batches for row in self.train.rows_of(epoch, batch) if row != PADDING]
-        rate = float(np.asarray(self.learner.steps.rates[min(burst.failed, len(self.learner.steps.rates) - 1)]))
+        rate = float(
+            np.asarray(self.learner.steps.rates[min(burst.failed, len(self.learner.steps.rates) - 1)])
+        )
         shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
         fix = "lower optimizer.learning_rate, or leave such updates out with on_nan=skip; what was saved before is still there"
-        raise TrainingError("a finite gradient", f"epoch={epoch} step={step} learning_rate={rate:.4g} rows={shown}", fix)
+        raise TrainingError(
+            "a finite gradient", f"epoch={epoch} step={step} learning_rate={rate:.4g} rows={shown}", fix
+        )
 
     def _save(self, position: Position) -> None:
         """Writes a checkpoint within an epoch, in the background."""
@@ -258,11 +312,18 @@ class Loop:
                     metrics |= self.evaluation.metrics()
             check_finite(metrics)
             self.position = Position(self.position.data, (*self.position.history, metrics))
-            best = self.learner.model.get_weights() if self.position.best_epoch == epoch and self.place.writes else None
+            best = (
+                self.learner.model.get_weights()
+                if self.position.best_epoch == epoch and self.place.writes
+                else None
+            )
         self.pace.saved()
         if log is None:
             return
-        position, stage = self.position, self.learner.stage  # as they are now: the loop goes on while it is written
+        position, stage = (
+            self.position,
+            self.learner.stage,
+        )  # as they are now: the loop goes on while it is written
         with self.clock.measure("checkpoints"):
             arrays = snapshot(self.learner.variables)
 

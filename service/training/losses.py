@@ -25,12 +25,18 @@ def example_losses(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0)
     own = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if not smoothing:
         return own
-    even = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)  # mean cross-entropy over the classes
+    even = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(
+        logits, axis=-1
+    )  # mean cross-entropy over the classes
     return (1 - smoothing) * own + smoothing * even
 
 
 def training_losses(
-    labels: tf.Tensor, logits: tf.Tensor, share: tf.Tensor | None, smoothing: float = 0.0, class_weights: tf.Tensor | None = None
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    share: tf.Tensor | None,
+    smoothing: float = 0.0,
+    class_weights: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """What each example adds to the loss in training: of both labels, where it is mixed with its neighbour.
 

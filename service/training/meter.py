@@ -72,7 +72,11 @@ class Meter:
     def figures(self) -> dict[str, float]:
         """Seconds, images per second and share of the time spent waiting, of the epoch so far."""
         seconds = self.seconds
-        return {"seconds": seconds, "images_per_second": self._images / seconds, "input_wait": self._waited / seconds}
+        return {
+            "seconds": seconds,
+            "images_per_second": self._images / seconds,
+            "input_wait": self._waited / seconds,
+        }
 
     def publish(self, totals: Callable[[], tuple[float, ...]], **more: float) -> None:
         """Shows the progress, if it is time to.
@@ -86,7 +90,12 @@ class Meter:
             return
         self._published = now
         loss, hits, _, weight = totals()
-        progress = {"epoch": self._epoch, "epochs": self._epochs, "images": self._images, "rows": self._rows} | self.figures()
+        progress = {
+            "epoch": self._epoch,
+            "epochs": self._epochs,
+            "images": self._images,
+            "rows": self._rows,
+        } | self.figures()
         if weight:
             progress |= {"loss": loss / weight, "accuracy": hits / weight}
         progress |= {"memory_bytes": float(_memory()), **more}

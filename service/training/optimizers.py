@@ -38,8 +38,12 @@ def make_optimizer(spec: OptimizerSpec, variables: Sequence[keras.Variable]) -> 
     settings = {name: getattr(spec, name) for name in _PASSED_ON if getattr(spec, name)}
     if spec.name == "adamw" and spec.weight_decay is not None:
         settings["weight_decay"] = spec.weight_decay  # a 0 has to be said, for Keras decays by 0.004
-    optimizer = _KINDS[spec.name](float(spec.learning_rate), name=spec.name, **settings)  # named, or the second of a process is `adam_1`
-    optimizer.exclude_from_weight_decay(var_list=[v for v in variables if any(fnmatchcase(v.path, pattern) for pattern in spec.no_decay)])
+    optimizer = _KINDS[spec.name](
+        float(spec.learning_rate), name=spec.name, **settings
+    )  # named, or the second of a process is `adam_1`
+    optimizer.exclude_from_weight_decay(
+        var_list=[v for v in variables if any(fnmatchcase(v.path, pattern) for pattern in spec.no_decay)]
+    )
     return optimizer
 
 
@@ -52,10 +56,16 @@ def check_no_decay(spec: OptimizerSpec, model: keras.Model) -> None:
     paths = [v.path for v in model.weights]
     for pattern in spec.no_decay:
         if pattern not in NO_DECAY and not any(fnmatchcase(path, pattern) for path in paths):
-            raise ConfigError("a pattern of the paths of variables", f"optimizer.no_decay={pattern}", _nearest(pattern, paths))
+            raise ConfigError(
+                "a pattern of the paths of variables",
+                f"optimizer.no_decay={pattern}",
+                _nearest(pattern, paths),
+            )
 
 
-def trainable_variables(model: keras.Model, freeze: Sequence[str], train: Sequence[str] = ()) -> list[keras.Variable]:
+def trainable_variables(
+    model: keras.Model, freeze: Sequence[str], train: Sequence[str] = ()
+) -> list[keras.Variable]:
     """Freezes layers by name, thaws all others, and returns the weights that are left to learn.
 
     Only the patterns decide: a layer that its builder had frozen learns too unless they name it. A frozen layer has `trainable`
@@ -76,8 +86,13 @@ def trainable_variables(model: keras.Model, freeze: Sequence[str], train: Sequen
     for key, patterns in (("freeze", freeze), ("train", train)):
         for pattern in patterns:
             if not any(matches(pattern, path) for path in layers):
-                raise ConfigError(f"a pattern of the layers of {model.name}", f"{key}={pattern}", _nearest(pattern, layers))
-    for on in (False, True):  # off first: where nothing changes, Keras does not pass it on to the layers below
+                raise ConfigError(
+                    f"a pattern of the layers of {model.name}", f"{key}={pattern}", _nearest(pattern, layers)
+                )
+    for on in (
+        False,
+        True,
+    ):  # off first: where nothing changes, Keras does not pass it on to the layers below
         model.trainable = on
     for path, layer in layers.items():
         if _any(freeze, path) and not _any(train, path):
@@ -85,7 +100,9 @@ def trainable_variables(model: keras.Model, freeze: Sequence[str], train: Sequen
     weights = list(model.trainable_variables)
     if not weights:
         received = f"freeze={', '.join(freeze)} (all of {model.name})"
-        raise ConfigError("a layer that learns", received, "freeze fewer layers, or name those that learn in train")
+        raise ConfigError(
+            "a layer that learns", received, "freeze fewer layers, or name those that learn in train"
+        )
     return weights
 
 

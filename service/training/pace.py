@@ -10,7 +10,9 @@ import tensorflow as tf
 from service.runs import Run
 from service.training.strategy import Place
 
-BURST_SECONDS = 0.25  # that one call of the compiled updates shall take, so that orders and the progress bar keep up
+BURST_SECONDS = (
+    0.25  # that one call of the compiled updates shall take, so that orders and the progress bar keep up
+)
 LONGEST_BURST = 64  # updates in one call: beyond it there is no overhead left to save
 LOOK_SECONDS = 1.0  # between looks for a stop request, which may lie on a distant disk
 
@@ -42,7 +44,12 @@ class Pace:
     """
 
     def __init__(
-        self, run: Run, place: Place, strategy: tf.distribute.Strategy, steps_per_call: int | None = None, minutes: float | None = None
+        self,
+        run: Run,
+        place: Place,
+        strategy: tf.distribute.Strategy,
+        steps_per_call: int | None = None,
+        minutes: float | None = None,
     ) -> None:
         self._run, self._place, self._strategy, self._fixed = run, place, strategy, steps_per_call
         self._interval = minutes * 60 if minutes else float("inf")
@@ -68,13 +75,17 @@ class Pace:
         own = self._decided(updates, seconds) if self._place.writes else Orders(0)
         if self._place.workers == 1:
             return own
-        count, save, stop = self._told(tf.constant([own.updates, int(own.save), int(own.stop)], tf.int64)).numpy()
+        count, save, stop = self._told(
+            tf.constant([own.updates, int(own.save), int(own.stop)], tf.int64)
+        ).numpy()
         return Orders(int(count), bool(save), bool(stop))
 
     def _decided(self, updates: int, seconds: float) -> Orders:
         now = time.monotonic()
         if updates and seconds and not self._fixed:
-            self._updates = int(min(max(updates / seconds * BURST_SECONDS, 1), LONGEST_BURST, 4 * self._updates))
+            self._updates = int(
+                min(max(updates / seconds * BURST_SECONDS, 1), LONGEST_BURST, 4 * self._updates)
+            )
         if now - self._looked >= LOOK_SECONDS:
             self._looked, self._stop = now, self._run.stop_requested() is not None
         return Orders(self._updates, self._stop or now - self._saved >= self._interval, self._stop)

@@ -44,11 +44,16 @@ def where_the_time_went(timings: dict[str, float]) -> str:
     total = timings["total"]
     parts = {name: seconds for name, seconds in timings.items() if name in PARTS}
     parts = dict(sorted(parts.items(), key=lambda part: -part[1])) | {"rest": total - sum(parts.values())}
-    lines = [f"{seconds:8.1f} s {seconds / total:5.0%}  {PARTS.get(name, 'everything else')}" for name, seconds in parts.items()]
+    lines = [
+        f"{seconds:8.1f} s {seconds / total:5.0%}  {PARTS.get(name, 'everything else')}"
+        for name, seconds in parts.items()
+    ]
     waited = timings.get("waiting for input", 0.0)
     share = waited / max(waited + timings.get("training", 0.0), 1e-9)
     if share > SLOW_INPUT:
-        lines.append(f"input held the training back for {share:.0%} of its time: try data.cache=host, data.decode=fast or more CPUs")
+        lines.append(
+            f"input held the training back for {share:.0%} of its time: try data.cache=host, data.decode=fast or more CPUs"
+        )
     return "\n".join([f"{total:8.1f} s in all", *lines])
 
 
@@ -67,10 +72,17 @@ def shown(run: Run, epochs: int) -> Iterator[None]:
 
 def _show(run: Run, epochs: int, done: threading.Event) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    columns = [TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[speed]}"), TimeRemainingColumn()]
+    columns = [
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[speed]}"),
+        TimeRemainingColumn(),
+    ]
     said, printed = 0, len(run.metrics())
     if not console.is_terminal:
-        console.print(f"starting {run.path.name}: {epochs} epochs; Ray and TensorFlow take a while to come up")
+        console.print(
+            f"starting {run.path.name}: {epochs} epochs; Ray and TensorFlow take a while to come up"
+        )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("starting", total=None, speed="")
         while True:
@@ -98,10 +110,18 @@ def _sentences(status: dict[str, Any]) -> list[str]:
 def _update(bar: Progress, task: Any, progress: dict[str, Any] | None) -> None:
     if progress:
         done = (progress["epoch"] - 1) * progress["rows"] + progress["images"]
-        scores = "".join(f"{name} {progress[name]:.3f}, " for name in ("loss", "accuracy") if name in progress)
-        speed = f"{progress['images_per_second']:.0f} images/s, {progress['input_wait']:.0%} waiting for input"
+        scores = "".join(
+            f"{name} {progress[name]:.3f}, " for name in ("loss", "accuracy") if name in progress
+        )
+        speed = (
+            f"{progress['images_per_second']:.0f} images/s, {progress['input_wait']:.0%} waiting for input"
+        )
         memory = f", {progress['memory_bytes'] / 1e9:.1f} GB" if "memory_bytes" in progress else ""
         description = f"epoch {progress['epoch']}/{progress['epochs']}"
         bar.update(
-            task, completed=done, total=progress["epochs"] * progress["rows"], description=description, speed=scores + speed + memory
+            task,
+            completed=done,
+            total=progress["epochs"] * progress["rows"],
+            description=description,
+            speed=scores + speed + memory,
         )

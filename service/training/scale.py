@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-FIRST, LEAST, PATIENCE = 2.0**15, 1.0, 2000.0  # the factor at first and at least; good updates after which it doubles
+FIRST, LEAST, PATIENCE = (
+    2.0**15,
+    1.0,
+    2000.0,
+)  # the factor at first and at least; good updates after which it doubles
 
 
 class LossScale:
@@ -31,6 +35,8 @@ class LossScale:
         """
         factor, lasted = self.factor(), tf.where(good, tf.convert_to_tensor(self._good) + 1, 0.0)
         doubled = lasted >= PATIENCE
-        self._factor.assign(tf.where(good, tf.where(doubled, 2 * factor, factor), tf.maximum(factor / 2, LEAST)))
+        self._factor.assign(
+            tf.where(good, tf.where(doubled, 2 * factor, factor), tf.maximum(factor / 2, LEAST))
+        )
         self._good.assign(tf.where(doubled, 0.0, lasted))
         return good | (factor > LEAST)

@@ -48,7 +48,10 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
     """The stages of a run in their order; a run without any is one."""
     stages, first = [], 1
     for spec in config.stages or (StageSpec(epochs=config.epochs),):
-        rate, schedule = spec.learning_rate or config.optimizer.learning_rate, spec.schedule or config.schedule
+        rate, schedule = (
+            spec.learning_rate or config.optimizer.learning_rate,
+            spec.schedule or config.schedule,
+        )
         stages.append(Stage(first, spec.epochs, rate, schedule, (*config.freeze, *spec.freeze), spec.train))
         first += spec.epochs
     return tuple(stages)
@@ -72,7 +75,9 @@ def run_rates(config: RunConfig, steps_per_epoch: int) -> np.ndarray:
     Raises:
         ConfigError: A warmup as long as its stage or longer.
     """
-    return np.concatenate([learning_rates(s.schedule, s.learning_rate, steps_per_epoch, s.epochs) for s in stages_of(config)])
+    return np.concatenate(
+        [learning_rates(s.schedule, s.learning_rate, steps_per_epoch, s.epochs) for s in stages_of(config)]
+    )
 
 
 def learning_rates(spec: ScheduleSpec, optimizer_lr: float, steps_per_epoch: int, epochs: int) -> np.ndarray:
@@ -102,7 +107,11 @@ def learning_rates(spec: ScheduleSpec, optimizer_lr: float, steps_per_epoch: int
     warmup = _warmup_updates(spec, steps_per_epoch, updates)
     if spec.name == "one_cycle":
         peak = round(spec.pct_start * updates)
-        factor = np.where(u < peak, _half_cosine(1.0 / spec.div, 1.0, u, peak), _half_cosine(1.0, spec.end, u - peak, updates - peak))
+        factor = np.where(
+            u < peak,
+            _half_cosine(1.0 / spec.div, 1.0, u, peak),
+            _half_cosine(1.0, spec.end, u - peak, updates - peak),
+        )
     elif spec.name == "cosine":
         factor = _half_cosine(1.0, spec.end, u - warmup, updates - warmup)
     elif spec.name == "step":
@@ -122,6 +131,8 @@ def _warmup_updates(spec: ScheduleSpec, steps_per_epoch: int, updates: int) -> i
     name = "warmup_steps" if spec.warmup_steps else "warmup_epochs"
     warmup = spec.warmup_steps or round(spec.warmup_epochs * steps_per_epoch)
     if warmup >= updates:
-        fix = f"warm up for fewer than {updates} updates ({updates // steps_per_epoch} epochs), or train longer"
+        fix = (
+            f"warm up for fewer than {updates} updates ({updates // steps_per_epoch} epochs), or train longer"
+        )
         raise ConfigError("a warmup shorter than the training", f"schedule.{name}={getattr(spec, name)}", fix)
     return warmup

@@ -32,12 +32,16 @@ class PreciseStatistics:
             smaller than one.
     """
 
-    def __init__(self, views: Views, strategy: tf.distribute.Strategy, batches: Batches, place: Place, images: int) -> None:
+    def __init__(
+        self, views: Views, strategy: tf.distribute.Strategy, batches: Batches, place: Place, images: int
+    ) -> None:
         self._views, self._strategy, self._batches, self._place = views, strategy, batches, place
         whole = batches.rows // batches.global_batch  # padding would be counted
         self._steps = min(-(-images // batches.global_batch), whole)
         self._layers = [layer for layer in normalizing(views.net) if layer.trainable]
-        self._variables = [v.value for layer in self._layers for v in (layer.moving_mean, layer.moving_variance)]
+        self._variables = [
+            v.value for layer in self._layers for v in (layer.moving_mean, layer.moving_variance)
+        ]
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -62,12 +66,18 @@ class PreciseStatistics:
         """Mean and variance of each layer in turn, `[C]` each."""
         moments = [np.zeros(v.shape, np.float64) for v in self._variables]
         with self._batches.data_errors():
-            for batch in distributed_eagerly(self._strategy, self._batches, self._place, EPOCH, stop_step=self._steps):
+            for batch in distributed_eagerly(
+                self._strategy, self._batches, self._place, EPOCH, stop_step=self._steps
+            ):
                 found = self._strategy.experimental_local_results(self._moments(batch))[0]
                 for total, part in zip(moments, found, strict=True):
                     total += part.numpy() / self._steps
         pairs = zip(moments[::2], moments[1::2], strict=True)
-        return [tf.constant(value, tf.float32) for mean, square in pairs for value in (mean, np.maximum(square - mean**2, 0.0))]
+        return [
+            tf.constant(value, tf.float32)
+            for mean, square in pairs
+            for value in (mean, np.maximum(square - mean**2, 0.0))
+        ]
 
     @tf.function(reduce_retracing=True)
     def _moments(self, batch: Batch) -> list[tf.Tensor]:

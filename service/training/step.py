@@ -109,13 +109,23 @@ class Steps:
         optimizer.build(weights)
         # Gradients reach the optimizer summed; a second sum would scale them by the number of replicas.
         optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-        self._forward_backward = tf.function(self._gradients, jit_compile=True) if options.xla else self._gradients
+        self._forward_backward = (
+            tf.function(self._gradients, jit_compile=True) if options.xla else self._gradients
+        )
         alone = strategy.num_replicas_in_sync == 1
         self._mean = tf.function(self._reduced, jit_compile=True) if options.xla and alone else self._reduced
-        self._learned = tf.function(self._learn, jit_compile=True) if options.xla_update and alone else self._learn
+        self._learned = (
+            tf.function(self._learn, jit_compile=True) if options.xla_update and alone else self._learn
+        )
         self._totals = _summed(tf.zeros([TOTALS], tf.float64))
-        self._sums = [_summed(tf.zeros(v.shape)) for v in weights] + [_summed(tf.zeros([]))] if options.accumulate > 1 else []
-        self._class_weights = None if options.class_weights is None else tf.constant(options.class_weights, tf.float32)
+        self._sums = (
+            [_summed(tf.zeros(v.shape)) for v in weights] + [_summed(tf.zeros([]))]
+            if options.accumulate > 1
+            else []
+        )
+        self._class_weights = (
+            None if options.class_weights is None else tf.constant(options.class_weights, tf.float32)
+        )
         self._seeds = [v for v in self._net.variables if "seed_generator_state" in v.path]
         self.average = WeightAverage(strategy, weights, options.ema) if options.ema else None
         self.scale = LossScale() if options.scaled else None
@@ -128,11 +138,16 @@ class Steps:
     @property
     def variables(self) -> list[tf.Variable]:
         """What a checkpoint holds of the training beside model and optimizer."""
-        return [*(self.average.variables if self.average else []), *(self.scale.variables if self.scale else [])]
+        return [
+            *(self.average.variables if self.average else []),
+            *(self.scale.variables if self.scale else []),
+        ]
 
     def start(self, epoch: int, step: int, seed: int, sums: tuple[float, ...] = (0.0,) * TOTALS) -> None:
         """Takes up the training at some step of an epoch: dropout as it would be there, and the sums of the epoch so far."""
-        self._start(*(tf.constant(number, tf.int64) for number in (epoch, step, seed)), tf.constant(sums, tf.float64))
+        self._start(
+            *(tf.constant(number, tf.int64) for number in (epoch, step, seed)), tf.constant(sums, tf.float64)
+        )
 
     def train(self, batches: Iterator[Batch], update: int, updates: int, micro: int = 1) -> Burst:
         """Some updates, each from the gradients of `micro` batches.
@@ -143,13 +158,17 @@ class Steps:
             updates: How many to do.
             micro: Batches of an update, at most `accumulate`.
         """
-        waited, failed, skipped = self._train(batches, tf.constant(update, tf.int64), tf.constant(updates), tf.constant(micro))
+        waited, failed, skipped = self._train(
+            batches, tf.constant(update, tf.int64), tf.constant(updates), tf.constant(micro)
+        )
         return Burst(float(waited), int(failed) if skipped else None, int(skipped))
 
     def train_on(self, batch: Batch, update: int, last: bool = True) -> Burst:
         """One batch from Python, and the update if it is the last batch of one; the same result as `train`, more slowly."""
         good = bool(self._train_on(batch, tf.constant(update, tf.int64), last))
-        rows = np.concatenate([part.numpy() for part in self._strategy.experimental_local_results(batch["row"])])
+        rows = np.concatenate(
+            [part.numpy() for part in self._strategy.experimental_local_results(batch["row"])]
+        )
         return Burst(0.0, None if good else update, int(not good), [rows])
 
     def totals(self) -> tuple[float, ...]:
@@ -158,12 +177,20 @@ class Steps:
 
     def local_totals(self) -> tuple[float, ...]:
         """The same over the replicas of this worker alone, which costs no talk with the others."""
-        return tuple(sum(part.numpy() for part in self._strategy.experimental_local_results(self._totals)).tolist())
+        return tuple(
+            sum(part.numpy() for part in self._strategy.experimental_local_results(self._totals)).tolist()
+        )
 
     @tf.function
-    def _train(self, batches: Iterator[Batch], update: tf.Tensor, updates: tf.Tensor, micro: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def _train(
+        self, batches: Iterator[Batch], update: tf.Tensor, updates: tf.Tensor, micro: tf.Tensor
+    ) -> tuple[tf.Tensor, ...]:
         # TensorFlow computes int32 in RAM: right for the loop's own numbers, while what comes of a step stays int64, on the device.
-        waited, failed, skipped = tf.constant(0.0, tf.float64), tf.constant(-1, tf.int64), tf.constant(0, tf.int64)
+        waited, failed, skipped = (
+            tf.constant(0.0, tf.float64),
+            tf.constant(-1, tf.int64),
+            tf.constant(0, tf.int64),
+        )
         for done in tf.range(updates):
             now = update + tf.cast(done, tf.int64)
             if self._options.accumulate == 1:
@@ -183,7 +210,11 @@ class Steps:
         if self._options.accumulate == 1:
             return self._update(self._strategy.run(self._gradient_sums, (batch,)), self._rate(update))
         self._strategy.run(self._accumulate, (batch,))
-        return self._update(self._strategy.run(self._accumulated), self._rate(update)) if last else tf.constant(True)
+        return (
+            self._update(self._strategy.run(self._accumulated), self._rate(update))
+            if last
+            else tf.constant(True)
+        )
 
     @as_written
     def _next(self, batches: Iterator[Batch], waited: tf.Tensor) -> tuple[Batch, tf.Tensor]:
@@ -191,13 +222,18 @@ class Steps:
         asked = tf.timestamp()
         with tf.control_dependencies([asked]):
             batch = next(batches)
-        with tf.device("CPU:0"), tf.control_dependencies(self._strategy.experimental_local_results(batch["row"])):
+        with (
+            tf.device("CPU:0"),
+            tf.control_dependencies(self._strategy.experimental_local_results(batch["row"])),
+        ):
             return batch, waited + (tf.timestamp() - asked)
 
     @as_written
     def _gradient_sums(self, batch: Batch) -> list[tf.Tensor]:
         """One replica's gradients, summed over its examples and scaled, and its weight."""
-        images, share = augmented(self._options.attach(batch), self._options.augment)  # [B, H, W, C], [B] where images are mixed
+        images, share = augmented(
+            self._options.attach(batch), self._options.augment
+        )  # [B, H, W, C], [B] where images are mixed
         labels, weights = batch["label"], batch["weight"]
         scale = self.scale.factor() if self.scale else tf.constant(1.0)
         counted, sums = self._forward_backward(images, labels, weights, share, scale)
@@ -205,7 +241,12 @@ class Steps:
         return sums
 
     def _gradients(
-        self, images: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor, share: tf.Tensor | None, scale: tf.Tensor
+        self,
+        images: tf.Tensor,
+        labels: tf.Tensor,
+        weights: tf.Tensor,
+        share: tf.Tensor | None,
+        scale: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
         """What is counted of a batch, float64 `[TOTALS]`, and the gradients with the weight of its examples."""
         with tf.GradientTape() as tape:
@@ -268,7 +309,9 @@ class Steps:
     def _start(self, epoch: tf.Tensor, step: tf.Tensor, seed: tf.Tensor, sums: tf.Tensor) -> None:
         def per_replica() -> None:
             replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
-            for layer, state in enumerate(self._seeds):  # a layer draws once a batch, and counts in the second number
+            for layer, state in enumerate(
+                self._seeds
+            ):  # a layer draws once a batch, and counts in the second number
                 first = seed + 1_000_003 * layer + 7_919 * replica + 2_654_435_761 * epoch
                 state.assign(tf.cast(tf.stack([first % 2**32, step]), state.dtype))
             self._totals.assign(tf.where(replica == 0, sums, tf.zeros_like(sums)))
@@ -279,12 +322,19 @@ class Steps:
 def _counted(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """What a batch adds to the sums of the epoch, float64 `[TOTALS]`; nothing where its loss is not finite."""
     hits = tf.reduce_sum(tf.cast(predicted_classes(logits) == labels, tf.float32) * weights)
-    near = tf.reduce_sum(tf.cast(true_ranks(labels, logits) < 5, tf.float32) * weights) if logits.shape[-1] > 5 else hits
+    near = (
+        tf.reduce_sum(tf.cast(true_ranks(labels, logits) < 5, tf.float32) * weights)
+        if logits.shape[-1] > 5
+        else hits
+    )
     sums = tf.cast(tf.stack([loss, hits, near, tf.reduce_sum(weights)]), tf.float64)
     return tf.where(tf.math.is_finite(loss), sums, tf.zeros_like(sums))
 
 
 def _summed(value: tf.Tensor) -> tf.Variable:
     """A variable that each replica has for itself, and that is the sum over all when it is read."""
-    settings = {"synchronization": tf.VariableSynchronization.ON_READ, "aggregation": tf.VariableAggregation.SUM}
+    settings = {
+        "synchronization": tf.VariableSynchronization.ON_READ,
+        "aggregation": tf.VariableAggregation.SUM,
+    }
     return tf.Variable(value, trainable=False, **settings)

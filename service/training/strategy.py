@@ -12,7 +12,9 @@ from pipelines.input.order import per_worker
 from pipelines.input.tfdata import cores
 from pipelines.records import Batch
 
-COLLECTIVE_SECONDS = 120.0  # that a sum over the workers may take before it is an error; without a limit it hangs for ever
+COLLECTIVE_SECONDS = (
+    120.0  # that a sum over the workers may take before it is an error; without a limit it hangs for ever
+)
 
 
 @dataclass(frozen=True)
@@ -72,14 +74,23 @@ def choose_strategy(global_batch: int, place: Place = ALONE) -> tf.distribute.St
         options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=COLLECTIVE_SECONDS)
         strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     else:
-        devices = [d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")]
-        strategy = tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+        devices = [
+            d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+        ]
+        strategy = (
+            tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
+        )
     per_worker(global_batch, strategy.num_replicas_in_sync)
     return strategy
 
 
 def distributed(
-    strategy: tf.distribute.Strategy, batches: Batches, place: Place, epoch: int, start_step: int = 0, epochs: int = 1
+    strategy: tf.distribute.Strategy,
+    batches: Batches,
+    place: Place,
+    epoch: int,
+    start_step: int = 0,
+    epochs: int = 1,
 ) -> Iterator[Batch]:
     """Batches of some epochs, with a contiguous slice of each on every replica, for a `tf.function` to iterate.
 
@@ -119,9 +130,14 @@ def distributed_eagerly(
     """The same for Python to iterate, up to a step of every epoch."""
     here = strategy.num_replicas_in_sync // place.workers
     values = strategy.experimental_distribute_values_from_function
-    for batch in batches.epoch(epoch, start_step, place.rank, place.workers, epochs=epochs, stop_step=stop_step):
+    for batch in batches.epoch(
+        epoch, start_step, place.rank, place.workers, epochs=epochs, stop_step=stop_step
+    ):
         if here == 1:
             yield batch
         else:
             parts = {name: tf.split(value, here) for name, value in batch.items()}
-            yield {name: values(lambda context, of=of: of[context.replica_id_in_sync_group % here]) for name, of in parts.items()}
+            yield {
+                name: values(lambda context, of=of: of[context.replica_id_in_sync_group % here])
+                for name, of in parts.items()
+            }

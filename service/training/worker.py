@@ -27,10 +27,19 @@ def train_worker(settings: dict[str, Any]) -> None:
     from service.training.strategy import Place, use_cores
 
     context = ray.train.get_context()
-    place = Place(context.get_world_rank(), context.get_world_size(), context.get_local_world_size(), settings["attempt"])
+    place = Place(
+        context.get_world_rank(),
+        context.get_world_size(),
+        context.get_local_world_size(),
+        settings["attempt"],
+    )
     run = Run(settings["out"])
     if not run.config_path.is_file():
-        raise ConfigError("a run directory that every node sees", f"out={run.path} (not on {platform.node()})", "choose shared storage")
+        raise ConfigError(
+            "a run directory that every node sees",
+            f"out={run.path} (not on {platform.node()})",
+            "choose shared storage",
+        )
     use_cores(settings["cpus"] if place.workers > 1 else None)  # several would each take all of them
     if place.writes:
         timings = {"workers": began - settings["launched"], "imports": time.time() - began}

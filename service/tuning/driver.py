@@ -49,7 +49,9 @@ def tune(plan: Plan, out: str | Path) -> Path:
     check_lasting(out=out, data=Path(plan.shards))
     if "validation" not in load_manifest(plan.shards).splits:
         raise ConfigError(
-            "a shard set with a validation split, to judge the trials by", f"data={plan.shards}", "build one with --validation"
+            "a shard set with a validation split, to judge the trials by",
+            f"data={plan.shards}",
+            "build one with --validation",
         )
     configs = plan.search().configs(plan.trials)
     _check_same(plan, out)
@@ -68,18 +70,28 @@ def _check_same(plan: Plan, out: Path) -> None:
     if not out.exists() or (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
         return
     if not (out / PLAN).is_file():
-        raise ConfigError("an output that does not exist yet, or a search", f"out={out}", "choose another --out or remove it")
+        raise ConfigError(
+            "an output that does not exist yet, or a search",
+            f"out={out}",
+            "choose another --out or remove it",
+        )
     before = planned(out)
     for name in Plan.model_fields:
         old, new = getattr(before, name), getattr(plan, name)
         if old != new and name in Plan.FIXED and not (name == "trials" and new > old):
-            raise ConfigError(f"the search that was begun at {out}, {name}={old}", f"{name}={new}", "use the same words, or another --out")
+            raise ConfigError(
+                f"the search that was begun at {out}, {name}={old}",
+                f"{name}={new}",
+                "use the same words, or another --out",
+            )
 
 
 def _check_trials(configs: Sequence[RunConfig]) -> None:
     from service.models import builder_of  # it takes Keras, which the leaderboard does too
 
-    checked = {(c.model, c.weights, str(c.data), c.augment and c.augment.size): c for c in configs}  # mostly the same for all
+    checked = {
+        (c.model, c.weights, str(c.data), c.augment and c.augment.size): c for c in configs
+    }  # mostly the same for all
     for config in checked.values():
         builder_of(config.model)
         check_beginning(config)
@@ -121,7 +133,9 @@ def _search(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
             verbose=0,
         ),
     )
-    print(f"{len(runs)} trials of at most {epochs} epochs, with {cpus} CPUs and {gpus} GPUs each; TensorFlow takes a while to come up")
+    print(
+        f"{len(runs)} trials of at most {epochs} epochs, with {cpus} CPUs and {gpus} GPUs each; TensorFlow takes a while to come up"
+    )
     try:
         tuner.fit()
     finally:
@@ -162,11 +176,16 @@ def _share(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
     gpus = min(len(shares), 1) if plan.gpus is None else plan.gpus
     cpus = plan.cpus or max(gpus * min(shares, default=0), 1)
     if not any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
-        there = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
+        there = ", ".join(
+            f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes
+        )
         if not os.environ.get("RAY_ADDRESS"):
             fix = "lower --cpus-per-trial or --gpus-per-trial"
             raise ConfigError(f"room for a trial of {cpus} CPUs and {gpus} GPUs", f"nodes={there}", fix)
-        print(f"waiting for a node with room for {cpus} CPUs and {gpus} GPUs; the nodes have {there}", flush=True)
+        print(
+            f"waiting for a node with room for {cpus} CPUs and {gpus} GPUs; the nodes have {there}",
+            flush=True,
+        )
     return cpus, gpus
 
 
@@ -197,7 +216,9 @@ def _conclude(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
 def _stopping(out: Path) -> Iterator[None]:
     """Within the block SIGTERM ends the search as Ctrl-C does: each trial keeps its finished epochs."""
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ray Tune's own waits for every trial
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # a trial that fails before its first evaluation has no score
+    os.environ.setdefault(
+        "TUNE_DISABLE_STRICT_METRIC_CHECKING", "1"
+    )  # a trial that fails before its first evaluation has no score
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the run directories hold everything
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # it prints tables whatever the verbosity
     received = [int(signal.SIGINT)]  # Ray raises a KeyboardInterrupt of its own for whatever a handler raises

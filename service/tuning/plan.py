@@ -34,7 +34,14 @@ class Plan(Spec):
         restarts: How often a trial is started again after its process died.
     """
 
-    FIXED: ClassVar = ("preset", "settings", "shards", "space", "trials", "seed")  # that a search cannot change on its way
+    FIXED: ClassVar = (
+        "preset",
+        "settings",
+        "shards",
+        "space",
+        "trials",
+        "seed",
+    )  # that a search cannot change on its way
 
     preset: str
     settings: dict[str, Any]
@@ -66,7 +73,9 @@ def planned(out: str | Path) -> Plan:
     """
     path = Path(out) / PLAN
     if not path.is_file():
-        raise ConfigError("the directory of a search", f"out={out} (no {PLAN})", "name the --out of a 'glassbox tune'")
+        raise ConfigError(
+            "the directory of a search", f"out={out} (no {PLAN})", "name the --out of a 'glassbox tune'"
+        )
     return check(Plan, read_yaml(path, "search"), str(path))
 
 
@@ -80,21 +89,34 @@ def plan_of(options: argparse.Namespace) -> Plan:
     chosen = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
     words = {name: getattr(options, name) for name in ("preset", "space", "trials", "data")}
     if options.resume:
-        given = [name for name, value in words.items() if value is not None and name != "trials"] + options.overrides
+        given = [
+            name for name, value in words.items() if value is not None and name != "trials"
+        ] + options.overrides
         if given or "seed" in chosen:
             raise ConfigError(
-                "--resume with --out alone", f"{' '.join(given) or 'seed'} beside it", "leave these out: a search keeps its own"
+                "--resume with --out alone",
+                f"{' '.join(given) or 'seed'} beside it",
+                "leave these out: a search keeps its own",
             )
         more = {"trials": options.trials} if options.trials is not None else {}
         return check(Plan, planned(options.out).model_dump() | chosen | more, "the command line")
     missing = [name for name, value in words.items() if value is None]
     if missing:
-        raise ConfigError("a preset, --space, --trials and --data", f"no {' and no '.join(missing)}", "name all four, or --resume")
+        raise ConfigError(
+            "a preset, --space, --trials and --data",
+            f"no {' and no '.join(missing)}",
+            "name all four, or --resume",
+        )
     preset, settings = read_preset(options.preset)
     for override in options.overrides:
         set_value(settings, override)
     space = Path(options.space)
     if not space.is_file():
         raise ConfigError("a search space, a YAML file", f"space={space} (not there)", EXAMPLE)
-    asked = {"preset": preset, "settings": settings, "shards": str(Path(options.data).absolute()), "trials": options.trials}
+    asked = {
+        "preset": preset,
+        "settings": settings,
+        "shards": str(Path(options.data).absolute()),
+        "trials": options.trials,
+    }
     return check(Plan, asked | {"space": read_yaml(space, "space")} | chosen, "the command line")

@@ -67,7 +67,10 @@ class Search:
         if trial == 0:
             return {}
         places = np.random.default_rng([self.seed, trial]).random(len(self.space))
-        return {dimension.key: dimension.at(float(place)) for dimension, place in zip(self.space, places, strict=True)}
+        return {
+            dimension.key: dimension.at(float(place))
+            for dimension, place in zip(self.space, places, strict=True)
+        }
 
     def settings_with(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The settings of the preset with some others, in the order of the space."""
@@ -125,9 +128,14 @@ def dimension(key: Any, told: Any) -> Dimension:
 
 def _check_bounds(key: str, kind: str, values: Sequence[Any]) -> None:
     number = int if kind == "int" else int | float
-    if len(values) != 2 or any(isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value) for value in values):
+    if len(values) != 2 or any(
+        isinstance(value, bool) or not isinstance(value, number) or not math.isfinite(value)
+        for value in values
+    ):
         raise ConfigError(
-            f"two {'whole ' if kind == 'int' else ''}numbers, the lower and the upper bound", f"{key}.{kind}={values!r}", EXAMPLE
+            f"two {'whole ' if kind == 'int' else ''}numbers, the lower and the upper bound",
+            f"{key}.{kind}={values!r}",
+            EXAMPLE,
         )
     low, high = values
     if low >= high or (kind == "loguniform" and low <= 0):

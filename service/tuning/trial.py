@@ -47,7 +47,12 @@ def _train(run: Run, cpus: int) -> None:
     use_cores(cpus)  # the others are for other trials
     config = check(RunConfig, run.config(), str(run.config_path))
     with _locked(run):
-        run.update_status(state="starting", started=now(), environment=environment(), timings={"imports": time.perf_counter() - began})
+        run.update_status(
+            state="starting",
+            started=now(),
+            environment=environment(),
+            timings={"imports": time.perf_counter() - began},
+        )
         fit(config, run, after_epoch=tell)
         timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
         run.update_status(state="finished", finished=now(), timings=timings)

@@ -22,16 +22,23 @@ class Watch(tune.Callback):  # type: ignore[misc]
     def __init__(self, epochs: int) -> None:
         self._epochs, self._told = epochs, set[tuple[str, int]]()
 
-    def on_trial_result(self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         """A trial has finished an epoch."""
         name, epoch = Path(trial.config["run"]).name, result.get(TIME)
         if epoch is not None and (name, epoch) not in self._told:
             self._told.add((name, epoch))
-            print(f"{name}  epoch {epoch}/{self._epochs}  best validation accuracy {result[METRIC]:.4f}", flush=True)
+            print(
+                f"{name}  epoch {epoch}/{self._epochs}  best validation accuracy {result[METRIC]:.4f}",
+                flush=True,
+            )
 
     def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial's process died, and is started again."""
-        print(f"{Path(trial.config['run']).name}  was lost: starting again from its last checkpoint", flush=True)
+        print(
+            f"{Path(trial.config['run']).name}  was lost: starting again from its last checkpoint", flush=True
+        )
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """A trial has ended, or was stopped."""

@@ -67,10 +67,19 @@ class _Process:
     """A `worker` and the conversation with it."""
 
     def __init__(self, python: str, log: Path) -> None:
-        environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUNBUFFERED": "1"}
+        environment = os.environ | {
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONUNBUFFERED": "1",
+        }
         with log.open("ab") as errors:
             self._child = subprocess.Popen(
-                [python, str(HERE / "worker.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment, text=True
+                [python, str(HERE / "worker.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                text=True,
             )
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
@@ -127,10 +136,17 @@ def compete(contestants: Sequence[Contestant], rounds: int, log: Path, say: Say)
         for contestant in contestants:
             say(f"preparing {contestant.name}")
             process = _process(contestant, processes, log)
-            request = {"name": contestant.name, "function": contestant.function, "settings": contestant.settings}
+            request = {
+                "name": contestant.name,
+                "function": contestant.function,
+                "settings": contestant.settings,
+            }
             answer = process.ask(request)
             outcomes[contestant.name].versions = answer.get("versions", {})
-            _note(answer if "versions" not in answer else process.ask({"name": contestant.name}), outcomes[contestant.name])
+            _note(
+                answer if "versions" not in answer else process.ask({"name": contestant.name}),
+                outcomes[contestant.name],
+            )
         for number in range(rounds):
             say(f"round {number + 1} of {rounds}")
             for contestant in contestants if number % 2 == 0 else reversed(contestants):
@@ -154,7 +170,10 @@ def _round(contestant: Contestant, process: _Process, outcome: Outcome) -> None:
     answer = process.ask({"name": contestant.name})
     _note(answer, outcome)
     if outcome.reason is None:
-        cpu, spent = process.cpu_seconds() - cpu, [now - then for now, then in zip(psutil.cpu_times(), machine, strict=True)]
+        cpu, spent = (
+            process.cpu_seconds() - cpu,
+            [now - then for now, then in zip(psutil.cpu_times(), machine, strict=True)],
+        )
         busy = sum(spent[:3])  # user, nice, system
         outcome.seconds.append(answer["seconds"] / contestant.epochs)
         outcome.cpu.append(cpu / contestant.epochs)

@@ -32,22 +32,34 @@ def many_kills(lab: Lab, kills: int, seed: int) -> cases.Outcome:
     while sum(outcome.times for outcome in found) < kills and len(found) < kills:
         found.append(cases.killed_workers(lab, chance, kills=6, anywhere=0.5, name=f"killed-{len(found)}"))
         print(found[-1], file=sys.stderr, flush=True)
-    times, seconds = sum(outcome.times for outcome in found), [took for outcome in found for took in outcome.seconds]
+    times, seconds = (
+        sum(outcome.times for outcome in found),
+        [took for outcome in found for took in outcome.seconds],
+    )
     told = f"started again each time; {len(found)} of {len(found)} runs finished"
-    return cases.Outcome("kill -9 of a random worker", times, told, seconds, max(outcome.apart or 0 for outcome in found))
+    return cases.Outcome(
+        "kill -9 of a random worker", times, told, seconds, max(outcome.apart or 0 for outcome in found)
+    )
 
 
 def on_two_cpus(kills: int, seed: int) -> list[Named]:
     """The faults of a cluster with room for two workers."""
     killed = partial(many_kills, kills=kills, seed=seed)
     stopped = [partial(cases.silent_worker, rank=rank) for rank in (0, 1)]
-    drivers = [partial(cases.killed_driver, workers=workers, damage=damage) for workers, damage in ((2, False), (1, False), (2, True))]
+    drivers = [
+        partial(cases.killed_driver, workers=workers, damage=damage)
+        for workers, damage in ((2, False), (1, False), (2, True))
+    ]
     others = [cases.stuck_start, cases.preempted, cases.bad_row, cases.diverged, cases.diverged_and_skipped]
     named = {"stop": stopped, "driver": drivers, "other": others}
     return [("kill", killed), *((name, case) for name, group in named.items() for case in group)]
 
 
-ON_ONE_CPU: list[Named] = [("busy", nodes.busy_cluster), ("node", nodes.lost_node), ("elastic", nodes.elastic)]
+ON_ONE_CPU: list[Named] = [
+    ("busy", nodes.busy_cluster),
+    ("node", nodes.lost_node),
+    ("elastic", nodes.elastic),
+]
 WITHOUT_A_CLUSTER: list[Named] = [
     ("driver", partial(cases.killed_driver, workers=2)),
     ("disk", nodes.full_disk),
@@ -58,7 +70,10 @@ WITHOUT_A_CLUSTER: list[Named] = [
 def outcomes(cpus: int, named: list[Named]) -> list[cases.Outcome]:
     """Does some faults, one after the other, on a cluster whose head has so many CPUs."""
     found = []
-    with tempfile.TemporaryDirectory(prefix="gb", ignore_cleanup_errors=True) as folder, laboratory(Path(folder), cpus) as lab:
+    with (
+        tempfile.TemporaryDirectory(prefix="gb", ignore_cleanup_errors=True) as folder,
+        laboratory(Path(folder), cpus) as lab,
+    ):
         for name, case in named:
             began = time.monotonic()
             try:
@@ -71,7 +86,10 @@ def outcomes(cpus: int, named: list[Named]) -> list[cases.Outcome]:
 
 def table(found: list[cases.Outcome]) -> str:
     """The table, as Markdown; outcomes of the same fault in one row."""
-    lines = ["| fault | times | what happened | seconds, median (longest) | weights as undisturbed |", "|---|---|---|---|---|"]
+    lines = [
+        "| fault | times | what happened | seconds, median (longest) | weights as undisturbed |",
+        "|---|---|---|---|---|",
+    ]
     for fault in dict.fromkeys(outcome.fault for outcome in found):
         same = [outcome for outcome in found if outcome.fault == fault]
         seconds = [value for outcome in same for value in outcome.seconds]
@@ -79,20 +97,30 @@ def table(found: list[cases.Outcome]) -> str:
         apart = [outcome.apart for outcome in same if outcome.apart is not None]
         equal = "" if not apart else "yes, to the bit" if max(apart) == 0 else f"within {max(apart):.0e}"
         happened = "; ".join(dict.fromkeys(outcome.happened for outcome in same))
-        lines.append(f"| {fault} | {sum(outcome.times for outcome in same)} | {happened} | {took} | {equal} |")
+        lines.append(
+            f"| {fault} | {sum(outcome.times for outcome in same)} | {happened} | {took} | {equal} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> int:
     """Runs the faults that were asked for; 1 where one ended as it must not."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=30, metavar="N", help="random kills of workers (default: 30)")
+    parser.add_argument(
+        "--kills", type=int, default=30, metavar="N", help="random kills of workers (default: 30)"
+    )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random kills (default: 0)")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="kill, stop, driver, other, busy, node, elastic, disk, many")
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="kill, stop, driver, other, busy, node, elastic, disk, many"
+    )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # leaves no cluster behind
     found = []
-    for cpus, named in ((2, on_two_cpus(options.kills, options.seed)), (1, ON_ONE_CPU), (0, WITHOUT_A_CLUSTER)):
+    for cpus, named in (
+        (2, on_two_cpus(options.kills, options.seed)),
+        (1, ON_ONE_CPU),
+        (0, WITHOUT_A_CLUSTER),
+    ):
         if wanted := [entry for entry in named if not options.only or entry[0] in options.only]:
             found += outcomes(cpus, wanted)
     print(table(found))

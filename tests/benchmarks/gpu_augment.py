@@ -61,7 +61,16 @@ def agreement(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
     most = float(np.abs(ours - theirs).max())
     what = "GPU against CPU" if lab.gpu else "XLA against single operations"
     passed = most <= TOLERANCE and float(np.abs(ours - batch["image"]).max()) > 1  # and something was changed
-    return [Row("b", f"{name}: {what}, largest difference", "levels", **lab.column(most), goal=f"<= {TOLERANCE}", passed=passed)]
+    return [
+        Row(
+            "b",
+            f"{name}: {what}, largest difference",
+            "levels",
+            **lab.column(most),
+            goal=f"<= {TOLERANCE}",
+            passed=passed,
+        )
+    ]
 
 
 def speed(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
@@ -75,6 +84,16 @@ def speed(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
     def rate(device: str) -> float:
         with tf.device(device):
             tensors = {key: tf.constant(value) for key, value in batch.items()}
-            return len(batch["image"]) / seconds_each(lambda: augmented(tensors, spec), lab.pick(1.0, 1.0, 0.0))
+            return len(batch["image"]) / seconds_each(
+                lambda: augmented(tensors, spec), lab.pick(1.0, 1.0, 0.0)
+            )
 
-    return [Row("b", f"{name}: images augmented", "images/s", cpu=rate("CPU:0"), gpu=rate("GPU:0") if lab.gpu else None)]
+    return [
+        Row(
+            "b",
+            f"{name}: images augmented",
+            "images/s",
+            cpu=rate("CPU:0"),
+            gpu=rate("GPU:0") if lab.gpu else None,
+        )
+    ]

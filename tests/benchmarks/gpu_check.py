@@ -61,7 +61,11 @@ def main(arguments: list[str] | None = None) -> int:
         amount = "smallest" if options.smallest else "gpu" if about["gpu"] else "cpu"
         note = _shards(options.data, options.images or IMAGES[amount], Path(scratch))
         settings["real"] = not note.startswith("generated")
-        environment = about["environment"] | {"photos": note, "date": time.strftime("%Y-%m-%d"), "form": amount}
+        environment = about["environment"] | {
+            "photos": note,
+            "date": time.strftime("%Y-%m-%d"),
+            "form": amount,
+        }
         rows = list(_rows(options.part or list(PARTS), settings, log))
         kept = log.read_text(errors="replace")
     seconds = time.time() - began
@@ -74,25 +78,44 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--out", type=Path, metavar="DIR", help="write gpu-check.json, .txt, .md and the log there")
+    made.add_argument(
+        "--out", type=Path, metavar="DIR", help="write gpu-check.json, .txt, .md and the log there"
+    )
     made.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
-    made.add_argument("--minutes", type=float, default=9.5, metavar="N", help="after which everything has ended (default: 9.5)")
-    made.add_argument("--smallest", action="store_true", help="whether everything runs, with tiny amounts of work")
+    made.add_argument(
+        "--minutes",
+        type=float,
+        default=9.5,
+        metavar="N",
+        help="after which everything has ended (default: 9.5)",
+    )
+    made.add_argument(
+        "--smallest", action="store_true", help="whether everything runs, with tiny amounts of work"
+    )
     made.add_argument(
         "--data",
         type=Path,
         metavar="FOLDER",
         help="folder of classes, or of train/ and validation/ with classes (default: the real photos)",
     )
-    made.add_argument("--images", type=int, metavar="N", help="only N of the photos for training, evenly from all classes")
-    made.add_argument("--scratch", type=Path, metavar="DIR", help="where shards and runs may lie (default: the system's)")
+    made.add_argument(
+        "--images", type=int, metavar="N", help="only N of the photos for training, evenly from all classes"
+    )
+    made.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="where shards and runs may lie (default: the system's)"
+    )
     return made
 
 
-def _write(out: Path, environment: dict[str, Any], rows: list[Row], seconds: float, texts: dict[str, str]) -> None:
+def _write(
+    out: Path, environment: dict[str, Any], rows: list[Row], seconds: float, texts: dict[str, str]
+) -> None:
     out.mkdir(parents=True, exist_ok=True)
     figures = {"environment": environment, "seconds": seconds, "rows": [asdict(row) for row in rows]}
-    texts |= {"gpu-check.json": json.dumps(figures, indent=1) + "\n", "gpu-check.md": gpu_results.markdown(rows) + "\n"}
+    texts |= {
+        "gpu-check.json": json.dumps(figures, indent=1) + "\n",
+        "gpu-check.md": gpu_results.markdown(rows) + "\n",
+    }
     for name, text in texts.items():
         (out / name).write_text(text)
 
@@ -112,7 +135,10 @@ def _shards(data: Path | None, images: int | None, scratch: Path) -> str:
         photos.stage(held_out, None if images is None else max(images // 2, 2), scratch / "held out")
         splits["validation"] = sorted((scratch / "held out").glob("*/*"))
     else:
-        splits = {"train": [p for n, p in enumerate(splits["train"]) if n % 3], "validation": splits["train"][::3]}
+        splits = {
+            "train": [p for n, p in enumerate(splits["train"]) if n % 3],
+            "validation": splits["train"][::3],
+        }
     classes = sorted(path.name for path in (scratch / "photos").iterdir())
     records: dict[str, list[Record]] = {}
     for split, files in splits.items():
@@ -122,7 +148,14 @@ def _shards(data: Path | None, images: int | None, scratch: Path) -> str:
                 ready = prepare(path.read_bytes(), ShardSpec())
             except UnreadableImageError:
                 continue
-            records[split].append(Record(ready.image, classes.index(path.parent.name), f"{path.parent.name}/{path.name}", ready.shape))
+            records[split].append(
+                Record(
+                    ready.image,
+                    classes.index(path.parent.name),
+                    f"{path.parent.name}/{path.name}",
+                    ready.shape,
+                )
+            )
     write_shards(scratch / "shards", classes, records)
     return f"{len(records['train'])} {note}, {len(records['validation'])} for validation"
 
@@ -146,7 +179,9 @@ def _lines(part: str, settings: dict[str, Any], log: Path, seconds: float) -> It
     command = [sys.executable, str(HERE / "gpu_part.py"), part, json.dumps(settings)]
     ends = time.monotonic() + seconds
     with log.open("ab") as errors:
-        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=os.environ | quiet, start_new_session=True)
+        child = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, env=os.environ | quiet, start_new_session=True
+        )
     assert child.stdout
     unread = b""
     try:
@@ -159,10 +194,19 @@ def _lines(part: str, settings: dict[str, Any], log: Path, seconds: float) -> It
                 *lines, unread = (unread + more).split(b"\n")
                 yield from map(json.loads, lines)
             else:
-                yield asdict(Row(part, "all of it", passed=False, note=f"failed: not done after {seconds:.0f} s"))
+                yield asdict(
+                    Row(part, "all of it", passed=False, note=f"failed: not done after {seconds:.0f} s")
+                )
                 return
         if child.wait(timeout=30):
-            yield asdict(Row(part, "all of it", passed=False, note=f"failed: the process ended with status {child.returncode}"))
+            yield asdict(
+                Row(
+                    part,
+                    "all of it",
+                    passed=False,
+                    note=f"failed: the process ended with status {child.returncode}",
+                )
+            )
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)

@@ -14,7 +14,10 @@ from gpu_lab import SIZE, Lab, on_cores, seconds_each, thread_counts
 from gpu_part import Checks
 from gpu_results import ABSENT, Row
 
-LARGEST = {"GPU:0": 16.0, "CPU:0": 1.0}  # levels of 255; nvJPEG rounds otherwise than libjpeg-turbo, and DALI's resize than TensorFlow's
+LARGEST = {
+    "GPU:0": 16.0,
+    "CPU:0": 1.0,
+}  # levels of 255; nvJPEG rounds otherwise than libjpeg-turbo, and DALI's resize than TensorFlow's
 MEAN = {"GPU:0": 0.5, "CPU:0": 0.01}
 
 
@@ -31,7 +34,9 @@ def batches(lab: Lab, backend: str) -> tuple[Iterable[Any], int]:
     from pipelines.input.batches import Batches
     from pipelines.spec import DataSpec
 
-    split = Batches(lab.shards, "train", DataSpec(image_size=SIZE, backend=backend, cache="none"), lab.pick(64, 64, 8))
+    split = Batches(
+        lab.shards, "train", DataSpec(image_size=SIZE, backend=backend, cache="none"), lab.pick(64, 64, 8)
+    )
     return split.epoch(0), split.rows
 
 
@@ -47,12 +52,30 @@ def agreement(lab: Lab) -> list[Row]:
         if ours["row"].numpy().tolist() != theirs["row"].numpy().tolist():
             raise ValueError("the two decoders give different rows")
         difference = np.abs(ours["image"].numpy().astype(int) - theirs["image"].numpy())
-        largest, total, count = max(largest, int(difference.max())), total + float(difference.sum()), count + difference.size
+        largest, total, count = (
+            max(largest, int(difference.max())),
+            total + float(difference.sum()),
+            count + difference.size,
+        )
     name, mean = f"{way(lab)} against tf.data, jpeg_fancy_upsampling", total / count
     most, average = LARGEST[lab.device], MEAN[lab.device]
     return [
-        Row("a", f"{name}: largest difference", "levels", **lab.column(largest), goal=f"<= {most:g}", passed=largest <= most),
-        Row("a", f"{name}: mean difference", "levels", **lab.column(mean), goal=f"<= {average:g}", passed=mean <= average),
+        Row(
+            "a",
+            f"{name}: largest difference",
+            "levels",
+            **lab.column(largest),
+            goal=f"<= {most:g}",
+            passed=largest <= most,
+        ),
+        Row(
+            "a",
+            f"{name}: mean difference",
+            "levels",
+            **lab.column(mean),
+            goal=f"<= {average:g}",
+            passed=mean <= average,
+        ),
     ]
 
 
@@ -75,7 +98,12 @@ def handover(lab: Lab) -> list[Row]:
     places = [address(tf.experimental.dlpack.to_dlpack(image)) for image in held]
     kept = all((image.numpy() == other).all() for image, other in zip(held, theirs, strict=True))
     share = sum(place in given for place in places) / len(places)
-    passed = share == 1 and len(set(places)) == len(places) and kept and all(image.device.endswith(lab.device) for image in held)
+    passed = (
+        share == 1
+        and len(set(places)) == len(places)
+        and kept
+        and all(image.device.endswith(lab.device) for image in held)
+    )
     note = f"{len(set(places))} batches held, {'unchanged' if kept else 'CHANGED'}, on {held[0].device[-5:]}"
     name = "DLPack: batches that lie where DALI put them"
     return [Row("a", name, "share", **lab.column(share), goal="1: no copy", passed=passed, note=note)]
@@ -97,6 +125,13 @@ def speed(lab: Lab, threads: int) -> list[Row]:
     with on_cores(threads):
         for backend in ("dali", "tfdata"):
             _, count = batches(lab, backend)
-            seconds = seconds_each(lambda backend=backend: deque(batches(lab, backend)[0], 0), lab.pick(3.0, 2.0, 0.0), not lab.smallest)
+            seconds = seconds_each(
+                lambda backend=backend: deque(batches(lab, backend)[0], 0),
+                lab.pick(3.0, 2.0, 0.0),
+                not lab.smallest,
+            )
             rates.append(count / seconds)
-    return [Row("a", names[0], "images/s", **lab.column(rates[0])), Row("a", names[1], "images/s", cpu=rates[1])]
+    return [
+        Row("a", names[0], "images/s", **lab.column(rates[0])),
+        Row("a", names[1], "images/s", cpu=rates[1]),
+    ]

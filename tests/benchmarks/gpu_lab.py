@@ -17,7 +17,13 @@ from arena import CORES
 
 T = TypeVar("T")
 SIZE = (150, 150)
-PUBLISHED = {"rotation": 40.0, "shift": 0.2, "shear": 0.2, "zoom": 0.2, "flip": True}  # the augmentation of the published experiment
+PUBLISHED = {
+    "rotation": 40.0,
+    "shift": 0.2,
+    "shear": 0.2,
+    "zoom": 0.2,
+    "flip": True,
+}  # the augmentation of the published experiment
 SPARE = 5.0  # seconds that a part needs to end
 
 
@@ -133,7 +139,11 @@ def graphics() -> list[str]:
     """Name, driver and memory of every GPU, as the driver tells; nothing where there is none."""
     command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip().splitlines()
+        return (
+            subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+            .stdout.strip()
+            .splitlines()
+        )
     except (OSError, subprocess.SubprocessError):
         return []
 

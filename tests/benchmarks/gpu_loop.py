@@ -29,8 +29,18 @@ def configured(lab: Lab, **changes: Any) -> Any:
     from service.config import RunConfig
 
     model = "linear" if lab.smallest else MODEL  # seconds to trace, against minutes
-    settings = {"preset": "gpu-check", "model": model, "shards": str(lab.shards), "global_batch": BATCH, "epochs": 1000}
-    settings |= {"augment": PUBLISHED, "data": {"image_size": SIZE}, "optimizer": {"name": "rmsprop", "learning_rate": 0.0001}}
+    settings = {
+        "preset": "gpu-check",
+        "model": model,
+        "shards": str(lab.shards),
+        "global_batch": BATCH,
+        "epochs": 1000,
+    }
+    settings |= {
+        "augment": PUBLISHED,
+        "data": {"image_size": SIZE},
+        "optimizer": {"name": "rmsprop", "learning_rate": 0.0001},
+    }
     return RunConfig.model_validate(settings | changes)
 
 
@@ -46,7 +56,10 @@ def bare(lab: Lab, config: Any, augment: bool = True) -> Any:
     from service.training.losses import example_losses
 
     batch = photos(lab, BATCH)
-    made = {"image": batch["image"], **(draw(config.augment, 0, 0, batch["row"], config.data) if augment else {})}
+    made = {
+        "image": batch["image"],
+        **(draw(config.augment, 0, 0, batch["row"], config.data) if augment else {}),
+    }
     tensors = {name: tf.constant(value) for name, value in made.items()}
     labels = tf.constant(batch["label"])
     model = build_model(config.model, Task((*SIZE, 3), 2, (127.0,) * 3, (64.0,) * 3))
@@ -125,4 +138,14 @@ def augmentation(lab: Lab) -> list[Row]:
     share = median(shares)
     keras_forgets()
     note = f"of a step of {MODEL}, batch {BATCH}, as published"
-    return [Row("d", "augmentation", "share", **lab.column(share), goal=f"< {SHARE}", passed=share < SHARE if lab.gpu else None, note=note)]
+    return [
+        Row(
+            "d",
+            "augmentation",
+            "share",
+            **lab.column(share),
+            goal=f"< {SHARE}",
+            passed=share < SHARE if lab.gpu else None,
+            note=note,
+        )
+    ]

@@ -20,7 +20,14 @@ from gpu_lab import Lab, environment  # noqa: E402
 from gpu_results import ABSENT, Row  # noqa: E402
 
 Checks = Iterator[tuple[str, Callable[[], list[Row]]]]
-MODULES = {"a": "gpu_decode", "b": "gpu_augment", "c": "gpu_steps", "d": "gpu_loop", "e": "gpu_training", "f": "gpu_report"}
+MODULES = {
+    "a": "gpu_decode",
+    "b": "gpu_augment",
+    "c": "gpu_steps",
+    "d": "gpu_loop",
+    "e": "gpu_training",
+    "f": "gpu_report",
+}
 
 
 def main() -> None:

@@ -46,10 +46,14 @@ def maps(lab: Lab, name: str, fast: bool) -> list[Row]:
     images = photos(lab, lab.pick(256, 32, 4), size=(SIZES[name],) * 2)["image"]
     heatmaps = Heatmaps(looked, [layer])
     classes = np.zeros((len(images), 1), np.int32)
-    rate = len(images) / seconds_each(lambda: heatmaps(images, classes), lab.pick(2.0, 2.0, 0.0), not lab.smallest)
+    rate = len(images) / seconds_each(
+        lambda: heatmaps(images, classes), lab.pick(2.0, 2.0, 0.0), not lab.smallest
+    )
     found = heatmaps(images[:4], classes[:4]).maps[layer, "gradcam"]
     passed = bool(np.isfinite(found).all())
-    return [Row("f", f"Grad-CAM, {title(name, fast)}", "maps/s", **lab.column(rate), goal="finite", passed=passed)]
+    return [
+        Row("f", f"Grad-CAM, {title(name, fast)}", "maps/s", **lab.column(rate), goal="finite", passed=passed)
+    ]
 
 
 def climbed(lab: Lab, name: str, fast: bool) -> list[Row]:
@@ -59,8 +63,19 @@ def climbed(lab: Lab, name: str, fast: bool) -> list[Row]:
     looked, layer = network(name, fast)
     count, steps = lab.pick(64, 16, 4), lab.pick(STEPS, STEPS, 5)
     answers = []
-    rate = count / seconds_each(lambda: answers.append(patterns(looked, layer, range(count), steps)), 0.0, not lab.smallest)
+    rate = count / seconds_each(
+        lambda: answers.append(patterns(looked, layer, range(count), steps)), 0.0, not lab.smallest
+    )
     before, after = answers[0].before, answers[0].after
     passed = bool((after > before)[before > 0].mean() > 0.9) if before.any() else None
     goal = "what answers noise answers more"
-    return [Row("f", f"filter patterns, {title(name, fast)}, {steps} steps", "patterns/s", **lab.column(rate), goal=goal, passed=passed)]
+    return [
+        Row(
+            "f",
+            f"filter patterns, {title(name, fast)}, {steps} steps",
+            "patterns/s",
+            **lab.column(rate),
+            goal=goal,
+            passed=passed,
+        )
+    ]

@@ -29,7 +29,10 @@ def checks(lab: Lab) -> Checks:
     for precision in DTYPES:
         for xla in (False, True):
             for name in names:
-                yield title(name, precision, xla), lambda name=name, precision=precision, xla=xla: step(lab, name, precision, xla)
+                yield (
+                    title(name, precision, xla),
+                    lambda name=name, precision=precision, xla=xla: step(lab, name, precision, xla),
+                )
 
 
 def title(name: str, precision: str, xla: bool) -> str:
@@ -43,7 +46,9 @@ def models() -> tuple[str, ...]:
     from service.models import MODELS, Task, build_model
 
     with suppress(ConfigError):
-        build_model("", Task((1, 1, 1), 2, (0.0,), (1.0,)))  # registers them, and says that there is no such one
+        build_model(
+            "", Task((1, 1, 1), 2, (0.0,), (1.0,))
+        )  # registers them, and says that there is no such one
     return MODELS.names()
 
 
@@ -53,8 +58,13 @@ def sizes() -> dict[str, dict[str, Any]]:
     from service.config import load_config, preset_names
 
     configs = [load_config(name, ".") for name in preset_names()]
-    learned = {config.model: (config.augment and config.augment.size) or config.data.image_size for config in configs}
-    return {config.model: {"image_size": learned[config.model], "channels": config.data.channels} for config in configs}
+    learned = {
+        config.model: (config.augment and config.augment.size) or config.data.image_size for config in configs
+    }
+    return {
+        config.model: {"image_size": learned[config.model], "channels": config.data.channels}
+        for config in configs
+    }
 
 
 @lru_cache
@@ -63,14 +73,24 @@ def _peak(lab: Lab, precision: str) -> float:
 
 
 def _peak_row(lab: Lab, precision: str) -> Row:
-    return Row("c", f"peak of a matrix product, {DTYPES[precision]}", "TFLOP/s", **lab.column(_peak(lab, precision) / 1e12))
+    return Row(
+        "c",
+        f"peak of a matrix product, {DTYPES[precision]}",
+        "TFLOP/s",
+        **lab.column(_peak(lab, precision) / 1e12),
+    )
 
 
 def step(lab: Lab, name: str, precision: str, xla: bool) -> list[Row]:
     """One registered model."""
     if precision == "mixed_float16" and not (xla or lab.gpu or lab.smallest):
         return [
-            Row("c", title(name, precision, xla), "images/s", note=f"{ABSENT}: TensorFlow's convolutions on a CPU take seconds an image")
+            Row(
+                "c",
+                title(name, precision, xla),
+                "images/s",
+                note=f"{ABSENT}: TensorFlow's convolutions on a CPU take seconds an image",
+            )
         ]
     from service.models import Task, build_model
 
@@ -78,7 +98,9 @@ def step(lab: Lab, name: str, precision: str, xla: bool) -> list[Row]:
     channels = images["channels"]
     classes = 10 if channels == 1 else 2
     task = Task((*images["image_size"], channels), classes, (127.0,) * channels, (64.0,) * channels)
-    return measured(lab, title(name, precision, xla), lambda: build_model(name, task), classes, precision, xla)
+    return measured(
+        lab, title(name, precision, xla), lambda: build_model(name, task), classes, precision, xla
+    )
 
 
 def resnet(lab: Lab) -> list[Row]:
@@ -95,7 +117,10 @@ def resnet(lab: Lab) -> list[Row]:
     def build() -> keras.Model:
         image = keras.Input((224, 224, 3))
         base = keras.applications.ResNet50(
-            include_top=False, weights=None, pooling="avg", input_tensor=keras.layers.Rescaling(1 / 255)(image)
+            include_top=False,
+            weights=None,
+            pooling="avg",
+            input_tensor=keras.layers.Rescaling(1 / 255)(image),
         )
         return keras.Model(image, head(base.output, 1000))
 
@@ -108,7 +133,11 @@ def resnet(lab: Lab) -> list[Row]:
 def _chip() -> str:
     import tensorflow as tf
 
-    return str(tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get("device_name", ""))
+    return str(
+        tf.config.experimental.get_device_details(tf.config.list_physical_devices("GPU")[0]).get(
+            "device_name", ""
+        )
+    )
 
 
 def measured(lab: Lab, name: str, build: Any, classes: int, precision: str, xla: bool) -> list[Row]:
@@ -120,7 +149,11 @@ def measured(lab: Lab, name: str, build: Any, classes: int, precision: str, xla:
     if lab.gpu:
         tf.config.experimental.reset_memory_stats("GPU:0")
     at_once = lab.pick(8, 1, 1)
-    rate = at_once * batch / seconds_each(lambda: steps.train(batches, 0, at_once), lab.pick(0.5, 0.5, 0.0), not lab.smallest)
+    rate = (
+        at_once
+        * batch
+        / seconds_each(lambda: steps.train(batches, 0, at_once), lab.pick(0.5, 0.5, 0.0), not lab.smallest)
+    )
     loss, _, _, weight = steps.totals()
     memory = f", {tf.config.experimental.get_memory_info('GPU:0')['peak'] / 2**30:.2f} GiB" if lab.gpu else ""
     share = rate * amount / _peak(lab, precision)
@@ -130,7 +163,9 @@ def measured(lab: Lab, name: str, build: Any, classes: int, precision: str, xla:
     return [Row("c", name, "images/s", **lab.column(rate), goal="a finite loss", passed=good, note=note)]
 
 
-def _steps(lab: Lab, build: Any, classes: int, batch: int, precision: str, xla: bool) -> tuple[Any, Any, float]:
+def _steps(
+    lab: Lab, build: Any, classes: int, batch: int, precision: str, xla: bool
+) -> tuple[Any, Any, float]:
     """The steps, an iterator over the same batch again and again, and the operations of an image."""
     import keras
     import tensorflow as tf
@@ -148,8 +183,17 @@ def _steps(lab: Lab, build: Any, classes: int, batch: int, precision: str, xla: 
     rest = {"label": labels, "weight": np.ones(batch, np.float32), "row": np.arange(batch)}
     batches = iter(tf.data.Dataset.from_tensors(rest).repeat())
     weights = model.trainable_variables
-    options = StepOptions(xla=xla, attach=lambda batch: {**batch, "image": images}, scaled=precision == "mixed_float16")
-    steps = Steps(logits_of(model), keras.optimizers.SGD(1e-4), weights, np.float32([1e-4]), tf.distribute.get_strategy(), options)
+    options = StepOptions(
+        xla=xla, attach=lambda batch: {**batch, "image": images}, scaled=precision == "mixed_float16"
+    )
+    steps = Steps(
+        logits_of(model),
+        keras.optimizers.SGD(1e-4),
+        weights,
+        np.float32([1e-4]),
+        tf.distribute.get_strategy(),
+        options,
+    )
     steps.start(1, 0, seed=0)
     return steps, batches, operations(model)[1]
 

@@ -14,11 +14,19 @@ from gpu_part import Checks
 from gpu_results import ABSENT, Row
 from gpu_steps import keras_forgets
 
-MODEL, BATCH, STEPS, RATE = "cats_dogs_small", 20, 10, 1e-4  # without dropout, whose masks XLA draws otherwise
+MODEL, BATCH, STEPS, RATE = (
+    "cats_dogs_small",
+    20,
+    10,
+    1e-4,
+)  # without dropout, whose masks XLA draws otherwise
 NEAR = 2e-3  # of the loss: float32 sums in another order, over ten updates
 BAND = 0.05  # nats, of bfloat16 from float32
 PRESET, EPOCHS, IMAGES = "cats_dogs_small_dropout", 100, 200_000
-SECONDS, ACCURACY = 15.0, 0.76  # of the steps of so many images; three standard errors below the published 80 % of 1,000 photos
+SECONDS, ACCURACY = (
+    15.0,
+    0.76,
+)  # of the steps of so many images; three standard errors below the published 80 % of 1,000 photos
 
 
 def checks(lab: Lab) -> Checks:
@@ -40,7 +48,9 @@ def losses(lab: Lab, device: str, precision: str, xla: bool) -> np.ndarray:
     found = photos(lab, BATCH * STEPS)
     keras.utils.set_random_seed(0)
     with tf.device("CPU:0"), _precision(precision):  # the first weights are drawn there, whatever computes
-        first = build_model("small_cnn" if lab.smallest else MODEL, Task((150, 150, 3), 2, (127.0,) * 3, (64.0,) * 3))
+        first = build_model(
+            "small_cnn" if lab.smallest else MODEL, Task((150, 150, 3), 2, (127.0,) * 3, (64.0,) * 3)
+        )
     with tf.device(device):
         model = keras.models.clone_model(first)
         model.set_weights(first.get_weights())
@@ -77,14 +87,35 @@ def against_cpu(lab: Lab) -> list[Row]:
     what = "GPU with XLA against CPU, without TF32" if lab.gpu else "XLA against single operations"
     note = f"losses {theirs[0]:.4f} to {theirs[-1]:.4f}"
     return [
-        Row("e", f"{STEPS} steps, float32: {what}", "of the loss", **lab.column(most), goal=f"<= {NEAR}", passed=most <= NEAR, note=note)
+        Row(
+            "e",
+            f"{STEPS} steps, float32: {what}",
+            "of the loss",
+            **lab.column(most),
+            goal=f"<= {NEAR}",
+            passed=most <= NEAR,
+            note=note,
+        )
     ]
 
 
 def against_float32(lab: Lab) -> list[Row]:
     """bfloat16 against float32, on the device that trains."""
-    most = float(np.abs(losses(lab, lab.device, "mixed_bfloat16", lab.gpu) - losses(lab, lab.device, "float32", lab.gpu)).max())
-    return [Row("e", f"{STEPS} steps: bfloat16 against float32", "nats", **lab.column(most), goal=f"<= {BAND}", passed=most <= BAND)]
+    most = float(
+        np.abs(
+            losses(lab, lab.device, "mixed_bfloat16", lab.gpu) - losses(lab, lab.device, "float32", lab.gpu)
+        ).max()
+    )
+    return [
+        Row(
+            "e",
+            f"{STEPS} steps: bfloat16 against float32",
+            "nats",
+            **lab.column(most),
+            goal=f"<= {BAND}",
+            passed=most <= BAND,
+        )
+    ]
 
 
 def whole(lab: Lab) -> list[Row]:
@@ -122,7 +153,11 @@ def _judged(lab: Lab, name: str, metrics: list[dict[str, float]], config: Any) -
     judged = lab.gpu and not lab.smallest
     published = lab.real and rows == 2000
     accurate = Row(
-        "e", f"{name}: validation accuracy of the best epoch", "of 1", **lab.column(best), note=f"last {metrics[-1]['val_accuracy']:.3f}"
+        "e",
+        f"{name}: validation accuracy of the best epoch",
+        "of 1",
+        **lab.column(best),
+        note=f"last {metrics[-1]['val_accuracy']:.3f}",
     )
     if published:
         accurate = replace(accurate, goal=f">= {ACCURACY}", passed=best >= ACCURACY if judged else None)

@@ -8,7 +8,11 @@ from typing import Any
 import numpy as np
 from gpu_lab import Lab, seconds_each
 
-DTYPES = {"float32": "float32", "mixed_bfloat16": "bfloat16", "mixed_float16": "float16"}  # what matrix products compute in
+DTYPES = {
+    "float32": "float32",
+    "mixed_bfloat16": "bfloat16",
+    "mixed_float16": "float16",
+}  # what matrix products compute in
 
 
 def operations(model: Any) -> tuple[float, float]:
@@ -34,7 +38,9 @@ def _of(layer: Any) -> float:
     if kind == "Dense":
         return 2.0 * int(np.prod(inputs)) * outputs[-1]
     height, width = layer.kernel_size
-    seen = 1 if kind == "DepthwiseConv2D" else inputs[-1] // layer.groups  # channels that an output value is made of
+    seen = (
+        1 if kind == "DepthwiseConv2D" else inputs[-1] // layer.groups
+    )  # channels that an output value is made of
     return 2.0 * height * width * seen * int(np.prod(outputs))
 
 
@@ -49,5 +55,7 @@ def peak(lab: Lab, precision: str) -> float:
         product = tf.function(lambda a, b: tf.matmul(a, b))
         times, ends = [], time.perf_counter() + lab.pick(1.0, 1.5, 0.0)
         while len(times) < 3 or time.perf_counter() < ends:
-            times.append(seconds_each(lambda: [product(left, right) for _ in range(at_once)], 0.0, warm=False))
+            times.append(
+                seconds_each(lambda: [product(left, right) for _ in range(at_once)], 0.0, warm=False)
+            )
     return 2.0 * size**3 * at_once / min(times)

@@ -34,15 +34,34 @@ def contestants(photos: Path, shards: Path, torch_python: str | None) -> list[Co
     peer = {"folder": str(photos), "batch": BATCH, "size": SIZE}
 
     def ours(name: str, **changes: Any) -> Contestant:
-        settings = {"shards": str(shards), "batch": BATCH, "augment": AUGMENTATION, "epochs": EPOCHS, **PLAIN, **changes}
+        settings = {
+            "shards": str(shards),
+            "batch": BATCH,
+            "augment": AUGMENTATION,
+            "epochs": EPOCHS,
+            **PLAIN,
+            **changes,
+        }
         return Contestant(name, "input_ours:ours", settings, epochs=EPOCHS)
 
     return [
         Contestant(LIMITS[0], "input_ours:raw_threads", raw),
         Contestant(LIMITS[1], "input_ours:raw_processes", raw),
-        Contestant("raw: TensorFlow's decoder", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH}),
-        Contestant("raw: the same, and resizing", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH, "size": SIZE}),
-        Contestant(READER, "input_ours:order_and_reader", {"shards": str(shards), "batch": BATCH}, cores=1, drawn=False),
+        Contestant(
+            "raw: TensorFlow's decoder", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH}
+        ),
+        Contestant(
+            "raw: the same, and resizing",
+            "input_ours:raw_tensorflow",
+            {"shards": str(shards), "batch": BATCH, "size": SIZE},
+        ),
+        Contestant(
+            READER,
+            "input_ours:order_and_reader",
+            {"shards": str(shards), "batch": BATCH},
+            cores=1,
+            drawn=False,
+        ),
         ours(EXACT),
         ours(FAST, decode="fast"),
         ours("ours: exact, not augmented", augment=None),
@@ -52,7 +71,12 @@ def contestants(photos: Path, shards: Path, torch_python: str | None) -> list[Co
         Contestant(GENERATOR, "input_peers:generator", peer),
         Contestant(LAYERS, "input_peers:keras_layers", peer),
         Contestant(PROJECTIVE, "input_peers:projective_transform", peer),
-        Contestant(TORCH, "input_peers:torch_loader", peer | {"workers": CORES}, python=torch_python or sys.executable),
+        Contestant(
+            TORCH,
+            "input_peers:torch_loader",
+            peer | {"workers": CORES},
+            python=torch_python or sys.executable,
+        ),
     ]
 
 
@@ -69,7 +93,11 @@ GOALS = (
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Runs the benchmark."""
     parser = runner.parser(__doc__ or "")
-    parser.add_argument("--torch-python", metavar="PATH", help="a Python that has PyTorch and torchvision, if this one has not")
+    parser.add_argument(
+        "--torch-python",
+        metavar="PATH",
+        help="a Python that has PyTorch and torchvision, if this one has not",
+    )
     options = parser.parse_args(arguments)
 
     def enter(photos: Path, scratch: Path) -> Field:

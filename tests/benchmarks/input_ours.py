@@ -86,13 +86,16 @@ def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
     def decoded(image: tf.Tensor) -> tf.Tensor:
         if size:
             return decode(image, DataSpec(image_size=(size, size)))
-        return tf.shape(tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE"))[0]  # the pixels never reach Python
+        return tf.shape(tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE"))[
+            0
+        ]  # the pixels never reach Python
 
     keep_freed_memory()
     shape = tf.TensorSpec((size, size, 3), tf.uint8) if size else tf.TensorSpec((), tf.int32)
     images = tf.data.Dataset.from_tensor_slices(np.array(encoded(shards), object)).batch(batch)
     batches = images.map(
-        lambda images: tf.map_fn(decoded, images, fn_output_signature=shape, parallel_iterations=cores()), num_parallel_calls=AT_WORK
+        lambda images: tf.map_fn(decoded, images, fn_output_signature=shape, parallel_iterations=cores()),
+        num_parallel_calls=AT_WORK,
     )
     yield None
     while True:
@@ -139,7 +142,9 @@ def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, *
     epoch = 0
     yield None
     while True:
-        for features in batches.epoch(epoch, epochs=epochs):  # a training has one iterator for all of its epochs
+        for features in batches.epoch(
+            epoch, epochs=epochs
+        ):  # a training has one iterator for all of its epochs
             images = step(features)
         float(images[0, 0, 0, 0])  # what runs on a device is done now
         epoch += epochs

@@ -6,8 +6,19 @@ import math
 
 from worker import Rounds
 
-ROTATION, SHIFT, SHEAR, ZOOM = 40.0, 0.2, 0.2, 0.2  # degrees, share, degrees, share; and every second image mirrored
-AUGMENTATION = {"rotation": ROTATION, "shift": SHIFT, "shear": SHEAR, "zoom": ZOOM, "flip": True}  # in this project's words
+ROTATION, SHIFT, SHEAR, ZOOM = (
+    40.0,
+    0.2,
+    0.2,
+    0.2,
+)  # degrees, share, degrees, share; and every second image mirrored
+AUGMENTATION = {
+    "rotation": ROTATION,
+    "shift": SHIFT,
+    "shear": SHEAR,
+    "zoom": ZOOM,
+    "flip": True,
+}  # in this project's words
 
 
 def generator(folder: str, batch: int, size: int) -> Rounds:
@@ -47,8 +58,12 @@ def keras_layers(folder: str, batch: int, size: int) -> Rounds:
             keras.layers.RandomZoom(ZOOM, ZOOM, fill_mode="nearest"),
         ]
     )
-    dataset = keras.utils.image_dataset_from_directory(folder, image_size=(size, size), batch_size=batch, shuffle=True, seed=0)
-    dataset = dataset.map(lambda images, labels: (augment(images, training=True), labels), num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = keras.utils.image_dataset_from_directory(
+        folder, image_size=(size, size), batch_size=batch, shuffle=True, seed=0
+    )
+    dataset = dataset.map(
+        lambda images, labels: (augment(images, training=True), labels), num_parallel_calls=tf.data.AUTOTUNE
+    )
     yield from _epochs(dataset.prefetch(tf.data.AUTOTUNE))
 
 
@@ -80,7 +95,12 @@ def _warp(images, transforms, size: int):
     import tensorflow as tf
 
     return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images, transforms=transforms, output_shape=(size, size), fill_value=0.0, interpolation="BILINEAR", fill_mode="NEAREST"
+        images=images,
+        transforms=transforms,
+        output_shape=(size, size),
+        fill_value=0.0,
+        interpolation="BILINEAR",
+        fill_mode="NEAREST",
     )
 
 
@@ -112,12 +132,18 @@ def torch_loader(folder: str, batch: int, size: int, workers: int) -> Rounds:
         [
             transforms.Resize((size, size)),
             transforms.RandomAffine(
-                ROTATION, (SHIFT, SHIFT), (1 - ZOOM, 1 + ZOOM), SHEAR, interpolation=transforms.InterpolationMode.BILINEAR
+                ROTATION,
+                (SHIFT, SHIFT),
+                (1 - ZOOM, 1 + ZOOM),
+                SHEAR,
+                interpolation=transforms.InterpolationMode.BILINEAR,
             ),
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
         ]
     )
     images = datasets.ImageFolder(folder, augment)
-    loader = torch.utils.data.DataLoader(images, batch, shuffle=True, num_workers=workers, persistent_workers=True)
+    loader = torch.utils.data.DataLoader(
+        images, batch, shuffle=True, num_workers=workers, persistent_workers=True
+    )
     yield from _epochs(loader)

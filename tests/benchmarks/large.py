@@ -38,7 +38,9 @@ class PeakMemory:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._over.set()
         self._thread.join()
         self._look()  # a block may be shorter than a pause
@@ -64,13 +66,18 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
     small, large = QUICK if options.quick else (SMALL, LARGE)
     before, speeds, peaks = table.load(), [], {}
-    with tempfile.TemporaryDirectory(prefix="glassbox-benchmark-", dir=options.scratch) as scratch, connected():
+    with (
+        tempfile.TemporaryDirectory(prefix="glassbox-benchmark-", dir=options.scratch) as scratch,
+        connected(),
+    ):
         for place, images in enumerate((small, large, small)):
             with PeakMemory() as memory:
                 speeds.append(_build(images, Path(scratch) / str(place)))
             if images == large:
                 peaks = memory.peaks
-    workers = {name: size / 2**30 for name, size in peaks.items() if name == "driver" or name.startswith("ray::")}
+    workers = {
+        name: size / 2**30 for name, size in peaks.items() if name == "driver" or name.startswith("ray::")
+    }
     figures = {
         "title": "Shards: memory and speed of a build of many small images",
         "images": [small, large, small],
@@ -95,7 +102,9 @@ def _build(images: int, out: Path) -> float:
 
     ready: list[float] = []
     source = open_source(f"synthetic:evidence,train={images},validation=0,size=32")
-    build_shards(source, out, ShardSpec(validation=0.0), lambda done, total: ready.append(time.perf_counter()))
+    build_shards(
+        source, out, ShardSpec(validation=0.0), lambda done, total: ready.append(time.perf_counter())
+    )
     return images / (time.perf_counter() - ready[0])
 
 

@@ -34,7 +34,9 @@ def stage(data: Path | None, images: int | None, folder: Path) -> tuple[int, str
         note = f"photos of {source.resolve().name}"
     count = sum(1 for _ in folder.glob("*/*"))
     if not count:
-        raise SystemExit(f"Expected folders of JPEG photos, one per class. Received: data={data}. Fix: choose such a folder.")
+        raise SystemExit(
+            f"Expected folders of JPEG photos, one per class. Received: data={data}. Fix: choose such a folder."
+        )
     return count, note
 
 

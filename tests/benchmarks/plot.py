@@ -36,7 +36,9 @@ def svg(figures: Mapping[str, Any]) -> str:
     Returns:
         The text of an SVG file, whole in itself.
     """
-    rows = sorted((row for row in figures["rows"] if row.get("drawn")), key=lambda row: -row["images_per_second"])
+    rows = sorted(
+        (row for row in figures["rows"] if row.get("drawn")), key=lambda row: -row["images_per_second"]
+    )
     scale = BARS / max((row["highest"] for row in rows), default=1.0)
     height = TOP + ROW * len(rows) + BOTTOM
     host = figures["machine"]

@@ -50,17 +50,23 @@ def svg(title: str, curves: Sequence[tuple[str, Curve]]) -> str:
     for step in range(round(low * 10), 11):
         _, y = place(0, step / 10)
         lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        lines.append(f'<text class="small" x="{LEFT - 10}" y="{y + 4:.1f}" text-anchor="end">{step * 10} %</text>')
+        lines.append(
+            f'<text class="small" x="{LEFT - 10}" y="{y + 4:.1f}" text-anchor="end">{step * 10} %</text>'
+        )
     for quarter in range(5):
         x, y = place(last * quarter / 4, low)
-        lines.append(f'<text class="small" x="{x:.1f}" y="{y + 20:.1f}" text-anchor="middle">{last * quarter / 4:g}</text>')
+        lines.append(
+            f'<text class="small" x="{x:.1f}" y="{y + 20:.1f}" text-anchor="middle">{last * quarter / 4:g}</text>'
+        )
     lines.append(f'<text class="small" x="{WIDTH - RIGHT + 22}" y="{HEIGHT - BOTTOM + 20}">epochs</text>')
     heights = _apart([place(*curve[-1])[1] for _, curve in curves])
     for number, ((name, curve), y) in enumerate(zip(curves, heights, strict=True)):
         points = " ".join(f"{x:.1f},{height:.1f}" for x, height in (place(*point) for point in curve))
         lines.append(f'<polyline class="line run{number}" points="{points}"/>')
         words = f"{escape(name)}: {curve[-1][1]:.1%}"
-        lines.append(f'<text class="small name{number}" x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}">{words}</text>')
+        lines.append(
+            f'<text class="small name{number}" x="{WIDTH - RIGHT + 8}" y="{y + 4:.1f}">{words}</text>'
+        )
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
@@ -78,7 +84,12 @@ def main(target: str, title: str, *runs: str) -> None:
     curves = []
     for run in map(Run, runs):
         evaluated = [epoch for epoch in run.metrics() if "val_accuracy" in epoch]
-        curves.append((f"seed {run.config()['seed']}", [(int(epoch["epoch"]), epoch["val_accuracy"]) for epoch in evaluated]))
+        curves.append(
+            (
+                f"seed {run.config()['seed']}",
+                [(int(epoch["epoch"]), epoch["val_accuracy"]) for epoch in evaluated],
+            )
+        )
     Path(target).write_text(svg(title, curves))
 
 

@@ -21,7 +21,9 @@ TF_KERAS_VIS, XPLIQUE = "tf-keras-vis", "xplique"
 LOSSLESS, JPEG, LOOPS = "ours, PNG", "ours, JPEG", "NumPy loops + matplotlib"
 MAPS, GRIDS, FILTERS = 32, 8, 80  # images a round; filters a round
 
-Enter = Callable[[Path, Path, str, int], Field]  # from photos, scratch directory, Python of the peers, and how many pictures
+Enter = Callable[
+    [Path, Path, str, int], Field
+]  # from photos, scratch directory, Python of the peers, and how many pictures
 
 
 def of_maps(model: str, times: dict[str, float]) -> Enter:
@@ -29,9 +31,22 @@ def of_maps(model: str, times: dict[str, float]) -> Enter:
 
     def enter(photos: Path, scratch: Path, python: str, count: int) -> Field:
         settings = {"model": model, "folder": str(photos)}
-        ways = {OURS: "maps", FAST: "maps", TUTORIAL: "tutorial_maps", TF_KERAS_VIS: "tf_keras_vis_maps", XPLIQUE: "xplique_maps"}
-        field = [_entry(name, way, settings | ({"fast": True} if name == FAST else {}), python) for name, way in ways.items()]
-        goals = [Goal(name, OURS, name, times[name], f"ours >= {times[name]:g} x this") for name in times if name != FAST]
+        ways = {
+            OURS: "maps",
+            FAST: "maps",
+            TUTORIAL: "tutorial_maps",
+            TF_KERAS_VIS: "tf_keras_vis_maps",
+            XPLIQUE: "xplique_maps",
+        }
+        field = [
+            _entry(name, way, settings | ({"fast": True} if name == FAST else {}), python)
+            for name, way in ways.items()
+        ]
+        goals = [
+            Goal(name, OURS, name, times[name], f"ours >= {times[name]:g} x this")
+            for name in times
+            if name != FAST
+        ]
         if FAST in times:
             goals.append(Goal(FAST, FAST, TUTORIAL, times[FAST], f">= {times[FAST]:g} x {TUTORIAL}"))
         return Field(field, goals)
@@ -48,7 +63,10 @@ def of_patterns(photos: Path, scratch: Path, python: str, count: int) -> Field:
         _entry(FAST, "climbed", settings | {"fast": True}, python),
         _entry(TUTORIAL, "tutorial_climbed", settings, python),
     ]
-    goals = (Goal(OURS, OURS, TUTORIAL, 4, f">= 4 x {TUTORIAL}"), Goal(FAST, FAST, TUTORIAL, 7, f">= 7 x {TUTORIAL}"))
+    goals = (
+        Goal(OURS, OURS, TUTORIAL, 4, f">= 4 x {TUTORIAL}"),
+        Goal(FAST, FAST, TUTORIAL, 7, f">= 7 x {TUTORIAL}"),
+    )
     return Field(field, goals, [LIMIT], images=count, note="noise")
 
 
@@ -60,7 +78,10 @@ def of_grids(photos: Path, scratch: Path, python: str, count: int) -> Field:
         _entry(JPEG, "grids", settings | {"kind": "jpeg"}, python),
         _entry(LOOPS, "tutorial_grids", settings, python),
     ]
-    goals = (Goal(LOSSLESS, LOSSLESS, LOOPS, 35, f">= 35 x {LOOPS}"), Goal(JPEG, JPEG, LOOPS, 60, f">= 60 x {LOOPS}"))
+    goals = (
+        Goal(LOSSLESS, LOSSLESS, LOOPS, 35, f">= 35 x {LOOPS}"),
+        Goal(JPEG, JPEG, LOOPS, 60, f">= 60 x {LOOPS}"),
+    )
     return Field(field, goals)
 
 
@@ -96,7 +117,9 @@ TABLES: dict[str, tuple[str, Enter, int]] = {
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Runs the benchmark, one table after the other."""
     parser = runner.parser(__doc__ or "")
-    parser.add_argument("--table", action="append", choices=list(TABLES), help="only this table; may be repeated")
+    parser.add_argument(
+        "--table", action="append", choices=list(TABLES), help="only this table; may be repeated"
+    )
     has = "a Python that has the project, matplotlib, tf-keras-vis and xplique"
     parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help=has)
     options = parser.parse_args(arguments)

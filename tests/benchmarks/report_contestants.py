@@ -10,7 +10,13 @@ from typing import Any
 
 from worker import Rounds
 
-LAYERS = ("block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3")  # of VGG16, for patterns
+LAYERS = (
+    "block1_conv2",
+    "block2_conv2",
+    "block3_conv3",
+    "block4_conv3",
+    "block5_conv3",
+)  # of VGG16, for patterns
 SIZES = {"small": 150, "vgg16": 224}
 
 
@@ -24,7 +30,9 @@ def network(name: str) -> Any:
         return keras.applications.VGG16(weights=None, classifier_activation=None)
     if name == "vgg16 at 150":
         base = keras.applications.VGG16(weights=None, include_top=False, input_shape=(150, 150, 3))
-        return keras.Model(base.input, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(base.output)))
+        return keras.Model(
+            base.input, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(base.output))
+        )
     from service.models import Task, build_model
 
     model = build_model("cats_dogs_small", Task((150, 150, 3), 10, (127.0,) * 3, (64.0,) * 3))
@@ -79,7 +87,9 @@ def tutorial_maps(model: str, folder: str) -> Rounds:
     import tensorflow as tf
 
     images, keras_model = pictures(folder, SIZES[model]), network(model)
-    both = keras.Model(keras_model.inputs, [keras_model.get_layer(last_convolution(keras_model)).output, keras_model.output])
+    both = keras.Model(
+        keras_model.inputs, [keras_model.get_layer(last_convolution(keras_model)).output, keras_model.output]
+    )
 
     def work() -> None:
         for image in images:
@@ -101,7 +111,9 @@ def tf_keras_vis_maps(model: str, folder: str) -> Rounds:
     images, keras_model = pictures(folder, SIZES[model]).astype("float32"), network(model)
     classes, cam = [int(label) for label in answers(keras_model, images)], Gradcam(keras_model, clone=False)
     layer = last_convolution(keras_model)
-    yield from rounds(lambda: cam(CategoricalScore(classes), images, penultimate_layer=layer, expand_cam=False))
+    yield from rounds(
+        lambda: cam(CategoricalScore(classes), images, penultimate_layer=layer, expand_cam=False)
+    )
 
 
 def xplique_maps(model: str, folder: str) -> Rounds:
@@ -154,12 +166,19 @@ def convolved(filters: int) -> Rounds:
     @tf.function
     def there_and_back(x: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
         y = tf.nn.conv2d(x, kernel, 1, "SAME")
-        return tf.raw_ops.Conv2DBackpropInput(input_sizes=tf.shape(x), filter=kernel, out_backprop=y, strides=[1] * 4, padding="SAME")
+        return tf.raw_ops.Conv2DBackpropInput(
+            input_sizes=tf.shape(x), filter=kernel, out_backprop=y, strides=[1] * 4, padding="SAME"
+        )
 
     found = [layer for layer in network("vgg16 at 150").layers if isinstance(layer, keras.layers.Conv2D)]
-    work = [(tf.random.uniform((filters // len(LAYERS), *layer.input.shape[1:])), layer.kernel.value) for layer in found]
+    work = [
+        (tf.random.uniform((filters // len(LAYERS), *layer.input.shape[1:])), layer.kernel.value)
+        for layer in found
+    ]
     depths = [[layer.name for layer in found].index(name) for name in LAYERS]
-    yield from rounds(lambda: [there_and_back(*work[n]) for depth in depths for n in range(depth) for _ in range(20)])
+    yield from rounds(
+        lambda: [there_and_back(*work[n]) for depth in depths for n in range(depth) for _ in range(20)]
+    )
 
 
 def grids(folder: str, out: str, kind: str) -> Rounds:
@@ -183,7 +202,10 @@ def reports(folder: str, out: str) -> Rounds:
     def work() -> None:
         looked = Network(model)
         seen = Heatmaps(looked, [layer], also=lambda trace: _shaded(looked, trace))(images, classes)
-        maps_ = [heat.drawing(values[0], images.shape[1:3], "map", "", {}) for values in seen.maps[layer, "gradcam"]]
+        maps_ = [
+            heat.drawing(values[0], images.shape[1:3], "map", "", {})
+            for values in seen.maps[layer, "gradcam"]
+        ]
         _album(Path(out) / "report").add_all(maps_ + _sheets(looked, seen.also, "jpeg"))
 
     yield from rounds(work)
@@ -235,7 +257,11 @@ def tutorial_grids(folder: str, out: str) -> Rounds:
     model = network("small")
     images, inner = pictures(folder, SIZES["small"]), _first_eight(model)
     yield from rounds(
-        lambda: [_matplotlib_grid(values[0], Path(out)) for image in images for values in inner.predict(image[None], verbose=0)]
+        lambda: [
+            _matplotlib_grid(values[0], Path(out))
+            for image in images
+            for values in inner.predict(image[None], verbose=0)
+        ]
     )
 
 
@@ -255,7 +281,9 @@ def tutorial_reports(folder: str, out: str) -> Rounds:
         next(heatmaps)
         for image in images:
             plt.imshow(image)
-            plt.imshow(image.mean(axis=2), cmap="viridis", alpha=0.5)  # a map of the image's size stands for the heatmap
+            plt.imshow(
+                image.mean(axis=2), cmap="viridis", alpha=0.5
+            )  # a map of the image's size stands for the heatmap
             plt.axis("off")
             plt.savefig(Path(out) / "heatmap.png")
             plt.close()

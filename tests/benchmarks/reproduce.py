@@ -35,7 +35,10 @@ HISTORIES = {
 def experiments() -> list[str]:
     """Presets with a published result, the shortest first."""
     names = [name for name in preset_names() if published_in(preset_comment(name))]
-    cost = {name: (read_preset(name)[1]["data"].get("channels", 3), read_preset(name)[1]["epochs"]) for name in names}
+    cost = {
+        name: (read_preset(name)[1]["data"].get("channels", 3), read_preset(name)[1]["epochs"])
+        for name in names
+    }
     return sorted(names, key=lambda name: cost[name])
 
 
@@ -70,7 +73,9 @@ def run_experiment(preset: str, options: argparse.Namespace) -> None:
         if run.config_path.is_file():
             resume(run.path)
             continue
-        words = [f"seed={run.path.name.rpartition('-')[2]}"] + ([f"weights={options.weights}"] if missing_weights(preset) else [])
+        words = [f"seed={run.path.name.rpartition('-')[2]}"] + (
+            [f"weights={options.weights}"] if missing_weights(preset) else []
+        )
         train(load_config(preset, shards, words), run.path)
 
 
@@ -98,26 +103,62 @@ def gathered(options: argparse.Namespace) -> list[Experiment]:
         if published:
             config = load_config(preset, options.out)
             others = tuple(dict.fromkeys(word for run in begun for word in departures(run, config)))
-            found.append(Experiment(preset, published, begun, why, histories.get(HISTORIES.get(preset, ""), ()), others))
+            found.append(
+                Experiment(
+                    preset, published, begun, why, histories.get(HISTORIES.get(preset, ""), ()), others
+                )
+            )
     return found
 
 
 def options_of(arguments: list[str] | None) -> argparse.Namespace:
     """Reads the command line."""
-    digits, photos, histories = DATA / "data" / "mnist", DATA / "data" / "cats_and_dogs_filtered", DATA / "seed_results" / "histories.json"
+    digits, photos, histories = (
+        DATA / "data" / "mnist",
+        DATA / "data" / "cats_and_dogs_filtered",
+        DATA / "seed_results" / "histories.json",
+    )
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "reproduce", metavar="DIR", help="(default: build/reproduce)")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=ROOT / "build" / "reproduce",
+        metavar="DIR",
+        help="(default: build/reproduce)",
+    )
     parser.add_argument("--only", nargs="+", metavar="PRESET", help=f"of {', '.join(experiments())}")
-    parser.add_argument("--digits", default=f"idx:{digits}" if digits.is_dir() else None, metavar="SOURCE", help="of the digits")
-    parser.add_argument("--photos", default=f"folder:{photos}" if photos.is_dir() else None, metavar="SOURCE", help="of cats and dogs")
+    parser.add_argument(
+        "--digits",
+        default=f"idx:{digits}" if digits.is_dir() else None,
+        metavar="SOURCE",
+        help="of the digits",
+    )
+    parser.add_argument(
+        "--photos",
+        default=f"folder:{photos}" if photos.is_dir() else None,
+        metavar="SOURCE",
+        help="of cats and dogs",
+    )
     parser.add_argument("--weights", metavar="FILE", help="of a base pretrained on ImageNet")
     parser.add_argument(
-        "--histories", type=Path, default=histories if histories.is_file() else None, metavar="FILE", help="published curves"
+        "--histories",
+        type=Path,
+        default=histories if histories.is_file() else None,
+        metavar="FILE",
+        help="published curves",
     )
-    parser.add_argument("--seeds", type=int, default=3, metavar="N", help="runs of the presets in --seeded (default: 3)")
-    parser.add_argument("--seeded", nargs="+", default=["mnist_cnn"], metavar="PRESET", help="(default: mnist_cnn)")
     parser.add_argument(
-        "--run", action="append", default=[], metavar="PRESET=DIR", help="take a run that was made elsewhere; may be repeated"
+        "--seeds", type=int, default=3, metavar="N", help="runs of the presets in --seeded (default: 3)"
+    )
+    parser.add_argument(
+        "--seeded", nargs="+", default=["mnist_cnn"], metavar="PRESET", help="(default: mnist_cnn)"
+    )
+    parser.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="PRESET=DIR",
+        help="take a run that was made elsewhere; may be repeated",
     )
     parser.add_argument("--page-only", action="store_true", help="render what is there")
     return parser.parse_args(arguments)

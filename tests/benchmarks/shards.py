@@ -20,7 +20,11 @@ ENCODE, SCALE = "raw: decode + encode", "raw: decode + scale to 256 + encode"
 COPY = "raw: cp -r + sync"
 FOUND, HEADER = "ours: as found, all decoded", "ours: as found, --check header"
 ENCODED, SCALED = "ours: jpeg:90", "ours: jpeg:90 --store-size 256"
-TFDS, IMG2DATASET, IMG2DATASET_SCALED = "tensorflow-datasets, not decoded", "img2dataset, as found", "img2dataset, jpeg 90 at 256"
+TFDS, IMG2DATASET, IMG2DATASET_SCALED = (
+    "tensorflow-datasets, not decoded",
+    "img2dataset, as found",
+    "img2dataset, jpeg 90 at 256",
+)
 
 GOALS = (
     Goal(FOUND, FOUND, LIMIT, 0.75, ">= 0.75 of the limit"),
@@ -52,15 +56,23 @@ def contestants(photos: Path, scratch: Path, img2dataset_python: str | None) -> 
         Contestant("ours: command line, with Ray's start", "shards_ours:command_line", build),
         Contestant(TFDS, "shards_peers:tensorflow_datasets", build),
         Contestant(IMG2DATASET, "shards_peers:img2dataset", build | {"cores": CORES}, python=foreign),
-        Contestant(IMG2DATASET_SCALED, "shards_peers:img2dataset", build | {"cores": CORES, **scaled}, python=foreign),
+        Contestant(
+            IMG2DATASET_SCALED, "shards_peers:img2dataset", build | {"cores": CORES, **scaled}, python=foreign
+        ),
     ]
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Runs the benchmark."""
     parser = runner.parser(__doc__ or "")
-    parser.add_argument("--img2dataset-python", metavar="PATH", help="a Python that has img2dataset, if this one has not")
-    parser.add_argument("--large", action="store_true", help="instead: memory and speed with 20,000 and 200,000 small images; many minutes")
+    parser.add_argument(
+        "--img2dataset-python", metavar="PATH", help="a Python that has img2dataset, if this one has not"
+    )
+    parser.add_argument(
+        "--large",
+        action="store_true",
+        help="instead: memory and speed with 20,000 and 200,000 small images; many minutes",
+    )
     options = parser.parse_args(arguments)
     if options.large:
         return large.run(options)

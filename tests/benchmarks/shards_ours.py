@@ -23,7 +23,9 @@ def read(folder: str) -> list[bytes]:
     return [path.read_bytes() for path in sorted(Path(folder).glob("*/*"))]
 
 
-def bare(folder: str, cores: int, threads: bool, quality: int | None = None, size: int | None = None) -> Rounds:
+def bare(
+    folder: str, cores: int, threads: bool, quality: int | None = None, size: int | None = None
+) -> Rounds:
     """Decodes images that are in memory already, perhaps scales and encodes them, and drops the result."""
     global _held
     _held = read(folder)
@@ -103,7 +105,9 @@ def command_line(folder: str, scratch: str) -> Rounds:
     """`glassbox shards build` from the first to the last, with the start of Python and of Ray."""
 
     def work(out: Path) -> None:
-        subprocess.run([*COMMAND, "shards", "build", f"folder:{folder}", str(out)], check=True, capture_output=True)
+        subprocess.run(
+            [*COMMAND, "shards", "build", f"folder:{folder}", str(out)], check=True, capture_output=True
+        )
 
     yield from _fresh(scratch, "command", work)
 

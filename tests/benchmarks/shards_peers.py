@@ -23,7 +23,9 @@ def tensorflow_datasets(folder: str, scratch: str) -> Rounds:
 
         def _info(self) -> Any:
             names = sorted(path.name for path in Path(folder).iterdir())
-            features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=names)})
+            features = tfds.features.FeaturesDict(
+                {"image": tfds.features.Image(), "label": tfds.features.ClassLabel(names=names)}
+            )
             return self.dataset_info_from_configs(features=features)
 
         def _split_generators(self, manager: Any) -> dict[str, Any]:
@@ -44,7 +46,9 @@ def tensorflow_datasets(folder: str, scratch: str) -> Rounds:
         yield taken
 
 
-def img2dataset(folder: str, scratch: str, cores: int, quality: int | None = None, size: int | None = None) -> Rounds:
+def img2dataset(
+    folder: str, scratch: str, cores: int, quality: int | None = None, size: int | None = None
+) -> Rounds:
     """img2dataset on `file:` addresses, with as many processes as cores; its own clocks count, without the processes' start."""
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     from img2dataset import download
@@ -63,6 +67,8 @@ def img2dataset(folder: str, scratch: str, cores: int, quality: int | None = Non
         download(str(addresses), output_folder=str(out), output_format="webdataset", **crew, **how)
         reports = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
         if not reports or any(report["successes"] != report["count"] for report in reports):
-            raise RuntimeError(f"img2dataset left images out: {[report.get('status_dict') for report in reports]}")
+            raise RuntimeError(
+                f"img2dataset left images out: {[report.get('status_dict') for report in reports]}"
+            )
         shutil.rmtree(out)
         yield max(report["end_time"] for report in reports) - min(report["start_time"] for report in reports)

@@ -80,7 +80,9 @@ def results(field: Field, outcomes: Mapping[str, Outcome], images: int) -> dict[
     return {"images": images, "limit": limit, "rows": rows}
 
 
-def _row(name: str, outcomes: Mapping[str, Outcome], limit: str | None, cores: int, images: int) -> dict[str, Any]:
+def _row(
+    name: str, outcomes: Mapping[str, Outcome], limit: str | None, cores: int, images: int
+) -> dict[str, Any]:
     outcome = outcomes[name]
     if outcome.reason or not outcome.seconds:
         return {"name": name, "reason": outcome.reason or "no rounds"}
@@ -98,23 +100,38 @@ def _row(name: str, outcomes: Mapping[str, Outcome], limit: str | None, cores: i
     }
 
 
-def _measured(goal: Goal, outcomes: Mapping[str, Outcome], limit: str | None, cores: Mapping[str, int]) -> dict[str, Any] | None:
+def _measured(
+    goal: Goal, outcomes: Mapping[str, Outcome], limit: str | None, cores: Mapping[str, int]
+) -> dict[str, Any] | None:
     slow = limit if goal.slow == LIMIT else goal.slow
     if not all(name in outcomes and outcomes[name].seconds for name in (goal.fast, slow)):
         return None
     value = times_as_fast(outcomes[goal.fast].seconds, outcomes[slow].seconds)
     if goal.overhead:
         value = cores[goal.fast] / cores[slow] / value
-    return {"text": goal.text, "value": value, "reached": value <= goal.bound if goal.overhead else value >= goal.bound}
+    return {
+        "text": goal.text,
+        "value": value,
+        "reached": value <= goal.bound if goal.overhead else value >= goal.bound,
+    }
 
 
 def machine(versions: Mapping[str, str]) -> dict[str, Any]:
     """Processor, cores, memory and versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     memory = psutil.virtual_memory().total / 2**30
-    return {"cpu": model, "cores": CORES, "memory_gib": round(memory, 1), "system": platform.system(), "versions": dict(versions)}
+    return {
+        "cpu": model,
+        "cores": CORES,
+        "memory_gib": round(memory, 1),
+        "system": platform.system(),
+        "versions": dict(versions),
+    }
 
 
 def load() -> list[float]:
@@ -122,14 +139,27 @@ def load() -> list[float]:
     return [round(value, 2) for value in os.getloadavg()]
 
 
-HEADER = ("contestant", "images/s", "min - max", "ms/image", "CPU ms", "of limit", "measured", "goal", "reached")
+HEADER = (
+    "contestant",
+    "images/s",
+    "min - max",
+    "ms/image",
+    "CPU ms",
+    "of limit",
+    "measured",
+    "goal",
+    "reached",
+)
 LEFT = (0, 7)  # columns of words
 
 
 def text(run: Mapping[str, Any]) -> str:
     """The table of a run as plain text."""
     lines = [HEADER, *(_cells(row) for row in run["rows"])]
-    widths = [max(len(line[column]) for line in lines if len(line) > column and len(line) > 2) for column in range(len(HEADER))]
+    widths = [
+        max(len(line[column]) for line in lines if len(line) > column and len(line) > 2)
+        for column in range(len(HEADER))
+    ]
     widths[0] = max(len(line[0]) for line in lines)
     out = [run["title"], ""]
     for line in lines:  # a row without figures is shorter: its reason follows its name

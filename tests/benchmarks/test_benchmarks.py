@@ -75,7 +75,8 @@ def outcome(*seconds: float) -> Outcome:
 
 def test_figures_of_known_rounds() -> None:
     field = Field(
-        [Contestant(name, "") for name in ("raw a", "raw b", "ours", "peer", "gone")] + [Contestant("reader", "", cores=1, drawn=False)],
+        [Contestant(name, "") for name in ("raw a", "raw b", "ours", "peer", "gone")]
+        + [Contestant("reader", "", cores=1, drawn=False)],
         [
             Goal("ours", "ours", LIMIT, 0.5, "half"),
             Goal("peer", "ours", "peer", 3.0, "thrice"),
@@ -103,14 +104,25 @@ def test_figures_of_known_rounds() -> None:
     assert rows["ours"]["goal"] == {"text": "half", "value": 0.5, "reached": True}
     assert rows["peer"]["goal"] == {"text": "thrice", "value": 2.5, "reached": False}
     assert rows["gone"] == {"name": "gone", "reason": "not installed: it", "drawn": False, "goal": None}
-    assert rows["reader"]["goal"] == {"text": "little", "value": pytest.approx(0.08 / CORES), "reached": 0.08 / CORES <= 0.05}
+    assert rows["reader"]["goal"] == {
+        "text": "little",
+        "value": pytest.approx(0.08 / CORES),
+        "reached": 0.08 / CORES <= 0.05,
+    }
     assert rows["reader"]["ms_per_image"] == pytest.approx(0.8)
     assert not rows["reader"]["drawn"]
 
 
 def figures(rates: dict[str, float]) -> dict[str, object]:
     rows = [
-        {"name": name, "drawn": True, "images_per_second": rate, "lowest": rate, "highest": rate, "of_limit": 1.0}
+        {
+            "name": name,
+            "drawn": True,
+            "images_per_second": rate,
+            "lowest": rate,
+            "highest": rate,
+            "of_limit": 1.0,
+        }
         for name, rate in rates.items()
     ]
     host = {"cores": 2, "cpu": "A & B"}
@@ -120,7 +132,9 @@ def figures(rates: dict[str, float]) -> dict[str, object]:
 def test_bars_are_as_long_as_their_figures_and_in_order() -> None:
     drawing = ET.fromstring(plot.svg(figures({"raw: it": 100.0, "ours: it": 400.0, "theirs <it>": 50.0})))
     bars = [
-        (box.get("class"), float(box.get("width", 0))) for box in drawing.findall(".//{*}rect") if float(box.get("x", 0)) == plot.LABELS
+        (box.get("class"), float(box.get("width", 0)))
+        for box in drawing.findall(".//{*}rect")
+        if float(box.get("x", 0)) == plot.LABELS
     ]
     assert bars == [("ours", plot.BARS), ("raw", plot.BARS / 4), ("peer", plot.BARS / 8)]
     texts = ["".join(text.itertext()) for text in drawing.findall(".//{*}text")]
@@ -129,15 +143,24 @@ def test_bars_are_as_long_as_their_figures_and_in_order() -> None:
 
 
 def test_the_curves_of_runs_lie_where_their_values_are() -> None:
-    drawing = ET.fromstring(plot_runs.svg("two", [("seed 0", [(5, 0.75), (10, 1.0)]), ("seed <1>", [(5, 0.5), (10, 0.99)])]))
-    lines = [[tuple(map(float, point.split(","))) for point in line.get("points").split()] for line in drawing.findall(".//{*}polyline")]
+    drawing = ET.fromstring(
+        plot_runs.svg("two", [("seed 0", [(5, 0.75), (10, 1.0)]), ("seed <1>", [(5, 0.5), (10, 0.99)])])
+    )
+    lines = [
+        [tuple(map(float, point.split(","))) for point in line.get("points").split()]
+        for line in drawing.findall(".//{*}polyline")
+    ]
     left, right, top, bottom = (
         plot_runs.LEFT, plot_runs.WIDTH - plot_runs.RIGHT, plot_runs.TOP, plot_runs.HEIGHT - plot_runs.BOTTOM,
     )  # fmt: skip
     middle = ((left + right) / 2, (top + bottom) / 2)
     assert lines[0] == [middle, (right, top)]
     assert lines[1][0] == (middle[0], bottom)
-    names = {text.text: float(text.get("y")) for text in drawing.findall(".//{*}text") if "name" in text.get("class")}
+    names = {
+        text.text: float(text.get("y"))
+        for text in drawing.findall(".//{*}text")
+        if "name" in text.get("class")
+    }
     assert list(names) == ["seed 0: 100.0%", "seed <1>: 99.0%"]
     assert names["seed <1>: 99.0%"] - names["seed 0: 100.0%"] == 15  # their ends are 2 apart
 
@@ -147,7 +170,16 @@ def generated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """Options for a run on a handful of generated photos."""
     monkeypatch.setattr(photos, "REAL", tmp_path / "not there")
     monkeypatch.setattr(photos, "SIZE", 48)
-    return ["--images", "8", "--rounds", "1", "--json", str(tmp_path / "run.json"), "--plot", str(tmp_path / "run.svg")]
+    return [
+        "--images",
+        "8",
+        "--rounds",
+        "1",
+        "--json",
+        str(tmp_path / "run.json"),
+        "--plot",
+        str(tmp_path / "run.svg"),
+    ]
 
 
 def check(run: dict[str, object], names: set[str], goals: set[str], tmp_path: Path) -> None:
@@ -155,14 +187,21 @@ def check(run: dict[str, object], names: set[str], goals: set[str], tmp_path: Pa
     assert set(rows) == names
     for row in rows.values():
         assert "reason" not in row, row
-        assert all(math.isfinite(row[key]) and row[key] > 0 for key in ("images_per_second", "ms_per_image", "of_limit"))
-    assert {name for name, row in rows.items() if row["goal"] and math.isfinite(row["goal"]["value"])} == goals
+        assert all(
+            math.isfinite(row[key]) and row[key] > 0
+            for key in ("images_per_second", "ms_per_image", "of_limit")
+        )
+    assert {
+        name for name, row in rows.items() if row["goal"] and math.isfinite(row["goal"]["value"])
+    } == goals
     assert json.loads((tmp_path / "run.json").read_text()) == run
     assert ET.parse(tmp_path / "run.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.e2e
-def test_input_runs(ray_cluster: None, generated: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_input_runs(
+    ray_cluster: None, generated: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = input.main([*generated, "--only", "simplejpeg", "--only", input.READER, "--only", input.FAST])
     check(run, {*input.LIMITS, input.READER, input.FAST}, {input.READER, input.FAST}, tmp_path)
     out = capsys.readouterr().out
@@ -172,12 +211,31 @@ def test_input_runs(ray_cluster: None, generated: list[str], tmp_path: Path, cap
 
 @pytest.mark.e2e
 def test_shards_run(generated: list[str], tmp_path: Path) -> None:
-    run = shards.main([*generated, "--only", "decode, threads", "--only", shards.COPY, "--only", shards.FOUND, "--only", shards.HEADER])
-    check(run, {shards.LIMITS[0], shards.COPY, shards.FOUND, shards.HEADER}, {shards.FOUND, shards.HEADER}, tmp_path)
+    run = shards.main(
+        [
+            *generated,
+            "--only",
+            "decode, threads",
+            "--only",
+            shards.COPY,
+            "--only",
+            shards.FOUND,
+            "--only",
+            shards.HEADER,
+        ]
+    )
+    check(
+        run,
+        {shards.LIMITS[0], shards.COPY, shards.FOUND, shards.HEADER},
+        {shards.FOUND, shards.HEADER},
+        tmp_path,
+    )
 
 
 @pytest.mark.e2e
-def test_memory_is_watched(ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_memory_is_watched(
+    ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(large, "QUICK", (20, 40))
     run = shards.main(["--large", "--quick"])
     assert run["images"] == [20, 40, 20]

@@ -19,7 +19,11 @@ from pipelines.shards.build import build_shards
 from pipelines.sources import open_source
 from pipelines.spec import ShardSpec
 
-BARE, OURS, FIT = "bare step, one batch in memory", "ours: the loop, images in RAM", "model.fit, the same images in memory"
+BARE, OURS, FIT = (
+    "bare step, one batch in memory",
+    "ours: the loop, images in RAM",
+    "model.fit, the same images in memory",
+)
 DIGITS = {"image_size": [28, 28], "channels": 1}
 PHOTOS = {"image_size": [150, 150]}
 # model: batch, data, images a round (None: all photos), share of the bare step to reach, times model.fit to reach
@@ -61,24 +65,43 @@ def beside_fit(model: str) -> Callable[[Path, Path], Field]:
 def beside_the_tutorial(photos: Path, scratch: Path) -> Field:
     """The field of the published experiment: every image decoded and augmented, in both ways."""
     shards = _shards(photos, scratch / "shards", None)
-    ours = {"model": "cats_dogs_small", "shards": str(shards), "batch": 20, "data": PHOTOS, "augment": AUGMENTATION}
+    ours = {
+        "model": "cats_dogs_small",
+        "shards": str(shards),
+        "batch": 20,
+        "data": PHOTOS,
+        "augment": AUGMENTATION,
+    }
     decoding = ours | {"data": PHOTOS | {"cache": "none"}}
     tutorial = "the tutorials' way: ImageDataGenerator + fit"
     field = [
         Contestant("ours: decoded every epoch", "train_contestants:ours", decoding),
         Contestant("ours: images in RAM", "train_contestants:ours", ours),
-        Contestant(tutorial, "train_contestants:tutorial", {"model": "cats_dogs_small", "folder": str(photos), "batch": 20}),
+        Contestant(
+            tutorial,
+            "train_contestants:tutorial",
+            {"model": "cats_dogs_small", "folder": str(photos), "batch": 20},
+        ),
     ]
     return Field(field, [Goal(tutorial, "ours: images in RAM", tutorial, 1.0, "ours >= 1 x this")])
 
 
 def on_two_workers(photos: Path, scratch: Path) -> Field:
     """The field of one worker with two cores and two workers with one each, at a global batch of 128."""
-    settings = {"model": "cats_dogs_small", "shards": str(_shards(photos, scratch / "shards", None)), "batch": 128, "data": PHOTOS}
+    settings = {
+        "model": "cats_dogs_small",
+        "shards": str(_shards(photos, scratch / "shards", None)),
+        "batch": 128,
+        "data": PHOTOS,
+    }
     one, two = "one worker, two cores", "two workers, one core each"
     field = [
-        Contestant(one, "train_contestants:workers", settings | {"workers": 1, "scratch": str(scratch / "one")}),
-        Contestant(two, "train_contestants:workers", settings | {"workers": 2, "scratch": str(scratch / "two")}),
+        Contestant(
+            one, "train_contestants:workers", settings | {"workers": 1, "scratch": str(scratch / "one")}
+        ),
+        Contestant(
+            two, "train_contestants:workers", settings | {"workers": 2, "scratch": str(scratch / "two")}
+        ),
     ]
     return Field(field, [Goal(two, two, one, 0.9, ">= 0.9 x one worker")], (one,))
 
@@ -86,10 +109,15 @@ def on_two_workers(photos: Path, scratch: Path) -> Field:
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     """Runs the benchmark, one table after the other."""
     tables = {model: (f"{model}, batch {MODELS[model][0]}", beside_fit(model)) for model in MODELS}
-    tables["tutorial"] = ("cats_dogs_small, batch 20, rotated, shifted, sheared, zoomed, flipped", beside_the_tutorial)
+    tables["tutorial"] = (
+        "cats_dogs_small, batch 20, rotated, shifted, sheared, zoomed, flipped",
+        beside_the_tutorial,
+    )
     tables["workers"] = ("cats_dogs_small, global batch 128", on_two_workers)
     parser = runner.parser(__doc__ or "")
-    parser.add_argument("--table", action="append", choices=list(tables), help="only this table; may be repeated")
+    parser.add_argument(
+        "--table", action="append", choices=list(tables), help="only this table; may be repeated"
+    )
     options = parser.parse_args(arguments)
     found = []
     for name in options.table or tables:
@@ -113,7 +141,10 @@ def _shards(photos: Path, shards: Path, rows: int | None) -> Path:
     from pipelines.records import Record
 
     draw = np.random.default_rng(0)
-    digits = [Record(draw.integers(0, 256, 784).astype(np.uint8).tobytes(), i % 10, str(i), (28, 28, 1)) for i in range(rows)]
+    digits = [
+        Record(draw.integers(0, 256, 784).astype(np.uint8).tobytes(), i % 10, str(i), (28, 28, 1))
+        for i in range(rows)
+    ]
     return write_shards(shards, [str(digit) for digit in range(10)], {"train": digits}, encoding="raw")
 
 

@@ -16,7 +16,13 @@ TESTS = Path(__file__).resolve().parents[1]
 def _config(model: str, shards: str, batch: int, data: dict[str, Any], **changes: Any) -> Any:
     from service.config import RunConfig
 
-    settings = {"preset": "benchmark", "model": model, "shards": shards, "global_batch": batch, "data": {"cache": "host"} | data}
+    settings = {
+        "preset": "benchmark",
+        "model": model,
+        "shards": shards,
+        "global_batch": batch,
+        "data": {"cache": "host"} | data,
+    }
     optimizer = {"name": "rmsprop", "learning_rate": 0.0001}
     return RunConfig.model_validate(settings | {"optimizer": optimizer, "epochs": 1000} | changes)
 
@@ -114,9 +120,16 @@ def tutorial(model: str, folder: str, batch: int) -> Rounds:
 
     shifts = {"width_shift_range": SHIFT, "height_shift_range": SHIFT}
     made = ImageDataGenerator(
-        rotation_range=ROTATION, shear_range=SHEAR, zoom_range=ZOOM, horizontal_flip=True, fill_mode="nearest", **shifts
+        rotation_range=ROTATION,
+        shear_range=SHEAR,
+        zoom_range=ZOOM,
+        horizontal_flip=True,
+        fill_mode="nearest",
+        **shifts,
     )
-    flow = made.flow_from_directory(folder, target_size=(150, 150), batch_size=batch, class_mode="binary", seed=0)
+    flow = made.flow_from_directory(
+        folder, target_size=(150, 150), batch_size=batch, class_mode="binary", seed=0
+    )
     net = build_model(model, Task((150, 150, 3), 2, (120.0,) * 3, (60.0,) * 3))
     net.compile(keras.optimizers.RMSprop(0.0001), "binary_crossentropy", metrics=["accuracy"])
     yield None
@@ -136,5 +149,7 @@ def workers(workers: int, scratch: str, **settings: Any) -> Rounds:
     while True:
         number += 1
         run = training_samples.new_run(Path(scratch) / str(number), _config(**settings, epochs=2))
-        training_samples.train_elsewhere([run.path], workers, cores=[",".join(cores)] if workers == 1 else cores)
+        training_samples.train_elsewhere(
+            [run.path], workers, cores=[",".join(cores)] if workers == 1 else cores
+        )
         yield run.metrics()[1]["seconds"]

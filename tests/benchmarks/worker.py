@@ -31,7 +31,9 @@ def main() -> None:
             answer = {"missing": str(error)}
         except Exception as error:  # noqa: BLE001 (whatever it is, the table shows it)
             traceback.print_exc()
-            answer = {"failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"}
+            answer = {
+                "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+            }
         print(json.dumps(answer), file=answers, flush=True)
 
 
@@ -49,8 +51,19 @@ def _answer(request: dict[str, Any], contestants: dict[str, Rounds]) -> dict[str
 
 def _versions() -> dict[str, str]:
     """Versions of the libraries that matter, of those imported here."""
-    names = {"tensorflow": "TensorFlow", "keras": "Keras", "ray": "Ray", "nvidia.dali": "DALI", "torch": "PyTorch"}
-    names |= {"torchvision": "torchvision", "PIL": "Pillow", "simplejpeg": "simplejpeg", "tensorflow_datasets": "tensorflow-datasets"}
+    names = {
+        "tensorflow": "TensorFlow",
+        "keras": "Keras",
+        "ray": "Ray",
+        "nvidia.dali": "DALI",
+        "torch": "PyTorch",
+    }
+    names |= {
+        "torchvision": "torchvision",
+        "PIL": "Pillow",
+        "simplejpeg": "simplejpeg",
+        "tensorflow_datasets": "tensorflow-datasets",
+    }
     found = {"Python": sys.version.split()[0]}
     for module, title in names.items():
         version = getattr(sys.modules.get(module), "__version__", None)

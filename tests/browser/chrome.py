@@ -40,7 +40,10 @@ class Chrome:
     """
 
     def __init__(self, reader: int, writer: int) -> None:
-        self._reader, self._writer = os.fdopen(reader, "rb", buffering=0), os.fdopen(writer, "wb", buffering=0)
+        self._reader, self._writer = (
+            os.fdopen(reader, "rb", buffering=0),
+            os.fdopen(writer, "wb", buffering=0),
+        )
         self._rest, self._number, self._session = b"", 0, None
         self.errors: list[str] = []
         self.requests: list[str] = []
@@ -54,7 +57,9 @@ class Chrome:
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Sends a command and waits for its answer."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters} | ({"sessionId": self._session} if self._session else {})
+        message = {"id": self._number, "method": method, "params": parameters} | (
+            {"sessionId": self._session} if self._session else {}
+        )
         self._writer.write(json.dumps(message).encode() + b"\0")
         while True:
             answer = self._next()
@@ -64,10 +69,21 @@ class Chrome:
                 return dict(answer["result"])
             self._note(answer)
 
-    def open(self, page: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False) -> None:
+    def open(
+        self, page: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False
+    ) -> None:
         """Opens a file in a window of that size, and waits until it has loaded."""
-        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}])
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}],
+        )
         self.call("Page.navigate", url="about:blank")
         self.until("document.readyState === 'complete' && location.protocol === 'about:'")
         self.errors, self.requests = [], []
@@ -78,7 +94,11 @@ class Chrome:
         """The value of a JavaScript expression; of what it promises, where it is a promise."""
         found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
         if "exceptionDetails" in found:
-            raise RuntimeError(found["exceptionDetails"].get("exception", {}).get("description", str(found["exceptionDetails"])))
+            raise RuntimeError(
+                found["exceptionDetails"]
+                .get("exception", {})
+                .get("description", str(found["exceptionDetails"]))
+            )
         return found["result"].get("value")
 
     def until(self, expression: str) -> None:
@@ -100,10 +120,29 @@ class Chrome:
 
     def press(self, key: str, **more: Any) -> None:
         """Presses and releases a key, such as `Tab`, `Enter` or `ArrowRight`."""
-        codes = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+        codes = {
+            "Tab": 9,
+            "Enter": 13,
+            "Escape": 27,
+            " ": 32,
+            "ArrowLeft": 37,
+            "ArrowUp": 38,
+            "ArrowRight": 39,
+            "ArrowDown": 40,
+        }
         text = {"Enter": "\r", " ": " "}.get(key)
-        event = {"key": key, "code": "Space" if key == " " else key, "windowsVirtualKeyCode": codes[key], **more}
-        self.call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **event, **({"text": text} if text else {}))
+        event = {
+            "key": key,
+            "code": "Space" if key == " " else key,
+            "windowsVirtualKeyCode": codes[key],
+            **more,
+        }
+        self.call(
+            "Input.dispatchKeyEvent",
+            type="keyDown" if text else "rawKeyDown",
+            **event,
+            **({"text": text} if text else {}),
+        )
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def screenshot(self, path: Path, whole: bool = True) -> Path:
@@ -129,9 +168,15 @@ class Chrome:
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
         elif event.get("method") == "Log.entryAdded":
             self.errors.append(f"{given['entry']['level']}: {given['entry']['text']}")
-        elif event.get("method") == "Runtime.consoleAPICalled" and given["type"] in ("error", "warning", "assert"):
+        elif event.get("method") == "Runtime.consoleAPICalled" and given["type"] in (
+            "error",
+            "warning",
+            "assert",
+        ):
             self.errors.append(" ".join(str(argument.get("value")) for argument in given["args"]))
-        elif event.get("method") == "Network.requestWillBeSent" and not given["request"]["url"].startswith(("data:", "about:")):
+        elif event.get("method") == "Network.requestWillBeSent" and not given["request"]["url"].startswith(
+            ("data:", "about:")
+        ):
             self.requests.append(given["request"]["url"])
 
 
@@ -145,7 +190,9 @@ def chrome(home: Path) -> Iterator[Chrome]:
     home.mkdir(parents=True, exist_ok=True)
     to_read, write = os.pipe()
     read, to_write = os.pipe()
-    command = " ".join(shlex.quote(word) for word in [CHROMIUM, *FLAGS, f"--user-data-dir={home}", "about:blank"])
+    command = " ".join(
+        shlex.quote(word) for word in [CHROMIUM, *FLAGS, f"--user-data-dir={home}", "about:blank"]
+    )
     process = subprocess.Popen(
         ["bash", "-c", f"exec {command} 3<&{to_read} 4>&{to_write}"],
         pass_fds=(to_read, to_write),

@@ -34,7 +34,13 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = (shards / "manifest.json").read_text()
     (shards / "manifest.json").write_text(manifest.replace('"rejected": 0', '"rejected": 1'))
     (shards / "rejected.jsonl").write_text('{"id": "a/<b>cut.jpg", "reason": "it ends in the middle"}\n')
-    run = make_run(folder / "runs" / "dim_or_bright", shards, brightness_model(), metrics(30), augment={"rotation": 20, "flip": True})
+    run = make_run(
+        folder / "runs" / "dim_or_bright",
+        shards,
+        brightness_model(),
+        metrics(30),
+        augment={"rotation": 20, "flip": True},
+    )
     for epoch in (1, 15, 30):
         arrays = snapshot(variables_of(brightness_model(), keras.optimizers.SGD()))
         save_checkpoint(run.checkpoints, arrays, Position("", tuple(metrics(epoch))), keep=9)

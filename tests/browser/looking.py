@@ -23,7 +23,10 @@ DECODED = """(async () => {
 def views(browser: Chrome, page: Path) -> list[str]:
     """The addresses of the views of a page."""
     browser.open(page)
-    return [f"#{name}" for name in browser.run("[...document.querySelectorAll('[data-view]')].map((view) => view.id)")]
+    return [
+        f"#{name}"
+        for name in browser.run("[...document.querySelectorAll('[data-view]')].map((view) => view.id)")
+    ]
 
 
 def pictures(browser: Chrome) -> dict[str, int]:

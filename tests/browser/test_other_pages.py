@@ -33,22 +33,37 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     for name in ("good", "better", "<i>odd</i>"):
         shutil.copytree(run.path, root / name)
         runs[name] = Run(root / name)
-    single = render_report(runs["better"], options=OPTIONS, form=Form(single_file=True)).rename(folder / "alone.html")
+    single = render_report(runs["better"], options=OPTIONS, form=Form(single_file=True)).rename(
+        folder / "alone.html"
+    )
     shutil.copytree(run.report, runs["better"].report, dirs_exist_ok=True)
     for name, accuracy in (("good", 0.9), ("better", 0.95)):
         manifest = runs[name].report / "manifest.json"
-        manifest.write_text(manifest.read_text().replace('"best_accuracy": ', f'"best_accuracy": {accuracy}, "was": ', 1))
+        manifest.write_text(
+            manifest.read_text().replace('"best_accuracy": ', f'"best_accuracy": {accuracy}, "was": ', 1)
+        )
     shutil.rmtree(runs["<i>odd</i>"].report)
     shards = Path(run.config()["shards"])
     augment = AugmentSpec(rotation=20, flip=True)
     preview = render_preview(
-        shards, DataSpec(image_size=(8, 8), channels=1), augment, PreviewOptions(rows=2, versions=2), folder / "preview"
+        shards,
+        DataSpec(image_size=(8, 8), channels=1),
+        augment,
+        PreviewOptions(rows=2, versions=2),
+        folder / "preview",
     )
-    space = (dimension("optimizer.learning_rate", {"loguniform": [1e-4, 1e-2]}), dimension("augment", {"choice": [None, {"flip": True}]}))
+    space = (
+        dimension("optimizer.learning_rate", {"loguniform": [1e-4, 1e-2]}),
+        dimension("augment", {"choice": [None, {"flip": True}]}),
+    )
     values = {"optimizer.learning_rate": 0.003, "augment": {"flip": True}}
-    trials = ranked([Trial.of(runs["good"], {}), Trial.of(runs["better"], values), Trial.of(runs["<i>odd</i>"], values)])
+    trials = ranked(
+        [Trial.of(runs["good"], {}), Trial.of(runs["better"], values), Trial.of(runs["<i>odd</i>"], values)]
+    )
     published = [
-        Experiment("cats_dogs_lecture_dropout", Published(0.8, 30, 100), (runs["good"],), history=run.metrics()),
+        Experiment(
+            "cats_dogs_lecture_dropout", Published(0.8, 30, 100), (runs["good"],), history=run.metrics()
+        ),
         Experiment("vgg16", Published(0.9, 100, None), why_not="no weights"),
     ]
     return {
@@ -62,8 +77,12 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 
 
 @pytest.mark.parametrize("name", ["index", "comparison", "single", "preview", "leaderboard", "reproduction"])
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"])
-def test_they_open_without_a_complaint(browser: Chrome, pages: dict[str, Path], name: str, width: int, dark: bool) -> None:
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"]
+)
+def test_they_open_without_a_complaint(
+    browser: Chrome, pages: dict[str, Path], name: str, width: int, dark: bool
+) -> None:
     browser.open(pages[name], width=width, dark=dark)
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     found = pictures(browser)
@@ -87,7 +106,9 @@ def test_runs_are_sorted(browser: Chrome, pages: dict[str, Path]) -> None:
 
 def test_a_run_is_entered_from_the_page_over_all(browser: Chrome, pages: dict[str, Path]) -> None:
     browser.open(pages["index"])
-    browser.run("[...document.querySelectorAll('table.runs a')].find((a) => a.textContent === 'good').click()")
+    browser.run(
+        "[...document.querySelectorAll('table.runs a')].find((a) => a.textContent === 'good').click()"
+    )
     browser.until("document.querySelector('h1')?.textContent === 'dim_or_bright'")
 
 

@@ -19,7 +19,9 @@ FOCUS = """(() => {
 })()"""
 REACHABLE = """[...document.querySelectorAll("a[href], button, summary, select, input, [tabindex='0']")].filter((e) => e.checkVisibility()
   && !(e.type === "radio" && !e.checked)).length"""
-SHOWN = "[...document.querySelectorAll('.answers figure')].filter((f) => f.offsetParent).map((f) => f.className)"
+SHOWN = (
+    "[...document.querySelectorAll('.answers figure')].filter((f) => f.offsetParent).map((f) => f.className)"
+)
 
 
 def walk(browser: Chrome) -> list[dict[str, object]]:
@@ -101,7 +103,9 @@ def test_a_plot_is_drawn_and_read_by_the_pointer(browser: Chrome, report: Path) 
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + box[2] - 2, y=box[1] + box[3] / 2)
     browser.until("document.querySelector('.readout').textContent !== ''")
     said = browser.run("document.querySelector('.readout').textContent")
-    last = browser.run("[...document.querySelectorAll('.plot tbody tr:last-child')[0].cells].slice(1).map((cell) => cell.textContent)")
+    last = browser.run(
+        "[...document.querySelectorAll('.plot tbody tr:last-child')[0].cells].slice(1).map((cell) => cell.textContent)"
+    )
     assert said == f"epoch 30: training {float(last[0][:-1]):.1f}%, validation {float(last[1][:-1]):.1f}%"
 
 
@@ -110,14 +114,21 @@ def plotting(report: Path, values: list[float | None]) -> Path:
     html, begin = report.read_text(), '<script type="application/json">'
     head, _, rest = html.partition(begin)
     data, _, tail = rest.partition("</script>")
-    plot = json.loads(data) | {"x": [n + 1.0 for n in range(len(values))], "marks": [], "levels": [], "shade": False}
+    plot = json.loads(data) | {
+        "x": [n + 1.0 for n in range(len(values))],
+        "marks": [],
+        "levels": [],
+        "shade": False,
+    }
     plot["lines"] = [line | {"values": values} for line in plot["lines"]]
     page = report.with_name("other.html")
     page.write_text(f"{head}{begin}{json.dumps(plot)}</script>{tail}")
     return page
 
 
-@pytest.mark.parametrize("values", [[1.0, 1.0, 0.9999997], [0.0, 0.0, 0.0], [0.5, None, 0.5], [None, 3e-9, None]])
+@pytest.mark.parametrize(
+    "values", [[1.0, 1.0, 0.9999997], [0.0, 0.0, 0.0], [0.5, None, 0.5], [None, 3e-9, None]]
+)
 def test_a_flat_line_is_drawn_too(browser: Chrome, report: Path, values: list[float | None]) -> None:
     browser.open(plotting(report, values))
     browser.until("document.querySelectorAll('.uplot canvas').length === 2")
@@ -143,8 +154,12 @@ def test_a_line_goes_on_where_only_some_epochs_were_evaluated(browser: Chrome, r
 def test_a_plot_follows_the_width_of_the_window(browser: Chrome, report: Path, old: int) -> None:
     browser.open(report, width=old)
     browser.until("document.querySelector('.uplot canvas')")
-    browser.call("Emulation.setDeviceMetricsOverride", width=700, height=900, deviceScaleFactor=1, mobile=False)
-    browser.until("document.querySelector('.uplot').offsetWidth === Math.floor(document.querySelector('.canvas').clientWidth)")
+    browser.call(
+        "Emulation.setDeviceMetricsOverride", width=700, height=900, deviceScaleFactor=1, mobile=False
+    )
+    browser.until(
+        "document.querySelector('.uplot').offsetWidth === Math.floor(document.querySelector('.canvas').clientWidth)"
+    )
     assert browser.run("document.documentElement.scrollWidth <= 700")
 
 
@@ -162,7 +177,9 @@ def test_a_sheet_is_walked_sorted_and_enlarged_by_keyboard(browser: Chrome, repo
     assert all(words.endswith("blank") for words in said)  # a grey image is the same everywhere
     activity = [float(words.split("activity ")[1].split(",")[0]) for words in said[:3]]
 
-    browser.run(f"[...{sheet}.querySelectorAll('button')].find((b) => b.textContent === 'Sort by activity').click()")
+    browser.run(
+        f"[...{sheet}.querySelectorAll('button')].find((b) => b.textContent === 'Sort by activity').click()"
+    )
     browser.until(f"{sheet}.querySelector('[aria-pressed=true]') && {status} !== ''")
     browser.run(f"{sheet}.querySelector('.sheet').focus()")
     order = []
@@ -173,9 +190,13 @@ def test_a_sheet_is_walked_sorted_and_enlarged_by_keyboard(browser: Chrome, repo
 
     browser.press("Enter")
     browser.until("document.querySelector('dialog.zoom').open")
-    assert browser.run("document.querySelector('dialog .status').textContent").startswith(f"Channel {order[2]} of 3")
+    assert browser.run("document.querySelector('dialog .status').textContent").startswith(
+        f"Channel {order[2]} of 3"
+    )
     browser.press("ArrowLeft")
-    assert browser.run("document.querySelector('dialog .status').textContent").startswith(f"Channel {order[1]} of 3")
+    assert browser.run("document.querySelector('dialog .status').textContent").startswith(
+        f"Channel {order[1]} of 3"
+    )
     assert complaints(browser) == []
     browser.press("Escape")
     browser.until("!document.querySelector('dialog.zoom').open")
@@ -186,10 +207,14 @@ def test_a_sheet_is_read_by_the_pointer(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-layers")
     sheet = "[...document.querySelectorAll('#view-layers [data-sheet]')].find((f) => f.textContent.includes('convolution'))"
     browser.run(f"{sheet}.querySelector('.sheet').scrollIntoView({{block: 'center'}})")
-    box = browser.run(f"(({{x, y, width, height}}) => [x, y, width, height])({sheet}.querySelector('.sheet').getBoundingClientRect())")
+    box = browser.run(
+        f"(({{x, y, width, height}}) => [x, y, width, height])({sheet}.querySelector('.sheet').getBoundingClientRect())"
+    )
     found = []
     for third in (0.1, 0.5, 0.9):
-        browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + third * box[2], y=box[1] + box[3] / 3)
+        browser.call(
+            "Input.dispatchMouseEvent", type="mouseMoved", x=box[0] + third * box[2], y=box[1] + box[3] / 3
+        )
         found.append(browser.run(f"{sheet}.querySelector('.status').textContent").split(",")[0])
     assert found[1:] == ["Channel 1 of 3", "Channel 2 of 3"]
 
@@ -201,7 +226,10 @@ def test_time_runs_under_the_slider(browser: Chrome, report: Path) -> None:
     browser.run("document.querySelector('[data-key=moment]').focus()")
     browser.press("ArrowLeft")
     assert browser.run(shown) == ["epoch 15"]
-    assert browser.run("document.querySelector('[data-key=moment]').getAttribute('aria-valuetext')") == "epoch 15"
+    assert (
+        browser.run("document.querySelector('[data-key=moment]').getAttribute('aria-valuetext')")
+        == "epoch 15"
+    )
     browser.run("document.querySelector('[data-play]').click()")
     assert browser.run(shown) == ["epoch 1"]
     browser.until("document.querySelector('[data-output=moment]').textContent === 'epoch 30'")
@@ -225,6 +253,11 @@ def test_a_table_sorts_by_number_and_back(browser: Chrome, report: Path, tmp_pat
     browser.open(page)
     names = "[...document.querySelectorAll('table[data-sortable] tbody tr')].slice(0, 4).map((r) => r.cells[0].textContent).join('')"
     press = "document.querySelectorAll('table[data-sortable] thead button')[{}].click()"
-    for column, order in ((1, "badc"), (1, "dabc"), (0, "dcba"), (0, "abcd")):  # what has no value stands last
+    for column, order in (
+        (1, "badc"),
+        (1, "dabc"),
+        (0, "dcba"),
+        (0, "abcd"),
+    ):  # what has no value stands last
         browser.run(press.format(column))
         assert browser.run(names) == order

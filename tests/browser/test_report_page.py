@@ -19,12 +19,16 @@ def changed(page: Path, name: str, old: str, new: str) -> Path:
     return copy
 
 
-def test_every_view_opens_from_disk_without_an_error_and_asks_for_nothing_but_pictures(browser: Chrome, report: Path) -> None:
+def test_every_view_opens_from_disk_without_an_error_and_asks_for_nothing_but_pictures(
+    browser: Chrome, report: Path
+) -> None:
     shown = views(browser, report)
     assert {"#view-overview", "#view-data", "#view-predictions", "#view-layers"} <= set(shown)
     for view in shown:
         browser.open(report, view)
-        assert browser.run("[...document.querySelectorAll('[data-view]')].filter((v) => !v.hidden).map((v) => '#' + v.id)") == [view]
+        assert browser.run(
+            "[...document.querySelectorAll('[data-view]')].filter((v) => !v.hidden).map((v) => '#' + v.id)"
+        ) == [view]
         assert browser.run("document.querySelector('nav.views [aria-current]').hash") == view
         pictures(browser)
         assert browser.errors == []
@@ -48,7 +52,10 @@ def test_the_probe_finds_a_missing_picture_and_a_wide_one(browser: Chrome, repor
     browser.open(changed(report, "missing", 'src="pictures/training', 'src="pictures/gone'), "#view-data")
     assert pictures(browser)["wrong"] == 1
     page = changed(
-        report, "missing", "</h1>", '</h1><div style="width: 1300px">wide</div><img src="pictures/gone.png" width="5" height="5">'
+        report,
+        "missing",
+        "</h1>",
+        '</h1><div style="width: 1300px">wide</div><img src="pictures/gone.png" width="5" height="5">',
     )
     browser.open(page)
     found = pictures(browser)
@@ -63,7 +70,9 @@ def test_the_policy_of_the_page_stops_scripts_that_are_not_its_own(browser: Chro
     assert browser.run("document.querySelectorAll('canvas').length") > 0  # its own ran
 
 
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"])
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"]
+)
 def test_axe_finds_nothing(browser: Chrome, report: Path, width: int, dark: bool) -> None:
     for view in views(browser, report):
         browser.open(report, view, width, dark=dark)
@@ -88,15 +97,21 @@ def test_without_scripts_everything_is_there(browser: Chrome, report: Path) -> N
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(report)
-        hidden = "[...document.querySelectorAll('[data-view], [data-when]')].filter((e) => !e.offsetParent).length"
+        hidden = (
+            "[...document.querySelectorAll('[data-view], [data-when]')].filter((e) => !e.offsetParent).length"
+        )
         assert browser.run(hidden) == 0
         assert browser.run("document.querySelectorAll('[data-view]').length") >= 4
     finally:
         browser.call("Emulation.setScriptExecutionDisabled", value=False)
 
 
-@pytest.mark.parametrize(("name", "width", "dark"), [("desktop", 1280, False), ("phone", 375, False), ("dark", 1280, True)])
-def test_screenshots(browser: Chrome, report: Path, tmp_path: Path, name: str, width: int, dark: bool) -> None:
+@pytest.mark.parametrize(
+    ("name", "width", "dark"), [("desktop", 1280, False), ("phone", 375, False), ("dark", 1280, True)]
+)
+def test_screenshots(
+    browser: Chrome, report: Path, tmp_path: Path, name: str, width: int, dark: bool
+) -> None:
     """Light and dark differ, and frames, curves, and the area between them are painted."""
     paper, right, training = ("#13151a", "#4cc38a", "#8fa8e8") if dark else ("#fbfaf7", "#1a6e45", "#3b528b")
     found = set()

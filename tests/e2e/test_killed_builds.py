@@ -54,7 +54,9 @@ def kill(build: subprocess.Popen[bytes], out: Path, chance: random.Random) -> No
             time.sleep(0.001)
         time.sleep(chance.uniform(0.0, 0.3))
     with suppress(ProcessLookupError):
-        (os.killpg if chance.random() < 0.5 else os.kill)(build.pid, signal.SIGKILL)  # the whole group, or the driver alone
+        (os.killpg if chance.random() < 0.5 else os.kill)(
+            build.pid, signal.SIGKILL
+        )  # the whole group, or the driver alone
     build.wait()
 
 
@@ -71,7 +73,10 @@ def check_kills(folder: Path, images: int, kills: int) -> None:
             continue
         killed += 1
         if (out / "manifest.json").exists():  # committed, but for the cleaning up
-            assert contents(folder / "whole").items() <= {p.name: sha256(p) for p in out.iterdir() if p.is_file()}.items()
+            assert (
+                contents(folder / "whole").items()
+                <= {p.name: sha256(p) for p in out.iterdir() if p.is_file()}.items()
+            )
             continue
         assert not list(out.glob(".tmp-*"))
         now = finished(out)
@@ -93,7 +98,9 @@ def test_a_build_that_is_killed_twenty_times_goes_on(tmp_path: Path, ray_cluster
     check_kills(tmp_path, images=6400, kills=24)
 
 
-def test_a_second_builder_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None) -> None:
+def test_a_second_builder_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None
+) -> None:
     first = start(SOURCE.format(12800), tmp_path / "set")
     while not (tmp_path / "set/.building/build.json").exists():
         assert first.poll() is None, first.stderr.read()

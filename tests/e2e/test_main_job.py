@@ -28,10 +28,30 @@ def glassbox(*words: str | Path) -> str:
 def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a shard set and a finished run of it."""
     folder = tmp_path_factory.mktemp("job")
-    built = glassbox("shards", "build", "synthetic:evidence,train=70,validation=30,size=64", folder / "shards", "--shard-rows", "32")
+    built = glassbox(
+        "shards",
+        "build",
+        "synthetic:evidence,train=70,validation=30,size=64",
+        folder / "shards",
+        "--shard-rows",
+        "32",
+    )
     assert "100 images taken, 0 rejected" in built
-    trained = glassbox("train", "--preset", "demo", "--data", folder / "shards", "--out", folder / "run", "epochs=2", "global_batch=16")
-    assert [line.split("  ")[0] for line in trained.splitlines() if line.startswith("epoch")] == ["epoch 1/2", "epoch 2/2"]
+    trained = glassbox(
+        "train",
+        "--preset",
+        "demo",
+        "--data",
+        folder / "shards",
+        "--out",
+        folder / "run",
+        "epochs=2",
+        "global_batch=16",
+    )
+    assert [line.split("  ")[0] for line in trained.splitlines() if line.startswith("epoch")] == [
+        "epoch 1/2",
+        "epoch 2/2",
+    ]
     return folder
 
 
@@ -39,7 +59,8 @@ def test_shard_set(job: Path) -> None:
     manifest = json.loads((job / "shards" / "manifest.json").read_text())
     assert [shard["rows"] for shard in manifest["splits"]["train"]["shards"]] == [32, 32, 6]
     assert sorted(path.name for path in (job / "shards").iterdir()) == sorted(
-        ["manifest.json", "rejected.jsonl"] + [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
+        ["manifest.json", "rejected.jsonl"]
+        + [shard["file"] for split in manifest["splits"].values() for shard in split["shards"]]
     )
     told = glassbox("shards", "info", job / "shards")
     assert all(name in told for name in manifest["classes"])
@@ -60,7 +81,11 @@ def test_tensorboard_events_hold_the_same_figures(job: Path) -> None:
     lines = [json.loads(line) for line in (job / "run" / "metrics.jsonl").read_text().splitlines()]
     for split, prefix in (("train", ""), ("validation", "val_")):
         (file,) = (job / "run" / "events" / split).iterdir()
-        found = {(v.tag, event.step): v.simple_value for event in summary_iterator(str(file)) for v in event.summary.value}
+        found = {
+            (v.tag, event.step): v.simple_value
+            for event in summary_iterator(str(file))
+            for v in event.summary.value
+        }
         for line in lines:
             for name in ("loss", "accuracy"):
                 assert found[name, line["epoch"]] == pytest.approx(line[prefix + name], rel=1e-6)
@@ -99,12 +124,24 @@ def test_report(job: Path) -> None:
 def test_evaluate_takes_the_split_and_the_scale(job: Path) -> None:
     plain = glassbox("evaluate", "--model", job / "run", "--data", job / "shards", "--split", "train")
     assert "(70 images of split train)" in plain
-    assert plain != glassbox("evaluate", "--model", job / "run", "--data", job / "shards", "--split", "train", "--scale", "0.01")
+    assert plain != glassbox(
+        "evaluate", "--model", job / "run", "--data", job / "shards", "--split", "train", "--scale", "0.01"
+    )
 
 
 def test_a_run_with_a_damaged_checkpoint_is_resumed_to_the_same_end(job: Path) -> None:
     """Three epochs; the last checkpoint is damaged; the third epoch again, with the words in any order."""
-    glassbox("train", "--preset", "demo", "global_batch=16", "--data", job / "shards", "--out", job / "three", "epochs=3")
+    glassbox(
+        "train",
+        "--preset",
+        "demo",
+        "global_batch=16",
+        "--data",
+        job / "shards",
+        "--out",
+        job / "three",
+        "epochs=3",
+    )
     straight = (job / "three" / "metrics.jsonl").read_text().splitlines()
     state = job / "three" / "checkpoints" / "epoch-0003" / "state.npz"
     with np.load(state) as file:

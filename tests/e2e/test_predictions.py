@@ -42,7 +42,11 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     train = [row(i) for i in range(2100)]
     train[1500] = Record(b"junk", 0, "bad", (8, 8, 1))
-    return write_shards(tmp_path_factory.mktemp("noise") / "set", ("a", "b"), {"train": train, "validation": [row(i) for i in range(2100)]})
+    return write_shards(
+        tmp_path_factory.mktemp("noise") / "set",
+        ("a", "b"),
+        {"train": train, "validation": [row(i) for i in range(2100)]},
+    )
 
 
 def glassbox(*words: str | Path) -> None:
@@ -54,15 +58,30 @@ def test_any_number_of_workers_gives_the_same(
 ) -> None:
     for suffix in ("csv", "parquet"):
         for name, workers in (("alone", []), ("two", ["--workers", "2"]), ("three", ["--workers", "3"])):
-            glassbox("predict", "--model", model, "--data", noise, "--out", tmp_path / f"{name}.{suffix}", *workers, "--scale", "0.7")
-            assert re.search(r": 4199 images, 1 rejected \(reasons in \S+\); .* images/s", capsys.readouterr().out)
+            glassbox(
+                "predict",
+                "--model",
+                model,
+                "--data",
+                noise,
+                "--out",
+                tmp_path / f"{name}.{suffix}",
+                *workers,
+                "--scale",
+                "0.7",
+            )
+            assert re.search(
+                r": 4199 images, 1 rejected \(reasons in \S+\); .* images/s", capsys.readouterr().out
+            )
         alone, *others = ((tmp_path / f"{name}.{suffix}").read_bytes() for name in ("alone", "two", "three"))
         assert all(other == alone for other in others)
     assert json.loads((tmp_path / "two.rejected.jsonl").read_text())["id"] == "bad"
     for name, workers in (("alone", []), ("two", ["--workers", "2"])):
         glassbox("evaluate", "--model", model, "--data", noise, "--out", tmp_path / f"{name}.json", *workers)
         figures, *table, pace = capsys.readouterr().out.splitlines()
-        assert re.fullmatch(r"accuracy 0\.\d{4}  loss \d\.\d{4}  AUC 0\.\d{4}  \(2100 images of split validation\)", figures)
+        assert re.fullmatch(
+            r"accuracy 0\.\d{4}  loss \d\.\d{4}  AUC 0\.\d{4}  \(2100 images of split validation\)", figures
+        )
         assert [line.split()[0] for line in table] == ["true", "a", "b"]
         assert "images/s" in pace
     assert (tmp_path / "alone.json").read_bytes() == (tmp_path / "two.json").read_bytes()
@@ -71,7 +90,17 @@ def test_any_number_of_workers_gives_the_same(
 def test_what_a_worker_meets_is_one_sentence(
     model: Path, noise: Path, tmp_path: Path, ray_cluster: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["evaluate", "--model", str(model), "--data", str(noise), "--split", "train", "--out", str(tmp_path / "scores.json")]
+    words = [
+        "evaluate",
+        "--model",
+        str(model),
+        "--data",
+        str(noise),
+        "--split",
+        "train",
+        "--out",
+        str(tmp_path / "scores.json"),
+    ]
     assert main([*words, "--workers", "2"]) == 3
     message = capsys.readouterr().err.strip()
     assert message.startswith("glassbox: Expected images that can be decoded. Received: id=bad. Fix:")
@@ -102,7 +131,9 @@ def test_a_worker_that_is_killed_is_made_good_for(model: Path, tmp_path: Path, r
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     driver = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     for pieces in (0, 1):
-        while driver.poll() is None and not (len(list(tmp_path.glob(".tmp-*/*"))) >= pieces and workers_of(os.getpid())):
+        while driver.poll() is None and not (
+            len(list(tmp_path.glob(".tmp-*/*"))) >= pieces and workers_of(os.getpid())
+        ):
             time.sleep(0.02)
         assert driver.poll() is None, driver.stderr.read()
         time.sleep(0.3)
@@ -114,15 +145,29 @@ def test_a_worker_that_is_killed_is_made_good_for(model: Path, tmp_path: Path, r
     assert sorted(path.name for path in tmp_path.iterdir()) == ["alone.csv", "out.csv"]
 
 
-def test_truth_of_a_model_made_elsewhere(shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None) -> None:
+def test_truth_of_a_model_made_elsewhere(
+    shared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None
+) -> None:
     """The digits of a source, asked about without shards: as many are right as where the model was made."""
     import gzip
 
     from pyarrow import parquet as pq
 
     model, digits = shared / "seed_results" / "mnist_cnn.keras", shared / "data" / "mnist"
-    glassbox("predict", "--model", model, "--data", f"idx:{digits}", "--split", "validation", "--out", tmp_path / "out.parquet")
+    glassbox(
+        "predict",
+        "--model",
+        model,
+        "--data",
+        f"idx:{digits}",
+        "--split",
+        "validation",
+        "--out",
+        tmp_path / "out.parquet",
+    )
     table = pq.read_table(tmp_path / "out.parquet")
-    labels = np.frombuffer(gzip.decompress((digits / "t10k-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
+    labels = np.frombuffer(
+        gzip.decompress((digits / "t10k-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8
+    )
     predicted = np.array([int(name.removeprefix("class_")) for name in table["class"].to_pylist()])
     assert (predicted == labels).mean() == 0.9833

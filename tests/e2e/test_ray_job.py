@@ -92,11 +92,22 @@ def wait_for(address: str, token: str, log: Path) -> None:
 
 
 def ray(client: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([str(BIN / "ray"), *map(str, words)], env=client, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [str(BIN / "ray"), *map(str, words)],
+        env=client,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
-def submit(client: dict[str, str], *words: str | Path, options: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
-    return ray(client, "job", "submit", *options, "--working-dir", ".", "--", "python", "service/train.py", *words)
+def submit(
+    client: dict[str, str], *words: str | Path, options: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    return ray(
+        client, "job", "submit", *options, "--working-dir", ".", "--", "python", "service/train.py", *words
+    )
 
 
 def until(found: Callable[[], T | None], seconds: int = 180) -> T:
@@ -112,14 +123,21 @@ def gauges(url: str) -> dict[str, float]:
     """What Prometheus would read."""
     with urllib.request.urlopen(url, timeout=10) as answer:
         lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_glassbox_")]
-    return {line.partition("{")[0].removeprefix("ray_glassbox_"): float(line.rpartition(" ")[2]) for line in lines}
+    return {
+        line.partition("{")[0].removeprefix("ray_glassbox_"): float(line.rpartition(" ")[2]) for line in lines
+    }
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("job") / "shards"
     source = "synthetic:evidence,train=40,validation=16,size=64"
-    subprocess.run([str(BIN / "glassbox"), "shards", "build", source, str(out)], check=True, capture_output=True, timeout=300)
+    subprocess.run(
+        [str(BIN / "glassbox"), "shards", "build", source, str(out)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
     return out
 
 
@@ -131,7 +149,9 @@ def test_job_trains_and_its_exit_is_the_runs(cluster: dict[str, str], shards: Pa
     assert (tmp_path / "run" / "model.keras").is_file()
 
 
-def test_a_job_is_watched_and_stopped_and_goes_on(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
+def test_a_job_is_watched_and_stopped_and_goes_on(
+    cluster: dict[str, str], shards: Path, tmp_path: Path
+) -> None:
     out, job = tmp_path / "run", f"job-{tmp_path.name}"
     run = Run(out)
     words = ["--preset", "demo", "--data", shards, "--out", out, "--workers", "2", "epochs=100000"]
@@ -143,7 +163,9 @@ def test_a_job_is_watched_and_stopped_and_goes_on(cluster: dict[str, str], shard
     assert ray(cluster, "job", "stop", job).returncode == 0
     until(lambda: run.status().get("state") == "interrupted" or None)
     stopped = run.metrics()
-    run.config_path.write_text(run.config_path.read_text().replace("epochs: 100000", f"epochs: {len(stopped) + 2}"))
+    run.config_path.write_text(
+        run.config_path.read_text().replace("epochs: 100000", f"epochs: {len(stopped) + 2}")
+    )
     result = submit(cluster, "--resume", "--out", out)
     assert result.returncode == 0, result.stdout + result.stderr
     assert run.metrics()[: len(stopped)] == stopped
@@ -166,16 +188,22 @@ def test_a_users_mistake_fails_the_job_in_one_sentence(cluster: dict[str, str], 
     ],
     ids=["none", "wrong"],
 )
-def test_without_the_token_nothing_is_accepted(cluster: dict[str, str], tmp_path: Path, token: str, answer: int, words: str) -> None:
+def test_without_the_token_nothing_is_accepted(
+    cluster: dict[str, str], tmp_path: Path, token: str, answer: int, words: str
+) -> None:
     """Neither by what the README shows, nor by the requests behind it."""
-    stranger = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")} | {"HOME": str(tmp_path)}
+    stranger = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")} | {
+        "HOME": str(tmp_path)
+    }
     stranger |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
     refused = submit(stranger, "--preset", "demo", "--data", "/mnt/none", "--out", tmp_path / "run")
     assert refused.returncode == 1
     assert f"AuthenticationError: {words}" in refused.stderr
     body = json.dumps({"entrypoint": f"touch {tmp_path}/done"}).encode()
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(f"{cluster['RAY_API_SERVER_ADDRESS']}/api/jobs/", data=body, headers=headers)
+    request = urllib.request.Request(
+        f"{cluster['RAY_API_SERVER_ADDRESS']}/api/jobs/", data=body, headers=headers
+    )
     with pytest.raises(urllib.error.HTTPError) as refusal:
         urllib.request.urlopen(request, timeout=30)
     assert refusal.value.code == answer

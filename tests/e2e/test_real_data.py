@@ -42,7 +42,16 @@ def test_digits(digits: Path, tmp_path: Path, preset: str, floor: float) -> None
 def test_photos(shared: Path, tmp_path: Path) -> None:
     """Eight epochs of the published thirty: two thirds right, on the way to 72 %."""
     glassbox("shards", "build", f"folder:{shared / 'data' / 'cats_and_dogs_filtered'}", tmp_path / "shards")
-    glassbox("train", "--preset", "cats_dogs_small", "--data", tmp_path / "shards", "--out", tmp_path / "run", "epochs=8")
+    glassbox(
+        "train",
+        "--preset",
+        "cats_dogs_small",
+        "--data",
+        tmp_path / "shards",
+        "--out",
+        tmp_path / "run",
+        "epochs=8",
+    )
     epochs = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert max(epoch["val_accuracy"] for epoch in epochs) >= 0.64
     assert epochs[-1]["loss"] < epochs[0]["loss"]

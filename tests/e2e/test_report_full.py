@@ -12,14 +12,21 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 pytestmark = pytest.mark.e2e
 GLASSBOX = Path(sys.executable).parent / "glassbox"
-UNSHARED = ("unshare", "--user", "--map-root-user", "--mount")  # mounts that this process's children alone see
+UNSHARED = (
+    "unshare",
+    "--user",
+    "--map-root-user",
+    "--mount",
+)  # mounts that this process's children alone see
 
 
 def test_a_full_volume_stops_no_other_run(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
     good = make_run(runs / "good", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(2))
     (runs / "full").mkdir()
-    if subprocess.run([*UNSHARED, "mount", "-t", "tmpfs", "tmpfs", str(runs / "full")], capture_output=True, check=False).returncode:
+    if subprocess.run(
+        [*UNSHARED, "mount", "-t", "tmpfs", "tmpfs", str(runs / "full")], capture_output=True, check=False
+    ).returncode:
         pytest.skip("nothing can be mounted here")
     script = f"""
 mount -t tmpfs -o size=128k tmpfs {runs}/full
@@ -27,8 +34,12 @@ cp -r {good.path}/. {runs}/full
 {GLASSBOX} report --all {runs}; code=$?
 ls -A {runs}/full; exit $code
 """
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(tmp_path)}
-    job = subprocess.run([*UNSHARED, "sh", "-c", script], env=environment, capture_output=True, text=True, timeout=280)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
+        "HOME": str(tmp_path)
+    }
+    job = subprocess.run(
+        [*UNSHARED, "sh", "-c", script], env=environment, capture_output=True, text=True, timeout=280
+    )
     assert job.returncode == 4, job.stdout + job.stderr
     lines = job.stdout.splitlines()
     assert "reports: 1 made, 0 up to date, 0 not finished, 1 failed: full" in lines
@@ -37,4 +48,6 @@ ls -A {runs}/full; exit $code
     assert (good.report / "index.html").is_file()
     assert (runs / "index.html").is_file()
     left = lines[lines.index("reports: 1 made, 0 up to date, 0 not finished, 1 failed: full") + 1 :]
-    assert not [name for name in left if name == "report" or name.startswith((".tmp", ".old"))]  # nothing half-written
+    assert not [
+        name for name in left if name == "report" or name.startswith((".tmp", ".old"))
+    ]  # nothing half-written

@@ -29,7 +29,9 @@ SMALL = ReportOptions(training_images=2, predictions=2)
 
 def many(folder: Path, count: int) -> Path:
     """Some finished runs."""
-    first = make_run(folder / "runs" / "run00", dim_and_bright(folder / "shards"), brightness_model(), metrics(2))
+    first = make_run(
+        folder / "runs" / "run00", dim_and_bright(folder / "shards"), brightness_model(), metrics(2)
+    )
     for number in range(1, count):
         shutil.copytree(first.path, folder / "runs" / f"run{number:02d}")
     return folder / "runs"
@@ -38,14 +40,26 @@ def many(folder: Path, count: int) -> Path:
 def start(runs: Path, home: Path) -> subprocess.Popen[str]:
     """A job on a Ray of its own."""
     home.mkdir()
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {"HOME": str(home)}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {
+        "HOME": str(home)
+    }
     command = [str(GLASSBOX), "report", "--all", str(runs)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
 
 
 def counts(said: str) -> dict[str, int]:
     (line,) = re.findall(r"^reports: .*$", said, re.MULTILINE)
-    return {state: int(number) for number, state in re.findall(r"(\d+) (made|up to date|in work elsewhere|failed)", line)}
+    return {
+        state: int(number)
+        for number, state in re.findall(r"(\d+) (made|up to date|in work elsewhere|failed)", line)
+    }
 
 
 def assert_whole(runs: Path, count: int) -> None:
@@ -109,7 +123,9 @@ def killer(run: Run, most: int, ended: threading.Event) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize(("kills", "state"), [(1, "made"), pytest.param(99, "failed", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("kills", "state"), [(1, "made"), pytest.param(99, "failed", marks=pytest.mark.slow)]
+)
 def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path: Path, kills: int, state: str) -> None:
     runs = many(tmp_path, 3)
     ended = threading.Event()
@@ -120,7 +136,11 @@ def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path: Path, kills: in
     finally:
         ended.set()
         thread.join()
-    assert {name: outcome.state for name, outcome in outcomes.items()} == {"run00": "made", "run01": state, "run02": "made"}
+    assert {name: outcome.state for name, outcome in outcomes.items()} == {
+        "run00": "made",
+        "run01": state,
+        "run02": "made",
+    }
     if state == "failed":
         assert "run01" in outcomes["run01"].words
         assert report_all(runs, SMALL)[1].state == "made"  # the next start has no killer

@@ -24,12 +24,25 @@ def glassbox(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[in
 
 @pytest.mark.e2e
 def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str], ray_cluster: None) -> None:
-    options = ("--format", "tfrecord", "--encoding", "png", "--store-size", "40", "--shard-rows", "32", "--workers", "2")
+    options = (
+        "--format",
+        "tfrecord",
+        "--encoding",
+        "png",
+        "--store-size",
+        "40",
+        "--shard-rows",
+        "32",
+        "--workers",
+        "2",
+    )
     code, told, _ = glassbox(capsys, "shards", "build", SOURCE, tmp_path / "set", *options)
     assert code == 0
     taken, speed = told.splitlines()
     assert taken == "100 images taken, 0 rejected"
-    assert re.fullmatch(r"0\.\d MB in \d+\.\d s: \d+ images/s, \d+\.\d MB/s \(Ray's start \d+\.\d s apart\)", speed)
+    assert re.fullmatch(
+        r"0\.\d MB in \d+\.\d s: \d+ images/s, \d+\.\d MB/s \(Ray's start \d+\.\d s apart\)", speed
+    )
     manifest = json.loads((tmp_path / "set/manifest.json").read_text())
     assert (manifest["format"], manifest["encoding"], manifest["store_size"]) == ("tfrecord", "png", 40)
     assert [shard["rows"] for shard in manifest["splits"]["train"]["shards"]] == [32, 32, 6]
@@ -37,7 +50,10 @@ def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, told, _ = glassbox(capsys, "shards", "verify", tmp_path / "set")
     assert (code, told) == (0, "sound: 100 images in 4 shards, every checksum, count and image checked\n")
     code, told, _ = glassbox(capsys, "shards", "info", tmp_path / "set")
-    assert (code, "images       png, scaled down to a shorter side of 40 pixels, in tfrecord files" in told) == (0, True)
+    assert (
+        code,
+        "images       png, scaled down to a shorter side of 40 pixels, in tfrecord files" in told,
+    ) == (0, True)
 
     bad = tmp_path / "set" / manifest["splits"]["train"]["shards"][1]["file"]
     content = bytearray(bad.read_bytes())
@@ -64,7 +80,9 @@ def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (("--shard-mb", "0"), "shard_mb=0.0"),
     ],
 )
-def test_options_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], word: str) -> None:
+def test_options_that_make_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], word: str
+) -> None:
     code, _, error = glassbox(capsys, "shards", "build", SOURCE, tmp_path / "set", *options)
     assert (code, word in error, error.count("\n")) == (2, True, 1)
     assert not (tmp_path / "set").exists()
@@ -74,12 +92,17 @@ def test_verifying_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert glassbox(capsys, "shards", "verify", tmp_path)[0] == 3
 
 
-def test_speed_counts_neither_the_start_nor_what_was_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_speed_counts_neither_the_start_nor_what_was_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import shard_samples
 
     from pipelines.shards.manifest import load_manifest
 
-    records = [shard_samples.record(shard_samples.np.zeros((2, 2), "uint8"), index % 2, str(index)) for index in range(8)]
+    records = [
+        shard_samples.record(shard_samples.np.zeros((2, 2), "uint8"), index % 2, str(index))
+        for index in range(8)
+    ]
     manifest = load_manifest(shard_samples.write_shards(tmp_path / "set", "ab", {"train": records}))
     times = iter([0.0, 7.0, 9.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
@@ -95,7 +118,13 @@ def test_speed_counts_neither_the_start_nor_what_was_there(monkeypatch: pytest.M
 def test_workers_import_what_the_command_did_wherever_it_is_run(tmp_path: Path) -> None:
     (tmp_path / "pipelines").mkdir()
     (tmp_path / "pipelines/__init__.py").write_text("raise SystemError('the code of a stranger')")
-    command = [str(Path(sys.executable).with_name("glassbox")), "shards", "build", "synthetic:evidence,train=8,validation=4,size=32", "set"]
+    command = [
+        str(Path(sys.executable).with_name("glassbox")),
+        "shards",
+        "build",
+        "synthetic:evidence,train=8,validation=4,size=32",
+        "set",
+    ]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "set/manifest.json").is_file()

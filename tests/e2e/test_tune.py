@@ -43,7 +43,9 @@ class Search:
 
     def start(self, *words: str) -> Training:
         """Starts it, or goes on with it."""
-        return Training(self.out, [sys.executable, "-c", HEARING, "tune", "--out", self.out, *words], self.lab.env)
+        return Training(
+            self.out, [sys.executable, "-c", HEARING, "tune", "--out", self.out, *words], self.lab.env
+        )
 
     def begin(self, trials: int = 4) -> Training:
         """Starts it anew."""
@@ -67,7 +69,12 @@ class Search:
     def finished(self) -> dict[str, list[bytes]]:
         """What the finished trials have written, by name."""
         done = [run for run in self.trials if run.status().get("state") == "finished"]
-        return {run.path.name: [(run.path / file).read_bytes() for file in ("rows-0.log", "metrics.jsonl", "status.json")] for run in done}
+        return {
+            run.path.name: [
+                (run.path / file).read_bytes() for file in ("rows-0.log", "metrics.jsonl", "status.json")
+            ]
+            for run in done
+        }
 
 
 def holders(run: Run, root: int) -> list[psutil.Process]:
@@ -78,7 +85,9 @@ def holders(run: Run, root: int) -> list[psutil.Process]:
             return any(file.path == str(run.path / ".lock") for file in process.open_files())
         return False
 
-    return [process for process in descendants(root) if name_of(process).startswith("ray::") and holds(process)]
+    return [
+        process for process in descendants(root) if name_of(process).startswith("ray::") and holds(process)
+    ]
 
 
 @pytest.fixture
@@ -107,7 +116,9 @@ def kill_a_trial(search: Search, training: Training, run: Run, root: int) -> Non
     training.wait_for(lambda: steps(run) > STEPS + 20)
     (process,) = holders(run, root)
     process.kill()
-    training.wait_for(lambda: f"{run.path.name}  was lost: starting again from its last checkpoint" in training.said)
+    training.wait_for(
+        lambda: f"{run.path.name}  was lost: starting again from its last checkpoint" in training.said
+    )
 
 
 def check_ended(search: Search, trials: int) -> None:
@@ -186,7 +197,15 @@ def test_a_trial_that_dies_too_often_is_given_up_and_the_search_goes_on(lab: Lab
     (node,) = lab.nodes
     folder = lab.folder
     training = search.start(
-        str(folder / "linear.yaml"), "--space", f"{folder}/space.yaml", "--data", str(lab.shards), "--trials", "3", "--restarts", "0"
+        str(folder / "linear.yaml"),
+        "--space",
+        f"{folder}/space.yaml",
+        "--data",
+        str(lab.shards),
+        "--trials",
+        "3",
+        "--restarts",
+        "0",
     )
     run = search.trial(1)
     training.wait_for(lambda: holders(run, node.pid))

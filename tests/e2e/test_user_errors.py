@@ -47,7 +47,9 @@ def test_unknown_source(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_wrong_build_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    message = refused(capsys, 2, "shards", "build", "synthetic:evidence", tmp_path / "out", "--store-size", "-4")
+    message = refused(
+        capsys, 2, "shards", "build", "synthetic:evidence", tmp_path / "out", "--store-size", "-4"
+    )
     assert "store_size=-4" in message
 
 
@@ -78,9 +80,15 @@ def test_output_that_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 def test_training_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "run"
     assert "use demo" in refused(capsys, 2, "train", "--preset", "dem", "--data", tmp_path, "--out", out)
-    assert "use epochs" in refused(capsys, 2, "train", "--preset", "demo", "--data", tmp_path, "--out", out, "epoch=2")
-    assert "epochs='two'" in refused(capsys, 2, "train", "--preset", "demo", "--data", tmp_path, "--out", out, "epochs=two")
-    assert "no manifest.json" in refused(capsys, 3, "train", "--preset", "demo", "--data", tmp_path, "--out", out)
+    assert "use epochs" in refused(
+        capsys, 2, "train", "--preset", "demo", "--data", tmp_path, "--out", out, "epoch=2"
+    )
+    assert "epochs='two'" in refused(
+        capsys, 2, "train", "--preset", "demo", "--data", tmp_path, "--out", out, "epochs=two"
+    )
+    assert "no manifest.json" in refused(
+        capsys, 3, "train", "--preset", "demo", "--data", tmp_path, "--out", out
+    )
     refused(capsys, 2, "train", "--data", tmp_path, "--out", out)
     refused(capsys, 2, "train", "--resume", "--out", out)
     refused(capsys, 2, "train", "--resume", "--preset", "demo", "--out", out)
@@ -111,6 +119,8 @@ def test_a_reader_that_stops_reading_is_no_error() -> None:
     read, write = os.pipe()
     os.close(read)
     code = "from service.cli import main; raise SystemExit(main(['presets']))"
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True
+    )
     os.close(write)
     assert (result.returncode, result.stderr) == (0, "")

@@ -42,18 +42,24 @@ class Engine:
             "engine": {"runtime": "runc", "cgroup_manager": "cgroupfs", "events_logger": "file"},
         }
         lines = [
-            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items()) for name, table in settings.items()
+            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
+            for name, table in settings.items()
         ]
         (work / "containers.conf").write_text("\n".join(lines))
         (work / "pip.conf").write_text("[global]\ncert = /run/host-ca.crt\n")
-        self._environment = os.environ | {"CONTAINERS_CONF": str(work / "containers.conf"), "BUILDAH_ISOLATION": "chroot"}
+        self._environment = os.environ | {
+            "CONTAINERS_CONF": str(work / "containers.conf"),
+            "BUILDAH_ISOLATION": "chroot",
+        }
 
     def run(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """A command, with podman's settings in its environment; its output is kept."""
         options = {"capture_output": True, "text": True, "env": self._environment, "cwd": ROOT} | options
         done = subprocess.run(words, **options)
         if check and done.returncode:
-            raise RuntimeError(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout or ''}{done.stderr or ''}")
+            raise RuntimeError(
+                f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout or ''}{done.stderr or ''}"
+            )
         return done
 
     def base(self) -> None:
@@ -73,14 +79,25 @@ class Engine:
         mounts = f"--volume {HOST_CERTIFICATES}:/run/host-ca.crt:ro --volume {self._work}/pip.conf:/etc/pip.conf:ro"
         options = f"BUILD_OPTIONS=--layers --build-arg BASE_IMAGE={BASE} {mounts}"
         with (self._work / "build.log").open("w") as log:
-            self.run("make", "image", "ENGINE=buildah", "EXTRA=cpu", options, capture_output=False, stdout=log, stderr=log)
+            self.run(
+                "make",
+                "image",
+                "ENGINE=buildah",
+                "EXTRA=cpu",
+                options,
+                capture_output=False,
+                stdout=log,
+                stderr=log,
+            )
 
     def volume(self, name: str) -> Path:
         """Makes a volume of user 1000 in place of a claim; its directory here."""
         self.run("podman", "volume", "rm", "--force", OURS + name, check=False)  # of a test that was killed
         self.run("podman", "volume", "create", "--opt", "o=uid=1000,gid=1000", OURS + name)
         self._volumes.append(OURS + name)
-        return Path(self.run("podman", "volume", "inspect", OURS + name, "--format", "{{.Mountpoint}}").stdout.strip())
+        return Path(
+            self.run("podman", "volume", "inspect", OURS + name, "--format", "{{.Mountpoint}}").stdout.strip()
+        )
 
     def play(self, pod: Pod, name: str, secrets: dict[str, str], hosts: dict[str, str] | None = None) -> str:
         """Starts a pod, and returns its address. What podman cannot do is rewritten, and nothing else.
@@ -93,12 +110,17 @@ class Engine:
         """
         manifest = copy.deepcopy(pod.manifest())
         # by default podman removes init containers, sometimes before they have ended
-        manifest["metadata"] |= {"name": OURS + name, "annotations": {"io.podman.annotations.init.container.type": "always"}}
+        manifest["metadata"] |= {
+            "name": OURS + name,
+            "annotations": {"io.podman.annotations.init.container.type": "always"},
+        }
         spec = manifest["spec"]
         for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
             container.pop("ports", None)  # podman would open them on this host
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                container.pop(probe, None)  # podman would ask with curl from inside; `answers` asks from outside
+                container.pop(
+                    probe, None
+                )  # podman would ask with curl from inside; `answers` asks from outside
             for variable in container.get("env") or []:
                 if key := at(variable, "valueFrom.secretKeyRef").get("key"):
                     variable["value"] = secrets[key]
@@ -121,8 +143,12 @@ class Engine:
         file.chmod(0o600)
         self._pods.append(name)
         self.run("podman", "play", "kube", "--replace", "--network", "podman", str(file))
-        infra = self.run("podman", "pod", "inspect", OURS + name, "--format", "{{.InfraContainerID}}").stdout.strip()
-        return self.run("podman", "inspect", infra, "--format", "{{.NetworkSettings.IPAddress}}").stdout.strip()
+        infra = self.run(
+            "podman", "pod", "inspect", OURS + name, "--format", "{{.InfraContainerID}}"
+        ).stdout.strip()
+        return self.run(
+            "podman", "inspect", infra, "--format", "{{.NetworkSettings.IPAddress}}"
+        ).stdout.strip()
 
     def finished(self, container: str, seconds: float) -> tuple[int, list[str], str]:
         """Exit code, lines of standard output, and standard error of a container, after its end."""
@@ -160,7 +186,9 @@ def answers(url: str, seconds: float = 0, method: str = "GET", token: str | None
     """Status and body of a request, tried again until the server answers with success or the time is over."""
     end = time.monotonic() + seconds
     while True:
-        request = urllib.request.Request(url, method=method, headers={"Authorization": f"Bearer {token}"} if token else {})
+        request = urllib.request.Request(
+            url, method=method, headers={"Authorization": f"Bearer {token}"} if token else {}
+        )
         try:
             with urllib.request.urlopen(request, timeout=10) as response:
                 return response.status, response.read().decode()

@@ -12,7 +12,13 @@ from kube_render import Document
 GONE = object()
 HEAD, WORKER = "spec.headGroupSpec.template.spec", "spec.workerGroupSpecs.0.template.spec"
 CRON, REPORT = "spec.jobTemplate.spec", "spec.jobTemplate.spec.template.spec"
-RAY, JOB, TRAINING, WEB, WAIT = "RayCluster/glassbox", "Job/shards", "RayJob/first", "Deployment/reports", "initContainers[wait-gcs-ready]"
+RAY, JOB, TRAINING, WEB, WAIT = (
+    "RayCluster/glassbox",
+    "Job/shards",
+    "RayJob/first",
+    "Deployment/reports",
+    "initContainers[wait-gcs-ready]",
+)
 C = "containers.0"
 
 

@@ -20,7 +20,10 @@ import lint_versions
 from kube_pods import name_of, pods
 from kube_render import Document
 
-VERSIONS = ("1.31", "1.37")  # of Kubernetes: the oldest that KubeRay's newest operators are tested on, and the newest known here
+VERSIONS = (
+    "1.31",
+    "1.37",
+)  # of Kubernetes: the oldest that KubeRay's newest operators are tested on, and the newest known here
 OWN_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "scheduling.k8s.io/v1"}
 OTHER_GROUPS = {
     "ray.io/v1": {"RayCluster", "RayJob"},

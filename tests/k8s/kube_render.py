@@ -25,9 +25,15 @@ class StrictLoader(yaml.SafeLoader):
     """Refuses a key that stands twice in a mapping, of which YAML readers silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [
+            self.construct_object(key, deep=True)
+            for key, _ in node.value
+            if key.tag != "tag:yaml.org,2002:merge"
+        ]
         if doubled := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.constructor.ConstructorError(None, None, f"keys that stand twice: {sorted(doubled)}", node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"keys that stand twice: {sorted(doubled)}", node.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
@@ -42,7 +48,9 @@ def kubectl() -> str:
     own = Path(sys.executable).parent / "kubectl"
     found = str(own) if own.exists() else shutil.which("kubectl")
     if not found:
-        pytest.skip("no kubectl: `make test` installs one on x86-64 Linux; elsewhere put 1.27 or newer on the PATH")
+        pytest.skip(
+            "no kubectl: `make test` installs one on x86-64 Linux; elsewhere put 1.27 or newer on the PATH"
+        )
     return found
 
 
@@ -63,6 +71,9 @@ def composed(directory: Path, overlay: str, components: Sequence[str]) -> list[D
         components: Their names.
     """
     here = os.path.relpath(K8S, directory)
-    kustomization = {"resources": [f"{here}/overlays/{overlay}"], "components": [f"{here}/components/{name}" for name in components]}
+    kustomization = {
+        "resources": [f"{here}/overlays/{overlay}"],
+        "components": [f"{here}/components/{name}" for name in components],
+    }
     (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     return kustomize(directory)

@@ -28,7 +28,11 @@ VARIABLE = re.compile(r"\$\((\w+)\)")  # Kubernetes' own, replaced before anythi
 
 def check(documents: list[Document]) -> Iterator[str]:
     """Problems, each with the field it lies in."""
-    settings = {document["metadata"]["name"]: document.get("data") or {} for document in documents if document.get("kind") == "ConfigMap"}
+    settings = {
+        document["metadata"]["name"]: document.get("data") or {}
+        for document in documents
+        if document.get("kind") == "ConfigMap"
+    }
     for pod in pods(documents):
         for where, container in pod.containers():
             if pod.role == "submitter":  # the operator's own words
@@ -39,7 +43,9 @@ def check(documents: list[Document]) -> Iterator[str]:
             yield from _words(f"{where}.args", words, pod, container, settings)
     for document in documents:
         if document.get("kind") == "RayJob":
-            yield from _entrypoint(f"{name_of(document)}: spec.entrypoint", str(at(document, "spec.entrypoint") or ""), documents)
+            yield from _entrypoint(
+                f"{name_of(document)}: spec.entrypoint", str(at(document, "spec.entrypoint") or ""), documents
+            )
 
 
 @functools.cache
@@ -67,7 +73,10 @@ def _training(options: argparse.Namespace, nodes: Nodes) -> str | None:
     if options.resume:
         return None
     config = load_config(str(options.preset), str(options.data), options.overrides)
-    if nodes and not fitting(scale, [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes], config.global_batch)[1]:
+    if (
+        nodes
+        and not fitting(scale, [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes], config.global_batch)[1]
+    ):
         return f"there is no room for its workers on nodes of (CPUs, GPUs) {', '.join(map(str, nodes))}"
     return None
 
@@ -93,10 +102,14 @@ def _nodes(documents: list[Document]) -> Iterator[tuple[float, float]]:
     for _, _, spec in clusters(documents):
         for group in spec.get("workerGroupSpecs") or []:
             limits = at((at(group, "template.spec").get("containers") or [{}])[0], "resources.limits")
-            yield from [(amount(limits.get("cpu")) or 0.0, amount(limits.get(GPU)) or 0.0)] * int(group.get("replicas") or 0)
+            yield from [(amount(limits.get("cpu")) or 0.0, amount(limits.get(GPU)) or 0.0)] * int(
+                group.get("replicas") or 0
+            )
 
 
-def _words(where: str, words: Sequence[str], pod: Pod, container: Document, settings: dict[str, Document]) -> Iterator[str]:
+def _words(
+    where: str, words: Sequence[str], pod: Pod, container: Document, settings: dict[str, Document]
+) -> Iterator[str]:
     if not all(isinstance(word, str) for word in words):
         yield f"{where}: must be strings: {list(words)}"
         return
@@ -106,8 +119,14 @@ def _words(where: str, words: Sequence[str], pod: Pod, container: Document, sett
         yield from _variables(where, words, container, settings)
     if words[:1] == ["python3"] and len(words) > 1 and words[1].startswith("/"):
         folder, _, file = words[1].rpartition("/")
-        mounted = [mount["name"] for mount in container.get("volumeMounts") or [] if mount["mountPath"] == folder]
-        maps = [at(volume, "configMap").get("name") for volume in pod.spec.get("volumes") or [] if volume["name"] in mounted]
+        mounted = [
+            mount["name"] for mount in container.get("volumeMounts") or [] if mount["mountPath"] == folder
+        ]
+        maps = [
+            at(volume, "configMap").get("name")
+            for volume in pod.spec.get("volumes") or []
+            if volume["name"] in mounted
+        ]
         if not any(file in settings.get(name, {}) for name in maps):
             yield f"{where}: there is no {file} at {folder}"
 
@@ -121,10 +140,14 @@ def _program(where: str, words: Sequence[str], nodes: Nodes = ()) -> Iterator[st
         yield f"{where}: there is no module {words[2]}"
 
 
-def _variables(where: str, words: Sequence[str], container: Document, settings: dict[str, Document]) -> Iterator[str]:
+def _variables(
+    where: str, words: Sequence[str], container: Document, settings: dict[str, Document]
+) -> Iterator[str]:
     """Of a variable it does not know Kubernetes leaves the name; a shell's it does not know at all."""
     maps = [at(source, "configMapRef").get("name") for source in container.get("envFrom") or []]
-    known = {variable["name"] for variable in container.get("env") or []}.union(*(settings.get(name, {}) for name in maps))
+    known = {variable["name"] for variable in container.get("env") or []}.union(
+        *(settings.get(name, {}) for name in maps)
+    )
     for word in words:
         for name in VARIABLE.findall(word):
             if name not in known:

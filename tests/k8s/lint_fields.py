@@ -32,7 +32,9 @@ Shape = dict[str, "Shape"] | list["Shape"] | tuple[Any, ...] | range | re.Patter
 NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
-NOT_RAYS = re.compile(r"(?!RAY_|REDIS_)[A-Za-z_]\w*")  # the operator keeps what it finds here, such as a switched off RAY_AUTH_MODE
+NOT_RAYS = re.compile(
+    r"(?!RAY_|REDIS_)[A-Za-z_]\w*"
+)  # the operator keeps what it finds here, such as a switched off RAY_AUTH_MODE
 FOLDER = re.compile(r"(/(?!\.\.?(/|$))[^/:]+)+")
 KEY = re.compile(r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?(?=.{1,63}$)[A-Za-z0-9]([-.\w]*[A-Za-z0-9])?")
 LABELS = Each(KEY, re.compile(r"(?=.{0,63}$)([A-Za-z0-9]([-.\w]*[A-Za-z0-9])?)?"))
@@ -102,7 +104,10 @@ def template(container: dict[str, Shape], **more: Shape) -> Shape:
     return {"metadata": {"labels": LABELS}, "spec": POD | {"containers": [container]} | more}
 
 
-HEAD: Shape = {"rayStartParams": {"num-cpus": None, "dashboard-host": None, "object-store-memory": None}, "template": template(RAYS)}
+HEAD: Shape = {
+    "rayStartParams": {"num-cpus": None, "dashboard-host": None, "object-store-memory": None},
+    "template": template(RAYS),
+}
 WORKERS: Shape = {
     "groupName": NAME,
     "replicas": None,
@@ -116,12 +121,23 @@ JOB: dict[str, Shape] = {
     "activeDeadlineSeconds": None,
     "template": template(CONTAINER | COMMAND, restartPolicy=("Never", "OnFailure")),
 }
-PEER: Shape = {"podSelector": SELECTOR, "namespaceSelector": SELECTOR, "ipBlock": {"cidr": None, "except": None}}
+PEER: Shape = {
+    "podSelector": SELECTOR,
+    "namespaceSelector": SELECTOR,
+    "ipBlock": {"cidr": None, "except": None},
+}
 THROUGH: Shape = [{"protocol": ("TCP", "UDP"), "port": PORT}]
 QUOTA: Shape = {"name": None, "resources": [{"name": None, "nominalQuota": None}]}
 SPECS: dict[str, Shape] = {
-    "PersistentVolumeClaim": {"accessModes": None, "resources": {"requests": {"storage": None}}, "storageClassName": NAME},
-    "Service": {"selector": LABELS, "ports": [{"name": PORT_NAME, "port": PORT, "targetPort": None, "protocol": ("TCP",)}]},
+    "PersistentVolumeClaim": {
+        "accessModes": None,
+        "resources": {"requests": {"storage": None}},
+        "storageClassName": NAME,
+    },
+    "Service": {
+        "selector": LABELS,
+        "ports": [{"name": PORT_NAME, "port": PORT, "targetPort": None, "protocol": ("TCP",)}],
+    },
     "Deployment": {"replicas": range(1, 10), "selector": SELECTOR, "template": template(CONTAINER | COMMAND)},
     "Job": JOB,
     "CronJob": {
@@ -154,7 +170,10 @@ SPECS: dict[str, Shape] = {
     },
     "PodMonitor": {"selector": SELECTOR, "podMetricsEndpoints": [{"port": PORT_NAME, "interval": INTERVAL}]},
     "ResourceFlavor": None,
-    "ClusterQueue": {"namespaceSelector": SELECTOR, "resourceGroups": [{"coveredResources": None, "flavors": [QUOTA]}]},
+    "ClusterQueue": {
+        "namespaceSelector": SELECTOR,
+        "resourceGroups": [{"coveredResources": None, "flavors": [QUOTA]}],
+    },
     "LocalQueue": {"clusterQueue": None},
 }
 DOCUMENTS: dict[str, dict[str, Shape]] = {kind: {"spec": shape} for kind, shape in SPECS.items()} | {
@@ -211,7 +230,9 @@ def _below(step: str, value: Any, shape: Shape) -> Iterator[tuple[str, str]]:
 
 def _called(entry: Any, place: int) -> str:
     """The entry of a list, as messages name it."""
-    return str(entry.get("mountPath") or entry.get("name") or place) if isinstance(entry, dict) else str(place)
+    return (
+        str(entry.get("mountPath") or entry.get("name") or place) if isinstance(entry, dict) else str(place)
+    )
 
 
 def _words(shape: tuple[Any, ...] | range) -> str:

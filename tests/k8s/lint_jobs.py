@@ -7,7 +7,13 @@ from collections.abc import Iterator
 from kube_pods import at, name_of
 from kube_render import Document
 
-FIELDS = (("minute", 0, 59), ("hour", 0, 23), ("day of the month", 1, 31), ("month", 1, 12), ("day of the week", 0, 6))
+FIELDS = (
+    ("minute", 0, 59),
+    ("hour", 0, 23),
+    ("day of the month", 1, 31),
+    ("month", 1, 12),
+    ("day of the week", 0, 6),
+)
 SHORTEST_DEADLINE = 10  # seconds between two looks of the controller: with less no job ever starts
 
 
@@ -33,7 +39,11 @@ def wrong(schedule: str) -> str | None:
             if slash and (not step.isdigit() or int(step) < 1):
                 return f"{name}: not a step: {part}"
             ends = [str(low), str(high)] if span == "*" else span.split("-")
-            if len(ends) > 2 or not all(end.isdigit() and low <= int(end) <= high for end in ends) or int(ends[0]) > int(ends[-1]):
+            if (
+                len(ends) > 2
+                or not all(end.isdigit() and low <= int(end) <= high for end in ends)
+                or int(ends[0]) > int(ends[-1])
+            ):
                 return f"{name}: not within {low} to {high}: {part}"
     return None
 
@@ -44,7 +54,11 @@ def _cron(where: str, spec: Document) -> Iterator[str]:
     for field, value in (("timeZone", "Etc/UTC"), ("concurrencyPolicy", "Forbid")):
         if spec.get(field) != value:
             yield f"{where}.{field}: must be {value}, is {spec.get(field)}"
-    for field, least in (("startingDeadlineSeconds", SHORTEST_DEADLINE), ("successfulJobsHistoryLimit", 1), ("failedJobsHistoryLimit", 1)):
+    for field, least in (
+        ("startingDeadlineSeconds", SHORTEST_DEADLINE),
+        ("successfulJobsHistoryLimit", 1),
+        ("failedJobsHistoryLimit", 1),
+    ):
         if type(spec.get(field)) is not int or spec[field] < least:
             yield f"{where}.{field}: must be {least} or more, is {spec.get(field)}"
 

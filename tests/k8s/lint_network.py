@@ -10,7 +10,15 @@ from kube_pods import Pod, at, name_of, pods
 from kube_render import Document
 
 HERE = "glassbox"
-GCS, JOBS, METRICS, SCHEDULER_METRICS, DASHBOARD_METRICS, WEB, HTTPS = 6379, 8265, 8080, 44217, 44227, 8080, 443
+GCS, JOBS, METRICS, SCHEDULER_METRICS, DASHBOARD_METRICS, WEB, HTTPS = (
+    6379,
+    8265,
+    8080,
+    44217,
+    44227,
+    8080,
+    443,
+)
 DNS = (53, ("UDP", 53))
 Port = int | tuple[str, int]  # of TCP where no protocol stands beside it
 RAY_METRICS = (METRICS, SCHEDULER_METRICS, DASHBOARD_METRICS)
@@ -47,7 +55,15 @@ NOT_NAMES = End("another pod beside the name service", "kube-system")
 STORE = End("a store", None, address="203.0.113.7")
 OUTSIDE = [
     End(f"the address {address}", None, address=address)
-    for address in ("169.254.169.254", "10.1.2.3", "172.16.0.9", "192.168.1.2", "100.64.0.5", "2001:db8::7", "fd00:ec2::254")
+    for address in (
+        "169.254.169.254",
+        "10.1.2.3",
+        "172.16.0.9",
+        "192.168.1.2",
+        "100.64.0.5",
+        "2001:db8::7",
+        "fd00:ec2::254",
+    )
 ]
 
 
@@ -59,10 +75,16 @@ def check(documents: list[Document]) -> Iterator[str]:
         return
     if not any(_denies_all(policy) for policy in policies):
         yield "NetworkPolicy: spec.podSelector, policyTypes: none denies everything that no other allows"
-    ends = [End(f"{pod.owner} {pod.role}", labels=pod.labels, role=pod.role, secrets=_secrets(pod)) for pod in pods(documents)]
+    ends = [
+        End(f"{pod.owner} {pod.role}", labels=pod.labels, role=pod.role, secrets=_secrets(pod))
+        for pod in pods(documents)
+    ]
     monitored = any(document.get("kind") == "PodMonitor" for document in documents)
     for source, target, port, wanted in _wishes(ends, monitored):
-        goes_out, comes_in = _passes(policies, source, target, port, "Egress"), _passes(policies, target, source, port, "Ingress")
+        goes_out, comes_in = (
+            _passes(policies, source, target, port, "Egress"),
+            _passes(policies, target, source, port, "Ingress"),
+        )
         if wanted and not (goes_out and comes_in):
             yield f"NetworkPolicy: spec.ingress, spec.egress: {source.name} does not reach {target.name} at port {port}"
         if not wanted:  # each end that is here closes by itself, whatever the other does
@@ -73,7 +95,9 @@ def check(documents: list[Document]) -> Iterator[str]:
 
 def allowed(policies: list[Document], source: End, target: End, port: Port) -> bool:
     """Whether a connection is let through, by the policies of both its ends."""
-    return _passes(policies, source, target, port, "Egress") and _passes(policies, target, source, port, "Ingress")
+    return _passes(policies, source, target, port, "Egress") and _passes(
+        policies, target, source, port, "Ingress"
+    )
 
 
 def _passes(policies: list[Document], own: End, other: End, port: Port, direction: str) -> bool:
@@ -82,28 +106,44 @@ def _passes(policies: list[Document], own: End, other: End, port: Port, directio
     mine = [
         policy["spec"]
         for policy in policies
-        if direction in policy["spec"].get("policyTypes", ["Ingress"]) and _selected(policy["spec"].get("podSelector"), own.labels)
+        if direction in policy["spec"].get("policyTypes", ["Ingress"])
+        and _selected(policy["spec"].get("podSelector"), own.labels)
     ]
     rules = [rule for spec in mine for rule in spec.get(direction.lower()) or []]
-    return not mine or any(_rule(rule, other, port, "to" if direction == "Egress" else "from") for rule in rules)
+    return not mine or any(
+        _rule(rule, other, port, "to" if direction == "Egress" else "from") for rule in rules
+    )
 
 
 def _rule(rule: Document, other: End, port: Port, key: str) -> bool:
     """A rule without peers or ports means all of them."""
     peers, ports = rule.get(key) or [], rule.get("ports") or []
     protocol, number = port if isinstance(port, tuple) else ("TCP", port)
-    through = [entry for entry in ports if entry.get("protocol", "TCP") == protocol and entry.get("port") in (number, None)]
+    through = [
+        entry
+        for entry in ports
+        if entry.get("protocol", "TCP") == protocol and entry.get("port") in (number, None)
+    ]
     return (not peers or any(_peer(peer, other) for peer in peers)) and (not ports or bool(through))
 
 
 def _peer(peer: Document, other: End) -> bool:
     if block := peer.get("ipBlock"):
-        inside = bool(other.address) and ipaddress.ip_address(other.address) in ipaddress.ip_network(block["cidr"])
-        return inside and not any(ipaddress.ip_address(other.address) in ipaddress.ip_network(cut) for cut in block.get("except") or [])
+        inside = bool(other.address) and ipaddress.ip_address(other.address) in ipaddress.ip_network(
+            block["cidr"]
+        )
+        return inside and not any(
+            ipaddress.ip_address(other.address) in ipaddress.ip_network(cut)
+            for cut in block.get("except") or []
+        )
     if other.namespace is None:
         return False
     names = other.namespace_labels | {"kubernetes.io/metadata.name": other.namespace}
-    near = _selected(peer["namespaceSelector"], names) if "namespaceSelector" in peer else other.namespace == HERE
+    near = (
+        _selected(peer["namespaceSelector"], names)
+        if "namespaceSelector" in peer
+        else other.namespace == HERE
+    )
     return near and _selected(peer.get("podSelector"), other.labels)
 
 
@@ -125,7 +165,11 @@ def _form(policy: Document, documents: list[Document]) -> Iterator[str]:
     """What is read otherwise than it was meant."""
     where, spec = name_of(policy), policy["spec"]
     labels = at(policy, "spec.podSelector.matchLabels")
-    if labels and labels != CLIENT and not any(labels.items() <= pod.labels.items() for pod in pods(documents)):
+    if (
+        labels
+        and labels != CLIENT
+        and not any(labels.items() <= pod.labels.items() for pod in pods(documents))
+    ):
         yield f"{where}: spec.podSelector: no pod has these labels: {labels}"
     if "matchExpressions" in str(spec):
         yield f"{where}: spec.podSelector.matchExpressions: not understood here; use matchLabels"
@@ -137,7 +181,10 @@ def _form(policy: Document, documents: list[Document]) -> Iterator[str]:
                 if type(entry.get("port")) is not int or "endPort" in entry:
                     yield f"{where}: spec.{direction}.ports: must be one number, is {entry}"
             for peer in rule.get(peers) or []:
-                yield from (f"{where}: spec.{direction}.{peers}.ipBlock.{problem}" for problem in _block(peer.get("ipBlock") or {}))
+                yield from (
+                    f"{where}: spec.{direction}.{peers}.ipBlock.{problem}"
+                    for problem in _block(peer.get("ipBlock") or {})
+                )
 
 
 def _block(block: Document) -> Iterator[str]:
@@ -153,13 +200,19 @@ def _block(block: Document) -> Iterator[str]:
 
 
 def _secrets(pod: Pod) -> frozenset[str]:
-    sources = [at(source, "secretRef").get("name") for _, container in pod.containers() for source in container.get("envFrom") or []]
+    sources = [
+        at(source, "secretRef").get("name")
+        for _, container in pod.containers()
+        for source in container.get("envFrom") or []
+    ]
     return frozenset(filter(None, sources))
 
 
 def _wishes(ends: list[End], monitored: bool) -> Iterator[tuple[End, End, Port, bool]]:
     """Source, target, port and whether it shall get through."""
-    ray, others = ([end for end in ends if (end.role in ("head", "worker")) is inside] for inside in (True, False))
+    ray, others = (
+        [end for end in ends if (end.role in ("head", "worker")) is inside] for inside in (True, False)
+    )
     web = [end for end in ends if end.role == "deployment"]
     submitters = [end for end in ends if end.role == "submitter"]
     client = End("a client with the label", labels=CLIENT)
@@ -175,15 +228,23 @@ def _wishes(ends: list[End], monitored: bool) -> Iterator[tuple[End, End, Port, 
     for node in ray:
         yield from ((other, node, port, True) for other in ray for port in (GCS, JOBS, 20000))
         yield from ((source, node, JOBS, node.role == "head") for source in (client, operator, *submitters))
-        yield from ((source, node, port, False) for source in (client, operator, *submitters) for port in (GCS, 20000, *RAY_METRICS))
+        yield from (
+            (source, node, port, False)
+            for source in (client, operator, *submitters)
+            for port in (GCS, 20000, *RAY_METRICS)
+        )
         yield from ((prometheus, node, port, monitored) for port in RAY_METRICS)
         closed = [*strangers, *(end for end in others if end not in submitters), reader]
-        yield from ((source, node, port, False) for source in closed for port in (GCS, JOBS, 20000, *RAY_METRICS))
+        yield from (
+            (source, node, port, False) for source in closed for port in (GCS, JOBS, 20000, *RAY_METRICS)
+        )
         yield from ((prometheus, node, port, False) for port in (GCS, JOBS, 20000))
     for server in web:
         yield reader, server, WEB, True
         yield reader, server, HTTPS, False
-        yield from ((source, server, WEB, False) for source in [*strangers, *ray, client, operator, prometheus])
+        yield from (
+            (source, server, WEB, False) for source in [*strangers, *ray, client, operator, prometheus]
+        )
     for end in [*ends, client]:
         yield from ((end, NAMES, port, True) for port in DNS)
         yield from ((end, target, port, False) for target in (NOT_NAMES, STORE, *OUTSIDE) for port in DNS)
@@ -191,4 +252,10 @@ def _wishes(ends: list[End], monitored: bool) -> Iterator[tuple[End, End, Port, 
         yield from ((end, target, port, False) for target in OUTSIDE for port in (80, HTTPS, JOBS))
         yield end, STORE, 80, False
         yield end, STORE, HTTPS, "s3-credentials" in end.secrets
-    yield from ((source, end, port, False) for source in [*strangers, reader] for end in others if end not in web for port in (WEB, HTTPS))
+    yield from (
+        (source, end, port, False)
+        for source in [*strangers, reader]
+        for end in others
+        if end not in web
+        for port in (WEB, HTTPS)
+    )

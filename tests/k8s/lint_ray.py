@@ -123,9 +123,14 @@ def check_shared_memory(documents: list[Document]) -> Iterator[str]:
             yield f"{where}.volumes: a Ray of the pod's own takes {OBJECT_STORE_BYTES} bytes of /dev/shm, which has {rooms[where]:.0f}"
     for _, where, spec in clusters(documents):
         groups = [("headGroupSpec", spec.get("headGroupSpec") or {})]
-        groups += [(f"workerGroupSpecs[{n}]", group) for n, group in enumerate(spec.get("workerGroupSpecs") or [])]
+        groups += [
+            (f"workerGroupSpecs[{n}]", group) for n, group in enumerate(spec.get("workerGroupSpecs") or [])
+        ]
         for field, group in groups:
-            store, room = str(at(group, "rayStartParams").get("object-store-memory", "0")), rooms[f"{where}.{field}.template.spec"]
+            store, room = (
+                str(at(group, "rayStartParams").get("object-store-memory", "0")),
+                rooms[f"{where}.{field}.template.spec"],
+            )
             if store.isdigit() and int(store) > room:
                 yield f"{where}.{field}.rayStartParams.object-store-memory: {store} exceeds /dev/shm of {room:.0f}"
 

@@ -85,7 +85,11 @@ def _volumes(pod: Pod, present: set[str]) -> Iterator[str]:
             yield f"{where}: must be of one kind, is of {sorted(set(volume) - {'name'})}"
         for field, (kind, key) in PLACES.items():
             target = at(volume, field).get(key) if field in volume else None
-            if field in volume and f"{kind}/{target}" not in present and target not in (SECRETS if kind == "Secret" else ()):
+            if (
+                field in volume
+                and f"{kind}/{target}" not in present
+                and target not in (SECRETS if kind == "Secret" else ())
+            ):
                 yield f"{where}.{field}.{key}: there is no {kind} {target}"
 
 
@@ -97,8 +101,16 @@ def _pod(pod: Pod, present: set[str]) -> Iterator[str]:
 
 
 def _environment(where: str, container: Document, present: set[str]) -> Iterator[str]:
-    sources = [(f"env[{v.get('name')}].valueFrom", kind, r) for v in container.get("env") or [] for kind, r in at(v, "valueFrom").items()]
-    sources += [("envFrom", kind, reference) for source in container.get("envFrom") or [] for kind, reference in source.items()]
+    sources = [
+        (f"env[{v.get('name')}].valueFrom", kind, r)
+        for v in container.get("env") or []
+        for kind, r in at(v, "valueFrom").items()
+    ]
+    sources += [
+        ("envFrom", kind, reference)
+        for source in container.get("envFrom") or []
+        for kind, reference in source.items()
+    ]
     for field, kind, reference in sources:
         name, key = reference.get("name"), reference.get("key")
         if kind.startswith("configMap") and f"ConfigMap/{name}" not in present:
@@ -124,7 +136,12 @@ def _selectors(documents: list[Document]) -> Iterator[str]:
         chosen = [pod for pod in mine if labels.items() <= pod.labels.items()]
         if not chosen:
             yield f"{name_of(document)}: spec.selector: no pod has these labels: {labels}"
-        ports = {port.get("name") for pod in chosen for _, container in pod.containers() for port in container.get("ports") or []}
+        ports = {
+            port.get("name")
+            for pod in chosen
+            for _, container in pod.containers()
+            for port in container.get("ports") or []
+        }
         named = [port.get("targetPort") for port in spec.get("ports") or []] + [
             port.get("port") for port in spec.get("podMetricsEndpoints") or []
         ]
@@ -141,7 +158,10 @@ def _queues(documents: list[Document], present: set[str]) -> Iterator[str]:
             for flavor in group["flavors"]:
                 if f"ResourceFlavor/{flavor['name']}" not in present:
                     yield f"{name_of(document)}: spec.resourceGroups.flavors: there is no ResourceFlavor {flavor['name']}"
-                covered |= {resource["name"]: amount(resource["nominalQuota"]) or 0 for resource in flavor["resources"]}
+                covered |= {
+                    resource["name"]: amount(resource["nominalQuota"]) or 0
+                    for resource in flavor["resources"]
+                }
                 if [resource["name"] for resource in flavor["resources"]] != group["coveredResources"]:
                     yield f"{name_of(document)}: spec.resourceGroups.coveredResources: must name those of every flavor, in their order"
         if document["kind"] == "ClusterQueue" and at(document, "spec.namespaceSelector.matchLabels") != HERE:
@@ -149,7 +169,10 @@ def _queues(documents: list[Document], present: set[str]) -> Iterator[str]:
         queue = at(document, "metadata.labels").get("kueue.x-k8s.io/queue-name")
         if queue and f"LocalQueue/{queue}" not in present:
             yield f"{name_of(document)}: metadata.labels.kueue.x-k8s.io/queue-name: there is no LocalQueue {queue}"
-        if document["kind"] == "LocalQueue" and f"ClusterQueue/{at(document, 'spec.clusterQueue')}" not in present:
+        if (
+            document["kind"] == "LocalQueue"
+            and f"ClusterQueue/{at(document, 'spec.clusterQueue')}" not in present
+        ):
             yield f"{name_of(document)}: spec.clusterQueue: there is no ClusterQueue {at(document, 'spec.clusterQueue')}"
     if covered:
         for name, size in _wanted(documents).items():
@@ -160,7 +183,9 @@ def _queues(documents: list[Document], present: set[str]) -> Iterator[str]:
 def _wanted(documents: list[Document]) -> Counter[str]:
     """What the pods of all queued clusters ask for together."""
     total: Counter[str] = Counter()
-    queued = [document for document in documents if "kueue.x-k8s.io/queue-name" in at(document, "metadata.labels")]
+    queued = [
+        document for document in documents if "kueue.x-k8s.io/queue-name" in at(document, "metadata.labels")
+    ]
     for document in queued:
         sizes = [group.get("replicas", 0) for group in at(document, "spec.workerGroupSpecs") or []]
         for pod in pods([document]):

@@ -30,7 +30,9 @@ def check(documents: list[Document]) -> Iterator[str]:
 def _container(where: str, container: Document) -> Iterator[str]:
     requests, limits = at(container, "resources.requests"), at(container, "resources.limits")
     for kind, amounts in (("requests", requests), ("limits", limits)):
-        for name in NEEDED if ".containers[" in where else NEEDED[:2]:  # the operator's container asks for these two
+        for name in (
+            NEEDED if ".containers[" in where else NEEDED[:2]
+        ):  # the operator's container asks for these two
             if name not in amounts:
                 yield f"{where}.resources.{kind}.{name}: missing"
         for name, quantity in amounts.items():
@@ -66,7 +68,9 @@ def _volumes(pod: Pod) -> Iterator[str]:
 def _placed(pod: Pod) -> Iterator[str]:
     """A pod with GPUs must be let onto their nodes, and one without must stay off."""
     wants = any(amount(at(container, "resources.limits").get(GPU)) for _, container in pod.containers())
-    tolerated = any(toleration.get("key", GPU) == GPU for toleration in pod.spec.get("tolerations") or [])  # without a key all are
+    tolerated = any(
+        toleration.get("key", GPU) == GPU for toleration in pod.spec.get("tolerations") or []
+    )  # without a key all are
     if wants and not tolerated:
         yield f"{pod.owner}: {pod.path}.tolerations: nothing for {GPU}, whose nodes keep other pods off"
     if wants and not pod.spec.get("nodeSelector"):

@@ -20,8 +20,14 @@ def check(documents: list[Document]) -> Iterator[str]:
         if kind == "ServiceAccount" and document.get("automountServiceAccountToken") is not False:
             yield f"{name_of(document)}: automountServiceAccountToken: must be false"
         if kind == "Namespace":
-            levels = {key.removeprefix(LEVEL): value for key, value in at(document, "metadata.labels").items() if key.startswith(LEVEL)}
-            for mode in sorted({"enforce", "audit", "warn"} | set(levels)):  # a version would pin an old, weaker standard
+            levels = {
+                key.removeprefix(LEVEL): value
+                for key, value in at(document, "metadata.labels").items()
+                if key.startswith(LEVEL)
+            }
+            for mode in sorted(
+                {"enforce", "audit", "warn"} | set(levels)
+            ):  # a version would pin an old, weaker standard
                 if levels.get(mode) != "restricted":
                     yield f"{name_of(document)}: metadata.labels.{LEVEL}{mode}: must be restricted, is {levels.get(mode)}"
     for pod in pods(documents):
@@ -59,5 +65,8 @@ def _container(where: str, pod: Pod, container: Document) -> Iterator[str]:
         if SECRET_NAME.search(variable.get("name", "")) and "value" in variable:
             yield f"{where}.env[{variable['name']}].value: a secret in plain sight; take it from one with secretKeyRef"
     temporary = {volume["name"] for volume in pod.spec.get("volumes") or [] if "emptyDir" in volume}
-    if not any(mount["mountPath"] == "/tmp" and mount["name"] in temporary for mount in container.get("volumeMounts") or []):
+    if not any(
+        mount["mountPath"] == "/tmp" and mount["name"] in temporary
+        for mount in container.get("volumeMounts") or []
+    ):
         yield f"{where}.volumeMounts: no emptyDir at /tmp, the only place the image writes to"

@@ -17,7 +17,9 @@ IMAGE = re.compile(r"(?:\S+/)?glassbox:(?P<tag>[^:@]+)")
 @functools.cache
 def locked(package: str, accelerator: str) -> str:
     """The version of a package in a lock file."""
-    match = re.search(rf"^{package}(?:\[[\w,-]+])?==([\w.]+)", (ROOT / f".lock/{accelerator}.txt").read_text(), re.MULTILINE)
+    match = re.search(
+        rf"^{package}(?:\[[\w,-]+])?==([\w.]+)", (ROOT / f".lock/{accelerator}.txt").read_text(), re.MULTILINE
+    )
     if not match:
         raise LookupError(f"{package} is not in the lock file of {accelerator}")
     return match[1]

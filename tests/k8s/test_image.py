@@ -44,11 +44,15 @@ def test_the_last_stage_has_a_user_and_no_compiler() -> None:
     assert arguments("USER", LAST_STAGE) == ["1000:1000"]
     assert any("useradd --uid 1000" in line for line in arguments("RUN", LAST_STAGE))
     assert arguments("COPY", LAST_STAGE) == ["--from=build /opt/glassbox /opt/glassbox"]
-    assert arguments("HEALTHCHECK", LAST_STAGE) == ["NONE"]  # the manifests' probes know what a container runs
+    assert arguments("HEALTHCHECK", LAST_STAGE) == [
+        "NONE"
+    ]  # the manifests' probes know what a container runs
     environment = " ".join(arguments("ENV", LAST_STAGE)).split()
     assert "HOME=/tmp" in environment  # all that a read-only root leaves to write to
     assert any(setting.startswith("PATH=/opt/glassbox/bin:") for setting in environment)
-    base = [line for line in LINES if line not in LAST_STAGE][: next(n for n, line in enumerate(LINES) if line.endswith("AS build"))]
+    base = [line for line in LINES if line not in LAST_STAGE][
+        : next(n for n, line in enumerate(LINES) if line.endswith("AS build"))
+    ]
     assert not [name for name in COMPILERS for line in [*base, *LAST_STAGE] if name in line]
     assert any(re.search(r"install .*\bbash\b", line) for line in base)  # KubeRay starts containers with it
 
@@ -60,10 +64,16 @@ def test_it_says_what_it_is() -> None:
 
 
 def test_only_what_is_copied_is_sent_to_the_engine() -> None:
-    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     assert lines[0] == "*"
     allowed = {line[1:].rstrip("/") for line in lines if line.startswith("!")}
-    copied = {word for words in arguments("COPY") if not words.startswith("--from") for word in words.split()[:-1]}
+    copied = {
+        word for words in arguments("COPY") if not words.startswith("--from") for word in words.split()[:-1]
+    }
     assert {word.replace("${ACCELERATOR}", "*") for word in copied} == allowed
     assert "**/__pycache__" in lines
 

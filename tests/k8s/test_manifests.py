@@ -16,10 +16,16 @@ from kube_render import COMPONENTS, K8S, OVERLAYS, ROOT, Document, composed, kus
 from lint_network import End, allowed
 
 
-@pytest.fixture(scope="module", params=[(o, c) for o in OVERLAYS for c in ((), COMPONENTS)], ids=lambda p: f"{p[0]}-{len(p[1])}-components")
+@pytest.fixture(
+    scope="module",
+    params=[(o, c) for o in OVERLAYS for c in ((), COMPONENTS)],
+    ids=lambda p: f"{p[0]}-{len(p[1])}-components",
+)
 def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     overlay, components = request.param
-    return composed(tmp_path_factory.mktemp("k"), overlay, components) + load((K8S / "examples/rayjob.yaml").read_text())
+    return composed(tmp_path_factory.mktemp("k"), overlay, components) + load(
+        (K8S / "examples/rayjob.yaml").read_text()
+    )
 
 
 def test_nothing_is_wrong(rendered: list[Document]) -> None:
@@ -31,7 +37,9 @@ def test_pods_of_all_templates_are_looked_at(rendered: list[Document]) -> None:
     extra = ["job", "cronjob"] if "CronJob/runs-to-s3" in map(name_of, rendered) else []
     assert sorted(roles) == sorted(["head", "worker", "job", "cronjob", "deployment", "submitter", *extra])
     waiting = [place for pod in pods(rendered) for place, _ in pod.containers() if "initContainers" in place]
-    assert waiting == ["RayCluster/glassbox: spec.workerGroupSpecs[0].template.spec.initContainers[wait-gcs-ready]"]
+    assert waiting == [
+        "RayCluster/glassbox: spec.workerGroupSpecs[0].template.spec.initContainers[wait-gcs-ready]"
+    ]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -46,7 +54,10 @@ def test_overlays_differ_where_they_should() -> None:
     for documents, gpus, accelerator in ((small, None, "cpu"), (large, "4", "gpu")):
         ray = [pod for pod in pods(list(documents.values())) if pod.role in ("head", "worker")]
         assert {pod.spec["containers"][0]["image"].rpartition("-")[2] for pod in ray} == {accelerator}
-        assert [pod.spec["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in ray] == [None, gpus]
+        assert [pod.spec["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in ray] == [
+            None,
+            gpus,
+        ]
     worker = next(pod for pod in pods(list(large.values())) if pod.role == "worker").spec
     assert worker["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert worker["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
@@ -65,11 +76,15 @@ def test_the_shards_job_leaves_a_set_that_is_there_alone(rendered: list[Document
     glassbox, out = tmp_path / "glassbox", tmp_path / "a set"
     glassbox.write_text('#!/bin/bash\nprintf "%s|" "$@"\nexit 3\n')
     glassbox.chmod(0o755)
-    environment = {variable["name"]: variable["value"] for variable in container["env"]} | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    environment = {variable["name"]: variable["value"] for variable in container["env"]} | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}"
+    }
 
     def run() -> tuple[int, str]:
         words = [*container["command"], *container["args"], "--store-size", "256"]
-        done = subprocess.run(words, env=environment | {"OUT": str(out)}, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            words, env=environment | {"OUT": str(out)}, capture_output=True, text=True, check=False
+        )
         return done.returncode, done.stdout
 
     assert run() == (3, f"shards|build|{environment['SOURCE']}|{out}|--store-size|256|")
@@ -82,14 +97,16 @@ def test_the_web_server_cannot_write(rendered: list[Document]) -> None:
     web = next(pod for pod in pods(rendered) if pod.role == "deployment").spec
     writable = {m["mountPath"] for c in web["containers"] for m in c["volumeMounts"] if not m.get("readOnly")}
     assert writable == {"/tmp"}
-    assert [volume["persistentVolumeClaim"] for volume in web["volumes"] if "persistentVolumeClaim" in volume] == [
-        {"claimName": "runs", "readOnly": True}
-    ]
+    assert [
+        volume["persistentVolumeClaim"] for volume in web["volumes"] if "persistentVolumeClaim" in volume
+    ] == [{"claimName": "runs", "readOnly": True}]
 
 
 def test_the_dashboard_asks_for_gauges_that_training_sets() -> None:
     tree = ast.parse((ROOT / "service/training/telemetry.py").read_text())
-    assignment = next(node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "GAUGES")
+    assignment = next(
+        node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "GAUGES"
+    )
     gauges = {f"ray_glassbox_{name}" for name in ast.literal_eval(assignment.value)}
     dashboard = json.loads((K8S / "components/monitoring/dashboard.json").read_text())
     asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
@@ -104,7 +121,11 @@ def policy(**spec: object) -> Document:
 
 
 def test_policies_are_evaluated_as_kubernetes_does() -> None:
-    web, other, away = End("web", labels={"app": "web"}), End("other"), End("away", "elsewhere", {"app": "web"})
+    web, other, away = (
+        End("web", labels={"app": "web"}),
+        End("other"),
+        End("away", "elsewhere", {"app": "web"}),
+    )
     assert allowed([], other, web, 80)  # without any policy everything passes
     closed = policy(podSelector={}, policyTypes=["Ingress"])
     assert not allowed([closed], other, web, 80)
@@ -134,5 +155,7 @@ def test_one_line_takes_the_images_from_a_registry(tmp_path: Path) -> None:
     lines = {"resources": ["all"], "images": [{"name": "glassbox", "newName": name}]}
     (tmp_path / "kustomization.yaml").write_text(json.dumps(lines))
     documents = kustomize(tmp_path)
-    assert {container["image"].rpartition(":")[0] for pod in pods(documents) for _, container in pod.containers()} == {name}
+    assert {
+        container["image"].rpartition(":")[0] for pod in pods(documents) for _, container in pod.containers()
+    } == {name}
     assert problems(documents) == []

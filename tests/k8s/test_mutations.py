@@ -25,7 +25,9 @@ ABSENT = {
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     """The largest set there is."""
-    documents = composed(tmp_path_factory.mktemp("k"), "gpu", COMPONENTS) + load((K8S / "examples/rayjob.yaml").read_text())
+    documents = composed(tmp_path_factory.mktemp("k"), "gpu", COMPONENTS) + load(
+        (K8S / "examples/rayjob.yaml").read_text()
+    )
     assert problems(documents, SCHEMA) == []
     return documents
 
@@ -51,13 +53,22 @@ def test_a_key_that_stands_twice_is_refused() -> None:
 
 
 def test_a_secret_and_a_double_are_noticed(manifests: list[Document]) -> None:
-    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "glassbox-ray-token", "namespace": "glassbox"}}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": "glassbox-ray-token", "namespace": "glassbox"},
+    }
     (problem,) = lint([*manifests, secret])
     assert problem.startswith("Secret/glassbox-ray-token: kind: ")
     claim = next(document for document in manifests if name_of(document) == "PersistentVolumeClaim/runs")
-    assert lint([*manifests, claim]) == ["PersistentVolumeClaim/runs: metadata.name: 2 documents of this kind and name"]
+    assert lint([*manifests, claim]) == [
+        "PersistentVolumeClaim/runs: metadata.name: 2 documents of this kind and name"
+    ]
 
 
 def test_a_kind_nobody_knows_is_noticed(manifests: list[Document]) -> None:
     changed = change(manifests, "RayCluster/glassbox", "apiVersion", "ray.io/v1alpha1")
-    assert any("apiVersion: ray.io/v1alpha1 has no RayCluster" in problem for problem in against_schemas(changed, SCHEMA))
+    assert any(
+        "apiVersion: ray.io/v1alpha1 has no RayCluster" in problem
+        for problem in against_schemas(changed, SCHEMA)
+    )

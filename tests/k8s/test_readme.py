@@ -16,7 +16,11 @@ from lint_references import SECRETS
 
 TEXT = (K8S / "README.md").read_text()
 YAML = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = [line.partition("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL) for line in block.splitlines()]
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+    for line in block.splitlines()
+]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +43,9 @@ def test_the_overlay_it_shows_renders(tmp_path: Path) -> None:
 
 
 def test_commands_name_what_is_there(everything: list[Document]) -> None:
-    present = {name_of(document).lower() for document in everything} | {"service/glassbox-head-svc"}  # which the operator makes
+    present = {name_of(document).lower() for document in everything} | {
+        "service/glassbox-head-svc"
+    }  # which the operator makes
     named = set(re.findall(r"\b(?:cronjob|service|job|raycluster)/[\w-]+", " ".join(COMMANDS)))
     assert named
     assert named <= present

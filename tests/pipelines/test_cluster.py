@@ -37,14 +37,23 @@ print("lives")
 
 def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> None:
     """Ray is given no time at all."""
-    env = {**os.environ, "HOME": str(tmp_path), "RAY_gcs_server_port_wait_time_s": "0", "PYTHONPATH": str(ROOT)}
+    env = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "RAY_gcs_server_port_wait_time_s": "0",
+        "PYTHONPATH": str(ROOT),
+    }
     env.pop("RAY_ADDRESS", None)
     code = "from service.cli import main; raise SystemExit(main())"
     words = ["shards", "build", "synthetic:evidence,train=4,validation=2,size=64", str(tmp_path / "out")]
-    found = subprocess.run([sys.executable, "-c", code, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
     assert found.returncode == 2, found.stderr
     (said,) = (line for line in found.stderr.splitlines() if line.startswith("glassbox:"))
-    assert said.startswith("glassbox: Expected a Ray that comes up on this machine within 30 seconds. Received: ray: Timed out waiting")
+    assert said.startswith(
+        "glassbox: Expected a Ray that comes up on this machine within 30 seconds. Received: ray: Timed out waiting"
+    )
     assert "less busy" in said
     assert "Traceback" not in found.stderr
     assert not (tmp_path / "out").exists()
@@ -55,7 +64,11 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> 
     [
         (None, Exception(LATE), "comes up on this machine .* ray: The current node timed out during startup"),
         (None, ConnectionError(""), "comes up on this machine .* ray: ConnectionError"),
-        ("auto", ConnectionError("Could not find any Ray.\nPlease"), r"RAY_ADDRESS=auto: Could not find any Ray\. Fix"),
+        (
+            "auto",
+            ConnectionError("Could not find any Ray.\nPlease"),
+            r"RAY_ADDRESS=auto: Could not find any Ray\. Fix",
+        ),
         ("auto", ray.exceptions.AuthenticationError("no token"), "lets this process in.*no token"),
     ],
 )
@@ -120,6 +133,10 @@ def test_tasks_that_go_on_are_cancelled(ray_cluster: None) -> None:
 @pytest.mark.e2e
 def test_tasks_that_end_while_they_are_stopped_leave_this_process_alive() -> None:
     """Cancelled at once, Ray 2.60 aborted after 14 to 300 rounds; in the half second they have, all of them end."""
-    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {"PYTHONPATH": str(ROOT)}
-    found = subprocess.run([sys.executable, "-c", ENDING_TASKS], env=env, capture_output=True, text=True, timeout=300)
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
+        "PYTHONPATH": str(ROOT)
+    }
+    found = subprocess.run(
+        [sys.executable, "-c", ENDING_TASKS], env=env, capture_output=True, text=True, timeout=300
+    )
     assert (found.returncode, found.stdout) == (0, "lives\n"), found.stderr[-2000:]

@@ -65,7 +65,9 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert [p.name for p in path.iterdir()] == ["second"]
 
 
-def test_a_directory_that_cannot_take_its_place_gives_it_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_directory_that_cannot_take_its_place_gives_it_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "report"
     path.mkdir()
     (path / "old").write_text("old")
@@ -94,9 +96,15 @@ def test_sha256(tmp_path: Path) -> None:
 
 def test_a_lock_is_held_by_one_and_freed(tmp_path: Path) -> None:
     with locked(tmp_path / "lock", ConfigError("a", "b", "c")):
-        with pytest.raises(ConfigError, match="Received: x"), locked(tmp_path / "lock", ConfigError("u", "x", "z")):
+        with (
+            pytest.raises(ConfigError, match="Received: x"),
+            locked(tmp_path / "lock", ConfigError("u", "x", "z")),
+        ):
             pass
-        with pytest.raises(ConfigError), locked(tmp_path / "lock", ConfigError("u", "x", "z")):  # the refused one freed nothing
+        with (
+            pytest.raises(ConfigError),
+            locked(tmp_path / "lock", ConfigError("u", "x", "z")),
+        ):  # the refused one freed nothing
             pass
     with locked(tmp_path / "lock", ConfigError("u", "x", "z")):
         pass

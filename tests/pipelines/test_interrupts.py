@@ -94,5 +94,7 @@ def test_another_thread_may_enter() -> None:
 def test_one_while_ray_is_imported_is_not_lost() -> None:
     """Python ignores what is raised in a destructor, as it does in the callbacks of its import system."""
     words = [sys.executable, "-c", LOST_IN_AN_IMPORT]
-    found = subprocess.run(words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120)
+    found = subprocess.run(
+        words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+    )
     assert found.stdout.split() == ["interrupted"], found.stderr

@@ -46,20 +46,33 @@ def test_the_global_batch_does_not_depend_on_the_number_of_workers(
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 9), max_size=6), WINDOWS, st.integers(0, 2**64 - 1), EPOCHS, st.integers(1, 12))
-def test_resuming_at_every_step_gives_the_rest(shards: list[int], window: int | None, seed: int, epoch: int, batch: int) -> None:
+@given(
+    st.lists(st.integers(0, 9), max_size=6), WINDOWS, st.integers(0, 2**64 - 1), EPOCHS, st.integers(1, 12)
+)
+def test_resuming_at_every_step_gives_the_rest(
+    shards: list[int], window: int | None, seed: int, epoch: int, batch: int
+) -> None:
     rows = sum(shards)
     steps = steps_per_epoch(rows, batch)
     order = epoch_order(rows, seed, epoch, shards, window)
     whole = [global_batch_rows(order, step, batch).tolist() for step in range(steps)]
     for start in range(steps + 1):
         again = epoch_order(rows, seed, epoch, shards, window)
-        assert [global_batch_rows(again, step, batch).tolist() for step in range(start, steps)] == whole[start:]
+        assert [global_batch_rows(again, step, batch).tolist() for step in range(start, steps)] == whole[
+            start:
+        ]
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(1, 30), min_size=1, max_size=12), st.integers(1, 14), st.integers(0, 2**64 - 1), EPOCHS)
-def test_no_more_shards_than_the_window_are_read_at_a_time(shards: list[int], window: int, seed: int, epoch: int) -> None:
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=12),
+    st.integers(1, 14),
+    st.integers(0, 2**64 - 1),
+    EPOCHS,
+)
+def test_no_more_shards_than_the_window_are_read_at_a_time(
+    shards: list[int], window: int, seed: int, epoch: int
+) -> None:
     order = epoch_order(sum(shards), seed, epoch, shards, window)
     shard_of_row = np.repeat(np.arange(len(shards)), shards)
     touched = shard_of_row[order].tolist()
@@ -72,9 +85,14 @@ def test_no_more_shards_than_the_window_are_read_at_a_time(shards: list[int], wi
 
 @settings(deadline=None)
 @given(SHARDS, st.integers(0, 2**64 - 1), EPOCHS, st.integers(0, 3))
-def test_a_window_over_all_shards_is_the_order_without_one(shards: list[int], seed: int, epoch: int, more: int) -> None:
+def test_a_window_over_all_shards_is_the_order_without_one(
+    shards: list[int], seed: int, epoch: int, more: int
+) -> None:
     window = max(len(shards), 1) + more
-    assert epoch_order(sum(shards), seed, epoch, shards, window).tolist() == epoch_order(sum(shards), seed, epoch).tolist()
+    assert (
+        epoch_order(sum(shards), seed, epoch, shards, window).tolist()
+        == epoch_order(sum(shards), seed, epoch).tolist()
+    )
 
 
 @settings(deadline=None)
@@ -99,4 +117,6 @@ def test_every_shard_comes_everywhere_equally_often() -> None:
     assert ((shards - 250) ** 2 / 250).sum() < 85.4
     rows = np.stack([np.bincount(orders[:, :, place].ravel() % 4, minlength=4) for place in range(4)])
     assert ((rows - 4000) ** 2 / 4000).sum() < 27.9
-    assert abs(np.corrcoef(orders[:, 0, 0] // 4, orders[:, 0, 0] % 4)[0, 1]) < 0.07  # neither tells of the other
+    assert (
+        abs(np.corrcoef(orders[:, 0, 0] // 4, orders[:, 0, 0] % 4)[0, 1]) < 0.07
+    )  # neither tells of the other

@@ -13,12 +13,24 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError, TrainingError
-from service.checkpoint import Position, Variables, newest_checkpoint, remove_unfinished, save_checkpoint, snapshot, variables_of
+from service.checkpoint import (
+    Position,
+    Variables,
+    newest_checkpoint,
+    remove_unfinished,
+    save_checkpoint,
+    snapshot,
+    variables_of,
+)
 
 
 def variables(fill: float, size: int = 3) -> Variables:
     first = keras.Variable(np.full((2, size), fill, np.float32))
-    return {"model": [first], "optimizer": [keras.Variable(np.float32(fill + 1))], "training": [keras.Variable(np.full(1, fill + 2))]}
+    return {
+        "model": [first],
+        "optimizer": [keras.Variable(np.float32(fill + 1))],
+        "training": [keras.Variable(np.full(1, fill + 2))],
+    }
 
 
 def values(members: Variables) -> list[float]:
@@ -26,13 +38,30 @@ def values(members: Variables) -> list[float]:
 
 
 def position(epochs: int, step: int = 0) -> Position:
-    history = tuple({"epoch": n, "accuracy": 1.0, "val_accuracy": [0.5, 0.9, 0.6, 0.9][(n - 1) % 4]} for n in range(1, epochs + 1))
-    return Position("abc", history, step, (1.5, 2.0, 3.0, 4.0) if step else (0.0,) * 4, 2.5 if step else 0.0, 1 if step else 0)
+    history = tuple(
+        {"epoch": n, "accuracy": 1.0, "val_accuracy": [0.5, 0.9, 0.6, 0.9][(n - 1) % 4]}
+        for n in range(1, epochs + 1)
+    )
+    return Position(
+        "abc",
+        history,
+        step,
+        (1.5, 2.0, 3.0, 4.0) if step else (0.0,) * 4,
+        2.5 if step else 0.0,
+        1 if step else 0,
+    )
 
 
 def saved(directory: Path, *epochs: int, step: int = 0, keep: int = 9) -> None:
     for epoch in epochs:
-        save_checkpoint(directory, snapshot(variables(epoch)), position(epoch, step), keep, stage=1, config={"model": "net"})
+        save_checkpoint(
+            directory,
+            snapshot(variables(epoch)),
+            position(epoch, step),
+            keep,
+            stage=1,
+            config={"model": "net"},
+        )
 
 
 def names(directory: Path) -> list[str]:
@@ -48,7 +77,12 @@ def test_newest_comes_back_whole(tmp_path: Path) -> None:
     saved(tmp_path, 1, 2)
     saved(tmp_path, 2, step=3)
     found = newest_checkpoint(tmp_path, "abc", "net")
-    assert (found.path.name, found.position, found.stage, found.damaged) == ("epoch-0002-step-0000003", position(2, 3), 1, ())
+    assert (found.path.name, found.position, found.stage, found.damaged) == (
+        "epoch-0002-step-0000003",
+        position(2, 3),
+        1,
+        (),
+    )
     target = variables(0)
     found.load(target)
     assert values(target) == [2, 3, 4]
@@ -71,11 +105,20 @@ def test_a_snapshot_is_a_copy() -> None:
 
 def test_all_but_the_seeds_of_dropout_is_kept() -> None:
     inputs = keras.Input((4,))
-    model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Dropout(0.5)(keras.layers.Dense(2)(inputs))))
+    model = keras.Model(
+        inputs, keras.layers.BatchNormalization()(keras.layers.Dropout(0.5)(keras.layers.Dense(2)(inputs)))
+    )
     optimizer = keras.optimizers.SGD(momentum=0.9)
     optimizer.build(model.trainable_variables)
     members = variables_of(model, optimizer, ["average"])
-    assert [v.path.split("/")[-1] for v in members["model"]] == ["kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance"]
+    assert [v.path.split("/")[-1] for v in members["model"]] == [
+        "kernel",
+        "bias",
+        "gamma",
+        "beta",
+        "moving_mean",
+        "moving_variance",
+    ]
     assert len(members["optimizer"]) == 6  # iterations, rate, and four velocities
     assert members["training"] == ["average"]
 
@@ -88,7 +131,11 @@ def test_position_is_what_its_history_says() -> None:
 
 
 def test_the_best_epoch_is_that_of_validation() -> None:
-    history = ({"accuracy": 0.9, "val_accuracy": 0.4}, {"accuracy": 0.1, "val_accuracy": 0.6}, {"accuracy": 1.0})
+    history = (
+        {"accuracy": 0.9, "val_accuracy": 0.4},
+        {"accuracy": 0.1, "val_accuracy": 0.6},
+        {"accuracy": 1.0},
+    )
     assert Position("abc", history).best_epoch == 2
     assert Position("abc", history[2:]).best_epoch == 1
     assert Position("abc", ({"accuracy": 0.5}, {"accuracy": 0.75})).best_epoch == 2
@@ -114,9 +161,15 @@ def test_damaged_checkpoints_are_passed_over_and_go_with_the_next_one(tmp_path: 
     for name in ("epoch-0002", "epoch-0003"):
         spoil(tmp_path, name)
     found = newest_checkpoint(tmp_path, "abc", "net")
-    assert (found.position, [path.name for path in found.damaged]) == (position(1), ["epoch-0003", "epoch-0002"])
+    assert (found.position, [path.name for path in found.damaged]) == (
+        position(1),
+        ["epoch-0003", "epoch-0002"],
+    )
     saved(tmp_path, 1, step=2, keep=1)
-    assert names(tmp_path) == ["epoch-0001", "epoch-0001-step-0000002"]  # the best, and the newest that is whole
+    assert names(tmp_path) == [
+        "epoch-0001",
+        "epoch-0001-step-0000002",
+    ]  # the best, and the newest that is whole
     assert newest_checkpoint(tmp_path, "abc").position == position(1, 2)
 
 

@@ -20,7 +20,12 @@ def test_every_preset_loads_and_says_what_it_gives(name: str) -> None:
 
 def test_published_settings() -> None:
     config = load_config("cats_dogs_small_dropout", "shards")
-    assert (config.optimizer.name, config.optimizer.learning_rate, config.global_batch, config.epochs) == ("rmsprop", 1e-4, 20, 100)
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.global_batch, config.epochs) == (
+        "rmsprop",
+        1e-4,
+        20,
+        100,
+    )
     assert config.augment is not None
     changes = {"rotation": 40, "shift": 0.2, "shear": 0.2, "zoom": 0.2, "flip": True, "fill": "nearest"}
     assert config.augment == AugmentSpec(**changes)
@@ -29,8 +34,17 @@ def test_published_settings() -> None:
 
 
 def test_overrides_reach_into_groups_and_keep_the_rest() -> None:
-    config = load_config("cats_dogs_small", "shards", ["optimizer.learning_rate=1e-3", "epochs=2", "augment.flip=true", "xla=on"])
-    assert (config.optimizer.name, config.optimizer.learning_rate, config.epochs, config.xla) == ("rmsprop", 1e-3, 2, "on")
+    config = load_config(
+        "cats_dogs_small",
+        "shards",
+        ["optimizer.learning_rate=1e-3", "epochs=2", "augment.flip=true", "xla=on"],
+    )
+    assert (config.optimizer.name, config.optimizer.learning_rate, config.epochs, config.xla) == (
+        "rmsprop",
+        1e-3,
+        2,
+        "on",
+    )
     assert config.augment is not None
     assert (config.augment.flip, config.augment.rotation) == (True, 0)
     assert load_config("cats_dogs_small", "shards", ["epochs=010"]).epochs == 10
@@ -72,12 +86,21 @@ def test_a_preset_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("model: mnist_cnn\nepochs: 1\n")
     assert load_config(str(mine), "shards").preset == "mine"
-    mine.write_text("model: mnist_cnn\nshards: elsewhere\npreset: other\n")  # such as the config.yaml of a run
-    assert (load_config(str(mine), "/data").shards, load_config(str(mine), "/data").preset) == ("/data", "mine")
+    mine.write_text(
+        "model: mnist_cnn\nshards: elsewhere\npreset: other\n"
+    )  # such as the config.yaml of a run
+    assert (load_config(str(mine), "/data").shards, load_config(str(mine), "/data").preset) == (
+        "/data",
+        "mine",
+    )
     mine.write_bytes(b"model: \xff")
     with pytest.raises(ConfigError, match="YAML"):
         load_config(str(mine), "shards")
-    for text, message in (("model: [", "YAML"), ("- a", "keys and values"), ("epochs: 1", "a value for model")):
+    for text, message in (
+        ("model: [", "YAML"),
+        ("- a", "keys and values"),
+        ("epochs: 1", "a value for model"),
+    ):
         mine.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_config(str(mine), "shards")

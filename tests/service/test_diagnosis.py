@@ -18,7 +18,11 @@ Epochs = list[dict[str, float]]
 
 def epochs(loss, accuracy, val_loss=None, val_accuracy=None) -> Epochs:
     columns = {"loss": loss, "accuracy": accuracy, "val_loss": val_loss, "val_accuracy": val_accuracy}
-    columns = {name: np.broadcast_to(np.asarray(values, float), np.shape(loss)) for name, values in columns.items() if values is not None}
+    columns = {
+        name: np.broadcast_to(np.asarray(values, float), np.shape(loss))
+        for name, values in columns.items()
+        if values is not None
+    }
     return [{name: float(values[n]) for name, values in columns.items()} for n in range(len(loss))]
 
 
@@ -39,7 +43,9 @@ def healthy(count: int, fall: float, noise: float = 0.0, seed: int = 0) -> Epoch
     return epochs(loss, accuracy, loss + 0.01 + wobble[0], accuracy - 0.005 + wobble[1])
 
 
-def kinds(of: Epochs, images: int | None = 1000, commonest: float | None = 0.5, failure: str = "") -> list[str]:
+def kinds(
+    of: Epochs, images: int | None = 1000, commonest: float | None = 0.5, failure: str = ""
+) -> list[str]:
     return [finding.kind for finding in diagnose(History(of, images, commonest, failure))]
 
 
@@ -68,7 +74,9 @@ def test_a_wide_gap_without_a_rising_loss() -> None:
 def test_validation_that_does_better_is_no_overfitting() -> None:
     """The same distance with the other sign: while training there is dropout, and an average over the epoch."""
     n = np.arange(1, 31)
-    assert kinds(epochs(0.5 + 0 * n, np.full(30, 0.7), np.full(30, 0.4), np.full(30, 0.95))) == ["underfitting"]
+    assert kinds(epochs(0.5 + 0 * n, np.full(30, 0.7), np.full(30, 0.4), np.full(30, 0.95))) == [
+        "underfitting"
+    ]
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -129,8 +137,12 @@ def test_constant_curves_are_at_rest(level: float, kind: str) -> None:
 
 def test_a_gap_that_does_not_grow_is_a_plateau() -> None:
     assert kinds(epochs(np.full(20, 0.3), 0.9, 0.4, 0.83)) == ["plateau"]
-    assert kinds(epochs(np.full(20, 0.3), 0.85, 0.4, 0.78)) == ["plateau"]  # what it lacks is not on the training images alone
-    assert kinds(epochs(0.5 - 0.01 * np.arange(20), 0.9, 0.4, 0.83)) == ["plateau"]  # the training loss alone still falls
+    assert kinds(epochs(np.full(20, 0.3), 0.85, 0.4, 0.78)) == [
+        "plateau"
+    ]  # what it lacks is not on the training images alone
+    assert kinds(epochs(0.5 - 0.01 * np.arange(20), 0.9, 0.4, 0.83)) == [
+        "plateau"
+    ]  # the training loss alone still falls
 
 
 def test_no_better_than_the_commonest_class() -> None:
@@ -215,7 +227,10 @@ def test_curves_by_numbers() -> None:
 
 
 def test_the_published_histories(shared: Path) -> None:
-    found = {name: diagnose(History(of, 1000, 0.5)) for name, of in read_histories(shared / "seed_results" / "histories.json").items()}
+    found = {
+        name: diagnose(History(of, 1000, 0.5))
+        for name, of in read_histories(shared / "seed_results" / "histories.json").items()
+    }
     (first,), (second,) = found["cats_and_dogs_small_1"], found["cats_and_dogs_small_2"]
     assert first.kind == "overfitting"
     assert 5 <= first.figures["epoch"] <= 15

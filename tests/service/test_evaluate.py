@@ -69,7 +69,9 @@ def test_mirror_images_are_asked_about_too(tmp_path, capsys):
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (scores["loss"], scores["tta"]) == (pytest.approx(math.log(2), rel=1e-6), "flip")
     assert main(["predict", *words, "--out", str(tmp_path / "table.csv")]) == 0
-    assert [line.split(",")[2:] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]] == [["0.5", "0.5"]] * 3
+    assert [line.split(",")[2:] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]] == [
+        ["0.5", "0.5"]
+    ] * 3
     assert main(["evaluate", *words[:-1], "flop"]) == 2
     assert "Received: tta=flop. Fix: use flip" in capsys.readouterr().err
 
@@ -79,8 +81,16 @@ def test_top_5_over_blocks_and_a_padded_batch(tmp_path, monkeypatch):
     monkeypatch.setattr("service.answers.BLOCK", 128)
     rows = []
     for row in range(150):
-        pixels = np.roll(np.arange(7, dtype=np.uint8)[::-1] * 30, row % 7)[None, :, None]  # brightest first, from row % 7 on
-        rows.append(record(pixels, (row + 5) % 7 if row % 3 == 0 else (row + 4) % 7 if row % 3 == 1 else row % 7, f"{row}"))
+        pixels = np.roll(np.arange(7, dtype=np.uint8)[::-1] * 30, row % 7)[
+            None, :, None
+        ]  # brightest first, from row % 7 on
+        rows.append(
+            record(
+                pixels,
+                (row + 5) % 7 if row % 3 == 0 else (row + 4) % 7 if row % 3 == 1 else row % 7,
+                f"{row}",
+            )
+        )
     shards = write_shards(tmp_path / "data", [f"c{i}" for i in range(7)], {"validation": rows}, shard_rows=40)
     result = evaluate(one_hot_model(7, tmp_path / "m.keras"), shards, "validation")
     assert (result.images, result.accuracy, result.top5, result.auc) == (150, 50 / 150, 100 / 150, None)
@@ -97,7 +107,10 @@ def test_one_class_alone_has_no_auc(model, tmp_path):
 
 
 def test_class_names_are_compared_with_those_of_the_run(tmp_path):
-    own, other = dim_and_bright(tmp_path / "own"), dim_and_bright(tmp_path / "other", classes=("bright", "dim"))
+    own, other = (
+        dim_and_bright(tmp_path / "own"),
+        dim_and_bright(tmp_path / "other", classes=("bright", "dim")),
+    )
     run = make_run(tmp_path / "run", own, brightness_model(), metrics(1))
     assert evaluate(run.path, own, "validation").accuracy == 5 / 6
     assert evaluate(run.model_path, other, "validation").accuracy == 5 / 6  # a file alone knows no names
@@ -111,7 +124,9 @@ def test_class_names_are_compared_with_those_of_the_run(tmp_path):
 
 def test_an_image_that_cannot_be_decoded_is_named(model, tmp_path):
     good = record(np.full((8, 8, 1), 200, np.uint8), 1, "good")
-    shards = write_shards(tmp_path / "data", ("dim", "bright"), {"validation": [good, Record(b"junk", 1, "bad", (8, 8, 1))]})
+    shards = write_shards(
+        tmp_path / "data", ("dim", "bright"), {"validation": [good, Record(b"junk", 1, "bad", (8, 8, 1))]}
+    )
     with pytest.raises(DataError, match="id=bad"):
         evaluate(model, shards, "validation", out=tmp_path / "scores.json")
     assert not (tmp_path / "scores.json").exists()

@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from service.inference import Asking, Classifier, Predictions, check_classes, class_count, data_spec_of, load_model, predict, scale_of
+from service.inference import (
+    Asking,
+    Classifier,
+    Predictions,
+    check_classes,
+    class_count,
+    data_spec_of,
+    load_model,
+    predict,
+    scale_of,
+)
 
 L = keras.layers
 
@@ -27,9 +37,13 @@ def batch(images: list, labels: list[int], weights: list[float] | None = None, f
     }
 
 
-def one_pixel_model(kernel: list[list[float]], bias: list[float], activation: str | None, *before: keras.Layer) -> keras.Model:
+def one_pixel_model(
+    kernel: list[list[float]], bias: list[float], activation: str | None, *before: keras.Layer
+) -> keras.Model:
     """Images [1, 1, C] straight into one dense layer: its answers can be worked out by hand."""
-    model = keras.Sequential([L.Input((1, 1, len(kernel))), *before, L.Flatten(), L.Dense(len(bias), activation=activation)])
+    model = keras.Sequential(
+        [L.Input((1, 1, len(kernel))), *before, L.Flatten(), L.Dense(len(bias), activation=activation)]
+    )
     model.layers[-1].set_weights([np.asarray(kernel, np.float32), np.asarray(bias, np.float32)])
     return model
 
@@ -41,11 +55,15 @@ def softmax(z: list[float]) -> list[float]:
 def test_softmax_answers_are_the_layers_own():
     model = one_pixel_model([[1, 2, -1]], [0, 0.5, 0], "softmax")
     found = predict(model, [batch([[[[255]]], [[[51]]]], [1, 2])])
-    np.testing.assert_allclose(found.probabilities, [softmax([1, 2.5, -1]), softmax([0.2, 0.9, -0.2])], rtol=1e-6)
+    np.testing.assert_allclose(
+        found.probabilities, [softmax([1, 2.5, -1]), softmax([0.2, 0.9, -0.2])], rtol=1e-6
+    )
     assert found.probabilities.dtype == np.float32
     assert found.classes.tolist() == [1, 1]
     assert found.accuracy == 0.5
-    assert found.loss == pytest.approx(-(math.log(softmax([1, 2.5, -1])[1]) + math.log(softmax([0.2, 0.9, -0.2])[2])) / 2, rel=1e-6)
+    assert found.loss == pytest.approx(
+        -(math.log(softmax([1, 2.5, -1])[1]) + math.log(softmax([0.2, 0.9, -0.2])[2])) / 2, rel=1e-6
+    )
 
 
 def test_logits_become_probabilities():
@@ -63,7 +81,9 @@ def test_a_single_unit_is_the_probability_of_class_1(activation):
     assert found.classes.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("end", [[L.Activation("softmax")], [L.Softmax()], [L.Activation("softmax"), L.Dropout(0.5)]])
+@pytest.mark.parametrize(
+    "end", [[L.Activation("softmax")], [L.Softmax()], [L.Activation("softmax"), L.Dropout(0.5)]]
+)
 def test_an_end_in_a_layer_of_its_own_is_not_applied_twice(end):
     model = keras.Sequential([L.Input((1, 1, 3)), L.Flatten(), *end])
     found = predict(model, [batch([[[[255, 0, 0]]]], [0])], scale=1 / 255)
@@ -72,7 +92,13 @@ def test_an_end_in_a_layer_of_its_own_is_not_applied_twice(end):
 
 def test_padding_is_left_out_and_rows_and_order_are_kept():
     model = one_pixel_model([[1, -1]], [0, 0], "softmax")
-    found = predict(model, [batch([[[[200]]], [[[9]]]], [0, 1], first_row=4), batch([[[[7]]], [[[7]]]], [1, 0], [1.0, 0.0], first_row=8)])
+    found = predict(
+        model,
+        [
+            batch([[[[200]]], [[[9]]]], [0, 1], first_row=4),
+            batch([[[[7]]], [[[7]]]], [1, 0], [1.0, 0.0], first_row=8),
+        ],
+    )
     assert found.rows.tolist() == [4, 5, 8]
     assert found.labels.tolist() == [0, 1, 1]
     assert (found.probabilities[:, 0] > 0.5).tolist() == [True, True, True]
@@ -80,8 +106,12 @@ def test_padding_is_left_out_and_rows_and_order_are_kept():
 
 def test_dropout_and_batch_statistics_are_those_of_inference():
     normalization = L.BatchNormalization(epsilon=1e-9)
-    model = keras.Sequential([L.Input((1, 1, 3)), normalization, L.Dropout(0.9), L.Flatten(), L.Activation("softmax")])
-    normalization.set_weights([np.ones(3), np.zeros(3), np.array([0.5, 0.0, 0.0]), np.array([0.25, 1.0, 1.0])])
+    model = keras.Sequential(
+        [L.Input((1, 1, 3)), normalization, L.Dropout(0.9), L.Flatten(), L.Activation("softmax")]
+    )
+    normalization.set_weights(
+        [np.ones(3), np.zeros(3), np.array([0.5, 0.0, 0.0]), np.array([0.25, 1.0, 1.0])]
+    )
     found = predict(model, [batch([[[[255, 0, 0]]]], [0])])
     np.testing.assert_allclose(found.probabilities, [softmax([1.0, 0.0, 0.0])], rtol=1e-5)
 
@@ -114,7 +144,10 @@ def test_one_graph_serves_all_batches():
         ([L.Rescaling(1 / 255)], 1.0),
         ([L.Normalization(mean=[10.0], variance=[4.0])], 1.0),
         ([L.ZeroPadding2D(0), L.Rescaling(1 / 127.5, offset=-1)], 1.0),
-        ([L.Conv2D(1, 1), L.Rescaling(2.0)], 1 / 255),  # scaling after the first weights says nothing of the input
+        (
+            [L.Conv2D(1, 1), L.Rescaling(2.0)],
+            1 / 255,
+        ),  # scaling after the first weights says nothing of the input
         ([keras.Sequential([L.Rescaling(1 / 255), L.Conv2D(1, 1)])], 1.0),
     ],
 )
@@ -131,8 +164,12 @@ def test_scale_reaches_the_model_and_can_be_overridden():
     images = [batch([[[[102]]]], [0])]
     logit = lambda found: math.log(found.probabilities[0, 1] / found.probabilities[0, 0])  # noqa: E731
     assert logit(predict(one_pixel_model([[1]], [0], None), images)) == pytest.approx(0.4, rel=1e-5)
-    assert logit(predict(one_pixel_model([[1]], [0], None, L.Rescaling(0.01)), images)) == pytest.approx(1.02, rel=1e-5)
-    assert logit(predict(one_pixel_model([[1]], [0], None), images, scale=0.02)) == pytest.approx(2.04, rel=1e-5)
+    assert logit(predict(one_pixel_model([[1]], [0], None, L.Rescaling(0.01)), images)) == pytest.approx(
+        1.02, rel=1e-5
+    )
+    assert logit(predict(one_pixel_model([[1]], [0], None), images, scale=0.02)) == pytest.approx(
+        2.04, rel=1e-5
+    )
 
 
 def test_data_spec_keeps_height_before_width():
@@ -144,7 +181,11 @@ def test_data_spec_keeps_height_before_width():
 @pytest.mark.parametrize("shape", [(None, None, 3), (8, 8, 4), (8, 8)])
 def test_inputs_that_are_no_images(shape):
     with pytest.raises(ConfigError, match="one input"):
-        data_spec_of(keras.Sequential([L.Input(shape), L.Flatten() if None not in shape else L.GlobalAveragePooling2D(), L.Dense(2)]))
+        data_spec_of(
+            keras.Sequential(
+                [L.Input(shape), L.Flatten() if None not in shape else L.GlobalAveragePooling2D(), L.Dense(2)]
+            )
+        )
 
 
 def test_classes():
@@ -171,8 +212,13 @@ def test_answers_that_are_no_numbers_are_refused_but_in_padding():
     inputs = keras.Input((1, 1, 3))
     values = L.Flatten()(inputs)
     shares = values / keras.ops.sum(values, axis=-1, keepdims=True)  # 0 / 0 where an image is black
-    images, classifier = np.array([[[[30, 10, 0]]], [[[0, 0, 0]]]], np.uint8), Classifier(keras.Model(inputs, L.Softmax()(shares)))
-    np.testing.assert_allclose(classifier(images, np.array([True, False])), [softmax([0.75, 0.25, 0])], rtol=1e-6)
+    images, classifier = (
+        np.array([[[[30, 10, 0]]], [[[0, 0, 0]]]], np.uint8),
+        Classifier(keras.Model(inputs, L.Softmax()(shares))),
+    )
+    np.testing.assert_allclose(
+        classifier(images, np.array([True, False])), [softmax([0.75, 0.25, 0])], rtol=1e-6
+    )
     with pytest.raises(ConfigError, match="answers with numbers"):
         classifier(images, np.array([True, True]))
 
@@ -210,7 +256,10 @@ def test_a_saved_model_answers_as_before(tmp_path):
     model = one_pixel_model([[1, 2, -1]], [0, 0.5, 0], "softmax")
     model.save(tmp_path / "model.keras")
     images = [batch([[[[77]]]], [0])]
-    np.testing.assert_array_equal(predict(load_model(tmp_path / "model.keras"), images).probabilities, predict(model, images).probabilities)
+    np.testing.assert_array_equal(
+        predict(load_model(tmp_path / "model.keras"), images).probabilities,
+        predict(model, images).probabilities,
+    )
 
 
 def test_files_that_are_no_models(tmp_path):
@@ -240,10 +289,13 @@ def test_code_in_a_model_file_is_not_run(tmp_path):
 
 def test_a_model_made_elsewhere_scores_as_it_did_there(shared: Path):
     images, labels = (
-        gzip.decompress((shared / "data/mnist" / f"t10k-{name}.gz").read_bytes()) for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
+        gzip.decompress((shared / "data/mnist" / f"t10k-{name}.gz").read_bytes())
+        for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
     )
     digits = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28, 1)
     truth = np.frombuffer(labels, np.uint8, offset=8)
     model = load_model(shared / "seed_results/mnist_cnn.keras")
-    batches = [batch(digits[i : i + 500], truth[i : i + 500].tolist(), first_row=i) for i in range(0, 10_000, 500)]
+    batches = [
+        batch(digits[i : i + 500], truth[i : i + 500].tolist(), first_row=i) for i in range(0, 10_000, 500)
+    ]
     assert predict(model, batches).accuracy == pytest.approx(0.9833, abs=1e-6)

@@ -56,7 +56,9 @@ def test_a_table_of_all_splits_in_order(model, tmp_path):
     )
     assert table["id"].to_pylist() == [f"tiny/{row}.png" for row in range(6)] * 2  # train, then validation
     assert table["class"].to_pylist() == (["dim"] * 3 + ["bright"] * 3) * 2
-    np.testing.assert_allclose(table["bright"].to_numpy(), [bright(20 * row + 60) for row in range(6)] * 2, rtol=1e-5)
+    np.testing.assert_allclose(
+        table["bright"].to_numpy(), [bright(20 * row + 60) for row in range(6)] * 2, rtol=1e-5
+    )
     np.testing.assert_allclose(table["dim"].to_numpy() + table["bright"].to_numpy(), 1, rtol=1e-6)
     assert (result.images, result.rejected) == (12, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.parquet"]
@@ -70,22 +72,34 @@ def test_csv_holds_the_same_to_the_bit(model, tmp_path):
         header, *rows = csv.reader(file)
     table = pq.read_table(tmp_path / "out.parquet")
     assert header == ["id", "class", 'the "dim", ones', "bright"]
-    assert [row[:2] for row in rows] == [[f"tiny/{i}.png", 'the "dim", ones' if i < 3 else "bright"] for i in range(6)]
+    assert [row[:2] for row in rows] == [
+        [f"tiny/{i}.png", 'the "dim", ones' if i < 3 else "bright"] for i in range(6)
+    ]
     assert table.column_names == ["id", "class", "class_0", "class_1"]
     for place, name in ((2, "class_0"), (3, "class_1")):
         assert np.array([row[place] for row in rows], np.float32).tolist() == table[name].to_pylist()
 
 
 def test_a_flat_folder_of_photos(model, tmp_path):
-    for name, value in (("b.png", 200), ("a.png", 10), ("sub/deep/c.png", 111), (".hidden.png", 1), ("ä.png", 113)):
+    for name, value in (
+        ("b.png", 200),
+        ("a.png", 10),
+        ("sub/deep/c.png", 111),
+        (".hidden.png", 1),
+        ("ä.png", 113),
+    ):
         photo(tmp_path / "photos" / name, value)
     (tmp_path / "photos" / "notes.txt").write_text("no photo")
     (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
-    result = predict(model, f"photos:{tmp_path / 'photos'}", tmp_path / "out.parquet", classes=["dim", "bright"])
+    result = predict(
+        model, f"photos:{tmp_path / 'photos'}", tmp_path / "out.parquet", classes=["dim", "bright"]
+    )
     table = pq.read_table(tmp_path / "out.parquet")
     assert table["id"].to_pylist() == ["a.png", "b.png", "sub/deep/c.png", "ä.png"]
     assert table["class"].to_pylist() == ["dim", "bright", "dim", "bright"]
-    np.testing.assert_allclose(table["bright"].to_numpy(), [bright(v) for v in (10, 200, 111, 113)], rtol=1e-5)
+    np.testing.assert_allclose(
+        table["bright"].to_numpy(), [bright(v) for v in (10, 200, 111, 113)], rtol=1e-5
+    )
     assert [item["id"] for item in rejected(tmp_path / "out.parquet")] == ["broken.jpg", "notes.txt"]
     assert "image" in rejected(tmp_path / "out.parquet")[0]["reason"]
     assert (result.images, result.rejected) == (4, 2)
@@ -111,7 +125,10 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, mo
     """In the middle of one of three blocks, and a whole batch of them; what lies around them is answered as without them."""
     monkeypatch.setattr("service.answers.BLOCK", 256)
     bad = {70, 71, 200, 599, *range(128, 192)}
-    rows = [record(grey(row % 251), 0, f"{row}") if row not in bad else Record(b"junk", 0, f"{row}", (8, 8, 1)) for row in range(600)]
+    rows = [
+        record(grey(row % 251), 0, f"{row}") if row not in bad else Record(b"junk", 0, f"{row}", (8, 8, 1))
+        for row in range(600)
+    ]
     shards = write_shards(tmp_path / "data", ("dim", "bright"), {"train": rows}, shard_rows=90)
     (tmp_path / "out.rejected.jsonl").write_text("of an older table")
     result = predict(model, str(shards), tmp_path / "out.parquet")
@@ -119,14 +136,20 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, mo
     kept = [row for row in range(600) if row not in bad]
     assert table["id"].to_pylist() == [f"{row}" for row in kept]
     np.testing.assert_allclose(table["class_1"].to_numpy(), [bright(row % 251) for row in kept], rtol=1e-4)
-    assert rejected(tmp_path / "out.parquet") == [{"id": f"{row}", "reason": "cannot be decoded"} for row in sorted(bad)]
+    assert rejected(tmp_path / "out.parquet") == [
+        {"id": f"{row}", "reason": "cannot be decoded"} for row in sorted(bad)
+    ]
     assert (result.images, result.rejected) == (600 - len(bad), len(bad))
     predict(model, str(dim_and_bright(tmp_path / "fine")), tmp_path / "out.parquet")
     assert not (tmp_path / "out.rejected.jsonl").exists()
 
 
 def test_a_damaged_shard_stops_it_and_leaves_the_older_table(model, tmp_path):
-    shards = write_shards(tmp_path / "data", ("dim", "bright"), {"train": [record(grey(row), 0, f"{row}") for row in range(100)]})
+    shards = write_shards(
+        tmp_path / "data",
+        ("dim", "bright"),
+        {"train": [record(grey(row), 0, f"{row}") for row in range(100)]},
+    )
     (shard,) = shards.glob("*.arrow")
     content = bytearray(shard.read_bytes())
     place = content.index(png(grey(80)))

@@ -38,15 +38,35 @@ def test_every_setting_is_read_and_survives_the_file_of_a_run() -> None:
     assert (made.freeze, made.stages[1].train, made.stages[0].train) == (("*",), ("block5*",), ())
     assert made.class_weights == {"cat": 2.0, "7": 0.5}
     assert made.schedule.boundaries == (2, 3)
-    for one in (made, config(), config("optimizer.name=lion"), config("schedule.name=cosine"), config("class_weights=balanced")):
-        assert check(RunConfig, yaml.safe_load(yaml.safe_dump(one.model_dump(mode="json"))), "the file") == one
+    for one in (
+        made,
+        config(),
+        config("optimizer.name=lion"),
+        config("schedule.name=cosine"),
+        config("class_weights=balanced"),
+    ):
+        assert (
+            check(RunConfig, yaml.safe_load(yaml.safe_dump(one.model_dump(mode="json"))), "the file") == one
+        )
 
 
 def test_a_preset_without_recipe_trains_plainly() -> None:
     plain = config()
-    assert (plain.schedule.name, plain.stages, plain.freeze, plain.accumulate, plain.evaluate_every) == ("constant", (), (), 1, 1)
+    assert (plain.schedule.name, plain.stages, plain.freeze, plain.accumulate, plain.evaluate_every) == (
+        "constant",
+        (),
+        (),
+        1,
+        1,
+    )
     assert plain.label_smoothing == 0.0
-    assert [plain.ema, plain.early_stopping, plain.class_weights, plain.optimizer.weight_decay, plain.optimizer.clip_norm] == [None] * 5
+    assert [
+        plain.ema,
+        plain.early_stopping,
+        plain.class_weights,
+        plain.optimizer.weight_decay,
+        plain.optimizer.clip_norm,
+    ] == [None] * 5
 
 
 @pytest.mark.parametrize(
@@ -67,7 +87,10 @@ def test_a_preset_without_recipe_trains_plainly() -> None:
         ("schedule.factor=0.5", "factor goes with step alone, not with constant"),
         ("schedule={name: cosine, boundaries: [1]}", "boundaries goes with step alone"),
         ("schedule={name: step, boundaries: [1], end: 0.1}", "end goes with cosine and one_cycle alone"),
-        ("schedule={name: one_cycle, warmup_steps: 3}", "warmup_steps goes with constant and cosine and step alone"),
+        (
+            "schedule={name: one_cycle, warmup_steps: 3}",
+            "warmup_steps goes with constant and cosine and step alone",
+        ),
         ("schedule={name: cosine, div: 3}", "div goes with one_cycle alone"),
         ("schedule={warmup_steps: 3, warmup_epochs: 1}", "warmup_steps or warmup_epochs, not both"),
         ("schedule={name: step}", "schedule.boundaries: value error, step needs the epochs"),
@@ -100,14 +123,20 @@ def test_what_does_not_go_together_is_one_clear_error(override: str, message: st
         ([3, 2, 2.5, 2.2, 1], {"patience": 2}, 4),
         ([3, 2, 2.5, 1.9, 2, 2], {"patience": 2}, 6),  # counted anew from the better epoch 4
         ([3, 2.95, 2.9, 2.85], {"patience": 3, "min_delta": 0.5}, 4),
-        ([3, 2.95, 2.9, 2.4], {"patience": 3, "min_delta": 0.5}, None),  # held against the best, not the epoch before
+        (
+            [3, 2.95, 2.9, 2.4],
+            {"patience": 3, "min_delta": 0.5},
+            None,
+        ),  # held against the best, not the epoch before
         ([3, None, None, 4], {"patience": 2}, 4),  # nothing is decided where nothing was measured
         ([3, None, None, 2], {"patience": 2}, None),
         ([float("nan"), float("nan"), 1], {"patience": 2}, 2),
         ([None, None, None], {"patience": 1}, None),
     ],
 )
-def test_stopping_at_the_epoch_where_patience_ends(losses: list[float | None], settings: dict[str, Any], epochs: int | None) -> None:
+def test_stopping_at_the_epoch_where_patience_ends(
+    losses: list[float | None], settings: dict[str, Any], epochs: int | None
+) -> None:
     spec = EarlyStoppingSpec(**settings)
     history = [{"loss": 1.0} if loss is None else {"loss": 1.0, "val_loss": float(loss)} for loss in losses]
     ends = [n for n in range(len(history) + 1) if stopped(history[:n], spec)]
@@ -125,7 +154,9 @@ def test_class_weights() -> None:
     balanced = class_weight_table("balanced", names, (10, 30, 20))
     assert balanced.dtype == np.float32
     np.testing.assert_allclose(balanced, [2.0, 2 / 3, 1.0], rtol=1e-6)  # 60 / (3 * count)
-    np.testing.assert_allclose(class_weight_table("balanced", names, (10, 30, 0)), [2.0, 2 / 3, 1.0], rtol=1e-6)  # 40 / (2 * count)
+    np.testing.assert_allclose(
+        class_weight_table("balanced", names, (10, 30, 0)), [2.0, 2 / 3, 1.0], rtol=1e-6
+    )  # 40 / (2 * count)
     assert class_weight_table({"fox": 3.0}, names, (1, 1, 1)).tolist() == [1.0, 1.0, 3.0]
     assert class_weight_table(None, names, (1, 1, 1)).tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(ConfigError, match=r"Received: class_weights\.dgo=2\.0\. Fix: use dog\."):

@@ -99,7 +99,9 @@ def test_not_a_run(tmp_path: Path) -> None:
         ("finished", None, True, "finished"),
     ],
 )
-def test_a_killed_run_counts_as_interrupted(tmp_path: Path, told: str, host: str | None, held: bool, state: str) -> None:
+def test_a_killed_run_counts_as_interrupted(
+    tmp_path: Path, told: str, host: str | None, held: bool, state: str
+) -> None:
     run = Run(tmp_path / "run")
     assert run.state() == ""
     run.create({})

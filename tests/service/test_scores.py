@@ -16,18 +16,29 @@ def ints(*values: int) -> np.ndarray:
 
 def test_losses_are_natural_logarithms_and_finite():
     probabilities = np.array([[0.25, 0.75], [0.5, 0.5], [1.0, 0.0]], np.float32)
-    assert losses(probabilities, ints(0, 1, 1)).tolist() == pytest.approx([math.log(4), math.log(2), -math.log(1e-7)], rel=1e-12)
+    assert losses(probabilities, ints(0, 1, 1)).tolist() == pytest.approx(
+        [math.log(4), math.log(2), -math.log(1e-7)], rel=1e-12
+    )
 
 
 def test_ranks_count_the_classes_ahead_and_of_equals_the_first():
-    probabilities = np.array([[0.1, 0.6, 0.3], [0.1, 0.6, 0.3], [0.4, 0.2, 0.4], [0.4, 0.2, 0.4], [1 / 3] * 3], np.float32)
+    probabilities = np.array(
+        [[0.1, 0.6, 0.3], [0.1, 0.6, 0.3], [0.4, 0.2, 0.4], [0.4, 0.2, 0.4], [1 / 3] * 3], np.float32
+    )
     labels = ints(0, 1, 2, 0, 2)
     assert true_ranks(probabilities, labels).tolist() == [2, 0, 1, 0, 2]
-    np.testing.assert_array_equal(true_ranks(probabilities, labels) == 0, probabilities.argmax(axis=1) == labels)
+    np.testing.assert_array_equal(
+        true_ranks(probabilities, labels) == 0, probabilities.argmax(axis=1) == labels
+    )
 
 
 def test_the_matrix_has_true_classes_in_rows():
-    assert confusion_matrix(ints(0, 0, 2, 2, 2), ints(1, 0, 2, 0, 2), 4).tolist() == [[1, 1, 0, 0], [0] * 4, [1, 0, 2, 0], [0] * 4]
+    assert confusion_matrix(ints(0, 0, 2, 2, 2), ints(1, 0, 2, 0, 2), 4).tolist() == [
+        [1, 1, 0, 0],
+        [0] * 4,
+        [1, 0, 2, 0],
+        [0] * 4,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,12 @@ def test_how_sure_it_has_to_be(usual: float, odd: float, doubtful: int) -> None:
     """As sure as it usually is, but at least 0.6 and at most 0.9: one image of class 0 looks like class 1."""
     of_one = np.array([1 - usual] * 30 + [odd] + [usual] * 30, np.float32)
     labels = np.array([0] * 31 + [1] * 30, np.int32)
-    assert find_doubts(np.stack([1 - of_one, of_one], axis=1), labels, np.arange(61), ["zero", "one"], names).count == doubtful
+    assert (
+        find_doubts(
+            np.stack([1 - of_one, of_one], axis=1), labels, np.arange(61), ["zero", "one"], names
+        ).count
+        == doubtful
+    )
 
 
 def test_classes_without_images_and_no_images_at_all() -> None:
@@ -68,11 +73,20 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def noise(split: str, row: int) -> object:
         low, label = 60 + 100 * (row % 2), row % 2
         wrong = split == "train" and row in FLIPPED
-        return record(draw.integers(low, low + 12, (12, 12, 3)).astype(np.uint8), 1 - label if wrong else label, f"{split}/{row}.png")
+        return record(
+            draw.integers(low, low + 12, (12, 12, 3)).astype(np.uint8),
+            1 - label if wrong else label,
+            f"{split}/{row}.png",
+        )
 
-    splits = {split: [noise(split, row) for row in range(rows)] for split, rows in (("train", 60), ("validation", 10))}
+    splits = {
+        split: [noise(split, row) for row in range(rows)]
+        for split, rows in (("train", 60), ("validation", 10))
+    }
     shards = write_shards(folder / "shards", ("dark", "bright"), splits)
-    config = config_for(shards, model="tiny_normalized", epochs=60, evaluate_every=60, global_batch=12, augment=None)
+    config = config_for(
+        shards, model="tiny_normalized", epochs=60, evaluate_every=60, global_batch=12, augment=None
+    )
     with registered():
         return fitted(folder / "run", config).path
 
@@ -87,7 +101,9 @@ def test_a_trained_network_finds_the_wrong_labels(run: Path, capsys: pytest.Capt
     assert "60 training images" in told
 
 
-def test_the_command_with_less_to_go_by(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_with_less_to_go_by(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["diagnose", str(run), "--labels", "0"]) == 0
     assert "doubtful" not in capsys.readouterr().out
     assert main(["diagnose", str(run / "metrics.jsonl"), "--images", "10"]) == 0
@@ -105,7 +121,9 @@ def test_the_command_with_less_to_go_by(run: Path, tmp_path: Path, capsys: pytes
 
 
 @pytest.mark.parametrize("words", [["--labels", "-1"], ["--images", "0"]])
-def test_options_that_make_no_sense(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_make_no_sense(
+    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["diagnose", str(tmp_path), *words]) == 2
     assert "--labels from 0 and --images from 1" in capsys.readouterr().err
 
@@ -114,11 +132,16 @@ def test_histories_of_keras(tmp_path: Path) -> None:
     path = tmp_path / "history.json"
     path.write_text(json.dumps({"acc": [0.5, 0.6], "loss": [0.7, None], "val_acc": [0.4, 0.5], "lr": [1, 2]}))
     assert read_histories(path) == {
-        "history": [{"accuracy": 0.5, "loss": 0.7, "val_accuracy": 0.4}, {"accuracy": 0.6, "val_accuracy": 0.5}]
+        "history": [
+            {"accuracy": 0.5, "loss": 0.7, "val_accuracy": 0.4},
+            {"accuracy": 0.6, "val_accuracy": 0.5},
+        ]
     }
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "{}", '{"loss": 3}', '{"loss": [1], "acc": []}', '{"a": {"b": [1]}}', '"x"'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[1]", "{}", '{"loss": 3}', '{"loss": [1], "acc": []}', '{"a": {"b": [1]}}', '"x"']
+)
 def test_files_that_hold_no_history(tmp_path: Path, text: str) -> None:
     path = tmp_path / "history.json"
     path.write_text(text)

@@ -17,7 +17,13 @@ from service.tuning.trial import METRIC, TIME, settle
 
 
 def plan(**changes: object) -> Plan:
-    settings = {"preset": "p", "settings": {"model": "linear"}, "shards": "/s", "space": {"epochs": {"int": [1, 3]}}, "trials": 4}
+    settings = {
+        "preset": "p",
+        "settings": {"model": "linear"},
+        "shards": "/s",
+        "space": {"epochs": {"int": [1, 3]}},
+        "trials": 4,
+    }
     return Plan.model_validate(settings | changes)
 
 
@@ -31,7 +37,9 @@ def plan(**changes: object) -> Plan:
         ("finished", 3, "lost", ("finished", "before")),
     ],
 )
-def test_how_a_trial_ends(tmp_path: Path, state: str, done: int, error: str, ends: tuple[str, str | None]) -> None:
+def test_how_a_trial_ends(
+    tmp_path: Path, state: str, done: int, error: str, ends: tuple[str, str | None]
+) -> None:
     run = Run(tmp_path / "run")
     run.create({"epochs": 3})
     run.write_metrics([{"epoch": n} for n in range(done)])
@@ -49,18 +57,28 @@ def test_how_a_trial_ends(tmp_path: Path, state: str, done: int, error: str, end
         ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 0}, (1, 0)),
         ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 2, "cpus": 3}, (3, 2)),
         ([{"CPU": 16.0, "GPU": 4.0}], {"gpus": 2}, (8, 2)),
-        ([{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 12.0, "GPU": 2.0}], {}, (4, 1)),  # the CPUs beside the GPUs
+        (
+            [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 12.0, "GPU": 2.0}],
+            {},
+            (4, 1),
+        ),  # the CPUs beside the GPUs
     ],
 )
-def test_what_each_trial_gets(nodes: list[dict[str, float]], asked: dict[str, int], share: tuple[int, int]) -> None:
+def test_what_each_trial_gets(
+    nodes: list[dict[str, float]], asked: dict[str, int], share: tuple[int, int]
+) -> None:
     assert _share(plan(**asked), nodes) == share
 
 
 @pytest.mark.parametrize("asked", [{"cpus": 9}, {"gpus": 2}, {"cpus": 5, "gpus": 1}])
-def test_more_than_any_node_has(asked: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_more_than_any_node_has(
+    asked: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}]
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ConfigError, match=r"room for a trial .*8 CPUs and 0 GPUs, 4 CPUs and 1 GPUs.*--cpus-per-trial"):
+    with pytest.raises(
+        ConfigError, match=r"room for a trial .*8 CPUs and 0 GPUs, 4 CPUs and 1 GPUs.*--cpus-per-trial"
+    ):
         _share(plan(**asked), nodes)
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster may grow
     _share(plan(**asked), nodes)
@@ -81,7 +99,11 @@ def test_the_weak_are_stopped_and_nobody_before_its_grace() -> None:
         return bool(told == TrialScheduler.CONTINUE)
 
     assert all(goes_on(name, 1, score) for name, score in (("fair", 0.7), ("weak", 0.1), ("good", 0.9)))
-    assert [goes_on(name, 2, score) for name, score in (("fair", 0.7), ("good", 0.9), ("weak", 0.1))] == [True, True, False]
+    assert [goes_on(name, 2, score) for name, score in (("fair", 0.7), ("good", 0.9), ("weak", 0.1))] == [
+        True,
+        True,
+        False,
+    ]
     assert goes_on("fair", 5, 0.1)
     assert [goes_on(name, 6, score) for name, score in (("good", 0.9), ("fair", 0.8))] == [True, False]
     assert goes_on("good", 9, 0.1)  # a whole trial is none that was stopped
@@ -95,7 +117,13 @@ def test_only_the_same_search_goes_on(tmp_path: Path) -> None:
     (tmp_path / PLAN).write_text(plan().model_dump_json())  # JSON is YAML
     for same in (plan(), plan(trials=9), plan(cpus=2, restarts=0)):
         _check_same(same, tmp_path)
-    for name, other in {"trials": 3, "seed": 1, "settings": {"model": "small_cnn"}, "shards": "/t", "space": {}}.items():
+    for name, other in {
+        "trials": 3,
+        "seed": 1,
+        "settings": {"model": "small_cnn"},
+        "shards": "/t",
+        "space": {},
+    }.items():
         with pytest.raises(ConfigError, match=f"was begun at .*{name}="):
             _check_same(plan(**{name: other}), tmp_path)
 
@@ -113,13 +141,19 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"weights": {"choice": ["gone.keras"]}}, "gone.keras .no such file"),
         ({"model": {"choice": ["vgg16"]}}, "32x32 or larger for vgg16"),
         (
-            {"model": {"choice": ["vgg16"]}, "data.image_size": {"choice": [[64, 64]]}, "augment.size": {"choice": [[16, 16], [32, 32]]}},
+            {
+                "model": {"choice": ["vgg16"]},
+                "data.image_size": {"choice": [[64, 64]]},
+                "augment.size": {"choice": [[16, 16], [32, 32]]},
+            },
             "augment.size=16x16",
         ),
         ({"optimizer.name": {"choice": ["adamm"]}}, "adamm"),
     ],
 )
-def test_a_trial_that_cannot_begin_is_refused_before_anything_starts(tmp_path: Path, space: dict[str, object], message: str) -> None:
+def test_a_trial_that_cannot_begin_is_refused_before_anything_starts(
+    tmp_path: Path, space: dict[str, object], message: str
+) -> None:
     shards = noise_shards(tmp_path / "shards", rows=2, held_out=2)
     settings = {"model": "linear", "data": {"image_size": [12, 12]}}
     with pytest.raises(ConfigError, match=message):

@@ -21,7 +21,9 @@ SETTINGS = {"model": "linear", "optimizer": {"name": "sgd", "learning_rate": 0.0
 
 
 def search(space: Mapping[str, Any], seed: int = 0) -> Search:
-    return Search("test", SETTINGS, "/shards", tuple(dimension(key, told) for key, told in space.items()), seed)
+    return Search(
+        "test", SETTINGS, "/shards", tuple(dimension(key, told) for key, told in space.items()), seed
+    )
 
 
 def test_the_first_trial_is_the_preset_and_the_others_vary_it() -> None:
@@ -35,7 +37,9 @@ def test_the_first_trial_is_the_preset_and_the_others_vary_it() -> None:
 def test_draws_depend_on_seed_and_trial_alone() -> None:
     space = {"augment.rotation": {"uniform": [0, 40]}, "global_batch": {"int": [8, 64]}}
     one, other = search(space), search(space, seed=1)
-    assert [one.draw(n) for n in range(5)] == [search(space).draw(n) for n in range(5)]  # so more trials begin with the same ones
+    assert [one.draw(n) for n in range(5)] == [
+        search(space).draw(n) for n in range(5)
+    ]  # so more trials begin with the same ones
     assert one.draw(1) != other.draw(1)
     assert one.draw(1) != one.draw(2)
     assert one.draw(2) != other.draw(1)
@@ -48,7 +52,12 @@ def test_settings_vary_each_by_itself() -> None:
 
 @pytest.mark.parametrize(
     ("told", "median"),
-    [({"uniform": [1.0, 3.0]}, 2.0), ({"loguniform": [0.01, 100]}, 1.0), ({"int": [1, 4]}, 2.5), ({"choice": [1, 2, 3, 4]}, 2.5)],
+    [
+        ({"uniform": [1.0, 3.0]}, 2.0),
+        ({"loguniform": [0.01, 100]}, 1.0),
+        ({"int": [1, 4]}, 2.5),
+        ({"choice": [1, 2, 3, 4]}, 2.5),
+    ],
 )
 def test_ranges_are_filled_evenly_between_their_bounds(told: dict[str, Any], median: float) -> None:
     drawn = [search({"x": told}).draw(n)["x"] for n in range(1, 801)]
@@ -86,7 +95,10 @@ def test_groups_and_what_lies_in_them_vary_together() -> None:
         ({"label_smoothing": {"uniform": [0.0, 1.5]}}, "label_smoothing=1.5"),
         ({"optimizer.name": {"choice": ["sgd", "adamm"]}}, "adamm"),
         ({"global_batch": {"uniform": [16, 32]}}, "global_batch"),
-        ({"optimizer.name": {"choice": ["sgd", "adam"]}, "optimizer.momentum": {"choice": [0.5, 0.9]}}, "momentum"),
+        (
+            {"optimizer.name": {"choice": ["sgd", "adam"]}, "optimizer.momentum": {"choice": [0.5, 0.9]}},
+            "momentum",
+        ),
         ({"model": {"choise": ["linear"]}}, "use choice"),
         ({"model": "linear"}, "loguniform"),
         ({"model": {"choice": []}}, "a list of values"),
@@ -113,7 +125,9 @@ def test_a_bound_is_tried_even_if_no_trial_draws_it(bound: int) -> None:
 
 def test_presets_by_path(tmp_path: Path) -> None:
     """What a search writes is what `--preset FILE` reads."""
-    found = search({"augment": {"choice": [{"rotation": 5.0}]}, "optimizer.learning_rate": {"loguniform": [1e-4, 2e-4]}})
+    found = search(
+        {"augment": {"choice": [{"rotation": 5.0}]}, "optimizer.learning_rate": {"loguniform": [1e-4, 2e-4]}}
+    )
     values = found.draw(3)
     path = tmp_path / "best.yaml"
     path.write_text("# Found.\n" + yaml.safe_dump(found.settings_with(values), sort_keys=False))
@@ -123,7 +137,21 @@ def test_presets_by_path(tmp_path: Path) -> None:
 def test_what_a_command_asks_for(tmp_path: Path) -> None:
     space, out = tmp_path / "space.yaml", str(tmp_path / "search")
     space.write_text("optimizer.learning_rate: {loguniform: [1e-4, 1e-2]}\n")
-    words = ["demo", "--space", str(space), "--trials", "4", "--data", "/s", "--seed", "3", "--grace", "2", "--reduction", "2.5"]
+    words = [
+        "demo",
+        "--space",
+        str(space),
+        "--trials",
+        "4",
+        "--data",
+        "/s",
+        "--seed",
+        "3",
+        "--grace",
+        "2",
+        "--reduction",
+        "2.5",
+    ]
     more = ["--cpus-per-trial", "5", "--gpus-per-trial", "0", "--restarts", "1", "epochs=2"]
     plan = plan_of(_parse(["tune", *words, *more, "--out", out]))
     chosen = {"seed": 3, "grace": 2, "reduction": 2.5, "cpus": 5, "gpus": 0, "restarts": 1}
@@ -159,9 +187,21 @@ def test_what_a_command_asks_for(tmp_path: Path) -> None:
         (["demo", "--resume"], "--resume with --out alone"),
     ],
 )
-def test_words_that_do_not_fit(words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_words_that_do_not_fit(
+    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("epochs: {int: [1, 2]}\n")
-    assert main(["tune", *(str(space) if word == "SPACE" else word for word in words), "--out", str(tmp_path / "out")]) == 2
+    assert (
+        main(
+            [
+                "tune",
+                *(str(space) if word == "SPACE" else word for word in words),
+                "--out",
+                str(tmp_path / "out"),
+            ]
+        )
+        == 2
+    )
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -26,7 +26,11 @@ LOST = "ray.exceptions.ActorDiedError: The actor died.\n  File x\nIt was killed.
 @pytest.fixture
 def plan(tmp_path: Path) -> Plan:
     """A search of three trials on a small shard set."""
-    settings = {"model": "linear", "data": {"image_size": [12, 12]}, "optimizer": {"name": "sgd", "learning_rate": 0.5}}
+    settings = {
+        "model": "linear",
+        "data": {"image_size": [12, 12]},
+        "optimizer": {"name": "sgd", "learning_rate": 0.5},
+    }
     space = {"optimizer.learning_rate": {"choice": [0.25, 0.125]}, "epochs": {"int": [3, 3000]}}
     shards = str(noise_shards(tmp_path / "shards", rows=4, held_out=10))
     return Plan(preset="mine", settings=settings, shards=shards, space=space, trials=3, seed=4)
@@ -42,7 +46,9 @@ def tried(plan: Plan, out: Path, scores: list[list[float]], state: str = "finish
     return runs
 
 
-def test_the_preset_at_the_end_is_the_best_trial(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_preset_at_the_end_is_the_best_trial(
+    plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     runs = tried(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7, 0.8, 0.7]])
     page = _conclude(plan, tmp_path, runs)
     text = (tmp_path / BEST).read_text()
@@ -52,14 +58,22 @@ def test_the_preset_at_the_end_is_the_best_trial(plan: Plan, tmp_path: Path, cap
         "optimizer": {"name": "sgd", "learning_rate": values["optimizer.learning_rate"]},
         "epochs": values["epochs"],
     }
-    assert text.startswith("# Found by 'glassbox tune mine': trial-002 of 3.\n# Expect 80.0% of the 10 validation images in epoch 2;")
+    assert text.startswith(
+        "# Found by 'glassbox tune mine': trial-002 of 3.\n# Expect 80.0% of the 10 validation images in epoch 2;"
+    )
     assert "The best trial, trial-002, is right on 80.0%" in page.read_text()
-    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == ["trial-002", "trial-000", "trial-001"]
+    assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == [
+        "trial-002",
+        "trial-000",
+        "trial-001",
+    ]
 
 
 def test_a_search_without_a_result_has_a_page_and_no_preset(plan: Plan, tmp_path: Path) -> None:
     runs = tried(plan, tmp_path, [[], [0.5]], state="failed")
-    with pytest.raises(TrainingError, match=r"a trial that comes to a result\. Received: trial-001: Expected better\."):
+    with pytest.raises(
+        TrainingError, match=r"a trial that comes to a result\. Received: trial-001: Expected better\."
+    ):
         _conclude(plan, tmp_path, runs)
     assert (tmp_path / "index.html").is_file()
     assert not (tmp_path / BEST).exists()
@@ -68,15 +82,22 @@ def test_a_search_without_a_result_has_a_page_and_no_preset(plan: Plan, tmp_path
 def test_one_search_at_a_time(plan: Plan, tmp_path: Path) -> None:
     out = tmp_path / "search"
     out.mkdir()
-    with locked(out / LOCK, ConfigError("a", "b", "c")), pytest.raises(ConfigError, match="that nobody is running"):
+    with (
+        locked(out / LOCK, ConfigError("a", "b", "c")),
+        pytest.raises(ConfigError, match="that nobody is running"),
+    ):
         tune(plan, out)
     assert not (out / PLAN).exists()
 
 
-def test_ray_tune_hears_the_best_so_far_of_epochs_that_were_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray_tune_hears_the_best_so_far_of_epochs_that_were_evaluated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told: list[dict[str, float]] = []
     monkeypatch.setattr(ray_tune, "report", told.append)
-    history = [{"accuracy": 1.0, **({"val_accuracy": value} if value else {})} for value in (0.5, 0.8, None, 0.6)]
+    history = [
+        {"accuracy": 1.0, **({"val_accuracy": value} if value else {})} for value in (0.5, 0.8, None, 0.6)
+    ]
     for epochs in range(1, 5):
         trial.tell(history[:epochs])
     assert told == [{"epoch": 1, "score": 0.5}, {"epoch": 2, "score": 0.8}, {"epoch": 4, "score": 0.8}]

@@ -39,7 +39,9 @@ def sync(source: str, destination: str) -> tuple[int, int]:
     (from_system, from_root), (to_system, to_root) = place(source), place(destination)
     wanted, present = listed(from_system, from_root), listed(to_system, to_root)
     if not wanted:
-        raise FileNotFoundError(f"Expected files at the source. Received: source={source}. Fix: see that it is spelled right.")
+        raise FileNotFoundError(
+            f"Expected files at the source. Received: source={source}. Fix: see that it is spelled right."
+        )
 
     def stale(name: str) -> bool:
         old, new = present.get(name), wanted[name]
@@ -51,7 +53,9 @@ def sync(source: str, destination: str) -> tuple[int, int]:
         if to_system.type_name != "s3":
             to_system.create_dir(target.rpartition("/")[0])
             partial += ".partial"
-        fs.copy_files(wanted[name].path, partial, source_filesystem=from_system, destination_filesystem=to_system)
+        fs.copy_files(
+            wanted[name].path, partial, source_filesystem=from_system, destination_filesystem=to_system
+        )
         if partial != target:
             to_system.move(partial, target)
 

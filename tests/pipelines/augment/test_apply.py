@@ -63,14 +63,20 @@ def test_the_identity_changes_no_bit(size: tuple[int, int], dtype: type, fill: s
 @pytest.mark.parametrize(
     ("matrix", "expected"),
     [
-        ([[1, 0, 1 / 3], [0, 1, 0]], [[2, 3, 3], [5, 6, 6], [8, 9, 9]]),  # shows what lies to the right; the edge goes on
+        (
+            [[1, 0, 1 / 3], [0, 1, 0]],
+            [[2, 3, 3], [5, 6, 6], [8, 9, 9]],
+        ),  # shows what lies to the right; the edge goes on
         ([[1, 0, 0], [0, 1, -1 / 3]], [[1, 2, 3], [1, 2, 3], [4, 5, 6]]),
         ([[1, 0, 5], [0, 1, 5]], [[9, 9, 9]] * 3),
         ([[-1, 0, 1], [0, 1, 0]], [[3, 2, 1], [6, 5, 4], [9, 8, 7]]),
         ([[0, -1, 1], [1, 0, 0]], [[3, 6, 9], [2, 5, 8], [1, 4, 7]]),  # 90 degrees, as theta=90 gives
         ([[1, 0, 1 / 6], [0, 1, 0]], [[1.5, 2.5, 3], [4.5, 5.5, 6], [7.5, 8.5, 9]]),  # half a pixel
         ([[1, 0, 0], [0, 1, 1 / 6]], [[2.5, 3.5, 4.5], [5.5, 6.5, 7.5], [7, 8, 9]]),
-        ([[1, 0, 1 / 12], [0, 1, 1 / 12]], [[2, 3, 3.75], [5, 6, 6.75], [7.25, 8.25, 9]]),  # a quarter of one, both ways
+        (
+            [[1, 0, 1 / 12], [0, 1, 1 / 12]],
+            [[2, 3, 3.75], [5, 6, 6.75], [7.25, 8.25, 9]],
+        ),  # a quarter of one, both ways
         ([[3, 0, -1], [0, 1, 0]], [[1, 2, 3], [4, 5, 6], [7, 8, 9]]),
     ],
 )
@@ -134,7 +140,9 @@ def test_every_fill_is_the_mode_of_scipy(fill: str) -> None:
     images = np.random.default_rng(5).integers(0, 256, (8, height, width, 2)).astype(np.uint8)
     affine = draw(FAR, 3, 0, range(8), DataSpec(image_size=(height, width)))["affine"]
     found = warp(tf.constant(images), tf.constant(affine), fill, 40.0).numpy()
-    to_unit = np.array([[0, 1 / width, 0.5 / width], [1 / height, 0, 0.5 / height], [0, 0, 1]])  # (row, column) to (x, y)
+    to_unit = np.array(
+        [[0, 1 / width, 0.5 / width], [1 / height, 0, 0.5 / height], [0, 0, 1]]
+    )  # (row, column) to (x, y)
     for place, matrix in enumerate(affine.astype(np.float64)):
         pixels = np.linalg.inv(to_unit) @ np.vstack([matrix, [0, 0, 1]]) @ to_unit
         for channel in range(2):
@@ -150,14 +158,20 @@ def test_the_pixels_are_those_of_keras_image_data_generator(fill: str) -> None:
 
     size, rows = 11, range(12)
     images = np.random.default_rng(6).integers(0, 256, (12, size, size, 3)).astype(np.uint8)
-    parameters = affine_parameters(FAR.model_copy(update={"zoom": 0.5, "shift": 0.5}), uniform(2, 0, rows), rows)
+    parameters = affine_parameters(
+        FAR.model_copy(update={"zoom": 0.5, "shift": 0.5}), uniform(2, 0, rows), rows
+    )
     affine = tf.constant(affine_matrices(parameters))
     found = warp(tf.constant(images), affine, fill, 33.0).numpy()
     x, y = (source.numpy() for source in apply._sources(affine, size, size, (size, size)))
-    edge = (np.minimum(x, y) < 0) & (np.minimum(x, y) > -1) | (np.maximum(x, y) > size - 1) & (np.maximum(x, y) < size)
+    edge = (np.minimum(x, y) < 0) & (np.minimum(x, y) > -1) | (np.maximum(x, y) > size - 1) & (
+        np.maximum(x, y) < size
+    )
     generator = ImageDataGenerator(fill_mode=fill, cval=33.0, data_format="channels_last")
     for place in rows:
-        values: dict[str, Any] = {name: value[place] for name, value in parameters._asdict().items() if name != "crop"}
+        values: dict[str, Any] = {
+            name: value[place] for name, value in parameters._asdict().items() if name != "crop"
+        }
         settings = values | {"tx": values["tx"] * size, "ty": values["ty"] * size}
         settings |= {"flip_horizontal": values.pop("flip"), "flip_vertical": values.pop("flip_vertical")}
         expected = generator.apply_transform(images[place].astype(np.float32), settings)
@@ -173,16 +187,25 @@ def test_compiled_or_not_the_places_are_the_same() -> None:
     """
     images = tf.constant(np.random.default_rng(7).integers(0, 256, (16, 150, 150, 3)).astype(np.uint8))
     affine = tf.constant(draw(FAR, 3, 0, range(16), DataSpec())["affine"])
-    eager = apply._warped.python_function(apply._packed.python_function(images), affine, "nearest", 0.0, (150, 150))
+    eager = apply._warped.python_function(
+        apply._packed.python_function(images), affine, "nearest", 0.0, (150, 150)
+    )
     np.testing.assert_allclose(warp(images, affine), eager, atol=5e-4)
 
 
 @pytest.mark.parametrize("fill", ["nearest", "reflect", "wrap", "constant"])
 def test_colours_packed_into_one_number_are_those_of_each_channel(fill: str) -> None:
-    levels = np.random.default_rng(8).permuted(np.tile(np.arange(256), (6, 1)), axis=1).reshape(2, 16, 16, 3).astype(np.uint8)
+    levels = (
+        np.random.default_rng(8)
+        .permuted(np.tile(np.arange(256), (6, 1)), axis=1)
+        .reshape(2, 16, 16, 3)
+        .astype(np.uint8)
+    )
     affine = tf.constant(draw(FAR, 3, 0, range(2), DataSpec(image_size=(16, 16)))["affine"])
     apart = [warp(tf.constant(levels[..., k : k + 1]), affine, fill, 7.5) for k in range(3)]
-    np.testing.assert_allclose(warp(tf.constant(levels), affine, fill, 7.5), np.concatenate(apart, axis=-1), atol=1e-4)
+    np.testing.assert_allclose(
+        warp(tf.constant(levels), affine, fill, 7.5), np.concatenate(apart, axis=-1), atol=1e-4
+    )
 
 
 def test_every_image_has_its_own_matrix_and_channels_do_not_mix() -> None:
@@ -207,7 +230,9 @@ def test_a_size_alone_is_tensorflows_resizing(size: tuple[int, int]) -> None:
     images = np.random.default_rng(10).integers(0, 256, (2, 144, 144, 3)).astype(np.uint8)
     affine = draw(AugmentSpec(size=size), 4, 0, range(2), DataSpec(image_size=(144, 144)))["affine"]
     np.testing.assert_array_equal(affine, np.float32([IDENTITY] * 2))
-    np.testing.assert_allclose(warp(tf.constant(images), tf.constant(affine), size=size), tf.image.resize(images, size), atol=2e-2)
+    np.testing.assert_allclose(
+        warp(tf.constant(images), tf.constant(affine), size=size), tf.image.resize(images, size), atol=2e-2
+    )
 
 
 def test_a_rotation_by_right_angles_is_the_same_as_numpys() -> None:

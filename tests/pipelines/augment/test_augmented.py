@@ -16,9 +16,13 @@ IDENTITY = np.eye(3, 4, dtype=np.float32)
 NONE = [0.0, 0.0, 0.0, 0.0]
 
 
-def applied(images: Any, spec: AugmentSpec | None = None, **changes: Any) -> tuple[np.ndarray, np.ndarray | None]:
+def applied(
+    images: Any, spec: AugmentSpec | None = None, **changes: Any
+) -> tuple[np.ndarray, np.ndarray | None]:
     """uint8 images [B, H, W, C] after some changes."""
-    batch = {"image": tf.constant(np.array(images, np.uint8))} | {k: tf.constant(v, tf.float32) for k, v in changes.items()}
+    batch = {"image": tf.constant(np.array(images, np.uint8))} | {
+        k: tf.constant(v, tf.float32) for k, v in changes.items()
+    }
     result, share = augmented(batch, spec)
     assert result.dtype == tf.float32
     return result.numpy(), None if share is None else share.numpy()
@@ -38,7 +42,9 @@ def test_without_parameters_images_are_only_cast() -> None:
 
 def test_identities_change_no_bit() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 5, 7, 3))
-    found, share = applied(images, affine=[np.eye(2, 3)] * 2, colour=[IDENTITY] * 2, erase=[NONE] * 2, mix=[1, 1], cut=[NONE] * 2)
+    found, share = applied(
+        images, affine=[np.eye(2, 3)] * 2, colour=[IDENTITY] * 2, erase=[NONE] * 2, mix=[1, 1], cut=[NONE] * 2
+    )
     np.testing.assert_array_equal(found, images)
     assert share.tolist() == [1, 1]
 
@@ -54,13 +60,21 @@ def test_colours_are_mapped_and_clipped() -> None:
     pixel = [[[10, 20, 30]]]
     permute = [[0, 1, 0, 5], [0, 0, 2, -20], [1, 0, 0, 300]]  # rows: what each new channel is made of
     below = [[1, 0, 0, -11], [0, 1, 0, 0], [0, 0, 1, 0]]
-    assert applied([pixel, pixel], colour=[permute, below])[0][:, 0, 0].tolist() == [[25, 40, 255], [0, 20, 30]]
+    assert applied([pixel, pixel], colour=[permute, below])[0][:, 0, 0].tolist() == [
+        [25, 40, 255],
+        [0, 20, 30],
+    ]
     assert applied([grey([100, 200])], colour=[[[0.5, 10]]])[0][0, 0, :, 0].tolist() == [60, 110]
 
 
 def test_a_box_is_erased_where_pixel_centres_lie_in_it() -> None:
     image, spec = grey([1, 2, 3, 4], [5, 6, 7, 8]), AugmentSpec(fill_value=9.0)
-    boxes = [NONE, [0.3, 0.375, 1, 0.8], [0, 0, 0.25, 0.125], [0.25, 0.12, 0.26, 0.13]]  # centres: y 1/4 3/4, x 1/8 3/8 5/8 7/8
+    boxes = [
+        NONE,
+        [0.3, 0.375, 1, 0.8],
+        [0, 0, 0.25, 0.125],
+        [0.25, 0.12, 0.26, 0.13],
+    ]  # centres: y 1/4 3/4, x 1/8 3/8 5/8 7/8
     found = applied([image] * 4, spec, erase=boxes)[0][..., 0]
     assert found.tolist() == [
         [[1, 2, 3, 4], [5, 6, 7, 8]],
@@ -71,7 +85,9 @@ def test_a_box_is_erased_where_pixel_centres_lie_in_it() -> None:
 
 
 def test_the_erased_box_keeps_its_value_whatever_the_colour() -> None:
-    assert applied([grey([1])], AugmentSpec(fill_value=9.0), colour=[[[0.5, 100]]], erase=[[0, 0, 1, 1]])[0].tolist() == [[[[9]]]]
+    assert applied([grey([1])], AugmentSpec(fill_value=9.0), colour=[[[0.5, 100]]], erase=[[0, 0, 1, 1]])[
+        0
+    ].tolist() == [[[[9]]]]
 
 
 def test_mixup_blends_neighbours_each_by_its_own_share() -> None:
@@ -83,7 +99,9 @@ def test_mixup_blends_neighbours_each_by_its_own_share() -> None:
 
 def test_cutmix_fills_a_box_with_the_neighbour_and_counts_its_pixels() -> None:
     images = [grey([1, 2, 3, 4], [5, 6, 7, 8]), grey([10, 20, 30, 40], [50, 60, 70, 80])]
-    found, share = applied(images, cut=[[0, 0.2, 0.5, 1], [0.9, 0, 1, 1]])  # three pixels; none, for all its width
+    found, share = applied(
+        images, cut=[[0, 0.2, 0.5, 1], [0.9, 0, 1, 1]]
+    )  # three pixels; none, for all its width
     assert found[..., 0].tolist() == [[[1, 20, 30, 40], [5, 6, 7, 8]], [[10, 20, 30, 40], [50, 60, 70, 80]]]
     assert share.tolist() == [1 - 3 / 8, 1.0]
 
@@ -120,7 +138,9 @@ def plain(image: np.ndarray, number: int, drawn: dict[str, np.ndarray], fill_val
 
 @pytest.mark.parametrize("size", [None, (15, 31)])
 @pytest.mark.parametrize("outer", [None, True])
-def test_everything_together_is_what_plain_numpy_makes_of_it(outer: bool | None, size: tuple[int, int] | None) -> None:
+def test_everything_together_is_what_plain_numpy_makes_of_it(
+    outer: bool | None, size: tuple[int, int] | None
+) -> None:
     """Compiled in its parts, as in a step, and compiled as one."""
     height, width = size or (19, 23)
     spec = AugmentSpec(
@@ -143,4 +163,6 @@ def test_everything_together_is_what_plain_numpy_makes_of_it(outer: bool | None,
         columns = [column for column in range(width) if left <= (column + 0.5) / width < right]
         expected[np.ix_(rows, columns)] = other[np.ix_(rows, columns)]
         np.testing.assert_allclose(found[place], expected, atol=0.02)
-        np.testing.assert_allclose(shares[place], share * (1 - len(rows) * len(columns) / (height * width)), atol=1e-6)
+        np.testing.assert_allclose(
+            shares[place], share * (1 - len(rows) * len(columns) / (height * width)), atol=1e-6
+        )

@@ -24,7 +24,9 @@ def mapped(colour: Sequence[float], **changes: float) -> np.ndarray:
     return matrix @ (*colour, 1)
 
 
-def step_by_step(colour: Sequence[float], brightness: float, contrast: float, saturation: float, hue: float) -> np.ndarray:
+def step_by_step(
+    colour: Sequence[float], brightness: float, contrast: float, saturation: float, hue: float
+) -> np.ndarray:
     """The four changes one after the other, each in the words of its definition."""
     colour = np.array(colour) * brightness
     colour = 127.5 + (colour - 127.5) * contrast
@@ -73,7 +75,9 @@ def test_greys_stay_grey_under_saturation_and_hue() -> None:
 
 
 def test_one_channel_knows_brightness_and_contrast_alone() -> None:
-    np.testing.assert_allclose(mapped((100,), brightness=1.5, contrast=0.5, saturation=0.0, hue=90), (138.75,), rtol=1e-6)
+    np.testing.assert_allclose(
+        mapped((100,), brightness=1.5, contrast=0.5, saturation=0.0, hue=90), (138.75,), rtol=1e-6
+    )
 
 
 RANGES = {"brightness": (0.8, 1.2), "contrast": (0.7, 1.3), "saturation": (0.5, 1.5), "hue": (-30, 30)}
@@ -84,7 +88,11 @@ def test_every_parameter_is_uniform_over_its_range(name: str) -> None:
     low, high = RANGES[name]
     rows = np.arange(4000)
     assert (
-        stats.kstest(getattr(colour_parameters(FULL, uniform(1, 0, rows), rows), name), stats.uniform(low, high - low).cdf).pvalue > 0.001
+        stats.kstest(
+            getattr(colour_parameters(FULL, uniform(1, 0, rows), rows), name),
+            stats.uniform(low, high - low).cdf,
+        ).pvalue
+        > 0.001
     )
 
 
@@ -94,8 +102,14 @@ def test_the_parameters_of_an_image_are_independent() -> None:
     assert np.abs(correlation - np.eye(4)).max() < 0.07
 
 
-@pytest.mark.parametrize("change", [{"brightness": 0.9}, {"contrast": 0.9}, {"saturation": 1.0}, {"hue": 180}])
+@pytest.mark.parametrize(
+    "change", [{"brightness": 0.9}, {"contrast": 0.9}, {"saturation": 1.0}, {"hue": 180}]
+)
 def test_widening_one_range_moves_no_other_parameter(change: dict[str, float]) -> None:
     rows = np.arange(20)
-    one, other = (colour_parameters(spec, uniform(1, 0, rows), rows) for spec in (FULL, FULL.model_copy(update=change)))
-    assert [name for name in RANGES if not np.array_equal(getattr(one, name), getattr(other, name))] == list(change)
+    one, other = (
+        colour_parameters(spec, uniform(1, 0, rows), rows) for spec in (FULL, FULL.model_copy(update=change))
+    )
+    assert [name for name in RANGES if not np.array_equal(getattr(one, name), getattr(other, name))] == list(
+        change
+    )

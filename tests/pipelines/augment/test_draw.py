@@ -64,10 +64,18 @@ def test_exactly_what_is_on_is_drawn_and_announced(changes: dict[str, Any], keys
         (42, 3, 7, (9, 9), [[0.7748377, 0.0700844, 0.1369047], [-0.112256, 0.7541354, 0.0002641]]),
         (42, 3, 0, (9, 9), [[0.8317727, 0.6830063, -0.2214004], [-0.6216871, 1.0190760, 0.3857858]]),
         (42, 3, 2**33 + 5, (9, 9), [[-1.0720837, 0.6002609, 0.9662422], [0.6682517, 0.9472060, -0.2379816]]),
-        (2**63 + 1, 1, 12, (10, 15), [[0.6988192, -0.3353720, 0.2083758], [0.3485989, 1.0227548, -0.0926643]]),
+        (
+            2**63 + 1,
+            1,
+            12,
+            (10, 15),
+            [[0.6988192, -0.3353720, 0.2083758], [0.3485989, 1.0227548, -0.0926643]],
+        ),
     ],
 )
-def test_the_matrix_of_a_seed_never_changes(seed: int, epoch: int, row: int, size: tuple[int, int], expected: Any) -> None:
+def test_the_matrix_of_a_seed_never_changes(
+    seed: int, epoch: int, row: int, size: tuple[int, int], expected: Any
+) -> None:
     """Drawn by the first version of this project."""
     drawn = draw(AFFINE, seed, epoch, [row], DataSpec(image_size=size))
     np.testing.assert_allclose(drawn["affine"][0], expected, rtol=0, atol=1e-6)
@@ -139,9 +147,13 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize(("name", "change"), [(name, change) for name, changes in CHANGES.items() for change in changes])
+@pytest.mark.parametrize(
+    ("name", "change"), [(name, change) for name, changes in CHANGES.items() for change in changes]
+)
 def test_changing_one_range_moves_no_other_kind_of_parameter(name: str, change: dict[str, Any]) -> None:
-    one, other = (draw(spec, 1, 2, range(40), DATA) for spec in (EVERYTHING, EVERYTHING.model_copy(update=change)))
+    one, other = (
+        draw(spec, 1, 2, range(40), DATA) for spec in (EVERYTHING, EVERYTHING.model_copy(update=change))
+    )
     assert [key for key in one if not np.array_equal(one[key], other[key])] == [name]
 
 

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from pipelines.augment.geometry import AffineParameters, Boxes, affine_matrices, affine_parameters, moves, placed
+from pipelines.augment.geometry import (
+    AffineParameters,
+    Boxes,
+    affine_matrices,
+    affine_parameters,
+    moves,
+    placed,
+)
 from pipelines.augment.philox import uniform
 from pipelines.spec import AugmentSpec
 
@@ -18,14 +25,27 @@ MANY = np.arange(4000)
 WHOLE = Boxes(*(np.array([side]) for side in (0.0, 0.0, 1.0, 1.0)))
 
 
-def drawn(spec: AugmentSpec, rows: Any, seed: int = 1, epoch: int = 0, aspect: float = 1.0) -> AffineParameters:
+def drawn(
+    spec: AugmentSpec, rows: Any, seed: int = 1, epoch: int = 0, aspect: float = 1.0
+) -> AffineParameters:
     return affine_parameters(spec, uniform(seed, epoch, rows), rows, aspect)
 
 
 def parameters(crop: Boxes = WHOLE, **changes: float) -> AffineParameters:
     """One image to which nothing happens but the changes."""
-    neutral = {"theta": 0.0, "tx": 0.0, "ty": 0.0, "shear": 0.0, "zx": 1.0, "zy": 1.0, "flip": False, "flip_vertical": False}
-    return AffineParameters(**{name: np.array([value]) for name, value in (neutral | changes).items()}, crop=crop)
+    neutral = {
+        "theta": 0.0,
+        "tx": 0.0,
+        "ty": 0.0,
+        "shear": 0.0,
+        "zx": 1.0,
+        "zy": 1.0,
+        "flip": False,
+        "flip_vertical": False,
+    }
+    return AffineParameters(
+        **{name: np.array([value]) for name, value in (neutral | changes).items()}, crop=crop
+    )
 
 
 def matrix(aspect: float = 1.0, **changes: Any) -> np.ndarray:
@@ -39,7 +59,15 @@ def test_no_ranges_move_nothing() -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [{"rotation": 1}, {"shift": 0.1}, {"shear": 1}, {"zoom": 0.1}, {"flip": True}, {"flip_vertical": True}, {"crop": (0.5, 1.0)}],
+    [
+        {"rotation": 1},
+        {"shift": 0.1},
+        {"shear": 1},
+        {"zoom": 0.1},
+        {"flip": True},
+        {"flip_vertical": True},
+        {"crop": (0.5, 1.0)},
+    ],
 )
 def test_every_range_moves_something(change: dict[str, Any]) -> None:
     spec = AugmentSpec(**change)
@@ -54,7 +82,14 @@ def test_padding_stays_as_it_is() -> None:
     np.testing.assert_array_equal(matrices[1], affine_matrices(drawn(spec, [4]))[0])
 
 
-RANGES = {"theta": (-40, 40), "tx": (-0.2, 0.2), "ty": (-0.2, 0.2), "shear": (-15, 15), "zx": (0.7, 1.3), "zy": (0.7, 1.3)}
+RANGES = {
+    "theta": (-40, 40),
+    "tx": (-0.2, 0.2),
+    "ty": (-0.2, 0.2),
+    "shear": (-15, 15),
+    "zx": (0.7, 1.3),
+    "zy": (0.7, 1.3),
+}
 
 
 @pytest.mark.parametrize("name", RANGES)
@@ -87,7 +122,12 @@ def test_a_crop_has_the_area_and_the_shape_asked_for_and_lies_inside(aspect: flo
 
 def test_a_crop_too_long_for_the_image_is_cut_to_fit() -> None:
     one = np.ones(1)
-    assert [float(side[0]) for side in placed(0.5 * one, 4 * one, 0.5 * one, one)] == [0.5 - np.sqrt(0.125) / 2, 0.0, np.sqrt(0.125), 1.0]
+    assert [float(side[0]) for side in placed(0.5 * one, 4 * one, 0.5 * one, one)] == [
+        0.5 - np.sqrt(0.125) / 2,
+        0.0,
+        np.sqrt(0.125),
+        1.0,
+    ]
 
 
 CROP = Boxes(*(np.array([side]) for side in (0.5, 0.125, 0.5, 0.25)))  # top, left, height, width
@@ -98,11 +138,16 @@ CROP = Boxes(*(np.array([side]) for side in (0.5, 0.125, 0.5, 0.25)))  # top, le
     [
         ({}, [[0.25, 0, 0.125], [0, 0.5, 0.5]]),
         ({"flip": True}, [[-0.25, 0, 0.375], [0, 0.5, 0.5]]),
-        ({"tx": 0.5}, [[0.25, 0, 0.25], [0, 0.5, 0.5]]),  # half of the crop, and what lies around it comes into sight
+        (
+            {"tx": 0.5},
+            [[0.25, 0, 0.25], [0, 0.5, 0.5]],
+        ),  # half of the crop, and what lies around it comes into sight
         ({"theta": 90}, [[0, -0.25, 0.375], [0.5, 0, 0.5]]),  # the crop is turned, not the window
     ],
 )
-def test_a_crop_is_what_all_the_rest_happens_to(changes: dict[str, float], expected: list[list[float]]) -> None:
+def test_a_crop_is_what_all_the_rest_happens_to(
+    changes: dict[str, float], expected: list[list[float]]
+) -> None:
     np.testing.assert_allclose(matrix(crop=CROP, **changes), expected, atol=1e-7)
 
 
@@ -131,21 +176,32 @@ def test_matrices_worked_out_by_hand(changes: dict[str, float], expected: list[l
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"theta": 90}, [[0, -0.5, 0.75], [2, 0, -0.5]]),  # half as high as wide: a column of the output shows half a row
+        (
+            {"theta": 90},
+            [[0, -0.5, 0.75], [2, 0, -0.5]],
+        ),  # half as high as wide: a column of the output shows half a row
         ({"shear": 30}, [[1, -0.25, 0.125], [0, np.sqrt(0.75), 0.5 - np.sqrt(0.75) / 2]]),
         ({"tx": 0.25, "ty": 0.5}, [[1, 0, 0.25], [0, 1, 0.5]]),  # shifts are fractions of their own side
-        ({"theta": 90, "tx": 0.25}, [[0, -0.5, 0.75], [2, 0, 0]]),  # a quarter of the width is half of the height
+        (
+            {"theta": 90, "tx": 0.25},
+            [[0, -0.5, 0.75], [2, 0, 0]],
+        ),  # a quarter of the width is half of the height
         ({"flip": True}, [[-1, 0, 1], [0, 1, 0]]),
     ],
 )
-def test_matrices_of_an_image_twice_as_wide_as_high(changes: dict[str, float], expected: list[list[float]]) -> None:
+def test_matrices_of_an_image_twice_as_wide_as_high(
+    changes: dict[str, float], expected: list[list[float]]
+) -> None:
     np.testing.assert_allclose(matrix(aspect=2.0, **changes), expected, atol=1e-7)
 
 
 def test_a_batch_of_matrices_is_made_one_by_one() -> None:
     values = drawn(FULL.model_copy(update={"crop": (0.2, 0.5)}), range(6), seed=3, aspect=1.5)
     for index, expected in enumerate(affine_matrices(values, 1.5)):
-        one = AffineParameters(*(v[index : index + 1] for v in values[:-1]), crop=Boxes(*(v[index : index + 1] for v in values.crop)))
+        one = AffineParameters(
+            *(v[index : index + 1] for v in values[:-1]),
+            crop=Boxes(*(v[index : index + 1] for v in values.crop)),
+        )
         np.testing.assert_array_equal(affine_matrices(one, 1.5)[0], expected)
 
 
@@ -165,11 +221,18 @@ def test_the_matrix_is_the_one_keras_hands_to_scipy(row: int, monkeypatch: pytes
     parameters = drawn(FULL, [row], seed=9)
     values = {name: float(value[0]) for name, value in parameters._asdict().items() if name != "crop"}
     mirrored, upside_down = bool(values.pop("flip")), bool(values.pop("flip_vertical"))
-    settings = values | {"tx": values["tx"] * size, "ty": values["ty"] * size, "flip_horizontal": mirrored, "flip_vertical": upside_down}
+    settings = values | {
+        "tx": values["tx"] * size,
+        "ty": values["ty"] * size,
+        "flip_horizontal": mirrored,
+        "flip_vertical": upside_down,
+    }
     image.ImageDataGenerator(data_format="channels_last").apply_transform(np.zeros((size, size, 3)), settings)
 
     for y, x in [(0, 0), (9, 0), (3, 7), (9, 9)]:
         before_flips = (size - 1 - y if upside_down else y, size - 1 - x if mirrored else x)
         row_keras, column_keras = seen["matrix"] @ (*before_flips, 1)  # pixels, row before column
         x_ours, y_ours = affine_matrices(parameters)[0] @ ((x + 0.5) / size, (y + 0.5) / size, 1)
-        np.testing.assert_allclose((x_ours * size - 0.5, y_ours * size - 0.5), (column_keras, row_keras), atol=1e-5)
+        np.testing.assert_allclose(
+            (x_ours * size - 0.5, y_ours * size - 0.5), (column_keras, row_keras), atol=1e-5
+        )

@@ -18,9 +18,14 @@ NUMBERS = uniform(1, 0, MANY)
 def test_shares_follow_the_beta_distribution(alpha: float) -> None:
     """SciPy's quantiles, and its distribution over the very numbers that are drawn."""
     numbers = np.array([1e-9, 1e-4, 0.01, 0.1, 0.3, 0.49, 0.5, 0.6, 0.77, 0.95, 0.9999])
-    np.testing.assert_allclose(symmetric_beta(alpha, numbers), stats.beta(alpha, alpha).ppf(numbers), atol=1e-4)
+    np.testing.assert_allclose(
+        symmetric_beta(alpha, numbers), stats.beta(alpha, alpha).ppf(numbers), atol=1e-4
+    )
     if alpha > 0.1:  # below, so many shares round to exactly 1 that the test would count them as one
-        assert stats.kstest(symmetric_beta(alpha, NUMBERS[Number.MIXUP]), stats.beta(alpha, alpha).cdf).pvalue > 0.001
+        assert (
+            stats.kstest(symmetric_beta(alpha, NUMBERS[Number.MIXUP]), stats.beta(alpha, alpha).cdf).pvalue
+            > 0.001
+        )
 
 
 @pytest.mark.parametrize("aspect", [1.0, 1.5])
@@ -69,7 +74,9 @@ def test_a_cutmix_box_has_its_centre_anywhere_and_is_cut_off_at_the_edges() -> N
     assert boxes.max() == 1
     inside = (boxes > 0).all(axis=1) & (boxes < 1).all(axis=1)
     assert inside.sum() > 300
-    np.testing.assert_allclose((bottom - top)[inside], (right - left)[inside], atol=1e-6)  # the shape of the image
+    np.testing.assert_allclose(
+        (bottom - top)[inside], (right - left)[inside], atol=1e-6
+    )  # the shape of the image
     side = np.sqrt(1 - symmetric_beta(1.0, NUMBERS[Number.CUTMIX]))
     np.testing.assert_allclose((bottom - top)[inside], side[inside], atol=1e-6)
     np.testing.assert_allclose(((top + bottom) / 2)[inside], NUMBERS[Number.CUT_Y, inside], atol=1e-6)

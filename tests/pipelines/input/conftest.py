@@ -18,6 +18,8 @@ def write_shards(tmp_path: Path) -> WriteShards:
     """Writes records as split `train`, some rows to a shard, and returns the directory."""
 
     def write(records: Sequence[Record], shard_rows: int = 3) -> Path:
-        return shard_samples.write_shards(tmp_path / "shards", ("ant", "bee", "cat"), {"train": records}, shard_rows)
+        return shard_samples.write_shards(
+            tmp_path / "shards", ("ant", "bee", "cat"), {"train": records}, shard_rows
+        )
 
     return write

@@ -43,7 +43,10 @@ def test_what_a_batch_holds(directory: Path) -> None:
     assert (batches.rows, batches.steps, batches.classes) == (10, 3, ("ant", "bee", "cat"))
     *_, last = found = batches_of(batches.epoch(0))
     assert [batch["row"].tolist() for batch in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
-    assert found[1]["image"].tolist() == (10 * np.arange(4, 8)[:, None, None, None] * np.ones((1, 2, 3, 1))).tolist()
+    assert (
+        found[1]["image"].tolist()
+        == (10 * np.arange(4, 8)[:, None, None, None] * np.ones((1, 2, 3, 1))).tolist()
+    )
     assert found[1]["label"].tolist() == [1, 2, 0, 1]
     assert found[1]["weight"].tolist() == [1, 1, 1, 1]
     assert last["image"][:, 0, 0, 0].tolist() == [80, 90, 0, 0]
@@ -112,7 +115,9 @@ def test_augmentation_draws_by_seed_epoch_and_row(directory: Path) -> None:
     np.testing.assert_array_equal(batch["affine"], expected)
     assert batch["row"][-2:].tolist() == [-1, -1]
     assert batch["affine"][-1].tolist() == [[1, 0, 0], [0, 1, 0]]
-    assert batch["image"][:10, 0, 0, 0].tolist() == (batch["row"][:10] * 10).tolist()  # the images are untouched
+    assert (
+        batch["image"][:10, 0, 0, 0].tolist() == (batch["row"][:10] * 10).tolist()
+    )  # the images are untouched
 
 
 def test_augmentation_needs_a_seed(directory: Path) -> None:
@@ -121,7 +126,9 @@ def test_augmentation_needs_a_seed(directory: Path) -> None:
 
 
 @pytest.mark.parametrize(("batch", "seed", "message"), [(0, 1, "batch=0"), (4, -1, "seed=-1")])
-def test_nonsense_is_refused_before_anything_is_read(directory: Path, batch: int, seed: int, message: str) -> None:
+def test_nonsense_is_refused_before_anything_is_read(
+    directory: Path, batch: int, seed: int, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         Batches(directory, "train", DATA, batch, seed=seed)
 
@@ -131,7 +138,10 @@ def test_an_image_that_cannot_be_decoded_is_named(write_shards, broken: bytes) -
     examples = solids(9)
     examples[5] = Record(broken, 0, "folder/broken.png", (2, 3, 1))
     batches = Batches(write_shards(examples), "train", DATA, 4, seed=8)
-    with pytest.raises(DataError, match=r"split 'train' .* row=5 id=folder/broken\.png\.") as caught, batches.data_errors():
+    with (
+        pytest.raises(DataError, match=r"split 'train' .* row=5 id=folder/broken\.png\.") as caught,
+        batches.data_errors(),
+    ):
         batches_of(batches.epoch(0))
     assert caught.value.__suppress_context__
 
@@ -183,7 +193,10 @@ def test_a_flipped_byte_is_named_where_the_batch_would_have_come(directory: Path
     path.write_bytes(content)
     batches = Batches(directory, "train", DATA, 2)
     seen = []
-    with pytest.raises(DataError, match=r"train-00006\.arrow: row=1 of the file, row=7 .* id=folder/7\.png"), batches.data_errors():
+    with (
+        pytest.raises(DataError, match=r"train-00006\.arrow: row=1 of the file, row=7 .* id=folder/7\.png"),
+        batches.data_errors(),
+    ):
         keep(batches.epoch(0), seen)
     assert seen == list(range(6))
     with pytest.raises(tf.errors.OpError, match=r"row=7 .* id=folder/7\.png"):
@@ -206,7 +219,9 @@ def test_raw_pixels(tmp_path: Path) -> None:
     shards = write_shard_set(tmp_path / "raw", ("ant",), {"train": records}, encoding="raw")
     (batch,) = batches_of(Batches(shards, "train", DataSpec(image_size=(2, 3)), 4).epoch(0))
     np.testing.assert_array_equal(batch["image"], np.concatenate([noise, np.zeros((1, 2, 3, 3), np.uint8)]))
-    np.testing.assert_array_equal(read_rows(shards, "train", DataSpec(image_size=(2, 3)), [2, 0])["image"], noise[[2, 0]])
+    np.testing.assert_array_equal(
+        read_rows(shards, "train", DataSpec(image_size=(2, 3)), [2, 0])["image"], noise[[2, 0]]
+    )
 
 
 def test_raw_pixels_of_another_shape_are_named(tmp_path: Path) -> None:
@@ -223,12 +238,16 @@ def test_a_window_of_shards_is_shuffled_at_a_time(directory: Path) -> None:
     assert rows == epoch_order(10, 8, 1, (3, 3, 3, 1), 1).tolist() != epoch_order(10, 8, 1).tolist()
 
 
-def test_parameters_drawn_for_many_steps_are_those_of_each(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parameters_drawn_for_many_steps_are_those_of_each(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec = AugmentSpec(rotation=30, hue=20, erase=0.5, mixup=0.2, cutmix=0.5)
     data = DataSpec(image_size=(2, 3))
     for block in (1, 5, 4096):
         monkeypatch.setattr("pipelines.input.batches.DRAW_ROWS", block)
-        for batch in batches_of(Batches(directory, "train", data, 4, seed=8, augment=spec).epoch(2, start_step=1)):
+        for batch in batches_of(
+            Batches(directory, "train", data, 4, seed=8, augment=spec).epoch(2, start_step=1)
+        ):
             expected = draw(spec, 8, 2, batch["row"], data)
             assert set(batch) == {"image", "label", "weight", "row", *expected}
             for name, values in expected.items():
@@ -256,7 +275,9 @@ def test_dali_that_is_not_installed_is_asked_for(directory: Path, monkeypatch: p
 def test_dali_gives_the_same_batches(directory: Path, cache: str | None) -> None:
     pytest.importorskip("nvidia.dali")
     ours = DataSpec(image_size=(2, 3), channels=1, backend="dali", cache=cache or "none")
-    batches = Batches(directory, "train", ours, 4, seed=8, augment=AUGMENT, cache=Cache(ram=10**6, gpu=0) if cache else None)
+    batches = Batches(
+        directory, "train", ours, 4, seed=8, augment=AUGMENT, cache=Cache(ram=10**6, gpu=0) if cache else None
+    )
     expected = batches_of(Batches(directory, "train", DATA, 4, seed=8, augment=AUGMENT).epoch(1))
     for found, batch in zip(batches.epoch(1), expected, strict=True):
         assert found.keys() == batch.keys()
@@ -268,6 +289,8 @@ def test_an_image_that_dali_cannot_decode_is_named(write_shards) -> None:
     pytest.importorskip("nvidia.dali")
     examples = solids(9)
     examples[7] = Record(b"broken", 0, "broken.png", (2, 3, 1))
-    batches = Batches(write_shards(examples), "train", DataSpec(image_size=(2, 3), channels=1, backend="dali"), 3, seed=8)
+    batches = Batches(
+        write_shards(examples), "train", DataSpec(image_size=(2, 3), channels=1, backend="dali"), 3, seed=8
+    )
     with pytest.raises(DataError, match=r"row=7 id=broken\.png"), batches.data_errors():
         list(batches.epoch(0))

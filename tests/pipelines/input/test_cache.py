@@ -58,7 +58,10 @@ def test_every_tier_gives_the_batches_of_none(directory: Path, tier: str) -> Non
     assert (none.tier.name, cached.tier.name) == ("none", tier)
     for epoch in range(3):
         expected = batches_of(none, epoch)
-        assert expected[2]["image"][:, 0, 0, 0].tolist() == [10 * row for row in expected[2]["row"][:2]] + [0, 0]
+        assert expected[2]["image"][:, 0, 0, 0].tolist() == [10 * row for row in expected[2]["row"][:2]] + [
+            0,
+            0,
+        ]
         assert {"affine", "colour"} < expected[0].keys()
         assert_same(batches_of(cached, epoch), expected)
 
@@ -72,7 +75,9 @@ def test_starting_at_a_step_gives_the_rest_of_the_epoch(directory: Path, tier: s
         assert_same(batches_of(batches, 1, start_step=start), whole[start:])
 
 
-def test_batches_too_large_to_share_a_block_are_the_same(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_too_large_to_share_a_block_are_the_same(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected = batches_of(opened(directory, "none", 3), 1)
     monkeypatch.setattr("pipelines.input.batches.BLOCK_BYTES", 1)
     batches = opened(directory, "host", 3)
@@ -84,14 +89,19 @@ def test_batches_too_large_to_share_a_block_are_the_same(directory: Path, monkey
 def test_workers_together_give_the_batches_of_one(directory: Path, tier: str) -> None:
     batches = opened(directory, tier, 6)
     parts = [batches_of(batches, 1, worker=worker, workers=3) for worker in range(3)]
-    together = [{name: np.concatenate([part[step][name] for part in parts]) for name in parts[0][step]} for step in range(2)]
+    together = [
+        {name: np.concatenate([part[step][name] for part in parts]) for name in parts[0][step]}
+        for step in range(2)
+    ]
     assert_same(together, batches_of(opened(directory, "none", 6), 1))
 
 
 def test_on_a_device_only_row_numbers_travel(directory: Path) -> None:
     batches = opened(directory, "device")
     assert batches.epoch(0).element_spec.keys() == {"label", "weight", "row", "affine", "colour"}
-    assert {name: tuple(spec.shape) for name, spec in batches.epoch(0, workers=2).element_spec.items()}["row"] == (2,)
+    assert {name: tuple(spec.shape) for name, spec in batches.epoch(0, workers=2).element_spec.items()}[
+        "row"
+    ] == (2,)
 
 
 @pytest.mark.parametrize("tier", ["host", "device"])
@@ -122,7 +132,10 @@ def test_an_image_that_cannot_be_decoded_is_named_while_filling(write_shards) ->
 
 def test_a_split_without_rows(write_shards) -> None:
     directory = write_shards([])
-    assert [batches_of(Batches(directory, "train", DataSpec(**SIZE, cache=tier), 2, cache=plenty())) for tier in ("host", "device")] == [
+    assert [
+        batches_of(Batches(directory, "train", DataSpec(**SIZE, cache=tier), 2, cache=plenty()))
+        for tier in ("host", "device")
+    ] == [
         [],
         [],
     ]
@@ -131,15 +144,24 @@ def test_a_split_without_rows(write_shards) -> None:
 @pytest.mark.parametrize(
     ("ram", "sharded"), [(10**6, False), (200, True)]
 )  # 100 bytes for each replica, of which 60 of images are too many
-def test_replicas_get_their_images_whether_each_holds_all_or_a_part(directory: Path, tmp_path: Path, ram: int, sharded: bool) -> None:
+def test_replicas_get_their_images_whether_each_holds_all_or_a_part(
+    directory: Path, tmp_path: Path, ram: int, sharded: bool
+) -> None:
     out = tmp_path / "found.npz"
     path = [str(SCRIPT.parents[3])]
-    subprocess.run([sys.executable, str(SCRIPT), str(directory), str(out), str(ram)], check=True, env={"PYTHONPATH": path[0]}, timeout=300)
+    subprocess.run(
+        [sys.executable, str(SCRIPT), str(directory), str(out), str(ram)],
+        check=True,
+        env={"PYTHONPATH": path[0]},
+        timeout=300,
+    )
     found = np.load(out)
     assert found["sharded"] == sharded
     none = opened(directory, "none", 8)
     for epoch in range(2):
-        for step, expected in enumerate(batches_of(none, epoch)):  # the last one: two rows for one replica, none for the other
+        for step, expected in enumerate(
+            batches_of(none, epoch)
+        ):  # the last one: two rows for one replica, none for the other
             np.testing.assert_array_equal(found[f"{epoch}-{step}"], expected["image"])
 
 
@@ -147,13 +169,19 @@ def test_images_of_any_number_of_bytes_lie_on_a_device() -> None:
     for size in ((1, 1, 1), (2, 4, 1), (3, 3, 1), (5, 1, 3)):
         images = np.random.default_rng(0).integers(0, 256, (7, *size), np.uint8)
         rows = np.array([6, -1, 0, 3, 3])
-        attached = DeviceImages(tf.distribute.get_strategy(), images).attach({"row": tf.constant(rows)})["image"]
+        attached = DeviceImages(tf.distribute.get_strategy(), images).attach({"row": tf.constant(rows)})[
+            "image"
+        ]
         np.testing.assert_array_equal(attached, gathered(images, rows))
 
 
 def peak_memory() -> int:
     """Most bytes of RAM that this process has taken since it was last asked to forget."""
-    return next(int(line.split()[1]) * 1024 for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return next(
+        int(line.split()[1]) * 1024
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
 
 
 def test_images_are_never_on_a_device_twice() -> None:
@@ -161,7 +189,9 @@ def test_images_are_never_on_a_device_twice() -> None:
     Path("/proc/self/clear_refs").write_text("5")
     before = peak_memory()
     kept = DeviceImages(tf.distribute.get_strategy(), images)
-    assert images.nbytes * 0.9 < peak_memory() - before < images.nbytes * 2.5  # once on the device, once on their way there
+    assert (
+        images.nbytes * 0.9 < peak_memory() - before < images.nbytes * 2.5
+    )  # once on the device, once on their way there
     assert kept is not None
 
 
@@ -182,7 +212,9 @@ def test_padding_is_black() -> None:
         (2 * BYTES - 2, 2 * BYTES, True, "none"),  # no way to the device
     ],
 )
-def test_auto_takes_the_fastest_that_fits_into_half_of_what_is_free(ram: int, gpu: int, strategy: bool, expected: str) -> None:
+def test_auto_takes_the_fastest_that_fits_into_half_of_what_is_free(
+    ram: int, gpu: int, strategy: bool, expected: str
+) -> None:
     cache = Cache(tf.distribute.get_strategy() if strategy else None, ram=ram, gpu=gpu)
     assert cache.choose(ROWS, DataSpec(**SIZE)).name == expected
 
@@ -191,7 +223,9 @@ class Replicas:
     num_replicas_in_sync = 4
 
 
-@pytest.mark.parametrize(("gpu", "expected"), [(2 * BYTES, "device"), (BYTES // 2, "device sharded"), (BYTES // 2 - 2, "host")])
+@pytest.mark.parametrize(
+    ("gpu", "expected"), [(2 * BYTES, "device"), (BYTES // 2, "device sharded"), (BYTES // 2 - 2, "host")]
+)
 def test_rows_are_shared_out_where_all_of_them_do_not_fit(gpu: int, expected: str) -> None:
     tier = Cache(Replicas(), ram=2 * BYTES, gpu=gpu).choose(ROWS, DataSpec(**SIZE))
     assert str(tier).startswith(f"cache: {expected} (")
@@ -199,10 +233,19 @@ def test_rows_are_shared_out_where_all_of_them_do_not_fit(gpu: int, expected: st
 
 def test_splits_share_the_memory() -> None:
     cache = Cache(ram=4 * BYTES, gpu=0)
-    assert [cache.choose(ROWS, DataSpec(**SIZE)).name for _ in range(4)] == ["host", "host", "host", "none"]  # 24, 18, 12, 6 kB free
+    assert [cache.choose(ROWS, DataSpec(**SIZE)).name for _ in range(4)] == [
+        "host",
+        "host",
+        "host",
+        "none",
+    ]  # 24, 18, 12, 6 kB free
     cache = Cache(Replicas(), ram=10 * BYTES, gpu=3 * BYTES)
     tiers = [cache.choose(ROWS, DataSpec(**SIZE)) for _ in range(3)]
-    assert [(tier.name, tier.sharded) for tier in tiers] == [("device", False), ("device", False), ("device", True)]
+    assert [(tier.name, tier.sharded) for tier in tiers] == [
+        ("device", False),
+        ("device", False),
+        ("device", True),
+    ]
     assert cache.ram == 10 * BYTES
     cache = Cache(tf.distribute.get_strategy(), ram=4 * BYTES, gpu=0)
     assert cache.choose(ROWS, DataSpec(**SIZE, cache="device")).name == "device"
@@ -211,7 +254,10 @@ def test_splits_share_the_memory() -> None:
 
 def test_the_choice_says_bytes_and_why() -> None:
     cache = Cache(workers=2, ram=11_200_000_000, gpu=0)
-    assert str(cache.choose(2000, DataSpec())) == "cache: host (135.0 MB of decoded images; 11.2 GB of RAM free for each worker; no GPU)"
+    assert (
+        str(cache.choose(2000, DataSpec()))
+        == "cache: host (135.0 MB of decoded images; 11.2 GB of RAM free for each worker; no GPU)"
+    )
     cache = Cache(Replicas(), ram=11_200_000_000, gpu=80_000_000_000)
     assert str(cache.choose(2000, DataSpec())) == (
         "cache: device (135.0 MB of decoded images; 11.2 GB of RAM free; 80.0 GB free on each of 4 GPUs)"
@@ -223,7 +269,8 @@ def test_the_choice_says_bytes_and_why() -> None:
 def test_a_tier_that_does_not_fit_is_refused_with_figures(tier: str) -> None:
     cache = Cache(tf.distribute.get_strategy(), ram=BYTES, gpu=0)
     with pytest.raises(
-        ConfigError, match=rf"50% .* cache={tier} with 0\.0 MB of decoded images; 0\.0 MB of RAM free; no GPU\. Fix: use cache=auto"
+        ConfigError,
+        match=rf"50% .* cache={tier} with 0\.0 MB of decoded images; 0\.0 MB of RAM free; no GPU\. Fix: use cache=auto",
     ):
         cache.choose(ROWS, DataSpec(**SIZE, cache=tier))
 
@@ -236,7 +283,11 @@ def test_a_split_that_is_read_once_is_not_cached(directory: Path) -> None:
 
 def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.input.cache.available_ram", lambda: 6 * BYTES)
-    assert [Cache(workers=workers).choose(ROWS, DataSpec(**SIZE)).name for workers in (1, 3, 4)] == ["host", "host", "none"]
+    assert [Cache(workers=workers).choose(ROWS, DataSpec(**SIZE)).name for workers in (1, 3, 4)] == [
+        "host",
+        "host",
+        "none",
+    ]
 
 
 def files(folder: Path, **content: str) -> Path:
@@ -250,7 +301,11 @@ def files(folder: Path, **content: str) -> Path:
 def test_free_ram_is_what_kernel_and_container_leave(tmp_path: Path) -> None:
     proc = files(tmp_path / "proc", meminfo="MemTotal:  900 kB\nMemAvailable:  500 kB\nHugePages_Total: 0\n")
     assert available_ram(proc, tmp_path / "none") == 512_000
-    limited = {"memory_in_max": "300000\n", "memory_in_current": "200000\n", "memory_in_stat": "anon 1\ninactive_file 50000\n"}
+    limited = {
+        "memory_in_max": "300000\n",
+        "memory_in_current": "200000\n",
+        "memory_in_stat": "anon 1\ninactive_file 50000\n",
+    }
     assert available_ram(proc, files(tmp_path / "v2", **limited)) == 150_000
     assert available_ram(proc, files(tmp_path / "open", **{**limited, "memory_in_max": "max\n"})) == 512_000
     assert available_ram(proc, files(tmp_path / "full", **{**limited, "memory_in_current": "400000\n"})) == 0
@@ -263,7 +318,9 @@ def test_free_ram_is_what_kernel_and_container_leave(tmp_path: Path) -> None:
 
 def test_free_gpu_memory_is_that_of_the_fullest_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool = tmp_path / "nvidia-smi"
-    tool.write_text('#!/bin/sh\ncase "$*" in *"-i 0,2") printf "300\\n200\\n";; *) printf "300\\n100\\n200\\n";; esac\n')
+    tool.write_text(
+        '#!/bin/sh\ncase "$*" in *"-i 0,2") printf "300\\n200\\n";; *) printf "300\\n100\\n200\\n";; esac\n'
+    )
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
@@ -287,5 +344,7 @@ for _ in range(3):
     del arrays
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
-    answer = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60).stdout
+    answer = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60
+    ).stdout
     assert int(answer) < 100

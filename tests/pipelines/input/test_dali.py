@@ -41,7 +41,9 @@ def solid(value: int) -> bytes:
 SOLIDS = [solid(20 * row) for row in range(10)]
 
 
-def records(images: Sequence[bytes], batch: int = BATCH, first: int = 0, shapes: np.ndarray | None = None) -> Records:
+def records(
+    images: Sequence[bytes], batch: int = BATCH, first: int = 0, shapes: np.ndarray | None = None
+) -> Records:
     """Row i, from `first` on, is image i with label i % 3; the last batch is padded."""
 
     def iterate() -> Iterator[dict[str, Any]]:
@@ -62,7 +64,9 @@ def records(images: Sequence[bytes], batch: int = BATCH, first: int = 0, shapes:
 
 def decoded(images: Sequence[bytes], data: DataSpec, batch: int = BATCH) -> np.ndarray:
     """All images through one pipeline, without the padding."""
-    found = [b["image"].numpy() for b in dali.decoded_batches(records(images, batch), data, batch, "as-found")]
+    found = [
+        b["image"].numpy() for b in dali.decoded_batches(records(images, batch), data, batch, "as-found")
+    ]
     return np.concatenate(found)[: len(images)]
 
 
@@ -98,8 +102,17 @@ def cmyk() -> bytes:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_decoding_agrees_to_the_last_bit(channels: int) -> None:
     colour = noise(*SIZE, 3)
-    images = [encoded(colour, subsampling=subsampling) for subsampling in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")]
-    images += [encoded(colour, progressive=True), turned(colour), encoded(noise(*SIZE)), png(colour), png(noise(*SIZE)), cmyk()]
+    images = [
+        encoded(colour, subsampling=subsampling) for subsampling in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")
+    ]
+    images += [
+        encoded(colour, progressive=True),
+        turned(colour),
+        encoded(noise(*SIZE)),
+        png(colour),
+        png(noise(*SIZE)),
+        cmyk(),
+    ]
     data = DataSpec(image_size=SIZE, channels=channels)
     np.testing.assert_array_equal(decoded(images, data, len(images)), by_tfdata(images, data))
 
@@ -150,7 +163,10 @@ def test_raw_colours_become_grey_as_those_of_a_png_do() -> None:
 def test_what_a_batch_holds(encoding: str) -> None:
     *_, last = found = list(dali.decoded_batches(records(SOLIDS), GREY, BATCH, encoding))
     assert [b["row"].numpy().tolist() for b in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
-    assert found[1]["image"].numpy().tolist() == (20 * np.arange(4, 8)[:, None, None, None] * np.ones((1, 2, 3, 1))).tolist()
+    assert (
+        found[1]["image"].numpy().tolist()
+        == (20 * np.arange(4, 8)[:, None, None, None] * np.ones((1, 2, 3, 1))).tolist()
+    )
     assert last["image"].numpy()[:, 1, 2, 0].tolist() == [160, 180, 0, 0]
     assert last["label"].numpy().tolist() == [2, 0, 0, 0]
     assert last["weight"].numpy().tolist() == [1, 1, 0, 0]
@@ -160,8 +176,15 @@ def test_what_a_batch_holds(encoding: str) -> None:
 
 
 def test_a_batch_of_padding_alone_is_black() -> None:
-    padding = {"encoded": [], "label": np.zeros(2, np.int32), "weight": np.zeros(2, np.float32), "row": np.full(2, -1)}
-    first, second = dali.decoded_batches(lambda: iter([next(records(SOLIDS[5:], 2)()), padding]), GREY, 2, "as-found")
+    padding = {
+        "encoded": [],
+        "label": np.zeros(2, np.int32),
+        "weight": np.zeros(2, np.float32),
+        "row": np.full(2, -1),
+    }
+    first, second = dali.decoded_batches(
+        lambda: iter([next(records(SOLIDS[5:], 2)()), padding]), GREY, 2, "as-found"
+    )
     assert first["image"].numpy().any()
     assert second["image"].shape == (2, 2, 3, 1)
     assert not second["image"].numpy().any()
@@ -212,7 +235,9 @@ def test_stopping_early_ends_the_pipeline(taken: int, monkeypatch: pytest.Monkey
 # --- errors ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("broken", [b"", b"junk", solid(7)[:-20], encoded(noise(9, 9, 3))[:-20], b"\xff\xd8\xff\xe0 no jpeg"])
+@pytest.mark.parametrize(
+    "broken", [b"", b"junk", solid(7)[:-20], encoded(noise(9, 9, 3))[:-20], b"\xff\xd8\xff\xe0 no jpeg"]
+)
 def test_an_image_that_cannot_be_decoded_is_named_in_its_place(broken: bytes) -> None:
     images = [*SOLIDS[:6], broken, *SOLIDS[7:]]
     batches = dali.decoded_batches(records(images), GREY, BATCH, "as-found")

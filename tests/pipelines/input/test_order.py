@@ -100,7 +100,11 @@ def test_workers_take_contiguous_slices() -> None:
     assert [worker_slice(rows, worker, 3).tolist() for worker in range(3)] == [[7, 5], [3, 1], [9, -1]]
 
 
-@pytest.mark.parametrize(("batch", "workers", "nearest"), [(10, 4, "use 8 or 12"), (2, 3, "use 3"), (7, 2, "use 6 or 8")])
-def test_a_batch_that_does_not_divide_names_the_nearest_that_do(batch: int, workers: int, nearest: str) -> None:
+@pytest.mark.parametrize(
+    ("batch", "workers", "nearest"), [(10, 4, "use 8 or 12"), (2, 3, "use 3"), (7, 2, "use 6 or 8")]
+)
+def test_a_batch_that_does_not_divide_names_the_nearest_that_do(
+    batch: int, workers: int, nearest: str
+) -> None:
     with pytest.raises(ConfigError, match=f"batch={batch}. Fix: {nearest}\\.$"):
         worker_slice(np.arange(batch), 0, workers)

@@ -18,7 +18,13 @@ from pipelines.shards.manifest import Manifest, load_manifest
 
 CLASSES = ("ant", "bee", "cat")
 RECORDS = [
-    Record(f"bytes of {row}".encode(), row % 3, f"id-{row}", (row + 1, 2, 3), None if row % 2 else (0.0, 0.25, 0.5, 1.0))
+    Record(
+        f"bytes of {row}".encode(),
+        row % 3,
+        f"id-{row}",
+        (row + 1, 2, 3),
+        None if row % 2 else (0.0, 0.25, 0.5, 1.0),
+    )
     for row in range(8)
 ]
 FORMATS = ("arrow", "tfrecord")
@@ -65,7 +71,9 @@ def test_images_are_views_of_the_mapped_file(directory: Path) -> None:
     (image,) = ShardReader(directory, "train").images([4])
     assert isinstance(image, memoryview)
     assert (image.readonly, image.format, image.contiguous) == (True, "B", True)
-    (path,) = [path for path in directory.iterdir() if path.suffix != ".json" and b"bytes of 4" in path.read_bytes()]
+    (path,) = [
+        path for path in directory.iterdir() if path.suffix != ".json" and b"bytes of 4" in path.read_bytes()
+    ]
     with path.open("r+b") as file:
         file.seek(path.read_bytes().index(b"bytes of 4"))
         file.write(b"BYTES")
@@ -74,7 +82,9 @@ def test_images_are_views_of_the_mapped_file(directory: Path) -> None:
 
 def test_both_formats_give_the_same_rows(tmp_path: Path, arrow: Path) -> None:
     one = ShardReader(arrow, "train")
-    other = ShardReader(write_shards(tmp_path / "tf", CLASSES, {"train": RECORDS}, 5, format="tfrecord"), "train")
+    other = ShardReader(
+        write_shards(tmp_path / "tf", CLASSES, {"train": RECORDS}, 5, format="tfrecord"), "train"
+    )
     rows = range(8)
     assert one.images(rows) == other.images(rows)
     assert one.ids(rows) == other.ids(rows)
@@ -91,7 +101,12 @@ def test_labels_are_in_memory_in_row_order(directory: Path) -> None:
 
 def test_no_rows_give_nothing(arrow: Path) -> None:
     reader = ShardReader(arrow, "train")
-    assert (reader.images([]), reader.ids([]), reader.evidence([]), reader.shapes([]).shape) == ([], [], [], (0, 3))
+    assert (reader.images([]), reader.ids([]), reader.evidence([]), reader.shapes([]).shape) == (
+        [],
+        [],
+        [],
+        (0, 3),
+    )
 
 
 def test_an_empty_split_has_no_rows(tmp_path: Path) -> None:
@@ -99,7 +114,9 @@ def test_an_empty_split_has_no_rows(tmp_path: Path) -> None:
     assert (reader.rows, reader.labels.tolist(), reader.ids([]), reader.shard_rows) == (0, [], [], ())
 
 
-def test_shards_are_mapped_anew_where_there_are_too_many(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_are_mapped_anew_where_there_are_too_many(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reader_module, "MAPPED_SHARDS", 1)
     reader = ShardReader(directory, "train")
     rows = [0, 7, 3, 1, 6]
@@ -141,7 +158,11 @@ def test_a_missing_file_is_named(directory: Path) -> None:
 def test_a_changed_row_is_named_when_it_is_handed_out(directory: Path, damage: str) -> None:
     path = next(directory.glob("train-00003.*w"))  # its columns: the Arrow file, or the index
     if damage == "image":
-        flip(next(path for path in directory.glob("train-00003*") if b"bytes of 4" in path.read_bytes()), b"bytes of 4", b"bytes oF 4")
+        flip(
+            next(path for path in directory.glob("train-00003*") if b"bytes of 4" in path.read_bytes()),
+            b"bytes of 4",
+            b"bytes oF 4",
+        )
     elif damage == "label":
         flip(path, np.array([0, 1, 2], np.int32).tobytes(), np.array([0, 2, 2], np.int32).tobytes())
     else:
@@ -149,7 +170,10 @@ def test_a_changed_row_is_named_when_it_is_handed_out(directory: Path, damage: s
         flip(path, np.uint64(wanted).tobytes(), np.uint64(wanted ^ 1).tobytes())
     reader = ShardReader(directory, "train")
     assert reader.images([0, 1, 2, 3, 5, 6, 7]) == [RECORDS[row].image for row in (0, 1, 2, 3, 5, 6, 7)]
-    files = {"arrow": r"train-00003\.arrow", "tfrecord": r"train-00003\.tfrecord or its index train-00003\.index\.arrow"}
+    files = {
+        "arrow": r"train-00003\.arrow",
+        "tfrecord": r"train-00003\.tfrecord or its index train-00003\.index\.arrow",
+    }
     received = rf"{files[reader.manifest.format]}: row=1 of the file, row=4 of split 'train', id=id-4\."
     with pytest.raises(DataError, match=rf"image and label as they were written. Received: .*/{received}"):
         reader.images([5, 4])
@@ -191,5 +215,7 @@ def test_a_file_with_other_columns_is_named(arrow: Path) -> None:
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
         writer.write_batch(batch)
     with_shard(arrow, 0, bytes=path.stat().st_size, rows=1)
-    with pytest.raises(DataError, match=rf"train-00000\.arrow: other columns than {', '.join(RECORD_SCHEMA.names)}\."):
+    with pytest.raises(
+        DataError, match=rf"train-00000\.arrow: other columns than {', '.join(RECORD_SCHEMA.names)}\."
+    ):
         ShardReader(arrow, "train")

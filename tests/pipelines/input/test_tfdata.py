@@ -83,7 +83,10 @@ def test_resizing_up_uses_half_pixel_centres_and_rounds() -> None:
 
 def test_resizing_down_does_not_antialias() -> None:
     # the middle pixel of each half; antialiasing would blend its neighbours in
-    assert pixels(png(np.uint8([[90, 10, 250, 30, 200, 60]])), (1, 2), channels=1).ravel().tolist() == [10, 200]
+    assert pixels(png(np.uint8([[90, 10, 250, 30, 200, 60]])), (1, 2), channels=1).ravel().tolist() == [
+        10,
+        200,
+    ]
 
 
 def test_height_comes_before_width() -> None:
@@ -92,8 +95,13 @@ def test_height_comes_before_width() -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (37, 53), (160, 90)])
-@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": "4:1:1"}, {"grey": True}])
-def test_jpegs_of_any_kind_are_those_of_libjpeg_turbo(shape: tuple[int, int], channels: int, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": "4:1:1"}, {"grey": True}],
+)
+def test_jpegs_of_any_kind_are_those_of_libjpeg_turbo(
+    shape: tuple[int, int], channels: int, options: dict[str, Any]
+) -> None:
     """To the last bit; and resized as `tf.image.resize` does it."""
     noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
     grey, rest = options.get("grey"), {name: value for name, value in options.items() if name != "grey"}
@@ -105,7 +113,9 @@ def test_jpegs_of_any_kind_are_those_of_libjpeg_turbo(shape: tuple[int, int], ch
 
 
 @pytest.mark.parametrize(("size", "fits"), [((4, 6), True), ((6, 4), False)])
-def test_raw_pixels_of_the_right_size_are_not_resized(size: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_raw_pixels_of_the_right_size_are_not_resized(
+    size: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Eagerly only the branch taken runs."""
     calls = []
     resize = tf.raw_ops.ResizeBilinear
@@ -118,7 +128,11 @@ def test_batches_of_any_size_have_static_shapes_and_are_traced_once() -> None:
     data = DataSpec(image_size=(5, 7))  # as no other test has it: what they traced would be found again
 
     def batches(size: int) -> tf.data.Dataset:
-        record = {"encoded": [solid(value) for value in range(size)], "shape": np.zeros((size, 3), np.int32), "row": np.arange(size)}
+        record = {
+            "encoded": [solid(value) for value in range(size)],
+            "shape": np.zeros((size, 3), np.int32),
+            "row": np.arange(size),
+        }
         signature = {"row": tf.TensorSpec((size,), tf.int64)}
         return tfdata.decoded_batches(lambda: iter([record]), signature, data, "as-found", 1)
 
@@ -134,7 +148,9 @@ def test_batches_of_any_size_have_static_shapes_and_are_traced_once() -> None:
 def test_real_photos_decode_as_pillow_decodes_them(shared: Path) -> None:
     for path in sorted((shared / "data" / "samples").glob("dog.150?.jpg"))[:4]:
         photo = Image.open(path)
-        np.testing.assert_array_equal(pixels(path.read_bytes(), (photo.height, photo.width)), np.asarray(photo))
+        np.testing.assert_array_equal(
+            pixels(path.read_bytes(), (photo.height, photo.width)), np.asarray(photo)
+        )
 
 
 def test_many_images_are_decoded_in_order() -> None:
@@ -149,7 +165,8 @@ def test_no_images_decode_to_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "broken", [b"", b"junk", solid(7)[:-20], b"\xff\xd8\xff\xe0 no jpeg", b"BM no bitmap", b"GIF89a no gif", TRUNCATED]
+    "broken",
+    [b"", b"junk", solid(7)[:-20], b"\xff\xd8\xff\xe0 no jpeg", b"BM no bitmap", b"GIF89a no gif", TRUNCATED],
 )
 def test_the_first_broken_image_is_found(broken: bytes) -> None:
     data = DataSpec(image_size=(2, 3))
@@ -162,9 +179,13 @@ def test_the_first_broken_image_is_found(broken: bytes) -> None:
 
 @pytest.mark.parametrize(("stored", "wanted"), [(3, 3), (1, 3), (3, 1), (1, 1)])
 @pytest.mark.parametrize("size", [(16, 24), (7, 30)])
-def test_raw_pixels_become_what_a_png_of_them_becomes(noise: np.ndarray, stored: int, wanted: int, size: tuple[int, int]) -> None:
+def test_raw_pixels_become_what_a_png_of_them_becomes(
+    noise: np.ndarray, stored: int, wanted: int, size: tuple[int, int]
+) -> None:
     array = noise[..., :stored]
-    found = tfdata.from_raw(tf.constant(array.tobytes()), tf.constant(array.shape), DataSpec(image_size=size, channels=wanted)).numpy()
+    found = tfdata.from_raw(
+        tf.constant(array.tobytes()), tf.constant(array.shape), DataSpec(image_size=size, channels=wanted)
+    ).numpy()
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, pixels(png(array), size, wanted))
 
@@ -209,9 +230,14 @@ def test_the_fast_decoder_takes_every_ratio_and_png() -> None:
     """A smooth picture is nearly the same however it is decoded; a wrong branch would show another size or a black image."""
     y, x = np.mgrid[0:160, 0:160]
     smooth = np.stack([y, x, 255 - y], axis=2).astype(np.uint8)
-    images = [jpeg(np.kron(smooth, np.ones((k, k, 1), np.uint8))[: 160 * k, : 160 * k]) for k in (1, 2, 4)] + [png(smooth)]
+    images = [
+        jpeg(np.kron(smooth, np.ones((k, k, 1), np.uint8))[: 160 * k, : 160 * k]) for k in (1, 2, 4)
+    ] + [png(smooth)]
     shapes = np.array([(160 * k, 160 * k, 3) for k in (1, 2, 4, 1)])
-    exact, fast = (tfdata.decode_all(images, shapes, DataSpec(decode=decode), "as-found").astype(int) for decode in ("exact", "fast"))
+    exact, fast = (
+        tfdata.decode_all(images, shapes, DataSpec(decode=decode), "as-found").astype(int)
+        for decode in ("exact", "fast")
+    )
     np.testing.assert_array_equal(fast[[0, 3]], exact[[0, 3]])
     assert 0 < np.abs(fast - exact)[1:3].mean() < 1
 
@@ -220,7 +246,10 @@ def test_real_photos_decoded_fast_are_close(shared: Path) -> None:
     """Of 300 photos those that change do so by 3.7 levels on average, at most 16: half the size has no aliases of the finest detail."""
     photos = [path.read_bytes() for path in sorted((shared / "data" / "samples").glob("dog.150?.jpg"))]
     shapes = np.array([(*np.asarray(Image.open(io.BytesIO(photo))).shape[:2], 3) for photo in photos])
-    exact, fast = (tfdata.decode_all(photos, shapes, DataSpec(decode=decode), "as-found").astype(float) for decode in ("exact", "fast"))
+    exact, fast = (
+        tfdata.decode_all(photos, shapes, DataSpec(decode=decode), "as-found").astype(float)
+        for decode in ("exact", "fast")
+    )
     difference = np.abs(exact - fast).mean(axis=(1, 2, 3))
     halved = (shapes[:, :2] >= 299).all(axis=1)
     assert halved.any()

@@ -11,7 +11,9 @@ from PIL import Image
 
 from pipelines.shards.images import ORIENTATION
 
-RGB = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]], [[7, 7, 7], [200, 100, 50]]], np.uint8)  # 3 x 2
+RGB = np.array(
+    [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]], [[7, 7, 7], [200, 100, 50]]], np.uint8
+)  # 3 x 2
 GREY = np.array([[0, 50], [100, 255]], np.uint8)
 
 
@@ -33,7 +35,9 @@ def form(image: bytes) -> str:
 def smooth(height: int, width: int) -> np.ndarray:
     """A ramp to the right in red and downwards in green, which JPEG keeps almost exactly."""
     down, right = np.mgrid[:height, :width]
-    return np.stack([right * 255 // (width - 1), down * 255 // (height - 1), np.full_like(down, 90)], -1).astype(np.uint8)
+    return np.stack(
+        [right * 255 // (width - 1), down * 255 // (height - 1), np.full_like(down, 90)], -1
+    ).astype(np.uint8)
 
 
 def noise(height: int, width: int, channels: int = 3) -> np.ndarray:
@@ -54,7 +58,10 @@ def png(width: int, height: int, depth: int, colour: int, rows: bytes, *chunks: 
 
 def chunked(*parts: tuple[bytes, bytes]) -> bytes:
     """A PNG of these chunks."""
-    body = b"".join(struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts)
+    body = b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in parts
+    )
     return b"\x89PNG\r\n\x1a\n" + body
 
 

@@ -110,7 +110,9 @@ def test_a_change_of_a_column_without_checksums_is_found(tmp_path, column, buffe
     assert start < place.address - whole.address + place.size
     data[start : start + len(old)] = new
     (tmp_path / "s").write_bytes(data)
-    with pytest.raises(DataError, match=r"undamaged Arrow IPC file. Received: .*s: damaged columns in record batch 0\. Fix"):
+    with pytest.raises(
+        DataError, match=r"undamaged Arrow IPC file. Received: .*s: damaged columns in record batch 0\. Fix"
+    ):
         open_arrow(tmp_path / "s")
 
 

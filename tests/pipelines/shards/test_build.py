@@ -28,9 +28,13 @@ def _cluster(ray_cluster):
 
 
 def test_a_whole_shard_set(tmp_path):
-    source = ListSource({"train": examples(5), "validation": [Example(png(9), 1, "ü b.png", (0.0, 0.5, 0.5, 1.0))]})
+    source = ListSource(
+        {"train": examples(5), "validation": [Example(png(9), 1, "ü b.png", (0.0, 0.5, 0.5, 1.0))]}
+    )
     progress = []
-    manifest = build_shards(source, tmp_path / "deep/set", ShardSpec(shard_rows=2), lambda *done: progress.append(done))
+    manifest = build_shards(
+        source, tmp_path / "deep/set", ShardSpec(shard_rows=2), lambda *done: progress.append(done)
+    )
     out = tmp_path / "deep/set"
     assert load_manifest(out) == manifest
     assert sorted(path.name for path in out.iterdir()) == [
@@ -49,14 +53,23 @@ def test_a_whole_shard_set(tmp_path):
     ]
     (last,) = rows(out, manifest, "validation")
     assert last.pop("checksum")
-    assert last == {"image": png(9), "label": 1, "id": "ü b.png", "evidence": [0.0, 0.5, 0.5, 1.0], "shape": [1, 1, 1]}
+    assert last == {
+        "image": png(9),
+        "label": 1,
+        "id": "ü b.png",
+        "evidence": [0.0, 0.5, 0.5, 1.0],
+        "shape": [1, 1, 1],
+    }
     assert (manifest.source, manifest.fingerprint, manifest.classes, manifest.rejected) == (
         "list:test",
         source.fingerprint(),
         ("ant", "bee"),
         0,
     )
-    assert (manifest.splits["train"].class_counts, manifest.splits["validation"].class_counts) == ((3, 2), (0, 1))
+    assert (manifest.splits["train"].class_counts, manifest.splits["validation"].class_counts) == (
+        (3, 2),
+        (0, 1),
+    )
     assert (out / "rejected.jsonl").read_text() == ""
     assert progress[0] == (0, 6)
     assert progress[-1] == (6, 6)
@@ -64,7 +77,9 @@ def test_a_whole_shard_set(tmp_path):
 
 
 def test_mean_and_deviation_are_exact(tmp_path):
-    manifest = build_shards(ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(shard_rows=1, validation=0))
+    manifest = build_shards(
+        ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(shard_rows=1, validation=0)
+    )
     pixels = [0, 1, 1, 2, 2, 3, 3, 4]
     assert list(manifest.splits) == ["train"]
     assert manifest.splits["train"].mean == pytest.approx((2.0,) * 3, rel=1e-15)
@@ -75,8 +90,13 @@ def test_rejects_are_listed_in_order_and_empty_shards_left_out(tmp_path):
     items = examples(6)
     items[1] = Example(b"words", 1, "words.jpg")
     items[2], items[3] = Rejected("2.txt", "not an image suffix: .txt"), Example(b"", 0, "empty ü.png")
-    manifest = build_shards(ListSource({"train": items}), tmp_path / "set", ShardSpec(shard_rows=2, validation=0))
-    assert [shard.file for shard in manifest.splits["train"].shards] == ["train-00000-of-00003.arrow", "train-00002-of-00003.arrow"]
+    manifest = build_shards(
+        ListSource({"train": items}), tmp_path / "set", ShardSpec(shard_rows=2, validation=0)
+    )
+    assert [shard.file for shard in manifest.splits["train"].shards] == [
+        "train-00000-of-00003.arrow",
+        "train-00002-of-00003.arrow",
+    ]
     assert len(list((tmp_path / "set").glob("*.arrow"))) == 2
     assert [json.loads(line) for line in (tmp_path / "set/rejected.jsonl").read_text().splitlines()] == [
         {"id": "words.jpg", "reason": "not a JPEG, PNG, BMP, GIF or WebP image, or a damaged header"},
@@ -88,7 +108,11 @@ def test_rejects_are_listed_in_order_and_empty_shards_left_out(tmp_path):
 
 
 def test_an_unusable_validation_split_is_left_out(tmp_path):
-    manifest = build_shards(ListSource({"train": examples(3), "validation": [Rejected("x", "bad")]}), tmp_path / "set", ShardSpec())
+    manifest = build_shards(
+        ListSource({"train": examples(3), "validation": [Rejected("x", "bad")]}),
+        tmp_path / "set",
+        ShardSpec(),
+    )
     assert list(manifest.splits) == ["train"]
 
 
@@ -96,7 +120,10 @@ def test_an_unusable_validation_split_is_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("items", "found"),
     [
-        ([Rejected("a.txt", "bad suffix"), Example(b"", 1, "b")], "ant=0, bee=0; rejected=2 (a.txt: bad suffix; b: empty file)"),
+        (
+            [Rejected("a.txt", "bad suffix"), Example(b"", 1, "b")],
+            "ant=0, bee=0; rejected=2 (a.txt: bad suffix; b: empty file)",
+        ),
         ([item for item in examples(8) if item.label], "ant=0, bee=4; rejected=0"),
     ],
 )
@@ -119,7 +146,10 @@ def test_a_source_without_images(tmp_path):
 
 @pytest.mark.parametrize("file_format", ["arrow", "tfrecord"])
 def test_the_number_of_workers_makes_no_difference(tmp_path, file_format):
-    items = [Rejected(f"{index}.txt", "no image") if index % 5 == 3 else item for index, item in enumerate(examples(40))]
+    items = [
+        Rejected(f"{index}.txt", "no image") if index % 5 == 3 else item
+        for index, item in enumerate(examples(40))
+    ]
     source, spec = ListSource({"train": items}), ShardSpec(format=file_format, shard_rows=3)
     for workers in (1, 2, 3, None):
         build_shards(source, tmp_path / str(workers), spec, workers=workers)
@@ -150,13 +180,17 @@ def test_shards_of_so_many_megabytes(tmp_path):
     source, spec = ListSource({"train": items}), ShardSpec(shard_mb=5.2 * np.mean(sizes) / 1e6)
     manifest = build_shards(source, tmp_path / "set", spec)
     assert [shard.rows for shard in manifest.splits["train"].shards] == [5, 5, 5, 5, 4]
-    small = ShardSpec(shard_mb=2.5 * 32 * 32 / 1e6, encoding="raw", store_size=32)  # judged by what is stored, not by what is read
+    small = ShardSpec(
+        shard_mb=2.5 * 32 * 32 / 1e6, encoding="raw", store_size=32
+    )  # judged by what is stored, not by what is read
     manifest = build_shards(source, tmp_path / "small", small)
     assert {shard.rows for shard in manifest.splits["train"].shards} == {2}
 
 
 def test_shards_of_less_than_an_image_hold_one(tmp_path):
-    manifest = build_shards(ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(shard_mb=1e-6, validation=0))
+    manifest = build_shards(
+        ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(shard_mb=1e-6, validation=0)
+    )
     assert [shard.rows for shard in manifest.splits["train"].shards] == [1, 1, 1, 1]
 
 
@@ -171,7 +205,9 @@ def test_shards_of_less_than_an_image_hold_one(tmp_path):
 )
 def test_options_that_make_no_sense(tmp_path, options, workers, message):
     with pytest.raises(ConfigError, match=message):
-        build_shards(ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(**options), workers=workers)
+        build_shards(
+            ListSource({"train": examples(4)}), tmp_path / "set", ShardSpec(**options), workers=workers
+        )
     assert not (tmp_path / "set").exists()
 
 
@@ -179,7 +215,9 @@ def test_headers_only_give_no_mean(tmp_path):
     deep = io.BytesIO()
     Image.fromarray(np.full((2, 2), 999, np.uint16)).save(deep, "PNG")
     items = [*examples(4), Example(deep.getvalue(), 0, "has to be decoded")]
-    manifest = build_shards(ListSource({"train": items}), tmp_path / "set", ShardSpec(check="header", validation=0))
+    manifest = build_shards(
+        ListSource({"train": items}), tmp_path / "set", ShardSpec(check="header", validation=0)
+    )
     assert manifest.splits["train"].rows == 5
     assert (manifest.splits["train"].mean, manifest.splits["train"].std) == (None, None)
     assert "mean (R G B)  not computed" in describe(tmp_path / "set")
@@ -191,20 +229,30 @@ def test_the_manifest_says_how_images_are_stored(tmp_path):
     assert (manifest.format, manifest.encoding, manifest.store_size) == ("tfrecord", "jpeg:70", 8)
     (shard,) = manifest.splits["train"].shards
     assert [(file.bytes, file.sha256) for file in shard.files] == [
-        ((tmp_path / "set" / file.file).stat().st_size, sha256(tmp_path / "set" / file.file)) for file in shard.files
+        ((tmp_path / "set" / file.file).stat().st_size, sha256(tmp_path / "set" / file.file))
+        for file in shard.files
     ]
     assert len(shard.files) == 2
 
 
 def test_the_description(tmp_path):
     items = [*examples(5), Rejected("x", "bad")]
-    build_shards(ListSource({"train": items, "validation": examples(2)}), tmp_path / "set", ShardSpec(shard_rows=2, store_size=64))
+    build_shards(
+        ListSource({"train": items, "validation": examples(2)}),
+        tmp_path / "set",
+        ShardSpec(shard_rows=2, store_size=64),
+    )
     text = describe(tmp_path / "set")
     assert "list:test" in text
     assert "shorter side of 64 pixels" in text
     assert "rejected     1 (reasons in rejected.jsonl)" in text
     table = [line.split() for line in text.splitlines() if line.startswith(("class", "ant", "bee", "all"))]
-    assert table == [["class", "train", "validation"], ["ant", "3", "1"], ["bee", "2", "1"], ["all", "5", "2"]]
+    assert table == [
+        ["class", "train", "validation"],
+        ["ant", "3", "1"],
+        ["bee", "2", "1"],
+        ["all", "5", "2"],
+    ]
     assert "train: 3 files" in text
     assert "mean (R G B)  2.50 2.50 2.50" in text
 
@@ -227,7 +275,10 @@ def test_a_folder_of_nasty_files(tmp_path):
     spec = ShardSpec(shard_rows=3, validation=0)
     manifest = build_shards(open_source(f"folder:{photos}"), tmp_path / "one", spec)
     build_shards(open_source(f"folder:{tmp_path / 'copy'}"), tmp_path / "two", spec)
-    assert {**snapshot(tmp_path / "one"), "manifest.json": ""} == {**snapshot(tmp_path / "two"), "manifest.json": ""}
+    assert {**snapshot(tmp_path / "one"), "manifest.json": ""} == {
+        **snapshot(tmp_path / "two"),
+        "manifest.json": "",
+    }
     found = {row["id"]: row for row in rows(tmp_path / "one", manifest, "train")}
     assert set(found) == {
         "cats/plain.jpg",
@@ -240,7 +291,12 @@ def test_a_folder_of_nasty_files(tmp_path):
     assert manifest.classes == ("cats", "dogs")
     assert manifest.splits["train"].class_counts == (3, 3)
     assert found["cats/plain.jpg"]["image"] == (photos / "cats/plain.jpg").read_bytes()
-    assert np.array_equal(np.asarray(Image.open(io.BytesIO(found["cats/16 bit.png"]["image"]))), pixels[..., 0])
-    reasons = {entry["id"]: entry["reason"] for entry in map(json.loads, (tmp_path / "one/rejected.jsonl").read_text().splitlines())}
+    assert np.array_equal(
+        np.asarray(Image.open(io.BytesIO(found["cats/16 bit.png"]["image"]))), pixels[..., 0]
+    )
+    reasons = {
+        entry["id"]: entry["reason"]
+        for entry in map(json.loads, (tmp_path / "one/rejected.jsonl").read_text().splitlines())
+    }
     assert set(reasons) == {"cats/truncated.jpg", "dogs/words.jpg", "dogs/nothing.jpg"}
     assert "truncated" in reasons["cats/truncated.jpg"]

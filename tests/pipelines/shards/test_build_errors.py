@@ -27,7 +27,9 @@ def disk(tmp_path):
     folder.mkdir()
 
     def mount(options: str) -> None:
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True, capture_output=True)
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", options, "none", folder], check=True, capture_output=True
+        )
 
     try:
         mount("size=1m")
@@ -57,7 +59,10 @@ def test_an_output_that_is_a_file_or_lies_under_one(tmp_path):
 @pytest.mark.parametrize(
     ("items", "found"),
     [
-        ([Rejected("a.txt", "bad suffix"), Example(b"", 1, "b")], "ant=0, bee=0; rejected=2 (a.txt: bad suffix; b: empty file)"),
+        (
+            [Rejected("a.txt", "bad suffix"), Example(b"", 1, "b")],
+            "ant=0, bee=0; rejected=2 (a.txt: bad suffix; b: empty file)",
+        ),
         ([item for item in examples(8) if item.label], "ant=0, bee=4; rejected=0"),
     ],
 )
@@ -67,7 +72,9 @@ def test_too_little_leaves_nothing(tmp_path, items, found, made, file_format):
     if not made:
         out.mkdir()
     with pytest.raises(DataError) as caught:
-        build_shards(ListSource({"train": items}), out, ShardSpec(shard_rows=2, validation=0, format=file_format))
+        build_shards(
+            ListSource({"train": items}), out, ShardSpec(shard_rows=2, validation=0, format=file_format)
+        )
     assert found in str(caught.value)
     assert out.exists() is not made
     assert made or not any(out.iterdir())
@@ -92,12 +99,19 @@ def failing(error: Exception):
     [
         (DataError("a", "b=c", "d"), "Expected a. Received: b=c (image 2 of train). Fix: d."),
         (ZeroDivisionError("by me"), "Received: image 2 of train: ZeroDivisionError: by me. Fix:"),
-        (OSError(28, "No space left on device", "in.jpg"), "image 2 of train: OSError: [Errno 28] No space left on device: 'in.jpg'"),
+        (
+            OSError(28, "No space left on device", "in.jpg"),
+            "image 2 of train: OSError: [Errno 28] No space left on device: 'in.jpg'",
+        ),
     ],
 )
 def test_what_breaks_a_worker_names_the_image(tmp_path, error, message):
     with pytest.raises(DataError) as caught:
-        build_shards(ListSource({"train": examples(4)}, meanwhile=failing(error)), tmp_path / "set", ShardSpec(validation=0))
+        build_shards(
+            ListSource({"train": examples(4)}, meanwhile=failing(error)),
+            tmp_path / "set",
+            ShardSpec(validation=0),
+        )
     assert type(caught.value) is DataError
     assert message in str(caught.value)
     assert not (tmp_path / "set").exists()
@@ -108,7 +122,12 @@ def test_shards_that_were_finished_before_an_error_are_kept(tmp_path):
     with pytest.raises(DataError):
         build_shards(source, tmp_path / "set", ShardSpec(shard_rows=1), workers=1)
     progress = []
-    build_shards(ListSource(source.splits), tmp_path / "set", ShardSpec(shard_rows=1), lambda *done: progress.append(done))
+    build_shards(
+        ListSource(source.splits),
+        tmp_path / "set",
+        ShardSpec(shard_rows=1),
+        lambda *done: progress.append(done),
+    )
     assert progress[0] == (2, 4)
 
 
@@ -127,13 +146,17 @@ def test_a_source_that_ends_too_early(tmp_path):
         def read(self, split, start, stop):
             return super().read(split, start, min(stop, 3))
 
-    with pytest.raises(DataError, match=r"Expected 4 images of train\. Received: source=list:test: 3 after number 0"):
+    with pytest.raises(
+        DataError, match=r"Expected 4 images of train\. Received: source=list:test: 3 after number 0"
+    ):
         build_shards(Short({"train": examples(4)}), tmp_path / "set", ShardSpec(validation=0))
 
 
 def test_a_full_disk_keeps_what_is_finished(tmp_path, disk):
     folder, mount = disk
-    source = ListSource({"train": [Example(noise(index, 256), index % 2, str(index)) for index in range(24)]})  # 64 KiB each
+    source = ListSource(
+        {"train": [Example(noise(index, 256), index % 2, str(index)) for index in range(24)]}
+    )  # 64 KiB each
     spec = ShardSpec(shard_rows=2, validation=0)
     with pytest.raises(ConfigError, match=r"out=.*No space left on device.*free space"):
         build_shards(source, folder / "set", spec)

@@ -45,7 +45,11 @@ def finished(out) -> set[str]:
 def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, file_format):
     items = examples(12)
     items[0] = Rejected("bad ü", "no image")
-    source, spec, out = ListSource({"train": items}), ShardSpec(shard_rows=2, format=file_format), tmp_path / "set"
+    source, spec, out = (
+        ListSource({"train": items}),
+        ShardSpec(shard_rows=2, format=file_format),
+        tmp_path / "set",
+    )
     build_shards(source, tmp_path / "whole", spec)
     with pytest.raises(EndedError):
         build_shards(source, out, spec, stop_after(8))
@@ -54,10 +58,14 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fil
     assert not (out / "manifest.json").exists()
     before = (out / kept[0]).stat()
     (next((out / ROOM).glob("*/")) / ".tmp-1234-train-00000-of-00005.arrow").write_bytes(b"half")
-    (out / kept[1]).unlink()  # one finished shard is lost, one cut short, the marker or the index of one damaged
+    (
+        out / kept[1]
+    ).unlink()  # one finished shard is lost, one cut short, the marker or the index of one damaged
     (out / kept[2]).write_bytes(b"cut")
     third = (
-        out / f"{os.path.splitext(kept[3])[0]}.index.arrow" if file_format == "tfrecord" else next((out / ROOM).glob(f"*/{kept[3]}.done"))
+        out / f"{os.path.splitext(kept[3])[0]}.index.arrow"
+        if file_format == "tfrecord"
+        else next((out / ROOM).glob(f"*/{kept[3]}.done"))
     )
     third.write_bytes(b"\xff")
     progress = []
@@ -68,7 +76,10 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fil
 
     build_shards(source, out, spec, watch)
     assert progress[0] == 2 * (len(kept) - 3)
-    assert ((out / kept[0]).stat().st_ino, (out / kept[0]).stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert ((out / kept[0]).stat().st_ino, (out / kept[0]).stat().st_mtime_ns) == (
+        before.st_ino,
+        before.st_mtime_ns,
+    )
     assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
@@ -127,10 +138,20 @@ def test_workers_that_always_die_name_the_shard_and_lose_no_other(tmp_path):
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(ConfigError, match=r"train-00001-of-00003.arrow, images 2 to 3 of train.*Fix"):
-        build_shards(ListSource({"train": examples(6)}, meanwhile=die), tmp_path / "set", ShardSpec(shard_rows=2, validation=0), workers=1)
+        build_shards(
+            ListSource({"train": examples(6)}, meanwhile=die),
+            tmp_path / "set",
+            ShardSpec(shard_rows=2, validation=0),
+            workers=1,
+        )
     assert finished(tmp_path / "set") == {"train-00000-of-00003.arrow"}
     progress = []
-    build_shards(ListSource({"train": examples(6)}), tmp_path / "set", ShardSpec(shard_rows=2, validation=0), lambda *d: progress.append(d))
+    build_shards(
+        ListSource({"train": examples(6)}),
+        tmp_path / "set",
+        ShardSpec(shard_rows=2, validation=0),
+        lambda *d: progress.append(d),
+    )
     assert progress[0] == (2, 6)
 
 
@@ -223,7 +244,10 @@ def test_a_source_that_changes_while_it_is_read_makes_no_set(tmp_path):
 
 
 def test_rejects_of_an_earlier_start_are_listed(tmp_path):
-    items = [Rejected(f"{i}", "no") if i % 3 == 0 else Example(e.image, e.label, e.id) for i, e in enumerate(examples(12))]
+    items = [
+        Rejected(f"{i}", "no") if i % 3 == 0 else Example(e.image, e.label, e.id)
+        for i, e in enumerate(examples(12))
+    ]
     source, out = ListSource({"train": items}), tmp_path / "set"
     with pytest.raises(EndedError):
         build_shards(source, out, ShardSpec(shard_rows=2, validation=0), stop_after(4))

@@ -28,13 +28,17 @@ def decoded(image: bytes) -> np.ndarray | None:
 @pytest.mark.parametrize("size", [(32, 48), (37, 53), (1, 9), (9, 1)])
 def test_raw_pixels_are_those_of_the_file_as_found(subsampling, size):
     channels = 1 if subsampling == "Gray" else 3
-    image = simplejpeg.encode_jpeg(noise(*size, channels), 80, "GRAY" if channels == 1 else "RGB", subsampling)
+    image = simplejpeg.encode_jpeg(
+        noise(*size, channels), 80, "GRAY" if channels == 1 else "RGB", subsampling
+    )
     raw = prepare(image, ShardSpec(encoding="raw"))
     assert prepare(image, ShardSpec()).image == image
     assert np.array_equal(np.frombuffer(raw.image, np.uint8).reshape(raw.shape), decoded(image))
 
 
-@pytest.mark.parametrize("options", [{"progressive": True}, {"restart_marker_rows": 1}, {"exif": orientation(1)}])
+@pytest.mark.parametrize(
+    "options", [{"progressive": True}, {"restart_marker_rows": 1}, {"exif": orientation(1)}]
+)
 def test_so_are_those_of_other_ways_to_write_a_jpeg(options):
     image = encode(noise(37, 53), "JPEG", **options)
     assert np.array_equal(codec.decode_jpeg(image, 3), decoded(image))
@@ -42,8 +46,16 @@ def test_so_are_those_of_other_ways_to_write_a_jpeg(options):
 
 def variants() -> list[bytes]:
     texture = Image.fromarray(smooth(48, 64) // 2 + noise(48, 64) // 8)
-    whole = [encode(texture, "JPEG", quality=quality, **more) for quality in (60, 90) for more in ({}, {"progressive": True})]
-    whole += [encode(texture, "JPEG", restart_marker_rows=1), encode(texture.convert("L"), "JPEG"), encode(texture.resize((16, 16)))]
+    whole = [
+        encode(texture, "JPEG", quality=quality, **more)
+        for quality in (60, 90)
+        for more in ({}, {"progressive": True})
+    ]
+    whole += [
+        encode(texture, "JPEG", restart_marker_rows=1),
+        encode(texture.convert("L"), "JPEG"),
+        encode(texture.resize((16, 16))),
+    ]
     draws = np.random.default_rng(0)
     broken = []
     for _ in range(500):

@@ -13,7 +13,11 @@ from pipelines.spec import ShardSpec
 
 def sums(pixels: np.ndarray) -> list[list[int]]:
     """Number, sum and sum of squares of each channel, by Python's own integers."""
-    channels = np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3)).reshape(-1, 3).T.tolist()
+    channels = (
+        np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))
+        .reshape(-1, 3)
+        .T.tolist()
+    )
     return [[len(values), sum(values), sum(value * value for value in values)] for values in channels]
 
 
@@ -59,7 +63,10 @@ def test_moments_are_exact_where_they_are_largest(height, width):
     pixels = np.full((height, width, 3), 255, np.uint8)
     pixels[0, 7] = 254
     count = height * width
-    assert prepare(encode(pixels), ShardSpec()).moments.tolist() == [[count, 255 * count - 1, 255**2 * count - 509]] * 3
+    assert (
+        prepare(encode(pixels), ShardSpec()).moments.tolist()
+        == [[count, 255 * count - 1, 255**2 * count - 509]] * 3
+    )
 
 
 def test_scaling_happens_after_the_turn_and_keeps_shape_and_moments_in_step():
@@ -82,7 +89,10 @@ SOURCES = {
 @pytest.mark.parametrize("store_size", [None, 50, 20])
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_encoding_stores_the_same_picture(source, store_size):
-    stored = {name: prepare(SOURCES[source], ShardSpec(encoding=name, store_size=store_size)) for name in ("raw", "png", "jpeg:90")}
+    stored = {
+        name: prepare(SOURCES[source], ShardSpec(encoding=name, store_size=store_size))
+        for name in ("raw", "png", "jpeg:90")
+    }
     shape = (*((40, 60) if store_size != 20 else (20, 30)), 1 if source.startswith("grey") else 3)
     assert [ready.shape for ready in stored.values()] == [shape] * 3
     assert len({tuple(ready.moments.ravel().tolist()) for ready in stored.values()}) == 1
@@ -145,4 +155,7 @@ def test_the_unusual_is_normalised_with_the_header_check_too(image):
 
 def test_a_store_size_decodes_whatever_the_check():
     image = encode(noise(40, 60), "JPEG")
-    assert prepare(image, ShardSpec(check="header", store_size=20)).image == prepare(image, ShardSpec(store_size=20)).image
+    assert (
+        prepare(image, ShardSpec(check="header", store_size=20)).image
+        == prepare(image, ShardSpec(store_size=20)).image
+    )

@@ -19,14 +19,26 @@ from pipelines.shards.formats import ShardRows, open_shard, write_shard
 ROOT = Path(__file__).resolve().parents[3]
 FORMATS = ("arrow", "tfrecord")
 RECORDS = [
-    Record(bytes([200 + row]) * (20 + row), row % 3, f"ä {row}.png", (1, 2, row + 1), None if row % 2 else (0.0, 0.25, 0.5, 1.0))
+    Record(
+        bytes([200 + row]) * (20 + row),
+        row % 3,
+        f"ä {row}.png",
+        (1, 2, row + 1),
+        None if row % 2 else (0.0, 0.25, 0.5, 1.0),
+    )
     for row in range(7)
 ]
 
 
 def read(rows: ShardRows) -> list[Record]:
     return [
-        Record(bytes(rows.image(row)), int(rows.labels[row]), rows.id(row), tuple(rows.shapes[row].tolist()), rows.evidence(row))
+        Record(
+            bytes(rows.image(row)),
+            int(rows.labels[row]),
+            rows.id(row),
+            tuple(rows.shapes[row].tolist()),
+            rows.evidence(row),
+        )
         for row in range(rows.rows)
     ]
 
@@ -37,13 +49,20 @@ def files(directory: Path) -> list[str]:
 
 @pytest.mark.parametrize("batch_bytes", [1, 50, 2**20])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_rows_come_back_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, batch_bytes: int) -> None:
+def test_rows_come_back_as_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, batch_bytes: int
+) -> None:
     monkeypatch.setattr(arrow, "BATCH_BYTES", batch_bytes)
     shard = write_shard(tmp_path, f"s.{suffix}", iter(RECORDS))
     rows = open_shard(tmp_path, shard)
     assert read(rows) == RECORDS
     assert (rows.rows, shard.rows) == (7, 7)
-    assert (rows.labels.dtype, rows.checksums.dtype, rows.shapes.dtype, rows.shapes.shape) == (np.int32, np.uint64, np.int32, (7, 3))
+    assert (rows.labels.dtype, rows.checksums.dtype, rows.shapes.dtype, rows.shapes.shape) == (
+        np.int32,
+        np.uint64,
+        np.int32,
+        (7, 3),
+    )
     assert all(rows.is_sound(row) for row in range(7))
 
 
@@ -52,7 +71,10 @@ def test_the_manifest_entry_tells_of_every_file(tmp_path: Path, suffix: str) -> 
     shard = write_shard(tmp_path, f"a.b.{suffix}", RECORDS)
     entries = [shard, shard.index] if shard.index else [shard]
     assert files(tmp_path) == sorted(entry.file for entry in entries)
-    assert [entry.file for entry in entries] == {"arrow": ["a.b.arrow"], "tfrecord": ["a.b.tfrecord", "a.b.index.arrow"]}[suffix]
+    assert [entry.file for entry in entries] == {
+        "arrow": ["a.b.arrow"],
+        "tfrecord": ["a.b.tfrecord", "a.b.index.arrow"],
+    }[suffix]
     for entry in entries:
         data = (tmp_path / entry.file).read_bytes()
         assert (entry.bytes, entry.sha256) == (len(data), hashlib.sha256(data).hexdigest())
@@ -89,7 +111,11 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, name: str, damage: st
     path.write_bytes({"missing": b"", "cut short": whole[:-10], "grown": whole + b"\0"}[damage])
     if damage == "missing":
         path.unlink()
-    received = {"missing": r" \(missing\)", "cut short": f": bytes={len(whole) - 10}", "grown": f": bytes={len(whole) + 1}"}[damage]
+    received = {
+        "missing": r" \(missing\)",
+        "cut short": f": bytes={len(whole) - 10}",
+        "grown": f": bytes={len(whole) + 1}",
+    }[damage]
     with pytest.raises(DataError, match=rf"/{name}{received}\. Fix: copy the file again, or build"):
         open_shard(tmp_path, shard)
 
@@ -103,7 +129,9 @@ def test_another_number_of_rows_is_named(tmp_path: Path, suffix: str) -> None:
 
 def test_the_index_of_another_shard_is_refused(tmp_path: Path) -> None:
     shard = write_shard(tmp_path, "s.tfrecord", RECORDS)
-    other = write_shard(tmp_path, "other.tfrecord", [Record(b"x" * 5000, 0, "x", (1, 1, 1)) for _ in range(7)])
+    other = write_shard(
+        tmp_path, "other.tfrecord", [Record(b"x" * 5000, 0, "x", (1, 1, 1)) for _ in range(7)]
+    )
     with pytest.raises(DataError, match=r"other\.index\.arrow: an image outside of the file"):
         open_shard(tmp_path, shard.model_copy(update={"index": other.index}))
 
@@ -144,5 +172,7 @@ shard = write_shard(Path({str(tmp_path)!r}), "s.{suffix}", [Record(b"x", 0, "x",
 rows = open_shard(Path({str(tmp_path)!r}), shard)
 print(bytes(rows.image(0)), rows.id(0), {{"pandas", "tensorflow", "ray"}} & set(sys.modules))
 """
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
     assert result.stdout.strip() == "b'x' x set()"

@@ -15,19 +15,25 @@ JPEG = encode(smooth(9, 14), "JPEG")  # height 9, width 14
 
 @pytest.mark.parametrize("subsampling", ["444", "422", "420", "440", "411"])
 def test_a_plain_jpeg_of_any_subsampling(subsampling):
-    assert plain_header(simplejpeg.encode_jpeg(noise(9, 14), 90, "RGB", subsampling)) == Header((9, 14, 3), True, False)
+    assert plain_header(simplejpeg.encode_jpeg(noise(9, 14), 90, "RGB", subsampling)) == Header(
+        (9, 14, 3), True, False
+    )
 
 
 def test_plain_files():
     assert plain_header(encode(smooth(9, 14)[..., 0], "JPEG")) == Header((9, 14, 1), True, False)
-    assert plain_header(encode(smooth(9, 14), "JPEG", progressive=True, comment="words")) == Header((9, 14, 3), True, False)
+    assert plain_header(encode(smooth(9, 14), "JPEG", progressive=True, comment="words")) == Header(
+        (9, 14, 3), True, False
+    )
     assert plain_header(encode(smooth(9, 14))) == Header((9, 14, 3), False, False)
     assert plain_header(encode(smooth(9, 14)[..., 0])) == Header((9, 14, 1), False, False)
 
 
 def test_metadata_is_seen():
     for form in ("JPEG", "PNG"):
-        assert plain_header(encode(smooth(9, 14), form, exif=orientation(1))) == Header((9, 14, 3), form == "JPEG", True)
+        assert plain_header(encode(smooth(9, 14), form, exif=orientation(1))) == Header(
+            (9, 14, 3), form == "JPEG", True
+        )
     for kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt"):
         assert plain_header(png(14, 9, 8, 2, b"", (kind, b""))) == Header((9, 14, 3), False, True)
     assert plain_header(png(14, 9, 8, 2, b"", (b"gAMA", b""))) == Header((9, 14, 3), False, False)
@@ -41,7 +47,11 @@ def test_fill_bytes_and_ycc_by_adobe_are_plain():
 
 @pytest.mark.parametrize(("components", "plain"), [(1, True), (2, False), (3, True), (4, False)])
 def test_only_one_and_three_components_are_plain(components, plain):
-    frame = b"\x08" + struct.pack(">HHB", 9, 14, components) + b"".join(bytes([i, 0x11, 0]) for i in range(components))
+    frame = (
+        b"\x08"
+        + struct.pack(">HHB", 9, 14, components)
+        + b"".join(bytes([i, 0x11, 0]) for i in range(components))
+    )
     header = plain_header(with_segment(with_segment(b"\xff\xd8", 0xDA, b"scan"), 0xC0, frame))
     assert header == (Header((9, 14, components), True, False) if plain else None)
 

@@ -34,9 +34,13 @@ def with_alpha(alpha: int) -> np.ndarray:
 
 
 def test_transparency_shows_white():
-    assert np.array_equal(decode(prepare(encode(with_alpha(0)), ShardSpec()).image), np.full((3, 2, 3), 255, np.uint8))
+    assert np.array_equal(
+        decode(prepare(encode(with_alpha(0)), ShardSpec()).image), np.full((3, 2, 3), 255, np.uint8)
+    )
     assert np.array_equal(decode(prepare(encode(with_alpha(255)), ShardSpec()).image), RGB)
-    half = decode(prepare(encode(with_alpha(51)), ShardSpec()).image).astype(int)  # a fifth of the colour, four fifths of white
+    half = decode(prepare(encode(with_alpha(51)), ShardSpec()).image).astype(
+        int
+    )  # a fifth of the colour, four fifths of white
     assert np.abs(half - (RGB / 5 + 204)).max() <= 1
 
 
@@ -94,7 +98,11 @@ def test_palettes_and_single_bits_are_expanded():
 @pytest.mark.parametrize("source", ["BMP", "GIF", "WEBP"])
 def test_other_formats_become_png(source):
     options = {"lossless": True} if source == "WEBP" else {}
-    picture = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE, colors=6) if source == "GIF" else RGB
+    picture = (
+        Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE, colors=6)
+        if source == "GIF"
+        else RGB
+    )
     image = prepare(encode(picture, source, **options), ShardSpec()).image
     assert form(image) == "PNG"
     assert np.array_equal(decode(image), RGB)
@@ -104,13 +112,20 @@ def test_other_formats_become_png(source):
 def test_the_first_frame_of_an_animation(source):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
     options = {"lossless": True} if source == "WEBP" else {}
-    image = prepare(encode(frames[0], source, save_all=True, append_images=frames[1:], **options), ShardSpec()).image
+    image = prepare(
+        encode(frames[0], source, save_all=True, append_images=frames[1:], **options), ShardSpec()
+    ).image
     assert np.array_equal(decode(image), np.full((4, 4, 3), (255, 0, 0), np.uint8))
     assert b"acTL" not in image
 
 
 def test_the_first_of_several_jpegs_in_one_file():
-    image = encode(Image.new("RGB", (8, 8), (255, 0, 0)), "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8), (0, 0, 255))])
+    image = encode(
+        Image.new("RGB", (8, 8), (255, 0, 0)),
+        "MPO",
+        save_all=True,
+        append_images=[Image.new("RGB", (8, 8), (0, 0, 255))],
+    )
     assert Image.open(io.BytesIO(image)).format == "MPO"
     stored = prepare(image, ShardSpec()).image
     assert form(stored) == "JPEG"
@@ -137,7 +152,9 @@ def test_exif_turns_the_pixels(value):
 
 def test_a_turn_that_xmp_asks_for():
     xmp = b'XML:com.adobe.xmp\0\0\0\0\0<rdf:Description tiff:Orientation="3"/>'
-    assert decode(prepare(png(2, 1, 8, 0, b"\0\x11\x22", (b"iTXt", xmp)), ShardSpec()).image).tolist() == [[0x22, 0x11]]
+    assert decode(prepare(png(2, 1, 8, 0, b"\0\x11\x22", (b"iTXt", xmp)), ShardSpec()).image).tolist() == [
+        [0x22, 0x11]
+    ]
 
 
 WORD = b"II*\0\x08\0\0\0\1\0\x12\1\2\0\2\0\0\0x\0\0\0\0\0\0\0"  # an orientation that is a letter
@@ -160,7 +177,9 @@ def test_a_turned_jpeg_stays_a_jpeg_without_chroma_subsampling():
 
 
 def test_cmyk_becomes_rgb():
-    image = prepare(encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95), ShardSpec()).image
+    image = prepare(
+        encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95), ShardSpec()
+    ).image
     assert form(image) == "JPEG"
     assert np.abs(decode(image).astype(int) - (255, 0, 0)).max() <= 3
 
@@ -189,15 +208,22 @@ def test_metadata_does_not_outlive_a_rewrite():
 
 
 @pytest.mark.parametrize(
-    ("size", "store_size", "expected"), [((40, 60), 20, (20, 30)), ((61, 41), 20, (30, 20)), ((20, 60), 20, (20, 60)), ((8, 9), 20, (8, 9))]
+    ("size", "store_size", "expected"),
+    [((40, 60), 20, (20, 30)), ((61, 41), 20, (30, 20)), ((20, 60), 20, (20, 60)), ((8, 9), 20, (8, 9))],
 )
 def test_the_shorter_side_is_limited(size, store_size, expected):
-    assert decode(prepare(encode(smooth(*size)), ShardSpec(store_size=store_size)).image).shape[:2] == expected
+    assert (
+        decode(prepare(encode(smooth(*size)), ShardSpec(store_size=store_size)).image).shape[:2] == expected
+    )
 
 
 def test_scaling_is_antialiased():
     checks = np.indices((64, 64)).sum(0) % 2 * 255
-    assert set(decode(prepare(encode(checks.astype(np.uint8)), ShardSpec(store_size=16)).image)[2:-2, 2:-2].ravel().tolist()) <= {127, 128}
+    assert set(
+        decode(prepare(encode(checks.astype(np.uint8)), ShardSpec(store_size=16)).image)[2:-2, 2:-2]
+        .ravel()
+        .tolist()
+    ) <= {127, 128}
 
 
 PHOTO = encode(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8), "JPEG")
@@ -224,7 +250,11 @@ def test_what_cannot_be_read_is_refused_with_a_reason(image, reason):
 
 
 def test_a_wrong_checksum_is_refused():
-    at = CHUNKS.index(b"IDAT") + 4 + struct.unpack(">I", CHUNKS[CHUNKS.index(b"IDAT") - 4 : CHUNKS.index(b"IDAT")])[0]
+    at = (
+        CHUNKS.index(b"IDAT")
+        + 4
+        + struct.unpack(">I", CHUNKS[CHUNKS.index(b"IDAT") - 4 : CHUNKS.index(b"IDAT")])[0]
+    )
     with pytest.raises(UnreadableImageError, match="damaged"):
         prepare(CHUNKS[:at] + bytes([CHUNKS[at] ^ 255]) + CHUNKS[at + 1 :], ShardSpec())
 
@@ -233,7 +263,11 @@ def test_a_wrong_checksum_is_refused():
 def test_a_decompression_bomb_is_refused_before_it_is_decoded(check):
     jpeg = encode(smooth(8, 8), "JPEG")
     for side in (10_000, 60_000):  # Pillow only warns of the first
-        for bomb in (png(side, side, 8, 2, b""), png(side, side, 16, 2, b""), patched(jpeg, 0xC0, 5, struct.pack(">HH", side, side))):
+        for bomb in (
+            png(side, side, 8, 2, b""),
+            png(side, side, 16, 2, b""),
+            patched(jpeg, 0xC0, 5, struct.pack(">HH", side, side)),
+        ):
             with pytest.raises(UnreadableImageError, match="more than 89478485 pixels"):
                 prepare(bomb, ShardSpec(check=check))
 
@@ -253,7 +287,9 @@ def test_damage_is_either_survived_or_refused(source):
         broken = bytearray(image)
         broken[draws.integers(len(image))] = draws.integers(256)
         try:
-            ready = prepare(bytes(broken[: draws.integers(len(image) // 2, len(image) + 1)]), ShardSpec(store_size=2))
+            ready = prepare(
+                bytes(broken[: draws.integers(len(image) // 2, len(image) + 1)]), ShardSpec(store_size=2)
+            )
         except UnreadableImageError:
             continue
         assert min(decode(ready.image).shape[:2]) >= 1

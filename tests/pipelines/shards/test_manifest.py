@@ -30,7 +30,9 @@ def test_comes_back_as_saved(directory):
 
 def test_a_newer_version_is_called_newer_although_it_looks_different(directory):
     (directory / "manifest.json").write_text(json.dumps({"version": VERSION + 1, "shards": []}))
-    with pytest.raises(DataError, match=rf"version={VERSION + 1}, which is newer\. Fix: read it with the newer glassbox"):
+    with pytest.raises(
+        DataError, match=rf"version={VERSION + 1}, which is newer\. Fix: read it with the newer glassbox"
+    ):
         load_manifest(directory)
 
 

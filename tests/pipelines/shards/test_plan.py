@@ -23,11 +23,15 @@ def test_a_source_with_both_splits_is_cut_in_order():
 
 def test_the_tail_of_train_is_held_out():
     plan = plan_shards({"train": 10}, ShardSpec(shard_rows=8, validation=0.3))
-    assert [(s.split, s.source_split, s.start, s.stop) for s in plan] == [("train", "train", 0, 7), ("validation", "train", 7, 10)]
+    assert [(s.split, s.source_split, s.start, s.stop) for s in plan] == [
+        ("train", "train", 0, 7),
+        ("validation", "train", 7, 10),
+    ]
 
 
 @pytest.mark.parametrize(
-    ("images", "share", "held_out"), [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (9, 0.0, 0), (0, 0.5, 0), (100, 0.2, 20)]
+    ("images", "share", "held_out"),
+    [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (9, 0.0, 0), (0, 0.5, 0), (100, 0.2, 20)],
 )
 def test_at_least_one_is_held_out_and_never_all(images, share, held_out):
     plan = plan_shards({"train": images}, ShardSpec(validation=share))
@@ -41,7 +45,9 @@ def test_every_candidate_is_in_one_shard(counts, spec):
     plan = plan_shards(counts, spec)
     assert plan == plan_shards(dict(reversed(counts.items())), spec)
     for split, count in counts.items():
-        taken = [index for shard in plan if shard.source_split == split for index in range(shard.start, shard.stop)]
+        taken = [
+            index for shard in plan if shard.source_split == split for index in range(shard.start, shard.stop)
+        ]
         assert taken == list(range(count))
     assert all(0 < shard.stop - shard.start <= spec.shard_rows for shard in plan)
     assert len({shard.file for shard in plan}) == len(plan)

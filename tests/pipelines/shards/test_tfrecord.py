@@ -20,7 +20,11 @@ def test_the_bytes_are_those_tensorflow_writes(tmp_path):
 
     def feature(**values) -> tf.train.Feature:
         ((kind, value),) = values.items()
-        types = {"bytes_list": tf.train.BytesList, "int64_list": tf.train.Int64List, "float_list": tf.train.FloatList}
+        types = {
+            "bytes_list": tf.train.BytesList,
+            "int64_list": tf.train.Int64List,
+            "float_list": tf.train.FloatList,
+        }
         return tf.train.Feature(**{kind: types[kind](value=value)})
 
     with tf.io.TFRecordWriter(str(tmp_path / "expected")) as writer:
@@ -49,7 +53,9 @@ def test_tensorflow_reads_it_as_the_docstring_says(tmp_path):
         "evidence": tf.io.VarLenFeature(tf.float32),
     }
     assert write_tfrecord(tmp_path / "s.tfrecord", tmp_path / "s.index.arrow", RECORDS) == 4
-    dataset = tf.data.TFRecordDataset(str(tmp_path / "s.tfrecord")).map(lambda record: tf.io.parse_single_example(record, features))
+    dataset = tf.data.TFRecordDataset(str(tmp_path / "s.tfrecord")).map(
+        lambda record: tf.io.parse_single_example(record, features)
+    )
     rows = list(dataset.as_numpy_iterator())
     assert [(row["image"], row["label"], row["id"].decode(), tuple(row["shape"])) for row in rows] == [
         (record.image, record.label, record.id, record.shape) for record in RECORDS

@@ -17,7 +17,9 @@ from pipelines.shards.manifest import Manifest, load_manifest
 from pipelines.shards.verify import check_shard, verify_shards
 
 CLASSES = ("ant", "bee", "cat")
-RECORDS = [record(np.full((3, 2 + row, 3), 20 * row, np.uint8), row % 3, f"folder/{row}.png") for row in range(8)]
+RECORDS = [
+    record(np.full((3, 2 + row, 3), 20 * row, np.uint8), row % 3, f"folder/{row}.png") for row in range(8)
+]
 FORMATS = ("arrow", "tfrecord")
 
 
@@ -29,7 +31,10 @@ def built(directory: Path, records: Sequence[Record] = RECORDS, **options: str) 
 def problems(directory: Path) -> list[str | None]:
     """What is said of every shard, without Ray."""
     manifest = load_manifest(directory)
-    return [check_shard(directory, shard, manifest.encoding, len(CLASSES)).problem for shard in manifest.splits["train"].shards]
+    return [
+        check_shard(directory, shard, manifest.encoding, len(CLASSES)).problem
+        for shard in manifest.splits["train"].shards
+    ]
 
 
 def with_row(row: int, **changes: object) -> list[Record]:
@@ -74,7 +79,9 @@ def test_a_changed_image_is_named(tmp_path: Path, suffix: str) -> None:
         ({"label": 3}, "label=3, expected 0 to 2"),
     ],
 )
-def test_a_row_that_was_written_wrong_is_named(tmp_path: Path, changes: dict[str, object], reason: str) -> None:
+def test_a_row_that_was_written_wrong_is_named(
+    tmp_path: Path, changes: dict[str, object], reason: str
+) -> None:
     directory = tmp_path / "set"
     write_shards(directory, (*CLASSES, "dog"), {"train": with_row(4, **changes)}, 3)
     first, second, third = problems(directory)
@@ -85,7 +92,9 @@ def test_a_row_that_was_written_wrong_is_named(tmp_path: Path, changes: dict[str
 
 
 def test_the_first_bad_row_is_named(tmp_path: Path) -> None:
-    records = [replace(record, image=b"x") if index in (1, 2) else record for index, record in enumerate(RECORDS)]
+    records = [
+        replace(record, image=b"x") if index in (1, 2) else record for index, record in enumerate(RECORDS)
+    ]
     problem = problems(built(tmp_path, records))[0]
     assert problem is not None
     assert problem.startswith("train-00000.arrow: row=1 id=folder/1.png")
@@ -106,7 +115,11 @@ def test_a_missing_or_short_file_is_named(tmp_path: Path, name: str) -> None:
     path = directory / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    assert [f"{name}: bytes={len(whole) - 1}" in (problem or "") for problem in problems(directory)] == [False, True, False]
+    assert [f"{name}: bytes={len(whole) - 1}" in (problem or "") for problem in problems(directory)] == [
+        False,
+        True,
+        False,
+    ]
     path.unlink()
     assert [f"{name} (missing)" in (problem or "") for problem in problems(directory)] == [False, True, False]
 
@@ -157,7 +170,9 @@ class TestWholeSets:
             calls: list[tuple[int, int]] = []
             directory = built(tmp_path / suffix, format=suffix)
             before = {path.name: path.read_bytes() for path in directory.iterdir()}
-            assert verify_shards(directory, lambda done, total, calls=calls: calls.append((done, total))) == []
+            assert (
+                verify_shards(directory, lambda done, total, calls=calls: calls.append((done, total))) == []
+            )
             assert (calls[0], calls[-1], len(calls)) == ((0, 8), (8, 8), 4)
             assert sorted(calls) == calls
             assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
@@ -168,16 +183,27 @@ class TestWholeSets:
         path = directory / "train-00003.arrow"
         path.write_bytes(bytes(path.stat().st_size))
         lines = verify_shards(directory)
-        assert [line.split(":")[0] for line in lines] == ["train-00000.arrow", "train-00003.arrow", "train-00006.arrow"]
+        assert [line.split(":")[0] for line in lines] == [
+            "train-00000.arrow",
+            "train-00003.arrow",
+            "train-00006.arrow",
+        ]
         assert "row=1 id=folder/1.png" in lines[0]
 
     def test_an_id_that_comes_twice_is_named_where_it_comes_again(self, tmp_path: Path) -> None:
         directory = write_shards(
-            tmp_path / "shards", CLASSES, {"train": with_row(7, id="folder/2.png"), "validation": [replace(RECORDS[0], id="new")]}, 3
+            tmp_path / "shards",
+            CLASSES,
+            {"train": with_row(7, id="folder/2.png"), "validation": [replace(RECORDS[0], id="new")]},
+            3,
         )
-        assert verify_shards(directory) == ["train-00006.arrow: row=1 id=folder/2.png: an earlier row has this id"]
+        assert verify_shards(directory) == [
+            "train-00006.arrow: row=1 id=folder/2.png: an earlier row has this id"
+        ]
 
     def test_wrong_class_counts_are_named(self, tmp_path: Path) -> None:
         directory = built(tmp_path)
         with_manifest(directory, {"class_counts": [3, 2, 3]})
-        assert verify_shards(directory) == ["manifest.json: split=train: class_counts=[3, 2, 3], found [3, 3, 2]"]
+        assert verify_shards(directory) == [
+            "manifest.json: split=train: class_counts=[3, 2, 3], found [3, 3, 2]"
+        ]

@@ -94,16 +94,39 @@ GOLDEN = ["a/1.png", "b/1.png", "b/2.png", "a/0.png", "a/2.png", "b/0.png"]
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_one_folder_is_the_top_unless_it_is_train(tmp_path, kind):
-    path = pack(tmp_path / f"x.{kind}", {"train/a/1.png": b"", "train/b/2.png": b"", "__MACOSX/train/a/._1.png": b"", "README": b""})
+    path = pack(
+        tmp_path / f"x.{kind}",
+        {"train/a/1.png": b"", "train/b/2.png": b"", "__MACOSX/train/a/._1.png": b"", "README": b""},
+    )
     assert {item.id for item in items(path)} == {"train/a/1.png", "train/b/2.png"}
     path = pack(
-        tmp_path / f"y.{kind}", {"top/a/1.png": b"", "top/b/2.png": b"", "__MACOSX/top/a/._1.png": b"", ".x/1.png": b"", "README": b""}
+        tmp_path / f"y.{kind}",
+        {
+            "top/a/1.png": b"",
+            "top/b/2.png": b"",
+            "__MACOSX/top/a/._1.png": b"",
+            ".x/1.png": b"",
+            "README": b"",
+        },
     )
     assert {item.id for item in items(path)} == {"a/1.png", "b/2.png"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["../a/3.png", "a/../../3.png", "/a/3.png", "C:/a/3.png", "c:3.png", "a\\3.png", "a/..", "x\\..\\y", ".."])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../a/3.png",
+        "a/../../3.png",
+        "/a/3.png",
+        "C:/a/3.png",
+        "c:3.png",
+        "a\\3.png",
+        "a/..",
+        "x\\..\\y",
+        "..",
+    ],
+)
 def test_a_path_that_leads_out_is_refused(tmp_path, kind, name):
     path = pack(tmp_path / f"x.{kind}", [*PAIR.items(), (name, b"")])
     with pytest.raises(DataError, match="paths inside the archive") as caught:
@@ -119,7 +142,11 @@ def test_names_with_dots_are_no_escape(tmp_path, kind):
 
 def special(kind, name, content=b""):
     """An entry of some kind: of a tar by its type, of a zip by its Unix mode."""
-    types = {"link": (tarfile.SYMTYPE, stat.S_IFLNK), "pipe": (tarfile.FIFOTYPE, stat.S_IFIFO), "device": (tarfile.CHRTYPE, stat.S_IFCHR)}
+    types = {
+        "link": (tarfile.SYMTYPE, stat.S_IFLNK),
+        "pipe": (tarfile.FIFOTYPE, stat.S_IFIFO),
+        "device": (tarfile.CHRTYPE, stat.S_IFCHR),
+    }
     tar, zipped = tarfile.TarInfo(name), zipfile.ZipInfo(name)
     tar.type, mode = types.get(kind, (tarfile.LNKTYPE, stat.S_IFLNK))
     tar.linkname = "b/2.png"
@@ -145,8 +172,15 @@ def test_a_linked_class_is_mentioned(tmp_path, caplog):
 
 def test_a_sparse_member_is_rejected(tmp_path):
     info = tarfile.TarInfo("a/3.png")
-    info.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": "99", "GNU.sparse.major": "0", "GNU.sparse.minor": "1"}
-    assert Rejected("a/3.png", "not a regular file") in items(pack(tmp_path / "x.tar", [*PAIR.items(), (info, b"")]))
+    info.pax_headers = {
+        "GNU.sparse.map": "0,0",
+        "GNU.sparse.size": "99",
+        "GNU.sparse.major": "0",
+        "GNU.sparse.minor": "1",
+    }
+    assert Rejected("a/3.png", "not a regular file") in items(
+        pack(tmp_path / "x.tar", [*PAIR.items(), (info, b"")])
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -165,7 +199,9 @@ def test_a_bomb_is_refused_before_it_goes_off(tmp_path, kind, monkeypatch):
     monkeypatch.setattr(archive, "SMALL", 2**20)
     most = []
     original = gzip.GzipFile.read
-    monkeypatch.setattr(gzip.GzipFile, "read", lambda self, size=-1: most.append(self.tell()) or original(self, size))
+    monkeypatch.setattr(
+        gzip.GzipFile, "read", lambda self, size=-1: most.append(self.tell()) or original(self, size)
+    )
     with pytest.raises(DataError, match="expands to 100 times"):
         open_source(f"archive:{path}")
     assert max(most, default=0) < 10_000  # not even inflated
@@ -265,7 +301,10 @@ def test_a_damaged_zip_member_is_rejected_and_the_others_are_not(tmp_path, compr
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.3, 0.6, 0.9])
 def test_a_truncated_archive_is_refused(tmp_path, kind, share):
-    path = pack(tmp_path / f"x.{kind}", {f"{name}/{index}.png": os.urandom(3000) for name in "ab" for index in range(9)})
+    path = pack(
+        tmp_path / f"x.{kind}",
+        {f"{name}/{index}.png": os.urandom(3000) for name in "ab" for index in range(9)},
+    )
     data = path.read_bytes()
     path.write_bytes(data[: int(share * len(data))])
     with pytest.raises(DataError, match=r"archive|whole") as caught:
@@ -290,7 +329,9 @@ def test_a_damaged_header_in_the_middle_of_a_tar_is_refused(tmp_path):
 
 
 def test_a_flipped_bit_in_a_gzip_is_refused(tmp_path):
-    path = pack(tmp_path / "x.tgz", {f"{name}/{index}.png": os.urandom(3000) for name in "ab" for index in range(9)})
+    path = pack(
+        tmp_path / "x.tgz", {f"{name}/{index}.png": os.urandom(3000) for name in "ab" for index in range(9)}
+    )
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -313,14 +354,20 @@ def test_flipped_bytes_never_give_anything_but_our_errors(tmp_path, kind):
         except GlassboxError:
             continue
         if kind != "tar":  # which holds no checksum of the contents
-            pictures = [item for item in found if isinstance(item, Example) and isinstance(expected.get(item.id), Example)]
+            pictures = [
+                item
+                for item in found
+                if isinstance(item, Example) and isinstance(expected.get(item.id), Example)
+            ]
             assert all(item.image == expected[item.id].image for item in pictures)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_the_last_of_one_name_counts(tmp_path, kind):
-    path = pack(tmp_path / f"x.{kind}", [("a/1.png", b"old"), *PAIR.items(), ("b/0.png", b"0"), ("./a/1.png", b"new")])
+    path = pack(
+        tmp_path / f"x.{kind}", [("a/1.png", b"old"), *PAIR.items(), ("b/0.png", b"0"), ("./a/1.png", b"new")]
+    )
     found = [item for item in items(path) if item.id == "a/1.png"]
     again = Rejected("a/1.png", "comes again later in the archive under the same name")
     assert found == [again, again, Example(b"new", 0, "a/1.png")]
@@ -337,7 +384,9 @@ def test_names_that_are_not_utf8(tmp_path, kind):
         pack(path, PAIR | {"a/\udcff\udcfe.png": b"", "a/ü.png": b"r"})
     found = {item.id: item for item in items(path)}
     assert found["a/\\xff\\xfe.png"] == Rejected("a/\\xff\\xfe.png", "the name is not UTF-8")
-    assert found["a/ü.png"] == Example(b"r", 0, "a/ü.png")  # also without the mark for it that many packers forget
+    assert found["a/ü.png"] == Example(
+        b"r", 0, "a/ü.png"
+    )  # also without the mark for it that many packers forget
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -362,7 +411,9 @@ def test_an_empty_class_folder_is_mentioned(tmp_path, caplog):
     assert "'nothing'" in caplog.text
 
 
-@pytest.mark.parametrize(("real", "said"), [(real, said) for real in KINDS[:3] for said in KINDS[:3] if real != said])
+@pytest.mark.parametrize(
+    ("real", "said"), [(real, said) for real in KINDS[:3] for said in KINDS[:3] if real != said]
+)
 def test_not_what_its_suffix_says(tmp_path, real, said):
     path = pack(tmp_path / f"x.{real}", PAIR).rename(tmp_path / f"y.{said}")
     with pytest.raises(DataError, match=rf"it looks like a \.{real} file"):
@@ -378,7 +429,11 @@ def test_a_web_page_is_no_archive(tmp_path, kind):
 
 def test_wrong_paths(tmp_path):
     (tmp_path / "d.zip").mkdir()
-    for name, expected in (("x.rar", r"\.zip, \.tar"), ("x.zip", "check the path"), ("d.zip", r"write folder:.*d\.zip")):
+    for name, expected in (
+        ("x.rar", r"\.zip, \.tar"),
+        ("x.zip", "check the path"),
+        ("d.zip", r"write folder:.*d\.zip"),
+    ):
         with pytest.raises(ConfigError, match=expected):
             open_source(f"archive:{tmp_path / name}")
 
@@ -387,8 +442,13 @@ def test_wrong_paths(tmp_path):
 def test_the_fingerprint(tmp_path, kind):
     one = open_source(f"archive:{pack(tmp_path / f'1.{kind}', PAIR)}")
     assert one.fingerprint() == open_source(f"archive:{pack(tmp_path / f'2.{kind}', PAIR)}").fingerprint()
-    for index, changed in enumerate((PAIR | {"a/3.png": b""}, PAIR | {"a/1.png": b"longer"}, {"b/1.png": b"first", "a/2.png": b"second"})):
-        assert open_source(f"archive:{pack(tmp_path / f'c{index}.{kind}', changed)}").fingerprint() != one.fingerprint()
+    for index, changed in enumerate(
+        (PAIR | {"a/3.png": b""}, PAIR | {"a/1.png": b"longer"}, {"b/1.png": b"first", "a/2.png": b"second"})
+    ):
+        assert (
+            open_source(f"archive:{pack(tmp_path / f'c{index}.{kind}', changed)}").fingerprint()
+            != one.fingerprint()
+        )
     if kind == "zip":
         same_size = open_source(f"archive:{pack(tmp_path / 's.zip', PAIR | {'a/1.png': b'First'})}")
         assert same_size.fingerprint() != one.fingerprint()
@@ -417,7 +477,9 @@ def test_a_large_gzip_is_read_from_its_seek_points(tmp_path, monkeypatch):
 def test_the_spacing_of_an_enormous_gzip_is_one_that_the_library_takes(tmp_path):
     path = pack(tmp_path / "x.tgz", PAIR)
     code = f"from pipelines.sources import members, open_source; members.MIN_SPACING = 2**40; open_source('archive:{path}')"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0  # a process of its own: it may crash
+    assert (
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0
+    )  # a process of its own: it may crash
     assert len(items(path)) == 2
 
 

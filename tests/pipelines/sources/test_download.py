@@ -38,7 +38,11 @@ def zipped(tree):
     return file.getvalue()
 
 
-TREE = {f"top/{name}/{index}.png": hashlib.shake_128(f"{name}{index}".encode()).digest(50_000) for name in "ab" for index in range(4)}
+TREE = {
+    f"top/{name}/{index}.png": hashlib.shake_128(f"{name}{index}".encode()).digest(50_000)
+    for name in "ab"
+    for index in range(4)
+}
 FILE = zipped(TREE)
 DIGEST = hashlib.sha256(FILE).hexdigest()
 
@@ -48,7 +52,9 @@ def certificate(folder):
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
     now = datetime.datetime.now(datetime.UTC)
-    built = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1))
+    built = x509.CertificateBuilder(
+        name, name, key.public_key(), x509.random_serial_number(), now, now + datetime.timedelta(days=1)
+    )
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     signed = built.add_extension(address, critical=False).sign(key, hashes.SHA256())
     (folder / "cert.pem").write_bytes(signed.public_bytes(serialization.Encoding.PEM))
@@ -64,7 +70,14 @@ class Server(http.server.ThreadingHTTPServer):
 
     def __init__(self, files):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.script, self.requests, self.sent, self.ranges, self.version = FILE, [], [], 0, True, '"v1"'
+        self.content, self.script, self.requests, self.sent, self.ranges, self.version = (
+            FILE,
+            [],
+            [],
+            0,
+            True,
+            '"v1"',
+        )
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(*files)
         self.socket = context.wrap_socket(self.socket, server_side=True)
@@ -100,7 +113,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         if start:
-            self.send_header("Content-Range", f"bytes {start + told.get('shift', 0)}-{len(content) - 1}/{len(content)}")
+            self.send_header(
+                "Content-Range", f"bytes {start + told.get('shift', 0)}-{len(content) - 1}/{len(content)}"
+            )
         if not told.get("no_length"):
             self.send_header("Content-Length", str(len(content) - start))
         self.send_header("ETag", server.version)
@@ -129,7 +144,9 @@ def server(files, tmp_path, monkeypatch):
 
 
 def cached(tmp_path):
-    return sorted(path.name for path in (tmp_path / "cache/glassbox/downloads").iterdir() if path.suffix != ".lock")
+    return sorted(
+        path.name for path in (tmp_path / "cache/glassbox/downloads").iterdir() if path.suffix != ".lock"
+    )
 
 
 def ranges(server):
@@ -243,7 +260,11 @@ def test_a_server_that_stays_busy_is_given_up(server):
 def test_a_server_that_says_when(server, monkeypatch):
     waits = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
-    server.script = [{"status": 503, "headers": {"Retry-After": "7"}}, {"status": 503, "headers": {"Retry-After": "9999"}}, {"status": 503}]
+    server.script = [
+        {"status": 503, "headers": {"Retry-After": "7"}},
+        {"status": 503, "headers": {"Retry-After": "9999"}},
+        {"status": 503},
+    ]
     fetch(server)
     assert waits == [7.0, download.MAX_WAIT, pytest.approx(0.04)]
 
@@ -273,7 +294,9 @@ def test_redirects(server):
     assert [path for path, _ in server.requests] == ["/x.zip", "/other.zip"]
 
 
-@pytest.mark.parametrize("target", ["http://127.0.0.1:1/x.zip", "file:///etc/passwd", "ftp://127.0.0.1:1/x.zip"])
+@pytest.mark.parametrize(
+    "target", ["http://127.0.0.1:1/x.zip", "file:///etc/passwd", "ftp://127.0.0.1:1/x.zip"]
+)
 def test_a_redirect_away_from_https_is_refused(server, target, tmp_path):
     server.script = [{"status": 302, "headers": {"Location": target}}]
     with pytest.raises(DataError, match=r"redirects to https only|is not allowed"):
@@ -307,22 +330,23 @@ def test_offline(server, host, monkeypatch):
             open_source(f"https://{host}:{port}/x.zip#sha256={DIGEST}")
 
 
-SIMULTANEOUS = (
-    f"from pipelines.sources import open_source; import sys; print(open_source(sys.argv[1] + '#sha256={DIGEST}').counts()['train'])"
-)
+SIMULTANEOUS = f"from pipelines.sources import open_source; import sys; print(open_source(sys.argv[1] + '#sha256={DIGEST}').counts()['train'])"
 
 
 def test_two_processes_download_one_file(server, tmp_path):
     server.script = [{"drop_at": 150_000}]
     command = [sys.executable, "-c", SIMULTANEOUS, server.address()]
-    processes = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=os.environ) for _ in range(2)]
+    processes = [
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=os.environ) for _ in range(2)
+    ]
     assert [process.communicate(timeout=60)[0] for process in processes] == [b"8\n", b"8\n"]
     assert server.sent == len(FILE)
     assert cached(tmp_path) == [f"{DIGEST}.zip"]
 
 
 @pytest.mark.parametrize(
-    "fragment", ["", "#", "#sha256=", "#sha256=" + "0" * 63, "#sha256=" + "g" * 64, "#md5=" + "0" * 32, "#" + "0" * 64]
+    "fragment",
+    ["", "#", "#sha256=", "#sha256=" + "0" * 63, "#sha256=" + "g" * 64, "#md5=" + "0" * 32, "#" + "0" * 64],
 )
 def test_the_digest_is_required(fragment):
     with pytest.raises(ConfigError, match=r"write https://host/x\.zip#sha256="):
@@ -330,7 +354,14 @@ def test_the_digest_is_required(fragment):
 
 
 @pytest.mark.parametrize(
-    "address", ["https://host/x.rar", "https://host/", "https:///x.zip", "https:x.zip", "https://user:secret@host/x.zip"]
+    "address",
+    [
+        "https://host/x.rar",
+        "https://host/",
+        "https:///x.zip",
+        "https:x.zip",
+        "https://user:secret@host/x.zip",
+    ],
 )
 def test_addresses_of_no_archive(address):
     with pytest.raises(ConfigError, match="https://HOST/PATH/FILE") as caught:
@@ -347,14 +378,21 @@ def test_a_cache_that_cannot_be_written(server, tmp_path):
 @pytest.fixture
 def photos(shared):
     root = shared / "data/cats_and_dogs_filtered"
-    return {f"cats_and_dogs_filtered/{path.relative_to(root).as_posix()}": path.read_bytes() for path in sorted(root.rglob("*.jpg"))}
+    return {
+        f"cats_and_dogs_filtered/{path.relative_to(root).as_posix()}": path.read_bytes()
+        for path in sorted(root.rglob("*.jpg"))
+    }
 
 
 def test_cats_and_dogs(server, photos, shared, tmp_path):
     server.content = zipped(photos)
     server.script = [{"drop_at": 30_000_000}]
     source = cats_and_dogs.open_cats_and_dogs(server.address(), hashlib.sha256(server.content).hexdigest())
-    assert (source.name, source.classes, dict(source.counts())) == ("cats_and_dogs", ("cats", "dogs"), {"train": 2000, "validation": 1000})
+    assert (source.name, source.classes, dict(source.counts())) == (
+        "cats_and_dogs",
+        ("cats", "dogs"),
+        {"train": 2000, "validation": 1000},
+    )
     folder = open_source(f"folder:{shared / 'data/cats_and_dogs_filtered'}")
     for split, count in source.counts().items():
         assert list(source.read(split, 0, count)) == list(folder.read(split, 0, count))

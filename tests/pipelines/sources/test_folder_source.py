@@ -40,7 +40,14 @@ def test_one_folder_per_class(tmp_path):
 
 @pytest.mark.parametrize("held_out", ["validation", "val", "test"])
 def test_split_folders(tmp_path, held_out):
-    fill(tmp_path, "train/a/1.png", "train/b/2.png", f"{held_out}/b/3.png", f"{held_out}/c/4.png", "other/d/5.png")
+    fill(
+        tmp_path,
+        "train/a/1.png",
+        "train/b/2.png",
+        f"{held_out}/b/3.png",
+        f"{held_out}/c/4.png",
+        "other/d/5.png",
+    )
     source = open_source(f"folder:{tmp_path}")
     assert source.classes == ("a", "b", "c")  # one numbering for both splits
     assert labels(tmp_path) == {"train/a/1.png": 0, "train/b/2.png": 1}
@@ -96,7 +103,14 @@ def test_hidden_things_are_ignored(tmp_path):
 
 
 def test_an_empty_class_folder_is_no_class_and_is_mentioned(tmp_path, caplog):
-    fill(tmp_path, "train/a/1.png", "train/b/2.png", "train/nothing/words.txt", "validation/a/3.png", "validation/later/4.png")
+    fill(
+        tmp_path,
+        "train/a/1.png",
+        "train/b/2.png",
+        "train/nothing/words.txt",
+        "validation/a/3.png",
+        "validation/later/4.png",
+    )
     for name in ("train/empty", "train/later"):
         (tmp_path / name).mkdir()
     assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "later")
@@ -157,7 +171,9 @@ def test_no_folder(tmp_path):
         open_source(f"folder:{tmp_path / 'missing'}")
 
 
-@pytest.mark.parametrize("paths", [["a/1.png"], ["1.png", "2.png"], ["a/1.txt", "b/2.txt"], ["a/1.png", "b/2.txt"]])
+@pytest.mark.parametrize(
+    "paths", [["a/1.png"], ["1.png", "2.png"], ["a/1.txt", "b/2.txt"], ["a/1.png", "b/2.txt"]]
+)
 def test_fewer_than_two_classes(tmp_path, paths):
     with pytest.raises(DataError, match="at least two classes"):
         open_source(f"folder:{fill(tmp_path, *paths)}")

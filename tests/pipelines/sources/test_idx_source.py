@@ -16,7 +16,9 @@ PIXELS = np.arange(3 * 2 * 4, dtype=np.uint8).reshape(3, 2, 4) * 10
 
 def idx(array, kind=0x08):
     return (
-        bytes([0, 0, kind, array.ndim]) + b"".join(int(side).to_bytes(4, "big") for side in array.shape) + array.astype(np.uint8).tobytes()
+        bytes([0, 0, kind, array.ndim])
+        + b"".join(int(side).to_bytes(4, "big") for side in array.shape)
+        + array.astype(np.uint8).tobytes()
     )
 
 
@@ -89,7 +91,10 @@ def test_a_damaged_file_is_named(tmp_path, content, expected, suffix):
     assert f"idx{1 if 'each of' in expected else 3}-ubyte{suffix}: " in str(caught.value)
 
 
-@pytest.mark.parametrize("damage", [lambda data: data[:-9], lambda data: b"words", lambda data: data[:15] + b"\xff\xff" + data[17:]])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda data: data[:-9], lambda data: b"words", lambda data: data[:15] + b"\xff\xff" + data[17:]],
+)
 def test_a_damaged_gzip_file_is_named(tmp_path, damage):
     write(tmp_path, "train", PIXELS, [2, 0, 1])
     path = tmp_path / "train-labels-idx1-ubyte.gz"
@@ -98,7 +103,9 @@ def test_a_damaged_gzip_file_is_named(tmp_path, damage):
         open_source(f"idx:{tmp_path}")
 
 
-@pytest.mark.parametrize("missing", ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"])
+@pytest.mark.parametrize(
+    "missing", ["train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"]
+)
 def test_a_missing_partner_is_named(tmp_path, missing):
     for prefix in ("train", "t10k"):
         write(tmp_path, prefix, PIXELS, [2, 0, 1])

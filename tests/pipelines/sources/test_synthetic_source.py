@@ -51,7 +51,10 @@ def test_draws_are_uniform_and_stay_inside() -> None:
 
 
 def test_every_part_of_the_key_changes_the_picture() -> None:
-    pictures = [render(key, 32, 0)[0].tobytes() for key in [(0, "train", 0), (1, "train", 0), (0, "validation", 0), (0, "train", 1)]]
+    pictures = [
+        render(key, 32, 0)[0].tobytes()
+        for key in [(0, "train", 0), (1, "train", 0), (0, "validation", 0), (0, "train", 1)]
+    ]
     assert len(set(pictures)) == 4
 
 
@@ -102,7 +105,9 @@ def test_classes_are_balanced_and_look_the_same_on_average() -> None:
     source = SyntheticSource("evidence,train=200,size=32")
     examples = list(source.read("train", 0, 200))
     assert [example.label for example in examples] == [0, 1] * 100
-    drawn = [[render((0, "train", index), 48, label)[0].astype(float) for index in range(40)] for label in (0, 1)]
+    drawn = [
+        [render((0, "train", index), 48, label)[0].astype(float) for index in range(40)] for label in (0, 1)
+    ]
     striped, checkered = (np.array(pictures) for pictures in drawn)
     shift = (striped - checkered).mean(axis=(1, 2, 3))  # per picture, the pattern flipped
     assert np.abs(shift).mean() < 1.0  # levels of 255
@@ -115,10 +120,16 @@ def test_striped_means_stripes() -> None:
     steadiest = {0: [], 1: []}
     for label, key in itertools.product((0, 1), KEYS):
         picture, (ymin, xmin, ymax, xmax) = render(key, 128, label)
-        cy, cx, steps = (ymin + ymax) * 64, (xmin + xmax) * 64, np.linspace(-0.5, 0.5, 40) * (ymax - ymin) * 64
+        cy, cx, steps = (
+            (ymin + ymax) * 64,
+            (xmin + xmax) * 64,
+            np.linspace(-0.5, 0.5, 40) * (ymax - ymin) * 64,
+        )
         grey = picture.astype(float).mean(axis=-1)
         angles = np.linspace(0, np.pi, 24, endpoint=False)[:, None]
-        contrast = grey[(cy + steps * np.sin(angles)).astype(int), (cx + steps * np.cos(angles)).astype(int)].std(axis=1)
+        contrast = grey[
+            (cy + steps * np.sin(angles)).astype(int), (cx + steps * np.cos(angles)).astype(int)
+        ].std(axis=1)
         steadiest[label].append(contrast.min() / contrast.max())
     assert np.mean(steadiest[0]) < 0.3
     assert np.mean(steadiest[1]) > 0.4
@@ -147,7 +158,10 @@ def test_fingerprint_tells_every_option_and_no_spelling() -> None:
     arguments = ["", ",train=8", ",validation=8", ",seed=8", ",size=64"]
     digests = [SyntheticSource(f"evidence{options}").fingerprint() for options in arguments]
     assert all(a != b for a, b in itertools.combinations(digests, 2))
-    assert SyntheticSource("evidence,seed=1,size=64").fingerprint() == SyntheticSource("evidence,size=64,seed=1").fingerprint()
+    assert (
+        SyntheticSource("evidence,seed=1,size=64").fingerprint()
+        == SyntheticSource("evidence,size=64,seed=1").fingerprint()
+    )
     assert SyntheticSource("evidence,size=96").fingerprint() == digests[0]
 
 

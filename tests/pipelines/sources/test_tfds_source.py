@@ -26,7 +26,10 @@ class GlassboxTiny(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.2.0")
 
     def _info(self):
-        features = {"picture": tfds.features.Image(shape=(None, None, 3)), "kind": tfds.features.ClassLabel(names=["b", "a"])}
+        features = {
+            "picture": tfds.features.Image(shape=(None, None, 3)),
+            "kind": tfds.features.ClassLabel(names=["b", "a"]),
+        }
         return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
@@ -34,7 +37,13 @@ class GlassboxTiny(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, count, first):
         for index in range(count):
-            yield index, {"picture": io.BytesIO(picture(first + 20 * index, "JPEG")), "kind": -1 if first and not index else index % 2}
+            yield (
+                index,
+                {
+                    "picture": io.BytesIO(picture(first + 20 * index, "JPEG")),
+                    "kind": -1 if first and not index else index % 2,
+                },
+            )
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +95,9 @@ def test_damaged_records_are_a_data_error(tiny, tmp_path, monkeypatch):
         list(open_source("tfds:glassbox_tiny").read("train", 0, 9))
 
 
-@pytest.mark.parametrize("name", ["cats_vs_dogs", "glassbox_tiny:9.9.9", "glassbox_tiny/config", "no such thing!", "kaggle:what"])
+@pytest.mark.parametrize(
+    "name", ["cats_vs_dogs", "glassbox_tiny:9.9.9", "glassbox_tiny/config", "no such thing!", "kaggle:what"]
+)
 def test_what_is_not_prepared_is_not_downloaded(tiny, name):
     with pytest.raises(DataError, match="TFDS_DATA_DIR"):
         open_source(f"tfds:{name}")
@@ -106,14 +117,23 @@ def test_an_image_folder(folder):
     source = pickle.loads(pickle.dumps(open_source(f"tfds:folder={folder}")))
     assert source.classes == ("a", "b")
     assert dict(source.counts()) == {"train": 4, "validation": 2}
-    assert {item.image: item.label for item in source.read("train", 0, 4)} == {picture(index): index % 2 for index in range(4)}
-    assert {item.image: item.label for item in source.read("validation", 0, 2)} == {picture(4): 0, picture(5): 1}
+    assert {item.image: item.label for item in source.read("train", 0, 4)} == {
+        picture(index): index % 2 for index in range(4)
+    }
+    assert {item.image: item.label for item in source.read("validation", 0, 2)} == {
+        picture(4): 0,
+        picture(5): 1,
+    }
     assert [*source.read("train", 0, 3), *source.read("train", 3, 6)] == list(source.read("train", 0, 4))
     library = source.read("train", 0, 4)
     for item, example in zip(
-        library, tfds.folder_dataset.ImageFolder(str(folder)).as_dataset(split="train").as_numpy_iterator(), strict=True
+        library,
+        tfds.folder_dataset.ImageFolder(str(folder)).as_dataset(split="train").as_numpy_iterator(),
+        strict=True,
     ):
-        assert np.array_equal(np.asarray(Image.open(io.BytesIO(item.image))), example["image"])  # the library's own order
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(item.image))), example["image"]
+        )  # the library's own order
         assert item.label == example["label"]
 
 

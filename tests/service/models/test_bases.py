@@ -17,7 +17,9 @@ from service.report.network import Network
 from service.training.optimizers import trainable_variables
 from service.training.schedule import stages_of
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in BASES if name not in ("vgg16", "mobilenetv3small")]
+SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name in BASES if name not in ("vgg16", "mobilenetv3small")
+]
 
 
 def task(side: int, classes: int = 2, channels: int = 3) -> Task:
@@ -46,7 +48,9 @@ def test_pixels_reach_the_base_as_keras_prepares_them(name: str) -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.float32)
     module = {"vgg16": "vgg16", "xception": "xception", "resnet50v2": "resnet_v2"}[name]
     expected = getattr(keras.applications, module).preprocess_input(images.copy())
-    first = next(layer for layer in model.layers if layer.weights or isinstance(layer, keras.layers.ZeroPadding2D))
+    first = next(
+        layer for layer in model.layers if layer.weights or isinstance(layer, keras.layers.ZeroPadding2D)
+    )
     found = keras.Model(model.input, first.input)(images)
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
@@ -70,7 +74,10 @@ def test_all_are_registered_and_say_which_images_are_too_small() -> None:
     for name, base in BASES.items():
         assert name in MODELS.names()
         assert hasattr(keras.applications, base.name)
-        with pytest.raises(ConfigError, match=rf"{base.smallest}x{base.smallest} or larger for {name}\. Received: data\.image_size=31x31"):
+        with pytest.raises(
+            ConfigError,
+            match=rf"{base.smallest}x{base.smallest} or larger for {name}\. Received: data\.image_size=31x31",
+        ):
             build_model(name, task(31))
     with pytest.raises(ConfigError, match=r"images in colour for vgg16\. Received: data\.channels=1"):
         build_model("vgg16", task(64, channels=1))

@@ -32,11 +32,19 @@ def test_parameter_count(name: str, task: Task, parameters: int) -> None:
 def dropouts(name: str) -> list[tuple[str, float]]:
     """Each dropout's rate with the kind of layer before it."""
     layers = build_model(name, PHOTOS).layers
-    return [(type(before).__name__, layer.rate) for before, layer in pairwise(layers) if type(layer).__name__ == "Dropout"]
+    return [
+        (type(before).__name__, layer.rate)
+        for before, layer in pairwise(layers)
+        if type(layer).__name__ == "Dropout"
+    ]
 
 
 def test_dropout_stands_where_it_was_published() -> None:
-    assert dropouts("cats_dogs_lecture_dropout") == [("MaxPooling2D", 0.3), ("MaxPooling2D", 0.3), ("Dense", 0.1)]
+    assert dropouts("cats_dogs_lecture_dropout") == [
+        ("MaxPooling2D", 0.3),
+        ("MaxPooling2D", 0.3),
+        ("Dense", 0.1),
+    ]
     assert dropouts("cats_dogs_small_dropout") == [("Flatten", 0.5)]
 
 

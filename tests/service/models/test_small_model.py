@@ -43,7 +43,9 @@ def test_the_last_map_is_an_eighth_of_the_side(side: int, expected: int) -> None
     model = build_model("small_cnn", task(side))
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     assert convolutions[-1].output.shape[1:3] == (expected, expected)
-    assert all(not layer.non_trainable_variables for layer in model.layers)  # nothing that depends on the number of workers
+    assert all(
+        not layer.non_trainable_variables for layer in model.layers
+    )  # nothing that depends on the number of workers
 
 
 def test_the_cnn_does_not_mind_where_a_thing_lies() -> None:
@@ -60,7 +62,10 @@ def test_the_cnn_does_not_mind_where_a_thing_lies() -> None:
 def decoded(source: SyntheticSource, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 `[N, 64, 64, 3]` and labels float32 `[N, 1]`."""
     examples = list(source.read(split, 0, source.counts()[split]))
-    images = [np.asarray(Image.open(io.BytesIO(example.image)).resize((64, 64), Image.Resampling.BILINEAR)) for example in examples]
+    images = [
+        np.asarray(Image.open(io.BytesIO(example.image)).resize((64, 64), Image.Resampling.BILINEAR))
+        for example in examples
+    ]
     return np.stack(images), np.array([[example.label] for example in examples], np.float32)
 
 
@@ -73,7 +78,9 @@ def test_the_evidence_needs_more_than_a_linear_model() -> None:
         keras.utils.set_random_seed(0)
         model = build_model(name, task())
         model.compile(keras.optimizers.Adam(rate), keras.losses.BinaryCrossentropy(), metrics=["accuracy"])
-        history = model.fit(*train, batch_size=32, epochs=epochs, validation_data=validation, verbose=0).history
+        history = model.fit(
+            *train, batch_size=32, epochs=epochs, validation_data=validation, verbose=0
+        ).history
         best[name] = max(history["val_accuracy"])
     assert best["linear"] < 0.70
     assert best["small_cnn"] > 0.90

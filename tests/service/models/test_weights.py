@@ -72,9 +72,13 @@ def test_any_model_begins_with_what_it_learned_elsewhere(tmp_path: Path) -> None
     assert model.get_layer("logits").kernel.shape == (64, 4)
 
 
-def test_weights_of_another_architecture_are_refused_and_nothing_is_changed(donor: keras.Model, tmp_path: Path) -> None:
+def test_weights_of_another_architecture_are_refused_and_nothing_is_changed(
+    donor: keras.Model, tmp_path: Path
+) -> None:
     build_model("small_cnn", task()).save(tmp_path / "small.keras")
-    keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(tmp_path / "vgg.weights.h5")
+    keras.applications.VGG16(include_top=False, weights=None, input_shape=(32, 32, 3)).save_weights(
+        tmp_path / "vgg.weights.h5"
+    )
     (tmp_path / "junk.h5").write_bytes(b"no HDF5")
     build_model("mnist_cnn", Task((28, 28, 1), 10, (30.0,), (70.0,))).save(tmp_path / "digits.keras")
     model = build_model(SMALL, task())
@@ -108,10 +112,19 @@ def test_what_can_be_known_before_anything_starts(tmp_path: Path) -> None:
 
     beginning("weights=none")
     for words, message in (
-        (["weights=imagenet"], r"weights: value error, imagenet goes with vgg16, .* alone, not with small_cnn"),
-        (["weights=imagnet"], r"imagenet, none or a file with weights\. Received: weights=/\S+/imagnet \(no such file\)"),
+        (
+            ["weights=imagenet"],
+            r"weights: value error, imagenet goes with vgg16, .* alone, not with small_cnn",
+        ),
+        (
+            ["weights=imagnet"],
+            r"imagenet, none or a file with weights\. Received: weights=/\S+/imagnet \(no such file\)",
+        ),
         ([f"weights={tmp_path}/w.h5"], r"a file of weights for small_cnn, \.keras\."),
-        (["model=xception", "data.image_size=[70,80]"], r"71x71 or larger for xception\. Received: data\.image_size=70x80"),
+        (
+            ["model=xception", "data.image_size=[70,80]"],
+            r"71x71 or larger for xception\. Received: data\.image_size=70x80",
+        ),
         (["model=vgg16", "data.channels=1"], "images in colour for vgg16"),
     ):
         with pytest.raises(ConfigError, match=message):
@@ -122,7 +135,17 @@ def test_published_weights_without_a_network_are_one_sentence_before_anything_st
     shards = noise_shards(tmp_path / "shards", rows=2, held_out=0)
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     settings = {**os.environ, **nowhere, "KERAS_HOME": str(tmp_path / "keras"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "service.train", "--preset", "vgg16", "--data", str(shards), "--out", str(tmp_path / "run")]
+    command = [
+        sys.executable,
+        "-m",
+        "service.train",
+        "--preset",
+        "vgg16",
+        "--data",
+        str(shards),
+        "--out",
+        str(tmp_path / "run"),
+    ]
     found = subprocess.run(command, env=settings, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2
     assert "Expected the weights of vgg16 that Keras publishes. Received: weights=imagenet (" in found.stderr
@@ -131,8 +154,12 @@ def test_published_weights_without_a_network_are_one_sentence_before_anything_st
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in ("vgg16", SMALL) else pytest.mark.slow) for name in BASES])
-def test_files_are_looked_for_where_keras_puts_them(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ("vgg16", SMALL) else pytest.mark.slow) for name in BASES]
+)
+def test_files_are_looked_for_where_keras_puts_them(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Keras is asked for its weights with a download that says what it was asked for."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     asked: list[str] = []

@@ -13,9 +13,13 @@ from service.report.confusion import most_confused, part, scores
 
 
 def subject(labels: list[int], answers: list[int], classes: int):
-    predictions = Predictions(np.eye(classes, dtype=np.float32)[answers], np.array(labels, np.int32), np.arange(len(labels)))
+    predictions = Predictions(
+        np.eye(classes, dtype=np.float32)[answers], np.array(labels, np.int32), np.arange(len(labels))
+    )
     names = tuple(f"<class {k}>" for k in range(classes))
-    return SimpleNamespace(predictions=predictions, classes=names, evaluation=SimpleNamespace(split="validation"))
+    return SimpleNamespace(
+        predictions=predictions, classes=names, evaluation=SimpleNamespace(split="validation")
+    )
 
 
 def html(section) -> str:
@@ -24,7 +28,11 @@ def html(section) -> str:
 
 def test_truth_stands_in_rows_and_answers_in_columns():
     section = part(subject([0, 0, 0, 1, 2], [0, 1, 1, 1, 0], 3), None)
-    assert [[cell["count"] for cell in row["cells"]] for row in section.values["rows"]] == [[1, 2, 0], [0, 1, 0], [1, 0, 0]]
+    assert [[cell["count"] for cell in row["cells"]] for row in section.values["rows"]] == [
+        [1, 2, 0],
+        [0, 1, 0],
+        [1, 0, 0],
+    ]
     assert [cell["shade"] for cell in section.values["rows"][0]["cells"]] == [4, 7, 0]
     assert section.figures["counts"] == [[0, 0, 1], [0, 1, 2], [1, 1, 1], [2, 0, 1]]
     assert section.figures["most_confused"] == [

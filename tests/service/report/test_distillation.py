@@ -70,8 +70,14 @@ def network_and_images(count: int) -> tuple[Network, np.ndarray, np.ndarray]:
     images[:, :8] = images[:, :8] * 0.6 + (labels * 90)[:, None, None, None]
     image = keras.Input((16, 16, 1))
     same = L.Conv2D(1, 1, name="same", use_bias=False, kernel_initializer="ones")(image)
-    halves = L.AveragePooling2D((8, 16), name="halves")(L.ReLU(threshold=1000.0, name="wiped")(same) * 0 + same)
-    return Network(keras.Model(image, L.Dense(2, name="logits")(L.Flatten()(halves))), 1 / 255), images, labels
+    halves = L.AveragePooling2D((8, 16), name="halves")(
+        L.ReLU(threshold=1000.0, name="wiped")(same) * 0 + same
+    )
+    return (
+        Network(keras.Model(image, L.Dense(2, name="logits")(L.Flatten()(halves))), 1 / 255),
+        images,
+        labels,
+    )
 
 
 def test_a_network_that_forgets_the_picture_and_keeps_the_class():
@@ -82,7 +88,9 @@ def test_a_network_that_forgets_the_picture_and_keeps_the_class():
     assert found["same"].picture == pytest.approx(found["pixels"].picture, abs=1e-6)
     assert found["halves"].picture < 0.5
     assert found["halves"].label > 0.9
-    assert found["wiped"] == Depth("wiped", 1.0, pytest.approx(max(np.mean(labels[100:]), 1 - np.mean(labels[100:])), abs=0.5), 0.0)
+    assert found["wiped"] == Depth(
+        "wiped", 1.0, pytest.approx(max(np.mean(labels[100:]), 1 - np.mean(labels[100:])), abs=0.5), 0.0
+    )
 
 
 def test_judged_images_are_never_fitted_to():

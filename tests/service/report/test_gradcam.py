@@ -23,7 +23,14 @@ def pooled(classes: int = 4, end: str = "softmax", size: tuple[int, int] = (12, 
         L.MaxPooling2D(),
         L.Conv2D(5, 3, padding="same", activation="relu", name="last"),
     ]
-    return keras.Sequential([L.Input((*size, 3)), *maps, L.GlobalAveragePooling2D(), L.Dense(classes, activation=end, name="answer")])
+    return keras.Sequential(
+        [
+            L.Input((*size, 3)),
+            *maps,
+            L.GlobalAveragePooling2D(),
+            L.Dense(classes, activation=end, name="answer"),
+        ]
+    )
 
 
 def images(count: int, *shape: int) -> np.ndarray:
@@ -34,7 +41,10 @@ def test_average_and_dense_layer_make_grad_cam_the_class_activation_map():
     network = Network(pooled(), 1 / 255)
     batch, labels = images(5, 12, 9, 3), np.array([[0, 3], [1, 2], [2, 2], [3, 0], [1, 1]])
     trace = network.run(batch)
-    values, kernel = trace.outputs["last"].numpy().astype(np.float64), network.model.get_layer("answer").kernel.numpy()
+    values, kernel = (
+        trace.outputs["last"].numpy().astype(np.float64),
+        network.model.get_layer("answer").kernel.numpy(),
+    )
     closed = np.einsum("bhwc,bmc->bmhw", values, kernel.T[labels]) / (values.shape[1] * values.shape[2])
     seen = Heatmaps(network, ["last"], ["gradcam", "signed"], classes=2)(batch, labels)
     np.testing.assert_allclose(seen.maps["last", "signed"], closed, atol=1e-7)
@@ -45,16 +55,28 @@ def test_average_and_dense_layer_make_grad_cam_the_class_activation_map():
 
 def test_one_unit_speaks_for_class_1_and_against_class_0():
     network, batch = Network(pooled(1, "sigmoid"), 1 / 255), images(3, 12, 9, 3)
-    maps = Heatmaps(network, ["last"], ["signed"], classes=2)(batch, np.array([[0, 1]] * 3)).maps["last", "signed"]
+    maps = Heatmaps(network, ["last"], ["signed"], classes=2)(batch, np.array([[0, 1]] * 3)).maps[
+        "last", "signed"
+    ]
     np.testing.assert_allclose(maps[:, 0], -maps[:, 1], rtol=1e-6)
-    kernel, values = network.model.get_layer("answer").kernel.numpy()[:, 0], network.run(batch).outputs["last"].numpy()
-    np.testing.assert_allclose(maps[:, 1], values @ kernel / values[0, ..., 0].size / 2, atol=1e-7)  # the logits are -z/2 and z/2
+    kernel, values = (
+        network.model.get_layer("answer").kernel.numpy()[:, 0],
+        network.run(batch).outputs["last"].numpy(),
+    )
+    np.testing.assert_allclose(
+        maps[:, 1], values @ kernel / values[0, ..., 0].size / 2, atol=1e-7
+    )  # the logits are -z/2 and z/2
 
 
 def test_a_network_that_looks_for_one_bright_place_finds_it_and_nothing_else():
     """Channel 0 passes brightness on, channel 1 its lower right neighbour; class 1 counts channel 0, class 0 channel 1."""
     model = keras.Sequential(
-        [L.Input((5, 7, 1)), L.Conv2D(2, 3, padding="same", use_bias=False, name="maps"), L.GlobalAveragePooling2D(), L.Dense(2)]
+        [
+            L.Input((5, 7, 1)),
+            L.Conv2D(2, 3, padding="same", use_bias=False, name="maps"),
+            L.GlobalAveragePooling2D(),
+            L.Dense(2),
+        ]
     )
     kernel = np.zeros((3, 3, 1, 2), np.float32)
     kernel[1, 1, 0, 0] = kernel[2, 2, 0, 1] = 1
@@ -78,7 +100,9 @@ def test_sure_answers_have_maps_too():
     batch = images(16, 12, 9, 3)
     of = np.asarray(model(batch / 255.0)).argmax(axis=1)[:, None]
     model.get_layer("answer").set_weights([w * 4000 for w in weights])
-    assert (np.asarray(model(batch / 255.0)).max(axis=1) == 1).mean() > 0.5  # behind softmax there is no gradient left
+    assert (
+        np.asarray(model(batch / 255.0)).max(axis=1) == 1
+    ).mean() > 0.5  # behind softmax there is no gradient left
     sure = Heatmaps(Network(model, 1 / 255), ["last"])(batch, of).maps["last", "gradcam"]
     model.get_layer("answer").set_weights(weights)
     unsure = Heatmaps(Network(model, 1 / 255), ["last"])(batch, of).maps["last", "gradcam"]
@@ -88,11 +112,17 @@ def test_sure_answers_have_maps_too():
 def test_chunks_of_a_long_batch_keep_their_order():
     network = Network(pooled(), 1 / 255)
     batch, labels = images(BATCH + 3, 12, 9, 3), RNG.integers(0, 4, (BATCH + 3, 1))
-    heatmaps = Heatmaps(network, ["first", "last"], also=lambda trace: {"mean": tf.reduce_mean(trace.outputs["first"], axis=(1, 2, 3))})
+    heatmaps = Heatmaps(
+        network,
+        ["first", "last"],
+        also=lambda trace: {"mean": tf.reduce_mean(trace.outputs["first"], axis=(1, 2, 3))},
+    )
     whole = heatmaps(batch, labels)
     for n in (0, BATCH - 1, BATCH, BATCH + 2):
         one = heatmaps(batch[n : n + 1], labels[n : n + 1])
-        np.testing.assert_allclose(whole.maps["first", "gradcam"][n], one.maps["first", "gradcam"][0], rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            whole.maps["first", "gradcam"][n], one.maps["first", "gradcam"][0], rtol=1e-4, atol=1e-6
+        )
         np.testing.assert_allclose(whole.also["mean"][n], one.also["mean"][0], rtol=1e-5)
 
 
@@ -122,9 +152,13 @@ def test_another_library_finds_the_same_maps():
     peers = {"gradcam": gradcam.Gradcam, "gradcam++": plus.GradcamPlusPlus, "layercam": layercam.Layercam}
     for (layer, method), maps in ours.items():
         score = lambda outputs: [outputs[n, label] for n, label in enumerate(labels)]  # noqa: E731
-        theirs = np.asarray(peers[method](functional)(score, batch / 255.0, penultimate_layer=layer, expand_cam=False))
+        theirs = np.asarray(
+            peers[method](functional)(score, batch / 255.0, penultimate_layer=layer, expand_cam=False)
+        )
         assert maps[:, 0].any(axis=(1, 2)).mean() >= 0.5
-        np.testing.assert_allclose(ranged(maps[:, 0]), ranged(theirs), atol=1e-5, err_msg=f"{method} of {layer}")
+        np.testing.assert_allclose(
+            ranged(maps[:, 0]), ranged(theirs), atol=1e-5, err_msg=f"{method} of {layer}"
+        )
 
 
 def ranged(maps: np.ndarray) -> np.ndarray:

@@ -26,14 +26,23 @@ class Rows:
         return BRIGHT[np.asarray(rows)][:, None, :, None]
 
     def batches(self):
-        return [{"image": self.read(range(3)), "label": self.labels, "weight": np.ones(3, np.float32), "row": np.arange(3)}]
+        return [
+            {
+                "image": self.read(range(3)),
+                "label": self.labels,
+                "weight": np.ones(3, np.float32),
+                "row": np.arange(3),
+            }
+        ]
 
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     """Two filters that pass on the right neighbour, one after the other; class 1 is what is bright after both."""
     shift = {"kernel_size": (1, 2), "padding": "same", "use_bias": False}
-    model = keras.Sequential([L.Input((1, 4, 1)), L.Conv2D(1, name="once", **shift), L.Conv2D(1, name="twice", **shift)])
+    model = keras.Sequential(
+        [L.Input((1, 4, 1)), L.Conv2D(1, name="once", **shift), L.Conv2D(1, name="twice", **shift)]
+    )
     model.add(L.GlobalAveragePooling2D())
     model.add(L.Dense(1))
     right = np.array([0.0, 1.0]).reshape(1, 2, 1, 1)
@@ -57,12 +66,17 @@ def test_every_map_is_of_its_image_class_layer_and_method(subject: Subject, tmp_
     section, seen = section_of(heatmaps, subject, tmp_path), set()
     for n, look in enumerate(section.values["looks"]):
         image = BRIGHT[look["row"]].astype(np.float32)
-        assert look["photo"].alt == f"Validation image {look['row']}, {subject.classes[Rows.labels[look['row']]]}"
+        assert (
+            look["photo"].alt
+            == f"Validation image {look['row']}, {subject.classes[Rows.labels[look['row']]]}"
+        )
         for shown in look["maps"]:
             when = shown["when"]
             assert when["image"] == str(n)
             moved = {"once": 1, "twice": 2}[when["layer"]]
-            after = np.append(image[moved:], np.zeros(moved, np.float32))[None] * (when["class"] == "1")  # nothing speaks for class 0
+            after = np.append(image[moved:], np.zeros(moved, np.float32))[None] * (
+                when["class"] == "1"
+            )  # nothing speaks for class 0
             assert shown["empty"] == (not after.any())
             np.testing.assert_array_equal(places(tmp_path, shown["picture"].file), heat.heat(after, (1, 4)))
             words = (
@@ -84,5 +98,7 @@ def test_every_saliency_is_of_its_image_and_class(subject: Subject, tmp_path: Pa
         assert list(pictures) == list(saliency.METHODS.values())
         np.testing.assert_array_equal(pictures["Gradient"], heat.heat(np.abs(gradient), (1, 4)))
         np.testing.assert_array_equal(pictures["SmoothGrad"], pictures["Gradient"])
-        np.testing.assert_array_equal(pictures["Integrated gradients"], heat.diverging(gradient * BRIGHT[look["row"]], (1, 4)))
+        np.testing.assert_array_equal(
+            pictures["Integrated gradients"], heat.diverging(gradient * BRIGHT[look["row"]], (1, 4))
+        )
         assert look["incomplete"] < 1e-5 or not BRIGHT[look["row"], 2:].any()

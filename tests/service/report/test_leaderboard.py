@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from service.report.leaderboard import DOTS, EDGE, Trial, best_of, dots, ranked, table, write_leaderboard, written
+from service.report.leaderboard import (
+    DOTS,
+    EDGE,
+    Trial,
+    best_of,
+    dots,
+    ranked,
+    table,
+    write_leaderboard,
+    written,
+)
 from service.runs import Run
 from service.tuning.space import dimension
 
@@ -18,11 +28,18 @@ SPACE = (
 
 
 def trial(
-    folder: Path, number: int, accuracies: list[float], values: dict[str, object], state: str = "finished", reason: str = ""
+    folder: Path,
+    number: int,
+    accuracies: list[float],
+    values: dict[str, object],
+    state: str = "finished",
+    reason: str = "",
 ) -> Trial:
     run = Run(folder / "trials" / f"trial-{number:03d}")
     run.create({"epochs": 3})
-    run.write_metrics([{"epoch": n, "val_accuracy": value, "seconds": 1.5} for n, value in enumerate(accuracies, 1)])
+    run.write_metrics(
+        [{"epoch": n, "val_accuracy": value, "seconds": 1.5} for n, value in enumerate(accuracies, 1)]
+    )
     run.update_status(state=state, reason=reason)
     return Trial.of(run, values)
 
@@ -33,8 +50,21 @@ def trials(tmp_path: Path) -> list[Trial]:
     return [
         trial(tmp_path, 0, [0.5, 0.6, 0.7], {}),
         trial(tmp_path, 1, [0.5, 0.8, 0.75], {"rate": 0.01, "batch": 8, "turn": 40.0}),
-        trial(tmp_path, 2, [0.4], {"rate": 0.1, "batch": 32, "turn": 0.0}, reason="stopped early by the search, after epoch 1 of 3"),
-        trial(tmp_path, 3, [0.9], {"rate": 0.001, "batch": 16, "turn": 20.0}, "failed", "Expected a finite loss."),
+        trial(
+            tmp_path,
+            2,
+            [0.4],
+            {"rate": 0.1, "batch": 32, "turn": 0.0},
+            reason="stopped early by the search, after epoch 1 of 3",
+        ),
+        trial(
+            tmp_path,
+            3,
+            [0.9],
+            {"rate": 0.001, "batch": 16, "turn": 20.0},
+            "failed",
+            "Expected a finite loss.",
+        ),
         trial(tmp_path, 4, [], {"rate": 0.02, "batch": 8, "turn": 1.0}, "failed", "lost"),
     ]
 
@@ -43,7 +73,13 @@ def test_the_order_and_the_best(trials: list[Trial]) -> None:
     assert [t.run.path.name[-1] for t in ranked(trials)] == ["1", "0", "2", "3", "4"]
     best = best_of(trials)
     assert best is not None
-    assert (best.run.path.name, best.score, best.best_epoch, best.epochs, best.seconds) == ("trial-001", 0.8, 2, 3, 4.5)
+    assert (best.run.path.name, best.score, best.best_epoch, best.epochs, best.seconds) == (
+        "trial-001",
+        0.8,
+        2,
+        3,
+        4.5,
+    )
     assert best_of(trials[3:]) is None
     lines = table(ranked(trials), ["rate"]).splitlines()
     assert lines[1].split() == ["1", "trial-001", "80.00%", "3", "0.01"]
@@ -52,7 +88,13 @@ def test_the_order_and_the_best(trials: list[Trial]) -> None:
 
 
 def test_of_equals_the_longer_one_comes_first(tmp_path: Path) -> None:
-    found = ranked([trial(tmp_path, 0, [0.5], {}), trial(tmp_path, 1, [0.5, 0.5], {}), trial(tmp_path, 2, [0.5, 0.5], {})])
+    found = ranked(
+        [
+            trial(tmp_path, 0, [0.5], {}),
+            trial(tmp_path, 1, [0.5, 0.5], {}),
+            trial(tmp_path, 2, [0.5, 0.5], {}),
+        ]
+    )
     assert [t.run.path.name[-1] for t in found] == ["1", "2", "0"]
 
 
@@ -72,7 +114,14 @@ def test_dots_lie_where_values_and_scores_say(trials: list[Trial]) -> None:
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0.0, "0.0"), (1, "1"), (False, "false"), (None, "none"), ([1, 2], "[1, 2]"), ({"flip": True, "zoom": 0}, "flip true, zoom 0")],
+    [
+        (0.0, "0.0"),
+        (1, "1"),
+        (False, "false"),
+        (None, "none"),
+        ([1, 2], "[1, 2]"),
+        ({"flip": True, "zoom": 0}, "flip true, zoom 0"),
+    ],
 )
 def test_settings_as_a_person_writes_them(value: object, words: str) -> None:
     assert written(value) == words
@@ -89,4 +138,6 @@ def test_the_page(tmp_path: Path, trials: list[Trial]) -> None:
     assert page.count("<circle") == 9
     page = write_leaderboard(tmp_path, "demo", ranked(trials), SPACE, 10).read_text()
     assert "Within two standard errors of it (25 points) lies one other" in page
-    assert "No trial came to a result." in write_leaderboard(tmp_path, "demo", trials[4:], SPACE, 10).read_text()
+    assert (
+        "No trial came to a result." in write_leaderboard(tmp_path, "demo", trials[4:], SPACE, 10).read_text()
+    )

@@ -23,7 +23,9 @@ def nested(end: str | None = "softmax", units: int = 3) -> keras.Model:
     image = keras.Input((6, 8, 1))
     x = L.Conv2D(2, 3, name="inner", activation="relu", padding="same")(image)
     base = keras.Model(image, L.Add(name="sum")([x, L.BatchNormalization(name="norm")(x)]), name="base")
-    base.get_layer("norm").set_weights([np.array([2.0, 0.5]), np.array([0.1, 0.2]), np.array([0.3, -0.2]), np.array([0.5, 2.0])])
+    base.get_layer("norm").set_weights(
+        [np.array([2.0, 0.5]), np.array([0.1, 0.2]), np.array([0.3, -0.2]), np.array([0.5, 2.0])]
+    )
     image = keras.Input((6, 8, 1))
     x = L.Rescaling(1 / 255, name="own_scale")(L.RandomFlip(seed=1, name="flip")(image))
     x = keras.Sequential([base, L.MaxPooling2D(name="pool")], name="wrapped")(x)
@@ -86,7 +88,9 @@ def test_logits_come_before_softmax_and_sigmoid(end):
     image = keras.Input((1, 2, 1))
     model = keras.Model(image, ENDS[end](L.Flatten()(image)))
     units = model.output_shape[1]
-    kernel = np.array([[3.0, -2.0, 0.5], [-80.0, 1.0, 40.0]], np.float32)[:, :units]  # far beyond where softmax saturates
+    kernel = np.array([[3.0, -2.0, 0.5], [-80.0, 1.0, 40.0]], np.float32)[
+        :, :units
+    ]  # far beyond where softmax saturates
     model.set_weights([kernel, np.arange(units, dtype=np.float32)])
     images = pixels(4, 1, 2, 1)
     z = (images / 255.0).reshape(4, 2) @ kernel + np.arange(units)
@@ -94,7 +98,9 @@ def test_logits_come_before_softmax_and_sigmoid(end):
     network = Network(model, 1 / 255)
     trace = network.run(images)
     np.testing.assert_allclose(trace.logits, wanted, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(trace.outputs[network.taps[-1].name], model(images / 255.0, training=False), rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(
+        trace.outputs[network.taps[-1].name], model(images / 255.0, training=False), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_softmax_of_the_logits_is_the_answer():
@@ -118,7 +124,10 @@ def test_looking_changes_nothing_in_the_model():
 def test_bfloat16_is_near_and_no_more_than_that():
     model = nested()
     images = pixels(8, 6, 8, 1)
-    exact, fast = Network(model).run(images).logits.numpy(), Network(model, fast=True).run(images).logits.numpy()
+    exact, fast = (
+        Network(model).run(images).logits.numpy(),
+        Network(model, fast=True).run(images).logits.numpy(),
+    )
     assert 0 < np.abs(exact - fast).max() < 0.05 * np.abs(exact).max()
 
 

@@ -36,7 +36,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     lines = [f'{{"id": "a/{n}.jpg", "reason": "ends in the <middle>"}}\n' for n in range(60)]
     (shards / "rejected.jsonl").write_text("".join(lines))
     run = make_run(folder / "runs" / "tuesday", shards, brightness_model(), metrics(3))
-    run.update_status(finished="2026-05-01T12:34:56+00:00", timings={"total": 3725.0}, environment={"python": "3.11", "cpus": 2})
+    run.update_status(
+        finished="2026-05-01T12:34:56+00:00",
+        timings={"total": 3725.0},
+        environment={"python": "3.11", "cpus": 2},
+    )
     render_report(run, options=SMALL)
     return run
 
@@ -61,7 +65,13 @@ def test_the_settings_are_a_table(run):
 
 
 def test_settings_in_words():
-    config = {"a": {"b": 0.001, "c": None}, "stages": [{"epochs": 2}, {"epochs": 3}], "freeze": ["x", "y"], "on": True, "empty": {}}
+    config = {
+        "a": {"b": 0.001, "c": None},
+        "stages": [{"epochs": 2}, {"epochs": 3}],
+        "freeze": ["x", "y"],
+        "on": True,
+        "empty": {},
+    }
     assert flat(config) == [
         ("a.b", "0.001"),
         ("a.c", "none"),
@@ -81,15 +91,23 @@ def test_rejected_images_are_told(run):
     assert html.count("ends in the &lt;middle&gt;") == 50
 
 
-@pytest.mark.parametrize("text", [None, "not json\n", '{"id": 3}\n', "", '{"id": "a", "reason": "cut"}\nnot json\n'])
+@pytest.mark.parametrize(
+    "text", [None, "not json\n", '{"id": 3}\n', "", '{"id": "a", "reason": "cut"}\nnot json\n']
+)
 def test_a_list_of_rejected_images_that_is_gone_or_damaged_stops_nothing(tmp_path, text):
     if text is not None:
         (tmp_path / "rejected.jsonl").write_text(text)
     shown = rejected_images(tmp_path)
     assert shown == ((("a", "cut"),) if text and "cut" in text else ())
     images = SimpleNamespace(split="train", labels=[0, 1])
-    section = rejected.part(SimpleNamespace(training=images, evaluation=images), None, About("x", "y", rejected=shown, rejected_count=7))
-    assert "7 images of the source could not be used" in templates().get_template("rejected.html").render(values=section.values)
+    section = rejected.part(
+        SimpleNamespace(training=images, evaluation=images),
+        None,
+        About("x", "y", rejected=shown, rejected_count=7),
+    )
+    assert "7 images of the source could not be used" in templates().get_template("rejected.html").render(
+        values=section.values
+    )
 
 
 def test_what_fails_stands_in_red_above_everything_else(run, tmp_path):
@@ -104,7 +122,9 @@ def test_what_fails_stands_in_red_above_everything_else(run, tmp_path):
     ]
     values = {"count": 1, "taken": 1, "shown": ()}
     part = lambda subject, album: Section("rejected", "Judged", values, {"checks": checks})  # noqa: E731
-    html = render(subject, About("x", "y"), tmp_path / "out", Form(), {}, lambda *_: None, (part,)).read_text()
+    html = render(
+        subject, About("x", "y"), tmp_path / "out", Form(), {}, lambda *_: None, (part,)
+    ).read_text()
     (failed,) = re.findall(r'<ul class="failed".*?</ul>', html, re.DOTALL)
     assert "<b>Pointing failed.</b> It points &lt;elsewhere&gt;." in failed
     assert "Energy" not in failed
@@ -136,7 +156,10 @@ def test_a_single_file_needs_no_other(tmp_path):
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG")
     html = '<a href="pictures/a.png" class="x"><img src="pictures/a.png"></a> pictures/a.png'
-    assert with_pictures_inside(html, tmp_path) == '<a class="x"><img src="data:image/png;base64,iVBORw=="></a> pictures/a.png'
+    assert (
+        with_pictures_inside(html, tmp_path)
+        == '<a class="x"><img src="data:image/png;base64,iVBORw=="></a> pictures/a.png'
+    )
 
 
 def test_scripts_that_are_not_needed_are_left_out():
@@ -145,7 +168,12 @@ def test_scripts_that_are_not_needed_are_left_out():
 
 
 def test_words():
-    assert [points(share) for share in (0.144, -0.144, 0.0, None)] == ["+14.4", f"{MINUS}14.4", "0.0", "\N{EN DASH}"]
+    assert [points(share) for share in (0.144, -0.144, 0.0, None)] == [
+        "+14.4",
+        f"{MINUS}14.4",
+        "0.0",
+        "\N{EN DASH}",
+    ]
     assert signed(-0.25, digits=2, unit="%") == f"{MINUS}0.25%"
     assert number(-3.0) == f"{MINUS}3"
     assert [duration(seconds) for seconds in (0.04, 9.94, 45.4, 59.6, 200, 3600, 7500, 270000)] == [

@@ -32,8 +32,14 @@ def test_a_linear_filter_is_climbed_along_its_own_kernel():
     for image, number in zip(found.images, (1, 0), strict=True):
         direction = kernel[0, 0, :, number] / np.sqrt((kernel[0, 0, :, number] ** 2).mean())
         np.testing.assert_allclose(image - noise[0], np.broadcast_to(5 * direction, (6, 8, 3)), atol=1e-4)
-    np.testing.assert_allclose(found.before, [(noise[0] @ kernel[0, 0, :, n]).mean() for n in (1, 0)], rtol=1e-5)
-    np.testing.assert_allclose(found.after, [(i @ kernel[0, 0, :, n]).mean() for i, n in zip(found.images, (1, 0), strict=True)], rtol=1e-5)
+    np.testing.assert_allclose(
+        found.before, [(noise[0] @ kernel[0, 0, :, n]).mean() for n in (1, 0)], rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        found.after,
+        [(i @ kernel[0, 0, :, n]).mean() for i, n in zip(found.images, (1, 0), strict=True)],
+        rtol=1e-5,
+    )
     assert not found.silent.any()
 
 
@@ -60,7 +66,9 @@ def test_pictures_equal_those_of_the_published_loop(padding):
     compared = 0
     for place, number in enumerate(chosen):
         if found.before[place] > 0:  # the published loop stays with the noise where a filter is silent there
-            np.testing.assert_allclose(found.images[place], published(made.model, "deep", number, 4, noise), atol=5e-4)
+            np.testing.assert_allclose(
+                found.images[place], published(made.model, "deep", number, 4, noise), atol=5e-4
+            )
             assert found.after[place] > found.before[place]
             compared += 1
     assert compared >= 5
@@ -86,7 +94,9 @@ def test_the_scale_of_a_model_does_not_change_its_patterns():
     keras.utils.set_random_seed(1)
     plain = network(L.Conv2D(2, 3, name="c", use_bias=False), scale=1.0)
     scaled = Network(plain.model, 1 / 255)
-    np.testing.assert_allclose(patterns(plain, "c", [0, 1]).images, patterns(scaled, "c", [0, 1]).images, atol=1e-3)
+    np.testing.assert_allclose(
+        patterns(plain, "c", [0, 1]).images, patterns(scaled, "c", [0, 1]).images, atol=1e-3
+    )
 
 
 def test_patterns_as_pixels():
@@ -97,7 +107,16 @@ def test_patterns_as_pixels():
 
 def test_layers_and_sizes_that_are_shown():
     made = network(*[L.Conv2D(2, 1, name=f"c{n}") for n in range(12)], shape=(256, 128, 3))
-    assert [tap.name for tap in page_filters.chosen_layers(made)] == ["c0", "c2", "c3", "c5", "c6", "c8", "c9", "c11"]
+    assert [tap.name for tap in page_filters.chosen_layers(made)] == [
+        "c0",
+        "c2",
+        "c3",
+        "c5",
+        "c6",
+        "c8",
+        "c9",
+        "c11",
+    ]
     assert page_filters.shown_size(made, "c3") == (128, 64)
     assert patterns(made, "c3", [0], steps=1, size=(128, 64)).images.shape == (1, 128, 64, 3)
     tied = network(L.Flatten(), L.Reshape((256, 128, 3)), L.Conv2D(2, 1, name="c"), shape=(256, 128, 3))
@@ -116,7 +135,14 @@ class Image:
         return [None]
 
     def batches(self):
-        return [{"image": self.read([0]), "label": self.labels, "weight": np.ones(1, np.float32), "row": np.arange(1)}]
+        return [
+            {
+                "image": self.read([0]),
+                "label": self.labels,
+                "weight": np.ones(1, np.float32),
+                "row": np.arange(1),
+            }
+        ]
 
 
 def test_the_section_tells_dead_filters_from_silent_ones(tmp_path):
@@ -144,4 +170,9 @@ def test_the_section_tells_dead_filters_from_silent_ones(tmp_path):
 
 def test_no_convolutions_no_section(tmp_path):
     dense = keras.Sequential([L.Input((2, 2, 1)), L.Flatten(), L.Dense(2)])
-    assert page_filters.part(Subject("tiny", dense, "m", "s", ("a", "b"), Image(), Image(), 1.0), Album(tmp_path)) is None
+    assert (
+        page_filters.part(
+            Subject("tiny", dense, "m", "s", ("a", "b"), Image(), Image(), 1.0), Album(tmp_path)
+        )
+        is None
+    )

@@ -38,7 +38,12 @@ OPTIONS = PreviewOptions(seed=5, rows=ROWS, versions=3)
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [record(IMAGES[row], row % 2, f"some/<i>{row}.png") for row in range(ROWS)]
-    return write_shards(tmp_path_factory.mktemp("preview") / "shards", ("cat & <b>mouse</b>", "dog"), {"train": rows, "empty": []}, 3)
+    return write_shards(
+        tmp_path_factory.mktemp("preview") / "shards",
+        ("cat & <b>mouse</b>", "dog"),
+        {"train": rows, "empty": []},
+        3,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +103,12 @@ def test_the_page_is_whole_by_itself_and_names_are_only_text(page: Path) -> None
     for address in found.addresses:
         assert str(address).startswith(("data:image/", "#")) or (page.parent / str(address)).is_file()
     assert "cat & <b>mouse</b>" in found.text
-    assert {str(address).split("/")[0] for address in found.addresses} == {"data:image", "#main", "pictures", "manifest.json"}
+    assert {str(address).split("/")[0] for address in found.addresses} == {
+        "data:image",
+        "#main",
+        "pictures",
+        "manifest.json",
+    }
     assert any("some/<i>0.png" in text for text in found.text)
     assert "<b>" not in page.read_text()
     assert "<script" not in page.read_text()
@@ -108,16 +118,28 @@ def test_the_manifest_holds_the_very_parameters(page: Path) -> None:
     manifest = json.loads((page.parent / "manifest.json").read_text())
     assert manifest["kind"] == "glassbox preview"
     assert AugmentSpec(**manifest["augment"]) == EVERYTHING
-    made = [origin for picture in manifest["pictures"] for origin in picture["made_from"] if "epoch" in origin]
-    assert {(origin["row"], origin["epoch"]) for origin in made} == {(row, epoch) for row in range(ROWS) for epoch in (1, 2, 3)}
+    made = [
+        origin for picture in manifest["pictures"] for origin in picture["made_from"] if "epoch" in origin
+    ]
+    assert {(origin["row"], origin["epoch"]) for origin in made} == {
+        (row, epoch) for row in range(ROWS) for epoch in (1, 2, 3)
+    }
     for origin in made:
-        expected = draw(EVERYTHING, OPTIONS.seed, origin["epoch"], [origin["row"], origin["row"]], DATA)["affine"][0]
+        expected = draw(EVERYTHING, OPTIONS.seed, origin["epoch"], [origin["row"], origin["row"]], DATA)[
+            "affine"
+        ][0]
         np.testing.assert_array_equal(np.float32(origin["parameters"]["affine"]), expected)
 
 
 def test_the_report_of_a_run_shows_what_its_epochs_saw(shards: Path, tmp_path: Path) -> None:
-    config = {"augment": EVERYTHING.model_dump(mode="json"), "data": DATA.model_dump(mode="json"), "seed": OPTIONS.seed}
-    subject = SimpleNamespace(config=config, training=SimpleNamespace(split="train"), epochs=({}, {}))  # two epochs
+    config = {
+        "augment": EVERYTHING.model_dump(mode="json"),
+        "data": DATA.model_dump(mode="json"),
+        "seed": OPTIONS.seed,
+    }
+    subject = SimpleNamespace(
+        config=config, training=SimpleNamespace(split="train"), epochs=({}, {})
+    )  # two epochs
     section = augmentation.part(subject, Album(tmp_path), shards)
     seen = [seen_in_training(epoch) for epoch in (1, 2)]
     assert section.figures["rows"] == epoch_order(ROWS, OPTIONS.seed, 1)[: augmentation.IMAGES].tolist()
@@ -139,8 +161,23 @@ def test_what_was_drawn_in_words() -> None:
     rows = np.array([0, 1])
     drawn = draw(EVERYTHING, 3, 1, rows, DATA)
     _, shares = augmented({"image": tf.constant(IMAGES[:2])} | drawn)
-    facts = [{fact.name: fact.value for fact in listed} for listed in described(EVERYTHING, 3, 1, rows, DATA, shares.numpy())]
-    names = ["crop", "rotation", "shift", "shear", "zoom", "flip", "brightness", "contrast", "saturation", "hue", "erased"]
+    facts = [
+        {fact.name: fact.value for fact in listed}
+        for listed in described(EVERYTHING, 3, 1, rows, DATA, shares.numpy())
+    ]
+    names = [
+        "crop",
+        "rotation",
+        "shift",
+        "shear",
+        "zoom",
+        "flip",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+        "erased",
+    ]
     for place in (0, 1):
         kind = "cutmix" if drawn["cut"][place].any() else "mixup"
         assert list(facts[place]) == [*names, kind]
@@ -150,22 +187,37 @@ def test_what_was_drawn_in_words() -> None:
     turned = AugmentSpec(rotation=40)
     (angle,) = (fact for fact in described(turned, 3, 1, rows, DATA, None)[0])
     matrix = draw(turned, 3, 1, rows, DATA)["affine"][0]
-    assert angle.value == facts[0]["rotation"] == signed(float(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))), "°")
+    assert (
+        angle.value
+        == facts[0]["rotation"]
+        == signed(float(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))), "°")
+    )
     (shift,) = described(AugmentSpec(shift=0.2), 3, 1, rows, DATA, None)[0]
     _, _, x, _, _, y = draw(AugmentSpec(shift=0.2), 3, 1, rows, DATA)["affine"][0].reshape(-1)
     assert shift.value == facts[0]["shift"] == f"x {signed(100 * x, '%')} y {signed(100 * y, '%')}"
 
 
 def test_numbers_carry_their_sign() -> None:
-    assert [signed(value, "%") for value in (4.06, -4.06, 0.04, -0.04, 0.0)] == ["+4.1%", "\N{MINUS SIGN}4.1%", "0.0%", "0.0%", "0.0%"]
+    assert [signed(value, "%") for value in (4.06, -4.06, 0.04, -0.04, 0.0)] == [
+        "+4.1%",
+        "\N{MINUS SIGN}4.1%",
+        "0.0%",
+        "0.0%",
+        "0.0%",
+    ]
 
 
-def test_a_second_preview_takes_the_place_of_the_first_with_the_same_bytes(page: Path, shards: Path, tmp_path: Path) -> None:
+def test_a_second_preview_takes_the_place_of_the_first_with_the_same_bytes(
+    page: Path, shards: Path, tmp_path: Path
+) -> None:
     again = render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path / "again")
     render_preview(shards, DATA, EVERYTHING, OPTIONS.model_copy(update={"rows": 1}), tmp_path / "again")
     assert len(Images(again).pictures) == 4
     render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path / "again")
-    one, two = ({p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()} for d in (page.parent, again.parent))
+    one, two = (
+        {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
+        for d in (page.parent, again.parent)
+    )
     assert one == two
 
 
@@ -177,7 +229,9 @@ def test_a_second_preview_takes_the_place_of_the_first_with_the_same_bytes(page:
         (EVERYTHING, PreviewOptions(split="empty"), "split=empty"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(augment: AugmentSpec, options: PreviewOptions, message: str, shards: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_shown_is_refused(
+    augment: AugmentSpec, options: PreviewOptions, message: str, shards: Path, tmp_path: Path
+) -> None:
     with pytest.raises(GlassboxError, match=message):
         render_preview(shards, DATA, augment, options, tmp_path / "page")
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,16 @@ import tensorflow as tf
 from PIL import Image
 
 from service.inference import Predictions
-from service.report.activations import MapValues, UnitValues, activations, encoding, part, scaled, statistics, strip
+from service.report.activations import (
+    MapValues,
+    UnitValues,
+    activations,
+    encoding,
+    part,
+    scaled,
+    statistics,
+    strip,
+)
 from service.report.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SEQUENTIAL, VIRIDIS
 from service.report.network import Network, Tap
 from service.report.pictures import Album, Drawing, encoded
@@ -20,13 +29,20 @@ from service.report.sheets import BLOCK, Scaling, blank, grid, levels, mosaic, s
 from service.report.subject import ReportOptions, Subject
 
 L = keras.layers
-IMAGE = np.arange(12, dtype=np.uint8).reshape(1, 3, 4, 1) * 20  # rows differ from columns: a transposition shows
+IMAGE = (
+    np.arange(12, dtype=np.uint8).reshape(1, 3, 4, 1) * 20
+)  # rows differ from columns: a transposition shows
 
 
 def one_convolution() -> keras.Model:
     """Channels: the image, its negative (dead after ReLU), its right neighbour, its lower neighbour."""
     model = keras.Sequential(
-        [L.Input((3, 4, 1)), L.Conv2D(4, 2, activation="relu", name="convolution"), L.Flatten(), L.Dense(2, name="logits")]
+        [
+            L.Input((3, 4, 1)),
+            L.Conv2D(4, 2, activation="relu", name="convolution"),
+            L.Flatten(),
+            L.Dense(2, name="logits"),
+        ]
     )
     kernel = np.zeros((2, 2, 1, 4), np.float32)
     kernel[0, 0, 0, 0], kernel[0, 0, 0, 1], kernel[0, 1, 0, 2], kernel[1, 0, 0, 3] = 1, -1, 1, 1
@@ -69,18 +85,34 @@ def test_channels_stand_sixteen_a_row_in_their_order():
         maps[channel, 2 * channel, channel] = 1.0  # one bright pixel tells the channel
     found = drawn(maps, Scaling(1, 1))
     lies = grid(40, 36, 18, Scaling(1, 1))
-    assert (lies.columns, lies.count, lies.tile, lies.pitch, lies.offset) == (16, 18, (36, 40), (48, 48), (0, 0))
+    assert (lies.columns, lies.count, lies.tile, lies.pitch, lies.offset) == (
+        16,
+        18,
+        (36, 40),
+        (48, 48),
+        (0, 0),
+    )
     assert found.shape == (2 * 48, 16 * 48)
     for channel in range(18):
         top, left = channel // 16 * 48, channel % 16 * 48
-        assert np.argwhere(found[top : top + 40, left : left + 36] == 253).tolist() == [[channel, 2 * channel]]
+        assert np.argwhere(found[top : top + 40, left : left + 36] == 253).tolist() == [
+            [channel, 2 * channel]
+        ]
         assert (found[top + 40 : top + 48, left : left + 48] == FRAME_PLACE).all()
     assert (found[48:, 2 * 48 :] == FRAME_PLACE).all()
 
 
 @pytest.mark.parametrize(
     ("height", "width", "wanted"),
-    [(7, 7, (1, 4)), (2, 3, (1, 8)), (24, 20, (1, 1)), (64, 9, (1, 1)), (65, 9, (2, 1)), (224, 100, (4, 1)), (1, 1, (1, 24))],
+    [
+        (7, 7, (1, 4)),
+        (2, 3, (1, 8)),
+        (24, 20, (1, 1)),
+        (64, 9, (1, 1)),
+        (65, 9, (2, 1)),
+        (224, 100, (4, 1)),
+        (1, 1, (1, 24)),
+    ],
 )
 def test_tiles_keep_between_24_and_64_pixels_by_whole_factors(height, width, wanted):
     scaled = scaling(height, width)
@@ -101,21 +133,31 @@ def test_no_tile_runs_into_its_neighbour_in_a_jpeg():
     maps[..., 0::2] = np.random.default_rng(0).normal(size=(30, 30, 2)) ** 3
     maps[0, 0, 1::2] = 1e-3
     places = drawn(maps, Scaling(1, 1, BLOCK))
-    files = [encoded(Drawing(p, "a", "", {}, "jpeg", SEQUENTIAL)) for p in (places, np.where(places < 254, 127, places))]
+    files = [
+        encoded(Drawing(p, "a", "", {}, "jpeg", SEQUENTIAL))
+        for p in (places, np.where(places < 254, 127, places))
+    ]
     loud, quiet = (np.asarray(Image.open(io.BytesIO(file))).astype(int) for file in files)
     assert np.abs(loud[:30, :30] - quiet[:30, :30]).max() > 40
     calm = drawn(maps[..., [1, 1, 3, 3]], Scaling(1, 1, BLOCK))
-    alone = np.asarray(Image.open(io.BytesIO(encoded(Drawing(calm, "a", "", {}, "jpeg", SEQUENTIAL))))).astype(int)
+    alone = np.asarray(
+        Image.open(io.BytesIO(encoded(Drawing(calm, "a", "", {}, "jpeg", SEQUENTIAL))))
+    ).astype(int)
     apart = np.abs(loud[:30, 32:62] - alone[:30, 32:62])  # beside a loud tile as beside a calm one,
     assert not apart[:, 1:-1].any()
     assert apart.max() <= 16  # but for the outermost pixels, whose colour decoders mix with that of the frame
 
 
 def test_levels_are_mean_128_and_deviation_64_for_each_channel_and_image():
-    values = np.array([[[[0.0, -30.0, 7.0], [2.0, -10.0, 7.0]]], [[[5.0, 0.0, 1.0], [9.0, 0.0, -1.0]]]], np.float32)
+    values = np.array(
+        [[[[0.0, -30.0, 7.0], [2.0, -10.0, 7.0]]], [[[5.0, 0.0, 1.0], [9.0, 0.0, -1.0]]]], np.float32
+    )
     wanted = [[[[64, 64, 128], [192, 192, 128]]], [[[64, 128, 192], [192, 128, 64]]]]
     np.testing.assert_array_equal(levels(values), wanted)
-    np.testing.assert_array_equal(levels(values[:1], np.float32([0, 0, 0]), np.float32([1, 20, 0])), [[[[128, 32, 128], [255, 96, 128]]]])
+    np.testing.assert_array_equal(
+        levels(values[:1], np.float32([0, 0, 0]), np.float32([1, 20, 0])),
+        [[[[128, 32, 128], [255, 96, 128]]]],
+    )
 
 
 def test_levels_are_clipped_and_keep_their_sign():
@@ -128,7 +170,15 @@ def test_levels_are_clipped_and_keep_their_sign():
 
 @pytest.mark.parametrize(
     ("values", "is_blank"),
-    [([0, 0], True), ([-1, -2], True), ([-1, 0], True), ([3, 3], True), ([0, 1], False), ([-1, 1], False), ([np.nan, 1], True)],
+    [
+        ([0, 0], True),
+        ([-1, -2], True),
+        ([-1, 0], True),
+        ([3, 3], True),
+        ([0, 1], False),
+        ([-1, 1], False),
+        ([np.nan, 1], True),
+    ],
 )
 def test_blank(values, is_blank):
     assert blank(tf.constant([[values]], tf.float32)[..., None]).numpy().tolist() == [[is_blank]]
@@ -148,12 +198,23 @@ def test_a_strip_shows_units_in_their_order():
     for unit, level in enumerate([64, 192, 64, 192]):
         assert (found[1:17, 1 + 17 * unit : 17 + 17 * unit] == VIRIDIS[level]).all()
     assert strip(np.arange(65.0)).shape == (2 * 17 + 1, 64 * 17 + 1, 3)
-    assert len(np.unique(strip(np.array([-3.0, -1.0])).reshape(-1, 3), axis=0)) == 3  # negative units: two cells and the frame
+    assert (
+        len(np.unique(strip(np.array([-3.0, -1.0])).reshape(-1, 3), axis=0)) == 3
+    )  # negative units: two cells and the frame
 
 
 def test_statistics():
-    tap, maps = Tap("a", "Conv2D", (1, 2, 2), None), MapValues(None, None, np.array([[1, 1], [1, 0], [0, 0]]), np.array([1.0, 0.5, 0.0]))
-    assert statistics(tap, maps, 2) == {"layer": "a", "kind": "Conv2D", "shape": [1, 2, 2], "blank_channels": 0.75, "zeros": 0.75}
+    tap, maps = (
+        Tap("a", "Conv2D", (1, 2, 2), None),
+        MapValues(None, None, np.array([[1, 1], [1, 0], [0, 0]]), np.array([1.0, 0.5, 0.0])),
+    )
+    assert statistics(tap, maps, 2) == {
+        "layer": "a",
+        "kind": "Conv2D",
+        "shape": [1, 2, 2],
+        "blank_channels": 0.75,
+        "zeros": 0.75,
+    }
     units = UnitValues(np.array([[0.0, 1.0]]), np.array([0.5]))
     assert statistics(Tap("d", "Dense", (2,), None), units, 1)["blank_channels"] is None
 
@@ -205,7 +266,11 @@ def test_one_image_of_each_class_the_surest_right_one():
 
 
 def test_a_class_without_a_right_answer_gives_its_least_wrong_one():
-    predictions = Predictions(np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]], np.float32), np.array([0, 1, 1], np.int32), np.arange(3))
+    predictions = Predictions(
+        np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4]], np.float32),
+        np.array([0, 1, 1], np.int32),
+        np.arange(3),
+    )
     assert choose(predictions, 2).tolist() == [0, 2]
 
 
@@ -233,15 +298,37 @@ class Pair:
         return [None for _ in rows]
 
     def batches(self):
-        return [{"image": self.pixels, "label": self.labels, "weight": np.ones(2, np.float32), "row": np.arange(2)}]
+        return [
+            {
+                "image": self.pixels,
+                "label": self.labels,
+                "weight": np.ones(2, np.float32),
+                "row": np.arange(2),
+            }
+        ]
 
 
 def pair_subject(**options) -> Subject:
     model = keras.Sequential(
-        [L.Input((1, 4, 1)), L.Conv2D(1, 1, name="identity"), L.GlobalAveragePooling2D(name="mean"), L.Dense(1, name="logits")]
+        [
+            L.Input((1, 4, 1)),
+            L.Conv2D(1, 1, name="identity"),
+            L.GlobalAveragePooling2D(name="mean"),
+            L.Dense(1, name="logits"),
+        ]
     )
     model.set_weights([np.ones((1, 1, 1, 1)), np.zeros(1), np.array([[10.0]]), np.array([-3.0])])
-    return Subject("tiny", model, "model-digest", "shards-digest", ("right", "left"), Pair(), Pair(), 1 / 255, ReportOptions(**options))
+    return Subject(
+        "tiny",
+        model,
+        "model-digest",
+        "shards-digest",
+        ("right", "left"),
+        Pair(),
+        Pair(),
+        1 / 255,
+        ReportOptions(**options),
+    )
 
 
 def test_every_image_is_shown_with_its_own_activations(tmp_path):
@@ -254,7 +341,9 @@ def test_every_image_is_shown_with_its_own_activations(tmp_path):
         assert look["probability"] == pytest.approx(1 / (1 + np.exp(-abs(10 * mean - 3))), rel=1e-5)
         shown = {layer["layer"]: layer for layer in look["layers"]}
         picture = np.asarray(Image.open(tmp_path / shown["identity"]["picture"].file).convert("RGB"))
-        tile = SEQUENTIAL[np.kron(expected(Pair.pixels[row][..., 0].astype(float)), np.ones((6, 6), np.uint8))]
+        tile = SEQUENTIAL[
+            np.kron(expected(Pair.pixels[row][..., 0].astype(float)), np.ones((6, 6), np.uint8))
+        ]
         np.testing.assert_array_equal(picture[:6, :24], tile)
         assert shown["identity"]["sheet"]["tile"] == (24, 6)
         assert f"validation image {row}, {look['truth']}" in shown["identity"]["picture"].alt

@@ -73,8 +73,16 @@ def test_from_the_first_start_to_the_next(runs: Path, capsys: pytest.CaptureFixt
     Run(runs / "good").write_metrics(metrics(4))
     next((runs / "group" / "nested" / "report" / "pictures").iterdir()).unlink()
     assert states(report_all(runs)) == {"good": "made", "group/nested": "made", "training": "not finished"}
-    assert states(report_all(runs)) == {"good": "up to date", "group/nested": "up to date", "training": "not finished"}
-    assert states(report_all(runs, SMALL)) == {"good": "made", "group/nested": "made", "training": "not finished"}
+    assert states(report_all(runs)) == {
+        "good": "up to date",
+        "group/nested": "up to date",
+        "training": "not finished",
+    }
+    assert states(report_all(runs, SMALL)) == {
+        "good": "made",
+        "group/nested": "made",
+        "training": "not finished",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +95,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
-@pytest.mark.parametrize("change", ["nothing", "model", "config", "metrics", "checkpoint", "status", "page", "shards"])
+@pytest.mark.parametrize(
+    "change", ["nothing", "model", "config", "metrics", "checkpoint", "status", "page", "shards"]
+)
 def test_what_a_report_was_made_of_decides(one: Run, tmp_path: Path, change: str) -> None:
     run, shards = Run(shutil.copytree(one.path, tmp_path / "runs" / "one")), tmp_path / "shards"
     if change == "model":
@@ -119,8 +129,15 @@ def test_a_report_in_work_elsewhere_is_left_to_it(runs: Path) -> None:
     shutil.rmtree(runs / "lost")
     with claimed(claim_of(Run(runs / "good"))):
         outcomes = report_all(runs, SMALL)
-    assert states(outcomes) == {"good": "in work elsewhere", "group/nested": "made", "training": "not finished"}
-    assert summary_line(outcomes) == "reports: 1 made, 0 up to date, 1 not finished, 1 in work elsewhere, 0 failed"
+    assert states(outcomes) == {
+        "good": "in work elsewhere",
+        "group/nested": "made",
+        "training": "not finished",
+    }
+    assert (
+        summary_line(outcomes)
+        == "reports: 1 made, 0 up to date, 1 not finished, 1 in work elsewhere, 0 failed"
+    )
 
 
 def test_a_bug_in_one_report_stops_no_other(runs: Path) -> None:
@@ -164,7 +181,13 @@ def test_where_there_are_no_runs(tmp_path: Path) -> None:
 
 def test_runs_inside_runs_and_hidden_ones_are_passed_over(runs: Path) -> None:
     shutil.copytree(runs / "good", runs / "good" / "inner")
-    assert [str(run.path.relative_to(runs)) for run in find_runs(runs)] == ["cut", "good", "group/nested", "lost", "training"]
+    assert [str(run.path.relative_to(runs)) for run in find_runs(runs)] == [
+        "cut",
+        "good",
+        "group/nested",
+        "lost",
+        "training",
+    ]
 
 
 def test_the_watcher_is_told_everything(runs: Path) -> None:

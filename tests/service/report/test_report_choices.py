@@ -26,7 +26,15 @@ def test_right_answers_come_from_each_class_in_turn():
 
 @pytest.mark.parametrize(
     ("wrong", "right", "count", "expected"),
-    [(5, 5, 4, (2, 2)), (5, 5, 5, (3, 2)), (1, 9, 4, (1, 3)), (9, 1, 4, (3, 1)), (0, 9, 4, (0, 4)), (9, 0, 4, (4, 0)), (2, 1, 9, (2, 1))],
+    [
+        (5, 5, 4, (2, 2)),
+        (5, 5, 5, (3, 2)),
+        (1, 9, 4, (1, 3)),
+        (9, 1, 4, (3, 1)),
+        (0, 9, 4, (0, 4)),
+        (9, 0, 4, (4, 0)),
+        (2, 1, 9, (2, 1)),
+    ],
 )
 def test_places_are_shared(wrong, right, count, expected):
     found = answers([0.9] * (wrong + right), [0] * wrong + [1] * right)

@@ -22,7 +22,11 @@ def written(path: Path, owner: str, expires: float) -> Path:
 
 
 def test_one_holder_at_a_time(tmp_path):
-    with claimed(tmp_path / "c"), pytest.raises(ClaimedError, match=rf"in work by {socket.gethostname()}:\d+"), claimed(tmp_path / "c"):
+    with (
+        claimed(tmp_path / "c"),
+        pytest.raises(ClaimedError, match=rf"in work by {socket.gethostname()}:\d+"),
+        claimed(tmp_path / "c"),
+    ):
         pass
     with claimed(tmp_path / "c"):
         pass

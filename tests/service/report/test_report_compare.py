@@ -29,7 +29,9 @@ SMALL = ReportOptions(training_images=2, predictions=2)
 def with_factor(factor: float) -> keras.Model:
     """The brightness model with the logits' weights times a factor: 0 sees nothing, -1 names the other class."""
     model = brightness_model()
-    model.get_layer("logits").set_weights([weights * factor for weights in model.get_layer("logits").get_weights()])
+    model.get_layer("logits").set_weights(
+        [weights * factor for weights in model.get_layer("logits").get_weights()]
+    )
     return model
 
 
@@ -41,7 +43,9 @@ def checkpoint(run: Run, epoch: int, model: keras.Model) -> Path:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     """A run of three epochs: of the other opinion, of none, and right."""
-    run = make_run(tmp_path / "runs" / "one", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(3))
+    run = make_run(
+        tmp_path / "runs" / "one", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(3)
+    )
     for epoch, factor in enumerate((-1.0, 0.0, 1.0), 1):
         checkpoint(run, epoch, with_factor(factor))
     return run
@@ -61,7 +65,9 @@ def test_moments_are_spread_from_the_first_to_the_last(tmp_path, most, epochs):
     for epoch in range(1, 6):
         checkpoint(run, epoch, brightness_model())
     (run.checkpoints / "epoch-0006").mkdir()  # half-written
-    shutil.copytree(run.checkpoints / "epoch-0005", run.checkpoints / "epoch-0005-step-0000007")  # within an epoch
+    shutil.copytree(
+        run.checkpoints / "epoch-0005", run.checkpoints / "epoch-0005-step-0000007"
+    )  # within an epoch
     assert [moment.epoch for moment in moments_of(run, most)] == epochs
 
 
@@ -69,7 +75,9 @@ def test_moments_are_spread_from_the_first_to_the_last(tmp_path, most, epochs):
 def test_a_damaged_checkpoint_is_an_error_that_names_it(run, tmp_path, damage):
     state = run.checkpoints / "epoch-0002" / "state.npz"
     if damage == "another model":
-        other = keras.Sequential([keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(1)])
+        other = keras.Sequential(
+            [keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(1)]
+        )
         np.savez(state, **{f"{place:04d}": array for place, array in enumerate(other.get_weights())})
     else:
         state.write_bytes(state.read_bytes()[: 300 if damage == "cut" else 0])
@@ -100,22 +108,38 @@ def test_all_moments_share_one_scale():
     low[0, 0, 0] = 1.0
     first, second = (sheets[0] for sheets in shared_sheets([low, 2 * low]))
     mean, deviation = 3 / 8, np.std([0, 0, 0, 1, 0, 0, 0, 2])
-    expected = [np.rint(np.clip((value - mean) / deviation * 64 + 128, 0, 255) / 255 * 253) for value in (0, 1, 2)]
+    expected = [
+        np.rint(np.clip((value - mean) / deviation * 64 + 128, 0, 255) / 255 * 253) for value in (0, 1, 2)
+    ]
     assert [first[-2, 0], first[0, 0], second[0, 0]] == expected
     assert first[-2, 0] == second[-2, 0]
 
 
 def test_what_is_drawn_is_of_its_moment_image_and_layer():
     maps = [np.full((2, 1, 1), 0.1 * (number + 1), np.float32) * [[[1.0]], [[2.0]]] for number in range(2)]
-    course = Course("r", tuple(Look(epoch, np.zeros((2, 2)), m) for epoch, m in zip((3, 7), maps, strict=True)))
-    sheets = {layer: [[np.full((1, 1), 100 * at + 10 * n + p) for p in (0, 1)] for n in (0, 1)] for at, layer in enumerate(("one", "two"))}
-    subject = SimpleNamespace(origin=lambda images, rows, **more: {"rows": rows} | more, evaluation=SimpleNamespace(split="validation"))
+    course = Course(
+        "r", tuple(Look(epoch, np.zeros((2, 2)), m) for epoch, m in zip((3, 7), maps, strict=True))
+    )
+    sheets = {
+        layer: [[np.full((1, 1), 100 * at + 10 * n + p) for p in (0, 1)] for n in (0, 1)]
+        for at, layer in enumerate(("one", "two"))
+    }
+    subject = SimpleNamespace(
+        origin=lambda images, rows, **more: {"rows": rows} | more,
+        evaluation=SimpleNamespace(split="validation"),
+    )
     for number, epoch in enumerate((3, 7)):
         for probe, row in enumerate((5, 6)):
             found = _drawings(subject, course, number, probe, row, sheets, limit=0.5)
-            assert [int(found[layer].pixels[0, 0]) for layer in ("one", "two")] == [10 * number + probe, 100 + 10 * number + probe]
+            assert [int(found[layer].pixels[0, 0]) for layer in ("one", "two")] == [
+                10 * number + probe,
+                100 + 10 * number + probe,
+            ]
             assert int(found[MAP].pixels[0, 0]) == round(253 * 0.1 * (number + 1) * (probe + 1) / 0.5)
-            assert all(drawing.origin["rows"] == [row] and drawing.origin["epoch"] == epoch for drawing in found.values())
+            assert all(
+                drawing.origin["rows"] == [row] and drawing.origin["epoch"] == epoch
+                for drawing in found.values()
+            )
             assert all(f"epoch {epoch}, validation image {row}" in drawing.alt for drawing in found.values())
 
 
@@ -144,7 +168,11 @@ def test_runs_side_by_side(run, tmp_path):
     assert "one and two" in html
     assert '["epoch 1","epoch 2","epoch 3","epoch 5"]' in html
     # at epoch 1 the other run has nothing yet: its first moment stands there; at epoch 3 that of epoch 2 still does
-    for when in ('{"image": "0", "moment": ["0", "1", "2"]}', '{"image": "0", "moment": ["3"]}', '{"image": "0", "moment": ["2", "3"]}'):
+    for when in (
+        '{"image": "0", "moment": ["0", "1", "2"]}',
+        '{"image": "0", "moment": ["3"]}',
+        '{"image": "0", "moment": ["2", "3"]}',
+    ):
         assert when.replace(" ", "") in html
     manifest = json.loads((page.parent / "manifest.json").read_text())
     assert set(manifest["runs"]) == {"one", "two"}
@@ -175,7 +203,12 @@ def test_maps_of_all_moments_share_one_limit(tmp_path):
 
 
 def test_what_cannot_be_compared(run, tmp_path):
-    elsewhere = make_run(tmp_path / "runs" / "else", dim_and_bright(tmp_path / "other", classes=("a", "b")), brightness_model(), metrics(2))
+    elsewhere = make_run(
+        tmp_path / "runs" / "else",
+        dim_and_bright(tmp_path / "other", classes=("a", "b")),
+        brightness_model(),
+        metrics(2),
+    )
     checkpoint(elsewhere, 1, brightness_model())
     with pytest.raises(ConfigError, match="one and else"):
         render_comparison([run, elsewhere], tmp_path / "out")

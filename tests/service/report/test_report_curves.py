@@ -43,7 +43,12 @@ def test_values_and_marks_of_the_accuracy():
     ],
 )
 def test_a_gap_above_zero_is_worse_on_validation(training, validation, accuracy_gap, loss_gap):
-    epoch = {"accuracy": training[0], "loss": training[1], "val_accuracy": validation[0], "val_loss": validation[1]}
+    epoch = {
+        "accuracy": training[0],
+        "loss": training[1],
+        "val_accuracy": validation[0],
+        "val_loss": validation[1],
+    }
     assert accuracy_plot([epoch], 0.5).marks[0][1].endswith(accuracy_gap)
     assert loss_plot([epoch]).marks[0][1].endswith(loss_gap)
 
@@ -63,7 +68,13 @@ def test_the_learning_rate_is_plotted_where_it_changes():
 
 
 def test_values_that_are_no_numbers_are_gaps():
-    plot = Plot("Loss", "epoch", [1, 2, 3], (Line("training", [3.0, math.nan, math.inf]),), levels=((math.nan, "level"),))
+    plot = Plot(
+        "Loss",
+        "epoch",
+        [1, 2, 3],
+        (Line("training", [3.0, math.nan, math.inf]),),
+        levels=((math.nan, "level"),),
+    )
     assert plot.data()["lines"][0]["values"] == [3.0, None, None]
     assert plot.data()["levels"] == []
     assert not plot.is_empty
@@ -72,7 +83,9 @@ def test_values_that_are_no_numbers_are_gaps():
 
 def test_the_words_say_where_lines_begin_and_end():
     said = accuracy_plot(FIVE, 0.5).words()
-    assert said.startswith("Accuracy over 3 epochs; training from 50.00% to 70.00%; validation from 50.00% to 70.00%; best epoch 2")
+    assert said.startswith(
+        "Accuracy over 3 epochs; training from 50.00% to 70.00%; validation from 50.00% to 70.00%; best epoch 2"
+    )
     assert said.endswith("always naming the commonest class: 50.00%")
 
 

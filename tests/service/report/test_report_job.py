@@ -49,7 +49,9 @@ class Tags(HTMLParser):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Run:
     folder = tmp_path_factory.mktemp("report")
-    run = make_run(folder / "runs" / "dim_or_bright", dim_and_bright(folder / "shards"), brightness_model(), metrics(6))
+    run = make_run(
+        folder / "runs" / "dim_or_bright", dim_and_bright(folder / "shards"), brightness_model(), metrics(6)
+    )
     assert render_report(run, options=SMALL) == run.report / "index.html"
     return run
 
@@ -71,7 +73,12 @@ def test_the_figures_are_right(manifest):
     assert summary["gap"] == metrics(6)[3]["accuracy"] - metrics(6)[3]["val_accuracy"]
     assert summary["images_per_second"] == 904.0  # the median of 902 to 906: the first epoch compiles
     assert predictions["wrong"] == 1
-    assert [(shown["row"], shown["true"]) for shown in predictions["shown"]] == [(2, "bright"), (0, "dim"), (5, "bright"), (1, "dim")]
+    assert [(shown["row"], shown["true"]) for shown in predictions["shown"]] == [
+        (2, "bright"),
+        (0, "dim"),
+        (5, "bright"),
+        (1, "dim"),
+    ]
     assert manifest["figures"]["training_images"]["shown_rows"] == [0, 1, 2, 4]
     assert manifest["figures"]["activations"]["rows"] == [0, 5]
     layers = {row["layer"]: row for row in manifest["figures"]["activations"]["layers"]}
@@ -80,14 +87,27 @@ def test_the_figures_are_right(manifest):
 
 
 def test_the_page_shows_the_figures(page):
-    for words in ("dim_or_bright", "5 of 6 validation images are right", "83.33%", "truth: bright", "66.7%", "best epoch 4"):
+    for words in (
+        "dim_or_bright",
+        "5 of 6 validation images are right",
+        "83.33%",
+        "truth: bright",
+        "66.7%",
+        "best epoch 4",
+    ):
         assert words in page.text
 
 
 def test_a_mistake_is_framed_and_marked(page):
-    kinds = [figure.get("class") for figure in page.all("figure") if figure.get("class") in ("right", "wrong")]
+    kinds = [
+        figure.get("class") for figure in page.all("figure") if figure.get("class") in ("right", "wrong")
+    ]
     assert kinds == ["wrong", "right", "right", "right"]
-    marks = [span["aria-label"] for span in page.all("span") if span.get("class") == "mark" and "aria-label" in span]
+    marks = [
+        span["aria-label"]
+        for span in page.all("span")
+        if span.get("class") == "mark" and "aria-label" in span
+    ]
     assert marks == kinds
 
 
@@ -115,7 +135,11 @@ def test_nothing_is_fetched_from_elsewhere(page):
 
 def test_only_the_scripts_of_the_page_may_run(run):
     html = (run.report / "index.html").read_text()
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html).group(1).replace("&#39;", "'")
+    policy = (
+        re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+        .group(1)
+        .replace("&#39;", "'")
+    )
     (allowed,) = re.findall(r"script-src ([^;]*)", policy)
     inside = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inside]
@@ -125,8 +149,15 @@ def test_only_the_scripts_of_the_page_may_run(run):
 
 
 def test_every_photo_is_the_one_its_words_name(run, page, manifest):
-    splits = {picture["file"]: {origin.get("split") for origin in picture["made_from"]} for picture in manifest["pictures"]}
-    photos = [image for image in page.all("img") if image["alt"] and re.match(r"pictures/(training|prediction)-", image["src"])]
+    splits = {
+        picture["file"]: {origin.get("split") for origin in picture["made_from"]}
+        for picture in manifest["pictures"]
+    }
+    photos = [
+        image
+        for image in page.all("img")
+        if image["alt"] and re.match(r"pictures/(training|prediction)-", image["src"])
+    ]
     assert len(photos) == 4 + 4
     for photo in photos:
         split, row = re.match(r"(Training|Validation) image (\d+)", photo["alt"]).groups()
@@ -142,7 +173,9 @@ def test_the_manifest_accounts_for_every_file(run, manifest):
         assert picture["sha256"] == hashlib.sha256((run.report / picture["file"]).read_bytes()).hexdigest()
         for origin in picture["made_from"]:
             kind = (origin.get("thumbnail_of") or picture["file"]).removeprefix("pictures/").split("-")[0]
-            assert kind in ("patterns", "weights") or origin["shards"] == manifest["shards"]  # those show the model alone
+            assert (
+                kind in ("patterns", "weights") or origin["shards"] == manifest["shards"]
+            )  # those show the model alone
             assert kind == "training" or origin["checkpoint"] == manifest["checkpoint"]
     assert manifest["checkpoint"] == sha256(run.model_path)
     assert manifest["shards"] == load_manifest(run.config()["shards"]).digest()
@@ -170,7 +203,9 @@ def test_rows_for_activations_can_be_chosen(run, tmp_path):
 
 
 def test_a_hostile_class_name_is_harmless(tmp_path):
-    shards = dim_and_bright(tmp_path / "shards", classes=("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>'))
+    shards = dim_and_bright(
+        tmp_path / "shards", classes=("<script>alert(1)</script>", '"><img src=x onerror=alert(1)>')
+    )
     run = make_run(tmp_path / "runs" / "<b>run", shards, brightness_model(), metrics(2))
     html = render_report(run, options=SMALL).read_text()
     tags = Tags(html)
@@ -229,9 +264,20 @@ def test_the_job_imports_neither_training_nor_a_plotting_library():
 
 
 def test_percentages_are_honest_at_the_ends():
-    assert [percent(share) for share in (0.0, 0.00001, 0.5, 0.9999, 1.0)] == ["0.0%", "<0.1%", "50.0%", ">99.9%", "100.0%"]
+    assert [percent(share) for share in (0.0, 0.00001, 0.5, 0.9999, 1.0)] == [
+        "0.0%",
+        "<0.1%",
+        "50.0%",
+        ">99.9%",
+        "100.0%",
+    ]
     assert percent(None) == percent(float("nan")) == number(float("inf")) == "\N{EN DASH}"
 
 
 def test_numbers():
-    assert [number(value) for value in (0.001, 12.0, 12345.6, 0.053909)] == ["0.001", "12", "12,346", "0.0539"]
+    assert [number(value) for value in (0.001, 12.0, 12345.6, 0.053909)] == [
+        "0.001",
+        "12",
+        "12,346",
+        "0.0539",
+    ]

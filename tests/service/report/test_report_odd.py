@@ -19,20 +19,36 @@ layers = keras.layers
 HOSTILE = "<script>alert('x')</script> & \"é\" \N{SNOWMAN}"
 
 
-def odd_run(folder: Path, shape: tuple[int, int, int], classes: tuple[str, ...], splits: dict[str, int], model: keras.Model) -> Run:
+def odd_run(
+    folder: Path,
+    shape: tuple[int, int, int],
+    classes: tuple[str, ...],
+    splits: dict[str, int],
+    model: keras.Model,
+) -> Run:
     """A run on images of noise."""
     random = np.random.default_rng(0)
     rows = {
-        split: [record(random.integers(0, 256, shape).astype(np.uint8), n % len(classes), f"{split}/{n}.png") for n in range(count)]
+        split: [
+            record(random.integers(0, 256, shape).astype(np.uint8), n % len(classes), f"{split}/{n}.png")
+            for n in range(count)
+        ]
         for split, count in splits.items()
     }
-    run = make_run(folder / "run", write_shards(folder / "shards", classes, rows), model, metrics(2, "validation" in splits))
+    run = make_run(
+        folder / "run",
+        write_shards(folder / "shards", classes, rows),
+        model,
+        metrics(2, "validation" in splits),
+    )
     return run
 
 
 def classifier(shape: tuple[int, int, int], classes: int, *middle: keras.layers.Layer) -> keras.Model:
     """A small network that ends in a softmax."""
-    return keras.Sequential([layers.Input(shape), layers.Rescaling(1 / 255), *middle, layers.Dense(classes, activation="softmax")])
+    return keras.Sequential(
+        [layers.Input(shape), layers.Rescaling(1 / 255), *middle, layers.Dense(classes, activation="softmax")]
+    )
 
 
 def figures(run: Run) -> dict:
@@ -41,7 +57,9 @@ def figures(run: Run) -> dict:
 
 def test_a_thousand_classes(tmp_path: Path) -> None:
     names = tuple(f"class {n} of a thousand" for n in range(1000))
-    model = classifier((16, 16, 3), 1000, layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D())
+    model = classifier(
+        (16, 16, 3), 1000, layers.Conv2D(4, 3, activation="relu"), layers.GlobalAveragePooling2D()
+    )
     run = odd_run(tmp_path, (16, 16, 3), names, {"train": 1200, "validation": 1000}, model)
     page = render_report(run)
     assert figures(run)["summary"]["commonest"] == 0.001
@@ -52,8 +70,18 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("kind", ["dense", "convolution"])
 def test_one_pixel(tmp_path: Path, channels: int, kind: str) -> None:
-    middle = [layers.Flatten()] if kind == "dense" else [layers.Conv2D(2, 1, activation="relu"), layers.GlobalAveragePooling2D()]
-    run = odd_run(tmp_path, (1, 1, channels), ("a", HOSTILE), {"train": 4, "validation": 4}, classifier((1, 1, channels), 2, *middle))
+    middle = (
+        [layers.Flatten()]
+        if kind == "dense"
+        else [layers.Conv2D(2, 1, activation="relu"), layers.GlobalAveragePooling2D()]
+    )
+    run = odd_run(
+        tmp_path,
+        (1, 1, channels),
+        ("a", HOSTILE),
+        {"train": 4, "validation": 4},
+        classifier((1, 1, channels), 2, *middle),
+    )
     html = render_report(run).read_text()
     assert figures(run)["summary"]["images"] == 4
     assert "<script>alert" not in html
@@ -77,7 +105,9 @@ def test_one_image_in_all(tmp_path: Path) -> None:
 def test_a_model_that_answers_with_no_numbers_is_refused(tmp_path: Path) -> None:
     """As a run that diverged leaves it."""
     model = classifier((8, 8, 1), 2, layers.Conv2D(2, 3, activation="relu"), layers.Flatten())
-    model.layers[-1].set_weights([np.full_like(weights, np.nan) for weights in model.layers[-1].get_weights()])
+    model.layers[-1].set_weights(
+        [np.full_like(weights, np.nan) for weights in model.layers[-1].get_weights()]
+    )
     run = odd_run(tmp_path, (8, 8, 1), ("a", "b"), {"train": 4, "validation": 4}, model)
     with pytest.raises(ConfigError, match="probability=nan"):
         render_report(run)

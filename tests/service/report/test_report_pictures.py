@@ -46,7 +46,8 @@ def test_few_tiles_make_a_narrow_sheet():
 def test_enlarging_repeats_pixels_a_whole_number_of_times():
     tile = np.array([[[1, 2], [3, 4], [5, 6]]])
     np.testing.assert_array_equal(
-        enlarged(tile, 4)[0], [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4], [5, 5, 6, 6], [5, 5, 6, 6]]
+        enlarged(tile, 4)[0],
+        [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4], [5, 5, 6, 6], [5, 5, 6, 6]],
     )
     assert enlarged(tile, 3) is tile
 
@@ -57,7 +58,9 @@ def test_reducing_averages_whole_blocks_and_repeats_the_edge():
     assert reduced(tile, 3) is tile
 
 
-@pytest.mark.parametrize(("side", "shape", "suffix"), [(64, (128, 128), ".png"), (65, (65, 65), ".jpg"), (28, (112, 112), ".png")])
+@pytest.mark.parametrize(
+    ("side", "shape", "suffix"), [(64, (128, 128), ".png"), (65, (65, 65), ".jpg"), (28, (112, 112), ".png")]
+)
 def test_photos_are_jpeg_and_tiny_images_enlarged_png(tmp_path, side, shape, suffix):
     picture = Album(tmp_path).add_photo(np.full((side, side, 3), 90, np.uint8), "x", "words")
     assert picture.file.endswith(suffix)
@@ -75,7 +78,11 @@ def test_an_album_names_files_by_content_and_keeps_their_origins(tmp_path):
     assert (first.width, first.height, first.alt, again.alt) == (3, 2, "first", "again")
     digest = hashlib.sha256((tmp_path / first.file).read_bytes()).hexdigest()
     assert first.file == f"pictures/sheet-{digest[:12]}.png"
-    assert album.entries[first.file] == {"file": first.file, "sha256": digest, "made_from": [{"row": 1}, {"row": 2}]}
+    assert album.entries[first.file] == {
+        "file": first.file,
+        "sha256": digest,
+        "made_from": [{"row": 1}, {"row": 2}],
+    }
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / first.file)), pixels)
 
 

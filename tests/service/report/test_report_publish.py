@@ -116,7 +116,9 @@ def test_a_full_disk_leaves_the_old_report(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the page is larger
     try:
-        with pytest.raises(ConfigError, match=r"a place for the report that can be written. Received: out=.*File too large"):
+        with pytest.raises(
+            ConfigError, match=r"a place for the report that can be written. Received: out=.*File too large"
+        ):
             render_report(run, options=SMALL)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -137,7 +139,12 @@ def test_a_read_only_run_is_refused_in_a_sentence(tmp_path):
             pytest.skip("needs leave to mount")
     began = time.monotonic()
     code = "import sys; from service.cli import main; sys.exit(main(sys.argv[1:]))"
-    done = subprocess.run([*command, sys.executable, "-c", code, "report", str(run.path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [*command, sys.executable, "-c", code, "report", str(run.path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     run.path.chmod(0o755)
     assert done.returncode == 2, done.stderr
     assert "Expected a directory that can be written" in done.stderr

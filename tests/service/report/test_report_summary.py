@@ -7,7 +7,12 @@ import pytest
 from service.report.summary import Summary, doubts, verdict
 
 
-def summary(best: float | None = 0.735, training: float | None = 0.979, split: str = "validation", commonest: float = 0.5) -> Summary:
+def summary(
+    best: float | None = 0.735,
+    training: float | None = 0.979,
+    split: str = "validation",
+    commonest: float = 0.5,
+) -> Summary:
     gap = None if best is None or training is None else training - best
     epoch = None if best is None else 27
     return Summary(split, 1000, 0.735, 0.6, commonest, 30, epoch, best, training, gap, 900.0)
@@ -43,7 +48,10 @@ def test_without_validation_nothing_is_claimed_of_new_images():
 
 
 def test_a_model_made_elsewhere():
-    assert verdict(summary(best=None)) == "Right on 73.5% of 1,000 validation images; always naming the commonest class would give 50.0%."
+    assert (
+        verdict(summary(best=None))
+        == "Right on 73.5% of 1,000 validation images; always naming the commonest class would give 50.0%."
+    )
 
 
 def test_doubts():

@@ -26,7 +26,10 @@ LAST, MIDDLE = "base/block5_conv3", "base/block3_conv3"
 @pytest.fixture(scope="module")
 def photos(shared: Path) -> np.ndarray:
     """Four of the published test photos, uint8 `[4, 150, 150, 3]`."""
-    files = [shared / "data" / "samples" / f"{name}.jpg" for name in ("cat.1500", "dog.1500", "cat_and_dog", "african_elephant")]
+    files = [
+        shared / "data" / "samples" / f"{name}.jpg"
+        for name in ("cat.1500", "dog.1500", "cat_and_dog", "african_elephant")
+    ]
     return np.stack([np.asarray(Image.open(file).convert("RGB").resize((150, 150))) for file in files])
 
 
@@ -59,7 +62,10 @@ def test_the_tutorials_maps_and_bfloat16s(model: keras.Model, photos: np.ndarray
         # terms cancel 24 to 690 times in the map's sum, so a few roundings of float32 are up to 1.4e-5 of its maximum
         np.testing.assert_allclose(found, wanted, rtol=0, atol=3e-5 * max(wanted.max(), 1e-12))
     assert exact.any(axis=(1, 2)).sum() >= 2
-    signed = [Heatmaps(Network(model, fast=fast), [LAST], ["signed"])(photos, labels).maps[LAST, "signed"] for fast in (False, True)]
+    signed = [
+        Heatmaps(Network(model, fast=fast), [LAST], ["signed"])(photos, labels).maps[LAST, "signed"]
+        for fast in (False, True)
+    ]
     assert np.corrcoef(signed[0].ravel(), signed[1].ravel())[0, 1] >= 0.99
     assert (signed[0] != signed[1]).any()
 
@@ -67,7 +73,10 @@ def test_the_tutorials_maps_and_bfloat16s(model: keras.Model, photos: np.ndarray
 def test_the_tutorials_patterns(model: keras.Model) -> None:
     network, chosen = Network(model), [0, 7, 100]
     found = patterns(network, MIDDLE, chosen)
-    base, rescaling = model.get_layer("base"), model.layers[1]  # the same rounding: on its way uphill an image forgets none
+    base, rescaling = (
+        model.get_layer("base"),
+        model.layers[1],
+    )  # the same rounding: on its way uphill an image forgets none
     inner = keras.Model(base.input, base.get_layer("block3_conv3").output)
     for picture, number in zip(found.images, chosen, strict=True):
         image = tf.constant(np.random.default_rng(0).uniform(118, 138, (1, 150, 150, 3)).astype(np.float32))
@@ -81,7 +90,9 @@ def test_the_tutorials_patterns(model: keras.Model) -> None:
 
 
 @pytest.mark.parametrize(("name", "limit"), [("vgg16", 2e6), ("four convolutions", 0.5e6)])
-def test_how_heavy_an_image_is(model: keras.Model, photos: np.ndarray, tmp_path: Path, name: str, limit: float) -> None:
+def test_how_heavy_an_image_is(
+    model: keras.Model, photos: np.ndarray, tmp_path: Path, name: str, limit: float
+) -> None:
     if name != "vgg16":
         model = build_model("cats_dogs_small", Task((150, 150, 3), 10, (127.0,) * 3, (64.0,) * 3))
     model.save(tmp_path / "model.keras")
@@ -99,5 +110,7 @@ def test_how_heavy_an_image_is(model: keras.Model, photos: np.ndarray, tmp_path:
     assert len(weights) == 4
     assert max(weights.values()) <= limit
     assert max(weights.values()) > 0.05 * limit
-    thumbnails = sum((page.parent / file).stat().st_size for file in {p["file"] for p in manifest["thumbnails"]})
+    thumbnails = sum(
+        (page.parent / file).stat().st_size for file in {p["file"] for p in manifest["thumbnails"]}
+    )
     assert page.stat().st_size + thumbnails <= 300_000  # the first view

@@ -44,13 +44,17 @@ def test_files_by_number_and_only_pictures(tmp_path):
 
 def brightness() -> keras.Model:
     """Says dogs to what is brighter than 128 on average."""
-    model = keras.Sequential([L.Input((4, 6, 3)), L.GlobalAveragePooling2D(), L.Dense(1, activation="sigmoid")])
+    model = keras.Sequential(
+        [L.Input((4, 6, 3)), L.GlobalAveragePooling2D(), L.Dense(1, activation="sigmoid")]
+    )
     model.set_weights([np.full((3, 1), 20.0), np.array([-30.0])])
     return model
 
 
 def section(folder, tmp_path):
-    subject = Subject("n", brightness(), "m", "s", ("cats", "dogs"), None, None, 1 / 255, ReportOptions(samples=folder))  # type: ignore[arg-type]
+    subject = Subject(
+        "n", brightness(), "m", "s", ("cats", "dogs"), None, None, 1 / 255, ReportOptions(samples=folder)
+    )  # type: ignore[arg-type]
     return part(subject, Album(tmp_path))
 
 
@@ -58,7 +62,9 @@ def test_samples_are_answered_scored_and_escaped(tmp_path):
     folder = tmp_path / "samples"
     folder.mkdir()
     for number in range(BATCH + 2):
-        Image.new("RGB", (30, 20), (250,) * 3 if number % 2 else (5,) * 3).save(folder / f"{'dog' if number % 2 else 'cat'}.{number}.png")
+        Image.new("RGB", (30, 20), (250,) * 3 if number % 2 else (5,) * 3).save(
+            folder / f"{'dog' if number % 2 else 'cat'}.{number}.png"
+        )
     Image.new("L", (9, 9), 250).save(folder / "cat.900.png")  # a bright cat: wrong
     (folder / "<script>.jpg").write_bytes(b"no picture")
     found = section(folder, tmp_path)
@@ -69,7 +75,9 @@ def test_samples_are_answered_scored_and_escaped(tmp_path):
     assert answers[f"dog.{BATCH + 1}.png"]["top"][0] == {"name": "dogs", "probability": pytest.approx(1.0)}
     for name, answer in answers.items():
         with Image.open(tmp_path / answer["picture"].file) as picture:
-            assert picture.convert("L").getpixel((3, 3)) == (5 if name.startswith("cat") and name != "cat.900.png" else 250), name
+            assert picture.convert("L").getpixel((3, 3)) == (
+                5 if name.startswith("cat") and name != "cat.900.png" else 250
+            ), name
     assert answers["cat.900.png"]["picture"].alt == "cat.900.png: dogs with 100.0%, is cats"
     html = page.templates().get_template("samples.html").render(values=found.values)
     assert "<script>" not in html

@@ -9,7 +9,18 @@ import scipy.stats
 import tensorflow as tf
 
 from service.report import trust
-from service.report.measures import distraction, edges, energy, found, inside, peak, randomized, ranks, removal, spearman
+from service.report.measures import (
+    distraction,
+    edges,
+    energy,
+    found,
+    inside,
+    peak,
+    randomized,
+    ranks,
+    removal,
+    spearman,
+)
 from service.report.subject import ReportOptions, Subject
 
 L = keras.layers
@@ -19,22 +30,30 @@ RNG = np.random.default_rng(0)
 def test_rank_correlation_is_spearmans_with_shared_ranks():
     for _ in range(5):
         a, b = RNG.integers(0, 4, (3, 5)), RNG.normal(size=(3, 5))
-        assert spearman(a, b) == pytest.approx(scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12)
+        assert spearman(a, b) == pytest.approx(
+            scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12
+        )
     assert ranks(np.array([7, 1, 7, 3])).tolist() == [3.5, 1, 3.5, 2]
     assert spearman(np.arange(6.0), -np.arange(6.0)) == pytest.approx(-1)
     assert spearman(np.zeros(4), np.arange(4.0)) == 0
 
 
 def test_shuffled_kernels_keep_their_values_and_come_back():
-    model = keras.Sequential([L.Input((4, 4, 1)), L.Conv2D(3, 2), L.BatchNormalization(), L.Flatten(), L.Dense(2)])
+    model = keras.Sequential(
+        [L.Input((4, 4, 1)), L.Conv2D(3, 2), L.BatchNormalization(), L.Flatten(), L.Dense(2)]
+    )
     before = [w.copy() for w in model.get_weights()]
     with randomized(model, 1):
         during = model.get_weights()
-        assert [np.array_equal(a, b) for a, b in zip(before, during, strict=True)] == [w.ndim < 2 for w in before]
+        assert [np.array_equal(a, b) for a, b in zip(before, during, strict=True)] == [
+            w.ndim < 2 for w in before
+        ]
         for a, b in zip(before, during, strict=True):
             np.testing.assert_array_equal(np.sort(a, axis=None), np.sort(b, axis=None))
     with randomized(model, 1, last_only=True):
-        assert [np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)] == [True] * 6 + [False, True]
+        assert [np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)] == [
+            True
+        ] * 6 + [False, True]
     with pytest.raises(ZeroDivisionError), randomized(model, 2):
         _ = 1 / 0
     for a, b in zip(before, model.get_weights(), strict=True):
@@ -47,7 +66,9 @@ def test_removal_follows_the_order_of_the_map():
     images[0, 0, 3], images[1, 1, 0] = 250, 250
     knows = np.zeros((2, 2, 5), np.float32)
     knows[0, 0, 3] = knows[1, 1, 0] = 1
-    answer = lambda x: np.stack([1 - (x.max(axis=(1, 2, 3)) > 200), x.max(axis=(1, 2, 3)) > 200], axis=1).astype(float)  # noqa: E731
+    answer = lambda x: np.stack(
+        [1 - (x.max(axis=(1, 2, 3)) > 200), x.max(axis=(1, 2, 3)) > 200], axis=1
+    ).astype(float)  # noqa: E731
     right = removal(answer, images, np.array([1, 1]), knows, seed=0)
     assert right.deletion.tolist() == [1] + [0] * 10
     assert right.insertion.tolist() == [0] + [1] * 10
@@ -63,7 +84,13 @@ def test_what_is_removed_takes_the_mean_colour():
     seen: list[np.ndarray] = []
     image = np.zeros((1, 1, 2, 3))
     image[0, 0, 0] = (10, 20, 40)
-    removal(lambda x: (seen.append(x), np.ones((1, 2)))[1], image, np.array([0]), np.array([[[1.0, 0.0]]], np.float32), seed=0)
+    removal(
+        lambda x: (seen.append(x), np.ones((1, 2)))[1],
+        image,
+        np.array([0]),
+        np.array([[[1.0, 0.0]]], np.float32),
+        seed=0,
+    )
     gone_half, back_half = seen[10], seen[11]  # five tenths
     np.testing.assert_array_equal(gone_half[0, 0], [[5, 10, 20], [0, 0, 0]])
     np.testing.assert_array_equal(back_half[0, 0], [[10, 20, 40], [5, 10, 20]])
@@ -143,17 +170,28 @@ class Spots:
         return [str(row) for row in rows]
 
     def evidence(self, rows):
-        return [(y / 16, x / 16, (y + 4) / 16, (x + 4) / 16) if self.boxes else None for y, x in self.places[rows]]
+        return [
+            (y / 16, x / 16, (y + 4) / 16, (x + 4) / 16) if self.boxes else None for y, x in self.places[rows]
+        ]
 
     def batches(self):
-        return [{"image": self.images, "label": self.labels, "weight": np.ones(self.count, np.float32), "row": np.arange(self.count)}]
+        return [
+            {
+                "image": self.images,
+                "label": self.labels,
+                "weight": np.ones(self.count, np.float32),
+                "row": np.arange(self.count),
+            }
+        ]
 
 
 def colour_model(trained: bool = True) -> keras.Model:
     """Channel 0 answers red above 110, channel 1 blue; class 0 is red. Or an untrained network."""
     keras.utils.set_random_seed(0)
     convolution = L.Conv2D(2, 1, activation="relu", name="colours")
-    model = keras.Sequential([L.Input((16, 16, 3)), convolution, L.GlobalAveragePooling2D(), L.Dense(2, activation="softmax")])
+    model = keras.Sequential(
+        [L.Input((16, 16, 3)), convolution, L.GlobalAveragePooling2D(), L.Dense(2, activation="softmax")]
+    )
     if trained:
         kernel = np.zeros((1, 1, 3, 2), np.float32)
         kernel[0, 0, 0, 0] = kernel[0, 0, 2, 1] = 1
@@ -180,7 +218,15 @@ def test_a_network_that_looks_at_the_object_is_trusted():
         "Distracted",
     ]
     assert checks["Same weights"]["value"] == pytest.approx(1)
-    for name in ("Same weights", "Another class", "Deletion", "Insertion", "Pointing", "Energy in the box", "Distracted"):
+    for name in (
+        "Same weights",
+        "Another class",
+        "Deletion",
+        "Insertion",
+        "Pointing",
+        "Energy in the box",
+        "Distracted",
+    ):
         assert checks[name]["passed"], checks[name]
     assert checks["Pointing"]["value"] == 1
     assert checks["Another class"]["value"] < 0
@@ -189,12 +235,20 @@ def test_a_network_that_looks_at_the_object_is_trusted():
 
 
 @pytest.mark.parametrize(
-    ("like", "same", "random", "other"), [(0.5, False, False, False), (-0.5, False, False, True), (0.2, False, True, True)]
+    ("like", "same", "random", "other"),
+    [(0.5, False, False, False), (-0.5, False, False, True), (0.2, False, True, True)],
 )
 def test_maps_that_are_alike_or_opposite_where_they_should_not_be(monkeypatch, like, same, random, other):
     monkeypatch.setattr(trust, "_likeness", lambda maps, others: like)
-    checks = {check["name"]: check["passed"] for check in section_of(colour_model(), Spots(), trust_images=4).figures["checks"]}
-    assert [checks[name] for name in ("Same weights", "Random weights", "Another class")] == [same, random, other]
+    checks = {
+        check["name"]: check["passed"]
+        for check in section_of(colour_model(), Spots(), trust_images=4).figures["checks"]
+    }
+    assert [checks[name] for name in ("Same weights", "Random weights", "Another class")] == [
+        same,
+        random,
+        other,
+    ]
 
 
 def test_unknown_boxes_are_not_asked_for():
@@ -203,10 +257,19 @@ def test_unknown_boxes_are_not_asked_for():
 
 
 def test_maps_that_see_no_classes_are_told_apart(monkeypatch):
-    monkeypatch.setattr("service.report.gradcam.activation_map", lambda values, gradients, method: tf.reduce_mean(values, axis=-1))
-    checks = {check["name"]: check for check in section_of(colour_model(), Spots(), trust_images=24).figures["checks"]}
+    monkeypatch.setattr(
+        "service.report.gradcam.activation_map",
+        lambda values, gradients, method: tf.reduce_mean(values, axis=-1),
+    )
+    checks = {
+        check["name"]: check
+        for check in section_of(colour_model(), Spots(), trust_images=24).figures["checks"]
+    }
     assert not checks["Another class"]["passed"]
-    assert checks["Another class"]["words"] == "The heatmap for the second answer looks much the same (Spearman 1.00)."
+    assert (
+        checks["Another class"]["words"]
+        == "The heatmap for the second answer looks much the same (Spearman 1.00)."
+    )
     assert checks["Pointing"]["passed"]  # which alone does not notice
 
 

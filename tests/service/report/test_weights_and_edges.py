@@ -18,7 +18,15 @@ L = keras.layers
 
 
 def test_colours_are_symmetric_about_zero():
-    assert signed(np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0, -9.0]), 2.0).tolist() == [0, 63, 126, 189, 252, 252, 0]
+    assert signed(np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0, -9.0]), 2.0).tolist() == [
+        0,
+        63,
+        126,
+        189,
+        252,
+        252,
+        0,
+    ]
     assert DIVERGING[MIDDLE].tolist() == [247, 247, 247]
     blue, red = DIVERGING[0], DIVERGING[252]
     assert blue[2] > blue[0]
@@ -29,7 +37,9 @@ def test_colours_are_symmetric_about_zero():
 
 def test_first_filters_stand_in_order_and_colour_by_colour():
     kernel = np.arange(3 * 2 * 3 * 20, dtype=np.float32).reshape(3, 2, 3, 20) - 180
-    model = keras.Sequential([L.Input((6, 6, 3)), L.Conv2D(20, (3, 2), use_bias=False, name="c"), L.Flatten(), L.Dense(2)])
+    model = keras.Sequential(
+        [L.Input((6, 6, 3)), L.Conv2D(20, (3, 2), use_bias=False, name="c"), L.Flatten(), L.Dense(2)]
+    )
     model.get_layer("c").set_weights([kernel])
     red, green, blue = weights.filters_of(Network(model))
     assert [heat.what for heat in (red, green, blue)] == ["red", "green", "blue"]
@@ -44,7 +54,9 @@ def test_first_filters_stand_in_order_and_colour_by_colour():
 
 def test_dense_weights_on_pixels_are_pictures_and_others_matrices():
     kernel = np.arange(12 * 2, dtype=np.float32).reshape(12, 2) - 5
-    network = Network(keras.Sequential([L.Input((3, 4, 1)), L.Flatten(), L.Dense(2, name="one"), L.Dense(3, name="two")]))
+    network = Network(
+        keras.Sequential([L.Input((3, 4, 1)), L.Flatten(), L.Dense(2, name="one"), L.Dense(3, name="two")])
+    )
     network.model.get_layer("one").set_weights([kernel, np.zeros(2)])
     network.model.get_layer("two").set_weights([np.array([[1, 0, -2], [0, 0, 4]]), np.zeros(3)])
     one, two = weights.dense_of(network)
@@ -52,7 +64,9 @@ def test_dense_weights_on_pixels_are_pictures_and_others_matrices():
     np.testing.assert_array_equal(one.places[:24:8, 33:65:8], signed(kernel[:, 1].reshape(3, 4), 18))
     grow = weights.SMALLEST // 3
     assert two.places.shape == (3 * grow, weights.SIDE)
-    np.testing.assert_array_equal(two.places[::grow, :: weights.SIDE // 2], signed(np.array([[1, 0], [0, 0], [-2, 4]]), 4))
+    np.testing.assert_array_equal(
+        two.places[::grow, :: weights.SIDE // 2], signed(np.array([[1, 0], [0, 0], [-2, 4]]), 4)
+    )
 
 
 def test_shrinking_keeps_the_strongest_weight_and_its_sign():
@@ -79,7 +93,9 @@ def test_a_convolution_by_hand_is_that_of_a_network():
 @pytest.mark.parametrize(("name", "axis"), [("vertical edges", 1), ("horizontal edges", 0)])
 def test_edge_filters_find_their_edges_and_no_others(name, axis):
     step = np.zeros((6, 6))
-    step[(slice(None), slice(3, None)) if axis == 1 else (slice(3, None), slice(None))] = 10  # dark, then bright
+    step[(slice(None), slice(3, None)) if axis == 1 else (slice(3, None), slice(None))] = (
+        10  # dark, then bright
+    )
     found = edges.convolved(step, np.array(edges.KERNELS[name]))
     assert found.max() == 40
     assert found.min() == 0  # from dark to bright is positive
@@ -96,4 +112,7 @@ def test_grey_is_as_bright_as_it_looks():
 
 def test_nothing_to_show():
     assert edges.part(SimpleNamespace(probes=()), None) is None
-    assert edges.part(SimpleNamespace(probes=(SimpleNamespace(pixels=np.zeros((1, 1, 1), np.uint8)),)), None) is None
+    assert (
+        edges.part(SimpleNamespace(probes=(SimpleNamespace(pixels=np.zeros((1, 1, 1), np.uint8)),)), None)
+        is None
+    )

@@ -32,10 +32,14 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     if len(ports) > 1:
         workers = [f"127.0.0.1:{port}" for port in ports]
-        os.environ["TF_CONFIG"] = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}})
+        os.environ["TF_CONFIG"] = json.dumps(
+            {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
+        )
     place = Place(rank, len(ports), len(ports))
     strategy = choose_strategy(devices * len(ports), place)
-    loop.choose_strategy = lambda global_batch, place: strategy  # the sums of two strategies in one process get mixed up
+    loop.choose_strategy = lambda global_batch, place: (
+        strategy
+    )  # the sums of two strategies in one process get mixed up
     for out in runs:
         path, _, looks = out.partition("@")
         os.environ[ROWS_LOG] = "1" if looks else ""
@@ -53,7 +57,9 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
 
 def digests(learner: Learner) -> list[str]:
     """A digest for each replica here of all that a checkpoint holds."""
-    members = [v.value if isinstance(v, keras.Variable) else v for group in learner.variables.values() for v in group]
+    members = [
+        v.value if isinstance(v, keras.Variable) else v for group in learner.variables.values() for v in group
+    ]
     local = zip(*(learner.strategy.experimental_local_results(v) for v in members), strict=True)
     return [hashlib.sha256(b"".join(v.numpy().tobytes() for v in replica)).hexdigest() for replica in local]
 

@@ -15,15 +15,26 @@ from service.training.step import StepOptions, Steps
 Batch = dict[str, tf.Tensor]
 
 
-def steps_for(net: keras.Model, optimizer: keras.Optimizer, rates: Sequence[float] = (0.0,), **options: Any) -> Steps:
+def steps_for(
+    net: keras.Model, optimizer: keras.Optimizer, rates: Sequence[float] = (0.0,), **options: Any
+) -> Steps:
     """Steps of a network on one device, at the start of an epoch."""
     strategy = tf.distribute.get_strategy()
-    steps = Steps(logits_of(net), optimizer, net.trainable_variables, np.float32(rates), strategy, StepOptions(**options))
+    steps = Steps(
+        logits_of(net),
+        optimizer,
+        net.trainable_variables,
+        np.float32(rates),
+        strategy,
+        StepOptions(**options),
+    )
     steps.start(1, 0, seed=5)
     return steps
 
 
-def linear_steps(*rates: float, size: int = 2, momentum: float = 0.0, **options: Any) -> tuple[keras.Model, Steps]:
+def linear_steps(
+    *rates: float, size: int = 2, momentum: float = 0.0, **options: Any
+) -> tuple[keras.Model, Steps]:
     """A network of one weight for each of some pixels, all zero at first."""
     inputs = keras.Input((1, size, 1))
     net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
@@ -31,11 +42,21 @@ def linear_steps(*rates: float, size: int = 2, momentum: float = 0.0, **options:
     return net, steps_for(net, keras.optimizers.SGD(0.1, momentum=momentum), rates, **options)
 
 
-def batch_of(images: Sequence[Sequence[float]], labels: Sequence[int], weights: Sequence[float] | None = None, **more: Any) -> Batch:
+def batch_of(
+    images: Sequence[Sequence[float]],
+    labels: Sequence[int],
+    weights: Sequence[float] | None = None,
+    **more: Any,
+) -> Batch:
     """Images of one row of pixels."""
     pixels = tf.constant(np.array(images, np.float32)[:, None, :, None])
     weight = tf.constant(weights or [1.0] * len(labels))
-    batch = {"image": pixels, "label": tf.constant(labels), "weight": weight, "row": tf.range(len(labels), dtype=tf.int64)}
+    batch = {
+        "image": pixels,
+        "label": tf.constant(labels),
+        "weight": weight,
+        "row": tf.range(len(labels), dtype=tf.int64),
+    }
     return batch | {name: tf.constant(value, tf.float32) for name, value in more.items()}
 
 
@@ -54,7 +75,11 @@ def iterator(batches: Sequence[Batch]) -> Iterator[Batch]:
 
 
 def learned(
-    updates: Sequence[Sequence[Batch]], rates: Sequence[float], momentum: float = 0.0, clip: float = np.inf, ema: float = 0.0
+    updates: Sequence[Sequence[Batch]],
+    rates: Sequence[float],
+    momentum: float = 0.0,
+    clip: float = np.inf,
+    ema: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logistic regression by gradient descent with momentum, in NumPy.
 

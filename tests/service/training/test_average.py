@@ -34,7 +34,9 @@ def test_an_update_keeps_a_share_of_the_average(compiled: bool) -> None:
     assert weight.numpy().tolist() == [5.0, 6.0]
 
 
-@pytest.mark.parametrize(("made", "share"), [(0, 0.1), (1, 2 / 11), (8, 0.5), (25, 26 / 35), (26, 0.75), (10**9, 0.75)])
+@pytest.mark.parametrize(
+    ("made", "share"), [(0, 0.1), (1, 2 / 11), (8, 0.5), (25, 26 / 35), (26, 0.75), (10**9, 0.75)]
+)
 def test_early_updates_keep_less(made: int, share: float) -> None:
     weight, average = averaged()
     weight.assign([0.0, 0.0])

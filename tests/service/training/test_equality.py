@@ -40,11 +40,25 @@ RECIPES: dict[str, dict[str, Any]] = {
         "accumulate": 3,
         "augment": None,
     },
-    "small": {"model": "tiny_pooled", "augment": {"size": [8, 8], "flip": True}, "optimizer": SGD | {"learning_rate": 0.1}},
-    "frozen": {"freeze": "hidden", "optimizer": SGD, "augment": None},  # one replica keeps features, several do not
+    "small": {
+        "model": "tiny_pooled",
+        "augment": {"size": [8, 8], "flip": True},
+        "optimizer": SGD | {"learning_rate": 0.1},
+    },
+    "frozen": {
+        "freeze": "hidden",
+        "optimizer": SGD,
+        "augment": None,
+    },  # one replica keeps features, several do not
 }
 ALONE: dict[str, dict[str, Any]] = {  # what one process does otherwise, or not at all
-    "replicas": {"model": "tiny_replicas", "epochs": 1, "augment": None, "global_batch": 2, "optimizer": SGD | {"learning_rate": 1.0}},
+    "replicas": {
+        "model": "tiny_replicas",
+        "epochs": 1,
+        "augment": None,
+        "global_batch": 2,
+        "optimizer": SGD | {"learning_rate": 1.0},
+    },
     "overflow": {
         "model": "tiny_fragile",
         "precision": "mixed_float16",
@@ -63,7 +77,8 @@ Runs = dict[tuple[str, str], Run]
 
 def config(folder: Path, name: str) -> RunConfig:
     return config_for(
-        folder / {"replicas": "greys", "overflow": "white"}.get(name, "noise"), **(RECIPES | ALONE | {"stopped": STOPPED})[name]
+        folder / {"replicas": "greys", "overflow": "white"}.get(name, "noise"),
+        **(RECIPES | ALONE | {"stopped": STOPPED})[name],
     )
 
 
@@ -72,7 +87,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("equality")
     noise_shards(folder / "noise")
     noise_shards(folder / "white", white=WHITE)
-    greys = [record(np.full((12, 12, 3), grey, np.uint8), label, str(grey)) for label, grey in enumerate(GREYS)]
+    greys = [
+        record(np.full((12, 12, 3), grey, np.uint8), label, str(grey)) for label, grey in enumerate(GREYS)
+    ]
     write_shards(folder / "greys", ("dark", "bright"), {"train": greys})
     return folder
 
@@ -81,15 +98,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(folder: Path) -> Runs:
     """Every run in every place, by place and name."""
     found: Runs = {}
-    with ThreadPoolExecutor() as aside:  # beside each other: most of the time is tracing, which takes one core
+    with (
+        ThreadPoolExecutor() as aside
+    ):  # beside each other: most of the time is tracing, which takes one core
         training = []
         for place, (workers, devices) in PLACES.items():
             names = [*RECIPES, *ALONE, *(["stopped"] if workers > 1 else [])]
-            elsewhere = {(place, name): new_run(folder / place / name, config(folder, name)) for name in names}
-            orders = [f"{run.path}@{LOOKS}" if name == "stopped" else run.path for (_, name), run in elsewhere.items()]
+            elsewhere = {
+                (place, name): new_run(folder / place / name, config(folder, name)) for name in names
+            }
+            orders = [
+                f"{run.path}@{LOOKS}" if name == "stopped" else run.path
+                for (_, name), run in elsewhere.items()
+            ]
             training.append(aside.submit(train_elsewhere, orders, workers, devices))
             found |= elsewhere
-        found |= {("one", name): fitted(folder / "one" / name, config(folder, name)) for name in [*RECIPES, "stopped"]}
+        found |= {
+            ("one", name): fitted(folder / "one" / name, config(folder, name))
+            for name in [*RECIPES, "stopped"]
+        }
         for place in training:
             place.result()
     return found
@@ -103,9 +130,13 @@ def last(run: Run) -> str:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_what_is_learned_is_what_one_process_learns(runs: Runs, place: str, recipe: str) -> None:
     one, other = runs["one", recipe], runs[place, recipe]
-    rounding, relative = (1e-5, 1e-5) if recipe == "accumulated" else (1e-6, 0)  # its variance is a difference of large numbers
+    rounding, relative = (
+        (1e-5, 1e-5) if recipe == "accumulated" else (1e-6, 0)
+    )  # its variance is a difference of large numbers
     for group in ("model", "optimizer", "training"):
-        for expected, found in zip(saved(one, last(one), group), saved(other, last(other), group), strict=True):
+        for expected, found in zip(
+            saved(one, last(one), group), saved(other, last(other), group), strict=True
+        ):
             np.testing.assert_allclose(found, expected, rtol=relative, atol=rounding)
     assert abs(one.metrics()[-1]["loss"] - one.metrics()[0]["loss"]) > 0.01  # something was learned
     for ours, theirs in zip(one.metrics(), other.metrics(), strict=True):
@@ -116,7 +147,10 @@ def test_what_is_learned_is_what_one_process_learns(runs: Runs, place: str, reci
 @pytest.mark.parametrize("place", PLACES)
 def test_features_are_kept_by_one_replica_alone(runs: Runs, place: str) -> None:
     assert runs["one", "frozen"].status()["caches"]["features"].startswith("cache: host (")
-    assert runs[place, "frozen"].status()["caches"]["features"] == "cache: none (features are kept for one replica alone)"
+    assert (
+        runs[place, "frozen"].status()["caches"]["features"]
+        == "cache: none (features are kept for one replica alone)"
+    )
 
 
 def worker(run: Run, rank: int = 0) -> dict[str, Any]:
@@ -125,7 +159,10 @@ def worker(run: Run, rank: int = 0) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", [*RECIPES, *ALONE])
 def test_all_replicas_end_alike_after_one_trace(runs: Runs, name: str) -> None:
-    devices, workers = worker(runs["two devices", name]), [worker(runs["two workers", name], rank) for rank in (0, 1)]
+    devices, workers = (
+        worker(runs["two devices", name]),
+        [worker(runs["two workers", name], rank) for rank in (0, 1)],
+    )
     assert [found["traces"] for found in (devices, *workers)] == [1, 1, 1]
     assert len(devices["replicas"]) == 2
     assert len(set(devices["replicas"])) == 1
@@ -137,13 +174,17 @@ def test_averaged_statistics_are_the_mean_of_those_of_the_replicas(runs: Runs, p
     run = runs[place, "replicas"]
     mean, variance = saved(run, last(run), "model")[2:4]  # after gamma and beta
     np.testing.assert_allclose(mean, np.full(3, 0.01 * np.mean(GREYS) / 255), rtol=1e-5)
-    np.testing.assert_allclose(variance, np.full(3, 0.99), rtol=1e-6)  # each replica saw one grey, which does not vary
+    np.testing.assert_allclose(
+        variance, np.full(3, 0.99), rtol=1e-6
+    )  # each replica saw one grey, which does not vary
 
 
 @pytest.mark.parametrize("place", PLACES)
 def test_every_replica_drops_something_else(runs: Runs, folder: Path, place: str) -> None:
     run, settings = runs[place, "replicas"], config(folder, "replicas")
-    fresh = build_network(settings, tf.distribute.get_strategy(), Batches(settings.shards, "train", settings.data, 2))
+    fresh = build_network(
+        settings, tf.distribute.get_strategy(), Batches(settings.shards, "train", settings.data, 2)
+    )
     change = (saved(run, last(run), "model")[4] - fresh.get_layer("logits").kernel.numpy())[: 12 * 12 * 3]
     # each image is one grey, on a replica of its own: a weight has learned of none, of one, of the other or of both
     assert len(np.unique(change.round(4))) == 4
@@ -161,16 +202,25 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_else(runs: Runs, place
     assert not any("skipped" in epoch for epoch in run.metrics())
 
 
-def test_two_workers_become_one_within_an_epoch(runs: Runs, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_workers_become_one_within_an_epoch(
+    runs: Runs, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run, settings = runs["two workers", "stopped"], config(folder, "stopped")
-    assert sorted(path.name for path in run.checkpoints.iterdir()) == ["epoch-0001", "epoch-0001-step-0000002"]
+    assert sorted(path.name for path in run.checkpoints.iterdir()) == [
+        "epoch-0001",
+        "epoch-0001-step-0000002",
+    ]
     monkeypatch.setenv(ROWS_LOG, "1")
     fitted(run.path, settings)
     batches = Batches(settings.shards, "train", settings.data, 8, seed=5)
-    expected = {(epoch, step): batches.rows_of(epoch, step).tolist() for epoch in (1, 2, 3) for step in range(4)}
+    expected = {
+        (epoch, step): batches.rows_of(epoch, step).tolist() for epoch in (1, 2, 3) for step in range(4)
+    }
     assert logged_rows(run) == expected
     one = runs["one", "stopped"]
     for ours, theirs in zip(saved(one, last(one)), saved(run, last(run)), strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6)
     for ours, theirs in zip(one.metrics(), run.metrics(), strict=True):
-        assert [theirs[name] for name in ("loss", "accuracy")] == pytest.approx([ours[name] for name in ("loss", "accuracy")], abs=1e-6)
+        assert [theirs[name] for name in ("loss", "accuracy")] == pytest.approx(
+            [ours[name] for name in ("loss", "accuracy")], abs=1e-6
+        )

@@ -33,13 +33,21 @@ def evaluated(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Evaluation, np.ndarray, np.ndarray]]:
     """An evaluation, the probabilities that Keras predicts, and the labels."""
-    shards = noise_shards(tmp_path_factory.mktemp("evaluation") / "shards", rows=1, held_out=ROWS, classes=request.param)
-    data = config_for(shards, data={"image_size": [12, 12], "cache": "device" if request.param == 3 else "none"}).data
+    shards = noise_shards(
+        tmp_path_factory.mktemp("evaluation") / "shards", rows=1, held_out=ROWS, classes=request.param
+    )
+    data = config_for(
+        shards, data={"image_size": [12, 12], "cache": "device" if request.param == 3 else "none"}
+    ).data
     strategy, net = tf.distribute.get_strategy(), network(request.param)
     batches = Batches(shards, "validation", data, 8, cache=Cache(strategy))
     found = read_rows(shards, "validation", data, range(ROWS))
     likely = net.predict(found["image"].astype(np.float32), verbose=0).astype(np.float64)
-    return Evaluation(logits_of(net), strategy, batches), np.c_[1 - likely, likely] if request.param == 2 else likely, found["label"]
+    return (
+        Evaluation(logits_of(net), strategy, batches),
+        np.c_[1 - likely, likely] if request.param == 2 else likely,
+        found["label"],
+    )
 
 
 def test_metrics_are_those_of_every_row_once(evaluated: tuple[Evaluation, np.ndarray, np.ndarray]) -> None:
@@ -50,7 +58,9 @@ def test_metrics_are_those_of_every_row_once(evaluated: tuple[Evaluation, np.nda
     assert 0 < right.sum() < ROWS
     assert found["val_loss"] == pytest.approx(-np.log(true).mean(), rel=1e-4)
     assert found["val_accuracy"] == pytest.approx(right.mean(), abs=1e-12)
-    assert sorted(found) == sorted(["val_accuracy", "val_loss", *{2: ["val_auc"], 7: ["val_top5"]}.get(classes, [])])
+    assert sorted(found) == sorted(
+        ["val_accuracy", "val_loss", *{2: ["val_auc"], 7: ["val_top5"]}.get(classes, [])]
+    )
     if classes == 7:
         near = (likely > true[:, None]).sum(axis=1) < 5
         assert right.sum() < near.sum() < ROWS
@@ -63,11 +73,15 @@ def test_metrics_are_those_of_every_row_once(evaluated: tuple[Evaluation, np.nda
 def test_answers_are_in_the_order_of_the_rows(evaluated: tuple[Evaluation, np.ndarray, np.ndarray]) -> None:
     evaluation, likely, labels = evaluated
     answers = evaluation.answers()
-    np.testing.assert_allclose(answers["loss"], -np.log(likely[np.arange(ROWS), labels]), rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(
+        answers["loss"], -np.log(likely[np.arange(ROWS), labels]), rtol=1e-3, atol=1e-5
+    )
     np.testing.assert_array_equal(answers["predicted"], likely.argmax(axis=1))
     np.testing.assert_array_equal(answers["rank"] == 0, likely.argmax(axis=1) == labels)
     if likely.shape[1] == 2:
-        np.testing.assert_allclose(answers["score"], np.log(likely[:, 1] / likely[:, 0]), rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            answers["score"], np.log(likely[:, 1] / likely[:, 0]), rtol=1e-3, atol=1e-4
+        )
     assert evaluation._answer.experimental_get_tracing_count() == 1
 
 

@@ -20,7 +20,10 @@ from service.training.strategy import Place
 
 L = keras.layers
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
-STAGES = [{"epochs": 1, "freeze": ["of_pixels", "hidden"]}, {"epochs": 2, "freeze": "of_pixels", "learning_rate": 0.02}]
+STAGES = [
+    {"epochs": 1, "freeze": ["of_pixels", "hidden"]},
+    {"epochs": 2, "freeze": "of_pixels", "learning_rate": 0.02},
+]
 KEPT = {"model": "tiny_normalized", "augment": None, "optimizer": SGD, "ema": 0.9}
 
 
@@ -89,7 +92,9 @@ def same(one: Run, other: Run) -> None:
 
 def test_keeping_features_changes_nothing(shards: Path, tmp_path: Path) -> None:
     """Of two stages with another front each, the last batch padded."""
-    kept, plain = (fitted(tmp_path / cache, config(shards, cache, stages=STAGES)) for cache in ("auto", "none"))
+    kept, plain = (
+        fitted(tmp_path / cache, config(shards, cache, stages=STAGES)) for cache in ("auto", "none")
+    )
     same(plain, kept)
     assert "features" not in plain.status()["caches"]
     told = [kept.status()["caches"]["features"], kept.status()["notices"][-1]]
@@ -131,10 +136,24 @@ def test_a_frozen_base_stays_what_it_was(shards: Path, tmp_path: Path) -> None:
     """Moving statistics among it, and where it runs in every step; with its features kept the head learns the same."""
     keras.utils.set_random_seed(3)
     donor = build_model("mobilenetv3small", Task((32, 32, 3), 5, (120.0,) * 3, (60.0,) * 3))
-    donor.set_weights([w + np.random.default_rng(0).uniform(0, 0.1, w.shape).astype(np.float32) for w in donor.get_weights()])
+    donor.set_weights(
+        [
+            w + np.random.default_rng(0).uniform(0, 0.1, w.shape).astype(np.float32)
+            for w in donor.get_weights()
+        ]
+    )
     donor.save(tmp_path / "donor.keras")
-    recipe: dict[str, Any] = {"model": "mobilenetv3small", "weights": str(tmp_path / "donor.keras"), "augment": None, "ema": None}
-    recipe |= {"freeze": "*", "stages": [{"epochs": 3, "train": "logits"}], "optimizer": {"name": "sgd", "learning_rate": 0.01}}
+    recipe: dict[str, Any] = {
+        "model": "mobilenetv3small",
+        "weights": str(tmp_path / "donor.keras"),
+        "augment": None,
+        "ema": None,
+    }
+    recipe |= {
+        "freeze": "*",
+        "stages": [{"epochs": 3, "train": "logits"}],
+        "optimizer": {"name": "sgd", "learning_rate": 0.01},
+    }
     runs = []
     for cache in ("none", "auto"):
         settings = config_for(shards, data={"image_size": [32, 32], "cache": cache}, **recipe)

@@ -8,7 +8,11 @@ import pytest
 import tensorflow as tf
 from ray.exceptions import RayActorError
 from ray.train import ControllerError, WorkerGroupError
-from ray.train.v2._internal.exceptions import UserExceptionWithTraceback, WorkerGroupStartupFailedError, WorkerHealthCheckFailedError
+from ray.train.v2._internal.exceptions import (
+    UserExceptionWithTraceback,
+    WorkerGroupStartupFailedError,
+    WorkerHealthCheckFailedError,
+)
 
 from pipelines.errors import ConfigError, DataError, TrainingError
 from service.runs import StoppedError
@@ -45,7 +49,9 @@ def test_options(options: tuple[str | None, int | None, int | None, int | None],
         ((None, None, None, -1), "restarts=-1"),
     ],
 )
-def test_wrong_options(options: tuple[str | None, int | None, int | None, int | None], received: str | None) -> None:
+def test_wrong_options(
+    options: tuple[str | None, int | None, int | None, int | None], received: str | None
+) -> None:
     if received is None:
         assert Scale.read(*options) == Scale(2, 2)
         return
@@ -77,7 +83,9 @@ def test_wrong_options(options: tuple[str | None, int | None, int | None, int | 
         (Scale(2, 4), [HEAD], []),
     ],
 )
-def test_groups_there_is_room_for(scale: Scale, nodes: list[dict[str, float]], groups: list[tuple[int, int, int]]) -> None:
+def test_groups_there_is_room_for(
+    scale: Scale, nodes: list[dict[str, float]], groups: list[tuple[int, int, int]]
+) -> None:
     smallest, found = fitting(scale, nodes, global_batch=24)
     assert found == [Group(*group) for group in groups]
     assert not found or smallest == found[-1]
@@ -109,7 +117,11 @@ def failed(**failures: Exception) -> WorkerGroupError:
     """As Ray reports failures by rank: those of the worker's function with their traceback."""
     wrapped = {int(rank[1:]): error for rank, error in failures.items()}
     return WorkerGroupError(
-        "m", {r: e if isinstance(e, WorkerHealthCheckFailedError) else UserExceptionWithTraceback(e, "trace") for r, e in wrapped.items()}
+        "m",
+        {
+            r: e if isinstance(e, WorkerHealthCheckFailedError) else UserExceptionWithTraceback(e, "trace")
+            for r, e in wrapped.items()
+        },
     )
 
 

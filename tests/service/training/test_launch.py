@@ -25,7 +25,9 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(launch, "connected", contextlib.nullcontext)
     (tmp_path / "shards").mkdir()
     texts = {"format": "arrow", "encoding": "png", "source": "folder:x", "fingerprint": "0"}
-    Manifest(version=VERSION, store_size=None, classes=("a", "b"), splits={}, rejected=0, **texts).save(tmp_path / "shards")
+    Manifest(version=VERSION, store_size=None, classes=("a", "b"), splits={}, rejected=0, **texts).save(
+        tmp_path / "shards"
+    )
     return RunConfig(preset="test", shards=str(tmp_path / "shards"), model="linear", epochs=1)
 
 
@@ -46,8 +48,18 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     [
         (TrainingError("a", "b", "c"), TrainingError, "failed", "Expected a. Received: b. Fix: c."),
         (ZeroDivisionError("x"), ZeroDivisionError, "failed", "x"),
-        (KeyboardInterrupt(), Interrupted, "interrupted", "stopped by hand; --resume continues from the last checkpoint"),
-        (StoppedError("SIGTERM"), Interrupted, "interrupted", "stopped by SIGTERM; --resume continues from the last checkpoint"),
+        (
+            KeyboardInterrupt(),
+            Interrupted,
+            "interrupted",
+            "stopped by hand; --resume continues from the last checkpoint",
+        ),
+        (
+            StoppedError("SIGTERM"),
+            Interrupted,
+            "interrupted",
+            "stopped by SIGTERM; --resume continues from the last checkpoint",
+        ),
         (OSError(errno.ENOSPC, "full", "/run/x"), TrainingError, "failed", "[Errno 28] full: '/run/x'"),
     ],
 )
@@ -72,7 +84,11 @@ def test_a_run_says_how_it_ended(
 @pytest.mark.parametrize("error", [DataError("a", "b", "c"), ConfigError("a", "b", "c")])
 @pytest.mark.parametrize("checkpoint", [None, "epoch-0000-step-0000007"])
 def test_a_users_mistake_leaves_no_run_unless_something_is_saved(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, checkpoint: str | None
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    checkpoint: str | None,
 ) -> None:
     def work(config: RunConfig, run: Run) -> None:
         if checkpoint:
@@ -85,8 +101,12 @@ def test_a_users_mistake_leaves_no_run_unless_something_is_saved(
     assert (tmp_path / "run").exists() == bool(checkpoint)
 
 
-@pytest.mark.parametrize(("sizes", "setting"), [((31, 64), "data.image_size=31x31"), ((64, 31), "augment.size=31x31")])
-def test_images_too_small_for_a_base_start_nothing(config: RunConfig, tmp_path: Path, sizes: tuple[int, int], setting: str) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "setting"), [((31, 64), "data.image_size=31x31"), ((64, 31), "augment.size=31x31")]
+)
+def test_images_too_small_for_a_base_start_nothing(
+    config: RunConfig, tmp_path: Path, sizes: tuple[int, int], setting: str
+) -> None:
     whole, small = ({key: [side, side]} for key, side in zip(("image_size", "size"), sizes, strict=True))
     settings = config.model_dump() | {"model": "vgg16", "data": whole, "augment": small}
     with pytest.raises(ConfigError, match=f"32x32 or larger for vgg16. Received: {setting}"):
@@ -94,7 +114,9 @@ def test_images_too_small_for_a_base_start_nothing(config: RunConfig, tmp_path: 
     assert not (tmp_path / "run").exists()
 
 
-def test_sigterm_asks_the_workers_to_save(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_asks_the_workers_to_save(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str | None] = []
     before = signal.getsignal(signal.SIGTERM)
 
@@ -111,7 +133,9 @@ def test_sigterm_asks_the_workers_to_save(config: RunConfig, tmp_path: Path, mon
     assert asked[2] is None, "a request of old is still heard"
 
 
-def test_only_one_process_trains_a_run(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_process_trains_a_run(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     failing(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         launch.train(config, tmp_path / "run")

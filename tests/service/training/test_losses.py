@@ -29,7 +29,9 @@ def test_a_smoothed_label_is_spread_over_all_classes(smoothing: float) -> None:
     np.testing.assert_allclose(example_losses(LABELS, LOGITS, smoothing), entropy(several, LOGITS), rtol=1e-5)
     logits, labels = np.float32([[2.0], [-2.0], [0.5]]), np.int32([1, 1, 0])
     two = (1 - smoothing) * np.eye(2)[labels] + smoothing / 2
-    np.testing.assert_allclose(example_losses(labels, logits, smoothing), entropy(two, two_columns(logits)), rtol=1e-5)
+    np.testing.assert_allclose(
+        example_losses(labels, logits, smoothing), entropy(two, two_columns(logits)), rtol=1e-5
+    )
 
 
 def test_losses_of_halves_are_whole() -> None:
@@ -41,15 +43,24 @@ def test_losses_of_halves_are_whole() -> None:
 def test_class_weights_count_by_each_label_of_a_mixture() -> None:
     weights, share = np.float32([1.0, 2.0, 4.0]), np.float32([0.75, 0.25, 1.0, 0.5])
     own = entropy(np.eye(3)[LABELS], LOGITS) * weights[LABELS]
-    np.testing.assert_allclose(training_losses(LABELS, LOGITS, None, 0.0, tf.constant(weights)), own, rtol=1e-5)
+    np.testing.assert_allclose(
+        training_losses(LABELS, LOGITS, None, 0.0, tf.constant(weights)), own, rtol=1e-5
+    )
     others = LABELS[[1, 0, 3, 2]]
     mixed = share * own + (1 - share) * entropy(np.eye(3)[others], LOGITS) * weights[others]
-    np.testing.assert_allclose(training_losses(LABELS, LOGITS, share, 0.0, tf.constant(weights)), mixed, rtol=1e-5)
+    np.testing.assert_allclose(
+        training_losses(LABELS, LOGITS, share, 0.0, tf.constant(weights)), mixed, rtol=1e-5
+    )
 
 
 def test_rank_is_the_number_of_classes_before_the_true_one() -> None:
     assert predicted_classes(tf.constant(LOGITS)).numpy().tolist() == [2, 0, 1, 0]
-    assert true_ranks(LABELS, tf.constant(LOGITS)).numpy().tolist() == [1, 0, 1, 1]  # of equals the first comes first
+    assert true_ranks(LABELS, tf.constant(LOGITS)).numpy().tolist() == [
+        1,
+        0,
+        1,
+        1,
+    ]  # of equals the first comes first
     one = tf.constant([[2.0], [-2.0], [0.0], [0.0]])
     assert predicted_classes(one).numpy().tolist() == [1, 0, 0, 0]
     assert true_ranks(np.int32([1, 1, 0, 1]), one).numpy().tolist() == [0, 1, 0, 1]

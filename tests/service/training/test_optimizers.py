@@ -22,7 +22,9 @@ GRADIENTS = [  # of three updates
     (np.array([[0.2, 0.2], [-0.6, -0.3]]), np.array([-0.5, 0.1])),
 ]
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-5}  # 1 - 0.999 has an error of 3e-5 in float32
-Update = Callable[[list[np.ndarray], np.ndarray], np.ndarray]  # gradients so far and weights to the step at rate 1
+Update = Callable[
+    [list[np.ndarray], np.ndarray], np.ndarray
+]  # gradients so far and weights to the step at rate 1
 
 
 def dense() -> keras.Model:
@@ -37,7 +39,9 @@ def trained(spec: OptimizerSpec) -> list[np.ndarray]:
     optimizer = make_optimizer(spec, model.trainable_variables)
     for rate, gradients in zip(RATES, GRADIENTS, strict=True):
         optimizer.learning_rate.assign(rate)
-        optimizer.apply([keras.ops.convert_to_tensor(g, "float32") for g in gradients], model.trainable_variables)
+        optimizer.apply(
+            [keras.ops.convert_to_tensor(g, "float32") for g in gradients], model.trainable_variables
+        )
     return model.get_weights()
 
 
@@ -46,7 +50,9 @@ def mean_of(values: list[np.ndarray], decay: float) -> np.ndarray:
     return sum((1 - decay) * decay ** (len(values) - 1 - i) * value for i, value in enumerate(values))
 
 
-def adam_step(gradients: list[np.ndarray], b1: float, b2: float, epsilon: float) -> tuple[np.ndarray, np.ndarray]:
+def adam_step(
+    gradients: list[np.ndarray], b1: float, b2: float, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and root mean square, both freed of their bias towards zero."""
     t = len(gradients)
     mean, square = mean_of(gradients, b1) / (1 - b1**t), mean_of([g**2 for g in gradients], b2) / (1 - b2**t)
@@ -59,7 +65,9 @@ def adam(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def adam_of_other_betas(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    mean, root = adam_step(gradients, 0.5, 0.75, 0.01 / np.sqrt(1 - 0.75 ** len(gradients)))  # Keras adds epsilon before freeing
+    mean, root = adam_step(
+        gradients, 0.5, 0.75, 0.01 / np.sqrt(1 - 0.75 ** len(gradients))
+    )  # Keras adds epsilon before freeing
     return mean / root
 
 
@@ -105,7 +113,9 @@ def expected(start: np.ndarray, which: int, update: Update, decay: float) -> np.
         ({"name": "lion", "weight_decay": 0.5}, lion, 0.5),
     ],
 )
-def test_three_updates_at_three_rates_decay_kernels_and_spare_biases(settings: dict[str, Any], update: Update, decay: float) -> None:
+def test_three_updates_at_three_rates_decay_kernels_and_spare_biases(
+    settings: dict[str, Any], update: Update, decay: float
+) -> None:
     kernel, bias = trained(OptimizerSpec(**settings))
     np.testing.assert_allclose(kernel, expected(KERNEL, 0, update, decay), **CLOSE)
     np.testing.assert_allclose(bias, expected(BIAS, 1, update, 0.0), **CLOSE)
@@ -136,7 +146,11 @@ def test_keras_never_clips_and_names_are_those_of_a_fresh_process() -> None:
     spec = OptimizerSpec(name="sgd", clip_norm=1e-3)
     np.testing.assert_allclose(trained(spec)[0], expected(KERNEL, 0, sgd, 0.0), rtol=1e-5)
     made = [make_optimizer(OptimizerSpec(), dense().trainable_variables) for _ in range(2)]
-    assert [v.path for v in made[0].variables] == [v.path for v in made[1].variables] == ["adam/iteration", "adam/learning_rate"]
+    assert (
+        [v.path for v in made[0].variables]
+        == [v.path for v in made[1].variables]
+        == ["adam/iteration", "adam/learning_rate"]
+    )
 
 
 def test_by_default_normalisation_is_not_decayed() -> None:
@@ -165,7 +179,9 @@ def nested() -> keras.Model:
     x = keras.layers.Conv2D(2, 1, name="block2_conv")(x)
     backbone = keras.Model(image, x, name="backbone")
     outer = keras.Input((4, 4, 1))
-    return keras.Model(outer, keras.layers.Dense(1, name="logits")(keras.layers.Flatten()(backbone(outer))), name="net")
+    return keras.Model(
+        outer, keras.layers.Dense(1, name="logits")(keras.layers.Flatten()(backbone(outer))), name="net"
+    )
 
 
 BLOCK1 = ["block1_conv/kernel", "block1_norm/gamma", "block1_norm/beta"]
@@ -210,7 +226,9 @@ def test_frozen_batch_normalization_keeps_its_statistics_and_uses_them() -> None
         before = [v.numpy().copy() for v in norm.non_trainable_variables]
         in_training, at_rest = model(images, training=True), model(images, training=False)
         after = [v.numpy() for v in norm.non_trainable_variables]
-        return any((b != a).any() for b, a in zip(before, after, strict=True)), not np.allclose(in_training, at_rest, atol=1e-4)
+        return any((b != a).any() for b, a in zip(before, after, strict=True)), not np.allclose(
+            in_training, at_rest, atol=1e-4
+        )
 
     trainable_variables(model, ("block1*",))
     assert changes() == (False, False)
@@ -221,14 +239,20 @@ def test_frozen_batch_normalization_keeps_its_statistics_and_uses_them() -> None
 @pytest.mark.parametrize(
     ("freeze", "train", "message"),
     [
-        (("blok2*",), (), "Expected a pattern of the layers of net. Received: freeze=blok2*. Fix: use backbone/block2_conv"),
+        (
+            ("blok2*",),
+            (),
+            "Expected a pattern of the layers of net. Received: freeze=blok2*. Fix: use backbone/block2_conv",
+        ),
         (("Block2*",), (), "freeze=Block2*"),
         (("back/block1*",), (), "freeze=back/block1*"),
         (("*",), ("logit",), "train=logit. Fix: use logits"),
         (("*",), (), "Expected a layer that learns. Received: freeze=* (all of net)"),
     ],
 )
-def test_patterns_that_leave_nothing_or_mean_nothing(freeze: tuple[str, ...], train: tuple[str, ...], message: str) -> None:
+def test_patterns_that_leave_nothing_or_mean_nothing(
+    freeze: tuple[str, ...], train: tuple[str, ...], message: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         trainable_variables(nested(), freeze, train)
     assert message in str(error.value)

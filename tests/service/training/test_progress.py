@@ -10,7 +10,15 @@ import pytest
 from service.runs import Run
 from service.training.progress import epoch_line, shown, where_the_time_went
 
-METRICS = {"epoch": 2, "loss": 0.5, "accuracy": 0.75, "val_loss": 0.6, "val_accuracy": 0.7, "images_per_second": 99.6, "input_wait": 0.25}
+METRICS = {
+    "epoch": 2,
+    "loss": 0.5,
+    "accuracy": 0.75,
+    "val_loss": 0.6,
+    "val_accuracy": 0.7,
+    "images_per_second": 99.6,
+    "input_wait": 0.25,
+}
 
 
 def test_an_epoch_is_a_line() -> None:
@@ -51,7 +59,9 @@ def test_a_watcher_is_told_everything_once(tmp_path: Path, capsys: pytest.Captur
     assert said.count("a worker was lost") == 1
 
 
-def test_epochs_that_a_restart_took_back_are_told_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_epochs_that_a_restart_took_back_are_told_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Run(tmp_path / "run")
     run.create({})
     run.write_metrics([METRICS | {"epoch": epoch, "seconds": 1.0} for epoch in (1, 2)])

@@ -21,7 +21,10 @@ from service.training.loop import fit
 from service.training.scale import FIRST
 
 SGD = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
-STAGES = [{"epochs": 1, "freeze": "hidden"}, {"epochs": 2, "learning_rate": 0.01, "schedule": {"name": "cosine"}}]
+STAGES = [
+    {"epochs": 1, "freeze": "hidden"},
+    {"epochs": 2, "learning_rate": 0.01, "schedule": {"name": "cosine"}},
+]
 PLAIN: dict[str, Any] = {"augment": None, "optimizer": SGD}
 
 
@@ -40,7 +43,10 @@ def same(first: Run, second: Run, name: str) -> None:
     for expected, array in zip(saved(first, name), saved(second, name), strict=True):
         np.testing.assert_array_equal(array, expected)
     timed = {"seconds", "images_per_second", "input_wait"}
-    figures = [[{k: v for k, v in metrics.items() if k not in timed} for metrics in run.metrics()] for run in (first, second)]
+    figures = [
+        [{k: v for k, v in metrics.items() if k not in timed} for metrics in run.metrics()]
+        for run in (first, second)
+    ]
     assert figures[0] == figures[1]
 
 
@@ -54,12 +60,21 @@ RECIPES: dict[str, dict[str, Any]] = {
         "epochs": 2,
         "global_batch": 10,
     },
-    "stages": {"augment": None, "ema": 0.9, "accumulate": 2, "precision": "mixed_float16", "stages": STAGES, "optimizer": SGD},
+    "stages": {
+        "augment": None,
+        "ema": 0.9,
+        "accumulate": 2,
+        "precision": "mixed_float16",
+        "stages": STAGES,
+        "optimizer": SGD,
+    },
 }
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(shards: Path, tmp_path: Path, recipe: str) -> None:
+def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(
+    shards: Path, tmp_path: Path, recipe: str
+) -> None:
     config = config_for(shards, steps_per_call=1, **RECIPES[recipe])
     straight, run = fitted(tmp_path / "straight", config), Run(tmp_path / "stopped")
     updates = config.epochs * -(-steps_per_epoch(19, config.global_batch) // config.accumulate)
@@ -74,21 +89,32 @@ def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(sha
 def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, stages=STAGES, keep_checkpoints=3, **PLAIN)
     run = fitted(tmp_path / "run", config)
-    first = build_network(config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)).get_weights()
+    first = build_network(
+        config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)
+    ).get_weights()
     one, two = (saved(run, f"epoch-{epoch:04d}", "model") for epoch in (1, 2))
     for n, frozen in enumerate([True, True, False, False]):
         assert np.array_equal(one[n], first[n]) == frozen
         assert not np.array_equal(two[n], one[n])
-    assert [len(saved(run, f"epoch-{epoch:04d}", "optimizer")) for epoch in (1, 2)] == [4, 6]  # iterations, rate, velocities
+    assert [len(saved(run, f"epoch-{epoch:04d}", "optimizer")) for epoch in (1, 2)] == [
+        4,
+        6,
+    ]  # iterations, rate, velocities
     rates = [metrics["learning_rate"] for metrics in run.metrics()]
-    np.testing.assert_allclose(rates, [0.02, *(0.005 * (1 + np.cos(np.pi * n / 6)) for n in (2, 5))], rtol=1e-6)
+    np.testing.assert_allclose(
+        rates, [0.02, *(0.005 * (1 + np.cos(np.pi * n / 6)) for n in (2, 5))], rtol=1e-6
+    )
 
 
 def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_without_it(shards: Path, tmp_path: Path) -> None:
     donor = fitted(tmp_path / "donor", config_for(shards, epochs=1, **PLAIN))
     config = config_for(shards, epochs=2, seed=6, weights=str(donor.model_path), steps_per_call=1, **PLAIN)
-    first = build_network(config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)).get_weights()
-    same_as_donor = [np.array_equal(w, other) for w, other in zip(first, saved(donor, "epoch-0001", "model"), strict=True)]
+    first = build_network(
+        config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)
+    ).get_weights()
+    same_as_donor = [
+        np.array_equal(w, other) for w, other in zip(first, saved(donor, "epoch-0001", "model"), strict=True)
+    ]
     assert same_as_donor == [True, True, False, False]  # all but the logits; their bias has learned
     straight = fitted(tmp_path / "straight", config)
     fitted(tmp_path / "stopped", config, looks=2)
@@ -105,7 +131,9 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Pa
     fitted(run.path, config)
     same(straight, run, "epoch-0003")
     assert [name for name in names(run) if name.startswith(".")] == []
-    assert run.status()["notices"] == ["epoch-0003 is damaged and was passed over: continuing from epoch-0002"]
+    assert run.status()["notices"] == [
+        "epoch-0003 is damaged and was passed over: continuing from epoch-0002"
+    ]
 
 
 def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> None:
@@ -113,7 +141,10 @@ def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> 
     run = fitted(tmp_path / "run", config)
     before = (names(run), run.metrics())
     others = noise_shards(tmp_path / "others", rows=20, held_out=4)
-    for changes, message in (({"shards": str(others)}, "shard set the run began with"), ({"model": "linear"}, "model=linear")):
+    for changes, message in (
+        ({"shards": str(others)}, "shard set the run began with"),
+        ({"model": "linear"}, "model=linear"),
+    ):
         with pytest.raises(ConfigError, match=message):
             fit(RunConfig.model_validate(config.model_dump() | changes), run)
     assert (names(run), run.metrics()) == before
@@ -144,15 +175,28 @@ def one_white(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("accumulate", "steps_per_call"), [(1, 1), (1, 3), (2, 1)])
-def test_what_is_not_a_number_is_named(one_white: Path, tmp_path: Path, accumulate: int, steps_per_call: int) -> None:
+def test_what_is_not_a_number_is_named(
+    one_white: Path, tmp_path: Path, accumulate: int, steps_per_call: int
+) -> None:
     schedule = {"name": "step", "boundaries": [1]}
     config = config_for(
-        one_white, model="tiny_fragile", schedule=schedule, accumulate=accumulate, steps_per_call=steps_per_call, seed=6, **PLAIN
+        one_white,
+        model="tiny_fragile",
+        schedule=schedule,
+        accumulate=accumulate,
+        steps_per_call=steps_per_call,
+        seed=6,
+        **PLAIN,
     )
     batches = Batches(one_white, "train", config.data, 8, seed=6)
     (step,) = [n for n in range(3) if 10 in batches.rows_of(1, n)]
     step -= step % accumulate
-    rows = [row for n in range(step, min(step + accumulate, 3)) for row in batches.rows_of(1, n).tolist() if row >= 0]
+    rows = [
+        row
+        for n in range(step, min(step + accumulate, 3))
+        for row in batches.rows_of(1, n).tolist()
+        if row >= 0
+    ]
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     with pytest.raises(TrainingError, match=rf"epoch=1 step={step} learning_rate=0.02 rows={shown}\."):
         fitted(tmp_path / "run", config)
@@ -161,7 +205,9 @@ def test_what_is_not_a_number_is_named(one_white: Path, tmp_path: Path, accumula
 
 def test_what_is_not_a_number_can_be_skipped(one_white: Path, tmp_path: Path) -> None:
     config = config_for(one_white, model="tiny_fragile", on_nan="skip", steps_per_call=1, **PLAIN)
-    fitted(tmp_path / "run", config, looks=2)  # asked to stop within the first epoch: what was skipped is counted on
+    fitted(
+        tmp_path / "run", config, looks=2
+    )  # asked to stop within the first epoch: what was skipped is counted on
     run = fitted(tmp_path / "run", config)
     assert [metrics["skipped"] for metrics in run.metrics()] == [1, 1, 1]
     assert all(np.isfinite(array).all() for array in saved(run, "epoch-0003"))
@@ -176,7 +222,9 @@ def test_a_run_that_can_only_skip_ends(one_white: Path, tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_run_that_diverges_stops_and_keeps_what_was_good(shards: Path, tmp_path: Path) -> None:
-    config = config_for(shards, augment=None, model="linear", optimizer={"name": "sgd", "learning_rate": 1e38})
+    config = config_for(
+        shards, augment=None, model="linear", optimizer={"name": "sgd", "learning_rate": 1e38}
+    )
     with pytest.raises(TrainingError, match=r"finite gradient.*epoch=1 step=1 learning_rate=1e\+38"):
         fitted(tmp_path / "run", config)
     run = Run(tmp_path / "run")

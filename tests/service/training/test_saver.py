@@ -49,13 +49,18 @@ def test_the_file_is_written_from_copies(tmp_path: Path) -> None:
     (run := Run(tmp_path / "run")).create({})
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs)))
-    file, copies = ModelFile(run, model), [np.full(v.shape, i + 1.0) for i, v in enumerate(model.get_weights())]
+    file, copies = (
+        ModelFile(run, model),
+        [np.full(v.shape, i + 1.0) for i, v in enumerate(model.get_weights())],
+    )
     before = model.get_weights()
     file.write(copies)
     for kept, now in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(now, kept)
     for _ in range(2):  # the second time by the twin of the first
-        for expected, found in zip(copies, keras.models.load_model(run.model_path).get_weights(), strict=True):
+        for expected, found in zip(
+            copies, keras.models.load_model(run.model_path).get_weights(), strict=True
+        ):
             np.testing.assert_array_equal(found, expected)
         copies = [2 * copy for copy in copies]
         file.write(copies)

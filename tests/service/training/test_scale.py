@@ -32,7 +32,9 @@ def test_the_smallest_factor_stays_and_cannot_mend_anything() -> None:
     assert state(scale) == (1.0, 0.0)
 
 
-@pytest.mark.parametrize(("lasted", "factor", "good"), [(PATIENCE - 2, FIRST, PATIENCE - 1), (PATIENCE - 1, 2 * FIRST, 0.0)])
+@pytest.mark.parametrize(
+    ("lasted", "factor", "good"), [(PATIENCE - 2, FIRST, PATIENCE - 1), (PATIENCE - 1, 2 * FIRST, 0.0)]
+)
 def test_the_factor_doubles_after_a_long_time_without(lasted: float, factor: float, good: float) -> None:
     scale = LossScale()
     scale.variables[1].assign(lasted)

@@ -50,7 +50,9 @@ def test_one_cycle() -> None:
     # up from 2 / 4 to 2 over 4 updates, down to a tenth of 2 over the other 4
     up = [0.5, 0.5 + 1.5 * (1 - ROOT_HALF) / 2, 1.25, 0.5 + 1.5 * (1 + ROOT_HALF) / 2]
     down = [2.0, 0.2 + 1.8 * (1 + ROOT_HALF) / 2, 1.1, 0.2 + 1.8 * (1 - ROOT_HALF) / 2]
-    np.testing.assert_allclose(rates(8, name="one_cycle", pct_start=0.5, div=4, end=0.1), up + down, rtol=1e-6)
+    np.testing.assert_allclose(
+        rates(8, name="one_cycle", pct_start=0.5, div=4, end=0.1), up + down, rtol=1e-6
+    )
     assert int(np.argmax(rates(100, name="one_cycle"))) == 30
     assert int(np.argmax(rates(100, name="one_cycle", pct_start=0.9))) == 90
     with np.errstate(all="raise"):  # one update has no room for two halves
@@ -60,7 +62,10 @@ def test_one_cycle() -> None:
 
 @pytest.mark.parametrize(("setting", "value"), [("warmup_steps", 6), ("warmup_epochs", 3.0)])
 def test_a_warmup_without_end_is_an_error(setting: str, value: float) -> None:
-    with pytest.raises(ConfigError, match=rf"schedule\.{setting}={value}\. Fix: warm up for fewer than 6 updates \(3 epochs\)"):
+    with pytest.raises(
+        ConfigError,
+        match=rf"schedule\.{setting}={value}\. Fix: warm up for fewer than 6 updates \(3 epochs\)",
+    ):
         rates(6, epochs=3, **{setting: value})
 
 
@@ -70,26 +75,64 @@ def test_updates_of_an_epoch_when_gradients_accumulate() -> None:
 
 def run(**settings: Any) -> RunConfig:
     return RunConfig.model_validate(
-        {"preset": "p", "shards": "s", "model": "m", "optimizer": {"learning_rate": 2.0}, "freeze": "*", **settings}
+        {
+            "preset": "p",
+            "shards": "s",
+            "model": "m",
+            "optimizer": {"learning_rate": 2.0},
+            "freeze": "*",
+            **settings,
+        }
     )
 
 
 def test_stages_follow_each_other_each_with_its_own_rates() -> None:
-    stages = [{"epochs": 2}, {"epochs": 1, "learning_rate": 0.5, "schedule": {"name": "constant"}, "freeze": "a", "train": ["b", "c"]}]
+    stages = [
+        {"epochs": 2},
+        {
+            "epochs": 1,
+            "learning_rate": 0.5,
+            "schedule": {"name": "constant"},
+            "freeze": "a",
+            "train": ["b", "c"],
+        },
+    ]
     config = run(schedule={"name": "cosine"}, epochs=3, stages=stages)
-    np.testing.assert_allclose(run_rates(config, 2), [2.0, 1 + ROOT_HALF, 1.0, 1 - ROOT_HALF, 0.5, 0.5], rtol=1e-6)
+    np.testing.assert_allclose(
+        run_rates(config, 2), [2.0, 1 + ROOT_HALF, 1.0, 1 - ROOT_HALF, 0.5, 0.5], rtol=1e-6
+    )
     first, second = made = stages_of(config)
-    assert (first.first, first.epochs, first.learning_rate, first.freeze, first.train) == (1, 2, 2.0, ("*",), ())
-    assert (second.first, second.epochs, second.learning_rate, second.freeze, second.train) == (3, 1, 0.5, ("*", "a"), ("b", "c"))
+    assert (first.first, first.epochs, first.learning_rate, first.freeze, first.train) == (
+        1,
+        2,
+        2.0,
+        ("*",),
+        (),
+    )
+    assert (second.first, second.epochs, second.learning_rate, second.freeze, second.train) == (
+        3,
+        1,
+        0.5,
+        ("*", "a"),
+        ("b", "c"),
+    )
     assert [stage_at(made, epoch) for epoch in (1, 2, 3)] == [0, 0, 1]
 
 
 def test_a_stage_without_schedule_begins_that_of_the_run_anew() -> None:
-    config = run(schedule={"warmup_steps": 1}, epochs=2, stages=[{"epochs": 1}, {"epochs": 1, "learning_rate": 4.0}])
+    config = run(
+        schedule={"warmup_steps": 1}, epochs=2, stages=[{"epochs": 1}, {"epochs": 1, "learning_rate": 4.0}]
+    )
     assert run_rates(config, 3).tolist() == [0.0, 2.0, 2.0, 0.0, 4.0, 4.0]
 
 
 def test_a_run_without_stages_is_one() -> None:
     (only,) = stages_of(run(epochs=3))
-    assert (only.first, only.epochs, only.learning_rate, only.schedule, only.freeze) == (1, 3, 2.0, ScheduleSpec(), ("*",))
+    assert (only.first, only.epochs, only.learning_rate, only.schedule, only.freeze) == (
+        1,
+        3,
+        2.0,
+        ScheduleSpec(),
+        ("*",),
+    )
     assert run_rates(run(epochs=3), 2).tolist() == [2.0] * 6

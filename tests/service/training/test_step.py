@@ -13,7 +13,11 @@ from step_samples import batch_of, iterator, learned, linear_steps, some_batches
 from service.models import head
 from service.training.step import Steps
 
-WAYS: dict[str, dict[str, Any]] = {"plain": {"xla_update": False}, "compiled update": {}, "all compiled": {"xla": True}}
+WAYS: dict[str, dict[str, Any]] = {
+    "plain": {"xla_update": False},
+    "compiled update": {},
+    "all compiled": {"xla": True},
+}
 RATES = (0.5, 0.25, 1.0, 0.125)
 
 
@@ -57,11 +61,15 @@ def test_updates_follow_the_closed_form(way: str, one_by_one: bool) -> None:
     net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.3, **WAYS[way])
     batches = some_batches(5)
     assert run(steps, batches, one_by_one) == [(None, 0)] * (5 if one_by_one else 2)
-    weights, average = learned([[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9, clip=0.3, ema=0.3)
+    weights, average = learned(
+        [[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9, clip=0.3, ema=0.3
+    )
     unclipped, _ = learned([[batch] for batch in batches], [*RATES, RATES[-1]], momentum=0.9)
     assert np.abs(weights - unclipped).max() > 0.1
     np.testing.assert_allclose(flat(net), weights, rtol=1e-5)
-    np.testing.assert_allclose(np.concatenate([v.numpy().ravel() for v in steps.average.variables]), average, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([v.numpy().ravel() for v in steps.average.variables]), average, rtol=1e-5
+    )
     assert steps.traces == (0 if one_by_one else 1)
     assert steps.totals()[3] == 18
 
@@ -80,15 +88,21 @@ def test_some_batches_make_one_update_and_what_is_left_another(one_by_one: bool)
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("way", WAYS)
 def test_an_update_that_is_not_finite_changes_nothing(way: str, accumulate: int, one_by_one: bool) -> None:
-    net, steps = linear_steps(*RATES, momentum=0.9, clip_norm=0.3, ema=0.3, accumulate=accumulate, **WAYS[way])
+    net, steps = linear_steps(
+        *RATES, momentum=0.9, clip_norm=0.3, ema=0.3, accumulate=accumulate, **WAYS[way]
+    )
     batches = some_batches(4 * accumulate)
-    batches[accumulate]["image"] += np.float32([np.nan, 0, 0, 0])[:, None, None, None]  # one image, in the second update
+    batches[accumulate]["image"] += np.float32([np.nan, 0, 0, 0])[
+        :, None, None, None
+    ]  # one image, in the second update
     found = run(steps, batches, one_by_one, every=accumulate)
     assert found == ([(None, 0), (1, 1), (None, 0), (None, 0)] if one_by_one else [(1, 1), (None, 0)])
     updates = [batches[n * accumulate : (n + 1) * accumulate] for n in (0, 2, 3)]
     weights, average = learned(updates, [RATES[n] for n in (0, 2, 3)], momentum=0.9, clip=0.3, ema=0.3)
     np.testing.assert_allclose(flat(net), weights, rtol=1e-5)
-    np.testing.assert_allclose(np.concatenate([v.numpy().ravel() for v in steps.average.variables]), average, rtol=1e-5)
+    np.testing.assert_allclose(
+        np.concatenate([v.numpy().ravel() for v in steps.average.variables]), average, rtol=1e-5
+    )
     assert int(steps._optimizer.iterations.numpy()) == 3
     assert steps.totals()[3] == 16 * accumulate - 2 - 4  # neither the padding nor the batch that has no loss
     assert np.isfinite(steps.totals()[0])
@@ -106,7 +120,9 @@ def test_the_first_of_several_failures_is_named() -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_a_scaled_loss_teaches_the_same(way: str) -> None:
     batches = some_batches(3)
-    (plain, steps), (scaled, other) = (linear_steps(*RATES, clip_norm=10.0, scaled=on, **WAYS[way]) for on in (False, True))
+    (plain, steps), (scaled, other) = (
+        linear_steps(*RATES, clip_norm=10.0, scaled=on, **WAYS[way]) for on in (False, True)
+    )
     run(steps, batches, False)
     run(other, batches, False)
     np.testing.assert_allclose(flat(scaled), flat(plain), rtol=1e-6)
@@ -136,7 +152,9 @@ def test_a_failure_that_no_scale_can_mend_is_told() -> None:
 def test_answers_among_the_first_five_are_counted_from_six_classes_on() -> None:
     inputs = keras.Input((1, 1, 1))
     net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 7))
-    net.set_weights([np.zeros((1, 7), np.float32), np.arange(7, dtype=np.float32)])  # class 6 first, then 5, 4, ...
+    net.set_weights(
+        [np.zeros((1, 7), np.float32), np.arange(7, dtype=np.float32)]
+    )  # class 6 first, then 5, 4, ...
     steps = steps_for(net, keras.optimizers.SGD(), [0.0])
     steps.train_on(batch_of([[0]] * 6, [6, 5, 2, 1, 0, 6], [1.0] * 5 + [0.0]), 0)
     assert steps.totals()[1:] == (1, 3, 5)

@@ -9,7 +9,19 @@ import tensorflow as tf
 from step_samples import iterator, linear_steps, some_batches
 
 # counting the updates and the batches of one: numbers that nothing on a device goes into
-LOOP = {"Const", "Identity", "Cast", "AddV2", "Sub", "FloorDiv", "FloorMod", "Maximum", "Less", "NotEqual", "Range"}
+LOOP = {
+    "Const",
+    "Identity",
+    "Cast",
+    "AddV2",
+    "Sub",
+    "FloorDiv",
+    "FloorMod",
+    "Maximum",
+    "Less",
+    "NotEqual",
+    "Range",
+}
 
 
 def nodes(graph: tf.Graph) -> Iterator[tf.compat.v1.NodeDef]:
@@ -39,16 +51,24 @@ def test_a_compiled_step_computes_no_whole_numbers_in_ram(accumulate: int) -> No
     assert steps.traces == 1  # it is the graph that has just run
     found = list(nodes(graph))
     called = " ".join(node.attr["f"].func.name for node in found if node.op.endswith("PartitionedCall"))
-    assert all(name in called for name in ("_gradients", "_reduced", "_learn"))  # compiled, and so not looked into
+    assert all(
+        name in called for name in ("_gradients", "_reduced", "_learn")
+    )  # compiled, and so not looked into
     (compared,) = {node.attr["T"].type for node in found if node.op == "Less"}
     assert compared == tf.int32.as_datatype_enum  # on a GPU the end of the loop would be found out there
-    whole = [node for node in found if any(a.type == tf.int32.as_datatype_enum for key, a in node.attr.items() if key in ("T", "dtype"))]
+    whole = [
+        node
+        for node in found
+        if any(a.type == tf.int32.as_datatype_enum for key, a in node.attr.items() if key in ("T", "dtype"))
+    ]
     assert {node.op for node in whole} - LOOP == set()
 
 
 def test_the_time_waited_is_the_host_s() -> None:
     _, steps = linear_steps(0.1, xla=True)
-    graph = steps._train.get_concrete_function(iterator(some_batches(2)), tf.constant(0, tf.int64), tf.constant(2), tf.constant(1)).graph
+    graph = steps._train.get_concrete_function(
+        iterator(some_batches(2)), tf.constant(0, tf.int64), tf.constant(2), tf.constant(1)
+    ).graph
     double = tf.float64.as_datatype_enum
     sums = [node for node in nodes(graph) if node.op in ("AddV2", "Sub") and node.attr["T"].type == double]
     assert len(sums) == 2

@@ -11,7 +11,12 @@ from step_samples import Batch, batch_of, linear_steps
 from pipelines.spec import AugmentSpec
 from service.training.step import Steps
 
-THIRD = [[2, 0], [0, 4], [6, 6], [9, 9]]  # two images of labels 1 and 0, then one that has no neighbour, and padding
+THIRD = [
+    [2, 0],
+    [0, 4],
+    [6, 6],
+    [9, 9],
+]  # two images of labels 1 and 0, then one that has no neighbour, and padding
 
 
 def kernel(net: keras.Model) -> np.ndarray:
@@ -43,7 +48,9 @@ def test_a_mixed_image_teaches_both_labels_by_their_shares(xla: bool) -> None:
     net, steps = linear_steps(1.0, xla=xla)
     net.set_weights([np.float32([[0.5], [-0.25]]), np.zeros(1, np.float32)])
     mixed(steps, [0.75, 0.25])
-    images = np.array([[1.5, 1.0], [1.5, 1.0], [6.0, 6.0]])  # 3/4 of one and 1/4 of the other; the second 1/4 of itself
+    images = np.array(
+        [[1.5, 1.0], [1.5, 1.0], [6.0, 6.0]]
+    )  # 3/4 of one and 1/4 of the other; the second 1/4 of itself
     targets = np.array([0.75, 0.75, 1.0])  # the share of label 1
     probabilities = 1 / (1 + np.exp(-images @ [0.5, -0.25]))
     expected = np.array([0.5, -0.25]) - ((probabilities - targets)[:, None] * images).sum(axis=0) / 3

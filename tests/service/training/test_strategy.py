@@ -35,8 +35,13 @@ def test_worker_0_alone_writes() -> None:
 def test_epochs_follow_each_other_from_any_step_on(tmp_path: Path, feed: object) -> None:
     config = config_for(noise_shards(tmp_path / "shards", rows=11, held_out=0))
     batches = Batches(config.shards, "train", config.data, 4, seed=5)
-    found = [batch["row"].numpy().tolist() for batch in feed(tf.distribute.get_strategy(), batches, Place(), 2, 1, 2)]
-    assert found == [batches.rows_of(epoch, step).tolist() for epoch, step in ((2, 1), (2, 2), (3, 0), (3, 1), (3, 2))]
+    found = [
+        batch["row"].numpy().tolist()
+        for batch in feed(tf.distribute.get_strategy(), batches, Place(), 2, 1, 2)
+    ]
+    assert found == [
+        batches.rows_of(epoch, step).tolist() for epoch, step in ((2, 1), (2, 2), (3, 0), (3, 1), (3, 2))
+    ]
     assert found[1][3] == -1  # padding
 
 
@@ -60,5 +65,9 @@ def test_on_one_core_computing_is_not_taken_for_waiting(tmp_path: Path) -> None:
     shards = noise_shards(tmp_path / "shards", rows=96, held_out=0)
     config = config_for(shards, model="cats_dogs_small", data=data, epochs=2)
     run = new_run(tmp_path / "run", config)
-    subprocess.run([sys.executable, "-c", ON_ONE_CORE, str(run.path)], check=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    subprocess.run(
+        [sys.executable, "-c", ON_ONE_CORE, str(run.path)],
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
     assert run.metrics()[1]["input_wait"] < 0.15

@@ -19,7 +19,14 @@ from service.training.strategy import ALONE
 from service.training.telemetry import GAUGES, ROWS_LOG, RowLog, profiled, to_profile
 
 CONFIG = RunConfig(preset="test", shards="/shards", model="linear")
-METRICS = {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "learning_rate": 0.01, "images_per_second": 10.0, "input_wait": 0.0}
+METRICS = {
+    "epoch": 1,
+    "loss": 0.5,
+    "accuracy": 0.75,
+    "learning_rate": 0.01,
+    "images_per_second": 10.0,
+    "input_wait": 0.0,
+}
 
 
 @pytest.fixture
@@ -45,7 +52,9 @@ def test_every_gauge_is_told_what_it_says(tmp_path: Path, monkeypatch: pytest.Mo
     assert [told["images_per_second"] * told["seconds"] for told in seen] == pytest.approx([16, 27] * 2)
     clock = trained.clock.seconds
     waited = clock["waiting for input"]
-    assert 2 * sum(told["step_seconds"] for told in seen) == pytest.approx(clock["first call"] + clock["training"] + waited)
+    assert 2 * sum(told["step_seconds"] for told in seen) == pytest.approx(
+        clock["first call"] + clock["training"] + waited
+    )
     assert sum(told["input_wait"] * told["seconds"] for told in seen[1::2]) == pytest.approx(waited)
     ages = [told["checkpoint_age_seconds"] for told in seen]
     assert ages[0] >= seen[0]["step_seconds"]  # counted from the start
@@ -56,7 +65,12 @@ def events(run: Run, split: str) -> dict[tuple[str, int], float]:
     from tensorflow.compat.v1.train import summary_iterator
 
     files = (run.events / split).iterdir()
-    return {(v.tag, e.step): v.simple_value for file in files for e in summary_iterator(str(file)) for v in e.summary.value}
+    return {
+        (v.tag, e.step): v.simple_value
+        for file in files
+        for e in summary_iterator(str(file))
+        for v in e.summary.value
+    }
 
 
 def test_events_hold_what_was_measured_and_nothing_else(run: Run) -> None:
@@ -101,13 +115,17 @@ def test_a_tracker_without_its_library_is_one_sentence(run: Run, monkeypatch: py
     monkeypatch.setenv(TRACKER, "https://mlflow.example")
     monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
     with (
-        pytest.raises(ConfigError, match=r"MLFLOW_TRACKING_URI=https://mlflow.example. Fix: install glassbox\[mlflow\]"),
+        pytest.raises(
+            ConfigError, match=r"MLFLOW_TRACKING_URI=https://mlflow.example. Fix: install glassbox\[mlflow\]"
+        ),
         epoch_log(CONFIG, run, validation=False),
     ):
         pass
 
 
-def test_mlflow_has_one_run_for_a_run_that_was_continued(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_has_one_run_for_a_run_that_was_continued(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a store that needs no server
     monkeypatch.setenv(TRACKER, f"file:{tmp_path}/mlruns")
@@ -117,6 +135,9 @@ def test_mlflow_has_one_run_for_a_run_that_was_continued(run: Run, tmp_path: Pat
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name("glassbox")
     (found,) = client.search_runs([experiment.experiment_id])
-    assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")] == [(1, 1.0), (2, 0.5)]
+    assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+    ]
     assert found.data.params["optimizer.name"] == "adam"
     assert found.info.status == "FINISHED"

@@ -31,14 +31,21 @@ def digits(source: str, out: Path, first: int, train: int, held_out: int) -> Pat
 
 
 def trained(out: Path, shards: Path, **recipe: Any) -> Run:
-    settings = {"preset": "test", "shards": str(shards), "model": "mnist_cnn", "data": {"image_size": [28, 28], "channels": 1}}
+    settings = {
+        "preset": "test",
+        "shards": str(shards),
+        "model": "mnist_cnn",
+        "data": {"image_size": [28, 28], "channels": 1},
+    }
     return fitted(out, RunConfig.model_validate(settings | {"global_batch": 10} | recipe))
 
 
 def test_convolutions_learned_on_other_digits_help_where_images_are_few(shared: Path, tmp_path: Path) -> None:
     """3,000 images each of 0 to 4, then five each of 5 to 9, with and without what the first network's convolutions know."""
     source = f"idx:{shared / 'data' / 'mnist'}"
-    base = trained(tmp_path / "base", digits(source, tmp_path / "many", 0, 3000, 200), epochs=4, global_batch=64)
+    base = trained(
+        tmp_path / "base", digits(source, tmp_path / "many", 0, 3000, 200), epochs=4, global_batch=64
+    )
     assert base.metrics()[-1]["val_accuracy"] > 0.98
     few = digits(source, tmp_path / "few", 5, 5, 400)
     ways = {"scratch": {}, "transferred": {"weights": str(base.model_path), "freeze": "conv*"}}
