@@ -357,13 +357,13 @@ def _add_tune(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
 
 
 def _shards_build(options: argparse.Namespace) -> None:
-    from service.shards_commands import build
+    from service.commands.shards import build
 
     build(options)
 
 
 def _shards_verify(options: argparse.Namespace) -> None:
-    from service.shards_commands import verify
+    from service.commands.shards import verify
 
     verify(Path(options.directory))
 
@@ -377,7 +377,8 @@ def _shards_info(options: argparse.Namespace) -> None:
 def _preview(options: argparse.Namespace) -> None:
     from pipelines.spec import AugmentSpec, check
     from service.config import load_config
-    from service.report.preview import PreviewOptions, render_preview
+    from service.report.analysis.augmented import PreviewOptions
+    from service.report.pages.preview import render_preview
 
     words = [f"augment.{word}" for word in options.augment] + options.overrides
     config = load_config(options.preset or "demo", options.shards, words)
@@ -397,7 +398,7 @@ def _preview(options: argparse.Namespace) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     from service.config import load_config
-    from service.training.group import Scale
+    from service.training.group import WorkerSpec
     from service.training.launch import resume, train
 
     words = (
@@ -406,7 +407,7 @@ def _train(options: argparse.Namespace) -> None:
         + (["profile=true"] if options.profile else [])
     )
     asked = (options.workers, options.cpus_per_worker, options.gpus_per_worker, options.restarts)
-    scale = Scale.read(*asked)
+    scale = WorkerSpec.read(*asked)
     if options.resume:
         if options.preset or options.data or words:
             raise ConfigError(
@@ -425,10 +426,10 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
-    from service.evaluate import evaluate
-    from service.inference import Asking
+    from service.commands.evaluate import evaluate
+    from service.inference.classifier import PredictOptions
 
-    asking = Asking(options.scale, options.tta)
+    asking = PredictOptions(options.scale, options.tta)
     result = evaluate(
         options.model, options.data, options.split, asking=asking, workers=options.workers, out=options.out
     )
@@ -438,25 +439,25 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from service.inference import Asking
-    from service.predict import predict
+    from service.commands.predict import predict
+    from service.inference.classifier import PredictOptions
 
     chosen = {name: getattr(options, name) for name in ("split", "classes", "workers")}
     result = predict(
-        options.model, options.data, options.out, asking=Asking(options.scale, options.tta), **chosen
+        options.model, options.data, options.out, asking=PredictOptions(options.scale, options.tta), **chosen
     )
     reasons = f" (reasons in {result.rejected_path})" if result.rejected else ""
     print(f"{options.out}: {result.images} images, {result.rejected} rejected{reasons}; {result.pace}")
 
 
 def _report(options: argparse.Namespace) -> None:
-    from service.report.commands import report
+    from service.commands.report import report
 
     report(options)
 
 
 def _diagnose(options: argparse.Namespace) -> None:
-    from service.diagnose import report_on
+    from service.commands.diagnose import report_on
 
     for line in report_on(options.target, options.data, options.images, options.labels):
         print(line)

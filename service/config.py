@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipelines.errors import ConfigError
-from pipelines.registry import suggest
+from pipelines.errors import ConfigError, suggest
 from pipelines.spec import AugmentSpec, DataSpec, Fraction, Positive, Ratio, Spec, check
 from service.pretrained import BASES, IMAGENET, NONE
 from service.recipe import (

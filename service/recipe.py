@@ -9,8 +9,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 
-from pipelines.errors import ConfigError
-from pipelines.registry import suggest
+from pipelines.errors import ConfigError, suggest
 from pipelines.spec import Fraction, Positive, PositiveShare, Ratio, Share, Spec
 
 Count = Annotated[int, Field(ge=0, strict=True)]

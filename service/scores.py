@@ -79,3 +79,8 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def standard_error(accuracy: float, images: int) -> float:
     """Standard error of an accuracy that was measured on some number of images."""
     return math.sqrt(accuracy * (1 - accuracy) / max(images, 1))
+
+
+def majority_class_share(labels: np.ndarray) -> float:
+    """Accuracy of always naming the commonest class."""
+    return float(np.bincount(labels).max() / len(labels)) if len(labels) else math.nan

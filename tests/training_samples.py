@@ -83,13 +83,13 @@ class RunThatStops(Run):
 @contextmanager
 def watchful(interval: float = 0.0) -> Iterator[None]:
     """Within the block worker 0 looks for a stop request before every call, not every second."""
-    from service.training import pace
+    from service.training import controller
 
-    before, pace.LOOK_SECONDS = pace.LOOK_SECONDS, interval
+    before, controller.LOOK_SECONDS = controller.LOOK_SECONDS, interval
     try:
         yield
     finally:
-        pace.LOOK_SECONDS = before
+        controller.LOOK_SECONDS = before
 
 
 def fitted(path: Path, config: RunConfig, looks: int | None = None) -> Run:

@@ -10,7 +10,7 @@ from pathlib import Path
 import keras
 
 from pipelines.errors import ConfigError
-from service.inference import load_model
+from service.inference.classifier import load_model
 from service.models.bases import FEATURES, application
 from service.pretrained import BASES, IMAGENET, cached, check_origin
 

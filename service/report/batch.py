@@ -13,11 +13,11 @@ from typing import Any
 
 from pipelines.cluster import connected, run_tasks
 from pipelines.errors import ConfigError, GlassboxError
-from service.report.claim import ClaimedError
 from service.report.fingerprint import fingerprint, is_up_to_date, shards_of
-from service.report.index import write_index
 from service.report.job import Form, parameters
-from service.report.subject import ReportOptions
+from service.report.lease import LeaseHeldError
+from service.report.options import ReportOptions
+from service.report.pages.index import write_index
 from service.runs import Run
 
 MADE, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED = (
@@ -177,11 +177,11 @@ def _task(path: str, root: str, options: ReportOptions, single_file: bool) -> tu
         if _state(run, parameters(options, form)) == UP_TO_DATE:  # by another job, since this one looked
             return UP_TO_DATE, "", 0.0
         render_report(run, options=options, form=form)
-    except ClaimedError as error:
+    except LeaseHeldError as error:
         return ELSEWHERE, str(error), 0.0
     except GlassboxError as error:
         return FAILED, str(error), 0.0
-    except Exception as error:  # noqa: BLE001 (a bug of ours, or a model that nobody thought of: the other runs shall have their reports)
+    except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
         return FAILED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}", 0.0
     return MADE, "", time.perf_counter() - began
 

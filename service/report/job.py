@@ -11,19 +11,27 @@ from typing import Any
 from pipelines.errors import ConfigError
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
 from pipelines.storage import sha256
-from service.inference import check_classes, data_spec_of, load_model, scale_of
-from service.report import (
+from service.inference.classifier import check_classes, data_spec_of, load_model, scale_of
+from service.report.analysis.images import ShardImages
+from service.report.analysis.run_facts import About, about_model, about_run
+from service.report.drawing.album import Album
+from service.report.fingerprint import fingerprint, shards_of
+from service.report.lease import hold_lease
+from service.report.options import ReportOptions
+from service.report.pages import page
+from service.report.pages.summary import summarize
+from service.report.publish import PAGE, publishing, remove_unfinished
+from service.report.sections import (
     activations,
     augmentation,
     compare,
     confusion,
     curves,
     diagnosis,
-    distillation,
     edges,
     filters,
     heatmaps,
-    page,
+    linear_probes,
     predictions,
     rejected,
     saliency,
@@ -32,30 +40,24 @@ from service.report import (
     trust,
     weights,
 )
-from service.report.about import About, about_model, about_run
-from service.report.claim import claimed
-from service.report.fingerprint import fingerprint, shards_of
-from service.report.pictures import Album
-from service.report.publish import PAGE, publishing, remove_unfinished
-from service.report.subject import Part, ReportOptions, ShardImages, Subject
-from service.report.summary import summarize
+from service.report.subject import SectionBuilder, Subject
 from service.runs import Run
 
-PARTS: tuple[Part, ...] = (
-    diagnosis.part,
-    curves.part,
-    training_images.part,
-    samples.part,
-    predictions.part,
-    confusion.part,
-    heatmaps.part,
-    saliency.part,
-    activations.part,
-    filters.part,
-    weights.part,
-    edges.part,
-    trust.part,
-    distillation.part,
+PARTS: tuple[SectionBuilder, ...] = (
+    diagnosis.build_section,
+    curves.build_section,
+    training_images.build_section,
+    samples.build_section,
+    predictions.build_section,
+    confusion.build_section,
+    heatmaps.build_section,
+    saliency.build_section,
+    activations.build_section,
+    filters.build_section,
+    weights.build_section,
+    edges.build_section,
+    trust.build_section,
+    linear_probes.build_section,
 )
 Progress = Callable[[int, int, str], None]
 
@@ -78,7 +80,7 @@ def parameters(options: ReportOptions, form: Form) -> dict[str, Any]:
     return {"options": options.model_dump(mode="json"), "single_file": form.single_file}
 
 
-def claim_of(run: Run) -> Path:
+def lease_path(run: Run) -> Path:
     """The file that says who makes the report of a run."""
     return run.path / ".report.lock"
 
@@ -108,7 +110,7 @@ def render_report(
     """
     _check_has_model(run)
     options, form, shards = options or ReportOptions(), form or Form(), shards_of(run, shards)
-    with claimed(claim_of(run)) as claim:
+    with hold_lease(lease_path(run)) as claim:
         remove_unfinished(run.report)
         manifest = manifest_of(shards)
         made_of = fingerprint(
@@ -128,7 +130,7 @@ def render_report(
             form,
             made_of,
             tell,
-            (partial(augmentation.part, shards=shards), partial(compare.part, run=run)),
+            (partial(augmentation.build_section, shards=shards), partial(compare.build_section, run=run)),
         )
 
 
@@ -177,7 +179,7 @@ def render(
     Raises:
         ConfigError: `out` holds something that is no report, or cannot be written.
     """
-    parts: tuple[Any, ...] = (*PARTS, *more, partial(rejected.part, about=about))
+    parts: tuple[Any, ...] = (*PARTS, *more, partial(rejected.build_section, about=about))
     with publishing(out) as directory:
         album, sections = Album(directory), []
         for done, part in enumerate(parts):

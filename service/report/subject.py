@@ -2,127 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol
+from typing import Any, Protocol
 
 import keras
-import numpy as np
-from pydantic import Field
 
-from pipelines.records import Batch, Box
-from pipelines.spec import DataSpec, Positive, Spec
-from service.inference import Predictions, predict
-from service.report.network import Network
-from service.report.pictures import Album
-
-if TYPE_CHECKING:
-    from service.report.look import Look
-    from service.report.probes import Probe
-
-BATCH = 64
-
-
-class ReportOptions(Spec):
-    """What a report shows.
-
-    Attributes:
-        training_images: Images in the grid of training images.
-        predictions: Images in the grid of predictions.
-        activation_images: Images whose activations are drawn, each of another class as far as there are classes.
-        activation_rows: Rows of the split to look into, instead of a choice: for activations and heatmaps.
-        heatmap_images: Images with heatmaps and saliency; the first are those with activations.
-        heatmap_layers: Feature maps that heatmaps are made of: the last one, and others spread over the depth.
-        sheets: How sheets of channels are encoded; `auto` takes JPEG for large maps and PNG, without loss, for small ones.
-        patterns: Filters a layer that patterns are made for; 0 for none.
-        trust_images: Images that the maps are put to the test on.
-        seed: Of noise, of what is drawn for tests, and of the choice of images for them.
-        samples: A folder of pictures from anywhere for the model to answer.
-        scale: Factor on the pixels before they enter the model; None finds it out.
-    """
-
-    training_images: Positive = 24
-    predictions: Positive = 24
-    activation_images: Annotated[int, Field(ge=0)] = 2
-    activation_rows: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    heatmap_images: Annotated[int, Field(ge=0)] = 4
-    heatmap_layers: Positive = 3
-    sheets: Literal["auto", "png", "jpeg", "webp"] = "auto"
-    patterns: Annotated[int, Field(ge=0)] = 16
-    trust_images: Annotated[int, Field(ge=0)] = 64
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    samples: Path | None = None
-    scale: Annotated[float, Field(gt=0)] | None = None
-
-
-class Images(Protocol):
-    """One split of a shard set, at the size a model takes.
-
-    Attributes:
-        split: Its name.
-        labels: int32 `[rows]`.
-    """
-
-    split: str
-    labels: np.ndarray
-
-    def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Some images, uint8 `[N, H, W, C]`."""
-
-    def ids(self, rows: Sequence[int]) -> list[str]:
-        """Where those images came from."""
-
-    def evidence(self, rows: Sequence[int]) -> list[Box | None]:
-        """Boxes `(ymin, xmin, ymax, xmax)` in [0, 1] that decide the classes of those images, None where unknown."""
-
-    def batches(self) -> Iterable[Batch]:
-        """All images, in the order of the rows."""
-
-
-class ShardImages:
-    """`Images` of a shard set.
-
-    Args:
-        shards: The shard set.
-        split: Which split.
-        data: Size and channels the images are brought to.
-
-    Raises:
-        DataError: The shard set cannot be read.
-    """
-
-    def __init__(self, shards: Path, split: str, data: DataSpec) -> None:
-        from pipelines.input.reader import ShardReader
-
-        self.shards, self.split, self.data = shards, split, data
-        self._reader = ShardReader(shards, split)
-        self.labels = np.asarray(self._reader.labels)
-
-    def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Some images, uint8 `[N, H, W, C]`."""
-        from pipelines.input.batches import read_rows
-
-        return np.asarray(read_rows(self.shards, self.split, self.data, [int(row) for row in rows])["image"])[
-            : len(rows)
-        ]
-
-    def ids(self, rows: Sequence[int]) -> list[str]:
-        """Where those images came from."""
-        return self._reader.ids([int(row) for row in rows])
-
-    def evidence(self, rows: Sequence[int]) -> list[Box | None]:
-        """Boxes `(ymin, xmin, ymax, xmax)` in [0, 1] that decide the classes of those images, None where unknown."""
-        return self._reader.evidence([int(row) for row in rows])
-
-    def batches(self) -> Iterator[Batch]:
-        """All images, in the order of the rows."""
-        from pipelines.input.batches import Batches
-
-        batches = Batches(self.shards, self.split, self.data, BATCH)
-        with batches.data_errors():
-            yield from batches.epoch(0)
+from service.inference.classifier import Predictions, predict
+from service.report.analysis.examples import ReportExample, select_examples
+from service.report.analysis.forward import ForwardPass, forward, heatmap_layers
+from service.report.analysis.images import Images
+from service.report.analysis.network import Network
+from service.report.drawing.album import Album
+from service.report.options import ReportOptions
 
 
 @dataclass(frozen=True)
@@ -166,18 +59,15 @@ class Subject:
         return Network(self.model, self.scale)
 
     @cached_property
-    def probes(self) -> tuple[Probe, ...]:
-        """The images that are looked into."""
-        from service.report.probes import probes
-
-        return probes(self)
+    def examples(self) -> tuple[ReportExample, ...]:
+        """The images that several sections examine closely."""
+        return select_examples(self.predictions, self.evaluation, self.classes, self.options)
 
     @cached_property
-    def look(self) -> Look:
-        """What the network makes of the probes."""
-        from service.report.look import look
-
-        return look(self)
+    def forward_pass(self) -> ForwardPass:
+        """Logits, heatmaps and layer outputs of the examples."""
+        layers = heatmap_layers(self.network, self.options.heatmap_layers)
+        return forward(self.network, self.examples, layers)
 
     def origin(self, images: Images, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
         """What a picture was made from, for the manifest."""
@@ -206,7 +96,7 @@ class Section:
     figures: dict[str, Any]
 
 
-class Part(Protocol):
+class SectionBuilder(Protocol):
     """Makes a section, its pictures going into the album; None where the subject has nothing to show."""
 
     def __call__(self, subject: Subject, album: Album) -> Section | None:

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from service.report.batch import FAILED, MADE, Outcome, Watcher
-from service.report.claim import words_at
-from service.report.job import claim_of
+from service.report.job import lease_path
+from service.report.lease import words_at
 from service.runs import Run
 
 POLL_SECONDS = 0.5
@@ -55,7 +55,7 @@ class Bars(Watcher):
     def look(self) -> None:
         """Asks the claims of what is in work which part that is at."""
         for name, run in list(self._left.items())[:MOST]:
-            counts, _, part = words_at(claim_of(run)).partition(" ")
+            counts, _, part = words_at(lease_path(run)).partition(" ")
             done, _, total = counts.partition("/")
             if not done.isdigit() or name not in self._left:
                 continue

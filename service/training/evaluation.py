@@ -15,7 +15,7 @@ from pipelines.records import Batch
 from service.scores import auc
 from service.training.losses import example_losses, predicted_classes, true_ranks
 from service.training.step import Attach
-from service.training.strategy import ALONE, Place, distributed_eagerly
+from service.training.strategy import ALONE, WorkerContext, distributed_eagerly
 
 MANY = 2**20  # evaluations, more than any run has
 COLUMNS = ("loss", "rank", "predicted", "score")
@@ -38,7 +38,7 @@ class Evaluation:
         net: keras.Model,
         strategy: tf.distribute.Strategy,
         batches: Batches,
-        place: Place = ALONE,
+        place: WorkerContext = ALONE,
         attach: Attach | None = None,
     ) -> None:
         self._net, self._strategy, self._batches, self._place = net, strategy, batches, place

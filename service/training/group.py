@@ -41,7 +41,7 @@ class WorkerLostError(Exception):
 
 
 @dataclass(frozen=True)
-class Scale:
+class WorkerSpec:
     """How many workers train, and what each gets.
 
     Attributes:
@@ -59,7 +59,9 @@ class Scale:
     restarts: int = 3
 
     @classmethod
-    def read(cls, workers: str | None, cpus: int | None, gpus: int | None, restarts: int | None) -> Scale:
+    def read(
+        cls, workers: str | None, cpus: int | None, gpus: int | None, restarts: int | None
+    ) -> WorkerSpec:
         """Reads the options of the command line.
 
         Raises:
@@ -109,7 +111,7 @@ class Group:
 Nodes = Sequence[dict[str, float]]  # resources by name, node by node
 
 
-def fitting(scale: Scale, nodes: Nodes, global_batch: int) -> tuple[Group, list[Group]]:
+def fitting(scale: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Group, list[Group]]:
     """The groups that a scale allows, for the resources that nodes have in all.
 
     Args:
@@ -165,7 +167,7 @@ def _share(workers: int, nodes: Nodes, name: str, gpus: int = 0) -> int:
     return min(total, 1)
 
 
-def train_on_cluster(config: RunConfig, run: Run, scale: Scale) -> None:
+def train_on_cluster(config: RunConfig, run: Run, scale: WorkerSpec) -> None:
     """Trains a run to its end on the workers of the connected cluster, starting them again where one is lost.
 
     Raises:
@@ -206,7 +208,7 @@ def _nodes() -> Nodes:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _roomy(config: RunConfig, run: Run, scale: Scale) -> Group:
+def _roomy(config: RunConfig, run: Run, scale: WorkerSpec) -> Group:
     """The largest group that the cluster has room for, as soon as it has.
 
     Raises:
@@ -250,7 +252,7 @@ def _is_free(group: Group) -> bool:
         remove_placement_group(wish)
 
 
-def _train_once(config: RunConfig, run: Run, scale: Scale, group: Group, attempt: int) -> None:
+def _train_once(config: RunConfig, run: Run, scale: WorkerSpec, group: Group, attempt: int) -> None:
     """One group of workers, until it ends."""
     import ray.train
     from ray.train.tensorflow import TensorflowTrainer
@@ -286,7 +288,7 @@ def _train_once(config: RunConfig, run: Run, scale: Scale, group: Group, attempt
         aside.shutdown(wait=False)
 
 
-def _look_after(training: Future[Any], config: RunConfig, run: Run, scale: Scale, group: Group) -> None:
+def _look_after(training: Future[Any], config: RunConfig, run: Run, scale: WorkerSpec, group: Group) -> None:
     """Waits for the end of a training, and stops it for a rescale when there is room for more workers at two looks in a row.
 
     Raises:

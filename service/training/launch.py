@@ -24,13 +24,13 @@ from pipelines.spec import check
 from service.config import RunConfig
 from service.pretrained import IMAGENET, cached, check_images, check_origin
 from service.runs import Run, StoppedError
-from service.training.group import Scale, disk_error, train_on_cluster
+from service.training.group import WorkerSpec, disk_error, train_on_cluster
 from service.training.progress import shown, where_the_time_went
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that takes no more
 
 
-def train(config: RunConfig, out: str | Path, scale: Scale | None = None) -> Run:
+def train(config: RunConfig, out: str | Path, scale: WorkerSpec | None = None) -> Run:
     """Trains a new run.
 
     Args:
@@ -48,7 +48,7 @@ def train(config: RunConfig, out: str | Path, scale: Scale | None = None) -> Run
     began = time.perf_counter()
     with connected():
         run.create(config.model_dump(mode="json"))
-        _train_new(config, run, scale or Scale(), began)
+        _train_new(config, run, scale or WorkerSpec(), began)
     return run
 
 
@@ -71,7 +71,7 @@ def check_beginning(config: RunConfig) -> None:
         fetch(config.model)
 
 
-def _train_new(config: RunConfig, run: Run, scale: Scale, began: float) -> None:
+def _train_new(config: RunConfig, run: Run, scale: WorkerSpec, began: float) -> None:
     try:
         _launch(config, run, scale, began)
     except (ConfigError, DataError):
@@ -98,7 +98,7 @@ def check_lasting(**paths: Path) -> None:
             )
 
 
-def resume(out: str | Path, scale: Scale | None = None) -> Run:
+def resume(out: str | Path, scale: WorkerSpec | None = None) -> Run:
     """Continues a run from its newest checkpoint, with the configuration it was started with; a finished one is left alone.
 
     Args:
@@ -114,14 +114,14 @@ def resume(out: str | Path, scale: Scale | None = None) -> Run:
     status = run.status()
     if status.get("state") == "finished" and (config.early_stopping or len(run.metrics()) >= config.epochs):
         return run
-    scale = scale or Scale(**status.get("scale", {}))
+    scale = scale or WorkerSpec(**status.get("scale", {}))
     began = time.perf_counter()
     with connected():
         _launch(config, run, scale, began)
     return run
 
 
-def _launch(config: RunConfig, run: Run, scale: Scale, began: float) -> None:
+def _launch(config: RunConfig, run: Run, scale: WorkerSpec, began: float) -> None:
     with run.locked(), _told_of_full_disk():
         timings = {"ray": time.perf_counter() - began}
         fresh: dict[str, Any] = {
@@ -156,7 +156,7 @@ def _told_of_full_disk() -> Iterator[None]:
         raise disk_error(error) from None
 
 
-def _train_to_the_end(config: RunConfig, run: Run, scale: Scale) -> None:
+def _train_to_the_end(config: RunConfig, run: Run, scale: WorkerSpec) -> None:
     """Trains, and says in the status what stopped it if something did."""
     fix = f"continue with: glassbox train --resume --out {run.path}"
     try:

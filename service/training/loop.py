@@ -26,25 +26,27 @@ from service.checkpoint import (
 from service.config import RunConfig
 from service.recipe import stopped
 from service.runs import Run, StoppedError
+from service.training.async_writer import AsyncWriter, ModelFile
 from service.training.checks import check_finite, check_learned, check_measured
+from service.training.controller import LoopController
 from service.training.evaluation import Evaluation
 from service.training.events import WriteEpoch, epoch_log
 from service.training.features import Gallery
 from service.training.learner import build_learner, build_network, open_splits
 from service.training.meter import Clock, Meter
-from service.training.pace import Pace
-from service.training.saver import ModelFile, Saver
 from service.training.schedule import stage_at, stages_of, updates_per_epoch
 from service.training.statistics import PreciseStatistics
-from service.training.step import Burst, Steps
-from service.training.strategy import ALONE, Place, choose_strategy, distributed
+from service.training.step import StepResult, Steps
+from service.training.strategy import ALONE, WorkerContext, choose_strategy, distributed
 from service.training.telemetry import RowLog, profiled, to_profile, watchers
 
 AfterEpoch = Callable[[Sequence[dict[str, float]]], None]
 SHOWN_ROWS = 8  # rows of a bad batch that an error names
 
 
-def fit(config: RunConfig, run: Run, place: Place = ALONE, after_epoch: AfterEpoch | None = None) -> None:
+def fit(
+    config: RunConfig, run: Run, place: WorkerContext = ALONE, after_epoch: AfterEpoch | None = None
+) -> None:
     """Trains a run to its last epoch, from its newest checkpoint where it has one.
 
     After every epoch: evaluation, then in the background the best model, a checkpoint, a line of metrics.
@@ -75,9 +77,9 @@ class Loop:
         place: Of this process among the workers.
     """
 
-    def __init__(self, config: RunConfig, run: Run, place: Place) -> None:
+    def __init__(self, config: RunConfig, run: Run, place: WorkerContext) -> None:
         self.config, self.run, self.place = config, run, place
-        self.clock, self.saver = Clock(), Saver()
+        self.clock, self.saver = Clock(), AsyncWriter()
         with self.clock.measure("setup"):
             self.strategy = choose_strategy(config.global_batch, place)
             if config.augment:
@@ -109,7 +111,7 @@ class Loop:
             self.strategy, self.train, place, self.position.epoch + 1, self.position.step, left
         )
         fixed = None if config.steps_per_call == "auto" else config.steps_per_call
-        self.pace = Pace(run, place, self.strategy, fixed, config.checkpoint_minutes)
+        self.pace = LoopController(run, place, self.strategy, fixed, config.checkpoint_minutes)
         self.meter = Meter(run, config.epochs, self.train.rows, watchers(config, run) if place.writes else ())
         self.rows = RowLog.wanted(run, place.rank)
         if place.writes:
@@ -243,7 +245,7 @@ class Loop:
             **figures,
         }
 
-    def _burst(self, epoch: int, step: int, updates: int) -> tuple[Burst, int, float]:
+    def _burst(self, epoch: int, step: int, updates: int) -> tuple[StepResult, int, float]:
         """Some updates from a step on, not beyond the end of the epoch; returns how many batches and seconds they took."""
         every, left = self.config.accumulate, self.train.steps - step
         update = self._update_at(epoch, step)
@@ -277,7 +279,7 @@ class Loop:
         every = self.config.accumulate
         return (epoch - 1) * updates_per_epoch(self.train.steps, every) + step // every
 
-    def _check(self, burst: Burst, epoch: int) -> None:
+    def _check(self, burst: StepResult, epoch: int) -> None:
         """Stops a run whose gradient is not finite, unless it was told to go on without such updates."""
         self.saver.check()
         if burst.failed is None or self.config.on_nan == "skip":
@@ -341,7 +343,9 @@ class Loop:
         save_checkpoint(self.run.checkpoints, arrays, position, self.config.keep_checkpoints, **described)
 
 
-def train_one_by_one(steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int) -> Burst:
+def train_one_by_one(
+    steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int
+) -> StepResult:
     """`Steps.train` for batches that come from Python: the same result, more slowly, and with the rows it took."""
     waited, failed, skipped, rows = 0.0, None, 0, []
     for done in range(updates * micro):
@@ -351,4 +355,4 @@ def train_one_by_one(steps: Steps, batches: Iterator[Batch], update: int, update
         burst = steps.train_on(batch, update + done // micro, (done + 1) % micro == 0)
         failed, skipped = burst.failed if failed is None else failed, skipped + burst.skipped
         rows.extend(burst.rows)
-    return Burst(waited, failed, skipped, rows)
+    return StepResult(waited, failed, skipped, rows)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipelines.input.batches import Batches
 from pipelines.records import Batch
 from service.training.features import Views
-from service.training.strategy import Place, distributed_eagerly
+from service.training.strategy import WorkerContext, distributed_eagerly
 
 EPOCH = 0  # an order that no training goes through
 
@@ -33,7 +33,12 @@ class PreciseStatistics:
     """
 
     def __init__(
-        self, views: Views, strategy: tf.distribute.Strategy, batches: Batches, place: Place, images: int
+        self,
+        views: Views,
+        strategy: tf.distribute.Strategy,
+        batches: Batches,
+        place: WorkerContext,
+        images: int,
     ) -> None:
         self._views, self._strategy, self._batches, self._place = views, strategy, batches, place
         whole = batches.rows // batches.global_batch  # padding would be counted

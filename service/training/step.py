@@ -17,8 +17,8 @@ from pipelines.augment.apply import augmented, neighbours
 from pipelines.records import Batch
 from pipelines.spec import AugmentSpec
 from service.training.average import WeightAverage
+from service.training.loss_scale import LossScale
 from service.training.losses import predicted_classes, training_losses, true_ranks
-from service.training.scale import LossScale
 
 Attach = Callable[[Batch], Batch]
 # AutoGraph rewrites every function that a graph calls, which takes as long as tracing; only `_train` has loops it is needed for.
@@ -61,7 +61,7 @@ class StepOptions:
 
 
 @dataclass(frozen=True)
-class Burst:
+class StepResult:
     """What some updates in one call came to.
 
     Attributes:
@@ -149,7 +149,7 @@ class Steps:
             *(tf.constant(number, tf.int64) for number in (epoch, step, seed)), tf.constant(sums, tf.float64)
         )
 
-    def train(self, batches: Iterator[Batch], update: int, updates: int, micro: int = 1) -> Burst:
+    def train(self, batches: Iterator[Batch], update: int, updates: int, micro: int = 1) -> StepResult:
         """Some updates, each from the gradients of `micro` batches.
 
         Args:
@@ -161,15 +161,15 @@ class Steps:
         waited, failed, skipped = self._train(
             batches, tf.constant(update, tf.int64), tf.constant(updates), tf.constant(micro)
         )
-        return Burst(float(waited), int(failed) if skipped else None, int(skipped))
+        return StepResult(float(waited), int(failed) if skipped else None, int(skipped))
 
-    def train_on(self, batch: Batch, update: int, last: bool = True) -> Burst:
+    def train_on(self, batch: Batch, update: int, last: bool = True) -> StepResult:
         """One batch from Python, and the update if it is the last batch of one; the same result as `train`, more slowly."""
         good = bool(self._train_on(batch, tf.constant(update, tf.int64), last))
         rows = np.concatenate(
             [part.numpy() for part in self._strategy.experimental_local_results(batch["row"])]
         )
-        return Burst(0.0, None if good else update, int(not good), [rows])
+        return StepResult(0.0, None if good else update, int(not good), [rows])
 
     def totals(self) -> tuple[float, ...]:
         """Sums of the epoch so far over all replicas: loss, right answers, among the first five, weight. Every worker must ask."""

@@ -18,7 +18,7 @@ COLLECTIVE_SECONDS = (
 
 
 @dataclass(frozen=True)
-class Place:
+class WorkerContext:
     """Which of the workers this process is.
 
     Attributes:
@@ -39,7 +39,7 @@ class Place:
         return self.rank == 0
 
 
-ALONE = Place()
+ALONE = WorkerContext()
 
 
 def use_cores(count: int | None = None) -> None:
@@ -55,7 +55,7 @@ def use_cores(count: int | None = None) -> None:
     tf.config.threading.set_inter_op_parallelism_threads(max(count or cores(), 2))
 
 
-def choose_strategy(global_batch: int, place: Place = ALONE) -> tf.distribute.Strategy:
+def choose_strategy(global_batch: int, place: WorkerContext = ALONE) -> tf.distribute.Strategy:
     """One device alone, `MirroredStrategy` over the devices of a worker, `MultiWorkerMirroredStrategy` over several workers.
 
     GPUs where there are any, else the logical CPUs. Several workers find each other by `TF_CONFIG`, which Ray Train sets;
@@ -87,7 +87,7 @@ def choose_strategy(global_batch: int, place: Place = ALONE) -> tf.distribute.St
 def distributed(
     strategy: tf.distribute.Strategy,
     batches: Batches,
-    place: Place,
+    place: WorkerContext,
     epoch: int,
     start_step: int = 0,
     epochs: int = 1,
@@ -121,7 +121,7 @@ def distributed(
 def distributed_eagerly(
     strategy: tf.distribute.Strategy,
     batches: Batches,
-    place: Place,
+    place: WorkerContext,
     epoch: int,
     start_step: int = 0,
     epochs: int = 1,

@@ -24,10 +24,10 @@ def train_worker(settings: dict[str, Any]) -> None:
     from service.config import RunConfig
     from service.runs import Run
     from service.training.loop import fit
-    from service.training.strategy import Place, use_cores
+    from service.training.strategy import WorkerContext, use_cores
 
     context = ray.train.get_context()
-    place = Place(
+    place = WorkerContext(
         context.get_world_rank(),
         context.get_world_size(),
         context.get_local_world_size(),

@@ -191,7 +191,7 @@ def _share(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
 
 def _conclude(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
     """The leaderboard, and the best preset."""
-    from service.report.leaderboard import Trial, best_of, ranked, table, write_leaderboard  # it takes Keras
+    from service.report.pages.leaderboard import Trial, best_of, ranked, table, write_leaderboard
 
     search = plan.search()
     trials = ranked([Trial.of(run, search.draw(number)) for number, run in enumerate(runs)])

@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.errors import ConfigError
-from pipelines.registry import suggest
+from pipelines.errors import ConfigError, suggest
 from service.config import RunConfig, configured, put
 
 KINDS = ("choice", "uniform", "loguniform", "int")

@@ -86,14 +86,14 @@ def loop(lab: Lab, tier: str) -> list[Row]:
     """Epochs of the loop and rounds of the bare step, one after the other, so that noise hits both alike."""
     from service.runs import Run
     from service.training.loop import Loop
-    from service.training.strategy import Place
+    from service.training.strategy import WorkerContext
 
     config = configured(lab, data={"image_size": SIZE, "cache": tier})
     step = bare(lab, config)
     with tempfile.TemporaryDirectory(dir=lab.scratch) as folder:
         run = Run(Path(folder) / "run")
         run.create(config.model_dump(mode="json"))
-        whole = Loop(config, run, Place())
+        whole = Loop(config, run, WorkerContext())
         if not lab.smallest:
             whole.finish_epoch(whole.train_epoch(), None)
         rates, ratios, waits = [], [], []

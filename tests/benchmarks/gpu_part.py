@@ -53,7 +53,7 @@ def rows_of(part: str, checks: Checks, lab: Lab) -> Iterator[Row]:
             continue
         try:
             yield from check()
-        except Exception as error:  # noqa: BLE001 (whatever it is, the table shows it)
+        except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
             traceback.print_exc()
             first = next(iter(str(error).strip().splitlines()), "")
             yield Row(part, name, passed=False, note=f"failed: {type(error).__name__}: {first}"[:160])

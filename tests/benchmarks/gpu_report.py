@@ -27,7 +27,7 @@ def network(name: str, fast: bool) -> Any:
     from report_contestants import last_convolution
     from report_contestants import network as made
 
-    from service.report.network import Network
+    from service.report.analysis.network import Network
 
     model = made(name)
     return Network(model, fast=fast), last_convolution(model)
@@ -40,7 +40,7 @@ def title(name: str, fast: bool) -> str:
 
 def maps(lab: Lab, name: str, fast: bool) -> list[Row]:
     """Grad-CAM of the last convolution."""
-    from service.report.gradcam import Heatmaps
+    from service.report.analysis.gradcam import Heatmaps
 
     looked, layer = network(name, fast)
     images = photos(lab, lab.pick(256, 32, 4), size=(SIZES[name],) * 2)["image"]
@@ -58,7 +58,7 @@ def maps(lab: Lab, name: str, fast: bool) -> list[Row]:
 
 def climbed(lab: Lab, name: str, fast: bool) -> list[Row]:
     """Filter patterns of the last convolution, with the tracing of the graph, as the report makes them for every layer."""
-    from service.report.patterns import STEPS, patterns
+    from service.report.analysis.patterns import STEPS, patterns
 
     looked, layer = network(name, fast)
     count, steps = lab.pick(64, 16, 4), lab.pick(STEPS, STEPS, 5)

@@ -72,8 +72,8 @@ def answers(model: Any, images: Any) -> Any:
 
 def maps(model: str, folder: str, fast: bool = False) -> Rounds:
     """The report's heatmaps, one batch."""
-    from service.report.gradcam import Heatmaps
-    from service.report.network import Network
+    from service.report.analysis.gradcam import Heatmaps
+    from service.report.analysis.network import Network
 
     images, keras_model = pictures(folder, SIZES[model]), network(model)
     classes = answers(keras_model, images)[:, None]
@@ -129,8 +129,8 @@ def xplique_maps(model: str, folder: str) -> Rounds:
 
 def climbed(filters: int, fast: bool = False) -> Rounds:
     """The report's filter patterns."""
-    from service.report.network import Network
-    from service.report.patterns import patterns
+    from service.report.analysis.network import Network
+    from service.report.analysis.patterns import patterns
 
     looked = Network(network("vgg16 at 150"), fast=fast)
     yield from rounds(lambda: [patterns(looked, layer, range(filters // len(LAYERS))) for layer in LAYERS])
@@ -183,7 +183,7 @@ def convolved(filters: int) -> Rounds:
 
 def grids(folder: str, out: str, kind: str) -> Rounds:
     """The report's sheets of eight layers, drawn and encoded."""
-    from service.report.network import Network
+    from service.report.analysis.network import Network
 
     images, looked = pictures(folder, SIZES["small"]), Network(network("small"))
     graph = looked.compiled(lambda images: _shaded(looked, looked.run(images)))
@@ -192,9 +192,9 @@ def grids(folder: str, out: str, kind: str) -> Rounds:
 
 def reports(folder: str, out: str) -> Rounds:
     """The report's heatmaps and sheets of every image, traced anew."""
-    from service.report import heat
-    from service.report.gradcam import Heatmaps
-    from service.report.network import Network
+    from service.report.analysis.gradcam import Heatmaps
+    from service.report.analysis.network import Network
+    from service.report.drawing import heatmap
 
     images, model = pictures(folder, SIZES["small"]), network("small")
     classes, layer = answers(model, images)[:, None], last_convolution(model)
@@ -203,7 +203,7 @@ def reports(folder: str, out: str) -> Rounds:
         looked = Network(model)
         seen = Heatmaps(looked, [layer], also=lambda trace: _shaded(looked, trace))(images, classes)
         maps_ = [
-            heat.drawing(values[0], images.shape[1:3], "map", "", {})
+            heatmap.drawing(values[0], images.shape[1:3], "map", "", {})
             for values in seen.maps[layer, "gradcam"]
         ]
         _album(Path(out) / "report").add_all(maps_ + _sheets(looked, seen.also, "jpeg"))
@@ -218,7 +218,7 @@ def _first_taps(looked: Any) -> list[Any]:
 
 def _shaded(looked: Any, trace: Any) -> list[tuple[Any, Any]]:
     """Shades of every channel of these layers, and which are blank; inside the graph."""
-    from service.report.activations import layer_values
+    from service.report.analysis.activations import layer_values
 
     made = layer_values(looked, trace)
     return [(made[tap.name].tiles, made[tap.name].blank) for tap in _first_taps(looked)]
@@ -228,10 +228,10 @@ def _sheets(looked: Any, found: list[tuple[Any, Any]], kind: str) -> list[Any]:
     """The sheets of every image and layer, to be encoded."""
     import numpy as np
 
-    from service.report.activations import scaled
-    from service.report.colours import SEQUENTIAL
-    from service.report.pictures import Drawing
-    from service.report.sheets import sheet
+    from service.report.analysis.activations import scaled
+    from service.report.drawing.album import Drawing
+    from service.report.drawing.colours import SEQUENTIAL
+    from service.report.drawing.sheets import sheet
 
     pairs = zip(_first_taps(looked), found, strict=True)
     layers = [(scaled(tap, kind), np.asarray(tiles), np.asarray(blank)) for tap, (tiles, blank) in pairs]
@@ -245,7 +245,7 @@ def _sheets(looked: Any, found: list[tuple[Any, Any]], kind: str) -> list[Any]:
 def _album(out: Path) -> Any:
     import shutil
 
-    from service.report.pictures import Album
+    from service.report.drawing.album import Album
 
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -18,9 +18,9 @@ from pipelines.errors import ConfigError, GlassboxError, Interrupted  # noqa: E4
 from pipelines.shards.build import build_shards  # noqa: E402
 from pipelines.sources import open_source  # noqa: E402
 from pipelines.spec import ShardSpec  # noqa: E402
+from service.commands.diagnose import read_histories  # noqa: E402 (after the path is set)
 from service.config import load_config, preset_comment, preset_names, read_preset  # noqa: E402
-from service.diagnose import read_histories  # noqa: E402
-from service.report.reproduction import Experiment, departures, published_in, table, write_reproduction  # noqa: E402
+from service.report.pages.reproduction import Experiment, departures, published_in, table, write_reproduction  # noqa: E402 (after the path is set)
 from service.runs import Run  # noqa: E402
 from service.training.launch import resume, train  # noqa: E402
 

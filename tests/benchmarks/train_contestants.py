@@ -76,13 +76,13 @@ def ours(**settings: Any) -> Rounds:
     from service.runs import Run
     from service.training.events import epoch_log
     from service.training.loop import Loop
-    from service.training.strategy import Place
+    from service.training.strategy import WorkerContext
 
     config = _config(**settings)
     with tempfile.TemporaryDirectory() as folder:
         run = Run(Path(folder) / "run")
         run.create(config.model_dump(mode="json"))
-        loop = Loop(config, run, Place())
+        loop = Loop(config, run, WorkerContext())
         try:
             with epoch_log(config, run, False) as log:
                 yield None

@@ -29,7 +29,7 @@ def main() -> None:
             answer = _answer(request, contestants)
         except ModuleNotFoundError as error:
             answer = {"missing": str(error)}
-        except Exception as error:  # noqa: BLE001 (whatever it is, the table shows it)
+        except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
             traceback.print_exc()
             answer = {
                 "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

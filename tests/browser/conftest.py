@@ -12,7 +12,7 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from service.checkpoint import Position, save_checkpoint, snapshot, variables_of
 from service.report.job import render_report
-from service.report.subject import ReportOptions
+from service.report.options import ReportOptions
 
 OPTIONS = ReportOptions(training_images=6, predictions=6)
 

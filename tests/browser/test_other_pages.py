@@ -11,12 +11,13 @@ from conftest import OPTIONS
 from looking import complaints, pictures
 
 from pipelines.spec import AugmentSpec, DataSpec
-from service.report.comparison import render_comparison
-from service.report.index import write_index
+from service.report.analysis.augmented import PreviewOptions
 from service.report.job import Form, render_report
-from service.report.leaderboard import Trial, ranked, write_leaderboard
-from service.report.preview import PreviewOptions, render_preview
-from service.report.reproduction import Experiment, Published, write_reproduction
+from service.report.pages.comparison import render_comparison
+from service.report.pages.index import write_index
+from service.report.pages.leaderboard import Trial, ranked, write_leaderboard
+from service.report.pages.preview import render_preview
+from service.report.pages.reproduction import Experiment, Published, write_reproduction
 from service.runs import Run
 from service.tuning.space import dimension
 

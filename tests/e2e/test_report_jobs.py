@@ -17,9 +17,9 @@ import pytest
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from service.report.batch import report_all
-from service.report.job import claim_of
+from service.report.job import lease_path
+from service.report.options import ReportOptions
 from service.report.publish import is_report
-from service.report.subject import ReportOptions
 from service.runs import Run
 
 pytestmark = pytest.mark.e2e
@@ -113,7 +113,7 @@ def killer(run: Run, most: int, ended: threading.Event) -> None:
     killed: set[int] = set()
     while not ended.is_set() and len(killed) < most:
         try:
-            process = int(json.loads(claim_of(run).read_text())["owner"].split(":")[1])
+            process = int(json.loads(lease_path(run).read_text())["owner"].split(":")[1])
         except (OSError, ValueError, KeyError):
             process = 0
         if process and process not in killed:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from service.shards_commands import Clock
+from service.commands.shards import Clock
 
 SOURCE = "synthetic:evidence,train=70,validation=30,size=32"
 

@@ -19,7 +19,7 @@ from kube_render import Document
 from pipelines.errors import GlassboxError
 from service import cli
 from service.config import load_config
-from service.training.group import Scale, fitting
+from service.training.group import WorkerSpec, fitting
 
 Nodes = tuple[tuple[float, float], ...]
 PROGRAMS = ("glassbox", "python3", "/bin/bash")
@@ -69,7 +69,9 @@ def refused(words: tuple[str, ...], nodes: Nodes = ()) -> str | None:
 
 def _training(options: argparse.Namespace, nodes: Nodes) -> str | None:
     """What a training says to its settings; None for nothing."""
-    scale = Scale.read(options.workers, options.cpus_per_worker, options.gpus_per_worker, options.restarts)
+    scale = WorkerSpec.read(
+        options.workers, options.cpus_per_worker, options.gpus_per_worker, options.restarts
+    )
     if options.resume:
         return None
     config = load_config(str(options.preset), str(options.data), options.overrides)

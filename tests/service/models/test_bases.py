@@ -10,10 +10,10 @@ import pytest
 
 from pipelines.errors import ConfigError
 from service.config import load_config
-from service.inference import load_model, scale_of
+from service.inference.classifier import load_model, scale_of
 from service.models import MODELS, Task, build_model
 from service.pretrained import BASES
-from service.report.network import Network
+from service.report.analysis.network import Network
 from service.training.optimizers import trainable_variables
 from service.training.schedule import stages_of
 

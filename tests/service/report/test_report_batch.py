@@ -12,11 +12,11 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 from pipelines.errors import ConfigError
 from service.cli import main
 from service.report.batch import Outcome, Watcher, find_runs, report_all, summary_line
-from service.report.claim import claimed
 from service.report.fingerprint import fingerprint, is_up_to_date, shards_of
-from service.report.index import curve
-from service.report.job import Form, claim_of, parameters
-from service.report.subject import ReportOptions
+from service.report.job import Form, lease_path, parameters
+from service.report.lease import hold_lease
+from service.report.options import ReportOptions
+from service.report.pages.index import curve
 from service.runs import Run
 
 SMALL = ReportOptions(training_images=2, predictions=2)
@@ -127,7 +127,7 @@ def test_what_a_report_was_made_of_decides(one: Run, tmp_path: Path, change: str
 def test_a_report_in_work_elsewhere_is_left_to_it(runs: Path) -> None:
     shutil.rmtree(runs / "cut")
     shutil.rmtree(runs / "lost")
-    with claimed(claim_of(Run(runs / "good"))):
+    with hold_lease(lease_path(Run(runs / "good"))):
         outcomes = report_all(runs, SMALL)
     assert states(outcomes) == {
         "good": "in work elsewhere",

@@ -19,9 +19,9 @@ from pipelines.errors import ConfigError
 from pipelines.shards.manifest import load_manifest
 from pipelines.storage import sha256
 from service.report import job
+from service.report.drawing.formatting import number, percent
 from service.report.job import render_model_report, render_report
-from service.report.subject import ReportOptions
-from service.report.words import number, percent
+from service.report.options import ReportOptions
 from service.runs import Run
 
 SMALL = ReportOptions(training_images=4, predictions=4)

@@ -15,8 +15,8 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from pipelines.errors import ConfigError
 from service.report.job import render_report
+from service.report.options import ReportOptions
 from service.report.publish import KIND, publishing, remove_unfinished
-from service.report.subject import ReportOptions
 
 ROOT = Path(__file__).resolve().parents[3]
 SMALL = ReportOptions(training_images=2, predictions=2)

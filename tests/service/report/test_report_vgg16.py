@@ -13,11 +13,11 @@ from PIL import Image
 from shard_samples import record, write_shards
 
 from service.models import Task, build_model
-from service.report.gradcam import Heatmaps
+from service.report.analysis.gradcam import Heatmaps
+from service.report.analysis.network import Network
+from service.report.analysis.patterns import patterns
 from service.report.job import render_model_report
-from service.report.network import Network
-from service.report.patterns import patterns
-from service.report.subject import ReportOptions
+from service.report.options import ReportOptions
 
 pytestmark = pytest.mark.slow
 LAST, MIDDLE = "base/block5_conv3", "base/block3_conv3"

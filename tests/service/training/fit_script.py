@@ -22,7 +22,7 @@ from service.config import RunConfig
 from service.runs import StoppedError
 from service.training import loop
 from service.training.learner import Learner
-from service.training.strategy import Place, choose_strategy
+from service.training.strategy import WorkerContext, choose_strategy
 from service.training.telemetry import ROWS_LOG
 
 
@@ -35,7 +35,7 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
         os.environ["TF_CONFIG"] = json.dumps(
             {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
         )
-    place = Place(rank, len(ports), len(ports))
+    place = WorkerContext(rank, len(ports), len(ports))
     strategy = choose_strategy(devices * len(ports), place)
     loop.choose_strategy = lambda global_batch, place: (
         strategy

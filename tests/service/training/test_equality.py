@@ -17,7 +17,7 @@ from pipelines.input.batches import Batches
 from service.config import RunConfig
 from service.runs import Run
 from service.training.learner import build_network
-from service.training.scale import FIRST
+from service.training.loss_scale import FIRST
 from service.training.telemetry import ROWS_LOG
 
 SGD = {"name": "sgd", "learning_rate": 0.02}

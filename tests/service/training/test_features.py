@@ -16,7 +16,7 @@ from service.runs import Run
 from service.training.features import frozen_front
 from service.training.loop import Loop
 from service.training.optimizers import trainable_variables
-from service.training.strategy import Place
+from service.training.strategy import WorkerContext
 
 L = keras.layers
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -104,7 +104,7 @@ def test_keeping_features_changes_nothing(shards: Path, tmp_path: Path) -> None:
 
 def test_with_features_the_front_is_not_run(shards: Path, tmp_path: Path) -> None:
     settings = config(shards, freeze=["of_pixels", "hidden"], epochs=1)
-    loop = Loop(settings, new_run(tmp_path / "run", settings), Place())
+    loop = Loop(settings, new_run(tmp_path / "run", settings), WorkerContext())
     assert loop.learner.views.net.input.shape == (None, 8)
     loop.learner.model.get_layer("hidden").kernel.assign(np.full((432, 8), np.nan))  # computed before
     loop.run_epochs()
@@ -126,7 +126,7 @@ def test_a_stage_sees_the_features_of_what_was_learned_before_it(shards: Path, t
 
 def test_nothing_is_kept_where_images_change(shards: Path, tmp_path: Path) -> None:
     settings = config(shards, freeze=["of_pixels", "hidden"], epochs=1, augment={"flip": True})
-    loop = Loop(settings, new_run(tmp_path / "run", settings), Place())
+    loop = Loop(settings, new_run(tmp_path / "run", settings), WorkerContext())
     assert loop.learner.views.net.input.shape == (None, 12, 12, 3)
     assert "features" not in loop.run.status()["caches"]
 

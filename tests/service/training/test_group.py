@@ -16,7 +16,7 @@ from ray.train.v2._internal.exceptions import (
 
 from pipelines.errors import ConfigError, DataError, TrainingError
 from service.runs import StoppedError
-from service.training.group import Group, Scale, WorkerLostError, cause_of, fitting
+from service.training.group import Group, WorkerLostError, WorkerSpec, cause_of, fitting
 
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 8.0}
 HEAD = {"memory": 1e9}  # without CPUs, as clusters have it that keep work off it
@@ -25,14 +25,14 @@ HEAD = {"memory": 1e9}  # without CPUs, as clusters have it that keep work off i
 @pytest.mark.parametrize(
     ("options", "scale"),
     [
-        ((None, None, None, None), Scale()),
-        (("4", None, None, None), Scale(4, 4)),
-        (("1:4", 2, 0, 0), Scale(1, 4, cpus=2, gpus=0, restarts=0)),
-        ((None, None, 3, 5), Scale(gpus=3, restarts=5)),
+        ((None, None, None, None), WorkerSpec()),
+        (("4", None, None, None), WorkerSpec(4, 4)),
+        (("1:4", 2, 0, 0), WorkerSpec(1, 4, cpus=2, gpus=0, restarts=0)),
+        ((None, None, 3, 5), WorkerSpec(gpus=3, restarts=5)),
     ],
 )
-def test_options(options: tuple[str | None, int | None, int | None, int | None], scale: Scale) -> None:
-    assert Scale.read(*options) == scale
+def test_options(options: tuple[str | None, int | None, int | None, int | None], scale: WorkerSpec) -> None:
+    assert WorkerSpec.read(*options) == scale
 
 
 @pytest.mark.parametrize(
@@ -53,38 +53,38 @@ def test_wrong_options(
     options: tuple[str | None, int | None, int | None, int | None], received: str | None
 ) -> None:
     if received is None:
-        assert Scale.read(*options) == Scale(2, 2)
+        assert WorkerSpec.read(*options) == WorkerSpec(2, 2)
         return
     with pytest.raises(ConfigError) as refusal:
-        Scale.read(*options)
+        WorkerSpec.read(*options)
     assert refusal.value.received == received
 
 
 @pytest.mark.parametrize(
     ("scale", "nodes", "groups"),
     [
-        (Scale(), [SMALL], [(1, 2, 0)]),
-        (Scale(), [SMALL, LARGE, {"CPU": 64.0}], [(1, 8, 2)]),  # GPUs count before CPUs
-        (Scale(cpus=3, gpus=1), [SMALL, LARGE], [(1, 3, 1)]),
-        (Scale(cpus=3), [SMALL], []),
-        (Scale(), [HEAD], []),
-        (Scale(2, 2), [SMALL], [(2, 1, 0)]),
-        (Scale(1, 1), [SMALL], [(1, 2, 0)]),
-        (Scale(3, 3), [SMALL], []),
-        (Scale(2, 2, cpus=2), [SMALL], []),
-        (Scale(2, 2), [{"CPU": 3.0}, {"CPU": 1.0}], [(2, 1, 0)]),  # not 2 CPUs each: one node has 1
-        (Scale(2, 2), [LARGE], [(2, 4, 1)]),
-        (Scale(2, 2), [GPUS, LARGE], [(2, 8, 4)]),  # both on the first node
-        (Scale(2, 2), [{"CPU": 64.0}, LARGE], [(2, 4, 1)]),  # CPUs of nodes without a GPU are of no use
-        (Scale(3, 3), [LARGE], []),  # three workers cannot have a GPU each
-        (Scale(3, 3, gpus=0), [LARGE], [(3, 2, 0)]),
-        (Scale(1, 4, cpus=1), [SMALL, {"CPU": 1.0}], [(3, 1, 0), (2, 1, 0), (1, 1, 0)]),
-        (Scale(1, 4), [LARGE], [(2, 4, 1), (1, 4, 1)]),  # what 4 workers cannot have, 2 share
-        (Scale(2, 4), [HEAD], []),
+        (WorkerSpec(), [SMALL], [(1, 2, 0)]),
+        (WorkerSpec(), [SMALL, LARGE, {"CPU": 64.0}], [(1, 8, 2)]),  # GPUs count before CPUs
+        (WorkerSpec(cpus=3, gpus=1), [SMALL, LARGE], [(1, 3, 1)]),
+        (WorkerSpec(cpus=3), [SMALL], []),
+        (WorkerSpec(), [HEAD], []),
+        (WorkerSpec(2, 2), [SMALL], [(2, 1, 0)]),
+        (WorkerSpec(1, 1), [SMALL], [(1, 2, 0)]),
+        (WorkerSpec(3, 3), [SMALL], []),
+        (WorkerSpec(2, 2, cpus=2), [SMALL], []),
+        (WorkerSpec(2, 2), [{"CPU": 3.0}, {"CPU": 1.0}], [(2, 1, 0)]),  # not 2 CPUs each: one node has 1
+        (WorkerSpec(2, 2), [LARGE], [(2, 4, 1)]),
+        (WorkerSpec(2, 2), [GPUS, LARGE], [(2, 8, 4)]),  # both on the first node
+        (WorkerSpec(2, 2), [{"CPU": 64.0}, LARGE], [(2, 4, 1)]),  # CPUs of nodes without a GPU are of no use
+        (WorkerSpec(3, 3), [LARGE], []),  # three workers cannot have a GPU each
+        (WorkerSpec(3, 3, gpus=0), [LARGE], [(3, 2, 0)]),
+        (WorkerSpec(1, 4, cpus=1), [SMALL, {"CPU": 1.0}], [(3, 1, 0), (2, 1, 0), (1, 1, 0)]),
+        (WorkerSpec(1, 4), [LARGE], [(2, 4, 1), (1, 4, 1)]),  # what 4 workers cannot have, 2 share
+        (WorkerSpec(2, 4), [HEAD], []),
     ],
 )
 def test_groups_there_is_room_for(
-    scale: Scale, nodes: list[dict[str, float]], groups: list[tuple[int, int, int]]
+    scale: WorkerSpec, nodes: list[dict[str, float]], groups: list[tuple[int, int, int]]
 ) -> None:
     smallest, found = fitting(scale, nodes, global_batch=24)
     assert found == [Group(*group) for group in groups]
@@ -92,25 +92,25 @@ def test_groups_there_is_room_for(
 
 
 def test_without_room_it_is_known_what_to_wait_for() -> None:
-    assert fitting(Scale(2, 4, cpus=3), [SMALL], 8) == (Group(2, 3, 0), [])
-    assert fitting(Scale(), [], 8) == (Group(1, 1, 0), [])
+    assert fitting(WorkerSpec(2, 4, cpus=3), [SMALL], 8) == (Group(2, 3, 0), [])
+    assert fitting(WorkerSpec(), [], 8) == (Group(1, 1, 0), [])
 
 
 def test_only_groups_that_share_the_batch_evenly() -> None:
     four = [{"CPU": 4.0, "GPU": 4.0}]
-    assert [group.workers for group in fitting(Scale(1, 4), four, 8)[1]] == [4, 2, 1]
-    assert [group.workers for group in fitting(Scale(1, 4), four, 9)[1]] == [3, 1]
-    smallest, groups = fitting(Scale(1, 4, cpus=1, gpus=2), four, 8)
+    assert [group.workers for group in fitting(WorkerSpec(1, 4), four, 8)[1]] == [4, 2, 1]
+    assert [group.workers for group in fitting(WorkerSpec(1, 4), four, 9)[1]] == [3, 1]
+    smallest, groups = fitting(WorkerSpec(1, 4, cpus=1, gpus=2), four, 8)
     assert (smallest.workers, [group.workers for group in groups]) == (1, [2, 1])
 
 
 def test_a_batch_that_does_not_divide() -> None:
     with pytest.raises(ConfigError) as refusal:
-        fitting(Scale(3, 3), [{"CPU": 8.0}], 8)
+        fitting(WorkerSpec(3, 3), [{"CPU": 8.0}], 8)
     assert refusal.value.received == "global_batch=8"
     assert refusal.value.fix == "use 6 or 9"
     with pytest.raises(ConfigError, match="4 replicas"):
-        fitting(Scale(2, 2, gpus=2), [GPUS], 6)
+        fitting(WorkerSpec(2, 2, gpus=2), [GPUS], 6)
 
 
 def failed(**failures: Exception) -> WorkerGroupError:

@@ -16,7 +16,7 @@ from pipelines.shards.manifest import VERSION, Manifest
 from service.config import RunConfig
 from service.runs import Run, StoppedError
 from service.training import launch
-from service.training.group import Scale
+from service.training.group import WorkerSpec
 
 
 @pytest.fixture
@@ -168,19 +168,19 @@ def test_a_finished_run_is_left_alone_until_it_is_given_more_epochs(
 def test_a_run_goes_on_with_as_many_workers_unless_told_otherwise(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scales: list[Scale] = []
+    scales: list[WorkerSpec] = []
 
-    def stop(config: RunConfig, run: Run, scale: Scale) -> None:
+    def stop(config: RunConfig, run: Run, scale: WorkerSpec) -> None:
         scales.append(scale)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch, "train_on_cluster", stop)
     for begin in (
-        lambda: launch.train(config, tmp_path / "run", Scale(2, 3, cpus=4)),
+        lambda: launch.train(config, tmp_path / "run", WorkerSpec(2, 3, cpus=4)),
         lambda: launch.resume(tmp_path / "run"),
-        lambda: launch.resume(tmp_path / "run", Scale(1, 1)),
+        lambda: launch.resume(tmp_path / "run", WorkerSpec(1, 1)),
         lambda: launch.resume(tmp_path / "run"),
     ):
         with pytest.raises(KeyboardInterrupt):
             begin()
-    assert scales == [Scale(2, 3, cpus=4)] * 2 + [Scale(1, 1)] * 2
+    assert scales == [WorkerSpec(2, 3, cpus=4)] * 2 + [WorkerSpec(1, 1)] * 2

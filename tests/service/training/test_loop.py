@@ -23,7 +23,7 @@ from service.training.features import Views
 from service.training.learner import build_network
 from service.training.loop import Loop, fit
 from service.training.statistics import PreciseStatistics
-from service.training.strategy import Place
+from service.training.strategy import WorkerContext
 from service.training.telemetry import ROWS_LOG
 
 SGD = {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}
@@ -82,7 +82,7 @@ def test_a_run_is_traced_once_profile_and_all(
     shards: Path, tmp_path: Path, steps_per_call: int | str
 ) -> None:
     config = config_for(shards, steps_per_call=steps_per_call, profile=steps_per_call == "auto", **PLAIN)
-    loop = Loop(config, new_run(tmp_path / "run", config), Place())
+    loop = Loop(config, new_run(tmp_path / "run", config), WorkerContext())
     loop.run_epochs()
     assert loop.learner.steps.traces == 1
     assert loop.evaluation._answer.experimental_get_tracing_count() == 1
@@ -217,7 +217,7 @@ def test_the_variance_of_bright_pixels_is_not_lost_in_their_square(second: float
     views = Views(*[keras.Model(image, layer(image))] * 2, lambda batch: batch, None)
     batch = {"image": tf.concat([tf.fill([4, 4, 4, 1], 201.3), tf.fill([4, 4, 4, 1], second)], 0)}
     batches = SimpleNamespace(rows=8, global_batch=8, epoch=lambda *_, **__: [batch], data_errors=nullcontext)
-    with PreciseStatistics(views, tf.distribute.get_strategy(), batches, Place(), 8).in_place():
+    with PreciseStatistics(views, tf.distribute.get_strategy(), batches, WorkerContext(), 8).in_place():
         assert layer.moving_mean.numpy() == pytest.approx((201.3 + second) / 2)
         assert layer.moving_variance.numpy() == pytest.approx(variance, abs=1e-4)
         assert layer.moving_variance.numpy() >= 0
@@ -265,7 +265,7 @@ def test_the_average_is_what_is_evaluated_and_saved(shards: Path, tmp_path: Path
     for expected, other, array in zip(average, raw, model.get_weights(), strict=True):
         np.testing.assert_array_equal(array, expected)
         assert not np.array_equal(other, expected)
-    loop = Loop(config, run, Place())
+    loop = Loop(config, run, WorkerContext())
     judged = {name: value for name, value in run.metrics()[0].items() if name.startswith("val_")}
     with loop.learner.judged_weights():
         assert loop.evaluation.metrics() == judged

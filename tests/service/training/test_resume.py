@@ -18,7 +18,7 @@ from service.config import RunConfig
 from service.runs import Run
 from service.training.learner import build_network
 from service.training.loop import fit
-from service.training.scale import FIRST
+from service.training.loss_scale import FIRST
 
 SGD = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
 STAGES = [

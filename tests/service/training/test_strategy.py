@@ -13,22 +13,22 @@ from training_samples import ROOT, config_for, new_run, noise_shards
 
 from pipelines.errors import ConfigError
 from pipelines.input.batches import Batches
-from service.training.strategy import Place, choose_strategy, distributed, distributed_eagerly
+from service.training.strategy import WorkerContext, choose_strategy, distributed, distributed_eagerly
 
 
 def test_one_device_needs_no_strategy() -> None:
-    assert choose_strategy(5, Place()) is tf.distribute.get_strategy()
+    assert choose_strategy(5, WorkerContext()) is tf.distribute.get_strategy()
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [tf.config.LogicalDevice(f"/cpu:{i}", "CPU") for i in range(4)]
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices if kind == "CPU" else [])
     with pytest.raises(ConfigError, match="use 28 or 32"):
-        choose_strategy(30, Place())
+        choose_strategy(30, WorkerContext())
 
 
 def test_worker_0_alone_writes() -> None:
-    assert [Place(rank, 2).writes for rank in (0, 1)] == [True, False]
+    assert [WorkerContext(rank, 2).writes for rank in (0, 1)] == [True, False]
 
 
 @pytest.mark.parametrize("feed", [distributed, distributed_eagerly])
@@ -37,7 +37,7 @@ def test_epochs_follow_each_other_from_any_step_on(tmp_path: Path, feed: object)
     batches = Batches(config.shards, "train", config.data, 4, seed=5)
     found = [
         batch["row"].numpy().tolist()
-        for batch in feed(tf.distribute.get_strategy(), batches, Place(), 2, 1, 2)
+        for batch in feed(tf.distribute.get_strategy(), batches, WorkerContext(), 2, 1, 2)
     ]
     assert found == [
         batches.rows_of(epoch, step).tolist() for epoch, step in ((2, 1), (2, 2), (3, 0), (3, 1), (3, 2))

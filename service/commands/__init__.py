@@ -1,0 +1,1 @@
+"""What each command of `glassbox` does, one file per command."""

@@ -1,0 +1,1 @@
+"""What learning curves and predictions say about a run: findings in words, and label issues."""

@@ -1,0 +1,1 @@
+"""From arrays to pictures and plots; nothing here runs a model."""

@@ -1,0 +1,164 @@
+"""`service.commands.evaluate`: exact figures of a model whose answers are known, and refusals before anything is asked."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from report_samples import brightness_model, dim_and_bright, make_run, metrics
+from shard_samples import record, write_shards
+
+from pipelines.errors import ConfigError, DataError
+from pipelines.records import Record
+from service.cli import main
+from service.commands.evaluate import Evaluation, evaluate
+from service.inference.classifier import PredictOptions
+
+L = keras.layers
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "brightness.keras"
+    brightness_model().save(path)
+    return path
+
+
+def one_hot_model(classes: int, path: Path) -> Path:
+    """Takes images [1, classes, 1] and says how bright each pixel is: the probability of its class."""
+    model = keras.Sequential([L.Input((1, classes, 1)), L.Rescaling(1 / 16), L.Flatten(), L.Softmax()])
+    model.save(path)
+    return path
+
+
+def test_every_figure(model, tmp_path):
+    result = evaluate(model, dim_and_bright(tmp_path / "data"), "validation", out=tmp_path / "scores.json")
+    logits = [20 * (20 * row + 60 - 112) / 255 for row in range(6)]
+    loss = sum(math.log1p(math.exp(-z if row >= 2 else z)) for row, z in enumerate(logits)) / 6
+    assert (result.images, result.accuracy, result.top5, result.auc) == (6, 5 / 6, None, 1.0)
+    assert result.loss == pytest.approx(loss, rel=1e-5)
+    assert result.confusion.tolist() == [[2, 0], [1, 3]]
+    assert result.figures() == {"accuracy": 5 / 6, "loss": result.loss, "AUC": 1.0}
+    assert result.table().splitlines() == [
+        "true \\ taken for  dim  bright",
+        "dim                 2       0",
+        "bright              1       3",
+    ]
+    saved = json.loads((tmp_path / "scores.json").read_text())
+    assert {name: saved[name] for name in ("accuracy", "loss", "auc", "top5", "images", "split")} == {
+        "accuracy": 5 / 6,
+        "loss": result.loss,
+        "auc": 1.0,
+        "top5": None,
+        "images": 6,
+        "split": "validation",
+    }
+    assert (saved["classes"], saved["confusion"]) == (["dim", "bright"], [[2, 0], [1, 3]])
+
+
+def test_mirror_images_are_asked_about_too(tmp_path, capsys):
+    """The brighter pixel names the class, and in the mirror image the other one: the mean of both knows nothing."""
+    rows = [record(np.array([[[200], [40]]], np.uint8), row % 2, f"{row}") for row in range(3)]
+    shards = write_shards(tmp_path / "data", ("left", "right"), {"validation": rows})
+    words = ["--model", str(one_hot_model(2, tmp_path / "m.keras")), "--data", str(shards), "--tta", "flip"]
+    assert main(["evaluate", *words, "--out", str(tmp_path / "scores.json")]) == 0
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert (scores["loss"], scores["tta"]) == (pytest.approx(math.log(2), rel=1e-6), "flip")
+    assert main(["predict", *words, "--out", str(tmp_path / "table.csv")]) == 0
+    assert [line.split(",")[2:] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]] == [
+        ["0.5", "0.5"]
+    ] * 3
+    assert main(["evaluate", *words[:-1], "flop"]) == 2
+    assert "Received: tta=flop. Fix: use flip" in capsys.readouterr().err
+
+
+def test_top_5_over_blocks_and_a_padded_batch(tmp_path, monkeypatch):
+    """Row i of 7 classes is brightest at i % 7; a third is labelled so, a third with the fifth brightest, a third with the sixth."""
+    monkeypatch.setattr("service.inference.jobs.BLOCK", 128)
+    rows = []
+    for row in range(150):
+        pixels = np.roll(np.arange(7, dtype=np.uint8)[::-1] * 30, row % 7)[
+            None, :, None
+        ]  # brightest first, from row % 7 on
+        rows.append(
+            record(
+                pixels,
+                (row + 5) % 7 if row % 3 == 0 else (row + 4) % 7 if row % 3 == 1 else row % 7,
+                f"{row}",
+            )
+        )
+    shards = write_shards(tmp_path / "data", [f"c{i}" for i in range(7)], {"validation": rows}, shard_rows=40)
+    result = evaluate(one_hot_model(7, tmp_path / "m.keras"), shards, "validation")
+    assert (result.images, result.accuracy, result.top5, result.auc) == (150, 50 / 150, 100 / 150, None)
+    assert result.confusion.sum() == 150
+    assert np.trace(result.confusion) == 50
+    assert result.confusion.sum(axis=0).tolist() == [22, 22, 22, 21, 21, 21, 21]  # taken for row % 7
+
+
+def test_one_class_alone_has_no_auc(model, tmp_path):
+    rows = [record(np.full((8, 8, 1), 200, np.uint8), 1, "a")]
+    shards = write_shards(tmp_path / "data", ("dim", "bright"), {"validation": rows})
+    result = evaluate(model, shards, "validation")
+    assert (result.auc, result.accuracy) == (None, 1.0)
+
+
+def test_class_names_are_compared_with_those_of_the_run(tmp_path):
+    own, other = (
+        dim_and_bright(tmp_path / "own"),
+        dim_and_bright(tmp_path / "other", classes=("bright", "dim")),
+    )
+    run = make_run(tmp_path / "run", own, brightness_model(), metrics(1))
+    assert evaluate(run.path, own, "validation").accuracy == 5 / 6
+    assert evaluate(run.model_path, other, "validation").accuracy == 5 / 6  # a file alone knows no names
+    with pytest.raises(ConfigError, match=r"class 0 to be 'dim'.*Received: class='bright'"):
+        evaluate(run.path, other, "validation")
+    own.rename(tmp_path / "moved")  # now nobody knows them
+    assert evaluate(run.path, other, "validation").accuracy == 5 / 6
+    dim_and_bright(own, classes=("dim", "bright", "dark"))  # nor does another set in its place
+    assert evaluate(run.path, other, "validation").accuracy == 5 / 6
+
+
+def test_an_image_that_cannot_be_decoded_is_named(model, tmp_path):
+    good = record(np.full((8, 8, 1), 200, np.uint8), 1, "good")
+    shards = write_shards(
+        tmp_path / "data", ("dim", "bright"), {"validation": [good, Record(b"junk", 1, "bad", (8, 8, 1))]}
+    )
+    with pytest.raises(DataError, match="id=bad"):
+        evaluate(model, shards, "validation", out=tmp_path / "scores.json")
+    assert not (tmp_path / "scores.json").exists()
+
+
+def test_a_model_that_answers_nonsense(tmp_path):
+    model = brightness_model()
+    model.get_layer("logits").set_weights([np.full((3, 1), np.nan), np.zeros(1)])
+    model.save(tmp_path / "nan.keras")
+    with pytest.raises(ConfigError, match="answers with numbers"):
+        evaluate(tmp_path / "nan.keras", dim_and_bright(tmp_path / "data"), "validation")
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"asking": PredictOptions(scale=-1.0)}, ConfigError, "scale=-1"),
+        ({"workers": 0}, ConfigError, "workers=0"),
+        ({"out": "scores.txt"}, ConfigError, r"ends in \.json"),
+        ({"out": "nowhere/scores.json"}, ConfigError, "its directory is not there"),
+        ({"split": "test"}, DataError, "split=test"),
+    ],
+)
+def test_refusals(model, tmp_path, monkeypatch, changes, error, match):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(error, match=match):
+        evaluate(model, dim_and_bright(tmp_path / "data"), **({"split": "validation"} | changes))
+
+
+def test_many_or_long_class_names_leave_the_table_readable():
+    def of(classes: tuple[str, ...]) -> str:
+        return Evaluation(classes, 1, 1.0, 0.0, None, None, np.zeros((len(classes),) * 2, int), None).table()
+
+    assert of(tuple(f"c{i}" for i in range(21))) == ""
+    assert "longer than…" in of(("longer than twelve", "b"))

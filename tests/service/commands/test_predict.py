@@ -1,0 +1,210 @@
+"""`service.commands.predict`: the table, its order, and what is not in it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet as pq
+from report_samples import brightness_model, dim_and_bright, make_run, metrics
+from shard_samples import png, record, write_shards
+
+from pipelines.errors import ConfigError, DataError
+from pipelines.records import Record
+from pipelines.shards.task import prepared
+from pipelines.sources import open_source
+from pipelines.spec import ShardSpec
+from service.commands.predict import predict
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "brightness.keras"
+    brightness_model().save(path)
+    return path
+
+
+def bright(value: float) -> float:
+    """Probability of class 1 that the model gives an even image."""
+    return 1 / (1 + np.exp(-20 * (value - 112) / 255))
+
+
+def grey(value: int, side: int = 8) -> np.ndarray:
+    return np.full((side, side), value, np.uint8)
+
+
+def photo(path: Path, value: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(png(grey(value)))
+
+
+def rejected(out: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in out.with_suffix(".rejected.jsonl").read_text().splitlines()]
+
+
+def test_a_table_of_all_splits_in_order(model, tmp_path):
+    out = tmp_path / "out.parquet"
+    result = predict(model, str(dim_and_bright(tmp_path / "data")), out, classes=["dim", "bright"])
+    table = pq.read_table(out)
+    assert table.schema.remove_metadata() == pa.schema(
+        [("id", pa.string()), ("class", pa.string()), ("dim", pa.float32()), ("bright", pa.float32())]
+    )
+    assert table["id"].to_pylist() == [f"tiny/{row}.png" for row in range(6)] * 2  # train, then validation
+    assert table["class"].to_pylist() == (["dim"] * 3 + ["bright"] * 3) * 2
+    np.testing.assert_allclose(
+        table["bright"].to_numpy(), [bright(20 * row + 60) for row in range(6)] * 2, rtol=1e-5
+    )
+    np.testing.assert_allclose(table["dim"].to_numpy() + table["bright"].to_numpy(), 1, rtol=1e-6)
+    assert (result.images, result.rejected) == (12, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.parquet"]
+
+
+def test_csv_holds_the_same_to_the_bit(model, tmp_path):
+    data = str(dim_and_bright(tmp_path / "data"))
+    predict(model, data, tmp_path / "out.csv", split="validation", classes=['the "dim", ones', "bright"])
+    predict(model, data, tmp_path / "out.parquet", split="validation")
+    with (tmp_path / "out.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert header == ["id", "class", 'the "dim", ones', "bright"]
+    assert [row[:2] for row in rows] == [
+        [f"tiny/{i}.png", 'the "dim", ones' if i < 3 else "bright"] for i in range(6)
+    ]
+    assert table.column_names == ["id", "class", "class_0", "class_1"]
+    for place, name in ((2, "class_0"), (3, "class_1")):
+        assert np.array([row[place] for row in rows], np.float32).tolist() == table[name].to_pylist()
+
+
+def test_a_flat_folder_of_photos(model, tmp_path):
+    for name, value in (
+        ("b.png", 200),
+        ("a.png", 10),
+        ("sub/deep/c.png", 111),
+        (".hidden.png", 1),
+        ("ä.png", 113),
+    ):
+        photo(tmp_path / "photos" / name, value)
+    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    (tmp_path / "photos" / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    result = predict(
+        model, f"photos:{tmp_path / 'photos'}", tmp_path / "out.parquet", classes=["dim", "bright"]
+    )
+    table = pq.read_table(tmp_path / "out.parquet")
+    assert table["id"].to_pylist() == ["a.png", "b.png", "sub/deep/c.png", "ä.png"]
+    assert table["class"].to_pylist() == ["dim", "bright", "dim", "bright"]
+    np.testing.assert_allclose(
+        table["bright"].to_numpy(), [bright(v) for v in (10, 200, 111, 113)], rtol=1e-5
+    )
+    assert [item["id"] for item in rejected(tmp_path / "out.parquet")] == ["broken.jpg", "notes.txt"]
+    assert "image" in rejected(tmp_path / "out.parquet")[0]["reason"]
+    assert (result.images, result.rejected) == (4, 2)
+
+
+def test_sources_answer_as_the_shards_made_of_them(model, tmp_path):
+    """A zip of some sizes and kinds, among them one that is turned and one that is none."""
+    draw = np.random.default_rng(1)
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for row in range(140):
+            pixels = draw.integers(0, 256, (8 + row % 5, 9, 3)).astype(np.uint8)
+            archive.writestr(f"{'ab'[row % 2]}/{row}.png", png(pixels) if row % 50 != 20 else b"none")
+    source = open_source(f"archive:{tmp_path / 'photos.zip'}")
+    rows = [item[0] for item in prepared(source, "train", 0, 140, ShardSpec()) if isinstance(item, tuple)]
+    shards = write_shards(tmp_path / "data", ("a", "b"), {"train": rows}, shard_rows=50)
+    result = predict(model, source.name, tmp_path / "source.parquet")
+    predict(model, str(shards), tmp_path / "shards.parquet")
+    assert pq.read_table(tmp_path / "source.parquet").equals(pq.read_table(tmp_path / "shards.parquet"))
+    assert (result.images, result.rejected) == (137, 3)
+
+
+def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, monkeypatch):
+    """In the middle of one of three blocks, and a whole batch of them; what lies around them is answered as without them."""
+    monkeypatch.setattr("service.inference.jobs.BLOCK", 256)
+    bad = {70, 71, 200, 599, *range(128, 192)}
+    rows = [
+        record(grey(row % 251), 0, f"{row}") if row not in bad else Record(b"junk", 0, f"{row}", (8, 8, 1))
+        for row in range(600)
+    ]
+    shards = write_shards(tmp_path / "data", ("dim", "bright"), {"train": rows}, shard_rows=90)
+    (tmp_path / "out.rejected.jsonl").write_text("of an older table")
+    result = predict(model, str(shards), tmp_path / "out.parquet")
+    table = pq.read_table(tmp_path / "out.parquet")
+    kept = [row for row in range(600) if row not in bad]
+    assert table["id"].to_pylist() == [f"{row}" for row in kept]
+    np.testing.assert_allclose(table["class_1"].to_numpy(), [bright(row % 251) for row in kept], rtol=1e-4)
+    assert rejected(tmp_path / "out.parquet") == [
+        {"id": f"{row}", "reason": "cannot be decoded"} for row in sorted(bad)
+    ]
+    assert (result.images, result.rejected) == (600 - len(bad), len(bad))
+    predict(model, str(dim_and_bright(tmp_path / "fine")), tmp_path / "out.parquet")
+    assert not (tmp_path / "out.rejected.jsonl").exists()
+
+
+def test_a_damaged_shard_stops_it_and_leaves_the_older_table(model, tmp_path):
+    shards = write_shards(
+        tmp_path / "data",
+        ("dim", "bright"),
+        {"train": [record(grey(row), 0, f"{row}") for row in range(100)]},
+    )
+    (shard,) = shards.glob("*.arrow")
+    content = bytearray(shard.read_bytes())
+    place = content.index(png(grey(80)))
+    content[place + 60] ^= 1
+    shard.write_bytes(content)
+    (tmp_path / "out.csv").write_text("dear")
+    with pytest.raises(DataError, match="id=80"):
+        predict(model, str(shards), tmp_path / "out.csv")
+    assert (tmp_path / "out.csv").read_text() == "dear"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.csv"]
+
+
+def test_not_one_image(model, tmp_path):
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match="images=0"):
+        predict(model, f"photos:{tmp_path / 'photos'}", tmp_path / "out.csv")
+    (tmp_path / "photos" / "broken.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match="all 1 images rejected"):
+        predict(model, f"photos:{tmp_path / 'photos'}", tmp_path / "out.csv")
+    assert [item["id"] for item in rejected(tmp_path / "out.csv")] == ["broken.png"]
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_class_names_come_from_the_run(tmp_path):
+    run = make_run(tmp_path / "run", dim_and_bright(tmp_path / "own"), brightness_model(), metrics(1))
+    other = str(dim_and_bright(tmp_path / "other", classes=("x", "y")))
+    predict(run.path, other, tmp_path / "out.parquet", split="train")
+    assert pq.read_schema(tmp_path / "out.parquet").names == ["id", "class", "dim", "bright"]
+    with pytest.raises(ConfigError, match=r"classes of the run: dim, bright.*Received: classes=x, y"):
+        predict(run.path, other, tmp_path / "out.parquet", classes=["x", "y"])
+    (tmp_path / "own").rename(tmp_path / "gone")
+    predict(run.path, other, tmp_path / "out.parquet", classes=["x", "y"])
+    assert pq.read_schema(tmp_path / "out.parquet").names == ["id", "class", "x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "match"),
+    [
+        ({"out": "out.json"}, ConfigError, r"ends in \.parquet or \.csv"),
+        ({"out": "nowhere/out.csv"}, ConfigError, "its directory is not there"),
+        ({"classes": ["a"]}, ConfigError, "2 class names"),
+        ({"classes": ["a", "a"]}, ConfigError, "class=a twice"),
+        ({"classes": ["a", "id"]}, ConfigError, "class=id twice"),
+        ({"split": "test"}, DataError, "split=test"),
+        ({"workers": 0}, ConfigError, "workers=0"),
+        ({"data": "data/.."}, ConfigError, "write photos:"),
+        ({"data": "phots:x"}, ConfigError, "use photos"),
+        ({"data": "photos:nowhere"}, ConfigError, "no such folder"),
+        ({"model": "missing.keras"}, ConfigError, "no such file"),
+    ],
+)
+def test_refusals(model, tmp_path, monkeypatch, changes, error, match):
+    monkeypatch.chdir(tmp_path)
+    dim_and_bright(tmp_path / "data")
+    words = {"model": model, "data": "data", "out": "out.csv"} | changes
+    with pytest.raises(error, match=match):
+        predict(**words)
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]

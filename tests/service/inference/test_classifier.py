@@ -1,0 +1,301 @@
+"""Inference: exact probabilities, the right scale, and refusals in plain words."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pipelines.errors import ConfigError
+from service.inference.classifier import (
+    Classifier,
+    Predictions,
+    PredictOptions,
+    check_classes,
+    class_count,
+    data_spec_of,
+    load_model,
+    predict,
+    scale_of,
+)
+
+L = keras.layers
+
+
+def batch(images: list, labels: list[int], weights: list[float] | None = None, first_row: int = 0) -> dict:
+    return {
+        "image": np.asarray(images, np.uint8),
+        "label": np.asarray(labels, np.int32),
+        "weight": np.asarray(weights or [1.0] * len(labels), np.float32),
+        "row": np.arange(first_row, first_row + len(labels), dtype=np.int64),
+    }
+
+
+def one_pixel_model(
+    kernel: list[list[float]], bias: list[float], activation: str | None, *before: keras.Layer
+) -> keras.Model:
+    """Images [1, 1, C] straight into one dense layer: its answers can be worked out by hand."""
+    model = keras.Sequential(
+        [L.Input((1, 1, len(kernel))), *before, L.Flatten(), L.Dense(len(bias), activation=activation)]
+    )
+    model.layers[-1].set_weights([np.asarray(kernel, np.float32), np.asarray(bias, np.float32)])
+    return model
+
+
+def softmax(z: list[float]) -> list[float]:
+    return [math.exp(v) / sum(math.exp(w) for w in z) for v in z]
+
+
+def test_softmax_answers_are_the_layers_own():
+    model = one_pixel_model([[1, 2, -1]], [0, 0.5, 0], "softmax")
+    found = predict(model, [batch([[[[255]]], [[[51]]]], [1, 2])])
+    np.testing.assert_allclose(
+        found.probabilities, [softmax([1, 2.5, -1]), softmax([0.2, 0.9, -0.2])], rtol=1e-6
+    )
+    assert found.probabilities.dtype == np.float32
+    assert found.classes.tolist() == [1, 1]
+    assert found.accuracy == 0.5
+    assert found.loss == pytest.approx(
+        -(math.log(softmax([1, 2.5, -1])[1]) + math.log(softmax([0.2, 0.9, -0.2])[2])) / 2, rel=1e-6
+    )
+
+
+def test_logits_become_probabilities():
+    kernel, bias = [[1, 2, -1]], [0.0, 0.5, 0.0]
+    images = [batch([[[[255]]]], [0])]
+    from_logits = predict(one_pixel_model(kernel, bias, None), images).probabilities
+    np.testing.assert_allclose(from_logits, [softmax([1, 2.5, -1])], rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", None])
+def test_a_single_unit_is_the_probability_of_class_1(activation):
+    found = predict(one_pixel_model([[3]], [-1], activation), [batch([[[[255]]], [[[0]]]], [1, 1])])
+    p = [1 / (1 + math.exp(-2)), 1 / (1 + math.exp(1))]
+    np.testing.assert_allclose(found.probabilities, [[1 - p[0], p[0]], [1 - p[1], p[1]]], rtol=1e-6)
+    assert found.classes.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "end", [[L.Activation("softmax")], [L.Softmax()], [L.Activation("softmax"), L.Dropout(0.5)]]
+)
+def test_an_end_in_a_layer_of_its_own_is_not_applied_twice(end):
+    model = keras.Sequential([L.Input((1, 1, 3)), L.Flatten(), *end])
+    found = predict(model, [batch([[[[255, 0, 0]]]], [0])], scale=1 / 255)
+    np.testing.assert_allclose(found.probabilities, [softmax([1, 0, 0])], rtol=1e-6)
+
+
+def test_padding_is_left_out_and_rows_and_order_are_kept():
+    model = one_pixel_model([[1, -1]], [0, 0], "softmax")
+    found = predict(
+        model,
+        [
+            batch([[[[200]]], [[[9]]]], [0, 1], first_row=4),
+            batch([[[[7]]], [[[7]]]], [1, 0], [1.0, 0.0], first_row=8),
+        ],
+    )
+    assert found.rows.tolist() == [4, 5, 8]
+    assert found.labels.tolist() == [0, 1, 1]
+    assert (found.probabilities[:, 0] > 0.5).tolist() == [True, True, True]
+
+
+def test_dropout_and_batch_statistics_are_those_of_inference():
+    normalization = L.BatchNormalization(epsilon=1e-9)
+    model = keras.Sequential(
+        [L.Input((1, 1, 3)), normalization, L.Dropout(0.9), L.Flatten(), L.Activation("softmax")]
+    )
+    normalization.set_weights(
+        [np.ones(3), np.zeros(3), np.array([0.5, 0.0, 0.0]), np.array([0.25, 1.0, 1.0])]
+    )
+    found = predict(model, [batch([[[[255, 0, 0]]]], [0])])
+    np.testing.assert_allclose(found.probabilities, [softmax([1.0, 0.0, 0.0])], rtol=1e-5)
+
+
+def test_an_impossible_answer_costs_a_finite_loss():
+    found = Predictions(np.array([[1.0, 0.0]], np.float32), np.array([1], np.int32), np.array([0]))
+    assert found.loss == pytest.approx(-math.log(1e-7))
+
+
+def test_nothing_to_predict():
+    found = predict(one_pixel_model([[1, 1]], [0, 0], "softmax"), [])
+    assert found.probabilities.shape == (0, 2)
+    assert math.isnan(found.accuracy)
+    assert math.isnan(found.loss)
+
+
+def test_one_graph_serves_all_batches():
+    model = one_pixel_model([[1, -1]], [0, 0], "softmax")
+    calls: list[int] = []
+    original = model.call
+    model.call = lambda *args, **kwargs: (calls.append(1), original(*args, **kwargs))[1]
+    predict(model, [batch([[[[1]]]], [0]), batch([[[[2]]]], [0]), batch([[[[3]]], [[[4]]]], [0, 1])])
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize(
+    ("before", "scale"),
+    [
+        ([], 1 / 255),
+        ([L.Rescaling(1 / 255)], 1.0),
+        ([L.Normalization(mean=[10.0], variance=[4.0])], 1.0),
+        ([L.ZeroPadding2D(0), L.Rescaling(1 / 127.5, offset=-1)], 1.0),
+        (
+            [L.Conv2D(1, 1), L.Rescaling(2.0)],
+            1 / 255,
+        ),  # scaling after the first weights says nothing of the input
+        ([keras.Sequential([L.Rescaling(1 / 255), L.Conv2D(1, 1)])], 1.0),
+    ],
+)
+def test_scale_of(before, scale):
+    assert scale_of(one_pixel_model([[1, 1]], [0, 0], "softmax", *before)) == scale
+
+
+def test_scale_of_a_model_with_plain_arithmetic():
+    inputs = keras.Input((1, 1, 1))
+    assert scale_of(keras.Model(inputs, L.Dense(2)(L.Flatten()(inputs / 255)))) == 1.0
+
+
+def test_scale_reaches_the_model_and_can_be_overridden():
+    images = [batch([[[[102]]]], [0])]
+    logit = lambda found: math.log(found.probabilities[0, 1] / found.probabilities[0, 0])  # noqa: E731
+    assert logit(predict(one_pixel_model([[1]], [0], None), images)) == pytest.approx(0.4, rel=1e-5)
+    assert logit(predict(one_pixel_model([[1]], [0], None, L.Rescaling(0.01)), images)) == pytest.approx(
+        1.02, rel=1e-5
+    )
+    assert logit(predict(one_pixel_model([[1]], [0], None), images, scale=0.02)) == pytest.approx(
+        2.04, rel=1e-5
+    )
+
+
+def test_data_spec_keeps_height_before_width():
+    model = keras.Sequential([L.Input((20, 30, 3)), L.Flatten(), L.Dense(2)])
+    assert data_spec_of(model).image_size == (20, 30)
+    assert data_spec_of(model).channels == 3
+
+
+@pytest.mark.parametrize("shape", [(None, None, 3), (8, 8, 4), (8, 8)])
+def test_inputs_that_are_no_images(shape):
+    with pytest.raises(ConfigError, match="one input"):
+        data_spec_of(
+            keras.Sequential(
+                [L.Input(shape), L.Flatten() if None not in shape else L.GlobalAveragePooling2D(), L.Dense(2)]
+            )
+        )
+
+
+def test_classes():
+    assert class_count(one_pixel_model([[1]], [0], "sigmoid")) == 2
+    assert class_count(one_pixel_model([[1, 1, 1]], [0, 0, 0], None)) == 3
+    check_classes(one_pixel_model([[1]], [0], "sigmoid"), ["cat", "dog"])
+    with pytest.raises(ConfigError, match=r"3 classes.*Received: classes=2"):
+        check_classes(one_pixel_model([[1, 1, 1]], [0, 0, 0], None), ["cat", "dog"])
+
+
+def test_foreign_labels_images_and_ends_are_refused():
+    model = one_pixel_model([[1, 1]], [0, 0], "softmax")
+    with pytest.raises(ConfigError, match="label=2"):
+        predict(model, [batch([[[[1]]]], [2])])
+    with pytest.raises(ConfigError, match="images of shape"):
+        predict(model, [batch([[[[1], [1]]]], [0])])
+    with pytest.raises(ConfigError, match="activation=tanh"):
+        predict(one_pixel_model([[1, 1]], [0, 0], "tanh"), [])
+    with pytest.raises(ConfigError, match="2 units with activation=sigmoid"):
+        predict(one_pixel_model([[1, 1]], [0, 0], "sigmoid"), [])
+
+
+def test_answers_that_are_no_numbers_are_refused_but_in_padding():
+    inputs = keras.Input((1, 1, 3))
+    values = L.Flatten()(inputs)
+    shares = values / keras.ops.sum(values, axis=-1, keepdims=True)  # 0 / 0 where an image is black
+    images, classifier = (
+        np.array([[[[30, 10, 0]]], [[[0, 0, 0]]]], np.uint8),
+        Classifier(keras.Model(inputs, L.Softmax()(shares))),
+    )
+    np.testing.assert_allclose(
+        classifier(images, np.array([True, False])), [softmax([0.75, 0.25, 0])], rtol=1e-6
+    )
+    with pytest.raises(ConfigError, match="answers with numbers"):
+        classifier(images, np.array([True, True]))
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_a_factor_that_is_none(scale):
+    with pytest.raises(ConfigError, match="a factor above 0"):
+        Classifier(one_pixel_model([[1, 1]], [0, 0], "softmax"), PredictOptions(scale))
+
+
+def lopsided_model(units: int) -> keras.Model:
+    """Images [5, 4, 3]: what it says depends on what lies left and what lies right."""
+    keras.utils.set_random_seed(2)
+    end = L.Dense(units, activation="sigmoid" if units == 1 else "softmax")
+    return keras.Sequential([L.Input((5, 4, 3)), L.Rescaling(1 / 255), L.Flatten(), end])
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_an_image_and_its_mirror_image_get_the_mean_of_both(units):
+    images = np.random.default_rng(0).integers(0, 256, (8, 5, 4, 3)).astype(np.uint8)
+    mirrored, everyone, model = images[:, :, ::-1], np.ones(8, bool), lopsided_model(units)
+    plain, flipped = Classifier(model), Classifier(model, PredictOptions(tta="flip"))
+    one, other = plain(images, everyone), plain(mirrored, everyone)
+    assert np.abs(one - other).max() > 0.05
+    np.testing.assert_array_equal(flipped(images, everyone), (one + other) / 2)
+    np.testing.assert_array_equal(flipped(mirrored, everyone), flipped(images, everyone))
+
+
+def test_an_unknown_way_of_asking_names_the_known():
+    with pytest.raises(ConfigError, match=r"none or flip. Received: tta=flop. Fix: use flip"):
+        Classifier(lopsided_model(1), PredictOptions(tta="flop"))
+
+
+def test_a_saved_model_answers_as_before(tmp_path):
+    model = one_pixel_model([[1, 2, -1]], [0, 0.5, 0], "softmax")
+    model.save(tmp_path / "model.keras")
+    images = [batch([[[[77]]]], [0])]
+    np.testing.assert_array_equal(
+        predict(load_model(tmp_path / "model.keras"), images).probabilities,
+        predict(model, images).probabilities,
+    )
+
+
+def test_files_that_are_no_models(tmp_path):
+    with pytest.raises(ConfigError, match="no such file"):
+        load_model(tmp_path / "missing.keras")
+    text, archive = tmp_path / "text.keras", tmp_path / "other.keras"
+    text.write_text("hello")
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.txt", "hello")
+    damaged = tmp_path / "damaged.keras"
+    with zipfile.ZipFile(damaged, "w") as file:
+        file.writestr("config.json", json.dumps({"class_name": "Sequential"}))
+        file.writestr("metadata.json", "{}")
+    for path in (text, archive, damaged):
+        with pytest.raises(ConfigError, match=str(path)) as caught:
+            load_model(path)
+        assert caught.value.__cause__ is None
+
+
+def test_code_in_a_model_file_is_not_run(tmp_path):
+    model = keras.Sequential([L.Input((1, 1, 1)), L.Lambda(lambda x: x), L.Flatten(), L.Dense(2)])
+    model.save(tmp_path / "lambda.keras")
+    with pytest.raises(ConfigError, match="Lambda") as caught:
+        load_model(tmp_path / "lambda.keras")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_made_elsewhere_scores_as_it_did_there(shared: Path):
+    images, labels = (
+        gzip.decompress((shared / "data/mnist" / f"t10k-{name}.gz").read_bytes())
+        for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
+    )
+    digits = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28, 1)
+    truth = np.frombuffer(labels, np.uint8, offset=8)
+    model = load_model(shared / "seed_results/mnist_cnn.keras")
+    batches = [
+        batch(digits[i : i + 500], truth[i : i + 500].tolist(), first_row=i) for i in range(0, 10_000, 500)
+    ]
+    assert predict(model, batches).accuracy == pytest.approx(0.9833, abs=1e-6)

@@ -1,0 +1,206 @@
+"""The page: what it tells of a run, what it says in red, its views, and the words of the command that makes it."""
+
+from __future__ import annotations
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_samples import brightness_model, dim_and_bright, make_run, metrics
+
+from service.cli import main
+from service.report.analysis.run_facts import About, flat, in_words, rejected_images
+from service.report.drawing.album import Album, Picture
+from service.report.drawing.formatting import duration, number, points, signed
+from service.report.drawing.plots import Line, Plot
+from service.report.drawing.thumbnails import SIDE, thumbnail
+from service.report.job import Form, render, render_report, subject_of
+from service.report.options import ReportOptions
+from service.report.pages.page import instances, templates
+from service.report.pages.scripts import policy, scripts, with_pictures_inside
+from service.report.sections import rejected
+from service.report.subject import Section
+from service.runs import Run
+
+SMALL = ReportOptions(training_images=2, predictions=2)
+MINUS = "\N{MINUS SIGN}"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("page")
+    shards = dim_and_bright(folder / "shards")
+    manifest = shards / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"rejected": 0', '"rejected": 60'))
+    lines = [f'{{"id": "a/{n}.jpg", "reason": "ends in the <middle>"}}\n' for n in range(60)]
+    (shards / "rejected.jsonl").write_text("".join(lines))
+    run = make_run(folder / "runs" / "tuesday", shards, brightness_model(), metrics(3))
+    run.update_status(
+        finished="2026-05-01T12:34:56+00:00",
+        timings={"total": 3725.0},
+        environment={"python": "3.11", "cpus": 2},
+    )
+    render_report(run, options=SMALL)
+    return run
+
+
+def html_of(run: Run) -> str:
+    return (run.report / "index.html").read_text()
+
+
+def test_the_title_says_what_was_trained_on_what(run):
+    html = html_of(run)
+    assert re.search(r"<title>(.*?)</title>", html).group(1) == "tuesday: tiny on folder:tiny · glassbox"
+    assert "trained in 1 h 2 min" in html
+    assert "2026-05-01 12:34" in html
+
+
+def test_the_settings_are_a_table(run):
+    rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td></tr>', html_of(run))
+    assert ("data.image_size", "8 \N{MULTIPLICATION SIGN} 8") in rows
+    assert ("preset", "tiny") in rows
+    assert ("cpus", "2") in rows
+    assert "{&#39;" not in html_of(run)  # no Python for people to read
+
+
+def test_settings_in_words():
+    config = {
+        "a": {"b": 0.001, "c": None},
+        "stages": [{"epochs": 2}, {"epochs": 3}],
+        "freeze": ["x", "y"],
+        "on": True,
+        "empty": {},
+    }
+    assert flat(config) == [
+        ("a.b", "0.001"),
+        ("a.c", "none"),
+        ("stages.1.epochs", "2"),
+        ("stages.2.epochs", "3"),
+        ("freeze", "x, y"),
+        ("on", "yes"),
+        ("empty", "none"),
+    ]
+    assert in_words([64, 64]) == "64 \N{MULTIPLICATION SIGN} 64"
+
+
+def test_rejected_images_are_told(run):
+    html = html_of(run)
+    assert "60 images of the source could not be used" in html
+    assert "These are the first 50." in html
+    assert html.count("ends in the &lt;middle&gt;") == 50
+
+
+@pytest.mark.parametrize(
+    "text", [None, "not json\n", '{"id": 3}\n', "", '{"id": "a", "reason": "cut"}\nnot json\n']
+)
+def test_a_list_of_rejected_images_that_is_gone_or_damaged_stops_nothing(tmp_path, text):
+    if text is not None:
+        (tmp_path / "rejected.jsonl").write_text(text)
+    shown = rejected_images(tmp_path)
+    assert shown == ((("a", "cut"),) if text and "cut" in text else ())
+    images = SimpleNamespace(split="train", labels=[0, 1])
+    section = rejected.build_section(
+        SimpleNamespace(training=images, evaluation=images),
+        None,
+        About("x", "y", rejected=shown, rejected_count=7),
+    )
+    assert "7 images of the source could not be used" in templates().get_template("rejected.html").render(
+        values=section.values
+    )
+
+
+def test_what_fails_stands_in_red_above_everything_else(run, tmp_path):
+    from service.report.fingerprint import shards_of
+    from service.report.job import manifest_of
+
+    shards = shards_of(run)
+    subject = subject_of(run, shards, manifest_of(shards), SMALL)
+    checks = [
+        {"name": "Pointing", "passed": False, "words": "It points <elsewhere>."},
+        {"name": "Energy", "passed": True, "words": "Fine."},
+    ]
+    values = {"count": 1, "taken": 1, "shown": ()}
+    part = lambda subject, album: Section("rejected", "Judged", values, {"checks": checks})  # noqa: E731
+    html = render(
+        subject, About("x", "y"), tmp_path / "out", Form(), {}, lambda *_: None, (part,)
+    ).read_text()
+    (failed,) = re.findall(r'<ul class="failed".*?</ul>', html, re.DOTALL)
+    assert "<b>Pointing failed.</b> It points &lt;elsewhere&gt;." in failed
+    assert "Energy" not in failed
+    assert html.index("<ul class=") < html.index('class="tiles"')
+
+
+def test_pictures_are_found_wherever_they_lie():
+    one, two, three = (Picture(f"{n}.png", 1, 1, "") for n in range(3))
+    values = {"a": [one, (two,)], "b": "text", "c": Plot("", "", [], (Line("", []),)), "d": {"e": three}}
+    assert list(instances(values, Picture)) == [one, two, three]
+
+
+def test_a_thumbnail_is_the_middle_of_a_photo_and_the_first_tiles_of_a_sheet(tmp_path):
+    album = Album(tmp_path)
+    photo = np.zeros((100, 140, 3), np.uint8)
+    photo[:, 20:120] = 255
+    sheet = np.zeros((100, 400, 3), np.uint8)
+    sheet[:96, :96] = 255
+    for pixels in (photo, sheet):
+        small = thumbnail(album, album.add_sheet(pixels, "x", "words", shards="s"))
+        with Image.open(tmp_path / small.file) as image:
+            assert image.size == (SIDE, SIDE)
+            assert min(low for low, _ in image.getextrema()) > 250
+        assert small.alt == "words"
+        assert album.entries[small.file]["made_from"][0]["shards"] == "s"
+
+
+def test_a_single_file_needs_no_other(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG")
+    html = '<a href="pictures/a.png" class="x"><img src="pictures/a.png"></a> pictures/a.png'
+    assert (
+        with_pictures_inside(html, tmp_path)
+        == '<a class="x"><img src="data:image/png;base64,iVBORw=="></a> pictures/a.png'
+    )
+
+
+def test_scripts_that_are_not_needed_are_left_out():
+    assert len(scripts(plots=True)) == len(scripts(plots=False)) + 1
+    assert "script-src 'none'" in policy([])
+
+
+def test_words():
+    assert [points(share) for share in (0.144, -0.144, 0.0, None)] == [
+        "+14.4",
+        f"{MINUS}14.4",
+        "0.0",
+        "\N{EN DASH}",
+    ]
+    assert signed(-0.25, digits=2, unit="%") == f"{MINUS}0.25%"
+    assert number(-3.0) == f"{MINUS}3"
+    assert [duration(seconds) for seconds in (0.04, 9.94, 45.4, 59.6, 200, 3600, 7500, 270000)] == [
+        "0.0 s",
+        "9.9 s",
+        "45 s",
+        "1 min",
+        "3 min 20 s",
+        "1 h",
+        "2 h 5 min",
+        "3 d 3 h",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "one of: runs, --model, --all. Received: neither"),
+        (["a", "--all", "b"], "one of: runs, --model, --all. Received: a --all b"),
+        (["a", "b"], "one run, or --compare. Received: runs=a b"),
+        (["--all", "b", "--compare"], "runs beside --compare"),
+        (["--all", "b", "--data", "c"], "--all alone"),
+        (["--model", "m.keras"], "--data and --out beside --model"),
+        (["a", "--out", "b"], "a run alone"),
+    ],
+)
+def test_words_that_do_not_fit_together(words, said, capsys):
+    assert main(["report", *words]) == 2
+    assert said in capsys.readouterr().err

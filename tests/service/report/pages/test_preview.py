@@ -1,0 +1,245 @@
+"""The preview: the very pictures that training sees, what was drawn in words, and refusals that change nothing."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from shard_samples import record, write_shards
+
+from pipelines.augment.apply import augmented
+from pipelines.augment.draw import draw
+from pipelines.errors import ConfigError, GlassboxError
+from pipelines.input.order import epoch_order
+from pipelines.spec import AugmentSpec, DataSpec
+from service.report.analysis.augment_facts import described, signed
+from service.report.analysis.augmented import PreviewOptions
+from service.report.drawing.album import Album
+from service.report.pages.page import templates
+from service.report.pages.preview import render_preview
+from service.report.sections import augmentation
+
+DATA = DataSpec(image_size=(8, 8))
+ROWS = 7  # one is left without a neighbour
+IMAGES = np.random.default_rng(0).integers(0, 256, (ROWS, 8, 8, 3)).astype(np.uint8)
+EVERYTHING = AugmentSpec(
+    rotation=40, shift=0.2, shear=15, zoom=0.2, flip=True, flip_vertical=True, crop=(0.4, 0.9), fill="reflect", fill_value=120.0,
+    brightness=0.2, contrast=0.2, saturation=0.3, hue=15, erase=0.5, mixup=0.4, cutmix=1.0,
+)  # fmt: skip
+OPTIONS = PreviewOptions(seed=5, rows=ROWS, versions=3)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    rows = [record(IMAGES[row], row % 2, f"some/<i>{row}.png") for row in range(ROWS)]
+    return write_shards(
+        tmp_path_factory.mktemp("preview") / "shards",
+        ("cat & <b>mouse</b>", "dog"),
+        {"train": rows, "empty": []},
+        3,
+    )
+
+
+@pytest.fixture(scope="module")
+def page(shards: Path) -> Path:
+    path = render_preview(shards, DATA, EVERYTHING, OPTIONS, shards.parent / "page")
+    assert path == shards.parent / "page" / "index.html"
+    return path
+
+
+class Images(HTMLParser):
+    """The attributes of every picture of a page, the words of every fact, and every address."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.pictures: list[dict[str, str | None]] = []
+        self.addresses: list[str | None] = []
+        self.text: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        self.pictures += [values] if tag == "img" else []
+        self.addresses += [values[name] for name in ("src", "href") if name in values]
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data.strip())
+
+
+def seen_in_training(epoch: int) -> dict[int, np.ndarray]:
+    """Every image as an epoch sees it, row by row, from one padded batch."""
+    rows = np.append(epoch_order(ROWS, OPTIONS.seed, epoch), -1)
+    images = np.where(rows[:, None, None, None] < 0, np.uint8(0), IMAGES[rows])
+    batch = {"image": tf.constant(images)} | draw(EVERYTHING, OPTIONS.seed, epoch, rows, DATA)
+    pixels = np.rint(augmented(batch, EVERYTHING)[0].numpy()).astype(np.uint8)
+    return dict(zip(rows.tolist(), pixels, strict=True))
+
+
+def pixels_of(page: Path, picture: dict[str, Any]) -> np.ndarray:
+    return np.asarray(Image.open(page.parent / picture["src"]))[::14, ::14]  # enlarged from 8 to 112
+
+
+def test_the_pictures_are_those_of_training_with_the_originals_before_them(page: Path) -> None:
+    pictures = Images(page).pictures
+    epochs = [seen_in_training(epoch) for epoch in (1, 2, 3)]
+    order = epoch_order(ROWS, OPTIONS.seed, 1).tolist()
+    assert len(pictures) == ROWS * 4
+    for place, row in enumerate(order):
+        original, *versions = pictures[4 * place : 4 * place + 4]
+        np.testing.assert_array_equal(pixels_of(page, original), IMAGES[row])
+        for version, seen in zip(versions, epochs, strict=True):
+            np.testing.assert_array_equal(pixels_of(page, version), seen[row])
+
+
+def test_the_page_is_whole_by_itself_and_names_are_only_text(page: Path) -> None:
+    found = Images(page)
+    assert all(picture["alt"] and picture["width"] and picture["height"] for picture in found.pictures)
+    for address in found.addresses:
+        assert str(address).startswith(("data:image/", "#")) or (page.parent / str(address)).is_file()
+    assert "cat & <b>mouse</b>" in found.text
+    assert {str(address).split("/")[0] for address in found.addresses} == {
+        "data:image",
+        "#main",
+        "pictures",
+        "manifest.json",
+    }
+    assert any("some/<i>0.png" in text for text in found.text)
+    assert "<b>" not in page.read_text()
+    assert "<script" not in page.read_text()
+
+
+def test_the_manifest_holds_the_very_parameters(page: Path) -> None:
+    manifest = json.loads((page.parent / "manifest.json").read_text())
+    assert manifest["kind"] == "glassbox preview"
+    assert AugmentSpec(**manifest["augment"]) == EVERYTHING
+    made = [
+        origin for picture in manifest["pictures"] for origin in picture["made_from"] if "epoch" in origin
+    ]
+    assert {(origin["row"], origin["epoch"]) for origin in made} == {
+        (row, epoch) for row in range(ROWS) for epoch in (1, 2, 3)
+    }
+    for origin in made:
+        expected = draw(EVERYTHING, OPTIONS.seed, origin["epoch"], [origin["row"], origin["row"]], DATA)[
+            "affine"
+        ][0]
+        np.testing.assert_array_equal(np.float32(origin["parameters"]["affine"]), expected)
+
+
+def test_the_report_of_a_run_shows_what_its_epochs_saw(shards: Path, tmp_path: Path) -> None:
+    config = {
+        "augment": EVERYTHING.model_dump(mode="json"),
+        "data": DATA.model_dump(mode="json"),
+        "seed": OPTIONS.seed,
+    }
+    subject = SimpleNamespace(
+        config=config, training=SimpleNamespace(split="train"), epochs=({}, {})
+    )  # two epochs
+    section = augmentation.build_section(subject, Album(tmp_path), shards)
+    seen = [seen_in_training(epoch) for epoch in (1, 2)]
+    assert section.figures["rows"] == epoch_order(ROWS, OPTIONS.seed, 1)[: augmentation.IMAGES].tolist()
+    for image in section.values["shown"]:
+        assert [version.epoch for version in image.versions] == [1, 2]
+        for version, pixels in zip(image.versions, seen, strict=True):
+            picture = np.asarray(Image.open(tmp_path / version.picture.file))[::14, ::14]
+            np.testing.assert_array_equal(picture, pixels[image.row])
+            assert {fact.name for fact in version.facts} >= {"rotation", "flip", "erased"}
+    html = templates().get_template("augmentation.html").render(values=section.values)
+    assert html.count("<img") == augmentation.IMAGES * 3
+    assert "<b>mouse" not in html
+    for none in (None, {}, {"fill": "reflect"}):
+        subject.config = config | {"augment": none}
+        assert augmentation.build_section(subject, None, shards) is None
+
+
+def test_what_was_drawn_in_words() -> None:
+    rows = np.array([0, 1])
+    drawn = draw(EVERYTHING, 3, 1, rows, DATA)
+    _, shares = augmented({"image": tf.constant(IMAGES[:2])} | drawn)
+    facts = [
+        {fact.name: fact.value for fact in listed}
+        for listed in described(EVERYTHING, 3, 1, rows, DATA, shares.numpy())
+    ]
+    names = [
+        "crop",
+        "rotation",
+        "shift",
+        "shear",
+        "zoom",
+        "flip",
+        "brightness",
+        "contrast",
+        "saturation",
+        "hue",
+        "erased",
+    ]
+    for place in (0, 1):
+        kind = "cutmix" if drawn["cut"][place].any() else "mixup"
+        assert list(facts[place]) == [*names, kind]
+        assert facts[place][kind] == f"{1 - shares.numpy()[place]:.0%}"
+        top, left, bottom, right = drawn["erase"][place]
+        assert facts[place]["erased"] == (f"{(bottom - top) * (right - left):.0%}" if bottom else "no")
+    turned = AugmentSpec(rotation=40)
+    (angle,) = (fact for fact in described(turned, 3, 1, rows, DATA, None)[0])
+    matrix = draw(turned, 3, 1, rows, DATA)["affine"][0]
+    assert (
+        angle.value
+        == facts[0]["rotation"]
+        == signed(float(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))), "°")
+    )
+    (shift,) = described(AugmentSpec(shift=0.2), 3, 1, rows, DATA, None)[0]
+    _, _, x, _, _, y = draw(AugmentSpec(shift=0.2), 3, 1, rows, DATA)["affine"][0].reshape(-1)
+    assert shift.value == facts[0]["shift"] == f"x {signed(100 * x, '%')} y {signed(100 * y, '%')}"
+
+
+def test_numbers_carry_their_sign() -> None:
+    assert [signed(value, "%") for value in (4.06, -4.06, 0.04, -0.04, 0.0)] == [
+        "+4.1%",
+        "\N{MINUS SIGN}4.1%",
+        "0.0%",
+        "0.0%",
+        "0.0%",
+    ]
+
+
+def test_a_second_preview_takes_the_place_of_the_first_with_the_same_bytes(
+    page: Path, shards: Path, tmp_path: Path
+) -> None:
+    again = render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path / "again")
+    render_preview(shards, DATA, EVERYTHING, OPTIONS.model_copy(update={"rows": 1}), tmp_path / "again")
+    assert len(Images(again).pictures) == 4
+    render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path / "again")
+    one, two = (
+        {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
+        for d in (page.parent, again.parent)
+    )
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("augment", "options", "message"),
+    [
+        (AugmentSpec(), OPTIONS, "turned on"),
+        (EVERYTHING, PreviewOptions(split="test"), "test"),
+        (EVERYTHING, PreviewOptions(split="empty"), "split=empty"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused(
+    augment: AugmentSpec, options: PreviewOptions, message: str, shards: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(GlassboxError, match=message):
+        render_preview(shards, DATA, augment, options, tmp_path / "page")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_with_something_else_is_left_alone(shards: Path, tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text('{"kind": "glassbox report"}')
+    with pytest.raises(ConfigError, match="holds something else"):
+        render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]

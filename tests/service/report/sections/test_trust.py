@@ -1,0 +1,280 @@
+"""Trust: exact measures on tiny maps, and a network whose maps are known to be right, beside wrong maps that must fail."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import scipy.stats
+import tensorflow as tf
+
+from service.report.analysis.measures import (
+    distraction,
+    edges,
+    energy,
+    found,
+    inside,
+    peak,
+    randomized,
+    ranks,
+    removal,
+    spearman,
+)
+from service.report.options import ReportOptions
+from service.report.sections import trust
+from service.report.subject import Subject
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+
+
+def test_rank_correlation_is_spearmans_with_shared_ranks():
+    for _ in range(5):
+        a, b = RNG.integers(0, 4, (3, 5)), RNG.normal(size=(3, 5))
+        assert spearman(a, b) == pytest.approx(
+            scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12
+        )
+    assert ranks(np.array([7, 1, 7, 3])).tolist() == [3.5, 1, 3.5, 2]
+    assert spearman(np.arange(6.0), -np.arange(6.0)) == pytest.approx(-1)
+    assert spearman(np.zeros(4), np.arange(4.0)) == 0
+
+
+def test_shuffled_kernels_keep_their_values_and_come_back():
+    model = keras.Sequential(
+        [L.Input((4, 4, 1)), L.Conv2D(3, 2), L.BatchNormalization(), L.Flatten(), L.Dense(2)]
+    )
+    before = [w.copy() for w in model.get_weights()]
+    with randomized(model, 1):
+        during = model.get_weights()
+        assert [np.array_equal(a, b) for a, b in zip(before, during, strict=True)] == [
+            w.ndim < 2 for w in before
+        ]
+        for a, b in zip(before, during, strict=True):
+            np.testing.assert_array_equal(np.sort(a, axis=None), np.sort(b, axis=None))
+    with randomized(model, 1, last_only=True):
+        assert [np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)] == [
+            True
+        ] * 6 + [False, True]
+    with pytest.raises(ZeroDivisionError), randomized(model, 2):
+        _ = 1 / 0
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_removal_follows_the_order_of_the_map():
+    """The answer is the share of the one bright pixel that is left; the map knows it, the other has it last."""
+    images = np.full((2, 2, 5, 1), 50.0)
+    images[0, 0, 3], images[1, 1, 0] = 250, 250
+    knows = np.zeros((2, 2, 5), np.float32)
+    knows[0, 0, 3] = knows[1, 1, 0] = 1
+    answer = lambda x: np.stack(  # noqa: E731
+        [1 - (x.max(axis=(1, 2, 3)) > 200), x.max(axis=(1, 2, 3)) > 200], axis=1
+    ).astype(float)
+    right = removal(answer, images, np.array([1, 1]), knows, seed=0)
+    assert right.deletion.tolist() == [1] + [0] * 10
+    assert right.insertion.tolist() == [0] + [1] * 10
+    wrong = removal(answer, images, np.array([1, 1]), -knows, seed=0)
+    assert wrong.deletion.tolist() == [1] * 10 + [0]
+    assert wrong.insertion.tolist() == [0] * 10 + [1]
+    assert right.areas == pytest.approx((0.05, 0.95))
+    other = removal(answer, images, np.array([0, 0]), knows, seed=0)
+    assert other.deletion.tolist() == [0] + [1] * 10
+
+
+def test_what_is_removed_takes_the_mean_colour():
+    seen: list[np.ndarray] = []
+    image = np.zeros((1, 1, 2, 3))
+    image[0, 0, 0] = (10, 20, 40)
+    removal(
+        lambda x: (seen.append(x), np.ones((1, 2)))[1],
+        image,
+        np.array([0]),
+        np.array([[[1.0, 0.0]]], np.float32),
+        seed=0,
+    )
+    gone_half, back_half = seen[10], seen[11]  # five tenths
+    np.testing.assert_array_equal(gone_half[0, 0], [[5, 10, 20], [0, 0, 0]])
+    np.testing.assert_array_equal(back_half[0, 0], [[10, 20, 40], [5, 10, 20]])
+
+
+def test_places_and_boxes_keep_rows_and_columns_apart():
+    values = np.zeros((2, 4))
+    values[1, 0] = 3
+    assert peak(values) == (0.75, 0.125)
+    assert inside((0.75, 0.125), (0.5, 0.0, 1.0, 0.25))
+    assert not inside((0.75, 0.125), (0.0, 0.5, 0.25, 1.0))
+    values[0, 3] = 1
+    assert energy(values, (0.5, 0.0, 1.0, 0.25)) == 0.75
+    assert energy(values, (0.0, 0.5, 0.5, 1.0)) == 0.25
+    assert energy(np.zeros((2, 2)), (0, 0, 1, 1)) == 0
+
+
+def test_the_hardest_edges_outside_the_box_distract():
+    image = np.full((40, 60, 3), 100.0)
+    image[5:12:2, 40:50], image[25:35:2, 5:15] = 255, 200  # hard stripes in the box, weaker ones elsewhere
+    y, x = peak(edges(image))
+    assert inside((y, x), (0.1, 0.65, 0.32, 0.85))
+    y, x = distraction(image, (0.1, 0.65, 0.32, 0.85))
+    assert inside((y, x), (25 / 40, 5 / 60, 35 / 40, 15 / 60))
+
+
+def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
+    images, boxes, maps = [], [], []
+    for n in range(24):
+        image, (y, x) = RNG.normal(100, 5, (32, 32, 3)), RNG.integers(3, 13, 2)
+        image[y : y + 12, x : x + 12] += 60
+        image[26:31:2, 2 + n % 20 : 8 + n % 20] += 120  # the distractor
+        right = np.zeros((16, 16), np.float32)
+        right[(y + 2) // 2 : (y + 10) // 2, (x + 2) // 2 : (x + 10) // 2] = 1
+        right[(y + 6) // 2, (x + 6) // 2] = 3
+        images.append(image), maps.append(right), boxes.append((y / 32, x / 32, (y + 12) / 32, (x + 12) / 32))
+
+    def passes(wrong) -> list[bool]:
+        return [check.passed for check in trust._box_checks(wrong, images, boxes)]
+
+    assert passes(maps) == [True, True, True]
+    assert found(maps, images, boxes).chance == pytest.approx((12 / 32) ** 2)
+    wrong = {
+        "edges": [edges(image).astype(np.float32) for image in images],
+        "transposed": [m.T.copy() for m in maps],
+        "neighbour's": maps[1:] + maps[:1],
+        "noise": [RNG.random((16, 16)).astype(np.float32) for _ in maps],
+        "spread": [m + 1 for m in maps],
+        "empty": [np.zeros_like(m) for m in maps],
+        "flipped": [1 - m / 3 for m in maps],
+    }
+    verdicts = {name: passes(values) for name, values in wrong.items()}
+    assert not any(all(verdict) for verdict in verdicts.values())
+    assert verdicts["spread"] == [True, False, True]
+    assert verdicts["empty"] == [False, False, True]
+    assert verdicts["edges"][2] is False
+
+
+class Spots:
+    """Pictures with a bright square that decides the class by its colour, and its box; grey elsewhere."""
+
+    split, count = "validation", 32
+
+    def __init__(self, boxes: bool = True) -> None:
+        generator = np.random.default_rng(1)
+        self.labels = np.arange(self.count, dtype=np.int32) % 2
+        self.places = generator.integers(0, 12, (self.count, 2))
+        self.images = generator.integers(90, 110, (self.count, 16, 16, 3)).astype(np.uint8)
+        self.boxes = boxes
+        for image, label, (y, x) in zip(self.images, self.labels, self.places, strict=True):
+            image[y : y + 4, x : x + 4, 2 * label] = 250
+
+    def read(self, rows):
+        return self.images[np.asarray(rows)]
+
+    def ids(self, rows):
+        return [str(row) for row in rows]
+
+    def evidence(self, rows):
+        return [
+            (y / 16, x / 16, (y + 4) / 16, (x + 4) / 16) if self.boxes else None for y, x in self.places[rows]
+        ]
+
+    def batches(self):
+        return [
+            {
+                "image": self.images,
+                "label": self.labels,
+                "weight": np.ones(self.count, np.float32),
+                "row": np.arange(self.count),
+            }
+        ]
+
+
+def colour_model(trained: bool = True) -> keras.Model:
+    """Channel 0 answers red above 110, channel 1 blue; class 0 is red. Or an untrained network."""
+    keras.utils.set_random_seed(0)
+    convolution = L.Conv2D(2, 1, activation="relu", name="colours")
+    model = keras.Sequential(
+        [L.Input((16, 16, 3)), convolution, L.GlobalAveragePooling2D(), L.Dense(2, activation="softmax")]
+    )
+    if trained:
+        kernel = np.zeros((1, 1, 3, 2), np.float32)
+        kernel[0, 0, 0, 0] = kernel[0, 0, 2, 1] = 1
+        model.set_weights([kernel, np.array([-115.0, -115.0]), np.eye(2) * 2 - np.eye(2)[::-1], np.zeros(2)])
+    return model
+
+
+def section_of(model: keras.Model, images: Spots, **options):
+    subject = Subject("tiny", model, "m", "s", ("red", "blue"), images, images, 1.0, ReportOptions(**options))
+    return trust.build_section(subject, None)
+
+
+def test_a_network_that_looks_at_the_object_is_trusted():
+    section = section_of(colour_model(), Spots(), trust_images=24)
+    checks = {check["name"]: check for check in section.figures["checks"]}
+    assert list(checks) == [
+        "Same weights",
+        "Random weights",
+        "Another class",
+        "Deletion",
+        "Insertion",
+        "Pointing",
+        "Energy in the box",
+        "Distracted",
+    ]
+    assert checks["Same weights"]["value"] == pytest.approx(1)
+    for name in (
+        "Same weights",
+        "Another class",
+        "Deletion",
+        "Insertion",
+        "Pointing",
+        "Energy in the box",
+        "Distracted",
+    ):
+        assert checks[name]["passed"], checks[name]
+    assert checks["Pointing"]["value"] == 1
+    assert checks["Another class"]["value"] < 0
+    assert len(section.figures["rows"]) == len(set(section.figures["rows"])) == 24
+    assert section.values["plots"][0].lines[0].values[0] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("like", "same", "random", "other"),
+    [(0.5, False, False, False), (-0.5, False, False, True), (0.2, False, True, True)],
+)
+def test_maps_that_are_alike_or_opposite_where_they_should_not_be(monkeypatch, like, same, random, other):
+    monkeypatch.setattr(trust, "_likeness", lambda maps, others: like)
+    checks = {
+        check["name"]: check["passed"]
+        for check in section_of(colour_model(), Spots(), trust_images=4).figures["checks"]
+    }
+    assert [checks[name] for name in ("Same weights", "Random weights", "Another class")] == [
+        same,
+        random,
+        other,
+    ]
+
+
+def test_unknown_boxes_are_not_asked_for():
+    section = section_of(colour_model(), Spots(boxes=False), trust_images=8)
+    assert [check["name"] for check in section.figures["checks"]][-1] == "Insertion"
+
+
+def test_maps_that_see_no_classes_are_told_apart(monkeypatch):
+    monkeypatch.setattr(
+        "service.report.analysis.gradcam.activation_map",
+        lambda values, gradients, method: tf.reduce_mean(values, axis=-1),
+    )
+    checks = {
+        check["name"]: check
+        for check in section_of(colour_model(), Spots(), trust_images=24).figures["checks"]
+    }
+    assert not checks["Another class"]["passed"]
+    assert (
+        checks["Another class"]["words"]
+        == "The heatmap for the second answer looks much the same (Spearman 1.00)."
+    )
+    assert checks["Pointing"]["passed"]  # which alone does not notice
+
+
+def test_none_without_feature_maps_or_images():
+    dense = keras.Sequential([L.Input((16, 16, 3)), L.Flatten(), L.Dense(2, activation="softmax")])
+    assert section_of(dense, Spots()) is None
+    assert section_of(colour_model(), Spots(), trust_images=0) is None
