@@ -1,20 +1,29 @@
-"""Errors a user can cause, each with the exit code of the command that meets it."""
+"""Errors that a user can cause, each with its exit code."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class GlassboxError(Exception):
-    """An error that says what was expected, what was received and what to do.
+    """Base of the errors that say what was expected, what was received and how to fix it.
+
+    None of the three parts ends with a full stop.
 
     Args:
-        expected: What would have been right, without a final full stop.
-        received: What was found, as ``name=value``.
-        fix: What the user can do about it.
+        expected: What would have been valid.
+        received: What was found instead, as `name=value`.
+        fix: What the user can do about it, in the imperative.
     """
 
     exit_code = 1
 
     def __init__(self, expected: str, received: str, fix: str) -> None:
         super().__init__(expected, received, fix)  # all three, so that it survives pickling
-        self.expected, self.received, self.fix = expected, received, fix
+        self.expected = expected
+        self.received = received
+        self.fix = fix
 
     def __str__(self) -> str:
         return f"Expected {self.expected}. Received: {self.received}. Fix: {self.fix}."
@@ -27,7 +36,7 @@ class ConfigError(GlassboxError):
 
 
 class DataError(GlassboxError):
-    """A source or a shard set that cannot be used: exit code 3."""
+    """A source or a shard set that is broken or unsuitable: exit code 3."""
 
     exit_code = 3
 
@@ -39,13 +48,24 @@ class TrainingError(GlassboxError):
 
 
 class Interrupted(KeyboardInterrupt):
-    """Work that was stopped from outside.
+    """Work that was interrupted from outside, by Ctrl-C or a signal.
 
     Args:
-        message: How to go on.
-        exit_code: Of the command.
+        message: What the user can do to resume.
+        exit_code: Exit code of the command.
     """
 
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """Returns the fix for an unknown name: to use one of the nearest known names, else any of them."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    if near:
+        return "use " + " or ".join(near)
+    if len(names) == 1:
+        return f"use {names[0]}"
+    return "use one of " + ", ".join(names)

@@ -1,36 +1,32 @@
-"""Named things: models, sources, anything a user picks by name."""
+"""Names that users choose from, such as those of models and sources, mapped to what they stand for."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar, cast
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, suggest
+from pipelines.plugins import find_entry_points, is_reference, load_entry_point, load_reference
 
 T = TypeVar("T")
-
-
-def suggest(name: str, known: Iterable[str]) -> str:
-    """Words a fix for an unknown name: the nearest known names, or all of them."""
-    names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return "use " + " or ".join(near) if near else "use one of " + ", ".join(names)
 
 
 class Registry(Generic[T]):
     """Names mapped to things of one kind; a second registration of a name is an error.
 
     Args:
-        kind: What the names stand for, as error messages call it (``"model"``).
+        kind: What the names stand for, as error messages call it (`model`).
+        group: Entry-point group in which installed packages add names, such as `glassbox.models`. With a
+            group, `get` also takes references to user code, `file.py:NAME` and `package.module:NAME`.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, group: str | None = None) -> None:
         self.kind = kind
+        self.group = group
         self._items: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Returns a decorator that registers its target as ``name``.
+        """Returns a decorator that registers its target under a name.
 
         Raises:
             ValueError: The name is taken (a mistake in the code, not of a user).
@@ -47,15 +43,27 @@ class Registry(Generic[T]):
         return add
 
     def get(self, name: str) -> T:
-        """Looks a name up.
+        """Returns what a name stands for: a registered item, else an entry point's, else a reference's.
 
         Raises:
-            ConfigError: No such name; the message lists the nearest ones.
+            ConfigError: The name is unknown (the message lists the nearest ones), or the code it refers to
+                cannot be imported.
         """
-        if name not in self._items:
-            raise ConfigError(f"a known {self.kind}", f"{self.kind}={name}", suggest(name, self._items))
-        return self._items[name]
+        if name in self._items:
+            return self._items[name]
+        entry_points = find_entry_points(self.group) if self.group else {}
+        if name in entry_points:
+            return cast(T, load_entry_point(entry_points[name], self.kind))
+        if self.group and is_reference(name):
+            return cast(T, load_reference(name, self.kind))
+        fix = suggest(name, [*self._items, *entry_points])
+        if self.group:
+            fix += f", or file.py:NAME for a {self.kind} of your own"
+        raise ConfigError(f"a known {self.kind}", f"{self.kind}={name}", fix)
 
     def names(self) -> tuple[str, ...]:
-        """All registered names, sorted."""
-        return tuple(sorted(self._items))
+        """Returns all names, sorted: those registered here and those of entry points."""
+        names = set(self._items)
+        if self.group:
+            names.update(find_entry_points(self.group))
+        return tuple(sorted(names))

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import ConfigError
-from pipelines.registry import suggest
+from pipelines.errors import ConfigError, suggest
 
 S = TypeVar("S", bound="Spec")
 Positive = Annotated[int, Field(ge=1, strict=True)]

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, suggest
 from pipelines.records import Example, Rejected
-from pipelines.registry import Registry, suggest
+from pipelines.registry import Registry
 
 
 class Source(Protocol):

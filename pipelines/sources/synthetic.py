@@ -13,9 +13,8 @@ from collections.abc import Iterator, Mapping
 
 from PIL import Image
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, suggest
 from pipelines.records import Example
-from pipelines.registry import suggest
 from pipelines.sources import SOURCES
 from pipelines.sources.scene import PATTERNS, VERSION, render
 from pipelines.storage import digest

@@ -1,0 +1,211 @@
+"""Loads code that is not part of this package: `file.py:NAME`, `package.module:NAME` and entry points."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Iterable
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pipelines.errors import ConfigError, GlassboxError, suggest
+
+FILE_MODULE_PREFIX = "glassbox_file_"  # of the names under which files are in `sys.modules`
+_NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
+_FILE_REFERENCE = re.compile(rf"(?P<file>.*\.py):(?P<attribute>{_NAME})")
+_MODULE_REFERENCE = re.compile(rf"(?P<module>{_NAME}):(?P<attribute>{_NAME})")
+
+
+def is_reference(name: str) -> bool:
+    """Tells whether a name refers to user code: `file.py:NAME` or `package.module:NAME`.
+
+    A module without a dot in its name counts where such a module is installed, so that `folder:photos` is no
+    reference. Nothing is imported.
+    """
+    if _match_file(name):
+        return True
+    match = _MODULE_REFERENCE.fullmatch(name)
+    if not match:
+        return False
+    return "." in match["module"] or _is_installed(match["module"])
+
+
+def reference_file(reference: str) -> Path | None:
+    """Returns the path in a `file.py:NAME` reference, whether or not it exists; None for any other name."""
+    match = _match_file(reference)
+    return Path(match["file"]).expanduser() if match else None
+
+
+def load_reference(reference: str, kind: str) -> Any:
+    """Imports what a reference names.
+
+    A file is executed once per content: the name of its module depends on the file's name and content alone.
+    A copy of the file elsewhere therefore gives the same module, and what was pickled with one can be read
+    with the other.
+
+    Args:
+        reference: `file.py:NAME` or `package.module:NAME`; NAME may contain dots.
+        kind: What the name stands for, such as `model`, as error messages call it.
+
+    Returns:
+        The function, class or other object, as it is.
+
+    Raises:
+        ConfigError: The file, module or name does not exist, or importing it failed.
+    """
+    received = f"{kind}={reference}"
+    match = _match_file(reference)
+    if match:
+        module = _import_file(Path(match["file"]).expanduser(), received)
+        return _get_attribute(module, match["attribute"], match["file"], received)
+    match = _MODULE_REFERENCE.fullmatch(reference)
+    if not match:
+        raise ConfigError("file.py:NAME or package.module:NAME", received, "write it in one of these forms")
+    module = _import_module(match["module"], received)
+    return _get_attribute(module, match["attribute"], match["module"], received)
+
+
+def find_entry_points(group: str) -> dict[str, list[EntryPoint]]:
+    """Returns the entry points that installed packages declare in a group, by name.
+
+    Args:
+        group: Group in the metadata of packages, such as `glassbox.models`.
+    """
+    found: dict[str, list[EntryPoint]] = {}
+    for entry_point in entry_points(group=group):
+        same_name = found.setdefault(entry_point.name, [])
+        if entry_point.value not in [other.value for other in same_name]:
+            same_name.append(entry_point)
+    return found
+
+
+def load_entry_point(candidates: list[EntryPoint], kind: str) -> Any:
+    """Imports what an entry point names.
+
+    Args:
+        candidates: All entry points of one name.
+        kind: What the name stands for, as error messages call it.
+
+    Raises:
+        ConfigError: Several packages declare the name, or what it points to cannot be imported.
+    """
+    entry_point = candidates[0]
+    if len(candidates) > 1:
+        values = " and ".join(candidate.value for candidate in candidates)
+        fix = "uninstall one of the packages, or write package.module:NAME"
+        raise ConfigError(
+            f"one package that provides the {kind}", f"{kind}={entry_point.name} ({values})", fix
+        )
+    received = f"{kind}={entry_point.name} (entry point {entry_point.value})"
+    if not entry_point.attr:
+        raise ConfigError("an entry point package.module:NAME", received, "repair the package's metadata")
+    module = _import_module(entry_point.module, received)
+    return _get_attribute(module, entry_point.attr, entry_point.module, received)
+
+
+def list_file_modules() -> list[ModuleType]:
+    """Returns the modules that `load_reference` made from files, which no other process can import."""
+    return [module for name, module in list(sys.modules.items()) if name.startswith(FILE_MODULE_PREFIX)]
+
+
+def _match_file(name: str) -> re.Match[str] | None:
+    match = _FILE_REFERENCE.fullmatch(name)
+    return None if match is None or "://" in name else match
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # ValueError: in `sys.modules` without a spec, such as `__main__`
+        return False
+
+
+def _import_file(path: Path, received: str) -> ModuleType:
+    """Executes a file as a module, or returns the module of an earlier call with the same content."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise ConfigError("a Python file", f"{received} ({reason})", "check the path") from None
+    stem = re.sub(r"\W", "_", path.stem)
+    name = f"{FILE_MODULE_PREFIX}{stem}_{hashlib.sha256(content).hexdigest()[:12]}"
+    if name in sys.modules:
+        return sys.modules[name]
+
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise ConfigError("a Python file", received, "choose a file that ends in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before execution: dataclasses and pickle look a class's module up there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[name]
+        if isinstance(error, (GlassboxError, KeyboardInterrupt)):
+            raise
+        line = _find_line(error, str(path.resolve()))
+        raise ConfigError(
+            "a file that can be imported",
+            f"{received}: {_last_line(error)}{line}",
+            f"run `python {path}` and repair what it reports",
+        ) from error
+    return module
+
+
+def _import_module(name: str, received: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except (GlassboxError, KeyboardInterrupt):
+        raise
+    except BaseException as error:
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
+        fix = (
+            "install the package in this environment, or write file.py:NAME"
+            if is_missing
+            else f"run `python -c 'import {name}'` and repair what it reports"
+        )
+        raise ConfigError(
+            f"a module {name} that can be imported", f"{received}: {_last_line(error)}", fix
+        ) from error
+
+
+def _get_attribute(module: ModuleType, attribute: str, place: str, received: str) -> Any:
+    value: Any = module
+    for name in attribute.split("."):
+        if not hasattr(value, name):
+            known = _public_names(value)
+            fix = suggest(name, known) if known else f"define {name} in {place}"
+            raise ConfigError(f"a name that {place} defines", received, fix)
+        value = getattr(value, name)
+    return value
+
+
+def _public_names(owner: Any) -> Iterable[str]:
+    """Returns the functions and classes that a module or class defines, without what it imported."""
+    module = owner.__name__ if inspect.ismodule(owner) else owner.__module__
+    return [
+        name
+        for name, value in vars(owner).items()
+        if not name.startswith("_") and callable(value) and getattr(value, "__module__", None) == module
+    ]
+
+
+def _last_line(error: BaseException) -> str:
+    """Returns the last line of the traceback that Python would print, without a full stop."""
+    line = traceback.format_exception_only(error)[-1].strip().rstrip(".")
+    return line.splitlines()[0] if line else type(error).__name__
+
+
+def _find_line(error: BaseException, path: str) -> str:
+    """Returns the innermost line of a file in a traceback as ` (line N)`, or nothing where there is none."""
+    if isinstance(error, SyntaxError) and error.lineno:
+        return f" (line {error.lineno})"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f" (line {lines[-1]})" if lines else ""
