@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
-from pipelines.interrupts import interrupts_held
+from pipelines.interrupts import hold_interrupts
 
 ANSWER_SECONDS = 5.0
 ROOT = Path(__file__).parent.parent  # of the packages
@@ -23,7 +23,7 @@ OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions aro
 
 
 @contextmanager
-def connected() -> Iterator[None]:
+def ray_session() -> Iterator[None]:
     """Connects to Ray for the length of a block, and disconnects only if it connected.
 
     A cluster of this process's own takes a token of its own, so that nobody else on the network can
@@ -39,7 +39,7 @@ def connected() -> Iterator[None]:
         not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules
     ):  # Ray reads it when it is imported
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    with interrupts_held():
+    with hold_interrupts():
         import ray
 
     if ray.is_initialized():
@@ -47,7 +47,7 @@ def connected() -> Iterator[None]:
         return
     _check_answers(address)
     try:
-        with interrupts_held():
+        with hold_interrupts():
             _enter(address)
         yield
     finally:
@@ -80,7 +80,7 @@ def _enter(address: str | None) -> None:
         raise _refusal(error, address) from None
 
 
-def cpus() -> int:
+def count_cpus() -> int:
     """CPUs of the cluster, at least one."""
     import ray
 
@@ -113,7 +113,7 @@ def run_tasks(
     """
     import ray
 
-    task, limit = ray.remote(num_gpus=gpus)(function), limit or 2 * cpus()
+    task, limit = ray.remote(num_gpus=gpus)(function), limit or 2 * count_cpus()
     running: dict[Any, int] = {}
     following = 0
     try:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 @contextmanager
-def interrupts_held() -> Iterator[None]:
+def hold_interrupts() -> Iterator[None]:
     """Answers an interrupt that arrives within the block at its end, and a second one at once.
 
     Python drops an interrupt that arrives within a callback of its import system or while a Cython module loads: about

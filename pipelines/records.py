@@ -56,7 +56,7 @@ class Record:
     evidence: Box | None = None
 
 
-def checksum(image: bytes | memoryview, label: int) -> int:
+def compute_checksum(image: bytes | memoryview, label: int) -> int:
     """XXH3-64 of an image with its label as the seed: what a reader holds every row against."""
     return xxhash.xxh3_64_intdigest(image, seed=label)
 

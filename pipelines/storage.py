@@ -17,7 +17,7 @@ from pipelines.errors import GlassboxError
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """Yields a path beside `path` to write a file to; moves it there when the block succeeds.
 
     A reader sees the old file or the whole new one. When the block fails, nothing is left behind.
@@ -42,13 +42,13 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def write_atomically(path: Path, data: bytes | str, durable: bool = True) -> None:
-    """Writes a whole file or none of it; text as UTF-8. See `replacing`."""
-    with replacing(path, durable) as temporary:
+    """Writes a whole file or none of it; text as UTF-8. See `replace_file`."""
+    with replace_file(path, durable) as temporary:
         temporary.write_bytes(data.encode() if isinstance(data, str) else data)
 
 
 @contextmanager
-def replacing_directory(path: Path) -> Iterator[Path]:
+def replace_directory(path: Path) -> Iterator[Path]:
     """Yields an empty directory beside `path`; when the block succeeds it takes the place of `path`.
 
     When the block fails, what stood at `path` still stands there.
@@ -76,7 +76,7 @@ def replacing_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def locked(path: Path, refusal: GlassboxError) -> Iterator[None]:
+def lock_file(path: Path, refusal: GlassboxError) -> Iterator[None]:
     """Holds an exclusive lock for the length of a block; the kernel frees it however the process ends.
 
     Args:
@@ -94,13 +94,13 @@ def locked(path: Path, refusal: GlassboxError) -> Iterator[None]:
         yield
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     """The SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(content: Any) -> str:
+def hash_json(content: Any) -> str:
     """The SHA-256 of something that JSON can say, in hexadecimal; the order of keys does not count."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 

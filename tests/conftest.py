@@ -35,7 +35,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray of this test session's own."""
-    from pipelines.cluster import connected
+    from pipelines.cluster import ray_session
 
-    with connected():
+    with ray_session():
         yield

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
-from pipelines.records import Box, checksum
-from pipelines.shards.arrow import FIX
-from pipelines.shards.formats import ShardRows, named, open_shard
+from pipelines.records import Box, compute_checksum
+from pipelines.shards.arrow import DAMAGE_FIX
+from pipelines.shards.formats import ShardRows, open_shard
 from pipelines.shards.manifest import load_manifest
 
 MAPPED_SHARDS = 16_384  # kept open at a time; Linux allows a process 65,530 maps
@@ -57,7 +57,7 @@ class ShardReader:
         found = []
         for row, shard, place in self._places(rows):
             image = shard.image(place)
-            if checksum(image, int(self.labels[row])) != shard.checksums[place]:
+            if compute_checksum(image, int(self.labels[row])) != shard.checksums[place]:
                 raise self._damaged(row)
             found.append(image)
         return found
@@ -98,5 +98,5 @@ class ShardReader:
         index = int(np.searchsorted(self._ends, row, side="right"))
         place = row - int(self._ends[index]) + self.shard_rows[index]
         (name,) = self.ids([row])
-        received = f"{named(self._directory, self._shards[index])}: row={place} of the file, row={row} of split {self.split!r}, id={name}"
-        return DataError("image and label as they were written", received, FIX)
+        received = f"{format_paths(self._directory, self._shards[index])}: row={place} of the file, row={row} of split {self.split!r}, id={name}"
+        return DataError("image and label as they were written", received, DAMAGE_FIX)

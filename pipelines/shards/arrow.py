@@ -14,12 +14,12 @@ import xxhash
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipelines.errors import DataError
-from pipelines.records import RECORD_SCHEMA, Box, Record, checksum
+from pipelines.records import RECORD_SCHEMA, Box, Record, compute_checksum
 
 BATCH_BYTES = 64 * 2**20  # of images; Arrow's limit is 2 GiB, the memory of a worker is less
-DIGEST = b"digest"  # of a record batch, see `_digest`
-DIGESTED = ("id", "evidence", "shape")  # what the checksum of a row does not cover
-FIX = "copy the file again, or build the shard set again"
+DIGEST_KEY = b"digest"  # of a record batch, see `_compute_digest`
+DIGEST_COLUMNS = ("id", "evidence", "shape")  # what the checksum of a row does not cover
+DAMAGE_FIX = "copy the file again, or build the shard set again"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ShardRows:
         starts: int64 `[n]`, where in `data` an image begins.
         sizes: int64 `[n]`, bytes of an image.
         labels: int32 `[n]`.
-        checksums: uint64 `[n]`, `pipelines.records.checksum` of image and label; not yet held against them.
+        checksums: uint64 `[n]`, `pipelines.records.compute_checksum` of image and label; not yet held against them.
         shapes: int32 `[n, 3]`, height, width and channels.
         table: The columns `id` and `evidence`.
     """
@@ -56,7 +56,7 @@ class ShardRows:
 
     def is_sound(self, row: int) -> bool:
         """Whether image and label are what was written."""
-        return checksum(self.image(row), int(self.labels[row])) == int(self.checksums[row])
+        return compute_checksum(self.image(row), int(self.labels[row])) == int(self.checksums[row])
 
     def id(self, row: int) -> str:
         """The identifier of one row."""
@@ -81,9 +81,9 @@ def write_arrow(path: Path, records: Iterable[Record]) -> int:
         Number of rows.
     """
     rows = 0
-    with writing(path, RECORD_SCHEMA) as write:
-        for group in groups(records):
-            write([_strings([record.image for record in group], pa.binary()), *columns(group)])
+    with open_writer(path, RECORD_SCHEMA) as write:
+        for group in group_records(records):
+            write([_build_bytes_column([record.image for record in group], pa.binary()), *build_columns(group)])
             rows += len(group)
     return rows
 
@@ -94,8 +94,8 @@ def open_arrow(path: Path) -> ShardRows:
     Raises:
         DataError: It is not a file of `write_arrow`, or its columns are damaged. Images are not looked at.
     """
-    with damage(path):
-        whole = mapped(path)
+    with report_damage(path):
+        whole = map_file(path)
         batches = read_batches(whole, RECORD_SCHEMA)
         images = [batch.column(0) for batch in batches]
         ends = [
@@ -106,24 +106,24 @@ def open_arrow(path: Path) -> ShardRows:
             for data in (image.buffers()[2] for image in images)
         ]
         starts = [base + end[:-1] for base, end in zip(bases, ends, strict=True)]
-        return shard_rows(
-            whole, joined(starts, np.int64), joined([np.diff(end) for end in ends], np.int64), batches
+        return build_shard_rows(
+            whole, concatenate(starts, np.int64), concatenate([np.diff(end) for end in ends], np.int64), batches
         )
 
 
 @contextmanager
-def writing(path: Path, schema: Any) -> Iterator[Any]:
+def open_writer(path: Path, schema: Any) -> Iterator[Any]:
     """Yields a function that writes a list of columns as a record batch, with its digest."""
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
 
         def write(arrays: list[Any]) -> None:
             batch = pa.record_batch(arrays, schema=schema)
-            writer.write_batch(batch, custom_metadata={DIGEST: _digest(batch)})
+            writer.write_batch(batch, custom_metadata={DIGEST_KEY: _compute_digest(batch)})
 
         yield write
 
 
-def columns(records: list[Record]) -> list[Any]:
+def build_columns(records: list[Record]) -> list[Any]:
     """The columns of `RECORD_SCHEMA` but for the image, `[len(records)]`."""
     boxes = np.array(
         [record.evidence or (0.0,) * 4 for record in records], np.float32
@@ -131,23 +131,23 @@ def columns(records: list[Record]) -> list[Any]:
     known = np.array([record.evidence is not None for record in records])
     validity = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
     evidence, shape = RECORD_SCHEMA.field("evidence").type, RECORD_SCHEMA.field("shape").type
-    shapes = numbers([record.shape for record in records], np.int32)
+    shapes = build_number_column([record.shape for record in records], np.int32)
     return [
-        numbers([record.label for record in records], np.int32),
-        _strings([record.id.encode() for record in records], pa.string()),
-        pa.Array.from_buffers(evidence, len(records), [validity], children=[numbers(boxes, np.float32)]),
+        build_number_column([record.label for record in records], np.int32),
+        _build_bytes_column([record.id.encode() for record in records], pa.string()),
+        pa.Array.from_buffers(evidence, len(records), [validity], children=[build_number_column(boxes, np.float32)]),
         pa.Array.from_buffers(shape, len(records), [None], children=[shapes]),
-        numbers([checksum(record.image, record.label) for record in records], np.uint64),
+        build_number_column([compute_checksum(record.image, record.label) for record in records], np.uint64),
     ]
 
 
-def numbers(values: ArrayLike, dtype: DTypeLike) -> Any:
+def build_number_column(values: ArrayLike, dtype: DTypeLike) -> Any:
     """A column of numbers. From buffers, because `pa.array` imports pandas, which takes a worker a second."""
     array = np.array(values, dtype).ravel()
     return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), array.size, [None, pa.py_buffer(array)])
 
 
-def _strings(values: list[bytes], kind: Any) -> Any:
+def _build_bytes_column(values: list[bytes], kind: Any) -> Any:
     """A column of bytes or text."""
     ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
     return pa.Array.from_buffers(
@@ -155,14 +155,14 @@ def _strings(values: list[bytes], kind: Any) -> Any:
     )
 
 
-def mapped(path: Path) -> Any:
+def map_file(path: Path) -> Any:
     """The bytes of a file, mapped into memory; the descriptor is closed, the map lives as long as the buffer."""
     with pa.memory_map(str(path)) as file:
         return file.read_buffer()
 
 
 def read_batches(whole: Any, schema: Any) -> list[Any]:
-    """The record batches of a mapped file, of which the columns `DIGESTED` are checked.
+    """The record batches of a mapped file, of which the columns `DIGEST_COLUMNS` are checked.
 
     Raises:
         ValueError: The file holds other columns, or they are damaged.
@@ -174,13 +174,13 @@ def read_batches(whole: Any, schema: Any) -> list[Any]:
     for index in range(file.num_record_batches):
         batch, metadata = file.get_batch_with_custom_metadata(index)
         batch.validate()
-        if metadata is None or metadata.to_dict().get(DIGEST) != _digest(batch):
+        if metadata is None or metadata.to_dict().get(DIGEST_KEY) != _compute_digest(batch):
             raise ValueError(f"damaged columns in record batch {index}")
         batches.append(batch)
     return batches
 
 
-def shard_rows(
+def build_shard_rows(
     data: Any, starts: NDArray[np.int64], sizes: NDArray[np.int64], batches: list[Any]
 ) -> ShardRows:
     """Rows from where the images lie in `data` and the other columns.
@@ -194,37 +194,37 @@ def shard_rows(
         data=memoryview(data).cast("B"),  # Arrow says signed bytes
         starts=starts,
         sizes=sizes,
-        labels=column(batches, "label", np.int32),
-        checksums=column(batches, "checksum", np.uint64),
-        shapes=column(batches, "shape", np.int32, 3).reshape(-1, 3),  # [n * 3] -> [n, 3]
+        labels=read_column(batches, "label", np.int32),
+        checksums=read_column(batches, "checksum", np.uint64),
+        shapes=read_column(batches, "shape", np.int32, 3).reshape(-1, 3),  # [n * 3] -> [n, 3]
         table=pa.Table.from_batches(batches, None if batches else RECORD_SCHEMA),
     )
 
 
-def column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1) -> NDArray[Any]:
+def read_column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1) -> NDArray[Any]:
     """A column of numbers over all record batches, `[n * width]`; a view where there is one batch."""
-    return joined(
+    return concatenate(
         [np.frombuffer(batch.column(name).buffers()[-1], dtype, len(batch) * width) for batch in batches],
         dtype,
     )
 
 
-def joined(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+def concatenate(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
     """One array of several, without copying where there is only one."""
     return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
 
 
 @contextmanager
-def damage(path: Path) -> Iterator[None]:
+def report_damage(path: Path) -> Iterator[None]:
     """What Arrow and NumPy find wrong with a file, as an error of the user's."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise DataError("an undamaged Arrow IPC file", f"{path}: {reason}", FIX) from None
+        raise DataError("an undamaged Arrow IPC file", f"{path}: {reason}", DAMAGE_FIX) from None
 
 
-def groups(records: Iterable[Record]) -> Iterator[list[Record]]:
+def group_records(records: Iterable[Record]) -> Iterator[list[Record]]:
     """Records in groups of at most `BATCH_BYTES` of images, but at least one record."""
     waiting: list[Record] = []
     size = 0
@@ -238,10 +238,10 @@ def groups(records: Iterable[Record]) -> Iterator[list[Record]]:
         yield waiting
 
 
-def _digest(batch: Any) -> bytes:
+def _compute_digest(batch: Any) -> bytes:
     """XXH3-64 of the columns that the checksums of the rows do not cover."""
     state = xxhash.xxh3_64()
-    for values in map(batch.column, DIGESTED):
+    for values in map(batch.column, DIGEST_COLUMNS):
         validity, *rest = values.buffers()
         for buffer in (validity if values.null_count else None, *rest):
             state.update(buffer or b"")

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.records import Rejected
+from pipelines.shards.build_directory import BuildDirectory, lock_build_directory
 from pipelines.shards.manifest import VERSION, Manifest
 from pipelines.shards.plan import plan_shards
-from pipelines.shards.tally import Tally
-from pipelines.shards.task import prepared
-from pipelines.shards.workers import built, started
-from pipelines.shards.workplace import Workplace, claimed
+from pipelines.shards.task import prepare_examples
+from pipelines.shards.totals import ShardSetTotals
+from pipelines.shards.workers import build_on_workers, start_workers
 from pipelines.sources import Source
 from pipelines.spec import ShardSpec
-from pipelines.storage import digest
+from pipelines.storage import hash_json
 
 SAMPLE = 64  # images that `shard_mb` is judged by
 
@@ -61,14 +61,14 @@ def build_shards(
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
     about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
-    with claimed(
+    with lock_build_directory(
         out.absolute(),
-        digest([VERSION, *about.values(), source.classes, [p.model_dump() for p in plan]]),
+        hash_json([VERSION, *about.values(), source.classes, [p.model_dump() for p in plan]]),
         about,
     ) as workplace:
         if manifest := workplace.committed():
             return manifest
-        tally = Tally(plan, len(source.classes))
+        tally = ShardSetTotals(plan, len(source.classes))
         try:
             _run(source, spec, workplace, tally, progress or (lambda done, total: None), workers)
         except GlassboxError:
@@ -113,7 +113,7 @@ def _sized(source: Source, spec: ShardSpec) -> ShardSpec:
         return spec
     sizes = [
         len(row[0].image)
-        for row in prepared(source, "train", 0, count, spec)
+        for row in prepare_examples(source, "train", 0, count, spec)
         if not isinstance(row, Rejected)
     ]
     rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes)) if sizes else spec.shard_rows
@@ -123,8 +123,8 @@ def _sized(source: Source, spec: ShardSpec) -> ShardSpec:
 def _run(
     source: Source,
     spec: ShardSpec,
-    workplace: Workplace,
-    tally: Tally,
+    workplace: BuildDirectory,
+    tally: ShardSetTotals,
     progress: Progress,
     workers: int | None,
 ) -> None:
@@ -135,9 +135,9 @@ def _run(
     if not missing:
         progress(tally.done, tally.total)
         return
-    with started(source, spec, (workplace.out, workplace.work), workers) as order:
+    with start_workers(source, spec, (workplace.out, workplace.work), workers) as order:
         progress(tally.done, tally.total)
-        with closing(built(order, missing, workers)) as results:  # cancels what still runs
+        with closing(build_on_workers(order, missing, workers)) as results:  # cancels what still runs
             for planned, result in results:
                 tally.add(planned, result)
                 progress(tally.done, tally.total)
@@ -158,7 +158,7 @@ def _check_unchanged(name: str, fingerprint: str, reopen: Callable[[], Source] |
         )
 
 
-def _manifest(source: Source, spec: ShardSpec, workplace: Workplace, tally: Tally) -> Manifest:
+def _manifest(source: Source, spec: ShardSpec, workplace: BuildDirectory, tally: ShardSetTotals) -> Manifest:
     """Describes the finished shards.
 
     Raises:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Pixels = NDArray[np.uint8]
-MOMENT_PIXELS = 8192
+SUM_PIXELS = 8192
 
 
 def decode_jpeg(data: bytes, channels: int) -> Pixels | None:
@@ -44,22 +44,22 @@ def encode_jpeg(pixels: Pixels, quality: int, subsampling: str) -> bytes:
 def encode_png(pixels: Pixels) -> bytes:
     """Encodes uint8 `[H, W, C]` with C of 1 or 3 as PNG."""
     file = io.BytesIO()
-    picture(pixels).save(file, "PNG")
+    to_pillow(pixels).save(file, "PNG")
     return file.getvalue()
 
 
-def picture(pixels: Pixels) -> Image.Image:
+def to_pillow(pixels: Pixels) -> Image.Image:
     """Pixels uint8 `[H, W, C]` with C of 1 or 3 as Pillow takes them."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def pixels_of(picture: Image.Image) -> Pixels:
-    """The reverse of `picture`."""
-    pixels = np.asarray(picture)
+def from_pillow(to_pillow: Image.Image) -> Pixels:
+    """The reverse of `to_pillow`."""
+    pixels = np.asarray(to_pillow)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
-def moments(pixels: Pixels) -> NDArray[np.int64]:
+def sum_pixels(pixels: Pixels) -> NDArray[np.int64]:
     """Number, sum and sum of squares of the pixels, which add up over images.
 
     Pictures of up to 8,192 pixels count whole. Of larger ones every k-th row, from row k // 2 on, counts
@@ -72,7 +72,7 @@ def moments(pixels: Pixels) -> NDArray[np.int64]:
     Returns:
         int64 `[3, 3]`, the same on every machine: one row for each of R, G and B; greyscale counts in all three.
     """
-    step = min(-(-pixels[..., 0].size // MOMENT_PIXELS), len(pixels))
+    step = min(-(-pixels[..., 0].size // SUM_PIXELS), len(pixels))
     rows = pixels[step // 2 :: step]
     values = rows.reshape(-1, rows.shape[2]).T.astype(
         np.float64, order="C"

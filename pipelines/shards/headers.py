@@ -32,7 +32,7 @@ class Header(NamedTuple):
     metadata: bool
 
 
-def plain_header(data: bytes) -> Header | None:
+def read_plain_header(data: bytes) -> Header | None:
     """Reads the header of an 8-bit greyscale or colour JPEG or PNG.
 
     A plain JPEG (ITU-T T.81) is coded by Huffman codes, and greyscale or YCbCr; a plain PNG is greyscale or RGB, of
@@ -45,8 +45,8 @@ def plain_header(data: bytes) -> Header | None:
         ValueError: A PNG is truncated or damaged.
     """
     if data.startswith(b"\xff\xd8"):
-        return _jpeg(data)
-    return _png(data) if data.startswith(PNG) else None
+        return _read_jpeg(data)
+    return _read_png(data) if data.startswith(PNG) else None
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
@@ -64,7 +64,7 @@ def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         at = end
 
 
-def _jpeg(data: bytes) -> Header | None:
+def _read_jpeg(data: bytes) -> Header | None:
     shape, metadata, marker = None, False, 0
     for marker, content in _segments(data):
         metadata |= marker == APP1
@@ -90,7 +90,7 @@ def _frame_shape(content: bytes) -> Shape | None:
     return (height, width, len(components)) if sound and plain and height and width else None
 
 
-def _png(data: bytes) -> Header | None:
+def _read_png(data: bytes) -> Header | None:
     at, kinds = len(PNG), set[bytes]()
     while b"IEND" not in kinds:
         kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4], "big")

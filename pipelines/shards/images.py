@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from pipelines.records import Shape
 from pipelines.shards import codec
 from pipelines.shards.codec import Pixels
-from pipelines.shards.headers import Header, plain_header
+from pipelines.shards.headers import Header, read_plain_header
 from pipelines.spec import ShardSpec
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
@@ -50,14 +50,14 @@ class UnreadableImageError(Exception):
     """The bytes are no image that can be stored; the message is the reason."""
 
 
-class Prepared(NamedTuple):
+class PreparedImage(NamedTuple):
     """An image ready to be stored.
 
     Attributes:
         image: The encoded file, JPEG or 8-bit PNG, or raw pixels (uint8 in row order).
         shape: `(height, width, channels)` of the stored image.
         moments: int64 `[3, 3]`: for R, G and B the number of pixels, their sum and the sum of their squares, see
-            `pipelines.shards.codec.moments`. None where only headers are checked.
+            `pipelines.shards.codec.sum_pixels`. None where only headers are checked.
     """
 
     image: bytes
@@ -65,7 +65,7 @@ class Prepared(NamedTuple):
     moments: NDArray[np.int64] | None
 
 
-def prepare(image: bytes, spec: ShardSpec) -> Prepared:
+def prepare_image(image: bytes, spec: ShardSpec) -> PreparedImage:
     """Decides what to store of an image, and decodes it completely, which proves that it can be read.
 
     As found, the bytes stay what they are for a JPEG (greyscale or YCbCr, not turned by EXIF) and for an 8-bit
@@ -98,8 +98,8 @@ def prepare(image: bytes, spec: ShardSpec) -> Prepared:
         raise UnreadableImageError(f"damaged: {error}") from None
 
 
-def _prepare(data: bytes, spec: ShardSpec) -> Prepared:
-    header = plain_header(data)
+def _prepare(data: bytes, spec: ShardSpec) -> PreparedImage:
+    header = read_plain_header(data)
     if header is not None:
         _check_size(header.shape[1], header.shape[0])
         if header.metadata and _is_turned(data):
@@ -107,14 +107,14 @@ def _prepare(data: bytes, spec: ShardSpec) -> Prepared:
     fits = header is not None and (spec.store_size is None or min(header.shape[:2]) <= spec.store_size)
     as_found = fits and spec.encoding == "as-found"
     if header is not None and as_found and spec.check == "header":
-        return Prepared(data, header.shape, None)
+        return PreparedImage(data, header.shape, None)
     pixels, clean = _decoded(data, header)
     pixels = pixels if spec.store_size is None else _shrunk(pixels, spec.store_size)
     image = data if as_found and clean else _encoded(pixels, spec.encoding, data.startswith(b"\xff\xd8"))
-    return Prepared(
+    return PreparedImage(
         image,
         (pixels.shape[0], pixels.shape[1], pixels.shape[2]),
-        None if spec.check == "header" else codec.moments(pixels),
+        None if spec.check == "header" else codec.sum_pixels(pixels),
     )
 
 
@@ -138,7 +138,7 @@ def _decoded(data: bytes, header: Header | None) -> tuple[Pixels, bool]:
             turn = TURNS.get(_orientation(picture))
             picture.load()
             upright = _normalised(picture, data)
-    pixels = codec.pixels_of(upright if turn is None else upright.transpose(turn))
+    pixels = codec.from_pillow(upright if turn is None else upright.transpose(turn))
     return pixels, header is not None and not header.jpeg
 
 
@@ -185,7 +185,7 @@ def _shrunk(pixels: Pixels, store_size: int) -> Pixels:
     if shorter <= store_size:
         return pixels
     height, width = (round(side * store_size / shorter) for side in pixels.shape[:2])
-    return codec.pixels_of(codec.picture(pixels).resize((width, height), Image.Resampling.BICUBIC))
+    return codec.from_pillow(codec.to_pillow(pixels).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def _encoded(pixels: Pixels, encoding: str, was_jpeg: bool) -> bytes:

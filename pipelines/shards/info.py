@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.shards.manifest import Manifest, SplitManifest, load_manifest
 
 
-def describe(directory: Path) -> str:
+def describe_shards(directory: Path) -> str:
     """What is in a shard set, for people to read.
 
     Raises:

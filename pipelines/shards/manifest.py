@@ -43,7 +43,7 @@ class SplitManifest(Spec):
         shards: The files, in row order.
         class_counts: Rows per class, in the order of the classes.
         mean: Mean of R, G and B, 0 to 255, before images are encoded again; equal for greyscale images. Large images are sampled
-            (see `pipelines.shards.codec.moments`). None where nothing was decoded.
+            (see `pipelines.shards.codec.sum_pixels`). None where nothing was decoded.
         std: Standard deviation of the same.
     """
 

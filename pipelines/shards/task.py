@@ -16,14 +16,14 @@ from pydantic import ValidationError
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.records import Example, Record, Rejected
 from pipelines.shards.formats import write_shard
-from pipelines.shards.images import UnreadableImageError, prepare
+from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.shards.manifest import ShardFile
 from pipelines.shards.plan import PlannedShard
 from pipelines.sources import Source
 from pipelines.spec import ShardSpec, Spec
 from pipelines.storage import write_atomically
 
-Row = tuple[Record, NDArray[np.int64] | None]  # and its moments, see `pipelines.shards.images.Prepared`
+Row = tuple[Record, NDArray[np.int64] | None]  # and its moments, see `pipelines.shards.images.PreparedImage`
 
 
 class ShardResult(Spec):
@@ -60,7 +60,7 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
     rejected: list[str] = []
 
     def taken() -> Iterator[Record]:
-        for item in prepared(source, planned.source_split, planned.start, planned.stop, spec):
+        for item in prepare_examples(source, planned.source_split, planned.start, planned.stop, spec):
             if isinstance(item, Rejected):
                 rejected.append(json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False) + "\n")
                 continue
@@ -73,7 +73,7 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
     if not work.is_dir():
         received = f"{work.parent.parent} (not on {socket.gethostname()}, or removed)"
         raise ConfigError("an output directory that every worker sees", received, "choose a shared directory")
-    with writable(out):
+    with report_write_errors(out):
         shard = write_shard(work, planned.file, taken())
         for file in shard.files:
             os.replace(work / file.file, out / file.file)
@@ -88,7 +88,7 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
     return result
 
 
-def prepared(source: Source, split: str, start: int, stop: int, spec: ShardSpec) -> Iterator[Row | Rejected]:
+def prepare_examples(source: Source, split: str, start: int, stop: int, spec: ShardSpec) -> Iterator[Row | Rejected]:
     """Reads candidates `start` to `stop` of a split and makes each ready to be stored.
 
     Raises:
@@ -109,7 +109,7 @@ def prepared(source: Source, split: str, start: int, stop: int, spec: ShardSpec)
 def _prepared(example: Example, spec: ShardSpec) -> Row | Rejected:
     with _naming(f"id={example.id}"):
         try:
-            ready = prepare(example.image, spec)
+            ready = prepare_image(example.image, spec)
         except UnreadableImageError as error:
             return Rejected(example.id, str(error))
     return Record(ready.image, example.label, example.id, ready.shape, example.evidence), ready.moments
@@ -130,7 +130,7 @@ def _naming(image: str) -> Iterator[None]:
 
 
 @contextmanager
-def writable(out: Path) -> Iterator[None]:
+def report_write_errors(out: Path) -> Iterator[None]:
     """A full disk or a missing permission is the user's to mend; what is finished stays for the next start."""
     try:
         yield
@@ -140,7 +140,7 @@ def writable(out: Path) -> Iterator[None]:
         raise ConfigError("an output directory that can be written", f"out={out}: {reason}", fix) from None
 
 
-def finished(planned: PlannedShard, out: Path, work: Path) -> ShardResult | None:
+def load_result(planned: PlannedShard, out: Path, work: Path) -> ShardResult | None:
     """The result an earlier, interrupted build left for a planned shard, if its files still stand."""
     try:
         with _marker(planned, work).open(encoding="utf-8") as lines:
@@ -151,7 +151,7 @@ def finished(planned: PlannedShard, out: Path, work: Path) -> ShardResult | None
     return result if stands else None
 
 
-def rejections(planned: PlannedShard, work: Path) -> Iterator[str]:
+def read_rejections(planned: PlannedShard, work: Path) -> Iterator[str]:
     """The line of JSON of every candidate of a finished shard that was not taken."""
     with _marker(planned, work).open(encoding="utf-8") as lines:
         next(lines)

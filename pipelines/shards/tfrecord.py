@@ -28,15 +28,15 @@ import pyarrow as pa
 from pipelines.records import RECORD_SCHEMA, Record
 from pipelines.shards.arrow import (
     ShardRows,
-    column,
-    columns,
-    damage,
-    groups,
-    mapped,
-    numbers,
+    build_columns,
+    build_number_column,
+    build_shard_rows,
+    group_records,
+    map_file,
+    open_writer,
     read_batches,
-    shard_rows,
-    writing,
+    read_column,
+    report_damage,
 )
 
 INDEX_SCHEMA = pa.schema(
@@ -61,8 +61,8 @@ def write_tfrecord(path: Path, index: Path, records: Iterable[Record]) -> int:
         Number of rows.
     """
     rows, at = 0, 0
-    with path.open("wb") as stream, writing(index, INDEX_SCHEMA) as write:
-        for group in groups(records):
+    with path.open("wb") as stream, open_writer(index, INDEX_SCHEMA) as write:
+        for group in group_records(records):
             offsets = []
             for record in group:
                 before, after = _example(record)
@@ -71,7 +71,7 @@ def write_tfrecord(path: Path, index: Path, records: Iterable[Record]) -> int:
                 offsets.append(at + 12 + len(before))
                 at += stream.write(b"".join((length, _masked(length), payload, _masked(payload))))
             sizes = [len(record.image) for record in group]
-            write([*columns(group), numbers(offsets, np.int64), numbers(sizes, np.int64)])
+            write([*build_columns(group), build_number_column(offsets, np.int64), build_number_column(sizes, np.int64)])
             rows += len(group)
     return rows
 
@@ -82,10 +82,10 @@ def open_tfrecord(path: Path, index: Path) -> ShardRows:
     Raises:
         DataError: The index is not what `write_tfrecord` wrote, or is that of another file. Images are not looked at.
     """
-    with damage(index):
-        batches = read_batches(mapped(index), INDEX_SCHEMA)
-        starts, sizes = column(batches, "offset", np.int64), column(batches, "bytes", np.int64)
-        return shard_rows(mapped(path), starts, sizes, batches)
+    with report_damage(index):
+        batches = read_batches(map_file(index), INDEX_SCHEMA)
+        starts, sizes = read_column(batches, "offset", np.int64), read_column(batches, "bytes", np.int64)
+        return build_shard_rows(map_file(path), starts, sizes, batches)
 
 
 def _example(record: Record) -> tuple[bytes, bytes]:

@@ -11,18 +11,18 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from pipelines.cluster import connected, run_tasks
+from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import DataError
 from pipelines.shards.formats import ShardRows, open_shard
-from pipelines.shards.images import UnreadableImageError, prepare
+from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.shards.manifest import FILE_NAME, Manifest, ShardFile, load_manifest
 from pipelines.spec import ShardSpec
-from pipelines.storage import sha256
+from pipelines.storage import hash_file
 
 AS_FOUND = ShardSpec()
 
 
-class Checked(NamedTuple):
+class ShardCheck(NamedTuple):
     """What came of one shard.
 
     Attributes:
@@ -56,11 +56,11 @@ def verify_shards(directory: Path, progress: Callable[[int, int], None] | None =
     manifest = load_manifest(directory)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
     total, done = sum(shard.rows for shard in shards), 0
-    results: dict[int, Checked] = {}
+    results: dict[int, ShardCheck] = {}
     report = progress or (lambda done, total: None)
     report(0, total)
     calls = [(directory, shard, manifest.encoding, len(manifest.classes)) for shard in shards]
-    with connected(), closing(run_tasks(check_shard, calls, lambda place: shards[place].file)) as checked:
+    with ray_session(), closing(run_tasks(check_shard, calls, lambda place: shards[place].file)) as checked:
         for index, result in checked:
             results[index] = result
             done += shards[index].rows
@@ -71,13 +71,13 @@ def verify_shards(directory: Path, progress: Callable[[int, int], None] | None =
     return [problem for problem in problems if problem] + _miscounted(manifest, ordered)
 
 
-def check_shard(directory: Path, shard: ShardFile, encoding: str, classes: int) -> Checked:
+def check_shard(directory: Path, shard: ShardFile, encoding: str, classes: int) -> ShardCheck:
     """Checks one shard by itself. See `verify_shards`."""
     try:
         broken = [
             file
             for file in shard.files
-            if _is_whole(directory, file.file, file.bytes) and sha256(directory / file.file) != file.sha256
+            if _is_whole(directory, file.file, file.bytes) and hash_file(directory / file.file) != file.sha256
         ]
         rows = open_shard(directory, shard)
         problem = next(
@@ -94,12 +94,12 @@ def check_shard(directory: Path, shard: ShardFile, encoding: str, classes: int) 
             else str(error)
         )
         file = next((file.file for file in shard.files if file.file in reason), shard.file)
-        return Checked(f"{file}: {reason}", None, np.empty(0, np.uint64))
+        return ShardCheck(f"{file}: {reason}", None, np.empty(0, np.uint64))
     if broken and problem is None:
         problem = f"{broken[0].file}: the SHA-256 is another, though every row is as it was written"
     known = rows.labels[(rows.labels >= 0) & (rows.labels < classes)]
     ids = np.array([xxhash.xxh3_64_intdigest(rows.id(row).encode()) for row in range(rows.rows)], np.uint64)
-    return Checked(problem, np.bincount(known, minlength=classes), ids)
+    return ShardCheck(problem, np.bincount(known, minlength=classes), ids)
 
 
 def _is_whole(directory: Path, file: str, size: int) -> bool:
@@ -120,7 +120,7 @@ def _bad_rows(rows: ShardRows, encoding: str, classes: int) -> Generator[tuple[i
                 yield row, f"bytes={len(rows.image(row))}, expected those of shape={shape}"
         else:
             try:
-                found = prepare(bytes(rows.image(row)), AS_FOUND).shape
+                found = prepare_image(bytes(rows.image(row)), AS_FOUND).shape
             except UnreadableImageError as error:
                 yield row, f"the image cannot be decoded: {error}"
             else:
@@ -128,7 +128,7 @@ def _bad_rows(rows: ShardRows, encoding: str, classes: int) -> Generator[tuple[i
                     yield row, f"the image is of shape={found}, expected {shape}"
 
 
-def _duplicates(directory: Path, shards: Sequence[ShardFile], results: Sequence[Checked]) -> list[str | None]:
+def _duplicates(directory: Path, shards: Sequence[ShardFile], results: Sequence[ShardCheck]) -> list[str | None]:
     """For every shard, its first row whose identifier an earlier row has."""
     ids = np.concatenate([np.empty(0, np.uint64), *(result.ids for result in results)])
     again = np.ones(len(ids), bool)
@@ -145,7 +145,7 @@ def _duplicates(directory: Path, shards: Sequence[ShardFile], results: Sequence[
     return problems
 
 
-def _miscounted(manifest: Manifest, results: Sequence[Checked]) -> list[str]:
+def _miscounted(manifest: Manifest, results: Sequence[ShardCheck]) -> list[str]:
     """A line for every split whose classes have other rows than the manifest says; no word where a shard could not be read."""
     problems, remaining = [], iter(results)
     for name, split in manifest.splits.items():

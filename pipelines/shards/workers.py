@@ -8,14 +8,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.cluster import connected, cpus, run_tasks
+from pipelines.cluster import count_cpus, ray_session, run_tasks
 from pipelines.shards.plan import PlannedShard
 from pipelines.shards.task import ShardResult, build_shard
 from pipelines.sources import Source
 from pipelines.spec import ShardSpec
 
 
-class Order(NamedTuple):
+class BuildTasks(NamedTuple):
     """What all tasks of a build are told.
 
     Attributes:
@@ -33,9 +33,9 @@ class Order(NamedTuple):
 
 
 @contextmanager
-def started(
+def start_workers(
     source: Source, spec: ShardSpec, places: tuple[Path, Path], workers: int | None
-) -> Iterator[Order]:
+) -> Iterator[BuildTasks]:
     """Connects to the cluster and starts worker processes that hold the source.
 
     Args:
@@ -47,19 +47,19 @@ def started(
     Yields:
         What tasks are told.
     """
-    with connected():
+    with ray_session():
         import ray
 
-        order = Order((ray.put(source),), spec, *places)
-        calls = [(order,)] * min(workers or cpus(), cpus())
+        order = BuildTasks((ray.put(source),), spec, *places)
+        calls = [(order,)] * min(workers or count_cpus(), count_cpus())
         with closing(run_tasks(_receive, calls, lambda place: "the start")) as ready:
             for _ in ready:
                 pass
         yield order
 
 
-def built(
-    order: Order, missing: Sequence[PlannedShard], workers: int | None
+def build_on_workers(
+    order: BuildTasks, missing: Sequence[PlannedShard], workers: int | None
 ) -> Generator[tuple[PlannedShard, ShardResult], None, None]:
     """Has shards built, at most `workers` at a time, and yields them as they come. See `run_tasks`."""
 
@@ -72,11 +72,11 @@ def built(
             yield missing[place], result
 
 
-def _build(order: Order, planned: PlannedShard) -> ShardResult:
+def _build(order: BuildTasks, planned: PlannedShard) -> ShardResult:
     return build_shard(_received(order.source[0]), planned, order.spec, order.out, order.work)
 
 
-def _receive(order: Order) -> None:
+def _receive(order: BuildTasks) -> None:
     _received(order.source[0])
 
 

@@ -33,10 +33,10 @@ class Source(Protocol):
 
 
 SOURCES: Registry[Callable[[str], Source]] = Registry("source")  # opened with what follows the colon
-CLASSLESS: Registry[Callable[[str], Source]] = Registry(
+UNLABELLED_SOURCES: Registry[Callable[[str], Source]] = Registry(
     "source without classes"
 )  # nothing can be learned from them
-NAMED: Registry[Callable[[], Source]] = Registry("data set")  # known by their name alone
+DATASETS: Registry[Callable[[], Source]] = Registry("data set")  # known by their name alone
 FORMS = "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence or cats_and_dogs"
 
 
@@ -54,16 +54,16 @@ def open_source(name: str, labelled: bool = True) -> Source:
     from pipelines.sources import archive, cats_and_dogs, download, folder, idx, photos, synthetic, tfds  # noqa: F401 (importing registers them)
 
     kind, _, argument = name.partition(":")
-    if kind in NAMED.names() and not argument:
-        return NAMED.get(kind)()
+    if kind in DATASETS.names() and not argument:
+        return DATASETS.get(kind)()
     kinds = dict.fromkeys(SOURCES.names(), SOURCES) | (
-        {} if labelled else dict.fromkeys(CLASSLESS.names(), CLASSLESS)
+        {} if labelled else dict.fromkeys(UNLABELLED_SOURCES.names(), UNLABELLED_SOURCES)
     )
     if kind in kinds and argument:
         return kinds[kind].get(kind)(argument)
     forms, known, path = (
         FORMS if labelled else f"photos:DIR, {FORMS}",
-        (*kinds, *NAMED.names()),
+        (*kinds, *DATASETS.names()),
         Path(name).expanduser(),
     )
     fix = f"write {forms}"

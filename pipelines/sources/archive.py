@@ -17,18 +17,26 @@ import pyarrow.compute as pc
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources import SOURCES
-from pipelines.sources.layout import PATH, SIZE, arrange, collect, fingerprint, first_parts, refused
+from pipelines.sources.layout import (
+    PATH,
+    SIZE,
+    arrange_files,
+    build_table,
+    compute_fingerprint,
+    list_top_folders,
+    reject_by_name,
+)
 from pipelines.sources.members import (
-    DAMAGED,
+    ARCHIVE_ERRORS,
     DamagedMemberError,
     Member,
-    open_at,
+    build_seek_points,
+    open_with_seek_points,
     read_tar,
     read_zip,
     scan_tar,
     scan_tar_gz,
     scan_zip,
-    seek_points,
 )
 
 SUFFIXES = {".zip": ".zip", ".tar": ".tar", ".tar.gz": ".tar.gz", ".tgz": ".tar.gz"}
@@ -91,7 +99,7 @@ class ArchiveSource:
             with closing(self._opened()) as file:
                 for member in self.splits[split].slice(start, stop - start).to_pylist():
                     identifier = os.fsdecode(member["path"])
-                    if no := refused(member["path"]):
+                    if no := reject_by_name(member["path"]):
                         yield no
                     elif member["problem"]:
                         yield Rejected(identifier, member["problem"])
@@ -105,12 +113,12 @@ class ArchiveSource:
                 "an archive that can be read", f"{self.path}: {error.strerror or error}", "check the file"
             ) from None
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """A digest over path, size and CRC-32 of every member of a zip; over path, size and time of change in a tar.
 
         A member changed in place in a tar, under the same size and time, is not noticed.
         """
-        return fingerprint(self.classes, self.splits, ["size", "stamp"])
+        return compute_fingerprint(self.classes, self.splits, ["size", "stamp"])
 
     def _opened(self) -> IO[bytes]:
         if (size := os.path.getsize(self.path)) != self.length:
@@ -119,11 +127,11 @@ class ArchiveSource:
                 f"{self.path}: bytes={size}, before {self.length}",
                 "start again",
             )
-        return open(self.path, "rb") if self.seek_points is None else open_at(self.path, self.seek_points)
+        return open(self.path, "rb") if self.seek_points is None else open_with_seek_points(self.path, self.seek_points)
 
 
 def open_archive(argument: str) -> ArchiveSource:
-    """Lists a `.zip`, `.tar`, `.tar.gz` or `.tgz` file, laid out and ordered as `pipelines.sources.layout.arrange` says.
+    """Lists a `.zip`, `.tar`, `.tar.gz` or `.tgz` file, laid out and ordered as `pipelines.sources.layout.arrange_files` says.
 
     Where everything lies in one folder, other than `train`, that folder is the top: a folder, and the archives made of
     it or of what is in it, give the same examples in the same order.
@@ -138,7 +146,7 @@ def open_archive(argument: str) -> ArchiveSource:
             than two classes.
     """
     path = Path(argument).expanduser().absolute()
-    kind = archive_kind(argument)
+    kind = find_archive_kind(argument)
     if kind is None:
         raise ConfigError(
             f"an archive: {', '.join(SUFFIXES)}",
@@ -151,13 +159,13 @@ def open_archive(argument: str) -> ArchiveSource:
     folders: set[bytes] = set()
     try:
         size = path.stat().st_size
-        members = collect(_checked(path, SCAN[kind](path), size, folders), SCHEMA)
-        points = seek_points(path, pc.max(members["offset"]).as_py() or 0) if kind == ".tar.gz" else None
-    except DAMAGED as error:
+        members = build_table(_checked(path, SCAN[kind](path), size, folders), SCHEMA)
+        points = build_seek_points(path, pc.max(members["offset"]).as_py() or 0) if kind == ".tar.gz" else None
+    except ARCHIVE_ERRORS as error:
         received = f"{path}: {error or type(error).__name__}{_looks_like(path, kind)}"
         raise DataError(f"a whole {kind} file", received, "copy or pack the file again") from None
     members, folders = _below_the_top(members, folders)
-    classes, splits = arrange(argument, members, folders)
+    classes, splits = arrange_files(argument, members, folders)
     splits = {split: _without_overwritten(table) for split, table in splits.items()}
     return ArchiveSource(f"archive:{argument}", classes, str(path), kind, size, splits, points)
 
@@ -165,7 +173,7 @@ def open_archive(argument: str) -> ArchiveSource:
 SOURCES.register("archive")(open_archive)
 
 
-def archive_kind(path: str) -> str | None:
+def find_archive_kind(path: str) -> str | None:
     """`.zip`, `.tar` or `.tar.gz` by the suffix of a path or an address, or None."""
     return next((kind for suffix, kind in SUFFIXES.items() if path.lower().endswith(suffix)), None)
 
@@ -205,7 +213,7 @@ def _checked(path: Path, members: Iterator[Member], size: int, folders: set[byte
 
 
 def _below_the_top(members: pa.Table, folders: set[bytes]) -> tuple[pa.Table, set[bytes]]:
-    tops = {name for name in first_parts(members, folders) if not name.startswith(b".")}
+    tops = {name for name in list_top_folders(members, folders) if not name.startswith(b".")}
     if len(tops) != 1 or tops == {b"train"}:
         return members, folders
     top = tops.pop() + b"/"

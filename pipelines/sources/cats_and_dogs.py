@@ -6,7 +6,7 @@ that a public mirror of the file records; the size is also what the publisher's 
 
 from __future__ import annotations
 
-from pipelines.sources import NAMED
+from pipelines.sources import DATASETS
 from pipelines.sources.archive import ArchiveSource
 from pipelines.sources.download import open_download
 
@@ -14,7 +14,7 @@ ADDRESS = "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.
 SHA256 = "91af24e0be191e9380dafc8710d0933fa826ec8e51f26f85c1fddba4e8018e3f"
 
 
-@NAMED.register("cats_and_dogs")
+@DATASETS.register("cats_and_dogs")
 def open_cats_and_dogs(address: str = ADDRESS, digest: str = SHA256) -> ArchiveSource:
     """Downloads the archive once, and opens it.
 

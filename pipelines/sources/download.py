@@ -25,8 +25,8 @@ from urllib.parse import urlsplit
 
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.sources import SOURCES
-from pipelines.sources.archive import SUFFIXES, ArchiveSource, archive_kind, open_archive
-from pipelines.storage import sha256
+from pipelines.sources.archive import SUFFIXES, ArchiveSource, find_archive_kind, open_archive
+from pipelines.storage import hash_file
 
 ATTEMPTS = 4  # in a row that bring nothing new
 BACKOFF = 1.0  # seconds before the second attempt; doubles with every further one
@@ -77,7 +77,7 @@ def downloaded(address: str, digest: str) -> Path:
         DataError: The file cannot be reached, or is not the one with that digest.
     """
     parts = urlsplit(address)
-    kind = archive_kind(parts.path)
+    kind = find_archive_kind(parts.path)
     if parts.scheme != "https" or not parts.hostname or "@" in parts.netloc or kind is None:
         expected = f"https://HOST/PATH/FILE, the file being one of {', '.join(SUFFIXES)}, without a password"
         raise ConfigError(expected, f"source={_public(address)}", "correct the address")
@@ -105,11 +105,11 @@ def _fetch(address: str, digest: str, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     resumed = part.exists()
     _Download(address, part).run()
-    found = sha256(part)
+    found = hash_file(part)
     if found != digest and resumed:  # what was left may have been another file's
         part.unlink()
         _Download(address, part).run()
-        found = sha256(part)
+        found = hash_file(part)
     if found != digest:
         part.unlink()
         fix = "ask the publisher for the right digest; do not use the file"

@@ -14,7 +14,15 @@ import pyarrow as pa
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources import SOURCES
-from pipelines.sources.layout import HELD_OUT, PATH, SIZE, arrange, collect, fingerprint, refused
+from pipelines.sources.layout import (
+    PATH,
+    SIZE,
+    VALIDATION_FOLDERS,
+    arrange_files,
+    build_table,
+    compute_fingerprint,
+    reject_by_name,
+)
 
 GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)  # a file, or the file server
 
@@ -44,22 +52,22 @@ class FolderSource:
         files = self.splits[split].slice(start, stop - start)
         columns = (files[name].to_pylist() for name in ("path", "label", "size"))
         for path, label, size in zip(*columns, strict=True):
-            yield refused(path) or _read(
+            yield reject_by_name(path) or _read(
                 os.path.join(os.fsencode(self.root), path), path.decode(), label, size
             )
 
-    def fingerprint(self) -> str:
+    def compute_fingerprint(self) -> str:
         """A digest over the path and the size of every file.
 
         It notices files that were added, removed, renamed, moved to another class or changed in size, and is the
         same for a copy of the folder. It does not notice a change that keeps the size.
         """
-        return fingerprint(self.classes, self.splits, ["size"])
+        return compute_fingerprint(self.classes, self.splits, ["size"])
 
 
 @SOURCES.register("folder")
 def open_folder(argument: str) -> FolderSource:
-    """Lists a folder of images, laid out and ordered as `pipelines.sources.layout.arrange` says.
+    """Lists a folder of images, laid out and ordered as `pipelines.sources.layout.arrange_files` says.
 
     Links to files are followed, links to folders only where they stand for a class.
 
@@ -73,8 +81,8 @@ def open_folder(argument: str) -> FolderSource:
     try:
         splits = _split_folders(root)
         folders = [folder for split in splits for folder in _class_folders(root, split)]
-        files = collect(
-            (file for folder in folders for file in files_below(os.fsencode(root), os.fsencode(folder))),
+        files = build_table(
+            (file for folder in folders for file in walk_files(os.fsencode(root), os.fsencode(folder))),
             pa.schema([PATH, SIZE]),
         )
     except OSError as error:
@@ -82,7 +90,7 @@ def open_folder(argument: str) -> FolderSource:
             "a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions"
         ) from None
     names = [os.fsencode(folder.relative_to(root)) for folder in (*splits, *folders) if folder != root]
-    classes, tables = arrange(argument, files, names)
+    classes, tables = arrange_files(argument, files, names)
     return FolderSource(f"folder:{argument}", classes, str(root), tables)
 
 
@@ -92,7 +100,7 @@ def _split_folders(root: Path) -> list[Path]:
         return [root]
     return [
         root / "train",
-        *[root / os.fsdecode(name) for name in HELD_OUT if (root / os.fsdecode(name)).is_dir()][:1],
+        *[root / os.fsdecode(name) for name in VALIDATION_FOLDERS if (root / os.fsdecode(name)).is_dir()][:1],
     ]
 
 
@@ -102,7 +110,7 @@ def _class_folders(root: Path, split: Path) -> list[Path]:
     return [path for path in folders if not here.is_relative_to(path.resolve())]  # no link upwards
 
 
-def files_below(root: bytes, folder: bytes) -> Iterator[tuple[bytes, int]]:
+def walk_files(root: bytes, folder: bytes) -> Iterator[tuple[bytes, int]]:
     """Path and size of every file of a class folder."""
 
     def fail(error: OSError) -> None:

@@ -18,7 +18,7 @@ from pipelines.errors import DataError
 from pipelines.records import Rejected
 
 SUFFIXES = frozenset({b".jpg", b".jpeg", b".png", b".bmp", b".gif", b".webp"})
-HELD_OUT = (b"validation", b"val", b"test")  # the first that is there becomes the validation split
+VALIDATION_FOLDERS = (b"validation", b"val", b"test")  # the first that is there becomes the validation split
 LAYOUT = "arrange the images as DIR/CLASS/IMAGE or DIR/train/CLASS/IMAGE"
 PATH, SIZE = pa.field("path", pa.large_binary(), nullable=False), pa.field("size", pa.int64(), nullable=False)
 CHUNK = 65536  # rows that stand in memory as Python objects at a time
@@ -26,7 +26,7 @@ CHUNK = 65536  # rows that stand in memory as Python objects at a time
 logger = logging.getLogger(__name__)
 
 
-def collect(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
+def build_table(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     """Gathers rows into columns: some 60 bytes for a file, where objects would take 250."""
     batches, rows = [], iter(rows)
     while part := list(islice(rows, CHUNK)):
@@ -38,7 +38,7 @@ def collect(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_batches(batches, schema)
 
 
-def arrange(
+def arrange_files(
     source: str, files: pa.Table, folders: Collection[bytes] = ()
 ) -> tuple[tuple[str, ...], dict[str, pa.Table]]:
     """Sorts files into splits and classes by their paths, and into the order in which they are read.
@@ -89,7 +89,7 @@ def arrange(
     return classes, tables
 
 
-def refused(path: bytes) -> Rejected | None:
+def reject_by_name(path: bytes) -> Rejected | None:
     """A file that cannot be an image, going by its name."""
     try:
         name = path.decode()
@@ -107,7 +107,7 @@ def is_image(path: bytes) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
-def fingerprint(classes: tuple[str, ...], splits: Mapping[str, pa.Table], columns: Iterable[str]) -> str:
+def compute_fingerprint(classes: tuple[str, ...], splits: Mapping[str, pa.Table], columns: Iterable[str]) -> str:
     """A digest over the classes, the path of every file and some whole-number columns."""
     digest = hashlib.sha256(repr(classes).encode())
     for split, table in sorted(splits.items()):
@@ -120,7 +120,7 @@ def fingerprint(classes: tuple[str, ...], splits: Mapping[str, pa.Table], column
     return digest.hexdigest()
 
 
-def first_parts(files: pa.Table, folders: Iterable[bytes]) -> set[bytes]:
+def list_top_folders(files: pa.Table, folders: Iterable[bytes]) -> set[bytes]:
     """Names of the folders at the top."""
     return {path.partition(b"/")[0] for path in _each(files) if b"/" in path} | {
         folder.partition(b"/")[0] for folder in folders
@@ -134,10 +134,10 @@ def _each(files: pa.Table) -> Iterator[bytes]:
 
 def _split_folders(files: pa.Table, folders: Iterable[bytes]) -> dict[str, bytes]:
     """Per split, what the paths of its files begin with."""
-    there = first_parts(files, folders)
+    there = list_top_folders(files, folders)
     if b"train" not in there:
         return {"train": b""}
-    held_out = [name + b"/" for name in HELD_OUT if name in there]
+    held_out = [name + b"/" for name in VALIDATION_FOLDERS if name in there]
     return {"train": b"train/"} | ({"validation": held_out[0]} if held_out else {})
 
 

@@ -30,7 +30,7 @@ LOCAL_HEADER = struct.Struct(
 )  # of a zip member: signature, compression method, lengths of its name and its extra field
 
 # what a damaged archive makes the libraries raise
-DAMAGED = (
+ARCHIVE_ERRORS = (
     *(tarfile.TarError, zipfile.BadZipFile, struct.error, zlib.error),
     *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RecursionError),
 )
@@ -153,7 +153,7 @@ def _tar_problem(info: tarfile.TarInfo) -> str | None:
     return None
 
 
-def seek_points(path: Path, length: int) -> pa.Buffer:
+def build_seek_points(path: Path, length: int) -> pa.Buffer:
     """The index of a gzip file that was found whole: places from where inflating can start.
 
     Args:
@@ -170,8 +170,8 @@ def seek_points(path: Path, length: int) -> pa.Buffer:
     return pa.py_buffer(points.getvalue())
 
 
-def open_at(path: str, points: pa.Buffer) -> IO[bytes]:
-    """Opens a gzip file for reading anywhere, with the index that `seek_points` made."""
+def open_with_seek_points(path: str, points: pa.Buffer) -> IO[bytes]:
+    """Opens a gzip file for reading anywhere, with the index that `build_seek_points` made."""
     from indexed_gzip import IndexedGzipFile
 
     file = IndexedGzipFile(path, buffer_size=io.DEFAULT_BUFFER_SIZE)

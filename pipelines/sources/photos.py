@@ -8,14 +8,14 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.sources import CLASSLESS
-from pipelines.sources.folder import FolderSource, files_below
-from pipelines.sources.layout import PATH, SIZE, collect, is_image
+from pipelines.sources import UNLABELLED_SOURCES
+from pipelines.sources.folder import FolderSource, walk_files
+from pipelines.sources.layout import PATH, SIZE, build_table, is_image
 
 SPLIT = "photos"
 
 
-@CLASSLESS.register("photos")
+@UNLABELLED_SOURCES.register("photos")
 def open_photos(argument: str) -> FolderSource:
     """Lists the files below a folder, at any depth, in the order of their paths, which are their identifiers.
 
@@ -32,7 +32,7 @@ def open_photos(argument: str) -> FolderSource:
     if not root.is_dir():
         raise ConfigError("a folder", f"source=photos:{argument} (no such folder)", "check the path")
     try:
-        files = collect(files_below(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
+        files = build_table(walk_files(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
     except OSError as error:
         raise DataError(
             "a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions"

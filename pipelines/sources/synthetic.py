@@ -17,7 +17,7 @@ from pipelines.errors import ConfigError, suggest
 from pipelines.records import Example
 from pipelines.sources import SOURCES
 from pipelines.sources.scene import PATTERNS, VERSION, render
-from pipelines.storage import digest
+from pipelines.storage import hash_json
 
 DEFAULTS = {"train": 1600, "validation": 400, "seed": 0, "size": 96}
 LIMITS = {"train": (2, 1_000_000), "validation": (0, 1_000_000), "seed": (0, 2**63 - 1), "size": (32, 1024)}
@@ -61,7 +61,7 @@ class SyntheticSource:
 
     def fingerprint(self) -> str:
         """A digest of the options and of the generator's version."""
-        return digest([VERSION, "evidence", self.options])
+        return hash_json([VERSION, "evidence", self.options])
 
 
 def _parse(options: list[str]) -> dict[str, int]:

@@ -125,7 +125,7 @@ def _shards(data: Path | None, images: int | None, scratch: Path) -> str:
     from shard_samples import write_shards
 
     from pipelines.records import Record
-    from pipelines.shards.images import UnreadableImageError, prepare
+    from pipelines.shards.images import UnreadableImageError, prepare_image
     from pipelines.spec import ShardSpec
 
     _, note = photos.stage(data, images, scratch / "photos")
@@ -145,7 +145,7 @@ def _shards(data: Path | None, images: int | None, scratch: Path) -> str:
         records[split] = []
         for path in sorted(files, key=lambda path: path.name[::-1]):  # classes mixed
             try:
-                ready = prepare(path.read_bytes(), ShardSpec())
+                ready = prepare_image(path.read_bytes(), ShardSpec())
             except UnreadableImageError:
                 continue
             records[split].append(

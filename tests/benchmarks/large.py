@@ -62,13 +62,13 @@ class PeakMemory:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Builds a small set, a large one and the small one again, and prints the figures."""
-    from pipelines.cluster import connected
+    from pipelines.cluster import ray_session
 
     small, large = QUICK if options.quick else (SMALL, LARGE)
     before, speeds, peaks = table.load(), [], {}
     with (
         tempfile.TemporaryDirectory(prefix="glassbox-benchmark-", dir=options.scratch) as scratch,
-        connected(),
+        ray_session(),
     ):
         for place, images in enumerate((small, large, small)):
             with PeakMemory() as memory:

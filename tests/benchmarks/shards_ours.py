@@ -85,7 +85,7 @@ def copy(folder: str, scratch: str) -> Rounds:
 
 def ours(folder: str, scratch: str, **spec: Any) -> Rounds:
     """`build_shards` on a Ray that runs already; what counts begins when its workers are ready."""
-    from pipelines.cluster import connected
+    from pipelines.cluster import ray_session
     from pipelines.shards.build import build_shards
     from pipelines.sources import open_source
     from pipelines.spec import ShardSpec
@@ -97,7 +97,7 @@ def ours(folder: str, scratch: str, **spec: Any) -> Rounds:
         build_shards(source, out, ShardSpec(**spec), lambda done, total: ready.append(time.perf_counter()))
         return opened - began + time.perf_counter() - ready[0]
 
-    with connected():
+    with ray_session():
         yield from _fresh(scratch, "ours", work)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fault_lab import HEARING
 
-from pipelines.storage import sha256
+from pipelines.storage import hash_file
 from service.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def start(source: str, out: Path, on_own_cluster: bool = False) -> subprocess.Po
 
 
 def contents(out: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in out.iterdir()}
+    return {path.name: hash_file(path) for path in out.iterdir()}
 
 
 def finished(out: Path) -> dict[str, int]:
@@ -75,7 +75,7 @@ def check_kills(folder: Path, images: int, kills: int) -> None:
         if (out / "manifest.json").exists():  # committed, but for the cleaning up
             assert (
                 contents(folder / "whole").items()
-                <= {p.name: sha256(p) for p in out.iterdir() if p.is_file()}.items()
+                <= {p.name: hash_file(p) for p in out.iterdir() if p.is_file()}.items()
             )
             continue
         assert not list(out.glob(".tmp-*"))

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import ray
 
-from pipelines.cluster import connected, run_tasks
+from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import ConfigError
 
 LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 ENDING_TASKS = """
 import time
 from contextlib import closing
-from pipelines.cluster import connected, run_tasks
+from pipelines.cluster import ray_session, run_tasks
 
 def work():
     time.sleep(0.005)
 
-with connected():
+with ray_session():
     for cycle in range(600):
         with closing(run_tasks(work, [()] * 8, str)) as tasks:
             next(tasks)
@@ -76,14 +76,14 @@ def test_what_ray_says_is_told_in_one_sentence(
     monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception, message: str
 ) -> None:
     without_ray(monkeypatch, address, error)
-    with pytest.raises(ConfigError, match=message), connected():
+    with pytest.raises(ConfigError, match=message), ray_session():
         pass
 
 
 @pytest.mark.parametrize("error", [TypeError("init() got an unexpected keyword argument"), KeyError("x")])
 def test_a_bug_stays_one(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     without_ray(monkeypatch, None, error)
-    with pytest.raises(type(error)), connected():
+    with pytest.raises(type(error)), ray_session():
         pass
 
 
@@ -98,7 +98,7 @@ def test_an_interrupt_that_ray_drops_while_it_starts_is_answered(monkeypatch: py
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", start)
     monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
-    with pytest.raises(KeyboardInterrupt), connected():
+    with pytest.raises(KeyboardInterrupt), ray_session():
         pytest.fail("went on")
     assert ended == [True]
 

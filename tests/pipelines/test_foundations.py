@@ -12,7 +12,7 @@ import pytest
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.registry import Registry
-from pipelines.storage import locked, replacing, replacing_directory, sha256, write_atomically
+from pipelines.storage import hash_file, lock_file, replace_directory, replace_file, write_atomically
 
 
 def test_error_says_three_things_and_survives_pickling() -> None:
@@ -36,7 +36,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     write_atomically(path, "old")
 
     def fill_the_disk() -> None:
-        with replacing(path) as temporary:
+        with replace_file(path) as temporary:
             assert temporary.suffix == ".keras"
             temporary.write_text("half")
             raise OSError("full")
@@ -50,12 +50,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report"
     for text in ("first", "second"):
-        with replacing_directory(path) as temporary:
+        with replace_directory(path) as temporary:
             (temporary / text).write_text(text)
     assert [p.name for p in path.iterdir()] == ["second"]
 
     def fill_the_disk() -> None:
-        with replacing_directory(path) as temporary:
+        with replace_directory(path) as temporary:
             (temporary / "half").write_text("half")
             raise OSError("full")
 
@@ -81,7 +81,7 @@ def test_a_directory_that_cannot_take_its_place_gives_it_back(
     monkeypatch.setattr(os, "replace", fail_for_new)
 
     def replace() -> None:
-        with replacing_directory(path):
+        with replace_directory(path):
             pass
 
     with pytest.raises(OSError, match="no"):
@@ -91,22 +91,22 @@ def test_a_directory_that_cannot_take_its_place_gives_it_back(
 
 def test_sha256(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"abc")
-    assert sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_file(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_lock_is_held_by_one_and_freed(tmp_path: Path) -> None:
-    with locked(tmp_path / "lock", ConfigError("a", "b", "c")):
+    with lock_file(tmp_path / "lock", ConfigError("a", "b", "c")):
         with (
             pytest.raises(ConfigError, match="Received: x"),
-            locked(tmp_path / "lock", ConfigError("u", "x", "z")),
+            lock_file(tmp_path / "lock", ConfigError("u", "x", "z")),
         ):
             pass
         with (
             pytest.raises(ConfigError),
-            locked(tmp_path / "lock", ConfigError("u", "x", "z")),
+            lock_file(tmp_path / "lock", ConfigError("u", "x", "z")),
         ):  # the refused one freed nothing
             pass
-    with locked(tmp_path / "lock", ConfigError("u", "x", "z")):
+    with lock_file(tmp_path / "lock", ConfigError("u", "x", "z")):
         pass
 
 
@@ -123,5 +123,5 @@ def test_a_lock_that_was_removed_between_opening_and_locking_is_none(
         lock(file, how)
 
     monkeypatch.setattr(fcntl, "flock", remove_first)
-    with pytest.raises(ConfigError), locked(path, ConfigError("a", "b", "c")):
+    with pytest.raises(ConfigError), lock_file(path, ConfigError("a", "b", "c")):
         pass

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.interrupts import interrupts_held
+from pipelines.interrupts import hold_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("hears_ctrl_c")
 
 LOST_IN_AN_IMPORT = """
 import signal, sys
-from pipelines.cluster import connected
+from pipelines.cluster import ray_session
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -34,7 +34,7 @@ class Finder:
 
 sys.meta_path.insert(0, Finder())
 try:
-    with connected():
+    with ray_session():
         print("entered")
 except KeyboardInterrupt:
     print("interrupted")
@@ -42,7 +42,7 @@ except KeyboardInterrupt:
 
 
 def interrupt(times: int, reached: list[int]) -> None:
-    with interrupts_held():
+    with hold_interrupts():
         for number in range(times):
             signal.raise_signal(signal.SIGINT)
             reached.append(number)
@@ -58,22 +58,22 @@ def test_the_first_is_answered_at_the_end_and_the_second_at_once(times: int) -> 
 
 
 def test_without_one_nothing_happens() -> None:
-    with interrupts_held():
+    with hold_interrupts():
         pass
-    with pytest.raises(ValueError, match="of the block"), interrupts_held():
+    with pytest.raises(ValueError, match="of the block"), hold_interrupts():
         raise ValueError("of the block")
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_it_is_answered_whatever_else_happens() -> None:
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
+    with pytest.raises(KeyboardInterrupt), hold_interrupts():
         raise ValueError(signal.raise_signal(signal.SIGINT))
 
 
 def test_the_handler_of_somebody_else_answers_as_ever() -> None:
     seen: list[int] = []
     signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
-    with interrupts_held():
+    with hold_interrupts():
         signal.raise_signal(signal.SIGINT)
         assert seen == [signal.SIGINT]
 
@@ -82,7 +82,7 @@ def test_another_thread_may_enter() -> None:
     entered = []
 
     def enter() -> None:
-        with interrupts_held():
+        with hold_interrupts():
             entered.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=enter)

@@ -19,7 +19,7 @@ from shard_samples import png
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.input import dali, tfdata
-from pipelines.shards.images import prepare
+from pipelines.shards.images import prepare_image
 from pipelines.spec import DataSpec, ShardSpec
 
 BATCH = 4
@@ -93,7 +93,7 @@ def turned(pixels: np.ndarray) -> bytes:
 def cmyk() -> bytes:
     stream = io.BytesIO()
     Image.frombytes("CMYK", SIZE[::-1], noise(*SIZE, 4).tobytes()).save(stream, "JPEG")
-    return prepare(stream.getvalue(), ShardSpec()).image
+    return prepare_image(stream.getvalue(), ShardSpec()).image
 
 
 # --- the same pixels as tf.data -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.records import Example, Rejected
-from pipelines.storage import sha256
+from pipelines.storage import hash_file
 
 Candidate = Example | Rejected
 
@@ -72,4 +72,4 @@ def rows(directory: Path, manifest, split: str) -> list[dict]:
 
 
 def snapshot(directory: Path) -> dict[str, str]:
-    return {path.name: sha256(path) for path in directory.iterdir()}
+    return {path.name: hash_file(path) for path in directory.iterdir()}

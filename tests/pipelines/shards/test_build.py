@@ -15,11 +15,11 @@ from PIL import Image
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.shards.build import build_shards
-from pipelines.shards.info import describe
+from pipelines.shards.info import describe_shards
 from pipelines.shards.manifest import load_manifest
 from pipelines.sources import open_source
 from pipelines.spec import ShardSpec
-from pipelines.storage import sha256
+from pipelines.storage import hash_file
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,7 +45,7 @@ def test_a_whole_shard_set(tmp_path):
     ]
     assert [shard.rows for shard in manifest.splits["train"].shards] == [2, 2, 1]
     assert all(
-        (shard.sha256, shard.bytes) == (sha256(out / shard.file), (out / shard.file).stat().st_size)
+        (shard.sha256, shard.bytes) == (hash_file(out / shard.file), (out / shard.file).stat().st_size)
         for shard in manifest.splits["train"].shards
     )
     assert [(row["image"], row["label"], row["id"]) for row in rows(out, manifest, "train")] == [
@@ -220,7 +220,7 @@ def test_headers_only_give_no_mean(tmp_path):
     )
     assert manifest.splits["train"].rows == 5
     assert (manifest.splits["train"].mean, manifest.splits["train"].std) == (None, None)
-    assert "mean (R G B)  not computed" in describe(tmp_path / "set")
+    assert "mean (R G B)  not computed" in describe_shards(tmp_path / "set")
 
 
 def test_the_manifest_says_how_images_are_stored(tmp_path):
@@ -229,7 +229,7 @@ def test_the_manifest_says_how_images_are_stored(tmp_path):
     assert (manifest.format, manifest.encoding, manifest.store_size) == ("tfrecord", "jpeg:70", 8)
     (shard,) = manifest.splits["train"].shards
     assert [(file.bytes, file.sha256) for file in shard.files] == [
-        ((tmp_path / "set" / file.file).stat().st_size, sha256(tmp_path / "set" / file.file))
+        ((tmp_path / "set" / file.file).stat().st_size, hash_file(tmp_path / "set" / file.file))
         for file in shard.files
     ]
     assert len(shard.files) == 2
@@ -242,7 +242,7 @@ def test_the_description(tmp_path):
         tmp_path / "set",
         ShardSpec(shard_rows=2, store_size=64),
     )
-    text = describe(tmp_path / "set")
+    text = describe_shards(tmp_path / "set")
     assert "list:test" in text
     assert "shorter side of 64 pixels" in text
     assert "rejected     1 (reasons in rejected.jsonl)" in text

@@ -135,10 +135,10 @@ def test_an_image_that_breaks_its_decoder_is_named(tmp_path, monkeypatch):
     def broken(image, spec):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(task, "prepare", broken)
+    monkeypatch.setattr(task, "prepare_image", broken)
     source = ListSource({"train": examples(2)})
     with pytest.raises(DataError, match=r"id=0.png: MemoryError: no memory"):
-        list(task.prepared(source, "train", 0, 2, ShardSpec()))
+        list(task.prepare_examples(source, "train", 0, 2, ShardSpec()))
 
 
 def test_a_source_that_ends_too_early(tmp_path):

@@ -14,9 +14,9 @@ from list_source import ListSource, by_value, examples, snapshot
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.shards.build import build_shards
+from pipelines.shards.build_directory import WORK_FOLDER, lock_build_directory
 from pipelines.shards.plan import plan_shards
 from pipelines.shards.task import build_shard
-from pipelines.shards.workplace import ROOM, claimed
 from pipelines.spec import ShardSpec
 
 
@@ -38,7 +38,7 @@ def stop_after(images: int):
 
 
 def finished(out) -> set[str]:
-    return {path.name.removesuffix(".done") for path in (out / ROOM).glob("*/*.done")}
+    return {path.name.removesuffix(".done") for path in (out / WORK_FOLDER).glob("*/*.done")}
 
 
 @pytest.mark.parametrize("file_format", ["arrow", "tfrecord"])
@@ -57,7 +57,7 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fil
     assert len(kept) >= 4
     assert not (out / "manifest.json").exists()
     before = (out / kept[0]).stat()
-    (next((out / ROOM).glob("*/")) / ".tmp-1234-train-00000-of-00005.arrow").write_bytes(b"half")
+    (next((out / WORK_FOLDER).glob("*/")) / ".tmp-1234-train-00000-of-00005.arrow").write_bytes(b"half")
     (
         out / kept[1]
     ).unlink()  # one finished shard is lost, one cut short, the marker or the index of one damaged
@@ -65,7 +65,7 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fil
     third = (
         out / f"{os.path.splitext(kept[3])[0]}.index.arrow"
         if file_format == "tfrecord"
-        else next((out / ROOM).glob(f"*/{kept[3]}.done"))
+        else next((out / WORK_FOLDER).glob(f"*/{kept[3]}.done"))
     )
     third.write_bytes(b"\xff")
     progress = []
@@ -87,11 +87,11 @@ def test_a_build_killed_between_manifest_and_cleaning_up_is_finished(tmp_path):
     source, spec, out = ListSource({"train": examples(4)}), ShardSpec(), tmp_path / "set"
     with pytest.raises(EndedError):
         build_shards(source, out, spec, stop_after(4))
-    shutil.copytree(out / ROOM, tmp_path / "room")
+    shutil.copytree(out / WORK_FOLDER, tmp_path / "room")
     manifest = build_shards(source, out, spec)
     expected = snapshot(out)
-    shutil.copytree(tmp_path / "room", out / ROOM)
-    shutil.rmtree(next((out / ROOM).glob("*/")))  # as far as cleaning up had come
+    shutil.copytree(tmp_path / "room", out / WORK_FOLDER)
+    shutil.rmtree(next((out / WORK_FOLDER).glob("*/")))  # as far as cleaning up had come
     with pytest.raises(ConfigError, match="does not exist yet"):
         build_shards(source, out, ShardSpec(store_size=5))
     assert build_shards(source, out, spec, stop_after(0)) == manifest
@@ -171,7 +171,7 @@ def test_the_second_builder_is_refused_at_once(tmp_path):
 
 
 def hold(out, claimed_now):
-    with claimed(out, "0" * 64, {}):
+    with lock_build_directory(out, "0" * 64, {}):
         claimed_now.set()
         signal.pause()
 
@@ -181,16 +181,16 @@ def test_the_claim_ends_with_the_process(tmp_path):
     holder = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path / "set", claimed_now))
     holder.start()
     assert claimed_now.wait(60)
-    with pytest.raises(ConfigError, match="another builder"), claimed(tmp_path / "set", "0" * 64, {}):
+    with pytest.raises(ConfigError, match="another builder"), lock_build_directory(tmp_path / "set", "0" * 64, {}):
         pass
     holder.kill()
     holder.join()
-    with claimed(tmp_path / "set", "0" * 64, {}):
+    with lock_build_directory(tmp_path / "set", "0" * 64, {}):
         pass
 
 
 def plan_and_places(tmp_path, source):
-    out, work = tmp_path / "set", tmp_path / "set" / ROOM / "0"
+    out, work = tmp_path / "set", tmp_path / "set" / WORK_FOLDER / "0"
     work.mkdir(parents=True)
     return plan_shards(source.counts(), ShardSpec(validation=0)), out, work
 
@@ -199,7 +199,7 @@ def plan_and_places(tmp_path, source):
 def test_a_worker_that_outlives_its_build_leaves_nothing(tmp_path, image):
     def end(index):
         if index == image:
-            shutil.rmtree(tmp_path / "set" / ROOM)
+            shutil.rmtree(tmp_path / "set" / WORK_FOLDER)
 
     source = ListSource({"train": examples(4)}, meanwhile=end)
     (planned,), out, work = plan_and_places(tmp_path, source)
@@ -219,7 +219,7 @@ def test_a_file_that_comes_while_the_work_directory_is_removed_does_not_keep_it(
         rests.append(path)
 
     monkeypatch.setattr(shutil, "rmtree", fail_at_first)
-    with claimed(tmp_path / "set", "0" * 64, {}) as workplace:
+    with lock_build_directory(tmp_path / "set", "0" * 64, {}) as workplace:
         (tmp_path / "set/manifest.json").touch()
         workplace.is_over = True
     assert len(rests) == 2
@@ -227,10 +227,10 @@ def test_a_file_that_comes_while_the_work_directory_is_removed_does_not_keep_it(
 
 
 def test_a_worker_that_outlives_its_build_does_not_meet_another_build_at_the_same_place(tmp_path):
-    with claimed(tmp_path / "set", "a" * 64, {}) as first:
+    with lock_build_directory(tmp_path / "set", "a" * 64, {}) as first:
         pass
     shutil.rmtree(tmp_path / "set")
-    with claimed(tmp_path / "set", "b" * 64, {}) as second:
+    with lock_build_directory(tmp_path / "set", "b" * 64, {}) as second:
         assert second.work.is_dir()
         assert not first.work.exists()
 

@@ -1,4 +1,4 @@
-"""What `prepare` lets pass, TensorFlow decodes, and to the same pixels."""
+"""What `prepare_image` lets pass, TensorFlow decodes, and to the same pixels."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from image_samples import encode, noise, orientation, smooth
 from PIL import Image
 
 from pipelines.shards import codec
-from pipelines.shards.images import UnreadableImageError, prepare
+from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.spec import ShardSpec
 
 
@@ -31,8 +31,8 @@ def test_raw_pixels_are_those_of_the_file_as_found(subsampling, size):
     image = simplejpeg.encode_jpeg(
         noise(*size, channels), 80, "GRAY" if channels == 1 else "RGB", subsampling
     )
-    raw = prepare(image, ShardSpec(encoding="raw"))
-    assert prepare(image, ShardSpec()).image == image
+    raw = prepare_image(image, ShardSpec(encoding="raw"))
+    assert prepare_image(image, ShardSpec()).image == image
     assert np.array_equal(np.frombuffer(raw.image, np.uint8).reshape(raw.shape), decoded(image))
 
 
@@ -77,7 +77,7 @@ def test_no_damaged_file_passes_that_tensorflow_cannot_decode():
     verdicts = {"as found": 0, "copied": 0, "refused": 0}
     for image in variants():
         try:
-            ready = prepare(image, ShardSpec())
+            ready = prepare_image(image, ShardSpec())
         except UnreadableImageError:
             verdicts["refused"] += 1
             assert decoded(image) is None

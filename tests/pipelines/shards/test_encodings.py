@@ -7,7 +7,7 @@ import pytest
 from image_samples import GREY, RGB, decode, encode, form, noise, orientation, smooth, with_segment
 from PIL import Image
 
-from pipelines.shards.images import UnreadableImageError, prepare
+from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.spec import ShardSpec
 
 
@@ -22,20 +22,20 @@ def sums(pixels: np.ndarray) -> list[list[int]]:
 
 
 def test_moments_count_every_channel_apart():
-    moments = prepare(encode(RGB), ShardSpec()).moments
+    moments = prepare_image(encode(RGB), ShardSpec()).moments
     assert moments.dtype == np.int64
     assert moments.tolist() == sums(RGB)
 
 
 def test_grey_counts_in_all_channels():
-    ready = prepare(encode(GREY), ShardSpec())
+    ready = prepare_image(encode(GREY), ShardSpec())
     assert ready.shape == (2, 2, 1)
     assert ready.moments.tolist() == sums(GREY)
 
 
 def test_moments_of_a_jpeg_are_of_its_pixels():
     image = encode(smooth(20, 24), "JPEG", quality=60)
-    assert prepare(image, ShardSpec()).moments.tolist() == sums(decode(image))
+    assert prepare_image(image, ShardSpec()).moments.tolist() == sums(decode(image))
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_moments_of_a_jpeg_are_of_its_pixels():
 def test_moments_of_larger_pictures_count_every_kth_row_k_times(height, width, step):
     pixels = noise(height, width)
     expected = np.array(sums(pixels[step // 2 :: step])) * step
-    assert prepare(encode(pixels), ShardSpec()).moments.tolist() == expected.tolist()
+    assert prepare_image(encode(pixels), ShardSpec()).moments.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 32), (1, 60_000)])
@@ -64,13 +64,13 @@ def test_moments_are_exact_where_they_are_largest(height, width):
     pixels[0, 7] = 254
     count = height * width
     assert (
-        prepare(encode(pixels), ShardSpec()).moments.tolist()
+        prepare_image(encode(pixels), ShardSpec()).moments.tolist()
         == [[count, 255 * count - 1, 255**2 * count - 509]] * 3
     )
 
 
 def test_scaling_happens_after_the_turn_and_keeps_shape_and_moments_in_step():
-    ready = prepare(encode(smooth(40, 80), exif=orientation(6)), ShardSpec(store_size=20))
+    ready = prepare_image(encode(smooth(40, 80), exif=orientation(6)), ShardSpec(store_size=20))
     pixels = decode(ready.image)
     assert pixels.shape == ready.shape == (40, 20, 3)
     assert ready.moments.tolist() == sums(pixels)
@@ -90,7 +90,7 @@ SOURCES = {
 @pytest.mark.parametrize("source", SOURCES)
 def test_every_encoding_stores_the_same_picture(source, store_size):
     stored = {
-        name: prepare(SOURCES[source], ShardSpec(encoding=name, store_size=store_size))
+        name: prepare_image(SOURCES[source], ShardSpec(encoding=name, store_size=store_size))
         for name in ("raw", "png", "jpeg:90")
     }
     shape = (*((40, 60) if store_size != 20 else (20, 30)), 1 if source.startswith("grey") else 3)
@@ -101,7 +101,7 @@ def test_every_encoding_stores_the_same_picture(source, store_size):
     assert np.array_equal(decode(stored["png"].image), pixels.squeeze())
     assert form(stored["jpeg:90"].image) == "JPEG"
     assert np.abs(decode(stored["jpeg:90"].image).astype(int) - pixels.squeeze()).mean() < 4
-    found = prepare(SOURCES[source], ShardSpec(store_size=store_size))
+    found = prepare_image(SOURCES[source], ShardSpec(store_size=store_size))
     assert found.shape == shape
     assert form(found.image) == ("JPEG" if "jpeg" in source else "PNG")
 
@@ -109,7 +109,7 @@ def test_every_encoding_stores_the_same_picture(source, store_size):
 @pytest.mark.parametrize("quality", [1, 50, 100])
 def test_the_quality_is_the_usual_one_and_colour_has_half_the_resolution(quality):
     pixels = smooth(16, 32)
-    stored = Image.open(io.BytesIO(prepare(encode(pixels), ShardSpec(encoding=f"jpeg:{quality}")).image))
+    stored = Image.open(io.BytesIO(prepare_image(encode(pixels), ShardSpec(encoding=f"jpeg:{quality}")).image))
     usual = Image.open(io.BytesIO(encode(pixels, "JPEG", quality=quality, subsampling="4:2:0")))
     assert stored.quantization == usual.quantization
     assert [layer[1:3] for layer in stored.layer] == [(2, 2), (1, 1), (1, 1)]
@@ -120,16 +120,16 @@ HEADER = ShardSpec(check="header")
 
 @pytest.mark.parametrize("source", ["jpeg", "grey jpeg", "png", "grey png"])
 def test_the_header_alone_tells_what_can_stay_as_found(source):
-    whole = prepare(SOURCES[source], ShardSpec())
-    header = prepare(SOURCES[source], HEADER)
+    whole = prepare_image(SOURCES[source], ShardSpec())
+    header = prepare_image(SOURCES[source], HEADER)
     assert (header.image, header.shape, header.moments) == (SOURCES[source], whole.shape, None)
 
 
 def test_with_the_header_alone_nothing_is_decoded():
     cut = SOURCES["jpeg"][: SOURCES["jpeg"].index(b"\xff\xda") + 20]
-    assert prepare(cut, HEADER).shape == (40, 60, 3)
+    assert prepare_image(cut, HEADER).shape == (40, 60, 3)
     with pytest.raises(UnreadableImageError):
-        prepare(cut, ShardSpec())
+        prepare_image(cut, ShardSpec())
 
 
 @pytest.mark.parametrize(
@@ -147,7 +147,7 @@ def test_with_the_header_alone_nothing_is_decoded():
     ],
 )
 def test_the_unusual_is_normalised_with_the_header_check_too(image):
-    header, whole = prepare(image, HEADER), prepare(image, ShardSpec())
+    header, whole = prepare_image(image, HEADER), prepare_image(image, ShardSpec())
     assert header.image == whole.image != image
     assert header.shape == whole.shape
     assert header.moments is None
@@ -156,6 +156,6 @@ def test_the_unusual_is_normalised_with_the_header_check_too(image):
 def test_a_store_size_decodes_whatever_the_check():
     image = encode(noise(40, 60), "JPEG")
     assert (
-        prepare(image, ShardSpec(check="header", store_size=20)).image
-        == prepare(image, ShardSpec(store_size=20)).image
+        prepare_image(image, ShardSpec(check="header", store_size=20)).image
+        == prepare_image(image, ShardSpec(store_size=20)).image
     )

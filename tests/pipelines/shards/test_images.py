@@ -9,7 +9,7 @@ import simplejpeg
 from image_samples import GREY, RGB, decode, encode, form, orientation, patched, png, smooth, with_segment
 from PIL import Image, ImageCms
 
-from pipelines.shards.images import UnreadableImageError, prepare
+from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.spec import ShardSpec
 
 
@@ -25,8 +25,8 @@ from pipelines.spec import ShardSpec
     ids=["jpeg", "progressive", "grey jpeg", "png", "grey png"],
 )
 def test_plain_files_keep_their_bytes(image):
-    assert prepare(image, ShardSpec()).image == image
-    assert prepare(image, ShardSpec(store_size=16)).image == image
+    assert prepare_image(image, ShardSpec()).image == image
+    assert prepare_image(image, ShardSpec(store_size=16)).image == image
 
 
 def with_alpha(alpha: int) -> np.ndarray:
@@ -35,17 +35,17 @@ def with_alpha(alpha: int) -> np.ndarray:
 
 def test_transparency_shows_white():
     assert np.array_equal(
-        decode(prepare(encode(with_alpha(0)), ShardSpec()).image), np.full((3, 2, 3), 255, np.uint8)
+        decode(prepare_image(encode(with_alpha(0)), ShardSpec()).image), np.full((3, 2, 3), 255, np.uint8)
     )
-    assert np.array_equal(decode(prepare(encode(with_alpha(255)), ShardSpec()).image), RGB)
-    half = decode(prepare(encode(with_alpha(51)), ShardSpec()).image).astype(
+    assert np.array_equal(decode(prepare_image(encode(with_alpha(255)), ShardSpec()).image), RGB)
+    half = decode(prepare_image(encode(with_alpha(51)), ShardSpec()).image).astype(
         int
     )  # a fifth of the colour, four fifths of white
     assert np.abs(half - (RGB / 5 + 204)).max() <= 1
 
 
 def test_a_transparent_colour_shows_white():
-    image = prepare(encode(Image.fromarray(RGB), transparency=(0, 255, 0)), ShardSpec()).image
+    image = prepare_image(encode(Image.fromarray(RGB), transparency=(0, 255, 0)), ShardSpec()).image
     expected = RGB.copy()
     expected[0, 1] = 255
     assert np.array_equal(decode(image), expected)
@@ -53,14 +53,14 @@ def test_a_transparent_colour_shows_white():
 
 
 def test_16_bits_keep_the_upper_8():
-    image = prepare(encode(np.array([[0, 255, 256], [0x1234, 0xFEFF, 0xFFFF]], np.uint16)), ShardSpec()).image
+    image = prepare_image(encode(np.array([[0, 255, 256], [0x1234, 0xFEFF, 0xFFFF]], np.uint16)), ShardSpec()).image
     assert decode(image).tolist() == [[0, 0, 1], [0x12, 0xFE, 0xFF]]
     assert image[24:26] == b"\x08\x00"
 
 
 def test_16_bit_rgb_becomes_8_bit():
     image = png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 0x1234, 0xFEFF, 0x00FF))
-    stored = prepare(image, ShardSpec()).image
+    stored = prepare_image(image, ShardSpec()).image
     assert decode(stored).tolist() == [[[0x12, 0xFE, 0x00]]]
     assert stored[24:26] == b"\x08\x02"
 
@@ -74,23 +74,23 @@ def test_a_transparent_colour_of_another_depth_shows_white():
         b"\0" + struct.pack(">6H", 0x1234, 0xFEFF, 0x00FF, 0x1300, 0xFEFF, 0x00FF),
         (b"tRNS", struct.pack(">3H", 0x1234, 0xFEFF, 255)),
     )
-    assert decode(prepare(wide, ShardSpec()).image).tolist() == [[[255, 255, 255], [0x13, 0xFE, 0]]]
+    assert decode(prepare_image(wide, ShardSpec()).image).tolist() == [[[255, 255, 255], [0x13, 0xFE, 0]]]
     grey = png(2, 1, 16, 0, b"\0" + struct.pack(">2H", 0x1234, 0x1300), (b"tRNS", struct.pack(">H", 0x1234)))
-    assert decode(prepare(grey, ShardSpec()).image).tolist() == [[[255, 255, 255], [0x13, 0x13, 0x13]]]
+    assert decode(prepare_image(grey, ShardSpec()).image).tolist() == [[[255, 255, 255], [0x13, 0x13, 0x13]]]
     narrow = png(2, 1, 4, 0, b"\0\x3a", (b"tRNS", struct.pack(">H", 3)))
-    assert decode(prepare(narrow, ShardSpec()).image).tolist() == [[[255, 255, 255], [170, 170, 170]]]
+    assert decode(prepare_image(narrow, ShardSpec()).image).tolist() == [[[255, 255, 255], [170, 170, 170]]]
     palette = png(2, 1, 2, 3, b"\0\x10", (b"PLTE", bytes(range(9))), (b"tRNS", b"\xff\x00"))
-    assert decode(prepare(palette, ShardSpec()).image).tolist() == [[[0, 1, 2], [255, 255, 255]]]
+    assert decode(prepare_image(palette, ShardSpec()).image).tolist() == [[[0, 1, 2], [255, 255, 255]]]
     bits = png(2, 1, 1, 0, b"\0\x40", (b"tRNS", struct.pack(">H", 1)))
-    assert decode(prepare(bits, ShardSpec()).image).tolist() == [[[0, 0, 0], [255, 255, 255]]]
+    assert decode(prepare_image(bits, ShardSpec()).image).tolist() == [[[0, 0, 0], [255, 255, 255]]]
     bits = png(2, 1, 1, 0, b"\0\x40", (b"tRNS", struct.pack(">H", 0)))
-    assert decode(prepare(bits, ShardSpec()).image).tolist() == [[[255, 255, 255], [255, 255, 255]]]
+    assert decode(prepare_image(bits, ShardSpec()).image).tolist() == [[[255, 255, 255], [255, 255, 255]]]
 
 
 def test_palettes_and_single_bits_are_expanded():
     palette = Image.fromarray(RGB).convert("P", palette=Image.Palette.ADAPTIVE, colors=6)
-    assert np.array_equal(decode(prepare(encode(palette), ShardSpec()).image), RGB)
-    bits = prepare(encode(Image.fromarray(np.array([[True, False]]))), ShardSpec()).image
+    assert np.array_equal(decode(prepare_image(encode(palette), ShardSpec()).image), RGB)
+    bits = prepare_image(encode(Image.fromarray(np.array([[True, False]]))), ShardSpec()).image
     assert decode(bits).tolist() == [[255, 0]]
     assert bits[24:26] == b"\x08\x00"
 
@@ -103,7 +103,7 @@ def test_other_formats_become_png(source):
         if source == "GIF"
         else RGB
     )
-    image = prepare(encode(picture, source, **options), ShardSpec()).image
+    image = prepare_image(encode(picture, source, **options), ShardSpec()).image
     assert form(image) == "PNG"
     assert np.array_equal(decode(image), RGB)
 
@@ -112,7 +112,7 @@ def test_other_formats_become_png(source):
 def test_the_first_frame_of_an_animation(source):
     frames = [Image.new("RGB", (4, 4), colour) for colour in ((255, 0, 0), (0, 0, 255))]
     options = {"lossless": True} if source == "WEBP" else {}
-    image = prepare(
+    image = prepare_image(
         encode(frames[0], source, save_all=True, append_images=frames[1:], **options), ShardSpec()
     ).image
     assert np.array_equal(decode(image), np.full((4, 4, 3), (255, 0, 0), np.uint8))
@@ -127,7 +127,7 @@ def test_the_first_of_several_jpegs_in_one_file():
         append_images=[Image.new("RGB", (8, 8), (0, 0, 255))],
     )
     assert Image.open(io.BytesIO(image)).format == "MPO"
-    stored = prepare(image, ShardSpec()).image
+    stored = prepare_image(image, ShardSpec()).image
     assert form(stored) == "JPEG"
     assert np.abs(decode(stored).astype(int) - (255, 0, 0)).max() <= 3
 
@@ -145,14 +145,14 @@ TURNED = {
 
 @pytest.mark.parametrize("value", TURNED)
 def test_exif_turns_the_pixels(value):
-    image = prepare(encode(RGB, exif=orientation(value)), ShardSpec()).image
+    image = prepare_image(encode(RGB, exif=orientation(value)), ShardSpec()).image
     assert np.array_equal(decode(image), TURNED[value])
     assert not Image.open(io.BytesIO(image)).getexif()
 
 
 def test_a_turn_that_xmp_asks_for():
     xmp = b'XML:com.adobe.xmp\0\0\0\0\0<rdf:Description tiff:Orientation="3"/>'
-    assert decode(prepare(png(2, 1, 8, 0, b"\0\x11\x22", (b"iTXt", xmp)), ShardSpec()).image).tolist() == [
+    assert decode(prepare_image(png(2, 1, 8, 0, b"\0\x11\x22", (b"iTXt", xmp)), ShardSpec()).image).tolist() == [
         [0x22, 0x11]
     ]
 
@@ -164,12 +164,12 @@ WORD = b"II*\0\x08\0\0\0\1\0\x12\1\2\0\2\0\0\0x\0\0\0\0\0\0\0"  # an orientation
 @pytest.mark.parametrize("exif", [b"no word of sense", WORD, WORD[:20]])
 def test_broken_metadata_turns_nothing(exif, check):
     image = with_segment(encode(smooth(8, 8), "JPEG"), 0xE1, b"Exif\0\0" + exif)
-    assert prepare(image, ShardSpec(check=check)).image == image
+    assert prepare_image(image, ShardSpec(check=check)).image == image
 
 
 def test_a_turned_jpeg_stays_a_jpeg_without_chroma_subsampling():
     pixels = smooth(16, 24)
-    image = prepare(encode(pixels, "JPEG", quality=95, exif=orientation(6)), ShardSpec()).image
+    image = prepare_image(encode(pixels, "JPEG", quality=95, exif=orientation(6)), ShardSpec()).image
     stored = Image.open(io.BytesIO(image))
     assert stored.format == "JPEG"
     assert [layer[1:3] for layer in stored.layer] == [(1, 1)] * 3
@@ -177,7 +177,7 @@ def test_a_turned_jpeg_stays_a_jpeg_without_chroma_subsampling():
 
 
 def test_cmyk_becomes_rgb():
-    image = prepare(
+    image = prepare_image(
         encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=95), ShardSpec()
     ).image
     assert form(image) == "JPEG"
@@ -187,7 +187,7 @@ def test_cmyk_becomes_rgb():
 def test_a_jpeg_stored_as_rgb_becomes_ycbcr():
     pixels = smooth(16, 16)
     image = encode(pixels, "JPEG", quality=95, keep_rgb=True)
-    stored = prepare(image, ShardSpec()).image
+    stored = prepare_image(image, ShardSpec()).image
     assert stored != image
     assert simplejpeg.decode_jpeg_header(stored)[2:] == ("YCbCr", "444")
     assert np.abs(decode(stored).astype(int) - pixels).mean() < 2
@@ -198,13 +198,13 @@ def test_a_jpeg_that_decoders_warn_of_gets_a_clean_copy():
     stray = image[:-2] + b"astray" + image[-2:]
     with pytest.raises(ValueError, match="extraneous"):
         simplejpeg.decode_jpeg(stray)
-    stored = prepare(stray, ShardSpec()).image
+    stored = prepare_image(stray, ShardSpec()).image
     assert np.abs(simplejpeg.decode_jpeg(stored).astype(int) - decode(image)).max() <= 4
 
 
 def test_metadata_does_not_outlive_a_rewrite():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert b"iCCP" not in prepare(encode(smooth(8, 8), icc_profile=profile), ShardSpec(store_size=4)).image
+    assert b"iCCP" not in prepare_image(encode(smooth(8, 8), icc_profile=profile), ShardSpec(store_size=4)).image
 
 
 @pytest.mark.parametrize(
@@ -213,14 +213,14 @@ def test_metadata_does_not_outlive_a_rewrite():
 )
 def test_the_shorter_side_is_limited(size, store_size, expected):
     assert (
-        decode(prepare(encode(smooth(*size)), ShardSpec(store_size=store_size)).image).shape[:2] == expected
+        decode(prepare_image(encode(smooth(*size)), ShardSpec(store_size=store_size)).image).shape[:2] == expected
     )
 
 
 def test_scaling_is_antialiased():
     checks = np.indices((64, 64)).sum(0) % 2 * 255
     assert set(
-        decode(prepare(encode(checks.astype(np.uint8)), ShardSpec(store_size=16)).image)[2:-2, 2:-2]
+        decode(prepare_image(encode(checks.astype(np.uint8)), ShardSpec(store_size=16)).image)[2:-2, 2:-2]
         .ravel()
         .tolist()
     ) <= {127, 128}
@@ -246,7 +246,7 @@ CHUNKS = encode(RGB)
 )
 def test_what_cannot_be_read_is_refused_with_a_reason(image, reason):
     with pytest.raises(UnreadableImageError, match=reason):
-        prepare(image, ShardSpec())
+        prepare_image(image, ShardSpec())
 
 
 def test_a_wrong_checksum_is_refused():
@@ -256,7 +256,7 @@ def test_a_wrong_checksum_is_refused():
         + struct.unpack(">I", CHUNKS[CHUNKS.index(b"IDAT") - 4 : CHUNKS.index(b"IDAT")])[0]
     )
     with pytest.raises(UnreadableImageError, match="damaged"):
-        prepare(CHUNKS[:at] + bytes([CHUNKS[at] ^ 255]) + CHUNKS[at + 1 :], ShardSpec())
+        prepare_image(CHUNKS[:at] + bytes([CHUNKS[at] ^ 255]) + CHUNKS[at + 1 :], ShardSpec())
 
 
 @pytest.mark.parametrize("check", ["decode", "header"])
@@ -269,14 +269,14 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(check):
             patched(jpeg, 0xC0, 5, struct.pack(">HH", side, side)),
         ):
             with pytest.raises(UnreadableImageError, match="more than 89478485 pixels"):
-                prepare(bomb, ShardSpec(check=check))
+                prepare_image(bomb, ShardSpec(check=check))
 
 
 def test_a_side_longer_than_decoders_take_is_refused():
     for image in (encode(np.zeros((1, 65_501), np.uint8)), encode(np.zeros((65_501, 1), np.uint8), "BMP")):
         with pytest.raises(UnreadableImageError, match="more than 65500 pixels a side"):
-            prepare(image, ShardSpec())
-    assert prepare(encode(np.zeros((1, 65_500), np.uint8)), ShardSpec()).shape == (1, 65_500, 1)
+            prepare_image(image, ShardSpec())
+    assert prepare_image(encode(np.zeros((1, 65_500), np.uint8)), ShardSpec()).shape == (1, 65_500, 1)
 
 
 @pytest.mark.parametrize("source", ["JPEG", "PNG", "GIF", "BMP", "WEBP"])
@@ -287,7 +287,7 @@ def test_damage_is_either_survived_or_refused(source):
         broken = bytearray(image)
         broken[draws.integers(len(image))] = draws.integers(256)
         try:
-            ready = prepare(
+            ready = prepare_image(
                 bytes(broken[: draws.integers(len(image) // 2, len(image) + 1)]), ShardSpec(store_size=2)
             )
         except UnreadableImageError:

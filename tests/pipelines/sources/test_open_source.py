@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from pipelines.errors import ConfigError
-from pipelines.sources import FORMS, NAMED, SOURCES, open_source
+from pipelines.sources import DATASETS, FORMS, SOURCES, open_source
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_every_kind_is_mentioned():
     with pytest.raises(ConfigError):
         open_source("none of them")
     assert all(f"{kind}:" in FORMS for kind in SOURCES.names())
-    assert all(name in FORMS for name in NAMED.names())
+    assert all(name in FORMS for name in DATASETS.names())

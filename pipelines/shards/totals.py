@@ -15,7 +15,7 @@ from pipelines.shards.task import ShardResult
 Channels = tuple[float, float, float]
 
 
-class Tally:
+class ShardSetTotals:
     """Sums over a shard set.
 
     Args:

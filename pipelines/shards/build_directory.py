@@ -13,14 +13,14 @@ from typing import Any
 from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
 from pipelines.shards.plan import PlannedShard
-from pipelines.shards.task import ShardResult, finished, rejections, writable
-from pipelines.storage import locked, replacing, sync, write_atomically
+from pipelines.shards.task import ShardResult, load_result, read_rejections, report_write_errors
+from pipelines.storage import lock_file, replace_file, sync, write_atomically
 
 REJECTED = "rejected.jsonl"
-ROOM = ".building"  # inside the shard set, until it is complete
+WORK_FOLDER = ".building"  # inside the shard set, until it is complete
 
 
-class Workplace:
+class BuildDirectory:
     """A claimed output directory.
 
     Shards are made in a directory of the build's own and moved to `out` when they are whole. A worker that outlives
@@ -32,7 +32,7 @@ class Workplace:
     """
 
     def __init__(self, out: Path, note: Mapping[str, Any]) -> None:
-        self.out, self.work = out, out / ROOM / note["digest"][:16]
+        self.out, self.work = out, out / WORK_FOLDER / note["digest"][:16]
         self.made_directory = bool(note["made_directory"])
         self.is_over = False  # nothing is left to resume
 
@@ -43,16 +43,16 @@ class Workplace:
         self.is_over = True
         return load_manifest(self.out)
 
-    def finished(self, plan: Sequence[PlannedShard]) -> Iterator[tuple[PlannedShard, ShardResult]]:
+    def load_result(self, plan: Sequence[PlannedShard]) -> Iterator[tuple[PlannedShard, ShardResult]]:
         """What earlier starts finished."""
         for planned in plan:
-            if result := finished(planned, self.out, self.work):
+            if result := load_result(planned, self.out, self.work):
                 yield planned, result
 
-    def rejections(self, plan: Sequence[PlannedShard]) -> Iterator[str]:
+    def read_rejections(self, plan: Sequence[PlannedShard]) -> Iterator[str]:
         """A line of JSON for every candidate that was not taken, in the order of the plan; one shard's at a time in memory."""
         for planned in plan:
-            yield from rejections(planned, self.work)
+            yield from read_rejections(planned, self.work)
 
     def complete(self, manifest: Manifest, plan: Sequence[PlannedShard]) -> None:
         """Lists what was rejected, then commits the shard set.
@@ -61,7 +61,7 @@ class Workplace:
             ConfigError: It cannot be written.
             DataError: A shard is not where the worker put it.
         """
-        with writable(self.out):
+        with report_write_errors(self.out):
             for file in (
                 file for split in manifest.splits.values() for shard in split.shards for file in shard.files
             ):
@@ -72,7 +72,7 @@ class Workplace:
                         f"{path} (missing or cut)",
                         "choose a shared directory",
                     )
-            with replacing(self.out / REJECTED) as temporary, temporary.open("w", encoding="utf-8") as lines:
+            with replace_file(self.out / REJECTED) as temporary, temporary.open("w", encoding="utf-8") as lines:
                 lines.writelines(self.rejections(plan))
             sync(self.out)
             manifest.save(self.out)
@@ -81,7 +81,7 @@ class Workplace:
     def discard(self, plan: Sequence[PlannedShard]) -> None:
         """Removes the shards of the build; the rest goes with the claim."""
         stems = {Path(planned.file).stem for planned in plan}
-        with writable(self.out):
+        with report_write_errors(self.out):
             for path in self.out.iterdir():
                 if path.name.split(".")[0] in stems:
                     path.unlink()
@@ -89,7 +89,7 @@ class Workplace:
 
 
 @contextmanager
-def claimed(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[Workplace]:
+def lock_build_directory(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[BuildDirectory]:
     """Claims an output directory for the length of a block; afterwards nothing is left in it of a build that is over.
 
     Args:
@@ -101,7 +101,7 @@ def claimed(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[Workpl
         ConfigError: `out` holds something else or an unfinished build of something else, another builder is at
             work there, or it cannot be written.
     """
-    room, workplace = out / ROOM, None
+    room, workplace = out / WORK_FOLDER, None
     busy = ConfigError(
         "an output that nobody is building",
         f"out={out} (another builder is at work)",
@@ -109,13 +109,13 @@ def claimed(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[Workpl
     )
     try:
         with ExitStack() as stack:
-            with writable(out):
+            with report_write_errors(out):
                 made = not out.exists()
                 if not room.is_dir():
                     _check_empty(out)
                     room.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(locked(room / "lock", busy))
-                workplace = Workplace(
+                stack.enter_context(lock_file(room / "lock", busy))
+                workplace = BuildDirectory(
                     out, _noted(out, {"digest": digest, "made_directory": made, "about": dict(about)})
                 )
                 workplace.work.mkdir(exist_ok=True)
@@ -132,7 +132,7 @@ def claimed(out: Path, digest: str, about: Mapping[str, str]) -> Iterator[Workpl
 
 
 def _check_empty(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(path.name != ROOM for path in out.iterdir())):
+    if out.exists() and (not out.is_dir() or any(path.name != WORK_FOLDER for path in out.iterdir())):
         raise ConfigError(
             "an output that does not exist yet", f"out={out}", "choose another directory or remove it"
         )
@@ -140,12 +140,12 @@ def _check_empty(out: Path) -> None:
 
 def _noted(out: Path, note: dict[str, Any]) -> dict[str, Any]:
     """The note of the build that is claimed: this one's, or that of the earlier start that it continues."""
-    path = out / ROOM / "build.json"
+    path = out / WORK_FOLDER / "build.json"
     if not path.is_file():
         try:
             _check_empty(out)
         except ConfigError:
-            _remove(out / ROOM)
+            _remove(out / WORK_FOLDER)
             raise
         write_atomically(path, json.dumps(note))
         return note
