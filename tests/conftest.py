@@ -1,4 +1,4 @@
-"""Fixtures every test may use."""
+"""Fixtures that every test may use, and the option `--light`."""
 
 from __future__ import annotations
 
@@ -8,11 +8,44 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from light_tier import ImportClosure, guard_session, has_heavy_mark
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
 ROOT = Path(__file__).resolve().parent.parent
+CLOSURE = pytest.StashKey[ImportClosure]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--light",
+        action="store_true",
+        help="run only tests that load neither TensorFlow, Keras, Ray nor DALI, and fail those that do",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("light"):
+        config.stash[CLOSURE] = ImportClosure()
+        guard_session()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out test files, and directories whose conftest.py, that load a heavy library when imported."""
+    if not config.getoption("light"):
+        return None
+    path = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
+    is_test_code = path.suffix == ".py" and path.is_file()
+    return True if is_test_code and config.stash[CLOSURE].is_heavy(path) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("light"):
+        return
+    heavy = [item for item in items if has_heavy_mark(item)]
+    config.hook.pytest_deselected(items=heavy)
+    items[:] = [item for item in items if item not in heavy]
 
 
 @pytest.fixture
