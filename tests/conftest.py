@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from light_tier import ImportClosure, guard_session, has_heavy_mark
+from light_tier import ImportClosure, guard_session, is_heavy_test
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -40,10 +40,10 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if is_test_code and config.stash[CLOSURE].is_heavy(path) else None
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     if not config.getoption("light"):
         return
-    heavy = [item for item in items if has_heavy_mark(item)]
+    heavy = [item for item in items if is_heavy_test(item)]
     config.hook.pytest_deselected(items=heavy)
     items[:] = [item for item in items if item not in heavy]
 

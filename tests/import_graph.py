@@ -80,7 +80,12 @@ def find_dotted_name(path: Path) -> str:
 
 def read_imports(path: Path) -> list[Import]:
     """Reads the import statements of a file, those for type checkers alone left out."""
-    return list(_walk(ast.parse(path.read_text()), is_deferred=False))
+    return parse_imports(path.read_text())
+
+
+def parse_imports(source: str) -> list[Import]:
+    """Finds the import statements in Python source code, those for type checkers alone left out."""
+    return list(_walk(ast.parse(source), is_deferred=False))
 
 
 def _walk(node: ast.AST, is_deferred: bool) -> Iterator[Import]:

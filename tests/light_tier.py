@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pytest
 from heavy_imports import is_heavy, refuse_heavy_imports
-from import_graph import ROOT, Module, build_graph, find_module, load_modules, read_imports
+from import_graph import ROOT, Module, build_graph, find_module, load_modules, parse_imports, read_imports
 
 TESTS = ROOT / "tests"
 HEAVY_MARKERS = ("e2e", "slow", "heavy")
@@ -55,12 +57,18 @@ class ImportClosure:
         return any(is_heavy(statement.name) for statement in statements if not statement.is_deferred)
 
 
-def has_heavy_mark(item: pytest.Item) -> bool:
-    """Tells whether a marker or a fixture of a test says that it loads a heavy library while it runs."""
-    fixtures = getattr(item, "fixturenames", ())
-    return any(item.get_closest_marker(name) for name in HEAVY_MARKERS) or any(
-        name in fixtures for name in HEAVY_FIXTURES
-    )
+def is_heavy_test(item: pytest.Function) -> bool:
+    """Tells whether a test loads a heavy library while it runs.
+
+    Its markers say so, its fixtures do, or it imports one in its own body. A test that does so in any other
+    way fails under the guard, and needs the marker `heavy`.
+    """
+    if any(item.get_closest_marker(name) for name in HEAVY_MARKERS):
+        return True
+    if any(name in item.fixturenames for name in HEAVY_FIXTURES):
+        return True
+    source = textwrap.dedent(inspect.getsource(item.function))
+    return any(is_heavy(statement.name) for statement in parse_imports(source))
 
 
 def guard_session() -> None:

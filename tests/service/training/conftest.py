@@ -1,4 +1,4 @@
-"""Fixtures of the tests of the training."""
+"""Fixtures of the training tests."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import pytest
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _tiny_models() -> Iterator[None]:
-    """The networks of `tiny_models` have names while these tests run."""
+def _tiny_models(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Registers the models of `tiny_models`, except for the light tier, which loads no Keras."""
+    if request.config.getoption("light"):
+        yield
+        return
     from tiny_models import registered
 
     with registered():
