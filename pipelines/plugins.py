@@ -20,21 +20,21 @@ from pipelines.errors import ConfigError, GlassboxError, suggest
 FILE_MODULE_PREFIX = "glassbox_file_"  # of the names under which files are in `sys.modules`
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _FILE_REFERENCE = re.compile(rf"(?P<file>.*\.py):(?P<attribute>{_NAME})")
-_MODULE_REFERENCE = re.compile(rf"(?P<module>{_NAME}):(?P<attribute>{_NAME})")
+_MODULE_REFERENCE = re.compile(rf"(?P<folder>.*/)?(?P<module>{_NAME}):(?P<attribute>{_NAME})")
 
 
 def is_reference(name: str) -> bool:
-    """Tells whether a name refers to user code: `file.py:NAME` or `package.module:NAME`.
+    """Tells whether a name refers to user code: `file.py:NAME` or `[FOLDER/]package.module:NAME`.
 
     A module without a dot in its name counts where such a module is installed, so that `folder:photos` is no
     reference. Nothing is imported.
     """
     if _match_file(name):
         return True
-    match = _MODULE_REFERENCE.fullmatch(name)
+    match = _match_module(name)
     if not match:
         return False
-    return "." in match["module"] or _is_installed(match["module"])
+    return bool(match["folder"]) or "." in match["module"] or _is_installed(match["module"])
 
 
 def reference_file(reference: str) -> Path | None:
@@ -65,11 +65,42 @@ def load_reference(reference: str, kind: str) -> Any:
     if match:
         module = _import_file(Path(match["file"]).expanduser(), received)
         return _get_attribute(module, match["attribute"], match["file"], received)
-    match = _MODULE_REFERENCE.fullmatch(reference)
+    match = _match_module(reference)
     if not match:
         raise ConfigError("file.py:NAME or package.module:NAME", received, "write it in one of these forms")
-    module = _import_module(match["module"], received)
+    module = _import_module(match["module"], received, match["folder"])
     return _get_attribute(module, match["attribute"], match["module"], received)
+
+
+def load_module(name: str, kind: str) -> ModuleType:
+    """Imports a whole module: `file.py`, `package.module`, or `FOLDER/package.module`.
+
+    Args:
+        name: The module, in one of these forms.
+        kind: What the name stands for, as error messages call it.
+
+    Raises:
+        ConfigError: The file or module does not exist, or importing it failed.
+    """
+    received = f"{kind}={name}"
+    if name.endswith(".py"):
+        return _import_file(Path(name).expanduser(), received)
+    match = _match_module(f"{name}:NAME")
+    if not match:
+        raise ConfigError("file.py or package.module", received, "write it in one of these forms")
+    return _import_module(match["module"], received, match["folder"])
+
+
+def split_reference(reference: str) -> tuple[str | None, str, str]:
+    """Splits a `[FOLDER/]package.module:NAME` reference into folder (None without one), module and name.
+
+    Raises:
+        ValueError: The reference is not of this form.
+    """
+    match = _match_module(reference)
+    if not match:
+        raise ValueError(f"no package.module:NAME: {reference!r}")
+    return match["folder"], match["module"], match["attribute"]
 
 
 def find_entry_points(group: str) -> dict[str, list[EntryPoint]]:
@@ -120,6 +151,11 @@ def _match_file(name: str) -> re.Match[str] | None:
     return None if match is None or "://" in name else match
 
 
+def _match_module(name: str) -> re.Match[str] | None:
+    match = _MODULE_REFERENCE.fullmatch(name)
+    return None if match is None or "://" in name else match
+
+
 def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
@@ -159,7 +195,9 @@ def _import_file(path: Path, received: str) -> ModuleType:
     return module
 
 
-def _import_module(name: str, received: str) -> ModuleType:
+def _import_module(name: str, received: str, folder: str | None = None) -> ModuleType:
+    if folder:
+        _look_first_in(Path(folder).expanduser().resolve(), name.partition(".")[0])
     try:
         return importlib.import_module(name)
     except (GlassboxError, KeyboardInterrupt):
@@ -174,6 +212,18 @@ def _import_module(name: str, received: str) -> ModuleType:
         raise ConfigError(
             f"a module {name} that can be imported", f"{received}: {_last_line(error)}", fix
         ) from error
+
+
+def _look_first_in(folder: Path, package: str) -> None:
+    """Puts a folder first on the import path, and forgets a package of that name that came from elsewhere."""
+    loaded = sys.modules.get(package)
+    places = [*getattr(loaded, "__path__", ()), getattr(loaded, "__file__", None)]
+    if loaded is not None and not any(place and Path(place).is_relative_to(folder) for place in places):
+        for name in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
+            del sys.modules[name]
+    if sys.path[0] != str(folder):
+        sys.path.insert(0, str(folder))
+    importlib.invalidate_caches()
 
 
 def _get_attribute(module: ModuleType, attribute: str, place: str, received: str) -> Any:
