@@ -1,236 +1,259 @@
-"""Faults of the cluster: document, place, value, and what the message says."""
+"""Faults of the RayCluster, of references between documents, and of the network policies."""
 
 from __future__ import annotations
 
-from typing import Any
+from kube_faults import HEAD, JOB, RAY, REMOVED, TRAINING, WEB, WORKER, C, Fault
 
-from kube_faults import GONE, HEAD, JOB, RAY, TRAINING, WEB, WORKER, C
-
-CLUSTER: dict[str, tuple[str, str, Any, str]] = {
-    # the operator's rules
-    "a number where ray start takes words": (
+CLUSTER: dict[str, Fault] = {
+    # Rules of the operator.
+    "a number as a ray start parameter": (
         RAY,
         "spec.headGroupSpec.rayStartParams.num-cpus",
         0,
         "rayStartParams.num-cpus",
     ),
-    "training on the head": (
+    "CPUs on the head": (
         RAY,
         "spec.headGroupSpec.rayStartParams.num-cpus",
         "2",
         "headGroupSpec.rayStartParams.num-cpus",
     ),
-    "an option ray start lacks": (
+    "an unknown ray start option": (
         RAY,
         "spec.workerGroupSpecs.0.rayStartParams.num_cpus",
         "4",
         "workerGroupSpecs[0].rayStartParams.num_cpus",
     ),
-    "more replicas than the most": (
+    "replicas above the maximum": (
         RAY,
         "spec.workerGroupSpecs.0.replicas",
         3,
         "workerGroupSpecs[0].minReplicas, replicas, maxReplicas",
     ),
-    "a group without its least size": (
+    "a group without minReplicas": (
         RAY,
         "spec.workerGroupSpecs.0.minReplicas",
-        GONE,
+        REMOVED,
         "workerGroupSpecs[0].minReplicas",
     ),
-    "two groups of one name": (
+    "duplicate group names": (
         RAY,
         "spec.workerGroupSpecs",
         lambda old: old * 2,
         "workerGroupSpecs[0].groupName",
     ),
-    "a name too long for its services": (RAY, "metadata.name", "g" * 54, "metadata.name: 54 characters"),
-    "a name that begins with a digit": (RAY, "metadata.name", "1glassbox", "metadata.name"),
-    "no token": (RAY, "spec.authOptions.mode", "disabled", "spec.authOptions.mode"),
-    "no secret for the token": (RAY, "spec.authOptions.secretName", GONE, "spec.authOptions.secretName"),
-    "a secret nobody makes": (
+    "a cluster name too long for its services": (
+        RAY,
+        "metadata.name",
+        "g" * 54,
+        "metadata.name: 54 characters",
+    ),
+    "a cluster name that starts with a digit": (RAY, "metadata.name", "1glassbox", "metadata.name"),
+    "authentication disabled": (RAY, "spec.authOptions.mode", "disabled", "spec.authOptions.mode"),
+    "no token secret": (RAY, "spec.authOptions.secretName", REMOVED, "spec.authOptions.secretName"),
+    "an undocumented token secret": (
         RAY,
         "spec.authOptions.secretName",
         "tokens",
         "env[RAY_AUTH_TOKEN].valueFrom.secretKeyRef.name",
     ),
-    "a Ray before tokens": (RAY, "spec.rayVersion", "2.51.1", "spec.rayVersion: tokens need"),
-    "a field of another version": (RAY, "spec.authentication", {"mode": "token"}, "spec.authentication"),
-    "an autoscaler": (RAY, "spec.enableInTreeAutoscaling", True, "spec.enableInTreeAutoscaling"),
-    "a dashboard for the head alone": (
+    "a Ray version without tokens": (RAY, "spec.rayVersion", "2.51.1", "spec.rayVersion: tokens need"),
+    "a field of another operator version": (
+        RAY,
+        "spec.authentication",
+        {"mode": "token"},
+        "spec.authentication",
+    ),
+    "the autoscaler": (RAY, "spec.enableInTreeAutoscaling", True, "spec.enableInTreeAutoscaling"),
+    "a dashboard on the loopback device": (
         RAY,
         "spec.headGroupSpec.rayStartParams.dashboard-host",
-        GONE,
+        REMOVED,
         "rayStartParams.dashboard-host",
     ),
-    "an object store larger than its memory": (
+    "an object store larger than /dev/shm": (
         RAY,
         "spec.headGroupSpec.rayStartParams.object-store-memory",
         "9000000000",
         "headGroupSpec.rayStartParams.object-store-memory",
     ),
-    "shared memory on disk": (
+    "/dev/shm on disk": (
         RAY,
         f"{WORKER}.volumes.3.emptyDir.medium",
-        GONE,
+        REMOVED,
         "volumes[shared-mem].emptyDir.medium",
     ),
-    "an operator's submitter": (TRAINING, "spec.submitterPodTemplate", GONE, "spec.submitterPodTemplate"),
-    "a job for a cluster that is not there": (
+    "the operator's default submitter": (
+        TRAINING,
+        "spec.submitterPodTemplate",
+        REMOVED,
+        "spec.submitterPodTemplate",
+    ),
+    "a RayJob for a missing cluster": (
         TRAINING,
         "spec.clusterSelector",
         {"ray.io/cluster": "other"},
         "spec.clusterSelector",
     ),
-    "a submitter that starts for ever": (
+    "a submitter that always restarts": (
         TRAINING,
         "spec.submitterPodTemplate.spec.restartPolicy",
         "Always",
         "submitterPodTemplate.spec.restartPolicy",
     ),
-    "workers of nobody's": (RAY, "spec.workerGroupSpecs", [], "spec.workerGroupSpecs: empty"),
-    "a group started without words": (
+    "no worker groups": (RAY, "spec.workerGroupSpecs", [], "spec.workerGroupSpecs: empty"),
+    "a group without rayStartParams": (
         RAY,
         "spec.workerGroupSpecs.0.rayStartParams",
-        GONE,
+        REMOVED,
         "workerGroupSpecs[0].rayStartParams: missing",
     ),
-    "an object store in gigabytes": (
+    "an object store size with a unit": (
         RAY,
         "spec.headGroupSpec.rayStartParams.object-store-memory",
         "1G",
         "object-store-memory: must be bytes",
     ),
-    "no shared memory": (
+    "no /dev/shm": (
         RAY,
         f"{WORKER}.{C}.volumeMounts.3",
-        GONE,
+        REMOVED,
         "containers[0].volumeMounts: nothing at /dev/shm",
     ),
-    "a job without a cluster": (
+    "a RayJob without a cluster": (
         TRAINING,
         "spec.clusterSelector",
-        GONE,
+        REMOVED,
         "spec.clusterSelector.ray.io/cluster",
     ),
-    "a job that waits on a standing cluster": (TRAINING, "spec.suspend", True, "spec.suspend"),
-    "a job submitted from elsewhere": (TRAINING, "spec.submissionMode", "HTTPMode", "spec.submissionMode"),
-    # references
-    "a volume nobody has": (
+    "a suspended RayJob on an existing cluster": (TRAINING, "spec.suspend", True, "spec.suspend"),
+    "a RayJob submitted over HTTP": (TRAINING, "spec.submissionMode", "HTTPMode", "spec.submissionMode"),
+    # References.
+    "a mount of a missing volume": (
         JOB,
         "spec.template.spec.containers.0.volumeMounts.0.name",
         "shard",
         "volumeMounts[/shards]",
     ),
-    "a claim nobody has": (
+    "a missing claim": (
         WEB,
         "spec.template.spec.volumes.0.persistentVolumeClaim.claimName",
         "run",
         "volumes[runs].persistentVolumeClaim.claimName",
     ),
-    "a claim for one node": (
+    "a claim for a single node": (
         "PersistentVolumeClaim/runs",
         "spec.accessModes",
         ["ReadWriteOnce"],
         "spec.accessModes",
     ),
-    "an account nobody has": (RAY, f"{HEAD}.serviceAccountName", "rays", "template.spec.serviceAccountName"),
-    "a key the secret lacks": (
+    "a missing service account": (
+        RAY,
+        f"{HEAD}.serviceAccountName",
+        "rays",
+        "template.spec.serviceAccountName",
+    ),
+    "a missing key of a secret": (
         TRAINING,
         f"spec.submitterPodTemplate.spec.{C}.env.1.valueFrom.secretKeyRef.key",
         "token",
         "secretKeyRef.key",
     ),
-    "a service without pods": (
+    "a Service that selects no pods": (
         "Service/reports",
         "spec.selector",
         {"app.kubernetes.io/name": "web"},
         "spec.selector",
     ),
-    "a port nobody opens": ("Service/reports", "spec.ports.0.targetPort", "web", "spec.ports"),
-    "metrics nobody opens": ("PodMonitor/ray", "spec.podMetricsEndpoints.0.port", "prometheus", "spec.ports"),
-    "a queue nobody has": (
+    "a Service port that no pod opens": ("Service/reports", "spec.ports.0.targetPort", "web", "spec.ports"),
+    "a metrics port that no pod opens": (
+        "PodMonitor/ray",
+        "spec.podMetricsEndpoints.0.port",
+        "prometheus",
+        "spec.ports",
+    ),
+    "a missing queue": (
         RAY,
         "metadata.labels.kueue~x-k8s~io/queue-name",
         "training",
         "kueue.x-k8s.io/queue-name",
     ),
-    "a name with capitals": (
+    "an upper-case name": (
         "PersistentVolumeClaim/runs",
         "metadata.name",
         "Runs",
         "metadata.name: not a name",
     ),
-    "another namespace": (JOB, "metadata.namespace", GONE, "metadata.namespace"),
-    "one place for two volumes": (
+    "no namespace": (JOB, "metadata.namespace", REMOVED, "metadata.namespace"),
+    "two volumes at one path": (
         JOB,
         "spec.template.spec.containers.0.volumeMounts.1.mountPath",
         "/shards",
         "volumeMounts[/shards]: mounted twice",
     ),
-    "settings nobody has": (
+    "a missing ConfigMap": (
         "Job/shards-from-s3",
         f"spec.template.spec.{C}.envFrom.0.configMapRef.name",
         "s3",
         "envFrom.configMapRef.name",
     ),
-    "a flavor nobody has": (
+    "a missing flavor": (
         "ClusterQueue/glassbox",
         "spec.resourceGroups.0.flavors.0.name",
         "a100",
         "spec.resourceGroups.flavors",
     ),
-    "a quota nobody has": ("LocalQueue/glassbox", "spec.clusterQueue", "all", "spec.clusterQueue"),
-    # the network
-    "the job API for the namespace": (
+    "a missing ClusterQueue": ("LocalQueue/glassbox", "spec.clusterQueue", "all", "spec.clusterQueue"),
+    # Network policies.
+    "the job API open to the namespace": (
         "NetworkPolicy/ray-api",
         "spec.ingress.0.from.0.podSelector",
         {},
         "a pod of the namespace reaches RayCluster/glassbox head at port 8265",
     ),
-    "the job API for all that calls itself the operator": (
+    "the job API open to every pod with the operator's label": (
         "NetworkPolicy/ray-api",
         "spec.ingress.0.from.1.namespaceSelector",
         {},
         "a pod elsewhere reaches RayCluster/glassbox head at port 8265",
     ),
-    "more than the job API for clients": (
+    "all ports open to clients": (
         "NetworkPolicy/ray-api",
         "spec.ingress.0.ports",
-        GONE,
+        REMOVED,
         "reaches RayCluster/glassbox head at port 6379",
     ),
-    "metrics for everyone": (
+    "metrics open to everyone": (
         "NetworkPolicy/ray-metrics",
         "spec.ingress.0.from",
-        GONE,
+        REMOVED,
         "reaches RayCluster/glassbox worker at port 44217",
     ),
-    "a cluster that cannot talk": (
+    "egress rules without the Egress type": (
         "NetworkPolicy/ray-cluster",
         "spec.policyTypes",
         ["Ingress"],
-        "NetworkPolicy/ray-cluster: spec.egress: of no effect",
+        "NetworkPolicy/ray-cluster: spec.egress: has no effect",
     ),
-    "no names": (
+    "no DNS": (
         "NetworkPolicy/names",
         "spec.egress.0.ports.0.port",
         54,
         "does not reach the name service at port ('UDP', 53)",
     ),
-    "the metadata service": (
+    "the cloud metadata service reachable": (
         "NetworkPolicy/s3",
         "spec.egress.0.to.0.ipBlock.except",
-        GONE,
+        REMOVED,
         "reaches the address 169.254.169.254 at port 443",
     ),
-    "a policy for pods nobody has": (
+    "a policy that selects no pods": (
         "NetworkPolicy/ray-api",
         "spec.podSelector.matchLabels.ray~io/node-type",
         "heads",
         "spec.podSelector",
     ),
-    "a selector in another language": (
+    "a policy with matchExpressions": (
         "NetworkPolicy/reports",
         "spec.podSelector.matchExpressions",
         [{"key": "app.kubernetes.io/name", "operator": "Exists"}],

@@ -1,23 +1,34 @@
-"""Faults that schemas let pass: an API server, the operator or a network plugin refuses them, or opens something without a word."""
+"""Faults that the schemas accept, but an API server, the operator or a network plugin mishandles."""
 
 from __future__ import annotations
 
 import copy
-from typing import Any
 
-from kube_faults import CRON, GONE, HEAD, JOB, RAY, REPORT, TRAINING, WEB, WORKER, C, also, more
-
-POD, CRONJOB, CLIENT, S3, API = (
-    "spec.template.spec",
-    "CronJob/report",
-    "glassbox/ray-client",
-    "NetworkPolicy/s3",
-    "NetworkPolicy/ray-api",
+from kube_faults import (
+    CRON,
+    HEAD,
+    JOB,
+    RAY,
+    REMOVED,
+    REPORT,
+    TRAINING,
+    WEB,
+    WORKER,
+    C,
+    Fault,
+    with_entries,
+    with_item,
 )
-SUBMITTER = "spec.submitterPodTemplate.spec"
 
-FIELDS: dict[str, tuple[str, str, Any, str]] = {
-    # what the operator would do with it
+POD = "spec.template.spec"
+SUBMITTER = "spec.submitterPodTemplate.spec"
+CRON_JOB = "CronJob/report"
+CLIENT = "glassbox/ray-client"
+S3 = "NetworkPolicy/s3"
+API = "NetworkPolicy/ray-api"
+
+FIELDS: dict[str, Fault] = {
+    # Fields that the operator acts on.
     "the head on a load balancer": (
         RAY,
         "spec.headGroupSpec.serviceType",
@@ -30,70 +41,75 @@ FIELDS: dict[str, tuple[str, str, Any, str]] = {
         True,
         "headGroupSpec.enableIngress",
     ),
-    "a token switched off in a container": (
+    "authentication disabled in a container": (
         RAY,
         f"{WORKER}.{C}.env",
         [{"name": "RAY_AUTH_MODE", "value": "disabled"}],
         "containers[ray-worker].env[RAY_AUTH_MODE]: must be token, is disabled",
     ),
-    "a token beside that of Kubernetes": (
+    "Kubernetes tokens for authentication": (
         RAY,
         "spec.authOptions.enableK8sTokenAuth",
         True,
         "spec.authOptions.enableK8sTokenAuth",
     ),
-    "a command of one's own in place of Ray": (
+    "an annotation that overrides Ray's command": (
         RAY,
         "metadata.annotations",
         {"ray.io/overwrite-container-cmd": "true"},
         "metadata.annotations",
     ),
-    "a command before Ray that never ends": (
+    "a command that runs before Ray and never ends": (
         RAY,
         f"{HEAD}.{C}.command",
         ["sleep", "infinity"],
         "containers[ray-head].command",
     ),
-    "another container in the place of Ray's": (
+    "another container before Ray's": (
         RAY,
         f"{HEAD}.containers",
         lambda old: [copy.deepcopy(old[0]) | {"name": "side"}, *old],
         "containers[ray-head].env[RAY_AUTH_MODE]",
     ),
-    "metrics where nobody asks": (
+    "metrics at a port that nobody scrapes": (
         RAY,
         "spec.workerGroupSpecs.0.rayStartParams.metrics-export-port",
         "9090",
         "rayStartParams.metrics-export-port",
     ),
-    "words where a table stands": (RAY, "spec.authOptions", "token", "spec.authOptions: must be a mapping"),
-    "a group that sleeps": (RAY, "spec.workerGroupSpecs.0.suspend", True, "workerGroupSpecs[0].suspend"),
-    "several hosts a replica": (
+    "a string instead of a mapping": (
+        RAY,
+        "spec.authOptions",
+        "token",
+        "spec.authOptions: must be a mapping",
+    ),
+    "a suspended group": (RAY, "spec.workerGroupSpecs.0.suspend", True, "workerGroupSpecs[0].suspend"),
+    "several hosts per replica": (
         RAY,
         "spec.workerGroupSpecs.0.numOfHosts",
         2,
         "workerGroupSpecs[0].numOfHosts",
     ),
-    "a Redis that is not there": (
+    "a missing Redis": (
         RAY,
         f"{HEAD}.{C}.env",
         [{"name": "RAY_REDIS_ADDRESS", "value": "r:6379"}],
         "env[RAY_REDIS_ADDRESS]",
     ),
-    "a second try of a training": (
+    "a submitter that retries": (
         TRAINING,
         "spec.submitterConfig.backoffLimit",
         3,
         "spec.submitterConfig.backoffLimit",
     ),
-    "another try on a standing cluster": (TRAINING, "spec.backoffLimit", 2, "spec.backoffLimit"),
-    "a training wider than the cluster": (
+    "a RayJob that retries": (TRAINING, "spec.backoffLimit", 2, "spec.backoffLimit"),
+    "a training that does not fit the cluster": (
         TRAINING,
         "spec.entrypoint",
         "glassbox train --preset demo --data /shards/a --out /runs/a --workers 2 --gpus-per-worker 8",
         "spec.entrypoint: there is no room",
     ),
-    "a training of an unknown setting": (
+    "a training with an unknown setting": (
         TRAINING,
         "spec.entrypoint",
         "glassbox train --preset demo --data /shards/a --out /runs/a epoch=2",
@@ -105,273 +121,258 @@ FIELDS: dict[str, tuple[str, str, Any, str]] = {
         lambda old: old[:1],
         "containers[ray-job-submitter].env[RAY_AUTH_TOKEN]",
     ),
-    "a submitter that nobody lets in": (
+    "a submitter that the policies block": (
         TRAINING,
         "spec.submitterPodTemplate.metadata.labels",
         {},
         "RayJob/first submitter does not reach",
     ),
-    # what the API server or a kubelet would do with it
-    "a probe at a port nobody opens": (
+    # Fields that the API server or a kubelet rejects or misreads.
+    "a probe at a closed port": (
         WEB,
         f"{POD}.{C}.readinessProbe.tcpSocket.port",
         "web",
         "containers[web].readinessProbe.tcpSocket.port",
     ),
-    "a probe that Ray does not answer": (
+    "a probe at an unknown path of Ray's agent": (
         RAY,
         f"{HEAD}.{C}.livenessProbe.httpGet.path",
         "/healthz",
-        "livenessProbe.httpGet: must ask",
+        "livenessProbe.httpGet: must query",
     ),
-    "a probe without time": (
+    "a probe with a zero timeout": (
         RAY,
         f"{WORKER}.{C}.livenessProbe.timeoutSeconds",
         0,
         "livenessProbe.timeoutSeconds",
     ),
-    "a probe in two ways": (
+    "a probe with two handlers": (
         WEB,
         f"{POD}.{C}.livenessProbe.httpGet",
         {"path": "/", "port": "http"},
-        "containers[web].livenessProbe: must ask",
+        "containers[web].livenessProbe: must have one handler",
     ),
-    "a port with a long name": (
+    "a port name that is too long": (
         RAY,
         f"{HEAD}.{C}.ports.4.name",
         "dashboard-metrics",
         "ports[dashboard-metrics].name",
     ),
-    "a port that no machine has": (
+    "a port number out of range": (
         WEB,
         f"{POD}.{C}.ports.0.containerPort",
         70000,
         "ports[http].containerPort",
     ),
-    "two ports of one name": (RAY, f"{HEAD}.{C}.ports.1.name", "metrics", "ports[metrics]: occurs twice"),
-    "two volumes of one name": (
+    "duplicate port names": (RAY, f"{HEAD}.{C}.ports.1.name", "metrics", "ports[metrics]: occurs twice"),
+    "duplicate volume names": (
         JOB,
         f"{POD}.volumes",
-        also({"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}),
+        with_item({"name": "tmp", "emptyDir": {"sizeLimit": "1Mi"}}),
         "volumes[tmp]: occurs twice",
     ),
-    "a volume of two kinds": (
+    "a volume with two sources": (
         JOB,
         f"{POD}.volumes.1",
-        more(configMap={"name": "s3"}),
-        "volumes[tmp]: must be of one kind",
+        with_entries(configMap={"name": "s3"}),
+        "volumes[tmp]: must have one source",
     ),
-    "a path that climbs": (
+    "a mount path with ..": (
         JOB,
         f"{POD}.{C}.volumeMounts.1.mountPath",
         "/shards/../etc",
         "volumeMounts[/shards/../etc].mountPath",
     ),
-    "a label with blanks": (JOB, "spec.template.metadata.labels.team", "a b", "metadata.labels.team"),
-    "a toleration of a misspelled effect": (
+    "a label value with a space": (JOB, "spec.template.metadata.labels.team", "a b", "metadata.labels.team"),
+    "a misspelled toleration effect": (
         RAY,
         f"{WORKER}.tolerations.0.effect",
         "NoSchedul",
         "tolerations[0].effect",
     ),
-    "a resource of nobody's": (JOB, f"{POD}.{C}.resources.limits.gpu", "1", "resources.limits.gpu"),
-    "a priority of the system's": (
+    "an unknown resource": (JOB, f"{POD}.{C}.resources.limits.gpu", "1", "resources.limits.gpu"),
+    "a system priority": (
         "PriorityClass/glassbox-training",
         "value",
         2 * 10**9,
         "PriorityClass/glassbox-training: value",
     ),
-    "a priority that throws others out": (
+    "a preempting priority": (
         "PriorityClass/glassbox-training",
         "preemptionPolicy",
-        GONE,
+        REMOVED,
         "preemptionPolicy",
     ),
-    "a priority for the whole cluster": (
-        "PriorityClass/glassbox-training",
-        "globalDefault",
-        True,
-        "globalDefault",
-    ),
-    "a server that chooses others' pods": (
+    "a global default priority": ("PriorityClass/glassbox-training", "globalDefault", True, "globalDefault"),
+    "a Deployment that selects pods of others": (
         WEB,
         "spec.selector.matchLabels",
         {"app.kubernetes.io/name": "shards"},
         "spec.selector",
     ),
-    "two builders of one set": (JOB, "spec.parallelism", 2, "Job/shards: spec.parallelism"),
-    "hours of another place": (
-        CRONJOB,
-        "spec.timeZone",
-        "America/New_York",
-        "spec.timeZone: must be Etc/UTC",
-    ),
-    "reports into a read-only volume": (
-        CRONJOB,
+    "a shards Job with parallelism 2": (JOB, "spec.parallelism", 2, "Job/shards: spec.parallelism"),
+    "a local time zone": (CRON_JOB, "spec.timeZone", "America/New_York", "spec.timeZone: must be Etc/UTC"),
+    "reports into a read-only mount": (
+        CRON_JOB,
         f"{REPORT}.{C}.volumeMounts.1.readOnly",
         True,
         "containers[report].args: /runs is mounted",
     ),
     "reports into a read-only claim": (
-        CRONJOB,
+        CRON_JOB,
         f"{REPORT}.volumes.1.persistentVolumeClaim.readOnly",
         True,
         "containers[report].args: /runs is mounted read-only",
     ),
-    "a Ray of the pod's own on disk": (
-        CRONJOB,
+    "a local Ray with /dev/shm on disk": (
+        CRON_JOB,
         f"{REPORT}.volumes.3.emptyDir.medium",
-        GONE,
+        REMOVED,
         "volumes[shared-mem].emptyDir.medium",
     ),
-    "a Ray of the pod's own without room": (
-        CRONJOB,
+    "a local Ray with a small /dev/shm": (
+        CRON_JOB,
         f"{REPORT}.volumes.3.emptyDir.sizeLimit",
         "128Mi",
-        "CronJob/report: spec.jobTemplate.spec.template.spec.volumes: a Ray of the pod's own takes",
+        "CronJob/report: spec.jobTemplate.spec.template.spec.volumes: the pod's local Ray needs",
     ),
-    "no time to save at the end": (
+    "a grace period too short to save": (
         RAY,
         f"{WORKER}.terminationGracePeriodSeconds",
         1,
         "terminationGracePeriodSeconds",
     ),
-    "a variable nobody sets": (
+    "an undefined variable": (
         "Job/shards-from-s3",
         f"{POD}.{C}.args.0",
         "s3://$(BUCKETS)/a",
         "args: there is no variable BUCKETS",
     ),
-    "a variable for a shell": (
+    "a shell variable without a shell": (
         "Job/shards-from-s3",
         f"{POD}.{C}.args.0",
         "s3://${BUCKET}/a",
-        "args: no shell reads",
+        "args: no shell expands",
     ),
-    "a quota in another order": (
+    "covered resources in another order": (
         "ClusterQueue/glassbox",
         "spec.resourceGroups.0.coveredResources",
         ["cpu"],
         "coveredResources",
     ),
-    "a queue for another namespace": (
+    "a queue without its namespace": (
         "ClusterQueue/glassbox",
         "spec.namespaceSelector",
-        GONE,
+        REMOVED,
         "spec.namespaceSelector",
     ),
-    "a dashboard that Grafana passes over": (
+    "a dashboard without Grafana's label": (
         "ConfigMap/training-dashboard",
         "metadata.labels",
         {},
         "metadata.labels.grafana_dashboard",
     ),
-    # what the restricted standard refuses, or lets through
-    "a profile of SELinux": (
+    # Pod Security, and what the restricted standard does not cover.
+    "an SELinux type": (
         RAY,
         f"{HEAD}.securityContext.seLinuxOptions",
         {"type": "spc_t"},
         "securityContext.seLinuxOptions",
     ),
-    "no profile of AppArmor": (
+    "an unconfined AppArmor profile": (
         RAY,
         f"{HEAD}.{C}.securityContext.appArmorProfile",
         {"type": "Unconfined"},
         "securityContext.appArmorProfile",
     ),
-    "the group of root": (RAY, f"{WORKER}.securityContext.runAsGroup", 0, "securityContext.runAsGroup"),
-    "another group of root's": (
+    "the root group": (RAY, f"{WORKER}.securityContext.runAsGroup", 0, "securityContext.runAsGroup"),
+    "root as a supplemental group": (
         RAY,
         f"{WORKER}.securityContext.supplementalGroups",
         [0],
         "securityContext.supplementalGroups",
     ),
-    "a token by the back door": (
+    "a projected service account token": (
         JOB,
         f"{POD}.volumes",
-        also({"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}),
+        with_item({"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}}),
         "volumes[t].projected",
     ),
-    "an old standard": (
+    "a pinned old Pod Security version": (
         "Namespace/glassbox",
         "metadata.labels.pod-security~kubernetes~io/enforce-version",
         "v1.20",
         "pod-security.kubernetes.io/enforce-version",
     ),
-    "addresses of the outside": ("Service/reports", "spec.externalIPs", ["203.0.113.9"], "spec.externalIPs"),
-    # what a network plugin would do with it
-    "ports up to the last": (API, "spec.ingress.0.ports.0.endPort", 65535, "ports[0].endPort"),
-    "all ports of another protocol": (
-        API,
-        "spec.ingress.0.ports",
-        also({"protocol": "UDP"}),
-        "spec.ingress.ports",
-    ),
-    "or in place of and": (
+    "external IPs": ("Service/reports", "spec.externalIPs", ["203.0.113.9"], "spec.externalIPs"),
+    # Network policies that a plugin reads differently.
+    "a port range": (API, "spec.ingress.0.ports.0.endPort", 65535, "ports[0].endPort"),
+    "all UDP ports": (API, "spec.ingress.0.ports", with_item({"protocol": "UDP"}), "spec.ingress.ports"),
+    "two peers instead of one with both selectors": (
         API,
         "spec.ingress.0.from",
         lambda old: [old[0], *({key: value} for key, value in old[1].items())],
-        "another pod beside the operator reaches RayCluster/glassbox head at port 8265",
+        "another pod in the operator's namespace reaches RayCluster/glassbox head at port 8265",
     ),
-    "an expression that shuts the operator out": (
+    "an expression that excludes the operator": (
         API,
         "spec.ingress.0.from.1.podSelector.matchExpressions",
         [{"key": "app.kubernetes.io/component", "operator": "DoesNotExist"}],
         "podSelector.matchExpressions",
     ),
-    "the other internet": (
+    "all of IPv6": (
         S3,
         "spec.egress.0.to",
-        also({"ipBlock": {"cidr": "::/0"}}),
+        with_item({"ipBlock": {"cidr": "::/0"}}),
         "reaches the address 2001:db8::7",
     ),
     "the cluster's own addresses": (
         S3,
         "spec.egress.0.to.0.ipBlock.except.0",
-        GONE,
+        REMOVED,
         "reaches the address 10.1.2.3",
     ),
-    "an address of 33 bits": (S3, "spec.egress.0.to.0.ipBlock.cidr", "0.0.0.0/33", "ipBlock.cidr"),
-    "names of anyone": (
+    "an invalid CIDR": (S3, "spec.egress.0.to.0.ipBlock.cidr", "0.0.0.0/33", "ipBlock.cidr"),
+    "DNS at any address": (
         "NetworkPolicy/names",
         "spec.egress.0.to",
-        GONE,
+        REMOVED,
         "reaches the address 10.1.2.3 at port 53",
     ),
-    "a wall in another namespace": (
+    "a default-deny policy in another namespace": (
         "NetworkPolicy/default-deny",
         "metadata.namespace",
         "default",
         "metadata.namespace",
     ),
-    "reports that may submit": (
-        CRONJOB,
+    "a report job with the client label": (
+        CRON_JOB,
         f"{CRON}.template.metadata.labels.{CLIENT}",
         "true",
         "CronJob/report cronjob reaches RayCluster",
     ),
-    "reports inside the cluster": (
-        CRONJOB,
+    "a report job with the cluster's label": (
+        CRON_JOB,
         f"{CRON}.template.metadata.labels.ray~io/cluster",
         "glassbox",
         "CronJob/report cronjob reaches RayCluster/glassbox head at port 6379",
     ),
-    "a server on the internet": (
+    "a web server with access to object stores": (
         WEB,
         "spec.template.metadata.labels.glassbox/s3-client",
         "true",
-        "reports deployment reaches a store",
+        "reports deployment reaches an object store",
     ),
-    "a client that goes anywhere": (
+    "unrestricted egress for clients": (
         "NetworkPolicy/ray-client",
         "spec.egress.0.to",
-        GONE,
+        REMOVED,
         "a client with the label reaches",
     ),
-    "rules of no effect": (
+    "egress rules in an ingress policy": (
         "NetworkPolicy/reports",
         "spec.egress",
         [{}],
-        "NetworkPolicy/reports: spec.egress: of no effect",
+        "NetworkPolicy/reports: spec.egress: has no effect",
     ),
 }

@@ -1,115 +1,127 @@
-"""Faults of pods: document, place, value, and what the message says."""
+"""Faults of pods, resources, jobs, commands and versions."""
 
 from __future__ import annotations
 
-from typing import Any
+from kube_faults import (
+    CRON,
+    HEAD,
+    JOB,
+    RAY,
+    REMOVED,
+    REPORT,
+    TRAINING,
+    WAIT,
+    WEB,
+    WORKER,
+    C,
+    Fault,
+    with_entries,
+)
 
-from kube_faults import CRON, GONE, HEAD, JOB, RAY, REPORT, TRAINING, WAIT, WEB, WORKER, C, more
-
-PODS: dict[str, tuple[str, str, Any, str]] = {
-    # the restricted standard and beyond
+PODS: dict[str, Fault] = {
+    # The restricted Pod Security Standard and stricter rules.
     "root": (RAY, f"{HEAD}.securityContext.runAsUser", 0, "containers[ray-head].securityContext.runAsUser"),
-    "perhaps root": (
+    "root not excluded": (
         JOB,
         "spec.template.spec.containers.0.securityContext.runAsNonRoot",
         False,
         "containers[shards].securityContext.runAsNonRoot",
     ),
-    "a way to more rights": (
+    "privilege escalation": (
         RAY,
         f"{WORKER}.{C}.securityContext.allowPrivilegeEscalation",
-        GONE,
+        REMOVED,
         f"{WAIT}.securityContext.allowPrivilegeEscalation",
     ),
-    "capabilities": (
+    "capabilities not dropped": (
         WEB,
         "spec.template.spec.containers.0.securityContext.capabilities",
         {"drop": ["NET_RAW"]},
         "capabilities.drop",
     ),
-    "a capability on top": (
+    "an added capability": (
         RAY,
         f"{HEAD}.{C}.securityContext.capabilities",
-        more(add=["SYS_PTRACE"]),
+        with_entries(add=["SYS_PTRACE"]),
         "capabilities.add",
     ),
-    "a root file system to write to": (
+    "a writable root filesystem": (
         "CronJob/report",
         f"{REPORT}.{C}.securityContext.readOnlyRootFilesystem",
         False,
         "securityContext.readOnlyRootFilesystem",
     ),
-    "system calls without a filter": (
+    "an unconfined seccomp profile": (
         RAY,
         f"{HEAD}.{C}.securityContext.seccompProfile",
         {"type": "Unconfined"},
         "seccompProfile.type",
     ),
-    "a token for the Kubernetes API": (
+    "a pod with a Kubernetes API token": (
         RAY,
         f"{WORKER}.automountServiceAccountToken",
         True,
         "template.spec.automountServiceAccountToken",
     ),
-    "an account with a token": (
+    "a service account with a token": (
         "ServiceAccount/ray",
         "automountServiceAccountToken",
-        GONE,
+        REMOVED,
         "automountServiceAccountToken",
     ),
     "the host's network": (RAY, f"{WORKER}.hostNetwork", True, "spec.hostNetwork"),
-    "the host's files": (
+    "a hostPath volume": (
         RAY,
         f"{WORKER}.volumes.0",
         {"name": "shards", "hostPath": {"path": "/data"}},
         "volumes[shards].hostPath",
     ),
-    "a port of the host": (RAY, f"{HEAD}.{C}.ports.1.hostPort", 8265, "ports[dashboard].hostPort"),
-    "a namespace that takes anything": (
+    "a host port": (RAY, f"{HEAD}.{C}.ports.1.hostPort", 8265, "ports[dashboard].hostPort"),
+    "a namespace with the baseline standard": (
         "Namespace/glassbox",
         "metadata.labels.pod-security~kubernetes~io/enforce",
         "baseline",
         "pod-security.kubernetes.io/enforce",
     ),
-    "a token in git": (
+    "a token in plain text": (
         TRAINING,
         f"spec.submitterPodTemplate.spec.{C}.env.1",
         {"name": "RAY_AUTH_TOKEN", "value": "x"},
         "env[RAY_AUTH_TOKEN].value",
     ),
-    "the cluster open to the world": ("Service/reports", "spec.type", "LoadBalancer", "spec.type"),
-    "nowhere to write": (
+    "a LoadBalancer Service": ("Service/reports", "spec.type", "LoadBalancer", "spec.type"),
+    "no /tmp": (
         WEB,
         "spec.template.spec.containers.0.volumeMounts.1.mountPath",
         "/var/tmp",
         "containers[web].volumeMounts",
     ),
-    "a kernel setting": (
+    "a sysctl": (
         RAY,
         f"{HEAD}.securityContext.sysctls",
         [{"name": "a", "value": "1"}],
         "securityContext.sysctls",
     ),
-    "all rights": (
+    "a privileged container": (
         RAY,
         f"{HEAD}.{C}.securityContext.privileged",
         True,
         "containers[ray-head].securityContext.privileged",
     ),
-    "all of /proc": (
+    "an unmasked /proc": (
         RAY,
         f"{HEAD}.{C}.securityContext.procMount",
         "Unmasked",
         "containers[ray-head].securityContext.procMount",
     ),
-    # amounts
+    # Quantities.
     "memory in thousandths": (
         JOB,
         "spec.template.spec.containers.0.resources.limits.memory",
         "128m",
         "resources.limits.memory: not a whole",
     ),
-    "an amount in a unit of nobody's": (
+    "a quantity with an unknown unit": (
         RAY,
         f"{WORKER}.{C}.resources.requests.memory",
         "256GB",
@@ -121,119 +133,114 @@ PODS: dict[str, tuple[str, str, Any, str]] = {
         "3",
         "containers[ray-head].resources.limits.cpu",
     ),
-    "no limit": (
+    "no memory limit": (
         "CronJob/report",
         f"{REPORT}.{C}.resources.limits.memory",
-        GONE,
+        REMOVED,
         "containers[report].resources.limits.memory",
     ),
-    "shared memory beyond the limit": (
+    "shared memory above the memory limit": (
         RAY,
         f"{WORKER}.volumes.3.emptyDir.sizeLimit",
         "300Gi",
         "template.spec.volumes",
     ),
-    "a temporary directory without end": (
+    "an emptyDir without a size limit": (
         RAY,
         f"{WORKER}.volumes.2.emptyDir",
         {},
         "volumes[tmp].emptyDir.sizeLimit",
     ),
-    "GPUs on nodes that keep it off": (RAY, f"{WORKER}.tolerations", GONE, "template.spec.tolerations"),
-    "GPUs anywhere": (RAY, f"{WORKER}.nodeSelector", GONE, "template.spec.nodeSelector"),
-    "a quota the cluster never fits into": (
+    "GPUs without a toleration": (RAY, f"{WORKER}.tolerations", REMOVED, "template.spec.tolerations"),
+    "GPUs without a node selector": (RAY, f"{WORKER}.nodeSelector", REMOVED, "template.spec.nodeSelector"),
+    "a quota smaller than the cluster": (
         "ClusterQueue/glassbox",
         "spec.resourceGroups.0.flavors.0.resources.3.nominalQuota",
         7,
-        "spec.resourceGroups: the cluster asks for 8 nvidia.com/gpu",
+        "spec.resourceGroups: the cluster requests 8 nvidia.com/gpu",
     ),
-    "a claim of no size": (
+    "a claim of size zero": (
         "PersistentVolumeClaim/runs",
         "spec.resources.requests.storage",
         "0",
         "spec.resources.requests.storage",
     ),
-    "a place on a GPU node for nothing": (
+    "a GPU toleration without GPUs": (
         JOB,
         "spec.template.spec.tolerations",
         [{"key": "nvidia.com/gpu", "operator": "Exists"}],
-        "spec.template.spec.tolerations: takes a place",
+        "spec.template.spec.tolerations: tolerates GPU nodes",
     ),
-    # jobs
-    "a schedule of four fields": ("CronJob/report", "spec.schedule", "17 * * *", "spec.schedule"),
-    "a schedule with a 60th minute": (
-        "CronJob/report",
-        "spec.schedule",
-        "60 * * * *",
-        "spec.schedule: minute",
-    ),
-    "a time zone of nobody's": ("CronJob/report", "spec.timeZone", "Etc/GTM", "spec.timeZone"),
-    "reports on top of each other": (
-        "CronJob/report",
-        "spec.concurrencyPolicy",
-        "Allow",
-        "spec.concurrencyPolicy",
-    ),
-    "a deadline no start can meet": (
+    # Jobs.
+    "a schedule with four fields": ("CronJob/report", "spec.schedule", "17 * * *", "spec.schedule"),
+    "a schedule with minute 60": ("CronJob/report", "spec.schedule", "60 * * * *", "spec.schedule: minute"),
+    "an unknown time zone": ("CronJob/report", "spec.timeZone", "Etc/GTM", "spec.timeZone"),
+    "concurrent report jobs": ("CronJob/report", "spec.concurrencyPolicy", "Allow", "spec.concurrencyPolicy"),
+    "a starting deadline that is too short": (
         "CronJob/report",
         "spec.startingDeadlineSeconds",
         5,
         "spec.startingDeadlineSeconds",
     ),
-    "no end": (
+    "no active deadline": (
         "CronJob/report",
         f"{CRON}.activeDeadlineSeconds",
-        GONE,
+        REMOVED,
         "jobTemplate.spec.activeDeadlineSeconds",
     ),
-    "a job that Kubernetes restarts for ever": (
+    "a Job without a restart policy": (
         JOB,
         "spec.template.spec.restartPolicy",
-        GONE,
+        REMOVED,
         "template.spec.restartPolicy",
     ),
     "a misspelled field": ("CronJob/report", "spec.concurencyPolicy", "Forbid", "concurencyPolicy"),
-    "a misspelled field of a pod": (RAY, f"{WORKER}.{C}.imagePullpolicy", "Always", "imagePullpolicy"),
-    "a schedule in steps of nothing": (
+    "a misspelled container field": (RAY, f"{WORKER}.{C}.imagePullpolicy", "Always", "imagePullpolicy"),
+    "a schedule with step zero": (
         "CronJob/report",
         "spec.schedule",
         "*/0 * * * *",
         "spec.schedule: minute: not a step",
     ),
-    "a cron job that never runs": ("CronJob/report", "spec.suspend", True, "spec.suspend"),
-    # commands and versions
-    "an option the build lacks": (
+    "a suspended CronJob": ("CronJob/report", "spec.suspend", True, "spec.suspend"),
+    # Commands and versions.
+    "an unknown build option": (
         JOB,
         f"spec.template.spec.{C}.args",
         ["--stores", "256"],
         "containers[shards].args",
     ),
-    "a build of nothing": (JOB, f"spec.template.spec.{C}.env.0.name", "SOURCES", "containers[shards].args"),
-    "a flag the command lacks": (
+    "a build without a source": (
+        JOB,
+        f"spec.template.spec.{C}.env.0.name",
+        "SOURCES",
+        "containers[shards].args",
+    ),
+    "an unknown report option": (
         "CronJob/report",
         f"{REPORT}.{C}.args",
         ["report", "--every", "/runs"],
         "containers[report].args",
     ),
-    "a number among the words": (
+    "a number in args": (
         WEB,
         f"spec.template.spec.{C}.args",
         [8080, "--directory", "/runs"],
         "containers[web].args",
     ),
-    "a path where nothing is mounted": (
+    "a path outside all volumes": (
         JOB,
         "spec.template.spec.containers.0.env.1.value",
         "/data/evidence",
         "containers[shards].args: nothing is mounted",
     ),
-    "a training of an unknown flag": (
+    "a training with an unknown option": (
         TRAINING,
         "spec.entrypoint",
         "glassbox train --presets demo --out /runs/a",
         "spec.entrypoint",
     ),
-    "a script that is not there": (
+    "a missing script": (
         "Job/shards-from-s3",
         f"spec.template.spec.{C}.command.1",
         "/sync/copy.py",
@@ -245,20 +252,20 @@ PODS: dict[str, tuple[str, str, Any, str]] = {
         "glassbox:latest",
         "containers[shards].image",
     ),
-    "a Ray other than the locked one": (RAY, "spec.rayVersion", "2.59.0", "spec.rayVersion: must be"),
-    "GPUs under the image without": (
+    "a Ray version other than the locked one": (RAY, "spec.rayVersion", "2.59.0", "spec.rayVersion: must be"),
+    "GPUs with the CPU image": (
         RAY,
         f"{WORKER}.{C}.image",
         lambda old: old.replace("-gpu", "-cpu"),
         "containers[ray-worker].image",
     ),
-    "a program the image lacks": (
+    "a program that the image lacks": (
         WEB,
         f"spec.template.spec.{C}.command",
         ["nginx"],
         "containers[web].args: must start with",
     ),
-    "a module the image lacks": (
+    "a module that the image lacks": (
         WEB,
         f"spec.template.spec.{C}.command.2",
         "http.servers",

@@ -16,36 +16,40 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from kube_pods import Pod, at
+from kube_pods import Pod, get_field
 from kube_render import ROOT
 
 TOOLS = ("buildah", "podman", "runc", "catatonit", "debootstrap")
-BASE = "localhost/glassbox-test-base"
-OURS = "glassbox-test-"  # before the names of all pods and volumes: what else podman has here is not ours to remove
-MOST_PROCESSES = 32768  # without CAP_SYS_RESOURCE runc may set no more
+BASE_IMAGE = "localhost/glassbox-test-base"
+PREFIX = "glassbox-test-"  # of all pods and volumes; other objects in podman are never removed
+MAX_PROCESSES = 32768  # the most that runc may set without CAP_SYS_RESOURCE
 HOST_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+RETRY_SECONDS = 2.0
 
 
 class Engine:
-    """podman with settings, pods and volumes of its own.
+    """Podman with a configuration, pods and volumes of its own.
 
     Args:
-        work: Directory for all of it; its pods are removed by `close`.
+        work: Directory for configuration, logs and manifests; `close` removes the pods.
     """
 
     def __init__(self, work: Path) -> None:
-        self._work, self._pods, self._volumes = work, [], []
+        self._work = work
+        self._pods: list[str] = []
+        self._volumes: list[str] = []
         files = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 65536)
-        processes = min(resource.getrlimit(resource.RLIMIT_NPROC)[1] % 2**63, MOST_PROCESSES)
+        processes = min(resource.getrlimit(resource.RLIMIT_NPROC)[1] % 2**63, MAX_PROCESSES)
         settings = {
             "containers": {"default_ulimits": [f"nofile={files}:{files}", f"nproc={processes}:{processes}"]},
             "engine": {"runtime": "runc", "cgroup_manager": "cgroupfs", "events_logger": "file"},
         }
-        lines = [
-            f"[{name}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in table.items())
-            for name, table in settings.items()
-        ]
-        (work / "containers.conf").write_text("\n".join(lines))
+        sections = []
+        for name, table in settings.items():
+            entries = [f"{key} = {json.dumps(value)}\n" for key, value in table.items()]
+            sections.append(f"[{name}]\n{''.join(entries)}")
+        (work / "containers.conf").write_text("\n".join(sections))
         (work / "pip.conf").write_text("[global]\ncert = /run/host-ca.crt\n")
         self._environment = os.environ | {
             "CONTAINERS_CONF": str(work / "containers.conf"),
@@ -53,89 +57,71 @@ class Engine:
         }
 
     def run(self, *words: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
-        """A command, with podman's settings in its environment; its output is kept."""
-        options = {"capture_output": True, "text": True, "env": self._environment, "cwd": ROOT} | options
-        done = subprocess.run(words, **options)
-        if check and done.returncode:
-            raise RuntimeError(
-                f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout or ''}{done.stderr or ''}"
-            )
-        return done
+        """Runs a command with podman's configuration in its environment, and captures its output.
 
-    def base(self) -> None:
-        """Makes a base image of Debian's own packages, once."""
-        if self.run("podman", "image", "exists", BASE, check=False).returncode == 0:
+        Args:
+            *words: Command and arguments.
+            check: Whether a non-zero exit code raises.
+            **options: Options of `subprocess.run`.
+
+        Raises:
+            RuntimeError: The command failed.
+        """
+        defaults = {"capture_output": True, "text": True, "env": self._environment, "cwd": ROOT}
+        result = subprocess.run(words, **(defaults | options))
+        if check and result.returncode:
+            output = f"{result.stdout or ''}{result.stderr or ''}"
+            raise RuntimeError(f"{' '.join(words)}: exit code {result.returncode}\n{output}")
+        return result
+
+    def build_base(self) -> None:
+        """Builds a base image from Debian's packages unless it exists."""
+        if self.run("podman", "image", "exists", BASE_IMAGE, check=False).returncode == 0:
             return
         root = self._work / "root"
         self.run("debootstrap", "--variant=minbase", "bookworm", str(root))
         archive = self._work / "root.tar"
         self.run("tar", "-C", str(root), "-cf", str(archive), ".")
-        self.run("podman", "import", str(archive), BASE)
+        self.run("podman", "import", str(archive), BASE_IMAGE)
         archive.unlink()
         shutil.rmtree(root)
 
-    def build(self) -> None:
-        """`make image`; pip trusts the certificates that this host trusts."""
-        mounts = f"--volume {HOST_CERTIFICATES}:/run/host-ca.crt:ro --volume {self._work}/pip.conf:/etc/pip.conf:ro"
-        options = f"BUILD_OPTIONS=--layers --build-arg BASE_IMAGE={BASE} {mounts}"
+    def build_image(self) -> None:
+        """Runs `make image`; pip trusts the certificates that this host trusts."""
+        certificates = f"--volume {HOST_CERTIFICATES}:/run/host-ca.crt:ro"
+        pip_config = f"--volume {self._work}/pip.conf:/etc/pip.conf:ro"
+        options = f"--layers --build-arg BASE_IMAGE={BASE_IMAGE} {certificates} {pip_config}"
+        command = ["make", "image", "ENGINE=buildah", "EXTRA=cpu", f"BUILD_OPTIONS={options}"]
         with (self._work / "build.log").open("w") as log:
-            self.run(
-                "make",
-                "image",
-                "ENGINE=buildah",
-                "EXTRA=cpu",
-                options,
-                capture_output=False,
-                stdout=log,
-                stderr=log,
-            )
+            self.run(*command, capture_output=False, stdout=log, stderr=log)
 
-    def volume(self, name: str) -> Path:
-        """Makes a volume of user 1000 in place of a claim; its directory here."""
-        self.run("podman", "volume", "rm", "--force", OURS + name, check=False)  # of a test that was killed
-        self.run("podman", "volume", "create", "--opt", "o=uid=1000,gid=1000", OURS + name)
-        self._volumes.append(OURS + name)
-        return Path(
-            self.run("podman", "volume", "inspect", OURS + name, "--format", "{{.Mountpoint}}").stdout.strip()
-        )
+    def create_volume(self, name: str) -> Path:
+        """Creates a volume of user 1000 in place of a claim, and returns its directory on this host."""
+        volume = PREFIX + name
+        self.run("podman", "volume", "rm", "--force", volume, check=False)  # left by a killed test
+        self.run("podman", "volume", "create", "--opt", "o=uid=1000,gid=1000", volume)
+        self._volumes.append(volume)
+        result = self.run("podman", "volume", "inspect", volume, "--format", "{{.Mountpoint}}")
+        return Path(result.stdout.strip())
 
     def play(self, pod: Pod, name: str, secrets: dict[str, str], hosts: dict[str, str] | None = None) -> str:
-        """Starts a pod, and returns its address. What podman cannot do is rewritten, and nothing else.
+        """Starts a pod and returns its address. Only what podman does not support is rewritten.
 
         Args:
-            pod: As rendered.
-            name: For it.
-            secrets: Values of secrets by key: podman 4.3 knows no `secretKeyRef`.
-            hosts: Addresses of names; a cluster's name service would know them.
+            pod: Pod as rendered from the manifests.
+            name: Name of the pod in podman, without the prefix.
+            secrets: Values of secrets by key; podman 4.3 does not support `secretKeyRef`.
+            hosts: Addresses by host name, in place of the cluster's name service.
         """
         manifest = copy.deepcopy(pod.manifest())
-        # by default podman removes init containers, sometimes before they have ended
-        manifest["metadata"] |= {
-            "name": OURS + name,
-            "annotations": {"io.podman.annotations.init.container.type": "always"},
-        }
+        manifest["metadata"]["name"] = PREFIX + name
+        # By default podman removes init containers, sometimes before they have exited.
+        manifest["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}
         spec = manifest["spec"]
-        for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
-            container.pop("ports", None)  # podman would open them on this host
-            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                container.pop(
-                    probe, None
-                )  # podman would ask with curl from inside; `answers` asks from outside
-            for variable in container.get("env") or []:
-                if key := at(variable, "valueFrom.secretKeyRef").get("key"):
-                    variable["value"] = secrets[key]
-                    del variable["valueFrom"]
+        for container in _list_containers(spec):
+            _adapt_container(container, secrets)
         for volume in spec["volumes"]:
-            if "emptyDir" in volume:  # podman 4.3 takes the one of another pod that has this name
-                _rename(spec, volume, f"{OURS}{name}-{volume['name']}")
-            if at(volume, "emptyDir.medium") == "Memory":  # podman 4.3 would take the disk
-                memory = Path("/dev/shm") / f"{OURS}{name}"
-                memory.mkdir(mode=0o777, exist_ok=True)
-                memory.chmod(0o777)
-                del volume["emptyDir"]
-                volume["hostPath"] = {"path": str(memory), "type": "Directory"}
-            if claim := at(volume, "persistentVolumeClaim"):
-                claim["claimName"] = OURS + claim["claimName"]
+            _adapt_volume(spec, volume, name)
         if hosts:
             spec["hostAliases"] = [{"ip": address, "hostnames": [host]} for host, address in hosts.items()]
         file = self._work / f"{name}.yaml"
@@ -143,77 +129,119 @@ class Engine:
         file.chmod(0o600)
         self._pods.append(name)
         self.run("podman", "play", "kube", "--replace", "--network", "podman", str(file))
-        infra = self.run(
-            "podman", "pod", "inspect", OURS + name, "--format", "{{.InfraContainerID}}"
-        ).stdout.strip()
-        return self.run(
-            "podman", "inspect", infra, "--format", "{{.NetworkSettings.IPAddress}}"
-        ).stdout.strip()
+        template = "{{.InfraContainerID}}"
+        infra = self.run("podman", "pod", "inspect", PREFIX + name, "--format", template).stdout.strip()
+        template = "{{.NetworkSettings.IPAddress}}"
+        return self.run("podman", "inspect", infra, "--format", template).stdout.strip()
 
-    def finished(self, container: str, seconds: float) -> tuple[int, list[str], str]:
-        """Exit code, lines of standard output, and standard error of a container, after its end."""
-        code = self.run("podman", "wait", OURS + container, timeout=seconds).stdout.strip()
-        done = self.run("podman", "logs", OURS + container)
-        return int(code), done.stdout.strip().splitlines(), done.stderr
+    def wait_for_exit(self, container: str, seconds: float) -> tuple[int, list[str], str]:
+        """Waits until a container exits; returns its exit code, lines of output, and standard error."""
+        code = self.run("podman", "wait", PREFIX + container, timeout=seconds).stdout.strip()
+        logs = self.run("podman", "logs", PREFIX + container)
+        return int(code), logs.stdout.strip().splitlines(), logs.stderr
 
-    def inside(self, container: str, script: str) -> str:
-        """Output of a script in a running container."""
-        return self.run("podman", "exec", OURS + container, "bash", "-c", script, check=False).stdout
+    def execute(self, container: str, script: str) -> str:
+        """Runs a script in a running container and returns its output."""
+        return self.run("podman", "exec", PREFIX + container, "bash", "-c", script, check=False).stdout
 
     def remove(self, name: str) -> None:
-        """Ends a pod."""
-        self.run("podman", "pod", "rm", "--force", "--time", "5", OURS + name, check=False)
-        shutil.rmtree(Path("/dev/shm") / f"{OURS}{name}", ignore_errors=True)
+        """Stops and removes a pod."""
+        self.run("podman", "pod", "rm", "--force", "--time", "5", PREFIX + name, check=False)
+        shutil.rmtree(Path("/dev/shm") / f"{PREFIX}{name}", ignore_errors=True)
         self._pods.remove(name)
 
     def close(self) -> None:
-        """Ends all pods and removes the volumes."""
+        """Removes all pods and volumes."""
         for name in [*self._pods]:
             self.remove(name)
         for name in self._volumes:
             self.run("podman", "volume", "rm", "--force", name, check=False)
 
 
-def _rename(spec: dict[str, Any], volume: dict[str, Any], name: str) -> None:
-    for container in [*spec["containers"], *(spec.get("initContainers") or [])]:
+def _list_containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    return [*spec["containers"], *(spec.get("initContainers") or [])]
+
+
+def _adapt_container(container: dict[str, Any], secrets: dict[str, str]) -> None:
+    container.pop("ports", None)  # podman would publish them on this host
+    for probe in PROBES:
+        container.pop(probe, None)  # podman would run curl inside the container; `request` runs outside
+    for variable in container.get("env") or []:
+        key = get_field(variable, "valueFrom.secretKeyRef").get("key")
+        if key:
+            variable["value"] = secrets[key]
+            del variable["valueFrom"]
+
+
+def _adapt_volume(spec: dict[str, Any], volume: dict[str, Any], pod_name: str) -> None:
+    if "emptyDir" in volume:  # podman 4.3 shares volumes of the same name between pods
+        _rename_volume(spec, volume, f"{PREFIX}{pod_name}-{volume['name']}")
+    if get_field(volume, "emptyDir.medium") == "Memory":  # podman 4.3 would put it on disk
+        memory = Path("/dev/shm") / f"{PREFIX}{pod_name}"
+        memory.mkdir(mode=0o777, exist_ok=True)
+        memory.chmod(0o777)
+        del volume["emptyDir"]
+        volume["hostPath"] = {"path": str(memory), "type": "Directory"}
+    if claim := get_field(volume, "persistentVolumeClaim"):
+        claim["claimName"] = PREFIX + claim["claimName"]
+
+
+def _rename_volume(spec: dict[str, Any], volume: dict[str, Any], name: str) -> None:
+    for container in _list_containers(spec):
         for mount in container["volumeMounts"]:
             if mount["name"] == volume["name"]:
                 mount["name"] = name
     volume["name"] = name
 
 
-def answers(url: str, seconds: float = 0, method: str = "GET", token: str | None = None) -> tuple[int, str]:
-    """Status and body of a request, tried again until the server answers with success or the time is over."""
-    end = time.monotonic() + seconds
+def request(url: str, seconds: float = 0, method: str = "GET", token: str | None = None) -> tuple[int, str]:
+    """Sends a request, repeated until it succeeds or the time is over.
+
+    Args:
+        url: Address to query.
+        seconds: How long failed requests are repeated.
+        method: HTTP method of the request.
+        token: Bearer token, if any.
+
+    Returns:
+        Status and body of the last response; status 0 without a response.
+    """
+    deadline = time.monotonic() + seconds
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     while True:
-        request = urllib.request.Request(
-            url, method=method, headers={"Authorization": f"Bearer {token}"} if token else {}
-        )
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            http_request = urllib.request.Request(url, method=method, headers=headers)
+            with urllib.request.urlopen(http_request, timeout=10) as response:
                 return response.status, response.read().decode()
         except urllib.error.HTTPError as error:
-            status, body = error.code, error.read().decode()
+            status = error.code
+            body = error.read().decode()
         except (OSError, ValueError) as error:
-            status, body = 0, str(error)
-        if time.monotonic() > end:
+            status = 0
+            body = str(error)
+        if time.monotonic() > deadline:
             return status, body
-        time.sleep(2)
+        time.sleep(RETRY_SECONDS)
 
 
-def until(true: Callable[[], bool], seconds: float, what: str) -> None:
-    """Waits for something.
+def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+    """Waits until a condition holds.
+
+    Args:
+        condition: Function that is called once a second.
+        seconds: How long to wait for it.
+        what: Name of the awaited thing in the error.
 
     Raises:
-        TimeoutError: It did not come.
+        TimeoutError: The condition did not hold in time.
     """
-    end = time.monotonic() + seconds
-    while not true():
-        if time.monotonic() > end:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
             raise TimeoutError(f"no {what} after {seconds:.0f} s")
         time.sleep(1)
 
 
-def missing_tools(tools: Sequence[str] = TOOLS) -> list[str]:
-    """Tools that are not installed."""
+def find_missing_tools(tools: Sequence[str] = TOOLS) -> list[str]:
+    """Returns the tools that are not installed."""
     return [tool for tool in tools if shutil.which(tool) is None]

@@ -1,6 +1,7 @@
-"""Builds the image and runs the manifests' pods: `make image-test`, as root, on a machine that may be a container itself.
+"""Builds the image and runs the pods of the manifests: `make image-test`, as root, also inside a container.
 
-No Kubernetes is needed: the pods of the overlay `cpu-dev`, as the operator and the controllers would make them, run under podman.
+It needs no Kubernetes: the pods of the overlay `cpu-dev`, as the operator and the controllers create them,
+run under podman.
 """
 
 from __future__ import annotations
@@ -16,68 +17,75 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from image_engine import BASE, Engine, answers, missing_tools, until
-from kube_pods import Pod, pods
-from kube_render import K8S, kustomize, load
-from lint_versions import tag
+from image_engine import BASE_IMAGE, Engine, find_missing_tools, request, wait_until
+from kube_pods import Pod, list_pods
+from kube_render import K8S, load_rayjob_example, run_kustomize
+from lint_versions import image_tag
 
 HEAD_NAME = "glassbox-head-svc.glassbox.svc.cluster.local"
 TRAINING = (
-    "glassbox",
-    "train",
-    "--preset",
-    "demo",
-    "--data",
-    "/shards/evidence",
-    "--out",
-    "/runs/first",
-    "--workers",
-    "1",
+    *("glassbox", "train", "--preset", "demo", "--data", "/shards/evidence", "--out", "/runs/first"),
+    *("--workers", "1", "--cpus-per-worker", "2", "epochs=2"),
 )
-TRAINING += ("--cpus-per-worker", "2", "epochs=2")
-LOCKED_IN = "id -u; touch /etc/x 2>&1; awk '/CapEff|CapBnd|NoNewPrivs|Seccomp:/{print $2}' /proc/self/status"
+SANDBOX_SCRIPT = (
+    "id -u; touch /etc/x 2>&1; awk '/CapEff|CapBnd|NoNewPrivs|Seccomp:/{print $2}' /proc/self/status"
+)
+SANDBOX = ["1000", "touch: cannot touch '/etc/x': Read-only file system", "0" * 16, "0" * 16, "1", "2"]
+GAUGE = re.compile(r"ray_glassbox_\w+")
 
 
-class UnexpectedError(Exception):
-    """Something is not as it should be."""
+class UnexpectedResultError(Exception):
+    """A check of this program failed."""
 
 
 @contextmanager
 def step(name: str) -> Iterator[None]:
-    """Says how long a block took."""
+    """Prints a name, and how long the block took."""
     print(f"{name} ...", flush=True)
-    began = time.monotonic()
+    start = time.monotonic()
     yield
-    print(f"    {time.monotonic() - began:.0f} s", flush=True)
+    print(f"    {time.monotonic() - start:.0f} s", flush=True)
 
 
-def expect(true: bool, what: str, received: object) -> None:
-    """Stops where something is wrong."""
-    if not true:
-        raise UnexpectedError(f"Expected {what}. Received: {received}")
+def expect(condition: bool, what: str, received: object) -> None:
+    """Prints what holds, or raises.
+
+    Args:
+        condition: Whether the expectation is met.
+        what: Expectation in words.
+        received: Value shown if it is not met.
+
+    Raises:
+        UnexpectedResultError: The expectation is not met.
+    """
+    if not condition:
+        raise UnexpectedResultError(f"Expected {what}. Received: {received}")
     print(f"    {what}", flush=True)
 
 
 def main() -> int:
-    """Runs all steps; the exit code."""
-    if (absent := missing_tools()) or os.geteuid() != 0:
+    """Runs all steps and returns the exit code."""
+    missing = find_missing_tools()
+    if missing or os.geteuid() != 0:
         print(
-            f"Expected root with some tools. Received: uid={os.geteuid()} missing={absent}. Fix: install them with apt."
+            f"Expected root and the tools of the image test. Received: uid={os.geteuid()} missing={missing}. "
+            "Fix: install them with apt."
         )
         return 2
     print(
-        "podman cannot do all of it: secrets become values, memory volumes directories of /dev/shm; probes are asked from outside"
+        "differences to Kubernetes: secrets become values, memory volumes become directories of /dev/shm, "
+        "probes are sent from outside"
     )
-    rendered = {
-        pod.owner.partition("/")[2] if pod.role not in ("head", "worker") else pod.role: pod
-        for pod in pods(kustomize(K8S / "overlays/cpu-dev"))
-    }
+    pods = {}
+    for pod in list_pods(run_kustomize(K8S / "overlays/cpu-dev")):
+        name = pod.role if pod.role in ("head", "worker") else pod.owner.partition("/")[2]
+        pods[name] = pod
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="glassbox-") as work:
         engine = Engine(Path(work))
         try:
             _build(engine)
-            _run(engine, rendered)
-        except (UnexpectedError, RuntimeError, TimeoutError) as failure:
+            _run(engine, pods)
+        except (UnexpectedResultError, RuntimeError, TimeoutError) as failure:
             print(f"FAILED: {failure}")
             return 1
         finally:
@@ -87,169 +95,149 @@ def main() -> int:
 
 
 def _build(engine: Engine) -> None:
-    with step(f"base image {BASE}"):
-        engine.base()
+    with step(f"base image {BASE_IMAGE}"):
+        engine.build_base()
     with step("make image"):
-        engine.build()
-    image = f"localhost/glassbox:{tag('cpu')}"
+        engine.build_image()
+    image = f"localhost/glassbox:{image_tag('cpu')}"
     size = int(engine.run("podman", "image", "inspect", image, "--format", "{{.Size}}").stdout)
     print(f"    {image}: {size / 1e9:.2f} GB")
-    tools = engine.run(
-        "podman",
-        "run",
-        "--rm",
-        "--network",
-        "none",
-        image,
-        "bash",
-        "-c",
-        "command -v gcc cc clang make pip; true",
-    ).stdout
+    script = "command -v gcc cc clang make pip; true"
+    tools = engine.run("podman", "run", "--rm", "--network", "none", image, "bash", "-c", script).stdout
     expect(not tools.strip(), "no compiler and no pip in the image", tools)
 
 
-def _run(engine: Engine, rendered: dict[str, Pod]) -> None:
+def _run(engine: Engine, pods: dict[str, Pod]) -> None:
     token = secrets.token_hex(32)
     values = {"auth_token": token}
-    engine.volume("shards")
-    runs = engine.volume("runs")
-    with step("shard-building Job"):
-        engine.play(rendered["shards"], "shards-pod", values)
-        code, said, errors = engine.finished("shards-pod-shards", 600)
-        expect(code == 0, "the Job ends with 0", f"{code}\n{errors}")
-        print("    " + "\n    ".join(said[-2:]))
+    engine.create_volume("shards")
+    runs = engine.create_volume("runs")
+    with step("shards Job"):
+        engine.play(pods["shards"], "shards-pod", values)
+        code, output, errors = engine.wait_for_exit("shards-pod-shards", 600)
+        expect(code == 0, "the Job exits with 0", f"{code}\n{errors}")
+        _print_lines(output[-2:])
     with step("head"):
-        head = engine.play(rendered["head"], "head", values)
-        expect(
-            answers(f"http://{head}:52365/api/healthz", 300)[0] == 200,
-            "the head's probe answers",
-            engine.inside("head-ray-head", "ls /tmp/ray"),
-        )
-        expect(
-            answers(f"http://{head}:8265/api/version", 120, token=token)[0] == 200,
-            "its dashboard answers",
-            head,
-        )
+        head = engine.play(pods["head"], "head", values)
+        status, _ = request(f"http://{head}:52365/api/healthz", 300)
+        sessions = engine.execute("head-ray-head", "ls /tmp/ray")
+        expect(status == 200, "the head's health check succeeds", sessions)
+        status, _ = request(f"http://{head}:8265/api/version", 120, token=token)
+        expect(status == 200, "its dashboard responds", head)
     with step("worker"):
-        worker = engine.play(rendered["worker"], "worker", values, {HEAD_NAME: head})
-        expect(
-            answers(f"http://{worker}:52365/api/healthz", 300)[0] == 200, "the worker's probe answers", worker
-        )
+        worker = engine.play(pods["worker"], "worker", values, {HEAD_NAME: head})
+        status, _ = request(f"http://{worker}:52365/api/healthz", 300)
+        expect(status == 200, "the worker's health check succeeds", worker)
     for container in ("head-ray-head", "worker-ray-worker"):
-        _locked_in(engine, container)
-    _submit(engine, head, worker, token)
-    _report(engine, rendered, values, runs)
+        _check_sandbox(engine, container)
+    _submit_jobs(engine, head, worker, token)
+    _run_reports(engine, pods, values, runs)
 
 
-def _locked_in(engine: Engine, container: str) -> None:
-    found = engine.inside(container, LOCKED_IN).split("\n")[:-1]
-    wanted = ["1000", "touch: cannot touch '/etc/x': Read-only file system", "0" * 16, "0" * 16, "1", "2"]
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(f"    {line}")
+
+
+def _check_sandbox(engine: Engine, container: str) -> None:
+    lines = engine.execute(container, SANDBOX_SCRIPT).split("\n")[:-1]
     expect(
-        found == wanted,
-        f"{container}: user 1000, read-only root, no capabilities, no new privileges, system calls filtered",
-        found,
+        lines == SANDBOX,
+        f"{container}: user 1000, read-only root, no capabilities, no new privileges, seccomp",
+        lines,
     )
 
 
-def _submit(engine: Engine, head: str, worker: str, token: str) -> None:
+def _submit_jobs(engine: Engine, head: str, worker: str, token: str) -> None:
     ray = str(Path(sys.executable).parent / "ray")
-    client = os.environ | {
+    environment = os.environ | {
         "RAY_API_SERVER_ADDRESS": f"http://{head}:8265",
         "RAY_AUTH_MODE": "token",
         "HOME": "/nonexistent",
     }
-    client.pop("RAY_AUTH_TOKEN", None)
-    for name, environment in (
-        ("no token", client | {"RAY_AUTH_MODE": "disabled"}),
-        ("a wrong token", client | {"RAY_AUTH_TOKEN": "0" * 64}),
-    ):
-        with step(f"ray job submit with {name}"):
-            refused = engine.run(
-                ray, "job", "submit", "--", "glassbox", "presets", check=False, env=environment
-            )
-            said = [
-                line
-                for line in (refused.stdout + refused.stderr).splitlines()
-                if "AuthenticationError" in line
-            ]
-            expect(refused.returncode != 0 and bool(said), "it is refused", refused)
-            print(f"    {said[-1]}")
-    expect(
-        answers(f"http://{head}:8265/api/jobs/")[0] == 401, "without a token the job API answers 401", head
-    )
-    with step("ray job submit with the token: a training of two epochs"):
-        with ThreadPoolExecutor() as pool:
-            words = (ray, "job", "submit", "--", *TRAINING)
-            training = pool.submit(
-                engine.run, *words, check=False, env=client | {"RAY_AUTH_TOKEN": token}, timeout=900
-            )
-            seen: set[str] = set()  # the gauges vanish with the training
-            while not training.done():
-                seen |= set(
-                    re.findall(
-                        r"^ray_glassbox_\w+", answers(f"http://{worker}:8080/metrics")[1], re.MULTILINE
-                    )
-                )
-                time.sleep(1)
-        done = training.result()
-        expect(done.returncode == 0, "the training succeeds", (done.stdout + done.stderr)[-3000:])
-        asked = set(
-            re.findall(r"ray_glassbox_\w+", (K8S / "components/monitoring/dashboard.json").read_text())
-        )
-        expect(
-            asked <= seen,
-            "the worker's metrics need no token and have what the dashboard shows",
-            sorted(seen),
-        )
-        print(f"    {', '.join(sorted(seen))}")
-    with step("ray job submit of the code in this folder"):
-        words = (ray, "job", "submit", "--working-dir", ".", "--", "python", "service/train.py", "--help")
-        done = engine.run(*words, check=False, env=client | {"RAY_AUTH_TOKEN": token}, timeout=300)
-        expect(
-            done.returncode == 0 and "--cpus-per-worker" in done.stdout,
-            "it runs there",
-            (done.stdout + done.stderr)[-3000:],
-        )
+    environment.pop("RAY_AUTH_TOKEN", None)
+    with_token = environment | {"RAY_AUTH_TOKEN": token}
+    submit = (ray, "job", "submit")
+    _check_refused(engine, submit, "no token", environment | {"RAY_AUTH_MODE": "disabled"})
+    _check_refused(engine, submit, "a wrong token", environment | {"RAY_AUTH_TOKEN": "0" * 64})
+    status, _ = request(f"http://{head}:8265/api/jobs/")
+    expect(status == 401, "without a token the job API responds with 401", head)
+    _submit_training(engine, submit, with_token, worker)
+    with step("ray job submit with the code of this folder"):
+        command = ("--working-dir", ".", "--", "python", "service/train.py", "--help")
+        result = engine.run(*submit, *command, check=False, env=with_token, timeout=300)
+        success = result.returncode == 0 and "--cpus-per-worker" in result.stdout
+        expect(success, "it runs on the cluster", (result.stdout + result.stderr)[-3000:])
     with step("the submitter of a RayJob"):
-        (submitter,) = pods(load((K8S / "examples/rayjob.yaml").read_text()))
-        command = (
-            f"ray job submit --address http://{head}:8265 -- glassbox presets"  # the operator's, in short
-        )
+        (submitter,) = list_pods(load_rayjob_example())
+        # The operator's command without its wait for the dashboard.
+        command = f"ray job submit --address http://{head}:8265 -- glassbox presets"
         submitter.spec["containers"][0] |= {"command": ["/bin/bash", "-c", "--"], "args": [command]}
         engine.play(submitter, "submitter", {"auth_token": token})
-        code, said, errors = engine.finished("submitter-ray-job-submitter", 300)
-        expect(
-            code == 0 and any("succeeded" in line for line in said),
-            "it ends with 0",
-            f"{code}\n{said}\n{errors}",
+        code, output, errors = engine.wait_for_exit("submitter-ray-job-submitter", 300)
+        success = code == 0 and any("succeeded" in line for line in output)
+        expect(success, "it exits with 0", f"{code}\n{output}\n{errors}")
+
+
+def _check_refused(engine: Engine, submit: tuple[str, ...], name: str, environment: dict[str, str]) -> None:
+    with step(f"ray job submit with {name}"):
+        result = engine.run(*submit, "--", "glassbox", "presets", check=False, env=environment)
+        output = (result.stdout + result.stderr).splitlines()
+        errors = [line for line in output if "AuthenticationError" in line]
+        expect(result.returncode != 0 and bool(errors), "it is refused", result)
+        print(f"    {errors[-1]}")
+
+
+def _submit_training(
+    engine: Engine, submit: tuple[str, ...], environment: dict[str, str], worker: str
+) -> None:
+    """Trains for two epochs, and collects the gauges that Prometheus sees meanwhile."""
+    with step("ray job submit with the token: a training of two epochs"), ThreadPoolExecutor() as pool:
+        training = pool.submit(
+            engine.run, *submit, "--", *TRAINING, check=False, env=environment, timeout=900
         )
+        gauges: set[str] = set()  # they are exported only while the training runs
+        while not training.done():
+            _, metrics = request(f"http://{worker}:8080/metrics")
+            gauges |= {match[0] for line in metrics.splitlines() if (match := GAUGE.match(line))}
+            time.sleep(1)
+        result = training.result()
+        expect(result.returncode == 0, "the training succeeds", (result.stdout + result.stderr)[-3000:])
+        dashboard = (K8S / "components/monitoring/dashboard.json").read_text()
+        expect(
+            set(GAUGE.findall(dashboard)) <= gauges,
+            "the worker's metrics need no token and contain the gauges of the dashboard",
+            sorted(gauges),
+        )
+        print(f"    {', '.join(sorted(gauges))}")
 
 
-def _report(engine: Engine, rendered: dict[str, Pod], values: dict[str, str], runs: Path) -> None:
+def _run_reports(engine: Engine, pods: dict[str, Pod], values: dict[str, str], runs: Path) -> None:
     page = runs / "first/report/index.html"
-    for n, what in enumerate(("report CronJob, first time", "report CronJob, second time")):
-        with step(what):
-            engine.play(rendered["report"], f"report{n}", values)
-            _locked_in(engine, f"report{n}-report")
-            code, said, errors = engine.finished(f"report{n}-report", 900)
-            expect(code == 0, "it ends with 0", f"{code}\n{errors[-3000:]}")
-            until(page.exists, 5, "report")
-            print("    " + "\n    ".join(said[-2:]))
-            engine.remove(f"report{n}")
-    sizes = {
-        path.name: sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
-        for path in (page.parent, runs / "first")
-    }
-    print(f"    {sizes['first']:.1f} MB a run, of which {sizes['report']:.1f} MB report")
+    for name in ("report0", "report1"):
+        with step(f"report CronJob, pod {name}"):
+            engine.play(pods["report"], name, values)
+            _check_sandbox(engine, f"{name}-report")
+            code, output, errors = engine.wait_for_exit(f"{name}-report", 900)
+            expect(code == 0, "it exits with 0", f"{code}\n{errors[-3000:]}")
+            wait_until(page.exists, 5, "report")
+            _print_lines(output[-2:])
+            engine.remove(name)
+    run_size = _measure_directory(runs / "first")
+    report_size = _measure_directory(page.parent)
+    print(f"    {run_size:.1f} MB for the run, of which {report_size:.1f} MB for the report")
     with step("web server"):
-        web = engine.play(rendered["reports"], "web", values)
-        status, body = answers(f"http://{web}:8080/first/report/index.html", 60)
-        expect(status == 200 and body == page.read_text(), "it shows the report", status)
-        expect(
-            answers(f"http://{web}:8080/first/report/index.html", method="DELETE")[0] == 501,
-            "and changes nothing",
-            "",
-        )
+        web = engine.play(pods["reports"], "web", values)
+        url = f"http://{web}:8080/first/report/index.html"
+        status, body = request(url, 60)
+        expect(status == 200 and body == page.read_text(), "it serves the report", status)
+        status, _ = request(url, method="DELETE")
+        expect(status == 501, "it refuses DELETE", status)
+
+
+def _measure_directory(path: Path) -> float:
+    """Returns the size of a directory in MB."""
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) / 1e6
 
 
 if __name__ == "__main__":

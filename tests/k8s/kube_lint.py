@@ -1,4 +1,4 @@
-"""All checks in one: what schemas say, and what they miss."""
+"""Runs all manifest checks: the Kubernetes schemas, and the rules that schemas cannot express."""
 
 from __future__ import annotations
 
@@ -17,15 +17,13 @@ import lint_references
 import lint_resources
 import lint_security
 import lint_versions
-from kube_pods import name_of, pods
+from kube_pods import list_pods, name_of
 from kube_render import Document
 
-VERSIONS = (
-    "1.31",
-    "1.37",
-)  # of Kubernetes: the oldest that KubeRay's newest operators are tested on, and the newest known here
-OWN_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "scheduling.k8s.io/v1"}
-OTHER_GROUPS = {
+# The oldest version that KubeRay's newest operators are tested on, and the newest with a published schema.
+KUBERNETES_VERSIONS = ("1.31", "1.37")
+BUILT_IN_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "scheduling.k8s.io/v1"}
+CUSTOM_GROUPS = {
     "ray.io/v1": {"RayCluster", "RayJob"},
     "kueue.x-k8s.io/v1beta2": {"ResourceFlavor", "ClusterQueue", "LocalQueue"},
     "monitoring.coreos.com/v1": {"PodMonitor"},
@@ -44,39 +42,42 @@ CHECKS = (
 )
 
 
-def problems(documents: list[Document], versions: tuple[str, ...] = VERSIONS) -> list[str]:
-    """Everything wrong with the manifests of one cluster: `Kind/name: field: what`."""
-    return [*against_schemas(documents, versions), *lint(documents)]
+def find_problems(documents: list[Document], versions: tuple[str, ...] = KUBERNETES_VERSIONS) -> list[str]:
+    """Returns every problem in the manifests of one cluster as `Kind/name: field: message`."""
+    return [*validate_schemas(documents, versions), *lint(documents)]
 
 
 def lint(documents: list[Document]) -> list[str]:
-    """What schemas miss."""
-    fields = list(lint_fields.check(documents))
-    if any(f": {lint_fields.MISSHAPEN} " in problem for problem in fields):
-        return fields
-    return fields + [problem for check in CHECKS for problem in check(documents)]
+    """Returns the problems that schemas do not detect."""
+    field_problems = list(lint_fields.check(documents))
+    # The other checks rely on mappings and lists where the manifests must have them.
+    if any(f": {lint_fields.WRONG_TYPE} " in problem for problem in field_problems):
+        return field_problems
+    return field_problems + [problem for check in CHECKS for problem in check(documents)]
 
 
-def against_schemas(documents: list[Document], versions: tuple[str, ...]) -> Iterator[str]:
-    """What the schemas of some versions of Kubernetes say, of the documents and of the pods that come of them."""
+def validate_schemas(documents: list[Document], versions: tuple[str, ...]) -> Iterator[str]:
+    """Validates the documents, and the pods rendered from them, against Kubernetes' schemas."""
     for document in documents:
-        group, kind = document.get("apiVersion"), document.get("kind")
-        if group in OWN_GROUPS:
-            yield from _validated(name_of(document), "", document, versions)
-        elif kind not in OTHER_GROUPS.get(str(group), ()):
-            yield f"{name_of(document)}: apiVersion: {group} has no {kind}, or is not known here"
-    for pod in pods(documents):
-        yield from _validated(pod.owner, f"{pod.path.removesuffix('.spec')}.", pod.manifest(), versions)
+        group = document.get("apiVersion")
+        kind = document.get("kind")
+        if group in BUILT_IN_GROUPS:
+            yield from _validate(name_of(document), "", document, versions)
+        elif kind not in CUSTOM_GROUPS.get(str(group), ()):
+            yield f"{name_of(document)}: apiVersion: {group} has no {kind}, or is not known to the lint"
+    for pod in list_pods(documents):
+        yield from _validate(pod.owner, f"{pod.path.removesuffix('.spec')}.", pod.manifest(), versions)
 
 
-def _validated(owner: str, prefix: str, document: Document, versions: tuple[str, ...]) -> Iterator[str]:
+def _validate(owner: str, prefix: str, document: Document, versions: tuple[str, ...]) -> Iterator[str]:
+    serialized = json.dumps(document, sort_keys=True)
     for version in versions:
-        if found := _refused(json.dumps(document, sort_keys=True), version):
-            yield f"{owner}: {prefix}{found} (Kubernetes {version})"
+        if error := _find_schema_error(serialized, version):
+            yield f"{owner}: {prefix}{error} (Kubernetes {version})"
 
 
-@functools.cache  # reading a schema takes longer than comparing with it
-def _refused(document: str, version: str) -> str | None:
+@functools.cache  # loading a schema takes longer than validating against it
+def _find_schema_error(document: str, version: str) -> str | None:
     try:
         kubernetes_validate.validate(json.loads(document), version, strict=True)
     except kubernetes_validate.ValidationError as error:

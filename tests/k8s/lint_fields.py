@@ -1,4 +1,8 @@
-"""What the manifests may say at all. Most of what opens a pod or a cluster is one field more: what is in no table here is refused."""
+"""Allow-list of manifest fields: a field that no schema below contains is refused.
+
+Most of what exposes a pod or a cluster is one additional field, so an allow-list catches more than a list of
+forbidden fields.
+"""
 
 from __future__ import annotations
 
@@ -10,46 +14,48 @@ from typing import Any
 from kube_pods import name_of
 from kube_render import Document
 
-MISSHAPEN = "must be a"  # after which nothing else can be looked at
+WRONG_TYPE = "must be a"  # begins messages after which the other checks cannot run
 
 
 @dataclass(frozen=True)
-class Each:
-    """A mapping with keys of one's own.
+class MapOf:
+    """Schema of a mapping with arbitrary keys, such as labels.
 
     Attributes:
-        key: Of every key.
-        value: Of every value.
+        key: Pattern that every key must match.
+        value: Pattern that every value must match.
     """
 
     key: re.Pattern[str]
     value: re.Pattern[str]
 
 
-# A table of fields; [of every entry]; allowed values; a range of numbers; a pattern; None for what schemas and other checks judge.
-Shape = dict[str, "Shape"] | list["Shape"] | tuple[Any, ...] | range | re.Pattern[str] | Each | None
+# A mapping of allowed fields; a list whose items have one schema; a tuple of allowed values; a range of
+# numbers; a pattern; None where only the Kubernetes schemas and the other checks apply.
+Schema = dict[str, "Schema"] | list["Schema"] | tuple[Any, ...] | range | re.Pattern[str] | MapOf | None
 
 NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
-NOT_RAYS = re.compile(
-    r"(?!RAY_|REDIS_)[A-Za-z_]\w*"
-)  # the operator keeps what it finds here, such as a switched off RAY_AUTH_MODE
-FOLDER = re.compile(r"(/(?!\.\.?(/|$))[^/:]+)+")
-KEY = re.compile(r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?(?=.{1,63}$)[A-Za-z0-9]([-.\w]*[A-Za-z0-9])?")
-LABELS = Each(KEY, re.compile(r"(?=.{0,63}$)([A-Za-z0-9]([-.\w]*[A-Za-z0-9])?)?"))
-SELECTOR: Shape = {"matchLabels": LABELS}
-PORT, SECONDS, TIMES = range(1, 65536), range(1, 601), range(1, 1001)
+# The operator keeps variables that a Ray container sets, such as RAY_AUTH_MODE=disabled.
+NON_RAY_VARIABLE = re.compile(r"(?!RAY_|REDIS_)[A-Za-z_]\w*")
+MOUNT_PATH = re.compile(r"(/(?!\.\.?(/|$))[^/:]+)+")
+LABEL_KEY = re.compile(r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?(?=.{1,63}$)[A-Za-z0-9]([-.\w]*[A-Za-z0-9])?")
+LABELS = MapOf(LABEL_KEY, re.compile(r"(?=.{0,63}$)([A-Za-z0-9]([-.\w]*[A-Za-z0-9])?)?"))
+SELECTOR: Schema = {"matchLabels": LABELS}
+PORT = range(1, 65536)
+SECONDS = range(1, 601)
+THRESHOLD = range(1, 1001)
 INTERVAL = re.compile(r"[1-9]\d*[sm]")
 
-PROBE: Shape = {
+PROBE: Schema = {
     "httpGet": {"path": re.compile(r"/.*"), "port": None},
     "tcpSocket": {"port": None},
     "periodSeconds": SECONDS,
     "timeoutSeconds": SECONDS,
-    "failureThreshold": TIMES,
+    "failureThreshold": THRESHOLD,
 }
-CONTAINER: dict[str, Shape] = {
+CONTAINER: dict[str, Schema] = {
     "name": NAME,
     "image": None,
     "imagePullPolicy": ("Always", "IfNotPresent"),
@@ -68,17 +74,18 @@ CONTAINER: dict[str, Shape] = {
     "startupProbe": PROBE,
     "readinessProbe": PROBE,
     "livenessProbe": PROBE,
-    "volumeMounts": [{"name": NAME, "mountPath": FOLDER, "readOnly": (True, False)}],
+    "volumeMounts": [{"name": NAME, "mountPath": MOUNT_PATH, "readOnly": (True, False)}],
 }
-COMMAND: dict[str, Shape] = {"command": None, "args": None}
-RAYS = CONTAINER | {"env": [{"name": NOT_RAYS, "value": None}]}  # its command is the operator's
-POD: dict[str, Shape] = {
+COMMAND: dict[str, Schema] = {"command": None, "args": None}
+# Ray containers have no command: the operator sets it.
+RAY_CONTAINER = CONTAINER | {"env": [{"name": NON_RAY_VARIABLE, "value": None}]}
+POD: dict[str, Schema] = {
     "serviceAccountName": None,
     "automountServiceAccountToken": (False,),
     "enableServiceLinks": (False,),
     "priorityClassName": NAME,
     "nodeSelector": LABELS,
-    "tolerations": [{"key": KEY, "operator": ("Exists",), "effect": ("NoSchedule",)}],
+    "tolerations": [{"key": LABEL_KEY, "operator": ("Exists",), "effect": ("NoSchedule",)}],
     "terminationGracePeriodSeconds": range(30, 601),
     "securityContext": {
         "runAsNonRoot": (True,),
@@ -99,36 +106,41 @@ POD: dict[str, Shape] = {
 }
 
 
-def template(container: dict[str, Shape], **more: Shape) -> Shape:
-    """Of pods with such containers."""
-    return {"metadata": {"labels": LABELS}, "spec": POD | {"containers": [container]} | more}
+def pod_template(container: dict[str, Schema], **pod_fields: Schema) -> Schema:
+    """Returns the schema of a pod template.
+
+    Args:
+        container: Schema of every container.
+        **pod_fields: Fields that the pod spec allows in addition.
+    """
+    return {"metadata": {"labels": LABELS}, "spec": POD | {"containers": [container]} | pod_fields}
 
 
-HEAD: Shape = {
+HEAD_GROUP: Schema = {
     "rayStartParams": {"num-cpus": None, "dashboard-host": None, "object-store-memory": None},
-    "template": template(RAYS),
+    "template": pod_template(RAY_CONTAINER),
 }
-WORKERS: Shape = {
+WORKER_GROUP: Schema = {
     "groupName": NAME,
     "replicas": None,
     "minReplicas": None,
     "maxReplicas": None,
     "rayStartParams": {"object-store-memory": None},
-    "template": template(RAYS),
+    "template": pod_template(RAY_CONTAINER),
 }
-JOB: dict[str, Shape] = {
+JOB: dict[str, Schema] = {
     "backoffLimit": range(11),
     "activeDeadlineSeconds": None,
-    "template": template(CONTAINER | COMMAND, restartPolicy=("Never", "OnFailure")),
+    "template": pod_template(CONTAINER | COMMAND, restartPolicy=("Never", "OnFailure")),
 }
-PEER: Shape = {
+PEER: Schema = {
     "podSelector": SELECTOR,
     "namespaceSelector": SELECTOR,
     "ipBlock": {"cidr": None, "except": None},
 }
-THROUGH: Shape = [{"protocol": ("TCP", "UDP"), "port": PORT}]
-QUOTA: Shape = {"name": None, "resources": [{"name": None, "nominalQuota": None}]}
-SPECS: dict[str, Shape] = {
+POLICY_PORTS: Schema = [{"protocol": ("TCP", "UDP"), "port": PORT}]
+FLAVOR: Schema = {"name": None, "resources": [{"name": None, "nominalQuota": None}]}
+SPECS: dict[str, Schema] = {
     "PersistentVolumeClaim": {
         "accessModes": None,
         "resources": {"requests": {"storage": None}},
@@ -138,7 +150,11 @@ SPECS: dict[str, Shape] = {
         "selector": LABELS,
         "ports": [{"name": PORT_NAME, "port": PORT, "targetPort": None, "protocol": ("TCP",)}],
     },
-    "Deployment": {"replicas": range(1, 10), "selector": SELECTOR, "template": template(CONTAINER | COMMAND)},
+    "Deployment": {
+        "replicas": range(1, 10),
+        "selector": SELECTOR,
+        "template": pod_template(CONTAINER | COMMAND),
+    },
     "Job": JOB,
     "CronJob": {
         "schedule": None,
@@ -152,37 +168,38 @@ SPECS: dict[str, Shape] = {
     "NetworkPolicy": {
         "podSelector": SELECTOR,
         "policyTypes": [("Ingress", "Egress")],
-        "ingress": [{"from": [PEER], "ports": THROUGH}],
-        "egress": [{"to": [PEER], "ports": THROUGH}],
+        "ingress": [{"from": [PEER], "ports": POLICY_PORTS}],
+        "egress": [{"to": [PEER], "ports": POLICY_PORTS}],
     },
     "RayCluster": {
         "rayVersion": None,
         "authOptions": {"mode": ("token",), "secretName": None},
-        "headGroupSpec": HEAD,
-        "workerGroupSpecs": [WORKERS],
+        "headGroupSpec": HEAD_GROUP,
+        "workerGroupSpecs": [WORKER_GROUP],
     },
     "RayJob": {
         "entrypoint": None,
         "clusterSelector": {"ray.io/cluster": None},
         "submissionMode": ("K8sJobMode",),
-        "submitterConfig": {"backoffLimit": (0,)},  # a second submit would find the run of the first
-        "submitterPodTemplate": template(CONTAINER, restartPolicy=("Never",)),
+        # A second submission would find the run directory of the first one.
+        "submitterConfig": {"backoffLimit": (0,)},
+        "submitterPodTemplate": pod_template(CONTAINER, restartPolicy=("Never",)),
     },
     "PodMonitor": {"selector": SELECTOR, "podMetricsEndpoints": [{"port": PORT_NAME, "interval": INTERVAL}]},
     "ResourceFlavor": None,
     "ClusterQueue": {
         "namespaceSelector": SELECTOR,
-        "resourceGroups": [{"coveredResources": None, "flavors": [QUOTA]}],
+        "resourceGroups": [{"coveredResources": None, "flavors": [FLAVOR]}],
     },
     "LocalQueue": {"clusterQueue": None},
 }
-DOCUMENTS: dict[str, dict[str, Shape]] = {kind: {"spec": shape} for kind, shape in SPECS.items()} | {
+DOCUMENTS: dict[str, dict[str, Schema]] = {kind: {"spec": schema} for kind, schema in SPECS.items()} | {
     "Namespace": {},
     "ServiceAccount": {"automountServiceAccountToken": (False,)},
     "ConfigMap": {"data": None},
     "PriorityClass": {"value": range(1, 10**9 + 1), "preemptionPolicy": ("Never",), "description": None},
 }
-COMMON: dict[str, Shape] = {
+COMMON: dict[str, Schema] = {
     "apiVersion": None,
     "kind": None,
     "metadata": {"name": None, "namespace": ("glassbox",), "labels": LABELS},
@@ -190,50 +207,68 @@ COMMON: dict[str, Shape] = {
 
 
 def check(documents: list[Document]) -> Iterator[str]:
-    """Problems, each with the field it lies in."""
+    """Yields problems, each with the field that causes it."""
     for document in documents:
+        where = name_of(document)
         kind = str(document.get("kind"))
         if kind not in DOCUMENTS:
-            yield f"{name_of(document)}: kind: not made here (and secrets are made by a command, never kept in files)"
+            yield f"{where}: kind: not part of these manifests (create secrets by command, not from files)"
+            continue
+        for path, problem in _check_value(document, COMMON | DOCUMENTS[kind]):
+            yield f"{where}: {path.removeprefix('.')}: {problem}"
+
+
+def _check_value(value: Any, schema: Schema) -> Iterator[tuple[str, str]]:
+    """Yields the path below `value` and the message of every problem."""
+    if isinstance(schema, dict | MapOf):
+        if value is not None and not isinstance(value, dict):
+            yield "", f"{WRONG_TYPE} mapping, is {value!r}"
         else:
-            for path, problem in _walk(document, COMMON | DOCUMENTS[kind]):
-                yield f"{name_of(document)}: {path.removeprefix('.')}: {problem}"
+            yield from _check_mapping(value or {}, schema)
+    elif isinstance(schema, list):
+        if value is not None and not isinstance(value, list):
+            yield "", f"{WRONG_TYPE} list, is {value!r}"
+        else:
+            yield from _check_list(value or [], schema[0])
+    elif isinstance(schema, tuple):
+        if value not in schema:
+            yield "", f"must be {' or '.join(map(str, schema))}, is {value!r}"
+    elif isinstance(schema, range):
+        if value not in schema:
+            yield "", f"must be from {schema[0]} to {schema[-1]}, is {value!r}"
+    elif isinstance(schema, re.Pattern) and not schema.fullmatch(str(value)):
+        yield "", f"must match {schema.pattern}, is {value!r}"
 
 
-def _walk(value: Any, shape: Shape) -> Iterator[tuple[str, str]]:
-    """Places below a value, and what is wrong there."""
-    kind = dict if isinstance(shape, dict | Each) else list if isinstance(shape, list) else None
-    if kind and value is not None and not isinstance(value, kind):
-        yield "", f"{MISSHAPEN} {'mapping' if kind is dict else 'list'}, is {value!r}"
-    elif isinstance(shape, dict | Each):
-        for key, inner in (value or {}).items():
-            known = key in shape if isinstance(shape, dict) else shape.key.fullmatch(str(key))
-            if not known:
-                yield f".{key}", "not used here"
-            else:
-                yield from _below(f".{key}", inner, shape[key] if isinstance(shape, dict) else shape.value)
-    elif isinstance(shape, list):
-        names = [_called(entry, n) for n, entry in enumerate(value or [])]
-        for name, entry in zip(names, value or [], strict=True):
-            yield from _below(f"[{name}]", entry, shape[0])
-            if names.count(name) > 1:
-                yield f"[{name}]", "occurs twice"
-    elif isinstance(shape, tuple | range) and value not in shape:
-        yield "", f"must be {_words(shape)}, is {value!r}"
-    elif isinstance(shape, re.Pattern) and not shape.fullmatch(str(value)):
-        yield "", f"must be like {shape.pattern}, is {value!r}"
+def _check_mapping(value: dict[str, Any], schema: dict[str, Schema] | MapOf) -> Iterator[tuple[str, str]]:
+    for key, inner in value.items():
+        if isinstance(schema, MapOf):
+            is_allowed = bool(schema.key.fullmatch(str(key)))
+            inner_schema: Schema = schema.value
+        else:
+            is_allowed = key in schema
+            inner_schema = schema.get(key)
+        if is_allowed:
+            yield from _check_below(f".{key}", inner, inner_schema)
+        else:
+            yield f".{key}", "field not allowed here"
 
 
-def _below(step: str, value: Any, shape: Shape) -> Iterator[tuple[str, str]]:
-    return ((step + path, problem) for path, problem in _walk(value, shape))
+def _check_list(items: list[Any], schema: Schema) -> Iterator[tuple[str, str]]:
+    names = [_item_name(item, index) for index, item in enumerate(items)]
+    for name, item in zip(names, items, strict=True):
+        yield from _check_below(f"[{name}]", item, schema)
+        if names.count(name) > 1:
+            yield f"[{name}]", "occurs twice"
 
 
-def _called(entry: Any, place: int) -> str:
-    """The entry of a list, as messages name it."""
-    return (
-        str(entry.get("mountPath") or entry.get("name") or place) if isinstance(entry, dict) else str(place)
-    )
+def _check_below(prefix: str, value: Any, schema: Schema) -> Iterator[tuple[str, str]]:
+    for path, problem in _check_value(value, schema):
+        yield prefix + path, problem
 
 
-def _words(shape: tuple[Any, ...] | range) -> str:
-    return f"from {shape[0]} to {shape[-1]}" if isinstance(shape, range) else " or ".join(map(str, shape))
+def _item_name(item: Any, index: int) -> str:
+    """Returns how messages refer to a list item: by mount path, by name, or by index."""
+    if not isinstance(item, dict):
+        return str(index)
+    return str(item.get("mountPath") or item.get("name") or index)

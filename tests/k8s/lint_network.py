@@ -1,48 +1,64 @@
-"""Who reaches whom: the policies are evaluated as a network plugin does, for every pod, stranger and port that matter."""
+"""Checks which pods can connect to which.
+
+The network policies are evaluated as a network plugin does, for every pod of the manifests, for pods and
+addresses that must not connect, and for every port in use.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import product
+from typing import NamedTuple
 
-from kube_pods import Pod, at, name_of, pods
+from kube_pods import Pod, get_field, list_pods, name_of
 from kube_render import Document
 
-HERE = "glassbox"
-GCS, JOBS, METRICS, SCHEDULER_METRICS, DASHBOARD_METRICS, WEB, HTTPS = (
-    6379,
-    8265,
-    8080,
-    44217,
-    44227,
-    8080,
-    443,
-)
-DNS = (53, ("UDP", 53))
-Port = int | tuple[str, int]  # of TCP where no protocol stands beside it
+OWN_NAMESPACE = "glassbox"
+GCS = 6379
+JOB_API = 8265
+WORKER_PORT = 20000  # stands for the ports that Ray picks at run time
+METRICS = 8080
+SCHEDULER_METRICS = 44217
+DASHBOARD_METRICS = 44227
 RAY_METRICS = (METRICS, SCHEDULER_METRICS, DASHBOARD_METRICS)
-OPERATORS = ("ray-system", {"app.kubernetes.io/component": "kuberay-operator"})
-CLIENT = {"glassbox/ray-client": "true"}  # of pods that users bring, too
+WEB = 8080
+HTTP = 80
+HTTPS = 443
+DNS = (53, ("UDP", 53))
+OPERATOR = ("ray-system", {"app.kubernetes.io/component": "kuberay-operator"})
 PROMETHEUS = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
+CLIENT_LABELS = {"glassbox/ray-client": "true"}  # users may set them on pods of their own
+EXTERNAL_ADDRESSES = (
+    "169.254.169.254",  # the metadata service of cloud providers
+    "10.1.2.3",
+    "172.16.0.9",
+    "192.168.1.2",
+    "100.64.0.5",
+    "2001:db8::7",
+    "fd00:ec2::254",
+)
+
+Port = int | tuple[str, int]  # a TCP port, or a protocol and a port
 
 
 @dataclass(frozen=True)
-class End:
-    """One end of a connection.
+class Endpoint:
+    """One end of a connection: a pod, or an address outside the cluster.
 
     Attributes:
-        name: For messages.
-        namespace: It is in; None for an address outside the cluster.
-        labels: Of the pod.
-        namespace_labels: Beside its name.
-        address: Outside the cluster.
-        role: Of the pod, where it is one of the manifests.
-        secrets: That it gets.
+        name: Name of the endpoint in messages.
+        namespace: Namespace of the pod; None for an external address.
+        labels: Labels of the pod.
+        namespace_labels: Labels of the namespace in addition to its name.
+        address: IP address of an external endpoint.
+        role: Role of a pod of the manifests, as in `kube_pods.Pod`.
+        secrets: Names of the secrets that the pod's environment contains.
     """
 
     name: str
-    namespace: str | None = HERE
+    namespace: str | None = OWN_NAMESPACE
     labels: dict[str, str] = field(default_factory=dict)
     namespace_labels: dict[str, str] = field(default_factory=dict)
     address: str = ""
@@ -50,212 +66,226 @@ class End:
     secrets: frozenset[str] = frozenset()
 
 
-NAMES = End("the name service", "kube-system", {"k8s-app": "kube-dns"})
-NOT_NAMES = End("another pod beside the name service", "kube-system")
-STORE = End("a store", None, address="203.0.113.7")
-OUTSIDE = [
-    End(f"the address {address}", None, address=address)
-    for address in (
-        "169.254.169.254",
-        "10.1.2.3",
-        "172.16.0.9",
-        "192.168.1.2",
-        "100.64.0.5",
-        "2001:db8::7",
-        "fd00:ec2::254",
-    )
+class Expectation(NamedTuple):
+    """Whether a connection has to be possible.
+
+    Attributes:
+        source: Endpoint that opens the connection.
+        target: Endpoint that accepts it.
+        port: Port at the target.
+        is_allowed: True if the policies have to allow it, False if they have to deny it.
+    """
+
+    source: Endpoint
+    target: Endpoint
+    port: Port
+    is_allowed: bool
+
+
+NAME_SERVICE = Endpoint("the name service", "kube-system", {"k8s-app": "kube-dns"})
+OTHER_SYSTEM_POD = Endpoint("another pod in kube-system", "kube-system")
+OBJECT_STORE = Endpoint("an object store", None, address="203.0.113.7")
+EXTERNAL = [Endpoint(f"the address {address}", None, address=address) for address in EXTERNAL_ADDRESSES]
+CLIENT = Endpoint("a client with the label", labels=CLIENT_LABELS)
+KUBERAY = Endpoint("the operator", *OPERATOR)
+MONITORING = Endpoint("Prometheus", *PROMETHEUS)
+REPORT_READER = Endpoint("a namespace that reads reports", "ingress", {}, {"glassbox/reads-reports": "true"})
+STRANGERS = [
+    Endpoint("a pod of the namespace"),
+    Endpoint("a pod elsewhere", "default", CLIENT_LABELS | OPERATOR[1]),
+    Endpoint("another pod in the operator's namespace", OPERATOR[0]),
+    Endpoint("another pod in Prometheus' namespace", PROMETHEUS[0]),
+    *EXTERNAL,
 ]
 
 
 def check(documents: list[Document]) -> Iterator[str]:
-    """Problems, each with the policy or the field it lies in."""
+    """Yields problems, each with the policy or the field that causes it."""
     policies = [document for document in documents if document.get("kind") == "NetworkPolicy"]
-    if malformed := [problem for policy in policies for problem in _form(policy, documents)]:
+    malformed = [problem for policy in policies for problem in _check_policy(policy, documents)]
+    if malformed:
         yield from malformed
         return
     if not any(_denies_all(policy) for policy in policies):
-        yield "NetworkPolicy: spec.podSelector, policyTypes: none denies everything that no other allows"
-    ends = [
-        End(f"{pod.owner} {pod.role}", labels=pod.labels, role=pod.role, secrets=_secrets(pod))
-        for pod in pods(documents)
+        yield "NetworkPolicy: spec.podSelector, policyTypes: no policy denies everything by default"
+    endpoints = [
+        Endpoint(f"{pod.owner} {pod.role}", labels=pod.labels, role=pod.role, secrets=_find_secrets(pod))
+        for pod in list_pods(documents)
     ]
-    monitored = any(document.get("kind") == "PodMonitor" for document in documents)
-    for source, target, port, wanted in _wishes(ends, monitored):
-        goes_out, comes_in = (
-            _passes(policies, source, target, port, "Egress"),
-            _passes(policies, target, source, port, "Ingress"),
-        )
-        if wanted and not (goes_out and comes_in):
-            yield f"NetworkPolicy: spec.ingress, spec.egress: {source.name} does not reach {target.name} at port {port}"
-        if not wanted:  # each end that is here closes by itself, whatever the other does
-            for here, opens, field_ in ((source, goes_out, "egress"), (target, comes_in, "ingress")):
-                if here.namespace == HERE and opens:
-                    yield f"NetworkPolicy: spec.{field_}: {source.name} reaches {target.name} at port {port}"
+    has_monitoring = any(document.get("kind") == "PodMonitor" for document in documents)
+    for expectation in _list_expectations(endpoints, has_monitoring):
+        yield from _check_expectation(policies, expectation)
 
 
-def allowed(policies: list[Document], source: End, target: End, port: Port) -> bool:
-    """Whether a connection is let through, by the policies of both its ends."""
-    return _passes(policies, source, target, port, "Egress") and _passes(
-        policies, target, source, port, "Ingress"
-    )
+def _check_expectation(policies: list[Document], expectation: Expectation) -> Iterator[str]:
+    source, target, port, is_expected = expectation
+    egress = _passes(policies, source, target, port, "Egress")
+    ingress = _passes(policies, target, source, port, "Ingress")
+    if is_expected:
+        if not (egress and ingress):
+            where = "NetworkPolicy: spec.ingress, spec.egress"
+            yield f"{where}: {source.name} does not reach {target.name} at port {port}"
+        return
+    # Each end in the namespace has to deny the connection by itself, whatever the other end does.
+    for endpoint, passes, direction in ((source, egress, "egress"), (target, ingress, "ingress")):
+        if endpoint.namespace == OWN_NAMESPACE and passes:
+            where = f"NetworkPolicy: spec.{direction}"
+            yield f"{where}: {source.name} reaches {target.name} at port {port}"
 
 
-def _passes(policies: list[Document], own: End, other: End, port: Port, direction: str) -> bool:
-    if own.namespace != HERE:
+def is_allowed(policies: list[Document], source: Endpoint, target: Endpoint, port: Port) -> bool:
+    """Returns whether the policies of both endpoints allow a connection."""
+    egress = _passes(policies, source, target, port, "Egress")
+    return egress and _passes(policies, target, source, port, "Ingress")
+
+
+def _passes(policies: list[Document], own: Endpoint, other: Endpoint, port: Port, direction: str) -> bool:
+    """Returns whether the policies that select `own` allow one direction; without any, everything passes."""
+    if own.namespace != OWN_NAMESPACE:
         return True
-    mine = [
+    specs = [
         policy["spec"]
         for policy in policies
         if direction in policy["spec"].get("policyTypes", ["Ingress"])
-        and _selected(policy["spec"].get("podSelector"), own.labels)
+        and _matches(policy["spec"].get("podSelector"), own.labels)
     ]
-    rules = [rule for spec in mine for rule in spec.get(direction.lower()) or []]
-    return not mine or any(
-        _rule(rule, other, port, "to" if direction == "Egress" else "from") for rule in rules
+    if not specs:
+        return True
+    key = "to" if direction == "Egress" else "from"
+    rules = [rule for spec in specs for rule in spec.get(direction.lower()) or []]
+    return any(_rule_allows(rule, other, port, key) for rule in rules)
+
+
+def _rule_allows(rule: Document, other: Endpoint, port: Port, key: str) -> bool:
+    """A rule without peers or ports applies to all of them."""
+    peers = rule.get(key) or []
+    ports = rule.get("ports") or []
+    if peers and not any(_peer_matches(peer, other) for peer in peers):
+        return False
+    protocol, number = port if isinstance(port, tuple) else ("TCP", port)
+    return not ports or any(
+        entry.get("protocol", "TCP") == protocol and entry.get("port") in (number, None) for entry in ports
     )
 
 
-def _rule(rule: Document, other: End, port: Port, key: str) -> bool:
-    """A rule without peers or ports means all of them."""
-    peers, ports = rule.get(key) or [], rule.get("ports") or []
-    protocol, number = port if isinstance(port, tuple) else ("TCP", port)
-    through = [
-        entry
-        for entry in ports
-        if entry.get("protocol", "TCP") == protocol and entry.get("port") in (number, None)
-    ]
-    return (not peers or any(_peer(peer, other) for peer in peers)) and (not ports or bool(through))
-
-
-def _peer(peer: Document, other: End) -> bool:
+def _peer_matches(peer: Document, other: Endpoint) -> bool:
     if block := peer.get("ipBlock"):
-        inside = bool(other.address) and ipaddress.ip_address(other.address) in ipaddress.ip_network(
-            block["cidr"]
-        )
-        return inside and not any(
-            ipaddress.ip_address(other.address) in ipaddress.ip_network(cut)
-            for cut in block.get("except") or []
-        )
+        return bool(other.address) and _block_contains(block, other.address)
     if other.namespace is None:
         return False
-    names = other.namespace_labels | {"kubernetes.io/metadata.name": other.namespace}
-    near = (
-        _selected(peer["namespaceSelector"], names)
-        if "namespaceSelector" in peer
-        else other.namespace == HERE
-    )
-    return near and _selected(peer.get("podSelector"), other.labels)
+    if "namespaceSelector" in peer:
+        labels = other.namespace_labels | {"kubernetes.io/metadata.name": other.namespace}
+        is_in_namespace = _matches(peer["namespaceSelector"], labels)
+    else:
+        is_in_namespace = other.namespace == OWN_NAMESPACE
+    return is_in_namespace and _matches(peer.get("podSelector"), other.labels)
 
 
-def _selected(selector: Document | None, labels: dict[str, str]) -> bool:
+def _block_contains(block: Document, text: str) -> bool:
+    address = ipaddress.ip_address(text)
+    if address not in ipaddress.ip_network(block["cidr"]):
+        return False
+    return not any(address in ipaddress.ip_network(excluded) for excluded in block.get("except") or [])
+
+
+def _matches(selector: Document | None, labels: dict[str, str]) -> bool:
     return ((selector or {}).get("matchLabels") or {}).items() <= labels.items()
 
 
 def _denies_all(policy: Document) -> bool:
     spec = policy["spec"]
-    return (
-        not spec.get("podSelector")
-        and set(spec.get("policyTypes") or ()) == {"Ingress", "Egress"}
-        and not spec.get("ingress")
-        and not spec.get("egress")
-    )
+    has_rules = spec.get("ingress") or spec.get("egress")
+    covers_both = set(spec.get("policyTypes") or ()) == {"Ingress", "Egress"}
+    return covers_both and not has_rules and not spec.get("podSelector")
 
 
-def _form(policy: Document, documents: list[Document]) -> Iterator[str]:
-    """What is read otherwise than it was meant."""
-    where, spec = name_of(policy), policy["spec"]
-    labels = at(policy, "spec.podSelector.matchLabels")
-    if (
-        labels
-        and labels != CLIENT
-        and not any(labels.items() <= pod.labels.items() for pod in pods(documents))
-    ):
+def _check_policy(policy: Document, documents: list[Document]) -> Iterator[str]:
+    """Finds policies that a network plugin reads differently from what their author meant."""
+    where = name_of(policy)
+    spec = policy["spec"]
+    labels = get_field(policy, "spec.podSelector.matchLabels")
+    is_for_users = labels == CLIENT_LABELS
+    selects_pods = any(labels.items() <= pod.labels.items() for pod in list_pods(documents))
+    if labels and not is_for_users and not selects_pods:
         yield f"{where}: spec.podSelector: no pod has these labels: {labels}"
     if "matchExpressions" in str(spec):
-        yield f"{where}: spec.podSelector.matchExpressions: not understood here; use matchLabels"
+        yield f"{where}: spec.podSelector.matchExpressions: not supported by the lint; use matchLabels"
     for direction, peers in (("ingress", "from"), ("egress", "to")):
-        if spec.get(direction) and direction.title() not in (spec.get("policyTypes") or []):
-            yield f"{where}: spec.{direction}: of no effect, since policyTypes is {spec.get('policyTypes')}"
-        for rule in spec.get(direction) or []:
+        rules = spec.get(direction) or []
+        policy_types = spec.get("policyTypes") or []
+        if rules and direction.title() not in policy_types:
+            yield f"{where}: spec.{direction}: has no effect, since policyTypes is {spec.get('policyTypes')}"
+        for rule in rules:
             for entry in rule.get("ports") or []:
                 if type(entry.get("port")) is not int or "endPort" in entry:
                     yield f"{where}: spec.{direction}.ports: must be one number, is {entry}"
             for peer in rule.get(peers) or []:
-                yield from (
-                    f"{where}: spec.{direction}.{peers}.ipBlock.{problem}"
-                    for problem in _block(peer.get("ipBlock") or {})
-                )
+                for problem in _check_block(peer.get("ipBlock") or {}):
+                    yield f"{where}: spec.{direction}.{peers}.ipBlock.{problem}"
 
 
-def _block(block: Document) -> Iterator[str]:
+def _check_block(block: Document) -> Iterator[str]:
     try:
-        whole = ipaddress.ip_network(block.get("cidr", "0.0.0.0/0"))
-        cuts = [ipaddress.ip_network(cut) for cut in block.get("except") or []]
+        network = ipaddress.ip_network(block.get("cidr", "0.0.0.0/0"))
+        excluded = [ipaddress.ip_network(text) for text in block.get("except") or []]
     except ValueError as error:
         yield f"cidr: {error}"
         return
-    for cut in cuts:
-        if cut.version != whole.version or not cut.subnet_of(whole):  # type: ignore[arg-type]
-            yield f"except: {cut} is not within {whole}"
+    for part in excluded:
+        if part.version != network.version or not part.subnet_of(network):  # type: ignore[arg-type]
+            yield f"except: {part} is not within {network}"
 
 
-def _secrets(pod: Pod) -> frozenset[str]:
-    sources = [
-        at(source, "secretRef").get("name")
+def _find_secrets(pod: Pod) -> frozenset[str]:
+    names = [
+        get_field(source, "secretRef").get("name")
         for _, container in pod.containers()
         for source in container.get("envFrom") or []
     ]
-    return frozenset(filter(None, sources))
+    return frozenset(filter(None, names))
 
 
-def _wishes(ends: list[End], monitored: bool) -> Iterator[tuple[End, End, Port, bool]]:
-    """Source, target, port and whether it shall get through."""
-    ray, others = (
-        [end for end in ends if (end.role in ("head", "worker")) is inside] for inside in (True, False)
-    )
-    web = [end for end in ends if end.role == "deployment"]
-    submitters = [end for end in ends if end.role == "submitter"]
-    client = End("a client with the label", labels=CLIENT)
-    operator, prometheus = End("the operator", *OPERATORS), End("Prometheus", *PROMETHEUS)
-    reader = End("a namespace that reads reports", "ingress", {}, {"glassbox/reads-reports": "true"})
-    strangers = [
-        End("a pod of the namespace"),
-        End("a pod elsewhere", "default", CLIENT | OPERATORS[1]),
-        End("another pod beside the operator", OPERATORS[0]),
-        End("another pod beside Prometheus", PROMETHEUS[0]),
-        *OUTSIDE,
-    ]
-    for node in ray:
-        yield from ((other, node, port, True) for other in ray for port in (GCS, JOBS, 20000))
-        yield from ((source, node, JOBS, node.role == "head") for source in (client, operator, *submitters))
-        yield from (
-            (source, node, port, False)
-            for source in (client, operator, *submitters)
-            for port in (GCS, 20000, *RAY_METRICS)
-        )
-        yield from ((prometheus, node, port, monitored) for port in RAY_METRICS)
-        closed = [*strangers, *(end for end in others if end not in submitters), reader]
-        yield from (
-            (source, node, port, False) for source in closed for port in (GCS, JOBS, 20000, *RAY_METRICS)
-        )
-        yield from ((prometheus, node, port, False) for port in (GCS, JOBS, 20000))
-    for server in web:
-        yield reader, server, WEB, True
-        yield reader, server, HTTPS, False
-        yield from (
-            (source, server, WEB, False) for source in [*strangers, *ray, client, operator, prometheus]
-        )
-    for end in [*ends, client]:
-        yield from ((end, NAMES, port, True) for port in DNS)
-        yield from ((end, target, port, False) for target in (NOT_NAMES, STORE, *OUTSIDE) for port in DNS)
-        yield from ((end, target, port, False) for target in (NAMES, NOT_NAMES) for port in (HTTPS, JOBS))
-        yield from ((end, target, port, False) for target in OUTSIDE for port in (80, HTTPS, JOBS))
-        yield end, STORE, 80, False
-        yield end, STORE, HTTPS, "s3-credentials" in end.secrets
-    yield from (
-        (source, end, port, False)
-        for source in [*strangers, reader]
-        for end in others
-        if end not in web
-        for port in (WEB, HTTPS)
-    )
+def _expect(
+    sources: Iterable[Endpoint], targets: Iterable[Endpoint], ports: Iterable[Port], is_allowed: bool
+) -> Iterator[Expectation]:
+    for source, target, port in product(sources, targets, ports):
+        yield Expectation(source, target, port, is_allowed)
+
+
+def _list_expectations(endpoints: list[Endpoint], has_monitoring: bool) -> Iterator[Expectation]:
+    ray_nodes = [endpoint for endpoint in endpoints if endpoint.role in ("head", "worker")]
+    other_pods = [endpoint for endpoint in endpoints if endpoint.role not in ("head", "worker")]
+    web_servers = [endpoint for endpoint in endpoints if endpoint.role == "deployment"]
+    private_pods = [endpoint for endpoint in other_pods if endpoint not in web_servers]
+    for node in ray_nodes:
+        yield from _list_ray_expectations(node, ray_nodes, other_pods, has_monitoring)
+    yield from _expect([REPORT_READER], web_servers, [WEB], True)
+    yield from _expect([REPORT_READER], web_servers, [HTTPS], False)
+    yield from _expect([*STRANGERS, *ray_nodes, CLIENT, KUBERAY, MONITORING], web_servers, [WEB], False)
+    for endpoint in [*endpoints, CLIENT]:
+        yield from _list_egress_expectations(endpoint)
+    yield from _expect([*STRANGERS, REPORT_READER], private_pods, [WEB, HTTPS], False)
+
+
+def _list_ray_expectations(
+    node: Endpoint, ray_nodes: list[Endpoint], other_pods: list[Endpoint], has_monitoring: bool
+) -> Iterator[Expectation]:
+    submitters = [endpoint for endpoint in other_pods if endpoint.role == "submitter"]
+    clients = [CLIENT, KUBERAY, *submitters]
+    yield from _expect(ray_nodes, [node], [GCS, JOB_API, WORKER_PORT], True)
+    yield from _expect(clients, [node], [JOB_API], node.role == "head")
+    yield from _expect(clients, [node], [GCS, WORKER_PORT, *RAY_METRICS], False)
+    yield from _expect([MONITORING], [node], RAY_METRICS, has_monitoring)
+    yield from _expect([MONITORING], [node], [GCS, JOB_API, WORKER_PORT], False)
+    outsiders = [*STRANGERS, *(pod for pod in other_pods if pod not in submitters), REPORT_READER]
+    yield from _expect(outsiders, [node], [GCS, JOB_API, WORKER_PORT, *RAY_METRICS], False)
+
+
+def _list_egress_expectations(endpoint: Endpoint) -> Iterator[Expectation]:
+    sources = [endpoint]
+    yield from _expect(sources, [NAME_SERVICE], DNS, True)
+    yield from _expect(sources, [OTHER_SYSTEM_POD, OBJECT_STORE, *EXTERNAL], DNS, False)
+    yield from _expect(sources, [NAME_SERVICE, OTHER_SYSTEM_POD], [HTTPS, JOB_API], False)
+    yield from _expect(sources, EXTERNAL, [HTTP, HTTPS, JOB_API], False)
+    yield from _expect(sources, [OBJECT_STORE], [HTTP], False)
+    yield from _expect(sources, [OBJECT_STORE], [HTTPS], "s3-credentials" in endpoint.secrets)

@@ -1,33 +1,41 @@
-"""Probes ask where something answers: of a probe that does not, Kubernetes says nothing, and restarts the container for ever."""
+"""Checks that probes target an open port: a probe that never succeeds restarts its container forever."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kube_pods import AGENT_PORT, at, pods
+from kube_pods import AGENT_PORT, get_field, list_pods
 from kube_render import Document
 
-KINDS = ("startupProbe", "readinessProbe", "livenessProbe")
-RAY_HEALTH = {"path": "/api/healthz", "port": AGENT_PORT}  # of Ray's agent, on every node
+PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
+HANDLERS = ("httpGet", "tcpSocket")
+RAY_HEALTH_CHECK = {"path": "/api/healthz", "port": AGENT_PORT}  # served by Ray's agent on every node
 
 
 def check(documents: list[Document]) -> Iterator[str]:
-    """Problems, each with the field it lies in."""
-    for pod in pods(documents):
+    """Yields problems, each with the field that causes it."""
+    for pod in list_pods(documents):
+        expected = RAY_HEALTH_CHECK if pod.role in ("head", "worker") else None
         for where, container in pod.containers():
             ports = container.get("ports") or []
-            opened = {port.get("name") for port in ports} | {port.get("containerPort") for port in ports}
-            for kind in KINDS:
+            open_ports = {port.get("name") for port in ports} | {port.get("containerPort") for port in ports}
+            for kind in PROBES:
                 if kind in container:
-                    wanted = RAY_HEALTH if pod.role in ("head", "worker") else None
-                    yield from _probe(f"{where}.{kind}", container[kind], opened, wanted)
+                    yield from _check_probe(f"{where}.{kind}", container[kind], open_ports, expected)
 
 
-def _probe(where: str, probe: Document, opened: set[object], wanted: Document | None) -> Iterator[str]:
-    ways = [way for way in ("httpGet", "tcpSocket") if way in probe]
-    if len(ways) != 1:
-        yield f"{where}: must ask in one way, asks in {len(ways)}"
-    elif wanted and probe.get("httpGet") != wanted:
-        yield f"{where}.{ways[0]}: must ask Ray's agent, {wanted}"
-    elif not wanted and (port := at(probe, f"{ways[0]}.port")) not in opened:
-        yield f"{where}.{ways[0]}.port: the container opens no port {port}"
+def _check_probe(
+    where: str, probe: Document, open_ports: set[object], expected: Document | None
+) -> Iterator[str]:
+    handlers = [handler for handler in HANDLERS if handler in probe]
+    if len(handlers) != 1:
+        yield f"{where}: must have one handler, has {len(handlers)}"
+        return
+    (handler,) = handlers
+    if expected:
+        if probe.get("httpGet") != expected:
+            yield f"{where}.{handler}: must query Ray's agent: {expected}"
+        return
+    port = get_field(probe, f"{handler}.port")
+    if port not in open_ports:
+        yield f"{where}.{handler}.port: the container opens no port {port}"

@@ -1,4 +1,4 @@
-"""What the KubeRay operator asks for beyond the schema, and what a cluster of fixed size that trains needs."""
+"""Checks the KubeRay operator's rules beyond the schema, and what a fixed-size training cluster requires."""
 
 from __future__ import annotations
 
@@ -6,154 +6,174 @@ import functools
 import re
 from collections.abc import Iterator
 
-from kube_amounts import amount
-from kube_pods import TOKEN_KEY, Pod, at, clusters, name_of, pods
+from kube_pods import TOKEN_KEY, Pod, get_field, iterate_clusters, list_pods, name_of
+from kube_quantities import parse_quantity
 from kube_render import Document
 
 from pipelines.cluster import OBJECT_STORE_BYTES
 
-CLUSTER_NAME, JOB_NAME = 53, 47  # what the operator appends must still fit into the 63 characters of a label
-TOKEN_SINCE = (2, 52)
+# The operator appends suffixes to these names, which must still fit into the 63 characters of a label.
+MAX_CLUSTER_NAME = 53
+MAX_JOB_NAME = 47
+TOKEN_SINCE = (2, 52)  # first Ray version with token authentication
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+SIZES = ("minReplicas", "replicas", "maxReplicas")
 
 
 def check(documents: list[Document]) -> Iterator[str]:
-    """Problems, each with the field it lies in."""
-    for document, where, spec in clusters(documents):
-        yield from _named(document, CLUSTER_NAME)
-        yield from _token(where, spec)
-        yield from _head(where, spec)
-        yield from _workers(where, spec)
-    secrets = {at(spec, "authOptions.secretName") or None for _, _, spec in clusters(documents)}
+    """Yields problems, each with the field that causes it."""
+    for document, where, spec in iterate_clusters(documents):
+        yield from _check_name(document, MAX_CLUSTER_NAME)
+        yield from _check_authentication(where, spec)
+        yield from _check_head_group(where, spec)
+        yield from _check_worker_groups(where, spec)
+    names = {name_of(document) for document in documents}
     for document in documents:
         if document.get("kind") == "RayJob":
-            yield from _job(document, {name_of(other) for other in documents})
-    for pod in pods(documents):
+            yield from _check_ray_job(document, names)
+    clusters = iterate_clusters(documents)
+    secrets = {get_field(spec, "authOptions.secretName") or None for _, _, spec in clusters}
+    for pod in list_pods(documents):
         if pod.role in ("head", "worker", "submitter"):
             for where, container in pod.containers():
-                yield from _carries_the_token(where, container, secrets)
+                yield from _check_token_variables(where, container, secrets)
 
 
-def _named(document: Document, most: int) -> Iterator[str]:
+def _check_name(document: Document, max_length: int) -> Iterator[str]:
     name = str(document["metadata"].get("name"))
-    if len(name) > most:
-        yield f"{name_of(document)}: metadata.name: {len(name)} characters, at most {most}"
+    where = f"{name_of(document)}: metadata.name"
+    if len(name) > max_length:
+        yield f"{where}: {len(name)} characters, at most {max_length}"
     if not LABEL.fullmatch(name):
-        yield f"{name_of(document)}: metadata.name: starts with a letter, then small letters, digits and hyphens"
+        yield f"{where}: must start with a letter and contain lower-case letters, digits and hyphens only"
 
 
-def _token(where: str, spec: Document) -> Iterator[str]:
+def _check_authentication(where: str, spec: Document) -> Iterator[str]:
     options = spec.get("authOptions") or {}
-    if options.get("mode") != "token":
-        yield f"{where}.authOptions.mode: must be token, is {options.get('mode')}: Ray's job API runs anyone's code"
+    mode = options.get("mode")
+    if mode != "token":
+        yield f"{where}.authOptions.mode: must be token, is {mode}: Ray's job API runs arbitrary code"
     if not options.get("secretName"):
         yield f"{where}.authOptions.secretName: missing"
     version = re.match(r"(\d+)\.(\d+)", str(spec.get("rayVersion") or ""))
     if not version or tuple(map(int, version.groups())) < TOKEN_SINCE:
-        yield f"{where}.rayVersion: tokens need Ray {'.'.join(map(str, TOKEN_SINCE))} or newer, is {spec.get('rayVersion')}"
+        minimum = ".".join(map(str, TOKEN_SINCE))
+        yield f"{where}.rayVersion: tokens need Ray {minimum} or newer, is {spec.get('rayVersion')}"
 
 
-def _carries_the_token(where: str, container: Document, secrets: set[str | None]) -> Iterator[str]:
+def _check_token_variables(where: str, container: Document, secrets: set[str | None]) -> Iterator[str]:
     variables = {variable["name"]: variable for variable in container.get("env") or []}
-    if (mode := variables.get("RAY_AUTH_MODE", {}).get("value")) != "token":
+    mode = variables.get("RAY_AUTH_MODE", {}).get("value")
+    if mode != "token":
         yield f"{where}.env[RAY_AUTH_MODE]: must be token, is {mode}"
-    reference = at(variables.get("RAY_AUTH_TOKEN", {}), "valueFrom.secretKeyRef")
+    reference = get_field(variables.get("RAY_AUTH_TOKEN", {}), "valueFrom.secretKeyRef")
     if reference.get("name") not in secrets or reference.get("key") != TOKEN_KEY:
-        yield f"{where}.env[RAY_AUTH_TOKEN].valueFrom.secretKeyRef: must be {TOKEN_KEY} of the cluster's secret, is {reference}"
+        field = f"{where}.env[RAY_AUTH_TOKEN].valueFrom.secretKeyRef"
+        yield f"{field}: must be {TOKEN_KEY} of the cluster's secret, is {reference}"
 
 
-def _head(where: str, spec: Document) -> Iterator[str]:
+def _check_head_group(where: str, spec: Document) -> Iterator[str]:
     head = spec.get("headGroupSpec") or {}
-    yield from _started(f"{where}.headGroupSpec", head)
-    if at(head, "rayStartParams.num-cpus") != "0":
-        yield f'{where}.headGroupSpec.rayStartParams.num-cpus: must be "0": nothing is trained on the head'
-    if at(head, "rayStartParams.dashboard-host") != "0.0.0.0":
-        yield f"{where}.headGroupSpec.rayStartParams.dashboard-host: must be 0.0.0.0, or nobody reaches the job API"
+    where = f"{where}.headGroupSpec"
+    yield from _check_start_parameters(where, head)
+    if get_field(head, "rayStartParams.num-cpus") != "0":
+        yield f'{where}.rayStartParams.num-cpus: must be "0": nothing is trained on the head'
+    if get_field(head, "rayStartParams.dashboard-host") != "0.0.0.0":
+        yield f"{where}.rayStartParams.dashboard-host: must be 0.0.0.0, or the job API is unreachable"
 
 
-def _workers(where: str, spec: Document) -> Iterator[str]:
+def _check_worker_groups(where: str, spec: Document) -> Iterator[str]:
     groups = spec.get("workerGroupSpecs") or []
     if not groups:
         yield f"{where}.workerGroupSpecs: empty"
     names = [group.get("groupName") for group in groups]
-    for n, group in enumerate(groups):
-        field = f"{where}.workerGroupSpecs[{n}]"
-        yield from _started(field, group)
-        if not LABEL.fullmatch(str(names[n])) or names.count(names[n]) > 1:
-            yield f"{field}.groupName: must be a label and occur once, is {names[n]}"
-        sizes = [group.get(key) for key in ("minReplicas", "replicas", "maxReplicas")]
-        for key, size in zip(("minReplicas", "replicas", "maxReplicas"), sizes, strict=True):
+    for index, group in enumerate(groups):
+        field = f"{where}.workerGroupSpecs[{index}]"
+        name = group.get("groupName")
+        yield from _check_start_parameters(field, group)
+        if not LABEL.fullmatch(str(name)) or names.count(name) > 1:
+            yield f"{field}.groupName: must be a label and unique, is {name}"
+        sizes = [group.get(key) for key in SIZES]
+        for key, size in zip(SIZES, sizes, strict=True):
             if type(size) is not int or size < 1:
                 yield f"{field}.{key}: must be a number of pods, is {size!r}"
         if len(set(sizes)) > 1:
-            yield f"{field}.minReplicas, replicas, maxReplicas: must be equal, are {sizes}: the group is of fixed size"
+            yield f"{field}.{', '.join(SIZES)}: must be equal, are {sizes}: the group has a fixed size"
 
 
-def _started(where: str, group: Document) -> Iterator[str]:
+def _check_start_parameters(where: str, group: Document) -> Iterator[str]:
     parameters = group.get("rayStartParams")
+    where = f"{where}.rayStartParams"
     if not isinstance(parameters, dict):
-        yield f"{where}.rayStartParams: missing"
+        yield f"{where}: missing"
         return
     for key, value in parameters.items():
         if not isinstance(value, str):
-            yield f"{where}.rayStartParams.{key}: must be a string, is {value!r}"
-        if key not in ray_start_options():
-            yield f"{where}.rayStartParams.{key}: `ray start` has no such option"
-    if (memory := parameters.get("object-store-memory")) is not None and not str(memory).isdigit():
-        yield f"{where}.rayStartParams.object-store-memory: must be bytes in digits, is {memory!r}"
+            yield f"{where}.{key}: must be a string, is {value!r}"
+        if key not in list_ray_start_options():
+            yield f"{where}.{key}: `ray start` has no such option"
+    memory = parameters.get("object-store-memory")
+    if memory is not None and not str(memory).isdigit():
+        yield f"{where}.object-store-memory: must be bytes in digits, is {memory!r}"
 
 
 @functools.cache
-def ray_start_options() -> frozenset[str]:
-    """The long options of `ray start`, from the Ray that is installed."""
+def list_ray_start_options() -> frozenset[str]:
+    """Returns the long options of `ray start` in the installed Ray."""
     from ray.scripts.scripts import start
 
-    return frozenset(word.removeprefix("--") for parameter in start.params for word in parameter.opts)
+    return frozenset(option.removeprefix("--") for parameter in start.params for option in parameter.opts)
 
 
 def check_shared_memory(documents: list[Document]) -> Iterator[str]:
-    """Ray keeps objects in /dev/shm, which must be memory, and refuses an object store that is larger."""
-    rooms = {}
-    for pod in pods(documents):
-        container, where = (pod.spec.get("containers") or [{}])[0], f"{pod.owner}: {pod.path}"
-        of_its_own = "glassbox" in " ".join(container.get("command") or [])
-        if pod.role in ("head", "worker") or of_its_own:
-            rooms[where] = yield from _room(pod, container)
-        if of_its_own and 0 < rooms[where] < OBJECT_STORE_BYTES:
-            yield f"{where}.volumes: a Ray of the pod's own takes {OBJECT_STORE_BYTES} bytes of /dev/shm, which has {rooms[where]:.0f}"
-    for _, where, spec in clusters(documents):
-        groups = [("headGroupSpec", spec.get("headGroupSpec") or {})]
-        groups += [
-            (f"workerGroupSpecs[{n}]", group) for n, group in enumerate(spec.get("workerGroupSpecs") or [])
-        ]
-        for field, group in groups:
-            store, room = (
-                str(at(group, "rayStartParams").get("object-store-memory", "0")),
-                rooms[f"{where}.{field}.template.spec"],
+    """Checks that /dev/shm is in memory and large enough: Ray refuses an object store that exceeds it."""
+    sizes = {}
+    for pod in list_pods(documents):
+        container = (pod.spec.get("containers") or [{}])[0]
+        where = f"{pod.owner}: {pod.path}"
+        starts_local_ray = "glassbox" in " ".join(container.get("command") or [])
+        if pod.role in ("head", "worker") or starts_local_ray:
+            sizes[where] = yield from _check_shared_memory_volume(pod, container)
+        if starts_local_ray and 0 < sizes[where] < OBJECT_STORE_BYTES:
+            yield (
+                f"{where}.volumes: the pod's local Ray needs {OBJECT_STORE_BYTES} bytes of /dev/shm, "
+                f"which has {sizes[where]:.0f}"
             )
-            if store.isdigit() and int(store) > room:
-                yield f"{where}.{field}.rayStartParams.object-store-memory: {store} exceeds /dev/shm of {room:.0f}"
+    for _, where, spec in iterate_clusters(documents):
+        groups = [("headGroupSpec", spec.get("headGroupSpec") or {})]
+        for index, group in enumerate(spec.get("workerGroupSpecs") or []):
+            groups.append((f"workerGroupSpecs[{index}]", group))
+        for field, group in groups:
+            store = str(get_field(group, "rayStartParams").get("object-store-memory", "0"))
+            size = sizes[f"{where}.{field}.template.spec"]
+            if store.isdigit() and int(store) > size:
+                parameter = f"{where}.{field}.rayStartParams.object-store-memory"
+                yield f"{parameter}: {store} exceeds /dev/shm of {size:.0f}"
 
 
-def _room(pod: Pod, container: Document) -> Iterator[str]:
-    """Problems; returns the size of /dev/shm in bytes."""
+def _check_shared_memory_volume(pod: Pod, container: Document) -> Iterator[str]:
+    """Yields problems; returns the size of /dev/shm in bytes."""
     mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts") or []}
-    volume = next((v for v in pod.spec.get("volumes") or [] if v["name"] == mounts.get("/dev/shm")), None)
+    volumes = {volume["name"]: volume for volume in pod.spec.get("volumes") or []}
+    volume = volumes.get(mounts.get("/dev/shm"))
+    where = f"{pod.owner}: {pod.path}"
     if volume is None:
-        yield f"{pod.owner}: {pod.path}.containers[0].volumeMounts: nothing at /dev/shm for Ray's object store"
+        yield f"{where}.containers[0].volumeMounts: nothing at /dev/shm for Ray's object store"
         return 0
-    if at(volume, "emptyDir.medium") != "Memory":
-        yield f"{pod.owner}: {pod.path}.volumes[{volume['name']}].emptyDir.medium: must be Memory"
-    return amount(at(volume, "emptyDir.sizeLimit")) or 0
+    if get_field(volume, "emptyDir.medium") != "Memory":
+        yield f"{where}.volumes[{volume['name']}].emptyDir.medium: must be Memory"
+    return parse_quantity(get_field(volume, "emptyDir.sizeLimit")) or 0
 
 
-def _job(document: Document, present: set[str]) -> Iterator[str]:
-    where, spec = f"{name_of(document)}: spec", document.get("spec") or {}
-    yield from _named(document, JOB_NAME)
-    selected = at(spec, "clusterSelector").get("ray.io/cluster")
-    if f"RayCluster/{selected}" not in present:
-        yield f"{where}.clusterSelector.ray.io/cluster: there is no RayCluster {selected}"
+def _check_ray_job(document: Document, names: set[str]) -> Iterator[str]:
+    where = f"{name_of(document)}: spec"
+    spec = document.get("spec") or {}
+    yield from _check_name(document, MAX_JOB_NAME)
+    cluster = get_field(spec, "clusterSelector").get("ray.io/cluster")
+    if f"RayCluster/{cluster}" not in names:
+        yield f"{where}.clusterSelector.ray.io/cluster: there is no RayCluster {cluster}"
+    template = f"{where}.submitterPodTemplate"
     if not spec.get("submitterPodTemplate"):
-        yield f"{where}.submitterPodTemplate: missing: the operator's own is refused by the restricted standard"
-    elif at(spec, "submitterPodTemplate.spec.restartPolicy") not in ("Never", "OnFailure"):
-        yield f"{where}.submitterPodTemplate.spec.restartPolicy: must be Never or OnFailure"
+        yield f"{template}: missing: the restricted standard refuses the operator's default"
+    elif get_field(spec, "submitterPodTemplate.spec.restartPolicy") not in ("Never", "OnFailure"):
+        yield f"{template}.spec.restartPolicy: must be Never or OnFailure"

@@ -1,4 +1,4 @@
-"""Everything that is named exists: volumes, claims, settings, secrets, accounts, classes, queues, and pods behind a selector."""
+"""Checks that every referenced object exists: volumes, claims, secrets, accounts, queues, selected pods."""
 
 from __future__ import annotations
 
@@ -7,190 +7,224 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 
-from kube_amounts import amount
-from kube_pods import Pod, at, name_of, pods
+from kube_pods import Pod, get_field, list_pods, name_of
+from kube_quantities import parse_quantity
 from kube_render import Document
 
-SECRETS = {  # made by a command of k8s/README.md, with these keys
+# Secrets with their keys; commands in k8s/README.md create them.
+SECRETS = {
     "glassbox-ray-token": {"auth_token"},
     "s3-credentials": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
 }
-CLUSTER_WIDE = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
-PLACES = {
+CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
+VOLUME_SOURCES = {
     "configMap": ("ConfigMap", "name"),
     "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
     "secret": ("Secret", "secretName"),
 }
-HERE = {"kubernetes.io/metadata.name": "glassbox"}
-DNS = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+OWN_NAMESPACE = {"kubernetes.io/metadata.name": "glassbox"}
+QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
 def check(documents: list[Document]) -> Iterator[str]:
-    """Problems, each with the field it lies in."""
-    present = Counter(name_of(document) for document in documents)
-    for name, count in present.items():
+    """Yields problems, each with the field that causes it."""
+    counts = Counter(name_of(document) for document in documents)
+    names = set(counts)
+    for name, count in counts.items():
         if count > 1:
             yield f"{name}: metadata.name: {count} documents of this kind and name"
     for document in documents:
-        yield from _document(document)
-    for pod in pods(documents):
-        yield from _volumes(pod, set(present))
-        yield from _pod(pod, set(present))
+        yield from _check_document(document)
+    for pod in list_pods(documents):
+        yield from _check_volumes(pod, names)
+        yield from _check_pod(pod, names)
         for where, container in pod.containers():
-            yield from _environment(where, container, set(present))
-    yield from _selectors(documents)
-    yield from _queues(documents, set(present))
+            yield from _check_environment(where, container, names)
+    yield from _check_selectors(documents)
+    yield from _check_queues(documents, names)
+    yield from _check_quota(documents)
 
 
-def _document(document: Document) -> Iterator[str]:
-    name, kind = str(document["metadata"].get("name")), document["kind"]
-    if not DNS.fullmatch(name) or len(name) > (52 if kind == "CronJob" else 63):
-        yield f"{name_of(document)}: metadata.name: not a name, or too long: {name}"
+def _check_document(document: Document) -> Iterator[str]:
+    where = name_of(document)
+    name = str(document["metadata"].get("name"))
+    kind = document["kind"]
+    max_length = 52 if kind == "CronJob" else 63  # the controller appends 11 characters to a CronJob's name
+    if not DNS_NAME.fullmatch(name) or len(name) > max_length:
+        yield f"{where}: metadata.name: not a name, or too long: {name}"
     namespace = document["metadata"].get("namespace")
-    if (namespace is None) != (kind in CLUSTER_WIDE):
-        yield f"{name_of(document)}: metadata.namespace: is {namespace}"
+    if (namespace is None) != (kind in CLUSTER_SCOPED):
+        yield f"{where}: metadata.namespace: is {namespace}"
     if kind == "ConfigMap":
-        yield from _dashboards(document)
-    if kind == "PersistentVolumeClaim" and at(document, "spec.accessModes") != ["ReadWriteMany"]:
-        yield f"{name_of(document)}: spec.accessModes: must be [ReadWriteMany]: every worker mounts it"
+        yield from _check_dashboards(document)
+    if kind == "PersistentVolumeClaim" and get_field(document, "spec.accessModes") != ["ReadWriteMany"]:
+        yield f"{where}: spec.accessModes: must be [ReadWriteMany]: every worker mounts it"
 
 
-def _dashboards(document: Document) -> Iterator[str]:
-    for key, text in at(document, "data").items():
-        if key.endswith(".json"):
-            if at(document, "metadata.labels").get("grafana_dashboard") != "1":
-                yield f"{name_of(document)}: metadata.labels.grafana_dashboard: must be 1, or Grafana passes it over"
-            try:
-                json.loads(text)
-            except ValueError as error:
-                yield f"{name_of(document)}: data.{key}: {error}"
+def _check_dashboards(document: Document) -> Iterator[str]:
+    where = name_of(document)
+    for key, text in get_field(document, "data").items():
+        if not key.endswith(".json"):
+            continue
+        if get_field(document, "metadata.labels").get("grafana_dashboard") != "1":
+            yield f"{where}: metadata.labels.grafana_dashboard: must be 1, or Grafana ignores the dashboard"
+        try:
+            json.loads(text)
+        except ValueError as error:
+            yield f"{where}: data.{key}: {error}"
 
 
-def _volumes(pod: Pod, present: set[str]) -> Iterator[str]:
+def _check_volumes(pod: Pod, names: set[str]) -> Iterator[str]:
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes") or []}
     used = set()
     for where, container in pod.containers():
-        paths = Counter(mount["mountPath"] for mount in container.get("volumeMounts") or [])
-        for mount in container.get("volumeMounts") or []:
+        mounts = container.get("volumeMounts") or []
+        paths = Counter(mount["mountPath"] for mount in mounts)
+        for mount in mounts:
             used.add(mount["name"])
+            path = mount["mountPath"]
             if mount["name"] not in volumes:
-                yield f"{where}.volumeMounts[{mount['mountPath']}]: there is no volume {mount['name']}"
-            if paths[mount["mountPath"]] > 1:
-                yield f"{where}.volumeMounts[{mount['mountPath']}]: mounted twice"
+                yield f"{where}.volumeMounts[{path}]: there is no volume {mount['name']}"
+            if paths[path] > 1:
+                yield f"{where}.volumeMounts[{path}]: mounted twice"
     for name, volume in volumes.items():
         where = f"{pod.owner}: {pod.path}.volumes[{name}]"
         if name not in used:
-            yield f"{where}: mounted nowhere"
+            yield f"{where}: not mounted by any container"
         if len(volume) != 2:
-            yield f"{where}: must be of one kind, is of {sorted(set(volume) - {'name'})}"
-        for field, (kind, key) in PLACES.items():
-            target = at(volume, field).get(key) if field in volume else None
-            if (
-                field in volume
-                and f"{kind}/{target}" not in present
-                and target not in (SECRETS if kind == "Secret" else ())
-            ):
+            yield f"{where}: must have one source, has {sorted(set(volume) - {'name'})}"
+        for field, (kind, key) in VOLUME_SOURCES.items():
+            if field not in volume:
+                continue
+            target = get_field(volume, field).get(key)
+            is_secret = kind == "Secret" and target in SECRETS
+            if f"{kind}/{target}" not in names and not is_secret:
                 yield f"{where}.{field}.{key}: there is no {kind} {target}"
 
 
-def _pod(pod: Pod, present: set[str]) -> Iterator[str]:
-    for field, kind in (("serviceAccountName", "ServiceAccount"), ("priorityClassName", "PriorityClass")):
-        name = pod.spec.get(field)
-        if f"{kind}/{name}" not in present and (name or field == "serviceAccountName"):
-            yield f"{pod.owner}: {pod.path}.{field}: there is no {kind} {name}"
+def _check_pod(pod: Pod, names: set[str]) -> Iterator[str]:
+    account = pod.spec.get("serviceAccountName")
+    if f"ServiceAccount/{account}" not in names:
+        yield f"{pod.owner}: {pod.path}.serviceAccountName: there is no ServiceAccount {account}"
+    priority = pod.spec.get("priorityClassName")
+    if priority and f"PriorityClass/{priority}" not in names:
+        yield f"{pod.owner}: {pod.path}.priorityClassName: there is no PriorityClass {priority}"
 
 
-def _environment(where: str, container: Document, present: set[str]) -> Iterator[str]:
-    sources = [
-        (f"env[{v.get('name')}].valueFrom", kind, r)
-        for v in container.get("env") or []
-        for kind, r in at(v, "valueFrom").items()
-    ]
-    sources += [
-        ("envFrom", kind, reference)
-        for source in container.get("envFrom") or []
-        for kind, reference in source.items()
-    ]
-    for field, kind, reference in sources:
-        name, key = reference.get("name"), reference.get("key")
-        if kind.startswith("configMap") and f"ConfigMap/{name}" not in present:
-            yield f"{where}.{field}.{kind}.name: there is no ConfigMap {name}"
+def _check_environment(where: str, container: Document, names: set[str]) -> Iterator[str]:
+    references = []
+    for variable in container.get("env") or []:
+        for kind, reference in get_field(variable, "valueFrom").items():
+            references.append((f"env[{variable.get('name')}].valueFrom.{kind}", kind, reference))
+    for source in container.get("envFrom") or []:
+        for kind, reference in source.items():
+            references.append((f"envFrom.{kind}", kind, reference))
+    for field, kind, reference in references:
+        name = reference.get("name")
+        key = reference.get("key")
+        if kind.startswith("configMap") and f"ConfigMap/{name}" not in names:
+            yield f"{where}.{field}.name: there is no ConfigMap {name}"
         if kind.startswith("secret") and name not in SECRETS:
-            yield f"{where}.{field}.{kind}.name: no command makes a Secret {name}"
+            yield f"{where}.{field}.name: no documented command creates a Secret {name}"
         elif kind.startswith("secret") and key is not None and key not in SECRETS[name]:
-            yield f"{where}.{field}.{kind}.key: the Secret {name} has no {key}"
+            yield f"{where}.{field}.key: the Secret {name} has no {key}"
 
 
-def _selectors(documents: list[Document]) -> Iterator[str]:
-    everyone = pods(documents)
+def _check_selectors(documents: list[Document]) -> Iterator[str]:
+    """Checks that selectors match pods, and that the selected pods open the referenced ports."""
+    all_pods = list_pods(documents)
     for document in documents:
-        kind, spec = document["kind"], document.get("spec") or {}
-        wanted = {
-            "Service": spec.get("selector"),
-            "PodMonitor": at(spec, "selector.matchLabels"),
-            "Deployment": at(spec, "selector.matchLabels"),
-        }
-        if not (labels := wanted.get(kind)):
+        kind = document["kind"]
+        spec = document.get("spec") or {}
+        if kind == "Service":
+            labels = spec.get("selector")
+        elif kind in ("PodMonitor", "Deployment"):
+            labels = get_field(spec, "selector.matchLabels")
+        else:
             continue
-        mine = [pod for pod in everyone if kind != "Deployment" or pod.owner == name_of(document)]
-        chosen = [pod for pod in mine if labels.items() <= pod.labels.items()]
-        if not chosen:
-            yield f"{name_of(document)}: spec.selector: no pod has these labels: {labels}"
-        ports = {
+        if not labels:
+            continue
+        where = name_of(document)
+        # A Deployment must select its own pods; Services and PodMonitors select any.
+        candidates = [pod for pod in all_pods if kind != "Deployment" or pod.owner == where]
+        selected = [pod for pod in candidates if labels.items() <= pod.labels.items()]
+        if not selected:
+            yield f"{where}: spec.selector: no pod has these labels: {labels}"
+            continue
+        open_ports = {
             port.get("name")
-            for pod in chosen
+            for pod in selected
             for _, container in pod.containers()
             for port in container.get("ports") or []
         }
-        named = [port.get("targetPort") for port in spec.get("ports") or []] + [
-            port.get("port") for port in spec.get("podMetricsEndpoints") or []
-        ]
-        for port in named if chosen else []:
-            if port not in ports:
-                yield f"{name_of(document)}: spec.ports: the pods have no port {port}"
+        ports = [port.get("targetPort") for port in spec.get("ports") or []]
+        ports += [endpoint.get("port") for endpoint in spec.get("podMetricsEndpoints") or []]
+        for port in ports:
+            if port not in open_ports:
+                yield f"{where}: spec.ports: the pods have no port {port}"
 
 
-def _queues(documents: list[Document], present: set[str]) -> Iterator[str]:
-    """Kueue would let a cluster wait for ever that asks for more than there is, or for what no queue covers."""
-    covered = {}
+def _check_queues(documents: list[Document], names: set[str]) -> Iterator[str]:
+    """Checks Kueue's references; with a wrong one the cluster is never admitted."""
     for document in documents:
-        for group in at(document, "spec.resourceGroups") or []:
+        where = name_of(document)
+        kind = document["kind"]
+        yield from _check_flavors(document, names)
+        selector = get_field(document, "spec.namespaceSelector.matchLabels")
+        if kind == "ClusterQueue" and selector != OWN_NAMESPACE:
+            field = f"{where}: spec.namespaceSelector.matchLabels"
+            yield f"{field}: must be {OWN_NAMESPACE}, or the cluster is never admitted"
+        queue = get_field(document, "metadata.labels").get(QUEUE_LABEL)
+        if queue and f"LocalQueue/{queue}" not in names:
+            yield f"{where}: metadata.labels.{QUEUE_LABEL}: there is no LocalQueue {queue}"
+        cluster_queue = get_field(document, "spec.clusterQueue")
+        if kind == "LocalQueue" and f"ClusterQueue/{cluster_queue}" not in names:
+            yield f"{where}: spec.clusterQueue: there is no ClusterQueue {cluster_queue}"
+
+
+def _check_flavors(document: Document, names: set[str]) -> Iterator[str]:
+    where = f"{name_of(document)}: spec.resourceGroups"
+    for group in get_field(document, "spec.resourceGroups") or []:
+        for flavor in group["flavors"]:
+            if f"ResourceFlavor/{flavor['name']}" not in names:
+                yield f"{where}.flavors: there is no ResourceFlavor {flavor['name']}"
+            if [resource["name"] for resource in flavor["resources"]] != group["coveredResources"]:
+                yield f"{where}.coveredResources: must list the resources of every flavor, in their order"
+
+
+def _check_quota(documents: list[Document]) -> Iterator[str]:
+    """Checks that the quota covers what the queued clusters request, or they wait forever."""
+    quotas = {}
+    for document in documents:
+        for group in get_field(document, "spec.resourceGroups") or []:
             for flavor in group["flavors"]:
-                if f"ResourceFlavor/{flavor['name']}" not in present:
-                    yield f"{name_of(document)}: spec.resourceGroups.flavors: there is no ResourceFlavor {flavor['name']}"
-                covered |= {
-                    resource["name"]: amount(resource["nominalQuota"]) or 0
-                    for resource in flavor["resources"]
-                }
-                if [resource["name"] for resource in flavor["resources"]] != group["coveredResources"]:
-                    yield f"{name_of(document)}: spec.resourceGroups.coveredResources: must name those of every flavor, in their order"
-        if document["kind"] == "ClusterQueue" and at(document, "spec.namespaceSelector.matchLabels") != HERE:
-            yield f"{name_of(document)}: spec.namespaceSelector.matchLabels: must be {HERE}, or the cluster is never let in"
-        queue = at(document, "metadata.labels").get("kueue.x-k8s.io/queue-name")
-        if queue and f"LocalQueue/{queue}" not in present:
-            yield f"{name_of(document)}: metadata.labels.kueue.x-k8s.io/queue-name: there is no LocalQueue {queue}"
-        if (
-            document["kind"] == "LocalQueue"
-            and f"ClusterQueue/{at(document, 'spec.clusterQueue')}" not in present
-        ):
-            yield f"{name_of(document)}: spec.clusterQueue: there is no ClusterQueue {at(document, 'spec.clusterQueue')}"
-    if covered:
-        for name, size in _wanted(documents).items():
-            if size > covered.get(name, 0):
-                yield f"ClusterQueue: spec.resourceGroups: the cluster asks for {size:g} {name}, the quota is {covered.get(name, 0):g}"
+                for resource in flavor["resources"]:
+                    quotas[resource["name"]] = parse_quantity(resource["nominalQuota"]) or 0
+    if not quotas:
+        return
+    for name, requested in _sum_queued_requests(documents).items():
+        quota = quotas.get(name, 0)
+        if requested > quota:
+            yield (
+                f"ClusterQueue: spec.resourceGroups: the cluster requests {requested:g} {name}, "
+                f"the quota is {quota:g}"
+            )
 
 
-def _wanted(documents: list[Document]) -> Counter[str]:
-    """What the pods of all queued clusters ask for together."""
+def _sum_queued_requests(documents: list[Document]) -> Counter[str]:
+    """Sums the resource requests of the pods of all queued clusters."""
     total: Counter[str] = Counter()
-    queued = [
-        document for document in documents if "kueue.x-k8s.io/queue-name" in at(document, "metadata.labels")
-    ]
-    for document in queued:
-        sizes = [group.get("replicas", 0) for group in at(document, "spec.workerGroupSpecs") or []]
-        for pod in pods([document]):
-            count = sizes[int(re.findall(r"\[(\d+)]", pod.path)[0])] if pod.role == "worker" else 1
+    for document in documents:
+        if QUEUE_LABEL not in get_field(document, "metadata.labels"):
+            continue
+        sizes = [group.get("replicas", 0) for group in get_field(document, "spec.workerGroupSpecs") or []]
+        for pod in list_pods([document]):
+            replicas = 1
+            if pod.role == "worker":
+                group_index = int(re.findall(r"\[(\d+)]", pod.path)[0])
+                replicas = sizes[group_index]
             for container in pod.spec.get("containers") or []:
-                for name, quantity in at(container, "resources.requests").items():
-                    total[name] += count * (amount(quantity) or 0)  # type: ignore[assignment]
+                for name, quantity in get_field(container, "resources.requests").items():
+                    total[name] += replicas * (parse_quantity(quantity) or 0)  # type: ignore[assignment]
     return total

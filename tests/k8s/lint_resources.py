@@ -1,79 +1,94 @@
-"""Amounts: written as Kubernetes reads them, requests = limits, and volumes that fit into what the pod may use."""
+"""Checks quantities: valid ones, requests equal to limits, volumes within limits, GPU nodes for GPU pods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from kube_amounts import GPU, amount
-from kube_pods import Pod, at, name_of, pods
+from kube_pods import Pod, get_field, list_pods, name_of
+from kube_quantities import GPU, parse_quantity
 from kube_render import Document
 
-NEEDED = ("cpu", "memory", "ephemeral-storage")
+REQUIRED = ("cpu", "memory", "ephemeral-storage")
 
 
 def check(documents: list[Document]) -> Iterator[str]:
-    """Problems, each with the field it lies in."""
-    for pod in pods(documents):
+    """Yields problems, each with the field that causes it."""
+    for pod in list_pods(documents):
         for where, container in pod.containers():
-            yield from _container(where, container)
-        yield from _volumes(pod)
-        yield from _placed(pod)
+            yield from _check_container(where, container)
+        yield from _check_volumes(pod)
+        yield from _check_scheduling(pod)
     for document in documents:
+        where = name_of(document)
         if document.get("kind") == "PriorityClass" and document.get("preemptionPolicy") != "Never":
-            yield f"{name_of(document)}: preemptionPolicy: must be Never, or a training throws others out"
+            yield f"{where}: preemptionPolicy: must be Never, or a training evicts other pods"
         if document.get("kind") == "PersistentVolumeClaim":
-            size = at(document, "spec.resources.requests").get("storage")
-            if not amount(size):
-                yield f"{name_of(document)}: spec.resources.requests.storage: not an amount: {size!r}"
+            size = get_field(document, "spec.resources.requests").get("storage")
+            if not parse_quantity(size):
+                yield f"{where}: spec.resources.requests.storage: not a quantity: {size!r}"
 
 
-def _container(where: str, container: Document) -> Iterator[str]:
-    requests, limits = at(container, "resources.requests"), at(container, "resources.limits")
-    for kind, amounts in (("requests", requests), ("limits", limits)):
-        for name in (
-            NEEDED if ".containers[" in where else NEEDED[:2]
-        ):  # the operator's container asks for these two
-            if name not in amounts:
+def _check_container(where: str, container: Document) -> Iterator[str]:
+    requests = get_field(container, "resources.requests")
+    limits = get_field(container, "resources.limits")
+    # The operator's init container sets CPU and memory only.
+    required = REQUIRED if ".containers[" in where else REQUIRED[:2]
+    for kind, quantities in (("requests", requests), ("limits", limits)):
+        for name in required:
+            if name not in quantities:
                 yield f"{where}.resources.{kind}.{name}: missing"
-        for name, quantity in amounts.items():
-            value = amount(quantity)
-            if name not in (*NEEDED, GPU):
-                yield f"{where}.resources.{kind}.{name}: no such resource is known here"
-            if value is None:
-                yield f"{where}.resources.{kind}.{name}: not an amount: {quantity!r}"
-            elif name != "cpu" and value != int(value):
-                yield f"{where}.resources.{kind}.{name}: not a whole number: {quantity!r} (m stands for thousandths)"
+        for name, quantity in quantities.items():
+            yield from _check_quantity(f"{where}.resources.{kind}.{name}", name, quantity)
     for name in sorted(set(requests) | set(limits)):
-        if amount(requests.get(name)) != amount(limits.get(name)):
-            yield f"{where}.resources.limits.{name}: must equal the request {requests.get(name)!r}, is {limits.get(name)!r}"
+        request = requests.get(name)
+        limit = limits.get(name)
+        if parse_quantity(request) != parse_quantity(limit):
+            yield f"{where}.resources.limits.{name}: must equal the request {request!r}, is {limit!r}"
 
 
-def _volumes(pod: Pod) -> Iterator[str]:
-    limits = [at(container, "resources.limits") for container in pod.spec.get("containers") or []]
+def _check_quantity(where: str, name: str, quantity: object) -> Iterator[str]:
+    if name not in (*REQUIRED, GPU):
+        yield f"{where}: not a resource that this project uses"
+    value = parse_quantity(quantity)
+    if value is None:
+        yield f"{where}: not a quantity: {quantity!r}"
+    elif name != "cpu" and value != int(value):
+        yield f"{where}: not a whole number: {quantity!r} (m means thousandths)"
+
+
+def _check_volumes(pod: Pod) -> Iterator[str]:
     used = {"memory": 0.0, "ephemeral-storage": 0.0}
     for volume in pod.spec.get("volumes") or []:
         if "emptyDir" not in volume:
             continue
         directory = volume["emptyDir"] or {}
-        size = amount(directory.get("sizeLimit"))
+        size = parse_quantity(directory.get("sizeLimit"))
         if not size:
-            yield f"{pod.owner}: {pod.path}.volumes[{volume['name']}].emptyDir.sizeLimit: not an amount: {directory.get('sizeLimit')!r}"
-        used["memory" if directory.get("medium") == "Memory" else "ephemeral-storage"] += size or 0
+            where = f"{pod.owner}: {pod.path}.volumes[{volume['name']}].emptyDir.sizeLimit"
+            yield f"{where}: not a quantity: {directory.get('sizeLimit')!r}"
+        medium = "memory" if directory.get("medium") == "Memory" else "ephemeral-storage"
+        used[medium] += size or 0
+    limits = [get_field(container, "resources.limits") for container in pod.spec.get("containers") or []]
     for name, size in used.items():
-        room = sum(amount(limit.get(name)) or 0 for limit in limits)
-        if size and size >= room:
-            yield f"{pod.owner}: {pod.path}.volumes: emptyDirs of {size:.0f} bytes do not fit into the limit for {name} of {room:.0f}"
+        limit = sum(parse_quantity(container.get(name)) or 0 for container in limits)
+        if size and size >= limit:
+            yield (
+                f"{pod.owner}: {pod.path}.volumes: emptyDirs of {size:.0f} bytes exceed "
+                f"the {name} limit of {limit:.0f}"
+            )
 
 
-def _placed(pod: Pod) -> Iterator[str]:
-    """A pod with GPUs must be let onto their nodes, and one without must stay off."""
-    wants = any(amount(at(container, "resources.limits").get(GPU)) for _, container in pod.containers())
-    tolerated = any(
-        toleration.get("key", GPU) == GPU for toleration in pod.spec.get("tolerations") or []
-    )  # without a key all are
-    if wants and not tolerated:
-        yield f"{pod.owner}: {pod.path}.tolerations: nothing for {GPU}, whose nodes keep other pods off"
-    if wants and not pod.spec.get("nodeSelector"):
-        yield f"{pod.owner}: {pod.path}.nodeSelector: missing for a pod with GPUs"
-    if tolerated and not wants:
-        yield f"{pod.owner}: {pod.path}.tolerations: takes a place on a GPU node without asking for a GPU"
+def _check_scheduling(pod: Pod) -> Iterator[str]:
+    """A pod with GPUs must tolerate the taint of GPU nodes, and one without GPUs must not."""
+    needs_gpu = any(
+        parse_quantity(get_field(container, "resources.limits").get(GPU)) for _, container in pod.containers()
+    )
+    # A toleration without a key tolerates every taint.
+    tolerates = any(toleration.get("key", GPU) == GPU for toleration in pod.spec.get("tolerations") or [])
+    where = f"{pod.owner}: {pod.path}"
+    if needs_gpu and not tolerates:
+        yield f"{where}.tolerations: does not tolerate {GPU}, the taint of GPU nodes"
+    if needs_gpu and not pod.spec.get("nodeSelector"):
+        yield f"{where}.nodeSelector: missing for a pod with GPUs"
+    if tolerates and not needs_gpu:
+        yield f"{where}.tolerations: tolerates GPU nodes without requesting a GPU"

