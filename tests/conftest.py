@@ -13,7 +13,18 @@ from light_tier import ImportClosure, guard_session, is_heavy_test
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
-ROOT = Path(__file__).resolve().parent.parent
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+# What `make test-processors` runs with the kernels of other processors
+NUMERIC_DIRECTORIES = (
+    "pipelines/augment",
+    "pipelines/input",
+    "service/diagnosis",
+    "service/inference",
+    "service/models",
+    "service/report",
+    "service/training",
+)
 CLOSURE = pytest.StashKey[ImportClosure]()
 
 
@@ -41,6 +52,13 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
+    """Marks the numeric tests; under `--light`, deselects the tests that load a heavy library."""
+    for item in items:
+        directory = item.path.parent.relative_to(TESTS)
+        is_numeric = any(directory.is_relative_to(other) for other in NUMERIC_DIRECTORIES)
+        if is_numeric and not any(map(item.get_closest_marker, ("e2e", "slow"))):
+            item.add_marker("numeric")
+
     if not config.getoption("light"):
         return
     heavy = [item for item in items if is_heavy_test(item)]
