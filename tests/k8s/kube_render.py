@@ -45,8 +45,8 @@ def load_documents(text: str) -> list[Document]:
 @functools.cache
 def find_kubectl() -> str:
     """Returns the kubectl that `make test` installs, or the one on the PATH; skips the test without one."""
-    bundled = Path(sys.executable).parent / "kubectl"
-    path = str(bundled) if bundled.exists() else shutil.which("kubectl")
+    directories = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    path = shutil.which("kubectl", path=directories)
     if not path:
         pytest.skip("no kubectl: `make test` installs it on x86-64 Linux; elsewhere put 1.27+ on the PATH")
     return path

@@ -59,7 +59,7 @@ def find_argument_error(words: tuple[str, ...], nodes: Nodes = ()) -> str | None
     stderr = io.StringIO()
     try:
         with contextlib.redirect_stderr(stderr):
-            options = cli._parse(words)
+            options = cli.parse_arguments(words)
         return _find_training_error(options, nodes) if words[0] == "train" else None
     except SystemExit:
         return stderr.getvalue().strip().splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Copies the files of one directory into another, either of which may be a bucket: `sync.py SOURCE DESTINATION`."""
+"""Copies the files of one directory to another; either may be in a bucket: `sync.py SOURCE DESTINATION`."""
 
 from __future__ import annotations
 
@@ -9,65 +9,71 @@ from pathlib import Path
 from pyarrow import fs
 
 THREADS = 8
-LAST = "manifest.json"  # names what lies beside it, so that it must not arrive first
+LAST = "manifest.json"  # lists the files next to it, so it must not arrive before them
 
 
-def place(uri: str) -> tuple[fs.FileSystem, str]:
-    """The file system of a URI or a path, and the path on it."""
+def open_location(uri: str) -> tuple[fs.FileSystem, str]:
+    """Returns the filesystem of a URI or path, and the path on it."""
     return fs.FileSystem.from_uri(uri if "://" in uri else Path(uri).absolute().as_uri())
 
 
-def listed(system: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
-    """The files below a directory, by their path from there; none where it does not exist."""
-    found = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
-    return {info.path.removeprefix(root).lstrip("/"): info for info in found if info.type == fs.FileType.File}
+def list_files(system: fs.FileSystem, root: str) -> dict[str, fs.FileInfo]:
+    """Returns the files below a directory by relative path; an absent directory has none."""
+    infos = system.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+    files = [info for info in infos if info.type == fs.FileType.File]
+    return {info.path.removeprefix(root).lstrip("/"): info for info in files}
 
 
 def sync(source: str, destination: str) -> tuple[int, int]:
-    """Copies what the destination lacks, has in another size or has older; deletes nothing.
+    """Copies files that the destination lacks or has with another size or an older time; deletes nothing.
 
     Args:
-        source: Directory or URI.
-        destination: Likewise.
+        source: Directory or URI to copy from.
+        destination: Directory or URI to copy to; created if absent.
 
     Returns:
-        Files copied, and files that were there.
+        The numbers of copied and of unchanged files.
 
     Raises:
-        FileNotFoundError: Nothing lies at the source.
+        FileNotFoundError: The source contains no files.
     """
-    (from_system, from_root), (to_system, to_root) = place(source), place(destination)
-    wanted, present = listed(from_system, from_root), listed(to_system, to_root)
-    if not wanted:
+    source_system, source_root = open_location(source)
+    target_system, target_root = open_location(destination)
+    source_files = list_files(source_system, source_root)
+    target_files = list_files(target_system, target_root)
+    if not source_files:
         raise FileNotFoundError(
-            f"Expected files at the source. Received: source={source}. Fix: see that it is spelled right."
+            f"Expected files at the source. Received: source={source}. Fix: check the path for typos."
         )
 
-    def stale(name: str) -> bool:
-        old, new = present.get(name), wanted[name]
+    def is_outdated(name: str) -> bool:
+        new = source_files[name]
+        old = target_files.get(name)
         return old is None or old.size != new.size or old.mtime < new.mtime
 
     def copy(name: str) -> None:
-        target = f"{to_root}/{name}"
-        partial = target  # an object of a bucket appears whole or not at all
-        if to_system.type_name != "s3":
-            to_system.create_dir(target.rpartition("/")[0])
-            partial += ".partial"
-        fs.copy_files(
-            wanted[name].path, partial, source_filesystem=from_system, destination_filesystem=to_system
-        )
-        if partial != target:
-            to_system.move(partial, target)
+        target = f"{target_root}/{name}"
+        # An object in a bucket appears atomically; a file needs a temporary name.
+        is_atomic = target_system.type_name == "s3"
+        written = target if is_atomic else f"{target}.partial"
+        if not is_atomic:
+            target_system.create_dir(target.rpartition("/")[0])
+        path = source_files[name].path
+        fs.copy_files(path, written, source_filesystem=source_system, destination_filesystem=target_system)
+        if not is_atomic:
+            target_system.move(written, target)
 
-    changed = sorted(filter(stale, wanted))
+    outdated = sorted(filter(is_outdated, source_files))
+    manifests = [name for name in outdated if Path(name).name == LAST]
+    others = [name for name in outdated if Path(name).name != LAST]
     with ThreadPoolExecutor(THREADS) as pool:
-        for last in (False, True):
-            list(pool.map(copy, [name for name in changed if (Path(name).name == LAST) is last]))
-    return len(changed), len(wanted) - len(changed)
+        for names in (others, manifests):
+            list(pool.map(copy, names))
+    return len(outdated), len(source_files) - len(outdated)
 
 
 if __name__ == "__main__":
     try:
-        print("{} files copied, {} were there".format(*sync(*sys.argv[1:])))
+        print("{} files copied, {} unchanged".format(*sync(*sys.argv[1:])))
     except OSError as error:
         sys.exit(f"sync: {error}")
