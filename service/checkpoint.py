@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.storage import replacing_directory, sha256
+from pipelines.storage import hash_file, replace_directory
 from service.runs import score
 
 STATE, DESCRIPTION = "state.npz", "checkpoint.json"
@@ -33,7 +33,7 @@ class Position:
         data: Digest of the shard set's manifest.
         history: Metrics of every finished epoch, oldest first.
         step: Batches done of the epoch that follows.
-        sums: What these came to, see `service.training.step.Steps.totals`.
+        sums: What these came to, see `service.training.step.Steps.read_totals`.
         seconds: How long they took.
         skipped: How many updates of theirs changed nothing, for a gradient that was not finite.
     """
@@ -132,7 +132,7 @@ def save_checkpoint(directory: Path, arrays: Arrays, position: Position, keep: i
     """
     target = directory / position.name
     flat = [array for members in arrays.values() for array in members]
-    with replacing_directory(target) as temporary:
+    with replace_directory(target) as temporary:
         np.savez(
             temporary / STATE, allow_pickle=False, **{f"{i:04d}": array for i, array in enumerate(flat)}
         )  # names of variables count up in a process
@@ -142,11 +142,11 @@ def save_checkpoint(directory: Path, arrays: Arrays, position: Position, keep: i
             | asdict(position)
             | described
             | groups
-            | {"sha256": sha256(temporary / STATE)}
+            | {"sha256": hash_file(temporary / STATE)}
         )
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
     best = Position(position.data, position.history[: position.best_epoch]).name
-    found = _checkpoints(directory)
+    found = list_checkpoints(directory)
     later = found.index(target) + 1
     for old in [*found[:later][:-keep], *found[later:]]:
         if old.name != best:
@@ -167,7 +167,7 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
         TrainingError: There are checkpoints and every one is damaged.
     """
     damaged: list[Path] = []
-    for path in reversed(_checkpoints(directory)):
+    for path in reversed(list_checkpoints(directory)):
         found = _whole(path)
         if found is None:
             damaged.append(path)
@@ -207,7 +207,7 @@ def remove_unfinished(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _checkpoints(directory: Path) -> list[Path]:
+def list_checkpoints(directory: Path) -> list[Path]:
     """All of them, oldest first."""
     found = [(match, path) for path in directory.glob("epoch-*") if (match := NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found, key=lambda item: (int(item[0][1]), int(item[0][2] or 0)))]
@@ -218,6 +218,6 @@ def _whole(path: Path) -> dict[str, Any] | None:
     try:
         description: dict[str, Any] = json.loads((path / DESCRIPTION).read_text())
         missing = {"data", "history", "step", "sums", "seconds", "stage", "groups"} - description.keys()
-        return description if description["sha256"] == sha256(path / STATE) and not missing else None
+        return description if description["sha256"] == hash_file(path / STATE) and not missing else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

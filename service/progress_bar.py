@@ -1,4 +1,4 @@
-"""A progress bar that counts images."""
+"""A progress bar that counts images, for commands that process a known number of them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,36 @@ from rich.text import Text
 Update = Callable[[int, int], None]
 
 
-class _Speed(ProgressColumn):
-    """Images a second, of the last while."""
+class _ThroughputColumn(ProgressColumn):
+    """Images per second over the last seconds, or over the whole time at the end."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.finished_speed or task.speed or 0:.0f} images/s")
+        speed = task.finished_speed or task.speed or 0
+        return Text(f"{speed:.0f} images/s")
 
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Update]:
-    """Yields a function that takes (done, total) and moves a bar, where there is a terminal."""
+    """Shows a progress bar for the length of a block, if standard error is a terminal.
+
+    Args:
+        description: Text in front of the bar.
+
+    Yields:
+        A function that takes the number of images done and their total.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
-        _Speed(),
+        _ThroughputColumn(),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task(description, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+        def update(done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield update

@@ -8,7 +8,8 @@ from __future__ import annotations
 import fcntl
 import json
 import platform
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from pipelines.errors import ConfigError
-from pipelines.storage import locked, write_atomically
+from pipelines.storage import lock_file, replace_file, write_atomically
 
 STOP = ".stop"
 GOING_ON = ("starting", "training")
@@ -42,6 +43,8 @@ class Run:
         self.events = self.path / "events"
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report"
+        self.profile = self.events / "profile"
+        self.ray_storage = self.path / ".ray"
 
     def create(self, config: dict[str, Any]) -> None:
         """Makes the directory with its config.
@@ -82,7 +85,7 @@ class Run:
         refusal = ConfigError(
             "a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it"
         )
-        with locked(self.path / ".lock", refusal):
+        with lock_file(self.path / ".lock", refusal):
             yield
 
     def _is_locked(self) -> bool:
@@ -182,6 +185,40 @@ class Run:
         write_atomically(
             self.status_path, json.dumps(self.status() | changes, indent=2) + "\n", durable=False
         )
+
+    def add_timings(self, **seconds: float) -> None:
+        """Adds the seconds of some phases to the timings in the status."""
+        self.update_status(timings=self.status().get("timings", {}) | seconds)
+
+    def exists(self) -> bool:
+        """Whether the directory holds a run."""
+        return self.config_path.is_file()
+
+    def has_checkpoints(self) -> bool:
+        """Whether anything has been saved."""
+        return any(self.checkpoints.iterdir())
+
+    def remove(self) -> None:
+        """Removes the whole directory."""
+        shutil.rmtree(self.path)
+
+    def remove_ray_storage(self) -> None:
+        """Removes what Ray Train stores for itself while it trains."""
+        shutil.rmtree(self.ray_storage, ignore_errors=True)
+
+    def write_model(self, save: Callable[[Path], None]) -> None:
+        """Replaces the model file, whole or not at all.
+
+        Args:
+            save: Saves a model to a path that ends in `.keras`.
+        """
+        with replace_file(self.model_path) as temporary:
+            save(temporary)
+
+    def append_rows(self, rank: int, lines: Sequence[str]) -> None:
+        """Appends lines to the log of the rows that a worker has trained on (see `RowLog`)."""
+        with (self.path / f"rows-{rank}.log").open("a") as file:
+            file.writelines(f"{line}\n" for line in lines)
 
 
 def score(metrics: dict[str, float], history: Sequence[dict[str, float]] = ()) -> float:

@@ -40,7 +40,7 @@ CALM = "optimizer.learning_rate=3e-8"  # for what is to come out nearly alike
 GLASSBOX = "import sys; from service.cli import main; sys.exit(main())"
 # A shell starts what runs behind it deaf to Ctrl-C.
 HEARING = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {GLASSBOX}"
-QUICK_LOOKS = f"from service.training import group; group.LOOK_SECONDS = 1.0; {GLASSBOX}"
+QUICK_LOOKS = f"from service.training import group; group.RESCALE_CHECK_SECONDS = 1.0; {GLASSBOX}"
 
 
 class EndedError(AssertionError):

@@ -85,11 +85,11 @@ def watchful(interval: float = 0.0) -> Iterator[None]:
     """Within the block worker 0 looks for a stop request before every call, not every second."""
     from service.training import controller
 
-    before, controller.LOOK_SECONDS = controller.LOOK_SECONDS, interval
+    before, controller.STOP_CHECK_SECONDS = controller.STOP_CHECK_SECONDS, interval
     try:
         yield
     finally:
-        controller.LOOK_SECONDS = before
+        controller.STOP_CHECK_SECONDS = before
 
 
 def fitted(path: Path, config: RunConfig, looks: int | None = None) -> Run:

@@ -1,8 +1,9 @@
-"""How many updates the workers do before they look up again, and what they do then: worker 0 decides, once for all."""
+"""Decides, on worker 0 for all workers, how many updates the next call runs, and when to save or to stop."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -10,11 +11,9 @@ import tensorflow as tf
 from service.runs import Run
 from service.training.strategy import WorkerContext
 
-BURST_SECONDS = (
-    0.25  # that one call of the compiled updates shall take, so that orders and the progress bar keep up
-)
-LONGEST_BURST = 64  # updates in one call: beyond it there is no overhead left to save
-LOOK_SECONDS = 1.0  # between looks for a stop request, which may lie on a distant disk
+CALL_SECONDS = 0.25  # target length of a call, so that stop requests and the progress bar are served in time
+MAX_UPDATES = 64  # updates in one call: beyond it there is no overhead left to save
+STOP_CHECK_SECONDS = 1.0  # between checks for a stop request, which may be on a slow disk
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,9 @@ class Command:
     """What all workers do next.
 
     Attributes:
-        updates: How many, before the next orders.
-        save: First write a checkpoint.
-        stop: Then end.
+        updates: Number of updates before the next command.
+        save: Whether to write a checkpoint before them.
+        stop: Whether to stop instead.
     """
 
     updates: int = 1
@@ -33,70 +32,78 @@ class Command:
 
 
 class LoopController:
-    """Gives the orders.
+    """Gives the same commands to all workers.
 
     Args:
-        run: Where a stop is asked for.
-        place: Of this process among the workers.
-        strategy: Of the training.
-        steps_per_call: Updates in one call; None fits them to `BURST_SECONDS`.
-        minutes: Between checkpoints within an epoch; None for none.
+        run: Run directory in which a stop is requested.
+        worker: Which of the workers this process is.
+        strategy: Strategy of the training, which carries the commands.
+        steps_per_call: Updates in one call; None adapts them to `CALL_SECONDS`.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; None for none.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
         self,
         run: Run,
-        place: WorkerContext,
+        worker: WorkerContext,
         strategy: tf.distribute.Strategy,
         steps_per_call: int | None = None,
-        minutes: float | None = None,
+        checkpoint_minutes: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._run, self._place, self._strategy, self._fixed = run, place, strategy, steps_per_call
-        self._interval = minutes * 60 if minutes else float("inf")
-        self._saved = self._looked = time.monotonic()
-        self._updates, self._stop = steps_per_call or 1, False
+        self._run = run
+        self._worker = worker
+        self._strategy = strategy
+        self._steps_per_call = steps_per_call
+        self._checkpoint_seconds = checkpoint_minutes * 60 if checkpoint_minutes else float("inf")
+        self._clock = clock
+        self._saved_at = clock()
+        self._checked_at = self._saved_at
+        self._updates = steps_per_call or 1
+        self._should_stop = False
 
-    def saved(self) -> None:
-        """Takes notice of a checkpoint."""
-        self._saved = time.monotonic()
+    def mark_saved(self) -> None:
+        """Restarts the time to the next checkpoint."""
+        self._saved_at = self._clock()
 
     @property
-    def age(self) -> float:
+    def checkpoint_age(self) -> float:
         """Seconds since the last checkpoint."""
-        return time.monotonic() - self._saved
+        return self._clock() - self._saved_at
 
-    def orders(self, updates: int = 0, seconds: float = 0.0) -> Command:
-        """The next orders; every worker must ask at the same places.
+    def next_command(self, updates: int = 0, seconds: float = 0.0) -> Command:
+        """Returns the next command. A collective: every worker must call it at the same points.
 
         Args:
-            updates: How many the last call did; 0 before the first.
-            seconds: How long it took.
+            updates: Number of updates of the last call; 0 before the first.
+            seconds: Duration of the last call.
         """
-        own = self._decided(updates, seconds) if self._place.writes else Command(0)
-        if self._place.workers == 1:
-            return own
-        count, save, stop = self._told(
-            tf.constant([own.updates, int(own.save), int(own.stop)], tf.int64)
-        ).numpy()
+        command = self._decide(updates, seconds) if self._worker.is_chief else Command(0)
+        if self._worker.world_size == 1:
+            return command
+        numbers = tf.constant([command.updates, int(command.save), int(command.stop)], tf.int64)
+        count, save, stop = self._broadcast(numbers).numpy()
         return Command(int(count), bool(save), bool(stop))
 
-    def _decided(self, updates: int, seconds: float) -> Command:
-        now = time.monotonic()
-        if updates and seconds and not self._fixed:
-            self._updates = int(
-                min(max(updates / seconds * BURST_SECONDS, 1), LONGEST_BURST, 4 * self._updates)
-            )
-        if now - self._looked >= LOOK_SECONDS:
-            self._looked, self._stop = now, self._run.stop_requested() is not None
-        return Command(self._updates, self._stop or now - self._saved >= self._interval, self._stop)
+    def _decide(self, updates: int, seconds: float) -> Command:
+        if updates and seconds and not self._steps_per_call:
+            fitting = updates / seconds * CALL_SECONDS
+            self._updates = int(min(max(fitting, 1), MAX_UPDATES, 4 * self._updates))
+        now = self._clock()
+        if now - self._checked_at >= STOP_CHECK_SECONDS:
+            self._checked_at = now
+            self._should_stop = self._run.stop_requested() is not None
+        is_due = now - self._saved_at >= self._checkpoint_seconds
+        return Command(self._updates, self._should_stop or is_due, self._should_stop)
 
     @tf.function
-    def _told(self, numbers: tf.Tensor) -> tf.Tensor:
-        """Worker 0's numbers; those of the others are zero."""
+    def _broadcast(self, numbers: tf.Tensor) -> tf.Tensor:
+        """Returns worker 0's numbers on every worker: a sum to which the others add zeros."""
 
-        def summed() -> tf.Tensor:
+        def reduce_on_replica() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
             own = numbers if context.replica_id_in_sync_group == 0 else tf.zeros_like(numbers)
             return context.all_reduce("sum", tf.identity(own))
 
-        return self._strategy.experimental_local_results(self._strategy.run(summed))[0]
+        return self._strategy.experimental_local_results(self._strategy.run(reduce_on_replica))[0]

@@ -1,4 +1,4 @@
-"""Evaluation while training: an answer for every row of a split, the same whatever the number of workers."""
+"""Evaluation during training: every row of a split once, with the same result for any number of workers."""
 
 from __future__ import annotations
 
@@ -15,104 +15,126 @@ from pipelines.records import Batch
 from service.scores import auc
 from service.training.losses import example_losses, predicted_classes, true_ranks
 from service.training.step import Attach
-from service.training.strategy import ALONE, WorkerContext, distributed_eagerly
+from service.training.strategy import SINGLE_WORKER, WorkerContext, distribute_eager_batches
 
-MANY = 2**20  # evaluations, more than any run has
+MAX_EVALUATIONS = 2**20  # more than any run has
 COLUMNS = ("loss", "rank", "predicted", "score")
-AHEAD = 2  # batches being answered while the next is taken: DALI may overwrite one on a GPU when three more have been taken
+# Batches in flight while the next one is taken. On a GPU, DALI may overwrite a batch once three more have
+# been taken.
+IN_FLIGHT = 2
+
+ReplicaScores = Sequence[tuple[tf.Tensor, tf.Tensor]]  # of each replica: rows [B], scores [B, columns]
 
 
 class Evaluation:
     """The compiled forward pass of one model over one split. Build it inside the strategy's scope.
 
     Args:
-        net: From images, or what `attach` makes of them, to logits.
-        strategy: Of the training.
-        batches: The split.
-        place: Of this process among the workers.
-        attach: Adds to a batch what the net takes; None for the images.
+        network: Model from images, or from what `attach` adds, to logits.
+        strategy: Strategy of the training.
+        batches: Batches of the split.
+        worker: Which of the workers this process is.
+        attach: Adds the network's input to a batch; None for the images of `batches`.
     """
 
     def __init__(
         self,
-        net: keras.Model,
+        network: keras.Model,
         strategy: tf.distribute.Strategy,
         batches: Batches,
-        place: WorkerContext = ALONE,
+        worker: WorkerContext = SINGLE_WORKER,
         attach: Attach | None = None,
     ) -> None:
-        self._net, self._strategy, self._batches, self._place = net, strategy, batches, place
+        self._network = network
+        self._strategy = strategy
+        self._batches = batches
+        self._worker = worker
         self._attach = attach or batches.attach
-        self._again_and_again = distributed_eagerly(strategy, batches, place, 0, epochs=MANY)
+        # One iterator for all evaluations, which saves each of them the time to start.
+        self._iterator = distribute_eager_batches(strategy, batches, worker, 0, epochs=MAX_EVALUATIONS)
 
-    def metrics(self) -> dict[str, float]:
-        """Mean loss and accuracy, with top-5 from six classes on, and the area under the ROC curve for two. Every worker must ask."""
-        answers, labels = self.answers(), self._batches.labels
-        found = {
-            "val_loss": float(answers["loss"].mean()),
-            "val_accuracy": float((answers["rank"] == 0).mean()),
-        }
-        if len(self._batches.classes) > 5:
-            found["val_top5"] = float((answers["rank"] < 5).mean())
-        if len(self._batches.classes) == 2 and len(np.unique(labels)) == 2:
-            found["val_auc"] = auc(labels, answers["score"])
-        return found
-
-    def answers(self) -> dict[str, np.ndarray]:
-        """What the model says of every row, float64 `[rows]` each.
+    def compute_metrics(self) -> dict[str, float]:
+        """Evaluates the model with its current weights. A collective: every worker must call it.
 
         Returns:
-            `loss` in nats; `rank`, how many classes seem more probable than the true one; `predicted`, the most probable class;
-            `score`, the logit of class 1 where there are two classes.
+            `val_loss` in nats, `val_accuracy`, `val_top5` for six classes or more, and `val_auc`, the area
+            under the ROC curve, for two.
+        """
+        scores = self.score_rows()
+        labels = self._batches.labels
+        metrics = {
+            "val_loss": float(scores["loss"].mean()),
+            "val_accuracy": float((scores["rank"] == 0).mean()),
+        }
+        if len(self._batches.classes) > 5:
+            metrics["val_top5"] = float((scores["rank"] < 5).mean())
+        if len(self._batches.classes) == 2 and len(np.unique(labels)) == 2:
+            metrics["val_auc"] = auc(labels, scores["score"])
+        return metrics
+
+    def score_rows(self) -> dict[str, np.ndarray]:
+        """Scores every row of the split. A collective: every worker must call it.
+
+        Returns:
+            float64 `[rows]` each: `loss` in nats; `rank`, the number of classes more probable than the true
+            one; `predicted`, the most probable class; `score`, the logit of class 1 if there are two classes.
+
+        Raises:
+            DataError: An image cannot be read or decoded.
         """
         table = np.zeros((self._batches.rows, len(COLUMNS)), np.float32)
-        begun: deque[Sequence[tuple[tf.Tensor, tf.Tensor]]] = deque()
+        in_flight: deque[ReplicaScores] = deque()
         with self._batches.data_errors():
-            for batch in islice(self._again_and_again, self._batches.steps):
-                begun.append(self._strategy.experimental_local_results(self._answer(batch)))
-                if len(begun) > AHEAD:
-                    _enter(begun.popleft(), table)
-        while begun:
-            _enter(begun.popleft(), table)
-        if self._place.workers > 1:
-            table = self._together(tf.constant(table)).numpy()
+            for batch in islice(self._iterator, self._batches.steps):
+                scores = self._score_batch(batch)
+                in_flight.append(self._strategy.experimental_local_results(scores))
+                if len(in_flight) > IN_FLIGHT:
+                    _enter(in_flight.popleft(), table)
+        while in_flight:
+            _enter(in_flight.popleft(), table)
+        if self._worker.world_size > 1:
+            table = self._sum_tables(tf.constant(table)).numpy()
         return dict(zip(COLUMNS, table.astype(np.float64).T, strict=True))
 
     @tf.function(reduce_retracing=True)
-    def _answer(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        return self._strategy.run(self._answer_replica, (batch,))
+    def _score_batch(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        return self._strategy.run(self._score_on_replica, (batch,))
 
-    def _answer_replica(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
-        logits = self._net(tf.cast(self._attach(batch)["image"], tf.float32), training=False)
+    def _score_on_replica(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
+        """Returns rows `[B]` and scores `[B, columns]` of a batch."""
+        images = self._attach(batch)["image"]
+        logits = self._network(tf.cast(images, tf.float32), training=False)
         labels = batch["label"]
         columns = (
             example_losses(labels, logits),
             true_ranks(labels, logits),
             predicted_classes(logits),
-            logits[:, -1] - _first(logits),
+            _last_class_margin(logits),
         )
         return batch["row"], tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)
 
     @tf.function
-    def _together(self, table: tf.Tensor) -> tf.Tensor:
-        """The sum of the workers' tables, in which every row is written by one of them."""
-        here = self._strategy.num_replicas_in_sync // self._place.workers
+    def _sum_tables(self, table: tf.Tensor) -> tf.Tensor:
+        """Returns the sum of the workers' tables, in which each row is written by one of them."""
+        local_replicas = self._strategy.num_replicas_in_sync // self._worker.world_size
 
-        def summed() -> tf.Tensor:
+        def sum_on_replica() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            first = context.replica_id_in_sync_group % here == 0  # one replica speaks for its worker
-            return context.all_reduce("sum", tf.where(first, table, tf.zeros_like(table)))
+            is_first = context.replica_id_in_sync_group % local_replicas == 0  # speaks for its worker
+            return context.all_reduce("sum", tf.where(is_first, table, tf.zeros_like(table)))
 
-        return self._strategy.experimental_local_results(self._strategy.run(summed))[0]
-
-
-def _enter(answers: Sequence[tuple[tf.Tensor, tf.Tensor]], table: np.ndarray) -> None:
-    """Waits for the answers of a batch, from every replica here, and writes them into the rows they are of."""
-    for rows, values in answers:
-        real = rows.numpy() >= 0
-        table[rows.numpy()[real]] = values.numpy()[real]
+        return self._strategy.experimental_local_results(self._strategy.run(sum_on_replica))[0]
 
 
-def _first(logits: tf.Tensor) -> tf.Tensor | float:
-    """The logit of class 0: nothing where one unit speaks of class 1 alone."""
-    return 0.0 if logits.shape[-1] == 1 else logits[:, 0]
+def _enter(scores: ReplicaScores, table: np.ndarray) -> None:
+    """Waits for the scores of a batch and writes them into their rows, without those of padding."""
+    for rows, values in scores:
+        is_real = rows.numpy() >= 0
+        table[rows.numpy()[is_real]] = values.numpy()[is_real]
+
+
+def _last_class_margin(logits: tf.Tensor) -> tf.Tensor:
+    """The logit of the last class above that of class 0, `[B]`; a single unit is the logit of class 1."""
+    if logits.shape[-1] == 1:
+        return logits[:, -1]
+    return logits[:, -1] - logits[:, 0]

@@ -1,92 +1,104 @@
-"""Where the metrics of an epoch go besides the run directory: TensorBoard events, and MLflow where it is in use."""
+"""Writes the metrics of each epoch to TensorBoard events, and to MLflow where it is in use."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
-
-from tensorboardX import SummaryWriter
+from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.runs import Run
+
+if TYPE_CHECKING:
+    from tensorboardX import SummaryWriter
 
 WriteEpoch = Callable[[dict[str, float]], None]
 CURVES = {
     "train": ("loss", "accuracy", "top5", "learning_rate", "images_per_second", "input_wait"),
     "validation": ("val_loss", "val_accuracy", "val_top5", "val_auc"),
 }
-TRACKER = "MLFLOW_TRACKING_URI"
+TRACKING_URI = "MLFLOW_TRACKING_URI"
 
 
 @contextmanager
-def epoch_log(config: RunConfig, run: Run, validation: bool) -> Iterator[WriteEpoch]:
-    """Yields what logs the metrics of an epoch, all of it on its way when it returns.
+def open_epoch_log(config: RunConfig, run: Run, has_validation: bool) -> Iterator[WriteEpoch]:
+    """Yields a function that logs the metrics of an epoch; they are flushed when it returns.
 
     Args:
-        config: Of the run.
-        run: Where the events go.
-        validation: Whether the run has a validation split.
+        config: Configuration of the run, whose values MLflow receives as parameters.
+        run: Run directory that receives the events.
+        has_validation: Whether the run has a validation split.
 
     Raises:
-        ConfigError: An MLflow server is named, and MLflow is not installed.
+        ConfigError: An MLflow server is configured, and MLflow is not installed.
     """
+    splits = list(CURVES) if has_validation else ["train"]
+    writers: dict[str, SummaryWriter] = {}
     with ExitStack() as stack:
-        splits = list(CURVES) if validation else ["train"]
-        writers = {split: stack.enter_context(SummaryWriter(str(run.events / split))) for split in splits}
-        track = stack.enter_context(_tracked(config, run)) if os.environ.get(TRACKER) else None
+        track = stack.enter_context(_open_mlflow_run(config, run)) if os.environ.get(TRACKING_URI) else None
 
         def write(metrics: dict[str, float]) -> None:
+            if not writers:
+                # At the first epoch: the first step need not wait for the import.
+                from tensorboardX import SummaryWriter
+
+                for split in splits:
+                    writers[split] = stack.enter_context(SummaryWriter(str(run.events / split)))
             for split, writer in writers.items():
-                for name in CURVES[split]:
-                    if name in metrics:
-                        writer.add_scalar(name.removeprefix("val_"), metrics[name], int(metrics["epoch"]))
-                writer.flush()
+                _write_scalars(writer, CURVES[split], metrics)
             if track:
                 track(metrics)
 
         yield write
 
 
+def _write_scalars(writer: SummaryWriter, names: tuple[str, ...], metrics: dict[str, float]) -> None:
+    for name in names:
+        if name in metrics:
+            writer.add_scalar(name.removeprefix("val_"), metrics[name], int(metrics["epoch"]))
+    writer.flush()
+
+
 @contextmanager
-def _tracked(config: RunConfig, run: Run) -> Iterator[WriteEpoch]:
-    """Logs to the MLflow run of this run's name, and goes on with it where there is one."""
+def _open_mlflow_run(config: RunConfig, run: Run) -> Iterator[WriteEpoch]:
+    """Yields a function that logs to the MLflow run with the tag of this run directory, old or new."""
     try:
         import mlflow
     except ImportError:
         raise ConfigError(
-            "MLflow where its server is named", f"{TRACKER}={os.environ[TRACKER]}", "install glassbox[mlflow]"
+            "MLflow where its server is configured",
+            f"{TRACKING_URI}={os.environ[TRACKING_URI]}",
+            "install it with: pip install -e '.[mlflow]'",
         ) from None
     client = mlflow.MlflowClient()
     experiment = mlflow.set_experiment("glassbox").experiment_id
-    known = client.search_runs([experiment], f"tags.glassbox_run = '{run.path}'", max_results=1)
-    ours = (
-        known[0]
-        if known
-        else client.create_run(experiment, tags={"glassbox_run": str(run.path)}, run_name=run.path.name)
-    ).info.run_id
-    if not known:
-        for name, value in _flat(config.model_dump(mode="json")):
-            client.log_param(ours, name, value)
+    existing = client.search_runs([experiment], f"tags.glassbox_run = '{run.path}'", max_results=1)
+    if existing:
+        run_id = existing[0].info.run_id
+    else:
+        tags = {"glassbox_run": str(run.path)}
+        run_id = client.create_run(experiment, tags=tags, run_name=run.path.name).info.run_id
+        for name, value in _flatten(config.model_dump(mode="json")):
+            client.log_param(run_id, name, value)
 
     def write(metrics: dict[str, float]) -> None:
         for name, value in metrics.items():
-            client.log_metric(ours, name, value, step=int(metrics["epoch"]))
+            client.log_metric(run_id, name, value, step=int(metrics["epoch"]))
 
     try:
         yield write
     except BaseException:
-        client.set_terminated(ours, "FAILED")
+        client.set_terminated(run_id, "FAILED")
         raise
-    client.set_terminated(ours, "FINISHED")
+    client.set_terminated(run_id, "FINISHED")
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as `a.b` names and values."""
+def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields nested settings as names like `a.b`, and their values."""
     for name, value in settings.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -1,7 +1,8 @@
-"""What the frozen front of a network says of every image, computed once and kept: then only what learns is run."""
+"""Computes the output of frozen layers once for every image and keeps it, so that only the rest of the network runs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,52 +14,55 @@ from pipelines.input.batches import Batches
 from pipelines.input.cache import Cache, Tier
 from pipelines.records import Batch
 from service.config import RunConfig
-from service.models import logits_of, resized
+from service.models.layers import build_logits_model, resize_input
 from service.training.step import Attach
 
 BATCH = 64
 
 
 @dataclass(frozen=True)
-class Views:
-    """What a stage runs of a network, and on what.
+class StageNetwork:
+    """The part of a model that one stage of a run executes, and its input.
 
     Attributes:
-        net: To logits, from images or features.
-        learning: The same for images of the size that training sees.
-        train: Adds those to a batch of the training split.
-        validation: The same for the validation split, where there is one.
-        tier: Where features are kept, or why not; None where there is nothing to keep.
-        tables: Of features.
+        network: From images or features to logits, as it is evaluated.
+        training_network: The same layers for images of the size used in training.
+        attach_train: Adds the input of the network to a batch of the training split.
+        attach_validation: The same for the validation split, if there is one.
+        tier: Where features are kept, or why they are not; None if there are no frozen layers to keep.
+        tables: Feature tables of the splits.
     """
 
-    net: keras.Model
-    learning: keras.Model
-    train: Attach
-    validation: Attach | None
+    network: keras.Model
+    training_network: keras.Model
+    attach_train: Attach
+    attach_validation: Attach | None
     tier: Tier | None = None
-    tables: tuple[Features, ...] = ()
+    tables: tuple[FeatureTable, ...] = ()
 
-    def prepared(self) -> Views:
-        """Computes the features, with the weights as they are now."""
+    def compute_features(self) -> None:
+        """Fills the feature tables with the current weights; call it before the network runs.
+
+        Raises:
+            DataError: An image cannot be read or decoded.
+        """
         for table in self.tables:
             table.compute()
-        return self
 
-    def told(self) -> dict[str, str]:
-        """For the log of where things are kept."""
+    def describe_cache(self) -> dict[str, str]:
+        """Returns an entry for the caches in the status, if there are frozen layers."""
         return {"features": str(self.tier)} if self.tier else {}
 
 
-class Gallery:
-    """Keeps the features of a run, where that is possible: of images as they are, in one replica.
+class FeatureCache:
+    """Keeps the features of a run where that is possible: without augmentation, and in a single replica.
 
     Args:
-        config: Of the run.
-        strategy: Of the training.
-        train: The training split.
-        validation: The validation split, where there is one.
-        cache: The memory that may be taken.
+        config: Configuration of the run.
+        strategy: Strategy of the training.
+        train: Batches of the training split.
+        validation: Batches of the validation split, if there is one.
+        cache: Memory that decoded images and features share.
     """
 
     def __init__(
@@ -69,78 +73,141 @@ class Gallery:
         validation: Batches | None,
         cache: Cache,
     ) -> None:
-        self.strategy, self._config, self._cache = strategy, config, cache
-        self._train, self._validation = train, validation
-        self._whole: Views | None = None
+        self.strategy = strategy
+        self._config = config
+        self._cache = cache
+        self._train = train
+        self._validation = validation
+        self._whole: StageNetwork | None = None
 
-    def views(self, model: keras.Model) -> Views:
-        """What to run of a model, which of whose layers are trainable has been settled; `Views.prepared` before it runs."""
+    def build_stage_network(self, model: keras.Model) -> StageNetwork:
+        """Returns what to execute of a model whose layers have been frozen for a stage.
+
+        Args:
+            model: The model, which ends in `logits` and `probabilities`.
+        """
         if self._whole is None:
-            net, size = logits_of(model), self._config.augment.size if self._config.augment else None
-            learning = resized(net, size) if size else net
-            self._whole = Views(
-                net, learning, self._train.attach, self._validation.attach if self._validation else None
-            )
-        cut = None if self._config.augment or self._config.data.cache == "none" else frozen_front(model)
-        if cut is None:
+            self._whole = self._build_whole_network(model)
+        if self._config.augment or self._config.data.cache == "none":
+            return self._whole
+        features = find_frozen_features(model)
+        if features is None:
             return self._whole
         if self.strategy.num_replicas_in_sync > 1:
             return replace(self._whole, tier=Tier("none", "features are kept for one replica alone"))
+
         rows = self._train.rows + (self._validation.rows if self._validation else 0)
-        tier = self._cache.reserve(
-            4 * rows * int(np.prod(cut.shape[1:])), f"features of frozen layers, up to {_name(cut)}"
-        )
+        size = 4 * rows * int(np.prod(features.shape[1:]))
+        tier = self._cache.reserve(size, f"features of frozen layers, up to {_layer_name(features)}")
         if tier.name == "none":
             return replace(self._whole, tier=tier)
-        front, rest = (
-            keras.Model(model.input, cut, name="front"),
-            keras.Model(cut, model.get_layer("logits").output, name="rest"),
-        )
-        tables = [
-            self._features(front, split, tier)
-            for split in ("train", *(["validation"] if self._validation else []))
-        ]
-        return Views(
-            rest, rest, tables[0].attach, tables[1].attach if self._validation else None, tier, tuple(tables)
-        )
 
-    def _features(self, front: keras.Model, split: str, tier: Tier) -> Features:
-        return Features(
-            front,
-            Batches(self._config.shards, split, self._config.data, BATCH),
-            on_device=tier.name == "device",
-        )
+        base = keras.Model(model.input, features, name="base")
+        rest = keras.Model(features, model.get_layer("logits").output, name="rest")
+        train = self._create_table(base, "train", tier)
+        if self._validation is None:
+            return StageNetwork(rest, rest, train.attach, None, tier, (train,))
+        validation = self._create_table(base, "validation", tier)
+        return StageNetwork(rest, rest, train.attach, validation.attach, tier, (train, validation))
+
+    def _build_whole_network(self, model: keras.Model) -> StageNetwork:
+        network = build_logits_model(model)
+        training_size = self._config.augment.size if self._config.augment else None
+        training_network = resize_input(network, training_size) if training_size else network
+        attach_validation = self._validation.attach if self._validation else None
+        return StageNetwork(network, training_network, self._train.attach, attach_validation)
+
+    def _create_table(self, base: keras.Model, split: str, tier: Tier) -> FeatureTable:
+        batches = Batches(self._config.shards, split, self._config.data, BATCH)
+        return FeatureTable(base, batches, is_on_device=tier.name == "device")
 
 
-def frozen_front(model: keras.Model) -> keras.KerasTensor | None:
-    """The last tensor that all that follows hangs on, and before which nothing learns or draws; None without frozen weights before it.
+class FeatureTable:
+    """The features of all images of a split, in memory.
 
     Args:
-        model: Ends in `logits` and `probabilities`.
+        base: Model from images to features.
+        batches: Batches of the split in stored order.
+        is_on_device: Whether the table lies on the device that trains, else in RAM.
     """
-    nodes = [
-        node for _, nodes in sorted(model._nodes_by_depth.items(), reverse=True) for node in nodes
-    ]  # from the image on
-    last_use = {id(x): place for place, node in enumerate(nodes) for x in node.input_tensors}
-    cut, kept, made = None, False, list[keras.KerasTensor]()
-    for place, node in enumerate(nodes):
-        if node.operation.name == "logits" or not _settled(node.operation):
+
+    def __init__(self, base: keras.Model, batches: Batches, is_on_device: bool) -> None:
+        self._base = base
+        self._batches = batches
+        self._device = None if is_on_device else "CPU:0"
+        self._table: tf.Tensor | None = None
+
+    def compute(self) -> None:
+        """Runs the base on every image, unless that has been done.
+
+        Raises:
+            DataError: An image cannot be read or decoded.
+        """
+        if self._table is not None:
+            return
+        predict = self._compile_base()
+        # [rows + 1, ...]: the last row is that of padding, which is black and which batch statistics see
+        table = np.zeros((self._batches.rows + 1, *self._base.output.shape[1:]), np.float32)
+        table[-1] = predict(np.zeros((1, *self._base.input.shape[1:]), np.uint8))[0]
+        with self._batches.data_errors():
+            for batch in self._batches.epoch(0):
+                rows = np.asarray(batch["row"])
+                is_real = rows >= 0
+                table[rows[is_real]] = np.asarray(predict(batch["image"]), np.float32)[is_real]
+        with tf.device(self._device):
+            self._table = tf.constant(table)
+
+    def _compile_base(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        def predict(images: tf.Tensor) -> tf.Tensor:
+            return self._base(tf.cast(images, tf.float32), training=False)
+
+        return tf.function(predict, autograph=False)
+
+    def attach(self, batch: Batch) -> Batch:
+        """Puts features, float32 `[B, ...]`, in the place of the images of a batch."""
+        rows = batch["row"]
+        with tf.device(self._device):
+            padding = tf.constant(self._batches.rows, tf.int64)
+            features = tf.gather(self._table, tf.where(rows < 0, padding, rows))
+            return {**batch, "image": features}
+
+
+def find_frozen_features(model: keras.Model) -> keras.KerasTensor | None:
+    """Finds the last tensor that depends on nothing that learns or draws, and on which all that follows depends.
+
+    Args:
+        model: The model, which ends in `logits` and `probabilities`.
+
+    Returns:
+        The tensor, or None if there are no frozen weights before it.
+    """
+    by_depth = sorted(model._nodes_by_depth.items(), reverse=True)  # from the image on
+    nodes = [node for _, nodes in by_depth for node in nodes]
+    last_use: dict[int, int] = {}
+    for position, node in enumerate(nodes):
+        for tensor in node.input_tensors:
+            last_use[id(tensor)] = position
+
+    features = None
+    has_weights = False
+    outputs: list[keras.KerasTensor] = []
+    for position, node in enumerate(nodes):
+        if node.operation.name == "logits" or not _is_constant(node.operation):
             break
-        kept = kept or bool(getattr(node.operation, "weights", ()))
-        made += node.output_tensors
-        needed = [x for x in made if last_use.get(id(x), -1) > place]
-        if kept and len(needed) == 1:
-            cut = needed[0]
-    return cut
+        has_weights = has_weights or bool(getattr(node.operation, "weights", ()))
+        outputs += node.output_tensors
+        needed_later = [tensor for tensor in outputs if last_use.get(id(tensor), -1) > position]
+        if has_weights and len(needed_later) == 1:
+            features = needed_later[0]
+    return features
 
 
-def _settled(operation: Any) -> bool:
-    """Whether an operation says the same of an image each time, whatever is learned."""
+def _is_constant(operation: Any) -> bool:
+    """Whether an operation has the same output for an image each time, throughout the training."""
     if not isinstance(operation, keras.Layer):
         return True
-    return not any(
-        _learns(layer) or _draws(layer) for layer in operation._flatten_layers() if not layer._layers
-    )
+    layers = [layer for layer in operation._flatten_layers() if not layer._layers]
+    return not any(_learns(layer) or _draws(layer) for layer in layers)
 
 
 def _learns(layer: keras.Layer) -> bool:
@@ -148,56 +215,10 @@ def _learns(layer: keras.Layer) -> bool:
 
 
 def _draws(layer: keras.Layer) -> bool:
-    return bool(getattr(layer, "rate", 1)) and any("seed_generator_state" in v.path for v in layer.variables)
+    has_seed = any("seed_generator_state" in v.path for v in layer.variables)
+    return has_seed and bool(getattr(layer, "rate", 1))
 
 
-class Features:
-    """The features of all images of a split, in memory.
-
-    Args:
-        front: From images to features.
-        batches: The split in its stored order.
-        on_device: Whether they lie where the training runs, else in RAM.
-    """
-
-    def __init__(self, front: keras.Model, batches: Batches, on_device: bool) -> None:
-        self._front, self._batches, self._device = front, batches, None if on_device else "CPU:0"
-        self._table: tf.Tensor | None = None
-
-    def compute(self) -> None:
-        """Runs the front on every image, unless that is done.
-
-        Raises:
-            DataError: An image cannot be read or decoded.
-        """
-        if self._table is not None:
-            return
-        answer = tf.function(
-            lambda images: self._front(tf.cast(images, tf.float32), training=False), autograph=False
-        )
-        table = np.zeros((self._batches.rows + 1, *self._front.output.shape[1:]), np.float32)
-        table[-1] = answer(np.zeros((1, *self._front.input.shape[1:]), np.uint8))[
-            0
-        ]  # padding is black, and batch statistics see it
-        with self._batches.data_errors():
-            for batch in self._batches.epoch(0):
-                rows = np.asarray(batch["row"])
-                table[rows[rows >= 0]] = np.asarray(answer(batch["image"]), np.float32)[rows >= 0]
-        with tf.device(self._device):
-            self._table = tf.constant(table)
-
-    def attach(self, batch: Batch) -> Batch:
-        """Puts features, float32 `[B, ...]`, in the place of the images of a batch."""
-        rows = batch["row"]
-        with tf.device(self._device):
-            return {
-                **batch,
-                "image": tf.gather(
-                    self._table, tf.where(rows < 0, tf.constant(self._batches.rows, tf.int64), rows)
-                ),
-            }
-
-
-def _name(tensor: keras.KerasTensor) -> str:
-    """Of the operation that a tensor comes from."""
+def _layer_name(tensor: keras.KerasTensor) -> str:
+    """The name of the layer whose output a tensor is."""
     return str(tensor._keras_history.operation.name)

@@ -1,9 +1,8 @@
-"""The group of workers that trains a run: how many there are, what each gets, and what happens when one is lost."""
+"""The group of workers that trains a run on Ray: how many, what each gets, and restarts after one is lost."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,43 +12,44 @@ from textwrap import shorten
 from typing import Any
 
 from pipelines.errors import ConfigError, GlassboxError, TrainingError
+from service.checkpoint import list_checkpoints
 from service.config import RunConfig
 from service.runs import Run, StoppedError
 
-RESCALE = "rescale"  # the reason of a stop that goes on with more workers
-POLL_SECONDS = 0.5  # between looks at the workers
-LOOK_SECONDS = 15.0  # between looks for room for more workers
+RESCALE = "rescale"  # reason of a stop that continues with more workers
+POLL_SECONDS = 0.5  # between checks of the training
+RESCALE_CHECK_SECONDS = 15.0  # between checks for room for more workers
 PROBE_SECONDS = 5.0  # after which a cluster counts as busy
-LIMITS = {  # that Ray takes from the environment, where they can be set
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a lost worker, or the end, is seen after so long
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # after which a worker that does not answer counts as lost
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # that room for the workers may take, and then their start
+RAY_LIMITS = {  # environment variables of Ray, unless they are set
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # until a lost worker, or the end, is noticed
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # until a silent worker counts as lost
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # until there must be room for the workers
 }
-LOST = (
+LOST_PEER_ERRORS = (  # raised by TensorFlow when another worker is gone
     "AbortedError",
     "CancelledError",
     "DeadlineExceededError",
     "UnavailableError",
     "UnknownError",
     "InternalError",
-)  # of TensorFlow
-FEWER = "ask for fewer or smaller workers, or add nodes"
+)
+NO_ROOM_FIX = "request fewer or smaller workers, or add nodes"
 
 
 class WorkerLostError(Exception):
-    """A worker died or fell silent, by no fault of the run's."""
+    """A worker died or stopped responding, by no fault of the run."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """How many workers train, and what each gets.
+    """How many workers train, and what each of them gets.
 
     Attributes:
-        fewest: Workers at least; None for one worker with the whole of the largest node.
-        most: Workers at most: as many as there is room for between the two.
-        cpus: For each; None for an even share of the cluster.
-        gpus: For each; None likewise.
-        restarts: How often the workers are started again without getting on in between, after one was lost.
+        fewest: Minimum number of workers; None for one worker with the whole of the largest node.
+        most: Maximum number of workers; as many train as there is room for.
+        cpus: CPUs of each worker; None for an even share of the cluster.
+        gpus: GPUs of each worker; None for an even share of the cluster.
+        restarts: How often the workers are restarted without progress in between, after one was lost.
     """
 
     fewest: int | None = None
@@ -62,60 +62,80 @@ class WorkerSpec:
     def read(
         cls, workers: str | None, cpus: int | None, gpus: int | None, restarts: int | None
     ) -> WorkerSpec:
-        """Reads the options of the command line.
+        """Parses the options of the command line.
+
+        Args:
+            workers: `N`, or `FEWEST:MOST`.
+            cpus: CPUs of each worker.
+            gpus: GPUs of each worker.
+            restarts: Restarts without progress in between.
 
         Raises:
-            ConfigError: `workers` is neither N nor N:M, or a number is too small.
+            ConfigError: `workers` has another form, or a number is too small.
         """
-        fewest, _, most = (workers or "").partition(":")
-        counts: tuple[int, int] | None = None
-        try:
-            counts = (int(fewest), int(most or fewest)) if workers else None
-        except ValueError:
-            raise ConfigError(
-                "a number of workers, or the fewest and the most", f"workers={workers}", "write 4, or 1:4"
-            ) from None
-        if counts and not 1 <= counts[0] <= counts[1]:
-            raise ConfigError(
-                "at least 1 worker, and the fewest before the most", f"workers={workers}", "write 4, or 1:4"
-            )
-        for name, value, least in (
-            ("cpus-per-worker", cpus, 1),
-            ("gpus-per-worker", gpus, 0),
-            ("restarts", restarts, 0),
-        ):
-            if value is not None and value < least:
-                raise ConfigError(f"a number from {least} up", f"{name}={value}", "choose a larger one")
-        lower, upper = counts or (None, None)
-        return cls(lower, upper, cpus, gpus, 3 if restarts is None else restarts)
+        _check_minimum("cpus-per-worker", cpus, 1)
+        _check_minimum("gpus-per-worker", gpus, 0)
+        _check_minimum("restarts", restarts, 0)
+        fewest, most = _parse_range(workers) if workers else (None, None)
+        return cls(fewest, most, cpus, gpus, 3 if restarts is None else restarts)
+
+
+def _parse_range(workers: str) -> tuple[int, int]:
+    """Parses `N` or `FEWEST:MOST`."""
+    first, _, second = workers.partition(":")
+    try:
+        fewest = int(first)
+        most = int(second or first)
+    except ValueError:
+        raise ConfigError(
+            "a number of workers, or the fewest and the most", f"workers={workers}", "write 4, or 1:4"
+        ) from None
+    if not 1 <= fewest <= most:
+        raise ConfigError(
+            "at least 1 worker, and the fewest before the most", f"workers={workers}", "write 4, or 1:4"
+        )
+    return fewest, most
+
+
+def _check_minimum(option: str, value: int | None, minimum: int) -> None:
+    if value is not None and value < minimum:
+        raise ConfigError(f"a number of at least {minimum}", f"{option}={value}", "choose a larger one")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Workers that fit into the cluster: how many, and the resources of each."""
+    """Workers that fit into the cluster.
+
+    Attributes:
+        workers: Number of workers.
+        cpus: CPUs of each worker.
+        gpus: GPUs of each worker.
+    """
 
     workers: int
     cpus: int
     gpus: int
 
     def __str__(self) -> str:
-        """In words."""
         return f"{self.workers} workers of {self.cpus} CPUs and {self.gpus} GPUs"
 
     @property
     def resources(self) -> dict[str, float]:
-        """Of each worker, as Ray names them."""
-        return {"CPU": float(self.cpus)} | ({"GPU": float(self.gpus)} if self.gpus else {})
+        """Resources of each worker, by the names of Ray."""
+        resources = {"CPU": float(self.cpus)}
+        if self.gpus:
+            resources["GPU"] = float(self.gpus)
+        return resources
 
 
-Nodes = Sequence[dict[str, float]]  # resources by name, node by node
+Nodes = Sequence[dict[str, float]]  # resources by name, for each node
 
 
-def fitting(scale: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Group, list[Group]]:
-    """The groups that a scale allows, for the resources that nodes have in all.
+def plan_groups(spec: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Group, list[Group]]:
+    """Plans the groups that a spec allows on nodes that are otherwise idle.
 
     Args:
-        scale: What was asked for.
+        spec: The requested workers.
         nodes: Resources of every node.
         global_batch: Images per step, which the replicas have to share evenly.
 
@@ -123,137 +143,156 @@ def fitting(scale: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Group, 
         The smallest group, and those that there is room for, the largest first.
 
     Raises:
-        ConfigError: No number of workers asked for can share the batch.
+        ConfigError: No allowed number of workers can share the batch evenly.
     """
-    if scale.fewest is None or scale.most is None:
-        node = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-        gpus = int(node.get("GPU", 0)) if scale.gpus is None else scale.gpus
-        one = Group(1, scale.cpus or max(int(node.get("CPU", 1)), 1), gpus)
-        return one, [one] * (_room(nodes, one.cpus, gpus) > 0)
-    gpus = _share(scale.most, nodes, "GPU") if scale.gpus is None else scale.gpus
-    most = max(min(scale.most, _room(nodes, 1, gpus)), 1)  # those there are GPUs for
-    cpus = scale.cpus or max(_share(most, nodes, "CPU", gpus), 1)
-    even = [n for n in range(scale.fewest, scale.most + 1) if global_batch % (n * max(gpus, 1)) == 0]
-    if not even:
-        replicas = scale.most * max(gpus, 1)
-        near = " or ".join(
-            str(size)
-            for size in (global_batch // replicas * replicas, (global_batch // replicas + 1) * replicas)
-            if size
-        )
-        raise ConfigError(
-            f"a batch that {replicas} replicas can share evenly",
-            f"global_batch={global_batch}",
-            f"use {near}",
-        )
-    room = _room(nodes, cpus, gpus)
-    return Group(even[0], cpus, gpus), [Group(n, cpus, gpus) for n in reversed(even) if n <= room]
+    if spec.fewest is None or spec.most is None:
+        return _plan_single(spec, nodes)
+    gpus = _largest_share(spec.most, nodes, "GPU") if spec.gpus is None else spec.gpus
+    most = max(min(spec.most, _count_slots(nodes, 1, gpus)), 1)  # as many as there are GPUs for
+    cpus = spec.cpus or max(_largest_share(most, nodes, "CPU", gpus), 1)
+
+    counts = range(spec.fewest, spec.most + 1)
+    even_counts = [count for count in counts if global_batch % (count * max(gpus, 1)) == 0]
+    if not even_counts:
+        raise _refuse_batch(global_batch, replicas=spec.most * max(gpus, 1))
+    slots = _count_slots(nodes, cpus, gpus)
+    groups = [Group(count, cpus, gpus) for count in reversed(even_counts) if count <= slots]
+    return Group(even_counts[0], cpus, gpus), groups
 
 
-def _room(nodes: Nodes, cpus: int, gpus: int) -> int:
-    """How many workers of a size nodes can hold."""
-    return sum(
-        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else float("inf")))
-        for node in nodes
+def _plan_single(spec: WorkerSpec, nodes: Nodes) -> tuple[Group, list[Group]]:
+    """Plans one worker with the whole of the largest node."""
+    node = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+    gpus = int(node.get("GPU", 0)) if spec.gpus is None else spec.gpus
+    group = Group(1, spec.cpus or max(int(node.get("CPU", 1)), 1), gpus)
+    has_room = _count_slots(nodes, group.cpus, gpus) > 0
+    return group, [group] if has_room else []
+
+
+def _refuse_batch(global_batch: int, replicas: int) -> ConfigError:
+    """Names the sizes next to a batch that cannot be shared evenly."""
+    smaller = global_batch // replicas * replicas
+    sizes = [size for size in (smaller, smaller + replicas) if size]
+    return ConfigError(
+        f"a batch that {replicas} replicas can share evenly",
+        f"global_batch={global_batch}",
+        f"use {' or '.join(map(str, sizes))}",
     )
 
 
-def _share(workers: int, nodes: Nodes, name: str, gpus: int = 0) -> int:
-    """The most of a resource that so many workers can have each; 1 where there is too little, 0 where there is none."""
-    total = int(sum(node.get(name, 0) for node in nodes))
-    for each in range(total // workers, 1, -1):
-        if _room(nodes, *((each, gpus) if name == "CPU" else (1, each))) >= workers:
-            return each
+def _count_slots(nodes: Nodes, cpus: int, gpus: int) -> int:
+    """Counts the workers of a size that nodes can hold."""
+    slots = 0
+    for node in nodes:
+        by_cpus = node.get("CPU", 0) // cpus
+        by_gpus = node.get("GPU", 0) // gpus if gpus else by_cpus
+        slots += int(min(by_cpus, by_gpus))
+    return slots
+
+
+def _largest_share(workers: int, nodes: Nodes, resource: str, gpus: int = 0) -> int:
+    """Finds how much of a resource each of some workers can have: 1 if it is scarce, 0 if there is none."""
+    total = int(sum(node.get(resource, 0) for node in nodes))
+    for share in range(total // workers, 1, -1):
+        slots = _count_slots(nodes, share, gpus) if resource == "CPU" else _count_slots(nodes, 1, share)
+        if slots >= workers:
+            return share
     return min(total, 1)
 
 
-def train_on_cluster(config: RunConfig, run: Run, scale: WorkerSpec) -> None:
-    """Trains a run to its end on the workers of the connected cluster, starting them again where one is lost.
+def train_on_cluster(config: RunConfig, run: Run, spec: WorkerSpec) -> None:
+    """Trains a run to its end on workers of the connected cluster, which are restarted after one is lost.
+
+    Args:
+        config: Configuration of the run.
+        run: Run directory, which every node sees.
+        spec: The requested workers.
 
     Raises:
-        GlassboxError: What the user can mend.
+        GlassboxError: A mistake that the user can correct, or too many lost workers.
         StoppedError: The run was asked to stop.
     """
-    for name, limit in LIMITS.items():
+    for name, limit in RAY_LIMITS.items():
         os.environ.setdefault(name, limit)
-    lost = attempt = 0
+    lost_in_a_row = 0
+    attempt = 0
     try:
         while True:
-            group, before = _roomy(config, run, scale), _progress(run)
+            group = _wait_for_group(config, run, spec)
+            checkpoints_before = list_checkpoints(run.checkpoints)
             try:
-                return _train_once(config, run, scale, group, attempt)
+                return _train_once(config, run, spec, group, attempt)
             except StoppedError:
                 if run.stop_requested() != RESCALE:
                     raise
-                run.notice("there is room for more workers: starting again from the checkpoint")
+                run.notice("there is room for more workers: continuing from the checkpoint")
             except WorkerLostError as error:
-                lost = lost + 1 if _progress(run) == before else 1
-                if lost > scale.restarts:
+                has_progress = list_checkpoints(run.checkpoints) != checkpoints_before
+                lost_in_a_row = 1 if has_progress else lost_in_a_row + 1
+                if lost_in_a_row > spec.restarts:
                     raise TrainingError(
                         "workers that live to the end", f"error={error}", "continue with --resume"
                     ) from None
-                run.notice(f"a worker was lost ({error}): starting again from the last checkpoint")
+                run.notice(f"a worker was lost ({error}): continuing from the last checkpoint")
             attempt += 1
     finally:
-        shutil.rmtree(run.path / ".ray", ignore_errors=True)
+        run.remove_ray_storage()
 
 
-def _progress(run: Run) -> list[str]:
-    return sorted(path.name for path in run.checkpoints.glob("epoch-*"))
-
-
-def _nodes() -> Nodes:
+def _list_nodes() -> Nodes:
     import ray
 
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _roomy(config: RunConfig, run: Run, scale: WorkerSpec) -> Group:
-    """The largest group that the cluster has room for, as soon as it has.
+def _wait_for_group(config: RunConfig, run: Run, spec: WorkerSpec) -> Group:
+    """Waits until the cluster has room, and returns the largest group that fits.
 
     Raises:
-        ConfigError: It does not get it in time, or, where it is this machine alone, never will.
+        ConfigError: There is no room in time, or, on a single machine, there never will be.
         StoppedError: The run was asked to stop.
     """
-    deadline, told = time.monotonic() + _start_seconds(), False
+    deadline = time.monotonic() + _start_timeout()
+    has_notice = False
     while True:
         if run.stop_requested() == RESCALE:
             run.withdraw_stop()
         if reason := run.stop_requested():
             raise StoppedError(reason)
-        smallest, groups = fitting(scale, _nodes(), config.global_batch)
-        for group in groups or [smallest]:  # asking for what no node has makes a cluster grow that can
+        smallest, groups = plan_groups(spec, _list_nodes(), config.global_batch)
+        # Probing for a group that no node has room for lets a cluster grow that can.
+        for group in groups or [smallest]:
             if _is_free(group) and groups:
                 return group
         nodes = ", ".join(
-            f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in _nodes()
+            f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in _list_nodes()
         )
-        if time.monotonic() > deadline or not (groups or os.environ.get("RAY_ADDRESS")):
-            raise ConfigError(f"a cluster with room for {smallest}", f"nodes={nodes}", FEWER)
-        if not told:
-            run.notice(
-                f"waiting for room for {smallest}; the nodes have {nodes}{' but are in use' if groups else ''}"
-            )
-            told = True
+        can_grow = bool(os.environ.get("RAY_ADDRESS"))
+        if time.monotonic() > deadline or not (groups or can_grow):
+            raise ConfigError(f"a cluster with room for {smallest}", f"nodes={nodes}", NO_ROOM_FIX)
+        if not has_notice:
+            in_use = " but are in use" if groups else ""
+            run.notice(f"waiting for room for {smallest}; the nodes have {nodes}{in_use}")
+            has_notice = True
 
 
-def _start_seconds() -> float:
+def _start_timeout() -> float:
     return float(os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"])
 
 
 def _is_free(group: Group) -> bool:
-    """Whether the cluster has this much that nobody uses; it hears the wish for as long as it takes to find out."""
+    """Whether these resources are idle; the cluster sees the request for as long as it takes to find out."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
-    wish = placement_group([group.resources] * group.workers)
+    probe = placement_group([group.resources] * group.workers)
     try:
-        return bool(wish.wait(PROBE_SECONDS))
+        return bool(probe.wait(PROBE_SECONDS))
     finally:
-        remove_placement_group(wish)
+        remove_placement_group(probe)
 
 
-def _train_once(config: RunConfig, run: Run, scale: WorkerSpec, group: Group, attempt: int) -> None:
-    """One group of workers, until it ends."""
+def _train_once(config: RunConfig, run: Run, spec: WorkerSpec, group: Group, attempt: int) -> None:
+    """Runs one group of workers until it ends."""
     import ray.train
     from ray.train.tensorflow import TensorflowTrainer
 
@@ -265,85 +304,135 @@ def _train_once(config: RunConfig, run: Run, scale: WorkerSpec, group: Group, at
         "attempt": attempt,
         "launched": time.time(),
     }
-    here = {"name": f"train-{time.time_ns()}", "storage_path": str(run.path / ".ray")}
-    failures = ray.train.FailureConfig(
-        max_failures=0, controller_failure_limit=0, max_preemption_failures=0
-    )  # to start again is our part
+    # Restarts are ours: Ray would restart without asking for the resources again.
+    failures = ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
     trainer = TensorflowTrainer(
         train_worker,
         train_loop_config=settings | asdict(group),
         scaling_config=ray.train.ScalingConfig(
             num_workers=group.workers, use_gpu=group.gpus > 0, resources_per_worker=group.resources
         ),
-        run_config=ray.train.RunConfig(**here, failure_config=failures),
+        run_config=ray.train.RunConfig(
+            name=f"train-{time.time_ns()}", storage_path=str(run.ray_storage), failure_config=failures
+        ),
     )
-    aside = ThreadPoolExecutor(1, "fit")
+    executor = ThreadPoolExecutor(1, "fit")
     try:
-        _look_after(aside.submit(trainer.fit), config, run, scale, group)
+        _supervise(executor.submit(trainer.fit), config, run, spec, group)
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-        cause = cause_of(error)
-        ours = isinstance(cause, GlassboxError | WorkerLostError | StoppedError)
-        raise cause from (None if ours else error)  # a bug keeps the worker's traceback
+        cause = find_cause(error)
+        is_expected = isinstance(cause, GlassboxError | WorkerLostError | StoppedError)
+        raise cause from (None if is_expected else error)  # a bug keeps the worker's traceback
     finally:
-        aside.shutdown(wait=False)
+        executor.shutdown(wait=False)
 
 
-def _look_after(training: Future[Any], config: RunConfig, run: Run, scale: WorkerSpec, group: Group) -> None:
-    """Waits for the end of a training, and stops it for a rescale when there is room for more workers at two looks in a row.
+def _supervise(training: Future[Any], config: RunConfig, run: Run, spec: WorkerSpec, group: Group) -> None:
+    """Waits for the end of a training, and stops it for a restart with more workers when there is room.
 
     Raises:
         TrainingError: The workers do not start.
-        Exception: What the training raised.
+        Exception: Whatever the training raised.
     """
-    before = run.status().get("timings", {}).get("workers")
-    began = looked = time.monotonic()
-    started, seen = False, 0
+    start = _WorkerStart(run)
+    growth = _GrowthCheck(config, spec, group)
     while not training.done():
         wait_for([training], POLL_SECONDS)
-        now = time.monotonic()
-        started = (
-            started or run.status().get("timings", {}).get("workers") != before
-        )  # worker 0 says how long it took
-        if not started and now - began > _start_seconds():
-            silence = f"seconds={now - began:.0f} without a sign of them"
-            raise TrainingError(
-                "workers that start", silence, "look into Ray's logs, then continue with --resume"
-            )
-        if scale.fewest != scale.most and now - looked > LOOK_SECONDS:
-            looked, (_, groups) = now, fitting(scale, _nodes(), config.global_batch)
-            more = groups[0].workers - group.workers if groups else 0
-            seen = seen + 1 if more > 0 and _is_free(Group(more, group.cpus, group.gpus)) else 0
-            if seen == 2 and not run.stop_requested():
-                run.request_stop(RESCALE)
+        start.check()
+        if growth.is_due() and growth.has_room_twice() and not run.stop_requested():
+            run.request_stop(RESCALE)
     training.result()
 
 
-def cause_of(error: Exception) -> Exception:
-    """What really went wrong: a worker's own error, a stop, or that a worker was lost."""
+class _WorkerStart:
+    """Watches whether the workers start: worker 0 writes into the status how long it took."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._began = time.monotonic()
+        self._before = self._read()
+        self._has_started = False
+
+    def _read(self) -> float | None:
+        seconds: float | None = self._run.status().get("timings", {}).get("workers")
+        return seconds
+
+    def check(self) -> None:
+        """Raises a TrainingError if the workers have not started in time."""
+        self._has_started = self._has_started or self._read() != self._before
+        seconds = time.monotonic() - self._began
+        if not self._has_started and seconds > _start_timeout():
+            raise TrainingError(
+                "workers that start",
+                f"seconds={seconds:.0f} without a sign of them",
+                "check Ray's logs, then continue with --resume",
+            )
+
+
+class _GrowthCheck:
+    """Checks now and then whether there is room for more workers."""
+
+    def __init__(self, config: RunConfig, spec: WorkerSpec, group: Group) -> None:
+        self._config = config
+        self._spec = spec
+        self._group = group
+        self._checked_at = time.monotonic()
+        self._times_in_a_row = 0
+
+    def is_due(self) -> bool:
+        """Whether it is time for a check, in a training whose number of workers may change."""
+        seconds = time.monotonic() - self._checked_at
+        return self._spec.fewest != self._spec.most and seconds > RESCALE_CHECK_SECONDS
+
+    def has_room_twice(self) -> bool:
+        """Checks for room; True at the second of two checks in a row that find it, and only there."""
+        self._checked_at = time.monotonic()
+        _, groups = plan_groups(self._spec, _list_nodes(), self._config.global_batch)
+        more = groups[0].workers - self._group.workers if groups else 0
+        has_room = more > 0 and _is_free(Group(more, self._group.cpus, self._group.gpus))
+        self._times_in_a_row = self._times_in_a_row + 1 if has_room else 0
+        return self._times_in_a_row == 2
+
+
+def find_cause(error: Exception) -> Exception:
+    """Finds what really ended a training: a worker's own error, a stop, or the loss of a worker.
+
+    Args:
+        error: Error that Ray Train raised.
+
+    Returns:
+        The most specific of the workers' errors: ours before others, and a lost worker last.
+    """
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
-    found = [
-        _told(getattr(failure, "_base_exc", failure)) for _, failure in sorted(failures.items())
-    ]  # Ray wraps what a worker raises
+    causes = []
+    for _, failure in sorted(failures.items()):
+        causes.append(_translate(getattr(failure, "_base_exc", failure)))  # Ray wraps what a worker raises
     return min(
-        found, key=lambda cause: (isinstance(cause, WorkerLostError), not isinstance(cause, GlassboxError))
+        causes, key=lambda cause: (isinstance(cause, WorkerLostError), not isinstance(cause, GlassboxError))
     )
 
 
-def _told(failure: Exception) -> Exception:
+def _translate(failure: Exception) -> Exception:
+    """Turns an error of Ray, TensorFlow or the operating system into one of ours, where it is one."""
     module = type(failure).__module__
     if module.startswith("ray."):
         reason = getattr(failure, "health_check_failure", failure)  # of a failed call to the worker
-        return WorkerLostError(shorten(str(reason).split("\n")[0], 160).rstrip(".") or type(reason).__name__)
-    if module.startswith("tensorflow.") and type(failure).__name__ in LOST:
-        return WorkerLostError(f"another worker no longer answers it: {type(failure).__name__}")
-    return disk_error(failure) if isinstance(failure, OSError) else failure
+        first_line = shorten(str(reason).split("\n")[0], 160).rstrip(".")
+        return WorkerLostError(first_line or type(reason).__name__)
+    if module.startswith("tensorflow.") and type(failure).__name__ in LOST_PEER_ERRORS:
+        return WorkerLostError(f"another worker does not respond: {type(failure).__name__}")
+    if isinstance(failure, OSError):
+        return disk_error(failure)
+    return failure
 
 
 def disk_error(error: OSError) -> TrainingError:
-    """An error of the operating system, as the user is told."""
-    reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error)
+    """Returns an error of the operating system as one that the user can act on."""
+    reason = error.strerror or str(error)
+    if error.filename:
+        reason = f"{error.filename}: {error.strerror}"
     return TrainingError(
-        "a run directory that takes what is written",
+        "a run directory that can be written to",
         f"error={reason}",
-        "make room there, then continue with --resume",
+        "free some space there, then continue with --resume",
     )

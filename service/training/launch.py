@@ -1,87 +1,146 @@
-"""The driver: starts a run on a Ray cluster, shows it, and says how it ended."""
+"""The driver: starts or resumes a run, on a Ray cluster or in this process, and records how it ended."""
 
 from __future__ import annotations
 
 import errno
 import os
 import platform
-import shutil
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.cluster import connected
+from pipelines.cluster import ray_session
 from pipelines.errors import ConfigError, DataError, Interrupted
 from pipelines.shards.manifest import load_manifest
 from pipelines.spec import check
 from service.config import RunConfig
-from service.pretrained import IMAGENET, cached, check_images, check_origin
+from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
-from service.training.progress import shown, where_the_time_went
+from service.training.progress import show_progress, summarize_timings
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # a disk that takes no more
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
-def train(config: RunConfig, out: str | Path, scale: WorkerSpec | None = None) -> Run:
+def train(
+    config: RunConfig, out: str | Path, workers: WorkerSpec | None = None, *, local: bool = False
+) -> Run:
     """Trains a new run.
 
     Args:
-        config: What to train.
-        out: The run directory to make.
-        scale: On how many workers; None for one.
+        config: Configuration of the run.
+        out: Run directory to create.
+        workers: Workers on the Ray cluster; None for one.
+        local: Whether to train in this process, without Ray.
+
+    Returns:
+        The finished run.
 
     Raises:
-        GlassboxError: What the user can mend; where it is the configuration or the data, no directory stays.
+        GlassboxError: A mistake that the user can correct; if it is in the configuration or the data, no
+            directory is left behind.
     """
-    check_lasting(out=Path(out), data=Path(config.shards))
-    check_beginning(config)  # before anything is written, or Ray started
+    _check_workers(workers, local)
+    check_paths_persist(out=Path(out), data=Path(config.shards))
+    check_can_start(config)  # before anything is written, or Ray is started
     run = Run(out)
     run.check_free()
     began = time.perf_counter()
-    with connected():
+    with _connect(local):
         run.create(config.model_dump(mode="json"))
-        _train_new(config, run, scale or WorkerSpec(), began)
+        try:
+            _launch(config, run, workers or WorkerSpec(), local, began)
+        except (ConfigError, DataError):
+            if not run.has_checkpoints():
+                run.remove()
+            raise
     return run
 
 
-def check_beginning(config: RunConfig) -> None:
-    """Makes sure, as far as that can be known without building the model, that a run can begin.
+def resume(out: str | Path, workers: WorkerSpec | None = None, *, local: bool = False) -> Run:
+    """Resumes a run from its newest checkpoint, with its own configuration; a finished run is left as it is.
 
-    Weights that Keras publishes are downloaded here, once, if they are not there yet.
+    A run can be resumed by either kind of training, whichever started it.
+
+    Args:
+        out: The run directory.
+        workers: Workers on the Ray cluster; None for as many as before.
+        local: Whether to train in this process, without Ray.
+
+    Returns:
+        The finished run.
 
     Raises:
-        GlassboxError: The shard set or the weights are not there, or the images are too small for the model.
+        GlassboxError: A mistake that the user can correct; the checkpoints stay as they are.
+    """
+    _check_workers(workers, local)
+    run = Run(out)
+    config = check(RunConfig, run.config(), str(run.config_path))
+    load_manifest(config.shards)
+    status = run.status()
+    has_ended = config.early_stopping is not None or len(run.metrics()) >= config.epochs
+    if status.get("state") == "finished" and has_ended:
+        return run
+    spec = workers or WorkerSpec(**status.get("scale", {}))
+    began = time.perf_counter()
+    with _connect(local):
+        _launch(config, run, spec, local, began)
+    return run
+
+
+def _check_workers(workers: WorkerSpec | None, local: bool) -> None:
+    """Checks that no workers are requested for a local training.
+
+    Raises:
+        ConfigError: There are.
+    """
+    if local and workers is not None and workers != WorkerSpec():
+        raise ConfigError(
+            "either --local, or options of workers on a Ray cluster",
+            "--local with --workers, --cpus-per-worker, --gpus-per-worker or --restarts",
+            "leave out one of them",
+        )
+
+
+def _connect(local: bool) -> AbstractContextManager[None]:
+    """The connection to Ray, or none for a local training."""
+    return nullcontext() if local else ray_session()
+
+
+def check_can_start(config: RunConfig) -> None:
+    """Checks, as far as possible without building the model, that a run can start.
+
+    Weights that Keras publishes are downloaded here if they are not in the cache yet.
+
+    Args:
+        config: Configuration of the run.
+
+    Raises:
+        GlassboxError: The shard set or the weights do not exist, or the images are too small for the model.
     """
     load_manifest(config.shards)
-    check_origin(config.model, config.weights)
+    check_weights(config.model, config.weights)
     check_images(config.model, (*config.data.image_size, config.data.channels))
     if config.augment and config.augment.size:
         check_images(config.model, (*config.augment.size, config.data.channels), "augment.size")
-    if config.weights == IMAGENET and not cached(config.model).is_file():
+    if config.weights == IMAGENET and not cache_path(config.model).is_file():
         from service.models.weights import fetch
 
         fetch(config.model)
 
 
-def _train_new(config: RunConfig, run: Run, scale: WorkerSpec, began: float) -> None:
-    try:
-        _launch(config, run, scale, began)
-    except (ConfigError, DataError):
-        if not any(run.checkpoints.iterdir()):
-            shutil.rmtree(run.path)
-        raise
+def check_paths_persist(**paths: Path) -> None:
+    """Refuses paths inside the copy of the project that a Ray job works in, which is deleted after the job.
 
-
-def check_lasting(**paths: Path) -> None:
-    """Refuses paths inside the copy of the project that a Ray job works in: it goes when the job ends.
+    Args:
+        paths: Paths by the name of their option.
 
     Raises:
         ConfigError: Names the first such path.
@@ -98,89 +157,79 @@ def check_lasting(**paths: Path) -> None:
             )
 
 
-def resume(out: str | Path, scale: WorkerSpec | None = None) -> Run:
-    """Continues a run from its newest checkpoint, with the configuration it was started with; a finished one is left alone.
-
-    Args:
-        out: The run directory.
-        scale: On how many workers; None for as many as before.
-
-    Raises:
-        GlassboxError: What the user can mend; the checkpoints stay as they were.
-    """
-    run = Run(out)
-    config = check(RunConfig, run.config(), str(run.config_path))
-    load_manifest(config.shards)
-    status = run.status()
-    if status.get("state") == "finished" and (config.early_stopping or len(run.metrics()) >= config.epochs):
-        return run
-    scale = scale or WorkerSpec(**status.get("scale", {}))
-    began = time.perf_counter()
-    with connected():
-        _launch(config, run, scale, began)
-    return run
-
-
-def _launch(config: RunConfig, run: Run, scale: WorkerSpec, began: float) -> None:
-    with run.locked(), _told_of_full_disk():
-        timings = {"ray": time.perf_counter() - began}
-        fresh: dict[str, Any] = {
-            "reason": None,
-            "progress": None,
-            "caches": None,
-            "finished": None,
-            "notices": [],
-        }
+def _launch(config: RunConfig, run: Run, spec: WorkerSpec, local: bool, began: float) -> None:
+    """Trains a run under its lock, with its status kept up to date."""
+    with run.locked(), _translate_full_disk():
+        timings = {} if local else {"ray": time.perf_counter() - began}
         run.withdraw_stop()
         run.update_status(
             state="starting",
-            started=now(),
-            environment=environment(),
-            scale=asdict(scale),
+            started=current_time(),
+            environment=describe_environment(),
+            scale=asdict(spec),
             timings=timings,
-            **fresh,
+            reason=None,
+            progress=None,
+            caches=None,
+            finished=None,
+            notices=[],
         )
-        _train_to_the_end(config, run, scale)
-        timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
-        run.update_status(state="finished", finished=now(), timings=timings)
-        print(where_the_time_went(timings))
+        _train_to_end(config, run, spec, local)
+        run.add_timings(total=time.perf_counter() - began)
+        run.update_status(state="finished", finished=current_time())
+        status = run.status()
+        print(summarize_timings(status["timings"], config.data, _cache_tier(status)))
+
+
+def _train_to_end(config: RunConfig, run: Run, spec: WorkerSpec, local: bool) -> None:
+    """Trains, and records in the status what ended the run early, if anything did."""
+    fix = f"continue with: glassbox train --resume{' --local' if local else ''} --out {run.path}"
+    starting = "TensorFlow" if local else "Ray and TensorFlow"
+    try:
+        with show_progress(run, config.epochs, starting), _stop_on_sigterm(run):
+            if local:
+                _train_locally(config, run)
+            else:
+                train_on_cluster(config, run, spec)
+    except StoppedError as stop:
+        _record_end(run, "interrupted", f"stopped by {stop}; --resume continues from the last checkpoint")
+        raise Interrupted(f"saved; {fix}", 128 + signal.SIGTERM) from None
+    except KeyboardInterrupt:
+        _record_end(run, "interrupted", "stopped by hand; --resume continues from the last checkpoint")
+        raise Interrupted(fix) from None
+    except Exception as error:
+        _record_end(run, "failed", str(error) or type(error).__name__)
+        raise
+
+
+def _train_locally(config: RunConfig, run: Run) -> None:
+    from service.training.worker import train_in_process
+
+    try:
+        train_in_process(config, run)
+    except OSError as error:
+        raise disk_error(error) from None
 
 
 @contextmanager
-def _told_of_full_disk() -> Iterator[None]:
+def _translate_full_disk() -> Iterator[None]:
+    """Turns the error of a disk that is full or read-only into one that the user can act on."""
     try:
         yield
     except OSError as error:
-        if error.errno not in FULL:
+        if error.errno not in DISK_FULL:
             raise
         raise disk_error(error) from None
 
 
-def _train_to_the_end(config: RunConfig, run: Run, scale: WorkerSpec) -> None:
-    """Trains, and says in the status what stopped it if something did."""
-    fix = f"continue with: glassbox train --resume --out {run.path}"
-    try:
-        with shown(run, config.epochs), _stopped_by_sigterm(run):
-            train_on_cluster(config, run, scale)
-    except StoppedError as stop:
-        _ended(run, "interrupted", f"stopped by {stop}; --resume continues from the last checkpoint")
-        raise Interrupted(f"saved; {fix}", 128 + signal.SIGTERM) from None
-    except KeyboardInterrupt:
-        _ended(run, "interrupted", "stopped by hand; --resume continues from the last checkpoint")
-        raise Interrupted(fix) from None
-    except Exception as error:
-        _ended(run, "failed", str(error) or type(error).__name__)
-        raise
-
-
-def _ended(run: Run, state: str, reason: str) -> None:
+def _record_end(run: Run, state: str, reason: str) -> None:
     with suppress(OSError):  # on a full disk the error itself matters more
-        run.update_status(state=state, reason=reason, finished=now())
+        run.update_status(state=state, reason=reason, finished=current_time())
 
 
 @contextmanager
-def _stopped_by_sigterm(run: Run) -> Iterator[None]:
-    """Within the block, SIGTERM asks the workers to save and to end, as a node that is about to go away does."""
+def _stop_on_sigterm(run: Run) -> Iterator[None]:
+    """Lets SIGTERM, which a node sends before it goes away, ask the workers to save and stop, for a block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -191,12 +240,18 @@ def _stopped_by_sigterm(run: Run) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def environment() -> dict[str, Any]:
-    """What a run is trained on, for its status."""
+def _cache_tier(status: dict[str, Any]) -> str:
+    """The cache tier of the training images, from a status: `none`, `host` or `device`."""
+    words = str((status.get("caches") or {}).get("train", "cache: none")).split()
+    return words[1]
+
+
+def describe_environment() -> dict[str, Any]:
+    """Returns the machine and the versions that a run is trained with, for its status."""
     packages = {name: version(name) for name in ("glassbox", "keras", "numpy", "pyarrow", "ray")}
     return {"host": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **packages}
 
 
-def now() -> str:
-    """The time, for the status of a run."""
+def current_time() -> str:
+    """Returns the current time in UTC, ISO 8601 with seconds, for the status of a run."""
     return datetime.now(UTC).isoformat(timespec="seconds")

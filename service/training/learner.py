@@ -1,4 +1,4 @@
-"""What learns: model, optimizer and compiled steps, built from a configuration, the same for one device or many."""
+"""Builds what learns, model, optimizer and compiled steps, from a configuration, for one device or many."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from service.models import Task, build_model
 from service.models.weights import load_weights
 from service.pretrained import NONE
 from service.recipe import class_weight_table
-from service.training.features import Gallery, Views
-from service.training.optimizers import check_no_decay, make_optimizer, trainable_variables
-from service.training.schedule import run_rates, stages_of, updates_per_epoch
-from service.training.statistics import normalizing
+from service.training.features import FeatureCache, StageNetwork
+from service.training.optimizers import build_optimizer, check_no_decay, freeze_layers
+from service.training.schedule import list_stages, run_rates, updates_per_epoch
+from service.training.statistics import find_batch_norms
 from service.training.step import StepOptions, Steps
+from service.training.telemetry import is_logging_rows
 
 
 @dataclass(frozen=True)
@@ -31,39 +32,47 @@ class Learner:
     """What trains through one stage of a run.
 
     Attributes:
-        strategy: The devices.
-        model: The network.
-        optimizer: Of the stage.
-        steps: Of the stage.
-        views: What of the network the steps run, and on what.
-        stage: Which of the run's, from 0.
+        strategy: Strategy of the training.
+        model: The model, which all stages share.
+        optimizer: Optimizer of this stage.
+        steps: Compiled steps of this stage.
+        stage_network: The part of the model that the steps execute, and its input.
+        stage: Index of the stage, from 0.
     """
 
     strategy: tf.distribute.Strategy
     model: keras.Model
     optimizer: keras.Optimizer
     steps: Steps
-    views: Views
+    stage_network: StageNetwork
     stage: int
 
     @property
     def variables(self) -> Variables:
-        """What a checkpoint holds."""
+        """The variables that a checkpoint holds."""
         return variables_of(self.model, self.optimizer, self.steps.variables)
 
-    def judged_weights(self) -> AbstractContextManager[None]:
-        """For the length of a block the model has the weights that are evaluated and saved: their average, where there is one."""
-        return self.steps.average.in_place() if self.steps.average else nullcontext()
+    def use_evaluation_weights(self) -> AbstractContextManager[None]:
+        """Gives the model the weights that are evaluated and saved, for a block: their average, if there is one."""
+        return self.steps.average.swap_in() if self.steps.average else nullcontext()
 
     def average_statistics(self) -> None:
-        """Makes the moving statistics of batch normalization the same on all replicas: their mean. Every worker must ask."""
+        """Sets the moving statistics of batch normalization to their mean over all replicas.
+
+        A collective: every worker must call it.
+        """
         moving = [v.value for v in self.model.non_trainable_variables if "moving_" in v.path]
         if moving and self.strategy.num_replicas_in_sync > 1:
             _average(self.strategy, moving)
 
 
 def open_splits(config: RunConfig, cache: Cache) -> tuple[Batches, Batches | None]:
-    """The training split, and the validation split where there is one; they share the memory for decoded images."""
+    """Returns the batches of the training split, and of the validation split if there is one.
+
+    Args:
+        config: Configuration of the run.
+        cache: Memory that the decoded images of both share.
+    """
     train = Batches(
         config.shards,
         "train",
@@ -79,77 +88,101 @@ def open_splits(config: RunConfig, cache: Cache) -> tuple[Batches, Batches | Non
 
 
 def build_network(
-    config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, begin: bool = True
+    config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, is_new: bool = True
 ) -> keras.Model:
-    """The model with its first weights, the same on every replica; those of `weights` only where it is to `begin`."""
+    """Builds the model with its first weights, the same on every replica.
+
+    Args:
+        config: Configuration of the run.
+        strategy: Strategy of the training.
+        train: Batches of the training split, for its classes, mean and deviation.
+        is_new: Whether the run starts here, so that the weights named by `config.weights` are loaded.
+
+    Raises:
+        ConfigError: The model, its weights or its settings cannot be used.
+    """
     keras.utils.set_random_seed(config.seed)
-    with strategy.scope(), _precision(config.precision):
-        model = build_model(config.model, _task(config, train))
-    if begin and config.weights != NONE:
+    with strategy.scope(), precision_scope(config.precision):
+        model = build_model(config.model, _define_task(config, train))
+    if is_new and config.weights != NONE:
         load_weights(model, config.model, config.weights)
-    for stage in stages_of(
-        config
-    ):  # a pattern of the last stage that fits nothing shall not be found hours later
-        trainable_variables(model, stage.freeze, stage.train)
+    # A pattern of the last stage that matches nothing should not be found hours later.
+    for stage in list_stages(config):
+        freeze_layers(model, stage.freeze, stage.train)
     if config.batch_norm == "synchronized":
-        if use_xla(config.xla):
+        if should_use_xla(config.xla):
             fix = "use xla=off, or batch_norm=averaged"
             raise ConfigError(
                 "batch normalization that XLA can compile", "batch_norm=synchronized with XLA", fix
             )
-        for layer in normalizing(model):
+        for layer in find_batch_norms(model):
             layer.synchronized = True
     return model
 
 
 def build_learner(
-    config: RunConfig, train: Batches, model: keras.Model, gallery: Gallery, stage: int = 0
+    config: RunConfig, train: Batches, model: keras.Model, features: FeatureCache, stage: int = 0
 ) -> Learner:
-    """Optimizer and steps of a stage, for a model that may have been trained before."""
-    now, strategy = stages_of(config)[stage], gallery.strategy
-    weights = trainable_variables(model, now.freeze, now.train)
-    views = gallery.views(model)
-    updates = updates_per_epoch(train.steps, config.accumulate)
-    counts = train.manifest.split("train").class_counts
-    factors = (
-        None
-        if config.class_weights is None
-        else class_weight_table(config.class_weights, train.classes, counts)
-    )
+    """Builds optimizer and steps of a stage, for a model that may have been trained before.
+
+    Args:
+        config: Configuration of the run.
+        train: Batches of the training split.
+        model: The model from `build_network`.
+        features: Features of frozen layers.
+        stage: Index of the stage, from 0.
+
+    Raises:
+        ConfigError: A pattern matches no layer or variable, or a warmup is too long.
+    """
+    strategy = features.strategy
+    stage_spec = list_stages(config)[stage]
+    weights = freeze_layers(model, stage_spec.freeze, stage_spec.train)
+    stage_network = features.build_stage_network(model)
+    rates = run_rates(config, updates_per_epoch(train.steps, config.accumulate))
+    check_no_decay(config.optimizer, model)
     options = StepOptions(
-        xla=use_xla(config.xla),
+        xla=should_use_xla(config.xla),
         xla_update=config.xla != "off",
         augment=config.augment,
-        attach=views.train,
+        attach=stage_network.attach_train,
         accumulate=config.accumulate,
         clip_norm=config.optimizer.clip_norm,
-        smoothing=config.label_smoothing,
-        class_weights=None if factors is None else tuple(factors.tolist()),
-        ema=config.ema,
-        scaled=config.precision == "mixed_float16",
+        label_smoothing=config.label_smoothing,
+        class_weights=_compute_class_weights(config, train),
+        ema_decay=config.ema,
+        scale_loss=config.precision == "mixed_float16",
+        record_rows=is_logging_rows(),
     )
-    rates = run_rates(config, updates)
-    check_no_decay(config.optimizer, model)
     with strategy.scope():
-        optimizer = make_optimizer(config.optimizer, weights)
-        return Learner(
-            strategy,
-            model,
-            optimizer,
-            Steps(views.learning, optimizer, weights, rates, strategy, options),
-            views,
-            stage,
-        )
+        optimizer = build_optimizer(config.optimizer, weights)
+        steps = Steps(stage_network.training_network, optimizer, weights, rates, strategy, options)
+    return Learner(strategy, model, optimizer, steps, stage_network, stage)
 
 
-def use_xla(choice: str) -> bool:
-    """Whether forward and backward are compiled; `auto` does where there is a GPU, because convolutions get slower on a CPU."""
+def _compute_class_weights(config: RunConfig, train: Batches) -> tuple[float, ...] | None:
+    if config.class_weights is None:
+        return None
+    counts = train.manifest.get_split("train").class_counts
+    return tuple(class_weight_table(config.class_weights, train.classes, counts).tolist())
+
+
+def should_use_xla(choice: str) -> bool:
+    """Whether forward and backward pass are compiled with XLA.
+
+    Args:
+        choice: `on`, `off`, or `auto`: only on a GPU, because convolutions get slower on a CPU.
+    """
     return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))
 
 
 @contextmanager
-def _precision(policy: str) -> Iterator[None]:
-    """Layers built within the block compute in this precision."""
+def precision_scope(policy: str) -> Iterator[None]:
+    """Lets layers that are built within the block compute in a precision.
+
+    Args:
+        policy: Name of a Keras dtype policy, such as `mixed_bfloat16`.
+    """
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
@@ -159,22 +192,29 @@ def _precision(policy: str) -> Iterator[None]:
 
 
 def _average(strategy: tf.distribute.Strategy, variables: Sequence[tf.Variable]) -> None:
-    def per_replica() -> None:
+    def average_on_replica() -> None:
         means = tf.distribute.get_replica_context().all_reduce("mean", [tf.identity(v) for v in variables])
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean)
 
-    tf.function(lambda: strategy.run(per_replica))()
+    tf.function(lambda: strategy.run(average_on_replica))()
 
 
-def _task(config: RunConfig, train: Batches) -> Task:
-    split = train.manifest.split("train")
-    mean, std = split.mean, split.std
+def _define_task(config: RunConfig, train: Batches) -> Task:
+    """Returns the shape of the images, the number of classes, and the mean and deviation of the pixels."""
+    split = train.manifest.get_split("train")
+    mean = split.mean
+    std = split.std
     if mean is None or std is None:
         fix = "build the shard set without --check header, which leaves them out"
         raise ConfigError(
             "the mean and deviation of the training images", f"data={config.shards} (not computed)", fix
         )
     if config.data.channels == 1:
-        mean, std = ((sum(w * x for w, x in zip(LUMA, of, strict=True)),) for of in (mean, std))
+        mean = (_luma(mean),)
+        std = (_luma(std),)
     return Task((*config.data.image_size, config.data.channels), len(train.classes), mean, std)
+
+
+def _luma(rgb: Sequence[float]) -> float:
+    return sum(weight * value for weight, value in zip(LUMA, rgb, strict=True))

@@ -1,4 +1,4 @@
-"""The training loop, from the first weights to the last epoch. Runs inside every worker."""
+"""The training loop, from the first weights to the last epoch, as it runs in every worker."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pipelines.input.order import PADDING
 from pipelines.records import Batch
 from service.checkpoint import (
     Arrays,
+    Checkpoint,
     Position,
     newest_checkpoint,
     remove_unfinished,
@@ -27,332 +28,426 @@ from service.config import RunConfig
 from service.recipe import stopped
 from service.runs import Run, StoppedError
 from service.training.async_writer import AsyncWriter, ModelFile
-from service.training.checks import check_finite, check_learned, check_measured
+from service.training.checks import check_finite_losses, check_some_updates, check_stopping_metric
 from service.training.controller import LoopController
 from service.training.evaluation import Evaluation
-from service.training.events import WriteEpoch, epoch_log
-from service.training.features import Gallery
-from service.training.learner import build_learner, build_network, open_splits
-from service.training.meter import Clock, Meter
-from service.training.schedule import stage_at, stages_of, updates_per_epoch
+from service.training.events import WriteEpoch, open_epoch_log
+from service.training.features import FeatureCache
+from service.training.learner import Learner, build_learner, build_network, open_splits
+from service.training.meter import Meter, PhaseTimer
+from service.training.schedule import find_stage, list_stages, updates_per_epoch
 from service.training.statistics import PreciseStatistics
 from service.training.step import StepResult, Steps
-from service.training.strategy import ALONE, WorkerContext, choose_strategy, distributed
-from service.training.telemetry import RowLog, profiled, to_profile, watchers
+from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strategy, distribute_batches
+from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
 
 AfterEpoch = Callable[[Sequence[dict[str, float]]], None]
-SHOWN_ROWS = 8  # rows of a bad batch that an error names
+MAX_ROWS_IN_ERROR = 8  # rows of a bad batch that an error names
 
 
 def fit(
-    config: RunConfig, run: Run, place: WorkerContext = ALONE, after_epoch: AfterEpoch | None = None
+    config: RunConfig,
+    run: Run,
+    worker: WorkerContext = SINGLE_WORKER,
+    after_epoch: AfterEpoch | None = None,
 ) -> None:
-    """Trains a run to its last epoch, from its newest checkpoint where it has one.
+    """Trains a run to its last epoch, from its newest checkpoint if it has one.
 
-    After every epoch: evaluation, then in the background the best model, a checkpoint, a line of metrics.
+    Each epoch ends with an evaluation; then the best model, a checkpoint and a line of metrics are written
+    in the background.
 
     Args:
-        config: What to train.
-        run: Where to.
-        place: Of this process among the workers.
-        after_epoch: Called with the history when an epoch is over and written.
+        config: Configuration of the run.
+        run: Run directory to train, or to resume.
+        worker: Which of the workers this process is.
+        after_epoch: Called with the metrics of all epochs when another epoch has been written.
 
     Raises:
         GlassboxError: The configuration or the data cannot be used, or the training has diverged.
-        StoppedError: It was asked to stop; where it stood is saved.
+        StoppedError: A stop was requested; the state is saved.
     """
-    loop = Loop(config, run, place)
+    loop = Loop(config, run, worker)
     try:
         loop.run_epochs(after_epoch)
     finally:
-        loop.saver.wait()
+        loop.writer.wait()
 
 
 class Loop:
-    """One run in one worker: everything that is built once, and the position.
+    """One run in one worker: what is built once, and the position in the training.
 
     Args:
-        config: What to train.
-        run: Where to.
-        place: Of this process among the workers.
+        config: Configuration of the run.
+        run: Run directory to train, or to resume.
+        worker: Which of the workers this process is.
     """
 
-    def __init__(self, config: RunConfig, run: Run, place: WorkerContext) -> None:
-        self.config, self.run, self.place = config, run, place
-        self.clock, self.saver = Clock(), AsyncWriter()
-        with self.clock.measure("setup"):
-            self.strategy = choose_strategy(config.global_batch, place)
+    def __init__(self, config: RunConfig, run: Run, worker: WorkerContext) -> None:
+        self.config = config
+        self.run = run
+        self.worker = worker
+        self.timer = PhaseTimer()
+        self.writer = AsyncWriter()
+
+        with self.timer.measure("setup"):
+            self.strategy = choose_strategy(config.global_batch, worker)
             if config.augment:
                 check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
-            cache = Cache(self.strategy, place.neighbours)
+            cache = Cache(self.strategy, worker.local_size)
             self.train, self.validation = open_splits(config, cache)
-            check_measured(config, self.validation is not None)
-            found = newest_checkpoint(run.checkpoints, self.train.manifest.digest(), config.model)
-            model = build_network(config, self.strategy, self.train, begin=found is None)
-            self.file = ModelFile(run, model)
-            self.position = found.position if found else Position(self.train.manifest.digest())
-            if run.metrics() and not found:
+            check_stopping_metric(config, self.validation is not None)
+
+            digest = self.train.manifest.digest()
+            checkpoint = newest_checkpoint(run.checkpoints, digest, config.model)
+            if run.metrics() and not checkpoint:
                 raise TrainingError(
                     "the checkpoints of the finished epochs",
                     f"checkpoints={run.checkpoints} (empty)",
                     "start a new run",
                 )
-            self.gallery = Gallery(config, self.strategy, self.train, self.validation, cache)
-            self.learner = build_learner(config, self.train, model, self.gallery, self._stage)
-            if found:
-                same = found.stage == self.learner.stage
-                wanted = self.learner.variables
-                found.load(wanted if same else {"model": wanted["model"]})
-                if self.learner.steps.average and not same:
-                    self.learner.steps.average.restart()  # a stage begins its average at the weights it begins with
-            self.evaluation, self.statistics = self._evaluation(), self._statistics()
-        left = config.epochs - self.position.epoch
-        self.batches = distributed(
-            self.strategy, self.train, place, self.position.epoch + 1, self.position.step, left
+            self.position = checkpoint.position if checkpoint else Position(digest)
+            model = build_network(config, self.strategy, self.train, is_new=checkpoint is None)
+            self.model_file = ModelFile(run, model)
+            self.features = FeatureCache(config, self.strategy, self.train, self.validation, cache)
+            self.learner = build_learner(config, self.train, model, self.features, self._next_stage)
+            if checkpoint:
+                _restore(self.learner, checkpoint)
+            self.evaluation = self._build_evaluation()
+            self.statistics = self._build_statistics()
+
+        self.batches = distribute_batches(
+            self.strategy,
+            self.train,
+            worker,
+            epoch=self.position.epoch + 1,
+            start_step=self.position.step,
+            epochs=config.epochs - self.position.epoch,
         )
-        fixed = None if config.steps_per_call == "auto" else config.steps_per_call
-        self.pace = LoopController(run, place, self.strategy, fixed, config.checkpoint_minutes)
-        self.meter = Meter(run, config.epochs, self.train.rows, watchers(config, run) if place.writes else ())
-        self.rows = RowLog.wanted(run, place.rank)
-        if place.writes:
-            self._announce(
-                [f"{path.name} is damaged and was passed over" for path in (found.damaged if found else ())]
-            )
-
-    @property
-    def _stage(self) -> int:
-        """The stage of the next epoch; of the last one where there is none."""
-        return stage_at(stages_of(self.config), min(self.position.epoch + 1, self.config.epochs))
-
-    def _evaluation(self) -> Evaluation | None:
-        """Of what the stage runs."""
-        views = self.learner.views.prepared()
-        with self.strategy.scope():
-            return (
-                Evaluation(views.net, self.strategy, self.validation, self.place, views.validation)
-                if self.validation
-                else None
-            )
-
-    def _statistics(self) -> PreciseStatistics | None:
-        """Those of the stage, where they are asked for."""
-        images = self.config.precise_batch_norm
-        with self.strategy.scope():
-            return (
-                PreciseStatistics(self.learner.views, self.strategy, self.train, self.place, images)
-                if images
-                else None
-            )
-
-    @contextmanager
-    def _judged(self, epoch: int) -> Iterator[bool]:
-        """For the length of a block the model is as it is evaluated and saved; gives whether this epoch is evaluated."""
-        due = (
-            self.evaluation is None or epoch % self.config.evaluate_every == 0 or epoch == self.config.epochs
+        self.controller = LoopController(
+            run,
+            worker,
+            self.strategy,
+            None if config.steps_per_call == "auto" else config.steps_per_call,
+            config.checkpoint_minutes,
         )
-        with self.learner.judged_weights(), ExitStack() as stack:
-            if due and self.statistics:
-                with self.clock.measure("evaluation"):
-                    stack.enter_context(self.statistics.in_place())
-            yield due
-
-    def _next_stage(self) -> None:
-        """Takes up the settings of the stage that the next epoch belongs to."""
-        before = self.learner.views
-        self.learner = build_learner(self.config, self.train, self.learner.model, self.gallery, self._stage)
-        self.statistics = self._statistics()
-        if self.learner.views.net is not before.net:
-            with self.clock.measure("setup"):
-                self.evaluation = self._evaluation()
-            if self.place.writes:
-                self.run.notice(f"features: {self.learner.views.tier or 'none: the front learns'}")
-
-    @property
-    def _ended(self) -> bool:
-        """Whether no epoch is left, or early stopping leaves it at that."""
-        spec, last = self.config.early_stopping, stages_of(self.config)[-1]
-        return self.position.epoch >= self.config.epochs or (
-            spec is not None and stopped(self.position.history[last.first - 1 :], spec)
-        )
-
-    def _announce(self, notices: list[str]) -> None:
-        """Brings the run directory to where this worker takes it up."""
-        remove_unfinished(self.run.checkpoints)
-        self.run.write_metrics(self.position.history)
-        splits = (("train", self.train), ("validation", self.validation))
-        caches = {name: str(split.tier) for name, split in splits if split} | self.learner.views.told()
-        for notice in notices:
-            self.run.notice(f"{notice}: continuing from {self.position.name}")
-        timings = self.run.status().get("timings", {}) | self.clock.seconds
-        self.run.update_status(
-            state="training", caches=caches, timings=timings, world_size=self.strategy.num_replicas_in_sync
-        )
+        listeners = create_gauges(config, run) if worker.is_chief else ()
+        self.meter = Meter(run, config.epochs, self.train.rows, listeners)
+        self.row_log = RowLog.from_environment(run, worker.rank)
+        if worker.is_chief:
+            self._prepare_run_directory(checkpoint)
 
     def run_epochs(self, after_epoch: AfterEpoch | None = None) -> None:
-        """Every epoch that is left; for `after_epoch` see `fit`."""
-        with (
-            epoch_log(self.config, self.run, self.validation is not None)
-            if self.place.writes
-            else nullcontext() as log
-        ):
-            while not self._ended:
-                if self._stage != self.learner.stage:
-                    self._next_stage()
-                self.finish_epoch(self.train_epoch(), log)
+        """Runs all epochs that are left.
+
+        Args:
+            after_epoch: Called with the metrics of all epochs when another epoch has been written.
+        """
+        with self._open_log() as log:
+            while not self._has_ended():
+                if self._next_stage != self.learner.stage:
+                    self._enter_stage()
+                metrics = self.train_epoch()
+                self.finish_epoch(metrics, log)
                 if after_epoch:
-                    self.saver.wait()
+                    self.writer.wait()
                     after_epoch(self.position.history)
-            self.saver.wait()
-        if self.place.writes:
-            self.run.update_status(timings=self.run.status().get("timings", {}) | self.clock.seconds)
+            self.writer.wait()
+        if self.worker.is_chief:
+            self.run.add_timings(**self.timer.seconds)
 
     def train_epoch(self) -> dict[str, float]:
-        """What is left of an epoch; returns its metrics and its speed."""
-        epoch, at, steps = self.position.epoch + 1, self.position, self.learner.steps
-        steps.start(epoch, at.step, self.config.seed, at.sums)
-        self.meter.start(epoch, at.step * self.config.global_batch, at.seconds)
-        orders, step, skipped = self.pace.orders(), at.step, at.skipped
+        """Trains what is left of the next epoch; returns its metrics and its throughput."""
+        start = self.position
+        epoch = start.epoch + 1
+        step = start.step
+        skipped = start.skipped
+        steps = self.learner.steps
+        steps.start(epoch, step, self.config.seed, start.sums)
+        self.meter.start(epoch, step * self.config.global_batch, start.seconds)
+        command = self.controller.next_command()
+
         with self.train.data_errors():
             while step < self.train.steps:
-                if orders.save and step > at.step:
-                    self._save(
-                        replace(
-                            at, step=step, sums=steps.totals(), seconds=self.meter.seconds, skipped=skipped
-                        )
-                    )
-                if orders.stop:
-                    self.saver.wait()
-                    raise StoppedError(self.run.stop_requested() or "asked to")
-                burst, taken, seconds = self._burst(epoch, step, orders.updates)
-                self._check(burst, epoch)
-                skipped += burst.skipped
-                step += taken
-                orders = self.pace.orders(-(-taken // self.config.accumulate), seconds)
-        check_learned(epoch, skipped, updates_per_epoch(self.train.steps, self.config.accumulate))
-        figures = self.meter.figures() | ({"skipped": skipped} if skipped else {})
-        *sums, weight = steps.totals()
-        loss, accuracy, near = (
-            total / weight if weight else math.nan for total in sums
-        )  # nothing counts if every batch was skipped
-        near_five = {"top5": near} if len(self.train.classes) > 5 else {}
-        rate = float(np.asarray(self.learner.optimizer.learning_rate))
-        return {
-            "epoch": epoch,
-            "loss": loss,
-            "accuracy": accuracy,
-            **near_five,
-            "learning_rate": rate,
-            **figures,
-        }
+                if command.save and step > start.step:
+                    sums = steps.read_totals()
+                    seconds = self.meter.seconds
+                    self._save(replace(start, step=step, sums=sums, seconds=seconds, skipped=skipped))
+                if command.stop:
+                    self.writer.wait()
+                    raise StoppedError(self.run.stop_requested() or "a request")
 
-    def _burst(self, epoch: int, step: int, updates: int) -> tuple[StepResult, int, float]:
-        """Some updates from a step on, not beyond the end of the epoch; returns how many batches and seconds they took."""
-        every, left = self.config.accumulate, self.train.steps - step
-        update = self._update_at(epoch, step)
-        if self.config.profile:
-            updates = to_profile(update, updates)
-        micro, updates = min(every, left), max(min(updates, left // every), 1)
-        began = time.perf_counter()
-        with profiled(self.run, self.config.profile and self.place.writes, update):
-            train = train_one_by_one if self.train.eager or self.rows else Steps.train
-            burst = train(self.learner.steps, self.batches, update, updates, micro)
-        seconds = time.perf_counter() - began
-        if self.rows:
-            self.rows.write(epoch, step, burst.rows)
-        self.clock.add(
-            "training" if "first call" in self.clock.seconds else "first call", seconds - burst.waited
-        )
-        self.clock.add("waiting for input", burst.waited)
-        self.meter.add(updates * micro * self.config.global_batch, burst.waited)
-        if self.place.writes:
-            self.meter.publish(
-                self.learner.steps.local_totals, step_seconds=seconds / (updates * micro), **self._state()
-            )
-        return burst, updates * micro, seconds
+                result, batches, seconds = self._run_updates(epoch, step, command.updates)
+                self._check(result, epoch)
+                step += batches
+                skipped += result.skipped
+                command = self.controller.next_command(math.ceil(batches / self.config.accumulate), seconds)
 
-    def _state(self) -> dict[str, float]:
-        """What else the progress tells."""
-        return {"checkpoint_age_seconds": self.pace.age, "restarts": self.place.attempt}
+        check_some_updates(epoch, skipped, updates_per_epoch(self.train.steps, self.config.accumulate))
+        return self._compute_metrics(epoch, skipped)
 
-    def _update_at(self, epoch: int, step: int) -> int:
-        """How many updates of the run lie before a step."""
-        every = self.config.accumulate
-        return (epoch - 1) * updates_per_epoch(self.train.steps, every) + step // every
+    def finish_epoch(self, metrics: dict[str, float], log: WriteEpoch | None) -> None:
+        """Evaluates an epoch and starts writing it: the best model, the checkpoint, then the line of metrics.
 
-    def _check(self, burst: StepResult, epoch: int) -> None:
-        """Stops a run whose gradient is not finite, unless it was told to go on without such updates."""
-        self.saver.check()
-        if burst.failed is None or self.config.on_nan == "skip":
+        Args:
+            metrics: Metrics from `train_epoch`.
+            log: Function that logs the metrics; None in a worker that writes nothing.
+        """
+        self.learner.average_statistics()
+        epoch = self.position.epoch + 1
+        best_weights = None
+        with self._evaluation_state(epoch) as is_due:
+            if self.evaluation and is_due:
+                with self.timer.measure("evaluation"):
+                    metrics |= self.evaluation.compute_metrics()
+            check_finite_losses(metrics)
+            self.position = Position(self.position.data, (*self.position.history, metrics))
+            if self.position.best_epoch == epoch and self.worker.is_chief:
+                best_weights = self.learner.model.get_weights()
+        self.controller.mark_saved()
+        if log is None:
             return
-        step = (burst.failed - self._update_at(epoch, 0)) * self.config.accumulate
-        batches = range(step, min(step + self.config.accumulate, self.train.steps))
-        rows = [int(row) for batch in batches for row in self.train.rows_of(epoch, batch) if row != PADDING]
-        rate = float(
-            np.asarray(self.learner.steps.rates[min(burst.failed, len(self.learner.steps.rates) - 1)])
+
+        # Copies, because training continues while they are written.
+        position = self.position
+        stage = self.learner.stage
+        with self.timer.measure("checkpoints"):
+            arrays = snapshot(self.learner.variables)
+
+            def write() -> None:
+                if best_weights is not None:
+                    self.model_file.write(best_weights)
+                self._write_checkpoint(arrays, position, stage)
+                self.run.write_metrics(position.history)
+                log(metrics)
+
+            self.writer.submit(write)
+
+    def _run_updates(self, epoch: int, step: int, updates: int) -> tuple[StepResult, int, float]:
+        """Runs some updates from a step on, not beyond the end of the epoch.
+
+        Returns:
+            The result, the number of batches, and the seconds they took.
+        """
+        update = self._count_updates_before(epoch, step)
+        if self.config.profile:
+            updates = align_to_profile(update, updates)
+        steps_left = self.train.steps - step
+        micro = min(self.config.accumulate, steps_left)  # the last update may have fewer batches
+        updates = max(min(updates, steps_left // self.config.accumulate), 1)
+        batches = updates * micro
+
+        began = time.perf_counter()
+        with profile_once(self.run, self.config.profile and self.worker.is_chief, update):
+            run_updates = train_eager_batches if self.train.eager else Steps.train
+            result = run_updates(self.learner.steps, self.batches, update, updates, micro)
+        seconds = time.perf_counter() - began
+
+        if self.row_log:
+            self.row_log.write(epoch, step, result.rows)
+        self._measure(result, batches, seconds)
+        return result, batches, seconds
+
+    def _measure(self, result: StepResult, batches: int, seconds: float) -> None:
+        """Adds a call to the timings and the progress."""
+        phase = "training" if "first call" in self.timer.seconds else "first call"
+        self.timer.add(phase, seconds - result.wait_seconds)
+        self.timer.add("waiting for input", result.wait_seconds)
+        self.meter.add(batches * self.config.global_batch, result.wait_seconds)
+        if self.worker.is_chief:
+            self.meter.publish(
+                self.learner.steps.read_local_totals,
+                step_seconds=seconds / batches,
+                checkpoint_age_seconds=self.controller.checkpoint_age,
+                restarts=self.worker.attempt,
+            )
+
+    def _check(self, result: StepResult, epoch: int) -> None:
+        """Stops a run whose gradient is not finite, unless it is configured to skip such updates."""
+        self.writer.check()
+        if result.first_skipped is None or self.config.on_nan == "skip":
+            return
+        update = result.first_skipped
+        step = (update - self._count_updates_before(epoch, 0)) * self.config.accumulate
+        rows: list[int] = []
+        for batch in range(step, min(step + self.config.accumulate, self.train.steps)):
+            rows += [int(row) for row in self.train.rows_of(epoch, batch) if row != PADDING]
+        shown = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR]))
+        if len(rows) > MAX_ROWS_IN_ERROR:
+            shown += ", ..."
+        rates = self.learner.steps.rates
+        rate = float(np.asarray(rates[min(update, len(rates) - 1)]))
+        fix = (
+            "lower optimizer.learning_rate, or skip such updates with on_nan=skip; "
+            "earlier checkpoints are intact"
         )
-        shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", ..." if len(rows) > SHOWN_ROWS else "")
-        fix = "lower optimizer.learning_rate, or leave such updates out with on_nan=skip; what was saved before is still there"
         raise TrainingError(
             "a finite gradient", f"epoch={epoch} step={step} learning_rate={rate:.4g} rows={shown}", fix
         )
 
+    def _compute_metrics(self, epoch: int, skipped: int) -> dict[str, float]:
+        """Returns the metrics of an epoch that has been trained, in the order of a line of metrics."""
+        loss, top1, top5, weight = self.learner.steps.read_totals()
+        if not weight:  # every batch was skipped
+            loss = top1 = top5 = math.nan
+            weight = 1.0
+        metrics = {"epoch": epoch, "loss": loss / weight, "accuracy": top1 / weight}
+        if len(self.train.classes) > 5:
+            metrics["top5"] = top5 / weight
+        metrics["learning_rate"] = float(np.asarray(self.learner.optimizer.learning_rate))
+        metrics |= self.meter.read()
+        if skipped:
+            metrics["skipped"] = skipped
+        return metrics
+
     def _save(self, position: Position) -> None:
-        """Writes a checkpoint within an epoch, in the background."""
+        """Starts writing a checkpoint within an epoch."""
         self.learner.average_statistics()
-        self.pace.saved()
-        if self.place.writes:
-            arrays, stage = snapshot(self.learner.variables), self.learner.stage
-            self.saver.submit(lambda: self._commit(arrays, position, stage))
-
-    def finish_epoch(self, metrics: dict[str, float], log: WriteEpoch | None) -> None:
-        """Evaluates an epoch, and has it written: the best model, the checkpoint, then the line of metrics."""
-        self.learner.average_statistics()
-        epoch = self.position.epoch + 1
-        with self._judged(epoch) as due:
-            if self.evaluation and due:
-                with self.clock.measure("evaluation"):
-                    metrics |= self.evaluation.metrics()
-            check_finite(metrics)
-            self.position = Position(self.position.data, (*self.position.history, metrics))
-            best = (
-                self.learner.model.get_weights()
-                if self.position.best_epoch == epoch and self.place.writes
-                else None
-            )
-        self.pace.saved()
-        if log is None:
-            return
-        position, stage = (
-            self.position,
-            self.learner.stage,
-        )  # as they are now: the loop goes on while it is written
-        with self.clock.measure("checkpoints"):
+        self.controller.mark_saved()
+        if self.worker.is_chief:
             arrays = snapshot(self.learner.variables)
+            stage = self.learner.stage
+            self.writer.submit(lambda: self._write_checkpoint(arrays, position, stage))
 
-            def write() -> None:
-                if best is not None:
-                    self.file.write(best)
-                self._commit(arrays, position, stage)
-                self.run.write_metrics(position.history)
-                log(metrics)
+    def _write_checkpoint(self, arrays: Arrays, position: Position, stage: int) -> None:
+        description = {"stage": stage, "config": self.config.model_dump(mode="json")}
+        keep = self.config.keep_checkpoints
+        save_checkpoint(self.run.checkpoints, arrays, position, keep, **description)
 
-            self.saver.submit(write)
+    def _count_updates_before(self, epoch: int, step: int) -> int:
+        """The number of updates of the run that come before a step."""
+        accumulate = self.config.accumulate
+        return (epoch - 1) * updates_per_epoch(self.train.steps, accumulate) + step // accumulate
 
-    def _commit(self, arrays: Arrays, position: Position, stage: int) -> None:
-        described = {"stage": stage, "config": self.config.model_dump(mode="json")}
-        save_checkpoint(self.run.checkpoints, arrays, position, self.config.keep_checkpoints, **described)
+    @property
+    def _next_stage(self) -> int:
+        """The index of the stage that the next epoch belongs to; of the last stage if no epoch is left."""
+        epoch = min(self.position.epoch + 1, self.config.epochs)
+        return find_stage(list_stages(self.config), epoch)
+
+    def _enter_stage(self) -> None:
+        """Takes up the settings of the stage that the next epoch belongs to."""
+        network_before = self.learner.stage_network.network
+        self.learner = build_learner(
+            self.config, self.train, self.learner.model, self.features, self._next_stage
+        )
+        self.statistics = self._build_statistics()
+        stage_network = self.learner.stage_network
+        if stage_network.network is network_before:
+            return
+        with self.timer.measure("setup"):
+            self.evaluation = self._build_evaluation()
+        if self.worker.is_chief:
+            self.run.notice(f"features: {stage_network.tier or 'none: the first layers are trained'}")
+
+    def _has_ended(self) -> bool:
+        """Whether no epoch is left, or early stopping ends the last stage."""
+        if self.position.epoch >= self.config.epochs:
+            return True
+        if self.config.early_stopping is None:
+            return False
+        last_stage = list_stages(self.config)[-1]
+        return stopped(self.position.history[last_stage.first - 1 :], self.config.early_stopping)
+
+    def _build_evaluation(self) -> Evaluation | None:
+        """Returns the evaluation of the current stage, if there is a validation split."""
+        stage_network = self.learner.stage_network
+        stage_network.compute_features()
+        if self.validation is None:
+            return None
+        with self.strategy.scope():
+            return Evaluation(
+                stage_network.network,
+                self.strategy,
+                self.validation,
+                self.worker,
+                stage_network.attach_validation,
+            )
+
+    def _build_statistics(self) -> PreciseStatistics | None:
+        """Returns the precise batch norm statistics of the current stage, if they are enabled."""
+        images = self.config.precise_batch_norm
+        if not images:
+            return None
+        with self.strategy.scope():
+            return PreciseStatistics(
+                self.learner.stage_network, self.strategy, self.train, self.worker, images
+            )
+
+    @contextmanager
+    def _evaluation_state(self, epoch: int) -> Iterator[bool]:
+        """Gives the model the weights and statistics that are evaluated and saved, for a block.
+
+        Yields:
+            Whether this epoch is evaluated.
+        """
+        is_last = epoch == self.config.epochs
+        is_due = self.evaluation is None or is_last or epoch % self.config.evaluate_every == 0
+        with self.learner.use_evaluation_weights(), ExitStack() as stack:
+            if is_due and self.statistics:
+                with self.timer.measure("evaluation"):
+                    stack.enter_context(self.statistics.swap_in())
+            yield is_due
+
+    @contextmanager
+    def _open_log(self) -> Iterator[WriteEpoch | None]:
+        """Yields the function that logs the metrics of an epoch; None in a worker that writes nothing."""
+        has_validation = self.validation is not None
+        with (
+            open_epoch_log(self.config, self.run, has_validation)
+            if self.worker.is_chief
+            else nullcontext() as log
+        ):
+            yield log
+
+    def _prepare_run_directory(self, checkpoint: Checkpoint | None) -> None:
+        """Brings the run directory to the position that this worker starts from."""
+        remove_unfinished(self.run.checkpoints)
+        self.run.write_metrics(self.position.history)
+        for path in checkpoint.damaged if checkpoint else ():
+            self.run.notice(f"{path.name} is damaged: continuing from {self.position.name}")
+        caches = {"train": str(self.train.tier)}
+        if self.validation:
+            caches["validation"] = str(self.validation.tier)
+        caches |= self.learner.stage_network.describe_cache()
+        self.run.add_timings(**self.timer.seconds)
+        self.run.update_status(state="training", caches=caches, world_size=self.strategy.num_replicas_in_sync)
 
 
-def train_one_by_one(
+def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
+    """Loads a checkpoint; at the start of another stage only the model, where the average starts again."""
+    variables = learner.variables
+    if checkpoint.stage == learner.stage:
+        checkpoint.load(variables)
+        return
+    checkpoint.load({"model": variables["model"]})
+    if learner.steps.average:
+        learner.steps.average.restart()
+
+
+def train_eager_batches(
     steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int
 ) -> StepResult:
-    """`Steps.train` for batches that come from Python: the same result, more slowly, and with the rows it took."""
-    waited, failed, skipped, rows = 0.0, None, 0, []
+    """Does what `Steps.train` does for batches that come from Python, as those of DALI; slower, same result.
+
+    Args:
+        steps: The compiled steps.
+        batches: Iterator over eager batches.
+        update: Number of updates of the run that came before.
+        updates: Number of updates to run.
+        micro: Batches of each update.
+    """
+    wait_seconds = 0.0
+    first_skipped = None
+    skipped = 0
+    rows: list[np.ndarray] = []
     for done in range(updates * micro):
-        asked = time.perf_counter()
+        began = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
-        burst = steps.train_on(batch, update + done // micro, (done + 1) % micro == 0)
-        failed, skipped = burst.failed if failed is None else failed, skipped + burst.skipped
-        rows.extend(burst.rows)
-    return StepResult(waited, failed, skipped, rows)
+        wait_seconds += time.perf_counter() - began
+        is_last = (done + 1) % micro == 0
+        result = steps.train_batch(batch, update + done // micro, is_last)
+        if first_skipped is None:
+            first_skipped = result.first_skipped
+        skipped += result.skipped
+        rows.extend(result.rows)
+    return StepResult(wait_seconds, first_skipped, skipped, rows)

@@ -4,39 +4,42 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-FIRST, LEAST, PATIENCE = (
-    2.0**15,
-    1.0,
-    2000.0,
-)  # the factor at first and at least; good updates after which it doubles
+INITIAL_SCALE = 2.0**15
+MIN_SCALE = 1.0
+GROWTH_INTERVAL = 2000.0  # finite updates in a row after which the scale doubles
 
 
 class LossScale:
-    """A factor on the loss that halves where a gradient overflows, and doubles after many that did not.
+    """A factor on the loss that halves when a gradient overflows and doubles after many that did not.
 
-    The same on all replicas and workers, because it looks at the gradient after the sum. Build it inside the strategy's scope.
+    It is the same on all replicas and workers, because it depends on the gradient after the sum. Build it
+    inside the strategy's scope.
     """
 
     def __init__(self) -> None:
-        only = tf.VariableAggregation.ONLY_FIRST_REPLICA
-        self._factor = tf.Variable(FIRST, trainable=False, aggregation=only)
-        self._good = tf.Variable(0.0, trainable=False, aggregation=only)
-        self.variables = [self._factor, self._good]
+        aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        self._scale = tf.Variable(INITIAL_SCALE, trainable=False, aggregation=aggregation)
+        self._finite_updates = tf.Variable(0.0, trainable=False, aggregation=aggregation)
+        self.variables = [self._scale, self._finite_updates]
 
-    def factor(self) -> tf.Tensor:
-        """The factor now, float32 scalar."""
-        return tf.convert_to_tensor(self._factor)
+    def read(self) -> tf.Tensor:
+        """Returns the current scale, float32 scalar."""
+        return tf.convert_to_tensor(self._scale)
 
-    def adapted(self, good: tf.Tensor) -> tf.Tensor:
-        """Adapts the factor to an update that was `good` or not. Outside of the replicas.
+    def update(self, is_finite: tf.Tensor) -> tf.Tensor:
+        """Adapts the scale to an update. Call it outside of the replicas.
+
+        Args:
+            is_finite: Whether the gradient of the update was finite; bool scalar.
 
         Returns:
-            Whether all is well: an overflow is no failure as long as a smaller factor can mend it.
+            Whether training can continue: an overflow is no failure while a smaller scale may avoid it.
         """
-        factor, lasted = self.factor(), tf.where(good, tf.convert_to_tensor(self._good) + 1, 0.0)
-        doubled = lasted >= PATIENCE
-        self._factor.assign(
-            tf.where(good, tf.where(doubled, 2 * factor, factor), tf.maximum(factor / 2, LEAST))
-        )
-        self._good.assign(tf.where(doubled, 0.0, lasted))
-        return good | (factor > LEAST)
+        scale = self.read()
+        finite_updates = tf.where(is_finite, tf.convert_to_tensor(self._finite_updates) + 1, 0.0)
+        grows = finite_updates >= GROWTH_INTERVAL
+        larger = tf.where(grows, 2 * scale, scale)
+        smaller = tf.maximum(scale / 2, MIN_SCALE)
+        self._scale.assign(tf.where(is_finite, larger, smaller))
+        self._finite_updates.assign(tf.where(grows, 0.0, finite_updates))
+        return is_finite | (scale > MIN_SCALE)

@@ -1,19 +1,19 @@
-"""Losses of examples, and what is counted of answers, from logits."""
+"""Losses, predicted classes and ranks of single examples, from logits."""
 
 from __future__ import annotations
 
 import tensorflow as tf
 
-from pipelines.augment.apply import neighbours
+from pipelines.augment.apply import swap_neighbours
 
 
 def example_losses(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0) -> tf.Tensor:
-    """Cross-entropy of each example.
+    """Returns the cross-entropy of each example.
 
     Args:
-        labels: int32 `[B]`.
-        logits: `[B, 1 or classes]`.
-        smoothing: Share of the label that is spread evenly over all classes (Szegedy et al., 2016), 0 to 1.
+        labels: True classes, int32 `[B]`.
+        logits: Logits `[B, classes]`, or `[B, 1]` for class 1 of two.
+        smoothing: Share of the label, 0 to 1, that is spread evenly over all classes (Szegedy et al., 2016).
 
     Returns:
         float32 `[B]`, in nats.
@@ -25,10 +25,9 @@ def example_losses(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0)
     own = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if not smoothing:
         return own
-    even = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(
-        logits, axis=-1
-    )  # mean cross-entropy over the classes
-    return (1 - smoothing) * own + smoothing * even
+    # the mean of the cross-entropies with every class
+    uniform = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+    return (1 - smoothing) * own + smoothing * uniform
 
 
 def training_losses(
@@ -38,40 +37,46 @@ def training_losses(
     smoothing: float = 0.0,
     class_weights: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """What each example adds to the loss in training: of both labels, where it is mixed with its neighbour.
+    """Returns the training loss of each example, of both labels where it is mixed with its neighbour.
 
     Args:
-        labels: int32 `[B]`.
-        logits: `[B, 1 or classes]`.
-        share: Of the image itself in the mixture, float32 `[B]`; None where nothing is mixed.
-        smoothing: See `example_losses`.
+        labels: True classes, int32 `[B]`.
+        logits: Logits `[B, classes]`, or `[B, 1]` for class 1 of two.
+        share: Share of the image itself in the mixture, float32 `[B]`; None if nothing is mixed.
+        smoothing: Label smoothing (see `example_losses`).
         class_weights: Factor for each class, float32 `[classes]`; None for 1.
 
     Returns:
         float32 `[B]`, in nats.
     """
 
-    def of(labels: tf.Tensor) -> tf.Tensor:
+    def weighted_losses(labels: tf.Tensor) -> tf.Tensor:
         losses = example_losses(labels, logits, smoothing)
-        return losses if class_weights is None else losses * tf.gather(class_weights, labels)
+        if class_weights is None:
+            return losses
+        return losses * tf.gather(class_weights, labels)
 
-    return of(labels) if share is None else share * of(labels) + (1 - share) * of(neighbours(labels))
+    if share is None:
+        return weighted_losses(labels)
+    return share * weighted_losses(labels) + (1 - share) * weighted_losses(swap_neighbours(labels))
 
 
 def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
-    """The most probable class, int32 `[B]`."""
+    """Returns the most probable class of each example, int32 `[B]`."""
     if logits.shape[-1] == 1:
         return tf.cast(logits[:, 0] > 0, tf.int32)
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
 def true_ranks(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """How many classes are taken for more probable than the true one, or as probable with a smaller number: int32 `[B]`, 0 if right.
+    """Returns the rank of the true class of each example, int32 `[B]`; 0 where the prediction is right.
 
-    An answer that is not a number is wrong, whatever the true class.
+    Of equally probable classes the one with the smaller number comes first. NaN logits count as wrong,
+    whatever the true class.
     """
     if logits.shape[-1] == 1:
-        return tf.cast(~tf.where(labels == 1, logits[:, 0] > 0, logits[:, 0] <= 0), tf.int32)
-    of_truth = tf.gather(logits, labels, batch_dims=1)[:, None]  # [B, 1]
-    tied = (logits == of_truth) & (tf.range(logits.shape[-1]) >= labels[:, None])
-    return tf.reduce_sum(tf.cast(~((logits < of_truth) | tied), tf.int32), axis=-1)
+        is_right = tf.where(labels == 1, logits[:, 0] > 0, logits[:, 0] <= 0)
+        return tf.cast(~is_right, tf.int32)
+    true_logits = tf.gather(logits, labels, batch_dims=1)[:, None]  # [B, 1]
+    is_tied = (logits == true_logits) & (tf.range(logits.shape[-1]) >= labels[:, None])  # [B, classes]
+    return tf.reduce_sum(tf.cast(~((logits < true_logits) | is_tied), tf.int32), axis=-1)

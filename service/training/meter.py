@@ -1,4 +1,4 @@
-"""What a run measures of itself, in the worker: progress, speed, and where the time goes."""
+"""What a worker measures of its own run: progress, throughput, and where the time goes."""
 
 from __future__ import annotations
 
@@ -12,101 +12,117 @@ import tensorflow as tf
 
 from service.runs import Run
 
-PUBLISH_SECONDS = 1.0
-Watcher = Callable[[dict[str, Any]], None]
+PUBLISH_SECONDS = 1.0  # between updates of the progress in the status
+ProgressListener = Callable[[dict[str, Any]], None]
 
 
-class Clock:
-    """Seconds by what they were spent on.
+class PhaseTimer:
+    """Adds up the seconds that a run spends in each of its phases.
 
     Attributes:
-        seconds: So far, by name.
+        seconds: Seconds so far, by the name of the phase.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Adds the length of a block."""
+    def measure(self, phase: str) -> Iterator[None]:
+        """Adds the duration of a block to a phase."""
         began = time.perf_counter()
         try:
             yield
         finally:
-            self.add(name, time.perf_counter() - began)
+            self.add(phase, time.perf_counter() - began)
 
-    def add(self, name: str, seconds: float) -> None:
-        """Adds some seconds."""
-        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+    def add(self, phase: str, seconds: float) -> None:
+        """Adds some seconds to a phase."""
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 class Meter:
-    """Counts what an epoch processes and how long it waits for input.
+    """Counts the images of an epoch and the time spent waiting for them.
 
     Args:
-        run: Its status gets the progress, at most once a second.
-        epochs: Of the whole run.
-        rows: Examples per epoch.
-        watchers: Who else is shown the progress.
+        run: Run directory whose status receives the progress, at most once a second.
+        epochs: Number of epochs of the run.
+        rows: Number of examples per epoch.
+        listeners: Functions that receive the progress too.
     """
 
-    def __init__(self, run: Run, epochs: int, rows: int, watchers: Sequence[Watcher] = ()) -> None:
-        self._run, self._epochs, self._rows, self._watchers = run, epochs, rows, watchers
-        self._published = 0.0
-        self._epoch, self._images, self._waited, self._began = 0, 0, 0.0, 0.0
+    def __init__(self, run: Run, epochs: int, rows: int, listeners: Sequence[ProgressListener] = ()) -> None:
+        self._run = run
+        self._epochs = epochs
+        self._rows = rows
+        self._listeners = listeners
+        self._published_at = 0.0
+        self._epoch = 0
+        self._images = 0
+        self._wait_seconds = 0.0
+        self._began = 0.0
 
     def start(self, epoch: int, images: int = 0, seconds: float = 0.0) -> None:
-        """Begins an epoch, or takes it up where so many images took so long."""
-        self._epoch, self._images, self._waited = epoch, images, 0.0
+        """Starts an epoch, or resumes it.
+
+        Args:
+            epoch: The epoch, from 1.
+            images: Images of the epoch that are already done.
+            seconds: Seconds that those took.
+        """
+        self._epoch = epoch
+        self._images = images
+        self._wait_seconds = 0.0
         self._began = time.perf_counter() - seconds
 
     @property
     def seconds(self) -> float:
-        """Since the epoch began."""
+        """Seconds since the epoch began."""
         return time.perf_counter() - self._began
 
-    def add(self, images: int, waited: float) -> None:
-        """Counts some images, of which `waited` seconds were spent waiting for input."""
-        self._images, self._waited = min(self._images + images, self._rows), self._waited + waited
+    def add(self, images: int, wait_seconds: float) -> None:
+        """Counts some images, and the seconds spent waiting for them."""
+        self._images = min(self._images + images, self._rows)
+        self._wait_seconds += wait_seconds
 
-    def figures(self) -> dict[str, float]:
-        """Seconds, images per second and share of the time spent waiting, of the epoch so far."""
+    def read(self) -> dict[str, float]:
+        """Returns seconds, images per second and share of the time spent waiting, of the epoch so far."""
         seconds = self.seconds
         return {
             "seconds": seconds,
             "images_per_second": self._images / seconds,
-            "input_wait": self._waited / seconds,
+            "input_wait": self._wait_seconds / seconds,
         }
 
-    def publish(self, totals: Callable[[], tuple[float, ...]], **more: float) -> None:
-        """Shows the progress, if it is time to.
+    def publish(self, read_totals: Callable[[], tuple[float, ...]], **more: float) -> None:
+        """Publishes the progress if the last time is long enough ago.
 
         Args:
-            totals: Asked for the sums of the epoch so far (see `Steps.local_totals`).
-            more: Further figures.
+            read_totals: Returns the sums of the epoch so far (see `Steps.read_local_totals`).
+            more: Further values to publish.
         """
         now = time.perf_counter()
-        if now - self._published < PUBLISH_SECONDS:
+        if now - self._published_at < PUBLISH_SECONDS:
             return
-        self._published = now
-        loss, hits, _, weight = totals()
-        progress = {
+        self._published_at = now
+        progress: dict[str, Any] = {
             "epoch": self._epoch,
             "epochs": self._epochs,
             "images": self._images,
             "rows": self._rows,
-        } | self.figures()
+        }
+        progress |= self.read()
+        loss, hits, _, weight = read_totals()
         if weight:
             progress |= {"loss": loss / weight, "accuracy": hits / weight}
-        progress |= {"memory_bytes": float(_memory()), **more}
-        with suppress(OSError):  # a full disk stops the checkpoint, with a reason; not the bar
+        progress |= {"memory_bytes": float(_measure_memory()), **more}
+        with suppress(OSError):  # a full disk ends the run at the next checkpoint, with a reason
             self._run.update_status(progress=progress)
-        for watcher in self._watchers:
-            watcher(progress)
+        for listener in self._listeners:
+            listener(progress)
 
 
-def _memory() -> int:
-    """Bytes in use: of the first GPU where there is one, else the most RAM that this process has taken."""
+def _measure_memory() -> int:
+    """Returns the peak memory in bytes: of the first GPU if there is one, else of this process."""
     if tf.config.list_physical_devices("GPU"):
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

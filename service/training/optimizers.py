@@ -1,7 +1,8 @@
-"""The optimizer a recipe names, and which weights it trains.
+"""The optimizer of a recipe, and the weights it trains.
 
-Patterns of layers are shell-style. One without a slash is held against the name of a layer at whatever depth (`block5*`), one with a slash
-against the path from the model on (`backbone/block5*`). A nested model that matches stands for all it holds. `*` also spans slashes.
+Patterns of layers are shell-style. A pattern without a slash is matched against the name of a layer at any
+depth (`block5*`), one with a slash against the path from the model on (`backbone/block5*`). A nested model that
+matches includes all of its layers. `*` also matches slashes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import keras
 from pipelines.errors import ConfigError
 from service.recipe import NO_DECAY, OptimizerSpec
 
-_KINDS = {
+_OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,
     "rmsprop": keras.optimizers.RMSprop,
     "adam": keras.optimizers.Adam,
@@ -23,79 +24,79 @@ _KINDS = {
     "lamb": keras.optimizers.Lamb,
     "lion": keras.optimizers.Lion,
 }
-_PASSED_ON = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "weight_decay")
+_KERAS_ARGUMENTS = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "weight_decay")
 
 
-def make_optimizer(spec: OptimizerSpec, variables: Sequence[keras.Variable]) -> keras.Optimizer:
-    """The Keras optimizer that a spec names, not built yet. Call it inside the strategy's scope.
+def build_optimizer(spec: OptimizerSpec, variables: Sequence[keras.Variable]) -> keras.Optimizer:
+    """Returns the Keras optimizer of a spec, not built yet. Call it inside the strategy's scope.
 
-    Its `learning_rate` is a variable to be assigned before each update. It never clips: `spec.clip_norm` is for the sum over the replicas.
+    Its `learning_rate` is a variable, to be assigned before each update. It never clips: `spec.clip_norm`
+    applies to the sum over the replicas.
 
     Args:
-        spec: What to make.
-        variables: What it will train; those whose path matches `spec.no_decay` are not decayed.
+        spec: Name and parameters of the optimizer.
+        variables: Variables that it will train; those whose path matches `spec.no_decay` do not decay.
     """
-    settings = {name: getattr(spec, name) for name in _PASSED_ON if getattr(spec, name)}
+    arguments = {name: getattr(spec, name) for name in _KERAS_ARGUMENTS if getattr(spec, name)}
     if spec.name == "adamw" and spec.weight_decay is not None:
-        settings["weight_decay"] = spec.weight_decay  # a 0 has to be said, for Keras decays by 0.004
-    optimizer = _KINDS[spec.name](
-        float(spec.learning_rate), name=spec.name, **settings
-    )  # named, or the second of a process is `adam_1`
-    optimizer.exclude_from_weight_decay(
-        var_list=[v for v in variables if any(fnmatchcase(v.path, pattern) for pattern in spec.no_decay)]
-    )
+        arguments["weight_decay"] = spec.weight_decay  # 0 included: the default of Keras is 0.004
+    # With a name, or the second optimizer of a process would be `adam_1`.
+    optimizer = _OPTIMIZERS[spec.name](float(spec.learning_rate), name=spec.name, **arguments)
+    excluded = [v for v in variables if any(fnmatchcase(v.path, pattern) for pattern in spec.no_decay)]
+    optimizer.exclude_from_weight_decay(var_list=excluded)
     return optimizer
 
 
 def check_no_decay(spec: OptimizerSpec, model: keras.Model) -> None:
-    """Refuses a pattern of variables that fits none of a model's; the default ones need not fit.
+    """Checks that each pattern of `no_decay` matches a variable; the default patterns need not.
+
+    Args:
+        spec: Name and parameters of the optimizer.
+        model: Model whose variables are matched.
 
     Raises:
-        ConfigError: Naming the nearest paths.
+        ConfigError: A pattern matches none; names the most similar paths.
     """
     paths = [v.path for v in model.weights]
     for pattern in spec.no_decay:
-        if pattern not in NO_DECAY and not any(fnmatchcase(path, pattern) for path in paths):
+        if pattern in NO_DECAY:
+            continue
+        if not any(fnmatchcase(path, pattern) for path in paths):
             raise ConfigError(
                 "a pattern of the paths of variables",
                 f"optimizer.no_decay={pattern}",
-                _nearest(pattern, paths),
+                _suggest(pattern, paths),
             )
 
 
-def trainable_variables(
+def freeze_layers(
     model: keras.Model, freeze: Sequence[str], train: Sequence[str] = ()
 ) -> list[keras.Variable]:
-    """Freezes layers by name, thaws all others, and returns the weights that are left to learn.
+    """Freezes layers by name, unfreezes all others, and returns the trainable weights.
 
-    Only the patterns decide: a layer that its builder had frozen learns too unless they name it. A frozen layer has `trainable`
-    off, so that a frozen BatchNormalization uses its stored statistics and leaves them as they are. Compile steps afterwards.
+    Only the patterns decide: a layer that its builder had frozen learns unless they match it. A frozen layer
+    has `trainable` off, so that a frozen BatchNormalization uses its stored statistics and keeps them. Compile
+    the steps afterwards.
 
     Args:
-        model: Layers may be models themselves.
-        freeze: Patterns of the layers that do not learn.
-        train: Patterns of layers that do, though frozen otherwise.
+        model: Model whose layers may be models themselves.
+        freeze: Patterns of layers that do not learn.
+        train: Patterns of layers that learn although `freeze` matches them.
 
     Returns:
-        In the order of the model.
+        Trainable weights in the order of the model.
 
     Raises:
-        ConfigError: A pattern that fits no layer, or nothing left to learn.
+        ConfigError: A pattern matches no layer, or no trainable weight is left.
     """
-    layers = dict(_layers(model))
-    for key, patterns in (("freeze", freeze), ("train", train)):
-        for pattern in patterns:
-            if not any(matches(pattern, path) for path in layers):
-                raise ConfigError(
-                    f"a pattern of the layers of {model.name}", f"{key}={pattern}", _nearest(pattern, layers)
-                )
-    for on in (
-        False,
-        True,
-    ):  # off first: where nothing changes, Keras does not pass it on to the layers below
-        model.trainable = on
+    layers = dict(_walk_layers(model))
+    _check_layer_patterns(model, layers, "freeze", freeze)
+    _check_layer_patterns(model, layers, "train", train)
+    # Off first: Keras passes a value on to nested layers only if it changes.
+    model.trainable = False
+    model.trainable = True
     for path, layer in layers.items():
-        if _any(freeze, path) and not _any(train, path):
+        if _matches_any(freeze, path) and not _matches_any(train, path):
             layer.trainable = False
     weights = list(model.trainable_variables)
     if not weights:
@@ -106,32 +107,44 @@ def trainable_variables(
     return weights
 
 
+def _check_layer_patterns(
+    model: keras.Model, layers: Iterable[str], key: str, patterns: Sequence[str]
+) -> None:
+    for pattern in patterns:
+        if not any(matches(pattern, path) for path in layers):
+            raise ConfigError(
+                f"a pattern of the layers of {model.name}", f"{key}={pattern}", _suggest(pattern, layers)
+            )
+
+
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern fits a layer or a model that holds it.
+    """Whether a pattern matches a layer, or a model that contains it.
 
     Args:
-        pattern: Shell-style; see the head of this file.
-        path: Names from the model on, with slashes between them.
+        pattern: Shell-style pattern; see the docstring of this module.
+        path: Names from the model on, separated by slashes.
     """
     names = path.split("/")
     if "/" not in pattern:
         return any(fnmatchcase(name, pattern) for name in names)
-    return any(fnmatchcase("/".join(names[: depth + 1]), pattern) for depth in range(len(names)))
+    prefixes = ["/".join(names[: depth + 1]) for depth in range(len(names))]
+    return any(fnmatchcase(prefix, pattern) for prefix in prefixes)
 
 
-def _any(patterns: Iterable[str], path: str) -> bool:
+def _matches_any(patterns: Iterable[str], path: str) -> bool:
     return any(matches(pattern, path) for pattern in patterns)
 
 
-def _layers(model: keras.Model, above: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Paths and layers; instead of a nested model, what it holds."""
+def _walk_layers(model: keras.Model, parent: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Yields paths and layers, with the layers of a nested model in its place."""
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _layers(layer, f"{above}{layer.name}/")
+            yield from _walk_layers(layer, f"{parent}{layer.name}/")
         else:
-            yield above + layer.name, layer
+            yield parent + layer.name, layer
 
 
-def _nearest(pattern: str, names: Iterable[str]) -> str:
-    """Words a fix for a pattern that fits nothing."""
-    return "use " + " or ".join(difflib.get_close_matches(pattern.strip("*"), sorted(names), n=3, cutoff=0.0))
+def _suggest(pattern: str, names: Iterable[str]) -> str:
+    """Returns a fix for a pattern that matches nothing: the most similar names."""
+    similar = difflib.get_close_matches(pattern.strip("*"), sorted(names), n=3, cutoff=0.0)
+    return f"use {' or '.join(similar)}"

@@ -1,21 +1,22 @@
-"""Progress of a run as the driver shows it: a bar, a line an epoch, and at the end where the time went."""
+"""Shows the progress of a run in the driver: a bar, a line per epoch, and at the end where the time went."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipelines.spec import DataSpec
 from service.runs import Run
 
 POLL_SECONDS = 0.5
-SLOW_INPUT = 0.1  # share of the training that waits for input, from which on there is something to gain
+SLOW_INPUT = 0.1  # share of the whole time spent waiting for input that is worth a hint
 SCORES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_top5", "val_auc")
-PARTS = {  # of the time a run takes, by their names in the status
+PHASES = {  # phases of a run, by their names in the status
     "ray": "starting Ray",
     "workers": "starting the workers",
     "imports": "importing TensorFlow",
@@ -28,49 +29,83 @@ PARTS = {  # of the time a run takes, by their names in the status
 }
 
 
-def epoch_line(metrics: dict[str, float], epochs: int) -> str:
-    """One epoch in one line of text."""
+def format_epoch(metrics: dict[str, float], epochs: int) -> str:
+    """Returns the metrics of an epoch as one line of text.
+
+    Args:
+        metrics: Metrics of the epoch (see `Run.metrics`).
+        epochs: Number of epochs of the run.
+    """
     scores = [f"{name} {metrics[name]:.4f}" for name in SCORES if name in metrics]
-    speed = f"{metrics['images_per_second']:.0f} images/s  input wait {metrics['input_wait']:.0%}  {metrics['seconds']:.1f} s"
+    speed = (
+        f"{metrics['images_per_second']:.0f} images/s  input wait {metrics['input_wait']:.0%}  "
+        f"{metrics['seconds']:.1f} s"
+    )
     return "  ".join([f"epoch {metrics['epoch']:.0f}/{epochs}", *scores, speed])
 
 
-def where_the_time_went(timings: dict[str, float]) -> str:
-    """The parts of a run's time, longest first, and a hint where input held it back.
+def summarize_timings(timings: Mapping[str, float], data: DataSpec, tier: str) -> str:
+    """Returns the phases of a run, longest first, and a hint if waiting for input took a real share of it.
 
     Args:
-        timings: Seconds by name; `total` is the whole.
+        timings: Seconds by phase; `total` is the whole.
+        data: Data settings of the run.
+        tier: Cache tier of the training images: `none`, `host` or `device`.
     """
     total = timings["total"]
-    parts = {name: seconds for name, seconds in timings.items() if name in PARTS}
-    parts = dict(sorted(parts.items(), key=lambda part: -part[1])) | {"rest": total - sum(parts.values())}
-    lines = [
-        f"{seconds:8.1f} s {seconds / total:5.0%}  {PARTS.get(name, 'everything else')}"
-        for name, seconds in parts.items()
-    ]
-    waited = timings.get("waiting for input", 0.0)
-    share = waited / max(waited + timings.get("training", 0.0), 1e-9)
-    if share > SLOW_INPUT:
-        lines.append(
-            f"input held the training back for {share:.0%} of its time: try data.cache=host, data.decode=fast or more CPUs"
-        )
-    return "\n".join([f"{total:8.1f} s in all", *lines])
+    phases = {name: seconds for name, seconds in timings.items() if name in PHASES}
+    longest_first = sorted(phases.items(), key=lambda phase: -phase[1])
+    longest_first.append(("rest", total - sum(phases.values())))
+
+    lines = [f"{total:8.1f} s in all"]
+    for name, seconds in longest_first:
+        lines.append(f"{seconds:8.1f} s {seconds / total:5.0%}  {PHASES.get(name, 'everything else')}")
+    hint = find_input_hint(timings, data, tier)
+    if hint:
+        lines.append(hint)
+    return "\n".join(lines)
+
+
+def find_input_hint(timings: Mapping[str, float], data: DataSpec, tier: str) -> str | None:
+    """Returns what would shorten the wait for input, or None if it took no real share of the whole time.
+
+    Args:
+        timings: Seconds by phase; `total` is the whole, the first call included.
+        data: Data settings of the run.
+        tier: Cache tier of the training images: `none`, `host` or `device`.
+    """
+    share = timings.get("waiting for input", 0.0) / timings["total"]
+    if share < SLOW_INPUT:
+        return None
+    options = []
+    if tier == "none" and data.cache == "none":  # with `auto` it would have been used if it fitted
+        options.append("data.cache=auto")
+    if tier == "none" and data.decode != "fast":
+        options.append("data.decode=fast")
+    options.append("more CPUs")
+    return f"waiting for input took {share:.0%} of the whole time: try {' or '.join(options)}"
 
 
 @contextmanager
-def shown(run: Run, epochs: int) -> Iterator[None]:
-    """Shows a run's progress while the block trains: a bar in a terminal, plain lines elsewhere."""
-    done = threading.Event()
-    thread = threading.Thread(target=_show, args=(run, epochs, done), daemon=True)
+def show_progress(run: Run, epochs: int, starting: str) -> Iterator[None]:
+    """Shows the progress of a run while the block trains: a bar in a terminal, plain lines elsewhere.
+
+    Args:
+        run: Run directory to watch.
+        epochs: Number of epochs of the run.
+        starting: What has to start first, such as `Ray and TensorFlow`.
+    """
+    is_done = threading.Event()
+    thread = threading.Thread(target=_watch, args=(run, epochs, starting, is_done), daemon=True)
     thread.start()
     try:
         yield
     finally:
-        done.set()
+        is_done.set()
         thread.join()
 
 
-def _show(run: Run, epochs: int, done: threading.Event) -> None:
+def _watch(run: Run, epochs: int, starting: str, is_done: threading.Event) -> None:
     console = Console(highlight=False, soft_wrap=True)
     columns = [
         TextColumn("{task.description}"),
@@ -78,50 +113,67 @@ def _show(run: Run, epochs: int, done: threading.Event) -> None:
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     ]
-    said, printed = 0, len(run.metrics())
+    lines = ProgressLines(run, epochs)
     if not console.is_terminal:
-        console.print(
-            f"starting {run.path.name}: {epochs} epochs; Ray and TensorFlow take a while to come up"
-        )
+        console.print(f"starting {run.path.name}: {epochs} epochs; {starting} can take a while to start")
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
         task = bar.add_task("starting", total=None, speed="")
         while True:
-            last = done.wait(POLL_SECONDS)  # looked at before reading, so that the last epoch is never missed
-            status, metrics = run.status(), run.metrics()
-            sentences = _sentences(status)
-            for sentence in sentences[said:]:
-                console.print(sentence)
-            said = max(said, len(sentences))
-            printed = min(printed, len(metrics))  # after a restart there may be fewer
-            for epoch in metrics[printed:]:
-                console.print(epoch_line(epoch, epochs))
-            printed = len(metrics)
-            _update(bar, task, status.get("progress"))
-            if last:
+            is_last = is_done.wait(POLL_SECONDS)  # checked before reading, so that the last epoch is included
+            for line in lines.read_new():
+                console.print(line)
+            _update(bar, task, run.status().get("progress"))
+            if is_last:
                 return
 
 
-def _sentences(status: dict[str, Any]) -> list[str]:
-    """What is told once: where images are kept, then whatever happened."""
+class ProgressLines:
+    """What a run has to tell in lines of text, each of them once.
+
+    Args:
+        run: Run directory to watch.
+        epochs: Number of epochs of the run.
+    """
+
+    def __init__(self, run: Run, epochs: int) -> None:
+        self._run = run
+        self._epochs = epochs
+        self._notices = 0
+        self._metrics = len(run.metrics())
+
+    def read_new(self) -> list[str]:
+        """Returns the caches and notices, then the epochs, that have been added since the last call."""
+        notices = _list_notices(self._run.status())
+        new = notices[self._notices :]
+        self._notices = max(self._notices, len(notices))
+
+        metrics = self._run.metrics()
+        first = min(self._metrics, len(metrics))  # after a restart there may be fewer
+        new += [format_epoch(epoch, self._epochs) for epoch in metrics[first:]]
+        self._metrics = len(metrics)
+        return new
+
+
+def _list_notices(status: dict[str, Any]) -> list[str]:
+    """Returns the cache of each split, once it is known, and the notices of the run."""
     caches = [f"{split}: {tier}" for split, tier in (status.get("caches") or {}).items()]
-    return [*status.get("notices", []), *caches] if not caches else [*caches, *status.get("notices", [])]
+    return [*caches, *status.get("notices", [])]
 
 
 def _update(bar: Progress, task: Any, progress: dict[str, Any] | None) -> None:
-    if progress:
-        done = (progress["epoch"] - 1) * progress["rows"] + progress["images"]
-        scores = "".join(
-            f"{name} {progress[name]:.3f}, " for name in ("loss", "accuracy") if name in progress
-        )
-        speed = (
-            f"{progress['images_per_second']:.0f} images/s, {progress['input_wait']:.0%} waiting for input"
-        )
-        memory = f", {progress['memory_bytes'] / 1e9:.1f} GB" if "memory_bytes" in progress else ""
-        description = f"epoch {progress['epoch']}/{progress['epochs']}"
-        bar.update(
-            task,
-            completed=done,
-            total=progress["epochs"] * progress["rows"],
-            description=description,
-            speed=scores + speed + memory,
-        )
+    """Moves the bar to the images done of all epochs."""
+    if not progress:
+        return
+    images = (progress["epoch"] - 1) * progress["rows"] + progress["images"]
+    details = [f"{name} {progress[name]:.3f}" for name in ("loss", "accuracy") if name in progress]
+    details.append(f"{progress['images_per_second']:.0f} images/s")
+    details.append(f"{progress['input_wait']:.0%} waiting for input")
+    if "memory_bytes" in progress:
+        details.append(f"{progress['memory_bytes'] / 1e9:.1f} GB")
+    bar.update(
+        task,
+        completed=images,
+        total=progress["epochs"] * progress["rows"],
+        description=f"epoch {progress['epoch']}/{progress['epochs']}",
+        speed=", ".join(details),
+    )

@@ -1,4 +1,4 @@
-"""The learning rate of every update of a run, as a table. Pure NumPy."""
+"""The learning rate of every update of a run, as a table; pure NumPy."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from service.recipe import ScheduleSpec, StageSpec
 
 
 def updates_per_epoch(steps: int, accumulate: int) -> int:
-    """Optimizer updates of an epoch; what is left over at its end makes an update of its own.
+    """Returns the optimizer updates of an epoch; batches left over at its end make an update of their own.
 
     Args:
-        steps: Batches of an epoch.
-        accumulate: Batches per update.
+        steps: Number of batches in an epoch.
+        accumulate: Number of batches per update.
     """
     return math.ceil(steps / accumulate)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage of a run with nothing left open.
+    """A stage of a run with all its settings resolved.
 
     Attributes:
-        first: Its first epoch, from 1.
-        epochs: How many.
-        learning_rate: Base rate.
-        schedule: Over its updates.
-        freeze: Patterns of layers that do not learn; the run's own come first.
-        train: Patterns of layers that do, though frozen otherwise.
+        first: The first epoch of the stage, from 1.
+        epochs: Number of epochs in the stage.
+        learning_rate: Base learning rate of the stage.
+        schedule: Learning rate schedule over the updates of the stage.
+        freeze: Patterns of layers that do not learn; those of the run come first.
+        train: Patterns of layers that learn although `freeze` matches them.
     """
 
     first: int
@@ -44,95 +44,110 @@ class Stage:
     train: tuple[str, ...]
 
 
-def stages_of(config: RunConfig) -> tuple[Stage, ...]:
-    """The stages of a run in their order; a run without any is one."""
-    stages, first = [], 1
+def list_stages(config: RunConfig) -> tuple[Stage, ...]:
+    """Returns the stages of a run in order; a run without stages is a single one.
+
+    Args:
+        config: Configuration of the run.
+    """
+    stages: list[Stage] = []
+    first = 1
     for spec in config.stages or (StageSpec(epochs=config.epochs),):
-        rate, schedule = (
-            spec.learning_rate or config.optimizer.learning_rate,
-            spec.schedule or config.schedule,
+        stages.append(
+            Stage(
+                first=first,
+                epochs=spec.epochs,
+                learning_rate=spec.learning_rate or config.optimizer.learning_rate,
+                schedule=spec.schedule or config.schedule,
+                freeze=(*config.freeze, *spec.freeze),
+                train=spec.train,
+            )
         )
-        stages.append(Stage(first, spec.epochs, rate, schedule, (*config.freeze, *spec.freeze), spec.train))
         first += spec.epochs
     return tuple(stages)
 
 
-def stage_at(stages: tuple[Stage, ...], epoch: int) -> int:
-    """The index of the stage that an epoch, counted from 1, belongs to."""
+def find_stage(stages: tuple[Stage, ...], epoch: int) -> int:
+    """Returns the index of the stage that an epoch, counted from 1, belongs to."""
     return bisect.bisect_right([stage.first for stage in stages], epoch) - 1
 
 
-def run_rates(config: RunConfig, steps_per_epoch: int) -> np.ndarray:
-    """The learning rates of a whole run, one stage after the other.
+def run_rates(config: RunConfig, updates: int) -> np.ndarray:
+    """Returns the learning rates of a whole run, one stage after the other.
 
     Args:
-        config: Of the run.
-        steps_per_epoch: Updates of an epoch (`updates_per_epoch`).
+        config: Configuration of the run.
+        updates: Number of updates in an epoch (`updates_per_epoch`).
 
     Returns:
-        float32 `[updates]`, by the number of the update from 0.
+        float32 `[epochs * updates]`, by the number of the update from 0.
 
     Raises:
-        ConfigError: A warmup as long as its stage or longer.
+        ConfigError: A warmup is as long as its stage or longer.
     """
-    return np.concatenate(
-        [learning_rates(s.schedule, s.learning_rate, steps_per_epoch, s.epochs) for s in stages_of(config)]
-    )
+    rates = [
+        learning_rates(stage.schedule, stage.learning_rate, updates, stage.epochs)
+        for stage in list_stages(config)
+    ]
+    return np.concatenate(rates)
 
 
-def learning_rates(spec: ScheduleSpec, optimizer_lr: float, steps_per_epoch: int, epochs: int) -> np.ndarray:
-    """The learning rate of every update of a stage.
+def learning_rates(spec: ScheduleSpec, base_rate: float, updates_per_epoch: int, epochs: int) -> np.ndarray:
+    """Returns the learning rate of every update of a stage.
 
-    With u the number of the update, U of them in all and W in the warmup, the factor on the base rate is
+    With u the number of the update, U the number of updates and W that of the warmup, the factor on the base
+    rate is
 
     - warmup: `from + (1 - from) * u / W` for u < W, so that update W is the first with the full rate;
     - cosine: `end + (1 - end) * (1 + cos(pi * (u - W) / (U - W))) / 2`;
-    - step: `factor` to the power of the number of boundaries b with u >= b * steps_per_epoch;
-    - one_cycle, with the peak at update P = round(pct_start * U): a half cosine from 1 / div to 1 up to P, another from 1 to end at U.
+    - step: `factor` to the power of the number of boundaries b with u >= b * updates_per_epoch;
+    - one_cycle, with the peak at update P = round(pct_start * U): a half cosine from 1 / div to 1 up to P,
+      another from 1 to end at U.
 
     Args:
-        spec: The schedule.
-        optimizer_lr: Base rate.
-        steps_per_epoch: Updates of an epoch (`updates_per_epoch`).
-        epochs: Of the stage.
+        spec: Schedule and its parameters.
+        base_rate: Learning rate that the factor applies to.
+        updates_per_epoch: Number of updates in an epoch.
+        epochs: Number of epochs in the stage.
 
     Returns:
-        float32 `[epochs * steps_per_epoch]`, by the number of the update from 0.
+        float32 `[epochs * updates_per_epoch]`, by the number of the update from 0.
 
     Raises:
-        ConfigError: A warmup as long as the stage or longer.
+        ConfigError: The warmup is as long as the stage or longer.
     """
-    updates = epochs * steps_per_epoch
+    updates = epochs * updates_per_epoch
     u = np.arange(updates, dtype=np.float64)
-    warmup = _warmup_updates(spec, steps_per_epoch, updates)
+    warmup = _count_warmup_updates(spec, updates_per_epoch, updates)
     if spec.name == "one_cycle":
         peak = round(spec.pct_start * updates)
-        factor = np.where(
-            u < peak,
-            _half_cosine(1.0 / spec.div, 1.0, u, peak),
-            _half_cosine(1.0, spec.end, u - peak, updates - peak),
-        )
+        rise = _half_cosine(1.0 / spec.div, 1.0, u, peak)
+        fall = _half_cosine(1.0, spec.end, u - peak, updates - peak)
+        factor = np.where(u < peak, rise, fall)
     elif spec.name == "cosine":
         factor = _half_cosine(1.0, spec.end, u - warmup, updates - warmup)
     elif spec.name == "step":
-        factor = spec.factor ** np.searchsorted(np.array(spec.boundaries) * steps_per_epoch, u, side="right")
+        boundaries = np.array(spec.boundaries) * updates_per_epoch
+        factor = spec.factor ** np.searchsorted(boundaries, u, side="right")
     else:
         factor = np.ones(updates)
     ramp = spec.warmup_from + (1.0 - spec.warmup_from) * u / max(1, warmup)
-    return np.asarray(optimizer_lr * np.where(u < warmup, ramp, factor), np.float32)
+    return np.asarray(base_rate * np.where(u < warmup, ramp, factor), np.float32)
 
 
 def _half_cosine(start: float, end: float, u: np.ndarray, length: int) -> np.ndarray:
-    """From `start` at u = 0 to `end` at u = `length`; of no use outside."""
+    """Half a cosine from `start` at u = 0 to `end` at u = `length`; meaningless outside of that range."""
     return start + (end - start) * (1.0 - np.cos(np.pi * u / max(1, length))) / 2.0
 
 
-def _warmup_updates(spec: ScheduleSpec, steps_per_epoch: int, updates: int) -> int:
-    name = "warmup_steps" if spec.warmup_steps else "warmup_epochs"
-    warmup = spec.warmup_steps or round(spec.warmup_epochs * steps_per_epoch)
+def _count_warmup_updates(spec: ScheduleSpec, updates_per_epoch: int, updates: int) -> int:
+    setting = "warmup_steps" if spec.warmup_steps else "warmup_epochs"
+    warmup = spec.warmup_steps or round(spec.warmup_epochs * updates_per_epoch)
     if warmup >= updates:
-        fix = (
-            f"warm up for fewer than {updates} updates ({updates // steps_per_epoch} epochs), or train longer"
+        epochs = updates // updates_per_epoch
+        raise ConfigError(
+            "a warmup shorter than the training",
+            f"schedule.{setting}={getattr(spec, setting)}",
+            f"warm up for fewer than {updates} updates ({epochs} epochs), or train longer",
         )
-        raise ConfigError("a warmup shorter than the training", f"schedule.{name}={getattr(spec, name)}", fix)
     return warmup

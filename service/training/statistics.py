@@ -1,7 +1,8 @@
-"""Batch normalization's mean and variance measured anew, with the weights and the images that are judged."""
+"""Recomputes the mean and variance of batch normalization, with the weights and images that are evaluated."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,48 +12,52 @@ import tensorflow as tf
 
 from pipelines.input.batches import Batches
 from pipelines.records import Batch
-from service.training.features import Views
-from service.training.strategy import WorkerContext, distributed_eagerly
+from service.training.features import StageNetwork
+from service.training.strategy import WorkerContext, distribute_eager_batches
 
-EPOCH = 0  # an order that no training goes through
+EPOCH = 0  # whose order no training uses: its epochs count from 1
 
 
 class PreciseStatistics:
-    """The statistics over training images that nothing augments, under the weights as they are.
+    """Statistics over training images without augmentation, under the current weights.
 
-    The moving ones are of the weights of each step, not of their average, and of crops and mixtures (Wu and Johnson, "Rethinking 'Batch'
-    in BatchNorm", 2021). Dropout before a layer stays on, as it does for those.
+    The moving averages belong to the weights of each step, not to their average, and to cropped and mixed
+    images (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021). Dropout before a layer stays on, as it
+    does for the moving averages. Build it inside the strategy's scope.
 
     Args:
-        views: What is judged, and how a training batch becomes its input. Layers that are frozen keep what they have.
-        strategy: Of the training. Build it inside its scope.
-        batches: The training split.
-        place: Of this process among the workers.
-        images: How many images to measure over, rounded up to global batches; never more than the split fills, so none of a split
-            smaller than one.
+        stage_network: The network that is evaluated, and its input. Frozen layers keep their statistics.
+        strategy: Strategy of the training.
+        batches: Batches of the training split.
+        worker: Which of the workers this process is.
+        images: Number of images to measure, rounded up to global batches. Padded batches are left out, so a
+            split smaller than one global batch gives no statistics.
     """
 
     def __init__(
         self,
-        views: Views,
+        stage_network: StageNetwork,
         strategy: tf.distribute.Strategy,
         batches: Batches,
-        place: WorkerContext,
+        worker: WorkerContext,
         images: int,
     ) -> None:
-        self._views, self._strategy, self._batches, self._place = views, strategy, batches, place
-        whole = batches.rows // batches.global_batch  # padding would be counted
-        self._steps = min(-(-images // batches.global_batch), whole)
-        self._layers = [layer for layer in normalizing(views.net) if layer.trainable]
-        self._variables = [
-            v.value for layer in self._layers for v in (layer.moving_mean, layer.moving_variance)
-        ]
+        self._stage_network = stage_network
+        self._strategy = strategy
+        self._batches = batches
+        self._worker = worker
+        full_batches = batches.rows // batches.global_batch
+        self._steps = min(math.ceil(images / batches.global_batch), full_batches)
+        self._layers = [layer for layer in find_batch_norms(stage_network.network) if layer.trainable]
+        self._variables: list[tf.Variable] = []
+        for layer in self._layers:
+            self._variables += [layer.moving_mean.value, layer.moving_variance.value]
 
     @contextmanager
-    def in_place(self) -> Iterator[None]:
-        """Puts them in the place of the moving statistics for the length of a block; nothing where nothing learns to normalize.
+    def swap_in(self) -> Iterator[None]:
+        """Replaces the moving statistics for the length of a block. A collective: every worker must call it.
 
-        Every worker must ask.
+        Without trainable batch normalization nothing changes.
 
         Raises:
             DataError: An image cannot be read or decoded.
@@ -62,53 +67,58 @@ class PreciseStatistics:
             return
         before = [tf.identity(self._strategy.experimental_local_results(v)[0]) for v in self._variables]
         try:
-            self._assign(self._measured())
+            self._assign(self._measure())
             yield
         finally:
             self._assign(before)
 
-    def _measured(self) -> list[tf.Tensor]:
-        """Mean and variance of each layer in turn, `[C]` each."""
+    def _measure(self) -> list[tf.Tensor]:
+        """Returns mean and variance of each layer in turn, float32 `[C]` each."""
         moments = [np.zeros(v.shape, np.float64) for v in self._variables]
+        batches = distribute_eager_batches(
+            self._strategy, self._batches, self._worker, EPOCH, stop_step=self._steps
+        )
         with self._batches.data_errors():
-            for batch in distributed_eagerly(
-                self._strategy, self._batches, self._place, EPOCH, stop_step=self._steps
-            ):
-                found = self._strategy.experimental_local_results(self._moments(batch))[0]
-                for total, part in zip(moments, found, strict=True):
-                    total += part.numpy() / self._steps
-        pairs = zip(moments[::2], moments[1::2], strict=True)
-        return [
-            tf.constant(value, tf.float32)
-            for mean, square in pairs
-            for value in (mean, np.maximum(square - mean**2, 0.0))
-        ]
+            for batch in batches:
+                batch_moments = self._strategy.experimental_local_results(self._compute_moments(batch))[0]
+                for total, moment in zip(moments, batch_moments, strict=True):
+                    total += moment.numpy() / self._steps
+
+        statistics = []
+        for mean, mean_square in zip(moments[::2], moments[1::2], strict=True):
+            variance = np.maximum(mean_square - mean**2, 0.0)
+            statistics += [tf.constant(mean, tf.float32), tf.constant(variance, tf.float32)]
+        return statistics
 
     @tf.function(reduce_retracing=True)
-    def _moments(self, batch: Batch) -> list[tf.Tensor]:
-        return self._strategy.run(self._moments_of_replica, (batch,))
+    def _compute_moments(self, batch: Batch) -> list[tf.Tensor]:
+        return self._strategy.run(self._compute_moments_on_replica, (batch,))
 
-    def _moments_of_replica(self, batch: Batch) -> list[tf.Tensor]:
-        """The mean and the mean square that each layer saw, float64, over all replicas: what it adds to statistics that are zero."""
+    def _compute_moments_on_replica(self, batch: Batch) -> list[tf.Tensor]:
+        """Returns mean and mean square of each layer's input over all replicas, float64 `[C]` each.
+
+        They follow from what a forward pass adds to moving statistics that are zero.
+        """
         for variable in self._variables:
             variable.assign(tf.zeros_like(variable))
-        self._views.net(tf.cast(self._views.train(batch)["image"], tf.float32), training=True)
-        found = []
+        images = self._stage_network.attach_train(batch)["image"]
+        self._stage_network.network(tf.cast(images, tf.float32), training=True)
+        moments = []
         for layer in self._layers:
-            moved = (tf.cast(v.value, tf.float64) for v in (layer.moving_mean, layer.moving_variance))
-            mean, variance = (value / (1 - layer.momentum) for value in moved)
-            found += [mean, variance + mean**2]
-        return tf.distribute.get_replica_context().all_reduce("mean", found)
+            mean = tf.cast(layer.moving_mean.value, tf.float64) / (1 - layer.momentum)
+            variance = tf.cast(layer.moving_variance.value, tf.float64) / (1 - layer.momentum)
+            moments += [mean, variance + mean**2]
+        return tf.distribute.get_replica_context().all_reduce("mean", moments)
 
     @tf.function(reduce_retracing=True)
     def _assign(self, values: list[tf.Tensor]) -> None:
-        def on_replica() -> None:
+        def assign_on_replica() -> None:
             for variable, value in zip(self._variables, values, strict=True):
                 variable.assign(value)
 
-        self._strategy.run(on_replica)
+        self._strategy.run(assign_on_replica)
 
 
-def normalizing(model: keras.Model) -> list[keras.layers.BatchNormalization]:
-    """The layers of a model that normalize batches."""
+def find_batch_norms(model: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Returns the batch normalization layers of a model, nested ones included."""
     return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]

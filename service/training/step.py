@@ -1,6 +1,6 @@
-"""The step: forward, backward, one sum over all replicas, one update. And the forward pass that evaluates.
+"""The training step: forward, backward, one sum over all replicas, one optimizer update.
 
-K updates run in one call of a compiled graph; Python only starts them.
+K updates run in one call of a compiled graph, so that Python only starts them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines.augment.apply import augmented, neighbours
+from pipelines.augment.apply import apply_augmentations, swap_neighbours
 from pipelines.records import Batch
 from pipelines.spec import AugmentSpec
 from service.training.average import WeightAverage
@@ -21,58 +21,64 @@ from service.training.loss_scale import LossScale
 from service.training.losses import predicted_classes, training_losses, true_ranks
 
 Attach = Callable[[Batch], Batch]
-# AutoGraph rewrites every function that a graph calls, which takes as long as tracing; only `_train` has loops it is needed for.
-as_written = tf.autograph.experimental.do_not_convert
-TOTALS = 4  # sums over examples: loss, right answers, answers among the five most probable, weight
+# AutoGraph rewrites every function that a graph calls, which takes as long as tracing it.
+# Only `_run_updates` has loops that need the rewriting.
+no_autograph = tf.autograph.experimental.do_not_convert
+TOTALS = 4  # sums over the examples of an epoch: loss, top-1 hits, top-5 hits, weight
 
 
-def as_it_is(batch: Batch) -> Batch:
-    """The batch that has its images already."""
+def attach_nothing(batch: Batch) -> Batch:
+    """Returns a batch that already has its images unchanged."""
     return batch
 
 
 @dataclass(frozen=True)
 class StepOptions:
-    """What a step does besides learning.
+    """Options of the training step.
 
     Attributes:
-        xla: Whether forward and backward are compiled, and where there is one replica the mean of the gradients.
-        xla_update: Whether the update is, where there is one replica; XLA cannot sum over several.
-        augment: The size of augmented images, and what fills their edges and erased boxes; the rest comes with the batch.
-        attach: Adds to a batch what the net takes: images (see `pipelines.input.batches.Batches.attach`), or features.
-        accumulate: Batches whose gradients make one update.
-        clip_norm: Largest global norm of the gradient, after the sum over replicas; None for no limit.
-        smoothing: Of the labels (see `example_losses`).
+        xla: Whether XLA compiles forward and backward pass, and on a single replica the mean of the gradients.
+        xla_update: Whether XLA compiles the optimizer update on a single replica; it cannot sum over several.
+        augment: Size of augmented images and the fill of their edges and erased boxes; the random parameters
+            are part of the batch.
+        attach: Adds the network's input to a batch: images (see `pipelines.input.batches.Batches.attach`) or
+            features of frozen layers.
+        accumulate: Number of batches whose gradients make one update.
+        clip_norm: Maximum global norm of the gradient, after the sum over replicas; None for no limit.
+        label_smoothing: Share of each label spread over all classes (see `example_losses`).
         class_weights: Factor on the loss for each class.
-        ema: Decay of the moving average of the weights, per update; None for none.
-        scaled: Whether the loss is scaled, as float16 needs it.
+        ema_decay: Decay of the moving average of the weights, per update; None for no average.
+        scale_loss: Whether the loss is scaled, as float16 needs it.
+        record_rows: Whether results hold the row numbers of the batches that were trained on.
     """
 
     xla: bool = False
     xla_update: bool = True
     augment: AugmentSpec | None = None
-    attach: Attach = as_it_is
+    attach: Attach = attach_nothing
     accumulate: int = 1
     clip_norm: float | None = None
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
-    ema: float | None = None
-    scaled: bool = False
+    ema_decay: float | None = None
+    scale_loss: bool = False
+    record_rows: bool = False
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What some updates in one call came to.
+    """Outcome of the updates of one call.
 
     Attributes:
-        waited: Seconds spent waiting for input.
-        failed: The first update whose gradient was not finite and that therefore changed nothing; None without one.
-        skipped: How many such updates there were.
-        rows: int64 `[B]` of every batch on this worker, where it came from Python.
+        wait_seconds: Seconds spent waiting for input.
+        first_skipped: The first update whose gradient was not finite and that therefore changed nothing;
+            None if all were finite.
+        skipped: Number of such updates.
+        rows: int64 `[B]` for each batch of this worker, where rows are recorded.
     """
 
-    waited: float
-    failed: int | None = None
+    wait_seconds: float
+    first_skipped: int | None = None
     skipped: int = 0
     rows: Sequence[np.ndarray] = ()
 
@@ -81,166 +87,209 @@ class Steps:
     """The compiled training of one model under one strategy. Build it inside the strategy's scope.
 
     Args:
-        net: From images, or what `attach` makes of them, to logits.
-        optimizer: Of the same scope.
+        network: Model from images, or from what `attach` adds, to logits.
+        optimizer: Optimizer built in the same scope.
         weights: The variables to train.
         rates: Learning rate of every update, float32 `[updates]`; the last one holds beyond the end.
-        strategy: From `choose_strategy`.
-        options: What a step does besides learning.
+        strategy: Strategy from `choose_strategy`.
+        options: Options of the step.
 
     Attributes:
-        rates: The learning rates.
-        average: Of the weights, where there is one.
-        scale: Of the loss, where there is one.
+        rates: Learning rate of every update, float32 `[updates]`.
+        average: Moving average of the weights, or None.
+        loss_scale: Scale of the loss, or None.
     """
 
     def __init__(
         self,
-        net: keras.Model,
+        network: keras.Model,
         optimizer: keras.Optimizer,
         weights: list[keras.Variable],
         rates: np.ndarray,
         strategy: tf.distribute.Strategy,
         options: StepOptions = StepOptions(),
     ) -> None:
-        self._net, self._optimizer, self._weights = net, optimizer, weights
-        self._strategy, self._options = strategy, options
+        self._network = network
+        self._optimizer = optimizer
+        self._weights = weights
+        self._strategy = strategy
+        self._options = options
         self.rates = tf.constant(rates, tf.float32)
+
         optimizer.build(weights)
-        # Gradients reach the optimizer summed; a second sum would scale them by the number of replicas.
+        # The step sums gradients over the replicas itself; a second sum in the optimizer would scale them
+        # by the number of replicas.
         optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
-        self._forward_backward = (
-            tf.function(self._gradients, jit_compile=True) if options.xla else self._gradients
-        )
-        alone = strategy.num_replicas_in_sync == 1
-        self._mean = tf.function(self._reduced, jit_compile=True) if options.xla and alone else self._reduced
-        self._learned = (
-            tf.function(self._learn, jit_compile=True) if options.xla_update and alone else self._learn
-        )
-        self._totals = _summed(tf.zeros([TOTALS], tf.float64))
-        self._sums = (
-            [_summed(tf.zeros(v.shape)) for v in weights] + [_summed(tf.zeros([]))]
-            if options.accumulate > 1
-            else []
-        )
-        self._class_weights = (
-            None if options.class_weights is None else tf.constant(options.class_weights, tf.float32)
-        )
-        self._seeds = [v for v in self._net.variables if "seed_generator_state" in v.path]
-        self.average = WeightAverage(strategy, weights, options.ema) if options.ema else None
-        self.scale = LossScale() if options.scaled else None
+
+        is_single = strategy.num_replicas_in_sync == 1
+        self._compiled_forward_backward = _compile(self._forward_backward, options.xla)
+        self._compiled_reduce = _compile(self._reduce_gradients, options.xla and is_single)
+        self._compiled_apply = _compile(self._apply_gradients, options.xla_update and is_single)
+
+        self._totals = _sum_variable(tf.zeros([TOTALS], tf.float64))
+        self._accumulated: list[tf.Variable] = []
+        if options.accumulate > 1:
+            self._accumulated = [_sum_variable(tf.zeros(v.shape)) for v in weights]
+            self._accumulated.append(_sum_variable(tf.zeros([])))  # the weight of the examples
+        self._class_weights = None
+        if options.class_weights is not None:
+            self._class_weights = tf.constant(options.class_weights, tf.float32)
+        self._dropout_seeds = [v for v in network.variables if "seed_generator_state" in v.path]
+        self.average = WeightAverage(strategy, weights, options.ema_decay) if options.ema_decay else None
+        self.loss_scale = LossScale() if options.scale_loss else None
 
     @property
-    def traces(self) -> int:
-        """How often the training was traced: once, if all goes well."""
-        return int(self._train.experimental_get_tracing_count())
+    def trace_count(self) -> int:
+        """How often the training was traced; more than once means that something changes between calls."""
+        return int(self._run_updates.experimental_get_tracing_count())
 
     @property
     def variables(self) -> list[tf.Variable]:
-        """What a checkpoint holds of the training beside model and optimizer."""
-        return [
-            *(self.average.variables if self.average else []),
-            *(self.scale.variables if self.scale else []),
-        ]
+        """Variables of the training itself that a checkpoint holds next to those of model and optimizer."""
+        variables = []
+        if self.average:
+            variables += self.average.variables
+        if self.loss_scale:
+            variables += self.loss_scale.variables
+        return variables
 
     def start(self, epoch: int, step: int, seed: int, sums: tuple[float, ...] = (0.0,) * TOTALS) -> None:
-        """Takes up the training at some step of an epoch: dropout as it would be there, and the sums of the epoch so far."""
-        self._start(
-            *(tf.constant(number, tf.int64) for number in (epoch, step, seed)), tf.constant(sums, tf.float64)
-        )
-
-    def train(self, batches: Iterator[Batch], update: int, updates: int, micro: int = 1) -> StepResult:
-        """Some updates, each from the gradients of `micro` batches.
+        """Sets the state of a step of an epoch: the seeds of dropout, and the sums of the epoch so far.
 
         Args:
-            batches: An iterator over a (distributed) `tf.data.Dataset`.
-            update: How many updates of the run came before.
-            updates: How many to do.
-            micro: Batches of an update, at most `accumulate`.
+            epoch: The epoch to train, from 1.
+            step: Batches of the epoch that are already done.
+            seed: Seed of the run.
+            sums: Sums of the epoch so far (see `read_totals`).
         """
-        waited, failed, skipped = self._train(
+        numbers = [tf.constant(number, tf.int64) for number in (epoch, step, seed)]
+        self._set_state(*numbers, tf.constant(sums, tf.float64))
+
+    def train(self, batches: Iterator[Batch], update: int, updates: int, micro: int = 1) -> StepResult:
+        """Runs some updates in one call of the compiled graph, each on the gradients of `micro` batches.
+
+        Args:
+            batches: Iterator over a (distributed) `tf.data.Dataset`.
+            update: Number of updates of the run that came before.
+            updates: Number of updates to run.
+            micro: Batches of each update, at most `accumulate`.
+        """
+        wait_seconds, first_skipped, skipped, rows = self._run_updates(
             batches, tf.constant(update, tf.int64), tf.constant(updates), tf.constant(micro)
         )
-        return StepResult(float(waited), int(failed) if skipped else None, int(skipped))
-
-    def train_on(self, batch: Batch, update: int, last: bool = True) -> StepResult:
-        """One batch from Python, and the update if it is the last batch of one; the same result as `train`, more slowly."""
-        good = bool(self._train_on(batch, tf.constant(update, tf.int64), last))
-        rows = np.concatenate(
-            [part.numpy() for part in self._strategy.experimental_local_results(batch["row"])]
+        return StepResult(
+            float(wait_seconds), int(first_skipped) if skipped else None, int(skipped), list(rows.numpy())
         )
-        return StepResult(0.0, None if good else update, int(not good), [rows])
 
-    def totals(self) -> tuple[float, ...]:
-        """Sums of the epoch so far over all replicas: loss, right answers, among the first five, weight. Every worker must ask."""
+    def train_batch(self, batch: Batch, update: int, is_last: bool = True) -> StepResult:
+        """Trains on one batch that comes from Python; slower than `train`, with the same result.
+
+        Args:
+            batch: The batch, as `train` would take it from its iterator.
+            update: Number of updates of the run that came before.
+            is_last: Whether this is the last batch of its update, which is then applied.
+        """
+        is_finite = bool(self._run_batch(batch, tf.constant(update, tf.int64), is_last))
+        rows = []
+        if self._options.record_rows:
+            rows = [np.concatenate([part.numpy() for part in self._local(batch["row"])])]
+        return StepResult(0.0, None if is_finite else update, int(not is_finite), rows)
+
+    def read_totals(self) -> tuple[float, ...]:
+        """Returns the sums of the epoch so far over all replicas. A collective: every worker must call it.
+
+        Returns:
+            Loss in nats, top-1 hits, top-5 hits, and the weight of the examples.
+        """
         return tuple(float(value) for value in tf.convert_to_tensor(self._totals).numpy())
 
-    def local_totals(self) -> tuple[float, ...]:
-        """The same over the replicas of this worker alone, which costs no talk with the others."""
-        return tuple(
-            sum(part.numpy() for part in self._strategy.experimental_local_results(self._totals)).tolist()
-        )
+    def read_local_totals(self) -> tuple[float, ...]:
+        """Returns the same sums over the replicas of this worker alone, without communication."""
+        parts = [part.numpy() for part in self._local(self._totals)]
+        return tuple(sum(parts).tolist())
 
     @tf.function
-    def _train(
+    def _run_updates(
         self, batches: Iterator[Batch], update: tf.Tensor, updates: tf.Tensor, micro: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        # TensorFlow computes int32 in RAM: right for the loop's own numbers, while what comes of a step stays int64, on the device.
-        waited, failed, skipped = (
-            tf.constant(0.0, tf.float64),
-            tf.constant(-1, tf.int64),
-            tf.constant(0, tf.int64),
-        )
+        # TensorFlow keeps int32 in host memory, which is right for the counters of the loop. What a step
+        # results in is int64, on the device, so that the loop never waits for it.
+        wait_seconds = tf.constant(0.0, tf.float64)
+        first_skipped = tf.constant(-1, tf.int64)
+        skipped = tf.constant(0, tf.int64)
+        rows = self._make_row_array(updates * micro)
+
         for done in tf.range(updates):
-            now = update + tf.cast(done, tf.int64)
+            current = update + tf.cast(done, tf.int64)
+
             if self._options.accumulate == 1:
-                batch, waited = self._next(batches, waited)
-                good = self._update(self._strategy.run(self._gradient_sums, (batch,)), self._rate(now))
+                batch, wait_seconds = self._next_batch(batches, wait_seconds)
+                rows = self._record_rows(rows, done, batch)
+                sums = self._strategy.run(self._sum_gradients, (batch,))
             else:
-                for _ in tf.range(micro):
-                    batch, waited = self._next(batches, waited)
+                for part in tf.range(micro):
+                    batch, wait_seconds = self._next_batch(batches, wait_seconds)
+                    rows = self._record_rows(rows, done * micro + part, batch)
                     self._strategy.run(self._accumulate, (batch,))
-                good = self._update(self._strategy.run(self._accumulated), self._rate(now))
-            failed = tf.where(good | (skipped > 0), failed, now)
-            skipped += tf.cast(~good, tf.int64)
-        return waited, failed, skipped
+                sums = self._strategy.run(self._take_accumulated)
+
+            is_finite = self._update(sums, self._learning_rate(current))
+            first_skipped = tf.where(is_finite | (skipped > 0), first_skipped, current)
+            skipped += tf.cast(~is_finite, tf.int64)
+
+        return wait_seconds, first_skipped, skipped, rows.stack()
 
     @tf.function
-    def _train_on(self, batch: Batch, update: tf.Tensor, last: bool) -> tf.Tensor:
+    def _run_batch(self, batch: Batch, update: tf.Tensor, is_last: bool) -> tf.Tensor:
         if self._options.accumulate == 1:
-            return self._update(self._strategy.run(self._gradient_sums, (batch,)), self._rate(update))
+            sums = self._strategy.run(self._sum_gradients, (batch,))
+            return self._update(sums, self._learning_rate(update))
         self._strategy.run(self._accumulate, (batch,))
-        return (
-            self._update(self._strategy.run(self._accumulated), self._rate(update))
-            if last
-            else tf.constant(True)
-        )
+        if not is_last:
+            return tf.constant(True)
+        sums = self._strategy.run(self._take_accumulated)
+        return self._update(sums, self._learning_rate(update))
 
-    @as_written
-    def _next(self, batches: Iterator[Batch], waited: tf.Tensor) -> tuple[Batch, tf.Tensor]:
-        """The next batch, and the seconds waited for batches, now with those that this one took."""
-        asked = tf.timestamp()
-        with tf.control_dependencies([asked]):
+    @no_autograph
+    def _next_batch(self, batches: Iterator[Batch], waited: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+        """Returns the next batch, and the seconds waited for batches so far, this one included."""
+        began = tf.timestamp()
+        with tf.control_dependencies([began]):
             batch = next(batches)
-        with (
-            tf.device("CPU:0"),
-            tf.control_dependencies(self._strategy.experimental_local_results(batch["row"])),
-        ):
-            return batch, waited + (tf.timestamp() - asked)
+        # The clock is the host's: on a GPU the sum would otherwise be an operation of the device.
+        with tf.device("CPU:0"), tf.control_dependencies(self._local(batch["row"])):
+            return batch, waited + (tf.timestamp() - began)
 
-    @as_written
-    def _gradient_sums(self, batch: Batch) -> list[tf.Tensor]:
-        """One replica's gradients, summed over its examples and scaled, and its weight."""
-        images, share = augmented(
-            self._options.attach(batch), self._options.augment
-        )  # [B, H, W, C], [B] where images are mixed
-        labels, weights = batch["label"], batch["weight"]
-        scale = self.scale.factor() if self.scale else tf.constant(1.0)
-        counted, sums = self._forward_backward(images, labels, weights, share, scale)
-        self._totals.assign_add(counted)
+    @no_autograph
+    def _make_row_array(self, batches: tf.Tensor) -> tf.TensorArray:
+        """Returns an array in host memory for the rows of some batches; an empty one if none are recorded."""
+        with tf.device("CPU:0"):
+            if self._options.record_rows:
+                return tf.TensorArray(tf.int64, size=batches, infer_shape=True)
+            return tf.TensorArray(tf.int64, size=0, element_shape=[0])
+
+    @no_autograph
+    def _record_rows(self, rows: tf.TensorArray, index: tf.Tensor, batch: Batch) -> tf.TensorArray:
+        """Adds the row numbers of a batch of this worker, int64 `[B]`, if they are recorded."""
+        if not self._options.record_rows:
+            return rows
+        with tf.device("CPU:0"):
+            return rows.write(index, tf.concat(self._local(batch["row"]), axis=0))
+
+    @no_autograph
+    def _sum_gradients(self, batch: Batch) -> list[tf.Tensor]:
+        """Returns one replica's gradients, summed over its examples and scaled, and their weight."""
+        batch = self._options.attach(batch)
+        # [B, H, W, C] float32, and [B] where images are mixed
+        images, share = apply_augmentations(batch, self._options.augment)
+        labels = batch["label"]  # [B] int32
+        weights = batch["weight"]  # [B] float32, 0 for padding
+        scale = self.loss_scale.read() if self.loss_scale else tf.constant(1.0)
+        totals, sums = self._compiled_forward_backward(images, labels, weights, share, scale)
+        self._totals.assign_add(totals)
         return sums
 
-    def _gradients(
+    def _forward_backward(
         self,
         images: tf.Tensor,
         labels: tf.Tensor,
@@ -248,93 +297,108 @@ class Steps:
         share: tf.Tensor | None,
         scale: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """What is counted of a batch, float64 `[TOTALS]`, and the gradients with the weight of its examples."""
+        """Returns the totals of a batch, float64 `[TOTALS]`, and its gradients with the examples' weight."""
+        options = self._options
         with tf.GradientTape() as tape:
-            logits = self._net(images, training=True)
-            losses = training_losses(labels, logits, share, self._options.smoothing, self._class_weights)
+            logits = self._network(images, training=True)  # [B, classes], or [B, 1] for two classes
+            losses = training_losses(
+                labels, logits, share, options.label_smoothing, self._class_weights
+            )  # [B]
             loss = tf.reduce_sum(losses * weights)
-            scaled = loss * scale
-        gradients = tape.gradient(scaled, [v.value for v in self._weights])
-        shown = labels if share is None else tf.where(share >= 0.5, labels, neighbours(labels))
-        return _counted(loss, logits, shown, weights), [*gradients, tf.reduce_sum(weights)]
+            scaled_loss = loss * scale
+        gradients = tape.gradient(scaled_loss, [v.value for v in self._weights])
 
-    @as_written
+        # A mixed image counts as right with the label of its larger part.
+        targets = labels
+        if share is not None:
+            targets = tf.where(share >= 0.5, labels, swap_neighbours(labels))
+        return _batch_totals(loss, logits, targets, weights), [*gradients, tf.reduce_sum(weights)]
+
+    @no_autograph
     def _accumulate(self, batch: Batch) -> None:
-        for total, part in zip(self._sums, self._gradient_sums(batch), strict=True):
-            total.assign_add(part)
+        """Adds one replica's gradients of a batch to those of the batches before it."""
+        for total, gradient in zip(self._accumulated, self._sum_gradients(batch), strict=True):
+            total.assign_add(gradient)
 
-    @as_written
-    def _accumulated(self) -> list[tf.Tensor]:
-        """What has been accumulated on a replica; starts it again from zero."""
-        found = [tf.identity(total) for total in self._sums]
-        for total, part in zip(self._sums, found, strict=True):
-            with tf.control_dependencies([part]):
-                total.assign(tf.zeros_like(part))
-        return found
+    @no_autograph
+    def _take_accumulated(self) -> list[tf.Tensor]:
+        """Returns what a replica has accumulated, and resets it to zero."""
+        sums = [tf.identity(total) for total in self._accumulated]
+        for total, value in zip(self._accumulated, sums, strict=True):
+            with tf.control_dependencies([value]):
+                total.assign(tf.zeros_like(value))
+        return sums
 
-    @as_written
-    def _rate(self, update: tf.Tensor) -> tf.Tensor:
-        """The learning rate of an update."""
+    @no_autograph
+    def _learning_rate(self, update: tf.Tensor) -> tf.Tensor:
         return tf.gather(self.rates, tf.minimum(update, len(self.rates) - 1))
 
-    @as_written
+    @no_autograph
     def _update(self, sums: Any, rate: tf.Tensor) -> tf.Tensor:
-        """Sums over the replicas, and updates everywhere alike, or nowhere where the gradient is not finite; returns which."""
-        gradients, norm = self._strategy.run(self._mean, (sums,))
-        good = tf.math.is_finite(self._strategy.experimental_local_results(norm)[0])
+        """Applies one update on all replicas, or on none if the gradient is not finite; returns which."""
+        gradients, norm = self._strategy.run(self._compiled_reduce, (sums,))
+        is_finite = tf.math.is_finite(self._local(norm)[0])
+        tf.cond(is_finite, lambda: self._compiled_apply(gradients, rate), lambda: None)
+        if self.loss_scale is None:
+            return is_finite
+        return self.loss_scale.update(is_finite)
 
-        tf.cond(good, lambda: self._learned(gradients, rate), lambda: None)
-        return good if self.scale is None else self.scale.adapted(good)
-
-    def _learn(self, gradients: Any, rate: tf.Tensor) -> None:
-        """Updates the weights on every replica, and their average."""
+    def _apply_gradients(self, gradients: Any, rate: tf.Tensor) -> None:
+        """Updates the weights on every replica, and their moving average."""
         self._optimizer.learning_rate.assign(rate)
         self._strategy.run(lambda gradients: self._optimizer.apply(gradients, self._weights), (gradients,))
         if self.average:
             self.average.update(self._optimizer.iterations.value)
 
-    def _reduced(self, sums: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """The mean gradient over the examples of all replicas, clipped, and its norm before that."""
+    def _reduce_gradients(self, sums: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
+        """Returns the mean gradient over the examples of all replicas, clipped, and its norm before that."""
         if self._strategy.num_replicas_in_sync > 1:
             sums = tf.distribute.get_replica_context().all_reduce("sum", sums)
         *gradients, weight = sums
-        divisor = weight * self.scale.factor() if self.scale else weight
+        divisor = weight * self.loss_scale.read() if self.loss_scale else weight
         gradients = [gradient / divisor for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self._options.clip_norm:
-            gradients = tf.clip_by_global_norm(gradients, self._options.clip_norm, use_norm=norm)[0]
+            gradients, _ = tf.clip_by_global_norm(gradients, self._options.clip_norm, use_norm=norm)
         return gradients, norm
 
     @tf.function
-    def _start(self, epoch: tf.Tensor, step: tf.Tensor, seed: tf.Tensor, sums: tf.Tensor) -> None:
-        def per_replica() -> None:
+    def _set_state(self, epoch: tf.Tensor, step: tf.Tensor, seed: tf.Tensor, sums: tf.Tensor) -> None:
+        def set_on_replica() -> None:
             replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
-            for layer, state in enumerate(
-                self._seeds
-            ):  # a layer draws once a batch, and counts in the second number
+            # A layer draws once per batch and counts the draws in the second number of its state.
+            for layer, state in enumerate(self._dropout_seeds):
                 first = seed + 1_000_003 * layer + 7_919 * replica + 2_654_435_761 * epoch
                 state.assign(tf.cast(tf.stack([first % 2**32, step]), state.dtype))
             self._totals.assign(tf.where(replica == 0, sums, tf.zeros_like(sums)))
 
-        self._strategy.run(per_replica)
+        self._strategy.run(set_on_replica)
+
+    def _local(self, value: Any) -> tuple[Any, ...]:
+        """The values of this worker's replicas."""
+        return self._strategy.experimental_local_results(value)
 
 
-def _counted(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """What a batch adds to the sums of the epoch, float64 `[TOTALS]`; nothing where its loss is not finite."""
-    hits = tf.reduce_sum(tf.cast(predicted_classes(logits) == labels, tf.float32) * weights)
-    near = (
-        tf.reduce_sum(tf.cast(true_ranks(labels, logits) < 5, tf.float32) * weights)
-        if logits.shape[-1] > 5
-        else hits
+def _compile(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
+    """Compiles a function with XLA, or leaves it to the graph that calls it."""
+    return tf.function(function, jit_compile=True) if xla else function
+
+
+def _batch_totals(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
+    """Returns what a batch adds to the totals, float64 `[TOTALS]`; zeros if its loss is not finite."""
+    top1 = tf.reduce_sum(tf.cast(predicted_classes(logits) == labels, tf.float32) * weights)
+    top5 = top1
+    if logits.shape[-1] > 5:
+        top5 = tf.reduce_sum(tf.cast(true_ranks(labels, logits) < 5, tf.float32) * weights)
+    totals = tf.cast(tf.stack([loss, top1, top5, tf.reduce_sum(weights)]), tf.float64)
+    return tf.where(tf.math.is_finite(loss), totals, tf.zeros_like(totals))
+
+
+def _sum_variable(value: tf.Tensor) -> tf.Variable:
+    """Returns a variable that each replica has for itself and that reads as the sum over all of them."""
+    return tf.Variable(
+        value,
+        trainable=False,
+        synchronization=tf.VariableSynchronization.ON_READ,
+        aggregation=tf.VariableAggregation.SUM,
     )
-    sums = tf.cast(tf.stack([loss, hits, near, tf.reduce_sum(weights)]), tf.float64)
-    return tf.where(tf.math.is_finite(loss), sums, tf.zeros_like(sums))
-
-
-def _summed(value: tf.Tensor) -> tf.Variable:
-    """A variable that each replica has for itself, and that is the sum over all when it is read."""
-    settings = {
-        "synchronization": tf.VariableSynchronization.ON_READ,
-        "aggregation": tf.VariableAggregation.SUM,
-    }
-    return tf.Variable(value, trainable=False, **settings)

@@ -1,8 +1,9 @@
-"""Which devices train together, and which slice of a batch each gets: the one place that decides it."""
+"""The one place that decides which devices train together, and which slice of a batch each of them gets."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 
 import tensorflow as tf
@@ -13,7 +14,7 @@ from pipelines.input.tfdata import cores
 from pipelines.records import Batch
 
 COLLECTIVE_SECONDS = (
-    120.0  # that a sum over the workers may take before it is an error; without a limit it hangs for ever
+    120.0  # after which a sum over the workers is an error; without a limit it hangs for ever
 )
 
 
@@ -22,122 +23,135 @@ class WorkerContext:
     """Which of the workers this process is.
 
     Attributes:
-        rank: From 0; worker 0 alone writes into the run directory.
-        workers: The world size.
-        neighbours: Workers on this machine, this one included; they share its memory.
-        attempt: How often the workers had to be started again.
+        rank: Rank of this worker, from 0; worker 0 alone writes into the run directory.
+        world_size: Number of workers that train together.
+        local_size: Workers on this machine, this one included; they share its memory.
+        attempt: How often the workers were restarted.
     """
 
     rank: int = 0
-    workers: int = 1
-    neighbours: int = 1
+    world_size: int = 1
+    local_size: int = 1
     attempt: int = 0
 
     @property
-    def writes(self) -> bool:
-        """Whether this process is the one that writes."""
+    def is_chief(self) -> bool:
+        """Whether this worker is the one that writes into the run directory."""
         return self.rank == 0
 
 
-ALONE = WorkerContext()
+SINGLE_WORKER = WorkerContext()
 
 
 def use_cores(count: int | None = None) -> None:
-    """Limits the threads of this process to its share of the cores; before TensorFlow computes anything.
+    """Limits the threads of this process to its share of the cores. Call it before TensorFlow computes.
 
-    Two at least run operations side by side: on one alone a step would run while the next batch is asked for, and pass for waiting.
+    At least two operations run side by side: on a single thread a step would run while the next batch is
+    requested, and its time would count as waiting for input. Where TensorFlow has computed before, as in a
+    notebook, its threads stay as they are.
 
     Args:
-        count: How many; None for all, or for as many as TensorFlow's own variables say.
+        count: Number of cores; None for all, or for what TensorFlow's own environment variables say.
     """
-    if count is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(count)
-    tf.config.threading.set_inter_op_parallelism_threads(max(count or cores(), 2))
+    with suppress(RuntimeError):  # TensorFlow is already running
+        if count is not None:
+            tf.config.threading.set_intra_op_parallelism_threads(count)
+        tf.config.threading.set_inter_op_parallelism_threads(max(count or cores(), 2))
 
 
-def choose_strategy(global_batch: int, place: WorkerContext = ALONE) -> tf.distribute.Strategy:
-    """One device alone, `MirroredStrategy` over the devices of a worker, `MultiWorkerMirroredStrategy` over several workers.
+def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) -> tf.distribute.Strategy:
+    """Returns the strategy for the devices there are.
 
-    GPUs where there are any, else the logical CPUs. Several workers find each other by `TF_CONFIG`, which Ray Train sets;
-    their strategy has to be chosen before TensorFlow computes anything.
+    One device needs none; `MirroredStrategy` takes several devices of one worker,
+    `MultiWorkerMirroredStrategy` several workers. The devices are GPUs if there are any, else the logical
+    CPUs. Several workers find each other by `TF_CONFIG`, which Ray Train sets; their strategy has to be
+    created before TensorFlow computes anything.
 
     Args:
         global_batch: Images per step over all replicas.
-        place: Of this process among the workers.
+        worker: Which of the workers this process is.
 
     Raises:
         ConfigError: The batch does not divide by the number of replicas.
     """
     for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)
-    if place.workers > 1:
-        options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=COLLECTIVE_SECONDS)
-        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
-    else:
-        devices = [
-            d.name for d in tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-        ]
-        strategy = (
-            tf.distribute.MirroredStrategy(devices) if len(devices) > 1 else tf.distribute.get_strategy()
-        )
+        with suppress(RuntimeError):  # in use already, as in a notebook
+            tf.config.experimental.set_memory_growth(gpu, True)
+    strategy = _create_strategy(worker)
     per_worker(global_batch, strategy.num_replicas_in_sync)
     return strategy
 
 
-def distributed(
+def _create_strategy(worker: WorkerContext) -> tf.distribute.Strategy:
+    if worker.world_size > 1:
+        options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=COLLECTIVE_SECONDS)
+        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    if len(devices) > 1:
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    return tf.distribute.get_strategy()
+
+
+def distribute_batches(
     strategy: tf.distribute.Strategy,
     batches: Batches,
-    place: WorkerContext,
+    worker: WorkerContext,
     epoch: int,
     start_step: int = 0,
     epochs: int = 1,
 ) -> Iterator[Batch]:
-    """Batches of some epochs, with a contiguous slice of each on every replica, for a `tf.function` to iterate.
+    """Returns the batches of some epochs, with a contiguous slice of each on every replica.
 
     Args:
-        strategy: From `choose_strategy`.
-        batches: The split.
-        place: Of this process among the workers.
+        strategy: Strategy from `choose_strategy`.
+        batches: Batches of the split.
+        worker: Which of the workers this process is.
         epoch: The first epoch.
-        start_step: Its first step wanted.
-        epochs: How many epochs.
+        start_step: Step of the first epoch to start at.
+        epochs: Number of epochs in a row.
 
     Returns:
-        What a `tf.function` can take as argument; where `batches.eager`, it is as `distributed_eagerly` gives it.
+        An iterator that a `tf.function` takes as argument; if `batches.eager`, that of
+        `distribute_eager_batches`.
     """
-    here = strategy.num_replicas_in_sync // place.workers
+    local_replicas = strategy.num_replicas_in_sync // worker.world_size
     if batches.eager:
-        return distributed_eagerly(strategy, batches, place, epoch, start_step, epochs)
-    if here == 1:  # spares the strategy's own iterator, which takes a tenth of a second to make
-        return iter(batches.epoch(epoch, start_step, place.rank, place.workers, epochs=epochs))
+        return distribute_eager_batches(strategy, batches, worker, epoch, start_step, epochs)
+    if local_replicas == 1:  # saves the strategy's own iterator, which takes a tenth of a second to create
+        return iter(batches.epoch(epoch, start_step, worker.rank, worker.world_size, epochs=epochs))
     batches.prepare()  # outside of the strategy's own thread
 
-    def slices(context: tf.distribute.InputContext) -> tf.data.Dataset:
-        return batches.epoch(epoch, start_step, place.rank, place.workers, here, epochs)
+    def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
+        return batches.epoch(epoch, start_step, worker.rank, worker.world_size, local_replicas, epochs)
 
-    return iter(strategy.distribute_datasets_from_function(slices))
+    return iter(strategy.distribute_datasets_from_function(make_dataset))
 
 
-def distributed_eagerly(
+def distribute_eager_batches(
     strategy: tf.distribute.Strategy,
     batches: Batches,
-    place: WorkerContext,
+    worker: WorkerContext,
     epoch: int,
     start_step: int = 0,
     epochs: int = 1,
     stop_step: int | None = None,
 ) -> Iterator[Batch]:
-    """The same for Python to iterate, up to a step of every epoch."""
-    here = strategy.num_replicas_in_sync // place.workers
-    values = strategy.experimental_distribute_values_from_function
-    for batch in batches.epoch(
-        epoch, start_step, place.rank, place.workers, epochs=epochs, stop_step=stop_step
-    ):
-        if here == 1:
-            yield batch
-        else:
-            parts = {name: tf.split(value, here) for name, value in batch.items()}
-            yield {
-                name: values(lambda context, of=of: of[context.replica_id_in_sync_group % here])
-                for name, of in parts.items()
-            }
+    """Yields the same batches to Python, up to a step of every epoch (see `distribute_batches`)."""
+    local_replicas = strategy.num_replicas_in_sync // worker.world_size
+    epoch_batches = batches.epoch(
+        epoch, start_step, worker.rank, worker.world_size, epochs=epochs, stop_step=stop_step
+    )
+    for batch in epoch_batches:
+        yield batch if local_replicas == 1 else _split(strategy, batch, local_replicas)
+
+
+def _split(strategy: tf.distribute.Strategy, batch: Batch, local_replicas: int) -> Batch:
+    """Cuts a worker's batch `[B, ...]` into one of `[B / local_replicas, ...]` for each of its replicas."""
+
+    def spread(value: tf.Tensor) -> tf.Tensor:
+        parts = tf.split(value, local_replicas)
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: parts[context.replica_id_in_sync_group % local_replicas]
+        )
+
+    return {name: spread(value) for name, value in batch.items()}

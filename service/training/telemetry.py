@@ -1,8 +1,9 @@
-"""What others see of a run while it trains: Prometheus gauges, a TensorFlow profile, a log of the rows for tests."""
+"""What others see of a run while it trains: Prometheus gauges, a TensorFlow profile, a log of the rows."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import tensorflow as tf
 
 from service.config import RunConfig
 from service.runs import Run
-from service.training.meter import Watcher
+from service.training.meter import ProgressListener
 
 GAUGES = {
     "images_per_second": "Images trained per second, over the epoch so far.",
@@ -20,15 +21,17 @@ GAUGES = {
     "step_seconds": "Seconds for one global batch, over the last call.",
     "loss": "Mean training loss of the epoch so far, on worker 0.",
     "checkpoint_age_seconds": "Seconds since the last checkpoint.",
-    "restarts": "How often the workers were started again.",
+    "restarts": "How often the workers were restarted.",
     "epoch": "The epoch in progress.",
 }
-PROFILED = range(10, 20)  # updates; those before are spent on tracing and on finding the pace
+PROFILE_UPDATES = range(10, 20)  # those before trace the graph and adapt the length of a call
 ROWS_LOG = "GLASSBOX_ROWS_LOG"
 
 
-def watchers(config: RunConfig, run: Run) -> Sequence[Watcher]:
-    """What is shown the progress of a run: the gauges that Ray exports to Prometheus, where this is a worker of Ray's."""
+def create_gauges(config: RunConfig, run: Run) -> Sequence[ProgressListener]:
+    """Returns what updates the gauges that Ray exports to Prometheus; nothing in a process without Ray."""
+    if "ray" not in sys.modules:
+        return ()
     import ray
 
     if not ray.is_initialized():
@@ -38,29 +41,49 @@ def watchers(config: RunConfig, run: Run) -> Sequence[Watcher]:
     tags = {"run": run.path.name, "preset": config.preset}
     gauges = {name: Gauge(f"glassbox_{name}", text, tag_keys=tuple(tags)) for name, text in GAUGES.items()}
 
-    def show(progress: dict[str, Any]) -> None:
+    def update(progress: dict[str, Any]) -> None:
         for name, gauge in gauges.items():
             if name in progress:
                 gauge.set(float(progress[name]), tags)
 
-    return (show,)
+    return (update,)
 
 
-def to_profile(update: int, updates: int) -> int:
-    """How many updates to do from one on, so that those of `PROFILED` are one call, whatever the pace."""
-    if update < PROFILED.start:
-        return min(updates, PROFILED.start - update)
-    return PROFILED.stop - update if update < PROFILED.stop else updates
+def is_logging_rows() -> bool:
+    """Whether the environment variable `GLASSBOX_ROWS_LOG` asks for a log of the rows."""
+    return bool(os.environ.get(ROWS_LOG))
+
+
+def align_to_profile(update: int, updates: int) -> int:
+    """Shortens a call so that the profiled updates are one call of their own.
+
+    Args:
+        update: First update of the call.
+        updates: Number of updates that the call would run.
+
+    Returns:
+        Number of updates to run.
+    """
+    if update < PROFILE_UPDATES.start:
+        return min(updates, PROFILE_UPDATES.start - update)
+    if update < PROFILE_UPDATES.stop:
+        return PROFILE_UPDATES.stop - update
+    return updates
 
 
 @contextmanager
-def profiled(run: Run, wanted: bool, update: int) -> Iterator[None]:
-    """Takes a TensorFlow profile of the first block that begins when a run has warmed up; one a run."""
-    folder = run.events / "profile"
-    if not wanted or update < PROFILED.start or folder.exists():
+def profile_once(run: Run, is_enabled: bool, update: int) -> Iterator[None]:
+    """Takes a TensorFlow profile of the first block after the warmup; one profile per run.
+
+    Args:
+        run: Run directory that receives the profile.
+        is_enabled: Whether this worker takes profiles at all.
+        update: First update of the block.
+    """
+    if not is_enabled or update < PROFILE_UPDATES.start or run.profile.exists():
         yield
         return
-    tf.profiler.experimental.start(str(folder))
+    tf.profiler.experimental.start(str(run.profile))
     try:
         yield
     finally:
@@ -68,23 +91,33 @@ def profiled(run: Run, wanted: bool, update: int) -> Iterator[None]:
 
 
 class RowLog:
-    """A line for every batch of a worker, `epoch step row row ...`: proves that no row is lost or doubled. For tests.
+    """Logs which rows a worker has trained on: a line `epoch step row row ...` for every batch.
+
+    The rows are those that the compiled step took from its input, and a call's are written when it has
+    ended. A worker that is killed has therefore logged every step that any checkpoint includes; what it
+    trained after its last line is repeated from a checkpoint.
 
     Args:
-        run: Where to.
-        rank: Of the worker.
+        run: Run directory that receives the log.
+        rank: Rank of the worker.
     """
 
     def __init__(self, run: Run, rank: int) -> None:
-        self._path = run.path / f"rows-{rank}.log"
+        self._run = run
+        self._rank = rank
 
     @classmethod
-    def wanted(cls, run: Run, rank: int) -> RowLog | None:
-        """A log where the environment asks for one; the batches then go through Python one by one."""
-        return cls(run, rank) if os.environ.get(ROWS_LOG) else None
+    def from_environment(cls, run: Run, rank: int) -> RowLog | None:
+        """Returns a log if the environment asks for one (`is_logging_rows`)."""
+        return cls(run, rank) if is_logging_rows() else None
 
     def write(self, epoch: int, step: int, rows: Sequence[np.ndarray]) -> None:
-        """Adds the rows of some batches from a step on."""
-        with self._path.open("a") as file:
-            for n, batch in enumerate(rows):
-                print(epoch, step + n, *batch.tolist(), file=file)
+        """Appends the rows of consecutive batches.
+
+        Args:
+            epoch: Epoch of the batches.
+            step: Step of the first batch.
+            rows: int64 `[B]` for each batch.
+        """
+        lines = [" ".join(map(str, (epoch, step + n, *batch.tolist()))) for n, batch in enumerate(rows)]
+        self._run.append_rows(self._rank, lines)

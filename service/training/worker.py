@@ -1,4 +1,4 @@
-"""What Ray Train runs in each worker."""
+"""What runs in each worker: a process of Ray Train, or the process that the user started."""
 
 from __future__ import annotations
 
@@ -8,40 +8,68 @@ import time
 from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.interrupts import hold_interrupts
+from service.config import RunConfig
+from service.runs import Run
 
 
 def train_worker(settings: dict[str, Any]) -> None:
-    """Trains one run, together with the other workers; the entry point that `TensorflowTrainer` calls.
+    """Trains one run together with the other workers; the entry point that `TensorflowTrainer` calls.
 
     Args:
-        settings: `config`, the run's configuration as plain values; `out`, its directory; `attempt`, how often the workers were started
-            before; `launched`, when the driver started them, in seconds since 1970; `workers` and `cpus`, of the group.
+        settings: `config`, the configuration of the run as plain values; `out`, its directory; `attempt`, how
+            often the workers were restarted; `launched`, when the driver started them, in seconds since 1970;
+            `workers` and `cpus`, the number of workers and the CPUs of each.
+
+    Raises:
+        ConfigError: The run directory is not visible on this node.
     """
     began = time.time()
-    os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project is Keras 3
+    os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project uses Keras 3
     import ray.train
 
-    from service.config import RunConfig
-    from service.runs import Run
     from service.training.loop import fit
     from service.training.strategy import WorkerContext, use_cores
 
     context = ray.train.get_context()
-    place = WorkerContext(
-        context.get_world_rank(),
-        context.get_world_size(),
-        context.get_local_world_size(),
-        settings["attempt"],
+    worker = WorkerContext(
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        local_size=context.get_local_world_size(),
+        attempt=settings["attempt"],
     )
     run = Run(settings["out"])
-    if not run.config_path.is_file():
+    if not run.exists():
         raise ConfigError(
             "a run directory that every node sees",
             f"out={run.path} (not on {platform.node()})",
             "choose shared storage",
         )
-    use_cores(settings["cpus"] if place.workers > 1 else None)  # several would each take all of them
-    if place.writes:
-        timings = {"workers": began - settings["launched"], "imports": time.time() - began}
-        run.update_status(timings=run.status().get("timings", {}) | timings)
-    fit(RunConfig.model_validate(settings["config"]), run, place)
+    # Several workers on one machine would each take all of its cores.
+    use_cores(settings["cpus"] if worker.world_size > 1 else None)
+    if worker.is_chief:
+        run.add_timings(workers=began - settings["launched"], imports=time.time() - began)
+    fit(RunConfig.model_validate(settings["config"]), run, worker)
+
+
+def train_in_process(config: RunConfig, run: Run) -> None:
+    """Trains a run in this process as its only worker, without Ray.
+
+    Threads and devices are those of a single worker of Ray that has the whole machine, so that both train to
+    the same bits.
+
+    Args:
+        config: Configuration of the run.
+        run: Run directory to train, or to resume.
+
+    Raises:
+        GlassboxError: The configuration or the data cannot be used, or the training has diverged.
+        StoppedError: A stop was requested; the state is saved.
+    """
+    began = time.time()
+    with hold_interrupts():
+        from service.training.loop import fit
+        from service.training.strategy import use_cores
+    use_cores()
+    run.add_timings(imports=time.time() - began)
+    fit(config, run)

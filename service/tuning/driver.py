@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from pipelines.cluster import connected
+from pipelines.cluster import ray_session
 from pipelines.errors import ConfigError, Interrupted, TrainingError
 from pipelines.shards.manifest import load_manifest
-from pipelines.storage import locked, write_atomically
+from pipelines.storage import lock_file, write_atomically
 from service.config import RunConfig
 from service.runs import Run
-from service.training.launch import check_beginning, check_lasting
+from service.training.launch import check_can_start, check_paths_persist
 from service.tuning.plan import PLAN, Plan, planned
 from service.tuning.trial import METRIC, TIME, train_trial
 
@@ -46,7 +46,7 @@ def tune(plan: Plan, out: str | Path) -> Path:
         Interrupted: It was stopped; the same command goes on.
     """
     out = Path(out).absolute()
-    check_lasting(out=out, data=Path(plan.shards))
+    check_paths_persist(out=out, data=Path(plan.shards))
     if "validation" not in load_manifest(plan.shards).splits:
         raise ConfigError(
             "a shard set with a validation split, to judge the trials by",
@@ -58,10 +58,10 @@ def tune(plan: Plan, out: str | Path) -> Path:
     _check_trials(configs)
     out.mkdir(parents=True, exist_ok=True)
     refusal = ConfigError("a search that nobody is running", f"out={out}", "wait until it ends, or stop it")
-    with locked(out / LOCK, refusal):
+    with lock_file(out / LOCK, refusal):
         write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False))
         runs = _runs(out, configs)
-        with connected(), _stopping(out):  # Ray sets a handler of its own
+        with ray_session(), _stopping(out):  # Ray sets a handler of its own
             _search(plan, runs, out / RAY)
     return _conclude(plan, out, runs)
 
@@ -94,7 +94,7 @@ def _check_trials(configs: Sequence[RunConfig]) -> None:
     }  # mostly the same for all
     for config in checked.values():
         builder_of(config.model)
-        check_beginning(config)
+        check_can_start(config)
 
 
 def _runs(out: Path, configs: Sequence[RunConfig]) -> list[Run]:
@@ -195,7 +195,7 @@ def _conclude(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
 
     search = plan.search()
     trials = ranked([Trial.of(run, search.draw(number)) for number, run in enumerate(runs)])
-    images = load_manifest(plan.shards).split("validation").rows
+    images = load_manifest(plan.shards).get_split("validation").rows
     page = write_leaderboard(out, plan.preset, trials, search.space, images)
     print(table(trials, [dimension.key for dimension in search.space]))
     best = best_of(trials)

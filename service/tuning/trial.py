@@ -40,7 +40,7 @@ def train_trial(settings: dict[str, Any]) -> None:
 
 def _train(run: Run, cpus: int) -> None:
     began = time.perf_counter()
-    from service.training.launch import environment, now
+    from service.training.launch import current_time, describe_environment
     from service.training.loop import fit
     from service.training.strategy import use_cores
 
@@ -49,13 +49,13 @@ def _train(run: Run, cpus: int) -> None:
     with _locked(run):
         run.update_status(
             state="starting",
-            started=now(),
-            environment=environment(),
+            started=current_time(),
+            environment=describe_environment(),
             timings={"imports": time.perf_counter() - began},
         )
         fit(config, run, after_epoch=tell)
         timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
-        run.update_status(state="finished", finished=now(), timings=timings)
+        run.update_status(state="finished", finished=current_time(), timings=timings)
 
 
 @contextmanager
@@ -85,13 +85,13 @@ def settle(run: Run, error: str = "") -> None:
         run: The trial.
         error: Why it was given up; empty where it was not.
     """
-    from service.training.launch import now
+    from service.training.launch import current_time
 
     if run.status().get("state") in ENDED:
         return
     done, epochs = len(run.metrics()), int(run.config()["epochs"])
     early = f"stopped early by the search, after epoch {done} of {epochs}" if done < epochs else None
-    run.update_status(state="failed" if error else "finished", reason=error or early, finished=now())
+    run.update_status(state="failed" if error else "finished", reason=error or early, finished=current_time())
 
 
 def tell(history: Sequence[dict[str, float]]) -> None:

@@ -49,10 +49,11 @@ def bare(lab: Lab, config: Any, augment: bool = True) -> Any:
     import keras
     import tensorflow as tf
 
-    from pipelines.augment.apply import augmented
+    from pipelines.augment.apply import apply_augmentations
     from pipelines.augment.draw import draw
-    from service.models import Task, build_model, logits_of
-    from service.training.learner import use_xla
+    from service.models import Task, build_model
+    from service.models.layers import build_logits_model
+    from service.training.learner import should_use_xla
     from service.training.losses import example_losses
 
     batch = photos(lab, BATCH)
@@ -63,11 +64,11 @@ def bare(lab: Lab, config: Any, augment: bool = True) -> Any:
     tensors = {name: tf.constant(value) for name, value in made.items()}
     labels = tf.constant(batch["label"])
     model = build_model(config.model, Task((*SIZE, 3), 2, (127.0,) * 3, (64.0,) * 3))
-    net, optimizer = logits_of(model), keras.optimizers.RMSprop(0.0001)
+    net, optimizer = build_logits_model(model), keras.optimizers.RMSprop(0.0001)
     optimizer.build(net.trainable_variables)
     weights = net.trainable_variables
 
-    @tf.function(jit_compile=use_xla(config.xla) or None)
+    @tf.function(jit_compile=should_use_xla(config.xla) or None)
     def gradients(images: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(example_losses(labels, net(images, training=True)))
@@ -77,7 +78,7 @@ def bare(lab: Lab, config: Any, augment: bool = True) -> Any:
 
     @tf.function
     def step() -> None:
-        update(gradients(augmented(tensors, config.augment)[0]))
+        update(gradients(apply_augmentations(tensors, config.augment)[0]))
 
     return step
 
@@ -104,7 +105,7 @@ def loop(lab: Lab, tier: str) -> list[Row]:
             rates.append(figures["images_per_second"])
             ratios.append(figures["images_per_second"] / single)
             waits.append(figures["input_wait"])
-        whole.saver.wait()
+        whole.writer.wait()
     goal, ratio = GOAL[tier], median(ratios)
     passed = ratio >= goal if goal and lab.gpu else None
     note = f"batch {BATCH}, {median(rates):,.0f} images/s, {median(waits):.1%} of the time waiting for input; decoded by {_decoder(whole)}"

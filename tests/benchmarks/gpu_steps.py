@@ -107,7 +107,7 @@ def resnet(lab: Lab) -> list[Row]:
     """ResNet-50 from `keras.applications`, for 1,000 classes, in bfloat16 with XLA."""
     import keras
 
-    from service.models import head
+    from service.models.layers import add_head
 
     name = f"{RESNET}, mixed_bfloat16, XLA"
     goal = f">= {RESNET_GOAL:,.0f} on an H100 or H200"
@@ -122,7 +122,7 @@ def resnet(lab: Lab) -> list[Row]:
             pooling="avg",
             input_tensor=keras.layers.Rescaling(1 / 255)(image),
         )
-        return keras.Model(image, head(base.output, 1000))
+        return keras.Model(image, add_head(base.output, 1000))
 
     row, *more = measured(lab, name, build, 1000, "mixed_bfloat16", True)
     fast = bool(row.gpu and row.gpu >= RESNET_GOAL)
@@ -154,7 +154,7 @@ def measured(lab: Lab, name: str, build: Any, classes: int, precision: str, xla:
         * batch
         / seconds_each(lambda: steps.train(batches, 0, at_once), lab.pick(0.5, 0.5, 0.0), not lab.smallest)
     )
-    loss, _, _, weight = steps.totals()
+    loss, _, _, weight = steps.read_totals()
     memory = f", {tf.config.experimental.get_memory_info('GPU:0')['peak'] / 2**30:.2f} GiB" if lab.gpu else ""
     share = rate * amount / _peak(lab, precision)
     note = f"batch {batch}, {amount / 1e9:.3g} GFLOP an image, {share:.1%} of the peak{memory}"
@@ -170,12 +170,12 @@ def _steps(
     import keras
     import tensorflow as tf
 
-    from service.models import logits_of
-    from service.training.learner import _precision
+    from service.models.layers import build_logits_model
+    from service.training.learner import precision_scope
     from service.training.step import StepOptions, Steps
 
     keras.utils.set_random_seed(0)
-    with _precision(precision):
+    with precision_scope(precision):
         model = build()
     draw = np.random.default_rng(0)
     images = tf.constant(draw.integers(0, 256, (batch, *model.input_shape[1:])).astype(np.uint8))
@@ -187,7 +187,7 @@ def _steps(
         xla=xla, attach=lambda batch: {**batch, "image": images}, scaled=precision == "mixed_float16"
     )
     steps = Steps(
-        logits_of(model),
+        build_logits_model(model),
         keras.optimizers.SGD(1e-4),
         weights,
         np.float32([1e-4]),

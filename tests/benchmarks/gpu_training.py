@@ -41,13 +41,14 @@ def losses(lab: Lab, device: str, precision: str, xla: bool) -> np.ndarray:
     import keras
     import tensorflow as tf
 
-    from service.models import Task, build_model, logits_of
-    from service.training.learner import _precision
+    from service.models import Task, build_model
+    from service.models.layers import build_logits_model
+    from service.training.learner import precision_scope
     from service.training.step import StepOptions, Steps
 
     found = photos(lab, BATCH * STEPS)
     keras.utils.set_random_seed(0)
-    with tf.device("CPU:0"), _precision(precision):  # the first weights are drawn there, whatever computes
+    with tf.device("CPU:0"), precision_scope(precision):  # the first weights are drawn there, whatever computes
         first = build_model(
             "small_cnn" if lab.smallest else MODEL, Task((150, 150, 3), 2, (127.0,) * 3, (64.0,) * 3)
         )
@@ -56,7 +57,7 @@ def losses(lab: Lab, device: str, precision: str, xla: bool) -> np.ndarray:
         model.set_weights(first.get_weights())
         options = StepOptions(xla=xla)
         steps = Steps(
-            logits_of(model),
+            build_logits_model(model),
             keras.optimizers.RMSprop(RATE),
             model.trainable_variables,
             np.float32([RATE]),
@@ -67,8 +68,8 @@ def losses(lab: Lab, device: str, precision: str, xla: bool) -> np.ndarray:
         sums = [0.0]
         for number in range(STEPS):
             part = slice(number * BATCH, (number + 1) * BATCH)
-            steps.train_on({name: tf.constant(values[part]) for name, values in found.items()}, number)
-            sums.append(steps.totals()[0])
+            steps.train_batch({name: tf.constant(values[part]) for name, values in found.items()}, number)
+            sums.append(steps.read_totals()[0])
     keras_forgets()
     return np.diff(sums) / BATCH
 

@@ -46,12 +46,12 @@ def bare(**settings: Any) -> Rounds:
     import keras
     import tensorflow as tf
 
-    from service.models import logits_of
+    from service.models.layers import build_logits_model
     from service.training.losses import example_losses
 
     config = _config(**settings)
     model, images, labels = _model_and_images(config)
-    net, optimizer = logits_of(model), keras.optimizers.RMSprop(0.0001)
+    net, optimizer = build_logits_model(model), keras.optimizers.RMSprop(0.0001)
     optimizer.build(net.trainable_variables)
     pixels, label = tf.constant(images[: config.global_batch]), tf.constant(labels[: config.global_batch])
 
@@ -74,7 +74,7 @@ def bare(**settings: Any) -> Rounds:
 def ours(**settings: Any) -> Rounds:
     """An epoch of the loop as a worker runs it, with its checkpoint and its line of metrics."""
     from service.runs import Run
-    from service.training.events import epoch_log
+    from service.training.events import open_epoch_log
     from service.training.loop import Loop
     from service.training.strategy import WorkerContext
 
@@ -84,13 +84,13 @@ def ours(**settings: Any) -> Rounds:
         run.create(config.model_dump(mode="json"))
         loop = Loop(config, run, WorkerContext())
         try:
-            with epoch_log(config, run, False) as log:
+            with open_epoch_log(config, run, False) as log:
                 yield None
                 while True:
                     loop.finish_epoch(loop.train_epoch(), log)
                     yield None
         finally:
-            loop.saver.wait()
+            loop.writer.wait()
 
 
 def keras_fit(**settings: Any) -> Rounds:

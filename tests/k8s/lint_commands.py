@@ -19,7 +19,7 @@ from kube_render import Document
 from pipelines.errors import GlassboxError
 from service import cli
 from service.config import load_config
-from service.training.group import WorkerSpec, fitting
+from service.training.group import WorkerSpec, plan_groups
 
 Nodes = tuple[tuple[float, float], ...]  # CPUs and GPUs of every node
 Settings = dict[str, Document]  # data of the ConfigMaps, by name
@@ -77,7 +77,7 @@ def _find_training_error(options: argparse.Namespace, nodes: Nodes) -> str | Non
     if not nodes:
         return None
     resources = [{"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes]
-    _, candidates = fitting(spec, resources, config.global_batch)
+    _, candidates = plan_groups(spec, resources, config.global_batch)
     if not candidates:
         return f"there is no room for its workers on nodes of (CPUs, GPUs) {', '.join(map(str, nodes))}"
     return None

@@ -10,12 +10,12 @@ import pytest
 
 from pipelines.errors import ConfigError
 from service.config import load_config
-from service.inference.classifier import load_model, scale_of
+from service.inference.classifier import infer_pixel_scale, load_model
 from service.models import MODELS, Task, build_model
 from service.pretrained import BASES
 from service.report.analysis.network import Network
-from service.training.optimizers import trainable_variables
-from service.training.schedule import stages_of
+from service.training.optimizers import freeze_layers
+from service.training.schedule import list_stages
 
 SLOW = [
     pytest.param(name, marks=pytest.mark.slow) for name in BASES if name not in ("vgg16", "mobilenetv3small")
@@ -32,10 +32,10 @@ def count(variables: list[keras.Variable]) -> int:
 
 def test_vgg16_has_the_published_parameters_in_each_stage() -> None:
     model = build_model("vgg16", task(150))
-    head_only, with_block5 = stages_of(load_config("vgg16", "shards"))
+    head_only, with_block5 = list_stages(load_config("vgg16", "shards"))
     counts = []
     for stage in (head_only, with_block5):
-        counts.append(count(trainable_variables(model, stage.freeze, stage.train)))
+        counts.append(count(freeze_layers(model, stage.freeze, stage.train)))
         assert counts[-1] + count(model.non_trainable_variables) == 14_714_688 + 2_097_665
     assert counts == [2_097_665, 2_097_665 + 7_079_424]
     assert with_block5.learning_rate < head_only.learning_rate
@@ -64,7 +64,7 @@ def test_a_saved_model_needs_nothing_of_ours(name: str, tmp_path: Path) -> None:
     model.save(tmp_path / "model.keras")
     saved = load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(saved(images, training=False), model(images, training=False), atol=1e-6)
-    assert scale_of(saved) == 1.0
+    assert infer_pixel_scale(saved) == 1.0
     likely = np.asarray(keras.ops.softmax(Network(saved).run(images).logits))
     np.testing.assert_allclose(likely, saved(images, training=False), atol=1e-5)
 

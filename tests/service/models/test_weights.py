@@ -16,8 +16,8 @@ from pipelines.errors import ConfigError
 from service.config import load_config
 from service.models import Task, build_model
 from service.models.weights import load_weights
-from service.pretrained import BASES, cached
-from service.training.launch import check_beginning
+from service.pretrained import BASES, cache_path
+from service.training.launch import check_can_start
 
 SMALL = "mobilenetv3small"
 ROOT = Path(__file__).resolve().parents[3]
@@ -108,7 +108,7 @@ def test_what_can_be_known_before_anything_starts(tmp_path: Path) -> None:
     (tmp_path / "w.h5").write_bytes(b"")
 
     def beginning(*words: str) -> None:
-        check_beginning(load_config("demo", shards, list(words)))
+        check_can_start(load_config("demo", shards, list(words)))
 
     beginning("weights=none")
     for words, message in (
@@ -171,5 +171,5 @@ def test_files_are_looked_for_where_keras_puts_them(
     monkeypatch.setattr("keras.src.utils.file_utils.get_file", get_file)
     with pytest.raises(OSError, match="enough"):
         getattr(keras.applications, BASES[name].name)(include_top=False, input_shape=(96, 96, 3))
-    assert str(tmp_path / asked[0]) == str(cached(name))
+    assert str(tmp_path / asked[0]) == str(cache_path(name))
     assert len(asked[1]) in (32, 64)
