@@ -1,79 +1,62 @@
-"""Random colours: the one linear map per image that brightness, contrast, saturation and hue make together."""
+"""Composes the colour augmentations of each image into the one linear map that the colour pass applies."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from pipelines.augment.philox import Floats, Number
-from pipelines.spec import AugmentSpec
+from pipelines.augment.philox import Floats
 
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of R, G and B in a grey value, ITU-R BT.601
 MIDDLE = 127.5  # the grey that a change of contrast leaves as it is
 
 
-class ColourParameters(NamedTuple):
-    """What happens to the colours of each of n images.
+class ColourMap(NamedTuple):
+    """Maps of the colours of n images: `colour = gain * linear @ colour + offset`, in values of 0 to 255.
 
     Attributes:
-        brightness: Factor on the values, `[n]`.
-        contrast: Factor on the distance from the middle grey, `[n]`.
-        saturation: Factor on the distance of a colour from the grey of its luma, `[n]`; 0 is grey.
-        hue: Turn about the grey axis in degrees, `[n]`; 120 makes green of red.
+        gain: Factor on all channels, `[n]`.
+        linear: What each new channel is made of, `[n, C, C]`.
+        grey: What `linear` makes of the grey value 1, `[n, C]`. Kept apart from the sum of the columns, which
+            is 1 for changes that preserve grey, but only up to rounding.
+        offset: What is added to each channel, `[n, C]`.
     """
 
-    brightness: Floats
-    contrast: Floats
-    saturation: Floats
-    hue: Floats
+    gain: Floats
+    linear: Floats
+    grey: Floats
+    offset: Floats
 
 
-def tints(spec: AugmentSpec, channels: int) -> bool:
-    """Whether any of these changes is on; saturation and hue mean nothing to grey images."""
-    return bool(spec.brightness or spec.contrast or (channels == 3 and (spec.saturation or spec.hue)))
-
-
-def colour_parameters(spec: AugmentSpec, numbers: Floats, rows: ArrayLike) -> ColourParameters:
-    """What happens to the colours of each image.
-
-    Args:
-        spec: The ranges.
-        numbers: Of these rows, from `philox.uniform`.
-        rows: Rows of the split, `[n]`; -1 is padding, to which nothing happens.
-    """
-    spread = np.where(np.asarray(rows) >= 0, 2.0 * numbers - 1.0, 0.0)
-    return ColourParameters(
-        brightness=1.0 + spec.brightness * spread[Number.BRIGHTNESS],
-        contrast=1.0 + spec.contrast * spread[Number.CONTRAST],
-        saturation=1.0 + spec.saturation * spread[Number.SATURATION],
-        hue=spec.hue * spread[Number.HUE],
+def identity_colour_map(count: int, channels: int) -> ColourMap:
+    """Returns `count` maps that change nothing."""
+    return ColourMap(
+        gain=np.ones(count),
+        linear=np.broadcast_to(np.eye(channels), (count, channels, channels)),
+        grey=np.ones((count, channels)),
+        offset=np.zeros((count, channels)),
     )
 
 
-def colour_matrices(parameters: ColourParameters, channels: int) -> NDArray[np.float32]:
-    """The maps that `pipelines.augment.apply.augmented` applies: brightness, contrast, saturation, hue, in this order.
-
-    Saturation and hue keep every grey as it is, so that the order matters between brightness and contrast alone.
-    The turn of the hue is a rotation in RGB: it keeps the mean of the channels, where HSV keeps the largest.
+def precompose_matrices(after: ColourMap, matrices: Floats) -> ColourMap:
+    """Returns the map that first applies any linear maps, then another.
 
     Args:
-        parameters: Of n images.
-        channels: 1 or 3; with 1, brightness and contrast alone.
+        after: The map that follows.
+        matrices: float64 `[n, C, C + 1]`: `colour = matrix @ (*colour, 1)`.
+    """
+    linear = after.linear @ matrices[..., :-1]
+    shift = (after.linear @ matrices[..., -1:])[..., 0]  # [n, C]
+    return ColourMap(after.gain, linear, linear.sum(axis=-1), after.gain[:, None] * shift + after.offset)
+
+
+def to_matrices(colour_map: ColourMap) -> NDArray[np.float32]:
+    """Converts maps to the matrices of the colour pass.
 
     Returns:
-        float32 `[n, C, C + 1]`: `colour = matrix @ (*colour, 1)`, in values of 0 to 255, before they are clipped.
+        float32 `[n, C, C + 1]`: `colour = matrix @ (*colour, 1)`, before it is clipped to 0 to 255.
     """
-    gain = (parameters.brightness * parameters.contrast)[:, None, None]
-    offset = np.broadcast_to((MIDDLE * (1.0 - parameters.contrast))[:, None, None], (len(gain), channels, 1))
-    linear = gain * _saturation_and_hue(parameters) if channels == 3 else gain
-    return np.concatenate([linear, offset], axis=-1).astype(np.float32)
-
-
-def _saturation_and_hue(parameters: ColourParameters) -> Floats:
-    """Rodrigues' rotation about (1, 1, 1), after a blend with the luma, `[n, 3, 3]`."""
-    angle, share = np.deg2rad(parameters.hue)[:, None, None], parameters.saturation[:, None, None]
-    cross = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
-    turned = np.cos(angle) * np.eye(3) + (1.0 - np.cos(angle)) / 3.0 + np.sin(angle) * cross
-    return np.asarray((1.0 - share) * LUMA + share * turned)  # LUMA as rows: every channel becomes the luma
+    linear = colour_map.gain[:, None, None] * colour_map.linear
+    return np.concatenate([linear, colour_map.offset[..., None]], axis=-1).astype(np.float32)

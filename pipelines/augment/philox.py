@@ -1,8 +1,8 @@
-"""Random numbers without a state: those of an image depend on seed, epoch and row, on nothing else."""
+"""A counter-based random number generator: the numbers of an image depend on seed, epoch and row alone."""
 
 from __future__ import annotations
 
-from enum import IntEnum
+import hashlib
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -15,48 +15,12 @@ MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
 KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64)
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
-
-
-class Number(IntEnum):
-    """Which of an image's random numbers decides what.
-
-    Every decision has a number of its own, so that widening one range moves no other. New ones go to the
-    end: another order would change every run.
-    """
-
-    THETA = 0
-    TX = 1
-    TY = 2
-    SHEAR = 3
-    ZX = 4
-    ZY = 5
-    FLIP = 6
-    FLIP_VERTICAL = 7
-    CROP_AREA = 8
-    CROP_RATIO = 9
-    CROP_Y = 10
-    CROP_X = 11
-    BRIGHTNESS = 12
-    CONTRAST = 13
-    SATURATION = 14
-    HUE = 15
-    ERASE = 16
-    ERASE_AREA = 17
-    ERASE_RATIO = 18
-    ERASE_Y = 19
-    ERASE_X = 20
-    MIXUP_OR_CUTMIX = 21
-    MIXUP = 22
-    CUTMIX = 23
-    CUT_Y = 24
-    CUT_X = 25
-
-
-BLOCKS = -(-len(Number) // 4)  # a block of the generator is four numbers
+BLOCK = 4  # numbers that one counter value gives
+FOLD_BLOCK = 0xFFFFFFFF  # block number that `fold_in` uses and `uniform` never reaches
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> Words:
-    """Philox4x32-10, the counter-based generator of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+    """Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
     Args:
         counter: 32-bit words, `[4, ...]`.
@@ -67,31 +31,57 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> Words:
     """
     words = np.asarray(counter, np.uint64)
     column = (2, *[1] * (words.ndim - 1))
-    keys = (
-        np.asarray(key, np.uint64) + KEY_STEPS * np.arange(ROUNDS, dtype=np.uint64)[:, None]
-    ) & LOW  # of every round
+    steps = KEY_STEPS * np.arange(ROUNDS, dtype=np.uint64)[:, None]
+    round_keys = (np.asarray(key, np.uint64) + steps) & LOW  # [ROUNDS, 2]
     multipliers = MULTIPLIERS.reshape(column)
-    even, odd = words[0::2], words[1::2]
-    for round_key in keys.reshape(ROUNDS, *column):
-        crossed = (even * multipliers)[::-1]  # 32 x 32 bits: fits into 64
-        even, odd = (crossed >> HALF) ^ odd ^ round_key, crossed & LOW
+    even = words[0::2]
+    odd = words[1::2]
+    for round_key in round_keys.reshape(ROUNDS, *column):
+        products = (even * multipliers)[::-1]  # 32 x 32 bits fit into 64
+        even = products >> HALF
+        even ^= odd
+        even ^= round_key
+        products &= LOW
+        odd = products
     return np.stack([even, odd], axis=1).reshape(words.shape)
 
 
-def uniform(seed: int, epoch: int, rows: ArrayLike) -> Floats:
-    """The random numbers of some rows: the key is the seed, the counter is the row, the epoch and a block number.
+def uniform(seed: int, epoch: int, rows: ArrayLike, count: int) -> Floats:
+    """Returns the random numbers of some rows. The key is the seed; the counter holds row, epoch and block.
+
+    Number i of an image does not depend on `count`.
 
     Args:
         seed: 0 to 2**64 - 1.
         epoch: 0 to 2**32 - 1.
-        rows: Integers `[n]`.
+        rows: Row numbers of the split, integers `[n]`.
+        count: Numbers per image; rounded up to a multiple of 4.
 
     Returns:
-        float64 `[4 * BLOCKS, n]` in [0, 1), to be indexed with a `Number`.
+        float64 `[count, n]` in [0, 1).
     """
     row = np.asarray(rows, np.int64).astype(np.uint64)
-    counter = np.empty((4, BLOCKS, len(row)), np.uint64)
-    counter[0], counter[1], counter[2] = row & LOW, row >> HALF, epoch
-    counter[3] = np.arange(BLOCKS, dtype=np.uint64)[:, None]
+    blocks = -(-count // BLOCK)
+    counter = np.empty((4, blocks, len(row)), np.uint64)
+    counter[0] = row & LOW
+    counter[1] = row >> HALF
+    counter[2] = epoch
+    counter[3] = np.arange(blocks, dtype=np.uint64)[:, None]
     words = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32))
-    return words.swapaxes(0, 1).reshape(4 * BLOCKS, len(row)) / 2.0**32
+    return words.swapaxes(0, 1).reshape(BLOCK * blocks, len(row)) / 2.0**32
+
+
+def fold_in(seed: int, name: str) -> int:
+    """Derives the seed of a named stream, as `jax.random.fold_in` does: independent for every name.
+
+    Args:
+        seed: 0 to 2**64 - 1.
+        name: Any text, which enters by its SHA-256.
+
+    Returns:
+        A seed, 0 to 2**64 - 1.
+    """
+    digest = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little")
+    counter = (digest & 0xFFFFFFFF, digest >> 32, 0, FOLD_BLOCK)
+    low, high, *_ = philox4x32(counter, (seed & 0xFFFFFFFF, seed >> 32)).tolist()
+    return int(low) | int(high) << 32

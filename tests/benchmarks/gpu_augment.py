@@ -44,13 +44,13 @@ def agreement(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
     """GPU against CPU; without a GPU, compiled by XLA against one operation after the other."""
     import tensorflow as tf
 
-    from pipelines.augment.apply import augmented
+    from pipelines.augment.apply import apply_augmentations
 
     batch, spec = drawn(lab, settings, lab.pick(64, 32, 4))
 
     def made(device: str) -> np.ndarray:
         with tf.device(device):
-            return augmented({key: tf.constant(value) for key, value in batch.items()}, spec)[0].numpy()
+            return apply_augmentations({key: tf.constant(value) for key, value in batch.items()}, spec)[0].numpy()
 
     ours = made(lab.device)
     tf.config.run_functions_eagerly(not lab.gpu)
@@ -77,7 +77,7 @@ def speed(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
     """Images a second from uint8 to augmented float32, on the device that trains and on the CPU."""
     import tensorflow as tf
 
-    from pipelines.augment.apply import augmented
+    from pipelines.augment.apply import apply_augmentations
 
     batch, spec = drawn(lab, settings, lab.pick(256, 64, 4))
 
@@ -85,7 +85,7 @@ def speed(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
         with tf.device(device):
             tensors = {key: tf.constant(value) for key, value in batch.items()}
             return len(batch["image"]) / seconds_each(
-                lambda: augmented(tensors, spec), lab.pick(1.0, 1.0, 0.0)
+                lambda: apply_augmentations(tensors, spec), lab.pick(1.0, 1.0, 0.0)
             )
 
     return [

@@ -126,7 +126,7 @@ def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, *
         import nvidia.dali  # noqa: F401 (the table says so where it is not there)
     import tensorflow as tf
 
-    from pipelines.augment.apply import augmented
+    from pipelines.augment.apply import apply_augmentations
     from pipelines.input.batches import Batches
     from pipelines.input.cache import Cache
     from pipelines.spec import AugmentSpec, DataSpec
@@ -137,7 +137,7 @@ def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, *
 
     @tf.function
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
-        return strategy.run(lambda batch: augmented(batches.attach(batch), spec)[0], args=(batch,))
+        return strategy.run(lambda batch: apply_augmentations(batches.attach(batch), spec)[0], args=(batch,))
 
     epoch = 0
     yield None

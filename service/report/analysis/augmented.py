@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from pipelines.augment.base import Fact
+from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
 from pipelines.input.order import PADDING, Rows, epoch_order
 from pipelines.input.reader import ShardReader
 from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec
 from pipelines.storage import write_atomically
-from service.report.analysis.augment_facts import Fact, described
 from service.report.drawing.album import Album, Picture
 from service.report.pages import page
 from service.report.publish import MANIFEST, PAGE
@@ -115,8 +116,7 @@ class Previewer:
     @property
     def ranges(self) -> list[tuple[str, object]]:
         """What is drawn from, where that is not the standard."""
-        standard = AugmentSpec()
-        return [(key, value) for key, value in self._augment if value != getattr(standard, key)]
+        return self._augment.list_changed()
 
     def show(self, album: Album) -> list[Shown]:
         """Every image with its versions, their pictures in the album."""
@@ -135,15 +135,15 @@ class Previewer:
 
     def _versions(self, epoch: int, album: Album) -> list[Version]:
         """The images as one epoch sees them."""
-        from pipelines.augment.apply import augmented
+        from pipelines.augment.apply import apply_augmentations
 
         rows = np.stack([self.rows, self._neighbours(epoch)], axis=1).reshape(
             -1
         )  # an image at 2i, who it is mixed with at 2i + 1
         drawn = draw(self._augment, self._options.seed, epoch, rows, self._data)
-        images, shares = augmented({"image": self._images(rows)} | drawn, self._augment)
+        images, shares = apply_augmentations({"image": self._images(rows)} | drawn, self._augment)
         pixels = np.clip(np.rint(np.asarray(images)), 0, 255).astype(np.uint8)
-        words = described(
+        words = describe_draws(
             self._augment,
             self._options.seed,
             epoch,

@@ -14,14 +14,15 @@ import tensorflow as tf
 from PIL import Image
 from shard_samples import record, write_shards
 
-from pipelines.augment.apply import augmented
+from pipelines.augment.apply import apply_augmentations
+from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, GlassboxError
 from pipelines.input.order import epoch_order
 from pipelines.spec import AugmentSpec, DataSpec
-from service.report.analysis.augment_facts import described, signed
 from service.report.analysis.augmented import PreviewOptions
 from service.report.drawing.album import Album
+from service.report.drawing.formatting import signed_number
 from service.report.pages.page import templates
 from service.report.pages.preview import render_preview
 from service.report.sections import augmentation
@@ -78,7 +79,7 @@ def seen_in_training(epoch: int) -> dict[int, np.ndarray]:
     rows = np.append(epoch_order(ROWS, OPTIONS.seed, epoch), -1)
     images = np.where(rows[:, None, None, None] < 0, np.uint8(0), IMAGES[rows])
     batch = {"image": tf.constant(images)} | draw(EVERYTHING, OPTIONS.seed, epoch, rows, DATA)
-    pixels = np.rint(augmented(batch, EVERYTHING)[0].numpy()).astype(np.uint8)
+    pixels = np.rint(apply_augmentations(batch, EVERYTHING)[0].numpy()).astype(np.uint8)
     return dict(zip(rows.tolist(), pixels, strict=True))
 
 
@@ -161,10 +162,10 @@ def test_the_report_of_a_run_shows_what_its_epochs_saw(shards: Path, tmp_path: P
 def test_what_was_drawn_in_words() -> None:
     rows = np.array([0, 1])
     drawn = draw(EVERYTHING, 3, 1, rows, DATA)
-    _, shares = augmented({"image": tf.constant(IMAGES[:2])} | drawn)
+    _, shares = apply_augmentations({"image": tf.constant(IMAGES[:2])} | drawn)
     facts = [
         {fact.name: fact.value for fact in listed}
-        for listed in described(EVERYTHING, 3, 1, rows, DATA, shares.numpy())
+        for listed in describe_draws(EVERYTHING, 3, 1, rows, DATA, shares.numpy())
     ]
     names = [
         "crop",
@@ -186,20 +187,20 @@ def test_what_was_drawn_in_words() -> None:
         top, left, bottom, right = drawn["erase"][place]
         assert facts[place]["erased"] == (f"{(bottom - top) * (right - left):.0%}" if bottom else "no")
     turned = AugmentSpec(rotation=40)
-    (angle,) = (fact for fact in described(turned, 3, 1, rows, DATA, None)[0])
+    (angle,) = (fact for fact in describe_draws(turned, 3, 1, rows, DATA, None)[0])
     matrix = draw(turned, 3, 1, rows, DATA)["affine"][0]
     assert (
         angle.value
         == facts[0]["rotation"]
-        == signed(float(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))), "°")
+        == signed_number(float(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))), "°")
     )
-    (shift,) = described(AugmentSpec(shift=0.2), 3, 1, rows, DATA, None)[0]
+    (shift,) = describe_draws(AugmentSpec(shift=0.2), 3, 1, rows, DATA, None)[0]
     _, _, x, _, _, y = draw(AugmentSpec(shift=0.2), 3, 1, rows, DATA)["affine"][0].reshape(-1)
-    assert shift.value == facts[0]["shift"] == f"x {signed(100 * x, '%')} y {signed(100 * y, '%')}"
+    assert shift.value == facts[0]["shift"] == f"x {signed_number(100 * x, '%')} y {signed_number(100 * y, '%')}"
 
 
 def test_numbers_carry_their_sign() -> None:
-    assert [signed(value, "%") for value in (4.06, -4.06, 0.04, -0.04, 0.0)] == [
+    assert [signed_number(value, "%") for value in (4.06, -4.06, 0.04, -0.04, 0.0)] == [
         "+4.1%",
         "\N{MINUS SIGN}4.1%",
         "0.0%",

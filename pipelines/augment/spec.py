@@ -1,0 +1,156 @@
+"""The settings of all augmentations, `AugmentSpec`, assembled from the files that define them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic_core import InitErrorDetails
+from typing_extensions import override
+
+from pipelines.augment.base import Augmentation
+from pipelines.augment.registry import AUGMENTATIONS, EXTENSIONS, load_extension
+from pipelines.errors import ConfigError
+from pipelines.plugins import is_reference, reference_file
+from pipelines.settings import Spec
+
+# The bases in reverse: pydantic lists the fields of the last one first.
+_AllSettings: Any = create_model(
+    "_AllSettings", __base__=tuple(augmentation.Settings for augmentation in reversed(AUGMENTATIONS))
+)
+
+
+class AugmentSpec(_AllSettings):  # type: ignore[misc]
+    """Ranges that random changes of training images are drawn from; uniform and symmetric unless noted.
+
+    Geometry becomes one affine matrix per image and colour one linear map, so that each costs one pass
+    however many changes are on.
+
+    A key that is no attribute below refers to an augmentation from outside this package: the name of an entry
+    point of the group `glassbox.augmentations`, `file.py:CLASS` or `package.module:CLASS`. Its value holds
+    the settings of that class; `true` stands for their defaults, `false` and null turn it off.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    @model_validator(mode="after")
+    def _validate_extensions(self) -> Self:
+        """Validates the settings of augmentations from outside, and completes them with their defaults."""
+        settings = self.__pydantic_extra__ or {}
+        for key, value in list(settings.items()):
+            if value is None or value is False:
+                del settings[key]
+            else:
+                settings[key] = _validate_extension(key, value)
+        _check_names([load_extension(key) for key in settings])
+        return self
+
+    @property
+    def extensions(self) -> dict[str, dict[str, Any]]:
+        """Settings of the augmentations from outside this package, by the key that refers to each."""
+        return dict(self.__pydantic_extra__ or {})
+
+    def list_changed(self) -> list[tuple[str, Any]]:
+        """Returns keys and values of the settings that differ from their defaults."""
+        defaults = AugmentSpec()
+        keys = [key for key in type(self).model_fields if getattr(self, key) != getattr(defaults, key)]
+        return [*((key, getattr(self, key)) for key in keys), *self.extensions.items()]
+
+    @classmethod
+    @override
+    def find_group(cls, key: str) -> type[Spec]:
+        return load_extension(key).Settings
+
+    @classmethod
+    @override
+    def list_keys(cls) -> tuple[str, ...]:
+        return (*cls.model_fields, *EXTENSIONS.names())
+
+
+AugmentSpec.__doc__ = "\n".join(
+    [
+        f"{AugmentSpec.__doc__}",
+        "    Attributes:",
+        *(f"        {name}: {field.description}" for name, field in AugmentSpec.model_fields.items()),
+    ]
+)
+
+
+@lru_cache(maxsize=256)
+def list_augmentations(spec: AugmentSpec) -> tuple[Augmentation, ...]:
+    """Returns all augmentations, on or off, those of this package first.
+
+    The same spec gives the same objects, so that TensorFlow does not trace their functions again.
+    """
+    augmentations = [augmentation(spec) for augmentation in AUGMENTATIONS]
+    for key, settings in spec.extensions.items():
+        extension = load_extension(key)
+        augmentations.append(extension(extension.Settings.model_validate(settings)))
+    return tuple(augmentations)
+
+
+@lru_cache(maxsize=256)
+def list_active(spec: AugmentSpec, channels: int) -> tuple[Augmentation, ...]:
+    """Returns the augmentations that are on, for images with some number of channels."""
+    return tuple(a for a in list_augmentations(spec) if a.is_on() and channels in a.channels)
+
+
+def list_user_files(spec: AugmentSpec) -> tuple[Path, ...]:
+    """Returns the Python files that a spec refers to, as they are written there, each once."""
+    files = [reference_file(key) for key in spec.extensions]
+    return tuple(dict.fromkeys(file for file in files if file is not None))
+
+
+def rewrite_user_files(spec: AugmentSpec, copies: Mapping[Path, Path]) -> AugmentSpec:
+    """Returns a spec that refers to copies of user files. What is drawn stays the same.
+
+    Args:
+        spec: Settings of all augmentations.
+        copies: Path of the copy for each file of `list_user_files`; a file without a copy stays as it is.
+    """
+    settings: dict[str, Any] = {}
+    for key, value in spec.model_dump().items():
+        file = reference_file(key)
+        if file is not None and file in copies:
+            attribute = key.rpartition(":")[2]
+            key = f"{copies[file]}:{attribute}"
+        settings[key] = value
+    return AugmentSpec(**settings)
+
+
+def _validate_extension(key: str, value: Any) -> dict[str, Any]:
+    """Validates the settings of one augmentation from outside.
+
+    Returns:
+        The settings with their defaults, as plain values that YAML and JSON can hold.
+
+    Raises:
+        ConfigError: The augmentation cannot be loaded.
+        ValidationError: The key is unknown, or a setting is.
+    """
+    if not is_reference(key) and key not in EXTENSIONS.names():
+        unknown = InitErrorDetails(type="extra_forbidden", loc=(key,), input=value)
+        raise ValidationError.from_exception_data("AugmentSpec", [unknown])
+    # A model with one field, so that the key is part of the location in an error.
+    field: Any = (load_extension(key).Settings, Field(alias=key))
+    holder: Any = create_model("Extension", settings=field)
+    settings = {} if value is True else value
+    validated: dict[str, Any] = holder.model_validate({key: settings}).settings.model_dump(mode="json")
+    return validated
+
+
+def _check_names(extensions: list[type[Augmentation]]) -> None:
+    """Checks that no two augmentations would draw the same numbers.
+
+    Raises:
+        ConfigError: Two of them have the same name.
+    """
+    names = [extension.name for extension in extensions]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                "augmentations with different names", f"name={name} twice", "set another `name` in one class"
+            )
