@@ -1,1 +1,1 @@
-"""The data plane: sources, shards, and the batches that training reads."""
+"""The data plane: sources, shards, and the batches that training reads. See README.md in this folder."""

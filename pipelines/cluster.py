@@ -1,4 +1,4 @@
-"""The Ray cluster that work runs on, the one `RAY_ADDRESS` names, else one of this process's own; and tasks on it."""
+"""Connects to the Ray cluster at `RAY_ADDRESS`, or starts one in this process, and runs tasks on it."""
 
 from __future__ import annotations
 
@@ -14,138 +14,158 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 from pipelines.interrupts import hold_interrupts
+from pipelines.plugins import list_file_modules
 
-ANSWER_SECONDS = 5.0
-ROOT = Path(__file__).parent.parent  # of the packages
-ENDING_SECONDS = 0.5  # that tasks have to end by themselves before they are cancelled
-STOPPING_SECONDS = 60.0  # to wait until tasks that were cancelled have ended
+ROOT = Path(__file__).parent.parent  # directory that holds the packages
+CONNECT_SECONDS = 5.0
+GRACE_SECONDS = 0.5  # in which tasks may end by themselves before they are cancelled
+CANCEL_SECONDS = 60.0  # to wait until cancelled tasks have ended
 OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions around, not images
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connects to Ray for the length of a block, and disconnects only if it connected.
+    """Connects to Ray for the length of a block; a connection that already exists is used and kept.
 
-    A cluster of this process's own takes a token of its own, so that nobody else on the network can
-    give it work. An interrupt is answered when Ray is there, a second one at once.
+    A cluster of this process's own gets its own token, so that nobody else on the network can submit work to
+    it. An interrupt takes effect once Ray has started, a second one at once.
 
     Raises:
-        ConfigError: Nothing answers at `RAY_ADDRESS`, or Ray does not start.
+        ConfigError: `RAY_ADDRESS` cannot be reached, or Ray does not start.
     """
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES as it is
-    if (
-        not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules
-    ):  # Ray reads it when it is imported
-        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    # Ray reads these variables when it is imported, so they have no effect afterwards.
+    if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with hold_interrupts():
         import ray
 
     if ray.is_initialized():
         yield
         return
-    _check_answers(address)
+    _check_reachable(address)
     try:
         with hold_interrupts():
-            _enter(address)
+            _connect(address)
         yield
     finally:
         ray.shutdown()
 
 
-def _enter(address: str | None) -> None:
-    """Connects to the cluster at an address, or starts one.
-
-    Raises:
-        ConfigError: It does not let this process in, or does not come up.
-    """
-    import ray
-
-    options = {} if address else {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
-    try:
-        with chdir(
-            ROOT
-        ):  # Ray lets workers import from here before anywhere else: they shall import what this process did
-            ray.init(
-                address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options
-            )
-    except Exception as error:
-        # Where a part of it does not come up in time, Ray raises a plain RuntimeError or Exception.
-        if not isinstance(error, (ConnectionError, ray.exceptions.RayError)) and type(error) not in (
-            RuntimeError,
-            Exception,
-        ):
-            raise
-        raise _refusal(error, address) from None
-
-
 def count_cpus() -> int:
-    """CPUs of the cluster, at least one."""
+    """Returns the number of CPUs of the cluster, at least 1."""
     import ray
 
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
+def put_object(value: Any) -> Any:
+    """Puts a value into Ray's object store and returns the reference to it."""
+    import ray
+
+    _register_file_modules()
+    return ray.put(value)
+
+
 def run_tasks(
     function: Callable[..., Any],
     calls: Sequence[tuple[Any, ...]],
-    name: Callable[[int], str],
+    describe: Callable[[int], str],
     limit: int | None = None,
     gpus: int = 0,
 ) -> Generator[tuple[int, Any], None, None]:
-    """Runs `function(*call)` for every call as a task of its own; closing the generator cancels what still runs.
+    """Runs `function(*call)` for every call as a Ray task; closing the generator cancels running tasks.
 
     Args:
-        function: Runs in a worker process.
-        calls: Its arguments.
-        name: What to call the task of a place in `calls` in an error message.
-        limit: Tasks that are submitted at a time; None for two a CPU: one that waits spares a worker the way to
-            the driver and back.
-        gpus: For each task.
+        function: Function to run in worker processes.
+        calls: Positional arguments of every task.
+        describe: Names the task of an index in `calls` for error messages.
+        limit: Number of tasks submitted at a time. None for two per CPU: with one task waiting, a worker does
+            not sit idle while its result travels to the driver.
+        gpus: Number of GPUs that every task needs.
 
     Yields:
-        Place in `calls` and what the function returned, as tasks end.
+        Index in `calls` and return value, in the order in which tasks end.
 
     Raises:
-        Exception: What the function raised, with a note of the task.
-        ConfigError: Its worker died, however often Ray tried again.
+        Exception: The exception that the function raised, with a note that names the task.
+        ConfigError: A worker died, and Ray's retries failed as well.
     """
     import ray
 
-    task, limit = ray.remote(num_gpus=gpus)(function), limit or 2 * count_cpus()
+    _register_file_modules()
+    task = ray.remote(num_gpus=gpus)(function)
+    limit = limit or 2 * count_cpus()
     running: dict[Any, int] = {}
-    following = 0
+    submitted = 0
     try:
-        while following < len(calls) or running:
-            while following < len(calls) and len(running) < limit:
-                running[task.remote(*calls[following])] = following
-                following += 1
+        while submitted < len(calls) or running:
+            while submitted < len(calls) and len(running) < limit:
+                running[task.remote(*calls[submitted])] = submitted
+                submitted += 1
             (reference, *_), _ = ray.wait(list(running))
-            place = running.pop(reference)
-            yield place, _result(reference, name(place))
+            index = running.pop(reference)
+            yield index, _get_result(reference, describe(index))
     finally:
-        _stop(list(running))
+        _cancel(list(running))
 
 
-def _stop(tasks: list[Any]) -> None:
-    """Ends tasks, and waits until they have ended.
+def _register_file_modules() -> None:
+    """Makes Ray send classes from a user's file with their code, because workers cannot import the file."""
+    import ray
 
-    Ray aborts this process where a task ends in the very moment in which it is cancelled, and an interrupt reaches us
-    when one just ended. So those that are about to end may do so first.
+    for module in list_file_modules():
+        ray.cloudpickle.register_pickle_by_value(module)
+
+
+def _connect(address: str | None) -> None:
+    """Connects to the cluster at an address, or starts one.
+
+    Raises:
+        ConfigError: The cluster refuses the connection, or does not start.
     """
     import ray
 
-    if tasks:
-        _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=ENDING_SECONDS)
-    for reference in reversed(tasks):  # those that wait for a worker first
+    options: dict[str, Any] = {}
+    if not address:
+        options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    try:
+        # Workers look for modules in the current directory first, and must import what this process imported.
+        with chdir(ROOT):
+            ray.init(
+                address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options
+            )
+    except Exception as error:
+        # Where a part of Ray does not start in time, it raises a plain RuntimeError or Exception.
+        is_plain = type(error) in (RuntimeError, Exception)
+        if not is_plain and not isinstance(error, (ConnectionError, ray.exceptions.RayError)):
+            raise
+        raise _build_connection_error(error, address) from None
+
+
+def _cancel(tasks: list[Any]) -> None:
+    """Cancels tasks and waits until they have ended.
+
+    Ray aborts this process where a task ends in the very moment in which it is cancelled, and interrupts
+    tend to arrive when a task just ended. Tasks that are about to end may therefore do so first.
+    """
+    import ray
+
+    if not tasks:
+        return
+    _, tasks = ray.wait(tasks, num_returns=len(tasks), timeout=GRACE_SECONDS)
+    if not tasks:
+        return
+    for reference in reversed(tasks):  # those that still wait for a worker first
         ray.cancel(reference)
-    if tasks:
-        ray.wait(tasks, num_returns=len(tasks), timeout=STOPPING_SECONDS)
+    ray.wait(tasks, num_returns=len(tasks), timeout=CANCEL_SECONDS)
 
 
-def _result(reference: Any, name: str) -> Any:
-    """What a task returned."""
+def _get_result(reference: Any, name: str) -> Any:
+    """Returns the result of a task, or raises its error with the name of the task."""
     import ray
 
     try:
@@ -154,35 +174,39 @@ def _result(reference: Any, name: str) -> Any:
         error.cause.add_note(f"in a worker, at {name}")
         raise error.cause from None
     except ray.exceptions.RayError as error:
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
-        fix = "see that workers have memory enough, look into Ray's logs, and run the same command again"
-        raise ConfigError("workers that live to the end", f"{name}: {reason.rstrip('.')}", fix) from None
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = lines[0] if lines else type(error).__name__
+        fix = "give workers enough memory, check Ray's logs, and run the same command again"
+        raise ConfigError("workers that stay alive", f"{name}: {reason.rstrip('.')}", fix) from None
 
 
-def _refusal(error: Exception, address: str | None) -> ConfigError:
-    """What is said where Ray cannot be entered, or cannot be started."""
-    reason = next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(".")
+def _build_connection_error(error: Exception, address: str | None) -> ConfigError:
+    """Returns the error for a cluster that cannot be reached or started."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    reason = lines[0].rstrip(".")
     if address:
-        fix = "see that it is a Ray of the same version and that RAY_AUTH_TOKEN fits, or unset RAY_ADDRESS"
-        return ConfigError("a Ray cluster that lets this process in", f"RAY_ADDRESS={address}: {reason}", fix)
-    fix = "run the same command again when the machine is less busy, with room in memory and in /tmp"
-    return ConfigError("a Ray that comes up on this machine within 30 seconds", f"ray: {reason}", fix)
+        fix = "use a cluster with the same version of Ray and a matching RAY_AUTH_TOKEN, or unset RAY_ADDRESS"
+        return ConfigError(
+            "a Ray cluster that accepts the connection", f"RAY_ADDRESS={address}: {reason}", fix
+        )
+    fix = "run the same command again when the machine is less busy, with free memory and free space in /tmp"
+    return ConfigError("Ray to start on this machine within 30 seconds", f"ray: {reason}", fix)
 
 
-def _check_answers(address: str | None) -> None:
-    """Asks a `host:port` whether anybody listens, because Ray itself would try for minutes.
+def _check_reachable(address: str | None) -> None:
+    """Makes sure that a `host:port` accepts connections, because Ray itself would retry for minutes.
 
     Raises:
-        ConfigError: Nobody does.
+        ConfigError: Nothing listens there.
     """
     host, colon, port = (address or "").rpartition(":")
-    if not colon or "/" in host or not port.isdigit():  # none, "auto", or a URL, which Ray takes apart
+    if not colon or "/" in host or not port.isdigit():  # no address, "auto", or a URL, which Ray parses
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
         raise ConfigError(
-            "a Ray cluster that answers", f"RAY_ADDRESS={address} ({error})", "start it, or unset RAY_ADDRESS"
+            "a Ray cluster that responds",
+            f"RAY_ADDRESS={address} ({error})",
+            "start it, or unset RAY_ADDRESS",
         ) from None

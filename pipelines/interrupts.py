@@ -1,4 +1,4 @@
-"""Ctrl-C, answered where it cannot get lost."""
+"""Delays Ctrl-C where Python would lose it."""
 
 from __future__ import annotations
 
@@ -11,26 +11,25 @@ from typing import Any
 
 @contextmanager
 def hold_interrupts() -> Iterator[None]:
-    """Answers an interrupt that arrives within the block at its end, and a second one at once.
+    """Delays an interrupt until the end of the block; a second one is raised at once.
 
-    Python drops an interrupt that arrives within a callback of its import system or while a Cython module loads: about
-    two of a hundred while Ray is imported. Where something else than Python itself answers interrupts, or in another
-    thread, nothing is changed.
+    Python drops an interrupt that arrives within a callback of its import system or while a Cython module
+    loads: about two of a hundred while Ray is imported. In other threads, and where a handler other than
+    Python's own is installed, nothing changes.
 
     Raises:
-        KeyboardInterrupt: One arrived, whatever else the block raised.
+        KeyboardInterrupt: An interrupt arrived, whatever else the block raised.
     """
-    if (
-        threading.current_thread() is not threading.main_thread()
-        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
-    ):
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if not is_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    held: list[int] = []
+
+    interrupts: list[int] = []
 
     def hold(number: int, frame: Any) -> None:
-        held.append(number)
-        if len(held) > 1:
+        interrupts.append(number)
+        if len(interrupts) > 1:
             raise KeyboardInterrupt
 
     signal.signal(signal.SIGINT, hold)
@@ -38,5 +37,5 @@ def hold_interrupts() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        if held:
+        if interrupts:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""What travels between the parts: an `Example` into the shards, a `Batch` out of them."""
+"""The data that passes between the stages: an `Example` goes into the shards, a `Batch` comes out of them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 import pyarrow as pa
 import xxhash
 
-Box = tuple[float, float, float, float]
-Shape = tuple[int, int, int]
+Box = tuple[float, float, float, float]  # (ymin, xmin, ymax, xmax)
+Shape = tuple[int, int, int]  # (height, width, channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,21 +17,22 @@ class Example:
     """One labelled image as its source holds it.
 
     Attributes:
-        image: The encoded file (JPEG, PNG, BMP, GIF or WebP).
+        image: Content of the encoded file (JPEG, PNG, BMP, GIF or WebP).
         label: Index into the source's classes.
-        id: Stable and unique within the source: the path inside it.
-        evidence: Box that decides the class, `(ymin, xmin, ymax, xmax)` in [0, 1], where known.
+        id: Stable and unique name of the image: its path inside the source.
+        bbox: Bounding box of the object that decides the class, `(ymin, xmin, ymax, xmax)` in [0, 1], or None
+            where the source has none.
     """
 
     image: bytes
     label: int
     id: str
-    evidence: Box | None = None
+    bbox: Box | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A source image that was not taken, and why."""
+    """A source image that does not go into the shards, and the reason."""
 
     id: str
     reason: str
@@ -42,31 +43,34 @@ class Record:
     """One row of a shard: an `Example` in the encoding of the shard set.
 
     Attributes:
-        image: The encoded file, or the pixels themselves (uint8 `[H, W, C]` in row order) where the encoding is `raw`.
-        label: Index into the classes.
-        id: As in the source.
+        image: Content of the encoded file, or the pixels themselves (uint8 `[H, W, C]` in row order) with the
+            encoding `raw`.
+        label: Index into the classes of the shard set.
+        id: Name of the image in its source.
         shape: `(height, width, channels)` in pixels.
-        evidence: As in the source.
+        bbox: Bounding box as in the source, relative to the image and so independent of its size.
     """
 
     image: bytes
     label: int
     id: str
     shape: Shape
-    evidence: Box | None = None
+    bbox: Box | None = None
 
 
 def compute_checksum(image: bytes | memoryview, label: int) -> int:
-    """XXH3-64 of an image with its label as the seed: what a reader holds every row against."""
+    """Returns the XXH3-64 of an image, seeded with its label; readers compare every row with it."""
     return xxhash.xxh3_64_intdigest(image, seed=label)
 
+
+BBOX_COLUMN = "evidence"  # name of the bounding box in shard sets of version 2
 
 RECORD_SCHEMA = pa.schema(
     [
         pa.field("image", pa.binary(), nullable=False),
         pa.field("label", pa.int32(), nullable=False),
         pa.field("id", pa.string(), nullable=False),
-        pa.field("evidence", pa.list_(pa.float32(), 4), nullable=True),
+        pa.field(BBOX_COLUMN, pa.list_(pa.float32(), 4), nullable=True),
         pa.field("shape", pa.list_(pa.int32(), 3), nullable=False),
         pa.field("checksum", pa.uint64(), nullable=False),
     ]
@@ -80,20 +84,22 @@ class _Batch(TypedDict):
 
 
 class Batch(_Batch, total=False):
-    """What a training step takes. Always B rows: the last batch of an epoch is padded with weight 0.
+    """The input of one training step. Always B rows: the last batch of an epoch is padded with weight 0.
 
-    The optional parameters of augmentation are there where their kind of change is on (see `pipelines.augment.draw`).
+    The parameters of augmentation are present where their kind of change is on (see
+    `pipelines.augment.draw`).
 
     Attributes:
-        label: int32 `[B]`.
+        label: int32 `[B]`, class indices.
         weight: float32 `[B]`, 0 for padding and 1 otherwise.
-        row: int64 `[B]`, the row of the split; -1 for padding.
-        image: uint8 `[B, H, W, C]`; not there where the images already lie in accelerator memory (see `pipelines.input.cache`).
-        affine: float32 `[B, 2, 3]`, output to input in the unit square.
-        colour: float32 `[B, C, C + 1]`, a linear map of the colours and what is added.
-        erase: float32 `[B, 4]`, the box `(ymin, xmin, ymax, xmax)` in [0, 1] that is blotted out; empty for none.
-        mix: float32 `[B]`, the share of the image itself in a blend with its neighbour in the batch; 1 for none.
-        cut: float32 `[B, 4]`, the box that the neighbour fills; empty for none.
+        row: int64 `[B]`, row numbers in the split; -1 for padding.
+        image: uint8 `[B, H, W, C]`; absent where the images are already in accelerator memory (see
+            `pipelines.input.cache`).
+        affine: float32 `[B, 2, 3]`, maps output to input coordinates in the unit square.
+        colour: float32 `[B, C, C + 1]`, a linear map of the colours and an offset.
+        erase: float32 `[B, 4]`, the box `(ymin, xmin, ymax, xmax)` in [0, 1] to erase; empty for none.
+        mix: float32 `[B]`, share of the image itself in a blend with its neighbour in the batch; 1 for none.
+        cut: float32 `[B, 4]`, the box to fill from the neighbour; empty for none.
     """
 
     image: Any

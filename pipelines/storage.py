@@ -1,10 +1,10 @@
-"""Writing that is whole or not at all, locks, and checksums."""
+"""Files that are written whole or not at all, file locks and digests."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
+import logging
 import os
 import secrets
 import shutil
@@ -13,23 +13,26 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from pipelines.errors import GlassboxError
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Yields a path beside `path` to write a file to; moves it there when the block succeeds.
+    """Yields a temporary path, and moves the file written there to `path` when the block succeeds.
 
-    A reader sees the old file or the whole new one. When the block fails, nothing is left behind.
+    A reader sees either the old file or the whole new one. When the block fails, nothing is left behind.
 
     Args:
-        path: The file to replace.
-        durable: Whether the file is flushed to disk before the move, so that it is whole even after the machine
-            lost power. That can take seconds on a busy disk.
+        path: File to create or replace.
+        durable: Whether to flush the file to disk before the move, so that it is whole even after a power
+            failure. This can take seconds on a busy disk.
     """
-    temporary = path.with_name(
-        f".tmp-{secrets.token_hex(4)}-{path.name}"
-    )  # keeps the suffix: Keras goes by it
+    # The suffix is kept because Keras derives the file format from it.
+    temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
     try:
         yield temporary
         if durable:
@@ -49,9 +52,9 @@ def write_atomically(path: Path, data: bytes | str, durable: bool = True) -> Non
 
 @contextmanager
 def replace_directory(path: Path) -> Iterator[Path]:
-    """Yields an empty directory beside `path`; when the block succeeds it takes the place of `path`.
+    """Yields an empty directory next to `path`, and moves it to `path` when the block succeeds.
 
-    When the block fails, what stood at `path` still stands there.
+    When the block fails, the old directory is still at `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".tmp-{secrets.token_hex(4)}-{path.name}")
@@ -59,8 +62,8 @@ def replace_directory(path: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        for written in [*temporary.rglob("*"), temporary]:
-            sync(written)
+        for entry in [*temporary.rglob("*"), temporary]:
+            sync(entry)
         if path.exists():
             os.replace(path, old)
         try:
@@ -76,37 +79,45 @@ def replace_directory(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def lock_file(path: Path, refusal: GlassboxError) -> Iterator[None]:
+def lock_file(path: Path, refusal: GlassboxError | None = None) -> Iterator[None]:
     """Holds an exclusive lock for the length of a block; the kernel frees it however the process ends.
 
     Args:
-        path: The file to lock, made where it is missing. Whoever removes it must hold the lock, or have held it last.
-        refusal: Raised at once where another process holds the lock.
+        path: File to lock, created where it is missing. A process that removes it must hold the lock.
+        refusal: Error to raise at once where another process holds the lock; None to wait until it is free.
+
+    Raises:
+        GlassboxError: The refusal, where another process holds the lock.
+        OSError: The file cannot be created, or its file system has no locks.
     """
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_there = os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except (BlockingIOError, FileNotFoundError):
-            is_there = False
-        if not is_there:  # held, or removed by its last holder between opening and locking it
-            raise refusal
+    # Without a file system's locks, filelock would fall back to a file that outlives a killed process.
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        if refusal is not None:
+            raise refusal from None
+        logger.info("waiting for another process to release %s", path)
+        lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def hash_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in hexadecimal."""
+    """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_json(content: Any) -> str:
-    """The SHA-256 of something that JSON can say, in hexadecimal; the order of keys does not count."""
+    """Returns the SHA-256 of JSON content in hexadecimal, regardless of the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def sync(path: Path) -> None:
-    """Makes durable what a file holds, or what was moved into a directory."""
+    """Flushes a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

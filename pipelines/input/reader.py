@@ -39,7 +39,7 @@ class ShardReader:
     def __init__(self, directory: str | Path, split: str) -> None:
         self.manifest = load_manifest(directory)
         self.split = split
-        self._directory, self._shards = Path(directory), self.manifest.split(split).shards
+        self._directory, self._shards = Path(directory), self.manifest.get_split(split).shards
         self._open = lru_cache(MAPPED_SHARDS)(self._mapped)
         self.shard_rows = tuple(shard.rows for shard in self._shards)
         self._ends = np.cumsum(self.shard_rows, dtype=np.int64)  # row number after the last of each shard
@@ -74,7 +74,7 @@ class ShardReader:
 
     def evidence(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Box | None]:
         """The boxes `(ymin, xmin, ymax, xmax)` in [0, 1] of some rows, None where unknown."""
-        return [shard.evidence(place) for _, shard, place in self._places(rows)]
+        return [shard.bbox(place) for _, shard, place in self._places(rows)]
 
     def _places(self, rows: Sequence[int] | NDArray[np.int64]) -> list[tuple[int, ShardRows, int]]:
         """Row, shard and row within the shard of every row asked for."""

@@ -1,4 +1,4 @@
-"""One shard as an Arrow IPC file: uncompressed, so that it can be mapped into memory and read at any row."""
+"""Shards as uncompressed Arrow IPC files, which can be memory-mapped and read at any row."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ import xxhash
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipelines.errors import DataError
-from pipelines.records import RECORD_SCHEMA, Box, Record, compute_checksum
+from pipelines.records import BBOX_COLUMN, RECORD_SCHEMA, Box, Record, compute_checksum
 
-BATCH_BYTES = 64 * 2**20  # of images; Arrow's limit is 2 GiB, the memory of a worker is less
-DIGEST_KEY = b"digest"  # of a record batch, see `_compute_digest`
-DIGEST_COLUMNS = ("id", "evidence", "shape")  # what the checksum of a row does not cover
+BATCH_BYTES = 64 * 2**20  # images of one record batch; Arrow allows 2 GiB, but a worker has less memory
+DIGEST_KEY = b"digest"  # in the metadata of a record batch, see `_compute_digest`
+DIGEST_COLUMNS = ("id", BBOX_COLUMN, "shape")  # those that the checksums of rows do not cover
 DAMAGE_FIX = "copy the file again, or build the shard set again"
 
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of an open shard; images and columns lie in files mapped into memory, and nothing is held open.
+    """The `n` rows of an open shard, in memory-mapped files; no file descriptor is kept open.
 
     Attributes:
-        data: The mapped file that holds the images.
-        starts: int64 `[n]`, where in `data` an image begins.
-        sizes: int64 `[n]`, bytes of an image.
-        labels: int32 `[n]`.
-        checksums: uint64 `[n]`, `pipelines.records.compute_checksum` of image and label; not yet held against them.
+        data: Content of the file that holds the images.
+        starts: int64 `[n]`, offset of every image in `data`.
+        sizes: int64 `[n]`, number of bytes of every image.
+        labels: int32 `[n]`, class indices.
+        checksums: uint64 `[n]`, as written by `pipelines.records.compute_checksum`; see `is_sound`.
         shapes: int32 `[n, 3]`, height, width and channels.
-        table: The columns `id` and `evidence`.
+        table: Arrow table with the columns of identifiers and bounding boxes.
     """
 
     data: memoryview
@@ -50,21 +50,21 @@ class ShardRows:
         return len(self.labels)
 
     def image(self, row: int) -> memoryview:
-        """The stored bytes of one image, neither copied nor checked."""
+        """Returns the stored bytes of one image, without copying or checking them."""
         start = int(self.starts[row])
         return self.data[start : start + int(self.sizes[row])]
 
     def is_sound(self, row: int) -> bool:
-        """Whether image and label are what was written."""
+        """Tells whether image and label have the checksum that was written with them."""
         return compute_checksum(self.image(row), int(self.labels[row])) == int(self.checksums[row])
 
     def id(self, row: int) -> str:
-        """The identifier of one row."""
+        """Returns the identifier of one row."""
         return str(self.table["id"][row].as_py())
 
-    def evidence(self, row: int) -> Box | None:
-        """The box `(ymin, xmin, ymax, xmax)` in [0, 1] of one row, None where unknown."""
-        box = self.table["evidence"][row].as_py()
+    def bbox(self, row: int) -> Box | None:
+        """Returns the bounding box `(ymin, xmin, ymax, xmax)` in [0, 1] of one row, or None."""
+        box = self.table[BBOX_COLUMN][row].as_py()
         return None if box is None else (box[0], box[1], box[2], box[3])
 
 
@@ -74,46 +74,46 @@ def write_arrow(path: Path, records: Iterable[Record]) -> int:
     A shard is one record batch, or several where its images take more than `BATCH_BYTES`.
 
     Args:
-        path: The file to make.
-        records: The rows, consumed as they come.
+        path: File to create.
+        records: Rows of the shard, which need not fit in memory at once.
 
     Returns:
-        Number of rows.
+        Number of rows written.
     """
     rows = 0
     with open_writer(path, RECORD_SCHEMA) as write:
         for group in group_records(records):
-            write([_build_bytes_column([record.image for record in group], pa.binary()), *build_columns(group)])
+            write(
+                [_build_bytes_column([record.image for record in group], pa.binary()), *build_columns(group)]
+            )
             rows += len(group)
     return rows
 
 
 def open_arrow(path: Path) -> ShardRows:
-    """Maps a shard file into memory.
+    """Memory-maps a shard file.
 
     Raises:
-        DataError: It is not a file of `write_arrow`, or its columns are damaged. Images are not looked at.
+        DataError: `write_arrow` did not write the file, or its columns are damaged. Images are not checked.
     """
     with report_damage(path):
-        whole = map_file(path)
-        batches = read_batches(whole, RECORD_SCHEMA)
-        images = [batch.column(0) for batch in batches]
-        ends = [
-            np.frombuffer(image.buffers()[1], np.int32, len(image) + 1).astype(np.int64) for image in images
-        ]
-        bases = [
-            data.address - whole.address if data.size else 0
-            for data in (image.buffers()[2] for image in images)
-        ]
-        starts = [base + end[:-1] for base, end in zip(bases, ends, strict=True)]
-        return build_shard_rows(
-            whole, concatenate(starts, np.int64), concatenate([np.diff(end) for end in ends], np.int64), batches
-        )
+        file = map_file(path)
+        batches = read_batches(file, RECORD_SCHEMA)
+        starts = []
+        sizes = []
+        for batch in batches:
+            images = batch.column("image")
+            _, ends_buffer, data = images.buffers()
+            ends = np.frombuffer(ends_buffer, np.int32, len(images) + 1).astype(np.int64)
+            base = data.address - file.address if data.size else 0
+            starts.append(base + ends[:-1])
+            sizes.append(np.diff(ends))
+        return build_shard_rows(file, concatenate(starts, np.int64), concatenate(sizes, np.int64), batches)
 
 
 @contextmanager
 def open_writer(path: Path, schema: Any) -> Iterator[Any]:
-    """Yields a function that writes a list of columns as a record batch, with its digest."""
+    """Opens a file and yields a function that writes a list of columns to it as a record batch."""
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, schema) as writer:
 
         def write(arrays: list[Any]) -> None:
@@ -124,31 +124,33 @@ def open_writer(path: Path, schema: Any) -> Iterator[Any]:
 
 
 def build_columns(records: list[Record]) -> list[Any]:
-    """The columns of `RECORD_SCHEMA` but for the image, `[len(records)]`."""
-    boxes = np.array(
-        [record.evidence or (0.0,) * 4 for record in records], np.float32
-    )  # defined bytes under a null too
-    known = np.array([record.evidence is not None for record in records])
-    validity = None if known.all() else pa.py_buffer(np.packbits(known, bitorder="little"))
-    evidence, shape = RECORD_SCHEMA.field("evidence").type, RECORD_SCHEMA.field("shape").type
+    """Builds all columns of `RECORD_SCHEMA` except the image, each of `len(records)` rows."""
+    count = len(records)
+    # A null has defined bytes too: the same records must give the same file.
+    boxes = build_number_column([record.bbox or (0.0,) * 4 for record in records], np.float32)
+    has_box = np.array([record.bbox is not None for record in records])
+    validity = None if has_box.all() else pa.py_buffer(np.packbits(has_box, bitorder="little"))
+    box_type = RECORD_SCHEMA.field(BBOX_COLUMN).type
     shapes = build_number_column([record.shape for record in records], np.int32)
+    shape_type = RECORD_SCHEMA.field("shape").type
     return [
         build_number_column([record.label for record in records], np.int32),
         _build_bytes_column([record.id.encode() for record in records], pa.string()),
-        pa.Array.from_buffers(evidence, len(records), [validity], children=[build_number_column(boxes, np.float32)]),
-        pa.Array.from_buffers(shape, len(records), [None], children=[shapes]),
+        pa.Array.from_buffers(box_type, count, [validity], children=[boxes]),
+        pa.Array.from_buffers(shape_type, count, [None], children=[shapes]),
         build_number_column([compute_checksum(record.image, record.label) for record in records], np.uint64),
     ]
 
 
 def build_number_column(values: ArrayLike, dtype: DTypeLike) -> Any:
-    """A column of numbers. From buffers, because `pa.array` imports pandas, which takes a worker a second."""
+    """Builds a column of numbers."""
+    # Not with `pa.array`, which would import pandas: a second in every worker.
     array = np.array(values, dtype).ravel()
     return pa.Array.from_buffers(pa.from_numpy_dtype(array.dtype), array.size, [None, pa.py_buffer(array)])
 
 
 def _build_bytes_column(values: list[bytes], kind: Any) -> Any:
-    """A column of bytes or text."""
+    """Builds a column of bytes or text."""
     ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
     return pa.Array.from_buffers(
         kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
@@ -156,20 +158,20 @@ def _build_bytes_column(values: list[bytes], kind: Any) -> Any:
 
 
 def map_file(path: Path) -> Any:
-    """The bytes of a file, mapped into memory; the descriptor is closed, the map lives as long as the buffer."""
+    """Memory-maps a file; the descriptor is closed, the mapping lives as long as the buffer."""
     with pa.memory_map(str(path)) as file:
         return file.read_buffer()
 
 
-def read_batches(whole: Any, schema: Any) -> list[Any]:
-    """The record batches of a mapped file, of which the columns `DIGEST_COLUMNS` are checked.
+def read_batches(content: Any, schema: Any) -> list[Any]:
+    """Reads the record batches of a memory-mapped file and checks its `DIGEST_COLUMNS`.
 
     Raises:
-        ValueError: The file holds other columns, or they are damaged.
+        ValueError: The file has other columns, or they are damaged.
     """
-    file = pa.ipc.open_file(pa.BufferReader(whole))
+    file = pa.ipc.open_file(pa.BufferReader(content))
     if not file.schema.equals(schema):
-        raise ValueError(f"other columns than {', '.join(schema.names)}")
+        raise ValueError(f"the columns are not {', '.join(schema.names)}")
     batches = []
     for index in range(file.num_record_batches):
         batch, metadata = file.get_batch_with_custom_metadata(index)
@@ -183,15 +185,21 @@ def read_batches(whole: Any, schema: Any) -> list[Any]:
 def build_shard_rows(
     data: Any, starts: NDArray[np.int64], sizes: NDArray[np.int64], batches: list[Any]
 ) -> ShardRows:
-    """Rows from where the images lie in `data` and the other columns.
+    """Builds the rows of a shard.
+
+    Args:
+        data: Buffer with the content of the file that holds the images.
+        starts: int64 `[n]`, offset of every image in `data`.
+        sizes: int64 `[n]`, number of bytes of every image.
+        batches: Record batches with all other columns.
 
     Raises:
-        ValueError: An image lies outside of `data`.
+        ValueError: An image exceeds `data`.
     """
     if len(starts) and not 0 <= starts.min() <= (starts + sizes).max() <= data.size:
         raise ValueError("an image outside of the file")
     return ShardRows(
-        data=memoryview(data).cast("B"),  # Arrow says signed bytes
+        data=memoryview(data).cast("B"),  # Arrow declares signed bytes
         starts=starts,
         sizes=sizes,
         labels=read_column(batches, "label", np.int32),
@@ -202,47 +210,55 @@ def build_shard_rows(
 
 
 def read_column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1) -> NDArray[Any]:
-    """A column of numbers over all record batches, `[n * width]`; a view where there is one batch."""
-    return concatenate(
-        [np.frombuffer(batch.column(name).buffers()[-1], dtype, len(batch) * width) for batch in batches],
-        dtype,
-    )
+    """Returns a column of numbers over all record batches, `[n * width]`; a view where there is one batch."""
+    parts = []
+    for batch in batches:
+        values = batch.column(name).buffers()[-1]
+        parts.append(np.frombuffer(values, dtype, len(batch) * width))
+    return concatenate(parts, dtype)
 
 
 def concatenate(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
-    """One array of several, without copying where there is only one."""
-    return parts[0] if len(parts) == 1 else np.concatenate([np.empty(0, dtype), *parts])
+    """Concatenates any number of arrays, without copying where there is only one."""
+    if len(parts) == 1:
+        return parts[0]
+    return np.concatenate([np.empty(0, dtype), *parts])
 
 
 @contextmanager
 def report_damage(path: Path) -> Iterator[None]:
-    """What Arrow and NumPy find wrong with a file, as an error of the user's."""
+    """Turns what Arrow and NumPy raise on a damaged file into a `DataError` that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+        lines = str(error).splitlines() or [type(error).__name__]
+        reason = lines[0].rstrip(".")
         raise DataError("an undamaged Arrow IPC file", f"{path}: {reason}", DAMAGE_FIX) from None
 
 
 def group_records(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Records in groups of at most `BATCH_BYTES` of images, but at least one record."""
-    waiting: list[Record] = []
+    """Yields records in groups of at most `BATCH_BYTES` of images, but at least one record."""
+    group: list[Record] = []
     size = 0
     for record in records:
-        if waiting and size + len(record.image) > BATCH_BYTES:
-            yield waiting
-            waiting, size = [], 0
-        waiting.append(record)
+        if group and size + len(record.image) > BATCH_BYTES:
+            yield group
+            group = []
+            size = 0
+        group.append(record)
         size += len(record.image)
-    if waiting:
-        yield waiting
+    if group:
+        yield group
 
 
 def _compute_digest(batch: Any) -> bytes:
-    """XXH3-64 of the columns that the checksums of the rows do not cover."""
+    """Returns the XXH3-64 of the columns that the checksums of the rows do not cover."""
     state = xxhash.xxh3_64()
-    for values in map(batch.column, DIGEST_COLUMNS):
+    for name in DIGEST_COLUMNS:
+        values = batch.column(name)
         validity, *rest = values.buffers()
-        for buffer in (validity if values.null_count else None, *rest):
+        if values.null_count:
+            state.update(validity)
+        for buffer in rest:
             state.update(buffer or b"")
     return state.hexdigest().encode()

@@ -1,4 +1,4 @@
-"""A source becomes a shard set: planned, built by workers shard by shard, committed by the manifest."""
+"""Builds a shard set from a source: plans it, builds its shards on workers, and commits the manifest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ from pipelines.sources import Source
 from pipelines.spec import ShardSpec
 from pipelines.storage import hash_json
 
-SAMPLE = 64  # images that `shard_mb` is judged by
+SAMPLE = 64  # images from which the rows of `shard_mb` are estimated
+SHOWN_REJECTIONS = 3  # in an error message
 
 Progress = Callable[[int, int], None]
 
@@ -33,65 +34,69 @@ def build_shards(
     workers: int | None = None,
     reopen: Callable[[], Source] | None = None,
 ) -> Manifest:
-    """Builds a shard set; the bytes depend on the source and `spec` alone, not on the number of workers.
+    """Builds a shard set; the bytes depend on the source and `spec` only, not on the number of workers.
 
-    Every worker must see the source and `out` under the same path. A build that was interrupted, by a kill or by
-    an error, goes on where it was when it is started again. Where the source cannot make a data set, nothing is
-    left at `out`.
+    Every worker must see the source and `out` under the same path. A build that was interrupted by a kill
+    or an error resumes when it is started again with the same arguments. Where no data set can be made of
+    the source, nothing is left at `out`.
 
     Args:
-        source: Where the images come from.
-        out: Directory to make.
-        spec: How shards are made.
-        progress: Called with the number of images done and of all images: first when the workers are ready, then
-            after every shard.
-        workers: Shards in work at a time, at most; None for one a CPU of the cluster.
-        reopen: Opens the source once more at the end; where its fingerprint is another then, nothing is committed.
+        source: Source of the images.
+        out: Directory to create.
+        spec: Options of the shard set.
+        progress: Called with the number of images done and the number of all images: first when the workers
+            are ready, then after every shard.
+        workers: Largest number of shards built at a time; None for one per CPU of the cluster.
+        reopen: Opens the source again at the end. If its fingerprint differs by then, nothing is committed.
 
     Returns:
-        The manifest, as saved.
+        The manifest as it was saved.
 
     Raises:
-        ConfigError: The options make no sense together, `out` holds something or cannot be written, another
+        ConfigError: The options contradict each other, `out` is occupied or cannot be written, another
             builder is at work there, or the cluster failed.
-        DataError: No image is usable, train has images of fewer than two classes, or the source broke or changed.
+        DataError: No image is usable, `train` has images of fewer than two classes, or the source failed or
+            changed.
     """
-    _check(spec, workers)
-    plan, fingerprint = plan_shards(source.counts(), _sized(source, spec)), source.fingerprint()
+    _check_options(spec, workers)
+    plan = plan_shards(source.counts(), _resolve_shard_rows(source, spec))
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
+    fingerprint = source.fingerprint()
     about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
-    with lock_build_directory(
-        out.absolute(),
-        hash_json([VERSION, *about.values(), source.classes, [p.model_dump() for p in plan]]),
-        about,
-    ) as workplace:
-        if manifest := workplace.committed():
-            return manifest
-        tally = ShardSetTotals(plan, len(source.classes))
+    digest = hash_json([VERSION, *about.values(), source.classes, [planned.model_dump() for planned in plan]])
+    with lock_build_directory(out.absolute(), digest, about) as directory:
+        committed = directory.load_committed()
+        if committed is not None:
+            return committed
+
+        totals = ShardSetTotals(plan, len(source.classes))
         try:
-            _run(source, spec, workplace, tally, progress or (lambda done, total: None), workers)
+            _build_missing_shards(source, spec, directory, totals, progress or _ignore_progress, workers)
         except GlassboxError:
-            if not tally.done:  # otherwise the next start goes on from there
-                workplace.discard(plan)
+            if not totals.candidates_done:  # else the next start resumes with what is there
+                directory.discard(plan)
             raise
         try:
             _check_unchanged(source.name, fingerprint, reopen)
-            manifest = _manifest(source, spec, workplace, tally)
+            manifest = _build_manifest(source, spec, directory, totals)
         except GlassboxError:
-            workplace.discard(plan)
+            directory.discard(plan)
             raise
-        workplace.complete(manifest, plan)
+        directory.commit(manifest, plan)
     return manifest
 
 
-def _check(spec: ShardSpec, workers: int | None) -> None:
-    """Refuses options that make no sense, or none together."""
+def _ignore_progress(done: int, total: int) -> None:
+    pass
+
+
+def _check_options(spec: ShardSpec, workers: int | None) -> None:
+    """Raises a `ConfigError` for options that contradict each other."""
     if spec.check == "header" and (spec.encoding != "as-found" or spec.store_size):
-        received = f"check=header encoding={spec.encoding} store_size={spec.store_size}"
         raise ConfigError(
-            "images as found where only headers are checked",
-            received,
+            "images stored as found where only headers are checked",
+            f"check=header encoding={spec.encoding} store_size={spec.store_size}",
             "use check=decode, or store images as found",
         )
     if spec.shard_mb is not None and "shard_rows" in spec.model_fields_set:
@@ -106,78 +111,71 @@ def _check(spec: ShardSpec, workers: int | None) -> None:
         )
 
 
-def _sized(source: Source, spec: ShardSpec) -> ShardSpec:
-    """The spec with the rows that make shards of `shard_mb`, by the mean size of the first images as they are stored."""
+def _resolve_shard_rows(source: Source, spec: ShardSpec) -> ShardSpec:
+    """Replaces `shard_mb` by the number of rows that gives this size, estimated from the first images."""
     count = min(source.counts().get("train", 0), SAMPLE)
     if spec.shard_mb is None or not count:
         return spec
-    sizes = [
-        len(row[0].image)
-        for row in prepare_examples(source, "train", 0, count, spec)
-        if not isinstance(row, Rejected)
-    ]
-    rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes)) if sizes else spec.shard_rows
+    sizes = []
+    for item in prepare_examples(source, "train", 0, count, spec):
+        if not isinstance(item, Rejected):
+            record, _ = item
+            sizes.append(len(record.image))
+    rows = spec.shard_rows
+    if sizes:
+        rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes))
     return spec.model_copy(update={"shard_rows": max(rows, 1)})
 
 
-def _run(
+def _build_missing_shards(
     source: Source,
     spec: ShardSpec,
-    workplace: BuildDirectory,
-    tally: ShardSetTotals,
+    directory: BuildDirectory,
+    totals: ShardSetTotals,
     progress: Progress,
     workers: int | None,
 ) -> None:
-    """Builds every shard that is not there yet, and adds up what all of them hold."""
-    for planned, result in workplace.finished(tally.plan):
-        tally.add(planned, result)
-    missing = tally.missing
+    """Builds every shard that an earlier start did not complete, and adds up the results of all shards."""
+    for planned, result in directory.load_results(totals.plan):
+        totals.add(planned, result)
+    missing = totals.missing
     if not missing:
-        progress(tally.done, tally.total)
+        progress(totals.candidates_done, totals.candidates)
         return
-    with start_workers(source, spec, (workplace.out, workplace.work), workers) as order:
-        progress(tally.done, tally.total)
-        with closing(build_on_workers(order, missing, workers)) as results:  # cancels what still runs
+    with start_workers(source, spec, directory.out, directory.work, workers) as context:
+        progress(totals.candidates_done, totals.candidates)
+        with closing(build_on_workers(context, missing, workers)) as results:  # closing cancels running tasks
             for planned, result in results:
-                tally.add(planned, result)
-                progress(tally.done, tally.total)
+                totals.add(planned, result)
+                progress(totals.candidates_done, totals.candidates)
 
 
 def _check_unchanged(name: str, fingerprint: str, reopen: Callable[[], Source] | None) -> None:
-    """What was read while a source changed may be neither its old nor its new content.
+    """Makes sure that the source did not change: the images read may be neither its old nor its new content.
 
     Raises:
-        DataError: It has another fingerprint than at the start.
+        DataError: The fingerprint differs from that at the start.
     """
-    if reopen and reopen().fingerprint() != fingerprint:
-        fix = "build again when nothing changes it any more"
+    if reopen is not None and reopen().fingerprint() != fingerprint:
         raise DataError(
-            "a source that stays as it is while it is read",
+            "a source that does not change while it is read",
             f"source={name} (changed since the build began)",
-            fix,
+            "build again when nothing changes it any more",
         )
 
 
-def _manifest(source: Source, spec: ShardSpec, workplace: BuildDirectory, tally: ShardSetTotals) -> Manifest:
-    """Describes the finished shards.
+def _build_manifest(
+    source: Source, spec: ShardSpec, directory: BuildDirectory, totals: ShardSetTotals
+) -> Manifest:
+    """Builds the manifest of all shards.
 
     Raises:
-        DataError: Too little is usable.
+        DataError: `train` has usable images of fewer than two classes.
     """
-    splits = tally.splits()
-    counts = splits["train"].class_counts if "train" in splits else (0,) * len(source.classes)
-    if sum(map(bool, counts)) < 2:
-        found = ", ".join(f"{name}={count}" for name, count in zip(source.classes, counts, strict=True))
-        first = map(json.loads, islice(workplace.rejections(tally.plan), 3))
-        reasons = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in first) or "none"
-        received = (
-            f"source={source.name}: usable images in train: {found}; rejected={tally.rejected} ({reasons})"
-        )
-        raise DataError(
-            "usable train images of at least two classes",
-            received,
-            "repair the images, or choose another source",
-        )
+    splits = totals.build_splits()
+    class_counts = splits["train"].class_counts if "train" in splits else (0,) * len(source.classes)
+    if sum(count > 0 for count in class_counts) < 2:
+        raise _build_unusable_error(source, class_counts, directory, totals)
     return Manifest(
         version=VERSION,
         format=spec.format,
@@ -187,5 +185,19 @@ def _manifest(source: Source, spec: ShardSpec, workplace: BuildDirectory, tally:
         fingerprint=source.fingerprint(),
         classes=source.classes,
         splits=splits,
-        rejected=tally.rejected,
+        rejected=totals.rejected,
+    )
+
+
+def _build_unusable_error(
+    source: Source, class_counts: tuple[int, ...], directory: BuildDirectory, totals: ShardSetTotals
+) -> DataError:
+    """Returns the error for a source without enough usable images, with the first reasons for rejection."""
+    usable = ", ".join(f"{name}={count}" for name, count in zip(source.classes, class_counts, strict=True))
+    first = [json.loads(line) for line in islice(directory.read_rejections(totals.plan), SHOWN_REJECTIONS)]
+    reasons = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in first) or "none"
+    return DataError(
+        "usable train images of at least two classes",
+        f"source={source.name}: usable images in train: {usable}; rejected={totals.rejected} ({reasons})",
+        "repair the images, or choose another source",
     )

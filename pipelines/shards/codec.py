@@ -1,4 +1,4 @@
-"""Pixels: JPEG and PNG decoded and encoded, and the sums that mean and standard deviation come from."""
+"""Decodes and encodes JPEG and PNG, and sums pixels for the mean and standard deviation of a split."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
-Pixels = NDArray[np.uint8]
-SUM_PIXELS = 8192
+Pixels = NDArray[np.uint8]  # [H, W, C]
+SUM_PIXELS = 8192  # pixels per image that `sum_pixels` adds up, at most
 
 
 def decode_jpeg(data: bytes, channels: int) -> Pixels | None:
     """Decodes a JPEG with the accurate integer DCT, as every decoder of this project does.
 
     Args:
-        data: The file.
+        data: Content of the JPEG file.
         channels: 1 for greyscale, 3 for RGB.
 
     Returns:
-        uint8 `[H, W, channels]`, or None where the decoder has anything to complain of.
+        uint8 `[H, W, channels]`, or None where the decoder reports an error or a warning.
     """
+    colour_space = "RGB" if channels == 3 else "GRAY"
     try:
-        return simplejpeg.decode_jpeg(data, "RGB" if channels == 3 else "GRAY", strict=True)  # type: ignore[no-any-return]
+        return simplejpeg.decode_jpeg(data, colour_space, strict=True)  # type: ignore[no-any-return]
     except ValueError:
         return None
 
 
 def encode_jpeg(pixels: Pixels, quality: int, subsampling: str) -> bytes:
-    """Encodes uint8 `[H, W, C]` with C of 1 or 3 as JPEG.
+    """Encodes pixels as JPEG.
 
     Args:
-        pixels: The picture.
-        quality: 1 to 100.
-        subsampling: `444` keeps the full resolution of the colours, `420` half of it each way.
+        pixels: uint8 `[H, W, C]` with C of 1 or 3.
+        quality: JPEG quality, 1 to 100.
+        subsampling: `444` keeps the full resolution of the colours, `420` halves it in both directions.
     """
-    colour = ("GRAY", "Gray") if pixels.shape[2] == 1 else ("RGB", subsampling)
-    return simplejpeg.encode_jpeg(pixels, quality, *colour)  # type: ignore[no-any-return]
+    if pixels.shape[2] == 1:
+        return simplejpeg.encode_jpeg(pixels, quality, "GRAY", "Gray")  # type: ignore[no-any-return]
+    return simplejpeg.encode_jpeg(pixels, quality, "RGB", subsampling)  # type: ignore[no-any-return]
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -49,36 +51,35 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def to_pillow(pixels: Pixels) -> Image.Image:
-    """Pixels uint8 `[H, W, C]` with C of 1 or 3 as Pillow takes them."""
+    """Converts uint8 `[H, W, C]` with C of 1 or 3 to a Pillow image."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def from_pillow(to_pillow: Image.Image) -> Pixels:
-    """The reverse of `to_pillow`."""
-    pixels = np.asarray(to_pillow)
+def from_pillow(picture: Image.Image) -> Pixels:
+    """Converts a Pillow image of mode L or RGB to uint8 `[H, W, C]`."""
+    pixels = np.asarray(picture)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
 
 def sum_pixels(pixels: Pixels) -> NDArray[np.int64]:
-    """Number, sum and sum of squares of the pixels, which add up over images.
+    """Returns the number, sum and sum of squares of an image's pixels, which add up over images.
 
-    Pictures of up to 8,192 pixels count whole. Of larger ones every k-th row, from row k // 2 on, counts
-    k times, with the smallest k that leaves at most 8,192 pixels, and one row at least: sums over all pixels would cost
-    half as much again as decoding, and change mean and deviation of 2,000 photos by less than 0.1 of 255.
+    All pixels count in images of up to 8,192 pixels. In larger ones, every k-th row counts k times, starting
+    with row k // 2, for the smallest k that leaves at most 8,192 pixels or one row: sums over all pixels
+    would take half as long as decoding, and change the results for 2,000 photos by less than 0.1 of 255.
 
     Args:
         pixels: uint8 `[H, W, C]` with C of 1 or 3.
 
     Returns:
-        int64 `[3, 3]`, the same on every machine: one row for each of R, G and B; greyscale counts in all three.
+        int64 `[3, 3]`, the same on every machine: one row each for R, G and B; greyscale counts in all three.
     """
     step = min(-(-pixels[..., 0].size // SUM_PIXELS), len(pixels))
     rows = pixels[step // 2 :: step]
-    values = rows.reshape(-1, rows.shape[2]).T.astype(
-        np.float64, order="C"
-    )  # [C, n]; sums of whole numbers are exact up to 2**53
-    counted = np.empty((3, 3), np.int64)
-    counted[:, 0] = values.shape[1]
-    counted[:, 1] = values.sum(1)
-    counted[:, 2] = np.einsum("cn,cn->c", values, values)
-    return counted * step
+    # [H/k, W, C] -> [C, n]; sums of whole numbers are exact in float64 up to 2**53
+    values = rows.reshape(-1, rows.shape[2]).T.astype(np.float64, order="C")
+    sums = np.empty((3, 3), np.int64)
+    sums[:, 0] = values.shape[1]
+    sums[:, 1] = values.sum(1)
+    sums[:, 2] = np.einsum("cn,cn->c", values, values)
+    return sums * step

@@ -1,4 +1,4 @@
-"""The file formats of a shard behind one pair of functions: the suffix of the file says which."""
+"""One pair of functions that writes and opens a shard in any file format, which its suffix selects."""
 
 from __future__ import annotations
 
@@ -13,37 +13,43 @@ from pipelines.shards.manifest import ShardFile, StoredFile
 from pipelines.shards.tfrecord import open_tfrecord, write_tfrecord
 from pipelines.storage import hash_file, replace_file, sync
 
-__all__ = ["ShardRows", "index_name", "named", "open_shard", "write_shard"]
+__all__ = ["ShardRows", "format_paths", "get_index_name", "open_shard", "write_shard"]
 
 
 def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardFile:
-    """Writes a shard, whole or not at all; the same records give the same bytes, which no loss of power changes any more.
+    """Writes a shard, whole or not at all; the same records give the same bytes.
 
-    Its name is the caller's to make durable, for all shards of a directory at once.
+    The content is flushed to disk. The file's name is not: the caller does that once for all shards.
 
     Args:
-        directory: Where it goes.
-        file: Its name; the suffix `.arrow` or `.tfrecord` says the format.
-        records: The rows, consumed as they come.
+        directory: Existing directory to write to.
+        file: Name of the file; its suffix, `.arrow` or `.tfrecord`, selects the format.
+        records: Rows of the shard, which need not fit in memory at once.
 
     Returns:
-        What the manifest says of it. Where there are no records, no file is made.
+        The shard's entry in the manifest. Without records, no file is created.
 
     Raises:
-        OSError: It cannot be written.
+        OSError: A file cannot be written.
     """
     records = iter(records)
     first = next(records, None)
     if first is None:
         return ShardFile(file=file, rows=0, bytes=0, sha256="")
     records = chain((first,), records)
-    path, index = directory / file, directory / get_index_name(file)
+
+    path = directory / file
     if path.suffix == ".arrow":
         with replace_file(path, durable=False) as temporary:
             rows = write_arrow(temporary, records)
             sync(temporary)
         return ShardFile(rows=rows, **describe_file(path).model_dump())
-    with replace_file(path, durable=False) as temporary, replace_file(index, durable=False) as temporary_index:
+
+    index = directory / get_index_name(file)
+    with (
+        replace_file(path, durable=False) as temporary,
+        replace_file(index, durable=False) as temporary_index,
+    ):
         rows = write_tfrecord(temporary, temporary_index, records)
         sync(temporary)
         sync(temporary_index)
@@ -51,40 +57,48 @@ def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardF
 
 
 def open_shard(directory: Path, shard: ShardFile) -> ShardRows:
-    """Maps a shard into memory and holds it against the manifest; images are checked when they are read.
+    """Memory-maps a shard and compares it with the manifest; images are checked when they are read.
+
+    Args:
+        directory: Directory of the shard set.
+        shard: The shard's entry in the manifest.
 
     Raises:
-        DataError: A file of it is missing, damaged, or not what the manifest says; names the file.
+        DataError: A file of the shard is missing, damaged or differs from the manifest; the message names it.
     """
     path = find_file(directory, shard)
-    opened = open_arrow(path) if shard.index is None else open_tfrecord(path, find_file(directory, shard.index))
-    if opened.rows != shard.rows:
+    index = find_file(directory, shard.index) if shard.index else None
+    rows = open_tfrecord(path, index) if index else open_arrow(path)
+    if rows.rows != shard.rows:
         raise DataError(
-            f"a shard file of {shard.rows} rows", f"{format_paths(directory, shard)}: rows={opened.rows}", DAMAGE_FIX
+            f"a shard file of {shard.rows} rows",
+            f"{format_paths(directory, shard)}: rows={rows.rows}",
+            DAMAGE_FIX,
         )
-    return opened
+    return rows
 
 
 def format_paths(directory: Path, shard: ShardFile) -> str:
-    """The files of a shard, for an error that does not know which of them is damaged."""
-    return f"{directory / shard.file}" + (f" or its index {shard.index.file}" if shard.index else "")
+    """Returns the paths of a shard's files for errors that cannot tell which of them is damaged."""
+    path = str(directory / shard.file)
+    return f"{path} or its index {shard.index.file}" if shard.index else path
 
 
 def get_index_name(file: str) -> str:
-    """The file that says where the images of a `.tfrecord` file lie."""
+    """Returns the name of the file that holds the offsets of the images in a `.tfrecord` file."""
     return str(Path(file).with_suffix(".index.arrow"))
 
 
 def describe_file(path: Path) -> StoredFile:
-    """Size and digest of a file as it lies there."""
+    """Returns the name, size and digest of a file as it is on disk."""
     return StoredFile(file=path.name, bytes=path.stat().st_size, sha256=hash_file(path))
 
 
 def find_file(directory: Path, file: StoredFile) -> Path:
-    """The path of a file of a shard set.
+    """Returns the path of a file of a shard set.
 
     Raises:
-        DataError: It is missing or of another size than when it was written.
+        DataError: The file is missing, or its size is not that in the manifest.
     """
     path = directory / file.file
     if not path.is_file():

@@ -1,58 +1,74 @@
-"""A shard set described in a few lines."""
+"""Describes a shard set in a few lines of text."""
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
 
 from pipelines.shards.manifest import Manifest, SplitManifest, load_manifest
 
+MAX_WIDTH = 10_000  # columns: rows are never wrapped, so that they can be searched
+
 
 def describe_shards(directory: Path) -> str:
-    """What is in a shard set, for people to read.
+    """Returns a description of a shard set for people: its origin, encoding, classes and splits.
 
     Raises:
         DataError: There is no shard set, or its manifest is damaged.
     """
     manifest = load_manifest(directory)
-    size = (
-        "of any size"
-        if manifest.store_size is None
-        else f"scaled down to a shorter side of {manifest.store_size} pixels"
+    if manifest.store_size is None:
+        size = "of any size"
+    else:
+        size = f"scaled down to a shorter side of {manifest.store_size} pixels"
+    reasons = " (reasons in rejected.jsonl)" if manifest.rejected else ""
+
+    facts = Table.grid(padding=(0, 2))
+    facts.add_row("shard set", str(directory))
+    facts.add_row("source", manifest.source)
+    facts.add_row("fingerprint", manifest.fingerprint[:16])
+    facts.add_row("images", f"{manifest.encoding}, {size}, in {manifest.format} files")
+    facts.add_row("rejected", f"{manifest.rejected}{reasons}")
+
+    splits = [_describe_split(name, split) for name, split in manifest.splits.items()]
+    return "\n\n".join([_render(facts), _render(_build_class_table(manifest)), *splits])
+
+
+def _build_class_table(manifest: Manifest) -> Table:
+    """Builds a table with one row per class, its count in every split, and the totals."""
+    table = Table("class", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in manifest.splits:
+        table.add_column(name, justify="right")
+    for index, name in enumerate(manifest.classes):
+        table.add_row(name, *(str(split.class_counts[index]) for split in manifest.splits.values()))
+    table.add_row("all", *(str(split.rows) for split in manifest.splits.values()))
+    return table
+
+
+def _describe_split(name: str, split: SplitManifest) -> str:
+    megabytes = sum(shard.bytes for shard in split.shards) / 1e6
+    return "\n".join(
+        [
+            f"{name}: {len(split.shards)} files, {megabytes:.1f} MB",
+            f"  mean (R G B)  {_format_channels(split.mean)}",
+            f"  std  (R G B)  {_format_channels(split.std)}",
+        ]
     )
-    lines = [
-        f"shard set    {directory}",
-        f"source       {manifest.source}",
-        f"fingerprint  {manifest.fingerprint[:16]}",
-        f"images       {manifest.encoding}, {size}, in {manifest.format} files",
-        f"rejected     {manifest.rejected}" + (" (reasons in rejected.jsonl)" if manifest.rejected else ""),
-        "",
-        *_table(manifest),
-    ]
-    for name, split in manifest.splits.items():
-        lines += ["", *_split(name, split)]
-    return "\n".join(lines)
 
 
-def _table(manifest: Manifest) -> list[str]:
-    """A line per class with its rows in every split, and the totals."""
-    header = ["class", *manifest.splits]
-    counts = [
-        [name, *(str(split.class_counts[i]) for split in manifest.splits.values())]
-        for i, name in enumerate(manifest.classes)
-    ]
-    rows = [header, *counts, ["all", *(str(split.rows) for split in manifest.splits.values())]]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in rows]
+def _format_channels(values: tuple[float, ...] | None) -> str:
+    if values is None:
+        return "not computed"
+    return " ".join(f"{value:.2f}" for value in values)
 
 
-def _split(name: str, split: SplitManifest) -> list[str]:
-    size = sum(shard.bytes for shard in split.shards)
-    mean, std = (
-        " ".join(f"{value:.2f}" for value in values) if values else "not computed"
-        for values in (split.mean, split.std)
-    )
-    return [
-        f"{name}: {len(split.shards)} files, {size / 1e6:.1f} MB",
-        f"  mean (R G B)  {mean}",
-        f"  std  (R G B)  {std}",
-    ]
+def _render(table: Table) -> str:
+    """Returns a table as plain text, without spaces at the end of lines."""
+    # Markup and emoji codes are off: `[b]` or `:cat:` may be the name of a class.
+    console = Console(file=io.StringIO(), width=MAX_WIDTH, color_system=None, markup=False, emoji=False)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

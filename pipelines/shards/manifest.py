@@ -1,4 +1,4 @@
-"""The manifest of a shard set: what is in it and how to check it. Written last, atomically."""
+"""The manifest of a shard set: its content and how to check it. Written last and atomically."""
 
 from __future__ import annotations
 
@@ -14,10 +14,17 @@ from pipelines.storage import write_atomically
 
 VERSION = 2
 FILE_NAME = "manifest.json"
+BUILD_AGAIN = "build the shard set again"
 
 
 class StoredFile(Spec):
-    """A file as it was written."""
+    """A file as it was written.
+
+    Attributes:
+        file: Name inside the directory of the shard set.
+        bytes: Size of the file.
+        sha256: Digest of the content in hexadecimal.
+    """
 
     file: str
     bytes: int
@@ -25,26 +32,34 @@ class StoredFile(Spec):
 
 
 class ShardFile(StoredFile):
-    """One shard: its file, and the index beside it where the format needs one."""
+    """One shard: its file and, where the format needs one, its index file.
+
+    Attributes:
+        rows: Number of examples; a shard of none has no files.
+        index: File with the offsets of the images (TFRecord only).
+    """
 
     rows: int
     index: StoredFile | None = None
 
     @property
     def files(self) -> tuple[StoredFile, ...]:
-        """Every file of the shard; none where it has no rows."""
-        return tuple(file for file in (self.index, self) if file and self.rows)
+        """All files of the shard."""
+        if not self.rows:
+            return ()
+        return (self,) if self.index is None else (self.index, self)
 
 
 class SplitManifest(Spec):
     """One split.
 
     Attributes:
-        shards: The files, in row order.
+        shards: Shards in row order.
         class_counts: Rows per class, in the order of the classes.
-        mean: Mean of R, G and B, 0 to 255, before images are encoded again; equal for greyscale images. Large images are sampled
-            (see `pipelines.shards.codec.sum_pixels`). None where nothing was decoded.
-        std: Standard deviation of the same.
+        mean: Mean of R, G and B, 0 to 255, before images are encoded again; all equal for greyscale images.
+            Large images are sampled (see `pipelines.shards.codec.sum_pixels`). None where nothing was
+            decoded.
+        std: Standard deviation of the same pixels.
     """
 
     shards: tuple[ShardFile, ...]
@@ -59,7 +74,19 @@ class SplitManifest(Spec):
 
 
 class Manifest(Spec):
-    """Everything a reader needs to know about a shard set."""
+    """Everything that readers need to know about a shard set.
+
+    Attributes:
+        version: Version of the file format.
+        format: File format of the shards, `arrow` or `tfrecord`.
+        encoding: Encoding of the images (see `pipelines.spec.ShardSpec`).
+        store_size: Longest shorter side of the images in pixels, None for no limit.
+        source: Name of the source the set was built from.
+        fingerprint: Digest of the source's content.
+        classes: Class names in the order of their labels.
+        splits: Splits by name, `train` first.
+        rejected: Number of source images that are not in the set.
+    """
 
     version: int
     format: str
@@ -76,19 +103,18 @@ class Manifest(Spec):
         write_atomically(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
 
     def digest(self) -> str:
-        """SHA-256 over the content: two shard sets with the same digest hold the same rows."""
+        """Returns the SHA-256 of the content: shard sets with the same digest hold the same rows."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def split(self, name: str) -> SplitManifest:
-        """One split by name.
+    def get_split(self, name: str) -> SplitManifest:
+        """Returns a split by name.
 
         Raises:
             DataError: There is no such split.
         """
         if name not in self.splits:
-            raise DataError(
-                f"a split named one of {', '.join(self.splits)}", f"split={name}", "pick one of these"
-            )
+            expected = f"a split named one of {', '.join(self.splits)}"
+            raise DataError(expected, f"split={name}", "choose one of these")
         return self.splits[name]
 
 
@@ -96,14 +122,14 @@ def load_manifest(directory: str | Path) -> Manifest:
     """Reads the manifest of a shard set.
 
     Raises:
-        DataError: There is none, it is damaged, or a newer version of the project wrote it.
+        DataError: There is no manifest, it is damaged, or a newer version of the project wrote it.
     """
     path = Path(directory) / FILE_NAME
     if not path.is_file():
         raise DataError(
-            "a finished shard set",
+            "a complete shard set",
             f"data={directory} (no {FILE_NAME})",
-            "build it with 'glassbox shards build SOURCE OUT'",
+            f"build it with 'glassbox shards build SOURCE {directory}'",
         )
     try:
         content = json.loads(path.read_bytes())
@@ -111,20 +137,21 @@ def load_manifest(directory: str | Path) -> Manifest:
         if version == VERSION:
             return Manifest.model_validate(content, strict=False)
     except (ValueError, TypeError, KeyError) as error:  # a ValidationError is a ValueError
-        raise DataError(
-            f"a manifest of version {VERSION}", f"{path}: {_reason(error)}", "build the shard set again"
-        ) from None
+        received = f"{path}: {_describe_error(error)}"
+        raise DataError(f"a manifest of version {VERSION}", received, BUILD_AGAIN) from None
+
+    received = f"{path}: version={version}"
     if isinstance(version, int) and version > VERSION:
         fix = "read it with the newer glassbox that wrote it, or build the shard set again with this one"
-        raise DataError(f"a manifest of version {VERSION}", f"{path}: version={version}, which is newer", fix)
-    raise DataError(
-        f"a manifest of version {VERSION}", f"{path}: version={version}", "build the shard set again"
-    )
+        raise DataError(f"a manifest of version {VERSION}", f"{received}, which is newer", fix)
+    raise DataError(f"a manifest of version {VERSION}", received, BUILD_AGAIN)
 
 
-def _reason(error: Exception) -> str:
-    """What is wrong with a manifest, in a few words."""
-    if not isinstance(error, ValidationError):
-        return f"no version: {error}" if isinstance(error, KeyError | TypeError) else str(error)
-    first = error.errors()[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+def _describe_error(error: Exception) -> str:
+    """Returns a few words that say what is wrong with a manifest."""
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    if isinstance(error, KeyError | TypeError):
+        return f"no version: {error}"
+    return str(error)

@@ -1,22 +1,21 @@
-"""Which source images go into which file of a shard set: decided before anything is read."""
+"""Plans which source images go into which file of a shard set, before any image is read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import chain
 
 from pipelines.spec import ShardSpec, Spec
 
 
 class PlannedShard(Spec):
-    """One file to write.
+    """One shard file to write. Candidates are source images, which may turn out to be unreadable.
 
     Attributes:
-        file: Its name.
-        split: The split it belongs to.
-        source_split: The split of the source it is read from.
-        start: First candidate.
-        stop: One past the last candidate.
+        file: Name of the shard file.
+        split: Split of the shard set that the file belongs to.
+        source_split: Split of the source to read from.
+        start: Index of the first candidate.
+        stop: Index after the last candidate.
     """
 
     file: str
@@ -26,39 +25,41 @@ class PlannedShard(Spec):
     stop: int
 
     @property
-    def rows(self) -> int:
-        """Number of candidates."""
+    def candidates(self) -> int:
+        """Number of source images in the range."""
         return self.stop - self.start
 
 
 def plan_shards(counts: Mapping[str, int], spec: ShardSpec) -> tuple[PlannedShard, ...]:
     """Plans a shard set. Every candidate is in exactly one shard, and no shard is empty.
 
-    Where the source has no validation split, the last `spec.validation` of its train split becomes one: at least
-    one image, unless the share is 0, and never all of them.
+    Where the source has no validation split, the last `spec.validation` of its train split becomes one: at
+    least one image, unless the share is 0, and never all of them.
 
     Args:
-        counts: Candidates per split of the source: `train` and perhaps `validation`.
-        spec: How shards are made.
+        counts: Candidates per split of the source: `train` and optionally `validation`.
+        spec: Options of the shard set.
 
     Returns:
-        The files in order: those of train, then those of validation.
+        The shards in order: those of `train`, then those of `validation`.
     """
-    train, validation = counts.get("train", 0), counts.get("validation", 0)
+    train = counts.get("train", 0)
+    validation = counts.get("validation", 0)
     if validation or not spec.validation:
-        parts = [("train", "train", 0, train), ("validation", "validation", 0, validation)]
-    else:
-        held_out = min(max(round(train * spec.validation), 1), max(train - 1, 0))
-        parts = [("train", "train", 0, train - held_out), ("validation", "train", train - held_out, train)]
-    return tuple(
-        chain.from_iterable(
-            _cut(split, source, range(start, stop), spec) for split, source, start, stop in parts
+        return (
+            *_plan_split("train", "train", range(train), spec),
+            *_plan_split("validation", "validation", range(validation), spec),
         )
+    held_out = min(max(round(train * spec.validation), 1), max(train - 1, 0))
+    return (
+        *_plan_split("train", "train", range(train - held_out), spec),
+        *_plan_split("validation", "train", range(train - held_out, train), spec),
     )
 
 
-def _cut(split: str, source_split: str, candidates: range, spec: ShardSpec) -> list[PlannedShard]:
-    parts = [candidates[at : at + spec.shard_rows] for at in range(0, len(candidates), spec.shard_rows)]
+def _plan_split(split: str, source_split: str, candidates: range, spec: ShardSpec) -> list[PlannedShard]:
+    starts = range(0, len(candidates), spec.shard_rows)
+    parts = [candidates[start : start + spec.shard_rows] for start in starts]
     return [
         PlannedShard(
             file=f"{split}-{index:05d}-of-{len(parts):05d}.{spec.format}",

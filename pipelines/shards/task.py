@@ -1,4 +1,4 @@
-"""What one worker of a build does: read a range of the source, write one shard, leave a marker."""
+"""The work of one task of a build: read a range of the source, write one shard and its marker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import AliasChoices, Field, ValidationError
 
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.records import Example, Record, Rejected
@@ -23,101 +23,112 @@ from pipelines.sources import Source
 from pipelines.spec import ShardSpec, Spec
 from pipelines.storage import write_atomically
 
-Row = tuple[Record, NDArray[np.int64] | None]  # and its moments, see `pipelines.shards.images.PreparedImage`
+Row = tuple[Record, NDArray[np.int64] | None]  # with the sums of `pipelines.shards.images.PreparedImage`
 
 
 class ShardResult(Spec):
-    """What came of one planned shard.
+    """Result of building one shard.
 
     Attributes:
-        shard: The file; one of 0 rows is not there.
-        class_counts: Rows per class.
-        moments: `[3][3]`: for R, G and B the number of pixels, their sum and the sum of their squares; zeros where nothing was decoded.
-        rejected: Number of candidates not taken.
+        shard: Entry of the shard in the manifest; the file of a shard without rows does not exist.
+        class_counts: Rows per class, in the order of the classes.
+        pixel_sums: `[3][3]`: for R, G and B the number of pixels, their sum and the sum of their squares;
+            zeros where nothing was decoded. Markers call them `moments`.
+        rejected: Number of candidates that are not in the shard.
     """
 
     shard: ShardFile
     class_counts: tuple[int, ...]
-    moments: tuple[tuple[int, ...], ...]
+    pixel_sums: tuple[tuple[int, ...], ...] = Field(
+        validation_alias=AliasChoices("moments", "pixel_sums"), serialization_alias="moments"
+    )
     rejected: int
 
 
 def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Path, work: Path) -> ShardResult:
-    """Writes one shard whole, then its marker: the result in the first line, what was rejected in the others.
+    """Writes one shard, then its marker: one line with the result, and one per rejected candidate.
 
     Args:
-        source: Where the images come from.
-        planned: Which of them.
-        spec: How they are stored.
-        out: Where the shard goes when it is whole.
-        work: Where it is made, on the same file system, and where the marker stays.
+        source: Source of the images.
+        planned: Range of candidates to read, and the file to write.
+        spec: Options of the shard set.
+        out: Directory of the shard set, where the complete shard is moved to.
+        work: Directory on the same file system for the shard in progress and for the marker.
 
     Raises:
-        DataError: The source cannot be read any more; names the image.
+        DataError: The source can no longer be read; the message names the image.
         ConfigError: The shard cannot be written.
     """
-    counts, moments = np.zeros(len(source.classes), np.int64), np.zeros((3, 3), np.int64)
-    rejected: list[str] = []
+    class_counts = np.zeros(len(source.classes), np.int64)
+    pixel_sums = np.zeros((3, 3), np.int64)
+    rejected_lines: list[str] = []
 
-    def taken() -> Iterator[Record]:
+    def read_records() -> Iterator[Record]:
         for item in prepare_examples(source, planned.source_split, planned.start, planned.stop, spec):
             if isinstance(item, Rejected):
-                rejected.append(json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False) + "\n")
+                line = json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False)
+                rejected_lines.append(line + "\n")
                 continue
             record, sums = item
-            counts[record.label] += 1
+            class_counts[record.label] += 1
             if sums is not None:
-                np.add(moments, sums, out=moments)
+                np.add(pixel_sums, sums, out=pixel_sums)
             yield record
 
     if not work.is_dir():
         received = f"{work.parent.parent} (not on {socket.gethostname()}, or removed)"
         raise ConfigError("an output directory that every worker sees", received, "choose a shared directory")
     with report_write_errors(out):
-        shard = write_shard(work, planned.file, taken())
+        shard = write_shard(work, planned.file, read_records())
         for file in shard.files:
             os.replace(work / file.file, out / file.file)
-        totals = tuple(tuple(channel) for channel in moments.tolist())
         result = ShardResult(
-            shard=shard, class_counts=tuple(counts.tolist()), moments=totals, rejected=len(rejected)
+            shard=shard,
+            class_counts=tuple(class_counts.tolist()),
+            pixel_sums=tuple(tuple(channel) for channel in pixel_sums.tolist()),
+            rejected=len(rejected_lines),
         )
-        lines = [result.model_dump_json() + "\n", *rejected]
-        write_atomically(
-            _marker(planned, work), "".join(lines), durable=False
-        )  # lost with the power: the shard is made again
+        marker = "".join([result.model_dump_json(by_alias=True) + "\n", *rejected_lines])
+        # Not durable: without its marker, a shard is built again.
+        write_atomically(_get_marker_path(planned, work), marker, durable=False)
     return result
 
 
-def prepare_examples(source: Source, split: str, start: int, stop: int, spec: ShardSpec) -> Iterator[Row | Rejected]:
-    """Reads candidates `start` to `stop` of a split and makes each ready to be stored.
+def prepare_examples(
+    source: Source, split: str, start: int, stop: int, spec: ShardSpec
+) -> Iterator[Row | Rejected]:
+    """Reads candidates `start` to `stop` of a split and prepares each for storage.
 
     Raises:
-        DataError: The source fails or is shorter than it said, or an image breaks what reads it; names the image.
+        DataError: The source fails or ends too early, or an image causes an unexpected error; the message
+            names the image.
     """
     items = source.read(split, start, stop)
     for index in range(start, stop):
-        with _naming(f"image {index} of {split}"):
+        with _add_image_to_errors(f"image {index} of {split}"):
             item = next(items, None)
         if item is None:
-            received = f"source={source.name}: {index - start} after number {start}"
             raise DataError(
-                f"{stop - start} images of {split}", received, "keep the source as it is while it is read"
+                f"{stop - start} images of {split}",
+                f"source={source.name}: {index - start} after number {start}",
+                "leave the source unchanged while it is read",
             )
-        yield item if isinstance(item, Rejected) else _prepared(item, spec)
+        yield item if isinstance(item, Rejected) else _prepare_example(item, spec)
 
 
-def _prepared(example: Example, spec: ShardSpec) -> Row | Rejected:
-    with _naming(f"id={example.id}"):
+def _prepare_example(example: Example, spec: ShardSpec) -> Row | Rejected:
+    with _add_image_to_errors(f"id={example.id}"):
         try:
-            ready = prepare_image(example.image, spec)
+            image = prepare_image(example.image, spec)
         except UnreadableImageError as error:
             return Rejected(example.id, str(error))
-    return Record(ready.image, example.label, example.id, ready.shape, example.evidence), ready.moments
+    record = Record(image.image, example.label, example.id, image.shape, example.bbox)
+    return record, image.pixel_sums
 
 
 @contextmanager
-def _naming(image: str) -> Iterator[None]:
-    """Lets no failure leave without the image it concerns."""
+def _add_image_to_errors(image: str) -> Iterator[None]:
+    """Makes sure that every error of a block names the image that caused it."""
     try:
         yield
     except GlassboxError as error:
@@ -131,32 +142,34 @@ def _naming(image: str) -> Iterator[None]:
 
 @contextmanager
 def report_write_errors(out: Path) -> Iterator[None]:
-    """A full disk or a missing permission is the user's to mend; what is finished stays for the next start."""
+    """Turns errors of the operating system, such as a full disk, into a `ConfigError`."""
     try:
         yield
     except OSError as error:
-        reason = f"{error.strerror or error}" + (f" ({error.filename})" if error.filename else "")
+        reason = error.strerror or str(error)
+        if error.filename:
+            reason += f" ({error.filename})"
         fix = "free space or change permissions and run the same command again, or choose another place"
         raise ConfigError("an output directory that can be written", f"out={out}: {reason}", fix) from None
 
 
 def load_result(planned: PlannedShard, out: Path, work: Path) -> ShardResult | None:
-    """The result an earlier, interrupted build left for a planned shard, if its files still stand."""
+    """Loads the result that an earlier, interrupted build left for a shard, if its files are still there."""
     try:
-        with _marker(planned, work).open(encoding="utf-8") as lines:
+        with _get_marker_path(planned, work).open(encoding="utf-8") as lines:
             result = ShardResult.model_validate_json(next(lines, ""))
-        stands = all((out / file.file).stat().st_size == file.bytes for file in result.shard.files)
+        is_complete = all((out / file.file).stat().st_size == file.bytes for file in result.shard.files)
     except (OSError, ValidationError, UnicodeDecodeError):
         return None
-    return result if stands else None
+    return result if is_complete else None
 
 
 def read_rejections(planned: PlannedShard, work: Path) -> Iterator[str]:
-    """The line of JSON of every candidate of a finished shard that was not taken."""
-    with _marker(planned, work).open(encoding="utf-8") as lines:
-        next(lines)
+    """Yields the lines of JSON that describe the rejected candidates of a shard."""
+    with _get_marker_path(planned, work).open(encoding="utf-8") as lines:
+        next(lines)  # the result
         yield from lines
 
 
-def _marker(planned: PlannedShard, work: Path) -> Path:
+def _get_marker_path(planned: PlannedShard, work: Path) -> Path:
     return work / f"{planned.file}.done"

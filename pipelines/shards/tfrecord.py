@@ -1,4 +1,4 @@
-"""One shard as a TFRecord file of `tf.train.Example`, with an index beside it for reading at any row.
+"""Shards as TFRecord files of `tf.train.Example`, each with an index file for reading at any row.
 
 Any TensorFlow program reads it without the index:
 
@@ -7,12 +7,13 @@ Any TensorFlow program reads it without the index:
         "label": tf.io.FixedLenFeature([], tf.int64),
         "id": tf.io.FixedLenFeature([], tf.string),
         "shape": tf.io.FixedLenFeature([3], tf.int64),
-        "evidence": tf.io.VarLenFeature(tf.float32),  # four numbers, or none
+        "evidence": tf.io.VarLenFeature(tf.float32),  # the bounding box: four numbers, or none
     }
     tf.data.TFRecordDataset(files).map(lambda record: tf.io.parse_single_example(record, features))
 
-The wire format (https://www.tensorflow.org/tutorials/load_data/tfrecord) is written here rather than by TensorFlow, whose import
-takes seconds and half a gigabyte in every worker of a build; the bytes are those that `tf.io.TFRecordWriter` would write.
+The wire format (https://www.tensorflow.org/tutorials/load_data/tfrecord) is written here rather than by
+TensorFlow, whose import takes seconds and half a gigabyte in every worker of a build; the bytes are those
+that `tf.io.TFRecordWriter` would write.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import google_crc32c
 import numpy as np
 import pyarrow as pa
 
-from pipelines.records import RECORD_SCHEMA, Record
+from pipelines.records import BBOX_COLUMN, RECORD_SCHEMA, Record
 from pipelines.shards.arrow import (
     ShardRows,
     build_columns,
@@ -42,95 +43,119 @@ from pipelines.shards.arrow import (
 INDEX_SCHEMA = pa.schema(
     [
         *(field for field in RECORD_SCHEMA if field.name != "image"),
-        pa.field("offset", pa.int64(), nullable=False),  # of the bytes of the image in the TFRecord file
+        pa.field("offset", pa.int64(), nullable=False),  # of the image in the TFRecord file
         pa.field("bytes", pa.int64(), nullable=False),
     ]
 )
-MASK = 0xFFFFFFFF
+UINT32 = 0xFFFFFFFF
 
 
 def write_tfrecord(path: Path, index: Path, records: Iterable[Record]) -> int:
-    """Writes records to a file and where their images lie to another; the same records give the same bytes.
+    """Writes records to one file and the offsets of their images to another; equal records give equal bytes.
 
     Args:
-        path: The TFRecord file to make.
-        index: The Arrow file to make: every column but the image, and its offset and bytes.
-        records: The rows, consumed as they come.
+        path: TFRecord file to create.
+        index: Arrow file to create, with every column except the image, and the image's offset and size.
+        records: Rows of the shard, which need not fit in memory at once.
 
     Returns:
-        Number of rows.
+        Number of rows written.
     """
-    rows, at = 0, 0
+    rows = 0
+    position = 0
     with path.open("wb") as stream, open_writer(index, INDEX_SCHEMA) as write:
         for group in group_records(records):
             offsets = []
             for record in group:
-                before, after = _example(record)
+                before, after = _serialize(record)
                 payload = before + record.image + after
                 length = struct.pack("<Q", len(payload))
-                offsets.append(at + 12 + len(before))
-                at += stream.write(b"".join((length, _masked(length), payload, _masked(payload))))
+                header = length + _compute_masked_crc(length)
+                offsets.append(position + len(header) + len(before))
+                position += stream.write(b"".join((header, payload, _compute_masked_crc(payload))))
             sizes = [len(record.image) for record in group]
-            write([*build_columns(group), build_number_column(offsets, np.int64), build_number_column(sizes, np.int64)])
+            write(
+                [
+                    *build_columns(group),
+                    build_number_column(offsets, np.int64),
+                    build_number_column(sizes, np.int64),
+                ]
+            )
             rows += len(group)
     return rows
 
 
 def open_tfrecord(path: Path, index: Path) -> ShardRows:
-    """Maps a shard file into memory, by its index.
+    """Memory-maps a shard file.
+
+    Args:
+        path: TFRecord file with the images.
+        index: Arrow file with the offsets of the images and all other columns.
 
     Raises:
-        DataError: The index is not what `write_tfrecord` wrote, or is that of another file. Images are not looked at.
+        DataError: The index was not written by `write_tfrecord`, or belongs to another file. Images are not
+            checked.
     """
     with report_damage(index):
         batches = read_batches(map_file(index), INDEX_SCHEMA)
-        starts, sizes = read_column(batches, "offset", np.int64), read_column(batches, "bytes", np.int64)
+        starts = read_column(batches, "offset", np.int64)
+        sizes = read_column(batches, "bytes", np.int64)
         return build_shard_rows(map_file(path), starts, sizes, batches)
 
 
-def _example(record: Record) -> tuple[bytes, bytes]:
-    """The serialised `tf.train.Example` of a record: what stands before its image, and what after."""
-    evidence = struct.pack(f"<{len(record.evidence or ())}f", *(record.evidence or ()))
-    floats = _field(2, _field(1, evidence) if evidence else b"")
-    before = _entry("evidence", floats) + _entry("id", _field(1, _field(1, record.id.encode())))
-    after = _entry("label", _integers(record.label)) + _entry("shape", _integers(*record.shape))
+def _serialize(record: Record) -> tuple[bytes, bytes]:
+    """Returns the bytes of the `tf.train.Example` of a record before and after the image.
+
+    The image comes last in each of the messages around it, so all of them start with a head that counts it.
+    """
+    box = b"" if record.bbox is None else struct.pack("<4f", *record.bbox)
+    floats = _encode_field(2, _encode_field(1, box) if box else b"")
+    identifier = _encode_field(1, _encode_field(1, record.id.encode()))
+    before = _encode_entry(BBOX_COLUMN, floats) + _encode_entry("id", identifier)
+    after = _encode_entry("label", _encode_integers(record.label))
+    after += _encode_entry("shape", _encode_integers(*record.shape))
+
     size = len(record.image)
-    head = b"\x0a" + _varint(size)  # BytesList.value
-    for number in (1, 2):  # Feature.bytes_list, then the value of the map entry behind its key
-        size_inside = len(head) + size
-        head = bytes([number << 3 | 2]) + _varint(size_inside) + head
-    head = _field(1, b"image") + head
-    head = b"\x0a" + _varint(len(head) + size) + head  # Features.feature
+    head = _encode_head(1, size)  # BytesList.value
+    head = _encode_head(1, len(head) + size) + head  # Feature.bytes_list
+    head = _encode_head(2, len(head) + size) + head  # value of the map entry, after its key
+    head = _encode_field(1, b"image") + head
+    head = _encode_head(1, len(head) + size) + head  # Features.feature
     before += head
-    return b"\x0a" + _varint(len(before) + size + len(after)) + before, after  # Example.features
+    return _encode_head(1, len(before) + size + len(after)) + before, after  # Example.features
 
 
-def _entry(key: str, feature: bytes) -> bytes:
-    """One entry of the map `Features.feature`."""
-    return _field(1, _field(1, key.encode()) + _field(2, feature))
+def _encode_entry(key: str, feature: bytes) -> bytes:
+    """Encodes one entry of the map `Features.feature`."""
+    return _encode_field(1, _encode_field(1, key.encode()) + _encode_field(2, feature))
 
 
-def _integers(*values: int) -> bytes:
-    """A `Feature` of whole numbers."""
-    return _field(3, _field(1, b"".join(map(_varint, values))))
+def _encode_integers(*values: int) -> bytes:
+    """Encodes a `Feature` of integers."""
+    return _encode_field(3, _encode_field(1, b"".join(map(_encode_varint, values))))
 
 
-def _field(number: int, content: bytes) -> bytes:
-    """A length-delimited field of the Protocol Buffers wire format."""
-    return bytes([number << 3 | 2]) + _varint(len(content)) + content
+def _encode_field(number: int, content: bytes) -> bytes:
+    """Encodes a length-delimited field of the Protocol Buffers wire format."""
+    return _encode_head(number, len(content)) + content
 
 
-def _varint(value: int) -> bytes:
-    """A whole number in groups of seven bits, the lowest first."""
-    groups_of_seven = bytearray()
+def _encode_head(number: int, size: int) -> bytes:
+    """Encodes the head of a length-delimited field: its number and the size of its content."""
+    return bytes([number << 3 | 2]) + _encode_varint(size)
+
+
+def _encode_varint(value: int) -> bytes:
+    """Encodes a non-negative integer in groups of seven bits, the lowest first."""
+    septets = bytearray()
     while value > 127:
-        groups_of_seven.append(value & 127 | 128)
+        septets.append(value & 127 | 128)
         value >>= 7
-    groups_of_seven.append(value)
-    return bytes(groups_of_seven)
+    septets.append(value)
+    return bytes(septets)
 
 
-def _masked(data: bytes) -> bytes:
-    """The checksum of TFRecord: CRC-32C, rotated by 15 bits, plus a constant."""
+def _compute_masked_crc(data: bytes) -> bytes:
+    """Returns the checksum of TFRecord: CRC-32C, rotated by 15 bits, plus a constant."""
     crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & MASK)
+    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & UINT32)

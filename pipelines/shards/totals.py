@@ -1,4 +1,4 @@
-"""What the shards of a set hold, added up as they come: sums of whole numbers, so that the order makes no difference."""
+"""Adds up the results of all shards of a set, in integers, so that their order does not matter."""
 
 from __future__ import annotations
 
@@ -16,58 +16,67 @@ Channels = tuple[float, float, float]
 
 
 class ShardSetTotals:
-    """Sums over a shard set.
+    """Adds up the results of the shards of a set.
 
     Args:
         plan: All shards of the set.
-        classes: Number of classes.
+        classes: Number of classes in the source.
 
     Attributes:
-        done: Candidates of the shards that are finished.
-        rejected: Candidates that were not taken.
-        missing: Shards that are not finished, in the order of the plan.
+        candidates: Number of source images in the plan.
+        candidates_done: Number of source images in the shards added so far.
+        rejected: Number of source images that were rejected so far.
     """
 
     def __init__(self, plan: Sequence[PlannedShard], classes: int) -> None:
         self.plan = plan
-        self.total = sum(planned.rows for planned in plan)
-        self.done = self.rejected = 0
+        self.candidates = sum(planned.candidates for planned in plan)
+        self.candidates_done = 0
+        self.rejected = 0
         self._shards: dict[str, ShardFile] = {}
-        self._counts = {planned.split: np.zeros(classes, np.int64) for planned in plan}
-        self._moments = {
-            planned.split: np.zeros((3, 3), object) for planned in plan
-        }  # Python's numbers know no largest
+        self._class_counts = {planned.split: np.zeros(classes, np.int64) for planned in plan}
+        # Python integers, because sums of squares over a large set exceed 64 bits
+        self._pixel_sums = {planned.split: np.zeros((3, 3), object) for planned in plan}
 
     @property
     def missing(self) -> list[PlannedShard]:
-        """Shards that are not finished, in the order of the plan."""
+        """Shards that have not been added, in the order of the plan."""
         return [planned for planned in self.plan if planned.file not in self._shards]
 
     def add(self, planned: PlannedShard, result: ShardResult) -> None:
-        """Adds a finished shard."""
+        """Adds the result of one shard."""
         self._shards[planned.file] = result.shard
-        self.done += planned.rows
+        self.candidates_done += planned.candidates
         self.rejected += result.rejected
-        self._counts[planned.split] += result.class_counts
-        self._moments[planned.split] += np.array(result.moments, object)
+        self._class_counts[planned.split] += result.class_counts
+        self._pixel_sums[planned.split] += np.array(result.pixel_sums, object)
 
-    def splits(self) -> dict[str, SplitManifest]:
-        """Every split with at least one row; its shards are those with rows, in the order of the plan."""
-        return {split: self._split(split) for split, counts in self._counts.items() if counts.any()}
+    def build_splits(self) -> dict[str, SplitManifest]:
+        """Builds the manifest of every split with at least one row; shards without rows are left out."""
+        return {name: self._build_split(name) for name, counts in self._class_counts.items() if counts.any()}
 
-    def _split(self, split: str) -> SplitManifest:
-        shards = [self._shards[planned.file] for planned in self.plan if planned.split == split]
-        mean, std = _mean_and_std(self._moments[split]) if self._moments[split].any() else (None, None)
+    def _build_split(self, name: str) -> SplitManifest:
+        shards = [self._shards[planned.file] for planned in self.plan if planned.split == name]
+        mean = None
+        std = None
+        pixel_sums = self._pixel_sums[name]
+        if pixel_sums.any():
+            mean, std = _compute_mean_and_std(pixel_sums)
         return SplitManifest(
             shards=tuple(shard for shard in shards if shard.rows),
-            class_counts=tuple(self._counts[split].tolist()),
+            class_counts=tuple(self._class_counts[name].tolist()),
             mean=mean,
             std=std,
         )
 
 
-def _mean_and_std(moments: NDArray[np.object_]) -> tuple[Channels, Channels]:
-    """Of R, G and B, from the number of whole values, their sum and the sum of their squares `[3, 3]`; exact up to the last rounding."""
-    means = [total / pixels for pixels, total, _ in moments]
-    deviations = [math.sqrt(pixels * squares - total * total) / pixels for pixels, total, squares in moments]
-    return (means[0], means[1], means[2]), (deviations[0], deviations[1], deviations[2])
+def _compute_mean_and_std(pixel_sums: NDArray[np.object_]) -> tuple[Channels, Channels]:
+    """Computes mean and standard deviation of R, G and B, exact up to the last rounding.
+
+    Args:
+        pixel_sums: Integers `[3, 3]`: per channel the number of pixels, their sum and the sum of their
+            squares.
+    """
+    means = [total / pixels for pixels, total, _ in pixel_sums]
+    stds = [math.sqrt(pixels * squares - total * total) / pixels for pixels, total, squares in pixel_sums]
+    return (means[0], means[1], means[2]), (stds[0], stds[1], stds[2])

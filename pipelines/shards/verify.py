@@ -1,8 +1,8 @@
-"""A shard set held against its manifest, down to the last image: one Ray task a shard."""
+"""Compares a shard set with its manifest, down to every image: one Ray task per shard."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +15,7 @@ from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import DataError
 from pipelines.shards.formats import ShardRows, open_shard
 from pipelines.shards.images import UnreadableImageError, prepare_image
-from pipelines.shards.manifest import FILE_NAME, Manifest, ShardFile, load_manifest
+from pipelines.shards.manifest import FILE_NAME, Manifest, ShardFile, StoredFile, load_manifest
 from pipelines.spec import ShardSpec
 from pipelines.storage import hash_file
 
@@ -23,137 +23,163 @@ AS_FOUND = ShardSpec()
 
 
 class ShardCheck(NamedTuple):
-    """What came of one shard.
+    """Result of checking one shard.
 
     Attributes:
-        problem: The file, its first bad row and what is wrong, or None.
-        counts: int64 `[classes]`, rows per class; None where the shard cannot be read.
-        ids: uint64 `[rows]`, a hash of every identifier.
+        problem: Name of the damaged file, its first bad row and the reason; None where the shard is sound.
+        class_counts: int64 `[classes]`, rows per class; None where the shard cannot be read.
+        id_hashes: uint64 `[rows]`, a hash of every identifier.
     """
 
     problem: str | None
-    counts: NDArray[np.int64] | None
-    ids: NDArray[np.uint64]
+    class_counts: NDArray[np.int64] | None
+    id_hashes: NDArray[np.uint64]
 
 
 def verify_shards(directory: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
-    """Checks every file of a shard set: size and SHA-256, the rows, every image, label and checksum, and that it decodes.
+    """Checks all files of a shard set.
 
-    Over all files: that no identifier comes twice, and that the classes have the rows that the manifest says.
+    Per file: its size and SHA-256, the number of rows, and for every row the label, the checksum and
+    whether the image decodes. Over all files: that no identifier occurs twice, and the class counts of the
+    manifest.
 
     Args:
-        directory: The shard set. Every worker must see it under the same path.
-        progress: Called with the number of rows done and of all rows.
+        directory: Directory of the shard set. Every worker must see it under the same path.
+        progress: Called with the number of rows checked and the number of all rows.
 
     Returns:
-        A line for every bad file, with the first bad row where a row is at fault; none where all is well.
+        A line for every damaged file, with the first bad row where a row is at fault; empty where all is
+        sound.
 
     Raises:
         DataError: There is no shard set, or its manifest is damaged.
-        ConfigError: Workers died.
+        ConfigError: Workers died while they checked shards.
     """
     directory = Path(directory).absolute()
     manifest = load_manifest(directory)
     shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    total, done = sum(shard.rows for shard in shards), 0
-    results: dict[int, ShardCheck] = {}
-    report = progress or (lambda done, total: None)
-    report(0, total)
+    total = sum(shard.rows for shard in shards)
+    done = 0
+    if progress is not None:
+        progress(done, total)
+
     calls = [(directory, shard, manifest.encoding, len(manifest.classes)) for shard in shards]
-    with ray_session(), closing(run_tasks(check_shard, calls, lambda place: shards[place].file)) as checked:
-        for index, result in checked:
+    results: dict[int, ShardCheck] = {}
+    with ray_session(), closing(run_tasks(check_shard, calls, lambda index: shards[index].file)) as tasks:
+        for index, result in tasks:
             results[index] = result
             done += shards[index].rows
-            report(done, total)
+            if progress is not None:
+                progress(done, total)
+
     ordered = [results[index] for index in range(len(shards))]
-    twice = _duplicates(directory, shards, ordered)
-    problems = [result.problem or again for result, again in zip(ordered, twice, strict=True)]
-    return [problem for problem in problems if problem] + _miscounted(manifest, ordered)
+    duplicates = _find_duplicates(directory, shards, ordered)
+    problems = [result.problem or duplicate for result, duplicate in zip(ordered, duplicates, strict=True)]
+    return [problem for problem in problems if problem] + _check_class_counts(manifest, ordered)
 
 
 def check_shard(directory: Path, shard: ShardFile, encoding: str, classes: int) -> ShardCheck:
-    """Checks one shard by itself. See `verify_shards`."""
+    """Checks one shard by itself.
+
+    Args:
+        directory: Directory of the shard set.
+        shard: Entry of the shard in the manifest.
+        encoding: Encoding of the images, `raw` or that of image files.
+        classes: Number of classes of the shard set.
+    """
     try:
-        broken = [
-            file
-            for file in shard.files
-            if _is_whole(directory, file.file, file.bytes) and hash_file(directory / file.file) != file.sha256
-        ]
+        altered = [file for file in shard.files if _is_altered(directory, file)]
         rows = open_shard(directory, shard)
-        problem = next(
-            (
-                f"{shard.file}: row={row} id={rows.id(row)}: {bad}"
-                for row, bad in _bad_rows(rows, encoding, classes)
-            ),
-            None,
-        )
+        problem = _find_bad_row(shard, rows, encoding, classes)
     except (DataError, OSError) as error:
-        reason = (
-            f"expected {error.expected}, received {error.received}"
-            if isinstance(error, DataError)
-            else str(error)
-        )
+        reason = str(error)
+        if isinstance(error, DataError):
+            reason = f"expected {error.expected}, received {error.received}"
         file = next((file.file for file in shard.files if file.file in reason), shard.file)
         return ShardCheck(f"{file}: {reason}", None, np.empty(0, np.uint64))
-    if broken and problem is None:
-        problem = f"{broken[0].file}: the SHA-256 is another, though every row is as it was written"
-    known = rows.labels[(rows.labels >= 0) & (rows.labels < classes)]
-    ids = np.array([xxhash.xxh3_64_intdigest(rows.id(row).encode()) for row in range(rows.rows)], np.uint64)
-    return ShardCheck(problem, np.bincount(known, minlength=classes), ids)
+    if altered and problem is None:
+        problem = f"{altered[0].file}: the SHA-256 differs, although every row is as it was written"
+    valid_labels = rows.labels[(rows.labels >= 0) & (rows.labels < classes)]
+    id_hashes = [xxhash.xxh3_64_intdigest(rows.id(row).encode()) for row in range(rows.rows)]
+    return ShardCheck(problem, np.bincount(valid_labels, minlength=classes), np.array(id_hashes, np.uint64))
 
 
-def _is_whole(directory: Path, file: str, size: int) -> bool:
-    path = directory / file
-    return path.is_file() and path.stat().st_size == size  # else `open_shard` says what is wrong
+def _is_altered(directory: Path, file: StoredFile) -> bool:
+    """Tells whether a file has the right size but another digest; `open_shard` reports wrong sizes."""
+    path = directory / file.file
+    if not path.is_file() or path.stat().st_size != file.bytes:
+        return False
+    return hash_file(path) != file.sha256
 
 
-def _bad_rows(rows: ShardRows, encoding: str, classes: int) -> Generator[tuple[int, str], None, None]:
-    """Every bad row and what is wrong with it."""
+def _find_bad_row(shard: ShardFile, rows: ShardRows, encoding: str, classes: int) -> str | None:
+    """Describes the first bad row of a shard."""
     for row in range(rows.rows):
-        label, shape = int(rows.labels[row]), tuple(rows.shapes[row].tolist())
-        if not rows.is_sound(row):
-            yield row, "image, label or checksum is not what was written"
-        elif not 0 <= label < classes:
-            yield row, f"label={label}, expected 0 to {classes - 1}"
-        elif encoding == "raw":
-            if len(rows.image(row)) != shape[0] * shape[1] * shape[2]:
-                yield row, f"bytes={len(rows.image(row))}, expected those of shape={shape}"
-        else:
-            try:
-                found = prepare_image(bytes(rows.image(row)), AS_FOUND).shape
-            except UnreadableImageError as error:
-                yield row, f"the image cannot be decoded: {error}"
-            else:
-                if found != shape:
-                    yield row, f"the image is of shape={found}, expected {shape}"
+        reason = _check_row(rows, row, encoding, classes)
+        if reason is not None:
+            return f"{shard.file}: row={row} id={rows.id(row)}: {reason}"
+    return None
 
 
-def _duplicates(directory: Path, shards: Sequence[ShardFile], results: Sequence[ShardCheck]) -> list[str | None]:
-    """For every shard, its first row whose identifier an earlier row has."""
-    ids = np.concatenate([np.empty(0, np.uint64), *(result.ids for result in results)])
-    again = np.ones(len(ids), bool)
-    again[np.unique(ids, return_index=True)[1]] = False  # the first of each
+def _check_row(rows: ShardRows, row: int, encoding: str, classes: int) -> str | None:
+    """Returns what is wrong with a row."""
+    if not rows.is_sound(row):
+        return "image, label or checksum is not what was written"
+    label = int(rows.labels[row])
+    if not 0 <= label < classes:
+        return f"label={label}, expected 0 to {classes - 1}"
+    shape = tuple(rows.shapes[row].tolist())
+    image = bytes(rows.image(row))
+    if encoding == "raw":
+        is_right_size = len(image) == shape[0] * shape[1] * shape[2]
+        return None if is_right_size else f"bytes={len(image)}, expected those of shape={shape}"
+    try:
+        decoded_shape = prepare_image(image, AS_FOUND).shape
+    except UnreadableImageError as error:
+        return f"the image cannot be decoded: {error}"
+    return None if decoded_shape == shape else f"the image is of shape={decoded_shape}, expected {shape}"
+
+
+def _find_duplicates(
+    directory: Path, shards: Sequence[ShardFile], results: Sequence[ShardCheck]
+) -> list[str | None]:
+    """Describes, for every shard, its first row whose identifier occurred in an earlier row."""
+    hashes = np.concatenate([np.empty(0, np.uint64), *(result.id_hashes for result in results)])
+    is_repeated = np.ones(len(hashes), bool)
+    _, first_rows = np.unique(hashes, return_index=True)
+    is_repeated[first_rows] = False
+
     problems: list[str | None] = []
     start = 0
     for shard, result in zip(shards, results, strict=True):
-        rows = np.flatnonzero(again[start : start + len(result.ids)])
-        start += len(result.ids)
-        name = open_shard(directory, shard).id(int(rows[0])) if len(rows) else None
-        problems.append(
-            None if name is None else f"{shard.file}: row={rows[0]} id={name}: an earlier row has this id"
-        )
+        stop = start + len(result.id_hashes)
+        repeated_rows = np.flatnonzero(is_repeated[start:stop])
+        start = stop
+        if not len(repeated_rows):
+            problems.append(None)
+            continue
+        row = int(repeated_rows[0])
+        identifier = open_shard(directory, shard).id(row)
+        problems.append(f"{shard.file}: row={row} id={identifier}: an earlier row has this id")
     return problems
 
 
-def _miscounted(manifest: Manifest, results: Sequence[ShardCheck]) -> list[str]:
-    """A line for every split whose classes have other rows than the manifest says; no word where a shard could not be read."""
-    problems, remaining = [], iter(results)
+def _check_class_counts(manifest: Manifest, results: Sequence[ShardCheck]) -> list[str]:
+    """Returns a line for every split whose rows per class differ from the manifest.
+
+    Splits with a shard that cannot be read are left out.
+    """
+    problems = []
+    remaining = iter(results)
     for name, split in manifest.splits.items():
-        counts = [next(remaining).counts for _ in split.shards]
-        known = [count for count in counts if count is not None]
-        found = tuple(np.sum(known, axis=0, dtype=int).tolist()) if known else (0,) * len(manifest.classes)
-        if len(known) == len(counts) and found != split.class_counts:
-            problems.append(
-                f"{FILE_NAME}: split={name}: class_counts={list(split.class_counts)}, found {list(found)}"
-            )
+        counts = [next(remaining).class_counts for _ in split.shards]
+        readable = [count for count in counts if count is not None]
+        if len(readable) < len(counts):
+            continue
+        found = [0] * len(manifest.classes)
+        if readable:
+            found = np.sum(readable, axis=0, dtype=int).tolist()
+        expected = list(split.class_counts)
+        if found != expected:
+            problems.append(f"{FILE_NAME}: split={name}: class_counts={expected}, found {found}")
     return problems

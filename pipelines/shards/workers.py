@@ -1,4 +1,4 @@
-"""The Ray tasks of a build: one a shard."""
+"""Runs the tasks of a build on Ray: one task per shard."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines.cluster import count_cpus, ray_session, run_tasks
+from pipelines.cluster import count_cpus, put_object, ray_session, run_tasks
 from pipelines.shards.plan import PlannedShard
 from pipelines.shards.task import ShardResult, build_shard
 from pipelines.sources import Source
 from pipelines.spec import ShardSpec
 
 
-class BuildTasks(NamedTuple):
-    """What all tasks of a build are told.
+class BuildContext(NamedTuple):
+    """The part of a task's arguments that all tasks of a build share.
 
     Attributes:
-        source: Reference to the source, in a tuple, so that Ray does not send its content with every task: a folder
-            of a million images is a list of a million paths.
-        spec: How shards are made.
-        out: The shard set.
-        work: Where shards are made.
+        source: Ray's reference to the source, in a tuple, so that Ray does not send its content with every
+            task: a folder of a million images is a list of a million paths.
+        spec: Options of the shard set.
+        out: Directory of the shard set.
+        work: Directory for shards in progress.
     """
 
     source: tuple[Any]
@@ -34,54 +34,54 @@ class BuildTasks(NamedTuple):
 
 @contextmanager
 def start_workers(
-    source: Source, spec: ShardSpec, places: tuple[Path, Path], workers: int | None
-) -> Iterator[BuildTasks]:
+    source: Source, spec: ShardSpec, out: Path, work: Path, workers: int | None
+) -> Iterator[BuildContext]:
     """Connects to the cluster and starts worker processes that hold the source.
 
     Args:
-        source: Where the images come from.
-        spec: How shards are made.
-        places: The shard set, and where shards are made.
-        workers: Tasks at a time, at most; None for one a CPU.
+        source: Source of the images.
+        spec: Options of the shard set.
+        out: Directory of the shard set.
+        work: Directory for shards in progress.
+        workers: Largest number of tasks at a time; None for one per CPU.
 
     Yields:
-        What tasks are told.
+        The context to pass to `build_on_workers`.
     """
     with ray_session():
-        import ray
-
-        order = BuildTasks((ray.put(source),), spec, *places)
-        calls = [(order,)] * min(workers or count_cpus(), count_cpus())
-        with closing(run_tasks(_receive, calls, lambda place: "the start")) as ready:
-            for _ in ready:
+        context = BuildContext((put_object(source),), spec, out, work)
+        calls = [(context,)] * min(workers or count_cpus(), count_cpus())
+        with closing(run_tasks(_load_source, calls, lambda index: "the start of a worker")) as tasks:
+            for _ in tasks:
                 pass
-        yield order
+        yield context
 
 
 def build_on_workers(
-    order: BuildTasks, missing: Sequence[PlannedShard], workers: int | None
+    context: BuildContext, missing: Sequence[PlannedShard], workers: int | None
 ) -> Generator[tuple[PlannedShard, ShardResult], None, None]:
-    """Has shards built, at most `workers` at a time, and yields them as they come. See `run_tasks`."""
+    """Builds shards, at most `workers` at a time, and yields results as they arrive. See `run_tasks`."""
 
-    def name(place: int) -> str:
-        planned = missing[place]
+    def describe(index: int) -> str:
+        planned = missing[index]
         return f"{planned.file}, images {planned.start} to {planned.stop - 1} of {planned.source_split}"
 
-    with closing(run_tasks(_build, [(order, planned) for planned in missing], name, workers)) as results:
-        for place, result in results:
-            yield missing[place], result
+    calls = [(context, planned) for planned in missing]
+    with closing(run_tasks(_build, calls, describe, workers)) as results:
+        for index, result in results:
+            yield missing[index], result
 
 
-def _build(order: BuildTasks, planned: PlannedShard) -> ShardResult:
-    return build_shard(_received(order.source[0]), planned, order.spec, order.out, order.work)
+def _build(context: BuildContext, planned: PlannedShard) -> ShardResult:
+    return build_shard(_get_source(context.source[0]), planned, context.spec, context.out, context.work)
 
 
-def _receive(order: BuildTasks) -> None:
-    _received(order.source[0])
+def _load_source(context: BuildContext) -> None:
+    _get_source(context.source[0])
 
 
-@lru_cache(maxsize=1)  # once a worker process
-def _received(reference: Any) -> Source:
+@lru_cache(maxsize=1)  # once per worker process
+def _get_source(reference: Any) -> Source:
     import ray
 
     source: Source = ray.get(reference)

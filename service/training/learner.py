@@ -53,7 +53,7 @@ class Learner:
         return variables_of(self.model, self.optimizer, self.steps.variables)
 
     def use_evaluation_weights(self) -> AbstractContextManager[None]:
-        """Gives the model the weights that are evaluated and saved, for a block: their average, if there is one."""
+        """Swaps in the weights that are evaluated and saved, for a block: the average, if there is one."""
         return self.steps.average.swap_in() if self.steps.average else nullcontext()
 
     def average_statistics(self) -> None:

@@ -52,7 +52,7 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> 
     assert found.returncode == 2, found.stderr
     (said,) = (line for line in found.stderr.splitlines() if line.startswith("glassbox:"))
     assert said.startswith(
-        "glassbox: Expected a Ray that comes up on this machine within 30 seconds. Received: ray: Timed out waiting"
+        "glassbox: Expected Ray to start on this machine within 30 seconds. Received: ray: Timed out waiting"
     )
     assert "less busy" in said
     assert "Traceback" not in found.stderr
@@ -62,14 +62,14 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("address", "error", "message"),
     [
-        (None, Exception(LATE), "comes up on this machine .* ray: The current node timed out during startup"),
-        (None, ConnectionError(""), "comes up on this machine .* ray: ConnectionError"),
+        (None, Exception(LATE), "to start on this machine .* ray: The current node timed out during startup"),
+        (None, ConnectionError(""), "to start on this machine .* ray: ConnectionError"),
         (
             "auto",
             ConnectionError("Could not find any Ray.\nPlease"),
             r"RAY_ADDRESS=auto: Could not find any Ray\. Fix",
         ),
-        ("auto", ray.exceptions.AuthenticationError("no token"), "lets this process in.*no token"),
+        ("auto", ray.exceptions.AuthenticationError("no token"), "accepts the connection.*no token"),
     ],
 )
 def test_what_ray_says_is_told_in_one_sentence(

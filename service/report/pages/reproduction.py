@@ -14,7 +14,7 @@ from pipelines.shards.manifest import load_manifest
 from pipelines.storage import write_atomically
 from service.config import RunConfig
 from service.diagnosis.curves import Curve, column
-from service.report.analysis.run_facts import flat
+from service.report.analysis.run_facts import flatten_settings
 from service.report.drawing.plots import Line, Plot
 from service.report.pages.page import render
 from service.report.pages.scripts import scripts
@@ -126,8 +126,8 @@ class Outcome:
 
 def departures(run: Run, config: RunConfig) -> tuple[str, ...]:
     """Settings of a run in which it departs from its preset, as on the command line; seed, data and weights do not count."""
-    preset = dict(flat(config.model_dump(mode="json")))
-    own = flat(
+    preset = dict(flatten_settings(config.model_dump(mode="json")))
+    own = flatten_settings(
         {
             key: value
             for key, value in run.config().items()
@@ -139,7 +139,7 @@ def departures(run: Run, config: RunConfig) -> tuple[str, ...]:
 
 def end_of(history: History) -> float:
     """The validation accuracy a run ends with."""
-    values = Curve.of(history, "val_accuracy").values
+    values = Curve.from_epochs(history, "val_accuracy").values
     return float(statistics.median(values[-LAST:]) if len(history) >= LONG else values[-1])
 
 
@@ -236,6 +236,6 @@ def table(experiments: Sequence[Experiment]) -> str:
 
 def _images(run: Run) -> int | None:
     try:
-        return load_manifest(str(run.config()["shards"])).split("validation").rows
+        return load_manifest(str(run.config()["shards"])).get_split("validation").rows
     except (GlassboxError, KeyError):
         return None

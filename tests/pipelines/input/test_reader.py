@@ -62,7 +62,7 @@ def test_rows_come_in_the_order_asked_for_across_shards(directory: Path) -> None
     assert (reader.rows, reader.shard_rows) == (8, (3, 3, 2))
     assert reader.images(rows) == [RECORDS[row].image for row in rows]
     assert reader.ids(np.array(rows)) == [RECORDS[row].id for row in rows]
-    assert reader.evidence(rows) == [RECORDS[row].evidence for row in rows]
+    assert reader.evidence(rows) == [RECORDS[row].bbox for row in rows]
     assert reader.shapes(rows).tolist() == [list(RECORDS[row].shape) for row in rows]
     assert reader.shapes(rows).dtype == np.int32
 

@@ -13,7 +13,7 @@ from pipelines.shards.arrow import open_arrow, write_arrow
 
 RECORDS = [
     Record(b"one", 1, "a b/ä.png", (1, 3, 1)),
-    Record(b"\0\xff", 0, "b", (2, 1, 1), evidence=(0.0, 0.25, 0.5, 1.0)),
+    Record(b"\0\xff", 0, "b", (2, 1, 1), bbox=(0.0, 0.25, 0.5, 1.0)),
     Record(b"three" * 10, 2, "c", (10, 5, 1)),
 ]
 
@@ -28,7 +28,7 @@ def test_rows_come_back_as_written(tmp_path):
             "image": record.image,
             "label": record.label,
             "id": record.id,
-            "evidence": record.evidence and list(record.evidence),
+            "evidence": record.bbox and list(record.bbox),
             "shape": list(record.shape),
             "checksum": compute_checksum(record.image, record.label),
         }

@@ -21,21 +21,21 @@ def sums(pixels: np.ndarray) -> list[list[int]]:
     return [[len(values), sum(values), sum(value * value for value in values)] for values in channels]
 
 
-def test_moments_count_every_channel_apart():
-    moments = prepare_image(encode(RGB), ShardSpec()).moments
-    assert moments.dtype == np.int64
-    assert moments.tolist() == sums(RGB)
+def test_pixel_sums_count_every_channel_apart():
+    pixel_sums = prepare_image(encode(RGB), ShardSpec()).pixel_sums
+    assert pixel_sums.dtype == np.int64
+    assert pixel_sums.tolist() == sums(RGB)
 
 
 def test_grey_counts_in_all_channels():
     ready = prepare_image(encode(GREY), ShardSpec())
     assert ready.shape == (2, 2, 1)
-    assert ready.moments.tolist() == sums(GREY)
+    assert ready.pixel_sums.tolist() == sums(GREY)
 
 
-def test_moments_of_a_jpeg_are_of_its_pixels():
+def test_pixel_sums_of_a_jpeg_are_of_its_pixels():
     image = encode(smooth(20, 24), "JPEG", quality=60)
-    assert prepare_image(image, ShardSpec()).moments.tolist() == sums(decode(image))
+    assert prepare_image(image, ShardSpec()).pixel_sums.tolist() == sums(decode(image))
 
 
 @pytest.mark.parametrize(
@@ -52,28 +52,28 @@ def test_moments_of_a_jpeg_are_of_its_pixels():
         (1, 9_000, 1),
     ],
 )
-def test_moments_of_larger_pictures_count_every_kth_row_k_times(height, width, step):
+def test_pixel_sums_of_larger_pictures_count_every_kth_row_k_times(height, width, step):
     pixels = noise(height, width)
     expected = np.array(sums(pixels[step // 2 :: step])) * step
-    assert prepare_image(encode(pixels), ShardSpec()).moments.tolist() == expected.tolist()
+    assert prepare_image(encode(pixels), ShardSpec()).pixel_sums.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 32), (1, 60_000)])
-def test_moments_are_exact_where_they_are_largest(height, width):
+def test_pixel_sums_are_exact_where_they_are_largest(height, width):
     pixels = np.full((height, width, 3), 255, np.uint8)
     pixels[0, 7] = 254
     count = height * width
     assert (
-        prepare_image(encode(pixels), ShardSpec()).moments.tolist()
+        prepare_image(encode(pixels), ShardSpec()).pixel_sums.tolist()
         == [[count, 255 * count - 1, 255**2 * count - 509]] * 3
     )
 
 
-def test_scaling_happens_after_the_turn_and_keeps_shape_and_moments_in_step():
+def test_scaling_happens_after_the_turn_and_keeps_shape_and_pixel_sums_in_step():
     ready = prepare_image(encode(smooth(40, 80), exif=orientation(6)), ShardSpec(store_size=20))
     pixels = decode(ready.image)
     assert pixels.shape == ready.shape == (40, 20, 3)
-    assert ready.moments.tolist() == sums(pixels)
+    assert ready.pixel_sums.tolist() == sums(pixels)
 
 
 SOURCES = {
@@ -95,7 +95,7 @@ def test_every_encoding_stores_the_same_picture(source, store_size):
     }
     shape = (*((40, 60) if store_size != 20 else (20, 30)), 1 if source.startswith("grey") else 3)
     assert [ready.shape for ready in stored.values()] == [shape] * 3
-    assert len({tuple(ready.moments.ravel().tolist()) for ready in stored.values()}) == 1
+    assert len({tuple(ready.pixel_sums.ravel().tolist()) for ready in stored.values()}) == 1
     pixels = np.frombuffer(stored["raw"].image, np.uint8).reshape(shape)
     assert form(stored["png"].image) == "PNG"
     assert np.array_equal(decode(stored["png"].image), pixels.squeeze())
@@ -122,7 +122,7 @@ HEADER = ShardSpec(check="header")
 def test_the_header_alone_tells_what_can_stay_as_found(source):
     whole = prepare_image(SOURCES[source], ShardSpec())
     header = prepare_image(SOURCES[source], HEADER)
-    assert (header.image, header.shape, header.moments) == (SOURCES[source], whole.shape, None)
+    assert (header.image, header.shape, header.pixel_sums) == (SOURCES[source], whole.shape, None)
 
 
 def test_with_the_header_alone_nothing_is_decoded():
@@ -150,7 +150,7 @@ def test_the_unusual_is_normalised_with_the_header_check_too(image):
     header, whole = prepare_image(image, HEADER), prepare_image(image, ShardSpec())
     assert header.image == whole.image != image
     assert header.shape == whole.shape
-    assert header.moments is None
+    assert header.pixel_sums is None
 
 
 def test_a_store_size_decodes_whatever_the_check():

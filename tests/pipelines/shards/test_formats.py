@@ -37,7 +37,7 @@ def read(rows: ShardRows) -> list[Record]:
             int(rows.labels[row]),
             rows.id(row),
             tuple(rows.shapes[row].tolist()),
-            rows.evidence(row),
+            rows.bbox(row),
         )
         for row in range(rows.rows)
     ]

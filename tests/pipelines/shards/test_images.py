@@ -274,7 +274,7 @@ def test_a_decompression_bomb_is_refused_before_it_is_decoded(check):
 
 def test_a_side_longer_than_decoders_take_is_refused():
     for image in (encode(np.zeros((1, 65_501), np.uint8)), encode(np.zeros((65_501, 1), np.uint8), "BMP")):
-        with pytest.raises(UnreadableImageError, match="more than 65500 pixels a side"):
+        with pytest.raises(UnreadableImageError, match="more than 65500 pixels per side"):
             prepare_image(image, ShardSpec())
     assert prepare_image(encode(np.zeros((1, 65_500), np.uint8)), ShardSpec()).shape == (1, 65_500, 1)
 

@@ -69,13 +69,13 @@ def test_an_entry_of_the_wrong_type_is_named(directory):
 
 
 def test_no_manifest(tmp_path):
-    with pytest.raises(DataError, match="a finished shard set"):
+    with pytest.raises(DataError, match="a complete shard set"):
         load_manifest(tmp_path)
 
 
 def test_an_unknown_split(directory):
     with pytest.raises(DataError, match=r"one of train\. Received: split=test"):
-        load_manifest(directory).split("test")
+        load_manifest(directory).get_split("test")
 
 
 def test_files_of_a_shard():

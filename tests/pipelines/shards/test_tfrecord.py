@@ -9,7 +9,7 @@ from pipelines.shards.tfrecord import open_tfrecord, write_tfrecord
 
 RECORDS = [
     Record(b"one", 1, "a b/ä.png", (1, 3, 1)),
-    Record(bytes(range(256)) * 300, 2**31 - 1, "b", (150, 512, 1), evidence=(0.0, 0.25, 0.5, 1.0)),
+    Record(bytes(range(256)) * 300, 2**31 - 1, "b", (150, 512, 1), bbox=(0.0, 0.25, 0.5, 1.0)),
     Record(b"three" * 25, 200, "c" * 300, (25, 5, 300)),
     Record(b"", 0, "", (0, 0, 0)),
 ]
@@ -34,7 +34,7 @@ def test_the_bytes_are_those_tensorflow_writes(tmp_path):
                 "label": feature(int64_list=[record.label]),
                 "id": feature(bytes_list=[record.id.encode()]),
                 "shape": feature(int64_list=record.shape),
-                "evidence": feature(float_list=record.evidence or ()),
+                "evidence": feature(float_list=record.bbox or ()),
             }
             example = tf.train.Example(features=tf.train.Features(feature=features))
             writer.write(example.SerializeToString(deterministic=True))
@@ -60,7 +60,7 @@ def test_tensorflow_reads_it_as_the_docstring_says(tmp_path):
     assert [(row["image"], row["label"], row["id"].decode(), tuple(row["shape"])) for row in rows] == [
         (record.image, record.label, record.id, record.shape) for record in RECORDS
     ]
-    assert [row["evidence"].tolist() for row in rows] == [list(record.evidence or ()) for record in RECORDS]
+    assert [row["evidence"].tolist() for row in rows] == [list(record.bbox or ()) for record in RECORDS]
 
 
 def test_the_index_says_where_the_images_lie(tmp_path):

@@ -131,7 +131,7 @@ def test_a_change_that_no_row_shows_is_named(tmp_path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[8] ^= 1
     path.write_bytes(data)
-    problem = "train-00003.tfrecord: the SHA-256 is another, though every row is as it was written"
+    problem = "train-00003.tfrecord: the SHA-256 differs, although every row is as it was written"
     assert problems(directory) == [None, problem, None]
 
 

@@ -141,7 +141,7 @@ def test_jpeg_keeps_the_picture() -> None:
         assert image.format == "JPEG"
         decoded = np.asarray(image).astype(float)
     pixels, box = render((3, "validation", 4), 64, 0)
-    assert example.evidence == box
+    assert example.bbox == box
     assert example.label == 0
     assert np.abs(decoded - pixels).mean() < 6.0  # the grain of the picture is what JPEG loses
 

@@ -1,0 +1,233 @@
+"""Evaluation of a saved model on a split; TensorFlow is imported once the inputs are known to exist."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from pipelines.errors import ConfigError, DataError
+from pipelines.shards.manifest import load_manifest
+from pipelines.storage import write_atomically
+from service.inference.datasets import InferenceBatch, ShardDataset
+from service.inference.jobs import (
+    InferenceJob,
+    Throughput,
+    find_model_file,
+    open_model,
+    run_inference,
+    split_into_blocks,
+)
+from service.inference.options import DEFAULT_OPTIONS, PredictOptions
+from service.inference.tables import check_output
+from service.scores import TOP, auc, confusion_matrix, losses, true_ranks
+
+MAX_TABLE_CLASSES = 20  # a larger confusion matrix is unreadable as text
+NAME_WIDTH = 12
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Scores of a model on a split.
+
+    Attributes:
+        classes: Class names; labels are indices into them.
+        images: Number of images evaluated: the whole split.
+        accuracy: Share of images whose most probable class is the true one.
+        loss: Mean negative log likelihood of the true classes, in nats.
+        top5: Share of images whose true class is among the five most probable; None below six classes.
+        auc: Area under the ROC curve; None unless there are two classes and both occur.
+        confusion: int64 `[K, K]`: how often an image of a class (row) was predicted as a class (column).
+        throughput: Images per second, and the time until the first result.
+    """
+
+    classes: tuple[str, ...]
+    images: int
+    accuracy: float
+    loss: float
+    top5: float | None
+    auc: float | None
+    confusion: np.ndarray
+    throughput: Throughput
+
+    def figures(self) -> dict[str, float]:
+        """The scores that are a single number, by the name they are printed with."""
+        scores = {"accuracy": self.accuracy, f"top-{TOP}": self.top5, "loss": self.loss, "AUC": self.auc}
+        return {name: value for name, value in scores.items() if value is not None}
+
+    def confusion_table(self) -> Table | None:
+        """The confusion matrix for the terminal; None with too many classes to read it."""
+        if len(self.classes) > MAX_TABLE_CLASSES:
+            return None
+        names = [_shorten(name) for name in self.classes]
+        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, header_style="")
+        table.add_column("true \\ predicted", no_wrap=True)
+        for name in names:
+            table.add_column(name, justify="right", no_wrap=True)
+        for name, counts in zip(names, self.confusion, strict=True):
+            table.add_row(name, *map(str, counts))
+        return table
+
+    def save(self, path: Path, provenance: dict[str, str]) -> None:
+        """Writes the scores as JSON, together with what was evaluated.
+
+        Args:
+            path: The file to write.
+            provenance: Model, data, split and digests, added as they are.
+
+        Raises:
+            ConfigError: The file cannot be written.
+        """
+        content = provenance | {
+            "images": self.images,
+            "accuracy": self.accuracy,
+            "top5": self.top5,
+            "loss": self.loss,
+            "auc": self.auc,
+            "classes": self.classes,
+            "confusion": self.confusion.tolist(),
+        }
+        try:
+            write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+        except OSError as error:
+            raise ConfigError(
+                "an output that can be written", f"out={path}: {error.strerror}", "choose another --out"
+            ) from None
+
+
+def evaluate(
+    model: str | Path,
+    data: str | Path,
+    split: str = "validation",
+    *,
+    options: PredictOptions = DEFAULT_OPTIONS,
+    workers: int | None = None,
+    out: str | Path | None = None,
+) -> Evaluation:
+    """Evaluates a model on every image of a split.
+
+    Args:
+        model: Model file made anywhere, or a run directory.
+        data: Directory of the shard set.
+        split: Name of the split.
+        options: Pixel scale and test-time augmentation.
+        workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
+        out: JSON file to write the scores to; an existing file is replaced.
+
+    Raises:
+        ConfigError: The file is not a usable model, or does not fit the shard set.
+        DataError: The shard set cannot be used, or an image cannot be decoded.
+    """
+    path = check_output(out, ".json") if out else None
+    find_model_file(model)
+    manifest = load_manifest(data)
+    rows = manifest.get_split(split).rows
+
+    from service.inference.classifier import Classifier, check_class_count
+
+    saved, net = open_model(model)
+    check_class_count(net, manifest.classes)
+    _check_class_names(manifest.classes, saved.classes)
+    throughput = Throughput()
+    dataset = ShardDataset(str(Path(data).absolute()))
+    job = InferenceJob(saved, options, dataset, _score_batch)
+    blocks = split_into_blocks({split: rows})
+    scores: dict[int, list[BatchScores]] = {}
+    with closing(run_inference(job, Classifier(net, options), blocks, workers, throughput)) as results:
+        scores.update(results)
+    in_order = [batch for index in sorted(scores) for batch in scores[index]]
+    evaluation = _summarize(in_order, manifest.classes, throughput)
+    if path:
+        provenance = {
+            "model": str(model),
+            "model_sha256": sha256(saved.content).hexdigest(),
+            "split": split,
+            "tta": options.tta,
+            "data": str(data),
+            "data_digest": manifest.digest(),
+        }
+        evaluation.save(path, provenance)
+    return evaluation
+
+
+def _shorten(name: str) -> str:
+    return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
+
+
+def _check_class_names(classes: tuple[str, ...], expected: tuple[str, ...] | None) -> None:
+    """Checks the class names of a shard set against those of the run's own, where these are known."""
+    for label, (name, own_name) in enumerate(zip(classes, expected or classes, strict=True)):
+        if name != own_name:
+            raise ConfigError(
+                f"class {label} to be {own_name!r}, as where the run was trained",
+                f"class={name!r}",
+                "pass --data with a shard set of the classes it was trained on",
+            )
+
+
+@dataclass(frozen=True)
+class BatchScores:
+    """What a worker returns for a batch of n images.
+
+    Attributes:
+        labels: int32 `[n]`, the true classes.
+        predicted: int32 `[n]`, the most probable classes.
+        ranks: int64 `[n]`, how many classes are ranked ahead of the true one.
+        losses: float64 `[n]`, negative log likelihoods, in nats.
+        last_class: float32 `[n]`, probability of the last class, for the ROC curve.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    ranks: np.ndarray
+    losses: np.ndarray
+    last_class: np.ndarray
+
+
+def _score_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchScores:
+    if batch.rejected:
+        raise DataError(
+            "images that can be decoded",
+            f"id={batch.rejected[0].id}",
+            "repair or remove this image and build the shard set again",
+        )
+    labels = batch.labels
+    classes = probabilities.shape[1]
+    if not 0 <= labels.min() <= labels.max() < classes:
+        raise DataError(
+            f"labels from 0 to {classes - 1}", f"label={labels.max()}", "build the shard set again"
+        )
+    return BatchScores(
+        labels=labels,
+        predicted=probabilities.argmax(axis=1).astype(np.int32),
+        ranks=true_ranks(probabilities, labels),
+        losses=losses(probabilities, labels),
+        last_class=probabilities[:, -1],
+    )
+
+
+def _summarize(batches: list[BatchScores], classes: tuple[str, ...], throughput: Throughput) -> Evaluation:
+    """Scores of all images together; the batches are in the order of the split."""
+
+    def concatenate(name: str) -> Any:
+        return np.concatenate([getattr(batch, name) for batch in batches])
+
+    labels = concatenate("labels")
+    ranks = concatenate("ranks")
+    has_auc = len(classes) == 2 and len(np.unique(labels)) == 2
+    return Evaluation(
+        classes=classes,
+        images=len(labels),
+        accuracy=float((ranks == 0).mean()),
+        loss=float(concatenate("losses").mean()),
+        top5=float((ranks < TOP).mean()) if len(classes) > TOP else None,
+        auc=auc(labels, concatenate("last_class")) if has_auc else None,
+        confusion=confusion_matrix(labels, concatenate("predicted"), len(classes)),
+        throughput=throughput,
+    )
