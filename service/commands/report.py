@@ -1,53 +1,94 @@
-"""What `glassbox report` does and says. Heavy libraries are imported once the words of the command are known to fit."""
+"""`glassbox report`: the HTML report of a run, of a model, of all runs, or a comparison of runs."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.spec import check
+from service.commands.common import SCALE_HELP, Subparsers, add_command
 
-WAYS = "write 'glassbox report RUN', '--all RUNS', 'RUN_A RUN_B --compare' or '--model FILE --data SHARDS --out DIR'"
-COMPARISON = "compare"  # where a comparison goes if nobody says
+if TYPE_CHECKING:
+    from service.report.options import ReportOptions
+
+USAGE = (
+    "write 'glassbox report RUN', '--all RUNS', 'RUN_A RUN_B --compare' "
+    "or '--model FILE --data SHARDS --out DIR'"
+)
+DEFAULT_COMPARISON = "compare"  # directory of a comparison without --out
 
 
-def report(options: argparse.Namespace) -> None:
-    """Makes the report of a run, of a model made elsewhere, of all runs below a directory, or a comparison of runs.
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Adds `report` to the command line."""
+    parser = add_command(commands, "report", "render what a model learned, as an HTML report", run)
+    parser.add_argument(
+        "directories",
+        nargs="*",
+        metavar="RUN",
+        help="a run directory; the report goes to RUN/report/index.html",
+    )
+    parser.add_argument(
+        "--all",
+        metavar="RUNS",
+        help="all finished runs below a directory whose reports are missing or out of date",
+    )
+    parser.add_argument(
+        "--compare", action="store_true", help="compare several runs, or the checkpoints of one run"
+    )
+    parser.add_argument("--model", metavar="FILE", help="a model file made anywhere, instead of a run")
+    parser.add_argument(
+        "--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)"
+    )
+    parser.add_argument("--out", metavar="DIR", help="with --model or --compare: the directory to create")
+    parser.add_argument(
+        "--single-file", action="store_true", help="embed the pictures in the page, to share it as one file"
+    )
+    parser.add_argument("--samples", metavar="DIR", help="a folder of other pictures to predict")
+    parser.add_argument("--seed", type=int, metavar="N", help="seed of everything sampled (default: 0)")
+    parser.add_argument(
+        "--sheets",
+        metavar="FORMAT",
+        help="format of feature-map sheets: auto, png, jpeg or webp (default: auto)",
+    )
+    parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Renders the report or reports that the options ask for.
 
     Raises:
-        ConfigError: The words of the command do not fit together; see `service.report.job` for the rest.
+        ConfigError: The options contradict each other; see `service.report.job` for the rest.
         DataError: A shard set is damaged.
-        TrainingError: With `--all`: a report could not be made. The others are.
+        TrainingError: With `--all`: a report could not be rendered. The others were.
     """
-    _check_words(options)
+    _check_options(options)
     if options.all:
         _report_all(options)
     elif options.compare:
         _compare(options)
+    elif options.directories:
+        _report_run(options)
     else:
-        _report_one(options)
+        _report_model(options)
 
 
-def _check_words(options: argparse.Namespace) -> None:
-    runs, model = options.directories, options.model
-    ways = [bool(runs), bool(model), bool(options.all)]
-    if sum(ways) != 1:
-        found = " ".join(
-            [
-                *runs,
-                *([f"--model {model}"] if model else []),
-                *([f"--all {options.all}"] if options.all else []),
-            ]
-        )
-        raise ConfigError("one of: runs, --model, --all", found or "neither", WAYS)
+def _check_options(options: argparse.Namespace) -> None:
+    runs = options.directories
+    model = options.model
+    if [bool(runs), bool(model), bool(options.all)].count(True) != 1:
+        given = list(runs)
+        if model:
+            given.append(f"--model {model}")
+        if options.all:
+            given.append(f"--all {options.all}")
+        raise ConfigError("one of: runs, --model, --all", " ".join(given) or "none of them", USAGE)
     if model and not (options.data and options.out):
         raise ConfigError(
-            "--data and --out beside --model", f"data={options.data} out={options.out}", "name both"
+            "--data and --out with --model", f"data={options.data} out={options.out}", "name both"
         )
     if options.compare and not runs:
-        raise ConfigError("runs beside --compare", "none", WAYS)
+        raise ConfigError("runs with --compare", "none", USAGE)
     if len(runs) > 1 and not options.compare:
         raise ConfigError(
             "one run, or --compare",
@@ -56,73 +97,89 @@ def _check_words(options: argparse.Namespace) -> None:
         )
     if options.out and not model and not options.compare:
         raise ConfigError(
-            "a run alone",
-            f"run={' '.join(runs) or options.all} with --out",
-            "leave --out out: a run's page goes into the run",
+            "a run without --out",
+            f"run={' '.join(runs) or options.all} out={options.out}",
+            "leave --out out: the report of a run is written into the run",
         )
     if options.all and options.data:
         raise ConfigError(
-            "--all alone", f"data={options.data}", "leave --data out: every run knows its own shard set"
+            "--all without --data", f"data={options.data}", "leave --data out: every run knows its shard set"
         )
 
 
-def _options(options: argparse.Namespace) -> Any:
+def _read_options(options: argparse.Namespace) -> ReportOptions:
+    from pipelines.spec import check
     from service.report.options import ReportOptions
 
-    asked = {
-        name: value
-        for name in ("scale", "samples", "seed", "sheets")
-        if (value := getattr(options, name)) is not None
-    }
-    if "samples" in asked:
-        asked["samples"] = Path(asked["samples"]).absolute()  # workers run elsewhere
-    return check(ReportOptions, asked, "the command line")
+    settings = {name: getattr(options, name) for name in ("scale", "samples", "seed", "sheets")}
+    given = {name: value for name, value in settings.items() if value is not None}
+    if "samples" in given:
+        given["samples"] = Path(given["samples"]).absolute()  # Ray workers have another working directory
+    return check(ReportOptions, given, "the command line")
 
 
-def _report_one(options: argparse.Namespace) -> None:
-    from service.report.job import Form, render_model_report, render_report
+def _data_path(options: argparse.Namespace) -> Path | None:
+    return Path(options.data) if options.data else None
+
+
+def _report_run(options: argparse.Namespace) -> None:
+    report_options = _read_options(options)
+
+    from service.report.job import Form, render_report
     from service.report.watch import steps
     from service.runs import Run
 
-    shown, form, data = (
-        _options(options),
+    form = Form(options.single_file)
+    with steps() as update:
+        page = render_report(Run(options.directories[0]), _data_path(options), report_options, form, update)
+    print(f"open {page}")
+
+
+def _report_model(options: argparse.Namespace) -> None:
+    report_options = _read_options(options)
+
+    from service.report.job import Form, render_model_report
+
+    page = render_model_report(
+        Path(options.model),
+        Path(options.data),
+        Path(options.out).absolute(),
+        report_options,
         Form(options.single_file),
-        Path(options.data) if options.data else None,
     )
-    if options.directories:
-        with steps() as tell:
-            page = render_report(Run(options.directories[0]), data, shown, form, tell)
-    else:
-        page = render_model_report(
-            Path(options.model), Path(options.data), Path(options.out).absolute(), shown, form
-        )
     print(f"open {page}")
 
 
 def _report_all(options: argparse.Namespace) -> None:
+    report_options = _read_options(options)
+
     from service.report.batch import FAILED, report_all, summary_line
     from service.report.watch import watching
 
     root = Path(options.all).absolute()
     with watching() as watcher:
-        outcomes = report_all(root, _options(options), options.single_file, watcher)
+        outcomes = report_all(root, report_options, options.single_file, watcher)
     print(summary_line(outcomes))
     failed = [outcome.name for outcome in outcomes if outcome.state == FAILED]
     if failed:
         raise TrainingError(
-            "a report of every finished run", f"failed={', '.join(failed)}", "see what is said of each above"
+            "a report of every finished run", f"failed={', '.join(failed)}", "see the reason for each above"
         )
     print(f"open {root / 'index.html'}")
 
 
 def _compare(options: argparse.Namespace) -> None:
+    report_options = _read_options(options)
+
     from service.report.job import Form
     from service.report.pages.comparison import render_comparison
     from service.runs import Run
 
-    runs = [Run(directory) for directory in options.directories]
-    data = Path(options.data) if options.data else None
     page = render_comparison(
-        runs, Path(options.out or COMPARISON).absolute(), data, _options(options), Form(options.single_file)
+        [Run(directory) for directory in options.directories],
+        Path(options.out or DEFAULT_COMPARISON).absolute(),
+        _data_path(options),
+        report_options,
+        Form(options.single_file),
     )
     print(f"open {page}")

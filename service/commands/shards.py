@@ -1,99 +1,180 @@
-"""What `glassbox shards build` and `glassbox shards verify` do and say."""
+"""`glassbox shards`: builds, verifies and describes shard sets."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.errors import DataError
-from pipelines.shards.build import build_shards
-from pipelines.shards.manifest import Manifest
-from pipelines.sources import open_source
-from pipelines.spec import ShardSpec, check
+from service.commands.common import Subparsers, add_command
 from service.progress_bar import Update, progress_bar
 
+if TYPE_CHECKING:
+    from pipelines.shards.manifest import Manifest
 
-class Clock:
-    """Tells the time until the workers were ready from the time they took; called as `build_shards` reports progress.
+
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Adds `shards` with its three commands to the command line."""
+    shards = commands.add_parser("shards", help="build, verify and describe shard sets")
+    subcommands = shards.add_subparsers(metavar="COMMAND", required=True)
+    _add_build(subcommands)
+    verify = add_command(
+        subcommands, "verify", "verify every byte, count and image of a shard set", run_verify
+    )
+    verify.add_argument("directory", metavar="SHARDS", help="the shard set")
+    info = add_command(subcommands, "info", "describe a shard set", run_info)
+    info.add_argument("directory", metavar="SHARDS", help="the shard set")
+
+
+def _add_build(subcommands: Subparsers[argparse.ArgumentParser]) -> None:
+    build = add_command(subcommands, "build", "build a shard set from a source", run_build)
+    build.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder:DIR, archive:FILE, synthetic:evidence and others; an unknown name lists all of them",
+    )
+    build.add_argument(
+        "out", metavar="OUT", help="directory to create; the same command resumes an interrupted build"
+    )
+    build.add_argument("--format", metavar="FORMAT", help="arrow or tfrecord (default: arrow)")
+    build.add_argument(
+        "--encoding", metavar="ENCODING", help="as-found, jpeg:QUALITY, png or raw (default: as-found)"
+    )
+    build.add_argument(
+        "--store-size",
+        type=int,
+        metavar="PIXELS",
+        help="scale larger images down to this shorter side (default: keep the size)",
+    )
+    build.add_argument("--shard-rows", type=int, metavar="N", help="images per shard (default: 256)")
+    build.add_argument(
+        "--shard-mb",
+        type=float,
+        metavar="M",
+        help="megabytes per shard instead, estimated from the first images",
+    )
+    build.add_argument(
+        "--validation",
+        type=float,
+        metavar="SHARE",
+        help="share held out where the source has no validation split (default: 0.2)",
+    )
+    build.add_argument(
+        "--check",
+        metavar="CHECK",
+        help="decode every image, or read only its header: decode or header (default: decode)",
+    )
+    build.add_argument(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="shards built at a time (default: one per CPU of the cluster)",
+    )
+
+
+class BuildClock:
+    """Separates the time until the workers were ready from the time of the work itself.
+
+    Call it as the progress callback of `build_shards`.
 
     Args:
-        update: Receives the same calls.
+        update: Progress callback that receives the same calls.
     """
 
     def __init__(self, update: Update) -> None:
-        self._update, self._began = update, time.perf_counter()
-        self.ready, self.kept, self.total = self._began, 0, 0
+        self._update = update
+        self._start = time.perf_counter()
+        self._ready = self._start
+        self._resumed = 0  # candidates that an earlier, interrupted build had finished
+        self._total = 0
 
     def __call__(self, done: int, total: int) -> None:
-        """Notes when work began, and how much an earlier start had done of it."""
-        if not self.total:
-            self.ready, self.kept, self.total = time.perf_counter(), done, total
+        """Notes at the first call when work began, and how much of it was already done."""
+        if not self._total:
+            self._ready = time.perf_counter()
+            self._resumed = done
+            self._total = total
         self._update(done, total)
 
-    def report(self, manifest: Manifest, out: str) -> str:
-        """What was taken and how fast."""
-        seconds = max(time.perf_counter() - self.ready, 1e-9)
-        taken = sum(split.rows for split in manifest.splits.values())
-        size = (
-            sum(
-                file.bytes
-                for split in manifest.splits.values()
-                for shard in split.shards
-                for file in shard.files
-            )
-            / 1e6
-        )
-        share = 1 - self.kept / self.total if self.total else 0.0  # of the set, made by this start
-        speed = f"{share * taken / seconds:.0f} images/s, {share * size / seconds:.1f} MB/s"
-        kept = f", after {self.kept} candidates of an earlier start" if self.kept else ""
+    def summarize(self, manifest: Manifest, out: str) -> str:
+        """Describes what was built, and at which speed.
+
+        Args:
+            manifest: Manifest of the finished shard set.
+            out: Its directory as the user wrote it.
+        """
+        seconds = max(time.perf_counter() - self._ready, 1e-9)
+        images = sum(split.rows for split in manifest.splits.values())
+        files = [file for split in manifest.splits.values() for shard in split.shards for file in shard.files]
+        megabytes = sum(file.bytes for file in files) / 1e6
+        share = 1 - self._resumed / self._total if self._total else 0.0  # of the set that this build made
+        speed = f"{share * images / seconds:.0f} images/s, {share * megabytes / seconds:.1f} MB/s"
+        resumed = f", after {self._resumed} candidates of an interrupted build" if self._resumed else ""
         reasons = f" (reasons in {out}/rejected.jsonl)" if manifest.rejected else ""
-        return "\n".join(
-            [
-                f"{taken} images taken, {manifest.rejected} rejected{reasons}",
-                f"{size:.1f} MB in {seconds:.1f} s: {speed} (Ray's start {self.ready - self._began:.1f} s apart{kept})",
-            ]
+        startup = self._ready - self._start
+        return (
+            f"{images} images stored, {manifest.rejected} rejected{reasons}\n"
+            f"{megabytes:.1f} MB in {seconds:.1f} s: {speed} (plus {startup:.1f} s to start Ray{resumed})"
         )
 
 
-def build(options: argparse.Namespace) -> None:
-    """Makes a shard set.
+def run_build(options: argparse.Namespace) -> None:
+    """Builds a shard set, or resumes an interrupted build.
 
     Raises:
-        ConfigError: An option is wrong; see `build_shards`.
+        ConfigError: An option is invalid; see `build_shards`.
         DataError: The source cannot be used.
     """
-    settings = {
-        name: value for name in ShardSpec.model_fields if (value := getattr(options, name)) is not None
-    }
-    spec = check(ShardSpec, settings, "the command line")
+    from pipelines.shards.build import build_shards
+    from pipelines.sources import open_source
+    from pipelines.spec import ShardSpec, check
+
+    settings = {name: getattr(options, name) for name in ShardSpec.model_fields}
+    given = {name: value for name, value in settings.items() if value is not None}
+    spec = check(ShardSpec, given, "the command line")
     source = open_source(options.source)
     with progress_bar("building shards") as update:
-        clock = Clock(update)
+        clock = BuildClock(update)
         manifest = build_shards(
             source, Path(options.out), spec, clock, options.workers, lambda: open_source(options.source)
         )
-    print(clock.report(manifest, options.out))
+    print(clock.summarize(manifest, options.out))
 
 
-def verify(directory: Path) -> None:
-    """Checks a shard set and prints a line for every bad file.
+def run_verify(options: argparse.Namespace) -> None:
+    """Verifies a shard set, and prints a line for every damaged file.
 
     Raises:
-        DataError: The set has no manifest, or a file of it is bad.
+        DataError: The set has no manifest, or a file of it is damaged.
     """
     from pipelines.shards.manifest import load_manifest
     from pipelines.shards.verify import verify_shards
 
+    directory = Path(options.directory)
     with progress_bar("verifying shards") as update:
-        bad = verify_shards(directory, update)
-    print(*bad, sep="\n", end="\n" * bool(bad))
-    if bad:
-        fix = "copy these files again from a sound copy, or build the shard set again"
-        raise DataError("a sound shard set", f"data={directory}: bad files={len(bad)}", fix)
-    splits = load_manifest(directory).splits
-    rows, files = (
-        sum(split.rows for split in splits.values()),
-        sum(len(split.shards) for split in splits.values()),
-    )
-    print(f"sound: {rows} images in {files} shards, every checksum, count and image checked")
+        damaged = verify_shards(directory, update)
+    for file in damaged:
+        print(file)
+    if damaged:
+        raise DataError(
+            "an undamaged shard set",
+            f"data={directory}: damaged files={len(damaged)}",
+            "copy these files again from an undamaged copy, or build the shard set again",
+        )
+    splits = load_manifest(directory).splits.values()
+    rows = sum(split.rows for split in splits)
+    shards = sum(len(split.shards) for split in splits)
+    print(f"verified: {rows} images in {shards} shards, every checksum, count and image")
+
+
+def run_info(options: argparse.Namespace) -> None:
+    """Prints splits, classes and sizes of a shard set.
+
+    Raises:
+        DataError: The set has no manifest, or it is damaged.
+    """
+    from pipelines.shards.info import describe_shards
+
+    print(describe_shards(Path(options.directory)))

@@ -1,33 +1,32 @@
-"""What learning curves show, in plain words, with the figures it rests on and what to try. No TensorFlow."""
+"""Findings in words from learning curves, with the figures they rest on and what to try. NumPy alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal
 
-from service.diagnosis.curves import FEW, Curve, accuracy_gap, column, trend
+from service.diagnosis.curves import MIN_EPOCHS, Curve, accuracy_gap, column, fit_trend
 from service.scores import standard_error
 
-LITTLE, MUCH = 0.02, 0.10  # shares of accuracy: what counts as a small and as a wide gap
-SURE, VERY_SURE = (
-    2.0,
-    3.0,
-)  # standard errors; more of them where the best of many epochs is compared with the last
-RELATIVE = 0.02  # change of a loss over the last third of the run, as a share of it, from which on it counts
-RISE = 0.05  # of a validation loss above its lowest, likewise
-FITTED = 0.98  # training accuracy from which on there is little left to learn
+SMALL_GAP = 0.02  # difference of accuracies that is negligible
+WIDE_GAP = 0.10  # difference of accuracies that is overfitting, whatever the loss does
+SIGNIFICANT = 2.0  # standard errors
+VERY_SIGNIFICANT = 3.0  # standard errors; where the best of many epochs is compared with the last
+MIN_LOSS_CHANGE = 0.02  # share of the loss that its change over the last third must exceed
+MIN_LOSS_RISE = 0.05  # share of the lowest validation loss that its rise must exceed
+FITTED_ACCURACY = 0.98  # training accuracy from which there is little left to learn
+
 Kind = Literal[
     "diverged", "short", "chance", "overfitting", "learning", "converged", "plateau", "underfitting"
 ]
 TITLES: dict[Kind, str] = {
     "diverged": "Diverged",
-    "short": "Too short to tell",
-    "chance": "Not clearly better than chance",
+    "short": "Too few epochs",
+    "chance": "No better than the majority-class baseline",
     "overfitting": "Overfitting",
-    "learning": "Still learning",
+    "learning": "Still improving",
     "converged": "Converged",
     "plateau": "Plateau",
     "underfitting": "Underfitting",
@@ -36,267 +35,360 @@ TITLES: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the curves show.
+    """One thing that the learning curves show.
 
     Attributes:
-        kind: What.
-        words: The same in sentences, with the figures.
-        advice: What to try.
-        figures: By name; epochs count from 1, accuracies and gaps are shares.
+        kind: Category of the finding; `TITLES` has a title for each.
+        message: The finding in sentences, with its figures.
+        advice: What to try, as a phrase without a full stop.
+        figures: The figures by name; epochs count from 1, accuracies and gaps are shares.
     """
 
     kind: Kind
-    words: str
+    message: str
     advice: str
     figures: Mapping[str, Any]
 
     @property
     def title(self) -> str:
-        """In one to four words."""
+        """The kind as a heading."""
         return TITLES[self.kind]
 
 
 @dataclass(frozen=True)
 class History:
-    """The curves of a run, and what is known of how they were measured.
+    """The learning curves of a run, and how they were measured.
 
     Attributes:
         epochs: Metrics per epoch, see `service.runs.Run.metrics`.
-        images: Validation images, which decide how uncertain an accuracy is; None where that is not known.
-        commonest: Accuracy of always naming the commonest class of them; None likewise.
-        failure: Why the run ended, if it failed.
+        images: Number of validation images, which bounds how precise an accuracy is; None where unknown.
+        majority_share: Accuracy of the majority-class baseline on them; None where unknown.
+        failure: Reason the run failed; empty where it did not.
     """
 
     epochs: Sequence[Mapping[str, float]]
     images: int | None = None
-    commonest: float | None = None
+    majority_share: float | None = None
     failure: str = ""
 
     def curve(self, key: str) -> Curve:
-        """One metric."""
-        return Curve.of(self.epochs, key)
+        """Returns the curve of one metric, such as `val_loss`."""
+        return Curve.from_epochs(self.epochs, key)
 
     @property
-    def judged(self) -> Literal["val_", ""]:
-        """What the model is judged by: validation, or training where there is none; the prefix of its metrics."""
-        return "val_" if len(self.curve("val_loss")) and len(self.curve("val_accuracy")) else ""
+    def prefix(self) -> Literal["val_", ""]:
+        """Prefix of the metrics that measure the model: validation metrics where there are any."""
+        has_validation = len(self.curve("val_loss")) and len(self.curve("val_accuracy"))
+        return "val_" if has_validation else ""
 
-    def uncertainty(self, accuracy: float) -> float:
-        """Standard error of a validation accuracy for the number of images alone; 0 where that is not known."""
-        return standard_error(min(max(accuracy, 0.0), 1.0), self.images) if self.images else 0.0
+    @property
+    def split_name(self) -> str:
+        """Name of the split those metrics were measured on, for messages."""
+        return "validation" if self.prefix else "training"
+
+    def sampling_error(self, accuracy: float) -> float:
+        """Standard error of an accuracy due to the number of validation images; 0 where that is unknown."""
+        if not self.images:
+            return 0.0
+        return standard_error(min(max(accuracy, 0.0), 1.0), self.images)
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Training against validation accuracy at the end of a run, both smoothed.
+
+    Attributes:
+        training: Training accuracy, 0 to 1.
+        validation: Validation accuracy, 0 to 1.
+        gap: Training minus validation accuracy.
+        error: Standard error of the gap.
+    """
+
+    training: float
+    validation: float
+    gap: float
+    error: float
+
+    @property
+    def is_significant(self) -> bool:
+        """Whether the gap exceeds both its error and what is negligible."""
+        return self.gap > max(SIGNIFICANT * self.error, SMALL_GAP)
 
 
 def diagnose(history: History) -> list[Finding]:
-    """Says what curves show: whether they diverged, overfit, still learn, or have come to rest.
+    """Describes what learning curves show: divergence, overfitting, improvement, or a plateau.
 
-    Curves are smoothed by a running median, and nothing is claimed that lies within their noise: that of the epochs, and that of
-    judging by a limited number of images.
+    Curves are smoothed by a running median. Nothing is claimed that lies within the noise, that of the epochs
+    and that of a limited number of validation images.
 
     Returns:
-        At least one finding, the weightiest first.
+        At least one finding, the most important first.
     """
-    checks: tuple[Callable[[History], Finding | None], ...] = (_diverged, _short)
+    for find in (_find_divergence, _find_short_run):
+        finding = find(history)
+        if finding:
+            return [finding]
+    chance = _find_chance_level(history)
+    overfitting = _find_overfitting(history)
+    progress = None
+    if not overfitting:
+        progress = _find_improvement(history)
+        if progress is None and chance is None:
+            progress = _describe_plateau(history)
+    return [finding for finding in (chance, overfitting, progress) if finding]
+
+
+def _find_divergence(history: History) -> Finding | None:
+    checks: tuple[Callable[[History], tuple[str, dict[str, Any]] | None], ...] = (
+        _find_non_finite_loss,
+        _find_non_finite_failure,
+        _find_rising_training_loss,
+    )
     for check in checks:
-        if found := check(history):
-            return [found]
-    chance, overfitting = _chance(history), _overfitting(history)
-    resting = None if overfitting else _learning(history) or (None if chance else _at_rest(history))
-    return [finding for finding in (chance, overfitting, resting) if finding]
+        result = check(history)
+        if result:
+            message, figures = result
+            advice = "a lower optimizer.learning_rate, schedule.warmup_epochs=1 or optimizer.clip_norm=1"
+            return Finding("diverged", message, advice, figures)
+    return None
 
 
-def _diverged(history: History) -> Finding | None:
-    advice = "a lower optimizer.learning_rate, schedule.warmup_epochs=1 or optimizer.clip_norm=1"
-    found = partial(Finding, "diverged", advice=advice)
+def _find_non_finite_loss(history: History) -> tuple[str, dict[str, Any]] | None:
     for key, name in (("loss", "training"), ("val_loss", "validation")):
         for epoch, value in enumerate(column(history.epochs, key), 1):
-            if key in history.epochs[epoch - 1] and not math.isfinite(value):
-                return found(
-                    words=f"The {name} loss is no finite number in epoch {epoch}.", figures={"epoch": epoch}
-                )
-    if "finite" in history.failure:
-        told = f"Training stopped after {len(history.epochs)} epochs, because a loss or a gradient was no longer finite."
-        return found(words=told, figures={"epoch": len(history.epochs) + 1})
+            was_measured = key in history.epochs[epoch - 1]
+            if was_measured and not math.isfinite(value):
+                return f"The {name} loss is not finite in epoch {epoch}.", {"epoch": epoch}
+    return None
+
+
+def _find_non_finite_failure(history: History) -> tuple[str, dict[str, Any]] | None:
+    if "finite" not in history.failure:
+        return None
+    count = len(history.epochs)
+    message = f"Training stopped after {count} epochs because a loss or a gradient was not finite."
+    return message, {"epoch": count + 1}
+
+
+def _find_rising_training_loss(history: History) -> tuple[str, dict[str, Any]] | None:
     loss = history.curve("loss")
     if len(loss) < 2:
         return None
     smooth = loss.smooth
-    at, first, last = int(smooth.argmin()), float(smooth[0]), float(smooth[-1])
-    rise = last - float(smooth[at])
-    if rise <= max(VERY_SURE * math.sqrt(2) * loss.error, (first - float(smooth[at])) / 2, RISE * abs(first)):
+    index = int(smooth.argmin())
+    first = float(smooth[0])
+    lowest = float(smooth[index])
+    last = float(smooth[-1])
+    noise = VERY_SIGNIFICANT * math.sqrt(2) * loss.error
+    half_of_progress = (first - lowest) / 2
+    if last - lowest <= max(noise, half_of_progress, MIN_LOSS_RISE * abs(first)):
         return None
-    epoch = int(loss.epochs[at])
-    told = f"The training loss has risen from {smooth[at]:.3g} in epoch {epoch} to {last:.3g}: it has lost most of what it had learned."
-    return found(words=told, figures={"epoch": epoch, "lowest_loss": float(smooth[at]), "loss": last})
+    epoch = int(loss.epochs[index])
+    message = (
+        f"The training loss rose from {lowest:.3g} in epoch {epoch} to {last:.3g}: "
+        "most of what the model had learned is lost."
+    )
+    return message, {"epoch": epoch, "lowest_loss": lowest, "loss": last}
 
 
-def _short(history: History) -> Finding | None:
-    judged = history.curve(f"{history.judged}loss")
-    if len(judged) >= FEW:
+def _find_short_run(history: History) -> Finding | None:
+    count = len(history.curve(f"{history.prefix}loss"))
+    if count >= MIN_EPOCHS:
         return None
-    words = f"{_epochs(len(judged))} measured: below {FEW} nothing can be said of where the curves go."
-    figures: dict[str, Any] = {"epochs": len(judged)}
-    if history.judged and len(history.curve("accuracy")):
-        training, validation, gap, error = _gap(history)
-        words += (
-            f" So far it scores {training:.1%} on training images and {validation:.1%} on validation images."
+    message = f"{_format_epochs(count)} measured: fewer than {MIN_EPOCHS} do not show a trend."
+    figures: dict[str, Any] = {"epochs": count}
+    if history.prefix and len(history.curve("accuracy")):
+        gap = _measure_gap(history)
+        message += (
+            f" So far the training accuracy is {gap.training:.1%} and the validation accuracy "
+            f"{gap.validation:.1%}."
         )
         figures |= {
-            "training_accuracy": training,
-            "validation_accuracy": validation,
-            "gap": gap,
-            "error": error,
+            "training_accuracy": gap.training,
+            "validation_accuracy": gap.validation,
+            "gap": gap.gap,
+            "error": gap.error,
         }
-    return Finding("short", words, f"epochs={max(2 * len(history.epochs), 10)}", figures)
+    return Finding("short", message, f"epochs={max(2 * len(history.epochs), 10)}", figures)
 
 
-def _chance(history: History) -> Finding | None:
-    accuracy = history.curve(f"{history.judged}accuracy")
-    if history.commonest is None or not len(accuracy):
+def _find_chance_level(history: History) -> Finding | None:
+    accuracy = history.curve(f"{history.prefix}accuracy")
+    baseline = history.majority_share
+    if baseline is None or not len(accuracy):
         return None
     best = float(accuracy.smooth.max())
-    error = history.uncertainty(history.commonest)
-    if best - history.commonest >= max(SURE * error, LITTLE):
+    error = history.sampling_error(baseline)
+    if best - baseline >= max(SIGNIFICANT * error, SMALL_GAP):
         return None
-    on = "validation" if history.judged else "training"
-    words = (
-        f"At its best it scores {best:.1%} on {on} images (smoothed); always naming the commonest class gives {history.commonest:.1%}"
-        + (f", with an uncertainty of {error * 100:.1f} points." if error else ".")
+    message = (
+        f"The best {history.split_name} accuracy (smoothed) is {best:.1%}; "
+        f"the majority-class baseline reaches {baseline:.1%}"
     )
-    advice = "another optimizer.learning_rate (ten times lower, ten times higher), and 'glassbox preview' to see whether the labels fit"
-    return Finding(
-        "chance", words, advice, {"accuracy": best, "commonest": history.commonest, "error": error}
+    message += f", with a standard error of {error * 100:.1f} points." if error else "."
+    advice = (
+        "another optimizer.learning_rate (ten times lower, ten times higher), "
+        "and 'glassbox preview' to check that the labels match the images"
     )
+    return Finding("chance", message, advice, {"accuracy": best, "majority_class": baseline, "error": error})
 
 
-def _gap(history: History) -> tuple[float, float, float, float]:
-    """Training and validation accuracy in the end, smoothed, the gap between them, and its standard error."""
-    seen, judged = history.curve("accuracy"), history.curve("val_accuracy")
-    training, validation = float(seen.smooth[-1]), float(judged.smooth[-1])
-    error = math.hypot(history.uncertainty(validation), seen.error, judged.error)
-    return training, validation, accuracy_gap(training, validation), error
+def _measure_gap(history: History) -> Gap:
+    training = history.curve("accuracy")
+    validation = history.curve("val_accuracy")
+    training_accuracy = float(training.smooth[-1])
+    validation_accuracy = float(validation.smooth[-1])
+    error = math.hypot(history.sampling_error(validation_accuracy), training.error, validation.error)
+    gap = accuracy_gap(training_accuracy, validation_accuracy)
+    return Gap(training_accuracy, validation_accuracy, gap, error)
 
 
-def _overfitting(history: History) -> Finding | None:
-    if not history.judged or not len(history.curve("accuracy")):
+def _find_overfitting(history: History) -> Finding | None:
+    if not history.prefix or not len(history.curve("accuracy")):
         return None
-    training, validation, gap, error = _gap(history)
+    gap = _measure_gap(history)
     loss = history.curve("val_loss")
-    smooth = loss.smooth
-    at = int(smooth.argmin())
-    lowest, last, epoch = float(smooth[at]), float(smooth[-1]), int(loss.epochs[at])
-    rises = last - lowest > max(VERY_SURE * math.sqrt(2) * loss.error, RISE * lowest)
-    if gap <= max(SURE * error, LITTLE) or not (rises or gap > MUCH):
+    index = int(loss.smooth.argmin())
+    lowest = float(loss.smooth[index])
+    last = float(loss.smooth[-1])
+    noise = VERY_SIGNIFICANT * math.sqrt(2) * loss.error
+    loss_rises = last - lowest > max(noise, MIN_LOSS_RISE * lowest)
+    if not gap.is_significant or not (loss_rises or gap.gap > WIDE_GAP):
         return None
-    figures = {"gap": gap, "error": error, "training_accuracy": training, "validation_accuracy": validation}
-    scores = (
-        f"In the end it scores {training:.1%} on training images and {validation:.1%} on validation images: a gap of {gap * 100:.1f} points"
-        + (f", with an uncertainty of {error * 100:.1f}." if error else ".")
-    )
-    if rises:
+    figures = {
+        "gap": gap.gap,
+        "error": gap.error,
+        "training_accuracy": gap.training,
+        "validation_accuracy": gap.validation,
+    }
+    if loss_rises:
+        epoch = int(loss.epochs[index])
         figures |= {"epoch": epoch, "lowest_loss": lowest, "loss": last}
-        words = (
-            f"From epoch {epoch} on: the validation loss was lowest there ({lowest:.3g}, smoothed over {_epochs(loss.window)}) and has "
-            f"risen to {last:.3g}{_meanwhile(history.curve('loss'), epoch)}. {scores}"
+        message = (
+            f"From epoch {epoch} on: the validation loss is lowest there ({lowest:.3g}, smoothed over "
+            f"{_format_epochs(loss.window)}) and rises to {last:.3g}"
+            f"{_describe_training_loss_since(history.curve('loss'), epoch)}."
         )
     else:
-        epoch = _gap_opens(history, SURE * error)
+        epoch = _first_epoch_of_gap(history, SIGNIFICANT * gap.error)
         figures |= {"epoch": epoch}
-        words = f"From epoch {epoch} on it does clearly better on the images it learns from. {scores}"
-    how = "by heart" if gap > MUCH else "a little better than new ones"
+        message = f"From epoch {epoch} on, the training accuracy is clearly above the validation accuracy."
+    message += (
+        f" At the end, the training accuracy is {gap.training:.1%} and the validation accuracy "
+        f"{gap.validation:.1%}: a gap of {gap.gap * 100:.1f} points"
+    )
+    message += f", with a standard error of {gap.error * 100:.1f}." if gap.error else "."
+    message += (
+        " The model memorizes its training images."
+        if gap.gap > WIDE_GAP
+        else " The model fits its training images a little better than new ones."
+    )
     advice = (
-        "more augmentation (augment.flip=true, augment.rotation, augment.zoom), dropout, optimizer.weight_decay, more images, or "
-        "early_stopping.patience=5; the best epoch is kept in model.keras"
+        "more augmentation (augment.flip=true, augment.rotation, augment.zoom), dropout, "
+        "optimizer.weight_decay, more images, or early_stopping.patience=5; model.keras holds the best epoch"
     )
-    return Finding("overfitting", f"{words} It knows its training images {how}.", advice, figures)
+    return Finding("overfitting", message, advice, figures)
 
 
-def _meanwhile(loss: Curve, epoch: int) -> str:
-    """What the training loss did since an epoch; nothing where it was not measured by then."""
-    before = loss.smooth[loss.epochs <= epoch]
-    return (
-        f", while the training loss went from {before[-1]:.3g} to {loss.smooth[-1]:.3g}"
-        if len(before)
-        else ""
-    )
+def _describe_training_loss_since(loss: Curve, epoch: int) -> str:
+    """A clause on what the training loss did since an epoch; empty where it was not measured by then."""
+    until_then = loss.smooth[loss.epochs <= epoch]
+    if not len(until_then):
+        return ""
+    return f", while the training loss went from {until_then[-1]:.3g} to {loss.smooth[-1]:.3g}"
 
 
-def _gap_opens(history: History, limit: float) -> int:
-    """The first epoch from which on the smoothed gap is above a limit to the end."""
-    seen, judged = history.curve("accuracy"), history.curve("val_accuracy")
-    training = dict(zip(seen.epochs.tolist(), seen.smooth.tolist(), strict=True))
-    opened = int(judged.epochs[-1])
-    for epoch, validation in reversed(list(zip(judged.epochs.tolist(), judged.smooth.tolist(), strict=True))):
-        if accuracy_gap(training.get(epoch, math.inf), validation) <= limit:
+def _first_epoch_of_gap(history: History, limit: float) -> int:
+    """The first epoch from which the smoothed gap stays above a limit."""
+    training = history.curve("accuracy")
+    validation = history.curve("val_accuracy")
+    training_by_epoch = dict(zip(training.epochs.tolist(), training.smooth.tolist(), strict=True))
+    by_epoch = list(zip(validation.epochs.tolist(), validation.smooth.tolist(), strict=True))
+    first = int(validation.epochs[-1])
+    for epoch, accuracy in reversed(by_epoch):
+        if accuracy_gap(training_by_epoch.get(epoch, math.inf), accuracy) <= limit:
             break
-        opened = epoch
-    return int(opened)
+        first = epoch
+    return first
 
 
-def _learning(history: History) -> Finding | None:
-    on = "validation" if history.judged else "training"
+def _find_improvement(history: History) -> Finding | None:
+    loss = history.curve(f"{history.prefix}loss")
+    trend = fit_trend(loss)
+    level = float(loss.smooth[-1])
     advice = f"more epochs (epochs={2 * len(history.epochs)})"
-    loss = history.curve(f"{history.judged}loss")
-    line, level = trend(loss), float(loss.smooth[-1])
-    figures = {"epochs": line.epochs, "change": line.change, "error": line.error, "loss": level}
-    if _falls(loss):
-        words = f"Over the last {_epochs(line.epochs)} the {on} loss fell by {-line.change:.2g} ± {line.error:.1g}, to {level:.3g}."
-        return Finding("learning", words, advice, figures)
-    losses = history.curve("loss")
-    rises = line.change > max(VERY_SURE * line.error, RELATIVE * level)
-    if not history.judged or rises or not _falls(losses):
+    figures = {"epochs": trend.epochs, "change": trend.change, "error": trend.error, "loss": level}
+    if _is_falling(loss):
+        message = (
+            f"Over the last {_format_epochs(trend.epochs)} the {history.split_name} loss fell by "
+            f"{-trend.change:.2g} ± {trend.error:.1g}, to {level:.3g}."
+        )
+        return Finding("learning", message, advice, figures)
+    training_loss = history.curve("loss")
+    is_rising = trend.change > max(VERY_SIGNIFICANT * trend.error, MIN_LOSS_CHANGE * level)
+    if not history.prefix or is_rising or not _is_falling(training_loss):
         return None
-    training, validation, gap, error = _gap(history)
-    if gap > max(SURE * error, LITTLE):
+    gap = _measure_gap(history)
+    if gap.is_significant:
         return None
-    seen, level = trend(losses), float(losses.smooth[-1])
-    words = (
-        f"Over the last {_epochs(seen.epochs)} the training loss fell by {-seen.change:.2g} ± {seen.error:.1g}, to {level:.3g}, "
-        f"and the validation loss changed by {line.change:+.2g} ± {line.error:.1g}. It scores {training:.1%} on training images and "
-        f"{validation:.1%} on validation images, which is no clear gap."
+    training_trend = fit_trend(training_loss)
+    message = (
+        f"Over the last {_format_epochs(training_trend.epochs)} the training loss fell by "
+        f"{-training_trend.change:.2g} ± {training_trend.error:.1g}, to {training_loss.smooth[-1]:.3g}, "
+        f"and the validation loss changed by {trend.change:+.2g} ± {trend.error:.1g}. "
+        f"The training accuracy is {gap.training:.1%} and the validation accuracy {gap.validation:.1%}, "
+        "which is no clear gap."
     )
-    return Finding(
-        "learning", words, advice, figures | {"training_change": seen.change, "gap": gap, "gap_error": error}
-    )
+    figures |= {"training_change": training_trend.change, "gap": gap.gap, "gap_error": gap.error}
+    return Finding("learning", message, advice, figures)
 
 
-def _falls(loss: Curve) -> bool:
-    """Whether the last third of a loss clearly goes down, and enough to matter."""
-    if len(loss) < FEW:
+def _is_falling(loss: Curve) -> bool:
+    """Whether the last third of a loss falls significantly, and by enough to matter."""
+    if len(loss) < MIN_EPOCHS:
         return False
-    line = trend(loss)
-    return -line.change > max(VERY_SURE * line.error, RELATIVE * abs(float(loss.smooth[-1])))
+    trend = fit_trend(loss)
+    level = abs(float(loss.smooth[-1]))
+    return -trend.change > max(VERY_SIGNIFICANT * trend.error, MIN_LOSS_CHANGE * level)
 
 
-def _at_rest(history: History) -> Finding:
-    on = "validation" if history.judged else "training"
-    line = trend(history.curve(f"{history.judged}loss"))
-    seen = history.curve("accuracy")
-    training = float(seen.smooth[-1]) if len(seen) else math.nan
+def _describe_plateau(history: History) -> Finding:
+    """The finding for a loss that no longer falls: converged, plateau or underfitting."""
+    trend = fit_trend(history.curve(f"{history.prefix}loss"))
+    accuracy = history.curve("accuracy")
+    training = float(accuracy.smooth[-1]) if len(accuracy) else math.nan
+    message = (
+        f"Over the last {_format_epochs(trend.epochs)} the {history.split_name} loss changed by "
+        f"{trend.change:+.2g} ± {trend.error:.1g}."
+    )
     figures: dict[str, Any] = {
-        "epochs": line.epochs,
-        "change": line.change,
-        "error": line.error,
+        "epochs": trend.epochs,
+        "change": trend.change,
+        "error": trend.error,
         "training_accuracy": training,
     }
-    words = f"Over the last {_epochs(line.epochs)} the {on} loss changed by {line.change:+.2g} ± {line.error:.1g}."
-    gap, error = 0.0, 0.0
-    if history.judged and len(seen):
-        _, validation, gap, error = _gap(history)
-        figures |= {"validation_accuracy": validation, "gap": gap, "error": error}
-        words += f" It scores {training:.1%} on training images and {validation:.1%} on validation images."
-    if training >= FITTED and gap <= MUCH:
-        return Finding("converged", words, "nothing more of the same: it fits what it learns from", figures)
-    if gap > min(max(SURE * error, LITTLE), MUCH):
-        return Finding(
-            "plateau",
-            words,
-            "augmentation, or a schedule that lowers the rate (schedule.name=cosine)",
-            figures,
+    gap = Gap(training, training, 0.0, 0.0)
+    if history.prefix and len(accuracy):
+        gap = _measure_gap(history)
+        figures |= {"validation_accuracy": gap.validation, "gap": gap.gap, "error": gap.error}
+        message += (
+            f" The training accuracy is {gap.training:.1%} and the validation accuracy {gap.validation:.1%}."
         )
-    words += " It does not fit even the images it learns from." if training < 1 - MUCH else ""
-    advice = "a larger model, less augmentation or dropout, another optimizer.learning_rate, or schedule.name=cosine"
-    return Finding("underfitting" if training < 1 - MUCH else "plateau", words, advice, figures)
+    if training >= FITTED_ACCURACY and gap.gap <= WIDE_GAP:
+        advice = "nothing more of the same kind: the model fits its training images"
+        return Finding("converged", message, advice, figures)
+    if gap.gap > min(max(SIGNIFICANT * gap.error, SMALL_GAP), WIDE_GAP):
+        advice = "augmentation, or a schedule that lowers the learning rate (schedule.name=cosine)"
+        return Finding("plateau", message, advice, figures)
+    advice = (
+        "a larger model, less augmentation or dropout, another optimizer.learning_rate, "
+        "or schedule.name=cosine"
+    )
+    if training < 1 - WIDE_GAP:
+        message += " The model does not fit even its training images."
+        return Finding("underfitting", message, advice, figures)
+    return Finding("plateau", message, advice, figures)
 
 
-def _epochs(count: int) -> str:
-    return f"{count} epoch" + ("" if count == 1 else "s")
+def _format_epochs(count: int) -> str:
+    return f"{count} epoch" if count == 1 else f"{count} epochs"

@@ -1,4 +1,4 @@
-"""Training images whose labels are doubtful, from what a trained model answers for them. NumPy alone."""
+"""Label issues: training images whose label a trained model contradicts with confidence. NumPy alone."""
 
 from __future__ import annotations
 
@@ -12,24 +12,23 @@ from numpy.typing import NDArray
 from pipelines.records import Batch
 from service.scores import losses
 
-LOOKED_AT = 20_000  # training images at most; rows are a random mix
-SURE = (
-    0.6,
-    0.9,
-)  # probability of another class that contradicts a label, at least and at most, however sure the model usually is
-BY_HEART = 0.995  # training accuracy above which wrong labels are learned too, and no longer stand out
+MAX_IMAGES = 20_000  # training images that are predicted at most; rows are a random mix
+# A label counts as contradicted only by a probability of at least the first value, and always by one above
+# the second, whatever the model's average confidence is.
+CONFIDENCE_BOUNDS = (0.6, 0.9)
+MEMORIZED = 0.995  # training accuracy above which wrong labels are memorized too, and no longer stand out
 
 
 @dataclass(frozen=True)
 class LabelIssue:
-    """A training image that may have a wrong label.
+    """A training image whose label may be wrong.
 
     Attributes:
-        row: In the training split.
-        id: Its path in the source.
-        label: The class it is said to be of.
-        predicted: The class the model takes it for.
-        probability: Of `label`, as the model sees it.
+        row: Row number in the training split.
+        id: Path of the image in its source.
+        label: Name of the class it is labelled with.
+        predicted: Name of the most probable class.
+        probability: Predicted probability of `label`, 0 to 1.
         loss: Negative log likelihood of `label`, in nats.
     """
 
@@ -41,56 +40,61 @@ class LabelIssue:
     loss: float
 
     def __str__(self) -> str:
-        """In one line."""
-        return f"row {self.row}  loss {self.loss:.2f}  {self.label}, taken for {self.predicted} (its label: {self.probability:.1%})  {self.id}"
+        return (
+            f"row {self.row}  loss {self.loss:.2f}  {self.label}, predicted {self.predicted} "
+            f"(probability of its label: {self.probability:.1%})  {self.id}"
+        )
 
 
 @dataclass(frozen=True)
 class LabelIssues:
-    """What a model makes of the labels it was trained on.
+    """The label issues of a training split.
 
     Attributes:
-        images: How many were looked at.
-        accuracy: Share of them that it names by their label, without augmentation or dropout.
-        count: How many labels are doubtful.
-        suspects: The most doubtful ones, the highest loss first.
+        images: Number of training images that were predicted.
+        accuracy: Share of them predicted as labelled, without augmentation or dropout.
+        count: Number of label issues.
+        issues: The most severe ones, the highest loss first.
     """
 
     images: int
     accuracy: float
     count: int
-    suspects: tuple[LabelIssue, ...]
+    issues: tuple[LabelIssue, ...]
 
     @property
-    def words(self) -> str:
-        """In sentences."""
-        told = f"As it is saved, the model names {self.accuracy:.1%} of {self.images:,} training images by their label. "
-        if self.accuracy > BY_HEART:
-            told += "It knows them by heart, wrong labels too: these stand out in a model of an earlier epoch, or a regularised one. "
+    def message(self) -> str:
+        """The result in sentences."""
+        message = (
+            f"The saved model predicts {self.accuracy:.1%} of {self.images:,} training images as labelled."
+        )
+        if self.accuracy > MEMORIZED:
+            message += (
+                " It has memorized them, including wrong labels: "
+                "those stand out in the model of an earlier epoch, or in a regularized one."
+            )
         if not self.count:
-            return told + "No label is clearly doubtful."
-        named = "label is" if self.count == 1 else "labels are"
+            return f"{message} No label issues were found."
+        issues = "label issue" if self.count == 1 else "label issues"
         return (
-            told
-            + f"{self.count:,} {named} doubtful: it is as sure of another class as it usually is of that class."
+            f"{message} {self.count:,} {issues}: "
+            "the model is as confident in another class as it usually is in that class."
         )
 
     @property
     def advice(self) -> str:
-        """What to try."""
-        return (
-            "look at these images; correct their labels or remove them, and build the shard set again"
-            if self.count
-            else ""
-        )
+        """What to try, as a phrase; empty without label issues."""
+        if not self.count:
+            return ""
+        return "look at these images; correct their labels or remove them, and build the shard set again"
 
     def figures(self) -> dict[str, Any]:
-        """All of it, by name."""
+        """Every figure by name, for the manifest of a report."""
         return {
             "images": self.images,
             "accuracy": self.accuracy,
-            "doubtful": self.count,
-            "suspects": [vars(s) for s in self.suspects],
+            "label_issues": self.count,
+            "issues": [vars(issue) for issue in self.issues],
         }
 
 
@@ -99,54 +103,55 @@ def find_label_issues(
     labels: NDArray[np.int32],
     rows: NDArray[np.int64],
     classes: Sequence[str],
-    ids: Callable[[Sequence[int]], list[str]],
-    shown: int = 10,
+    read_ids: Callable[[Sequence[int]], list[str]],
+    max_issues: int = 10,
 ) -> LabelIssues:
     """Finds labels that a model contradicts with confidence.
 
-    A label is doubtful if the model is at least as sure of another class as it is, on average, of that class on the images labelled so
-    (confident learning: Northcutt, Jiang and Chuang, 2021), within the bounds of `SURE`. The loss puts them in order.
+    A label is an issue if the model is at least as confident in another class as it is, on average, in that
+    class on the images labelled so (confident learning: Northcutt, Jiang and Chuang, 2021), within
+    `CONFIDENCE_BOUNDS`. Issues are ranked by their loss.
 
     Args:
-        probabilities: float32 `[N, K]`, of training images.
-        labels: int32 `[N]`.
-        rows: int64 `[N]`, where they stand in their split.
-        classes: Names of the classes.
-        ids: Rows to the paths of their images.
-        shown: How many suspects are named.
+        probabilities: float32 `[N, K]`, predicted for training images.
+        labels: int32 `[N]`, the labels of these images.
+        rows: int64 `[N]`, their row numbers in the training split.
+        classes: Class names; labels are indices into them.
+        read_ids: Returns the paths of the images in some rows.
+        max_issues: Number of issues that are listed.
     """
-    count = len(labels)
-    own = np.eye(len(classes), dtype=bool)[labels]  # [N, K]
-    seen = own.any(axis=0)
-    mean = np.where(
-        seen, np.where(own, probabilities, 0).sum(axis=0) / np.maximum(own.sum(axis=0), 1), np.inf
-    )
-    usual = np.where(seen, np.clip(mean, *SURE), np.inf)  # [K]
-    other = np.where(own, -np.inf, probabilities)  # [N, K]
-    doubtful = (other >= usual).any(axis=1)
+    is_label = np.eye(len(classes), dtype=bool)[labels]  # [N, K]
+    images_per_class = is_label.sum(axis=0)  # [K]
+    confidence_sum = np.where(is_label, probabilities, 0).sum(axis=0)
+    mean_confidence = confidence_sum / np.maximum(images_per_class, 1)
+    threshold = np.where(images_per_class > 0, np.clip(mean_confidence, *CONFIDENCE_BOUNDS), np.inf)  # [K]
+    of_other_classes = np.where(is_label, -np.inf, probabilities)  # [N, K]
+    is_issue = (of_other_classes >= threshold).any(axis=1)  # [N]
+
     loss = losses(probabilities, labels)
-    order = np.flatnonzero(doubtful)[np.argsort(-loss[doubtful], kind="stable")][:shown]
-    named = ids(rows[order].tolist())
-    suspects = tuple(
-        LabelIssue(
-            row=int(rows[i]),
-            id=name,
-            label=classes[labels[i]],
-            predicted=classes[int(probabilities[i].argmax())],
-            probability=float(probabilities[i, labels[i]]),
-            loss=float(loss[i]),
+    by_loss = np.argsort(-loss[is_issue], kind="stable")
+    listed = np.flatnonzero(is_issue)[by_loss][:max_issues]
+    issues = []
+    for index, image_id in zip(listed, read_ids(rows[listed].tolist()), strict=True):
+        issues.append(
+            LabelIssue(
+                row=int(rows[index]),
+                id=image_id,
+                label=classes[labels[index]],
+                predicted=classes[int(probabilities[index].argmax())],
+                probability=float(probabilities[index, labels[index]]),
+                loss=float(loss[index]),
+            )
         )
-        for i, name in zip(order, named, strict=True)
-    )
-    accuracy = float((probabilities.argmax(axis=1) == labels).mean()) if count else float("nan")
-    return LabelIssues(count, accuracy, int(doubtful.sum()), suspects)
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean()) if len(labels) else float("nan")
+    return LabelIssues(len(labels), accuracy, int(is_issue.sum()), tuple(issues))
 
 
-def some(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
-    """The first batches, until there are so many images."""
-    seen = 0
+def limit_batches(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
+    """Yields the first batches, until they hold at least so many images."""
+    count = 0
     for batch in batches:
         yield batch
-        seen += len(batch["label"])
-        if seen >= images:
+        count += len(batch["label"])
+        if count >= images:
             return

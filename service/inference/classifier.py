@@ -1,10 +1,10 @@
-"""Answers from a saved model: probabilities over a whole split, from any Keras image classifier."""
+"""Any Keras image classifier as a function from stored images to class probabilities."""
 
 from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,29 +13,31 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from pipelines.errors import ConfigError, suggest
+from pipelines.errors import ConfigError
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
+from service.inference.custom_objects import collect_custom_objects, find_custom_names
+from service.inference.options import DEFAULT_OPTIONS, PredictOptions
 from service.scores import losses
 
-LEGACY, HDF5 = (
-    {".h5", ".hdf5"},
-    b"\x89HDF\r\n\x1a\n",
-)  # suffixes of models of older Keras, and how such a file begins
-OWN_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
-ACTIVATIONS = {"Softmax", "Sigmoid"}  # operations and layers that are one
-TTA = ("none", "flip")
-KEEPS_VALUES = {"Dropout", "Flatten", "Identity", "InputLayer", "Reshape"}
+LEGACY_SUFFIXES = {".h5", ".hdf5"}
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+# Operations that mean "this model scales its own input" when they precede the first weights.
+INPUT_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
+ACTIVATION_LAYERS = {"Softmax", "Sigmoid"}
+# Layers behind the head that only drop, reshape or pass on its values.
+PASS_THROUGH_LAYERS = {"Dropout", "Flatten", "Identity", "InputLayer", "Reshape"}
+MAX_REASON = 160  # characters of a library's message that are repeated in ours
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model answered for N images.
+    """Predicted probabilities for N images, next to their labels.
 
     Attributes:
-        probabilities: float32 `[N, K]`, K >= 2, rows sum to 1.
+        probabilities: float32 `[N, K]`, K >= 2; each row sums to 1.
         labels: int32 `[N]`, the true classes.
-        rows: int64 `[N]`, where the images stand in their split.
+        rows: int64 `[N]`, row numbers of the images in their split.
     """
 
     probabilities: np.ndarray
@@ -50,31 +52,42 @@ class Predictions:
     @property
     def accuracy(self) -> float:
         """Share of images whose most probable class is the true one; NaN without images."""
-        return float((self.classes == self.labels).mean()) if len(self.labels) else float("nan")
+        if not len(self.labels):
+            return math.nan
+        return float((self.classes == self.labels).mean())
 
     @property
     def loss(self) -> float:
         """Mean negative log likelihood of the true classes, in nats; NaN without images."""
-        return float(losses(self.probabilities, self.labels).mean()) if len(self.labels) else float("nan")
+        if not len(self.labels):
+            return math.nan
+        return float(losses(self.probabilities, self.labels).mean())
 
 
-def load_model(path: str | Path) -> keras.Model:
-    """Loads a `.keras` file, or an `.h5` file of older Keras, in safe mode: a file can hold weights and layers, but no code.
+def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Model:
+    """Loads a `.keras` or an older `.h5` file in safe mode: no code of the file is executed.
+
+    Args:
+        path: The model file.
+        custom_objects: Modules that may be imported for custom layers of the model, as `package.module`,
+            `FOLDER/package.module` or `file.py`. They are imported only if the model has such layers.
 
     Raises:
-        ConfigError: The file is missing, is no Keras model, or asks for code to be run.
+        ConfigError: The file is missing, is not a Keras model, needs code to be executed, or has custom layers
+            that the modules do not define.
     """
     path = Path(path)
     if not path.is_file():
         raise ConfigError(
             "a saved model", f"model={path} (no such file)", "name a .keras file or a finished run"
         )
-    if not _holds_a_model(path):
+    if not _is_model_file(path):
         raise ConfigError(
             "a Keras model file, .keras or .h5", f"model={path}", "save it with model.save('NAME.keras')"
         )
+    objects = _load_custom_objects(path, custom_objects)
     try:
-        return keras.saving.load_model(path, compile=False, safe_mode=True)
+        return keras.saving.load_model(path, custom_objects=objects, compile=False, safe_mode=True)
     except (
         ValueError,
         TypeError,
@@ -92,10 +105,31 @@ def load_model(path: str | Path) -> keras.Model:
         ) from None
 
 
-def _holds_a_model(path: Path) -> bool:
-    if path.suffix in LEGACY:
+def _load_custom_objects(path: Path, modules: Sequence[str]) -> dict[str, Any]:
+    """Imports the code of the custom layers of a model file, where it has any."""
+    try:
+        names = find_custom_names(path)
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):
+        return {}  # loading it tells what is wrong with it
+    if not names:
+        return {}
+    objects = collect_custom_objects(modules)
+    missing = [name for name in names if keras.saving.get_registered_object(name, objects) is None]
+    if missing:
+        where = ", ".join(modules) or "no --custom-objects"
+        raise ConfigError(
+            f"the code of the custom layer {missing[0]}",
+            f"model={path} (needs {', '.join(missing)}; {where})",
+            "name the module that defines it with --custom-objects, as package.module or file.py",
+        )
+    return objects
+
+
+def _is_model_file(path: Path) -> bool:
+    """Whether a file looks like a model of a format that Keras loads, judged by its first bytes."""
+    if path.suffix in LEGACY_SUFFIXES:
         with path.open("rb") as file:
-            return file.read(len(HDF5)) == HDF5
+            return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
     if path.suffix != ".keras" or not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -104,53 +138,55 @@ def _holds_a_model(path: Path) -> bool:
 
 def _first_line(error: Exception) -> str:
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return line if len(line) <= 160 else line[:159] + "…"
+    if len(line) > MAX_REASON:
+        line = line[: MAX_REASON - 1] + "…"
+    return line
 
 
-def data_spec_of(model: keras.Model) -> DataSpec:
-    """The images a model takes, from its input shape.
+def input_spec(model: keras.Model) -> DataSpec:
+    """Reads from a model's input shape which images it takes.
 
     Raises:
-        ConfigError: The model has no single input `[B, H, W, C]` with H, W fixed and C 1 or 3.
+        ConfigError: The model has no single input `[B, H, W, C]` with H and W fixed and C 1 or 3.
     """
     inputs = getattr(model, "inputs", None) or []
     shape = tuple(inputs[0].shape) if len(inputs) == 1 else ()
     if len(shape) != 4 or None in shape[1:] or shape[3] not in (1, 3):
-        found = shape or f"{len(inputs)} inputs"
+        received = shape or f"{len(inputs)} inputs"
         raise ConfigError(
             "a model with one input [batch, height, width, 1 or 3], sizes fixed",
-            f"input={found}",
+            f"input={received}",
             "save it with such an input",
         )
     return DataSpec(image_size=shape[1:3], channels=shape[3])
 
 
-def scale_of(model: keras.Model) -> float:
-    """The factor that stored pixels, 0 to 255, are multiplied by before they enter a model.
+def infer_pixel_scale(model: keras.Model) -> float:
+    """Infers the factor that stored pixels, 0 to 255, are multiplied by before they enter a model.
 
-    A model that scales its input itself, by a Rescaling or Normalization layer or by plain
-    arithmetic ahead of its first weights, takes 0 to 255: factor 1. Any other is taken to have
-    been trained on 0 to 1, as is the custom: factor 1/255.
+    A model that scales its input itself (a Rescaling or Normalization layer, or plain arithmetic ahead of
+    its first weights) takes 0 to 255: the factor is 1. Any other model is assumed to have been trained on
+    0 to 1, as is customary: the factor is 1/255.
     """
-    for operation in _operations(model):
-        if type(operation).__name__ in OWN_SCALING:
+    for operation in _iterate_operations(model):
+        if type(operation).__name__ in INPUT_SCALING:
             return 1.0
         if getattr(operation, "weights", None):
             break
     return 1 / 255
 
 
-def _operations(model: keras.Model) -> Iterator[Any]:
-    """Every operation in order of the graph, those of nested models in their place."""
+def _iterate_operations(model: keras.Model) -> Iterator[Any]:
+    """Yields every operation in graph order, those of nested models in their place."""
     for operation in getattr(model, "operations", None) or model.layers:
         if isinstance(operation, keras.Model):
-            yield from _operations(operation)
+            yield from _iterate_operations(operation)
         else:
             yield operation
 
 
 def class_count(model: keras.Model) -> int:
-    """The number of classes a model tells apart; one output unit tells two apart.
+    """Returns the number of classes a model distinguishes; a single output unit distinguishes two.
 
     Raises:
         ConfigError: The output is not `[B, units]`.
@@ -165,11 +201,11 @@ def class_count(model: keras.Model) -> int:
     return max(int(shape[1]), 2)
 
 
-def check_classes(model: keras.Model, classes: Sequence[str]) -> None:
-    """Makes sure that a model and a shard set speak of the same number of classes.
+def check_class_count(model: keras.Model, classes: Sequence[str]) -> None:
+    """Checks that a model and a shard set have the same number of classes.
 
     Raises:
-        ConfigError: They do not.
+        ConfigError: They have different numbers of classes.
     """
     count = class_count(model)
     if count != len(classes):
@@ -180,64 +216,43 @@ def check_classes(model: keras.Model, classes: Sequence[str]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class PredictOptions:
-    """How a model is asked.
-
-    Attributes:
-        scale: Factor on the pixels, 0 to 255; None asks `scale_of`.
-        tta: What it is asked about besides an image itself: nothing (`none`), or its mirror image (`flip`): then the answer is the
-            mean of both probabilities, and the same for both.
-    """
-
-    scale: float | None = None
-    tta: str = TTA[0]
-
-
-DEFAULT_OPTIONS = PredictOptions()
-
-
 class Classifier:
     """A model as a function from stored images to probabilities, in inference mode.
 
     Args:
-        model: Ends in softmax, in one sigmoid unit, or in raw logits.
-        asking: How it is asked.
+        model: Model that ends in softmax, in one sigmoid unit, or in logits.
+        options: Pixel scale and test-time augmentation.
 
     Attributes:
-        data: Size and channels of the images it takes.
-        classes: Number of classes it tells apart.
+        data: Size and channels of the images the model takes.
+        classes: Number of classes the model distinguishes.
 
     Raises:
-        ConfigError: The model is no such classifier, or cannot be asked like that.
+        ConfigError: The model is not such a classifier.
     """
 
-    def __init__(self, model: keras.Model, asking: PredictOptions = DEFAULT_OPTIONS) -> None:
-        scale, tta = asking.scale, asking.tta
-        if scale is not None and not 0 < scale < math.inf:
-            raise ConfigError(
-                "a factor above 0", f"scale={scale}", "leave --scale out, or give for example 0.00392"
-            )
-        if tta not in TTA:
-            raise ConfigError(" or ".join(TTA), f"tta={tta}", suggest(tta, TTA))
-        self.data, self.classes = data_spec_of(model), class_count(model)
+    def __init__(self, model: keras.Model, options: PredictOptions = DEFAULT_OPTIONS) -> None:
+        scale = options.scale
+        if scale is None:
+            scale = infer_pixel_scale(model)
+        self.data = input_spec(model)
+        self.classes = class_count(model)
         self._shape = (*self.data.image_size, self.data.channels)
-        self._answer = _compiled(
-            model, self._shape, scale_of(model) if scale is None else scale, tta == "flip"
-        )
+        self._predict = _compile(model, self._shape, scale, mirror=options.tta == "flip")
 
-    def __call__(self, images: Any, real: np.ndarray) -> np.ndarray:
-        """Answers images with float32 probabilities `[n, K]`: of the n real ones.
+    def __call__(self, images: Any, is_real: np.ndarray) -> np.ndarray:
+        """Predicts float32 probabilities `[n, K]` for the n real images of a batch.
 
-        Give batches of one size, at least 8: then an image's answer is the same to the bit whatever else is in the
-        batch and on however many threads (seen with 1 to 32; a batch of 1 has its sums split among the threads).
+        Use batches of one size, at least 8: then, on one type of machine, the probabilities of an image are
+        the same to the bit whatever else is in the batch and on however many threads. (In a batch of 1 the
+        threads share the sums of a single image.)
 
         Args:
             images: uint8 `[B, H, W, C]`, an array or a tensor.
-            real: bool `[B]`; the others are padding.
+            is_real: bool `[B]`; False marks padding.
 
         Raises:
-            ConfigError: The images are of another shape, or an answer is not a number.
+            ConfigError: The images have another shape, or a probability is not finite.
         """
         if tuple(images.shape[1:]) != self._shape:
             raise ConfigError(
@@ -245,66 +260,73 @@ class Classifier:
                 f"shape={tuple(images.shape[1:])}",
                 "read them at that size",
             )
-        probabilities: np.ndarray = self._answer(tf.convert_to_tensor(images)).numpy()[real]
+        probabilities: np.ndarray = self._predict(tf.convert_to_tensor(images)).numpy()[is_real]
         if not np.isfinite(probabilities).all():
-            fix = "train it again with a smaller learning rate, or see whether --scale fits the model"
-            raise ConfigError("a model that answers with numbers", "probability=nan", fix)
+            raise ConfigError(
+                "finite probabilities from the model",
+                "probability=nan",
+                "train it again with a smaller learning rate, or check whether --scale fits the model",
+            )
         return probabilities
 
 
 def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = None) -> Predictions:
-    """Runs a model over batches; rows with weight 0 are left out.
+    """Predicts all images of some batches; rows with weight 0 are padding and left out.
 
     Args:
-        model: See `Classifier`.
+        model: Classifier, see `Classifier`.
         batches: Batches of one size, so that the graph is compiled once; NumPy arrays or tensors.
-        scale: See `PredictOptions`.
+        scale: Factor on the pixels, see `PredictOptions`.
 
     Raises:
-        ConfigError: The model is no such classifier, or the images or labels do not fit it.
+        ConfigError: The model is not a classifier, or the images or labels do not fit it.
     """
     classifier = Classifier(model, PredictOptions(scale))
-    classes = classifier.classes
-    probabilities, labels, rows = (
-        [np.zeros((0, classes), np.float32)],
-        [np.zeros(0, np.int32)],
-        [np.zeros(0, np.int64)],
-    )
+    probabilities = [np.zeros((0, classifier.classes), np.float32)]
+    labels = [np.zeros(0, np.int32)]
+    rows = [np.zeros(0, np.int64)]
     for batch in batches:
-        real = np.asarray(batch["weight"]) > 0
-        probabilities.append(classifier(batch["image"], real))
-        labels.append(np.asarray(batch["label"], np.int32)[real])
-        rows.append(np.asarray(batch["row"], np.int64)[real])
+        is_real = np.asarray(batch["weight"]) > 0
+        probabilities.append(classifier(batch["image"], is_real))
+        labels.append(np.asarray(batch["label"], np.int32)[is_real])
+        rows.append(np.asarray(batch["row"], np.int64)[is_real])
     truth = np.concatenate(labels)
-    if len(truth) and not 0 <= truth.min() <= truth.max() < classes:
+    if len(truth) and not 0 <= truth.min() <= truth.max() < classifier.classes:
         raise ConfigError(
-            f"labels from 0 to {classes - 1}",
+            f"labels from 0 to {classifier.classes - 1}",
             f"label={truth.max()}",
             "pass --data with the shard set it was trained on",
         )
     return Predictions(np.concatenate(probabilities), truth, np.concatenate(rows))
 
 
-def _compiled(model: keras.Model, shape: tuple[int, ...], scale: float, mirrored: bool) -> Any:
-    """A graph from uint8 images `[B, H, W, C]` to float32 probabilities `[B, K]`."""
-    to_probabilities = head_of(model)
+def _compile(model: keras.Model, shape: tuple[int, ...], scale: float, mirror: bool) -> Any:
+    """Compiles a graph from uint8 images `[B, H, W, C]` to float32 probabilities `[B, K]`."""
+    to_probabilities = probability_head(model)
 
-    def of(images: tf.Tensor) -> tf.Tensor:
-        return to_probabilities(
-            tf.cast(model(tf.cast(images, tf.float32) * scale, training=False), tf.float32)
-        )
+    def predict_once(images: tf.Tensor) -> tf.Tensor:
+        outputs = model(tf.cast(images, tf.float32) * scale, training=False)
+        return to_probabilities(tf.cast(outputs, tf.float32))
 
     @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
-    def answer(images: tf.Tensor) -> tf.Tensor:
-        found = of(images)
-        return (found + of(images[:, :, ::-1])) / 2 if mirrored else found
+    def predict_batch(images: tf.Tensor) -> tf.Tensor:
+        probabilities = predict_once(images)
+        if mirror:
+            mirrored = predict_once(images[:, :, ::-1])  # [B, H, W, C], left and right swapped
+            probabilities = (probabilities + mirrored) / 2
+        return probabilities
 
-    return answer
+    return predict_batch
 
 
-def head_of(model: keras.Model) -> Any:
-    """What turns the model's outputs `[B, units]` into probabilities `[B, K]`."""
-    activation, units = activation_of(last_operation(model)), model.output_shape[1]
+def probability_head(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
+    """Returns the function that turns a model's outputs `[B, units]` into probabilities `[B, K]`.
+
+    Raises:
+        ConfigError: The model ends in neither softmax, one sigmoid unit, nor logits.
+    """
+    activation = activation_name(last_operation(model))
+    units = model.output_shape[1]
     if activation == "softmax" and units > 1:
         return tf.identity
     if activation == "linear" and units > 1:
@@ -316,22 +338,23 @@ def head_of(model: keras.Model) -> Any:
     raise ConfigError(
         "a model that ends in softmax, in one sigmoid unit or in logits",
         f"{units} units with activation={activation}",
-        "retrain it with such an end",
+        "retrain it with such a head",
     )
 
 
 def last_operation(model: keras.Model) -> Any:
-    """The last operation that changes values: what follows it drops, reshapes or passes on."""
-    return next(
-        operation
-        for operation in reversed(list(_operations(model)))
-        if type(operation).__name__ not in KEEPS_VALUES
-    )
+    """Returns the last operation that changes values; what follows it only drops, reshapes or passes on."""
+    for operation in reversed(list(_iterate_operations(model))):
+        if type(operation).__name__ not in PASS_THROUGH_LAYERS:
+            return operation
+    raise ConfigError("a model with layers", f"model={model.name} (empty)", "use a classifier")
 
 
-def activation_of(operation: Any) -> str:
-    """The name of the activation that ends an operation, or that it is; `linear` where there is none."""
-    if type(operation).__name__ in ACTIVATIONS:
+def activation_name(operation: Any) -> str:
+    """Returns the name of the activation that an operation ends with or is; `linear` without one."""
+    if type(operation).__name__ in ACTIVATION_LAYERS:
         return type(operation).__name__.lower()
     activation = getattr(operation, "activation", None)
-    return getattr(activation, "__name__", type(operation).__name__) if activation is not None else "linear"
+    if activation is None:
+        return "linear"
+    return getattr(activation, "__name__", type(operation).__name__)

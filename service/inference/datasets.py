@@ -1,4 +1,4 @@
-"""What a saved model is asked about: batches of a shard set, or straight from a source."""
+"""Images to predict in a fixed order, from a shard set or a source; imports TensorFlow on first use."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-import tensorflow as tf
 
-from pipelines.input import tfdata
-from pipelines.input.batches import Batches
-from pipelines.input.reader import ShardReader
+from pipelines.errors import ConfigError
 from pipelines.records import Record, Rejected
-from pipelines.shards.manifest import load_manifest
-from pipelines.shards.task import prepared
-from pipelines.sources import Source
+from pipelines.shards.manifest import FILE_NAME, load_manifest
+from pipelines.shards.task import prepare_examples
+from pipelines.sources import Source, open_source
 from pipelines.spec import DataSpec, ShardSpec
+
+if TYPE_CHECKING:
+    from pipelines.input.batches import Batches
+    from pipelines.input.reader import ShardReader
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-BATCH = 64
-AS_SHARDS = ShardSpec()  # images straight from a source look as they would out of shards
+BATCH = 64  # images per batch
+DEFAULT_SHARD_SPEC = ShardSpec()  # images of a source are normalised as they would be in a default shard set
 UNDECODABLE = "cannot be decoded"
 
 
@@ -39,13 +41,13 @@ class Block(NamedTuple):
 
 
 class InferenceBatch(NamedTuple):
-    """One batch.
+    """One batch of images to predict.
 
     Attributes:
-        images: uint8 `[BATCH, H, W, C]`, the n real ones first.
-        labels: int32 `[n]`, -1 where unknown.
-        ids: Of the n images.
-        rejected: What stands between them and cannot be decoded.
+        images: uint8 `[BATCH, H, W, C]`; the n real images come first, the rest is padding.
+        labels: int32 `[n]`, -1 where the class is unknown.
+        ids: Ids of the n images in their source.
+        rejected: Images between them that cannot be decoded.
     """
 
     images: Any
@@ -55,13 +57,40 @@ class InferenceBatch(NamedTuple):
 
 
 class ImageDataset(Protocol):
-    """Images in a fixed order. Must be picklable."""
+    """Images in a fixed order. Implementations must be picklable: Ray workers receive a copy."""
 
     def rows(self) -> Mapping[str, int]:
-        """Number of candidates per split, in a fixed order."""
+        """Returns the number of images per split, in a fixed order of the splits."""
 
     def batches(self, block: Block, data: DataSpec) -> Iterator[InferenceBatch]:
-        """A block's images at the size a model takes; batch b of a split always holds its candidates from `b * BATCH` on."""
+        """Yields the images of a block at the size a model takes.
+
+        Batch b of a split always holds its images from `b * BATCH` on, whatever the blocks are.
+
+        Args:
+            block: The rows to read.
+            data: Size and channels of the images.
+        """
+
+
+def open_dataset(data: str) -> ImageDataset:
+    """Opens a shard set by its directory, or a source by its `kind:argument` name.
+
+    Raises:
+        ConfigError: There is neither a shard set nor such a source.
+        DataError: It exists but cannot be used.
+    """
+    path = Path(data)
+    if not path.is_dir():
+        return SourceDataset(open_source(data, labelled=False))
+    if not (path / FILE_NAME).is_file():
+        raise ConfigError(
+            "a shard set or a source",
+            f"data={data} (a folder without {FILE_NAME})",
+            f"pass photos:{data} to predict the images below it, "
+            f"or build a shard set with 'glassbox shards build folder:{data} OUT'",
+        )
+    return ShardDataset(str(path.absolute()))
 
 
 @dataclass(frozen=True)
@@ -69,81 +98,94 @@ class ShardDataset:
     """The splits of a shard set.
 
     Attributes:
-        directory: The shard set.
+        directory: Path of the shard set.
     """
 
     directory: str
 
     def rows(self) -> Mapping[str, int]:
-        """Number of rows per split."""
+        """Returns the number of rows per split."""
         return {name: split.rows for name, split in load_manifest(self.directory).splits.items()}
 
     def batches(self, block: Block, data: DataSpec) -> Iterator[InferenceBatch]:
-        """A block's images; those that cannot be decoded are rejected.
+        """Yields the images of a block; those that cannot be decoded are rejected.
 
         Raises:
-            DataError: The shard set cannot be used, or a row is not what was written.
+            DataError: The shard set cannot be used, or a row does not match its checksum.
         """
-        batches, reader = _opened(self.directory, block.split, data)
-        step, end = block.start // BATCH, -(-block.stop // BATCH)
-        while step < end:
+        import tensorflow as tf
+
+        batches, reader = _open_split(self.directory, block.split, data)
+        step = block.start // BATCH
+        last_step = -(-block.stop // BATCH)
+        while step < last_step:
             try:
-                for batch in batches.epoch(0, step, stop_step=end):
+                for batch in batches.epoch(0, step, stop_step=last_step):
                     rows = np.asarray(batch["row"])
-                    rows = rows[rows >= 0]
+                    rows = rows[rows >= 0]  # padding has row -1
                     yield InferenceBatch(batch["image"], reader.labels[rows], reader.ids(rows), [])
                     step += 1
-            except (
-                tf.errors.OpError
-            ):  # look at each image of the batch, leave out what is bad, and go on behind it
+            except tf.errors.OpError:  # decode this batch image by image, then continue after it
                 rows = np.arange(step * BATCH, min((step + 1) * BATCH, reader.rows))
-                stored = reader.images(rows), reader.shapes(rows), reader.ids(rows)
-                yield _decoded(*stored, reader.labels[rows], data, reader.manifest.encoding)
+                yield _decode_batch(
+                    images=reader.images(rows),
+                    shapes=reader.shapes(rows),
+                    ids=reader.ids(rows),
+                    labels=reader.labels[rows],
+                    data=data,
+                    encoding=reader.manifest.encoding,
+                )
                 step += 1
 
 
-@lru_cache(maxsize=1)  # blocks of a split come one after the other
-def _opened(directory: str, split: str, data: DataSpec) -> tuple[Batches, ShardReader]:
+@lru_cache(maxsize=1)  # the blocks of a split follow each other
+def _open_split(directory: str, split: str, data: DataSpec) -> tuple[Batches, ShardReader]:
+    from pipelines.input.batches import Batches
+    from pipelines.input.reader import ShardReader
+
     return Batches(directory, split, data, BATCH), ShardReader(directory, split)
 
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """The images of a source, made ready as for a default shard set and so with the same answers.
+    """The images of a source, normalised as in a default shard set and therefore predicted alike.
 
     Attributes:
-        source: Where they come from.
+        source: Source that the images are read from.
     """
 
     source: Source
 
     def rows(self) -> Mapping[str, int]:
-        """Number of candidates per split."""
+        """Returns the number of images per split, including those that will be rejected."""
         return self.source.counts()
 
     def batches(self, block: Block, data: DataSpec) -> Iterator[InferenceBatch]:
-        """A block's images; those that would not be taken into shards are rejected.
+        """Yields the images of a block; those that a shard set would not take are rejected.
 
         Raises:
             DataError: The source cannot be read.
         """
 
-        def batch(start: int) -> InferenceBatch:
-            items = list(prepared(self.source, block.split, start, min(start + BATCH, block.stop), AS_SHARDS))
+        def read_batch(start: int) -> InferenceBatch:
+            stop = min(start + BATCH, block.stop)
+            items = list(prepare_examples(self.source, block.split, start, stop, DEFAULT_SHARD_SPEC))
+            rejected = [item for item in items if isinstance(item, Rejected)]
             records: list[Record] = [item[0] for item in items if not isinstance(item, Rejected)]
-            shapes = np.array([record.shape for record in records], np.int32).reshape(-1, 3)
-            labels = np.array([record.label for record in records], np.int32)
-            fed = _decoded(
-                [r.image for r in records], shapes, [r.id for r in records], labels, data, AS_SHARDS.encoding
+            batch = _decode_batch(
+                images=[record.image for record in records],
+                shapes=np.array([record.shape for record in records], np.int32).reshape(-1, 3),
+                ids=[record.id for record in records],
+                labels=np.array([record.label for record in records], np.int32),
+                data=data,
+                encoding=DEFAULT_SHARD_SPEC.encoding,
             )
-            return fed._replace(
-                rejected=[item for item in items if isinstance(item, Rejected)] + fed.rejected
-            )
+            return batch._replace(rejected=rejected + batch.rejected)
 
-        return _ahead(batch, range(block.start, block.stop, BATCH))
+        return _prefetch(read_batch, range(block.start, block.stop, BATCH))
 
 
-def _decoded(
+def _decode_batch(
     images: Sequence[Any],
     shapes: np.ndarray,
     ids: list[str],
@@ -151,20 +193,28 @@ def _decoded(
     data: DataSpec,
     encoding: str,
 ) -> InferenceBatch:
-    """A batch of those of at most `BATCH` stored images that can be decoded."""
+    """Decodes at most `BATCH` stored images, and rejects those that cannot be decoded."""
+    import tensorflow as tf
+
+    from pipelines.input import tfdata
+
     good = list(range(len(images)))
     try:
         pixels = tfdata.decode_all(images, shapes, data, encoding)
     except tf.errors.InvalidArgumentError:
-        good = [place for place in good if _decodable(images[place], shapes[place], data, encoding)]
-        pixels = tfdata.decode_all([images[place] for place in good], shapes[good], data, encoding)
-    padded = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)
+        good = [i for i in good if _is_decodable(images[i], shapes[i], data, encoding)]
+        pixels = tfdata.decode_all([images[i] for i in good], shapes[good], data, encoding)
+    padded = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)  # [BATCH, H, W, C]
     padded[: len(good)] = pixels
-    rejected = [Rejected(name, UNDECODABLE) for place, name in enumerate(ids) if place not in good]
-    return InferenceBatch(padded, labels[good], [ids[place] for place in good], rejected)
+    rejected = [Rejected(image_id, UNDECODABLE) for i, image_id in enumerate(ids) if i not in good]
+    return InferenceBatch(padded, labels[good], [ids[i] for i in good], rejected)
 
 
-def _decodable(image: Any, shape: np.ndarray, data: DataSpec, encoding: str) -> bool:
+def _is_decodable(image: Any, shape: np.ndarray, data: DataSpec, encoding: str) -> bool:
+    import tensorflow as tf
+
+    from pipelines.input import tfdata
+
     try:
         tfdata.decode_all([image], shape[None], data, encoding)
     except tf.errors.InvalidArgumentError:
@@ -172,17 +222,19 @@ def _decodable(image: Any, shape: np.ndarray, data: DataSpec, encoding: str) -> 
     return True
 
 
-def _ahead(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
-    """What a function makes of items, in their order, computed in threads ahead of being asked for."""
+def _prefetch(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+    """Yields `function(item)` in the order of the items, computed ahead of use in threads."""
+    from pipelines.input import tfdata
+
     threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or tfdata.cores())  # a worker's share
     pool = ThreadPoolExecutor(threads)
-    waiting: deque[Future[U]] = deque()
+    pending: deque[Future[U]] = deque()
     try:
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > threads + 1:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > threads + 1:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

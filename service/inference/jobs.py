@@ -1,6 +1,7 @@
-"""A saved model asked about many images, in blocks: in this process, or as tasks on a Ray cluster.
+"""Inference over many images in blocks: in this process, or as tasks on a Ray cluster.
 
-Blocks and batches are the same wherever they are answered, and so are the answers, to the bit.
+Blocks and batches are the same wherever they run. On machines of one type the results are therefore the same
+to the bit.
 """
 
 from __future__ import annotations
@@ -13,31 +14,33 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-import tensorflow as tf
 
-from pipelines.cluster import connected, run_tasks
+from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import load_manifest
-from service.inference.classifier import Classifier, PredictOptions, class_count, load_model
 from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch
 from service.progress_bar import progress_bar
 from service.runs import Run
 
-BLOCK = 16 * BATCH  # rows: a second or so of work, and some megabytes of answers
+if TYPE_CHECKING:
+    import keras
+
+    from service.inference.classifier import Classifier, PredictOptions
+
+BLOCK = 16 * BATCH  # rows: about a second of work, and some megabytes of results
 
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model file as it was when the command started: a run that is still training may replace it.
+    """A model file as it was when the command started; a run that is still training may replace it.
 
     Attributes:
-        name: Of the file.
-        content: Its bytes.
-        classes: Class names, where the shard set of its run has them still.
+        name: File name of the model.
+        content: Content of the model file.
+        classes: Class names from the shard set of its run, where that still exists.
     """
 
     name: str
@@ -45,11 +48,15 @@ class SavedModel:
     classes: tuple[str, ...] | None
 
     def load(self) -> keras.Model:
-        """The model.
+        """Loads the model.
 
         Raises:
-            ConfigError: The file is no usable model.
+            ConfigError: The file is not a usable model.
         """
+        import tensorflow as tf
+
+        from service.inference.classifier import load_model
+
         for gpu in tf.config.list_physical_devices("GPU"):
             tf.config.experimental.set_memory_growth(gpu, True)  # several processes may share it
         with tempfile.TemporaryDirectory() as folder:
@@ -58,24 +65,42 @@ class SavedModel:
             return load_model(path)
 
 
-def open_model(path: str | Path) -> tuple[SavedModel, keras.Model]:
-    """Reads a model file, or that of a run with the class names of its shard set, and loads it.
+def find_model_file(path: str | Path) -> Path:
+    """Returns the model file of a run, or the path itself, without loading it.
 
     Raises:
-        ConfigError: There is no such file or run, or it is no usable model.
+        ConfigError: There is no such file, or the directory is not a run with a saved model.
     """
-    path, classes = Path(path), None
+    path = Path(path)
     if path.is_dir():
         run = Run(path)
-        path, classes = run.model_path, _classes_of(run)
-    model = load_model(path)  # checks it, and names it as the user did
+        run.config()  # raises where this is not a run directory
+        path = run.model_path
+    if not path.is_file():
+        raise ConfigError(
+            "a saved model", f"model={path} (no such file)", "name a .keras file or a finished run"
+        )
+    return path
+
+
+def open_model(path: str | Path) -> tuple[SavedModel, keras.Model]:
+    """Reads and loads a model file, or that of a run together with the class names of its shard set.
+
+    Raises:
+        ConfigError: There is no such file or run, or it is not a usable model.
+    """
+    from service.inference.classifier import class_count, load_model
+
+    file = find_model_file(path)
+    model = load_model(file)
+    classes = _read_classes(Run(path)) if Path(path).is_dir() else None
     if classes and len(classes) != class_count(model):
         classes = None
-    return SavedModel(path.name, path.read_bytes(), classes), model
+    return SavedModel(file.name, file.read_bytes(), classes), model
 
 
-def _classes_of(run: Run) -> tuple[str, ...] | None:
-    """The class names of a run's shard set; None where there is none any more."""
+def _read_classes(run: Run) -> tuple[str, ...] | None:
+    """The class names of a run's shard set; None where the shard set no longer exists."""
     try:
         return load_manifest(run.config().get("shards") or "").classes
     except DataError:
@@ -84,23 +109,24 @@ def _classes_of(run: Run) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class InferenceJob:
-    """What every worker is told.
+    """What every worker needs to know.
 
     Attributes:
-        model: Which model.
-        asking: How it is asked.
-        feed: Which images.
-        take: What becomes of a batch and its probabilities, float32 `[n, classes]`; a function of a module.
+        model: Saved model that every worker loads.
+        options: Pixel scale and test-time augmentation.
+        dataset: Images to predict.
+        reduce: Maps a batch and its probabilities, float32 `[n, K]`, to what is returned; a module-level
+            function.
     """
 
     model: SavedModel
-    asking: PredictOptions
-    feed: ImageDataset
-    take: Callable[[InferenceBatch, np.ndarray], Any]
+    options: PredictOptions
+    dataset: ImageDataset
+    reduce: Callable[[InferenceBatch, np.ndarray], Any]
 
 
-def blocks_of(rows: Mapping[str, int]) -> list[Block]:
-    """Cuts splits of so many rows into blocks, in order."""
+def split_into_blocks(rows: Mapping[str, int]) -> list[Block]:
+    """Cuts splits, given by their numbers of rows, into blocks in order."""
     return [
         Block(split, start, min(start + BLOCK, count))
         for split, count in rows.items()
@@ -109,101 +135,114 @@ def blocks_of(rows: Mapping[str, int]) -> list[Block]:
 
 
 class Throughput:
-    """How fast answers came."""
+    """Measures images per second, and the time until the first result."""
 
     def __init__(self) -> None:
-        self._began, self._first, self._rows = time.perf_counter(), 0.0, 0
+        self._start = time.perf_counter()
+        self._first_result = 0.0
+        self._rows = 0
 
     def add(self, rows: int) -> int:
-        """Counts the rows of a block, and returns how many there were so far."""
-        self._first = self._first or time.perf_counter() - self._began
+        """Counts the rows of a finished block, and returns the total so far."""
+        self._first_result = self._first_result or time.perf_counter() - self._start
         self._rows += rows
         return self._rows
 
     def __str__(self) -> str:
-        seconds = max(time.perf_counter() - self._began, 1e-9)
-        return f"{seconds:.1f} s: {self._rows / seconds:.0f} images/s, the first after {self._first:.1f} s"
+        seconds = max(time.perf_counter() - self._start, 1e-9)
+        rate = self._rows / seconds
+        return f"{seconds:.1f} s: {rate:.0f} images/s, first result after {self._first_result:.1f} s"
 
 
-def answers(
-    question: InferenceJob,
+def run_inference(
+    job: InferenceJob,
     classifier: Classifier,
     blocks: Sequence[Block],
     workers: int | None,
-    pace: Throughput,
+    throughput: Throughput,
 ) -> Generator[tuple[int, list[Any]], None, None]:
-    """Asks about blocks, with a progress bar.
+    """Predicts blocks of images, with a progress bar.
 
-    On the cluster that `RAY_ADDRESS` names, or with `workers` above 1 on one of this process's own; but what is not more
-    than one block here, as everything else is: starting Ray and TensorFlow in its workers takes longer than that, and
-    one process uses all cores anyway.
+    Runs on the cluster that `RAY_ADDRESS` names, or with `workers` above 1 on a Ray instance of this process.
+    A single block always runs in this process: starting Ray, and TensorFlow in its workers, takes longer than
+    that, and one process uses all cores anyway.
 
     Args:
-        question: What is asked.
-        classifier: The model, in this process.
-        blocks: About which images.
-        workers: Tasks at a time at most; None for as many as the cluster has CPUs for.
-        pace: Is told of every block.
+        job: Model, options, images and reduction.
+        classifier: The loaded model, for blocks that run in this process.
+        blocks: Blocks to predict, from `split_into_blocks`.
+        workers: Maximum number of tasks at a time; None for as many as the cluster has CPUs for.
+        throughput: Updated with every block.
 
     Yields:
-        Place in `blocks`, and what `take` made of each of its batches, as they come. Close it if you stop early.
+        Index into `blocks`, and the reduced batches of that block, in order of completion. Close the
+        generator to stop early.
 
     Raises:
-        ConfigError: `workers` is below 1, or a worker died again and again.
-        GlassboxError: What a block raised.
+        ConfigError: `workers` is below 1, or a worker died repeatedly.
+        GlassboxError: Raised by a block.
     """
     if workers is not None and workers < 1:
         raise ConfigError("at least 1 worker", f"workers={workers}", "leave --workers out, or give more")
-    on_cluster = len(blocks) > 1 and (bool(os.environ.get("RAY_ADDRESS")) or (workers or 1) > 1)
+    wants_cluster = bool(os.environ.get("RAY_ADDRESS")) or (workers or 1) > 1
     total = sum(block.stop - block.start for block in blocks)
-    asked = _on_cluster(question, blocks, workers) if on_cluster else _here(question, classifier, blocks)
-    with closing(asked) as results, progress_bar("asking the model") as update:
-        for place, result in results:
-            update(pace.add(blocks[place].stop - blocks[place].start), total)
-            yield place, result
+    if wants_cluster and len(blocks) > 1:
+        results = _run_on_cluster(job, blocks, workers)
+    else:
+        results = _run_here(job, classifier, blocks)
+    with closing(results), progress_bar("predicting") as update:
+        for index, result in results:
+            rows = blocks[index].stop - blocks[index].start
+            update(throughput.add(rows), total)
+            yield index, result
 
 
-def _here(
-    question: InferenceJob, classifier: Classifier, blocks: Sequence[Block]
+def _run_here(
+    job: InferenceJob, classifier: Classifier, blocks: Sequence[Block]
 ) -> Generator[tuple[int, list[Any]], None, None]:
-    for place, block in enumerate(blocks):
-        yield place, _answered(question, classifier, block)
+    for index, block in enumerate(blocks):
+        yield index, _predict_block(job, classifier, block)
 
 
-def _on_cluster(
-    question: InferenceJob, blocks: Sequence[Block], workers: int | None
+def _run_on_cluster(
+    job: InferenceJob, blocks: Sequence[Block], workers: int | None
 ) -> Generator[tuple[int, list[Any]], None, None]:
-    def name(place: int) -> str:
-        return f"images {blocks[place].start} to {blocks[place].stop - 1} of {blocks[place].split}"
+    def describe(index: int) -> str:
+        block = blocks[index]
+        return f"images {block.start} to {block.stop - 1} of {block.split}"
 
-    with connected():
+    with ray_session():
         import ray
 
         gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
-        told = (ray.put(question),)  # in a tuple, so that Ray does not send its content with every task
-        with closing(run_tasks(_task, [(told, block) for block in blocks], name, workers, gpus)) as results:
+        reference = (ray.put(job),)  # inside a tuple, so that Ray does not send the content with every task
+        tasks = [(reference, block) for block in blocks]
+        with closing(run_tasks(_predict_block_task, tasks, describe, workers, gpus)) as results:
             yield from results
 
 
-def _task(told: tuple[Any], block: Block) -> list[Any]:
-    os.environ.setdefault(
-        "TF_NUM_INTRAOP_THREADS", os.environ.get("OMP_NUM_THREADS", "1")
-    )  # the CPUs that Ray gave the task
-    question, classifier = _received(told[0])
-    return _answered(question, classifier, block)
+def _predict_block_task(reference: tuple[Any], block: Block) -> list[Any]:
+    """Predicts one block in a Ray worker."""
+    assigned_cpus = os.environ.get("OMP_NUM_THREADS", "1")  # set by Ray
+    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", assigned_cpus)
+    job, classifier = _load_job(reference[0])
+    return _predict_block(job, classifier, block)
 
 
-@lru_cache(maxsize=1)  # once a worker process
-def _received(reference: Any) -> tuple[InferenceJob, Classifier]:
+@lru_cache(maxsize=1)  # once per worker process
+def _load_job(reference: Any) -> tuple[InferenceJob, Classifier]:
     import ray
 
-    question: InferenceJob = ray.get(reference)
-    return question, Classifier(question.model.load(), question.asking)
+    from service.inference.classifier import Classifier
+
+    job: InferenceJob = ray.get(reference)
+    return job, Classifier(job.model.load(), job.options)
 
 
-def _answered(question: InferenceJob, classifier: Classifier, block: Block) -> list[Any]:
-    found = []
-    for fed in question.feed.batches(block, classifier.data):
-        real = np.arange(BATCH) < len(fed.ids)
-        found.append(question.take(fed, classifier(fed.images, real)))
-    return found
+def _predict_block(job: InferenceJob, classifier: Classifier, block: Block) -> list[Any]:
+    results = []
+    for batch in job.dataset.batches(block, classifier.data):
+        is_real = np.arange(BATCH) < len(batch.ids)
+        probabilities = classifier(batch.images, is_real)
+        results.append(job.reduce(batch, probabilities))
+    return results

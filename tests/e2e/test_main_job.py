@@ -36,7 +36,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--shard-rows",
         "32",
     )
-    assert "100 images taken, 0 rejected" in built
+    assert "100 images stored, 0 rejected" in built
     trained = glassbox(
         "train",
         "--preset",

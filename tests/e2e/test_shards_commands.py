@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import main
-from service.commands.shards import Clock
+from service.commands.shards import BuildClock
 
 SOURCE = "synthetic:evidence,train=70,validation=30,size=32"
 
@@ -39,7 +39,7 @@ def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str
     code, told, _ = glassbox(capsys, "shards", "build", SOURCE, tmp_path / "set", *options)
     assert code == 0
     taken, speed = told.splitlines()
-    assert taken == "100 images taken, 0 rejected"
+    assert taken == "100 images stored, 0 rejected"
     assert re.fullmatch(
         r"0\.\d MB in \d+\.\d s: \d+ images/s, \d+\.\d MB/s \(Ray's start \d+\.\d s apart\)", speed
     )
@@ -48,7 +48,7 @@ def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [shard["rows"] for shard in manifest["splits"]["train"]["shards"]] == [32, 32, 6]
 
     code, told, _ = glassbox(capsys, "shards", "verify", tmp_path / "set")
-    assert (code, told) == (0, "sound: 100 images in 4 shards, every checksum, count and image checked\n")
+    assert (code, told) == (0, "verified: 100 images in 4 shards, every checksum, count and image\n")
     code, told, _ = glassbox(capsys, "shards", "info", tmp_path / "set")
     assert (
         code,
@@ -106,12 +106,12 @@ def test_speed_counts_neither_the_start_nor_what_was_there(
     manifest = load_manifest(shard_samples.write_shards(tmp_path / "set", "ab", {"train": records}))
     times = iter([0.0, 7.0, 9.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
-    clock = Clock(lambda done, total: None)
+    clock = BuildClock(lambda done, total: None)
     clock(6, 12)
     clock(12, 12)
-    told = clock.report(manifest, "set")
+    told = clock.summarize(manifest, "set")
     assert "in 2.0 s: 2 images/s" in told
-    assert "(Ray's start 7.0 s apart, after 6 candidates of an earlier start)" in told
+    assert "(plus 7.0 s to start Ray, after 6 candidates of an interrupted build)" in told
 
 
 @pytest.mark.e2e

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.commands.diagnose import read_histories
-from service.diagnosis.curves import Curve, trend
+from service.diagnosis.curves import Curve, fit_trend
 from service.diagnosis.findings import History, diagnose
+from service.diagnosis.histories import read_histories
 from service.scores import standard_error
 
 Epochs = list[dict[str, float]]
@@ -44,31 +44,34 @@ def healthy(count: int, fall: float, noise: float = 0.0, seed: int = 0) -> Epoch
 
 
 def kinds(
-    of: Epochs, images: int | None = 1000, commonest: float | None = 0.5, failure: str = ""
+    of: Epochs, images: int | None = 1000, majority_share: float | None = 0.5, failure: str = ""
 ) -> list[str]:
-    return [finding.kind for finding in diagnose(History(of, images, commonest, failure))]
+    return [finding.kind for finding in diagnose(History(of, images, majority_share, failure))]
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.015])
 def test_overfitting_from_where_and_by_how_much(noise: float) -> None:
-    (found,) = diagnose(History(overfitting(noise=noise), 1000, 0.5))
-    assert found.kind == "overfitting"
-    assert abs(found.figures["epoch"] - 12) <= 3  # half the epochs that are smoothed over
-    assert found.figures["gap"] == pytest.approx(0.26, abs=0.01 + noise)
-    assert found.figures["training_accuracy"] - found.figures["validation_accuracy"] == found.figures["gap"]
-    assert found.figures["error"] >= standard_error(0.72, 1000)
-    assert f"From epoch {found.figures['epoch']} on" in found.words
-    assert f"a gap of {found.figures['gap'] * 100:.1f} points" in found.words
-    assert "augmentation" in found.advice
+    (finding,) = diagnose(History(overfitting(noise=noise), 1000, 0.5))
+    assert finding.kind == "overfitting"
+    assert abs(finding.figures["epoch"] - 12) <= 3  # half the epochs that are smoothed over
+    assert finding.figures["gap"] == pytest.approx(0.26, abs=0.01 + noise)
+    assert (
+        finding.figures["training_accuracy"] - finding.figures["validation_accuracy"]
+        == finding.figures["gap"]
+    )
+    assert finding.figures["error"] >= standard_error(0.72, 1000)
+    assert f"From epoch {finding.figures['epoch']} on" in finding.message
+    assert f"a gap of {finding.figures['gap'] * 100:.1f} points" in finding.message
+    assert "augmentation" in finding.advice
 
 
 def test_a_wide_gap_without_a_rising_loss() -> None:
     n = np.arange(1, 31)
     training = np.where(n <= 10, 0.7, 0.95)
-    (found,) = diagnose(History(epochs(1 / n, training, np.full(30, 0.6), np.full(30, 0.7)), 1000))
-    assert found.kind == "overfitting"
-    assert abs(found.figures["epoch"] - 11) <= 1
-    assert "lowest_loss" not in found.figures
+    (finding,) = diagnose(History(epochs(1 / n, training, np.full(30, 0.6), np.full(30, 0.7)), 1000))
+    assert finding.kind == "overfitting"
+    assert abs(finding.figures["epoch"] - 11) <= 1
+    assert "lowest_loss" not in finding.figures
 
 
 def test_validation_that_does_better_is_no_overfitting() -> None:
@@ -106,11 +109,11 @@ def test_one_bad_epoch_at_the_end_does_not_count() -> None:
 
 
 def test_still_learning_and_how_fast() -> None:
-    (found,) = diagnose(History(healthy(30, fall=0.3, noise=0.005), 1000, 0.5))
-    assert found.kind == "learning"
-    assert found.figures["epochs"] == 10
-    assert found.figures["change"] == pytest.approx(-0.3 * 9 / 29, abs=0.02)
-    assert "epochs=60" in found.advice
+    (finding,) = diagnose(History(healthy(30, fall=0.3, noise=0.005), 1000, 0.5))
+    assert finding.kind == "learning"
+    assert finding.figures["epochs"] == 10
+    assert finding.figures["change"] == pytest.approx(-0.3 * 9 / 29, abs=0.02)
+    assert "epochs=60" in finding.advice
 
 
 def test_learning_that_the_noise_of_validation_hides() -> None:
@@ -118,16 +121,18 @@ def test_learning_that_the_noise_of_validation_hides() -> None:
     draw = np.random.default_rng(1)
     for epoch in of:
         epoch["val_loss"] += 0.1 * draw.standard_normal()
-    (found,) = diagnose(History(of, 1000, 0.5))
-    assert found.kind == "learning"
-    assert "no clear gap" in found.words
-    assert found.figures["training_change"] < 0
+    (finding,) = diagnose(History(of, 1000, 0.5))
+    assert finding.kind == "learning"
+    assert "no clear gap" in finding.message
+    assert finding.figures["training_change"] < 0
 
 
 def test_a_loss_that_rises_on_too_few_images_is_neither_learning_nor_converged() -> None:
     """The gap is wide, but six images prove none."""
     n = np.arange(30)
-    assert kinds(epochs(0.5 - 0.015 * n, 0.99, 0.4 + 0.01 * n, 0.7), images=6, commonest=None) == ["plateau"]
+    assert kinds(epochs(0.5 - 0.015 * n, 0.99, 0.4 + 0.01 * n, 0.7), images=6, majority_share=None) == [
+        "plateau"
+    ]
 
 
 @pytest.mark.parametrize(("level", "kind"), [(0.6, "underfitting"), (0.95, "plateau"), (0.99, "converged")])
@@ -145,10 +150,10 @@ def test_a_gap_that_does_not_grow_is_a_plateau() -> None:
     ]  # the training loss alone still falls
 
 
-def test_no_better_than_the_commonest_class() -> None:
-    found = diagnose(History(epochs(np.full(20, 0.69), 0.51, 0.69, 0.51), 1000, 0.5))
-    assert [finding.kind for finding in found] == ["chance"]
-    assert "51.0%" in found[0].words
+def test_no_better_than_the_majority_share_class() -> None:
+    findings = diagnose(History(epochs(np.full(20, 0.69), 0.51, 0.69, 0.51), 1000, 0.5))
+    assert [finding.kind for finding in findings] == ["chance"]
+    assert "51.0%" in findings[0].message
     assert kinds(epochs(np.full(20, 0.69), 0.56, 0.69, 0.56), images=100) == ["chance"]
     assert kinds(epochs(np.full(20, 0.65), 0.56, 0.65, 0.56), images=1000) == ["underfitting"]
 
@@ -158,18 +163,18 @@ def test_no_better_than_the_commonest_class() -> None:
 def test_a_loss_that_is_no_number_has_diverged(key: str, value: float) -> None:
     of = healthy(3, fall=0.1)
     of[1][key] = value
-    (found,) = diagnose(History(of))
-    assert found.kind == "diverged"
-    assert found.figures["epoch"] == 2
+    (finding,) = diagnose(History(of))
+    assert finding.kind == "diverged"
+    assert finding.figures["epoch"] == 2
 
 
 def test_a_training_loss_that_goes_up_again_has_diverged() -> None:
     n = np.arange(20)
-    (found,) = diagnose(History(epochs(np.where(n < 10, 1 - 0.08 * n, 0.9), 0.5, 0.9, 0.5)))
-    assert found.kind == "diverged"
-    assert found.figures["epoch"] in (9, 10)
+    (finding,) = diagnose(History(epochs(np.where(n < 10, 1 - 0.08 * n, 0.9), 0.5, 0.9, 0.5)))
+    assert finding.kind == "diverged"
+    assert finding.figures["epoch"] in (9, 10)
     assert kinds(epochs(1 + 0.1 * n, 0.5, 0.9, 0.5)) == ["diverged"]
-    assert kinds(epochs(1 - 0.04 * n, 0.5, 0.9, 0.6), commonest=None) != ["diverged"]
+    assert kinds(epochs(1 - 0.04 * n, 0.5, 0.9, 0.6), majority_share=None) != ["diverged"]
 
 
 def test_a_run_that_failed_has_diverged() -> None:
@@ -183,25 +188,25 @@ def test_short_runs_claim_nothing(count: int, validation: bool) -> None:
     of = overfitting(40)[36:][:count]
     if not validation:
         of = [{key: value for key, value in epoch.items() if not key.startswith("val")} for epoch in of]
-    (found,) = diagnose(History(of, 1000, 0.5))
-    assert found.kind == "short"
-    assert found.figures["epochs"] == count
-    assert ("gap" in found.figures) == (validation and count > 0)
+    (finding,) = diagnose(History(of, 1000, 0.5))
+    assert finding.kind == "short"
+    assert finding.figures["epochs"] == count
+    assert ("gap" in finding.figures) == (validation and count > 0)
 
 
 def test_without_validation() -> None:
     training = [{key: epoch[key] for key in ("loss", "accuracy")} for epoch in overfitting()]
-    (found,) = diagnose(History(training))
-    assert found.kind == "learning"
-    assert "training loss" in found.words
+    (finding,) = diagnose(History(training))
+    assert finding.kind == "learning"
+    assert "training loss" in finding.message
     assert [f.kind for f in diagnose(History(epochs(np.full(20, 0.4), 0.6)))] == ["underfitting"]
 
 
 def test_without_a_training_loss() -> None:
     of = [{key: value for key, value in epoch.items() if key != "loss"} for epoch in overfitting()]
-    (found,) = diagnose(History(of, 1000, 0.5))
-    assert found.kind == "overfitting"
-    assert "training loss" not in found.words
+    (finding,) = diagnose(History(of, 1000, 0.5))
+    assert finding.kind == "overfitting"
+    assert "training loss" not in finding.message
 
 
 def test_epochs_that_were_not_evaluated_are_passed_over() -> None:
@@ -209,17 +214,17 @@ def test_epochs_that_were_not_evaluated_are_passed_over() -> None:
     for number, epoch in enumerate(of, 1):
         if number % 4:
             del epoch["val_loss"], epoch["val_accuracy"]
-    (found,) = diagnose(History(of, 1000, 0.5))
-    assert found.kind == "overfitting"
-    assert abs(found.figures["epoch"] - 24) <= 4
+    (finding,) = diagnose(History(of, 1000, 0.5))
+    assert finding.kind == "overfitting"
+    assert abs(finding.figures["epoch"] - 24) <= 4
 
 
 def test_curves_by_numbers() -> None:
     of = [{"loss": value} for value in (5.0, 4.0, 9.0, 2.0, 1.0, 0.0)] + [{}]
-    curve = Curve.of(of, "loss")
+    curve = Curve.from_epochs(of, "loss")
     assert curve.window == 3
     assert curve.smooth.tolist() == [4.5, 5.0, 4.0, 2.0, 1.0, 0.5]
-    line = trend(Curve.of([{"loss": 10.0 - 2 * n} for n in range(9)], "loss"))
+    line = fit_trend(Curve.from_epochs([{"loss": 10.0 - 2 * n} for n in range(9)], "loss"))
     assert (line.epochs, line.change, line.error) == (5, pytest.approx(-8.0), pytest.approx(0.0))
     draw = np.random.default_rng(0)
     noisy = Curve(np.arange(1, 2001), 3.0 * np.arange(2000) + draw.normal(0, 0.5, 2000))

@@ -13,7 +13,7 @@ from training_samples import config_for, fitted
 
 from pipelines.errors import ConfigError, DataError
 from service.cli import main
-from service.commands.diagnose import read_histories
+from service.diagnosis.histories import read_histories
 from service.diagnosis.label_issues import find_label_issues
 
 FLIPPED = (3, 17, 40)
@@ -23,56 +23,71 @@ def names(rows) -> list[str]:
     return [f"image-{row}" for row in rows]
 
 
-def test_doubtful_labels_by_numbers() -> None:
-    """Of class 0 the model is usually 0.7 sure, of class 1 0.36, which counts as 0.6."""
+def test_label_issues_in_closed_form() -> None:
+    """The mean confidence is 0.7 in class 0, and 0.36 in class 1, which is raised to 0.6."""
     of_zero = np.array([0.9, 0.8, 0.4, 0.9, 0.72, 0.3], np.float32)
     labels = np.array([0, 0, 0, 1, 1, 1], np.int32)
-    told = np.stack([of_zero, 1 - of_zero], axis=1)
-    found = find_label_issues(told, labels, np.arange(6) + 100, ["zero", "one"], names)
-    assert [suspect.row for suspect in found.suspects] == [103, 104, 102]
+    probabilities = np.stack([of_zero, 1 - of_zero], axis=1)
+    found = find_label_issues(probabilities, labels, np.arange(6) + 100, ["zero", "one"], names)
+    assert [issue.row for issue in found.issues] == [103, 104, 102]
     assert (found.count, found.images, found.accuracy) == (3, 6, 0.5)
-    worst = found.suspects[0]
+    worst = found.issues[0]
     assert (worst.id, worst.label, worst.predicted) == ("image-103", "one", "zero")
     assert (worst.probability, worst.loss) == (pytest.approx(0.1), pytest.approx(-np.log(0.1), rel=1e-5))
-    assert len(find_label_issues(told, labels, np.arange(6), ["zero", "one"], names, shown=1).suspects) == 1
-
-
-def test_an_image_it_is_unsure_of_is_not_doubtful() -> None:
-    told = np.array([[0.45, 0.55], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], np.float32)
     assert (
-        find_label_issues(told, np.array([0, 0, 1, 1], np.int32), np.arange(4), ["a", "b"], names).count == 0
+        len(
+            find_label_issues(
+                probabilities, labels, np.arange(6), ["zero", "one"], names, max_issues=1
+            ).issues
+        )
+        == 1
+    )
+
+
+def test_an_uncertain_prediction_is_not_an_issue() -> None:
+    probabilities = np.array([[0.45, 0.55], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], np.float32)
+    assert (
+        find_label_issues(
+            probabilities, np.array([0, 0, 1, 1], np.int32), np.arange(4), ["a", "b"], names
+        ).count
+        == 0
     )
 
 
 @pytest.mark.parametrize(
-    ("usual", "odd", "doubtful"),
+    ("confidence", "odd", "issues"),
     [(0.55, 0.55, 0), (0.55, 0.65, 1), (0.999, 0.92, 1), (0.999, 0.88, 0), (0.7, 0.72, 1), (0.7, 0.68, 0)],
 )
-def test_how_sure_it_has_to_be(usual: float, odd: float, doubtful: int) -> None:
-    """As sure as it usually is, but at least 0.6 and at most 0.9: one image of class 0 looks like class 1."""
-    of_one = np.array([1 - usual] * 30 + [odd] + [usual] * 30, np.float32)
+def test_confidence_bounds(confidence: float, odd: float, issues: int) -> None:
+    """The threshold is the mean confidence within 0.6 and 0.9; one image of class 0 looks like class 1."""
+    of_one = np.array([1 - confidence] * 30 + [odd] + [confidence] * 30, np.float32)
     labels = np.array([0] * 31 + [1] * 30, np.int32)
     assert (
         find_label_issues(
             np.stack([1 - of_one, of_one], axis=1), labels, np.arange(61), ["zero", "one"], names
         ).count
-        == doubtful
+        == issues
     )
 
 
 def test_classes_without_images_and_no_images_at_all() -> None:
-    told = np.array([[0.2, 0.1, 0.7], [0.9, 0.1, 0.0]], np.float32)
+    probabilities = np.array([[0.2, 0.1, 0.7], [0.9, 0.1, 0.0]], np.float32)
     assert (
-        find_label_issues(told, np.array([0, 0], np.int32), np.arange(2), ["a", "b", "c"], names).count == 0
+        find_label_issues(
+            probabilities, np.array([0, 0], np.int32), np.arange(2), ["a", "b", "c"], names
+        ).count
+        == 0
     )
-    none = find_label_issues(told[:0], np.zeros(0, np.int32), np.zeros(0, np.int64), ["a", "b", "c"], names)
-    assert (none.count, none.suspects) == (0, ())
+    none = find_label_issues(
+        probabilities[:0], np.zeros(0, np.int32), np.zeros(0, np.int64), ["a", "b", "c"], names
+    )
+    assert (none.count, none.issues) == (0, ())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network trained on dark and bright noise, three of whose sixty labels are wrong."""
-    folder, draw = tmp_path_factory.mktemp("suspects"), np.random.default_rng(0)
+    folder, draw = tmp_path_factory.mktemp("label_issues"), np.random.default_rng(0)
 
     def noise(split: str, row: int) -> object:
         low, label = 60 + 100 * (row % 2), row % 2
@@ -95,21 +110,21 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return fitted(folder / "run", config).path
 
 
-def test_a_trained_network_finds_the_wrong_labels(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_trained_network_reveals_the_wrong_labels(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(run)]) == 0
-    told = capsys.readouterr().out
-    found = [line.split()[1] for line in told.splitlines() if line.strip().startswith("row ")]
+    output = capsys.readouterr().out
+    found = [line.split()[1] for line in output.splitlines() if line.strip().startswith("row ")]
     assert sorted(found, key=int) == [str(row) for row in FLIPPED]
-    assert "train/17.png" in told
-    assert "3 labels are doubtful" in told
-    assert "60 training images" in told
+    assert "train/17.png" in output
+    assert "3 label issues" in output
+    assert "60 training images" in output
 
 
-def test_the_command_with_less_to_go_by(
+def test_the_command_without_labels_or_shard_set(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["diagnose", str(run), "--labels", "0"]) == 0
-    assert "doubtful" not in capsys.readouterr().out
+    assert "label issue" not in capsys.readouterr().out
     assert main(["diagnose", str(run / "metrics.jsonl"), "--images", "10"]) == 0
     assert capsys.readouterr().out.startswith("metrics\n")
     bare = tmp_path / "moved"
@@ -118,21 +133,19 @@ def test_the_command_with_less_to_go_by(
         (bare / name).write_bytes((run / name).read_bytes())
     (bare / "config.yaml").write_text((run / "config.yaml").read_text().replace("/shards", "/gone"))
     assert main(["diagnose", str(bare)]) == 0
-    told = capsys.readouterr().out
-    assert "Labels. Not looked at" in told
-    assert "doubtful" not in told
+    output = capsys.readouterr().out
+    assert "Labels. Not checked" in output
+    assert "label issue" not in output
     assert main(["diagnose", str(bare), "--data", str(tmp_path)]) == DataError.exit_code
 
 
 @pytest.mark.parametrize("words", [["--labels", "-1"], ["--images", "0"]])
-def test_options_that_make_no_sense(
-    tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_options(tmp_path: Path, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["diagnose", str(tmp_path), *words]) == 2
     assert "--labels from 0 and --images from 1" in capsys.readouterr().err
 
 
-def test_histories_of_keras(tmp_path: Path) -> None:
+def test_keras_histories(tmp_path: Path) -> None:
     path = tmp_path / "history.json"
     path.write_text(json.dumps({"acc": [0.5, 0.6], "loss": [0.7, None], "val_acc": [0.4, 0.5], "lr": [1, 2]}))
     assert read_histories(path) == {
@@ -146,7 +159,7 @@ def test_histories_of_keras(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "[1]", "{}", '{"loss": 3}', '{"loss": [1], "acc": []}', '{"a": {"b": [1]}}', '"x"']
 )
-def test_files_that_hold_no_history(tmp_path: Path, text: str) -> None:
+def test_files_without_a_history(tmp_path: Path, text: str) -> None:
     path = tmp_path / "history.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match="history like"):

@@ -17,12 +17,12 @@ from service.inference.classifier import (
     Classifier,
     Predictions,
     PredictOptions,
-    check_classes,
+    check_class_count,
     class_count,
-    data_spec_of,
+    infer_pixel_scale,
+    input_spec,
     load_model,
     predict,
-    scale_of,
 )
 
 L = keras.layers
@@ -152,12 +152,12 @@ def test_one_graph_serves_all_batches():
     ],
 )
 def test_scale_of(before, scale):
-    assert scale_of(one_pixel_model([[1, 1]], [0, 0], "softmax", *before)) == scale
+    assert infer_pixel_scale(one_pixel_model([[1, 1]], [0, 0], "softmax", *before)) == scale
 
 
 def test_scale_of_a_model_with_plain_arithmetic():
     inputs = keras.Input((1, 1, 1))
-    assert scale_of(keras.Model(inputs, L.Dense(2)(L.Flatten()(inputs / 255)))) == 1.0
+    assert infer_pixel_scale(keras.Model(inputs, L.Dense(2)(L.Flatten()(inputs / 255)))) == 1.0
 
 
 def test_scale_reaches_the_model_and_can_be_overridden():
@@ -174,14 +174,14 @@ def test_scale_reaches_the_model_and_can_be_overridden():
 
 def test_data_spec_keeps_height_before_width():
     model = keras.Sequential([L.Input((20, 30, 3)), L.Flatten(), L.Dense(2)])
-    assert data_spec_of(model).image_size == (20, 30)
-    assert data_spec_of(model).channels == 3
+    assert input_spec(model).image_size == (20, 30)
+    assert input_spec(model).channels == 3
 
 
 @pytest.mark.parametrize("shape", [(None, None, 3), (8, 8, 4), (8, 8)])
 def test_inputs_that_are_no_images(shape):
     with pytest.raises(ConfigError, match="one input"):
-        data_spec_of(
+        input_spec(
             keras.Sequential(
                 [L.Input(shape), L.Flatten() if None not in shape else L.GlobalAveragePooling2D(), L.Dense(2)]
             )
@@ -191,9 +191,9 @@ def test_inputs_that_are_no_images(shape):
 def test_classes():
     assert class_count(one_pixel_model([[1]], [0], "sigmoid")) == 2
     assert class_count(one_pixel_model([[1, 1, 1]], [0, 0, 0], None)) == 3
-    check_classes(one_pixel_model([[1]], [0], "sigmoid"), ["cat", "dog"])
+    check_class_count(one_pixel_model([[1]], [0], "sigmoid"), ["cat", "dog"])
     with pytest.raises(ConfigError, match=r"3 classes.*Received: classes=2"):
-        check_classes(one_pixel_model([[1, 1, 1]], [0, 0, 0], None), ["cat", "dog"])
+        check_class_count(one_pixel_model([[1, 1, 1]], [0, 0, 0], None), ["cat", "dog"])
 
 
 def test_foreign_labels_images_and_ends_are_refused():
@@ -219,7 +219,7 @@ def test_answers_that_are_no_numbers_are_refused_but_in_padding():
     np.testing.assert_allclose(
         classifier(images, np.array([True, False])), [softmax([0.75, 0.25, 0])], rtol=1e-6
     )
-    with pytest.raises(ConfigError, match="answers with numbers"):
+    with pytest.raises(ConfigError, match="finite probabilities"):
         classifier(images, np.array([True, True]))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from service.inference.classifier import activation_of, last_operation, load_model
+from service.inference.classifier import activation_name, last_operation, load_model
 
 L = keras.layers
 
@@ -26,7 +26,7 @@ def test_a_legacy_file_answers_as_its_model(tmp_path):
     loaded = load_model(tmp_path / "model.h5")
     images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
     np.testing.assert_array_equal(loaded(images), model(images))
-    assert activation_of(last_operation(loaded)) == "softmax"
+    assert activation_name(last_operation(loaded)) == "softmax"
 
 
 def test_code_in_a_legacy_file_is_not_run(tmp_path):

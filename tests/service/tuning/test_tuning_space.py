@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from pipelines.errors import ConfigError
-from service.cli import _parse, main
+from service.cli import main, parse_arguments
 from service.config import load_config, read_preset
 from service.tuning.plan import PLAN, plan_of
 from service.tuning.space import Search, dimension
@@ -153,7 +153,7 @@ def test_what_a_command_asks_for(tmp_path: Path) -> None:
         "2.5",
     ]
     more = ["--cpus-per-trial", "5", "--gpus-per-trial", "0", "--restarts", "1", "epochs=2"]
-    plan = plan_of(_parse(["tune", *words, *more, "--out", out]))
+    plan = plan_of(parse_arguments(["tune", *words, *more, "--out", out]))
     chosen = {"seed": 3, "grace": 2, "reduction": 2.5, "cpus": 5, "gpus": 0, "restarts": 1}
     assert plan.model_dump() == {
         "preset": "demo",
@@ -166,12 +166,12 @@ def test_what_a_command_asks_for(tmp_path: Path) -> None:
     assert plan.search().seed == 3
     Path(out).mkdir()
     (Path(out) / PLAN).write_text(yaml.safe_dump(plan.model_dump(mode="json")))
-    assert plan_of(_parse(["tune", "--resume", "--out", out])) == plan
-    resumed = plan_of(_parse(["tune", "--resume", "--out", out, "--trials", "9", "--restarts", "7"]))
+    assert plan_of(parse_arguments(["tune", "--resume", "--out", out])) == plan
+    resumed = plan_of(parse_arguments(["tune", "--resume", "--out", out, "--trials", "9", "--restarts", "7"]))
     assert resumed == plan.model_copy(update={"trials": 9, "restarts": 7})
     (Path(out) / PLAN).write_text("{")
     with pytest.raises(ConfigError, match=f"a YAML file. Received: search={out}"):
-        plan_of(_parse(["tune", "--resume", "--out", out]))
+        plan_of(parse_arguments(["tune", "--resume", "--out", out]))
 
 
 @pytest.mark.parametrize(

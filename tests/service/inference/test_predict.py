@@ -1,4 +1,4 @@
-"""`service.commands.predict`: the table, its order, and what is not in it."""
+"""`service.inference.predict`: the table, its order, and the images it leaves out."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shard_samples import png, record, write_shards
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
-from pipelines.shards.task import prepared
+from pipelines.shards.task import prepare_examples
 from pipelines.sources import open_source
 from pipelines.spec import ShardSpec
-from service.commands.predict import predict
+from service.inference.predict import predict
 
 
 @pytest.fixture(scope="module")
@@ -105,15 +105,17 @@ def test_a_flat_folder_of_photos(model, tmp_path):
     assert (result.images, result.rejected) == (4, 2)
 
 
-def test_sources_answer_as_the_shards_made_of_them(model, tmp_path):
-    """A zip of some sizes and kinds, among them one that is turned and one that is none."""
+def test_a_source_gives_the_table_of_its_shard_set(model, tmp_path):
+    """A zip of images of several sizes, three of which are not images."""
     draw = np.random.default_rng(1)
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for row in range(140):
             pixels = draw.integers(0, 256, (8 + row % 5, 9, 3)).astype(np.uint8)
             archive.writestr(f"{'ab'[row % 2]}/{row}.png", png(pixels) if row % 50 != 20 else b"none")
     source = open_source(f"archive:{tmp_path / 'photos.zip'}")
-    rows = [item[0] for item in prepared(source, "train", 0, 140, ShardSpec()) if isinstance(item, tuple)]
+    rows = [
+        item[0] for item in prepare_examples(source, "train", 0, 140, ShardSpec()) if isinstance(item, tuple)
+    ]
     shards = write_shards(tmp_path / "data", ("a", "b"), {"train": rows}, shard_rows=50)
     result = predict(model, source.name, tmp_path / "source.parquet")
     predict(model, str(shards), tmp_path / "shards.parquet")
@@ -122,7 +124,7 @@ def test_sources_answer_as_the_shards_made_of_them(model, tmp_path):
 
 
 def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, monkeypatch):
-    """In the middle of one of three blocks, and a whole batch of them; what lies around them is answered as without them."""
+    """Some rows of a batch, and a whole batch of them, in three blocks; all others are predicted."""
     monkeypatch.setattr("service.inference.jobs.BLOCK", 256)
     bad = {70, 71, 200, 599, *range(128, 192)}
     rows = [
@@ -130,7 +132,7 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, mo
         for row in range(600)
     ]
     shards = write_shards(tmp_path / "data", ("dim", "bright"), {"train": rows}, shard_rows=90)
-    (tmp_path / "out.rejected.jsonl").write_text("of an older table")
+    (tmp_path / "out.rejected.jsonl").write_text("of a previous table")
     result = predict(model, str(shards), tmp_path / "out.parquet")
     table = pq.read_table(tmp_path / "out.parquet")
     kept = [row for row in range(600) if row not in bad]
@@ -144,7 +146,7 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, mo
     assert not (tmp_path / "out.rejected.jsonl").exists()
 
 
-def test_a_damaged_shard_stops_it_and_leaves_the_older_table(model, tmp_path):
+def test_a_damaged_shard_is_an_error_and_leaves_the_previous_table(model, tmp_path):
     shards = write_shards(
         tmp_path / "data",
         ("dim", "bright"),
@@ -155,10 +157,10 @@ def test_a_damaged_shard_stops_it_and_leaves_the_older_table(model, tmp_path):
     place = content.index(png(grey(80)))
     content[place + 60] ^= 1
     shard.write_bytes(content)
-    (tmp_path / "out.csv").write_text("dear")
+    (tmp_path / "out.csv").write_text("previous")
     with pytest.raises(DataError, match="id=80"):
         predict(model, str(shards), tmp_path / "out.csv")
-    assert (tmp_path / "out.csv").read_text() == "dear"
+    assert (tmp_path / "out.csv").read_text() == "previous"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.csv"]
 
 
@@ -189,13 +191,13 @@ def test_class_names_come_from_the_run(tmp_path):
     ("changes", "error", "match"),
     [
         ({"out": "out.json"}, ConfigError, r"ends in \.parquet or \.csv"),
-        ({"out": "nowhere/out.csv"}, ConfigError, "its directory is not there"),
+        ({"out": "nowhere/out.csv"}, ConfigError, "its directory does not exist"),
         ({"classes": ["a"]}, ConfigError, "2 class names"),
         ({"classes": ["a", "a"]}, ConfigError, "class=a twice"),
         ({"classes": ["a", "id"]}, ConfigError, "class=id twice"),
         ({"split": "test"}, DataError, "split=test"),
         ({"workers": 0}, ConfigError, "workers=0"),
-        ({"data": "data/.."}, ConfigError, "write photos:"),
+        ({"data": "data/.."}, ConfigError, "pass photos:"),
         ({"data": "phots:x"}, ConfigError, "use photos"),
         ({"data": "photos:nowhere"}, ConfigError, "no such folder"),
         ({"model": "missing.keras"}, ConfigError, "no such file"),
@@ -204,7 +206,7 @@ def test_class_names_come_from_the_run(tmp_path):
 def test_refusals(model, tmp_path, monkeypatch, changes, error, match):
     monkeypatch.chdir(tmp_path)
     dim_and_bright(tmp_path / "data")
-    words = {"model": model, "data": "data", "out": "out.csv"} | changes
+    arguments = {"model": model, "data": "data", "out": "out.csv"} | changes
     with pytest.raises(error, match=match):
-        predict(**words)
+        predict(**arguments)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]

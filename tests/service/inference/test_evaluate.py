@@ -1,4 +1,4 @@
-"""`service.commands.evaluate`: exact figures of a model whose answers are known, and refusals before anything is asked."""
+"""`service.inference.evaluate`: exact scores of a model with known predictions, and early errors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from shard_samples import record, write_shards
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
 from service.cli import main
-from service.commands.evaluate import Evaluation, evaluate
-from service.inference.classifier import PredictOptions
+from service.commands.common import format_table
+from service.inference.evaluate import Evaluation, evaluate
+from service.inference.jobs import Throughput
+from service.inference.options import PredictOptions
 
 L = keras.layers
 
@@ -29,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def one_hot_model(classes: int, path: Path) -> Path:
-    """Takes images [1, classes, 1] and says how bright each pixel is: the probability of its class."""
+    """Maps images [1, classes, 1] to the softmax of their pixels: each pixel is the logit of its class."""
     model = keras.Sequential([L.Input((1, classes, 1)), L.Rescaling(1 / 16), L.Flatten(), L.Softmax()])
     model.save(path)
     return path
@@ -43,8 +45,8 @@ def test_every_figure(model, tmp_path):
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert result.confusion.tolist() == [[2, 0], [1, 3]]
     assert result.figures() == {"accuracy": 5 / 6, "loss": result.loss, "AUC": 1.0}
-    assert result.table().splitlines() == [
-        "true \\ taken for  dim  bright",
+    assert format_table(result.confusion_table()).splitlines() == [
+        "true \\ predicted  dim  bright",
         "dim                 2       0",
         "bright              1       3",
     ]
@@ -60,43 +62,43 @@ def test_every_figure(model, tmp_path):
     assert (saved["classes"], saved["confusion"]) == (["dim", "bright"], [[2, 0], [1, 3]])
 
 
-def test_mirror_images_are_asked_about_too(tmp_path, capsys):
-    """The brighter pixel names the class, and in the mirror image the other one: the mean of both knows nothing."""
+def test_flip_tta_averages_with_the_mirror_image(tmp_path, capsys):
+    """The brighter pixel decides the class, and in the mirror image the other one: both get one half."""
     rows = [record(np.array([[[200], [40]]], np.uint8), row % 2, f"{row}") for row in range(3)]
     shards = write_shards(tmp_path / "data", ("left", "right"), {"validation": rows})
-    words = ["--model", str(one_hot_model(2, tmp_path / "m.keras")), "--data", str(shards), "--tta", "flip"]
-    assert main(["evaluate", *words, "--out", str(tmp_path / "scores.json")]) == 0
+    arguments = [
+        "--model",
+        str(one_hot_model(2, tmp_path / "m.keras")),
+        "--data",
+        str(shards),
+        "--tta",
+        "flip",
+    ]
+    assert main(["evaluate", *arguments, "--out", str(tmp_path / "scores.json")]) == 0
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert (scores["loss"], scores["tta"]) == (pytest.approx(math.log(2), rel=1e-6), "flip")
-    assert main(["predict", *words, "--out", str(tmp_path / "table.csv")]) == 0
-    assert [line.split(",")[2:] for line in (tmp_path / "table.csv").read_text().splitlines()[1:]] == [
-        ["0.5", "0.5"]
-    ] * 3
-    assert main(["evaluate", *words[:-1], "flop"]) == 2
+    assert main(["predict", *arguments, "--out", str(tmp_path / "table.csv")]) == 0
+    lines = (tmp_path / "table.csv").read_text().splitlines()[1:]
+    probabilities = [[float(value) for value in line.split(",")[2:]] for line in lines]
+    np.testing.assert_allclose(probabilities, np.full((3, 2), 0.5), rtol=1e-6)
+    assert main(["evaluate", *arguments[:-1], "flop"]) == 2
     assert "Received: tta=flop. Fix: use flip" in capsys.readouterr().err
 
 
 def test_top_5_over_blocks_and_a_padded_batch(tmp_path, monkeypatch):
-    """Row i of 7 classes is brightest at i % 7; a third is labelled so, a third with the fifth brightest, a third with the sixth."""
+    """Row i of 7 classes is brightest at i % 7; its label is the brightest, fifth or sixth brightest."""
     monkeypatch.setattr("service.inference.jobs.BLOCK", 128)
     rows = []
     for row in range(150):
-        pixels = np.roll(np.arange(7, dtype=np.uint8)[::-1] * 30, row % 7)[
-            None, :, None
-        ]  # brightest first, from row % 7 on
-        rows.append(
-            record(
-                pixels,
-                (row + 5) % 7 if row % 3 == 0 else (row + 4) % 7 if row % 3 == 1 else row % 7,
-                f"{row}",
-            )
-        )
+        brightness = np.roll(np.arange(7, dtype=np.uint8)[::-1] * 30, row % 7)  # brightest at row % 7
+        rank = (5, 4, 0)[row % 3]
+        rows.append(record(brightness[None, :, None], (row + rank) % 7, f"{row}"))
     shards = write_shards(tmp_path / "data", [f"c{i}" for i in range(7)], {"validation": rows}, shard_rows=40)
     result = evaluate(one_hot_model(7, tmp_path / "m.keras"), shards, "validation")
     assert (result.images, result.accuracy, result.top5, result.auc) == (150, 50 / 150, 100 / 150, None)
     assert result.confusion.sum() == 150
     assert np.trace(result.confusion) == 50
-    assert result.confusion.sum(axis=0).tolist() == [22, 22, 22, 21, 21, 21, 21]  # taken for row % 7
+    assert result.confusion.sum(axis=0).tolist() == [22, 22, 22, 21, 21, 21, 21]  # predicted as row % 7
 
 
 def test_one_class_alone_has_no_auc(model, tmp_path):
@@ -107,18 +109,16 @@ def test_one_class_alone_has_no_auc(model, tmp_path):
 
 
 def test_class_names_are_compared_with_those_of_the_run(tmp_path):
-    own, other = (
-        dim_and_bright(tmp_path / "own"),
-        dim_and_bright(tmp_path / "other", classes=("bright", "dim")),
-    )
+    own = dim_and_bright(tmp_path / "own")
+    other = dim_and_bright(tmp_path / "other", classes=("bright", "dim"))
     run = make_run(tmp_path / "run", own, brightness_model(), metrics(1))
     assert evaluate(run.path, own, "validation").accuracy == 5 / 6
-    assert evaluate(run.model_path, other, "validation").accuracy == 5 / 6  # a file alone knows no names
+    assert evaluate(run.model_path, other, "validation").accuracy == 5 / 6  # a model file has no class names
     with pytest.raises(ConfigError, match=r"class 0 to be 'dim'.*Received: class='bright'"):
         evaluate(run.path, other, "validation")
-    own.rename(tmp_path / "moved")  # now nobody knows them
+    own.rename(tmp_path / "moved")  # the names are no longer known
     assert evaluate(run.path, other, "validation").accuracy == 5 / 6
-    dim_and_bright(own, classes=("dim", "bright", "dark"))  # nor does another set in its place
+    dim_and_bright(own, classes=("dim", "bright", "dark"))  # nor are those of another set in its place
     assert evaluate(run.path, other, "validation").accuracy == 5 / 6
 
 
@@ -132,21 +132,20 @@ def test_an_image_that_cannot_be_decoded_is_named(model, tmp_path):
     assert not (tmp_path / "scores.json").exists()
 
 
-def test_a_model_that_answers_nonsense(tmp_path):
+def test_a_model_that_predicts_nan(tmp_path):
     model = brightness_model()
     model.get_layer("logits").set_weights([np.full((3, 1), np.nan), np.zeros(1)])
     model.save(tmp_path / "nan.keras")
-    with pytest.raises(ConfigError, match="answers with numbers"):
+    with pytest.raises(ConfigError, match="finite probabilities"):
         evaluate(tmp_path / "nan.keras", dim_and_bright(tmp_path / "data"), "validation")
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "match"),
     [
-        ({"asking": PredictOptions(scale=-1.0)}, ConfigError, "scale=-1"),
         ({"workers": 0}, ConfigError, "workers=0"),
         ({"out": "scores.txt"}, ConfigError, r"ends in \.json"),
-        ({"out": "nowhere/scores.json"}, ConfigError, "its directory is not there"),
+        ({"out": "nowhere/scores.json"}, ConfigError, "its directory does not exist"),
         ({"split": "test"}, DataError, "split=test"),
     ],
 )
@@ -156,9 +155,18 @@ def test_refusals(model, tmp_path, monkeypatch, changes, error, match):
         evaluate(model, dim_and_bright(tmp_path / "data"), **({"split": "validation"} | changes))
 
 
-def test_many_or_long_class_names_leave_the_table_readable():
-    def of(classes: tuple[str, ...]) -> str:
-        return Evaluation(classes, 1, 1.0, 0.0, None, None, np.zeros((len(classes),) * 2, int), None).table()
+def test_options_are_checked_without_a_model():
+    with pytest.raises(ConfigError, match="scale=-1"):
+        PredictOptions(scale=-1.0)
+    with pytest.raises(ConfigError, match="tta=flop"):
+        PredictOptions(tta="flop")
 
-    assert of(tuple(f"c{i}" for i in range(21))) == ""
-    assert "longer than…" in of(("longer than twelve", "b"))
+
+def test_many_or_long_class_names_leave_the_table_readable():
+    def render(classes: tuple[str, ...]) -> str | None:
+        counts = np.zeros((len(classes), len(classes)), int)
+        table = Evaluation(classes, 1, 1.0, 0.0, None, None, counts, Throughput()).confusion_table()
+        return table and format_table(table)
+
+    assert render(tuple(f"c{i}" for i in range(21))) is None
+    assert "longer than…" in render(("longer than twelve", "b"))

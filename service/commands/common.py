@@ -1,0 +1,51 @@
+"""What the commands share: how a subparser is added, help texts, and tables for the terminal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+
+from rich.console import Console
+from rich.table import Table
+
+# The type that `add_subparsers` returns; argparse has no public name for it.
+Subparsers = argparse._SubParsersAction
+Command = Callable[[argparse.Namespace], None]
+
+MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory"
+SCALE_HELP = "factor on pixels of 0 to 255 (default: 1 if the model rescales its input itself, else 1/255)"
+TTA_HELP = "test-time augmentation: none, or flip to average with the mirror image (default: none)"
+INFERENCE_WORKERS_HELP = (
+    "maximum number of Ray tasks "
+    "(default: one per CPU of the cluster at RAY_ADDRESS, else this process alone)"
+)
+PRESET_HELP = "a name from 'glassbox presets', or a YAML file"
+CUSTOM_OBJECTS_HELP = (
+    "package.module or FILE.py that defines the custom layers of the model; its code is imported"
+)
+MAX_TABLE_WIDTH = 1_000  # columns; a table is never wrapped, whatever the width of the terminal
+
+
+def add_command(
+    commands: Subparsers[argparse.ArgumentParser], name: str, summary: str, run: Command
+) -> argparse.ArgumentParser:
+    """Adds a subparser.
+
+    Args:
+        commands: Subparsers of the command above it.
+        name: Name of the command.
+        summary: One phrase that completes "glassbox NAME: ...", without a full stop.
+        run: Function that receives the parsed options.
+    """
+    description = summary[0].upper() + summary[1:] + "."
+    parser = commands.add_parser(name, help=summary, description=description)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def format_table(table: Table) -> str:
+    """Renders a table as plain text, without trailing blanks."""
+    console = Console(width=MAX_TABLE_WIDTH, color_system=None)
+    with console.capture() as capture:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in capture.get().splitlines())

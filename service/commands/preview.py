@@ -1,0 +1,74 @@
+"""`glassbox preview`: what an augmentation does to training images."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from service.commands.common import Subparsers, add_command
+
+
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Adds `preview` to the command line."""
+    parser = add_command(commands, "preview", "render augmented training images as an HTML page", run)
+    parser.add_argument("shards", metavar="SHARDS", help="the shard set")
+    parser.add_argument(
+        "--preset",
+        metavar="NAME",
+        help="preset that gives image size, seed and augmentation (default: demo, which has no augmentation)",
+    )
+    parser.add_argument(
+        "--augment",
+        nargs="+",
+        default=[],
+        metavar="key=value",
+        help="change the augmentation: rotation=40 flip=true",
+    )
+    parser.add_argument("--split", default="train", metavar="SPLIT", help="(default: train)")
+    parser.add_argument("--rows", type=int, default=8, metavar="N", help="number of images (default: 8)")
+    parser.add_argument(
+        "--versions", type=int, default=4, metavar="N", help="epochs shown of each image (default: 4)"
+    )
+    parser.add_argument("--epoch", type=int, default=1, metavar="N", help="the first epoch (default: 1)")
+    parser.add_argument(
+        "--out",
+        default="preview",
+        metavar="DIR",
+        help="directory of the page; replaces an older preview (default: preview)",
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="change data or seed: data.image_size=64 seed=3"
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Renders the page.
+
+    Raises:
+        GlassboxError: See `service.report.pages.preview.render_preview` for the conditions.
+    """
+    from pipelines.spec import AugmentSpec, check
+    from service.config import load_config
+
+    overrides = [f"augment.{override}" for override in options.augment] + options.overrides
+    config = load_config(options.preset or "demo", options.shards, overrides)
+
+    from service.report.analysis.augmented import PreviewOptions
+    from service.report.pages.preview import render_preview
+
+    settings = {
+        "split": options.split,
+        "epoch": options.epoch,
+        "rows": options.rows,
+        "versions": options.versions,
+        "seed": config.seed,
+    }
+    preview_options = check(PreviewOptions, settings, "the command line")
+    page = render_preview(
+        Path(options.shards),
+        config.data,
+        config.augment or AugmentSpec(),
+        preview_options,
+        Path(options.out).absolute(),
+    )
+    print(f"open {page}")

@@ -1,0 +1,114 @@
+"""`glassbox train`: trains a preset on a shard set, on a Ray cluster or in this process."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from pipelines.errors import ConfigError
+from service.commands.common import PRESET_HELP, Subparsers, add_command
+
+if TYPE_CHECKING:
+    from service.runs import Run
+    from service.training.group import WorkerSpec
+
+
+def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
+    """Adds `train` to the command line."""
+    parser = add_command(commands, "train", "train a model on a shard set", run)
+    parser.add_argument("--preset", metavar="NAME", help=PRESET_HELP)
+    parser.add_argument("--data", metavar="SHARDS", help="the shard set")
+    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory to create")
+    parser.add_argument(
+        "--resume", action="store_true", help="resume the run at --out from its newest checkpoint"
+    )
+    parser.add_argument(
+        "--local", action="store_true", help="train in this process, without Ray: starts within seconds"
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        help="worker processes, or MIN:MAX (default: one, with the whole of the largest node)",
+    )
+    parser.add_argument(
+        "--cpus-per-worker", type=int, metavar="C", help="(default: an even share of the cluster)"
+    )
+    parser.add_argument(
+        "--gpus-per-worker", type=int, metavar="K", help="(default: an even share of the cluster)"
+    )
+    parser.add_argument(
+        "--restarts",
+        type=int,
+        metavar="N",
+        help="restarts after lost workers that make no progress in between (default: 3)",
+    )
+    parser.add_argument(
+        "--on-nan",
+        choices=("stop", "skip"),
+        help="stop the run at a gradient that is not finite, or skip the update",
+    )
+    parser.add_argument(
+        "--profile", action="store_true", help="record a TensorFlow profile of updates 10 to 19"
+    )
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="change a setting: epochs=5 optimizer.learning_rate=0.01",
+    )
+
+
+def run(options: argparse.Namespace) -> None:
+    """Trains or resumes a run.
+
+    Raises:
+        GlassboxError: See `service.training.launch` for the conditions.
+    """
+    trained = _resume(options) if options.resume else _train(options)
+    print(f"finished: {trained.path}  (glassbox report {options.out})")
+
+
+def _train(options: argparse.Namespace) -> Run:
+    if not options.preset or not options.data:
+        raise ConfigError(
+            "--preset and --data", f"preset={options.preset} data={options.data}", "name both, or --resume"
+        )
+
+    from service.config import load_config
+    from service.training.launch import train
+
+    config = load_config(options.preset, options.data, _read_overrides(options))
+    return train(config, options.out, _read_workers(options), local=options.local)
+
+
+def _resume(options: argparse.Namespace) -> Run:
+    if options.preset or options.data or _read_overrides(options):
+        raise ConfigError(
+            "--resume with --out alone",
+            "--preset, --data or key=value next to it",
+            "leave these out: a run keeps its own",
+        )
+
+    from service.training.launch import resume
+
+    return resume(options.out, _read_workers(options), local=options.local)
+
+
+def _read_overrides(options: argparse.Namespace) -> list[str]:
+    """Settings as `key=value`, including those that have an option of their own."""
+    overrides = list(options.overrides)
+    if options.on_nan:
+        overrides.append(f"on_nan={options.on_nan}")
+    if options.profile:
+        overrides.append("profile=true")
+    return overrides
+
+
+def _read_workers(options: argparse.Namespace) -> WorkerSpec | None:
+    """The workers asked for; None where the command line says nothing about them."""
+    from service.training.group import WorkerSpec
+
+    settings = (options.workers, options.cpus_per_worker, options.gpus_per_worker, options.restarts)
+    if all(setting is None for setting in settings):
+        return None
+    return WorkerSpec.read(*settings)

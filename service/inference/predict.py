@@ -1,0 +1,184 @@
+"""Predictions of a saved model as a table. TensorFlow is imported once the inputs are known to exist."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.errors import ConfigError, DataError
+from pipelines.records import Rejected
+from pipelines.shards.task import report_write_errors
+from pipelines.storage import write_atomically
+from service.inference.datasets import ImageDataset, InferenceBatch, open_dataset
+from service.inference.jobs import (
+    InferenceJob,
+    Throughput,
+    find_model_file,
+    open_model,
+    run_inference,
+    split_into_blocks,
+)
+from service.inference.options import DEFAULT_OPTIONS, PredictOptions
+from service.inference.tables import TableSpool, check_output, open_spool
+
+FIXED_COLUMNS = ("id", "class")  # followed by one column of probabilities per class
+BatchResult = tuple[list[str], np.ndarray, list[Rejected]]  # ids, probabilities [n, K], rejected images
+
+
+@dataclass(frozen=True)
+class PredictionSummary:
+    """How many images a prediction covered.
+
+    Attributes:
+        images: Rows of the table.
+        rejected: Number of images that could not be decoded.
+        rejected_path: File that lists them, if there are any.
+        throughput: Images per second, and the time until the first result.
+    """
+
+    images: int
+    rejected: int
+    rejected_path: Path
+    throughput: Throughput
+
+
+def predict(
+    model: str | Path,
+    data: str,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    options: PredictOptions = DEFAULT_OPTIONS,
+    workers: int | None = None,
+) -> PredictionSummary:
+    """Predicts every image, and writes a table of id, class and class probabilities in their order.
+
+    Images that cannot be decoded are listed in `OUT.rejected.jsonl`, where the suffix of `out` is replaced.
+
+    Args:
+        model: Model file made anywhere, or a run directory.
+        data: Shard set, or a source such as `photos:DIR` for photos without classes.
+        out: File to write, `.parquet` or `.csv`; an existing file is replaced.
+        split: Name of the split; None for all of them, one after the other.
+        classes: Class names; None for those of the run, else `class_0`, `class_1` and so on.
+        options: Pixel scale and test-time augmentation.
+        workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
+
+    Raises:
+        ConfigError: The model, the data, the output or the class names cannot be used.
+        DataError: The data is damaged, or no image can be decoded.
+    """
+    path = check_output(out, ".parquet", ".csv")
+    find_model_file(model)
+    dataset = open_dataset(data)
+    rows = _select_splits(dataset, split, data)
+
+    from service.inference.classifier import Classifier
+
+    saved, net = open_model(model)
+    classifier = Classifier(net, options)
+    names = _name_classes(classifier.classes, classes, saved.classes)
+    probability_columns = [(name, pa.float32()) for name in names]
+    schema = pa.schema([(name, pa.string()) for name in FIXED_COLUMNS] + probability_columns)
+    job = InferenceJob(saved, options, dataset, _keep_batch)
+    throughput = Throughput()
+    images = 0
+    rejected_in_block: dict[int, list[Rejected]] = {}
+    with open_spool(path, schema) as spool:
+        results = run_inference(job, classifier, split_into_blocks(rows), workers, throughput)
+        with closing(results):
+            for index, batches in results:
+                images += _spool_block(spool, index, batches, schema)
+                rejected_in_block[index] = [item for *_, rejected in batches for item in rejected]
+        rejected = [item for _, items in sorted(rejected_in_block.items()) for item in items]
+        rejected_path = _write_rejections(path, rejected)
+        if not images:
+            raise DataError(
+                "images that can be decoded",
+                f"data={data}: all {len(rejected)} images rejected (reasons in {rejected_path})",
+                "check that these files are photos",
+            )
+        spool.write()
+    return PredictionSummary(images, len(rejected), rejected_path, throughput)
+
+
+def _select_splits(dataset: ImageDataset, split: str | None, data: str) -> dict[str, int]:
+    """Rows of the requested split, or of all splits."""
+    rows = dict(dataset.rows())
+    if split is not None:
+        if split not in rows:
+            raise DataError(
+                f"a split named one of {', '.join(rows)}",
+                f"split={split}",
+                "name one of these, or leave --split out for all",
+            )
+        rows = {split: rows[split]}
+    if not sum(rows.values()):
+        raise DataError("images", f"data={data}: none", "check the path")
+    return rows
+
+
+def _name_classes(
+    count: int, requested: Sequence[str] | None, of_run: tuple[str, ...] | None
+) -> tuple[str, ...]:
+    """The class names, each of which becomes a column."""
+    names = tuple(requested or of_run or (f"class_{label}" for label in range(count)))
+    if len(names) != count:
+        raise ConfigError(
+            f"{count} class names, one for each class of the model",
+            f"--classes with {len(names)}",
+            "name them all",
+        )
+    if requested and of_run and names != of_run:
+        raise ConfigError(
+            f"the classes of the run: {', '.join(of_run)}",
+            f"classes={', '.join(requested)}",
+            "leave --classes out, or pass the model.keras of the run instead of the run",
+        )
+    repeated = [name for name, times in Counter((*FIXED_COLUMNS, *names)).items() if times > 1]
+    if repeated:
+        raise ConfigError(
+            "class names that can be columns next to id and class",
+            f"class={repeated[0]} twice",
+            "pass other names with --classes; for a run, pass its model.keras",
+        )
+    return names
+
+
+def _keep_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchResult:
+    return batch.ids, probabilities, batch.rejected
+
+
+def _spool_block(spool: TableSpool, index: int, batches: list[BatchResult], schema: pa.Schema) -> int:
+    """Stores the rows of a block; returns their number."""
+    ids = [image_id for batch_ids, *_ in batches for image_id in batch_ids]
+    probabilities = np.concatenate([values for _, values, _ in batches])  # [rows, K]
+    names = np.array(schema.names[len(FIXED_COLUMNS) :], object)
+    predicted = names[probabilities.argmax(axis=1)]
+    columns = [
+        pa.array(ids, pa.string()),
+        pa.array(predicted, pa.string()),
+        *map(pa.array, np.ascontiguousarray(probabilities.T)),
+    ]
+    spool.put(index, pa.Table.from_arrays(columns, schema=schema))
+    return len(ids)
+
+
+def _write_rejections(out: Path, rejected: list[Rejected]) -> Path:
+    """Lists rejected images next to the table; without any, removes the list of a previous table."""
+    path = out.with_suffix(".rejected.jsonl")
+    with report_write_errors(out.parent):
+        if rejected:
+            lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected]
+            write_atomically(path, "".join(lines))
+        else:
+            path.unlink(missing_ok=True)
+    return path
