@@ -37,6 +37,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell starts background jobs with SIGINT ignored, and child processes inherit that: Ray could not
+    # interrupt its tasks.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("light"):
         config.stash[CLOSURE] = ImportClosure()
         guard_session()
@@ -64,14 +67,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
     heavy = [item for item in items if is_heavy_test(item)]
     config.hook.pytest_deselected(items=heavy)
     items[:] = [item for item in items if item not in heavy]
-
-
-@pytest.fixture
-def hears_ctrl_c() -> Iterator[None]:
-    """A shell starts what runs behind it deaf to Ctrl-C."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,13 @@ from pipelines.interrupts import hold_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
 
-pytestmark = pytest.mark.usefixtures("hears_ctrl_c")
+
+@pytest.fixture(autouse=True)
+def _handlers() -> Iterator[None]:
+    """Restores the handler of SIGINT, which some of these tests replace."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 LOST_IN_AN_IMPORT = """
 import signal, sys

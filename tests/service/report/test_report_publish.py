@@ -7,7 +7,6 @@ import os
 import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -137,7 +136,6 @@ def test_a_read_only_run_is_refused_in_a_sentence(tmp_path):
         command = ["unshare", "--mount", "sh", "-c", script, str(run.path)]
         if subprocess.run([*command, "true"], capture_output=True).returncode:
             pytest.skip("needs leave to mount")
-    began = time.monotonic()
     code = "import sys; from service.cli import main; sys.exit(main(sys.argv[1:]))"
     done = subprocess.run(
         [*command, sys.executable, "-c", code, "report", str(run.path)],
@@ -150,4 +148,3 @@ def test_a_read_only_run_is_refused_in_a_sentence(tmp_path):
     assert "Expected a directory that can be written" in done.stderr
     assert "Traceback" not in done.stderr
     assert not run.report.exists()
-    assert time.monotonic() - began < 60

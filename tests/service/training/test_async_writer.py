@@ -18,33 +18,43 @@ def fail() -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_a_write_waits_for_the_one_before() -> None:
-    saver, gate, done = AsyncWriter(), threading.Event(), []
+def poll(writer: AsyncWriter) -> None:
+    """Calls `check` until the pending write has ended."""
+    while True:
+        writer.check()
+        time.sleep(0.01)
 
-    def first() -> None:
-        gate.wait(10)
+
+def test_a_write_waits_for_the_one_before() -> None:
+    writer = AsyncWriter()
+    gate = threading.Event()
+    done = []
+
+    def write_first() -> None:
+        gate.wait()
         done.append(1)
 
-    saver.submit(first)
-    saver.check()  # does not wait for it
+    writer.submit(write_first)
+    writer.check()  # returns although the write has not ended
     assert done == []
     threading.Timer(0.1, gate.set).start()
-    saver.submit(lambda: done.append(2))
+    writer.submit(lambda: done.append(2))
     assert done[0] == 1
-    saver.wait()
+    writer.wait()
     assert done == [1, 2]
 
 
 @pytest.mark.parametrize(
-    "call", [AsyncWriter.wait, AsyncWriter.check, lambda saver: saver.submit(lambda: None)]
+    "call",
+    [AsyncWriter.wait, poll, lambda writer: writer.submit(lambda: None)],
+    ids=["wait", "check", "submit"],
 )
 def test_what_a_write_raised_is_raised_by_the_next_call(call: object) -> None:
-    saver = AsyncWriter()
-    saver.submit(fail)
-    time.sleep(0.1)
+    writer = AsyncWriter()
+    writer.submit(fail)
     with pytest.raises(OSError, match="No space"):
-        call(saver)
-    saver.wait()  # once is enough
+        call(writer)
+    writer.wait()  # the error is raised once
 
 
 def test_the_file_is_written_from_copies(tmp_path: Path) -> None:

@@ -178,7 +178,6 @@ def search_that_is_stopped(out: Path, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.usefixtures("hears_ctrl_c")
 def test_a_stop_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match=f"glassbox tune --resume --out {tmp_path}") as caught:
