@@ -13,7 +13,7 @@ import tensorflow as tf
 from pipelines.input.batches import Batches
 from pipelines.records import Batch
 from service.scores import auc
-from service.training.losses import example_losses, predicted_classes, true_ranks
+from service.training.losses import example_losses, predict_classes, true_ranks
 from service.training.step import Attach
 from service.training.strategy import SINGLE_WORKER, WorkerContext, distribute_eager_batches
 
@@ -108,7 +108,7 @@ class Evaluation:
         columns = (
             example_losses(labels, logits),
             true_ranks(labels, logits),
-            predicted_classes(logits),
+            predict_classes(logits),
             _last_class_margin(logits),
         )
         return batch["row"], tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)

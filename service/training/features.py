@@ -1,4 +1,4 @@
-"""Computes the output of frozen layers once for every image and keeps it, so that only the rest of the network runs."""
+"""Computes the output of frozen layers once for every image, so that training runs only the other layers."""
 
 from __future__ import annotations
 
@@ -158,10 +158,11 @@ class FeatureTable:
             self._table = tf.constant(table)
 
     def _compile_base(self) -> Callable[[tf.Tensor], tf.Tensor]:
+        @tf.function(autograph=False)
         def predict(images: tf.Tensor) -> tf.Tensor:
             return self._base(tf.cast(images, tf.float32), training=False)
 
-        return tf.function(predict, autograph=False)
+        return predict
 
     def attach(self, batch: Batch) -> Batch:
         """Puts features, float32 `[B, ...]`, in the place of the images of a batch."""
@@ -173,7 +174,7 @@ class FeatureTable:
 
 
 def find_frozen_features(model: keras.Model) -> keras.KerasTensor | None:
-    """Finds the last tensor that depends on nothing that learns or draws, and on which all that follows depends.
+    """Finds the last tensor that nothing trainable or random affects, and that all later layers depend on.
 
     Args:
         model: The model, which ends in `logits` and `probabilities`.

@@ -25,6 +25,8 @@ from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
 from service.training.progress import show_progress, summarize_timings
+from service.version import read_version
+from service.version import read_version
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
@@ -99,7 +101,7 @@ def _check_workers(workers: WorkerSpec | None, local: bool) -> None:
     """Checks that no workers are requested for a local training.
 
     Raises:
-        ConfigError: There are.
+        ConfigError: Both are requested.
     """
     if local and workers is not None and workers != WorkerSpec():
         raise ConfigError(
@@ -248,7 +250,8 @@ def _cache_tier(status: dict[str, Any]) -> str:
 
 def describe_environment() -> dict[str, Any]:
     """Returns the machine and the versions that a run is trained with, for its status."""
-    packages = {name: version(name) for name in ("glassbox", "keras", "numpy", "pyarrow", "ray")}
+    packages = {"glassbox": read_version()}
+    packages |= {name: version(name) for name in ("keras", "numpy", "pyarrow", "ray")}
     return {"host": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **packages}
 
 

@@ -25,7 +25,7 @@ from service.checkpoint import (
     snapshot,
 )
 from service.config import RunConfig
-from service.recipe import stopped
+from service.recipe import should_stop
 from service.runs import Run, StoppedError
 from service.training.async_writer import AsyncWriter, ModelFile
 from service.training.checks import check_finite_losses, check_some_updates, check_stopping_metric
@@ -346,7 +346,7 @@ class Loop:
         if self.config.early_stopping is None:
             return False
         last_stage = list_stages(self.config)[-1]
-        return stopped(self.position.history[last_stage.first - 1 :], self.config.early_stopping)
+        return should_stop(self.position.history[last_stage.first - 1 :], self.config.early_stopping)
 
     def _build_evaluation(self) -> Evaluation | None:
         """Returns the evaluation of the current stage, if there is a validation split."""

@@ -50,18 +50,18 @@ def training_losses(
         float32 `[B]`, in nats.
     """
 
-    def weighted_losses(labels: tf.Tensor) -> tf.Tensor:
+    def compute_losses(labels: tf.Tensor) -> tf.Tensor:
         losses = example_losses(labels, logits, smoothing)
         if class_weights is None:
             return losses
         return losses * tf.gather(class_weights, labels)
 
     if share is None:
-        return weighted_losses(labels)
-    return share * weighted_losses(labels) + (1 - share) * weighted_losses(swap_neighbours(labels))
+        return compute_losses(labels)
+    return share * compute_losses(labels) + (1 - share) * compute_losses(swap_neighbours(labels))
 
 
-def predicted_classes(logits: tf.Tensor) -> tf.Tensor:
+def predict_classes(logits: tf.Tensor) -> tf.Tensor:
     """Returns the most probable class of each example, int32 `[B]`."""
     if logits.shape[-1] == 1:
         return tf.cast(logits[:, 0] > 0, tf.int32)

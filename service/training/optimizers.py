@@ -1,8 +1,8 @@
 """The optimizer of a recipe, and the weights it trains.
 
 Patterns of layers are shell-style. A pattern without a slash is matched against the name of a layer at any
-depth (`block5*`), one with a slash against the path from the model on (`backbone/block5*`). A nested model that
-matches includes all of its layers. `*` also matches slashes.
+depth (`block5*`), one with a slash against the path from the model on (`backbone/block5*`). A nested model
+that matches includes all of its layers. `*` also matches slashes.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def freeze_layers(
     """Freezes layers by name, unfreezes all others, and returns the trainable weights.
 
     Only the patterns decide: a layer that its builder had frozen learns unless they match it. A frozen layer
-    has `trainable` off, so that a frozen BatchNormalization uses its stored statistics and keeps them. Compile
-    the steps afterwards.
+    has `trainable` off, so that a frozen BatchNormalization uses its stored statistics and keeps them.
+    Compile the steps afterwards.
 
     Args:
         model: Model whose layers may be models themselves.

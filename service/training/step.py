@@ -18,7 +18,7 @@ from pipelines.records import Batch
 from pipelines.spec import AugmentSpec
 from service.training.average import WeightAverage
 from service.training.loss_scale import LossScale
-from service.training.losses import predicted_classes, training_losses, true_ranks
+from service.training.losses import predict_classes, training_losses, true_ranks
 
 Attach = Callable[[Batch], Batch]
 # AutoGraph rewrites every function that a graph calls, which takes as long as tracing it.
@@ -37,7 +37,7 @@ class StepOptions:
     """Options of the training step.
 
     Attributes:
-        xla: Whether XLA compiles forward and backward pass, and on a single replica the mean of the gradients.
+        xla: Whether XLA compiles forward and backward pass, and on a single replica the gradients' mean.
         xla_update: Whether XLA compiles the optimizer update on a single replica; it cannot sum over several.
         augment: Size of augmented images and the fill of their edges and erased boxes; the random parameters
             are part of the batch.
@@ -301,9 +301,9 @@ class Steps:
         options = self._options
         with tf.GradientTape() as tape:
             logits = self._network(images, training=True)  # [B, classes], or [B, 1] for two classes
-            losses = training_losses(
+            losses = training_losses(  # [B]
                 labels, logits, share, options.label_smoothing, self._class_weights
-            )  # [B]
+            )
             loss = tf.reduce_sum(losses * weights)
             scaled_loss = loss * scale
         gradients = tape.gradient(scaled_loss, [v.value for v in self._weights])
@@ -386,7 +386,7 @@ def _compile(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
 
 def _batch_totals(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
     """Returns what a batch adds to the totals, float64 `[TOTALS]`; zeros if its loss is not finite."""
-    top1 = tf.reduce_sum(tf.cast(predicted_classes(logits) == labels, tf.float32) * weights)
+    top1 = tf.reduce_sum(tf.cast(predict_classes(logits) == labels, tf.float32) * weights)
     top5 = top1
     if logits.shape[-1] > 5:
         top5 = tf.reduce_sum(tf.cast(true_ranks(labels, logits) < 5, tf.float32) * weights)

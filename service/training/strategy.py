@@ -13,9 +13,8 @@ from pipelines.input.order import per_worker
 from pipelines.input.tfdata import cores
 from pipelines.records import Batch
 
-COLLECTIVE_SECONDS = (
-    120.0  # after which a sum over the workers is an error; without a limit it hangs for ever
-)
+# After so long a sum over the workers is an error; without a limit it hangs for ever.
+COLLECTIVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

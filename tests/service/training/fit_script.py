@@ -50,8 +50,8 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
         except StoppedError:
             continue
         finally:
-            training.saver.wait()
-        found = {"traces": training.learner.steps.traces, "replicas": digests(training.learner)}
+            training.writer.wait()
+        found = {"traces": training.learner.steps.trace_count, "replicas": digests(training.learner)}
         (run.path / f"worker-{rank}.json").write_text(json.dumps(found))
 
 

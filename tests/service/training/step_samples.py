@@ -1,4 +1,4 @@
-"""A linear network that the tests of the step can follow with NumPy."""
+"""A linear network whose training steps the tests can follow with NumPy."""
 
 from __future__ import annotations
 
@@ -9,102 +9,117 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from service.models import head, logits_of
+from service.models.layers import add_head, build_logits_model
 from service.training.step import StepOptions, Steps
 
 Batch = dict[str, tf.Tensor]
 
 
-def steps_for(
-    net: keras.Model, optimizer: keras.Optimizer, rates: Sequence[float] = (0.0,), **options: Any
+def build_steps(
+    model: keras.Model, optimizer: keras.Optimizer, rates: Sequence[float] = (0.0,), **options: Any
 ) -> Steps:
-    """Steps of a network on one device, at the start of an epoch."""
-    strategy = tf.distribute.get_strategy()
+    """Steps of a model on one device, at the start of an epoch."""
     steps = Steps(
-        logits_of(net),
+        build_logits_model(model),
         optimizer,
-        net.trainable_variables,
+        model.trainable_variables,
         np.float32(rates),
-        strategy,
+        tf.distribute.get_strategy(),
         StepOptions(**options),
     )
     steps.start(1, 0, seed=5)
     return steps
 
 
-def linear_steps(
+def build_linear_steps(
     *rates: float, size: int = 2, momentum: float = 0.0, **options: Any
 ) -> tuple[keras.Model, Steps]:
-    """A network of one weight for each of some pixels, all zero at first."""
+    """Steps of a model with one weight per pixel, all of them zero at first."""
     inputs = keras.Input((1, size, 1))
-    net = keras.Model(inputs, head(keras.layers.Flatten()(inputs), 2))
-    net.set_weights([np.zeros((size, 1), np.float32), np.zeros(1, np.float32)])
-    return net, steps_for(net, keras.optimizers.SGD(0.1, momentum=momentum), rates, **options)
+    model = keras.Model(inputs, add_head(keras.layers.Flatten()(inputs), 2))
+    model.set_weights([np.zeros((size, 1), np.float32), np.zeros(1, np.float32)])
+    optimizer = keras.optimizers.SGD(0.1, momentum=momentum)
+    return model, build_steps(model, optimizer, rates, **options)
 
 
-def batch_of(
+def make_batch(
     images: Sequence[Sequence[float]],
     labels: Sequence[int],
     weights: Sequence[float] | None = None,
     **more: Any,
 ) -> Batch:
-    """Images of one row of pixels."""
-    pixels = tf.constant(np.array(images, np.float32)[:, None, :, None])
-    weight = tf.constant(weights or [1.0] * len(labels))
+    """A batch of images that are one row of pixels each."""
+    pixels = np.array(images, np.float32)[:, None, :, None]  # [B, 1, size, 1]
     batch = {
-        "image": pixels,
+        "image": tf.constant(pixels),
         "label": tf.constant(labels),
-        "weight": weight,
+        "weight": tf.constant(weights or [1.0] * len(labels)),
         "row": tf.range(len(labels), dtype=tf.int64),
     }
     return batch | {name: tf.constant(value, tf.float32) for name, value in more.items()}
 
 
-def some_batches(count: int, size: int = 2) -> list[Batch]:
-    """Batches of four, in the last of which two rows are padding that would be seen if it counted."""
-    draw = np.random.default_rng(3)
-    found = [batch_of(draw.normal(size=(4, size)), draw.integers(0, 2, 4).tolist()) for _ in range(count)]
-    found[-1] |= {"weight": tf.constant([1.0, 1.0, 0.0, 0.0])}
-    return found
+def make_batches(count: int, size: int = 2) -> list[Batch]:
+    """Batches of four rows with consecutive numbers.
+
+    In the last batch two rows are padding, which would be noticed if it counted.
+    """
+    rng = np.random.default_rng(3)
+    batches = []
+    for number in range(count):
+        batch = make_batch(rng.normal(size=(4, size)), rng.integers(0, 2, 4).tolist())
+        batches.append(batch | {"row": batch["row"] + 4 * number})
+    batches[-1] |= {"weight": tf.constant([1.0, 1.0, 0.0, 0.0])}
+    return batches
 
 
-def iterator(batches: Sequence[Batch]) -> Iterator[Batch]:
-    """What the compiled steps take."""
+def iterate(batches: Sequence[Batch]) -> Iterator[Batch]:
+    """The kind of iterator that the compiled steps take."""
     columns = {name: tf.stack([batch[name] for batch in batches]) for name in batches[0]}
     return iter(tf.data.Dataset.from_tensor_slices(columns))
 
 
-def learned(
+def fit_logistic_regression(
     updates: Sequence[Sequence[Batch]],
     rates: Sequence[float],
     momentum: float = 0.0,
-    clip: float = np.inf,
-    ema: float = 0.0,
+    clip_norm: float = np.inf,
+    ema_decay: float = 0.0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logistic regression by gradient descent with momentum, in NumPy.
 
     Args:
-        updates: The batches of each.
-        rates: Of each.
-        momentum: Of the velocity.
-        clip: Largest norm of a gradient.
-        ema: Decay of the average, after a start at which n updates keep (1 + n) / (10 + n).
+        updates: Batches of each update.
+        rates: Learning rate of each update.
+        momentum: Decay of the velocity.
+        clip_norm: Maximum norm of a gradient.
+        ema_decay: Decay of the average; after n updates at most (1 + n) / (10 + n).
 
     Returns:
         The weights, of which the last is the bias, and their average.
     """
     size = updates[0][0]["image"].shape[2] + 1
-    weights, velocity, average = np.zeros(size), np.zeros(size), np.zeros(size)
-    for made, (batches, rate) in enumerate(zip(updates, rates, strict=True), start=1):
-        sums, total = np.zeros(size), 0.0
-        for batch in batches:
-            images = np.c_[batch["image"].numpy()[:, 0, :, 0], np.ones(len(batch["label"]))]
-            wrong = (1 / (1 + np.exp(-images @ weights)) - batch["label"].numpy()) * batch["weight"].numpy()
-            sums, total = sums + wrong @ images, total + batch["weight"].numpy().sum()
-        gradient = sums / total
-        gradient *= min(1.0, clip / np.linalg.norm(gradient))
+    weights = np.zeros(size)
+    velocity = np.zeros(size)
+    average = np.zeros(size)
+    for count, (batches, rate) in enumerate(zip(updates, rates, strict=True), start=1):
+        gradient = _mean_gradient(batches, weights)
+        gradient *= min(1.0, clip_norm / np.linalg.norm(gradient))
         velocity = momentum * velocity - rate * gradient
         weights = weights + velocity
-        share = min(ema, (1 + made) / (10 + made))
-        average = share * average + (1 - share) * weights
+        decay = min(ema_decay, (1 + count) / (10 + count))
+        average = decay * average + (1 - decay) * weights
     return weights, average
+
+
+def _mean_gradient(batches: Sequence[Batch], weights: np.ndarray) -> np.ndarray:
+    """The gradient of the cross-entropy, averaged over the examples of some batches by their weight."""
+    gradient = np.zeros_like(weights)
+    total = 0.0
+    for batch in batches:
+        images = np.c_[batch["image"].numpy()[:, 0, :, 0], np.ones(len(batch["label"]))]
+        probabilities = 1 / (1 + np.exp(-images @ weights))
+        errors = (probabilities - batch["label"].numpy()) * batch["weight"].numpy()
+        gradient += errors @ images
+        total += batch["weight"].numpy().sum()
+    return gradient / total

@@ -57,10 +57,10 @@ def test_a_short_training_forgets_its_first_weights() -> None:
 def test_the_average_stands_in_for_the_weights_for_a_while() -> None:
     weight, average = averaged()
     weight.assign([5.0, 6.0])
-    with average.in_place():
+    with average.swap_in():
         assert weight.numpy().tolist() == [1.0, -2.0]
     assert (weight.numpy().tolist(), value(average)) == ([5.0, 6.0], [1.0, -2.0])
-    with pytest.raises(ZeroDivisionError), average.in_place():
+    with pytest.raises(ZeroDivisionError), average.swap_in():
         raise ZeroDivisionError
     assert weight.numpy().tolist() == [5.0, 6.0]
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from training_samples import watchful
 
 from service.runs import Run
-from service.training.controller import BURST_SECONDS, LONGEST_BURST, Command, LoopController
+from service.training.controller import CALL_SECONDS, MAX_UPDATES, Command, LoopController
 from service.training.strategy import WorkerContext
 
 
@@ -27,9 +27,9 @@ def test_calls_grow_to_a_quarter_of_a_second(run: Run) -> None:
     given = pace(run)
     assert given.orders() == Command(1)
     assert given.orders(1, 1e-5).updates == 4  # not more than four times as many
-    assert given.orders(4, 4 * BURST_SECONDS / 10).updates == 10
+    assert given.orders(4, 4 * CALL_SECONDS / 10).updates == 10
     assert given.orders(10, 10 * 1e-4).updates == 40
-    assert given.orders(40, 40 * 1e-4).updates == LONGEST_BURST
+    assert given.orders(40, 40 * 1e-4).updates == MAX_UPDATES
     assert given.orders(64, 64 * 1.0).updates == 1
     assert pace(run, steps_per_call=7).orders(7, 1e-6).updates == 7
 

@@ -17,7 +17,7 @@ from pipelines.input.batches import Batches
 from service.config import RunConfig
 from service.runs import Run
 from service.training.learner import build_network
-from service.training.loss_scale import FIRST
+from service.training.loss_scale import INITIAL_SCALE
 from service.training.telemetry import ROWS_LOG
 
 SGD = {"name": "sgd", "learning_rate": 0.02}
@@ -197,7 +197,7 @@ def test_an_overflow_halves_the_scale_and_changes_nothing_else(runs: Runs, place
     overflows = 12 - updates
     assert 3 < overflows < 12  # one an epoch is no overflow: the white image gives no number
     assert all(np.isfinite(array).all() for array in saved(run, last(run)))
-    assert scale == FIRST / 2**overflows
+    assert scale == INITIAL_SCALE / 2**overflows
     assert good <= updates
     assert not any("skipped" in epoch for epoch in run.metrics())
 

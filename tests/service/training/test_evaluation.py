@@ -14,8 +14,8 @@ from training_samples import config_for, noise_shards
 from pipelines.input.batches import Batches, read_rows
 from pipelines.input.cache import Cache
 from pipelines.input.dali import KEPT
-from service.models import head, logits_of
-from service.training.evaluation import AHEAD, Evaluation
+from service.models.layers import add_head, build_logits_model
+from service.training.evaluation import IN_FLIGHT, Evaluation
 
 ROWS = 29  # three batches of eight, and one with three rows of padding
 
@@ -25,7 +25,7 @@ def network(classes: int) -> keras.Model:
     keras.utils.set_random_seed(1)
     inputs = keras.Input((12, 12, 3))
     x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(keras.layers.Rescaling(1 / 20)(inputs)))
-    return keras.Model(inputs, head(keras.layers.Flatten()(x), classes))
+    return keras.Model(inputs, add_head(keras.layers.Flatten()(x), classes))
 
 
 @pytest.fixture(scope="module", params=[2, 3, 7])
@@ -44,7 +44,7 @@ def evaluated(
     found = read_rows(shards, "validation", data, range(ROWS))
     likely = net.predict(found["image"].astype(np.float32), verbose=0).astype(np.float64)
     return (
-        Evaluation(logits_of(net), strategy, batches),
+        Evaluation(build_logits_model(net), strategy, batches),
         np.c_[1 - likely, likely] if request.param == 2 else likely,
         found["label"],
     )
@@ -52,7 +52,7 @@ def evaluated(
 
 def test_metrics_are_those_of_every_row_once(evaluated: tuple[Evaluation, np.ndarray, np.ndarray]) -> None:
     evaluation, likely, labels = evaluated
-    found, classes = evaluation.metrics(), likely.shape[1]
+    found, classes = evaluation.compute_metrics(), likely.shape[1]
     true = likely[np.arange(ROWS), labels]
     right = likely.argmax(axis=1) == labels
     assert 0 < right.sum() < ROWS
@@ -72,7 +72,7 @@ def test_metrics_are_those_of_every_row_once(evaluated: tuple[Evaluation, np.nda
 
 def test_answers_are_in_the_order_of_the_rows(evaluated: tuple[Evaluation, np.ndarray, np.ndarray]) -> None:
     evaluation, likely, labels = evaluated
-    answers = evaluation.answers()
+    answers = evaluation.score_rows()
     np.testing.assert_allclose(
         answers["loss"], -np.log(likely[np.arange(ROWS), labels]), rtol=1e-3, atol=1e-5
     )
@@ -82,14 +82,14 @@ def test_answers_are_in_the_order_of_the_rows(evaluated: tuple[Evaluation, np.nd
         np.testing.assert_allclose(
             answers["score"], np.log(likely[:, 1] / likely[:, 0]), rtol=1e-3, atol=1e-4
         )
-    assert evaluation._answer.experimental_get_tracing_count() == 1
+    assert evaluation._score_batch.experimental_get_tracing_count() == 1
 
 
 def test_answers_are_taken_before_their_images_may_be_overwritten(
     evaluated: tuple[Evaluation, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     evaluation, _, _ = evaluated
-    answer, given, waiting = evaluation._answer, [], []
+    answer, given, waiting = evaluation._score_batch, [], []
 
     def watched(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         waiting.append(sum(reference() is not None for reference in given))
@@ -97,7 +97,7 @@ def test_answers_are_taken_before_their_images_may_be_overwritten(
         given.append(weakref.ref(answers[1]))
         return answers
 
-    monkeypatch.setattr(evaluation, "_answer", watched)
-    evaluation.answers()
-    assert waiting == [0, 1, AHEAD, AHEAD]
-    assert AHEAD < KEPT  # of DALI's batches, on a GPU
+    monkeypatch.setattr(evaluation, "_score_batch", watched)
+    evaluation.score_rows()
+    assert waiting == [0, 1, IN_FLIGHT, IN_FLIGHT]
+    assert IN_FLIGHT < KEPT  # of DALI's batches, on a GPU

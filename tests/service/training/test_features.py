@@ -11,11 +11,12 @@ import pytest
 from training_samples import config_for, fitted, new_run, noise_shards, saved
 
 from service.config import RunConfig
-from service.models import Task, build_model, head
+from service.models import Task, build_model
+from service.models.layers import add_head
 from service.runs import Run
-from service.training.features import frozen_front
+from service.training.features import find_frozen_features
 from service.training.loop import Loop
-from service.training.optimizers import trainable_variables
+from service.training.optimizers import freeze_layers
 from service.training.strategy import WorkerContext
 
 L = keras.layers
@@ -33,7 +34,7 @@ def branched() -> keras.Model:
     x = L.Conv2D(2, 1, name="stem")(L.Rescaling(1 / 255)(image))
     x = L.Add(name="sum")([L.Conv2D(2, 1, name="left")(x), L.BatchNormalization(name="right")(x)])
     x = L.Dropout(0.5, name="drop")(L.Dense(4, name="late")(L.Flatten(name="flat")(x)))
-    return keras.Model(image, head(L.Dense(3, name="last")(x), 2))
+    return keras.Model(image, add_head(L.Dense(3, name="last")(x), 2))
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,8 @@ def branched() -> keras.Model:
 )
 def test_where_a_network_is_cut(freeze: tuple[str, ...], end: str | None) -> None:
     model = branched()
-    trainable_variables(model, freeze)
-    cut = frozen_front(model)
+    freeze_layers(model, freeze)
+    cut = find_frozen_features(model)
     assert (cut is None) == (end is None)
     if end:
         assert cut is model.get_layer(end).output
@@ -61,16 +62,16 @@ def test_where_a_network_is_cut(freeze: tuple[str, ...], end: str | None) -> Non
 
 def test_dropout_that_drops_nothing_is_no_end() -> None:
     image = keras.Input((2,))
-    model = keras.Model(image, head(L.Dropout(0.0, name="none")(L.Dense(2, name="frozen")(image)), 2))
-    trainable_variables(model, ("frozen",))
-    assert frozen_front(model) is model.get_layer("none").output
+    model = keras.Model(image, add_head(L.Dropout(0.0, name="none")(L.Dense(2, name="frozen")(image)), 2))
+    freeze_layers(model, ("frozen",))
+    assert find_frozen_features(model) is model.get_layer("none").output
 
 
 def test_a_layer_that_runs_twice_is_behind_the_cut_until_it_has() -> None:
     image, twice = keras.Input((3,)), L.Dense(3, name="twice")
-    model = keras.Model(image, head(twice(twice(image)), 2))
-    trainable_variables(model, ("twice",))
-    assert frozen_front(model) is model.get_layer("logits").input
+    model = keras.Model(image, add_head(twice(twice(image)), 2))
+    freeze_layers(model, ("twice",))
+    assert find_frozen_features(model) is model.get_layer("logits").input
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +106,7 @@ def test_keeping_features_changes_nothing(shards: Path, tmp_path: Path) -> None:
 def test_with_features_the_front_is_not_run(shards: Path, tmp_path: Path) -> None:
     settings = config(shards, freeze=["of_pixels", "hidden"], epochs=1)
     loop = Loop(settings, new_run(tmp_path / "run", settings), WorkerContext())
-    assert loop.learner.views.net.input.shape == (None, 8)
+    assert loop.learner.stage_network.network.input.shape == (None, 8)
     loop.learner.model.get_layer("hidden").kernel.assign(np.full((432, 8), np.nan))  # computed before
     loop.run_epochs()
     assert np.isfinite([loop.run.metrics()[0][name] for name in ("loss", "val_loss")]).all()
@@ -127,7 +128,7 @@ def test_a_stage_sees_the_features_of_what_was_learned_before_it(shards: Path, t
 def test_nothing_is_kept_where_images_change(shards: Path, tmp_path: Path) -> None:
     settings = config(shards, freeze=["of_pixels", "hidden"], epochs=1, augment={"flip": True})
     loop = Loop(settings, new_run(tmp_path / "run", settings), WorkerContext())
-    assert loop.learner.views.net.input.shape == (None, 12, 12, 3)
+    assert loop.learner.stage_network.network.input.shape == (None, 12, 12, 3)
     assert "features" not in loop.run.status()["caches"]
 
 

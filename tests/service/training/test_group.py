@@ -16,7 +16,7 @@ from ray.train.v2._internal.exceptions import (
 
 from pipelines.errors import ConfigError, DataError, TrainingError
 from service.runs import StoppedError
-from service.training.group import Group, WorkerLostError, WorkerSpec, cause_of, fitting
+from service.training.group import Group, WorkerLostError, WorkerSpec, find_cause, plan_groups
 
 SMALL, LARGE, GPUS = {"CPU": 2.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 16.0, "GPU": 8.0}
 HEAD = {"memory": 1e9}  # without CPUs, as clusters have it that keep work off it
@@ -86,31 +86,31 @@ def test_wrong_options(
 def test_groups_there_is_room_for(
     scale: WorkerSpec, nodes: list[dict[str, float]], groups: list[tuple[int, int, int]]
 ) -> None:
-    smallest, found = fitting(scale, nodes, global_batch=24)
+    smallest, found = plan_groups(scale, nodes, global_batch=24)
     assert found == [Group(*group) for group in groups]
     assert not found or smallest == found[-1]
 
 
 def test_without_room_it_is_known_what_to_wait_for() -> None:
-    assert fitting(WorkerSpec(2, 4, cpus=3), [SMALL], 8) == (Group(2, 3, 0), [])
-    assert fitting(WorkerSpec(), [], 8) == (Group(1, 1, 0), [])
+    assert plan_groups(WorkerSpec(2, 4, cpus=3), [SMALL], 8) == (Group(2, 3, 0), [])
+    assert plan_groups(WorkerSpec(), [], 8) == (Group(1, 1, 0), [])
 
 
 def test_only_groups_that_share_the_batch_evenly() -> None:
     four = [{"CPU": 4.0, "GPU": 4.0}]
-    assert [group.workers for group in fitting(WorkerSpec(1, 4), four, 8)[1]] == [4, 2, 1]
-    assert [group.workers for group in fitting(WorkerSpec(1, 4), four, 9)[1]] == [3, 1]
-    smallest, groups = fitting(WorkerSpec(1, 4, cpus=1, gpus=2), four, 8)
+    assert [group.workers for group in plan_groups(WorkerSpec(1, 4), four, 8)[1]] == [4, 2, 1]
+    assert [group.workers for group in plan_groups(WorkerSpec(1, 4), four, 9)[1]] == [3, 1]
+    smallest, groups = plan_groups(WorkerSpec(1, 4, cpus=1, gpus=2), four, 8)
     assert (smallest.workers, [group.workers for group in groups]) == (1, [2, 1])
 
 
 def test_a_batch_that_does_not_divide() -> None:
     with pytest.raises(ConfigError) as refusal:
-        fitting(WorkerSpec(3, 3), [{"CPU": 8.0}], 8)
+        plan_groups(WorkerSpec(3, 3), [{"CPU": 8.0}], 8)
     assert refusal.value.received == "global_batch=8"
     assert refusal.value.fix == "use 6 or 9"
     with pytest.raises(ConfigError, match="4 replicas"):
-        fitting(WorkerSpec(2, 2, gpus=2), [GPUS], 6)
+        plan_groups(WorkerSpec(2, 2, gpus=2), [GPUS], 6)
 
 
 def failed(**failures: Exception) -> WorkerGroupError:
@@ -131,11 +131,11 @@ CUT_OFF = tf.errors.UnavailableError(None, None, "Connection reset")
 
 def test_the_cause_is_the_workers_own_error() -> None:
     mine, bug, stop = DataError("a", "b", "c"), ZeroDivisionError("x"), StoppedError("y")
-    assert cause_of(failed(r0=CUT_OFF, r1=mine)) is mine
-    assert cause_of(failed(r0=mine, r1=CUT_OFF)) is mine
-    assert cause_of(failed(r0=bug, r1=mine)) is mine
-    assert cause_of(failed(r0=DEAD, r1=bug)) is bug
-    assert cause_of(failed(r0=DEAD, r1=stop)) is stop
+    assert find_cause(failed(r0=CUT_OFF, r1=mine)) is mine
+    assert find_cause(failed(r0=mine, r1=CUT_OFF)) is mine
+    assert find_cause(failed(r0=bug, r1=mine)) is mine
+    assert find_cause(failed(r0=DEAD, r1=bug)) is bug
+    assert find_cause(failed(r0=DEAD, r1=stop)) is stop
 
 
 def test_a_lost_worker() -> None:
@@ -144,14 +144,14 @@ def test_a_lost_worker() -> None:
         (failed(r0=CUT_OFF), "another worker no longer answers it: UnavailableError"),
         (ControllerError(WorkerGroupStartupFailedError("it did not start")), "it did not start"),
     ):
-        cause = cause_of(error)
+        cause = find_cause(error)
         assert type(cause) is WorkerLostError
         assert str(cause) == told
 
 
 def test_an_error_of_tensorflow_that_no_other_worker_causes_is_a_bug() -> None:
     bug = tf.errors.InvalidArgumentError(None, None, "shapes")
-    assert cause_of(failed(r0=bug, r1=DEAD)) is bug
+    assert find_cause(failed(r0=bug, r1=DEAD)) is bug
 
 
 def test_a_full_disk() -> None:
@@ -159,6 +159,6 @@ def test_a_full_disk() -> None:
         (OSError(errno.ENOSPC, "No space left", "/run/x"), "/run/x: No space left"),
         (OSError(errno.ENOSPC, "No space left"), "No space left"),
     ):
-        cause = cause_of(failed(r0=error))
+        cause = find_cause(failed(r0=error))
         assert type(cause) is TrainingError
         assert cause.received == f"error={told}"

@@ -22,7 +22,7 @@ from service.training.group import WorkerSpec
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run's configuration, on a cluster that is not there."""
-    monkeypatch.setattr(launch, "connected", contextlib.nullcontext)
+    monkeypatch.setattr(launch, "ray_session", contextlib.nullcontext)
     (tmp_path / "shards").mkdir()
     texts = {"format": "arrow", "encoding": "png", "source": "folder:x", "fingerprint": "0"}
     Manifest(version=VERSION, store_size=None, classes=("a", "b"), splits={}, rejected=0, **texts).save(

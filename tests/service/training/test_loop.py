@@ -84,8 +84,8 @@ def test_a_run_is_traced_once_profile_and_all(
     config = config_for(shards, steps_per_call=steps_per_call, profile=steps_per_call == "auto", **PLAIN)
     loop = Loop(config, new_run(tmp_path / "run", config), WorkerContext())
     loop.run_epochs()
-    assert loop.learner.steps.traces == 1
-    assert loop.evaluation._answer.experimental_get_tracing_count() == 1
+    assert loop.learner.steps.trace_count == 1
+    assert loop.evaluation._score_batch.experimental_get_tracing_count() == 1
     assert int(loop.learner.optimizer.iterations.numpy()) == 12
     assert len(list(loop.run.events.glob("profile/plugins/profile/*/*.xplane.pb"))) == int(config.profile)
 
@@ -217,7 +217,7 @@ def test_the_variance_of_bright_pixels_is_not_lost_in_their_square(second: float
     views = Views(*[keras.Model(image, layer(image))] * 2, lambda batch: batch, None)
     batch = {"image": tf.concat([tf.fill([4, 4, 4, 1], 201.3), tf.fill([4, 4, 4, 1], second)], 0)}
     batches = SimpleNamespace(rows=8, global_batch=8, epoch=lambda *_, **__: [batch], data_errors=nullcontext)
-    with PreciseStatistics(views, tf.distribute.get_strategy(), batches, WorkerContext(), 8).in_place():
+    with PreciseStatistics(views, tf.distribute.get_strategy(), batches, WorkerContext(), 8).swap_in():
         assert layer.moving_mean.numpy() == pytest.approx((201.3 + second) / 2)
         assert layer.moving_variance.numpy() == pytest.approx(variance, abs=1e-4)
         assert layer.moving_variance.numpy() >= 0
@@ -267,9 +267,9 @@ def test_the_average_is_what_is_evaluated_and_saved(shards: Path, tmp_path: Path
         assert not np.array_equal(other, expected)
     loop = Loop(config, run, WorkerContext())
     judged = {name: value for name, value in run.metrics()[0].items() if name.startswith("val_")}
-    with loop.learner.judged_weights():
-        assert loop.evaluation.metrics() == judged
-    assert loop.evaluation.metrics()["val_loss"] != judged["val_loss"]
+    with loop.learner.use_evaluation_weights():
+        assert loop.evaluation.compute_metrics() == judged
+    assert loop.evaluation.compute_metrics()["val_loss"] != judged["val_loss"]
 
 
 def test_the_model_of_the_best_epoch_is_kept(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from service.training.losses import example_losses, predicted_classes, training_losses, true_ranks
+from service.training.losses import example_losses, predict_classes, training_losses, true_ranks
 
 LOGITS = np.float32([[0.0, 1.0, 3.0], [5.0, 0.0, 0.0], [-2.0, 1.5, 1.0], [0.5, 0.5, 0.5]])
 LABELS = np.int32([1, 0, 2, 1])
@@ -54,7 +54,7 @@ def test_class_weights_count_by_each_label_of_a_mixture() -> None:
 
 
 def test_rank_is_the_number_of_classes_before_the_true_one() -> None:
-    assert predicted_classes(tf.constant(LOGITS)).numpy().tolist() == [2, 0, 1, 0]
+    assert predict_classes(tf.constant(LOGITS)).numpy().tolist() == [2, 0, 1, 0]
     assert true_ranks(LABELS, tf.constant(LOGITS)).numpy().tolist() == [
         1,
         0,
@@ -62,7 +62,7 @@ def test_rank_is_the_number_of_classes_before_the_true_one() -> None:
         1,
     ]  # of equals the first comes first
     one = tf.constant([[2.0], [-2.0], [0.0], [0.0]])
-    assert predicted_classes(one).numpy().tolist() == [1, 0, 0, 0]
+    assert predict_classes(one).numpy().tolist() == [1, 0, 0, 0]
     assert true_ranks(np.int32([1, 1, 0, 1]), one).numpy().tolist() == [0, 1, 0, 1]
 
 

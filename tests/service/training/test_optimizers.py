@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.errors import ConfigError
 from service.recipe import OptimizerSpec
-from service.training.optimizers import check_no_decay, make_optimizer, matches, trainable_variables
+from service.training.optimizers import check_no_decay, build_optimizer, matches, freeze_layers
 
 RATES = (0.1, 0.2, 0.05)
 KERNEL = np.array([[0.5, -1.0], [2.0, 0.25]])
@@ -36,7 +36,7 @@ def dense() -> keras.Model:
 
 def trained(spec: OptimizerSpec) -> list[np.ndarray]:
     model = dense()
-    optimizer = make_optimizer(spec, model.trainable_variables)
+    optimizer = build_optimizer(spec, model.trainable_variables)
     for rate, gradients in zip(RATES, GRADIENTS, strict=True):
         optimizer.learning_rate.assign(rate)
         optimizer.apply(
@@ -145,7 +145,7 @@ def test_rmsprop_with_momentum() -> None:
 def test_keras_never_clips_and_names_are_those_of_a_fresh_process() -> None:
     spec = OptimizerSpec(name="sgd", clip_norm=1e-3)
     np.testing.assert_allclose(trained(spec)[0], expected(KERNEL, 0, sgd, 0.0), rtol=1e-5)
-    made = [make_optimizer(OptimizerSpec(), dense().trainable_variables) for _ in range(2)]
+    made = [build_optimizer(OptimizerSpec(), dense().trainable_variables) for _ in range(2)]
     assert (
         [v.path for v in made[0].variables]
         == [v.path for v in made[1].variables]
@@ -155,7 +155,7 @@ def test_keras_never_clips_and_names_are_those_of_a_fresh_process() -> None:
 
 def test_by_default_normalisation_is_not_decayed() -> None:
     model = nested()
-    optimizer = make_optimizer(OptimizerSpec(name="sgd", weight_decay=0.5), model.trainable_variables)
+    optimizer = build_optimizer(OptimizerSpec(name="sgd", weight_decay=0.5), model.trainable_variables)
     for v in model.trainable_variables:
         v.assign(keras.ops.ones_like(v))
     optimizer.learning_rate.assign(1.0)
@@ -205,16 +205,16 @@ LOGITS = ["logits/kernel", "logits/bias"]
 )
 def test_what_learns(freeze: tuple[str, ...], train: tuple[str, ...], left: list[str]) -> None:
     model = nested()
-    trainable_variables(model, ("*_conv",))  # what an earlier stage froze does not matter
+    freeze_layers(model, ("*_conv",))  # what an earlier stage froze does not matter
     model.get_layer("logits").trainable = False  # nor what the builder did
-    assert [v.path for v in trainable_variables(model, freeze, train)] == left
+    assert [v.path for v in freeze_layers(model, freeze, train)] == left
     assert [v.path for v in model.trainable_variables] == left
 
 
 def test_models_within_models_within_models() -> None:
     image = keras.Input((4, 4, 1))
     whole = keras.Model(image, nested()(image), name="whole")
-    assert [v.path for v in trainable_variables(whole, ("net/backbone/block1*", "logits"))] == BLOCK2
+    assert [v.path for v in freeze_layers(whole, ("net/backbone/block1*", "logits"))] == BLOCK2
 
 
 def test_frozen_batch_normalization_keeps_its_statistics_and_uses_them() -> None:
@@ -230,9 +230,9 @@ def test_frozen_batch_normalization_keeps_its_statistics_and_uses_them() -> None
             in_training, at_rest, atol=1e-4
         )
 
-    trainable_variables(model, ("block1*",))
+    freeze_layers(model, ("block1*",))
     assert changes() == (False, False)
-    trainable_variables(model, ("block1_conv",))
+    freeze_layers(model, ("block1_conv",))
     assert changes() == (True, True)
 
 
@@ -254,7 +254,7 @@ def test_patterns_that_leave_nothing_or_mean_nothing(
     freeze: tuple[str, ...], train: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        trainable_variables(nested(), freeze, train)
+        freeze_layers(nested(), freeze, train)
     assert message in str(error.value)
 
 

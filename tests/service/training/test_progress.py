@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.runs import Run
-from service.training.progress import epoch_line, shown, where_the_time_went
+from service.training.progress import format_epoch, shown, summarize_timings
 
 METRICS = {
     "epoch": 2,
@@ -22,14 +22,14 @@ METRICS = {
 
 
 def test_an_epoch_is_a_line() -> None:
-    line = epoch_line(METRICS | {"seconds": 12.34, "val_top5": 0.9}, 10)
+    line = format_epoch(METRICS | {"seconds": 12.34, "val_top5": 0.9}, 10)
     scores = "loss 0.5000  accuracy 0.7500  val_loss 0.6000  val_accuracy 0.7000  val_top5 0.9000"
     assert line == f"epoch 2/10  {scores}  100 images/s  input wait 25%  12.3 s"
 
 
 def test_where_the_time_went() -> None:
     timings = {"ray": 2.0, "training": 6.0, "waiting for input": 0.25, "total": 10.0, "unknown": 5.0}
-    assert where_the_time_went(timings).splitlines() == [
+    assert summarize_timings(timings).splitlines() == [
         "    10.0 s in all",
         "     6.0 s   60%  training",
         "     2.0 s   20%  starting Ray",
@@ -40,7 +40,7 @@ def test_where_the_time_went() -> None:
 
 @pytest.mark.parametrize(("waited", "hint"), [(1.0, True), (0.5, False)])
 def test_a_hint_where_input_held_the_training_back(waited: float, hint: bool) -> None:
-    text = where_the_time_went({"training": 6.0, "waiting for input": waited, "total": 10.0})
+    text = summarize_timings({"training": 6.0, "waiting for input": waited, "total": 10.0})
     assert ("input held the training back for 14% of its time" in text) is hint
 
 

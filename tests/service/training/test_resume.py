@@ -18,7 +18,7 @@ from service.config import RunConfig
 from service.runs import Run
 from service.training.learner import build_network
 from service.training.loop import fit
-from service.training.loss_scale import FIRST
+from service.training.loss_scale import INITIAL_SCALE
 
 SGD = {"name": "sgd", "learning_rate": 0.02, "momentum": 0.9}
 STAGES = [
@@ -83,7 +83,7 @@ def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(
         fitted(run.path, config, looks=1)  # one update, then it is asked to stop
     same(straight, run, f"epoch-{config.epochs:04d}")
     if recipe == "stages":  # the factor on the loss, and the updates it has lasted: those of the second stage
-        assert [float(v) for v in saved(run, "epoch-0003", "training")[-2:]] == [FIRST, 4.0]
+        assert [float(v) for v in saved(run, "epoch-0003", "training")[-2:]] == [INITIAL_SCALE, 4.0]
 
 
 def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.recipe import ScheduleSpec
-from service.training.schedule import learning_rates, run_rates, stage_at, stages_of, updates_per_epoch
+from service.training.schedule import learning_rates, run_rates, find_stage, list_stages, updates_per_epoch
 
 ROOT_HALF = 0.7071067811865476  # cos of 45 degrees
 
@@ -101,7 +101,7 @@ def test_stages_follow_each_other_each_with_its_own_rates() -> None:
     np.testing.assert_allclose(
         run_rates(config, 2), [2.0, 1 + ROOT_HALF, 1.0, 1 - ROOT_HALF, 0.5, 0.5], rtol=1e-6
     )
-    first, second = made = stages_of(config)
+    first, second = made = list_stages(config)
     assert (first.first, first.epochs, first.learning_rate, first.freeze, first.train) == (
         1,
         2,
@@ -116,7 +116,7 @@ def test_stages_follow_each_other_each_with_its_own_rates() -> None:
         ("*", "a"),
         ("b", "c"),
     )
-    assert [stage_at(made, epoch) for epoch in (1, 2, 3)] == [0, 0, 1]
+    assert [find_stage(made, epoch) for epoch in (1, 2, 3)] == [0, 0, 1]
 
 
 def test_a_stage_without_schedule_begins_that_of_the_run_anew() -> None:
@@ -127,7 +127,7 @@ def test_a_stage_without_schedule_begins_that_of_the_run_anew() -> None:
 
 
 def test_a_run_without_stages_is_one() -> None:
-    (only,) = stages_of(run(epochs=3))
+    (only,) = list_stages(run(epochs=3))
     assert (only.first, only.epochs, only.learning_rate, only.schedule, only.freeze) == (
         1,
         3,
