@@ -24,8 +24,8 @@ def parse_image_size(value: Any) -> Any:
         return value
 
     sides = value.lower().split("x")
-    if len(sides) == 2 and all(side.strip().isdecimal() for side in sides):
-        return (int(sides[0]), int(sides[1]))
+    if len(sides) <= 2 and all(side.strip().isdecimal() for side in sides):
+        return (int(sides[0]), int(sides[-1]))
     raise ValueError("an image size is SIDE, HEIGHTxWIDTH or [HEIGHT, WIDTH] in pixels")
 
 

@@ -1,4 +1,4 @@
-"""What a run is: a preset, composed with `key=value` overrides into one checked `RunConfig`."""
+"""The configuration of a run: a preset and `key=value` overrides, composed into one validated `RunConfig`."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.errors import ConfigError, suggest
+from pipelines.plugins import is_reference, reference_file
 from pipelines.spec import AugmentSpec, DataSpec, Fraction, Positive, Ratio, Spec, check
-from service.pretrained import BASES, IMAGENET, NONE
+from service.pretrained import BASES, IMAGENET, KERAS_SUFFIX, NONE, SAVED, is_weights_file
 from service.recipe import (
     ClassWeights,
     EarlyStoppingSpec,
@@ -20,53 +21,64 @@ from service.recipe import (
     Patterns,
     ScheduleSpec,
     StageSpec,
-    check_class_weights,
+    validate_class_weights,
 )
+from service.runs import CONFIG, Run
 
 PRESETS = Path(__file__).parent / "presets"
 
 
 class RunConfig(Spec):
-    """Everything a run depends on, as it is kept in `config.yaml`.
+    """Everything a run depends on, as it is stored in `config.yaml`.
 
     Attributes:
-        preset: The preset it started from.
+        preset: Name of the preset that the run started from.
         shards: Directory of the shard set.
-        model: A registered model.
-        weights: What it begins with: `none`, fresh ones; `imagenet`, for the bases that Keras has trained; or a file (see
-            `service.models.weights`).
+        model: A registered name, `file.py:function`, `package.module:function` or `file.keras`, see
+            `service.models`.
+        weights: First weights: `none` for fresh ones; `imagenet`, for the bases that Keras has trained;
+            `saved`, for those in the file of `model=file.keras`; or a file (see `service.models.weights`).
+        custom_objects: Modules that define custom layers of a `.keras` file: `package.module` or `file.py`.
         data: How images become batches.
-        augment: Random changes to training images; None for none.
+        augment: Random changes of training images; None for no augmentation.
         optimizer: How weights are updated.
-        schedule: How the learning rate goes over the updates.
+        schedule: How the learning rate changes over the updates.
         global_batch: Images per step, over all replicas.
         epochs: Passes over the training split.
-        stages: Parts of the run with settings of their own; their epochs add up to `epochs`. Without any the run is one stage.
-        freeze: Patterns of layers that do not learn (see `service.training.optimizers`).
+        stages: Parts of the run with settings of their own; their epochs add up to `epochs`. A run without
+            stages has one.
+        freeze: Patterns of layers that are not trained (see `service.training.optimizers`).
         label_smoothing: Share of every label that is spread evenly over all classes.
-        class_weights: Factors on the loss by class name, or `balanced`: all classes weigh the same; None for none.
-        accumulate: Batches whose gradients make one update.
-        ema: Decay per update of the moving average of the weights, less at first; what is evaluated and saved has those. None for none.
-        early_stopping: When to end before the last epoch, judged from the start of the last stage; None for never.
-        evaluate_every: Epochs from one evaluation to the next.
-        seed: Decides the initial weights, the order, the augmentation and the dropout.
-        precision: What layers compute in; weights, logits and loss stay float32. float16 scales the loss.
-        xla: Compile forward and backward; `auto` does where there is a GPU.
-        batch_norm: Moving statistics of several replicas are `averaged` before they are used, or each batch is normalised over all
-            of them (`synchronized`, not with XLA).
-        precise_batch_norm: Training images over which the statistics are measured anew for every evaluation, without augmentation; what
-            is evaluated, and saved then, has those. None for the moving statistics of training.
-        steps_per_call: Updates in one call of the compiled graph; `auto` fits them to a quarter of a second.
-        on_nan: What a gradient that is not finite does: `stop` the run, or `skip` the update, everywhere alike.
-        keep_checkpoints: How many of the newest checkpoints stay, beside that of the best epoch.
-        checkpoint_minutes: Between checkpoints within an epoch; None for epochs alone.
-        profile: Take a TensorFlow profile of updates 10 to 19, or of the part of them in the same epoch as the tenth.
+        class_weights: Factors on the loss by class name, or `balanced` for equal total weight of all classes;
+            None for no weights.
+        accumulate: Batches whose gradients are summed for one update.
+        ema: Decay per update of the moving average of the weights, after a warmup; the averaged weights are
+            evaluated and saved. None for no average.
+        early_stopping: When to stop before the last epoch, judged from the start of the last stage; None for
+            never.
+        evaluate_every: Epochs between evaluations.
+        seed: Seed of the initial weights, the order, the augmentation and the dropout.
+        precision: What layers compute in; weights, logits and loss stay float32. float16 uses loss scaling.
+        xla: Whether forward and backward pass are compiled; `auto` compiles where there is a GPU.
+        batch_norm: `averaged`: moving statistics of the replicas are averaged before they are used.
+            `synchronized`: each batch is normalized over all replicas (not with XLA).
+        precise_batch_norm: Training images, without augmentation, over which batch-norm statistics are
+            recomputed for every evaluation; these statistics are evaluated and saved. None for the moving
+            statistics of training.
+        steps_per_call: Updates per call of the compiled graph; `auto` aims at a quarter of a second.
+        on_nan: Whether a gradient that is not finite stops the run (`stop`), or the update is skipped on all
+            replicas (`skip`).
+        keep_checkpoints: Number of newest checkpoints that are kept, in addition to that of the best epoch.
+        checkpoint_minutes: Minutes between checkpoints within an epoch; None for checkpoints only at the ends
+            of epochs.
+        profile: Whether to record a TensorFlow profile of updates 10 to 19, as far as they are in one epoch.
     """
 
     preset: str
     shards: str
     model: str
     weights: Annotated[str, Field(min_length=1)] = NONE
+    custom_objects: Patterns = ()
     data: DataSpec = DataSpec()
     augment: AugmentSpec | None = None
     optimizer: OptimizerSpec = OptimizerSpec()
@@ -94,23 +106,22 @@ class RunConfig(Spec):
 
     @field_validator("weights")
     @classmethod
-    def _published_for_bases(cls, value: str, info: ValidationInfo) -> str:
-        if value == IMAGENET and info.data.get("model") not in BASES:
-            raise ValueError(
-                f"imagenet goes with {', '.join(BASES)} alone, not with {info.data.get('model')}"
-            )
+    def _validate_weights(cls, value: str, info: ValidationInfo) -> str:
+        model = str(info.data.get("model"))
+        if value == IMAGENET and model not in BASES:
+            raise ValueError(f"imagenet goes with {', '.join(BASES)} alone, not with {model}")
+        if value == SAVED and not model.endswith(KERAS_SUFFIX):
+            raise ValueError(f"saved goes with model=file.keras alone, not with {model}")
         return value
 
     @field_validator("class_weights", mode="before")
     @classmethod
-    def _weights_by_name(cls, value: Any) -> Any:
-        return check_class_weights(value)
+    def _validate_class_weights(cls, value: Any) -> Any:
+        return validate_class_weights(value)
 
     @field_validator("stages")
     @classmethod
-    def _stages_make_the_run(
-        cls, value: tuple[StageSpec, ...], info: ValidationInfo
-    ) -> tuple[StageSpec, ...]:
+    def _validate_stages(cls, value: tuple[StageSpec, ...], info: ValidationInfo) -> tuple[StageSpec, ...]:
         total = sum(stage.epochs for stage in value)
         if value and total != info.data.get("epochs", total):
             raise ValueError(
@@ -118,27 +129,43 @@ class RunConfig(Spec):
             )
         return value
 
+    @field_validator("precision")
+    @classmethod
+    def _validate_precision(cls, value: str, info: ValidationInfo) -> str:
+        model = str(info.data.get("model"))
+        if value != "float32" and model.endswith(KERAS_SUFFIX):
+            raise ValueError(
+                "layers of a .keras file keep their own precision: leave precision out, or build the model "
+                "in a function"
+            )
+        return value
+
     @field_validator("xla", mode="before")
     @classmethod
-    def _yaml_switch(cls, value: Any) -> Any:
+    def _read_yaml_switch(cls, value: Any) -> Any:
         """YAML reads a bare `on` or `off` as a truth value."""
-        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        if isinstance(value, bool):
+            return "on" if value else "off"
+        return value
 
 
 def preset_names() -> tuple[str, ...]:
-    """The presets that come with the project, sorted."""
+    """Returns the names of the presets of this package, sorted."""
     return tuple(sorted(path.stem for path in PRESETS.glob("*.yaml")))
 
 
 def preset_comment(name: str) -> str:
-    """The comment at the head of a preset: what it is and what result it gives."""
-    lines = (PRESETS / f"{name}.yaml").read_text().splitlines()
-    head = lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
-    return "\n".join(line.removeprefix("#").strip() for line in head)
+    """Returns the comment at the top of a preset: what it trains and the result to expect."""
+    comment = []
+    for line in (PRESETS / f"{name}.yaml").read_text().splitlines():
+        if not line.startswith("#"):
+            break
+        comment.append(line.removeprefix("#").strip())
+    return "\n".join(comment)
 
 
 def load_config(preset: str, shards: str | Path, overrides: list[str] | None = None) -> RunConfig:
-    """Composes a run's configuration.
+    """Composes the configuration of a run.
 
     Args:
         preset: Name of a preset, or the path of a YAML file of the same form.
@@ -146,51 +173,82 @@ def load_config(preset: str, shards: str | Path, overrides: list[str] | None = N
         overrides: `key=value` settings; dots reach into groups (`optimizer.learning_rate=0.01`).
 
     Raises:
-        ConfigError: Unknown preset or key, or a value of the wrong type.
+        ConfigError: The preset or a key is unknown, or a value has the wrong type.
     """
     name, settings = read_preset(preset)
     for override in overrides or []:
         set_value(settings, override)
-    return configured(name, settings, shards, "the preset or the command line")
+    return build_config(name, settings, shards, "the preset or the command line")
+
+
+def load_run_config(run: Run) -> RunConfig:
+    """Loads the configuration of a run, whose references to the user's code lead into the run directory.
+
+    Raises:
+        ConfigError: This is no run, its configuration is damaged, or a copy of the user's code has changed.
+    """
+    run.verify_code()
+    return check(RunConfig, run.config(), str(run.config_path))
 
 
 def read_preset(preset: str) -> tuple[str, dict[str, Any]]:
-    """Name and settings of a preset.
+    """Reads name and settings of a preset.
 
     Args:
-        preset: Its name, or the path of a YAML file of the same form.
+        preset: Name of a preset, or the path of a YAML file of the same form, such as the `config.yaml` of a
+            run.
 
     Raises:
-        ConfigError: There is no such preset, or it is no YAML.
+        ConfigError: There is no such preset, or it is not valid YAML.
     """
     path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
     if not path.is_file():
         raise ConfigError(
             "a known preset or a YAML file", f"preset={preset}", suggest(preset, preset_names())
         )
+    if path.name == CONFIG:
+        return path.stem, Run(path.parent).config()
     return path.stem, read_yaml(path, "preset")
 
 
-def configured(preset: str, settings: dict[str, Any], shards: str | Path, where: str) -> RunConfig:
-    """Checks settings as those of a run.
+def build_config(preset: str, settings: dict[str, Any], shards: str | Path, source: str) -> RunConfig:
+    """Builds and validates the configuration of a run.
 
     Args:
-        preset: Name of the preset they come from.
-        settings: Groups nested.
+        preset: Name of the preset that the settings come from.
+        settings: Settings by key, groups nested.
         shards: Directory of the shard set.
-        where: Where they were written, for the error message.
+        source: Where the settings were written, for the error message.
 
     Raises:
-        ConfigError: Unknown key, or a value of the wrong type.
+        ConfigError: A key is unknown, or a value has the wrong type.
     """
     settings = settings | {"preset": preset, "shards": str(Path(shards).absolute())}
-    if settings.get("weights", NONE) not in (NONE, IMAGENET):
-        settings["weights"] = str(Path(str(settings["weights"])).absolute())
-    return check(RunConfig, settings, where)
+    for key in ("model", "weights"):
+        if isinstance(settings.get(key), str):
+            settings[key] = _make_absolute(settings[key])
+    modules = settings.get("custom_objects")
+    if isinstance(modules, str):
+        modules = [modules]
+    if isinstance(modules, list):
+        settings["custom_objects"] = [_make_absolute(str(name)) for name in modules]
+    if isinstance(settings.get("augment"), dict):
+        augment = settings["augment"]
+        settings["augment"] = {_make_absolute(str(key)): value for key, value in augment.items()}
+    return check(RunConfig, settings, source)
+
+
+def _make_absolute(name: str) -> str:
+    """Makes the path in the name of a file or of user code absolute; other names stay as they are."""
+    is_path = name.endswith((".py", KERAS_SUFFIX, ".h5")) or reference_file(name) is not None
+    is_in_folder = "/" in name and is_reference(name)
+    if is_path or is_in_folder or ("/" in name and is_weights_file(name)):
+        return str(Path(name).expanduser().absolute())
+    return name
 
 
 class _Loader(yaml.SafeLoader):
-    """Reads `1e-4` as the number that is meant; YAML 1.1 wants a dot in it."""
+    """Reads `1e-4` as a number; YAML 1.1 requires a dot in it."""
 
 
 _Loader.add_implicit_resolver(
@@ -198,22 +256,28 @@ _Loader.add_implicit_resolver(
 )
 
 
+class _ValueLoader(_Loader):
+    """Reads values of the command line, where `*` is an ordinary character: the shell removes quotes."""
+
+    def fetch_alias(self) -> None:
+        self.fetch_plain()
+
+
 def read_yaml(path: Path, name: str) -> dict[str, Any]:
-    """A YAML file of keys and values.
+    """Reads a YAML file of keys and values.
 
     Args:
-        path: The file.
-        name: What it is, for the error message.
+        path: The YAML file.
+        name: What the file is, for the error message.
 
     Raises:
-        ConfigError: It is none.
+        ConfigError: The file is not valid YAML, or holds something else than keys and values.
     """
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "a YAML file", f"{name}={path}: {' '.join(str(error).split())}", "correct its syntax"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise ConfigError("a YAML file", f"{name}={path}: {reason}", "correct its syntax") from None
     if not isinstance(settings, dict):
         raise ConfigError(
             "a YAML file with keys and values", f"{name}={path}", "see 'glassbox presets' for examples"
@@ -224,8 +288,12 @@ def read_yaml(path: Path, name: str) -> dict[str, Any]:
 def set_value(settings: dict[str, Any], override: str) -> None:
     """Writes a `key=value` override into nested settings.
 
+    Args:
+        settings: Settings to change.
+        override: Key and value; the value is YAML, in which `*` is an ordinary character.
+
     Raises:
-        ConfigError: It is not written like that, or is not for settings.
+        ConfigError: The override is not of this form, or its key is not a setting.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
@@ -233,7 +301,7 @@ def set_value(settings: dict[str, Any], override: str) -> None:
     if key in ("preset", "shards"):
         raise ConfigError("a setting of the run", f"override={override}", "use --preset and --data")
     try:
-        put(settings, key, _number(text))
+        put(settings, key, _read_value(text))
     except yaml.YAMLError:
         raise ConfigError(
             "a value in YAML", f"{key}={text}", "quote it, or write a plain number or word"
@@ -241,8 +309,14 @@ def set_value(settings: dict[str, Any], override: str) -> None:
 
 
 def put(settings: dict[str, Any], key: str, value: Any) -> None:
-    """Writes a value into nested settings; dots in the key reach into groups."""
-    *groups, last = key.split(".")
+    """Writes a value into nested settings.
+
+    Args:
+        settings: Settings to change.
+        key: Key of the value; dots reach into groups, which are created where they are missing.
+        value: Value as YAML gives it.
+    """
+    *groups, last = _split_key(key)
     for group in groups:
         inner = settings.get(group)
         settings[group] = inner if isinstance(inner, dict) else {}
@@ -250,11 +324,21 @@ def put(settings: dict[str, Any], key: str, value: Any) -> None:
     settings[last] = value
 
 
-def _number(text: str) -> Any:
-    """A value as a person means it: YAML reads `1e-4` as text, for want of a dot, and `010` as 8."""
-    for kind in (int, float):
+def _split_key(key: str) -> list[str]:
+    """Splits a key at its dots, except for those of a reference, as in `augment.my/blur.py:Blur.radius`."""
+    head, colon, tail = key.partition(":")
+    if not colon:
+        return key.split(".")
+    group, _, path = head.partition(".")
+    attribute, *rest = tail.split(".")
+    return [group, f"{path}:{attribute}", *rest]
+
+
+def _read_value(text: str) -> Any:
+    """Reads a number as people write it, else YAML, which would read `1e-4` as text and `010` as 8."""
+    for number in (int, float):
         try:
-            return kind(text)
+            return number(text)
         except ValueError:
             continue
-    return yaml.load(text, Loader=_Loader)
+    return yaml.load(text, Loader=_ValueLoader)

@@ -9,7 +9,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from pipelines.augment.base import MixingAugmentation, PixelAugmentation
+from pipelines.augment.base import Augmentation, MixingAugmentation, PixelAugmentation
 from pipelines.augment.spec import list_augmentations
 from pipelines.augment.warp import warp
 from pipelines.spec import AugmentSpec
@@ -37,7 +37,7 @@ def apply_augmentations(batch: Any, spec: AugmentSpec | None = None) -> tuple[tf
     if "affine" in batch:
         images = warp(images, batch["affine"], spec.fill, spec.fill_value, spec.size)
     share = None
-    for run_pass, keys in _build_passes(spec, tuple(batch)):
+    for run_pass, keys in _build_passes(list_augmentations(spec), tuple(batch)):
         images, share = run_pass(images, {key: batch[key] for key in keys})
     return tf.cast(images, tf.float32), share
 
@@ -49,22 +49,23 @@ def swap_neighbours(values: tf.Tensor) -> tf.Tensor:
 
 
 @lru_cache(maxsize=256)
-def _build_passes(spec: AugmentSpec, names: tuple[str, ...]) -> tuple[tuple[Pass, tuple[str, ...]], ...]:
+def _build_passes(
+    augmentations: tuple[Augmentation, ...], names: tuple[str, ...]
+) -> tuple[tuple[Pass, tuple[str, ...]], ...]:
     """Groups the changes after the warp into passes, each compiled by XLA as a whole or not at all.
 
-    With the augmentations of this package alone, that is one pass. The same spec gives the same functions,
-    which are therefore traced once.
+    With the augmentations of this package alone, that is one pass. The same augmentations give the same
+    functions, which are therefore traced once.
 
     Args:
-        spec: Settings of all augmentations.
+        augmentations: All augmentations, on or off.
         names: Keys of a batch; only changes whose parameters are among them are made.
 
     Returns:
         The passes in their order, each with the keys of the parameters that it takes.
     """
-    augmentations = [a for a in list_augmentations(spec) if getattr(a, "key", None) in names]
-    changes = [a for a in augmentations if isinstance(a, PixelAugmentation)]
-    mixing = [a for a in augmentations if isinstance(a, MixingAugmentation)]
+    changes = [a for a in augmentations if isinstance(a, PixelAugmentation) and a.key in names]
+    mixing = [a for a in augmentations if isinstance(a, MixingAugmentation) and a.key in names]
     # (is compiled, key, change), in the order in which they are made
     steps: list[tuple[bool, str, Any]] = []
     if COLOUR in names:

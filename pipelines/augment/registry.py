@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from pipelines.augment.base import (
     Augmentation,
     ColourAugmentation,
@@ -25,6 +27,7 @@ from pipelines.augment.shift import Shift
 from pipelines.augment.size import Size
 from pipelines.augment.zoom import Zoom
 from pipelines.errors import ConfigError
+from pipelines.plugins import is_reference, load_reference
 from pipelines.registry import Registry
 
 # In the order of their fields in `AugmentSpec`. Those of one kind are composed and applied in this order too.
@@ -47,16 +50,8 @@ AUGMENTATIONS: tuple[type[Augmentation], ...] = (
 )
 EXTENSIONS: Registry[type[Augmentation]] = Registry("augmentation", group="glassbox.augmentations")
 KINDS = (GeometricAugmentation, ColourAugmentation, PixelAugmentation, MixingAugmentation)
-BATCH_KEYS = (
-    "image",
-    "label",
-    "weight",
-    "row",
-    "affine",
-    "colour",
-    "encoded",
-    "shape",
-)  # not to be overwritten
+# Names of arrays in a batch that are no parameters of one augmentation.
+BATCH_KEYS = ("image", "label", "weight", "row", "affine", "colour", "encoded", "shape")
 
 
 def load_extension(key: str) -> type[Augmentation]:
@@ -69,20 +64,33 @@ def load_extension(key: str) -> type[Augmentation]:
     Raises:
         ConfigError: There is none, it cannot be imported, or it is no augmentation.
     """
-    extension = EXTENSIONS.get(key)
-    received = f"augment.{key}={getattr(extension, '__name__', extension)}"
+    extension = load_reference(key, EXTENSIONS.kind) if is_reference(key) else _load_installed(key)
     if not isinstance(extension, type) or not issubclass(extension, KINDS):
         names = ", ".join(kind.__name__ for kind in KINDS)
         raise ConfigError(
-            f"a class that derives from one of {names}", received, "see pipelines/augment/base.py"
+            f"a class that derives from {names}",
+            f"augment.{key}={getattr(extension, '__name__', extension)}",
+            "see pipelines/augment/base.py",
         )
-    taken = [*BATCH_KEYS, *(augmentation.name for augmentation in AUGMENTATIONS)]
-    taken += [a.key for a in AUGMENTATIONS if issubclass(a, MixingAugmentation)]
-    name = getattr(extension, "key", None)
-    if extension.name in taken or name in taken:
-        raise ConfigError(
-            "an augmentation with a name of its own",
-            f"{received} with name={extension.name}",
-            "set another `name` in the class",
-        )
+    taken = [*BATCH_KEYS, *(name for augmentation in AUGMENTATIONS for name in _list_names(augmentation))]
+    for name in _list_names(extension):
+        if name in taken:
+            raise ConfigError(
+                "an augmentation with a name of its own",
+                f"augment.{key} with name={name}",
+                "set another `name` in the class",
+            )
     return extension
+
+
+@cache
+def _load_installed(key: str) -> type[Augmentation]:
+    """Returns what an entry point names; searching the metadata of all packages takes milliseconds."""
+    return EXTENSIONS.get(key)
+
+
+def _list_names(augmentation: type[Augmentation]) -> set[str]:
+    """Returns what an augmentation is called on pages and in batches."""
+    if issubclass(augmentation, MixingAugmentation):
+        return {augmentation.name, augmentation.key}
+    return {augmentation.name}

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Self
 
 from pydantic import ConfigDict, Field, ValidationError, create_model, model_validator
@@ -14,7 +12,7 @@ from typing_extensions import override
 from pipelines.augment.base import Augmentation
 from pipelines.augment.registry import AUGMENTATIONS, EXTENSIONS, load_extension
 from pipelines.errors import ConfigError
-from pipelines.plugins import is_reference, reference_file
+from pipelines.plugins import is_reference
 from pipelines.settings import Spec
 
 # The bases in reverse: pydantic lists the fields of the last one first.
@@ -79,46 +77,30 @@ AugmentSpec.__doc__ = "\n".join(
 )
 
 
-@lru_cache(maxsize=256)
 def list_augmentations(spec: AugmentSpec) -> tuple[Augmentation, ...]:
     """Returns all augmentations, on or off, those of this package first.
 
-    The same spec gives the same objects, so that TensorFlow does not trace their functions again.
+    The same settings give the same objects, so that TensorFlow does not trace their functions again.
     """
-    augmentations = [augmentation(spec) for augmentation in AUGMENTATIONS]
-    for key, settings in spec.extensions.items():
-        extension = load_extension(key)
-        augmentations.append(extension(extension.Settings.model_validate(settings)))
-    return tuple(augmentations)
+    extensions = tuple(
+        load_extension(key) for key in spec.extensions
+    )  # anew: a user may have edited the file
+    return _build_augmentations(spec, extensions)
 
 
-@lru_cache(maxsize=256)
 def list_active(spec: AugmentSpec, channels: int) -> tuple[Augmentation, ...]:
     """Returns the augmentations that are on, for images with some number of channels."""
     return tuple(a for a in list_augmentations(spec) if a.is_on() and channels in a.channels)
 
 
-def list_user_files(spec: AugmentSpec) -> tuple[Path, ...]:
-    """Returns the Python files that a spec refers to, as they are written there, each once."""
-    files = [reference_file(key) for key in spec.extensions]
-    return tuple(dict.fromkeys(file for file in files if file is not None))
-
-
-def rewrite_user_files(spec: AugmentSpec, copies: Mapping[Path, Path]) -> AugmentSpec:
-    """Returns a spec that refers to copies of user files. What is drawn stays the same.
-
-    Args:
-        spec: Settings of all augmentations.
-        copies: Path of the copy for each file of `list_user_files`; a file without a copy stays as it is.
-    """
-    settings: dict[str, Any] = {}
-    for key, value in spec.model_dump().items():
-        file = reference_file(key)
-        if file is not None and file in copies:
-            attribute = key.rpartition(":")[2]
-            key = f"{copies[file]}:{attribute}"
-        settings[key] = value
-    return AugmentSpec(**settings)
+@lru_cache(maxsize=256)
+def _build_augmentations(
+    spec: AugmentSpec, extensions: tuple[type[Augmentation], ...]
+) -> tuple[Augmentation, ...]:
+    augmentations = [augmentation(spec) for augmentation in AUGMENTATIONS]
+    for extension, settings in zip(extensions, spec.extensions.values(), strict=True):
+        augmentations.append(extension(extension.Settings.model_validate(settings)))
+    return tuple(augmentations)
 
 
 def _validate_extension(key: str, value: Any) -> dict[str, Any]:

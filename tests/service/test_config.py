@@ -50,6 +50,30 @@ def test_overrides_reach_into_groups_and_keep_the_rest() -> None:
     assert load_config("cats_dogs_small", "shards", ["epochs=010"]).epochs == 10
 
 
+@pytest.mark.parametrize("value", ["96", "96x96", "[96, 96]"])
+def test_an_image_size_is_written_in_several_ways(value: str) -> None:
+    config = load_config("cats_dogs_small", "shards", [f"data.image_size={value}", f"augment.size={value}"])
+    assert config.model_dump(mode="json")["data"]["image_size"] == [96, 96]
+    assert config.model_dump(mode="json")["augment"]["size"] == [96, 96]
+
+
+def test_an_augmentation_of_your_own_is_a_key_on_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "my.blur.py"
+    path.write_text(
+        "from pipelines.augment.base import PixelAugmentation\n"
+        "from pipelines.settings import Spec\n"
+        "class Blur(PixelAugmentation):\n"
+        "    class Settings(Spec):\n"
+        "        radius: float = 1.0\n"
+        "    def draw(self, numbers, image): return numbers.is_active\n"
+        "    def apply(self, images, parameters): return images\n"
+    )
+    for overrides, radius in (["=true"], 1.0), ([".radius=2.5"], 2.5), (["=true", ".radius=2.5"], 2.5):
+        config = load_config("demo", "shards", [f"augment.{path}:Blur{text}" for text in overrides])
+        assert config.augment is not None
+        assert config.augment.extensions == {f"{path}:Blur": {"radius": radius}}
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
