@@ -1,124 +1,164 @@
-"""Activations: what every layer makes of an image, one tile for each channel."""
+"""Layer outputs: feature maps as standardized uint8 tiles, vectors as they are, and figures for both."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from service.report.analysis.network import Network, Tap, Trace
-from service.report.drawing.album import enlarged, tiled
-from service.report.drawing.colours import coloured
-from service.report.drawing.sheets import Scaling, blank, grid, levels, scaling, shades
-
-# units a row; pixels a unit
-CELLS = 64
+from service.report.analysis.network import LayerInfo, Network, Trace
+from service.report.rasters import SHADES, compute_shrink_factor
 
 
-CELL = 16
-
-
-WEBP_SIDE = 16_383  # pixels
-
-
-SMALL_MAPS = 1 << 17  # values: layers that have fewer are stored without loss
-
-
-class MapValues(NamedTuple):
-    """What a layer with feature maps gave for N images.
+class FeatureMapOutputs(NamedTuple):
+    """Outputs of a layer with feature maps for N images.
 
     Attributes:
-        tiles: uint8 `[N, h, w, C]`, places in a palette, see `sheets.shades`.
-        activity: float32 `[N, C]`, the mean of what lies above zero.
-        blank: bool `[N, C]`, see `sheets.blank`.
-        zeros: float32 `[N]`, the share of zeros.
+        tiles: uint8 `[N, h, w, C]`: every channel standardized, shrunk to a tile and quantized to `SHADES` levels.
+        mean_activation: float32 `[N, C]`: mean over all positions, negative values counted as 0.
+        is_inactive: bool `[N, C]`, see `find_inactive_channels`.
+        sparsity: float32 `[N]`: fraction of zeros among all values.
     """
 
     tiles: Any
-    activity: Any
-    blank: Any
-    zeros: Any
+    mean_activation: Any
+    is_inactive: Any
+    sparsity: Any
 
 
-class UnitValues(NamedTuple):
-    """What a dense layer gave for N images.
+class VectorOutputs(NamedTuple):
+    """Outputs of a layer without spatial dimensions for N images.
 
     Attributes:
         values: float32 `[N, units]`.
-        zeros: float32 `[N]`, the share of zeros.
+        sparsity: float32 `[N]`: fraction of zeros among the units.
     """
 
     values: Any
-    zeros: Any
+    sparsity: Any
 
 
-LayerValues = MapValues | UnitValues
+LayerOutputs = FeatureMapOutputs | VectorOutputs
 
 
-def layer_values(network: Network, trace: Trace) -> dict[str, LayerValues]:
-    """What all layers gave for a batch, by name; inside the graph that runs it."""
-    return {tap.name: _layer(tap, tf.cast(trace.outputs[tap.name], tf.float32)) for tap in network.taps}
-
-
-def activations(network: Network, images: np.ndarray) -> dict[str, LayerValues]:
-    """What every layer of a network makes of images `[N, H, W, C]`, 0 to 255, by name; arrays of NumPy."""
-    graph = network.compiled(lambda x: layer_values(network, network.run(x)))
-    found: dict[str, LayerValues] = tf.nest.map_structure(lambda t: t.numpy(), graph(images))
-    return {tap.name: found[tap.name] for tap in network.taps}
-
-
-def _layer(tap: Tap, values: tf.Tensor) -> LayerValues:
-    zeros = tf.reduce_mean(tf.cast(values == 0, tf.float32), axis=range(1, values.ndim))
-    if not tap.is_map:
-        return UnitValues(values, zeros)
-    tiles = shades(levels(values), scaling(*tap.shape[:2]).shrink)
-    return MapValues(tiles, tf.reduce_mean(tf.nn.relu(values), axis=(1, 2)), blank(values), zeros)
-
-
-def scaled(tap: Tap, wanted: str = "auto") -> Scaling:
-    """How the maps of a layer become tiles of a sheet in the format wanted."""
-    return (
-        replace(scaling(*tap.shape[:2]), block=1)
-        if encoding(tap, wanted) == "png"
-        else scaling(*tap.shape[:2])
-    )
-
-
-def strip(values: np.ndarray) -> np.ndarray:
-    """Draws the units of a dense layer as cells, 64 a row, brought to mean 128 and deviation 64.
+def compute_activations(network: Network, images: np.ndarray) -> dict[str, LayerOutputs]:
+    """Computes the outputs of all layers.
 
     Args:
-        values: float `[units]`.
+        network: The network under analysis.
+        images: Images `[N, H, W, C]`, pixel values 0 to 255.
 
     Returns:
-        uint8 `[height, width, 3]`.
+        Outputs by layer name, in the order in which the layers run; NumPy arrays.
     """
-    cells = (
-        np.rint(levels(tf.constant(values, tf.float32)[None, :, None, None]).numpy())
-        .astype(np.uint8)
-        .reshape(-1, 1, 1)
-    )
-    return tiled(enlarged(coloured(cells), CELL), CELLS)
+    graph = network.compile_graph(lambda x: collect_layer_outputs(network, network.run(x)))
+    outputs: dict[str, LayerOutputs] = tf.nest.map_structure(lambda t: t.numpy(), graph(images))
+    # tf.nest sorts dictionaries by key.
+    return {layer.name: outputs[layer.name] for layer in network.layers}
 
 
-def encoding(tap: Tap, wanted: str) -> str:
-    """The format of a layer's sheets; maps drawn larger than they are, and few of them, stay without loss, which is also smaller."""
-    if wanted == "auto":
-        return "png" if scaling(*tap.shape[:2]).grow > 1 or np.prod(tap.shape) < SMALL_MAPS else "jpeg"
-    lies = grid(*tap.shape, scaling(*tap.shape[:2]))
-    return (
-        "png" if wanted == "webp" and -(-lies.count // lies.columns) * lies.pitch[1] > WEBP_SIDE else wanted
-    )
+def collect_layer_outputs(network: Network, trace: Trace) -> dict[str, LayerOutputs]:
+    """Collects the outputs of all layers from a trace, by layer name; called inside the graph that runs the batch."""
+    outputs = {}
+    for layer in network.layers:
+        values = tf.cast(trace.outputs[layer.name], tf.float32)
+        outputs[layer.name] = _collect_layer(layer, values)
+    return outputs
 
 
-def statistics(tap: Tap, values: LayerValues, count: int) -> dict[str, Any]:
-    """Shape, share of blank channels (None for dense layers) and share of zeros, over the first `count` images."""
+def _collect_layer(layer: LayerInfo, values: tf.Tensor) -> LayerOutputs:
+    sparsity = compute_sparsity(values)
+    if not layer.is_feature_map:
+        return VectorOutputs(values, sparsity)
+    height, width, _ = layer.shape
+    tiles = quantize_channels(standardize_channels(values), compute_shrink_factor(height, width))
+    mean_activation = tf.reduce_mean(tf.nn.relu(values), axis=(1, 2))
+    return FeatureMapOutputs(tiles, mean_activation, find_inactive_channels(values), sparsity)
+
+
+def compute_sparsity(values: tf.Tensor) -> tf.Tensor:
+    """Computes the fraction of zeros in each image's values: `[B, ...]` to float32 `[B]`."""
+    return tf.reduce_mean(tf.cast(values == 0, tf.float32), axis=range(1, values.ndim))
+
+
+def standardize_channels(values: Any, mean: Any = None, deviation: Any = None) -> tf.Tensor:
+    """Brings every channel to mean 128 and standard deviation 64, clipped to 0..255 (F. Chollet, 2017).
+
+    Args:
+        values: Feature maps, float `[B, H, W, C]`.
+        mean: Mean of the channels, broadcastable to `values`; None computes it for each image and channel.
+        deviation: Standard deviation of the channels, as for `mean`.
+
+    Returns:
+        float32 `[B, H, W, C]`; 128 where a channel is constant.
+    """
+    if mean is None or deviation is None:
+        mean, variance = tf.nn.moments(values, axes=(1, 2), keepdims=True)
+        deviation = tf.sqrt(variance)
+    scale = tf.math.divide_no_nan(64.0, deviation)
+    levels = values * scale + (128.0 - mean * scale)
+    # One pass over many values: `tf.clip_by_value` takes two.
+    return tf.raw_ops.ClipByValue(t=levels, clip_value_min=0.0, clip_value_max=255.0)
+
+
+def standardize_vector(values: np.ndarray) -> np.ndarray:
+    """Standardizes the units of a dense layer like the positions of a channel: float `[units]` to uint8 `[units]`."""
+    as_channel = tf.constant(values, tf.float32)[None, :, None, None]  # [1, units, 1, 1]
+    return np.rint(standardize_channels(as_channel).numpy()).astype(np.uint8).reshape(-1)
+
+
+def find_inactive_channels(values: Any) -> tf.Tensor:
+    """Finds channels that are never above zero or the same everywhere: `[B, H, W, C]` to bool `[B, C]`."""
+    highest = tf.reduce_max(values, axis=(1, 2))
+    lowest = tf.reduce_min(values, axis=(1, 2))
+    # Written so that channels with NaN count as inactive.
+    return ~((highest > 0) & (highest > lowest))
+
+
+def quantize_channels(levels: Any, shrink: int) -> tf.Tensor:
+    """Shrinks standardized channels to the size of tiles and quantizes them to `SHADES` levels, in the graph.
+
+    Args:
+        levels: float32 `[B, H, W, C]`, 0 to 255.
+        shrink: Side of the square blocks that are averaged, in pixels.
+
+    Returns:
+        uint8 `[B, ceil(H / shrink), ceil(W / shrink), C]`, 0 to `SHADES - 1`.
+    """
+    if shrink > 1:
+        levels = _average_blocks(levels, shrink)
+    return tf.cast(tf.round(levels * ((SHADES - 1) / 255)), tf.uint8)
+
+
+def _average_blocks(values: tf.Tensor, factor: int) -> tf.Tensor:
+    """Averages blocks `[factor, factor]` of `[B, H, W, C]`; pixels missing from the last blocks repeat the edge."""
+    for axis in (1, 2):
+        size = [factor if axis == spatial else 1 for spatial in (1, 2)]
+        averages = tf.nn.avg_pool2d(values, size, size, "VALID")
+        rest = values.shape[axis] % factor
+        if rest:
+            last = tf.gather(values, range(values.shape[axis] - rest, values.shape[axis]), axis=axis)
+            edge = tf.gather(last, [rest - 1], axis=axis)
+            last = (tf.reduce_sum(last, axis, keepdims=True) + (factor - rest) * edge) / factor
+            averages = tf.concat([averages, last], axis)
+        values = averages
+    return values
+
+
+def summarize_layer(layer: LayerInfo, outputs: LayerOutputs, count: int) -> dict[str, Any]:
+    """Summarizes a layer's outputs for the first `count` images.
+
+    Returns:
+        The layer's name, kind and shape, the fraction of inactive channels (None for vectors) and the sparsity.
+    """
+    inactive = None
+    if isinstance(outputs, FeatureMapOutputs):
+        inactive = float(outputs.is_inactive[:count].mean())
     return {
-        "layer": tap.name,
-        "kind": tap.kind,
-        "shape": list(tap.shape),
-        "blank_channels": float(values.blank[:count].mean()) if isinstance(values, MapValues) else None,
-        "zeros": float(values.zeros[:count].mean()),
+        "layer": layer.name,
+        "kind": layer.kind,
+        "shape": list(layer.shape),
+        "blank_channels": inactive,
+        "zeros": float(outputs.sparsity[:count].mean()),
     }

@@ -1,4 +1,4 @@
-"""Probes: the few images of the judged split that are looked into, the same for every part of the page."""
+"""Examples: the few images of the evaluated split that several sections of the report examine closely."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from service.inference.classifier import Predictions
 from service.report.analysis.images import Images
 from service.report.options import ReportOptions
 
-RANKS = 3  # classes that maps are made for, where there are more than `NAMED`
-NAMED = 4
+# Up to this number of classes, heatmaps explain all of them.
+MAX_ALL_CLASSES = 4
+# Number of most probable classes that heatmaps explain where there are more.
+TOP_CLASSES = 3
 
 
 @dataclass(frozen=True)
 class ReportExample:
-    """One image that is looked into.
+    """An image that the report examines closely.
 
     Attributes:
-        row: Where it stands in its split.
+        row: Row of the image in its split.
         pixels: uint8 `[H, W, C]`.
-        truth: Its class.
-        predicted: The most probable class.
-        probability: Of the latter.
-        classes: int `[M]`: the classes that maps are made for.
-        name: Of the image, for people.
+        truth: Label of the true class.
+        predicted: Label of the most probable class.
+        probability: Probability of the predicted class.
+        classes: Labels of the classes that heatmaps explain, int `[M]`.
+        name: Short description of the image for alternative texts.
     """
 
     row: int
@@ -39,15 +41,21 @@ class ReportExample:
     name: str
 
 
-def choose(predictions: Predictions, count: int) -> np.ndarray:
-    """Picks images to look into: from each class in turn the surest right answer, else the least wrong one.
+def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
+    """Chooses examples from each class in turn: the most confident correct prediction, else the least wrong one.
+
+    Args:
+        predictions: Predictions for the whole split.
+        count: Number of examples, at most.
 
     Returns:
-        int64 `[<= count]`, indices into the predictions.
+        Indices into the predictions, int64 `[<= count]`.
     """
-    of_truth = predictions.probabilities[np.arange(len(predictions.labels)), predictions.labels]
-    right = predictions.classes == predictions.labels
-    best_first = np.lexsort((-of_truth, ~right))
+    rows = np.arange(len(predictions.labels))
+    probability_of_truth = predictions.probabilities[rows, predictions.labels]
+    is_correct = predictions.classes == predictions.labels
+    best_first = np.lexsort((-probability_of_truth, ~is_correct))
+    # Rank of every image within its class.
     ranks = np.empty(len(best_first), np.int64)
     for label in np.unique(predictions.labels):
         members = best_first[predictions.labels[best_first] == label]
@@ -55,20 +63,20 @@ def choose(predictions: Predictions, count: int) -> np.ndarray:
     return np.lexsort((predictions.labels, ranks))[:count]
 
 
-def explained_classes(probabilities: np.ndarray, truth: int) -> np.ndarray:
-    """The classes that maps of an image are made for.
+def choose_classes(probabilities: np.ndarray, truth: int) -> np.ndarray:
+    """Chooses the classes that the heatmaps of an image explain.
 
     Args:
-        probabilities: float `[K]`.
-        truth: The true class.
+        probabilities: Predicted probabilities of the image, float `[K]`.
+        truth: Label of the true class.
 
     Returns:
-        int64 `[M]`: all classes in their order where there are few, else the most probable ones, of which the true class
-        takes the last place if it is not among them.
+        int64 `[M]`: all classes in order if there are few, else the most probable ones, of which the true class
+        replaces the last one if it is not among them.
     """
-    if len(probabilities) <= NAMED:
+    if len(probabilities) <= MAX_ALL_CLASSES:
         return np.arange(len(probabilities))
-    best = np.argsort(-probabilities, kind="stable")[:RANKS]
+    best = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
     if truth not in best:
         best[-1] = truth
     return best
@@ -103,7 +111,7 @@ def select_examples(
                 truth=truth,
                 predicted=predicted,
                 probability=float(probabilities[predicted]),
-                classes=explained_classes(probabilities, truth),
+                classes=choose_classes(probabilities, truth),
                 name=f"{images.split} image {row}, {classes[truth]}",
             )
         )
@@ -113,7 +121,7 @@ def select_examples(
 def _select_indices(predictions: Predictions, split: str, options: ReportOptions) -> np.ndarray:
     """Indices into the predictions of the examples, int64 `[N]`."""
     if options.activation_rows is None:
-        return choose(predictions, max(options.activation_images, options.heatmap_images))
+        return choose_examples(predictions, max(options.activation_images, options.heatmap_images))
     index_of_row = {int(row): index for index, row in enumerate(predictions.rows)}
     for row in options.activation_rows:
         if row not in index_of_row:

@@ -1,4 +1,4 @@
-"""One look at the probes: logits, heatmaps and the values of every layer, out of one compiled graph."""
+"""The forward pass over the examples: logits, heatmaps and the outputs of every layer from one compiled graph."""
 
 from __future__ import annotations
 
@@ -8,55 +8,59 @@ from functools import partial
 
 import numpy as np
 
-from service.report.analysis.activations import LayerValues, layer_values
+from service.report.analysis.activations import LayerOutputs, collect_layer_outputs
 from service.report.analysis.examples import ReportExample
-from service.report.analysis.gradcam import METHODS, Heatmaps, Maps
+from service.report.analysis.gradcam import METHODS, CamExtractor, Heatmaps
 from service.report.analysis.network import Network
 
 
 @dataclass(frozen=True)
 class ForwardPass:
-    """What a network makes of N images.
+    """Outputs of a network for N images.
 
     Attributes:
         logits: float32 `[N, K]`.
-        maps: Heatmaps float32 `[N, M, h, w]` by layer and method; none where there is no convolution.
-        layers: What every layer gave, by name.
+        heatmaps: float32 `[N, M, h, w]` by layer and method; empty without convolutions.
+        layer_outputs: Outputs of every layer, by its name.
     """
 
     logits: np.ndarray
-    maps: Maps
-    layers: dict[str, LayerValues]
+    heatmaps: Heatmaps
+    layer_outputs: dict[str, LayerOutputs]
 
 
-def heatmap_layers(network: Network, count: int) -> list[str]:
-    """The last feature map, and before it convolutions spread evenly over the depth; the last first."""
-    last = network.last_map
+def choose_heatmap_layers(network: Network, count: int) -> list[str]:
+    """Chooses up to `count` layers: the last feature map, and convolutions spread evenly over the depth before it.
+
+    Returns:
+        Names of the layers, the last one first; none for a network without convolutions.
+    """
+    last = network.last_feature_map
     if last is None:
         return []
-    before = [tap.name for tap in network.convolutions if tap.name != last.name]
-    before = (
-        before[:-1] if before and not last.is_convolution else before
-    )  # the last convolution made the last map
-    places = (
-        np.unique(np.linspace(0, len(before) - 1, min(count - 1, len(before))).round().astype(int))
-        if before
-        else []
-    )
-    return [last.name, *(before[place] for place in reversed(places))]
+    earlier = [layer.name for layer in network.convolutions if layer.name != last.name]
+    if earlier and not last.is_convolution:
+        # The last convolution computed the last feature map.
+        earlier = earlier[:-1]
+    if not earlier:
+        return [last.name]
+    indices = np.linspace(0, len(earlier) - 1, min(count - 1, len(earlier))).round().astype(int)
+    return [last.name, *(earlier[index] for index in reversed(np.unique(indices)))]
 
 
 def forward(network: Network, examples: Sequence[ReportExample], layers: Sequence[str]) -> ForwardPass:
     """Runs the examples through the network once, in one compiled graph.
 
     Args:
-        network: The network that is examined.
-        examples: The images; none give empty results.
-        layers: Layers whose feature maps get heatmaps.
+        network: The network under analysis.
+        examples: Examples with the same number of classes to explain; none give empty results.
+        layers: Names of the layers with heatmaps.
     """
     if not examples:
-        return ForwardPass(np.zeros((0, network.classes), np.float32), {}, {})
+        return ForwardPass(np.zeros((0, network.class_count), np.float32), {}, {})
     classes = np.stack([example.classes for example in examples])  # [N, M]
-    heatmaps = Heatmaps(network, layers, METHODS, classes.shape[1], also=partial(layer_values, network))
-    seen = heatmaps(np.stack([example.pixels for example in examples]), classes)
-    return ForwardPass(seen.logits, seen.maps, seen.also)
+    extractor = CamExtractor(
+        network, layers, METHODS, classes.shape[1], extra_outputs=partial(collect_layer_outputs, network)
+    )
+    result = extractor(np.stack([example.pixels for example in examples]), classes)
+    return ForwardPass(result.logits, result.maps, result.extras)

@@ -1,4 +1,4 @@
-"""Where a network looks: class activation maps of a whole batch from one graph, for any classes, layers and methods."""
+"""Class activation maps of a whole batch from one graph, for any classes, layers and methods."""
 
 from __future__ import annotations
 
@@ -11,41 +11,45 @@ import tensorflow as tf
 from service.report.analysis.network import Network, Trace
 
 METHODS = ("gradcam", "gradcam++", "layercam")
-BATCH = 32  # images at a time
+# Images that run at a time.
+BATCH = 32
 
-Maps = dict[tuple[str, str], np.ndarray]
+# Maps float32 [N, M, h, w] of N images for M classes each, by layer and method.
+Heatmaps = dict[tuple[str, str], np.ndarray]
 
 
-class Seen(NamedTuple):
-    """What came of a batch.
+class CamResult(NamedTuple):
+    """Class activation maps of a batch, with the logits and other values from the same forward pass.
 
     Attributes:
         logits: float32 `[B, K]`.
         maps: float32 `[B, M, h, w]` by layer and method.
-        also: What else was asked for, as NumPy arrays.
+        extras: Result of `extra_outputs`, as NumPy arrays.
     """
 
     logits: np.ndarray
-    maps: Maps
-    also: Any
+    maps: Heatmaps
+    extras: Any
 
 
-class Heatmaps:
-    """Class activation maps of a network.
+class CamExtractor:
+    """Computes class activation maps of a network.
 
-    What comes before the first of the layers runs outside the tape, and gradients start at the logits: behind a softmax that is
-    sure of itself they vanish.
+    Only what follows the first of the layers is recorded on the gradient tape. Gradients start at the logits: those
+    of a confident softmax vanish.
+
+    The methods are `gradcam` (Selvaraju et al., 2017, Grad-CAM), `gradcam++` (Chattopadhay et al., 2018), `layercam`
+    (Jiang et al., 2021), and `signed`: Grad-CAM without the final ReLU, negative where values lower the logit.
 
     Args:
-        network: What is looked into.
-        layers: Names of taps `[B, H, W, C]`.
-        methods: Grad-CAM (Selvaraju et al., 2017), Grad-CAM++ (Chattopadhay et al., 2018), LayerCAM (Jiang et al., 2021); and
-            `signed`, Grad-CAM in which what speaks against the class is below zero instead of zero.
-        classes: For how many classes of each image.
-        also: What else is made of the same run: a function of its trace, to tensors `[B, ...]` in any structure.
+        network: The network to explain.
+        layers: Names of layers with outputs `[B, H, W, C]`.
+        methods: Names of the methods.
+        classes: Number of classes explained per image.
+        extra_outputs: Function of the trace to tensors `[B, ...]` in any structure, computed in the same graph.
 
     Raises:
-        ConfigError: There is no such layer.
+        ConfigError: The network has no such layer.
     """
 
     def __init__(
@@ -54,70 +58,83 @@ class Heatmaps:
         layers: Sequence[str],
         methods: Sequence[str] = ("gradcam",),
         classes: int = 1,
-        also: Callable[[Trace], Any] = lambda trace: (),
+        extra_outputs: Callable[[Trace], Any] = lambda trace: (),
     ) -> None:
-        self.network, self.also, self.methods = network, also, tuple(methods)
-        self.layers = tuple(network.tap(name).name for name in layers)
-        self._graph = network.compiled(self._traced, tf.TensorSpec((None, classes), tf.int32))
+        self.network = network
+        self._layers = tuple(network.find_layer(name).name for name in layers)
+        self._methods = tuple(methods)
+        self._extra_outputs = extra_outputs
+        self._graph = network.compile_graph(self._compute, tf.TensorSpec((None, classes), tf.int32))
 
-    def __call__(self, images: np.ndarray, classes: np.ndarray) -> Seen:
-        """Makes the maps of a batch.
+    def __call__(self, images: np.ndarray, classes: np.ndarray) -> CamResult:
+        """Computes the maps of some images.
 
         Args:
-            images: `[B, H, W, C]`, 0 to 255.
-            classes: int `[B, M]`, the classes asked for.
+            images: Images `[N, H, W, C]`, 0 to 255.
+            classes: Classes to explain, int `[N, M]`.
 
         Returns:
-            Logits and maps, at the sizes of the layers and not brought to a common scale.
+            Logits and maps; every map has the size of its layer and a scale of its own.
         """
-        chunks = [slice(start, start + BATCH) for start in range(0, len(images), BATCH)]
-        parts = [self._graph(images[chunk], tf.constant(classes[chunk], tf.int32)) for chunk in chunks]
-        logits, maps, also = tf.nest.map_structure(
-            lambda *arrays: np.concatenate([a.numpy() for a in arrays]), *parts
+        batches = []
+        for start in range(0, len(images), BATCH):
+            batch = slice(start, start + BATCH)
+            batches.append(self._graph(images[batch], tf.constant(classes[batch], tf.int32)))
+        logits, maps, extras = tf.nest.map_structure(
+            lambda *tensors: np.concatenate([tensor.numpy() for tensor in tensors]), *batches
         )
-        keys = [(layer, method) for layer in self.layers for method in self.methods]
-        return Seen(logits, dict(zip(keys, maps, strict=True)), also)
+        keys = [(layer, method) for layer in self._layers for method in self._methods]
+        return CamResult(logits, dict(zip(keys, maps, strict=True)), extras)
 
-    def _traced(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], Any]:
+    def _compute(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], Any]:
+        """Logits, the maps `[B, M, h, w]` of every layer and method, and the extra outputs; runs in the graph."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-            trace = self.network.run(
-                images, seen=lambda name, y: tape.watch(y) if name in self.layers else None
-            )
-        values = [trace.outputs[layer] for layer in self.layers]
-        of_class = []  # [M][layers][B, h, w, C]
-        for column in tf.unstack(classes, axis=1):
-            asked = tf.one_hot(column, self.network.classes)
-            of_class.append(tape.gradient(trace.logits, values, asked, unconnected_gradients="zero"))
+
+            def watch_layers(name: str, y: tf.Tensor) -> None:
+                if name in self._layers:
+                    tape.watch(y)
+
+            trace = self.network.run(images, on_output=watch_layers)
+        outputs = [trace.outputs[layer] for layer in self._layers]
+        gradients_by_class = []  # [M][layers][B, h, w, C]
+        for labels in tf.unstack(classes, axis=1):
+            seed = tf.one_hot(labels, self.network.class_count)  # [B, K], selects the logits
+            gradients = tape.gradient(trace.logits, outputs, seed, unconnected_gradients="zero")
+            gradients_by_class.append(gradients)
         maps = []
-        for y, gradients in zip(values, zip(*of_class, strict=True), strict=True):
-            y = tf.cast(y, tf.float32)
-            maps += [
-                tf.stack([activation_map(y, tf.cast(g, tf.float32), method) for g in gradients], axis=1)
-                for method in self.methods
-            ]
-        return trace.logits, maps, self.also(trace)
+        for output, layer_gradients in zip(outputs, zip(*gradients_by_class, strict=True), strict=True):
+            values = tf.cast(output, tf.float32)
+            for method in self._methods:
+                of_classes = [compute_cam(values, tf.cast(g, tf.float32), method) for g in layer_gradients]
+                maps.append(tf.stack(of_classes, axis=1))  # [B, M, h, w]
+        return trace.logits, maps, self._extra_outputs(trace)
 
 
-def activation_map(values: Any, gradients: Any, method: str) -> tf.Tensor:
-    """Weighs the channels of a layer by what they mean for a class.
+def compute_cam(values: Any, gradients: Any, method: str) -> tf.Tensor:
+    """Computes the class activation map of one layer for one class.
 
     Args:
-        values: float32 `[B, h, w, C]`, the layer's output.
-        gradients: float32 `[B, h, w, C]`, of the class's logit by those values.
-        method: See `Heatmaps`.
+        values: Output of the layer, float32 `[B, h, w, C]`.
+        gradients: Gradients of the class's logit with respect to `values`, float32 `[B, h, w, C]`.
+        method: Name of a method, see `CamExtractor`.
 
     Returns:
-        float32 `[B, h, w]`, at least 0 but for `signed`.
+        float32 `[B, h, w]`, at least 0 except for `signed`.
     """
     if method == "layercam":
         return tf.nn.relu(tf.reduce_sum(tf.nn.relu(gradients) * values, axis=-1))
     if method == "gradcam++":
-        # Second and third derivative of exp(logit) are powers of the first: the factor of the exponential cancels.
-        denominator = 2 + gradients * tf.reduce_sum(values, axis=(1, 2), keepdims=True)
-        shares = tf.where(gradients == 0, 0.0, tf.math.divide_no_nan(tf.ones_like(gradients), denominator))
-        shares = tf.math.divide_no_nan(shares, tf.reduce_sum(shares, axis=(1, 2), keepdims=True))
-        weights = tf.reduce_sum(shares * tf.nn.relu(gradients), axis=(1, 2))
+        weights = _compute_gradcam_plus_plus_weights(values, gradients)
     else:
         weights = tf.reduce_mean(gradients, axis=(1, 2))  # [B, C]
-    weighted = tf.linalg.matvec(values, weights[:, None, :])  # [B, h, w, C] by [B, 1, C]
+    weighted = tf.linalg.matvec(values, weights[:, None, :])  # [B, h, w, C] by [B, 1, C] to [B, h, w]
     return weighted if method == "signed" else tf.nn.relu(weighted)
+
+
+def _compute_gradcam_plus_plus_weights(values: Any, gradients: Any) -> tf.Tensor:
+    """Weights of the channels, `[B, C]` (Chattopadhay et al., 2018)."""
+    # The second and third derivative of exp(logit) are powers of the first: the factor exp(logit) cancels.
+    denominator = 2 + gradients * tf.reduce_sum(values, axis=(1, 2), keepdims=True)
+    alphas = tf.where(gradients == 0, 0.0, tf.math.divide_no_nan(tf.ones_like(gradients), denominator))
+    alphas = tf.math.divide_no_nan(alphas, tf.reduce_sum(alphas, axis=(1, 2), keepdims=True))
+    return tf.reduce_sum(alphas * tf.nn.relu(gradients), axis=(1, 2))

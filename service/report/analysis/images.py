@@ -1,4 +1,4 @@
-"""The images of one split, at the size a model takes, as the report reads them."""
+"""The images of one split as the report reads them, at the size that the model takes."""
 
 from __future__ import annotations
 
@@ -11,40 +11,41 @@ import numpy as np
 from pipelines.records import Batch, Box
 from pipelines.spec import DataSpec
 
+# Images that are decoded at a time.
 BATCH = 64
 
 
 class Images(Protocol):
-    """One split of a shard set, at the size a model takes.
+    """One split of a shard set, decoded to the size that a model takes.
 
     Attributes:
-        split: Its name.
-        labels: int32 `[rows]`.
+        split: Name of the split.
+        labels: True classes of all rows, int32 `[rows]`.
     """
 
     split: str
     labels: np.ndarray
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Some images, uint8 `[N, H, W, C]`."""
+        """Reads the images of some rows, uint8 `[N, H, W, C]`."""
 
     def ids(self, rows: Sequence[int]) -> list[str]:
-        """Where those images came from."""
+        """Reads the identifiers of some rows: the names of the images in their source."""
 
-    def evidence(self, rows: Sequence[int]) -> list[Box | None]:
-        """Boxes `(ymin, xmin, ymax, xmax)` in [0, 1] that decide the classes of those images, None where unknown."""
+    def read_bboxes(self, rows: Sequence[int]) -> list[Box | None]:
+        """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None where unknown."""
 
     def batches(self) -> Iterable[Batch]:
-        """All images, in the order of the rows."""
+        """Iterates over all images, in the order of the rows."""
 
 
 class ShardImages:
-    """`Images` of a shard set.
+    """The images of one split of a shard set, see `Images`.
 
     Args:
-        shards: The shard set.
-        split: Which split.
-        data: Size and channels the images are brought to.
+        shards: Directory of the shard set.
+        split: Name of the split.
+        data: Size and channels that the images are decoded to.
 
     Raises:
         DataError: The shard set cannot be read.
@@ -53,28 +54,29 @@ class ShardImages:
     def __init__(self, shards: Path, split: str, data: DataSpec) -> None:
         from pipelines.input.reader import ShardReader
 
-        self.shards, self.split, self.data = shards, split, data
+        self.shards = shards
+        self.split = split
+        self.data = data
         self._reader = ShardReader(shards, split)
         self.labels = np.asarray(self._reader.labels)
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
-        """Some images, uint8 `[N, H, W, C]`."""
+        """Reads the images of some rows, uint8 `[N, H, W, C]`."""
         from pipelines.input.batches import read_rows
 
-        return np.asarray(read_rows(self.shards, self.split, self.data, [int(row) for row in rows])["image"])[
-            : len(rows)
-        ]
+        batch = read_rows(self.shards, self.split, self.data, [int(row) for row in rows])
+        return np.asarray(batch["image"])[: len(rows)]
 
     def ids(self, rows: Sequence[int]) -> list[str]:
-        """Where those images came from."""
+        """Reads the identifiers of some rows: the names of the images in their source."""
         return self._reader.ids([int(row) for row in rows])
 
-    def evidence(self, rows: Sequence[int]) -> list[Box | None]:
-        """Boxes `(ymin, xmin, ymax, xmax)` in [0, 1] that decide the classes of those images, None where unknown."""
+    def read_bboxes(self, rows: Sequence[int]) -> list[Box | None]:
+        """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None where unknown."""
         return self._reader.evidence([int(row) for row in rows])
 
     def batches(self) -> Iterator[Batch]:
-        """All images, in the order of the rows."""
+        """Iterates over all images, in the order of the rows."""
         from pipelines.input.batches import Batches
 
         batches = Batches(self.shards, self.split, self.data, BATCH)

@@ -1,7 +1,7 @@
-"""The distillation curve: what becomes of the picture and of its class from layer to layer.
+"""Linear probes of depth: how well linear models recover the class, and the image itself, from every layer's outputs.
 
-"Information about the picture goes down, about the class goes up" (F. Chollet, 2017), measured: linear maps from every
-layer's values to the class, and to the small picture itself, fitted to training images and judged on others.
+Linear probes are those of Alain and Bengio (2016), Understanding intermediate layers using linear classifier probes.
+They are fitted to some images by ridge regression and tested on others.
 """
 
 from __future__ import annotations
@@ -13,145 +13,181 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from service.report.analysis.network import Network, Tap
+from service.report.analysis.activations import compute_sparsity
+from service.report.analysis.network import LayerInfo, Network
 
-# the picture to recover is so many pixels high and wide; layers at most
+# Height and width of the small copy of the image that probes recover, in pixels.
 SIDE = 8
-
-
-LAYERS = 24
-
-
-SIDES = (SIDE, 1)  # maps are averaged to so many cells a side: what leaves the better linear map
-
-
-STRENGTHS = tuple(
-    10.0**power for power in range(-4, 3)
-)  # strengths that are tried, as shares of the mean variance
-
-
+# Layers that are probed, at most.
+MAX_LAYERS = 24
+# Feature maps are averaged to at most this many cells a side; of both, the one with the better probe counts.
+POOLED_SIDES = (SIDE, 1)
+# Penalties that are tried, relative to the mean eigenvalue of the kernel.
+PENALTIES = tuple(10.0**power for power in range(-4, 3))
+# Images that run at a time.
 BATCH = 32
-
-
-SKIPPED = {
-    "Rescaling",
-    "Normalization",
-    "Activation",
-    "Softmax",
-    "Sigmoid",
-}  # what only stretches the values before it
-
+# Layers that only rescale or squash the outputs of the layer before them.
+SKIPPED_KINDS = {"Rescaling", "Normalization", "Activation", "Softmax", "Sigmoid"}
 
 Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Depth:
-    """What is left, and what has come, at one layer.
+class LinearProbe:
+    """Scores of the linear probes of one layer, on images they were not fitted to.
 
     Attributes:
-        layer: Its name.
-        zeros: Share of zeros among its values.
-        label: Accuracy of a linear map from its values to the class, on images it was not fitted to.
-        picture: Share of the small picture's variance that a linear map from its values recovers there; at least 0.
+        layer: Name of the layer; `pixels` for the images themselves.
+        sparsity: Fraction of zeros among the layer's outputs.
+        accuracy: Accuracy of the probe for the class.
+        explained_variance: Fraction of the small image's variance that its probe explains; at least 0.
     """
 
     layer: str
-    zeros: float
-    label: float
-    picture: float
+    sparsity: float
+    accuracy: float
+    explained_variance: float
 
 
-def ridge(candidates: Sequence[Floats], targets: Sequence[Floats], fitted: int) -> list[Floats]:
-    """Predicts by ridge regression, from the features and with the strength that leaving out one image finds best (Allen, 1974).
+@dataclass(frozen=True)
+class LayerFeatures:
+    """Features of one layer for N images.
+
+    Attributes:
+        candidates: Features `[N, F]`, one array for each of `POOLED_SIDES`, or one for a layer of vectors.
+        sparsity: Fraction of zeros among the layer's outputs, float32 `[N]`.
+    """
+
+    candidates: list[np.ndarray]
+    sparsity: np.ndarray
+
+
+def fit_linear_probes(
+    network: Network, images: np.ndarray, labels: np.ndarray, fit_count: int
+) -> list[LinearProbe]:
+    """Fits linear probes to the pixels and to every layer, or to some layers spread over the depth.
 
     Args:
-        candidates: Features `[N, F]` of the same images, one or several.
-        targets: `[N, T]` each.
-        fitted: To how many of the images, from the first, it is fitted.
+        network: The network under analysis.
+        images: uint8 `[N, H, W, C]`.
+        labels: True classes, int `[N]`.
+        fit_count: Number of images, from the first, that the probes are fitted to; the others test them.
 
     Returns:
-        For every target float64 `[N - fitted, T]`, for the other images.
+        The probes of the pixels, then those of the layers in the order in which they run.
     """
-    best = [(np.inf, np.zeros(0))] * len(targets)
-    for features in candidates:
-        x = features.astype(np.float64) - features[:fitted].mean(axis=0, dtype=np.float64)
-        kernel = x @ x[:fitted].T  # [N, n]: images are mostly fewer than features
-        values, vectors = np.linalg.eigh(kernel[:fitted])
-        values, squares = np.maximum(values, 0), np.square(vectors)
-        for place, target in enumerate(targets):
-            offset = target[:fitted].mean(axis=0)
-            rotated = vectors.T @ (target[:fitted] - offset)
-            for strength in STRENGTHS:
-                penalty = strength * max(float(values.mean()), 1e-30)
-                shrunk = 1 / (values + penalty)
-                dual = vectors @ (shrunk[:, None] * rotated)
-                kept = squares @ shrunk - 1 / (
-                    fitted * penalty
-                )  # how little an image sways its own prediction, the offset included
-                error = float(
-                    np.square(dual / np.maximum(kept, 1e-30)[:, None]).mean()
-                )  # of every image by the others, in closed form
-                if error < best[place][0]:
-                    best[place] = error, kernel[fitted:] @ dual + offset
-    return [predicted for _, predicted in best]
+    features = _extract_features(network, choose_layers(network), images)
+    small_images = features["pixels"].candidates[0].astype(np.float64)
+    one_hot = np.eye(network.class_count)[labels]
+    probes = []
+    for layer, layer_features in features.items():
+        targets = (one_hot, small_images)
+        scores, recovered_images = predict_with_ridge(layer_features.candidates, targets, fit_count)
+        accuracy = (scores.argmax(axis=1) == labels[fit_count:]).mean()
+        probes.append(
+            LinearProbe(
+                layer=layer,
+                sparsity=float(layer_features.sparsity[fit_count:].mean()),
+                accuracy=float(accuracy),
+                explained_variance=compute_explained_variance(small_images[fit_count:], recovered_images),
+            )
+        )
+    return probes
 
 
-def recovered(truth: Floats, predicted: Floats) -> float:
-    """The share of variance explained, over all columns together; at least 0."""
-    total = float(np.square(truth - truth.mean(axis=0)).sum())
-    return max(0.0, 1 - float(np.square(truth - predicted).sum()) / total) if total > 0 else 0.0
+def choose_layers(network: Network) -> list[LayerInfo]:
+    """Chooses the layers to probe: all that do more than rescale, or some of them spread evenly over the depth."""
+    layers = [layer for layer in network.layers if layer.kind not in SKIPPED_KINDS]
+    if not layers:
+        return []
+    indices = np.linspace(0, len(layers) - 1, min(MAX_LAYERS, len(layers))).round().astype(int)
+    return [layers[index] for index in np.unique(indices)]
 
 
-def distill(network: Network, images: np.ndarray, labels: np.ndarray, fitted: int) -> list[Depth]:
-    """Measures the pixels, and then every layer, or some spread over the depth.
+def predict_with_ridge(
+    candidates: Sequence[Floats], targets: Sequence[Floats], fit_count: int
+) -> list[Floats]:
+    """Predicts targets by ridge regression.
+
+    For each target, the features and the penalty are those with the smallest leave-one-out error, which ridge
+    regression has in closed form (Allen, 1974, the PRESS statistic).
 
     Args:
-        network: What is looked into.
-        images: uint8 `[N, H, W, C]`.
-        labels: int `[N]`.
-        fitted: To how many of them, from the first, linear maps are fitted; they are judged on the others.
+        candidates: Alternative features of the same images, `[N, F]` each.
+        targets: Targets of the images, `[N, T]` each.
+        fit_count: Number of images, from the first, that the regression is fitted to.
+
+    Returns:
+        For every target the predictions for the other images, float64 `[N - fit_count, T]`.
     """
-    layers = _values(network, chosen_layers(network), images)
-    small, truth = layers["pixels"][0][0].astype(np.float64), np.eye(network.classes)[labels]
-    found = []
-    for name, (features, zeros) in layers.items():
-        answers, drawn = ridge(features, (truth, small), fitted)
-        right = float((answers.argmax(axis=1) == labels[fitted:]).mean())
-        found.append(Depth(name, float(zeros[fitted:].mean()), right, recovered(small[fitted:], drawn)))
-    return found
+    smallest_errors = [np.inf] * len(targets)
+    predictions: list[Floats] = [np.zeros(0)] * len(targets)
+    for features in candidates:
+        x = features.astype(np.float64) - features[:fit_count].mean(axis=0, dtype=np.float64)
+        # The dual form: there are mostly fewer images than features.
+        kernel = x @ x[:fit_count].T  # [N, fit_count]
+        eigenvalues, eigenvectors = np.linalg.eigh(kernel[:fit_count])
+        eigenvalues = np.maximum(eigenvalues, 0)
+        squared_eigenvectors = np.square(eigenvectors)
+        for index, target in enumerate(targets):
+            offset = target[:fit_count].mean(axis=0)
+            rotated = eigenvectors.T @ (target[:fit_count] - offset)
+            for relative_penalty in PENALTIES:
+                penalty = relative_penalty * max(float(eigenvalues.mean()), 1e-30)
+                shrinkage = 1 / (eigenvalues + penalty)
+                dual = eigenvectors @ (shrinkage[:, None] * rotated)
+                # Diagonal of the inverse of kernel + penalty, corrected for the offset, which is fitted as well.
+                inverse_diagonal = squared_eigenvectors @ shrinkage - 1 / (fit_count * penalty)
+                residuals = dual / np.maximum(inverse_diagonal, 1e-30)[:, None]
+                error = float(np.square(residuals).mean())
+                if error < smallest_errors[index]:
+                    smallest_errors[index] = error
+                    predictions[index] = kernel[fit_count:] @ dual + offset
+    return predictions
 
 
-def chosen_layers(network: Network) -> list[Tap]:
-    """The layers that are measured: all that do more than stretch values, or some of them spread evenly over the depth."""
-    taps = [tap for tap in network.taps if tap.kind not in SKIPPED]
-    places = (
-        np.unique(np.linspace(0, len(taps) - 1, min(LAYERS, len(taps))).round().astype(int)) if taps else []
-    )
-    return [taps[place] for place in places]
+def compute_explained_variance(truth: Floats, predictions: Floats) -> float:
+    """Computes the fraction of variance explained, over all columns together; at least 0."""
+    total = float(np.square(truth - truth.mean(axis=0)).sum())
+    if total <= 0:
+        return 0.0
+    return max(0.0, 1 - float(np.square(truth - predictions).sum()) / total)
 
 
-def _values(
-    network: Network, taps: list[Tap], images: np.ndarray
-) -> dict[str, tuple[list[np.ndarray], np.ndarray]]:
-    """Values `[N, F]` of the pixels and of every layer, maps averaged to few cells; and the share of zeros before that, `[N]`."""
+def pool_features(y: tf.Tensor) -> list[tf.Tensor]:
+    """Averages feature maps to few cells and flattens them.
 
-    def values(x: tf.Tensor) -> list[tuple[list[tf.Tensor], tf.Tensor]]:
-        outputs = network.run(x).outputs
-        every = [x, *(tf.cast(outputs[tap.name], tf.float32) for tap in taps)]
-        return [
-            (averaged(y), tf.reduce_mean(tf.cast(y == 0, tf.float32), axis=range(1, y.ndim))) for y in every
-        ]
+    Args:
+        y: Feature maps `[B, h, w, C]`, or vectors `[B, F]`.
 
-    graph = network.compiled(values)
-    parts = [graph(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-    joined = tf.nest.map_structure(lambda *arrays: np.concatenate([a.numpy() for a in arrays]), *parts)
-    return dict(zip(["pixels", *(tap.name for tap in taps)], joined, strict=True))
-
-
-def averaged(y: tf.Tensor) -> list[tf.Tensor]:
-    """Maps `[B, h, w, C]` averaged to at most so many cells a side, as rows `[B, F]`, for each of `SIDES`; rows stay as they are."""
+    Returns:
+        Features `[B, F]` for each of `POOLED_SIDES`; vectors unchanged.
+    """
     if y.ndim == 2:
         return [y]
-    cells = [tf.image.resize(y, (min(side, y.shape[1]), min(side, y.shape[2])), "area") for side in SIDES]
-    return [tf.reshape(c, (-1, int(np.prod(c.shape[1:])))) for c in cells]
+    features = []
+    for side in POOLED_SIDES:
+        size = (min(side, y.shape[1]), min(side, y.shape[2]))
+        cells = tf.image.resize(y, size, "area")
+        features.append(tf.reshape(cells, (-1, int(np.prod(cells.shape[1:])))))
+    return features
+
+
+def _extract_features(
+    network: Network, layers: list[LayerInfo], images: np.ndarray
+) -> dict[str, LayerFeatures]:
+    """Features of the pixels and of some layers, by layer name."""
+
+    def extract(x: tf.Tensor) -> list[tuple[list[tf.Tensor], tf.Tensor]]:
+        outputs = network.run(x).outputs
+        values = [x]
+        values += [tf.cast(outputs[layer.name], tf.float32) for layer in layers]
+        return [(pool_features(y), compute_sparsity(y)) for y in values]
+
+    graph = network.compile_graph(extract)
+    batches = [graph(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
+    arrays = tf.nest.map_structure(
+        lambda *tensors: np.concatenate([tensor.numpy() for tensor in tensors]), *batches
+    )
+    names = ["pixels", *(layer.name for layer in layers)]
+    return {name: LayerFeatures(*values) for name, values in zip(names, arrays, strict=True)}

@@ -1,4 +1,4 @@
-"""Measures of what a heatmap is worth: does it follow the weights, does it name what the answer hangs on, does it find the object."""
+"""Quality of heatmaps: dependence on the weights, faithfulness to the prediction, and localization of the object."""
 
 from __future__ import annotations
 
@@ -11,188 +11,233 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.records import Box
-from service.report.drawing.heatmap import resized
+from service.report.rasters import resize_bilinear
 
 Floats = NDArray[np.floating]
-Answer = Callable[[Floats], Floats]  # images [N, H, W, C] to probabilities [N, K]
+# Function of images [N, H, W, C] to probabilities [N, K].
+PredictFunction = Callable[[Floats], Floats]
 
-STEPS = 10  # of a deletion or insertion
-NEAR = 0.1  # of the picture's side: as near as this counts as the same place
+# Steps of a deletion or insertion curve.
+STEPS = 10
+# Distance within which two points count as the same, as a fraction of the image's side.
+TOLERANCE = 0.1
 
 
-def ranks(values: Floats) -> Floats:
-    """Ranks from 1, ties sharing their mean rank: `[n]` to float64 `[n]`."""
-    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    return np.asarray((ends - (counts - 1) / 2)[places], np.float64)
+def compute_ranks(values: Floats) -> Floats:
+    """Computes ranks from 1, ties sharing their mean rank: `[n]` to float64 `[n]`."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last_ranks = np.cumsum(counts)
+    mean_ranks = last_ranks - (counts - 1) / 2
+    return np.asarray(mean_ranks[inverse], np.float64)
 
 
 def spearman(a: Floats, b: Floats) -> float:
-    """Rank correlation of two maps of one shape (Spearman, 1904); 0 where one is the same everywhere."""
-    x, y = ranks(a.ravel()), ranks(b.ravel())
-    x, y = x - x.mean(), y - y.mean()
+    """Computes the rank correlation of two maps of one shape (Spearman, 1904); 0 if one of them is constant."""
+    x = compute_ranks(a.ravel())
+    y = compute_ranks(b.ravel())
+    x = x - x.mean()
+    y = y - y.mean()
     norm = float(np.sqrt((x * x).sum() * (y * y).sum()))
     return float((x * y).sum()) / norm if norm > 0 else 0.0
 
 
 @contextmanager
-def randomized(model: keras.Model, seed: int, last_only: bool = False) -> Iterator[None]:
-    """Shuffles the values of every kernel for the length of a block, or those of the last one alone.
+def randomize_weights(model: keras.Model, seed: int, last_only: bool = False) -> Iterator[None]:
+    """Shuffles the values of every kernel within a block, and restores them after it.
 
-    Each kernel keeps its mean and deviation and loses what it learned (after Adebayo et al., 2018, Sanity Checks for Saliency Maps).
+    Each kernel keeps its mean and deviation and loses what it learned: the model parameter randomization test of
+    Adebayo et al. (2018), Sanity checks for saliency maps, with permutations instead of new values.
+
+    Args:
+        model: The model whose kernels are shuffled in place.
+        seed: Seed of the permutations.
+        last_only: Whether only the last kernel is shuffled.
     """
-    kernels = [
-        variable
-        for variable in model.trainable_variables + model.non_trainable_variables
-        if len(variable.shape) >= 2
-    ]
-    kernels = kernels[-1:] if last_only else kernels
-    kept = [np.array(kernel) for kernel in kernels]
+    variables = model.trainable_variables + model.non_trainable_variables
+    kernels = [variable for variable in variables if len(variable.shape) >= 2]
+    if last_only:
+        kernels = kernels[-1:]
+    originals = [np.array(kernel) for kernel in kernels]
     generator = np.random.default_rng(seed)
     try:
-        for kernel, values in zip(kernels, kept, strict=True):
+        for kernel, values in zip(kernels, originals, strict=True):
             kernel.assign(generator.permutation(values.ravel()).reshape(values.shape))
         yield
     finally:
-        for kernel, values in zip(kernels, kept, strict=True):
+        for kernel, values in zip(kernels, originals, strict=True):
             kernel.assign(values)
 
 
 @dataclass(frozen=True)
-class Removal:
-    """How a class's probability changes while places of images are removed, or brought back, in some order.
+class PerturbationCurves:
+    """Deletion and insertion curves (Petsiuk et al., 2018, RISE).
 
     Attributes:
-        deletion: float64 `[STEPS + 1]`, mean probability with 0, 10, ... 100 % of the places removed.
-        insertion: float64 `[STEPS + 1]`, with as many of them there and all others removed.
+        deletion: Mean probability with 0, 10, ... 100 % of the pixels removed, float64 `[STEPS + 1]`.
+        insertion: Mean probability with 0, 10, ... 100 % of the pixels present, float64 `[STEPS + 1]`.
     """
 
     deletion: Floats
     insertion: Floats
 
     @property
-    def areas(self) -> tuple[float, float]:
-        """Areas under both curves, in [0, 1]: a good order has a small one and a large one (Petsiuk et al., 2018)."""
-        return float(np.trapezoid(self.deletion, dx=1 / STEPS)), float(
-            np.trapezoid(self.insertion, dx=1 / STEPS)
-        )
+    def auc(self) -> tuple[float, float]:
+        """Areas under the deletion and the insertion curve, in [0, 1]; small and large for faithful heatmaps."""
+        deletion = float(np.trapezoid(self.deletion, dx=1 / STEPS))
+        insertion = float(np.trapezoid(self.insertion, dx=1 / STEPS))
+        return deletion, insertion
 
 
-def removal(answer: Answer, images: Floats, classes: NDArray[np.int64], maps: Floats, seed: int) -> Removal:
-    """Removes the places of images in the order of their maps, the highest first; what is removed takes the image's mean colour.
+def compute_perturbation_curves(
+    predict: PredictFunction, images: Floats, classes: NDArray[np.int64], maps: Floats, seed: int
+) -> PerturbationCurves:
+    """Removes pixels in the order of the heatmaps, the highest values first; they take the image's mean colour.
 
     Args:
-        answer: Probabilities of images `[N, H, W, C]`.
-        images: `[N, H, W, C]`.
-        classes: int `[N]`, whose probabilities are followed.
-        maps: `[N, h, w]`; ties are broken by chance.
-        seed: Of that chance.
+        predict: Function of images `[N, H, W, C]` to probabilities `[N, K]`.
+        images: Images `[N, H, W, C]`.
+        classes: Classes whose probabilities are recorded, int `[N]`.
+        maps: Heatmaps `[N, h, w]`; ties are broken at random.
+        seed: Seed of the order among ties.
     """
     count, height, width, _ = images.shape
-    chance = np.random.default_rng(seed)
-    values = np.stack([resized(map_, height, width).ravel() for map_ in maps])
-    order = np.stack([np.lexsort((chance.random(len(v)), -v)) for v in values])
-    place = np.argsort(order, axis=1).reshape(count, height, width, 1)  # 0 for the first to go
-    mean = images.mean(axis=(1, 2), keepdims=True)
-    curves = []
+    generator = np.random.default_rng(seed)
+    resized = np.stack([resize_bilinear(values, height, width).ravel() for values in maps])
+    order = np.stack([np.lexsort((generator.random(len(values)), -values)) for values in resized])
+    rank = np.argsort(order, axis=1).reshape(count, height, width, 1)  # 0 for the first pixel to remove
+    mean_colour = images.mean(axis=(1, 2), keepdims=True)  # [N, 1, 1, C]
+    rows = np.arange(count)
+    deletion = []
+    insertion = []
     for step in range(STEPS + 1):
-        gone = place < round(step / STEPS * height * width)
-        both = [answer(np.where(gone, mean, images)), answer(np.where(gone, images, mean))]
-        curves.append([float(p[np.arange(count), classes].mean()) for p in both])
-    return Removal(*np.array(curves).T)
+        is_selected = rank < round(step / STEPS * height * width)
+        without_selected = predict(np.where(is_selected, mean_colour, images))
+        only_selected = predict(np.where(is_selected, images, mean_colour))
+        deletion.append(float(without_selected[rows, classes].mean()))
+        insertion.append(float(only_selected[rows, classes].mean()))
+    return PerturbationCurves(np.array(deletion), np.array(insertion))
 
 
-def peak(values: Floats) -> tuple[float, float]:
-    """Where a map `[h, w]` is highest: `(y, x)` of the cell's centre in [0, 1]; of equals the first."""
+def find_peak(values: Floats) -> tuple[float, float]:
+    """Finds the maximum of a map `[h, w]`: the centre `(y, x)` of the cell in [0, 1]; the first of equals."""
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     return (row + 0.5) / values.shape[0], (column + 0.5) / values.shape[1]
 
 
-def inside(place: tuple[float, float], box: Box) -> bool:
-    """Whether a place lies in a box."""
-    return box[0] <= place[0] <= box[2] and box[1] <= place[1] <= box[3]
+def is_inside_box(point: tuple[float, float], box: Box) -> bool:
+    """Whether a point `(y, x)` lies in a bounding box."""
+    y, x = point
+    top, left, bottom, right = box
+    return top <= y <= bottom and left <= x <= right
 
 
-def energy(values: Floats, box: Box) -> float:
-    """The share of a map's sum that lies in a box (Wang et al., 2020); 0 for an empty map."""
+def make_box_mask(shape: tuple[int, ...], box: Box) -> NDArray[np.bool_]:
+    """Makes a mask of the cells of a map `(h, w)` whose centres lie in a bounding box, bool `[h, w]`."""
+    height, width = shape
+    top, left, bottom, right = box
+    ys = (np.arange(height) + 0.5) / height
+    xs = (np.arange(width) + 0.5) / width
+    in_rows = (ys >= top) & (ys <= bottom)
+    in_columns = (xs >= left) & (xs <= right)
+    return np.asarray(in_rows[:, None] & in_columns)
+
+
+def compute_box_energy(values: Floats, box: Box) -> float:
+    """Computes the fraction of a map's sum that lies in a bounding box; 0 for an empty map.
+
+    The energy-based pointing game of Wang et al. (2020), Score-CAM.
+    """
     total = float(values.sum())
-    return float(values[within(values.shape, box)].sum()) / total if total > 0 else 0.0
+    if total <= 0:
+        return 0.0
+    return float(values[make_box_mask(values.shape, box)].sum()) / total
 
 
-def within(shape: tuple[int, ...], box: Box) -> NDArray[np.bool_]:
-    """Which cells of a map `(h, w)` have their centres in a box, bool `[h, w]`."""
-    ys, xs = ((np.arange(side) + 0.5) / side for side in shape)
-    return np.asarray(((ys >= box[0]) & (ys <= box[2]))[:, None] & ((xs >= box[1]) & (xs <= box[3])))
-
-
-def edges(image: Floats, without: Box | None = None) -> Floats:
-    """How hard edges are around every pixel: gradients of brightness, averaged over a tenth of the side.
+def compute_edge_strength(image: Floats, ignored_box: Box | None = None) -> Floats:
+    """Computes the strength of edges around every pixel: the gradient of brightness, averaged over a tenth of the side.
 
     Args:
-        image: `[H, W, C]`.
-        without: A box whose edges do not count, its outline among them.
+        image: Image `[H, W, C]`.
+        ignored_box: Bounding box whose edges do not count, those of its outline included.
 
     Returns:
         float64 `[H, W]`.
     """
-    down, right = np.gradient(np.pad(image.mean(axis=2), 1, mode="edge"))
-    hard = np.hypot(down, right)[1:-1, 1:-1]
-    if without is not None:
-        height, width = hard.shape
-        around = (
-            without[0] - 2 / height,
-            without[1] - 2 / width,
-            without[2] + 2 / height,
-            without[3] + 2 / width,
-        )
-        hard = np.where(within(hard.shape, around), 0, hard)
-    side = max(1, round(NEAR * max(hard.shape) / 2))
-    sums = np.pad(np.pad(hard, side, mode="edge"), ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
-    window = 2 * side + 1
-    return (
-        np.asarray(
-            sums[window:, window:]
-            - sums[:-window, window:]
-            - sums[window:, :-window]
-            + sums[:-window, :-window]
-        )
-        / window**2
+    gradient_y, gradient_x = np.gradient(np.pad(image.mean(axis=2), 1, mode="edge"))
+    strength = np.hypot(gradient_y, gradient_x)[1:-1, 1:-1]
+    if ignored_box is not None:
+        height, width = strength.shape
+        top, left, bottom, right = ignored_box
+        with_outline = (top - 2 / height, left - 2 / width, bottom + 2 / height, right + 2 / width)
+        strength = np.where(make_box_mask(strength.shape, with_outline), 0, strength)
+    radius = max(1, round(TOLERANCE * max(strength.shape) / 2))
+    return _average_windows(strength, radius)
+
+
+def _average_windows(values: Floats, radius: int) -> Floats:
+    """Averages the square window around every cell of `[h, w]`, the edge repeated beyond it."""
+    extended = np.pad(values, radius, mode="edge")
+    # Sums of rectangles from cumulative sums, with a row and a column of zeros in front.
+    sums = np.pad(extended, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    window = 2 * radius + 1
+    windows = (
+        sums[window:, window:] - sums[:-window, window:] - sums[window:, :-window] + sums[:-window, :-window]
     )
+    return np.asarray(windows) / window**2
 
 
-def distraction(image: Floats, box: Box) -> tuple[float, float]:
-    """The hardest edges of an image outside a box: where a map looks that sees edges and no classes."""
-    values = edges(image, without=box)
-    return peak(np.where(within(values.shape, box), -1, values))
+def find_distractor(image: Floats, box: Box) -> tuple[float, float]:
+    """Finds the strongest edges outside a bounding box: the peak of a map that follows edges and not the class."""
+    strength = compute_edge_strength(image, ignored_box=box)
+    return find_peak(np.where(make_box_mask(strength.shape, box), -1, strength))
 
 
 @dataclass(frozen=True)
-class Found:
-    """How well maps find known boxes, over all images; each figure alone is passed by some wrong map.
+class LocalizationScores:
+    """How well heatmaps find known bounding boxes; for each score alone there are wrong heatmaps with a good one.
 
     Attributes:
-        pointing: Share of maps whose maximum lies in the box (Zhang et al., 2016).
-        energy: Mean share of a map that lies in the box.
-        distracted: Share of maps whose maximum lies at the hardest edges outside the box.
-        chance: The mean area of the boxes: what a map of noise reaches in the first two.
+        pointing_game: Fraction of heatmaps whose maximum lies in the box (Zhang et al., 2016).
+        energy: Mean fraction of a heatmap's sum that lies in the box (Wang et al., 2020).
+        distraction: Fraction of heatmaps whose maximum lies at the strongest edges outside the box.
+        chance: Mean area of the boxes: what heatmaps of noise score in the pointing game and the energy.
     """
 
-    pointing: float
+    pointing_game: float
     energy: float
-    distracted: float
+    distraction: float
     chance: float
 
 
-def found(maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box]) -> Found:
-    """Holds maps `[h, w]`, at least 0, of images `[H, W, C]` against boxes; an empty map finds nothing."""
-    points, shares, distracted = [], [], []
+def score_localization(
+    maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box]
+) -> LocalizationScores:
+    """Scores heatmaps against the bounding boxes of the objects; an empty heatmap finds nothing.
+
+    Args:
+        maps: Heatmaps `[h, w]`, at least 0.
+        images: Images `[H, W, C]` that the heatmaps explain.
+        boxes: Bounding box of the object in every image.
+    """
+    hits = []
+    energies = []
+    distractions = []
+    areas = []
     for values, image, box in zip(maps, images, boxes, strict=True):
-        shown = resized(values, *image.shape[:2])
-        (y, x), (edge_y, edge_x) = peak(shown), distraction(image, box)
-        points.append(bool(values.any()) and inside((y, x), box))
-        shares.append(energy(shown, box))
-        distracted.append(bool(values.any()) and np.hypot(y - edge_y, x - edge_x) <= NEAR)
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in boxes]
-    return Found(
-        float(np.mean(points)), float(np.mean(shares)), float(np.mean(distracted)), float(np.mean(areas))
+        height, width, _ = image.shape
+        resized = resize_bilinear(values, height, width)
+        is_empty = not values.any()
+        peak_y, peak_x = find_peak(resized)
+        distractor_y, distractor_x = find_distractor(image, box)
+        distance = np.hypot(peak_y - distractor_y, peak_x - distractor_x)
+        hits.append(not is_empty and is_inside_box((peak_y, peak_x), box))
+        energies.append(compute_box_energy(resized, box))
+        distractions.append(not is_empty and distance <= TOLERANCE)
+        top, left, bottom, right = box
+        areas.append((bottom - top) * (right - left))
+    return LocalizationScores(
+        pointing_game=float(np.mean(hits)),
+        energy=float(np.mean(energies)),
+        distraction=float(np.mean(distractions)),
+        chance=float(np.mean(areas)),
     )

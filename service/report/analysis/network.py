@@ -1,8 +1,8 @@
-"""A classifier as something to look into: logits, and every layer's input and output, those of nested models too.
+"""A classifier under analysis: its logits, and the input and output of every layer, those of nested models included.
 
-Keras hands out inner values only of a model's own layers, and not in the graph that the model is part of. So the graph is
-run again here, operation by operation. The one private call of Keras that it takes stands in `replayed` and nowhere
-else; a test holds it to the model's own answer.
+Keras gives access to the outputs of a model's own layers only, and not within the graph that the model is part of.
+The graph is therefore run again here, operation by operation. The one private method of Keras that this takes is
+called in `replay_graph` and nowhere else; a test compares the result with the model's own.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ import keras
 import tensorflow as tf
 
 from pipelines.errors import ConfigError, suggest
-from service.inference.classifier import activation_of, class_count, head_of, last_operation
+from service.inference.classifier import activation_name, class_count, last_operation, probability_head
 
-CONVOLUTIONS = {"Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"}
-UNCHANGED = {
+CONVOLUTION_KINDS = {"Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"}
+# Operations whose output is their input, at most in another shape; they are not listed as layers.
+PASS_THROUGH_KINDS = {
     "Flatten",
     "Reshape",
     "Identity",
@@ -30,30 +31,28 @@ UNCHANGED = {
     "GaussianNoise",
     "GaussianDropout",
 }
-FIXING = {
-    "Flatten",
-    "Reshape",
-    "Dense",
-    "CenterCrop",
-    "RandomCrop",
-    "Resizing",
-}  # what ties a model to one size
-SQUASHES = {"linear": tf.identity, "softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
-BFLOAT16 = "mixed_bfloat16"
-SHRINKING = {"MaxPooling2D", "AveragePooling2D", "ZeroPadding2D", "Cropping2D"}
+# Operations that tie a model to one image size.
+FIXED_SIZE_KINDS = {"Flatten", "Reshape", "Dense", "CenterCrop", "RandomCrop", "Resizing"}
+# Layers that only change the size of feature maps.
+RESIZING_KINDS = {"MaxPooling2D", "AveragePooling2D", "ZeroPadding2D", "Cropping2D"}
+# Final activations by the name of `activation_name`.
+ACTIVATIONS = {"linear": tf.identity, "softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
+BFLOAT16_POLICY = "mixed_bfloat16"
 
-Step = Callable[[str, Any, tuple[Any, ...], dict[str, Any]], Any]
+# Runs one operation: its path, the operation, its positional and its keyword arguments, to its output.
+RunOperation = Callable[[str, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Tap:
-    """A layer whose values can be looked at.
+class LayerInfo:
+    """A layer with an output that can be analysed.
 
     Attributes:
-        name: Of the layer; layers of a nested model carry its name before a slash. Where a layer runs again, `name:2`.
-        kind: Its class.
-        shape: Of its output for one image: `(H, W, C)` or `(units,)`.
-        operation: The layer or operation of Keras.
+        name: Name of the layer, after the names of the nested models it is in and slashes. The second run of a
+            shared layer is called `name:2`.
+        kind: Class name of the layer, such as `Conv2D`.
+        shape: Shape of the output for one image: `(H, W, C)` or `(units,)`.
+        operation: The Keras layer or operation.
     """
 
     name: str
@@ -62,25 +61,26 @@ class Tap:
     operation: Any = field(compare=False, repr=False)
 
     @property
-    def is_map(self) -> bool:
-        """Whether its output is `[B, H, W, C]`."""
+    def is_feature_map(self) -> bool:
+        """Whether the output is `[B, H, W, C]`."""
         return len(self.shape) == 3
 
     @property
     def is_convolution(self) -> bool:
-        """Whether it convolves feature maps."""
-        return self.is_map and self.kind in CONVOLUTIONS
+        """Whether the layer convolves feature maps."""
+        return self.is_feature_map and self.kind in CONVOLUTION_KINDS
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a batch went through.
+    """Inputs and outputs of all operations for a batch.
 
     Attributes:
-        logits: float32 `[B, K]`, K >= 2; their softmax is what the model answers. One unit z counts as (-z/2, z/2).
-        operations: What ran, by the name of its tap, in order.
-        inputs: What every operation was given first.
-        outputs: What it made of it.
+        logits: float32 `[B, K]`, K >= 2; the model's probabilities are their softmax. A single unit z counts as the
+            logits (-z/2, z/2).
+        operations: Operations by name, in the order in which they ran.
+        inputs: First argument of every operation, by its name.
+        outputs: Output of every operation, by its name.
     """
 
     logits: Any
@@ -89,199 +89,226 @@ class Trace:
     outputs: dict[str, Any]
 
 
-class _Reached(Exception):  # noqa: N818 (no error)
-    """The last layer that was to run has run."""
+class _StopForwardPass(Exception):  # noqa: N818 (control flow, not an error)
+    """The last operation that was to run has run."""
 
 
 class Network:
-    """A model of Keras layers, in inference mode, from pixels to logits.
+    """A Keras classifier in inference mode, from pixels to logits.
 
     Args:
-        model: Flat, Sequential or nested; ends in softmax, in one sigmoid unit, or in raw logits.
+        model: A functional or Sequential model, possibly nested; ends in softmax, in one sigmoid unit, or in raw logits.
         scale: Factor on the pixels, 0 to 255, before they enter the model.
-        fast: Compute in bfloat16, all but the last layer: twice as fast where the processor knows it, and less exact.
+        fast: Whether all layers but the last compute in bfloat16: up to twice as fast on processors that support it,
+            and less exact.
 
     Attributes:
-        model: The model.
-        scale: The factor.
+        model: The Keras model itself.
+        scale: Factor on the pixels before they enter the model.
         shape: Height, width and channels of the images.
-        classes: How many classes it tells apart.
-        taps: Its layers in the order in which they run; those that pass their input on as it is are left out.
+        class_count: Number of classes.
+        layers: Layers in the order in which they run, without those that pass their input on unchanged.
 
     Raises:
-        ConfigError: The model has another end.
+        ConfigError: The model ends in something else.
     """
 
     def __init__(self, model: keras.Model, scale: float = 1.0, fast: bool = False) -> None:
-        head_of(model)
-        self.model, self.scale, self._fast = model, scale, fast
+        probability_head(model)
+        self.model = model
+        self.scale = scale
+        self._fast = fast
         self.shape: tuple[int, ...] = tuple(model.input_shape[1:])
-        self.classes = class_count(model)
-        self._end = last_operation(model)
-        self._trace = self._traced()
-        self.taps = self._discovered()
+        self.class_count = class_count(model)
+        self._last_operation = last_operation(model)
+        self._symbolic_trace = self._trace_symbolically()
+        self.layers = self._list_layers()
+
+    @property
+    def convolutions(self) -> tuple[LayerInfo, ...]:
+        """The convolutions, in the order in which they run."""
+        return tuple(layer for layer in self.layers if layer.is_convolution)
+
+    @property
+    def last_feature_map(self) -> LayerInfo | None:
+        """The last feature map of full resolution; None without convolutions.
+
+        That is the output of the last convolution, or of the normalization and activation after it, before pooling.
+        """
+        if not self.convolutions:
+            return None
+        first = self.layers.index(self.convolutions[0])
+        feature_maps = [
+            layer
+            for layer in self.layers[first:]
+            if layer.is_feature_map and layer.kind not in RESIZING_KINDS and max(layer.shape[:2]) > 1
+        ]
+        return feature_maps[-1] if feature_maps else None
+
+    def find_layer(self, name: str) -> LayerInfo:
+        """Returns the layer of that name.
+
+        Raises:
+            ConfigError: There is none.
+        """
+        by_name = {layer.name: layer for layer in self.layers}
+        if name not in by_name:
+            raise ConfigError("the name of a layer", f"layer={name}", suggest(name, by_name))
+        return by_name[name]
+
+    def is_size_independent(self, name: str) -> bool:
+        """Whether a layer, and all before it, can also run on images of another size."""
+        for other, operation in self._symbolic_trace.operations.items():
+            if other == name:
+                return True
+            if type(operation).__name__ in FIXED_SIZE_KINDS:
+                return False
+        raise KeyError(name)
 
     def run(
-        self, images: Any, seen: Callable[[str, Any], None] | None = None, until: str | None = None
+        self,
+        images: Any,
+        on_output: Callable[[str, Any], None] | None = None,
+        stop_after: str | None = None,
     ) -> Trace:
         """Runs a batch.
 
         Args:
             images: Tensor `[B, H, W, C]`, 0 to 255.
-            seen: Is given the name of every layer and its output before anything makes use of that.
-            until: The last layer that runs; there are no logits then.
+            on_output: Called with the name and the output of every operation, before the output is used.
+            stop_after: Name of the last operation that runs; None runs all. The trace has no logits then.
         """
         trace = Trace(None, {}, {}, {})
 
-        def step(path: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            name, times = path, 1
-            while name in trace.outputs:
-                times += 1
-                name = f"{path}:{times}"
-            if operation is self._end:
-                y = _unsquashed(operation, args, kwargs)
+        def run_operation(path: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            name = _make_unique(path, trace.outputs)
+            is_last = operation is self._last_operation
+            if is_last:
+                y = _run_without_activation(operation, args, kwargs)
             else:
-                with (
-                    _with(operation, dtype_policy=BFLOAT16)
-                    if self._fast and isinstance(operation, keras.Layer)
-                    else nullcontext()
-                ):
+                with self._precision_of(operation):
                     y = operation(*args, **kwargs)
-            shown = SQUASHES[activation_of(operation)](y) if operation is self._end else y
-            trace.operations[name], trace.inputs[name], trace.outputs[name] = (
-                operation,
-                args[0] if args else None,
-                shown,
-            )
-            if seen is not None:
-                seen(name, y)
-            if name == until:
-                raise _Reached
+            trace.operations[name] = operation
+            trace.inputs[name] = args[0] if args else None
+            trace.outputs[name] = ACTIVATIONS[activation_name(operation)](y) if is_last else y
+            if on_output is not None:
+                on_output(name, y)
+            if name == stop_after:
+                raise _StopForwardPass
             return y
 
-        if until is not None:
-            with suppress(_Reached):
-                replayed(self.model, tf.cast(images, tf.float32) * self.scale, step)
+        pixels = tf.cast(images, tf.float32) * self.scale
+        if stop_after is not None:
+            with suppress(_StopForwardPass):
+                replay_graph(self.model, pixels, run_operation)
             return trace
-        z = tf.cast(
-            replayed(self.model, tf.cast(images, tf.float32) * self.scale, step), tf.float32
-        )  # [B, units]
+        z = tf.cast(replay_graph(self.model, pixels, run_operation), tf.float32)  # [B, units]
         logits = tf.concat([-z / 2, z / 2], axis=1) if z.shape[1] == 1 else z
         return Trace(logits, trace.operations, trace.inputs, trace.outputs)
 
-    def compiled(
-        self, function: Callable[..., Any], *more: tf.TensorSpec, size: tuple[int, int] | None = None
+    def compile_graph(
+        self,
+        function: Callable[..., Any],
+        *extra_inputs: tf.TensorSpec,
+        size: tuple[int, int] | None = None,
     ) -> Callable[..., Any]:
-        """A function of images and other tensors as one graph, for batches of any length.
+        """Compiles a function of images and other tensors to one graph, for batches of any length.
 
         Without XLA, which was measured five times slower for convolutions on a CPU.
 
         Args:
-            function: Of tensors: first the images, float32 `[B, H, W, C]`.
-            more: What the other tensors are.
-            size: Of the images, where that is not the model's own.
+            function: Function of tensors, the first being the images, float32 `[B, H, W, C]`.
+            extra_inputs: Shapes and types of the other tensors.
+            size: Height and width of the images; None takes those of the model.
         """
         images = tf.TensorSpec((None, *(size or self.shape[:2]), self.shape[2]), tf.float32)
-        graph = tf.function(function, input_signature=[images, *more], autograph=False)
+        graph = tf.function(function, input_signature=[images, *extra_inputs], autograph=False)
         return lambda images, *rest: graph(tf.cast(images, tf.float32), *rest)
 
-    def tap(self, name: str) -> Tap:
-        """The layer of that name.
+    def _precision_of(self, operation: Any) -> Any:
+        """A context in which an operation computes in the precision asked for."""
+        if self._fast and isinstance(operation, keras.Layer):
+            return _override_attributes(operation, dtype_policy=BFLOAT16_POLICY)
+        return nullcontext()
 
-        Raises:
-            ConfigError: There is none.
-        """
-        found = {tap.name: tap for tap in self.taps}
-        if name not in found:
-            raise ConfigError("the name of a layer", f"layer={name}", suggest(name, found))
-        return found[name]
-
-    def is_elastic(self, name: str) -> bool:
-        """Whether a layer, and all before it, can also run on images of another size."""
-        before = list(self._trace.operations.values())[: list(self._trace.operations).index(name)]
-        return not any(type(operation).__name__ in FIXING for operation in before)
-
-    @property
-    def convolutions(self) -> tuple[Tap, ...]:
-        """Its convolutions, in order."""
-        return tuple(tap for tap in self.taps if tap.is_convolution)
-
-    @property
-    def last_map(self) -> Tap | None:
-        """The last feature map before pools shrink it: after the last convolution with what belongs to it; None without convolutions."""
-        first = next((place for place, tap in enumerate(self.taps) if tap.is_convolution), len(self.taps))
-        maps = [
-            tap
-            for tap in self.taps[first:]
-            if tap.is_map and tap.kind not in SHRINKING and max(tap.shape[:2]) > 1
-        ]
-        return maps[-1] if maps else None
-
-    def _traced(self) -> Trace:
-        """What runs, with shapes alone: nothing is computed."""
+    def _trace_symbolically(self) -> Trace:
+        """Traces a batch of unknown size: yields shapes without computing anything."""
         traces: list[Trace] = []
         images = tf.TensorSpec((None, *self.shape), tf.float32)
-        tf.function(lambda x: traces.append(self.run(x)), autograph=False).get_concrete_function(images)
+        graph = tf.function(lambda x: traces.append(self.run(x)), autograph=False)
+        graph.get_concrete_function(images)
         return traces[0]
 
-    def _discovered(self) -> tuple[Tap, ...]:
-        taps = []
-        for name, y in self._trace.outputs.items():
-            operation = self._trace.operations[name]
+    def _list_layers(self) -> tuple[LayerInfo, ...]:
+        layers = []
+        for name, y in self._symbolic_trace.outputs.items():
+            operation = self._symbolic_trace.operations[name]
             kind = type(operation).__name__
-            if getattr(y, "ndim", 0) in (2, 4) and kind not in UNCHANGED and not kind.startswith("Random"):
-                taps.append(Tap(name, kind, tuple(y.shape[1:]), operation))
-        return tuple(taps)
+            has_features = getattr(y, "ndim", 0) in (2, 4)
+            if has_features and kind not in PASS_THROUGH_KINDS and not kind.startswith("Random"):
+                layers.append(LayerInfo(name, kind, tuple(y.shape[1:]), operation))
+        return tuple(layers)
 
 
-def replayed(model: keras.Model, x: Any, step: Step, path: str = "") -> Any:
-    """Runs a model's graph again, operation by operation, and those of nested models in their place.
+def replay_graph(model: keras.Model, x: Any, run_operation: RunOperation, prefix: str = "") -> Any:
+    """Runs a model's graph again, operation by operation, nested models included.
 
     Args:
-        model: Sequential or functional.
-        x: Its input.
-        step: Runs one operation in inference mode: is given its path, itself, and its arguments.
-        path: What stands before names of this model.
+        model: A functional or Sequential model.
+        x: Input of the model.
+        run_operation: Runs one operation; called with its path, the operation and its arguments for inference.
+        prefix: Path of this model, before the names of its operations.
 
     Returns:
-        The model's output.
+        The output of the model.
     """
 
-    def operate(operation: Any) -> Callable[..., Any]:
+    def wrap(operation: Any) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
             if isinstance(operation, keras.Model) and hasattr(operation, "layers"):
-                return replayed(operation, args[0], step, f"{path}{operation.name}/")
+                return replay_graph(operation, args[0], run_operation, f"{prefix}{operation.name}/")
             if "training" in inspect.signature(operation.call).parameters:
                 kwargs["training"] = False
-            return step(path + operation.name, operation, args, kwargs)
+            return run_operation(prefix + operation.name, operation, args, kwargs)
 
         return call
 
     if isinstance(model, keras.Sequential):
         for layer in model.layers:
-            x = operate(layer)(x)
+            x = wrap(layer)(x)
         return x
-    return model._run_through_graph(x, operation_fn=operate)
+    return model._run_through_graph(x, operation_fn=wrap)
 
 
-def _unsquashed(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """What the last operation gives without its softmax or sigmoid."""
-    if activation_of(operation) == "linear":
+def _make_unique(path: str, names: dict[str, Any]) -> str:
+    """Returns the path, or `path:2`, `path:3` and so on for further runs of a shared layer."""
+    name = path
+    run = 1
+    while name in names:
+        run += 1
+        name = f"{path}:{run}"
+    return name
+
+
+def _run_without_activation(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Runs the last operation without its softmax or sigmoid."""
+    if activation_name(operation) == "linear":
         return operation(*args, **kwargs)
     if not hasattr(operation, "activation"):
+        # The operation is nothing but the activation.
         return args[0]
-    with _with(operation, activation=keras.activations.linear):
+    with _override_attributes(operation, activation=keras.activations.linear):
         return operation(*args, **kwargs)
 
 
 @contextmanager
-def _with(layer: Any, **attributes: Any) -> Iterator[None]:
-    """Gives a layer other attributes for the length of a block, in which a graph is traced."""
-    kept = {name: getattr(layer, name) for name in attributes}
+def _override_attributes(layer: Any, **attributes: Any) -> Iterator[None]:
+    """Sets attributes of a layer within a block in which a graph is traced, and restores them after it."""
+    originals = {name: getattr(layer, name) for name in attributes}
     try:
         for name, value in attributes.items():
             setattr(layer, name, value)
         yield
     finally:
-        for name, value in kept.items():
+        for name, value in originals.items():
             setattr(layer, name, value)

@@ -1,4 +1,8 @@
-"""What filters look for: images that answer them best, made from noise by gradient ascent (Erhan et al., 2009)."""
+"""Filter patterns: images that maximize the activation of a filter, found by gradient ascent from noise.
+
+The method is activation maximization (Erhan et al., 2009); the steps are those of F. Chollet (2016), "How convolutional
+neural networks see the world".
+"""
 
 from __future__ import annotations
 
@@ -10,144 +14,161 @@ import tensorflow as tf
 
 from service.report.analysis.network import Network, Trace
 
+# Steps of gradient ascent.
 STEPS = 20
-BATCH = 16  # filters at a time
-GREY, NOISE = (
-    128.0,
-    20.0,
-)  # what an image starts from: grey, and the width of uniform noise around it (F. Chollet, 2016)
+# Filters that run at a time.
+BATCH = 16
+# Mean and width of the uniform noise that every image starts from.
+NOISE_MEAN = 128.0
+NOISE_WIDTH = 20.0
+# Longer side of an image that is smaller than those of the model, in pixels.
+MAX_SIDE = 128
 
 
 @dataclass(frozen=True)
-class Patterns:
-    """What F filters of a layer look for.
+class FilterPatterns:
+    """Patterns of F filters of a layer.
 
     Attributes:
-        layer: Its name.
-        filters: Which filters.
-        images: float32 `[F, H, W, C]`, pixels 0 to 255 and beyond.
-        before: float32 `[F]`: how strongly the filter answers the noise, averaged over all places.
-        after: float32 `[F]`: how strongly it answers the image.
+        layer: Name of the layer.
+        filters: Indices of the filters.
+        images: float32 `[F, H, W, C]`, pixel values 0 to 255 and beyond.
+        initial_activation: Mean activation of each filter for the noise, float32 `[F]`.
+        final_activation: Mean activation of each filter for its image, float32 `[F]`.
     """
 
     layer: str
     filters: tuple[int, ...]
     images: np.ndarray
-    before: np.ndarray
-    after: np.ndarray
+    initial_activation: np.ndarray
+    final_activation: np.ndarray
 
     @property
-    def silent(self) -> np.ndarray:
-        """Which filters never answered, bool `[F]`: there was no way up, and the image is still noise."""
-        return np.asarray(~(self.after > self.before))
+    def is_unresponsive(self) -> np.ndarray:
+        """Flags of filters whose activation did not rise, bool `[F]`; their images are still noise."""
+        return np.asarray(~(self.final_activation > self.initial_activation))
 
 
-def patterns(
+def compute_filter_patterns(
     network: Network,
     layer: str,
     filters: Sequence[int],
     steps: int = STEPS,
     seed: int = 0,
     size: tuple[int, int] | None = None,
-) -> Patterns:
-    """Makes the patterns of some filters: every step adds the gradient over its root mean square, in pixels of 0 to 255.
+) -> FilterPatterns:
+    """Computes the patterns of some filters.
+
+    Every step adds the gradient of the mean activation, divided by its root mean square, to the pixels (0 to 255).
 
     Args:
-        network: What is looked into.
-        layer: Name of a layer `[B, h, w, C]`.
-        filters: Which of its channels.
-        steps: How many steps uphill.
-        seed: Of the noise, which is the same for every filter.
-        size: Height and width of the images, where that is not the model's own.
+        network: The network under analysis.
+        layer: Name of a layer with outputs `[B, h, w, C]`.
+        filters: Indices of the filters, or channels, of that layer.
+        steps: Number of steps of gradient ascent.
+        seed: Seed of the noise, which is the same for every filter.
+        size: Height and width of the images; None takes those of the model.
 
     Raises:
-        ConfigError: There is no such layer.
+        ConfigError: The network has no such layer.
     """
-    network.tap(layer)
-    shape = (*(size or network.shape[:2]), network.shape[2])
-    noise = (
-        np.random.default_rng(seed)
-        .uniform(GREY - NOISE / 2, GREY + NOISE / 2, (1, *shape))
-        .astype(np.float32)
-    )
-    step = network.compiled(
-        lambda images, chosen: _uphill(network, layer, images, chosen),
+    network.find_layer(layer)
+    height, width = size or network.shape[:2]
+    low = NOISE_MEAN - NOISE_WIDTH / 2
+    high = NOISE_MEAN + NOISE_WIDTH / 2
+    shape = (1, height, width, network.shape[2])
+    noise = np.random.default_rng(seed).uniform(low, high, shape).astype(np.float32)
+    ascend = network.compile_graph(
+        lambda images, indices: _ascend(network, layer, images, indices),
         tf.TensorSpec((None,), tf.int32),
         size=size,
     )
-    images, before, after = [], [], []
+    images = []
+    initial_activation = []
+    final_activation = []
     for start in range(0, len(filters), BATCH):
-        chosen = tf.constant(filters[start : start + BATCH], tf.int32)
-        x = tf.tile(noise, (len(chosen), 1, 1, 1))
-        for number in range(steps + 1):
-            climbed, scores = step(x, chosen)
-            if number == 0:
-                before.append(scores.numpy())
-            x = climbed if number < steps else x  # the last round only scores
-        images.append(x.numpy())
-        after.append(scores.numpy())
-    return Patterns(
-        layer, tuple(filters), np.concatenate(images), np.concatenate(before), np.concatenate(after)
+        indices = tf.constant(filters[start : start + BATCH], tf.int32)
+        batch = tf.tile(noise, (len(indices), 1, 1, 1))
+        for step in range(steps + 1):
+            stepped, activation = ascend(batch, indices)
+            if step == 0:
+                initial_activation.append(activation.numpy())
+            # The last call only yields the activation after the last step.
+            if step < steps:
+                batch = stepped
+        images.append(batch.numpy())
+        final_activation.append(activation.numpy())
+    return FilterPatterns(
+        layer=layer,
+        filters=tuple(filters),
+        images=np.concatenate(images),
+        initial_activation=np.concatenate(initial_activation),
+        final_activation=np.concatenate(final_activation),
     )
 
 
-def pixels(images: np.ndarray) -> np.ndarray:
-    """Patterns as pictures: every one brought to mean 128 and deviation 64. Float `[F, H, W, C]` to uint8."""
-    mean, deviation = images.mean(axis=(1, 2, 3), keepdims=True), images.std(axis=(1, 2, 3), keepdims=True)
-    return np.clip((images - mean) / np.maximum(deviation, 1e-5) * 64 + 128, 0, 255).round().astype(np.uint8)
+def choose_pattern_size(network: Network, layer: str) -> tuple[int, int]:
+    """Chooses the size of a layer's patterns: that of the model's images, or smaller where the layer allows it."""
+    height, width = network.shape[:2]
+    factor = MAX_SIDE / max(height, width)
+    if factor >= 1 or not network.is_size_independent(layer):
+        return height, width
+    return round(height * factor), round(width * factor)
 
 
-def _uphill(
-    network: Network, layer: str, images: tf.Tensor, chosen: tf.Tensor
+def deprocess_patterns(images: np.ndarray) -> np.ndarray:
+    """Brings every pattern to mean 128 and standard deviation 64: float `[F, H, W, C]` to uint8 `[F, H, W, C]`."""
+    mean = images.mean(axis=(1, 2, 3), keepdims=True)
+    deviation = images.std(axis=(1, 2, 3), keepdims=True)
+    levels = (images - mean) / np.maximum(deviation, 1e-5) * 64 + 128
+    return np.clip(levels, 0, 255).round().astype(np.uint8)
+
+
+def _ascend(
+    network: Network, layer: str, images: tf.Tensor, filters: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """One step of F images for a filter each, and how strongly that answered before the step.
+    """Takes one step for F images, one per filter; returns the images and the activations before the step.
 
-    Where a filter is silent all over, behind its ReLU, the way up is that of its value before the ReLU.
+    Where the activation function of a filter is 0 everywhere, it has no gradient: the step then follows the gradient
+    of the value before the activation function.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
-        raw, answers = _answers(network.run(images, until=layer), layer, chosen)  # [F, h, w, F]
-        scores, below = _own(answers), _own(raw)
-        silent = tf.linalg.diag_part(tf.reduce_max(tf.abs(answers), axis=(1, 2))) == 0
-        climbed = tf.where(silent, below, scores)
-    gradient = tape.gradient(climbed, images)
-    size = tf.sqrt(tf.reduce_mean(tf.square(gradient), axis=(1, 2, 3), keepdims=True))
-    return images + tf.math.divide_no_nan(gradient, size), scores
+        trace = network.run(images, stop_after=layer)
+        preactivations, activations = _compute_filter_outputs(trace, layer, filters)  # [F, h, w, F]
+        mean_activation = _average_diagonal(activations)
+        largest = tf.reduce_max(tf.abs(activations), axis=(1, 2))  # [F, F]
+        is_zero = tf.linalg.diag_part(largest) == 0
+        objective = tf.where(is_zero, _average_diagonal(preactivations), mean_activation)
+    gradient = tape.gradient(objective, images)
+    root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(gradient), axis=(1, 2, 3), keepdims=True))
+    return images + tf.math.divide_no_nan(gradient, root_mean_square), mean_activation
 
 
-def _own(answers: tf.Tensor) -> tf.Tensor:
-    """The mean answer of filter i to image i: `[F, h, w, F]` to float32 `[F]`."""
-    return tf.linalg.diag_part(tf.cast(tf.reduce_mean(answers, axis=(1, 2)), tf.float32))
+def _average_diagonal(activations: tf.Tensor) -> tf.Tensor:
+    """Mean activation of filter i for image i: `[F, h, w, F]` to float32 `[F]`."""
+    return tf.linalg.diag_part(tf.cast(tf.reduce_mean(activations, axis=(1, 2)), tf.float32))
 
 
-def _answers(trace: Trace, layer: str, chosen: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The layer's output for these filters alone, before and after its activation; of a convolution only their kernels are computed."""
-    convolution, x = trace.operations[layer], trace.inputs[layer]
-    if (
-        type(convolution).__name__ != "Conv2D"
-        or convolution.groups != 1
-        or convolution.data_format != "channels_last"
-    ):
-        y = tf.gather(trace.outputs[layer], chosen, axis=-1)
+def _compute_filter_outputs(trace: Trace, layer: str, filters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The outputs of some filters before and after the activation function, `[F, h, w, F]` each.
+
+    For a plain convolution only the kernels of these filters are computed; for other layers both are the output.
+    """
+    convolution = trace.operations[layer]
+    is_plain = (
+        type(convolution).__name__ == "Conv2D"
+        and convolution.groups == 1
+        and convolution.data_format == "channels_last"
+    )
+    if not is_plain:
+        y = tf.gather(trace.outputs[layer], filters, axis=-1)
         return y, y
-    kernel = tf.cast(tf.gather(convolution.kernel, chosen, axis=-1), x.dtype)
+    x = trace.inputs[layer]
+    kernel = tf.cast(tf.gather(convolution.kernel, filters, axis=-1), x.dtype)
     y = tf.nn.conv2d(
         x, kernel, convolution.strides, convolution.padding.upper(), dilations=convolution.dilation_rate
     )
     if convolution.use_bias:
-        y += tf.cast(tf.gather(convolution.bias, chosen), y.dtype)
+        y += tf.cast(tf.gather(convolution.bias, filters), y.dtype)
     return y, convolution.activation(y)
-
-
-LARGEST = 128
-
-
-def shown_size(network: Network, layer: str) -> tuple[int, int]:
-    """The size of a layer's patterns: the images' own, or smaller where they are large and the layer allows it."""
-    height, width = network.shape[:2]
-    factor = LARGEST / max(height, width)
-    return (
-        (height, width)
-        if factor >= 1 or not network.is_elastic(layer)
-        else (round(height * factor), round(width * factor))
-    )

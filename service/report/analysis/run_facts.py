@@ -1,35 +1,38 @@
-"""What the page tells of a run beside its pictures: how it was trained, on what, and what the data left out."""
+"""Facts about a run for its page: how it was trained, on what data, and which source images were rejected."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipelines.shards.manifest import Manifest
 from service.runs import Run
 
+# List of rejected source images in a shard set.
 REJECTED = "rejected.jsonl"
-SHOWN = 50  # rejected images that are listed
+# Rejected images that are listed on the page, at most.
+MAX_REJECTED = 50
 
 
 @dataclass(frozen=True)
-class About:
-    """One run, or one model made elsewhere.
+class RunFacts:
+    """Facts about a run, or about a model without one.
 
     Attributes:
-        name: Of the run directory or the model file.
+        name: Name of the run directory or the model file.
         source: What the shard set was built from, such as `folder:photos`.
-        preset: The preset it was trained with; empty for a model made elsewhere.
-        model: The registered model; empty for one made elsewhere.
-        state: Of the run, see `service.runs.Run.status`; empty for a model made elsewhere.
-        finished: When training ended, `2026-05-01T12:00:00+00:00`; empty where that is not known.
-        seconds: How long training took in all; None where that is not known.
-        settings: The configuration, as names and values that a person reads.
-        environment: What it ran on, likewise.
-        rejected: Id and reason of source images that are not in the shard set, the first `SHOWN` of them.
-        rejected_count: How many there are.
+        preset: The preset the run was trained with; empty for a model without a run.
+        model: Name of the registered model; empty for a model without a run.
+        state: State of the run, see `service.runs.Run.status`; empty for a model without a run.
+        finished: Time at which training ended, `2026-05-01T12:00:00+00:00`; empty if unknown.
+        seconds: Total duration of training in seconds; None if unknown.
+        settings: The configuration, as names and formatted values.
+        environment: Versions and hardware of the run, as names and formatted values.
+        rejected: Id and reason of source images that are not in the shard set, the first `MAX_REJECTED` of them.
+        rejected_count: Number of all rejected images.
     """
 
     name: str
@@ -46,17 +49,24 @@ class About:
 
     @property
     def title(self) -> str:
-        """The run in a few words: what was trained on what."""
+        """Title of the page: what was trained on what."""
         if not self.preset:
             return f"{self.name} on {self.source}"
         return f"{self.name}: {self.preset} on {self.source}"
 
 
-def about_run(run: Run, config: dict[str, Any], shards: Path, manifest: Manifest) -> About:
-    """What is known of a run."""
+def collect_run_facts(run: Run, config: dict[str, Any], shards: Path, manifest: Manifest) -> RunFacts:
+    """Collects the facts about a run.
+
+    Args:
+        run: Run whose status is read.
+        config: Configuration of the run.
+        shards: Directory of the shard set.
+        manifest: Manifest of the shard set.
+    """
     status = run.status()
     seconds = (status.get("timings") or {}).get("total")
-    return About(
+    return RunFacts(
         name=run.path.name,
         source=manifest.source,
         preset=str(config.get("preset", "")),
@@ -64,63 +74,76 @@ def about_run(run: Run, config: dict[str, Any], shards: Path, manifest: Manifest
         state=str(status.get("state", "")),
         finished=str(status.get("finished") or ""),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
-        settings=tuple(flat(config)),
-        environment=tuple(flat(status.get("environment") or {})),
-        rejected=rejected_images(shards),
+        settings=tuple(flatten_settings(config)),
+        environment=tuple(flatten_settings(status.get("environment") or {})),
+        rejected=read_rejected_images(shards),
         rejected_count=manifest.rejected,
     )
 
 
-def about_model(path: Path, shards: Path, manifest: Manifest) -> About:
-    """What is known of a model made elsewhere."""
-    return About(
-        path.stem, manifest.source, rejected=rejected_images(shards), rejected_count=manifest.rejected
+def collect_model_facts(path: Path, shards: Path, manifest: Manifest) -> RunFacts:
+    """Collects the facts about a model without a run.
+
+    Args:
+        path: The model file.
+        shards: Directory of the shard set.
+        manifest: Manifest of the shard set.
+    """
+    return RunFacts(
+        name=path.stem,
+        source=manifest.source,
+        rejected=read_rejected_images(shards),
+        rejected_count=manifest.rejected,
     )
 
 
-def flat(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as names with dots and values in words, in their order."""
+def flatten_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Flattens nested settings to dotted names and formatted values, in their order.
+
+    Args:
+        settings: Settings, with dictionaries and lists of dictionaries in them.
+        prefix: First part of every name, ending in a dot.
+    """
     rows: list[tuple[str, str]] = []
     for key, value in settings.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
-            rows += flat(value, f"{name}.")
+            rows += flatten_settings(value, f"{name}.")
         elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
-            for place, item in enumerate(value, 1):
-                rows += (
-                    flat(item, f"{name}.{place}.")
-                    if isinstance(item, dict)
-                    else [(f"{name}.{place}", in_words(item))]
-                )
+            for number, item in enumerate(value, 1):
+                if isinstance(item, dict):
+                    rows += flatten_settings(item, f"{name}.{number}.")
+                else:
+                    rows.append((f"{name}.{number}", format_setting(item)))
         else:
-            rows.append((name, in_words(value)))
+            rows.append((name, format_setting(value)))
     return rows
 
 
-def in_words(value: Any) -> str:
-    """One setting as a person writes it."""
+def format_setting(value: Any) -> str:
+    """Formats one setting for readers: `none`, `yes`, `96 x 96` with a multiplication sign, `a, b`."""
     if value is None or value in ([], {}, ""):
         return "none"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
-        between = (
-            " \N{MULTIPLICATION SIGN} "
-            if len(value) == 2 and all(isinstance(item, int) for item in value)
-            else ", "
-        )
-        return between.join(in_words(item) for item in value)
-    return f"{value:g}" if isinstance(value, float) else str(value)
+        is_size = len(value) == 2 and all(isinstance(item, int) for item in value)
+        separator = " \N{MULTIPLICATION SIGN} " if is_size else ", "
+        return separator.join(format_setting(item) for item in value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value)
 
 
-def rejected_images(shards: Path) -> tuple[tuple[str, str], ...]:
-    """Ids and reasons of source images that were not taken, the first `SHOWN`; none where the list is gone or damaged."""
-    found: list[tuple[str, str]] = []
+def read_rejected_images(shards: Path) -> tuple[tuple[str, str], ...]:
+    """Reads ids and reasons of the first `MAX_REJECTED` rejected source images; none if the list is missing."""
+    rejected: list[tuple[str, str]] = []
     try:
         with (shards / REJECTED).open(encoding="utf-8") as lines:
-            for line, _ in zip(lines, range(SHOWN), strict=False):
+            for line in islice(lines, MAX_REJECTED):
                 entry = json.loads(line)
-                found.append((str(entry["id"]), str(entry["reason"])))
+                rejected.append((str(entry["id"]), str(entry["reason"])))
     except (OSError, ValueError, KeyError, TypeError):
-        return tuple(found)
-    return tuple(found)
+        # The list is for information only; what was read so far is shown.
+        pass
+    return tuple(rejected)

@@ -1,4 +1,4 @@
-"""From arrays to picture files: colours, tiles, and an album that keeps account of every file."""
+"""Picture files of a page: encoding, names by content, and the record of what each was made from."""
 
 from __future__ import annotations
 
@@ -13,88 +13,36 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from service.report.drawing.colours import FLAT, FRAME, VIRIDIS, coloured
+from service.report.rasters import repeat_pixels
 
-__all__ = [
-    "FLAT",
-    "FRAME",
-    "VIRIDIS",
-    "Album",
-    "Drawing",
-    "Picture",
-    "coloured",
-    "encoded",
-    "enlarged",
-    "photo",
-    "reduced",
-    "tiled",
-]
-
-
-PHOTO_SIDE = 64  # images with a longer side above it are photos and stored as JPEG
-THREADS = 4  # that encode; Pillow lets others run meanwhile
-SAVED: dict[str, dict[str, Any]] = {
+# Images whose longer side has more pixels are photos, stored as JPEG.
+MAX_ENLARGED_SIDE = 64
+# Smallest longer side of images that are enlarged, in pixels.
+MIN_PHOTO_SIDE = 112
+# Encoding threads; Pillow releases the interpreter lock while it encodes.
+THREADS = 4
+# Options of Pillow's `save` by kind of picture.
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"compress_level": 3},
     "jpeg": {"quality": 75},
     "webp": {"quality": 60, "method": 1},
-    "whole": {"quality": 80, "subsampling": 0},  # JPEG with whole colours
+    "jpeg-444": {"quality": 80, "subsampling": 0},
     "photo": {"quality": 90, "optimize": True},
 }
-SUFFIXES = {"jpeg": "jpg", "photo": "jpg", "whole": "jpg"}
-
-
-def enlarged(tiles: np.ndarray, smallest: int) -> np.ndarray:
-    """Repeats pixels a whole number of times until the longer side has at least `smallest` of them.
-
-    Args:
-        tiles: `[N, H, W, ...]`.
-        smallest: In pixels.
-    """
-    factor = -(-smallest // max(tiles.shape[1:3]))
-    return tiles.repeat(factor, axis=1).repeat(factor, axis=2) if factor > 1 else tiles
-
-
-def reduced(tiles: np.ndarray, largest: int) -> np.ndarray:
-    """Averages blocks of whole pixels until the longer side has at most `largest` of them.
-
-    Args:
-        tiles: Floats `[N, H, W]`; rows or columns missing from the last block repeat the edge.
-        largest: In pixels.
-    """
-    count, height, width = tiles.shape
-    factor = -(-max(height, width) // largest)
-    if factor <= 1:
-        return tiles
-    padded = np.pad(tiles, ((0, 0), (0, -height % factor), (0, -width % factor)), mode="edge")
-    blocks = padded.reshape(count, padded.shape[1] // factor, factor, padded.shape[2] // factor, factor)
-    return np.asarray(blocks.mean(axis=(2, 4)))
-
-
-def tiled(tiles: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
-    """Lays tiles out in rows, from left to right and from top to bottom, on a dark frame.
-
-    Args:
-        tiles: uint8 `[N, H, W, 3]`, N >= 1.
-        columns: Tiles in a full row.
-        gap: Pixels around and between tiles.
-
-    Returns:
-        uint8 `[rows * (H + gap) + gap, columns * (W + gap) + gap, 3]`, with fewer columns if N is less.
-    """
-    count, height, width, _ = tiles.shape
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    sheet = np.empty((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), np.uint8)
-    sheet[:] = FRAME
-    for index, tile in enumerate(tiles):
-        top, left = gap + index // columns * (height + gap), gap + index % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = tile
-    return sheet
+# Kinds of pictures that are JPEG files.
+JPEG_KINDS = {"jpeg", "jpeg-444", "photo"}
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file as the page needs it: path relative to the page, size in pixels, words for it."""
+    """A picture file as a page shows it.
+
+    Attributes:
+        file: Path relative to the page.
+        width: Width in pixels.
+        height: Height in pixels.
+        alt: Alternative text for those who cannot see the picture.
+    """
 
     file: str
     width: int
@@ -107,12 +55,12 @@ class Drawing:
     """A picture to be encoded.
 
     Attributes:
-        pixels: uint8 `[H, W, 3]`, or `[H, W]`: grey, or places in the palette.
-        stem: How its file name begins.
-        alt: Words for it.
-        origin: What it was made from, for the manifest.
-        kind: `png`, `jpeg`, `webp`; or JPEG as `photo`, of an image as it is, or as `whole`, without halved colours.
-        palette: uint8 `[256, 3]`.
+        pixels: uint8 `[H, W, 3]`, or `[H, W]`: grey values, or indices into the palette.
+        stem: First part of the file name.
+        alt: Alternative text for those who cannot see the picture.
+        origin: What the picture was made from, for the manifest.
+        kind: `png`, `jpeg` or `webp`; `photo`, JPEG of high quality; or `jpeg-444`, JPEG without chroma subsampling.
+        palette: Colours of the indices, uint8 `[256, 3]`; None for pixels that are no indices.
     """
 
     pixels: np.ndarray
@@ -123,27 +71,46 @@ class Drawing:
     palette: np.ndarray | None = None
 
 
-def encoded(drawing: Drawing) -> bytes:
-    """The bytes of a picture file."""
-    kind, image = drawing.kind, Image.fromarray(np.ascontiguousarray(drawing.pixels))
+def encode(drawing: Drawing) -> bytes:
+    """Encodes a drawing as the bytes of a picture file."""
+    image = Image.fromarray(np.ascontiguousarray(drawing.pixels))
     if drawing.palette is not None:
         image.putpalette(drawing.palette.tobytes())
-        image = (
-            image if kind == "png" else image.convert("RGB")
-        )  # five times faster than looking colours up with NumPy
+        if drawing.kind != "png":
+            # Five times as fast as looking the colours up with NumPy.
+            image = image.convert("RGB")
     buffer = io.BytesIO()
-    image.save(buffer, "jpeg" if kind in SUFFIXES else kind, **SAVED[kind])
+    file_format = "jpeg" if drawing.kind in JPEG_KINDS else drawing.kind
+    image.save(buffer, file_format, **SAVE_OPTIONS[drawing.kind])
     return buffer.getvalue()
 
 
-class Album:
-    """The picture files of one report, named by their content.
+def draw_photo(pixels: np.ndarray, stem: str, alt: str, origin: dict[str, Any]) -> Drawing:
+    """Draws an image of a dataset: a large one as JPEG, a small one enlarged and lossless.
 
     Args:
-        directory: Where the page will stand; the pictures go into a folder beside it.
+        pixels: uint8 `[H, W, 1 or 3]`.
+        stem: First part of the file name.
+        alt: Alternative text for those who cannot see the picture.
+        origin: What the picture was made from, for the manifest.
+    """
+    is_large = max(pixels.shape[:2]) > MAX_ENLARGED_SIDE
+    if not is_large:
+        pixels = repeat_pixels(pixels[None], MIN_PHOTO_SIDE)[0]
+    if pixels.shape[2] == 1:
+        pixels = pixels[..., 0]
+    return Drawing(pixels, stem, alt, origin, "photo" if is_large else "png")
+
+
+class Album:
+    """The picture files of one page, named by their content.
+
+    Args:
+        directory: Directory of the page; the pictures go into a folder in it.
 
     Attributes:
-        entries: For the manifest: file, sha256 and origin of each picture.
+        directory: Directory of the page.
+        entries: Entries for the manifest by file: the file, its SHA-256 and the origins of the picture.
     """
 
     FOLDER = "pictures"
@@ -154,36 +121,27 @@ class Album:
         (directory / self.FOLDER).mkdir()
 
     def add_all(self, drawings: Iterable[Drawing]) -> list[Picture]:
-        """Adds pictures, encoded in threads."""
+        """Adds drawings, encoded in several threads, and returns their pictures in the same order."""
         drawings = list(drawings)
         with ThreadPoolExecutor(THREADS) as threads:
-            return [
-                self._add(drawing, content)
-                for drawing, content in zip(drawings, threads.map(encoded, drawings), strict=True)
-            ]
+            contents = threads.map(encode, drawings)
+            return [self._add(drawing, content) for drawing, content in zip(drawings, contents, strict=True)]
 
     def add_sheet(self, pixels: np.ndarray, stem: str, alt: str, **origin: Any) -> Picture:
-        """Adds a drawn picture, uint8 `[H, W, 3]`, without loss."""
+        """Adds uint8 pixels `[H, W, 3]` losslessly; the arguments are those of `Drawing`."""
         return self.add_all([Drawing(pixels, stem, alt, origin)])[0]
 
     def add_photo(self, pixels: np.ndarray, stem: str, alt: str, **origin: Any) -> Picture:
-        """Adds an image of a data set, uint8 `[H, W, 1 or 3]`; tiny ones are enlarged, without loss."""
-        return self.add_all([photo(pixels, stem, alt, origin)])[0]
+        """Adds an image of a dataset, uint8 `[H, W, 1 or 3]`; the arguments are those of `draw_photo`."""
+        return self.add_all([draw_photo(pixels, stem, alt, origin)])[0]
 
     def _add(self, drawing: Drawing, content: bytes) -> Picture:
         digest = hashlib.sha256(content).hexdigest()
-        file = f"{self.FOLDER}/{drawing.stem}-{digest[:12]}.{SUFFIXES.get(drawing.kind, drawing.kind)}"
+        suffix = "jpg" if drawing.kind in JPEG_KINDS else drawing.kind
+        file = f"{self.FOLDER}/{drawing.stem}-{digest[:12]}.{suffix}"
         (self.directory / file).write_bytes(content)
+        # The same pixels may come from several origins.
         entry = self.entries.setdefault(file, {"file": file, "sha256": digest, "made_from": []})
         entry["made_from"].append(drawing.origin)
         height, width = drawing.pixels.shape[:2]
         return Picture(file, width, height, drawing.alt)
-
-
-def photo(pixels: np.ndarray, stem: str, alt: str, origin: dict[str, Any]) -> Drawing:
-    """An image of a data set, uint8 `[H, W, 1 or 3]`; tiny ones enlarged, without loss."""
-    large = max(pixels.shape[:2]) > PHOTO_SIDE
-    shown = pixels if large else enlarged(pixels[None], 112)[0]
-    return Drawing(
-        shown[..., 0] if shown.shape[2] == 1 else shown, stem, alt, origin, "photo" if large else "png"
-    )

@@ -1,9 +1,11 @@
-"""Palettes: 254 shades each, and two places that no shade takes, for frames and for what has no signal."""
+"""Palettes: 254 shades each, and two further entries for frames and for inactive channels."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.report.rasters import SHADES
 
 # Anchors of viridis (S. van der Walt and N. Smith, 2015): even in lightness, safe for the colour-blind.
 _VIRIDIS = (
@@ -31,49 +33,61 @@ _BLUE_RED = (
     (178, 24, 43),
     (103, 0, 31),
 )
-SHADES, FRAME_PLACE, FLAT_PLACE = 254, 254, 255
-MIDDLE = 126  # the place of 0 in the diverging palette, in which places 0 to 252 are symmetric
-FRAME = (24, 27, 34)  # between tiles
-FLAT = (112, 116, 124)  # a channel without a signal: a grey that no colour map holds
+# Colour between tiles.
+FRAME = (24, 27, 34)
+# Colour of inactive channels: a grey that is in none of the colour maps.
+INACTIVE = (112, 116, 124)
+# Palette index of the frame.
+FRAME_INDEX = SHADES
+# Palette index of inactive channels.
+INACTIVE_INDEX = SHADES + 1
+# Palette index of zero in the diverging palette, whose indices 0 to 252 are symmetric about it.
+ZERO_INDEX = 126
 
 
-def _ramp(anchors: tuple[tuple[int, int, int], ...], count: int) -> NDArray[np.uint8]:
-    places, at = np.linspace(0, 1, count), np.linspace(0, 1, len(anchors))
-    return np.stack(
-        [np.rint(np.interp(places, at, channel)) for channel in zip(*anchors, strict=True)], axis=1
-    ).astype(np.uint8)
+def _interpolate(anchors: tuple[tuple[int, int, int], ...], count: int) -> NDArray[np.uint8]:
+    """Interpolates `count` colours evenly between anchors, uint8 `[count, 3]`."""
+    positions = np.linspace(0, 1, count)
+    anchor_positions = np.linspace(0, 1, len(anchors))
+    channels = [np.interp(positions, anchor_positions, channel) for channel in zip(*anchors, strict=True)]
+    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
 
 
-def _palette(shades: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.concatenate([shades, np.array([FRAME, FLAT], np.uint8)])
+def _build_palette(shades: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Appends the colours of frames and inactive channels to `SHADES` shades, uint8 `[256, 3]`."""
+    return np.concatenate([shades, np.array([FRAME, INACTIVE], np.uint8)])
 
 
-VIRIDIS = _ramp(_VIRIDIS, 256)
-SEQUENTIAL = _palette(_ramp(_VIRIDIS, SHADES))  # uint8 [256, 3]: low to high
-DIVERGING = _palette(
-    np.concatenate([_ramp(_BLUE_RED, SHADES - 1), np.array(_BLUE_RED[-1:], np.uint8)])
-)  # negative, 0, positive
-GREY = _palette(_ramp(((0, 0, 0), (255, 255, 255)), SHADES))
+# Viridis in 256 colours, without the special entries.
+VIRIDIS = _interpolate(_VIRIDIS, 256)
+# From low (dark) to high (bright).
+SEQUENTIAL = _build_palette(_interpolate(_VIRIDIS, SHADES))
+# From negative (blue) through zero (white) to positive (red); the last shade is repeated to make the number even.
+DIVERGING = _build_palette(
+    np.concatenate([_interpolate(_BLUE_RED, SHADES - 1), np.array(_BLUE_RED[-1:], np.uint8)])
+)
+# From black to white.
+GREY = _build_palette(_interpolate(((0, 0, 0), (255, 255, 255)), SHADES))
 
 
-def coloured(levels: np.ndarray) -> np.ndarray:
-    """Colours of viridis for levels 0 to 255: uint8 `[...]` to uint8 `[..., 3]`."""
+def apply_viridis(levels: np.ndarray) -> np.ndarray:
+    """Looks up the colours of viridis for levels 0 to 255: uint8 `[...]` to uint8 `[..., 3]`."""
     return np.asarray(VIRIDIS[levels])
 
 
-def shaded(shares: np.ndarray) -> np.ndarray:
-    """Places in a palette for shares of its range: float `[...]`, cut to [0, 1], to uint8 `[...]`."""
-    return np.rint(np.clip(shares, 0, 1) * (SHADES - 1)).astype(np.uint8)
+def quantize(values: np.ndarray) -> np.ndarray:
+    """Quantizes values in [0, 1] to palette indices: float `[...]`, clipped, to uint8 `[...]`."""
+    return np.rint(np.clip(values, 0, 1) * (SHADES - 1)).astype(np.uint8)
 
 
-def signed(values: np.ndarray, limit: float) -> np.ndarray:
-    """Places in the diverging palette: `-limit` is its first, 0 its middle, `limit` the mirror image of the first.
+def quantize_signed(values: np.ndarray, limit: float) -> np.ndarray:
+    """Quantizes values to indices of the diverging palette, with zero at `ZERO_INDEX`.
 
     Args:
-        values: float `[...]`.
-        limit: Above 0; what lies beyond it is cut.
+        values: Values of both signs, float `[...]`.
+        limit: Absolute value of the fullest colours, above 0; larger values are clipped.
 
     Returns:
         uint8 `[...]`, 0 to 252.
     """
-    return (np.rint(np.clip(values / limit, -1, 1) * MIDDLE) + MIDDLE).astype(np.uint8)
+    return (np.rint(np.clip(values / limit, -1, 1) * ZERO_INDEX) + ZERO_INDEX).astype(np.uint8)

@@ -1,55 +1,63 @@
-"""Figures in words: how every page writes shares, numbers, differences and times."""
+"""Number formats of the pages: fractions, numbers, differences and durations; also the filters of the templates."""
 
 from __future__ import annotations
 
 import math
 
-NONE, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
+# Shown where there is no value.
+NO_VALUE = "\N{EN DASH}"
+MINUS = "\N{MINUS SIGN}"
 
 
-def percent(share: float | None, digits: int = 1) -> str:
-    """A share in [0, 1] as a percentage; a dash where there is none. Never rounds up to 100% or down to 0%."""
-    if share is None or not math.isfinite(share):
-        return NONE
-    text = f"{share * 100:.{digits}f}"
-    edge = 10.0**-digits
-    if share < 1 and float(text) >= 100:
-        text = f">{100 - edge:.{digits}f}"
-    elif share > 0 and float(text) <= 0:
-        text = f"<{edge:.{digits}f}"
+def percent(fraction: float | None, digits: int = 1) -> str:
+    """Formats a fraction in [0, 1] as a percentage; a dash for None. Never rounds up to 100% or down to 0%."""
+    if fraction is None or not math.isfinite(fraction):
+        return NO_VALUE
+    text = f"{fraction * 100:.{digits}f}"
+    smallest = 10.0**-digits
+    if fraction < 1 and float(text) >= 100:
+        text = f">{100 - smallest:.{digits}f}"
+    elif fraction > 0 and float(text) <= 0:
+        text = f"<{smallest:.{digits}f}"
     return f"{text}%"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number in few digits; a dash where there is none."""
+    """Formats a number with few significant digits; a dash for None."""
     if value is None or not math.isfinite(value):
-        return NONE
-    text = f"{value:,.0f}" if abs(value) >= 1000 or value == int(value) else f"{value:.{digits}g}"
+        return NO_VALUE
+    is_whole = abs(value) >= 1000 or value == int(value)
+    text = f"{value:,.0f}" if is_whole else f"{value:.{digits}g}"
     return text.replace("-", MINUS, 1) if value < 0 else text
 
 
-def signed(value: float | None, unit: str = "", digits: int = 1) -> str:
-    """A difference with its sign, such as `+4.1%`; a dash where there is none."""
+def difference(value: float | None, unit: str = "", digits: int = 1) -> str:
+    """Formats a difference with its sign, such as `+4.1%`; a dash for None."""
     if value is None or not math.isfinite(value):
-        return NONE
+        return NO_VALUE
     text = f"{abs(value):.{digits}f}"
-    return ("" if float(text) == 0 else "+" if value > 0 else MINUS) + text + unit
+    if float(text) == 0:
+        return text + unit
+    sign = "+" if value > 0 else MINUS
+    return sign + text + unit
 
 
-def points(share: float | None) -> str:
-    """A difference of two shares in percentage points, with its sign: 0.144 is `+14.4`."""
-    return signed(None if share is None else share * 100)
+def points(fraction: float | None) -> str:
+    """Formats a difference of two fractions in percentage points, with its sign: 0.144 is `+14.4`."""
+    return difference(None if fraction is None else fraction * 100)
 
 
 def duration(seconds: float | None) -> str:
-    """A time in the two units that matter: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """Formats a duration in its two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`; a dash for None."""
     if seconds is None or not math.isfinite(seconds):
-        return NONE
+        return NO_VALUE
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
-    for size, name, smaller, below in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    units = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+    for size, name, smaller_size, smaller_name in units:
         if whole >= size:
-            rest = whole % size // smaller
-            return f"{whole // size} {name}" + (f" {rest} {below}" if rest else "")
+            rest = whole % size // smaller_size
+            text = f"{whole // size} {name}"
+            return f"{text} {rest} {smaller_name}" if rest else text
     return f"{whole} s"

@@ -1,63 +1,71 @@
-"""Heatmaps as pictures: brought to a scale, enlarged smoothly, coloured; and what a heatmap shows in figures."""
+"""Heatmaps as pictures: scaled, resized smoothly and quantized to palette indices; and a text for each."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from service.report.drawing.album import Drawing
-from service.report.drawing.colours import SEQUENTIAL, shaded, signed
+from service.report.drawing.colours import SEQUENTIAL, quantize, quantize_signed
+from service.report.rasters import resize_bilinear
 
-SIDE = 96  # pixels of a heatmap's longer side; the page enlarges it further
-
-
-def resized(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """A map `[h, w]` at another size, linear between the centres of its cells."""
-    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
-    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=None))
+# Longer side of a stored heatmap, in pixels; the page enlarges it further.
+SIDE = 96
 
 
-def shown_size(height: int, width: int) -> tuple[int, int]:
-    """At which size heatmaps of images `(height, width)` are stored."""
+def fit_size(height: int, width: int) -> tuple[int, int]:
+    """Computes the size at which the heatmap of an image `(height, width)` is stored."""
     factor = SIDE / max(height, width)
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def heat(values: NDArray[np.float32], size: tuple[int, int], limit: float | None = None) -> NDArray[np.uint8]:
-    """Draws a heatmap.
+def quantize_heatmap(
+    values: NDArray[np.float32], size: tuple[int, int], limit: float | None = None
+) -> NDArray[np.uint8]:
+    """Resizes a heatmap and quantizes it.
 
     Args:
         values: float `[h, w]`, at least 0.
-        size: Height and width of the images it belongs to.
-        limit: Which value is the brightest colour; None for the largest of this map.
+        size: Height and width of the image that the heatmap explains.
+        limit: Value of the brightest colour; None takes the largest value of this map.
 
     Returns:
-        uint8 `[height, width]`, places in `colours.SEQUENTIAL`; a map of zeros is dark all over.
+        uint8 `[height, width]`, indices of `colours.SEQUENTIAL`; a map of zeros is dark all over.
     """
     highest = float(values.max()) if limit is None else limit
-    shares = values / highest if highest > 0 else np.zeros_like(values)
-    return shaded(resized(shares, *shown_size(*size)))
+    fractions = values / highest if highest > 0 else np.zeros_like(values)
+    return quantize(resize_bilinear(fractions, *fit_size(*size)))
 
 
-def diverging(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
-    """Draws values of both signs, the larger of both extremes in full colour: places in `colours.DIVERGING`."""
+def quantize_signed_map(values: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Resizes a map of both signs and quantizes it.
+
+    Args:
+        values: float `[h, w]`; the largest absolute value gets the fullest colour.
+        size: Height and width of the image that the map explains.
+
+    Returns:
+        uint8 `[height, width]`, indices of `colours.DIVERGING`.
+    """
     limit = float(np.abs(values).max())
-    return signed(resized(values, *shown_size(*size)), limit if limit > 0 else 1.0)
+    return quantize_signed(resize_bilinear(values, *fit_size(*size)), limit if limit > 0 else 1.0)
 
 
-def drawing(
+def build_drawing(
     values: NDArray[np.float32], size: tuple[int, int], stem: str, alt: str, origin: dict[str, object]
 ) -> Drawing:
-    """A heatmap on its own scale as a picture."""
-    return Drawing(heat(values, size), stem, alt, dict(origin), "png", SEQUENTIAL)
+    """Draws a heatmap on its own scale; the other arguments are those of `quantize_heatmap` and `Drawing`."""
+    return Drawing(quantize_heatmap(values, size), stem, alt, dict(origin), "png", SEQUENTIAL)
 
 
-def where(values: NDArray[np.float32]) -> str:
-    """Where a map has its maximum, in words: `brightest in the upper left`; `empty` for a map of zeros."""
+def describe_peak(values: NDArray[np.float32]) -> str:
+    """Describes the position of a map's maximum: `brightest in the upper left`; `empty` for a map of zeros."""
     if not values.max() > 0:
         return "empty"
     row, column = np.unravel_index(int(values.argmax()), values.shape)
-    down = ("upper", "middle", "lower")[min(2, int(3 * (row + 0.5) / values.shape[0]))]
-    right = ("left", "middle", "right")[min(2, int(3 * (column + 0.5) / values.shape[1]))]
-    return f"brightest in the {down} {right}" if down != right else "brightest in the centre"
+    height, width = values.shape
+    vertical = ("upper", "middle", "lower")[min(2, int(3 * (row + 0.5) / height))]
+    horizontal = ("left", "middle", "right")[min(2, int(3 * (column + 0.5) / width))]
+    if vertical == horizontal:
+        return "brightest in the centre"
+    return f"brightest in the {vertical} {horizontal}"

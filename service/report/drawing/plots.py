@@ -1,4 +1,4 @@
-"""Plots as data: what a line chart shows, its words for those who cannot see it, and the table behind it.
+"""Line charts as data: the lines, a description for those who cannot see them, and the values of the table below.
 
 The page draws them in the browser (`html/page.js`, with uPlot); `html/plot.html` puts one into a template.
 """
@@ -18,9 +18,9 @@ class Line:
     """One line of a plot.
 
     Attributes:
-        name: In the legend.
-        values: One for each x; NaN where there is none: the line goes on to the next.
-        role: Its colour: `training`, `validation`, or `a` to `f`.
+        name: Name in the legend.
+        values: One value for each x; NaN where there is none, which the line bridges.
+        role: Colour of the line: `training`, `validation`, or `a` to `f`.
     """
 
     name: str
@@ -34,14 +34,14 @@ class Plot:
 
     Attributes:
         title: What the values are.
-        x_label: What the places along the x axis are.
-        x: Ascending.
-        lines: At least one.
-        percent: Whether values are shares in [0, 1], shown as percentages.
-        marks: Places along the x axis that are marked by a vertical line and words.
-        levels: Values that are marked by a horizontal, dashed line and words.
-        shade: Fill the area between the first two lines.
-        ticks: Names of the places, where they are no numbers.
+        x_label: What the x values count, in the singular: `epoch`.
+        x: Values of the x axis, ascending.
+        lines: The lines, at least one.
+        percent: Whether values are fractions in [0, 1], shown as percentages.
+        marks: Positions on the x axis marked by a vertical line, each with a text.
+        levels: Values marked by a horizontal, dashed line, each with a text.
+        shade: Whether the area between the first two lines is filled.
+        ticks: Names of the x values where they are no numbers.
     """
 
     title: str
@@ -60,13 +60,14 @@ class Plot:
         return not any(math.isfinite(value) for line in self.lines for value in line.values)
 
     def data(self) -> dict[str, Any]:
-        """What the browser needs, ready for JSON; null where a value is not finite."""
+        """Data of the plot for the browser, ready for JSON; null for values that are not finite."""
+        lines = [
+            {"name": line.name, "role": line.role, "values": [_replace_nan(value) for value in line.values]}
+            for line in self.lines
+        ]
         return {
             "x": [float(x) for x in self.x],
-            "lines": [
-                {"name": line.name, "role": line.role, "values": [_finite(v) for v in line.values]}
-                for line in self.lines
-            ],
+            "lines": lines,
             "percent": self.percent,
             "x_label": self.x_label,
             "marks": [list(mark) for mark in self.marks],
@@ -75,30 +76,30 @@ class Plot:
             "ticks": list(self.ticks),
         }
 
-    def show(self, value: float) -> str:
-        """A value as the plot writes it."""
+    def format_value(self, value: float) -> str:
+        """Formats a value of a line."""
         return percent(value, 2) if self.percent else number(value, 4)
 
-    def place(self, index: int) -> str:
-        """A place along the x axis as the plot writes it."""
+    def format_x(self, index: int) -> str:
+        """Formats the x value at an index: its name, or its number."""
         return self.ticks[index] if self.ticks else number(float(self.x[index]))
 
-    def words(self) -> str:
-        """The plot for those who cannot see it: where every line begins and ends, and what is marked."""
+    def describe(self) -> str:
+        """Describes the plot for those who cannot see it: first and last value of every line, marks and levels."""
         count = len(self.x)
-        said = [f"{self.title} over {count} {self.x_label}{'s' if count != 1 else ''}"]
+        plural = "" if count == 1 else "s"
+        parts = [f"{self.title} over {count} {self.x_label}{plural}"]
         for line in self.lines:
             finite = [value for value in line.values if math.isfinite(value)]
             if finite:
-                said.append(f"{line.name} from {self.show(finite[0])} to {self.show(finite[-1])}")
-        return "; ".join(
-            [
-                *said,
-                *(words for _, words in self.marks),
-                *(f"{words}: {self.show(value)}" for value, words in self.levels),
-            ]
-        )
+                first = self.format_value(finite[0])
+                last = self.format_value(finite[-1])
+                parts.append(f"{line.name} from {first} to {last}")
+        parts += [text for _, text in self.marks]
+        parts += [f"{text}: {self.format_value(value)}" for value, text in self.levels]
+        return "; ".join(parts)
 
 
-def _finite(value: float) -> float | None:
+def _replace_nan(value: float) -> float | None:
+    """Replaces NaN and infinity, which JSON cannot represent, by None."""
     return float(value) if math.isfinite(value) else None

@@ -1,34 +1,55 @@
-"""Sheets: the channels of a feature map as tiles of one picture, 16 a row; their shades are made for a whole batch inside the graph."""
+"""Sprite sheets: the channels of a feature map, or other small images, as tiles of one picture."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
-from service.report.drawing.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SHADES
-
-COLUMNS = 16  # tiles a row
-BLOCK = (
-    16  # pixels: JPEG codes squares of 8 in brightness and 16 in colour, and what lies in one runs together
+from service.report.drawing.colours import (
+    FRAME,
+    FRAME_INDEX,
+    INACTIVE,
+    INACTIVE_INDEX,
+    apply_viridis,
+    quantize,
 )
-SMALLEST, LARGEST = 24, 64  # pixels of a tile's longer side
-STEPS = 1000  # in which a page is told of activity
+from service.report.rasters import MAX_TILE_SIDE, average_blocks, compute_shrink_factor, repeat_pixels
+
+# Tiles in a row of a sheet.
+COLUMNS = 16
+# Shortest longer side of a tile, in pixels.
+MIN_TILE_SIDE = 24
+# Alignment of tiles, in pixels: JPEG codes blocks of 8 (luma) and 16 (chroma), and values bleed within a block.
+BLOCK = 16
+# Steps in which mean activations are given to the page's script.
+ACTIVATION_STEPS = 1000
+# Feature maps with fewer values are encoded losslessly.
+LOSSLESS_VALUES = 1 << 17
+# Largest side of a WebP image, in pixels.
+MAX_WEBP_SIDE = 16_383
+# Side of the cell drawn for a unit of a vector, in pixels, and cells in a row.
+CELL_SIDE = 16
+CELL_COLUMNS = 64
+# Tiles in a row, and longest side of a tile in pixels, where checkpoints are compared.
+COMPARISON_COLUMNS = 8
+COMPARISON_TILE_SIDE = 48
 
 
 @dataclass(frozen=True)
-class Grid:
-    """Where the tiles of a sheet lie, in pixels. Tile i is in row `i // columns`, column `i % columns`.
+class SheetLayout:
+    """Positions of the tiles of a sheet, in pixels. Tile i is in row `i // columns`, column `i % columns`.
 
     Attributes:
         columns: Tiles in a full row.
-        count: Tiles in all.
+        count: Number of all tiles.
         tile: Width and height of a tile.
-        pitch: From one tile to the next, across and down: whole blocks, so that no tile runs into its neighbour.
-        offset: Of the first tile.
+        pitch: Distance from one tile to the next, across and down: whole blocks, so that no tile bleeds into
+            its neighbour.
+        offset: Position of the first tile.
     """
 
     columns: int
@@ -37,34 +58,39 @@ class Grid:
     pitch: tuple[int, int]
     offset: tuple[int, int] = (0, 0)
 
-    def for_page(
-        self, activity: NDArray[np.floating], blank: NDArray[np.bool_], **more: Any
+    @property
+    def rows(self) -> int:
+        """Number of rows, the last one possibly incomplete."""
+        return -(-self.count // self.columns)
+
+    def build_page_data(
+        self, mean_activation: NDArray[np.floating], is_inactive: NDArray[np.bool_], **extra: Any
     ) -> dict[str, Any]:
-        """What the page's script needs to find tiles and to say what they are, in few bytes.
+        """Builds the compact data from which the page's script finds and describes tiles.
 
         Args:
-            activity: Of every tile; the page gets it in steps of a thousandth of the largest.
-            blank: Which tiles are; the page gets their places.
-            more: Anything else.
+            mean_activation: Mean activation of every tile; quantized to a thousandth of the largest.
+            is_inactive: Flags of inactive tiles; given to the page as a list of their indices.
+            extra: Further entries for the page's script.
         """
-        most = float(np.abs(activity).max(initial=0)) or 1.0
-        steps = np.rint(activity / most * STEPS).astype(int).tolist()
-        return (
-            asdict(self)
-            | {"activity": steps, "step": most / STEPS, "blank": np.flatnonzero(blank).tolist()}
-            | more
-        )
+        largest = float(np.abs(mean_activation).max(initial=0)) or 1.0
+        steps = np.rint(mean_activation / largest * ACTIVATION_STEPS).astype(int).tolist()
+        data = asdict(self)
+        data["activity"] = steps
+        data["step"] = largest / ACTIVATION_STEPS
+        data["blank"] = np.flatnonzero(is_inactive).tolist()
+        return data | extra
 
 
 @dataclass(frozen=True)
-class Scaling:
-    """How maps become tiles.
+class TileScaling:
+    """How feature maps become tiles of a sheet.
 
     Attributes:
-        shrink: Squares of so many pixels are averaged,
-        grow: then pixels are repeated so many times.
-        block: Tiles begin at multiples of so many pixels.
-        columns: Tiles a row.
+        shrink: Side of the blocks that are averaged, in pixels.
+        grow: Number of times that pixels are repeated after that.
+        block: Alignment of the tiles, in pixels.
+        columns: Tiles in a full row.
     """
 
     shrink: int
@@ -73,115 +99,160 @@ class Scaling:
     columns: int = COLUMNS
 
 
-def scaling(height: int, width: int, smallest: int = SMALLEST, largest: int = LARGEST) -> Scaling:
-    """The whole factors that bring the longer side of a map between two sizes, as far as whole factors can."""
-    shrink = max(1, -(-max(height, width) // largest))
+def compute_scaling(
+    height: int, width: int, smallest: int = MIN_TILE_SIDE, largest: int = MAX_TILE_SIDE
+) -> TileScaling:
+    """Computes the whole factors that bring the longer side of a map between two sizes, as far as they can."""
+    shrink = compute_shrink_factor(height, width, largest)
     side = -(-max(height, width) // shrink)
-    return Scaling(shrink, max(1, -(-smallest // side)))
+    return TileScaling(shrink, max(1, -(-smallest // side)))
 
 
-def grid(height: int, width: int, count: int, scaled: Scaling) -> Grid:
-    """The grid of `count` maps of a size, each with at least a pixel of frame to its right and below."""
-    tile = tuple(-(-side // scaled.shrink) * scaled.grow for side in (width, height))
-    pitch = tuple(-(-(side + 1) // scaled.block) * scaled.block for side in tile)
-    return Grid(min(scaled.columns, count), count, (tile[0], tile[1]), (pitch[0], pitch[1]))
+def compute_layout(height: int, width: int, count: int, scaling: TileScaling) -> SheetLayout:
+    """Computes the layout of `count` maps `[height, width]`, with at least a pixel of frame right of and below each."""
+    tile_width = -(-width // scaling.shrink) * scaling.grow
+    tile_height = -(-height // scaling.shrink) * scaling.grow
+    pitch_x = -(-(tile_width + 1) // scaling.block) * scaling.block
+    pitch_y = -(-(tile_height + 1) // scaling.block) * scaling.block
+    columns = min(scaling.columns, count)
+    return SheetLayout(columns, count, (tile_width, tile_height), (pitch_x, pitch_y))
 
 
-def levels(values: Any, mean: Any = None, deviation: Any = None) -> tf.Tensor:
-    """Brings every channel to mean 128 and standard deviation 64, clipped to 0..255 (F. Chollet, 2017).
-
-    Args:
-        values: float `[B, H, W, C]`.
-        mean: `[C]` or wider, where several moments of a network share a scale; None takes each image's own.
-        deviation: The same.
-
-    Returns:
-        float32 `[B, H, W, C]`; 128 where a channel does not deviate.
-    """
-    if mean is None or deviation is None:
-        mean, variance = tf.nn.moments(values, axes=(1, 2), keepdims=True)
-        deviation = tf.sqrt(variance)
-    scale = tf.math.divide_no_nan(64.0, deviation)
-    # Few passes over the values, which are many: `tf.clip_by_value` would take two for its part.
-    return tf.raw_ops.ClipByValue(
-        t=values * scale + (128.0 - mean * scale), clip_value_min=0.0, clip_value_max=255.0
-    )
-
-
-def blank(values: Any) -> tf.Tensor:
-    """Which channels carry no signal: never above zero, or the same everywhere. `[B, H, W, C]` to bool `[B, C]`."""
-    highest, lowest = tf.reduce_max(values, axis=(1, 2)), tf.reduce_min(values, axis=(1, 2))
-    return ~((highest > 0) & (highest > lowest))
-
-
-def shades(shown: Any, shrink: int) -> tf.Tensor:
-    """Channels as places in a palette, in the graph, at the size in which tiles show them.
+def choose_encoding(shape: Sequence[int], preference: str = "auto") -> str:
+    """Chooses the file format of a layer's sheets.
 
     Args:
-        shown: float32 `[B, H, W, C]`, 0 to 255.
-        shrink: Squares of so many pixels are averaged.
+        shape: Shape of the feature maps, `(H, W, C)`.
+        preference: `png`, `jpeg` or `webp`, or `auto`: PNG for maps that are enlarged or have few values, for
+            which it is also the smaller file, JPEG for all others.
 
     Returns:
-        uint8 `[B, H / shrink, W / shrink, C]`, the sides rounded up.
+        `png`, `jpeg` or `webp`; PNG instead of WebP for sheets that are too high for WebP.
     """
-    if shrink > 1:
-        shown = _averaged(shown, shrink)
-    return tf.cast(tf.round(shown * ((SHADES - 1) / 255)), tf.uint8)
+    height, width, channels = shape
+    scaling = compute_scaling(height, width)
+    if preference == "auto":
+        is_lossless = scaling.grow > 1 or np.prod(shape) < LOSSLESS_VALUES
+        return "png" if is_lossless else "jpeg"
+    layout = compute_layout(height, width, channels, scaling)
+    if preference == "webp" and layout.rows * layout.pitch[1] > MAX_WEBP_SIDE:
+        return "png"
+    return preference
 
 
-def sheet(places: np.ndarray, is_blank: np.ndarray, scaled: Scaling) -> np.ndarray:
-    """Lays out the channels of one image as tiles; with NumPy, which takes a tenth of what TensorFlow takes to reorder bytes.
+def choose_scaling(shape: Sequence[int], preference: str = "auto") -> TileScaling:
+    """Chooses the scaling of feature maps `(H, W, C)` for a preferred format; lossless sheets need no alignment."""
+    scaling = compute_scaling(shape[0], shape[1])
+    if choose_encoding(shape, preference) == "png":
+        return replace(scaling, block=1)
+    return scaling
+
+
+def draw_channel_sheet(tiles: np.ndarray, is_inactive: np.ndarray, scaling: TileScaling) -> np.ndarray:
+    """Lays out the channels of one image as tiles.
+
+    Uses NumPy: it takes a tenth of the time that TensorFlow takes to reorder bytes.
 
     Args:
-        places: From `shades`, uint8 `[h, w, C]`.
-        is_blank: bool `[C]`: these become flat.
-        scaled: How much larger; smaller they are already.
+        tiles: uint8 `[h, w, C]`, palette indices of the channels at the size of tiles.
+        is_inactive: bool `[C]`: flags of channels that are filled with the colour of inactive ones.
+        scaling: Enlargement and alignment of the tiles; `shrink` has been applied to them before.
 
     Returns:
-        uint8 `[rows * pitch, columns * pitch]`: places in a palette.
+        uint8 `[rows * pitch, columns * pitch]`, palette indices.
     """
-    return mosaic(
-        np.moveaxis(places, -1, 0)[..., None], replace(scaled, shrink=1), is_blank, FLAT_PLACE, FRAME_PLACE
-    )[..., 0]
+    channels = np.moveaxis(tiles, -1, 0)[..., None]  # [C, h, w, 1]
+    sheet = draw_sheet(channels, replace(scaling, shrink=1), is_inactive, INACTIVE_INDEX, FRAME_INDEX)
+    return sheet[..., 0]
 
 
-def mosaic(
-    tiles: np.ndarray, scaled: Scaling, is_blank: np.ndarray, flat: Any = FLAT, frame: Any = FRAME
+def draw_sheet(
+    tiles: np.ndarray, scaling: TileScaling, is_inactive: np.ndarray, fill: Any = INACTIVE, frame: Any = FRAME
 ) -> np.ndarray:
-    """Lays out images as tiles, those that are blank flat.
+    """Lays out images as tiles, those that are inactive filled with one colour.
 
     Args:
         tiles: uint8 `[N, h, w, 1 or 3]`.
-        scaled: How much larger; they are not made smaller.
-        is_blank: bool `[N]`.
-        flat: What blank tiles are filled with.
-        frame: What lies between tiles.
+        scaling: Enlargement and alignment of the tiles; they are not shrunk.
+        is_inactive: bool `[N]`: flags of the tiles that are filled.
+        fill: Colour or palette index of inactive tiles.
+        frame: Colour or palette index between tiles.
 
     Returns:
-        uint8 `[rows * pitch, columns * pitch, depth]`, as deep as `frame`.
+        uint8 `[rows * pitch, columns * pitch, depth]`, with the depth of `frame`.
     """
     count, height, width, _ = tiles.shape
-    lies = grid(height, width, count, scaled)
-    (tile_w, tile_h), (pitch_w, pitch_h), rows = lies.tile, lies.pitch, -(-count // lies.columns)
-    picture = np.empty((rows, pitch_h, lies.columns, pitch_w, np.size(frame)), np.uint8)
+    layout = compute_layout(height, width, count, scaling)
+    tile_width, tile_height = layout.tile
+    pitch_x, pitch_y = layout.pitch
+    depth = np.size(frame)
+    picture = np.empty((layout.rows, pitch_y, layout.columns, pitch_x, depth), np.uint8)
     picture[:] = frame
-    for row in range(rows):
-        own = slice(row * lies.columns, (row + 1) * lies.columns)
-        part = picture[row, :tile_h, : len(is_blank[own]), :tile_w]  # [h, columns, w, depth]
-        part[:] = tiles[own].repeat(scaled.grow, 1).repeat(scaled.grow, 2).swapaxes(0, 1)
-        part[:, is_blank[own]] = flat
-    return picture.reshape(rows * pitch_h, lies.columns * pitch_w, -1)
+    for row in range(layout.rows):
+        in_row = slice(row * layout.columns, (row + 1) * layout.columns)
+        enlarged = tiles[in_row].repeat(scaling.grow, 1).repeat(scaling.grow, 2)  # [n, h, w, depth]
+        target = picture[row, :tile_height, : len(enlarged), :tile_width]  # [h, n, w, depth]
+        target[:] = enlarged.swapaxes(0, 1)
+        target[:, is_inactive[in_row]] = fill
+    return picture.reshape(layout.rows * pitch_y, layout.columns * pitch_x, depth)
 
 
-def _averaged(values: tf.Tensor, factor: int) -> tf.Tensor:
-    """Averages blocks `[factor, factor]` of `[B, H, W, C]`; what is missing in the last ones repeats the edge."""
-    for axis in (1, 2):
-        size = [factor if axis == n else 1 for n in (1, 2)]
-        whole, rest = tf.nn.avg_pool2d(values, size, size, "VALID"), values.shape[axis] % factor
-        if rest:
-            last = tf.gather(values, range(values.shape[axis] - rest, values.shape[axis]), axis=axis)
-            edge = tf.gather(last, [rest - 1], axis=axis)
-            last = (tf.reduce_sum(last, axis, keepdims=True) + (factor - rest) * edge) / factor
-            whole = tf.concat([whole, last], axis)
-        values = whole
-    return values
+def draw_comparison_sheets(levels: np.ndarray, is_inactive: np.ndarray) -> list[np.ndarray]:
+    """Lays out the first channels of several images on small sheets with a frame of one pixel.
+
+    Args:
+        levels: float `[B, H, W, C]`, 0 to 255: standardized channels.
+        is_inactive: bool `[B, C]`: flags of channels that are filled with the colour of inactive ones.
+
+    Returns:
+        One sheet per image, uint8 `[height, width]`, palette indices.
+    """
+    sheets = []
+    for channels, flags in zip(levels.transpose(0, 3, 1, 2), is_inactive, strict=True):  # [C, H, W], [C]
+        small = average_blocks(channels / 255, COMPARISON_TILE_SIDE)
+        tiles = repeat_pixels(quantize(small), COMPARISON_TILE_SIDE)
+        tiles[flags] = INACTIVE_INDEX
+        columns = min(COMPARISON_COLUMNS, len(tiles))
+        padding = ((0, -len(tiles) % columns), (0, 1), (0, 1))
+        tiles = np.pad(tiles, padding, constant_values=FRAME_INDEX)
+        count, height, width = tiles.shape
+        rows = count // columns
+        sheet = tiles.reshape(rows, columns, height, width).swapaxes(1, 2)  # [rows, height, columns, width]
+        sheets.append(sheet.reshape(rows * height, columns * width))
+    return sheets
+
+
+def draw_vector(levels: np.ndarray) -> np.ndarray:
+    """Draws the units of a dense layer as coloured cells, 64 in a row.
+
+    Args:
+        levels: uint8 `[units]`, 0 to 255: standardized values.
+
+    Returns:
+        uint8 `[height, width, 3]`.
+    """
+    cells = apply_viridis(levels.reshape(-1, 1, 1))  # [units, 1, 1, 3]
+    return tile_images(repeat_pixels(cells, CELL_SIDE), CELL_COLUMNS)
+
+
+def tile_images(tiles: np.ndarray, columns: int, gap: int = 1) -> np.ndarray:
+    """Lays images out in rows, from left to right and from top to bottom, on a dark frame.
+
+    Args:
+        tiles: uint8 `[N, H, W, 3]`, N >= 1.
+        columns: Tiles in a full row.
+        gap: Width of the frame around and between tiles, in pixels.
+
+    Returns:
+        uint8 `[rows * (H + gap) + gap, columns * (W + gap) + gap, 3]`, with fewer columns if N is less.
+    """
+    count, height, width, _ = tiles.shape
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    sheet = np.empty((rows * (height + gap) + gap, columns * (width + gap) + gap, 3), np.uint8)
+    sheet[:] = FRAME
+    for index, tile in enumerate(tiles):
+        top = gap + index // columns * (height + gap)
+        left = gap + index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = tile
+    return sheet

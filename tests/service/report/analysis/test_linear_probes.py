@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from service.report.analysis import linear_probes
-from service.report.analysis.linear_probes import Depth, distill, recovered, ridge
+from service.report.analysis.linear_probes import LinearProbe, fit_linear_probes, compute_explained_variance, predict_with_ridge
 from service.report.analysis.network import Network
 from service.report.sections.linear_probes import build_section, told
 from service.report.subject import Subject
@@ -28,8 +28,8 @@ def by_hand(x: np.ndarray, y: np.ndarray, fitted: int, strength: float) -> np.nd
 @pytest.mark.parametrize("features", [5, 60])
 def test_ridge_is_the_normal_equations(monkeypatch, features):
     x, y = RNG.normal(size=(40, features)) + 3, RNG.normal(size=(40, 2))
-    monkeypatch.setattr(linear_probes, "STRENGTHS", (0.3,))
-    np.testing.assert_allclose(ridge([x], [y], 30)[0], by_hand(x, y, 30, 0.3), atol=1e-9)
+    monkeypatch.setattr(linear_probes, "PENALTIES", (0.3,))
+    np.testing.assert_allclose(predict_with_ridge([x], [y], 30)[0], by_hand(x, y, 30, 0.3), atol=1e-9)
 
 
 def test_the_strength_is_the_one_that_leaving_one_out_finds_best(monkeypatch):
@@ -37,7 +37,7 @@ def test_the_strength_is_the_one_that_leaving_one_out_finds_best(monkeypatch):
     y = x[:, :1] + RNG.normal(size=(40, 1))
     strengths, errors = (0.01, 0.3, 10.0), []
     for strength in strengths:
-        monkeypatch.setattr(linear_probes, "STRENGTHS", (strength,))
+        monkeypatch.setattr(linear_probes, "PENALTIES", (strength,))
         centred = x[:30] - x[:30].mean(axis=0)
         penalty = strength * np.linalg.eigvalsh(centred @ centred.T).mean()
         left_out = []
@@ -48,20 +48,20 @@ def test_the_strength_is_the_one_that_leaving_one_out_finds_best(monkeypatch):
             weights = np.linalg.solve(z.T @ z + penalty * np.eye(60), z.T @ (y[:30][others] - offset))
             left_out.append(np.square(y[i] - (x[i] - mean) @ weights - offset))
         errors.append(np.mean(left_out))
-    monkeypatch.setattr(linear_probes, "STRENGTHS", strengths)
+    monkeypatch.setattr(linear_probes, "PENALTIES", strengths)
     assert np.argmin(errors) == 1
     best = strengths[int(np.argmin(errors))]
-    np.testing.assert_allclose(ridge([x], [y], 30)[0], by_hand(x, y, 30, best), atol=1e-9)
+    np.testing.assert_allclose(predict_with_ridge([x], [y], 30)[0], by_hand(x, y, 30, best), atol=1e-9)
     useless = RNG.normal(size=(40, 60))
-    np.testing.assert_allclose(ridge([useless, x], [y], 30)[0], by_hand(x, y, 30, best), atol=1e-9)
+    np.testing.assert_allclose(predict_with_ridge([useless, x], [y], 30)[0], by_hand(x, y, 30, best), atol=1e-9)
 
 
 def test_what_is_recovered():
     truth = np.array([[0.0, 1.0], [2.0, 5.0]])
-    assert recovered(truth, truth) == 1
-    assert recovered(truth, np.array([[1.0, 1.0], [2.0, 5.0]])) == pytest.approx(0.9)
-    assert recovered(truth, -truth) == 0
-    assert recovered(np.ones((2, 2)), np.zeros((2, 2))) == 0
+    assert compute_explained_variance(truth, truth) == 1
+    assert compute_explained_variance(truth, np.array([[1.0, 1.0], [2.0, 5.0]])) == pytest.approx(0.9)
+    assert compute_explained_variance(truth, -truth) == 0
+    assert compute_explained_variance(np.ones((2, 2)), np.zeros((2, 2))) == 0
 
 
 def network_and_images(count: int) -> tuple[Network, np.ndarray, np.ndarray]:
@@ -83,13 +83,13 @@ def network_and_images(count: int) -> tuple[Network, np.ndarray, np.ndarray]:
 
 def test_a_network_that_forgets_the_picture_and_keeps_the_class():
     network, images, labels = network_and_images(150)
-    found = {depth.layer: depth for depth in distill(network, images, labels, 100)}
+    found = {depth.layer: depth for depth in fit_linear_probes(network, images, labels, 100)}
     assert list(found)[:2] == ["pixels", "same"]
     assert found["pixels"].picture > 0.99
     assert found["same"].picture == pytest.approx(found["pixels"].picture, abs=1e-6)
     assert found["halves"].picture < 0.5
     assert found["halves"].label > 0.9
-    assert found["wiped"] == Depth(
+    assert found["wiped"] == LinearProbe(
         "wiped", 1.0, pytest.approx(max(np.mean(labels[100:]), 1 - np.mean(labels[100:])), abs=0.5), 0.0
     )
 
@@ -98,7 +98,7 @@ def test_judged_images_are_never_fitted_to():
     """Labels of noise: whoever is judged on what it was fitted to names them all."""
     network, images, _ = network_and_images(150)
     labels = RNG.integers(0, 2, 150)
-    found = distill(network, images, labels, 100)
+    found = fit_linear_probes(network, images, labels, 100)
     assert all(depth.label < 0.75 for depth in found)
 
 
@@ -129,7 +129,7 @@ def test_images_come_from_training_and_from_the_judged_split():
 
 
 def test_the_curve_in_words():
-    pixels = Depth("pixels", 0.0, 0.5, 1.0)
-    assert "forgets the picture" in told([pixels, Depth("l", 0.0, 0.9, 0.2)])
-    assert "not forgotten" in told([pixels, Depth("l", 0.0, 0.9, 1.0)])
-    assert "adds nothing" in told([pixels, Depth("l", 0.0, 0.5, 0.2)])
+    pixels = LinearProbe("pixels", 0.0, 0.5, 1.0)
+    assert "forgets the picture" in told([pixels, LinearProbe("l", 0.0, 0.9, 0.2)])
+    assert "not forgotten" in told([pixels, LinearProbe("l", 0.0, 0.9, 1.0)])
+    assert "adds nothing" in told([pixels, LinearProbe("l", 0.0, 0.5, 0.2)])

@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from pipelines.errors import ConfigError
-from service.report.analysis.network import Network, replayed
+from service.report.analysis.network import Network, replay_graph
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -36,7 +36,7 @@ def nested(end: str | None = "softmax", units: int = 3) -> keras.Model:
 def test_layers_of_nested_models_have_names_shapes_and_their_own_values():
     model = nested()
     network = Network(model)
-    assert [(tap.name, tap.kind, tap.shape) for tap in network.taps] == [
+    assert [(tap.name, tap.kind, tap.shape) for tap in network.layers] == [
         ("own_scale", "Rescaling", (6, 8, 1)),
         ("wrapped/base/inner", "Conv2D", (6, 8, 2)),
         ("wrapped/base/norm", "BatchNormalization", (6, 8, 2)),
@@ -44,8 +44,8 @@ def test_layers_of_nested_models_have_names_shapes_and_their_own_values():
         ("wrapped/pool", "MaxPooling2D", (3, 4, 2)),
         ("answer", "Dense", (3,)),
     ]
-    assert network.last_map is not None
-    assert network.last_map.name == "wrapped/base/sum"  # the last map of full size, not the pool's
+    assert network.last_feature_map is not None
+    assert network.last_feature_map.name == "wrapped/base/sum"  # the last map of full size, not the pool's
     images = pixels(2, 6, 8, 1)
     trace = network.run(images)
     base = model.get_layer("wrapped").layers[0]
@@ -65,7 +65,7 @@ def test_the_private_call_runs_the_graph_as_keras_does():
         ran.append(path)
         return operation(*args, **kwargs)
 
-    np.testing.assert_allclose(replayed(model, images, step), model(images, training=False), rtol=1e-6)
+    np.testing.assert_allclose(replay_graph(model, images, step), model(images, training=False), rtol=1e-6)
     within = ["wrapped/base/inner", "wrapped/base/norm", "wrapped/base/sum", "wrapped/pool"]
     assert ran == ["flip", "own_scale", *within, "drop", "flat", "answer"]
 
@@ -99,7 +99,7 @@ def test_logits_come_before_softmax_and_sigmoid(end):
     trace = network.run(images)
     np.testing.assert_allclose(trace.logits, wanted, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(
-        trace.outputs[network.taps[-1].name], model(images / 255.0, training=False), rtol=1e-4, atol=1e-6
+        trace.outputs[network.layers[-1].name], model(images / 255.0, training=False), rtol=1e-4, atol=1e-6
     )
 
 
@@ -114,7 +114,7 @@ def test_looking_changes_nothing_in_the_model():
     model = nested()
     before = [w.copy() for w in model.get_weights()]
     network = Network(model, fast=True)
-    network.compiled(lambda x: network.run(x).logits)(pixels(2, 6, 8, 1))
+    network.compile_graph(lambda x: network.run(x).logits)(pixels(2, 6, 8, 1))
     assert model.get_layer("answer").activation is keras.activations.softmax
     assert {layer.dtype_policy.name for layer in model.layers} == {"float32"}
     for old, new in zip(before, model.get_weights(), strict=True):
@@ -135,7 +135,7 @@ def test_graphs_take_any_batch_and_follow_the_weights():
     model = keras.Sequential([L.Input((1, 1, 1)), L.Flatten(), L.Dense(2, use_bias=False)])
     traced: list[int] = []
     network = Network(model)
-    logits = network.compiled(lambda x: (traced.append(1), network.run(x).logits)[1])
+    logits = network.compile_graph(lambda x: (traced.append(1), network.run(x).logits)[1])
     model.set_weights([np.array([[1.0, 2.0]])])
     np.testing.assert_array_equal(logits(np.full((1, 1, 1, 1), 3, np.uint8)), [[3, 6]])
     model.set_weights([np.array([[-1.0, 0.5]])])
@@ -155,8 +155,8 @@ def test_a_layer_that_runs_twice_is_told_apart():
 
 def test_what_has_no_feature_maps_or_another_end():
     dense = keras.Sequential([L.Input((4, 4, 1)), L.Rescaling(1 / 255), L.Flatten(), L.Dense(2)])
-    assert Network(dense).last_map is None
+    assert Network(dense).last_feature_map is None
     with pytest.raises(ConfigError, match="activation=tanh"):
         Network(keras.Sequential([L.Input((4, 4, 1)), L.Flatten(), L.Dense(2, activation="tanh")]))
     with pytest.raises(ConfigError, match=r"layer=wrapped/base/iner.*use wrapped/base/inner"):
-        Network(nested()).tap("wrapped/base/iner")
+        Network(nested()).find_layer("wrapped/base/iner")

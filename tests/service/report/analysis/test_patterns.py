@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 from service.report.analysis.network import Network
-from service.report.analysis.patterns import BATCH, patterns, pixels
+from service.report.analysis.patterns import BATCH, compute_filter_patterns, deprocess_patterns
 from service.report.drawing.album import Album
-from service.report.drawing.colours import FLAT
+from service.report.drawing.colours import INACTIVE
 from service.report.options import ReportOptions
 from service.report.sections import filters as page_filters
 from service.report.subject import Subject
@@ -28,20 +28,20 @@ def test_a_linear_filter_is_climbed_along_its_own_kernel():
     kernel = np.array([[3.0, 0.0], [4.0, 0.0], [0.0, -2.0]], np.float32).reshape(1, 1, 3, 2)
     made = network(L.Conv2D(2, 1, name="c", use_bias=False))
     made.model.get_layer("c").set_weights([kernel])
-    found = patterns(made, "c", [1, 0], steps=5, seed=3)
+    found = compute_filter_patterns(made, "c", [1, 0], steps=5, seed=3)
     noise = np.random.default_rng(3).uniform(118, 138, (1, 6, 8, 3))
     for image, number in zip(found.images, (1, 0), strict=True):
         direction = kernel[0, 0, :, number] / np.sqrt((kernel[0, 0, :, number] ** 2).mean())
         np.testing.assert_allclose(image - noise[0], np.broadcast_to(5 * direction, (6, 8, 3)), atol=1e-4)
     np.testing.assert_allclose(
-        found.before, [(noise[0] @ kernel[0, 0, :, n]).mean() for n in (1, 0)], rtol=1e-5
+        found.initial_activation, [(noise[0] @ kernel[0, 0, :, n]).mean() for n in (1, 0)], rtol=1e-5
     )
     np.testing.assert_allclose(
-        found.after,
+        found.final_activation,
         [(i @ kernel[0, 0, :, n]).mean() for i, n in zip(found.images, (1, 0), strict=True)],
         rtol=1e-5,
     )
-    assert not found.silent.any()
+    assert not found.is_unresponsive.any()
 
 
 def published(model: keras.Model, layer: str, number: int, steps: int, noise: np.ndarray) -> np.ndarray:
@@ -63,14 +63,14 @@ def test_pictures_equal_those_of_the_published_loop(padding):
     made = network(L.Conv2D(5, 3, activation="elu"), L.MaxPooling2D(), deep, shape=(16, 18, 3))
     noise = np.random.default_rng(0).uniform(118, 138, (1, 16, 18, 3)).astype(np.float32)
     chosen = [BATCH + 2, *range(BATCH)]
-    found = patterns(made, "deep", chosen, steps=4)
+    found = compute_filter_patterns(made, "deep", chosen, steps=4)
     compared = 0
     for place, number in enumerate(chosen):
-        if found.before[place] > 0:  # the published loop stays with the noise where a filter is silent there
+        if found.initial_activation[place] > 0:  # the published loop stays with the noise where a filter is silent there
             np.testing.assert_allclose(
                 found.images[place], published(made.model, "deep", number, 4, noise), atol=5e-4
             )
-            assert found.after[place] > found.before[place]
+            assert found.final_activation[place] > found.initial_activation[place]
             compared += 1
     assert compared >= 5
 
@@ -81,13 +81,13 @@ def test_a_dead_filter_stays_noise_and_a_silent_one_is_woken():
     made = network(L.Conv2D(3, 1, activation="relu", name="c"))
     made.model.get_layer("c").set_weights([kernel, bias])
     noise = np.random.default_rng(0).uniform(118, 128, (1, 6, 8, 3)).astype(np.float32)
-    found = patterns(made, "c", [0, 1, 2], seed=0)
-    assert found.silent.tolist() == [False, True, False]
-    assert found.before[1] == found.after[1] == 0
+    found = compute_filter_patterns(made, "c", [0, 1, 2], seed=0)
+    assert found.is_unresponsive.tolist() == [False, True, False]
+    assert found.initial_activation[1] == found.final_activation[1] == 0
     bias[2] = -150
     made.model.get_layer("c").set_weights([kernel, bias])
-    woken = patterns(made, "c", [2], seed=0)
-    assert woken.before[0] == 0 < woken.after[0]
+    woken = compute_filter_patterns(made, "c", [2], seed=0)
+    assert woken.initial_activation[0] == 0 < woken.final_activation[0]
     assert noise.shape == woken.images.shape
 
 
@@ -96,14 +96,14 @@ def test_the_scale_of_a_model_does_not_change_its_patterns():
     plain = network(L.Conv2D(2, 3, name="c", use_bias=False), scale=1.0)
     scaled = Network(plain.model, 1 / 255)
     np.testing.assert_allclose(
-        patterns(plain, "c", [0, 1]).images, patterns(scaled, "c", [0, 1]).images, atol=1e-3
+        compute_filter_patterns(plain, "c", [0, 1]).images, compute_filter_patterns(scaled, "c", [0, 1]).images, atol=1e-3
     )
 
 
 def test_patterns_as_pixels():
     image = np.array([[[[0.0], [2.0]]], [[[5.0], [5.0]]]])
-    assert pixels(image)[..., 0].tolist() == [[[64, 192]], [[128, 128]]]
-    assert pixels(image).dtype == np.uint8
+    assert deprocess_patterns(image)[..., 0].tolist() == [[[64, 192]], [[128, 128]]]
+    assert deprocess_patterns(image).dtype == np.uint8
 
 
 def test_layers_and_sizes_that_are_shown():
@@ -118,10 +118,10 @@ def test_layers_and_sizes_that_are_shown():
         "c9",
         "c11",
     ]
-    assert page_filters.shown_size(made, "c3") == (128, 64)
-    assert patterns(made, "c3", [0], steps=1, size=(128, 64)).images.shape == (1, 128, 64, 3)
+    assert page_filters.choose_pattern_size(made, "c3") == (128, 64)
+    assert compute_filter_patterns(made, "c3", [0], steps=1, size=(128, 64)).images.shape == (1, 128, 64, 3)
     tied = network(L.Flatten(), L.Reshape((256, 128, 3)), L.Conv2D(2, 1, name="c"), shape=(256, 128, 3))
-    assert page_filters.shown_size(tied, "c") == (256, 128)
+    assert page_filters.choose_pattern_size(tied, "c") == (256, 128)
 
 
 class Image:
@@ -132,7 +132,7 @@ class Image:
     def read(self, rows):
         return np.broadcast_to(np.array([200, 0, 0], np.uint8), (1, 6, 8, 3))
 
-    def evidence(self, rows):
+    def read_bboxes(self, rows):
         return [None]
 
     def batches(self):
@@ -166,7 +166,7 @@ def test_the_section_tells_dead_filters_from_silent_ones(tmp_path):
     (width, height), across = layer["sheet"]["tile"], layer["sheet"]["pitch"][0]
     for n in range(4):  # noise that led nowhere is not shown as if it were learned
         tile = tiles[:height, n * across : n * across + width]
-        assert (np.abs(tile - FLAT).max() <= 4) == (n in layer["sheet"]["blank"])
+        assert (np.abs(tile - INACTIVE).max() <= 4) == (n in layer["sheet"]["blank"])
 
 
 def test_no_convolutions_no_section(tmp_path):

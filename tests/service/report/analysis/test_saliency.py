@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from service.report.analysis.network import Network
-from service.report.analysis.saliency import NOISY, SPREAD, saliency
+from service.report.analysis.saliency import SMOOTHGRAD_NOISE, SMOOTHGRAD_SAMPLES, compute_saliency
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -23,12 +23,12 @@ def test_a_linear_network_is_its_own_saliency():
     kernel = RNG.normal(size=(2 * 3 * 2, 3)).astype(np.float32)
     images = RNG.integers(0, 256, (4, 2, 3, 2)).astype(np.uint8)
     classes = np.array([2, 0, 1, 2])
-    found = saliency(dense(kernel, (2, 3, 2)), images, classes)
+    found = compute_saliency(dense(kernel, (2, 3, 2)), images, classes)
     wanted = kernel.T[classes].reshape(4, 2, 3, 2) * 0.5
     np.testing.assert_allclose(found.gradient, wanted, rtol=1e-5)
-    np.testing.assert_allclose(found.smooth, np.abs(wanted), rtol=1e-5)
-    np.testing.assert_allclose(found.integrated, wanted * images, rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(found.difference, (wanted * images).sum(axis=(1, 2, 3)), rtol=1e-4)
+    np.testing.assert_allclose(found.smoothgrad, np.abs(wanted), rtol=1e-5)
+    np.testing.assert_allclose(found.integrated_gradients, wanted * images, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(found.logit_difference, (wanted * images).sum(axis=(1, 2, 3)), rtol=1e-4)
 
 
 def test_integrated_gradients_sum_to_the_logit_less_that_of_black():
@@ -41,18 +41,18 @@ def test_integrated_gradients_sum_to_the_logit_less_that_of_black():
     ]
     network = Network(keras.Sequential([L.Input((9, 8, 3)), *layers]), 1 / 255)
     images, classes = RNG.integers(0, 256, (5, 9, 8, 3)).astype(np.uint8), np.array([0, 1, 2, 1, 0])
-    found = saliency(network, images, classes)
+    found = compute_saliency(network, images, classes)
     logits, black = network.run(images).logits.numpy(), network.run(np.zeros_like(images)).logits.numpy()
     np.testing.assert_allclose(
-        found.difference, (logits - black)[np.arange(5), classes], rtol=1e-4, atol=1e-6
+        found.logit_difference, (logits - black)[np.arange(5), classes], rtol=1e-4, atol=1e-6
     )
     assert (
-        np.abs(found.integrated.sum(axis=(1, 2, 3)) - found.difference).max()
-        < 0.02 * np.abs(found.difference).max()
+        np.abs(found.integrated_gradients.sum(axis=(1, 2, 3)) - found.logit_difference).max()
+        < 0.02 * np.abs(found.logit_difference).max()
     )
     np.testing.assert_allclose(
-        found.incomplete,
-        np.abs(found.integrated.sum(axis=(1, 2, 3)) - found.difference) / np.abs(found.difference),
+        found.completeness_error,
+        np.abs(found.integrated_gradients.sum(axis=(1, 2, 3)) - found.logit_difference) / np.abs(found.logit_difference),
         rtol=1e-3,
     )
 
@@ -64,12 +64,12 @@ def test_noise_shows_what_a_flat_place_hides():
     )
     model.set_weights([np.ones((1, 1, 1, 1)), np.array([-130.0]), np.array([[1.0, 0], [0, 1]])])
     image = np.array([[[[120], [0]]]], np.uint8)
-    found = saliency(Network(model), image, np.array([0]), seed=4)
+    found = compute_saliency(Network(model), image, np.array([0]), seed=4)
     assert not found.gradient.any()
     noise = np.random.default_rng(4)
     over = [
-        120 + 120 * SPREAD * noise.normal(size=(1, 2, 1)).astype(np.float32)[0, 0, 0] > 130
-        for _ in range(NOISY)
+        120 + 120 * SMOOTHGRAD_NOISE * noise.normal(size=(1, 2, 1)).astype(np.float32)[0, 0, 0] > 130
+        for _ in range(SMOOTHGRAD_SAMPLES)
     ]
-    assert found.smooth[0, 0, :, 0].tolist() == pytest.approx([np.mean(over), 0])
+    assert found.smoothgrad[0, 0, :, 0].tolist() == pytest.approx([np.mean(over), 0])
     assert 0 < np.mean(over) < 1

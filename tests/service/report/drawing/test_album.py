@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.report.drawing.album import FLAT, FRAME, VIRIDIS, Album, coloured, enlarged, reduced, tiled
+from service.report.drawing.album import Album
+from service.report.drawing.colours import FRAME, INACTIVE, VIRIDIS, apply_viridis
+from service.report.drawing.sheets import tile_images
+from service.report.rasters import average_blocks, repeat_pixels
 
 
 def test_viridis_runs_from_dark_violet_through_teal_to_yellow():
@@ -22,17 +25,17 @@ def test_viridis_runs_from_dark_violet_through_teal_to_yellow():
 
 
 def test_flat_and_frame_are_no_colours_of_the_map():
-    for colour in (FLAT, FRAME):
+    for colour in (INACTIVE, FRAME):
         assert np.abs(VIRIDIS.astype(int) - colour).sum(axis=1).min() > 30
 
 
 def test_coloured_looks_levels_up():
-    np.testing.assert_array_equal(coloured(np.array([[0, 255]], np.uint8)), [[[68, 1, 84], [253, 231, 37]]])
+    np.testing.assert_array_equal(apply_viridis(np.array([[0, 255]], np.uint8)), [[[68, 1, 84], [253, 231, 37]]])
 
 
 def test_tiles_go_right_then_down_and_keep_their_pixels():
     tiles = np.arange(3 * 1 * 2 * 3, dtype=np.uint8).reshape(3, 1, 2, 3)
-    sheet = tiled(tiles, columns=2, gap=1)
+    sheet = tile_images(tiles, columns=2, gap=1)
     assert sheet.shape == (5, 7, 3)
     expected = np.full((5, 7, 3), FRAME, np.uint8)
     expected[1, 1:3], expected[1, 4:6], expected[3, 1:3] = tiles[0, 0], tiles[1, 0], tiles[2, 0]
@@ -40,22 +43,22 @@ def test_tiles_go_right_then_down_and_keep_their_pixels():
 
 
 def test_few_tiles_make_a_narrow_sheet():
-    assert tiled(np.zeros((2, 4, 4, 3), np.uint8), columns=16, gap=1).shape == (6, 11, 3)
+    assert tile_images(np.zeros((2, 4, 4, 3), np.uint8), columns=16, gap=1).shape == (6, 11, 3)
 
 
 def test_enlarging_repeats_pixels_a_whole_number_of_times():
     tile = np.array([[[1, 2], [3, 4], [5, 6]]])
     np.testing.assert_array_equal(
-        enlarged(tile, 4)[0],
+        repeat_pixels(tile, 4)[0],
         [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4], [5, 5, 6, 6], [5, 5, 6, 6]],
     )
-    assert enlarged(tile, 3) is tile
+    assert repeat_pixels(tile, 3) is tile
 
 
 def test_reducing_averages_whole_blocks_and_repeats_the_edge():
     tile = np.array([[[0.0, 2.0, 4.0], [4.0, 6.0, 8.0], [1.0, 1.0, 1.0]]])
-    np.testing.assert_array_equal(reduced(tile, 2)[0], [[3.0, 6.0], [1.0, 1.0]])
-    assert reduced(tile, 3) is tile
+    np.testing.assert_array_equal(average_blocks(tile, 2)[0], [[3.0, 6.0], [1.0, 1.0]])
+    assert average_blocks(tile, 3) is tile
 
 
 @pytest.mark.parametrize(
