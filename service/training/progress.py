@@ -96,7 +96,8 @@ def show_progress(run: Run, epochs: int, starting: str) -> Iterator[None]:
         starting: What has to start first, such as `Ray and TensorFlow`.
     """
     is_done = threading.Event()
-    thread = threading.Thread(target=_watch, args=(run, epochs, starting, is_done), daemon=True)
+    lines = ProgressLines(run, epochs)
+    thread = threading.Thread(target=_watch, args=(run, epochs, starting, lines, is_done), daemon=True)
     thread.start()
     try:
         yield
@@ -105,7 +106,7 @@ def show_progress(run: Run, epochs: int, starting: str) -> Iterator[None]:
         thread.join()
 
 
-def _watch(run: Run, epochs: int, starting: str, is_done: threading.Event) -> None:
+def _watch(run: Run, epochs: int, starting: str, lines: ProgressLines, is_done: threading.Event) -> None:
     console = Console(highlight=False, soft_wrap=True)
     columns = [
         TextColumn("{task.description}"),
@@ -113,7 +114,6 @@ def _watch(run: Run, epochs: int, starting: str, is_done: threading.Event) -> No
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
     ]
-    lines = ProgressLines(run, epochs)
     if not console.is_terminal:
         console.print(f"starting {run.path.name}: {epochs} epochs; {starting} can take a while to start")
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:

@@ -13,7 +13,7 @@ def _tiny_models(request: pytest.FixtureRequest) -> Iterator[None]:
     if request.config.getoption("light"):
         yield
         return
-    from tiny_models import registered
+    from tiny_models import register_tiny_models
 
-    with registered():
+    with register_tiny_models():
         yield

@@ -15,8 +15,8 @@ import sys
 
 import keras
 import tensorflow as tf
-from tiny_models import registered
-from training_samples import RunThatStops, watchful
+from tiny_models import register_tiny_models
+from training_samples import StoppingRun, checking_at_every_call
 
 from service.config import RunConfig
 from service.runs import StoppedError
@@ -43,7 +43,7 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
     for out in runs:
         path, _, looks = out.partition("@")
         os.environ[ROWS_LOG] = "1" if looks else ""
-        run = RunThatStops(path, int(looks) if looks else None)
+        run = StoppingRun(path, int(looks) if looks else None)
         training = loop.Loop(RunConfig.model_validate(run.config()), run, place)
         try:
             training.run_epochs()
@@ -65,5 +65,5 @@ def digests(learner: Learner) -> list[str]:
 
 
 if __name__ == "__main__":
-    with registered(), watchful():
+    with register_tiny_models(), checking_at_every_call():
         main(int(sys.argv[1]), int(sys.argv[2]), [int(port) for port in sys.argv[3].split(",")], sys.argv[4:])

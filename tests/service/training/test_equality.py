@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from shard_samples import record, write_shards
-from training_samples import config_for, fitted, logged_rows, new_run, noise_shards, saved, train_elsewhere
+from training_samples import config_for, fit_run, read_logged_rows, create_run, noise_shards, read_checkpoint, train_in_processes
 
 from pipelines.input.batches import Batches
 from service.config import RunConfig
@@ -105,16 +105,16 @@ def runs(folder: Path) -> Runs:
         for place, (workers, devices) in PLACES.items():
             names = [*RECIPES, *ALONE, *(["stopped"] if workers > 1 else [])]
             elsewhere = {
-                (place, name): new_run(folder / place / name, config(folder, name)) for name in names
+                (place, name): create_run(folder / place / name, config(folder, name)) for name in names
             }
             orders = [
                 f"{run.path}@{LOOKS}" if name == "stopped" else run.path
                 for (_, name), run in elsewhere.items()
             ]
-            training.append(aside.submit(train_elsewhere, orders, workers, devices))
+            training.append(aside.submit(train_in_processes, orders, workers, devices))
             found |= elsewhere
         found |= {
-            ("one", name): fitted(folder / "one" / name, config(folder, name))
+            ("one", name): fit_run(folder / "one" / name, config(folder, name))
             for name in [*RECIPES, "stopped"]
         }
         for place in training:
@@ -135,7 +135,7 @@ def test_what_is_learned_is_what_one_process_learns(runs: Runs, place: str, reci
     )  # its variance is a difference of large numbers
     for group in ("model", "optimizer", "training"):
         for expected, found in zip(
-            saved(one, last(one), group), saved(other, last(other), group), strict=True
+            read_checkpoint(one, last(one), group), read_checkpoint(other, last(other), group), strict=True
         ):
             np.testing.assert_allclose(found, expected, rtol=relative, atol=rounding)
     assert abs(one.metrics()[-1]["loss"] - one.metrics()[0]["loss"]) > 0.01  # something was learned
@@ -172,7 +172,7 @@ def test_all_replicas_end_alike_after_one_trace(runs: Runs, name: str) -> None:
 @pytest.mark.parametrize("place", PLACES)
 def test_averaged_statistics_are_the_mean_of_those_of_the_replicas(runs: Runs, place: str) -> None:
     run = runs[place, "replicas"]
-    mean, variance = saved(run, last(run), "model")[2:4]  # after gamma and beta
+    mean, variance = read_checkpoint(run, last(run), "model")[2:4]  # after gamma and beta
     np.testing.assert_allclose(mean, np.full(3, 0.01 * np.mean(GREYS) / 255), rtol=1e-5)
     np.testing.assert_allclose(
         variance, np.full(3, 0.99), rtol=1e-6
@@ -185,7 +185,7 @@ def test_every_replica_drops_something_else(runs: Runs, folder: Path, place: str
     fresh = build_network(
         settings, tf.distribute.get_strategy(), Batches(settings.shards, "train", settings.data, 2)
     )
-    change = (saved(run, last(run), "model")[4] - fresh.get_layer("logits").kernel.numpy())[: 12 * 12 * 3]
+    change = (read_checkpoint(run, last(run), "model")[4] - fresh.get_layer("logits").kernel.numpy())[: 12 * 12 * 3]
     # each image is one grey, on a replica of its own: a weight has learned of none, of one, of the other or of both
     assert len(np.unique(change.round(4))) == 4
 
@@ -193,10 +193,10 @@ def test_every_replica_drops_something_else(runs: Runs, folder: Path, place: str
 @pytest.mark.parametrize("place", PLACES)
 def test_an_overflow_halves_the_scale_and_changes_nothing_else(runs: Runs, place: str) -> None:
     run = runs[place, "overflow"]
-    updates, (scale, good) = int(saved(run, last(run), "optimizer")[0]), saved(run, last(run), "training")
+    updates, (scale, good) = int(read_checkpoint(run, last(run), "optimizer")[0]), read_checkpoint(run, last(run), "training")
     overflows = 12 - updates
     assert 3 < overflows < 12  # one an epoch is no overflow: the white image gives no number
-    assert all(np.isfinite(array).all() for array in saved(run, last(run)))
+    assert all(np.isfinite(array).all() for array in read_checkpoint(run, last(run)))
     assert scale == INITIAL_SCALE / 2**overflows
     assert good <= updates
     assert not any("skipped" in epoch for epoch in run.metrics())
@@ -211,14 +211,14 @@ def test_two_workers_become_one_within_an_epoch(
         "epoch-0001-step-0000002",
     ]
     monkeypatch.setenv(ROWS_LOG, "1")
-    fitted(run.path, settings)
+    fit_run(run.path, settings)
     batches = Batches(settings.shards, "train", settings.data, 8, seed=5)
     expected = {
         (epoch, step): batches.rows_of(epoch, step).tolist() for epoch in (1, 2, 3) for step in range(4)
     }
-    assert logged_rows(run) == expected
+    assert read_logged_rows(run) == expected
     one = runs["one", "stopped"]
-    for ours, theirs in zip(saved(one, last(one)), saved(run, last(run)), strict=True):
+    for ours, theirs in zip(read_checkpoint(one, last(one)), read_checkpoint(run, last(run)), strict=True):
         np.testing.assert_allclose(theirs, ours, rtol=0, atol=1e-6)
     for ours, theirs in zip(one.metrics(), run.metrics(), strict=True):
         assert [theirs[name] for name in ("loss", "accuracy")] == pytest.approx(

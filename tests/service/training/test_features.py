@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from training_samples import config_for, fitted, new_run, noise_shards, saved
+from training_samples import config_for, fit_run, create_run, noise_shards, read_checkpoint
 
 from service.config import RunConfig
 from service.models import Task, build_model
@@ -84,7 +84,7 @@ def config(shards: Path, cache: str = "auto", **changes: Any) -> RunConfig:
 
 
 def same(one: Run, other: Run) -> None:
-    for expected, found in zip(saved(one, "epoch-0003"), saved(other, "epoch-0003"), strict=True):
+    for expected, found in zip(read_checkpoint(one, "epoch-0003"), read_checkpoint(other, "epoch-0003"), strict=True):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for ours, theirs in zip(one.metrics(), other.metrics(), strict=True):
         for name in ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc"):
@@ -94,7 +94,7 @@ def same(one: Run, other: Run) -> None:
 def test_keeping_features_changes_nothing(shards: Path, tmp_path: Path) -> None:
     """Of two stages with another front each, the last batch padded."""
     kept, plain = (
-        fitted(tmp_path / cache, config(shards, cache, stages=STAGES)) for cache in ("auto", "none")
+        fit_run(tmp_path / cache, config(shards, cache, stages=STAGES)) for cache in ("auto", "none")
     )
     same(plain, kept)
     assert "features" not in plain.status()["caches"]
@@ -105,7 +105,7 @@ def test_keeping_features_changes_nothing(shards: Path, tmp_path: Path) -> None:
 
 def test_with_features_the_front_is_not_run(shards: Path, tmp_path: Path) -> None:
     settings = config(shards, freeze=["of_pixels", "hidden"], epochs=1)
-    loop = Loop(settings, new_run(tmp_path / "run", settings), WorkerContext())
+    loop = Loop(settings, create_run(tmp_path / "run", settings), WorkerContext())
     assert loop.learner.stage_network.network.input.shape == (None, 8)
     loop.learner.model.get_layer("hidden").kernel.assign(np.full((432, 8), np.nan))  # computed before
     loop.run_epochs()
@@ -115,19 +115,19 @@ def test_with_features_the_front_is_not_run(shards: Path, tmp_path: Path) -> Non
 def test_a_stage_sees_the_features_of_what_was_learned_before_it(shards: Path, tmp_path: Path) -> None:
     """Also where the run is taken up within it: not those of the first weights."""
     stages = [{"epochs": 1}, {"epochs": 2, "freeze": ["of_pixels", "hidden"]}]
-    plain = fitted(tmp_path / "plain", config(shards, "none", stages=stages))
-    kept = fitted(tmp_path / "kept", config(shards, stages=stages))
+    plain = fit_run(tmp_path / "plain", config(shards, "none", stages=stages))
+    kept = fit_run(tmp_path / "kept", config(shards, stages=stages))
     same(plain, kept)
     looks = 6  # four updates of the first epoch, then two of the second
-    stopped = fitted(tmp_path / "stopped", config(shards, stages=stages, steps_per_call=1), looks)
+    stopped = fit_run(tmp_path / "stopped", config(shards, stages=stages, steps_per_call=1), looks)
     assert len(stopped.metrics()) == 1
-    same(plain, fitted(stopped.path, config(shards, stages=stages, steps_per_call=1)))
+    same(plain, fit_run(stopped.path, config(shards, stages=stages, steps_per_call=1)))
     assert stopped.status()["caches"]["features"].startswith("cache: host")
 
 
 def test_nothing_is_kept_where_images_change(shards: Path, tmp_path: Path) -> None:
     settings = config(shards, freeze=["of_pixels", "hidden"], epochs=1, augment={"flip": True})
-    loop = Loop(settings, new_run(tmp_path / "run", settings), WorkerContext())
+    loop = Loop(settings, create_run(tmp_path / "run", settings), WorkerContext())
     assert loop.learner.stage_network.network.input.shape == (None, 12, 12, 3)
     assert "features" not in loop.run.status()["caches"]
 
@@ -158,10 +158,10 @@ def test_a_frozen_base_stays_what_it_was(shards: Path, tmp_path: Path) -> None:
     runs = []
     for cache in ("none", "auto"):
         settings = config_for(shards, data={"image_size": [32, 32], "cache": cache}, **recipe)
-        runs.append(fitted(tmp_path / cache, settings))
+        runs.append(fit_run(tmp_path / cache, settings))
     same(*runs)
     expected = donor.get_weights()[:-2]
-    found = saved(runs[0], "epoch-0003", "model")
+    found = read_checkpoint(runs[0], "epoch-0003", "model")
     for before, after in zip(expected, found, strict=False):
         np.testing.assert_array_equal(after, before)
     assert len(found) >= len(expected) + 2

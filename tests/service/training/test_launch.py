@@ -149,20 +149,20 @@ def test_only_one_process_trains_a_run(
 def test_a_finished_run_is_left_alone_until_it_is_given_more_epochs(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fitted: list[int] = []
+    fit_run: list[int] = []
 
     def fit(config: RunConfig, run: Run) -> None:
-        fitted.append(config.epochs)
+        fit_run.append(config.epochs)
         run.write_metrics([{"epoch": epoch + 1, "accuracy": 1.0} for epoch in range(config.epochs)])
 
     instead(monkeypatch, fit)
     monkeypatch.setattr(launch, "shown", lambda run, epochs: contextlib.nullcontext())
     run = launch.train(config, tmp_path / "run")
     launch.resume(run.path)
-    assert fitted == [1]
+    assert fit_run == [1]
     run.config_path.write_text(run.config_path.read_text().replace("epochs: 1", "epochs: 2"))
     launch.resume(run.path)
-    assert fitted == [1, 2]
+    assert fit_run == [1, 2]
 
 
 def test_a_run_goes_on_with_as_many_workers_unless_told_otherwise(

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from training_samples import config_for, fitted, logged_rows, new_run, noise_shards, saved
+from training_samples import config_for, fit_run, read_logged_rows, create_run, noise_shards, read_checkpoint
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.input.batches import Batches, read_rows
@@ -53,9 +53,9 @@ def test_where_images_come_from_changes_nothing(shards: Path, tmp_path: Path) ->
         if kind.get("backend") == "dali":
             pytest.importorskip("nvidia.dali", reason="DALI is not installed")
         config = config_for(shards, epochs=2, data={"image_size": [12, 12], "backend": "tfdata"} | kind)
-        run = fitted(tmp_path / str(n), config)
+        run = fit_run(tmp_path / str(n), config)
         assert run.status()["caches"]["train"].startswith(f"cache: {kind['cache']}")
-        found.append(saved(run, "epoch-0002"))
+        found.append(read_checkpoint(run, "epoch-0002"))
     for other in found[1:]:
         for expected, array in zip(found[0], other, strict=True):
             np.testing.assert_array_equal(array, expected)
@@ -65,13 +65,13 @@ def test_rows_one_by_one_train_like_many_in_a_call(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_for(shards, accumulate=3, ema=0.9, optimizer=SGD, steps_per_call=2, epochs=2)
-    plain = fitted(tmp_path / "plain", config)
+    plain = fit_run(tmp_path / "plain", config)
     monkeypatch.setenv(ROWS_LOG, "1")
-    logged = fitted(tmp_path / "logged", config)
-    for expected, array in zip(saved(plain, "epoch-0002"), saved(logged, "epoch-0002"), strict=True):
+    logged = fit_run(tmp_path / "logged", config)
+    for expected, array in zip(read_checkpoint(plain, "epoch-0002"), read_checkpoint(logged, "epoch-0002"), strict=True):
         np.testing.assert_allclose(array, expected, rtol=0, atol=1e-6)
     batches = Batches(shards, "train", config.data, 8, seed=5)
-    assert logged_rows(logged) == {
+    assert read_logged_rows(logged) == {
         (epoch, step): batches.rows_of(epoch, step).tolist() for epoch in (1, 2) for step in range(4)
     }
     assert not list(plain.path.glob("rows-*"))
@@ -82,7 +82,7 @@ def test_a_run_is_traced_once_profile_and_all(
     shards: Path, tmp_path: Path, steps_per_call: int | str
 ) -> None:
     config = config_for(shards, steps_per_call=steps_per_call, profile=steps_per_call == "auto", **PLAIN)
-    loop = Loop(config, new_run(tmp_path / "run", config), WorkerContext())
+    loop = Loop(config, create_run(tmp_path / "run", config), WorkerContext())
     loop.run_epochs()
     assert loop.learner.steps.trace_count == 1
     assert loop.evaluation._score_batch.experimental_get_tracing_count() == 1
@@ -104,7 +104,7 @@ def test_the_rate_is_that_of_the_schedule_at_each_update(
         steps_per_call=1,
         **PLAIN,
     )
-    rates = [metrics["learning_rate"] for metrics in fitted(tmp_path / "run", config).metrics()]
+    rates = [metrics["learning_rate"] for metrics in fit_run(tmp_path / "run", config).metrics()]
     np.testing.assert_allclose(rates, 0.05 * np.array(factors), rtol=1e-6)
 
 
@@ -117,7 +117,7 @@ def test_smoothing_and_class_weights_reach_the_loss(shards: Path, tmp_path: Path
         label_smoothing=0.2,
         class_weights={"class1": 3.0},
     )
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     data = read_rows(shards, "train", config.data, range(27))
     likely = fresh(config).predict(data["image"].astype(np.float32), verbose=0)[:, 0].astype(np.float64)
     target = 0.8 * data["label"] + 0.1
@@ -139,7 +139,7 @@ def test_what_is_learned_from_has_a_size_of_its_own(shards: Path, tmp_path: Path
         optimizer=SGD | {"learning_rate": 1e-30},
         label_smoothing=0.1,
     )
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     whole, small = fresh(config), fresh(config_for(shards, model="tiny_pooled", data={"image_size": [8, 10]}))
     small.set_weights(whole.get_weights())
     losses = {}
@@ -161,10 +161,10 @@ def test_precise_statistics_are_evaluated_and_saved_and_train_nothing(shards: Pa
     settings = {"model": "tiny_normalized", "optimizer": SGD, "epochs": 2, "ema": 0.9}
     config = config_for(shards, precise_batch_norm=100, **settings)
     plain, precise = (
-        fitted(tmp_path / "plain", config_for(shards, **settings)),
-        fitted(tmp_path / "precise", config),
+        fit_run(tmp_path / "plain", config_for(shards, **settings)),
+        fit_run(tmp_path / "precise", config),
     )
-    for expected, array in zip(saved(plain, "epoch-0002"), saved(precise, "epoch-0002"), strict=True):
+    for expected, array in zip(read_checkpoint(plain, "epoch-0002"), read_checkpoint(precise, "epoch-0002"), strict=True):
         np.testing.assert_array_equal(array, expected)
     assert plain.metrics()[-1]["val_loss"] != precise.metrics()[-1]["val_loss"]
     model = keras.models.load_model(precise.model_path)
@@ -204,8 +204,8 @@ def test_where_nothing_can_be_measured_statistics_stay(
     shards: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     settings = {"model": "tiny_normalized", "epochs": 1, **settings}
-    plain = fitted(tmp_path / "plain", config_for(shards, **settings))
-    precise = fitted(tmp_path / "precise", config_for(shards, precise_batch_norm=100, **settings))
+    plain = fit_run(tmp_path / "plain", config_for(shards, **settings))
+    precise = fit_run(tmp_path / "precise", config_for(shards, precise_batch_norm=100, **settings))
     assert precise.metrics()[0]["val_loss"] == plain.metrics()[0]["val_loss"]
 
 
@@ -228,16 +228,16 @@ def test_the_gradient_is_as_short_as_asked_for(shards: Path, tmp_path: Path) -> 
     """Four updates of rate 1 along gradients that are cut to a hundredth."""
     optimizer = {"name": "sgd", "learning_rate": 1.0, "clip_norm": 0.01}
     config = config_for(shards, epochs=1, augment=None, optimizer=optimizer)
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     moved = [
         after - before
-        for after, before in zip(saved(run, "epoch-0001", "model"), fresh(config).get_weights(), strict=True)
+        for after, before in zip(read_checkpoint(run, "epoch-0001", "model"), fresh(config).get_weights(), strict=True)
     ]
     assert 0.02 < np.sqrt(sum((part**2).sum() for part in moved)) < 0.0401
 
 
 def test_metrics_are_plain_json_with_speed(shards: Path, tmp_path: Path) -> None:
-    run = fitted(tmp_path / "run", config_for(shards, epochs=2, evaluate_every=5, **PLAIN))
+    run = fit_run(tmp_path / "run", config_for(shards, epochs=2, evaluate_every=5, **PLAIN))
     first, last = (json.loads(line) for line in run.metrics_path.read_text().splitlines())
     assert first["images_per_second"] == pytest.approx(27 / first["seconds"])
     assert 0 < first["input_wait"] < 1
@@ -259,8 +259,8 @@ def test_metrics_are_plain_json_with_speed(shards: Path, tmp_path: Path) -> None
 
 def test_the_average_is_what_is_evaluated_and_saved(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=1, ema=0.99, **PLAIN)
-    run = fitted(tmp_path / "run", config)
-    average, raw = saved(run, "epoch-0001", "training"), saved(run, "epoch-0001", "model")
+    run = fit_run(tmp_path / "run", config)
+    average, raw = read_checkpoint(run, "epoch-0001", "training"), read_checkpoint(run, "epoch-0001", "model")
     model = keras.models.load_model(run.model_path)
     for expected, other, array in zip(average, raw, model.get_weights(), strict=True):
         np.testing.assert_array_equal(array, expected)
@@ -277,10 +277,10 @@ def test_the_model_of_the_best_epoch_is_kept(
 ) -> None:
     scores = iter([0.5, 0.9, 0.4, 0.6])
     monkeypatch.setattr(Evaluation, "metrics", lambda self: {"val_loss": 1.0, "val_accuracy": next(scores)})
-    run = fitted(tmp_path / "run", config_for(shards, epochs=4, keep_checkpoints=1, **PLAIN))
+    run = fit_run(tmp_path / "run", config_for(shards, epochs=4, keep_checkpoints=1, **PLAIN))
     assert sorted(path.name for path in run.checkpoints.iterdir()) == ["epoch-0002", "epoch-0004"]
     for expected, array in zip(
-        saved(run, "epoch-0002", "model"), keras.models.load_model(run.model_path).get_weights(), strict=True
+        read_checkpoint(run, "epoch-0002", "model"), keras.models.load_model(run.model_path).get_weights(), strict=True
     ):
         np.testing.assert_array_equal(array, expected)
 
@@ -300,7 +300,7 @@ def test_a_checkpoint_is_there_before_the_metrics_tell_of_it(shards: Path, tmp_p
             super().write_metrics(epochs)
 
     config = config_for(shards, epochs=2, **PLAIN)
-    new_run(tmp_path / "run", config)
+    create_run(tmp_path / "run", config)
     fit(config, Witness(tmp_path / "run"))
     assert seen == [(0, [], False), (1, ["epoch-0001"], True), (2, ["epoch-0001", "epoch-0002"], True)]
 
@@ -308,15 +308,15 @@ def test_a_checkpoint_is_there_before_the_metrics_tell_of_it(shards: Path, tmp_p
 def test_a_run_that_stops_getting_better_ends(shards: Path, tmp_path: Path) -> None:
     stopping = {"metric": "loss", "patience": 2, "min_delta": 10.0}
     config = config_for(shards, epochs=9, early_stopping=stopping, **PLAIN)
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     assert len(run.metrics()) == 3
-    fitted(run.path, config)  # has nothing left to do
+    fit_run(run.path, config)  # has nothing left to do
     assert len(run.metrics()) == 3
 
 
 def test_precision_is_that_of_the_hidden_layers(shards: Path, tmp_path: Path) -> None:
     plain, halves = (
-        fitted(tmp_path / precision, config_for(shards, epochs=1, precision=precision, **PLAIN))
+        fit_run(tmp_path / precision, config_for(shards, epochs=1, precision=precision, **PLAIN))
         for precision in ("float32", "mixed_bfloat16")
     )
     model = keras.models.load_model(halves.model_path)
@@ -324,9 +324,9 @@ def test_precision_is_that_of_the_hidden_layers(shards: Path, tmp_path: Path) ->
         "bfloat16",
         "float32",
     )
-    assert {array.dtype for array in saved(halves, "epoch-0001", "model")} == {np.dtype(np.float32)}
+    assert {array.dtype for array in read_checkpoint(halves, "epoch-0001", "model")} == {np.dtype(np.float32)}
     for expected, array in zip(
-        saved(plain, "epoch-0001", "model"), saved(halves, "epoch-0001", "model"), strict=True
+        read_checkpoint(plain, "epoch-0001", "model"), read_checkpoint(halves, "epoch-0001", "model"), strict=True
     ):
         np.testing.assert_allclose(array, expected, atol=0.02)
         assert not np.array_equal(array, expected)
@@ -356,12 +356,12 @@ def test_what_cannot_be_trained_is_refused(
 ) -> None:
     data = noise_shards(tmp_path / "alone", rows=3, held_out=0) if "early_stopping" in changes else shards
     with pytest.raises(ConfigError, match=message):
-        fitted(tmp_path / "run", config_for(data, **changes))
+        fit_run(tmp_path / "run", config_for(data, **changes))
 
 
 def test_lost_checkpoints_do_not_restart_a_run_in_silence(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=1, **PLAIN)
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     for path in run.checkpoints.iterdir():
         path.rename(tmp_path / path.name)
     before = run.metrics()

@@ -1,4 +1,4 @@
-"""Losses and what is counted, against NumPy."""
+"""Losses, predictions and ranks of single examples, against NumPy."""
 
 from __future__ import annotations
 
@@ -12,60 +12,65 @@ LOGITS = np.float32([[0.0, 1.0, 3.0], [5.0, 0.0, 0.0], [-2.0, 1.5, 1.0], [0.5, 0
 LABELS = np.int32([1, 0, 2, 1])
 
 
-def entropy(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
+def cross_entropy(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
     """Cross-entropy of distributions over classes, `[B]`."""
     logits = logits.astype(np.float64)
-    return -(targets * (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))).sum(axis=1)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    return -(targets * log_probabilities).sum(axis=1)
 
 
-def two_columns(logits: np.ndarray) -> np.ndarray:
+def expand_to_two_classes(logits: np.ndarray) -> np.ndarray:
     """The same probabilities from a logit for each of two classes."""
     return np.concatenate([np.zeros_like(logits), logits], axis=1)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
 def test_a_smoothed_label_is_spread_over_all_classes(smoothing: float) -> None:
-    several = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
-    np.testing.assert_allclose(example_losses(LABELS, LOGITS, smoothing), entropy(several, LOGITS), rtol=1e-5)
-    logits, labels = np.float32([[2.0], [-2.0], [0.5]]), np.int32([1, 1, 0])
-    two = (1 - smoothing) * np.eye(2)[labels] + smoothing / 2
-    np.testing.assert_allclose(
-        example_losses(labels, logits, smoothing), entropy(two, two_columns(logits)), rtol=1e-5
-    )
+    targets = (1 - smoothing) * np.eye(3)[LABELS] + smoothing / 3
+    losses = example_losses(LABELS, LOGITS, smoothing)
+    np.testing.assert_allclose(losses, cross_entropy(targets, LOGITS), rtol=1e-5)
 
 
-def test_losses_of_halves_are_whole() -> None:
-    found = example_losses(LABELS, tf.cast(LOGITS * 1000, tf.float16))
-    assert found.dtype == tf.float32
-    np.testing.assert_allclose(found, [2000, 0, 500, np.log(3)], rtol=1e-5)
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_a_single_unit_has_the_losses_of_two_classes(smoothing: float) -> None:
+    logits = np.float32([[2.0], [-2.0], [0.5]])
+    labels = np.int32([1, 1, 0])
+    targets = (1 - smoothing) * np.eye(2)[labels] + smoothing / 2
+    losses = example_losses(labels, logits, smoothing)
+    np.testing.assert_allclose(losses, cross_entropy(targets, expand_to_two_classes(logits)), rtol=1e-5)
 
 
-def test_class_weights_count_by_each_label_of_a_mixture() -> None:
-    weights, share = np.float32([1.0, 2.0, 4.0]), np.float32([0.75, 0.25, 1.0, 0.5])
-    own = entropy(np.eye(3)[LABELS], LOGITS) * weights[LABELS]
-    np.testing.assert_allclose(
-        training_losses(LABELS, LOGITS, None, 0.0, tf.constant(weights)), own, rtol=1e-5
-    )
-    others = LABELS[[1, 0, 3, 2]]
-    mixed = share * own + (1 - share) * entropy(np.eye(3)[others], LOGITS) * weights[others]
-    np.testing.assert_allclose(
-        training_losses(LABELS, LOGITS, share, 0.0, tf.constant(weights)), mixed, rtol=1e-5
-    )
+def test_losses_of_float16_logits_are_float32() -> None:
+    losses = example_losses(LABELS, tf.cast(LOGITS * 1000, tf.float16))
+    assert losses.dtype == tf.float32
+    np.testing.assert_allclose(losses, [2000, 0, 500, np.log(3)], rtol=1e-5)
 
 
-def test_rank_is_the_number_of_classes_before_the_true_one() -> None:
+def test_class_weights_apply_to_each_label_of_a_mixture() -> None:
+    weights = np.float32([1.0, 2.0, 4.0])
+    own = cross_entropy(np.eye(3)[LABELS], LOGITS) * weights[LABELS]
+    losses = training_losses(LABELS, LOGITS, None, 0.0, tf.constant(weights))
+    np.testing.assert_allclose(losses, own, rtol=1e-5)
+
+    share = np.float32([0.75, 0.25, 1.0, 0.5])
+    neighbour_labels = LABELS[[1, 0, 3, 2]]
+    other = cross_entropy(np.eye(3)[neighbour_labels], LOGITS) * weights[neighbour_labels]
+    losses = training_losses(LABELS, LOGITS, share, 0.0, tf.constant(weights))
+    np.testing.assert_allclose(losses, share * own + (1 - share) * other, rtol=1e-5)
+
+
+def test_the_rank_is_the_number_of_classes_before_the_true_one() -> None:
     assert predict_classes(tf.constant(LOGITS)).numpy().tolist() == [2, 0, 1, 0]
-    assert true_ranks(LABELS, tf.constant(LOGITS)).numpy().tolist() == [
-        1,
-        0,
-        1,
-        1,
-    ]  # of equals the first comes first
-    one = tf.constant([[2.0], [-2.0], [0.0], [0.0]])
-    assert predict_classes(one).numpy().tolist() == [1, 0, 0, 0]
-    assert true_ranks(np.int32([1, 1, 0, 1]), one).numpy().tolist() == [0, 1, 0, 1]
+    # of equal logits the first comes first
+    assert true_ranks(LABELS, tf.constant(LOGITS)).numpy().tolist() == [1, 0, 1, 1]
 
 
-def test_no_number_is_no_right_answer() -> None:
-    for classes in (1, 3):
-        assert (true_ranks(np.int32([0, 1]), tf.fill([2, classes], np.nan)).numpy() > 0).all()
+def test_a_single_unit_predicts_class_1_above_0() -> None:
+    logits = tf.constant([[2.0], [-2.0], [0.0], [0.0]])
+    assert predict_classes(logits).numpy().tolist() == [1, 0, 0, 0]
+    assert true_ranks(np.int32([1, 1, 0, 1]), logits).numpy().tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_nan_is_never_right(units: int) -> None:
+    assert (true_ranks(np.int32([0, 1]), tf.fill([2, units], np.nan)).numpy() > 0).all()

@@ -1,14 +1,20 @@
-"""What a user is told of a run: lines, sentences, where the time went."""
+"""What a user sees of a run: a line per epoch, notices, and where the time went."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
+from pipelines.spec import DataSpec
 from service.runs import Run
-from service.training.progress import format_epoch, shown, summarize_timings
+from service.training.progress import (
+    ProgressLines,
+    find_input_hint,
+    format_epoch,
+    show_progress,
+    summarize_timings,
+)
 
 METRICS = {
     "epoch": 2,
@@ -18,18 +24,30 @@ METRICS = {
     "val_accuracy": 0.7,
     "images_per_second": 99.6,
     "input_wait": 0.25,
+    "seconds": 12.34,
 }
 
 
-def test_an_epoch_is_a_line() -> None:
-    line = format_epoch(METRICS | {"seconds": 12.34, "val_top5": 0.9}, 10)
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run(tmp_path / "run")
+    run.create({})
+    return run
+
+
+def write_epochs(run: Run, count: int) -> None:
+    run.write_metrics([METRICS | {"epoch": epoch} for epoch in range(1, count + 1)])
+
+
+def test_an_epoch_is_one_line() -> None:
+    line = format_epoch(METRICS | {"val_top5": 0.9}, 10)
     scores = "loss 0.5000  accuracy 0.7500  val_loss 0.6000  val_accuracy 0.7000  val_top5 0.9000"
     assert line == f"epoch 2/10  {scores}  100 images/s  input wait 25%  12.3 s"
 
 
-def test_where_the_time_went() -> None:
+def test_timings_are_listed_longest_first() -> None:
     timings = {"ray": 2.0, "training": 6.0, "waiting for input": 0.25, "total": 10.0, "unknown": 5.0}
-    assert summarize_timings(timings).splitlines() == [
+    assert summarize_timings(timings, DataSpec(image_size=(8, 8)), "host").splitlines() == [
         "    10.0 s in all",
         "     6.0 s   60%  training",
         "     2.0 s   20%  starting Ray",
@@ -38,36 +56,69 @@ def test_where_the_time_went() -> None:
     ]
 
 
-@pytest.mark.parametrize(("waited", "hint"), [(1.0, True), (0.5, False)])
-def test_a_hint_where_input_held_the_training_back(waited: float, hint: bool) -> None:
-    text = summarize_timings({"training": 6.0, "waiting for input": waited, "total": 10.0})
-    assert ("input held the training back for 14% of its time" in text) is hint
-
-
-def test_a_watcher_is_told_everything_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = Run(tmp_path / "run")
-    run.create({})
-    with shown(run, 3):
-        run.update_status(caches={"train": "cache: host"})
-        run.write_metrics([METRICS | {"epoch": 1, "seconds": 1.0}])
-        time.sleep(1.2)
-        run.notice("a worker was lost")
-        run.write_metrics([METRICS | {"epoch": epoch, "seconds": 1.0} for epoch in (1, 2)])
-    said = capsys.readouterr().out.splitlines()
-    assert said[1] == "train: cache: host"
-    assert [line.split("  ")[0] for line in said if line.startswith("epoch")] == ["epoch 1/3", "epoch 2/3"]
-    assert said.count("a worker was lost") == 1
-
-
-def test_epochs_that_a_restart_took_back_are_told_again(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("timings", "share"),
+    [
+        ({"training": 6.0, "waiting for input": 1.0, "total": 10.0}, "10%"),
+        ({"training": 6.0, "waiting for input": 0.99, "total": 10.0}, None),
+        # of the whole time: next to a long first call, a short wait is no share even if training took no time
+        ({"first call": 54.0, "training": 0.0, "waiting for input": 0.03, "total": 54.1}, None),
+        ({"first call": 1.0, "training": 2.0, "waiting for input": 7.0, "total": 10.0}, "70%"),
+        ({"training": 6.0, "total": 10.0}, None),
+    ],
+)
+def test_a_hint_is_given_where_waiting_took_a_share_of_the_whole_time(
+    timings: dict[str, float], share: str | None
 ) -> None:
-    run = Run(tmp_path / "run")
-    run.create({})
-    run.write_metrics([METRICS | {"epoch": epoch, "seconds": 1.0} for epoch in (1, 2)])
-    with shown(run, 3):
-        run.write_metrics([METRICS | {"epoch": 1, "seconds": 1.0}])
-        time.sleep(1.2)
-        run.write_metrics([METRICS | {"epoch": epoch, "seconds": 1.0} for epoch in (1, 2)])
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split("  ")[0] for line in said if line.startswith("epoch")] == ["epoch 2/3"]
+    hint = find_input_hint(timings, DataSpec(image_size=(8, 8), cache="none"), "none")
+    if share is None:
+        assert hint is None
+    else:
+        assert hint is not None
+        assert hint.startswith(f"waiting for input took {share} of the whole time: try ")
+
+
+@pytest.mark.parametrize(
+    ("settings", "tier", "options"),
+    [
+        ({"cache": "none"}, "none", "data.cache=auto or data.decode=fast or more CPUs"),
+        ({"cache": "none", "decode": "fast"}, "none", "data.cache=auto or more CPUs"),
+        ({"cache": "auto"}, "none", "data.decode=fast or more CPUs"),  # no cache fits
+        ({"cache": "auto"}, "host", "more CPUs"),
+        ({"cache": "host"}, "host", "more CPUs"),
+        ({"cache": "device"}, "device", "more CPUs"),
+    ],
+)
+def test_the_hint_names_only_what_is_not_in_use(settings: dict[str, str], tier: str, options: str) -> None:
+    data = DataSpec.model_validate({"image_size": (8, 8)} | settings)
+    hint = find_input_hint({"waiting for input": 5.0, "total": 10.0}, data, tier)
+    assert hint == f"waiting for input took 50% of the whole time: try {options}"
+
+
+def test_caches_notices_and_epochs_are_shown_once(run: Run) -> None:
+    lines = ProgressLines(run, epochs=3)
+    assert lines.read_new() == []
+    run.update_status(caches={"train": "cache: host"})
+    write_epochs(run, 1)
+    assert lines.read_new() == ["train: cache: host", format_epoch(METRICS | {"epoch": 1}, 3)]
+    run.notice("a worker was lost")
+    write_epochs(run, 2)
+    assert lines.read_new() == ["a worker was lost", format_epoch(METRICS, 3)]
+    assert lines.read_new() == []
+
+
+def test_epochs_that_a_restart_repeats_are_shown_again(run: Run) -> None:
+    write_epochs(run, 2)
+    lines = ProgressLines(run, epochs=3)
+    write_epochs(run, 1)
+    assert lines.read_new() == []
+    write_epochs(run, 2)
+    assert lines.read_new() == [format_epoch(METRICS, 3)]
+
+
+def test_the_last_epoch_is_shown_even_at_the_end(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    with show_progress(run, 3, "TensorFlow"):
+        write_epochs(run, 1)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "starting run: 3 epochs; TensorFlow can take a while to start"
+    assert lines[-1] == format_epoch(METRICS | {"epoch": 1}, 3)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from training_samples import config_for, fitted, noise_shards, saved
+from training_samples import config_for, fit_run, noise_shards, read_checkpoint
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.input.batches import Batches
@@ -40,7 +40,7 @@ def names(run: Run) -> list[str]:
 
 def same(first: Run, second: Run, name: str) -> None:
     """Both ended alike: every bit of what they keep, and every figure but those of time."""
-    for expected, array in zip(saved(first, name), saved(second, name), strict=True):
+    for expected, array in zip(read_checkpoint(first, name), read_checkpoint(second, name), strict=True):
         np.testing.assert_array_equal(array, expected)
     timed = {"seconds", "images_per_second", "input_wait"}
     figures = [
@@ -76,27 +76,27 @@ def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(
     shards: Path, tmp_path: Path, recipe: str
 ) -> None:
     config = config_for(shards, steps_per_call=1, **RECIPES[recipe])
-    straight, run = fitted(tmp_path / "straight", config), Run(tmp_path / "stopped")
+    straight, run = fit_run(tmp_path / "straight", config), Run(tmp_path / "stopped")
     updates = config.epochs * -(-steps_per_epoch(19, config.global_batch) // config.accumulate)
     for _ in range(updates):
         assert len(run.metrics()) < config.epochs
-        fitted(run.path, config, looks=1)  # one update, then it is asked to stop
+        fit_run(run.path, config, looks=1)  # one update, then it is asked to stop
     same(straight, run, f"epoch-{config.epochs:04d}")
     if recipe == "stages":  # the factor on the loss, and the updates it has lasted: those of the second stage
-        assert [float(v) for v in saved(run, "epoch-0003", "training")[-2:]] == [INITIAL_SCALE, 4.0]
+        assert [float(v) for v in read_checkpoint(run, "epoch-0003", "training")[-2:]] == [INITIAL_SCALE, 4.0]
 
 
 def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, stages=STAGES, keep_checkpoints=3, **PLAIN)
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     first = build_network(
         config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)
     ).get_weights()
-    one, two = (saved(run, f"epoch-{epoch:04d}", "model") for epoch in (1, 2))
+    one, two = (read_checkpoint(run, f"epoch-{epoch:04d}", "model") for epoch in (1, 2))
     for n, frozen in enumerate([True, True, False, False]):
         assert np.array_equal(one[n], first[n]) == frozen
         assert not np.array_equal(two[n], one[n])
-    assert [len(saved(run, f"epoch-{epoch:04d}", "optimizer")) for epoch in (1, 2)] == [
+    assert [len(read_checkpoint(run, f"epoch-{epoch:04d}", "optimizer")) for epoch in (1, 2)] == [
         4,
         6,
     ]  # iterations, rate, velocities
@@ -107,28 +107,28 @@ def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: 
 
 
 def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_without_it(shards: Path, tmp_path: Path) -> None:
-    donor = fitted(tmp_path / "donor", config_for(shards, epochs=1, **PLAIN))
+    donor = fit_run(tmp_path / "donor", config_for(shards, epochs=1, **PLAIN))
     config = config_for(shards, epochs=2, seed=6, weights=str(donor.model_path), steps_per_call=1, **PLAIN)
     first = build_network(
         config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)
     ).get_weights()
     same_as_donor = [
-        np.array_equal(w, other) for w, other in zip(first, saved(donor, "epoch-0001", "model"), strict=True)
+        np.array_equal(w, other) for w, other in zip(first, read_checkpoint(donor, "epoch-0001", "model"), strict=True)
     ]
     assert same_as_donor == [True, True, False, False]  # all but the logits; their bias has learned
-    straight = fitted(tmp_path / "straight", config)
-    fitted(tmp_path / "stopped", config, looks=2)
+    straight = fit_run(tmp_path / "straight", config)
+    fit_run(tmp_path / "stopped", config, looks=2)
     donor.model_path.unlink()
-    same(straight, fitted(tmp_path / "stopped", config), "epoch-0002")
+    same(straight, fit_run(tmp_path / "stopped", config), "epoch-0002")
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, **PLAIN)
-    straight, run = fitted(tmp_path / "straight", config), fitted(tmp_path / "run", config)
+    straight, run = fit_run(tmp_path / "straight", config), fit_run(tmp_path / "run", config)
     state = run.checkpoints / "epoch-0003" / "state.npz"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     (run.checkpoints / ".tmp-left").mkdir()
-    fitted(run.path, config)
+    fit_run(run.path, config)
     same(straight, run, "epoch-0003")
     assert [name for name in names(run) if name.startswith(".")] == []
     assert run.status()["notices"] == [
@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Pa
 
 def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=1, **PLAIN)
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     before = (names(run), run.metrics())
     others = noise_shards(tmp_path / "others", rows=20, held_out=4)
     for changes, message in (
@@ -152,8 +152,8 @@ def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> 
 
 def test_a_full_disk_is_an_error_that_leaves_what_was_whole(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=4, model="linear", augment=None)
-    straight, run = fitted(tmp_path / "straight", config), Run(tmp_path / "run")
-    fitted(run.path, RunConfig.model_validate(config.model_dump() | {"epochs": 2}))
+    straight, run = fit_run(tmp_path / "straight", config), Run(tmp_path / "run")
+    fit_run(run.path, RunConfig.model_validate(config.model_dump() | {"epochs": 2}))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (run.checkpoints / "epoch-0002" / "state.npz").stat().st_size
     resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, before[1]))
@@ -164,7 +164,7 @@ def test_a_full_disk_is_an_error_that_leaves_what_was_whole(shards: Path, tmp_pa
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(run.metrics()) == 2
     assert [name for name in names(run) if name.startswith(".")] == []
-    fitted(run.path, config)
+    fit_run(run.path, config)
     same(straight, run, "epoch-0004")
 
 
@@ -199,25 +199,25 @@ def test_what_is_not_a_number_is_named(
     ]
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")
     with pytest.raises(TrainingError, match=rf"epoch=1 step={step} learning_rate=0.02 rows={shown}\."):
-        fitted(tmp_path / "run", config)
+        fit_run(tmp_path / "run", config)
     assert not list(Run(tmp_path / "run").checkpoints.iterdir())
 
 
 def test_what_is_not_a_number_can_be_skipped(one_white: Path, tmp_path: Path) -> None:
     config = config_for(one_white, model="tiny_fragile", on_nan="skip", steps_per_call=1, **PLAIN)
-    fitted(
+    fit_run(
         tmp_path / "run", config, looks=2
     )  # asked to stop within the first epoch: what was skipped is counted on
-    run = fitted(tmp_path / "run", config)
+    run = fit_run(tmp_path / "run", config)
     assert [metrics["skipped"] for metrics in run.metrics()] == [1, 1, 1]
-    assert all(np.isfinite(array).all() for array in saved(run, "epoch-0003"))
-    assert int(saved(run, "epoch-0003", "optimizer")[0]) == 6  # of nine updates
+    assert all(np.isfinite(array).all() for array in read_checkpoint(run, "epoch-0003"))
+    assert int(read_checkpoint(run, "epoch-0003", "optimizer")[0]) == 6  # of nine updates
 
 
 def test_a_run_that_can_only_skip_ends(one_white: Path, tmp_path: Path) -> None:
     config = config_for(one_white, model="tiny_fragile", on_nan="skip", global_batch=19, **PLAIN)
     with pytest.raises(TrainingError, match=r"epoch=1 skipped=1 \(every update\)"):
-        fitted(tmp_path / "run", config)
+        fit_run(tmp_path / "run", config)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -226,7 +226,7 @@ def test_a_run_that_diverges_stops_and_keeps_what_was_good(shards: Path, tmp_pat
         shards, augment=None, model="linear", optimizer={"name": "sgd", "learning_rate": 1e38}
     )
     with pytest.raises(TrainingError, match=r"finite gradient.*epoch=1 step=1 learning_rate=1e\+38"):
-        fitted(tmp_path / "run", config)
+        fit_run(tmp_path / "run", config)
     run = Run(tmp_path / "run")
     assert not run.model_path.exists()
     assert not list(run.checkpoints.iterdir())

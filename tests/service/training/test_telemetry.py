@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
-from training_samples import config_for, new_run, noise_shards
+from training_samples import config_for, create_run, noise_shards
 
 from pipelines.errors import ConfigError
 from service.config import RunConfig
@@ -42,7 +42,7 @@ def test_every_gauge_is_told_what_it_says(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(loop, "create_gauges", lambda config, run: (seen.append,))
     monkeypatch.setattr(meter, "PUBLISH_SECONDS", 0.0)
     config = config_for(noise_shards(tmp_path / "shards"), epochs=2, steps_per_call=2)
-    trained = loop.Loop(config, new_run(tmp_path / "trained", config), replace(SINGLE_WORKER, attempt=2))
+    trained = loop.Loop(config, create_run(tmp_path / "trained", config), replace(SINGLE_WORKER, attempt=2))
     trained.run_epochs()
     assert all(told.keys() >= GAUGES.keys() for told in seen)
     assert [told["epoch"] for told in seen] == [1, 1, 2, 2]

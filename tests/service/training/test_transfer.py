@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from shard_samples import write_shards
-from training_samples import fitted
+from training_samples import fit_run
 
 from pipelines.records import Record
 from pipelines.sources import open_source
@@ -37,7 +37,7 @@ def trained(out: Path, shards: Path, **recipe: Any) -> Run:
         "model": "mnist_cnn",
         "data": {"image_size": [28, 28], "channels": 1},
     }
-    return fitted(out, RunConfig.model_validate(settings | {"global_batch": 10} | recipe))
+    return fit_run(out, RunConfig.model_validate(settings | {"global_batch": 10} | recipe))
 
 
 def test_convolutions_learned_on_other_digits_help_where_images_are_few(shared: Path, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from training_samples import config_for, new_run, noise_shards
+from training_samples import config_for, create_run, noise_shards
 
 from service.training import strategy
 from service.tuning import trial
@@ -23,7 +23,7 @@ class StoppedThereError(Exception):
 
 
 def test_a_trial_stopped_in_its_report_goes_on_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = new_run(tmp_path / "run", config_for(noise_shards(tmp_path / "shards"), checkpoint_minutes=None))
+    run = create_run(tmp_path / "run", config_for(noise_shards(tmp_path / "shards"), checkpoint_minutes=None))
     told: list[list[float]] = []
 
     def tell(history: Sequence[dict[str, float]], until: int) -> None:
@@ -63,7 +63,7 @@ def test_a_trial_stopped_in_its_report_goes_on_there(tmp_path: Path, monkeypatch
 
 
 def test_what_another_try_would_not_change_ends_a_trial(tmp_path: Path) -> None:
-    run = new_run(tmp_path / "run", config_for(noise_shards(tmp_path / "shards"), model="no_such_model"))
+    run = create_run(tmp_path / "run", config_for(noise_shards(tmp_path / "shards"), model="no_such_model"))
     trial.train_trial({"run": str(run.path), "cpus": 1})
     assert run.status()["state"] == "failed"
     assert "a known model" in run.status()["reason"]
