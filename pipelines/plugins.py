@@ -37,6 +37,16 @@ def is_reference(name: str) -> bool:
     return bool(match["folder"]) or "." in match["module"] or _is_installed(match["module"])
 
 
+def split_argument(name: str) -> tuple[str, str]:
+    """Splits `REFERENCE:ARGUMENT` into both parts; the argument is empty where there is none."""
+    parts = name.split(":")
+    for count in range(2, len(parts)):
+        reference = ":".join(parts[:count])
+        if is_reference(reference):
+            return reference, ":".join(parts[count:])
+    return name, ""
+
+
 def reference_file(reference: str) -> Path | None:
     """Returns the path in a `file.py:NAME` reference, whether or not it exists; None for any other name."""
     match = _match_file(reference)

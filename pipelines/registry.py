@@ -42,6 +42,10 @@ class Registry(Generic[T]):
 
         return add
 
+    def __contains__(self, name: object) -> bool:
+        """Tells whether a name is registered here; entry points and references do not count."""
+        return name in self._items
+
     def get(self, name: str) -> T:
         """Returns what a name stands for: a registered item, else an entry point's, else a reference's.
 
@@ -60,6 +64,10 @@ class Registry(Generic[T]):
         if self.group:
             fix += f", or file.py:NAME for a {self.kind} of your own"
         raise ConfigError(f"a known {self.kind}", f"{self.kind}={name}", fix)
+
+    def is_registered(self, name: str) -> bool:
+        """Tells whether a name is registered here; entry points and references do not count."""
+        return name in self._items
 
     def names(self) -> tuple[str, ...]:
         """Returns all names, sorted: those registered here and those of entry points."""

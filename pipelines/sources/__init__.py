@@ -1,76 +1,149 @@
-"""Where examples come from. One file per source; `open_source` finds it by the word before the colon."""
+"""Sources: where labelled images come from, one file per source. `open_source` opens one by its name.
+
+A source of your own is a class with the attributes and methods of `Source`, in a file or a package:
+
+    class Thumbnails:
+        classes = ("cat", "dog")
+
+        def __init__(self, argument=""):
+            self.name = f"thumbnails:{argument}"
+            ...
+
+        def counts(self):
+            return {"train": 1000}
+
+        def read(self, split, start, stop):
+            for index in range(start, stop):
+                yield Example(image=..., label=..., id=f"{index:06d}")
+
+        def fingerprint(self):
+            return ...
+
+Its name is `file.py:Thumbnails` or `package.module:Thumbnails`, optionally followed by `:ARGUMENT`, which is
+passed to the class. A package that declares the entry point `thumbnails = "package.module:Thumbnails"` in
+the group `glassbox.sources` makes it available as `thumbnails` and `thumbnails:ARGUMENT`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from pipelines.errors import ConfigError, suggest
+from pipelines.errors import ConfigError, DataError, GlassboxError, suggest
+from pipelines.plugins import is_reference, load_reference, split_argument
 from pipelines.records import Example, Rejected
 from pipelines.registry import Registry
 
 
 class Source(Protocol):
-    """A finite, ordered collection of labelled images that can be read in ranges. Must be picklable."""
+    """A finite, ordered collection of labelled images that can be read in ranges.
+
+    Ray sends a source to its workers, so it must be picklable, and what it reads must be reachable from them.
+    """
 
     @property
     def name(self) -> str:
-        """What the user asked for, such as ``folder:photos``."""
+        """Name for messages and the manifest, such as `folder:photos`."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; an example's label is an index into them."""
+        """Class names; the label of an example is an index into them."""
 
     def counts(self) -> Mapping[str, int]:
-        """Number of candidate images per split: ``train`` and, where there is one, ``validation``."""
+        """Returns the number of candidate images per split: `train` and optionally `validation`."""
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
-        """Yields candidates `start` to `stop` of a split, in an order that never changes."""
+        """Yields candidates `start` to `stop` of a split, one item each, in an order that never changes."""
 
     def fingerprint(self) -> str:
-        """A digest that changes when the source's content may have changed."""
+        """Returns a digest that changes when the content of the source may have changed."""
 
 
-SOURCES: Registry[Callable[[str], Source]] = Registry("source")  # opened with what follows the colon
-UNLABELLED_SOURCES: Registry[Callable[[str], Source]] = Registry(
-    "source without classes"
-)  # nothing can be learned from them
-DATASETS: Registry[Callable[[], Source]] = Registry("data set")  # known by their name alone
-FORMS = "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence or cats_and_dogs"
+SOURCES: Registry[Callable[..., Source]] = Registry("source", group="glassbox.sources")  # `KIND:ARGUMENT`
+UNLABELLED_SOURCES: Registry[Callable[[str], Source]] = Registry("source without classes")
+DATASETS: Registry[Callable[[], Source]] = Registry("data set")  # known by name, without an argument
+FORMS = (
+    "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence, "
+    "cats_and_dogs, or file.py:CLASS or package.module:CLASS for a source of your own"
+)
+_MEMBERS = ("name", "classes", "counts", "read", "fingerprint")  # of `Source`
 
 
 def open_source(name: str, labelled: bool = True) -> Source:
-    """Opens a source from its ``kind:argument`` name, or a data set known by its name alone.
+    """Opens a source by its name.
 
     Args:
-        name: What the user asked for.
-        labelled: Whether it must have classes; where it need not, ``photos:DIR`` is one as well.
+        name: `KIND:ARGUMENT`, the name of a known data set, or that of a source of your own (see above).
+        labelled: Whether the source must have classes. If not, `photos:DIR` is a source as well.
 
     Raises:
-        ConfigError: The kind is unknown, or its argument is missing.
-        DataError: The source is there but cannot be used.
+        ConfigError: The kind is unknown, its argument is missing, or your own source cannot be imported.
+        DataError: The source exists but cannot be used.
     """
-    from pipelines.sources import archive, cats_and_dogs, download, folder, idx, photos, synthetic, tfds  # noqa: F401 (importing registers them)
+    from pipelines.sources import (  # noqa: F401 (importing registers them)
+        archive,
+        cats_and_dogs,
+        download,
+        folder,
+        idx,
+        photos,
+        synthetic,
+        tfds,
+    )
 
     kind, _, argument = name.partition(":")
-    if kind in DATASETS.names() and not argument:
+    if kind in DATASETS and not argument:
         return DATASETS.get(kind)()
-    kinds = dict.fromkeys(SOURCES.names(), SOURCES) | (
-        {} if labelled else dict.fromkeys(UNLABELLED_SOURCES.names(), UNLABELLED_SOURCES)
-    )
-    if kind in kinds and argument:
-        return kinds[kind].get(kind)(argument)
-    forms, known, path = (
-        FORMS if labelled else f"photos:DIR, {FORMS}",
-        (*kinds, *DATASETS.names()),
-        Path(name).expanduser(),
-    )
+    if kind in SOURCES and argument:
+        return SOURCES.get(kind)(argument)
+    if kind in UNLABELLED_SOURCES and argument and not labelled:
+        return UNLABELLED_SOURCES.get(kind)(argument)
+    if kind not in SOURCES and kind in SOURCES.names():  # an entry point
+        return _open_plugin(SOURCES.get(kind), argument, name)
+    reference, argument = split_argument(name)
+    if kind not in SOURCES and is_reference(reference):
+        return _open_plugin(load_reference(reference, "source"), argument, name)
+    raise _build_unknown_error(name, labelled)
+
+
+def _open_plugin(factory: Any, argument: str, name: str) -> Source:
+    """Opens a source of another package.
+
+    Raises:
+        ConfigError: The factory cannot be called, or returns something else than a source.
+        DataError: The factory failed.
+    """
+    if not callable(factory):
+        received = f"source={name} ({type(factory).__name__})"
+        raise ConfigError("a class or function that returns a source", received, "name such a class")
+    try:
+        source = factory(argument) if argument else factory()
+    except GlassboxError:
+        raise
+    except Exception as error:
+        received = f"source={name}: {type(error).__name__}: {error}"
+        raise DataError("a source that opens", received, "repair the source or its argument") from error
+    missing = [member for member in _MEMBERS if not hasattr(source, member)]
+    if missing:
+        received = f"source={name} ({type(source).__name__} without {', '.join(missing)})"
+        fix = "add what is missing; pipelines/sources/__init__.py describes a source"
+        raise ConfigError(f"a source with {', '.join(_MEMBERS)}", received, fix)
+    return source  # type: ignore[no-any-return]
+
+
+def _build_unknown_error(name: str, labelled: bool) -> ConfigError:
+    """Returns the error for a name that is not that of a source, with what it could have been."""
+    kind = name.partition(":")[0]
+    forms = FORMS if labelled else f"photos:DIR, {FORMS}"
+    known = [*SOURCES.names(), *DATASETS.names()]
+    if not labelled:
+        known.extend(UNLABELLED_SOURCES.names())
     fix = f"write {forms}"
     if kind not in known:
-        fix = (
-            f"write {'folder' if path.is_dir() else 'archive'}:{name}"
-            if name and path.exists()
-            else f"{suggest(kind, known)}; {fix}"
-        )
-    raise ConfigError("a known source", f"source={name}", fix)
+        path = Path(name).expanduser()
+        if name and path.exists():
+            fix = f"write {'folder' if path.is_dir() else 'archive'}:{name}"
+        else:
+            fix = f"{suggest(kind, known)}; {fix}"
+    return ConfigError("a known source", f"source={name}", fix)

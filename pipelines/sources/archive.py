@@ -1,4 +1,4 @@
-"""Images in a zip or tar file, laid out as in a folder; read straight out of the archive, which is never unpacked."""
+"""Images in a zip or tar file, laid out as in a folder, and read without unpacking the archive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -42,11 +42,9 @@ from pipelines.sources.members import (
 SUFFIXES = {".zip": ".zip", ".tar": ".tar", ".tar.gz": ".tar.gz", ".tgz": ".tar.gz"}
 SCAN = {".zip": scan_zip, ".tar": scan_tar, ".tar.gz": scan_tar_gz}
 
-MAX_MEMBER = (
-    2**28
-)  # bytes: the pixels of the largest image that a shard takes; a worker holds one member at a time
-MAX_RATIO = 100  # image files hardly shrink, and folders of tiny bitmaps 50 times
-SMALL = 2**30  # bytes that any archive may expand to, whatever the ratio
+MAX_MEMBER = 2**28  # bytes: the pixels of the largest image in a shard; workers hold one member at a time
+MAX_RATIO = 100  # image files hardly shrink, folders of tiny bitmaps by a factor of 50
+ALWAYS_ALLOWED = 2**30  # bytes to which any archive may expand, whatever the ratio
 
 SCHEMA = pa.schema(
     [
@@ -56,24 +54,24 @@ SCHEMA = pa.schema(
         pa.field("problem", pa.string()),
     ]
 )
-ESCAPE = re.compile(rb"/|[A-Za-z]:|(.*/)?\.\.(/|$)|.*[\\\0]", re.DOTALL)
-MAC = b"__MACOSX"  # what macOS adds beside the files
+UNSAFE_PATH = re.compile(rb"/|[A-Za-z]:|(.*/)?\.\.(/|$)|.*[\\\0]", re.DOTALL)
+MAC_FOLDER = b"__MACOSX"  # metadata that macOS adds
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ArchiveSource:
-    """A zip or tar file of images. Made by `open_archive`; reading it needs the file to be seen from where it is read.
+    """A zip or tar file of images, made by `open_archive`. Every worker must see it under the same path.
 
     Attributes:
-        name: `archive:FILE`.
+        name: Name of the source, `archive:FILE`.
         classes: Names of the class folders, sorted.
         path: Absolute path of the file.
-        kind: `.zip`, `.tar` or `.tar.gz`.
+        kind: Kind of archive: `.zip`, `.tar` or `.tar.gz`.
         length: Size of the file in bytes.
-        splits: Per split, every member in reading order: see `SCHEMA`, and `label`.
-        seek_points: The index of a `.tar.gz`.
+        splits: Per split, a table of all members in reading order, with the columns of `SCHEMA` and `label`.
+        seek_points: Index of a `.tar.gz` for reading at any position.
     """
 
     name: str
@@ -85,170 +83,180 @@ class ArchiveSource:
     seek_points: pa.Buffer | None
 
     def counts(self) -> Mapping[str, int]:
-        """Number of members per split, whatever their suffix."""
+        """Returns the number of members per split, whatever their suffix."""
         return {split: len(members) for split, members in self.splits.items()}
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
         """Yields members `start` to `stop` of a split.
 
         Raises:
-            DataError: The file is not there any more, or another one.
+            DataError: The file has disappeared or changed.
         """
-        take = read_zip if self.kind == ".zip" else read_tar
         try:
-            with closing(self._opened()) as file:
+            with closing(self._open()) as file:
                 for member in self.splits[split].slice(start, stop - start).to_pylist():
-                    identifier = os.fsdecode(member["path"])
-                    if no := reject_by_name(member["path"]):
-                        yield no
-                    elif member["problem"]:
-                        yield Rejected(identifier, member["problem"])
-                    else:
-                        try:
-                            yield Example(take(file, member), member["label"], identifier)
-                        except DamagedMemberError as error:
-                            yield Rejected(identifier, str(error))
+                    yield self._read_member(file, member)
         except OSError as error:
-            raise DataError(
-                "an archive that can be read", f"{self.path}: {error.strerror or error}", "check the file"
-            ) from None
+            received = f"{self.path}: {error.strerror or error}"
+            raise DataError("an archive that can be read", received, "check the file") from None
 
-    def compute_fingerprint(self) -> str:
-        """A digest over path, size and CRC-32 of every member of a zip; over path, size and time of change in a tar.
+    def fingerprint(self) -> str:
+        """Returns a digest over path, size and CRC-32 (zip) or time of change (tar) of every member.
 
-        A member changed in place in a tar, under the same size and time, is not noticed.
+        It does not show a member of a tar that was replaced by one with the same size and time.
         """
         return compute_fingerprint(self.classes, self.splits, ["size", "stamp"])
 
-    def _opened(self) -> IO[bytes]:
-        if (size := os.path.getsize(self.path)) != self.length:
-            raise DataError(
-                "an archive that stays the same",
-                f"{self.path}: bytes={size}, before {self.length}",
-                "start again",
-            )
-        return open(self.path, "rb") if self.seek_points is None else open_with_seek_points(self.path, self.seek_points)
+    def _open(self) -> IO[bytes]:
+        length = os.path.getsize(self.path)
+        if length != self.length:
+            received = f"{self.path}: bytes={length}, before {self.length}"
+            raise DataError("an archive that does not change", received, "start again")
+        if self.seek_points is None:
+            return open(self.path, "rb")
+        return open_with_seek_points(self.path, self.seek_points)
+
+    def _read_member(self, file: IO[bytes], member: dict[str, Any]) -> Example | Rejected:
+        rejected = reject_by_name(member["path"])
+        if rejected is not None:
+            return rejected
+        identifier = os.fsdecode(member["path"])
+        if member["problem"]:
+            return Rejected(identifier, member["problem"])
+        try:
+            content = read_zip(file, member) if self.kind == ".zip" else read_tar(file, member)
+        except DamagedMemberError as error:
+            return Rejected(identifier, str(error))
+        return Example(content, member["label"], identifier)
 
 
+@SOURCES.register("archive")
 def open_archive(argument: str) -> ArchiveSource:
-    """Lists a `.zip`, `.tar`, `.tar.gz` or `.tgz` file, laid out and ordered as `pipelines.sources.layout.arrange_files` says.
+    """Lists an archive file; `pipelines.sources.layout.arrange_files` describes its layout and order.
 
-    Where everything lies in one folder, other than `train`, that folder is the top: a folder, and the archives made of
-    it or of what is in it, give the same examples in the same order.
+    Where everything is in one folder, other than `train`, that folder is the top: a folder, an archive of
+    it and an archive of its content give the same examples in the same order.
 
-    No link is followed. A link, a device, an encrypted or too large member among the images is rejected, and so is a
-    member that comes again later under the same name (unpacking would have overwritten it). In a large `.tar.gz`
-    every read inflates what lies before it: a `.tar` or `.zip` is read faster.
+    Links are not followed. A link, device, encrypted or too large member among the images is rejected, and
+    so is a member that a later one of the same name would overwrite. In a large `.tar.gz`, every read
+    inflates up to the next seek point: a `.tar` or `.zip` is faster.
+
+    Args:
+        argument: Path of the archive.
 
     Raises:
         ConfigError: There is no such file, or its suffix is none of these.
-        DataError: It is damaged, holds a path that leads out of it, expands to more than the limits, or holds fewer
-            than two classes.
+        DataError: The archive is damaged, holds a path that leads out of it, expands to more than the
+            limits, or holds fewer than two classes.
     """
     path = Path(argument).expanduser().absolute()
     kind = find_archive_kind(argument)
     if kind is None:
-        raise ConfigError(
-            f"an archive: {', '.join(SUFFIXES)}",
-            f"source=archive:{argument}",
-            "pack the images as one of these",
-        )
+        expected = f"an archive: {', '.join(SUFFIXES)}"
+        raise ConfigError(expected, f"source=archive:{argument}", "pack the images as one of these")
     if not path.is_file():
         fix = f"write folder:{argument}" if path.is_dir() else "check the path"
         raise ConfigError("an archive file", f"source=archive:{argument} (no such file)", fix)
     folders: set[bytes] = set()
     try:
-        size = path.stat().st_size
-        members = build_table(_checked(path, SCAN[kind](path), size, folders), SCHEMA)
-        points = build_seek_points(path, pc.max(members["offset"]).as_py() or 0) if kind == ".tar.gz" else None
+        length = path.stat().st_size
+        members = build_table(_select_files(path, SCAN[kind](path), length, folders), SCHEMA)
+        points = None
+        if kind == ".tar.gz":
+            points = build_seek_points(path, pc.max(members["offset"]).as_py() or 0)
     except ARCHIVE_ERRORS as error:
-        received = f"{path}: {error or type(error).__name__}{_looks_like(path, kind)}"
+        received = f"{path}: {error or type(error).__name__}{_guess_kind(path, kind)}"
         raise DataError(f"a whole {kind} file", received, "copy or pack the file again") from None
-    members, folders = _below_the_top(members, folders)
+    members, folders = _strip_top_folder(members, folders)
     classes, splits = arrange_files(argument, members, folders)
-    splits = {split: _without_overwritten(table) for split, table in splits.items()}
-    return ArchiveSource(f"archive:{argument}", classes, str(path), kind, size, splits, points)
-
-
-SOURCES.register("archive")(open_archive)
+    splits = {split: _mark_overwritten(table) for split, table in splits.items()}
+    return ArchiveSource(f"archive:{argument}", classes, str(path), kind, length, splits, points)
 
 
 def find_archive_kind(path: str) -> str | None:
-    """`.zip`, `.tar` or `.tar.gz` by the suffix of a path or an address, or None."""
-    return next((kind for suffix, kind in SUFFIXES.items() if path.lower().endswith(suffix)), None)
+    """Returns `.zip`, `.tar` or `.tar.gz` by the suffix of a path or address, or None."""
+    for suffix, kind in SUFFIXES.items():
+        if path.lower().endswith(suffix):
+            return kind
+    return None
 
 
-def _checked(path: Path, members: Iterator[Member], size: int, folders: set[bytes]) -> Iterator[Member]:
-    """The files among the members, under clean paths; notes the folders. Raises before the reader goes beyond a limit."""
-    expanded, limit, links = 0, max(SMALL, MAX_RATIO * size), 0
+def _select_files(
+    path: Path, members: Iterator[Member], length: int, folders: set[bytes]
+) -> Iterator[Member]:
+    """Yields the files among the members with normalised paths, and adds the folders to `folders`.
+
+    Raises:
+        DataError: A path leads out of the archive, or a limit is exceeded; raised before more is read.
+    """
+    expanded = 0
+    limit = max(ALWAYS_ALLOWED, MAX_RATIO * length)
+    links = 0
     for member in members:
-        if ESCAPE.match(member.path):
+        if UNSAFE_PATH.match(member.path):
+            expected = "paths inside the archive, with / between their parts"
             received = f"{path}: {os.fsdecode(member.path)!r}"
-            raise DataError(
-                "paths inside the archive, with / between their parts",
-                received,
-                "pack the images again, from inside their folder",
-            )
-        expanded = max(expanded, member.offset) + member.size  # a tar counts from its start, headers included
+            raise DataError(expected, received, "pack the images again, from inside their folder")
+        expanded = max(expanded, member.offset) + member.size  # offsets in a tar include headers
         if expanded > limit:
-            received = f"{path}: bytes={size}, and {expanded} or more unpacked"
-            raise DataError(
-                f"an archive that expands to {MAX_RATIO} times its size at most",
-                received,
-                "use another archive",
-            )
-        clean = b"/".join(part for part in member.path.split(b"/") if part not in (b"", b"."))
-        if clean.partition(b"/")[0] in (MAC, b""):
+            expected = f"an archive that expands to at most {MAX_RATIO} times its size"
+            received = f"{path}: bytes={length}, and {expanded} or more unpacked"
+            raise DataError(expected, received, "use another archive")
+
+        normalised = b"/".join(part for part in member.path.split(b"/") if part not in (b"", b"."))
+        if normalised.partition(b"/")[0] in (MAC_FOLDER, b""):
             continue
         if member.path.endswith((b"/", b"/.")):
-            folders.add(clean)
+            folders.add(normalised)
             continue
-        links += bool(member.problem and "link" in member.problem)
-        problem = (
-            f"larger than {MAX_MEMBER >> 20} MiB: {member.size} bytes" if member.size > MAX_MEMBER else None
-        )
-        yield member._replace(path=clean, problem=member.problem or problem)
+        problem = member.problem
+        if problem and "link" in problem:
+            links += 1
+        if not problem and member.size > MAX_MEMBER:
+            problem = f"larger than {MAX_MEMBER >> 20} MiB: {member.size} bytes"
+        yield member._replace(path=normalised, problem=problem)
     if links:
         logger.warning("%s: links=%d, which are not followed", path, links)
 
 
-def _below_the_top(members: pa.Table, folders: set[bytes]) -> tuple[pa.Table, set[bytes]]:
+def _strip_top_folder(members: pa.Table, folders: set[bytes]) -> tuple[pa.Table, set[bytes]]:
+    """Removes the top folder from all paths where there is only one, other than `train`."""
     tops = {name for name in list_top_folders(members, folders) if not name.startswith(b".")}
     if len(tops) != 1 or tops == {b"train"}:
         return members, folders
-    top = tops.pop() + b"/"
+    prefix = tops.pop() + b"/"
     batches = []
     for batch in members.to_batches():
-        batch = batch.filter(pc.starts_with(batch["path"], pattern=top))
-        paths = [path[len(top) :] for path in batch["path"].to_pylist()]
+        batch = batch.filter(pc.starts_with(batch["path"], pattern=prefix))
+        paths = [path[len(prefix) :] for path in batch["path"].to_pylist()]
         batches.append(batch.set_column(0, PATH, pa.array(paths, PATH.type)))
-    return pa.Table.from_batches(batches, SCHEMA), {
-        folder[len(top) :] for folder in folders if folder.startswith(top)
-    }
+    inner_folders = {folder[len(prefix) :] for folder in folders if folder.startswith(prefix)}
+    return pa.Table.from_batches(batches, SCHEMA), inner_folders
 
 
-def _without_overwritten(members: pa.Table) -> pa.Table:
-    """Members of one path stand side by side, as in the archive: only the last one counts, as after unpacking."""
+def _mark_overwritten(members: pa.Table) -> pa.Table:
+    """Marks members that a later one of the same path would overwrite; both are next to each other."""
     paths = members["path"]
-    again = pc.equal(paths.slice(0, max(len(paths) - 1, 0)), paths.slice(1))
-    if not pc.any(again).as_py():
+    is_repeated = pc.equal(paths.slice(0, max(len(paths) - 1, 0)), paths.slice(1))
+    if not pc.any(is_repeated).as_py():
         return members
-    overwritten = pa.chunked_array([*again.chunks, pa.array([False])])
-    problem = pc.if_else(
-        overwritten, "comes again later in the archive under the same name", members["problem"]
-    )
-    return members.set_column(
-        members.column_names.index("problem"), SCHEMA.field("problem"), problem
-    ).combine_chunks()
+    is_overwritten = pa.chunked_array([*is_repeated.chunks, pa.array([False])])
+    reason = "comes again later in the archive under the same name"
+    problem = pc.if_else(is_overwritten, reason, members["problem"])
+    index = members.column_names.index("problem")
+    return members.set_column(index, SCHEMA.field("problem"), problem).combine_chunks()
 
 
-def _looks_like(path: Path, kind: str) -> str:
+def _guess_kind(path: Path, kind: str) -> str:
+    """Returns words about the kind of archive that the content looks like, where it is another one."""
     with path.open("rb") as file:
         head = file.read(512)
-    signs = {
+    looks_like = {
         ".zip": head.startswith(b"PK"),
         ".tar.gz": head.startswith(b"\x1f\x8b"),
         ".tar": head[257:262] == b"ustar",
     }
-    found = [other for other, there in signs.items() if there and other != kind]
-    return f" (it looks like a {found[0]} file)" if found else ""
+    for other, is_alike in looks_like.items():
+        if is_alike and other != kind:
+            return f" (it looks like a {other} file)"
+    return ""

@@ -1,7 +1,7 @@
-"""`cats_and_dogs`: 3,000 photos of cats and dogs in a public archive, the data of a well-known series of tutorials.
+"""`cats_and_dogs`: 3,000 photos of cats and dogs in a public archive, known from a series of tutorials.
 
-The archive holds `train` with 1,000 photos of each class and `validation` with 500 of each. Its size and digest are those
-that a public mirror of the file records; the size is also what the publisher's server states.
+The archive holds `train` with 1,000 photos of each class and `validation` with 500 of each. Its size and
+digest are those that a public mirror of the file records; the publisher's server states the same size.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ def open_cats_and_dogs(address: str = ADDRESS, digest: str = SHA256) -> ArchiveS
     """Downloads the archive once, and opens it.
 
     Args:
-        address: Where it lies; another one for a mirror.
-        digest: Its SHA-256.
+        address: Address of the archive, or of a mirror.
+        digest: SHA-256 of the archive in hexadecimal.
 
     Raises:
-        DataError: It cannot be reached, or is not the one with that digest.
+        DataError: The archive cannot be downloaded, or has another digest.
     """
     return open_download(address, digest, "cats_and_dogs")

@@ -1,4 +1,4 @@
-"""What zip and tar files hold, and the bytes of one member. Nothing is ever unpacked."""
+"""Lists the members of zip and tar files and reads single members. Nothing is ever unpacked to disk."""
 
 from __future__ import annotations
 
@@ -18,21 +18,27 @@ import pyarrow as pa
 
 from pipelines.errors import DataError
 
-MAX_HEADER = (
-    2**20
-)  # bytes: a name of a tar member stands in memory while it is read; real ones end at some thousand
-MAX_TRAIL = 2**26  # bytes: tar fills its last record with zeros, some KiB
-SEEK_POINTS = 1000  # in a gzip file, of 32 KiB each: 32 MiB go to every worker, and reaching a member inflates 1/2000 of the archive
-MIN_SPACING = 2**18  # bytes between two seek points: inflating them takes some milliseconds
-MAX_SPACING = 2**28  # the library divides by zero at 2**30, and takes the process with it
-LOCAL_HEADER = struct.Struct(
-    "<4s4xH16xHH"
-)  # of a zip member: signature, compression method, lengths of its name and its extra field
+MAX_HEADER = 2**20  # bytes: a tar member's name is held in memory; real ones have a few thousand at most
+MAX_TRAILER = 2**26  # bytes: tar fills its last record with zeros, a few KiB
+SEEK_POINTS = 1000  # in a gzip file: 32 MiB for every worker, and a seek inflates 1/2000 of it on average
+MIN_SPACING = 2**18  # bytes between two seek points: inflating them takes a few milliseconds
+MAX_SPACING = 2**28  # the library divides by zero at 2**30, which ends the process
+ZIP_ENTRY = struct.Struct("<4s4xH16xHH")  # signature, compression method, lengths of name and extra field
+UTF8_FLAG = 0x800
+ENCRYPTED_FLAG = 0x1
 
-# what a damaged archive makes the libraries raise
+# what the libraries raise on damaged archives
 ARCHIVE_ERRORS = (
-    *(tarfile.TarError, zipfile.BadZipFile, struct.error, zlib.error),
-    *(OSError, EOFError, ValueError, OverflowError, NotImplementedError, RecursionError),
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    struct.error,
+    zlib.error,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RecursionError,
 )
 
 
@@ -40,12 +46,12 @@ class Member(NamedTuple):
     """One entry of an archive.
 
     Attributes:
-        path: As the archive has it; ends with `/` for a folder.
-        size: Of the content, in bytes.
-        offset: Where it begins: in a tar the content, in a zip the header before it.
-        stored: Bytes it takes in a zip.
-        stamp: Its CRC-32 in a zip, its time of change in a tar.
-        problem: Why it cannot be read, or None.
+        path: Path as stored in the archive; ends with `/` for a folder.
+        size: Size of the content in bytes.
+        offset: Position of the content in a tar, of the header before it in a zip.
+        stored: Number of bytes that the content takes in a zip.
+        stamp: CRC-32 of the content in a zip, time of the last change in a tar.
+        problem: Reason why the member cannot be read, or None.
     """
 
     path: bytes
@@ -57,46 +63,41 @@ class Member(NamedTuple):
 
 
 class DamagedMemberError(Exception):
-    """The bytes of a member are not what the archive says."""
+    """The bytes of a member differ from what the archive records."""
 
 
 def scan_zip(path: Path) -> Iterator[Member]:
-    """Lists the central directory. It stands in memory, about 600 bytes a member, until the list is at its end."""
-    with zipfile.ZipFile(
-        path, metadata_encoding="latin-1"
-    ) as archive:  # every byte has a character there, so the name's bytes come back
+    """Lists the central directory of a zip file, which takes about 600 bytes of memory per member."""
+    # In Latin-1 every byte is a character, so the bytes of names can be recovered.
+    with zipfile.ZipFile(path, metadata_encoding="latin-1") as archive:
         for info in archive.infolist():
-            name = info.orig_filename.encode("utf-8" if info.flag_bits & 0x800 else "latin-1")
+            encoding = "utf-8" if info.flag_bits & UTF8_FLAG else "latin-1"
             yield Member(
-                name, info.file_size, info.header_offset, info.compress_size, info.CRC, _zip_problem(info)
+                path=info.orig_filename.encode(encoding),
+                size=info.file_size,
+                offset=info.header_offset,
+                stored=info.compress_size,
+                stamp=info.CRC,
+                problem=_check_zip_member(info),
             )
 
 
-def _zip_problem(info: zipfile.ZipInfo) -> str | None:
-    kind = stat.S_IFMT(info.external_attr >> 16)
-    if kind == stat.S_IFLNK:
-        return "a link, which is not followed"
-    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "not a regular file"
-    if info.flag_bits & 1:
-        return "encrypted"
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        return f"compression method {info.compress_type}; only stored and deflated members can be read"
-    return None
-
-
 def read_zip(file: IO[bytes], member: dict[str, Any]) -> bytes:
-    """Reads one member of a zip file: never more than its declared size, and checked against its CRC-32.
+    """Reads one member of a zip file: at most its declared size, verified by its CRC-32.
+
+    Args:
+        file: The archive, open for reading.
+        member: Fields of the `Member` by name.
 
     Raises:
-        DamagedMemberError: It is cut off, or not what the directory says.
+        DamagedMemberError: The member is truncated, or differs from what the directory records.
     """
     file.seek(member["offset"])
-    header = file.read(LOCAL_HEADER.size)
-    if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\3\4"):
+    header = file.read(ZIP_ENTRY.size)
+    if len(header) < ZIP_ENTRY.size or not header.startswith(b"PK\3\4"):
         raise DamagedMemberError("no member where the directory of the archive says")
-    _, method, name, extra = LOCAL_HEADER.unpack(header)
-    file.seek(name + extra, io.SEEK_CUR)
+    _, method, name_length, extra_length = ZIP_ENTRY.unpack(header)
+    file.seek(name_length + extra_length, io.SEEK_CUR)
     content = file.read(min(member["stored"], 2 * member["size"] + 1024))  # deflating never adds as much
     if method == zipfile.ZIP_DEFLATED:
         try:
@@ -115,50 +116,46 @@ def scan_tar(path: Path) -> Iterator[Member]:
         DataError: The file ends before the archive does.
     """
     with path.open("rb") as file:
-        yield from _headers(path, file)
+        yield from _scan_headers(path, file)
 
 
 def scan_tar_gz(path: Path) -> Iterator[Member]:
-    """Lists a gzipped tar file; inflates and checks all of it once on the way."""
+    """Lists a gzipped tar file, inflating and verifying all of it once.
+
+    Raises:
+        DataError: The file ends before the archive does.
+    """
     with gzip.open(path) as file:
-        yield from _headers(path, cast(IO[bytes], file))
+        yield from _scan_headers(path, cast(IO[bytes], file))
         end = file.tell()
-        while file.read(MAX_HEADER):  # on to the end of the file, where the CRC-32 stands
-            if file.tell() > end + MAX_TRAIL:
-                raise tarfile.ReadError(f"more than {MAX_TRAIL} bytes behind the end of the tar")
+        while file.read(MAX_HEADER):  # up to the end of the file, where the CRC-32 is
+            if file.tell() > end + MAX_TRAILER:
+                raise tarfile.ReadError(f"more than {MAX_TRAILER} bytes behind the end of the tar")
 
 
-def _headers(path: Path, file: IO[bytes]) -> Iterator[Member]:
-    with closing(tarfile.TarFile(fileobj=_HeadersOnly(file), errors="surrogateescape")) as archive:  # type: ignore[arg-type]
-        while info := archive.next():
-            archive.members.clear()  # type: ignore[attr-defined]  # else it would keep every header
-            name = info.name.encode("utf-8", "surrogateescape") + (b"/" if info.isdir() else b"")
-            yield Member(name, info.size, info.offset_data, info.size, int(info.mtime), _tar_problem(info))
-        file.seek(archive.offset)
-        if file.read(tarfile.BLOCKSIZE) != bytes(
-            tarfile.BLOCKSIZE
-        ):  # the library takes anything odd for the end
-            raise DataError(
-                "a whole archive",
-                f"{path}: damaged or cut off after {archive.offset} bytes of tar",
-                "copy the file again",
-            )
+def read_tar(file: IO[bytes], member: dict[str, Any]) -> bytes:
+    """Reads one member of a tar file.
 
+    Args:
+        file: The archive, open for reading; inflated where it is gzipped.
+        member: Fields of the `Member` by name.
 
-def _tar_problem(info: tarfile.TarInfo) -> str | None:
-    if info.issym() or info.islnk():
-        return "a link, which is not followed"
-    if not (info.isfile() or info.isdir()) or info.issparse():
-        return "not a regular file"
-    return None
+    Raises:
+        DamagedMemberError: The member is truncated.
+    """
+    file.seek(member["offset"])
+    content = file.read(member["size"])
+    if len(content) != member["size"]:
+        raise DamagedMemberError("cut off")
+    return content
 
 
 def build_seek_points(path: Path, length: int) -> pa.Buffer:
-    """The index of a gzip file that was found whole: places from where inflating can start.
+    """Builds the index of an undamaged gzip file: positions from which inflating can start.
 
     Args:
-        path: The file.
-        length: About how many bytes it holds inflated.
+        path: Path of the gzip file.
+        length: Approximate number of inflated bytes.
     """
     from indexed_gzip import IndexedGzipFile
 
@@ -171,7 +168,7 @@ def build_seek_points(path: Path, length: int) -> pa.Buffer:
 
 
 def open_with_seek_points(path: str, points: pa.Buffer) -> IO[bytes]:
-    """Opens a gzip file for reading anywhere, with the index that `build_seek_points` made."""
+    """Opens a gzip file for reading at any position, with the index from `build_seek_points`."""
     from indexed_gzip import IndexedGzipFile
 
     file = IndexedGzipFile(path, buffer_size=io.DEFAULT_BUFFER_SIZE)
@@ -179,24 +176,64 @@ def open_with_seek_points(path: str, points: pa.Buffer) -> IO[bytes]:
     return cast(IO[bytes], file)
 
 
-def read_tar(file: IO[bytes], member: dict[str, Any]) -> bytes:
-    """Reads one member of a tar file.
+def _check_zip_member(info: zipfile.ZipInfo) -> str | None:
+    """Returns the reason why a member cannot be read."""
+    kind = stat.S_IFMT(info.external_attr >> 16)
+    if kind == stat.S_IFLNK:
+        return "a link, which is not followed"
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "not a regular file"
+    if info.flag_bits & ENCRYPTED_FLAG:
+        return "encrypted"
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"compression method {info.compress_type}; only stored and deflated members can be read"
+    return None
 
-    Raises:
-        DamagedMemberError: It is cut off.
+
+def _check_tar_member(info: tarfile.TarInfo) -> str | None:
+    """Returns the reason why a member cannot be read."""
+    if info.issym() or info.islnk():
+        return "a link, which is not followed"
+    if not (info.isfile() or info.isdir()) or info.issparse():
+        return "not a regular file"
+    return None
+
+
+def _scan_headers(path: Path, file: IO[bytes]) -> Iterator[Member]:
+    headers = cast(IO[bytes], _HeaderFile(file))
+    with closing(tarfile.TarFile(fileobj=headers, errors="surrogateescape")) as archive:
+        while info := archive.next():
+            archive.members.clear()  # type: ignore[attr-defined]  # else the library would keep every header
+            name = info.name.encode("utf-8", "surrogateescape")
+            yield Member(
+                path=name + b"/" if info.isdir() else name,
+                size=info.size,
+                offset=info.offset_data,
+                stored=info.size,
+                stamp=int(info.mtime),
+                problem=_check_tar_member(info),
+            )
+        file.seek(archive.offset)
+        # The library takes any invalid block for the end of the archive.
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise DataError(
+                "a whole archive",
+                f"{path}: damaged or cut off after {archive.offset} bytes of tar",
+                "copy the file again",
+            )
+
+
+class _HeaderFile:
+    """A file that refuses to read headers and names of an unreasonable size, whatever the archive declares.
+
+    Args:
+        file: The archive, open for reading.
     """
-    file.seek(member["offset"])
-    content = file.read(member["size"])
-    if len(content) != member["size"]:
-        raise DamagedMemberError("cut off")
-    return content
-
-
-class _HeadersOnly:
-    """A file of which the library reads headers and long names, however long they say they are."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file, self.seek, self.tell = file, file.seek, file.tell
+        self._file = file
+        self.seek = file.seek
+        self.tell = file.tell
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MAX_HEADER:

@@ -1,4 +1,4 @@
-"""Photos without classes: every image below `DIR`. For asking a model; nothing can be learned from them."""
+"""Photos without classes: all images below `DIR`, to predict. No model can be trained on them."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ def open_photos(argument: str) -> FolderSource:
 
     Hidden files and folders are left out; links to files are followed, links to folders are not.
 
+    Args:
+        argument: Path of the folder.
+
     Returns:
         A source without classes and with one split, `photos`, whose labels are all -1.
 
     Raises:
         ConfigError: There is no such folder.
-        DataError: It cannot be listed, or holds no image.
+        DataError: The folder cannot be listed, or holds no image.
     """
     root = Path(argument).expanduser().absolute()
     if not root.is_dir():
@@ -34,19 +37,11 @@ def open_photos(argument: str) -> FolderSource:
     try:
         files = build_table(walk_files(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
     except OSError as error:
-        raise DataError(
-            "a folder that can be listed", f"{error.filename}: {error.strerror}", "change its permissions"
-        ) from None
+        received = f"{error.filename}: {error.strerror}"
+        raise DataError("a folder that can be listed", received, "change its permissions") from None
     if not any(is_image(path.as_py()) for path in files["path"]):
-        raise DataError(
-            "a folder with images",
-            f"source=photos:{argument}: files={len(files)}, images=0",
-            "check the path",
-        )
+        received = f"source=photos:{argument}: files={len(files)}, images=0"
+        raise DataError("a folder with images", received, "check the path")
     labels = pa.array([-1] * len(files), pa.int32())
-    return FolderSource(
-        f"photos:{argument}",
-        (),
-        str(root),
-        {SPLIT: files.sort_by("path").append_column("label", labels).combine_chunks()},
-    )
+    table = files.sort_by("path").append_column("label", labels).combine_chunks()
+    return FolderSource(f"photos:{argument}", (), str(root), {SPLIT: table})

@@ -309,7 +309,7 @@ def test_too_large_a_file_is_refused(server, monkeypatch, tmp_path):
     with pytest.raises(DataError, match=f"{len(FILE)} bytes are more than 100000"):
         fetch(server)
     server.script = [{"no_length": True}]
-    with pytest.raises(DataError, match="more than it said"):
+    with pytest.raises(DataError, match="sends more than 100000 bytes"):
         fetch(server)
     assert not (tmp_path / f"cache/glassbox/downloads/{DIGEST}.zip").exists()
 
