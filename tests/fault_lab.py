@@ -1,4 +1,4 @@
-"""Runs of a small network as processes, on a Ray of their own, and what can be done to them while they train."""
+"""Trainings of a small model as processes on a Ray cluster of their own, and what can be done to them."""
 
 from __future__ import annotations
 
@@ -16,15 +16,18 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from training_samples import noise_shards, saved
+from training_samples import noise_shards, read_checkpoint
 
 from pipelines.input.order import PADDING
 from service.runs import Run
 
-BIN, ROOT = Path(sys.executable).parent, Path(__file__).resolve().parent.parent
-ROWS, BATCH, EPOCHS = 1603, 8, 2
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).resolve().parent.parent
+ROWS = 1603
+BATCH = 8
+EPOCHS = 10  # of half a second with two workers: long enough to be killed in
 EPOCH_STEPS = -(-ROWS // BATCH)
-# At this rate the weights swing, and the smallest difference grows instead of dying away.
+# At this learning rate the weights swing, and the smallest difference grows instead of dying away.
 PRESET = f"""model: linear
 data: {{image_size: [12, 12]}}
 augment: {{rotation: 20, flip: true}}
@@ -35,33 +38,31 @@ epochs: {EPOCHS}
 checkpoint_minutes: 0.01
 keep_checkpoints: 3
 """
+CALM = (
+    "optimizer.learning_rate=3e-8"  # for runs that are compared although their sums are ordered differently
+)
 PATIENCE = 600.0  # seconds; a busy machine takes minutes to start workers
-CALM = "optimizer.learning_rate=3e-8"  # for what is to come out nearly alike
 GLASSBOX = "import sys; from service.cli import main; sys.exit(main())"
-# A shell starts what runs behind it deaf to Ctrl-C.
-HEARING = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); {GLASSBOX}"
-QUICK_LOOKS = f"from service.training import group; group.RESCALE_CHECK_SECONDS = 1.0; {GLASSBOX}"
+WITH_QUICK_CHECKS = f"from service.training import group; group.RESCALE_CHECK_SECONDS = 1.0; {GLASSBOX}"
 
 
-class EndedError(AssertionError):
-    """A run ended before what a test waited for."""
-
-
-def steps(run: Run, rank: int = 0) -> int:
-    """Steps that a worker has logged, those it did twice counted twice."""
-    with suppress(FileNotFoundError):
-        return (run.path / f"rows-{rank}.log").read_bytes().count(b"\n")
-    return 0
+class ExitedError(AssertionError):
+    """A process exited before what a test waited for."""
 
 
 class Training:
-    """One `glassbox train` while it runs.
+    """A `glassbox train` process and its run.
 
     Args:
-        out: Its run directory.
-        command: What to start.
-        env: Its environment.
-        nodes: The processes whose descendants its workers are, which may become more; None for the command's own.
+        out: Run directory that the process writes.
+        command: Command line of the process.
+        env: Environment variables of the process.
+        nodes: Processes whose descendants the workers are, to which others may be added later; None for the
+            command itself.
+
+    Attributes:
+        run: The run directory.
+        process: The process that was started.
     """
 
     def __init__(
@@ -71,7 +72,8 @@ class Training:
         env: dict[str, str],
         nodes: list[subprocess.Popen[bytes]] | None = None,
     ) -> None:
-        self.run, self._log = Run(out), out.with_name(f"{out.name}-{secrets.token_hex(3)}.log")
+        self.run = Run(out)
+        self._log = out.with_name(f"{out.name}-{secrets.token_hex(3)}.log")
         with self._log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(word) for word in command],
@@ -84,84 +86,113 @@ class Training:
         self._nodes = nodes or [self.process]
 
     @property
-    def said(self) -> str:
-        """What it has printed so far."""
+    def output(self) -> str:
+        """What the process has printed so far."""
         return self._log.read_text()
 
-    def workers(self, node: int | None = None) -> list[psutil.Process]:
-        """The workers that live, of a node if one is named; worker 0 last: it alone holds event files open, once it trains."""
+    def find_workers(self, node: int | None = None) -> list[psutil.Process]:
+        """Returns the living worker processes, worker 0 last.
+
+        Worker 0 is known by the event files that it alone holds open once it trains.
+
+        Args:
+            node: Process id of the node whose workers are returned; None for those of all nodes.
+        """
         roots = [node] if node else [process.pid for process in self._nodes]
-        found = [
-            p for root in roots for p in descendants(root) if name_of(p).startswith("ray::RayTrainWorker")
+        workers = [
+            process
+            for root in roots
+            for process in find_descendants(root)
+            if read_title(process).startswith("ray::RayTrainWorker")
         ]
-        return sorted(found, key=self._holds_events)
+        return sorted(workers, key=self._holds_events)
 
     def _holds_events(self, process: psutil.Process) -> bool:
         with suppress(psutil.Error, OSError):
             return any(file.path.startswith(str(self.run.events)) for file in process.open_files())
         return False
 
-    def steps(self, rank: int = 0) -> int:
-        """Steps that a worker has logged, those it did twice counted twice."""
-        return steps(self.run, rank)
+    def count_steps(self, rank: int = 0) -> int:
+        """Returns the number of steps that a worker has logged; steps that it repeated count again."""
+        return count_steps(self.run, rank)
 
-    def wait_for(self, what: Callable[[], object], seconds: float = PATIENCE) -> float:
-        """Waits until something is so; returns how many seconds it took. Fails where it does not come, or the process ends before."""
-        began = time.monotonic()
-        while not what():
+    def wait_for(self, condition: Callable[[], object], seconds: float = PATIENCE) -> float:
+        """Waits until a condition holds.
+
+        Args:
+            condition: Function that returns something true once it holds.
+            seconds: Time after which the test fails.
+
+        Returns:
+            The seconds that it took.
+
+        Raises:
+            ExitedError: The process exited first.
+            AssertionError: The condition did not hold in time.
+        """
+        start = time.monotonic()
+        while not condition():
             if self.process.poll() is not None:
-                raise EndedError(f"exit {self.process.returncode}:\n{self.said[-4000:]}")
-            if time.monotonic() - began > seconds:
-                raise AssertionError(f"not within {seconds} s:\n{self.said[-4000:]}")
+                raise ExitedError(f"exit {self.process.returncode}:\n{self.output[-4000:]}")
+            if time.monotonic() - start > seconds:
+                raise AssertionError(f"not within {seconds} s:\n{self.output[-4000:]}")
             time.sleep(0.05)
-        return time.monotonic() - began
+        return time.monotonic() - start
 
-    def trains(self, steps: int = 20, seconds: float = PATIENCE) -> float:
-        """Waits for so many further steps."""
-        before = self.steps()
-        return self.wait_for(lambda: self.steps() >= before + steps, seconds)
+    def wait_for_steps(self, steps: int = 20) -> float:
+        """Waits for so many further steps; returns the seconds that they took."""
+        before = self.count_steps()
+        return self.wait_for(lambda: self.count_steps() >= before + steps)
 
-    def ends(self, code: int = 0, seconds: float = PATIENCE) -> str:
-        """Waits for its end, which must have this exit code and no traceback; returns what it printed."""
+    def wait_for_exit(self, code: int = 0, seconds: float = PATIENCE) -> str:
+        """Waits until the process exits, which must be with this exit code and without a traceback.
+
+        Returns:
+            What the process has printed.
+        """
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
-            raise AssertionError(f"no end after {seconds} s:\n{self.said[-4000:]}") from None
-        assert self.process.returncode == code, f"exit {self.process.returncode}:\n{self.said[-4000:]}"
-        assert "Traceback" not in self.said, self.said[-4000:]
-        return self.said
+            raise AssertionError(f"no exit after {seconds} s:\n{self.output[-4000:]}") from None
+        assert self.process.returncode == code, f"exit {self.process.returncode}:\n{self.output[-4000:]}"
+        assert "Traceback" not in self.output, self.output[-4000:]
+        return self.output
 
 
 class Lab:
-    """A folder with small data, a cluster of its own, and undisturbed runs to compare with.
+    """A folder with small data, a Ray cluster, and undisturbed runs to compare with.
 
     Args:
-        folder: To work in.
-        cpus: Of the head node; 0 for no cluster: every run starts a Ray of its own.
+        folder: Working directory, with a short path: Ray puts sockets into it.
+        cpus: CPUs of the head node; 0 for no cluster: every run starts its own Ray.
+
+    Attributes:
+        shards: The shard set.
+        env: Environment variables for processes that use the cluster.
+        nodes: Processes of the cluster's nodes, the head first.
     """
 
     def __init__(self, folder: Path, cpus: int = 2) -> None:
-        self.folder, self.cpus = folder, cpus
+        self.folder = folder
+        self.cpus = cpus
         self.shards = noise_shards(folder / "shards", rows=ROWS, held_out=24)
         (folder / "small.yaml").write_text(PRESET)
         self.env = os.environ | {
             "HOME": str(folder),
-            "GLASSBOX_ROWS_LOG": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "CUDA_VISIBLE_DEVICES": "-1",
-        }
-        self.env |= {
             "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+            "GLASSBOX_ROWS_LOG": "1",
+            "CUDA_VISIBLE_DEVICES": "-1",
+            "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
         }
         self.env.pop("RAY_ADDRESS", None)
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self._port = free_port()
+        self._port = find_free_port()
         self._references: dict[tuple[object, ...], Run] = {}
 
     def start(self) -> None:
-        """Starts the cluster's head, and waits until it takes work."""
+        """Starts the head node, and waits until it accepts work."""
         self._start_node(
             "--head",
             f"--port={self._port}",
@@ -170,60 +201,65 @@ class Lab:
             f"--temp-dir={self.folder}/r",
         )
         self.env["RAY_ADDRESS"] = f"127.0.0.1:{self._port}"
-        ask = "import ray; ray.init(address='auto', logging_level='ERROR'); assert ray.cluster_resources().get('CPU')"
-        for _ in range(20):
-            if (
-                subprocess.run(
-                    [sys.executable, "-c", ask], env=self.env, capture_output=True, timeout=60
-                ).returncode
-                == 0
-            ):
+        connect = "ray.init(address='auto', logging_level='ERROR')"
+        probe = f"import ray; {connect}; assert ray.cluster_resources().get('CPU')"
+        for _ in range(60):
+            result = subprocess.run(
+                [sys.executable, "-c", probe], env=self.env, capture_output=True, timeout=120
+            )
+            if result.returncode == 0:
                 return
             time.sleep(1)
         raise AssertionError((self.folder / "nodes.log").read_text()[-2000:])
 
     def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
-        """One more node of the cluster, as a process."""
+        """Starts another node of the cluster; returns its process."""
         return self._start_node(f"--address=127.0.0.1:{self._port}", f"--num-cpus={cpus}")
 
     def _start_node(self, *options: str) -> subprocess.Popen[bytes]:
         command = [str(BIN / "ray"), "start", "--block", *options, "--object-store-memory=80000000"]
+        # The default is one port for all clusters of a host.
+        command.append(f"--dashboard-agent-listen-port={find_free_port()}")
         with (self.folder / "nodes.log").open("a") as log:
-            command.append(
-                f"--dashboard-agent-listen-port={free_port()}"
-            )  # the default is one port for all clusters of a host
-            self.nodes.append(
-                subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
-            )
-        return self.nodes[-1]
+            node = subprocess.Popen(command, env=self.env, stdout=log, stderr=log, start_new_session=True)
+        self.nodes.append(node)
+        return node
 
     def close(self) -> None:
-        """Ends the cluster."""
+        """Kills the nodes of the cluster."""
         for node in reversed(self.nodes):
             kill_tree(node.pid)
             node.wait(timeout=60)
 
-    def train(self, name: str, *words: str | Path, quick_looks: bool = False, **env: str) -> Training:
-        """Starts a run; further words as on the command line. `quick_looks`: for room for more workers, every second."""
-        command = [sys.executable, "-c", QUICK_LOOKS if quick_looks else GLASSBOX]
-        start = ["train", "--out", self.folder / name]
-        if "--resume" not in words:
-            start += ["--preset", self.folder / "small.yaml", "--data", self.shards]
-        return Training(self.folder / name, [*command, *start, *words], self.env | env, self.nodes)
+    def train(self, name: str, *words: str | Path, quick_checks: bool = False, **env: str) -> Training:
+        """Starts a training.
 
-    def reference(self, workers: int, *words: str) -> Run:
-        """The finished run of so many workers that nothing was done to."""
+        Args:
+            name: Name of the run directory.
+            *words: Further arguments of `glassbox train`.
+            quick_checks: Whether the driver checks for room for more workers every second.
+            **env: Further environment variables.
+        """
+        code = WITH_QUICK_CHECKS if quick_checks else GLASSBOX
+        command = [sys.executable, "-c", code, "train", "--out", self.folder / name]
+        if "--resume" not in words:
+            command += ["--preset", self.folder / "small.yaml", "--data", self.shards]
+        return Training(self.folder / name, [*command, *words], self.env | env, self.nodes)
+
+    def train_reference(self, workers: int, *words: str) -> Run:
+        """Returns the finished, undisturbed run of so many workers; the first call trains it."""
         key = (workers, *words)
         if key not in self._references:
-            training = self.train(f"undisturbed-{len(self._references)}", "--workers", str(workers), *words)
-            training.ends()
+            name = f"undisturbed-{len(self._references)}"
+            training = self.train(name, "--workers", str(workers), *words)
+            training.wait_for_exit()
             self._references[key] = training.run
         return self._references[key]
 
 
 @contextmanager
-def laboratory(folder: Path, cpus: int = 2) -> Iterator[Lab]:
-    """A `Lab` for the length of a block."""
+def open_lab(folder: Path, cpus: int = 2) -> Iterator[Lab]:
+    """Starts a `Lab`, and ends its cluster with the block."""
     lab = Lab(folder, cpus)
     try:
         if cpus:
@@ -233,57 +269,74 @@ def laboratory(folder: Path, cpus: int = 2) -> Iterator[Lab]:
         lab.close()
 
 
-def free_port() -> int:
-    """A free port outside the range that Ray's workers take (10002 to 19999)."""
+def find_free_port() -> int:
+    """Finds a free port outside the range that Ray's workers use (10002 to 19999)."""
     while True:
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
-            if (port := server.getsockname()[1]) > 20000:
-                return int(port)
+            port = int(server.getsockname()[1])
+        if port > 20000:
+            return port
 
 
-def descendants(pid: int) -> list[psutil.Process]:
-    """All that a process started, and what those started; none where it is gone."""
+def count_steps(run: Run, rank: int = 0) -> int:
+    """Returns the number of steps that a worker has logged; steps that it repeated count again."""
+    with suppress(FileNotFoundError):
+        return (run.path / f"rows-{rank}.log").read_bytes().count(b"\n")
+    return 0
+
+
+def find_descendants(pid: int) -> list[psutil.Process]:
+    """Returns the processes below one; none if it has exited."""
     with suppress(psutil.NoSuchProcess):
         return psutil.Process(pid).children(recursive=True)
     return []
 
 
-def name_of(process: psutil.Process) -> str:
-    """The first word of its command line; empty where it is gone."""
+def read_title(process: psutil.Process) -> str:
+    """Returns the first word of a process's command line, which Ray sets; empty if it has exited."""
     with suppress(psutil.Error, IndexError):
         return process.cmdline()[0]
     return ""
 
 
 def kill_tree(pid: int) -> None:
-    """Ends a process and all its descendants at once, as a lost machine does."""
-    for process in [*descendants(pid), *([psutil.Process(pid)] if psutil.pid_exists(pid) else [])]:
+    """Kills a process and all its descendants at once, as the loss of a machine does."""
+    processes = find_descendants(pid)
+    with suppress(psutil.NoSuchProcess):
+        processes.append(psutil.Process(pid))
+    for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL)
 
 
-def difference(run: Run, reference: Run) -> float:
-    """How far two runs' last checkpoints are apart.
+def compute_difference(run: Run, reference: Run) -> float:
+    """Compares the last checkpoints of two runs.
 
     Returns:
-        0 for equal to the bit; else the largest difference as a share of the largest value of its array; infinity where equal weights
-        go with other figures. (The sums of an epoch that was taken up in its midst are rounded once more, in float64.)
+        0 if they are equal to the bit; else the largest difference as a share of the largest value of its
+        array; infinity for equal weights with unequal metrics. (The sums of an epoch that was interrupted are
+        rounded once more, in float64.)
     """
     name = max(path.name for path in reference.checkpoints.iterdir())
-    apart = 0.0
-    for ours, theirs in zip(saved(run, name), saved(reference, name), strict=True):
-        largest = np.abs(ours - theirs).max(initial=0) / np.abs(theirs).max(initial=1e-30)
-        apart = max(apart, float(largest), 0.0 if np.array_equal(ours, theirs) else 1e-30)
-    figures = [
+    difference = 0.0
+    for ours, theirs in zip(read_checkpoint(run, name), read_checkpoint(reference, name), strict=True):
+        if not np.array_equal(ours, theirs):
+            largest = np.abs(ours - theirs).max(initial=0) / np.abs(theirs).max(initial=1e-30)
+            difference = max(difference, float(largest), 1e-30)
+    metrics = [
         [[line[key] for key in ("epoch", "loss", "accuracy", "val_loss")] for line in each.metrics()]
         for each in (run, reference)
     ]
-    return math.inf if apart == 0 and not np.allclose(*figures, rtol=1e-12, atol=0) else apart
+    has_equal_metrics = np.allclose(*metrics, rtol=1e-12, atol=0)
+    return math.inf if difference == 0 and not has_equal_metrics else difference
 
 
 def check_rows(run: Run, epochs: int = EPOCHS) -> None:
-    """Fails unless what each worker did last at each step is every row once per epoch, whatever the number of workers was."""
+    """Checks that the workers trained on every row once per epoch, however many workers there were.
+
+    What a worker logged last for a step counts: steps after the last checkpoint are repeated.
+    """
     last: dict[tuple[int, int, int], list[int]] = {}
     for path in run.path.glob("rows-*.log"):
         rank = int(path.stem.split("-")[1])
@@ -291,10 +344,10 @@ def check_rows(run: Run, epochs: int = EPOCHS) -> None:
             epoch, step, *rows = map(int, line.split())
             last[epoch, step, rank] = rows
     for epoch in range(1, epochs + 1):
-        taken: list[int] = []
+        trained: list[int] = []
         for step in range(EPOCH_STEPS):
             workers = BATCH // len(last[epoch, step, 0])  # when the step was done for the last time
-            taken += [row for rank in range(workers) for row in last[epoch, step, rank] if row != PADDING]
-        assert sorted(taken) == list(range(ROWS)), (
-            f"epoch {epoch}: {len(taken)} rows, {len(set(taken))} different ones"
-        )
+            for rank in range(workers):
+                trained += [row for row in last[epoch, step, rank] if row != PADDING]
+        message = f"epoch {epoch}: {len(trained)} rows, {len(set(trained))} different ones"
+        assert sorted(trained) == list(range(ROWS)), message

@@ -19,8 +19,10 @@ def dim_and_bright(
     splits: Sequence[str] = ("train", "validation"),
     classes: Sequence[str] = ("dim", "bright"),
 ) -> Path:
-    """Six grey 8x8 images a split: row i has the value 20 * i + 60 and is of class i >= 3, but row 2 is mislabelled."""
+    """Writes six grey 8x8 images per split.
 
+    Row i has the value 20 * i + 60 and class i >= 3; row 2 is mislabelled.
+    """
     rows = [
         record(np.full((8, 8, 1), 20 * row + 60, np.uint8), int(row >= 2), f"tiny/{row}.png")
         for row in range(6)
@@ -29,7 +31,7 @@ def dim_and_bright(
 
 
 def brightness_model() -> keras.Model:
-    """Takes 8x8 greyscale 0 to 255 and says class 1 above 112: right on all of `dim_and_bright` but row 2."""
+    """Builds a model for 8x8 grey images that predicts class 1 above 112: it errs on row 2 of `dim_and_bright`."""
     layers = keras.layers
     model = keras.Sequential(
         [
@@ -42,18 +44,18 @@ def brightness_model() -> keras.Model:
         ]
     )
     ramp = np.linspace(-1, 1, 9, dtype=np.float32).reshape(3, 3)
-    kernel = np.stack([np.full((3, 3), 1 / 9, np.float32), ramp, np.full((3, 3), -1, np.float32)], axis=-1)[
-        :, :, None
-    ]
+    mean = np.full((3, 3), 1 / 9, np.float32)
+    negative = np.full((3, 3), -1, np.float32)
+    kernel = np.stack([mean, ramp, negative], axis=-1)[:, :, None]  # [3, 3, 1, 3]
     model.get_layer("convolution").set_weights([kernel, np.zeros(3, np.float32)])
-    model.get_layer("logits").set_weights(
-        [np.array([[20.0], [0.0], [0.0]], np.float32), np.array([-20 * 112 / 255], np.float32)]
-    )
+    weights = np.array([[20.0], [0.0], [0.0]], np.float32)
+    bias = np.array([-20 * 112 / 255], np.float32)
+    model.get_layer("logits").set_weights([weights, bias])
     return model
 
 
 def metrics(epochs: int, validation: bool = True) -> list[dict[str, float]]:
-    """Plausible metrics of an overfitting run; the best epoch lies two thirds through."""
+    """Returns plausible metrics of an overfitting run, whose best epoch is at two thirds."""
     rows = []
     for n in range(1, epochs + 1):
         t = n / epochs
@@ -72,7 +74,7 @@ def metrics(epochs: int, validation: bool = True) -> list[dict[str, float]]:
 def make_run(
     directory: Path, shards: Path, model: keras.Model | None, epochs: list[dict[str, float]], **more: Any
 ) -> Run:
-    """A run directory as training leaves it; `more` are further settings."""
+    """Writes a run directory as training leaves it; `more` are further settings of its configuration."""
     run = Run(directory)
     data = {"image_size": [8, 8], "channels": 1}
     run.create(

@@ -98,7 +98,7 @@ def find_strings(tree: ast.AST) -> Iterator[tuple[int, str]]:
 def find_uses(tree: ast.AST, names: tuple[str, ...], owners: tuple[str, ...]) -> Iterator[tuple[int, str]]:
     """Yields line and text of the expressions that use the contents of what some path attributes point to.
 
-    Testing whether the path exists and printing it are no uses, nor is passing it to a function of the owners.
+    Testing whether the path exists and printing it are no uses, nor is passing it to the owners' functions.
     """
     allowed = {"str"}
     for node in ast.walk(tree):

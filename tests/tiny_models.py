@@ -1,4 +1,4 @@
-"""Networks for tests of the training, each with one thing that is easily done wrong."""
+"""Small models for training tests, each with something that is easily done wrong."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from service.models import MODELS, Task, head
+from service.models import MODELS, Task
+from service.models.layers import add_head
 
 
 def _pixels(task: Task) -> tuple[keras.KerasTensor, keras.KerasTensor]:
@@ -17,70 +18,81 @@ def _pixels(task: Task) -> tuple[keras.KerasTensor, keras.KerasTensor]:
     return image, layers.Rescaling(1 / 255, dtype="float32")(image)
 
 
-def replicas(task: Task) -> keras.Model:
-    """What replicas do not share: one weight for each pixel, half of them dropped, and one for each that was normalized."""
+def build_replicas(task: Task) -> keras.Model:
+    """Builds a model of what differs between replicas: dropout and batch normalization of every pixel."""
     image, x = _pixels(task)
     dropped = layers.Dropout(0.5)(layers.Flatten()(x))
-    return keras.Model(
-        image,
-        head(layers.Concatenate()([dropped, layers.Flatten()(layers.BatchNormalization()(x))]), task.classes),
-    )
+    normalized = layers.Flatten()(layers.BatchNormalization()(x))
+    features = layers.Concatenate()([dropped, normalized])
+    return keras.Model(image, add_head(features, task.classes))
 
 
-def normalized(task: Task) -> keras.Model:
-    """Batch normalization of the pixels themselves, and of a hidden layer."""
+def build_normalized(task: Task) -> keras.Model:
+    """Builds a model with batch normalization of the pixels and of a hidden layer."""
     image, x = _pixels(task)
     x = layers.Flatten()(layers.BatchNormalization(name="of_pixels")(x))
     x = layers.BatchNormalization(name="of_hidden")(layers.Dense(8, name="hidden")(x))
-    return keras.Model(image, head(x, task.classes))
+    return keras.Model(image, add_head(x, task.classes))
 
 
-def forgetful(task: Task) -> keras.Model:
-    """All that a restore has to bring back: batch normalization, and dropout in two layers."""
+def build_forgetful(task: Task) -> keras.Model:
+    """Builds a model with all the state that a checkpoint must restore: batch normalization and dropout."""
     image, x = _pixels(task)
-    x = layers.BatchNormalization()(layers.Dense(8, name="hidden")(layers.Dropout(0.3)(layers.Flatten()(x))))
-    return keras.Model(image, head(layers.Dropout(0.5)(x), task.classes))
+    x = layers.Dropout(0.3)(layers.Flatten()(x))
+    x = layers.Dense(8, name="hidden")(x)
+    x = layers.Dropout(0.5)(layers.BatchNormalization()(x))
+    return keras.Model(image, add_head(x, task.classes))
 
 
-def two_layers(task: Task) -> keras.Model:
-    """A hidden layer, to be frozen, and to be computed in halves."""
+def build_two_layers(task: Task) -> keras.Model:
+    """Builds a model with a hidden layer, to be frozen or computed in half precision."""
     image, x = _pixels(task)
     x = layers.Dense(8, activation="relu", name="hidden")(layers.Flatten()(x))
-    return keras.Model(image, head(x, task.classes))
+    return keras.Model(image, add_head(x, task.classes))
 
 
-def pooled(task: Task) -> keras.Model:
-    """A convolution and its mean over the image, whatever its size."""
+def build_pooled(task: Task) -> keras.Model:
+    """Builds a model of a convolution and global pooling, for images of any size."""
     image, x = _pixels(task)
     x = layers.Conv2D(8, 3, strides=2, padding="same", activation="relu", name="hidden")(x)
-    return keras.Model(image, head(layers.GlobalAveragePooling2D()(x), task.classes))
+    return keras.Model(image, add_head(layers.GlobalAveragePooling2D()(x), task.classes))
 
 
 @keras.saving.register_keras_serializable("tests")
 class Fragile(layers.Layer):
-    """Answers an image that is white all over with what is not a number."""
+    """Returns NaN for an image whose pixels are all white."""
 
     def call(self, x: keras.KerasTensor) -> keras.KerasTensor:
         white = keras.ops.all(x > 0.999, axis=-1, keepdims=True)
         return keras.ops.where(white, np.nan, x)
 
 
-def fragile(task: Task) -> keras.Model:
-    """A hidden layer, and no answer for a white image: without a ReLU, which on some processors makes 0 of what is not a number."""
+def build_fragile(task: Task) -> keras.Model:
+    """Builds a model that returns NaN for a white image.
+
+    It has no ReLU, which on some processors turns NaN into 0.
+    """
     image, x = _pixels(task)
     x = layers.Dense(8, name="hidden")(Fragile()(layers.Flatten()(x)))
-    return keras.Model(image, head(x, task.classes))
+    return keras.Model(image, add_head(x, task.classes))
 
 
+BUILDERS = (
+    build_replicas,
+    build_normalized,
+    build_forgetful,
+    build_two_layers,
+    build_fragile,
+    build_pooled,
+)
 TINY: dict[str, Callable[[Task], keras.Model]] = {
-    f"tiny_{build.__name__}": build
-    for build in (replicas, normalized, forgetful, two_layers, fragile, pooled)
+    build.__name__.replace("build_", "tiny_"): build for build in BUILDERS
 }
 
 
 @contextmanager
-def registered() -> Iterator[None]:
-    """Registers them for the length of a block, and leaves them to the outer one where blocks are nested."""
+def register_tiny_models() -> Iterator[None]:
+    """Registers the models for the length of a block; in nested blocks, for that of the outer one."""
     missing = TINY.keys() - MODELS._items.keys()
     for name in missing:
         MODELS.register(name)(TINY[name])

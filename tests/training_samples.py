@@ -1,4 +1,4 @@
-"""Small data, and runs of small networks on it, in this process or in processes of their own, for tests of the training."""
+"""Small data, and trainings of small models on it, in this process or in processes of their own."""
 
 from __future__ import annotations
 
@@ -26,20 +26,26 @@ ROOT = SCRIPT.parents[3]
 def noise_shards(
     directory: Path, rows: int = 27, held_out: int = 10, classes: int = 2, white: int | None = None
 ) -> Path:
-    """Noise of 12x12 pixels in some classes, each a little brighter than the one before; one training image may be white all over."""
+    """Writes a shard set of noise, 12x12 pixels in RGB, each class a little brighter than the one before.
+
+    Args:
+        directory: Directory of the shard set, which must not exist.
+        rows: Number of training images.
+        held_out: Number of validation images; 0 for no validation split.
+        classes: Number of classes, which take turns.
+        white: Row of a training image whose pixels are all 255; None for no such image.
+    """
     draw = np.random.default_rng(0)
 
-    def noise(split: str, i: int) -> Record:
-        low = 160 * (i % classes) // classes
+    def draw_record(split: str, row: int) -> Record:
+        low = 160 * (row % classes) // classes
         pixels = draw.integers(low, low + 96, (12, 12, 3)).astype(np.uint8)
-        return record(
-            np.full_like(pixels, 255) if (split, i) == ("train", white) else pixels,
-            i % classes,
-            f"{split}/{i}",
-        )
+        if (split, row) == ("train", white):
+            pixels[:] = 255
+        return record(pixels, row % classes, f"{split}/{row}")
 
     splits = {
-        split: [noise(split, i) for i in range(count)]
+        split: [draw_record(split, row) for row in range(count)]
         for split, count in (("train", rows), ("validation", held_out))
         if count
     }
@@ -47,131 +53,153 @@ def noise_shards(
 
 
 def config_for(shards: Path, **changes: Any) -> RunConfig:
-    """Three epochs of a network of two layers, with augmentation; on 27 images four steps each, the last one padded."""
+    """Returns the configuration of three epochs of a model of two layers, with augmentation.
+
+    On 27 images an epoch is four steps, the last of them padded.
+    """
     settings = {
         "preset": "test",
         "shards": str(shards),
         "model": "tiny_two_layers",
         "data": {"image_size": [12, 12]},
         "global_batch": 8,
+        "epochs": 3,
+        "seed": 5,
+        "augment": {"rotation": 20, "flip": True},
     }
-    return RunConfig.model_validate(
-        settings | {"epochs": 3, "seed": 5, "augment": {"rotation": 20, "flip": True}} | changes
-    )
+    return RunConfig.model_validate(settings | changes)
 
 
-def new_run(path: Path, config: RunConfig) -> Run:
+def create_run(path: Path, config: RunConfig) -> Run:
     run = Run(path)
     run.create(config.model_dump(mode="json"))
     return run
 
 
-class RunThatStops(Run):
-    """A run whose workers are asked to stop when worker 0 has looked for such a request so many times."""
+class StoppingRun(Run):
+    """A run that workers are requested to stop.
 
-    def __init__(self, path: str | Path, looks: int | None) -> None:
+    Args:
+        path: The run directory.
+        checks: Number of times that worker 0 checks for a request before there is one; None for no request.
+    """
+
+    def __init__(self, path: str | Path, checks: int | None) -> None:
         super().__init__(path)
-        self._left = looks
+        self._checks = checks
 
     def stop_requested(self) -> str | None:
-        if self._left is None:
+        if self._checks is None:
             return None
-        self._left -= 1
-        return "enough" if self._left < 0 else None
+        self._checks -= 1
+        return "enough" if self._checks < 0 else None
 
 
 @contextmanager
-def watchful(interval: float = 0.0) -> Iterator[None]:
-    """Within the block worker 0 looks for a stop request before every call, not every second."""
+def check_stops_at_every_call() -> Iterator[None]:
+    """Makes worker 0 check for a stop request before every call, not every second."""
     from service.training import controller
 
-    before, controller.STOP_CHECK_SECONDS = controller.STOP_CHECK_SECONDS, interval
+    before = controller.STOP_CHECK_SECONDS
+    controller.STOP_CHECK_SECONDS = 0.0
     try:
         yield
     finally:
         controller.STOP_CHECK_SECONDS = before
 
 
-def fitted(path: Path, config: RunConfig, looks: int | None = None) -> Run:
-    """A run that this process began or continued, to its end or until it was asked to stop."""
+def fit_run(path: Path, config: RunConfig, checks: int | None = None) -> Run:
+    """Starts or continues a run in this process.
+
+    Args:
+        path: The run directory.
+        config: Configuration of a new run.
+        checks: Number of checks after which it is requested to stop; None to train to the end.
+    """
     from service.training.loop import fit
 
-    run = RunThatStops(path, looks)
+    run = StoppingRun(path, checks)
     if not run.config_path.is_file():
         run.create(config.model_dump(mode="json"))
-    with watchful(), suppress(StoppedError):
+    with check_stops_at_every_call(), suppress(StoppedError):
         fit(config, run)
     return Run(path)
 
 
-def train_elsewhere(
+def train_in_processes(
     runs: Sequence[Path | str],
     workers: int = 1,
     devices: int = 1,
     seconds: float = 600,
     cores: Sequence[str] = (),
 ) -> None:
-    """Trains runs that are there already, one after the other, in processes of their own.
+    """Trains existing runs, one after the other, in new processes.
 
     Args:
-        runs: Their directories; see `fit_script.py` for what may follow.
-        workers: Processes.
-        devices: Logical CPUs of each.
-        seconds: After which they are given up.
-        cores: The processor cores of each worker, such as `0,1`; all for all where it is empty.
+        runs: Run directories; see `fit_script.py` for what may follow the path of each.
+        workers: Number of processes.
+        devices: Number of logical CPUs of each process.
+        seconds: Time after which the processes are killed.
+        cores: Processor cores of each process, such as `0,1`; empty for all cores for all.
     """
-    ports = ",".join(str(port) for port in _free_ports(workers))
+    ports = ",".join(str(port) for port in _find_free_ports(workers))
     settings = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-    log = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    bound = [["taskset", "--cpu-list", own] for own in cores] or [[]] * workers
-    commands = [
-        [*bound[rank], sys.executable, str(SCRIPT), str(devices), str(rank), ports, *map(str, runs)]
-        for rank in range(workers)
-    ]
-    processes = [subprocess.Popen(command, env=settings, cwd=ROOT, **log) for command in commands]
+    prefixes = [["taskset", "--cpu-list", own] for own in cores] or [[]] * workers
+    processes = []
+    for rank in range(workers):
+        command = [*prefixes[rank], sys.executable, str(SCRIPT), str(devices), str(rank), ports]
+        command += map(str, runs)
+        processes.append(
+            subprocess.Popen(
+                command, env=settings, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
     try:
-        said = [process.communicate(timeout=seconds)[0] for process in processes]
+        outputs = [process.communicate(timeout=seconds)[0] for process in processes]
     finally:
         for process in processes:
             process.kill()
-    for rank, text in enumerate(said):
-        if processes[rank].returncode:
-            raise AssertionError(f"worker {rank}: exit {processes[rank].returncode}\n{text[-4000:]}")
+    for rank, output in enumerate(outputs):
+        code = processes[rank].returncode
+        if code:
+            raise AssertionError(f"worker {rank}: exit {code}\n{output[-4000:]}")
 
 
-def saved(run: Run, name: str, group: str | None = None) -> list[np.ndarray]:
-    """What a checkpoint holds of a group of variables, or all of it, in its order."""
+def read_checkpoint(run: Run, name: str, group: str | None = None) -> list[np.ndarray]:
+    """Reads the arrays of a checkpoint in their order, those of one group of variables or all of them."""
     path = run.checkpoints / name
     with np.load(path / "state.npz") as file:
         arrays = [file[key] for key in sorted(file.files)]
     if group is None:
         return arrays
-    groups = json.loads((path / "checkpoint.json").read_text())["groups"]
-    start = sum(
-        count for other, count in groups.items() if list(groups).index(other) < list(groups).index(group)
-    )
-    return arrays[start : start + groups[group]]
+    sizes = json.loads((path / "checkpoint.json").read_text())["groups"]
+    start = 0
+    for other, size in sizes.items():
+        if other == group:
+            return arrays[start : start + size]
+        start += size
+    raise KeyError(group)
 
 
-def logged_rows(run: Run) -> dict[tuple[int, int], list[int]]:
-    """Rows by epoch and step, put together from what all workers logged, which fails if one logged a step twice."""
-    found: dict[tuple[int, int], list[int]] = {}
+def read_logged_rows(run: Run) -> dict[tuple[int, int], list[int]]:
+    """Reads the rows by epoch and step, those of all workers together; fails if one logged a step twice."""
+    rows_of_step: dict[tuple[int, int], list[int]] = {}
     for path in sorted(run.path.glob("rows-*.log")):
         lines = [[int(word) for word in line.split()] for line in path.read_text().splitlines()]
         if len({tuple(line[:2]) for line in lines}) != len(lines):
             raise AssertionError(f"a step twice in {path}")
         for epoch, step, *rows in lines:
-            found.setdefault((epoch, step), []).extend(rows)
-    return found
+            rows_of_step.setdefault((epoch, step), []).extend(rows)
+    return rows_of_step
 
 
-def _free_ports(count: int) -> list[int]:
-    """Free ports outside the range that Ray's workers take (10002 to 19999)."""
-    found: list[int] = []
-    while len(found) < count:
+def _find_free_ports(count: int) -> list[int]:
+    """Finds free ports outside the range that Ray's workers use (10002 to 19999)."""
+    ports: list[int] = []
+    while len(ports) < count:
         with socket.socket() as server:
             server.bind(("127.0.0.1", 0))
             port = int(server.getsockname()[1])
-        if port > 20000 and port not in found:
-            found.append(port)
-    return found
+        if port > 20000 and port not in ports:
+            ports.append(port)
+    return ports

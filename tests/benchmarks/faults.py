@@ -1,6 +1,6 @@
-"""What training does when it is killed, stopped, starved and misled: a table of faults, how they ended, and how long that took.
+"""Kills, stops and starves real trainings, and prints a table: each fault, its outcome, and the time it took.
 
-`python tests/benchmarks/faults.py --help`; half an hour on two cores. Every run is a real `glassbox train` on a real Ray.
+`python tests/benchmarks/faults.py --help`; half an hour on two cores. Every run is a `glassbox train` on Ray.
 """
 
 from __future__ import annotations
@@ -21,110 +21,128 @@ sys.path[1:1] = [str(TESTS.parent), str(TESTS)]  # the packages, then the helper
 
 import fault_cases as cases  # noqa: E402 (after the path is set)
 import fault_nodes as nodes  # noqa: E402
-from fault_lab import Lab, laboratory  # noqa: E402
+from fault_lab import Lab, open_lab  # noqa: E402
 
-Named = tuple[str, cases.Case]
-
-
-def many_kills(lab: Lab, kills: int, seed: int) -> cases.Outcome:
-    """At least so many random kills, over as many runs as they take."""
-    chance, found = random.Random(seed), []
-    while sum(outcome.times for outcome in found) < kills and len(found) < kills:
-        found.append(cases.killed_workers(lab, chance, kills=6, anywhere=0.5, name=f"killed-{len(found)}"))
-        print(found[-1], file=sys.stderr, flush=True)
-    times, seconds = (
-        sum(outcome.times for outcome in found),
-        [took for outcome in found for took in outcome.seconds],
-    )
-    told = f"started again each time; {len(found)} of {len(found)} runs finished"
-    return cases.Outcome(
-        "kill -9 of a random worker", times, told, seconds, max(outcome.apart or 0 for outcome in found)
-    )
+NamedCase = tuple[str, cases.Case]
 
 
-def on_two_cpus(kills: int, seed: int) -> list[Named]:
-    """The faults of a cluster with room for two workers."""
-    killed = partial(many_kills, kills=kills, seed=seed)
-    stopped = [partial(cases.silent_worker, rank=rank) for rank in (0, 1)]
-    drivers = [
-        partial(cases.killed_driver, workers=workers, damage=damage)
-        for workers, damage in ((2, False), (1, False), (2, True))
+def kill_many_workers(lab: Lab, kills: int, seed: int) -> cases.Outcome:
+    """Kills workers at least so often, in as many runs as that takes."""
+    chance = random.Random(seed)
+    outcomes: list[cases.Outcome] = []
+    while sum(outcome.count for outcome in outcomes) < kills and len(outcomes) < kills:
+        name = f"killed-{len(outcomes)}"
+        outcomes.append(cases.kill_workers(lab, chance, kills=6, at_any_time=0.5, name=name))
+        print(outcomes[-1], file=sys.stderr, flush=True)
+    count = sum(outcome.count for outcome in outcomes)
+    seconds = [value for outcome in outcomes for value in outcome.seconds]
+    difference = max(outcome.difference or 0 for outcome in outcomes)
+    result = f"restarted each time; {len(outcomes)} of {len(outcomes)} runs finished"
+    return cases.Outcome("kill -9 of a random worker", count, result, seconds, difference)
+
+
+def list_cases_on_two_cpus(kills: int, seed: int) -> list[NamedCase]:
+    """Lists the faults for a cluster with room for two workers."""
+    return [
+        ("kill", partial(kill_many_workers, kills=kills, seed=seed)),
+        ("stop", partial(cases.stop_worker, rank=0)),
+        ("stop", partial(cases.stop_worker, rank=1)),
+        ("driver", partial(cases.kill_driver, workers=2)),
+        ("driver", partial(cases.kill_driver, workers=1)),
+        ("driver", partial(cases.kill_driver, workers=2, damage=True)),
+        ("other", cases.stop_starting_worker),
+        ("other", cases.terminate_driver),
+        ("other", cases.damage_row),
+        ("other", cases.diverge),
+        ("other", cases.diverge_and_skip),
     ]
-    others = [cases.stuck_start, cases.preempted, cases.bad_row, cases.diverged, cases.diverged_and_skipped]
-    named = {"stop": stopped, "driver": drivers, "other": others}
-    return [("kill", killed), *((name, case) for name, group in named.items() for case in group)]
 
 
-ON_ONE_CPU: list[Named] = [
-    ("busy", nodes.busy_cluster),
-    ("node", nodes.lost_node),
-    ("elastic", nodes.elastic),
+CASES_ON_ONE_CPU: list[NamedCase] = [
+    ("busy", nodes.occupy_cluster),
+    ("node", nodes.lose_node),
+    ("elastic", nodes.add_and_lose_node),
 ]
-WITHOUT_A_CLUSTER: list[Named] = [
-    ("driver", partial(cases.killed_driver, workers=2)),
-    ("disk", nodes.full_disk),
-    ("many", nodes.too_many_workers),
+CASES_WITHOUT_CLUSTER: list[NamedCase] = [
+    ("driver", partial(cases.kill_driver, workers=2)),
+    ("disk", nodes.fill_disk),
+    ("many", nodes.request_too_many_workers),
 ]
 
 
-def outcomes(cpus: int, named: list[Named]) -> list[cases.Outcome]:
-    """Does some faults, one after the other, on a cluster whose head has so many CPUs."""
-    found = []
+def run_cases(cpus: int, named: list[NamedCase]) -> list[cases.Outcome]:
+    """Runs some cases one after the other on a cluster whose head has so many CPUs."""
+    outcomes = []
     with (
         tempfile.TemporaryDirectory(prefix="gb", ignore_cleanup_errors=True) as folder,
-        laboratory(Path(folder), cpus) as lab,
+        open_lab(Path(folder), cpus) as lab,
     ):
         for name, case in named:
-            began = time.monotonic()
+            start = time.monotonic()
             try:
-                found.append(case(lab))
+                outcomes.append(case(lab))
             except AssertionError:
-                found.append(cases.Outcome(name, 1, f"FAILED: {traceback.format_exc(limit=-1)}", []))
-            print(f"{found[-1]} ({time.monotonic() - began:.0f} s)", file=sys.stderr, flush=True)
-    return found
+                outcomes.append(cases.Outcome(name, 1, f"FAILED: {traceback.format_exc(limit=-1)}", []))
+            print(f"{outcomes[-1]} ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
+    return outcomes
 
 
-def table(found: list[cases.Outcome]) -> str:
-    """The table, as Markdown; outcomes of the same fault in one row."""
+def format_table(outcomes: list[cases.Outcome]) -> str:
+    """Formats outcomes as a Markdown table, those of the same fault in one row."""
     lines = [
-        "| fault | times | what happened | seconds, median (longest) | weights as undisturbed |",
+        "| fault | times | outcome | seconds, median (longest) | weights as undisturbed |",
         "|---|---|---|---|---|",
     ]
-    for fault in dict.fromkeys(outcome.fault for outcome in found):
-        same = [outcome for outcome in found if outcome.fault == fault]
-        seconds = [value for outcome in same for value in outcome.seconds]
-        took = f"{median(seconds):.1f} ({max(seconds):.1f})" if seconds else ""
-        apart = [outcome.apart for outcome in same if outcome.apart is not None]
-        equal = "" if not apart else "yes, to the bit" if max(apart) == 0 else f"within {max(apart):.0e}"
-        happened = "; ".join(dict.fromkeys(outcome.happened for outcome in same))
-        lines.append(
-            f"| {fault} | {sum(outcome.times for outcome in same)} | {happened} | {took} | {equal} |"
-        )
+    for fault in dict.fromkeys(outcome.fault for outcome in outcomes):
+        same = [outcome for outcome in outcomes if outcome.fault == fault]
+        count = sum(outcome.count for outcome in same)
+        result = "; ".join(dict.fromkeys(outcome.result for outcome in same))
+        cells = (fault, count, result, _format_seconds(same), _format_difference(same))
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
 
 
+def _format_seconds(outcomes: list[cases.Outcome]) -> str:
+    seconds = [value for outcome in outcomes for value in outcome.seconds]
+    return f"{median(seconds):.1f} ({max(seconds):.1f})" if seconds else ""
+
+
+def _format_difference(outcomes: list[cases.Outcome]) -> str:
+    differences = [outcome.difference for outcome in outcomes if outcome.difference is not None]
+    if not differences:
+        return ""
+    return "yes, to the bit" if max(differences) == 0 else f"within {max(differences):.0e}"
+
+
 def main() -> int:
-    """Runs the faults that were asked for; 1 where one ended as it must not."""
+    """Runs the selected cases and prints the table; returns 1 if one of them failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "--kills", type=int, default=30, metavar="N", help="random kills of workers (default: 30)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random kills (default: 0)")
     parser.add_argument(
-        "--only", nargs="+", metavar="WORD", help="kill, stop, driver, other, busy, node, elastic, disk, many"
+        "--seed", type=int, default=0, metavar="N", help="seed of the random kills (default: 0)"
+    )
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        metavar="NAME",
+        help="run only these: kill, stop, driver, other, busy, node, elastic, disk, many",
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # leaves no cluster behind
-    found = []
-    for cpus, named in (
-        (2, on_two_cpus(options.kills, options.seed)),
-        (1, ON_ONE_CPU),
-        (0, WITHOUT_A_CLUSTER),
-    ):
-        if wanted := [entry for entry in named if not options.only or entry[0] in options.only]:
-            found += outcomes(cpus, wanted)
-    print(table(found))
-    return int(any("FAILED" in outcome.happened for outcome in found))
+    groups = (
+        (2, list_cases_on_two_cpus(options.kills, options.seed)),
+        (1, CASES_ON_ONE_CPU),
+        (0, CASES_WITHOUT_CLUSTER),
+    )
+    outcomes = []
+    for cpus, named in groups:
+        selected = [entry for entry in named if not options.only or entry[0] in options.only]
+        if selected:
+            outcomes += run_cases(cpus, selected)
+    print(format_table(outcomes))
+    return int(any("FAILED" in outcome.result for outcome in outcomes))
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from shard_samples import record, write_shards
-from tiny_models import registered
-from training_samples import config_for, fitted
+from tiny_models import register_tiny_models
+from training_samples import config_for, fit_run
 
 from pipelines.errors import ConfigError, DataError
 from service.cli import main
@@ -106,8 +106,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = config_for(
         shards, model="tiny_normalized", epochs=60, evaluate_every=60, global_batch=12, augment=None
     )
-    with registered():
-        return fitted(folder / "run", config).path
+    with register_tiny_models():
+        return fit_run(folder / "run", config).path
 
 
 def test_a_trained_network_reveals_the_wrong_labels(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,7 @@ import sys
 import keras
 import tensorflow as tf
 from tiny_models import register_tiny_models
-from training_samples import StoppingRun, checking_at_every_call
+from training_samples import StoppingRun, check_stops_at_every_call
 
 from service.config import RunConfig
 from service.runs import StoppedError
@@ -65,5 +65,5 @@ def digests(learner: Learner) -> list[str]:
 
 
 if __name__ == "__main__":
-    with register_tiny_models(), checking_at_every_call():
+    with register_tiny_models(), check_stops_at_every_call():
         main(int(sys.argv[1]), int(sys.argv[2]), [int(port) for port in sys.argv[3].split(",")], sys.argv[4:])

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from shard_samples import record, write_shards
-from training_samples import config_for, fit_run, read_logged_rows, create_run, noise_shards, read_checkpoint, train_in_processes
+from training_samples import (
+    config_for,
+    fit_run,
+    read_logged_rows,
+    create_run,
+    noise_shards,
+    read_checkpoint,
+    train_in_processes,
+)
 
 from pipelines.input.batches import Batches
 from service.config import RunConfig
@@ -185,7 +193,9 @@ def test_every_replica_drops_something_else(runs: Runs, folder: Path, place: str
     fresh = build_network(
         settings, tf.distribute.get_strategy(), Batches(settings.shards, "train", settings.data, 2)
     )
-    change = (read_checkpoint(run, last(run), "model")[4] - fresh.get_layer("logits").kernel.numpy())[: 12 * 12 * 3]
+    change = (read_checkpoint(run, last(run), "model")[4] - fresh.get_layer("logits").kernel.numpy())[
+        : 12 * 12 * 3
+    ]
     # each image is one grey, on a replica of its own: a weight has learned of none, of one, of the other or of both
     assert len(np.unique(change.round(4))) == 4
 
@@ -193,7 +203,10 @@ def test_every_replica_drops_something_else(runs: Runs, folder: Path, place: str
 @pytest.mark.parametrize("place", PLACES)
 def test_an_overflow_halves_the_scale_and_changes_nothing_else(runs: Runs, place: str) -> None:
     run = runs[place, "overflow"]
-    updates, (scale, good) = int(read_checkpoint(run, last(run), "optimizer")[0]), read_checkpoint(run, last(run), "training")
+    updates, (scale, good) = (
+        int(read_checkpoint(run, last(run), "optimizer")[0]),
+        read_checkpoint(run, last(run), "training"),
+    )
     overflows = 12 - updates
     assert 3 < overflows < 12  # one an epoch is no overflow: the white image gives no number
     assert all(np.isfinite(array).all() for array in read_checkpoint(run, last(run)))

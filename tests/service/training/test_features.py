@@ -84,7 +84,9 @@ def config(shards: Path, cache: str = "auto", **changes: Any) -> RunConfig:
 
 
 def same(one: Run, other: Run) -> None:
-    for expected, found in zip(read_checkpoint(one, "epoch-0003"), read_checkpoint(other, "epoch-0003"), strict=True):
+    for expected, found in zip(
+        read_checkpoint(one, "epoch-0003"), read_checkpoint(other, "epoch-0003"), strict=True
+    ):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
     for ours, theirs in zip(one.metrics(), other.metrics(), strict=True):
         for name in ("loss", "accuracy", "val_loss", "val_accuracy", "val_auc"):

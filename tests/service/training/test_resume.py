@@ -80,7 +80,7 @@ def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(
     updates = config.epochs * -(-steps_per_epoch(19, config.global_batch) // config.accumulate)
     for _ in range(updates):
         assert len(run.metrics()) < config.epochs
-        fit_run(run.path, config, looks=1)  # one update, then it is asked to stop
+        fit_run(run.path, config, checks=1)  # one update, then it is asked to stop
     same(straight, run, f"epoch-{config.epochs:04d}")
     if recipe == "stages":  # the factor on the loss, and the updates it has lasted: those of the second stage
         assert [float(v) for v in read_checkpoint(run, "epoch-0003", "training")[-2:]] == [INITIAL_SCALE, 4.0]
@@ -113,11 +113,12 @@ def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_without_it(shards: 
         config, tf.distribute.get_strategy(), Batches(shards, "train", config.data, 8)
     ).get_weights()
     same_as_donor = [
-        np.array_equal(w, other) for w, other in zip(first, read_checkpoint(donor, "epoch-0001", "model"), strict=True)
+        np.array_equal(w, other)
+        for w, other in zip(first, read_checkpoint(donor, "epoch-0001", "model"), strict=True)
     ]
     assert same_as_donor == [True, True, False, False]  # all but the logits; their bias has learned
     straight = fit_run(tmp_path / "straight", config)
-    fit_run(tmp_path / "stopped", config, looks=2)
+    fit_run(tmp_path / "stopped", config, checks=2)
     donor.model_path.unlink()
     same(straight, fit_run(tmp_path / "stopped", config), "epoch-0002")
 
@@ -132,7 +133,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Pa
     same(straight, run, "epoch-0003")
     assert [name for name in names(run) if name.startswith(".")] == []
     assert run.status()["notices"] == [
-        "epoch-0003 is damaged and was passed over: continuing from epoch-0002"
+        "epoch-0003 is damaged: continuing from epoch-0002"
     ]
 
 
@@ -206,7 +207,7 @@ def test_what_is_not_a_number_is_named(
 def test_what_is_not_a_number_can_be_skipped(one_white: Path, tmp_path: Path) -> None:
     config = config_for(one_white, model="tiny_fragile", on_nan="skip", steps_per_call=1, **PLAIN)
     fit_run(
-        tmp_path / "run", config, looks=2
+        tmp_path / "run", config, checks=2
     )  # asked to stop within the first epoch: what was skipped is counted on
     run = fit_run(tmp_path / "run", config)
     assert [metrics["skipped"] for metrics in run.metrics()] == [1, 1, 1]
