@@ -7,10 +7,10 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from pipelines.errors import GlassboxError
 from service.commands import diagnose, evaluate, predict, presets, preview, report, shards, train, tune
+from service.version import read_version
 
 COMMANDS = (
     shards,
@@ -23,7 +23,6 @@ COMMANDS = (
     tune,
     presets,
 )  # in the order of the help
-DISTRIBUTION = "glassbox-train"  # name of the package on an index; the command and the import are `glassbox`
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 
@@ -79,15 +78,8 @@ def _build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "glassbox", description="Train image classifiers on GPUs, and see what they learned."
     )
-    parser.add_argument("--version", action="version", version=f"%(prog)s {_read_version()}")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {read_version()}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         command.add_parser(commands)
     return parser
-
-
-def _read_version() -> str:
-    try:
-        return version(DISTRIBUTION)
-    except PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"

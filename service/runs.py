@@ -1,12 +1,19 @@
-"""The run directory: the only code that knows its layout.
+"""The run directory: the only code, with `service/checkpoint.py`, that knows its layout.
 
-runs/<name>/config.yaml  metrics.jsonl  events/  checkpoints/  model.keras  status.json  report/
+runs/<name>/config.yaml     configuration; files of the user are named as code/...
+            metrics.jsonl   a line per epoch
+            status.json     state, reason, timings, environment
+            model.keras     the model of the best epoch
+            checkpoints/    see service/checkpoint.py
+            code/           copies of the user's files, and manifest.json with their digests
+            events/         TensorBoard
+            report/         the page
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
+import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -15,16 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from pipelines.errors import ConfigError
-from pipelines.storage import lock_file, replace_file, write_atomically
+from pipelines.plugins import is_reference
+from pipelines.storage import hash_file, hash_json, lock_file, replace_file, write_atomically
+from service.user_code import CodeCopy, describe_entry_points, find_names, list_modules, replace_names
 
-STOP = ".stop"
-GOING_ON = ("starting", "training")
+CONFIG = "config.yaml"
+CODE = "code"
+CHECKPOINT_PATTERN = "epoch-*"
+CHECKPOINT_DESCRIPTION = "checkpoint.json"
+UNFINISHED_STATES = ("starting", "training")
 
 
 class StoppedError(Exception):
-    """Training ended early and whole, because it was asked to; the message is the reason."""
+    """Training was stopped before its end, with everything saved; the message is the reason."""
 
 
 class Run:
@@ -32,42 +45,153 @@ class Run:
 
     Args:
         path: The directory; it need not exist yet.
+
+    Attributes:
+        path: Absolute path of the directory.
+        config_path: The configuration.
+        metrics_path: Metrics, a line of JSON per epoch.
+        status_path: State, timings and environment.
+        model_path: The model of the best epoch so far.
+        events: Folder of TensorBoard events.
+        profile: Folder of TensorFlow's profile, within that of the events.
+        checkpoints: Folder of checkpoints, see `service.checkpoint`.
+        report: Folder of the report.
+        code: Folder with copies of the user's files.
+        ray_storage: Folder that Ray uses while the run is trained.
+        report_lease_path: File with the lease of the process that renders the report.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
-        self.config_path = self.path / "config.yaml"
+        self.config_path = self.path / CONFIG
         self.metrics_path = self.path / "metrics.jsonl"
         self.status_path = self.path / "status.json"
         self.model_path = self.path / "model.keras"
         self.events = self.path / "events"
+        self.profile = self.events / "profile"
         self.checkpoints = self.path / "checkpoints"
         self.report = self.path / "report"
-        self.profile = self.events / "profile"
+        self.code = self.path / CODE
         self.ray_storage = self.path / ".ray"
+        self.report_lease_path = self.path / ".report.lock"
+        self._code_manifest_path = self.code / "manifest.json"
+        self._lock_path = self.path / ".lock"
+        self._stop_path = self.path / ".stop"
 
-    def create(self, config: dict[str, Any]) -> None:
-        """Makes the directory with its config.
+    def create(self, config: dict[str, Any], notes: Sequence[str] = ()) -> None:
+        """Creates the directory with its configuration and copies of the user's files that it names.
+
+        Args:
+            config: Configuration as plain values.
+            notes: What was inferred about the user's code, to be recorded with it.
 
         Raises:
-            ConfigError: Something stands there already, or it cannot be written.
+            ConfigError: The path exists already, cannot be written, or a file of the user cannot be copied.
         """
         self.check_free()
         try:
             self.checkpoints.mkdir(parents=True)
-            write_atomically(self.config_path, yaml.safe_dump(config, sort_keys=False))
+            stored = self._copy_code(config, notes)
+            write_atomically(self.config_path, yaml.safe_dump(stored, sort_keys=False))
         except OSError as error:
             raise ConfigError(
                 "an output that can be written", f"out={self.path}: {error.strerror}", "choose another --out"
             ) from None
+        except ConfigError:
+            self.remove()
+            raise
 
-    def check_free(self) -> None:
-        """Makes sure that nothing stands there yet.
+    def _copy_code(self, config: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
+        """Copies the user's files and returns the configuration with the names of the copies."""
+        names = find_names(config)
+        copy = CodeCopy(self.code)
+        copies = {name: copy.add(name) for name in names}
+        installed = copy.installed | describe_entry_points(config)
+        if not names and not installed:
+            return config
+        manifest = {
+            "files": copy.hash_files(),
+            "originals": {f"{CODE}/{stored}": name for stored, name in copy.originals.items()},
+            "installed": installed,
+            "notes": list(notes),
+        }
+        self.code.mkdir(exist_ok=True)
+        write_atomically(self._code_manifest_path, json.dumps(manifest, indent=2) + "\n")
+        replaced: dict[str, Any] = replace_names(
+            config, {name: f"{CODE}/{stored}" for name, stored in copies.items() if stored is not None}
+        )
+        return replaced
+
+    def verify_code(self) -> None:
+        """Checks that the copies of the user's files are what they were when the run was created.
 
         Raises:
-            ConfigError: Something does.
+            ConfigError: Names the first file that is missing or has changed.
         """
-        if self.config_path.is_file():
+        for name, digest in self._read_code_manifest()["files"].items():
+            path = self.code / name
+            if not path.is_file():
+                received = f"file={path} (missing)"
+            elif hash_file(path) != digest:
+                received = f"file={path} (changed)"
+            else:
+                continue
+            raise ConfigError(
+                "the code that the run was created with", received, "restore the file, or start a new run"
+            )
+
+    def _read_code_manifest(self) -> dict[str, Any]:
+        if not self._code_manifest_path.is_file():
+            return {"files": {}, "originals": {}, "installed": {}, "notes": []}
+        try:
+            return dict(json.loads(self._code_manifest_path.read_text()))
+        except ValueError:
+            raise ConfigError(
+                "a list of the run's code in JSON",
+                f"file={self._code_manifest_path} (damaged)",
+                "restore the file, or start a new run",
+            ) from None
+
+    def custom_objects(self) -> tuple[str, ...]:
+        """Returns the modules with the user's code of the run, for `load_model` to find custom layers in.
+
+        Raises:
+            ConfigError: The code is not what it was when the run was created.
+        """
+        self.verify_code()
+        return list_modules(self.config())
+
+    def code_notes(self) -> tuple[str, ...]:
+        """Returns what was inferred about the user's model when the run was created."""
+        return tuple(self._read_code_manifest()["notes"])
+
+    def exists(self) -> bool:
+        """Tells whether the directory holds a run."""
+        return self.config_path.is_file()
+
+    def has_checkpoints(self) -> bool:
+        """Tells whether anything has been saved that training can resume from."""
+        return any(self.checkpoints.glob(CHECKPOINT_PATTERN))
+
+    def has_model(self) -> bool:
+        """Tells whether a model has been saved."""
+        return self.model_path.is_file()
+
+    def remove(self) -> None:
+        """Deletes the directory and everything in it."""
+        shutil.rmtree(self.path)
+
+    def remove_ray_storage(self) -> None:
+        """Deletes what Ray wrote while the run was trained."""
+        shutil.rmtree(self.ray_storage, ignore_errors=True)
+
+    def check_free(self) -> None:
+        """Checks that the path does not exist yet, or is an empty directory.
+
+        Raises:
+            ConfigError: It exists.
+        """
+        if self.exists():
             fix = "continue it with 'glassbox train --resume', choose another --out or remove it"
             raise ConfigError("an output that does not exist yet", f"out={self.path} (a run)", fix)
         if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
@@ -77,7 +201,7 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps everybody else from training this run; the lock ends with the process, however it ends.
+        """Keeps other processes from training this run; the lock ends with the process, however it ends.
 
         Raises:
             ConfigError: Another process trains it.
@@ -85,39 +209,54 @@ class Run:
         refusal = ConfigError(
             "a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it"
         )
-        with lock_file(self.path / ".lock", refusal):
+        with lock_file(self._lock_path, refusal):
             yield
 
     def _is_locked(self) -> bool:
-        """Whether some process trains this run; looks without getting into its way for longer than a moment."""
-        try:
-            with (self.path / ".lock").open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except FileNotFoundError:
+        """Whether some process trains this run; holds the lock itself for no longer than it takes to ask."""
+        if not self._lock_path.is_file():
             return False
-        return False
+        try:
+            with FileLock(self._lock_path, blocking=False, fallback_to_soft=False):
+                return False
+        except (Timeout, OSError):  # OSError: only for reading, so that nobody can tell
+            return True
 
     def config(self) -> dict[str, Any]:
-        """The configuration the run was started with.
+        """Returns the configuration of the run as plain values; names of the user's files are absolute paths.
 
         Raises:
             ConfigError: This is no run directory, or its configuration is damaged.
         """
-        if not self.config_path.is_file():
+        if not self.exists():
             raise ConfigError(
-                "a run directory", f"run={self.path} (no config.yaml)", "name the --out of a 'glassbox train'"
+                "a run directory", f"run={self.path} (no {CONFIG})", "name the --out of a 'glassbox train'"
             )
         try:
-            return dict(yaml.safe_load(self.config_path.read_text()))
+            stored = dict(yaml.safe_load(self.config_path.read_text()))
         except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
             raise ConfigError(
-                "a configuration in YAML", f"run={self.path} (config.yaml is damaged)", "start a new run"
+                "a configuration in YAML", f"run={self.path} ({CONFIG} is damaged)", "start a new run"
             ) from None
+        names = self._read_code_manifest()["originals"]
+        resolved: dict[str, Any] = replace_names(stored, {name: f"{self.path}/{name}" for name in names})
+        return resolved
+
+    def custom_objects(self) -> tuple[str, ...]:
+        """Returns the modules that may define custom layers of the run's model, for `load_model`.
+
+        Raises:
+            ConfigError: This is no run directory, or its configuration is damaged.
+        """
+        config = self.config()
+        modules = [str(name) for name in config.get("custom_objects") or ()]
+        model = str(config.get("model", ""))
+        if is_reference(model):
+            modules.append(model.rpartition(":")[0])
+        return tuple(modules)
 
     def metrics(self) -> list[dict[str, float]]:
-        """One entry per finished epoch, oldest first.
+        """Returns the metrics of every finished epoch, oldest first.
 
         Keys: epoch (from 1), loss, accuracy, val_loss, val_accuracy (where there is a validation
         split), learning_rate, seconds, images_per_second, input_wait (share of the time, 0 to 1).
@@ -127,87 +266,69 @@ class Run:
         return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
 
     def write_metrics(self, epochs: Sequence[dict[str, float]]) -> None:
-        """Replaces the metrics by these epochs: a line each, whole or not at all."""
-        write_atomically(
-            self.metrics_path, "".join(json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs)
-        )
+        """Replaces the metrics by those of some epochs, a line each, atomically."""
+        lines = [json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs]
+        write_atomically(self.metrics_path, "".join(lines))
 
     def request_stop(self, reason: str) -> None:
-        """Asks the workers to save where they are and to end."""
-        write_atomically(self.path / STOP, reason, durable=False)  # never seen without its reason
+        """Asks the workers to save a checkpoint and to end."""
+        write_atomically(
+            self._stop_path, reason, durable=False
+        )  # atomic: it is never seen without its reason
 
     def withdraw_stop(self) -> None:
-        """Takes the request back."""
-        (self.path / STOP).unlink(missing_ok=True)
+        """Withdraws the request to stop."""
+        self._stop_path.unlink(missing_ok=True)
 
     def stop_requested(self) -> str | None:
-        """Why the workers shall end; None where they shall not."""
+        """Returns the reason of a request to stop; None where there is no request."""
         try:
-            return (self.path / STOP).read_text()
+            return self._stop_path.read_text()
         except OSError:
             return None
 
     def notice(self, text: str) -> None:
-        """Adds a sentence to what the user is told, once, while the run goes on."""
+        """Adds a sentence to the notices, each of which the user is shown once while the run trains."""
         self.update_status(notices=[*self.status().get("notices", []), text])
 
     def status(self) -> dict[str, Any]:
-        """What is known of the run's state; empty before it started.
+        """Returns the recorded state of the run; empty before it started.
 
-        Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, caches, notices, timings
-        (seconds), environment.
+        Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, caches,
+        notices, timings (seconds), environment.
         """
         try:
             return dict(json.loads(self.status_path.read_text()))
-        except (
-            FileNotFoundError,
-            ValueError,
-        ):  # not there, or lost with the machine's power: it is not flushed
+        # It is missing, or was lost in a power failure: it is not flushed to disk.
+        except (FileNotFoundError, ValueError):
             return {}
 
     def state(self) -> str:
-        """The state as the status has it, but "interrupted" where it was the machine here that trained and nobody does any more.
+        """Returns the state in the status, or "interrupted" if this machine trained the run and has stopped.
 
-        A process that is killed cannot say so; its lock ends with it.
+        A killed process cannot record that; its lock ends with it. Locks may not reach other machines.
         """
         status = self.status()
         state = str(status.get("state", ""))
-        here = (
-            status.get("environment", {}).get("host") == platform.node()
-        )  # locks may not reach other machines
-        return "interrupted" if state in GOING_ON and here and not self._is_locked() else state
+        is_local = status.get("environment", {}).get("host") == platform.node()
+        if state in UNFINISHED_STATES and is_local and not self._is_locked():
+            return "interrupted"
+        return state
 
     def update_status(self, **changes: Any) -> None:
-        """Changes some entries of the status. One process at a time: the driver before and after the worker.
+        """Changes entries of the status. One process at a time: the driver before and after the worker.
 
-        Not flushed to disk: training must not wait for it.
+        It is not flushed to disk, because training must not wait for it.
         """
-        write_atomically(
-            self.status_path, json.dumps(self.status() | changes, indent=2) + "\n", durable=False
-        )
+        text = json.dumps(self.status() | changes, indent=2) + "\n"
+        write_atomically(self.status_path, text, durable=False)
 
     def add_timings(self, **seconds: float) -> None:
-        """Adds the seconds of some phases to the timings in the status."""
+        """Adds the seconds that some phases took to the timings in the status."""
         self.update_status(timings=self.status().get("timings", {}) | seconds)
 
-    def exists(self) -> bool:
-        """Whether the directory holds a run."""
-        return self.config_path.is_file()
-
-    def has_checkpoints(self) -> bool:
-        """Whether anything has been saved."""
-        return any(self.checkpoints.iterdir())
-
-    def remove(self) -> None:
-        """Removes the whole directory."""
-        shutil.rmtree(self.path)
-
-    def remove_ray_storage(self) -> None:
-        """Removes what Ray Train stores for itself while it trains."""
-        shutil.rmtree(self.ray_storage, ignore_errors=True)
-
     def write_model(self, save: Callable[[Path], None]) -> None:
-        """Replaces the model file, whole or not at all.
+        """Replaces the model file atomically.
 
         Args:
             save: Saves a model to a path that ends in `.keras`.
@@ -216,18 +337,54 @@ class Run:
             save(temporary)
 
     def append_rows(self, rank: int, lines: Sequence[str]) -> None:
-        """Appends lines to the log of the rows that a worker has trained on (see `RowLog`)."""
+        """Appends to the log of rows that a worker has trained on, see `service.training.telemetry.RowLog`.
+
+        Args:
+            rank: Rank of the worker.
+            lines: Lines without their ends.
+        """
         with (self.path / f"rows-{rank}.log").open("a") as file:
             file.writelines(f"{line}\n" for line in lines)
 
+    def hash_contents(self) -> dict[str, Any]:
+        """Returns digests of everything in the directory that a report depends on, by name.
 
-def score(metrics: dict[str, float], history: Sequence[dict[str, float]] = ()) -> float:
-    """What the best epoch is chosen by: validation accuracy, or training accuracy without a validation split.
+        Raises:
+            OSError: There is no model or configuration, or no longer.
+        """
+        status = self.status()
+        shown = {key: status.get(key) for key in ("state", "finished", "timings", "environment")}
+        descriptions = sorted(self.checkpoints.glob(f"{CHECKPOINT_PATTERN}/{CHECKPOINT_DESCRIPTION}"))
+        return {
+            "model": hash_file(self.model_path),
+            "checkpoints": hash_json([[path.parent.name, hash_file(path)] for path in descriptions]),
+            "config": hash_file(self.config_path),
+            "metrics": hash_file(self.metrics_path) if self.metrics_path.is_file() else None,
+            "status": hash_json(shown),
+        }
+
+
+def find_runs(root: Path) -> Iterator[Run]:
+    """Finds the run directories below a directory, sorted; skips hidden directories and the inside of runs.
 
     Args:
-        metrics: Of an epoch.
-        history: Of all epochs: where some were evaluated, those that were not score -1.
+        root: Directory to search.
+    """
+    for folder, subfolders, files in os.walk(root):
+        if CONFIG in files:
+            subfolders.clear()
+            yield Run(folder)
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+
+
+def score(metrics: dict[str, float], history: Sequence[dict[str, float]] = ()) -> float:
+    """Computes what the best epoch is chosen by: validation accuracy, else training accuracy.
+
+    Args:
+        metrics: Metrics of one epoch.
+        history: Metrics of all epochs: where some were evaluated, those that were not score -1.
     """
     if "val_accuracy" in metrics:
         return metrics["val_accuracy"]
-    return -1.0 if any("val_accuracy" in other for other in history) else metrics["accuracy"]
+    was_evaluated = any("val_accuracy" in other for other in history)
+    return -1.0 if was_evaluated else metrics["accuracy"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from service.commands.common import (
+    CUSTOM_OBJECTS_HELP,
     INFERENCE_WORKERS_HELP,
     MODEL_HELP,
     SCALE_HELP,
@@ -24,6 +25,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
     parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
     parser.add_argument("--workers", type=int, metavar="N", help=INFERENCE_WORKERS_HELP)
+    parser.add_argument(
+        "--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP
+    )
     parser.add_argument("--out", metavar="FILE.json", help="also write the scores to this file")
 
 
@@ -42,6 +46,7 @@ def run(options: argparse.Namespace) -> None:
         options.split,
         options=PredictOptions(options.scale, options.tta),
         workers=options.workers,
+        custom_objects=options.custom_objects,
         out=options.out,
     )
     scores = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.figures().items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from service.commands.common import (
+    CUSTOM_OBJECTS_HELP,
     INFERENCE_WORKERS_HELP,
     MODEL_HELP,
     SCALE_HELP,
@@ -40,6 +41,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
     parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
     parser.add_argument("--workers", type=int, metavar="N", help=INFERENCE_WORKERS_HELP)
+    parser.add_argument(
+        "--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -59,6 +63,7 @@ def run(options: argparse.Namespace) -> None:
         classes=options.classes,
         options=PredictOptions(options.scale, options.tta),
         workers=options.workers,
+        custom_objects=options.custom_objects,
     )
     reasons = f" (reasons in {summary.rejected_path})" if summary.rejected else ""
     print(

@@ -125,27 +125,30 @@ def _data_path(options: argparse.Namespace) -> Path | None:
 def _report_run(options: argparse.Namespace) -> None:
     report_options = _read_options(options)
 
-    from service.report.job import Form, render_report
-    from service.report.watch import steps
+    from service.report.job import render_report
+    from service.report.options import PageOptions
+    from service.report.watch import show_report_progress
     from service.runs import Run
 
-    form = Form(options.single_file)
-    with steps() as update:
-        page = render_report(Run(options.directories[0]), _data_path(options), report_options, form, update)
+    run = Run(options.directories[0])
+    page_options = PageOptions(options.single_file)
+    with show_report_progress() as update:
+        page = render_report(run, _data_path(options), report_options, page_options, update)
     print(f"open {page}")
 
 
 def _report_model(options: argparse.Namespace) -> None:
     report_options = _read_options(options)
 
-    from service.report.job import Form, render_model_report
+    from service.report.job import render_model_report
+    from service.report.options import PageOptions
 
     page = render_model_report(
         Path(options.model),
         Path(options.data),
         Path(options.out).absolute(),
         report_options,
-        Form(options.single_file),
+        PageOptions(options.single_file),
     )
     print(f"open {page}")
 
@@ -153,13 +156,13 @@ def _report_model(options: argparse.Namespace) -> None:
 def _report_all(options: argparse.Namespace) -> None:
     report_options = _read_options(options)
 
-    from service.report.batch import FAILED, report_all, summary_line
-    from service.report.watch import watching
+    from service.report.batch import FAILED, format_summary, report_all
+    from service.report.watch import show_batch_progress
 
     root = Path(options.all).absolute()
-    with watching() as watcher:
-        outcomes = report_all(root, report_options, options.single_file, watcher)
-    print(summary_line(outcomes))
+    with show_batch_progress() as observer:
+        outcomes = report_all(root, report_options, options.single_file, observer)
+    print(format_summary(outcomes))
     failed = [outcome.name for outcome in outcomes if outcome.state == FAILED]
     if failed:
         raise TrainingError(
@@ -171,7 +174,7 @@ def _report_all(options: argparse.Namespace) -> None:
 def _compare(options: argparse.Namespace) -> None:
     report_options = _read_options(options)
 
-    from service.report.job import Form
+    from service.report.options import PageOptions
     from service.report.pages.comparison import render_comparison
     from service.runs import Run
 
@@ -180,6 +183,6 @@ def _compare(options: argparse.Namespace) -> None:
         Path(options.out or DEFAULT_COMPARISON).absolute(),
         _data_path(options),
         report_options,
-        Form(options.single_file),
+        PageOptions(options.single_file),
     )
     print(f"open {page}")

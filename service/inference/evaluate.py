@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from hashlib import sha256
@@ -108,6 +109,7 @@ def evaluate(
     *,
     options: PredictOptions = DEFAULT_OPTIONS,
     workers: int | None = None,
+    custom_objects: Sequence[str] = (),
     out: str | Path | None = None,
 ) -> Evaluation:
     """Evaluates a model on every image of a split.
@@ -118,6 +120,7 @@ def evaluate(
         split: Name of the split.
         options: Pixel scale and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
+        custom_objects: Modules that define the custom layers of the model, see `load_model`.
         out: JSON file to write the scores to; an existing file is replaced.
 
     Raises:
@@ -131,7 +134,7 @@ def evaluate(
 
     from service.inference.classifier import Classifier, check_class_count
 
-    saved, net = open_model(model)
+    saved, net = open_model(model, custom_objects)
     check_class_count(net, manifest.classes)
     _check_class_names(manifest.classes, saved.classes)
     throughput = Throughput()

@@ -41,11 +41,13 @@ class SavedModel:
         name: File name of the model.
         content: Content of the model file.
         classes: Class names from the shard set of its run, where that still exists.
+        custom_objects: Modules that define the custom layers of the model.
     """
 
     name: str
     content: bytes
     classes: tuple[str, ...] | None
+    custom_objects: tuple[str, ...] = ()
 
     def load(self) -> keras.Model:
         """Loads the model.
@@ -62,7 +64,7 @@ class SavedModel:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.name
             path.write_bytes(self.content)
-            return load_model(path)
+            return load_model(path, self.custom_objects)
 
 
 def find_model_file(path: str | Path) -> Path:
@@ -83,8 +85,14 @@ def find_model_file(path: str | Path) -> Path:
     return path
 
 
-def open_model(path: str | Path) -> tuple[SavedModel, keras.Model]:
+def open_model(
+    path: str | Path, custom_objects: Sequence[str] = ()
+) -> tuple[SavedModel, keras.Model]:
     """Reads and loads a model file, or that of a run together with the class names of its shard set.
+
+    Args:
+        path: Model file made anywhere, or a run directory.
+        custom_objects: Modules that define the custom layers of the model; a run has its own.
 
     Raises:
         ConfigError: There is no such file or run, or it is not a usable model.
@@ -92,11 +100,15 @@ def open_model(path: str | Path) -> tuple[SavedModel, keras.Model]:
     from service.inference.classifier import class_count, load_model
 
     file = find_model_file(path)
-    model = load_model(file)
-    classes = _read_classes(Run(path)) if Path(path).is_dir() else None
+    classes = None
+    if Path(path).is_dir():
+        run = Run(path)
+        classes = _read_classes(run)
+        custom_objects = (*custom_objects, *run.custom_objects())
+    model = load_model(file, custom_objects)
     if classes and len(classes) != class_count(model):
         classes = None
-    return SavedModel(file.name, file.read_bytes(), classes), model
+    return SavedModel(file.name, file.read_bytes(), classes, tuple(custom_objects)), model
 
 
 def _read_classes(run: Run) -> tuple[str, ...] | None:

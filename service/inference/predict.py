@@ -58,6 +58,7 @@ def predict(
     classes: Sequence[str] | None = None,
     options: PredictOptions = DEFAULT_OPTIONS,
     workers: int | None = None,
+    custom_objects: Sequence[str] = (),
 ) -> PredictionSummary:
     """Predicts every image, and writes a table of id, class and class probabilities in their order.
 
@@ -71,6 +72,7 @@ def predict(
         classes: Class names; None for those of the run, else `class_0`, `class_1` and so on.
         options: Pixel scale and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
+        custom_objects: Modules that define the custom layers of the model, see `load_model`.
 
     Raises:
         ConfigError: The model, the data, the output or the class names cannot be used.
@@ -83,7 +85,7 @@ def predict(
 
     from service.inference.classifier import Classifier
 
-    saved, net = open_model(model)
+    saved, net = open_model(model, custom_objects)
     classifier = Classifier(net, options)
     names = _name_classes(classifier.classes, classes, saved.classes)
     probability_columns = [(name, pa.float32()) for name in names]

@@ -19,13 +19,13 @@ from typing import Any
 from pipelines.cluster import ray_session
 from pipelines.errors import ConfigError, DataError, Interrupted
 from pipelines.shards.manifest import load_manifest
-from pipelines.spec import check
-from service.config import RunConfig
+from service.config import RunConfig, load_run_config
+from service.models import check_name
+from service.models.check import check_model
 from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
 from service.training.progress import show_progress, summarize_timings
-from service.version import read_version
 from service.version import read_version
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -51,12 +51,16 @@ def train(
     """
     _check_workers(workers, local)
     check_paths_persist(out=Path(out), data=Path(config.shards))
-    check_can_start(config)  # before anything is written, or Ray is started
+    # Before anything is written, or Ray is started.
+    check_can_start(config)
+    notes = check_model(config, in_process=local)
+    print(*notes, sep="\n", end="\n" if notes else "")
     run = Run(out)
     run.check_free()
     began = time.perf_counter()
     with _connect(local):
-        run.create(config.model_dump(mode="json"))
+        run.create(config.model_dump(mode="json"), notes)
+        config = load_run_config(run)  # user code is named by its copy in the run
         try:
             _launch(config, run, workers or WorkerSpec(), local, began)
         except (ConfigError, DataError):
@@ -84,7 +88,7 @@ def resume(out: str | Path, workers: WorkerSpec | None = None, *, local: bool = 
     """
     _check_workers(workers, local)
     run = Run(out)
-    config = check(RunConfig, run.config(), str(run.config_path))
+    config = load_run_config(run)
     load_manifest(config.shards)
     status = run.status()
     has_ended = config.early_stopping is not None or len(run.metrics()) >= config.epochs
@@ -125,8 +129,9 @@ def check_can_start(config: RunConfig) -> None:
         config: Configuration of the run.
 
     Raises:
-        GlassboxError: The shard set or the weights do not exist, or the images are too small for the model.
+        GlassboxError: The model, the shard set or the weights do not exist, or the images are too small.
     """
+    check_name(config.model)
     load_manifest(config.shards)
     check_weights(config.model, config.weights)
     check_images(config.model, (*config.data.image_size, config.data.channels))

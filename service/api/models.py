@@ -1,0 +1,126 @@
+"""Models: load, evaluate and predict with any Keras image classifier."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import keras
+    import pyarrow as pa
+
+    from service.inference.evaluate import Evaluation
+
+
+def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ()) -> keras.Model:
+    """Loads the model of a run, or a model file made anywhere, in safe mode.
+
+    Args:
+        path: A run or run directory, or a `.keras` file.
+        custom_objects: `package.module` or `FILE.py` that defines the custom layers of the model; their code
+            is imported.
+
+    Raises:
+        ConfigError: There is no such model, it needs code to be executed, or it has custom layers that are
+            not defined.
+    """
+    from service.inference.jobs import open_model
+
+    return open_model(os.fspath(path), custom_objects)[1]
+
+
+def evaluate(
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    split: str = "validation",
+    *,
+    scale: float | None = None,
+    tta: str = "none",
+    workers: int | None = None,
+    custom_objects: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluates a model on a split of a shard set. Shows a progress bar.
+
+    Args:
+        model: A run or run directory, or a model file made anywhere.
+        data: Shard set, or the directory of one.
+        split: Name of the split.
+        scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
+        tta: Test-time augmentation, `none` or `flip`.
+        workers: Maximum number of Ray tasks; None for this process alone, or for the cluster at
+            `RAY_ADDRESS`.
+        custom_objects: Modules with the custom layers of the model, see `load_model`.
+
+    Returns:
+        Accuracy, loss, top-5 accuracy, AUC and confusion matrix.
+
+    Raises:
+        ConfigError: The model cannot be used, or does not fit the shard set.
+        DataError: The shard set cannot be used, or an image cannot be decoded.
+    """
+    from service.inference.evaluate import evaluate as evaluate_model
+    from service.inference.options import PredictOptions
+
+    return evaluate_model(
+        os.fspath(model),
+        os.fspath(data),
+        split,
+        options=PredictOptions(scale, tta),
+        workers=workers,
+        custom_objects=custom_objects,
+    )
+
+
+def predict(  # noqa: PLR0913 (keyword options of a public function)
+    model: str | os.PathLike[str],
+    data: str | os.PathLike[str],
+    *,
+    split: str | None = None,
+    classes: Sequence[str] | None = None,
+    scale: float | None = None,
+    tta: str = "none",
+    workers: int | None = None,
+    custom_objects: Sequence[str] = (),
+) -> pa.Table:
+    """Predicts every image of a shard set or source. Shows a progress bar.
+
+    Args:
+        model: A run or run directory, or a model file made anywhere.
+        data: Shard set, or a source such as `photos:DIR`.
+        split: Name of the split; None for all of them.
+        classes: Class names; None for those of the run, else `class_0`, `class_1` and so on.
+        scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
+        tta: Test-time augmentation, `none` or `flip`.
+        workers: Maximum number of Ray tasks; None for this process alone, or for the cluster at
+            `RAY_ADDRESS`.
+        custom_objects: Modules with the custom layers of the model, see `load_model`.
+
+    Returns:
+        An Arrow table: `id`, `class`, and one float32 column of probabilities per class. Images that cannot
+        be decoded have no row.
+
+    Raises:
+        ConfigError: The model, the data or the class names cannot be used.
+        DataError: The data is damaged, or no image can be decoded.
+    """
+    from pyarrow import parquet
+
+    from service.inference.options import PredictOptions
+    from service.inference.predict import predict as predict_to_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "predictions.parquet"
+        predict_to_file(
+            os.fspath(model),
+            os.fspath(data),
+            out,
+            split=split,
+            classes=classes,
+            options=PredictOptions(scale, tta),
+            workers=workers,
+            custom_objects=custom_objects,
+        )
+        return parquet.read_table(out)

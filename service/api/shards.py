@@ -1,0 +1,124 @@
+"""Shard sets: build them from a source, and open them."""
+
+from __future__ import annotations
+
+import html
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipelines.shards.manifest import Manifest, load_manifest
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pipelines.sources import Source
+
+    from .datasets import Dataset
+
+
+@dataclass(frozen=True)
+class ShardSet:
+    """A shard set that exists on disk. Usable wherever a path to a shard set is expected.
+
+    Attributes:
+        path: Directory of the shard set.
+        manifest: Its manifest: classes, encoding, and the shards, counts and pixel statistics of every split.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; labels are indices into them."""
+        return self.manifest.classes
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Number of images per split."""
+        return {name: split.rows for name, split in self.manifest.splits.items()}
+
+    def dataset(self, split: str = "train", **options: Any) -> Dataset:
+        """Opens a split as batches; see `glassbox.Dataset` for the options."""
+        from .datasets import Dataset
+
+        return Dataset(self, split, **options)
+
+    def images(self, rows: list[int], split: str = "validation", size: Any = None) -> np.ndarray:
+        """Decodes some images, uint8 `[N, H, W, C]`.
+
+        Args:
+            rows: Row numbers in the split.
+            split: Name of the split.
+            size: Height and width in pixels, or one number for both; None for the default of `DataSpec`.
+
+        Raises:
+            DataError: A row does not exist or its image is damaged.
+        """
+        import numpy as np
+
+        from pipelines.input.batches import read_rows
+        from pipelines.spec import DataSpec
+
+        data = DataSpec() if size is None else DataSpec(image_size=size)
+        return np.asarray(read_rows(self.path, split, data, list(rows))["image"])[: len(rows)]
+
+    def _repr_html_(self) -> str:
+        header = "".join(f"<th>{html.escape(name)}</th>" for name in ("split", "images", *self.classes))
+        rows = []
+        for name, split in self.manifest.splits.items():
+            cells = "".join(f"<td>{value:,}</td>" for value in (split.rows, *split.class_counts))
+            rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
+        title = f"<b>Shard set</b> {html.escape(str(self.path))}"
+        return f"{title}<table><tr>{header}</tr>{''.join(rows)}</table>"
+
+
+def build_shards(
+    source: str | Source, out: str | os.PathLike[str], *, workers: int | None = None, **spec: Any
+) -> ShardSet:
+    """Builds a shard set from a source, or resumes an interrupted build. Shows a progress bar.
+
+    Args:
+        source: Name of a source, such as `folder:DIR`, `archive:FILE` or `package.module:Class`; or a source
+            object.
+        out: Directory to create.
+        workers: Shards built at a time; None for one per CPU.
+        spec: Settings of `ShardSpec`, such as `encoding="jpeg:90"` or `validation=0.1`.
+
+    Returns:
+        The finished shard set.
+
+    Raises:
+        ConfigError: An option is invalid, or `out` exists and is something else.
+        DataError: The source cannot be used.
+    """
+    from pipelines.shards.build import build_shards as build
+    from pipelines.sources import open_source
+    from pipelines.spec import ShardSpec, check
+    from service.progress_bar import progress_bar
+
+    checked = check(ShardSpec, spec, "build_shards")
+
+    def open_again() -> Source:
+        return open_source(source) if isinstance(source, str) else source
+
+    with progress_bar("building shards") as update:
+        build(open_again(), Path(out), checked, update, workers, open_again)
+    return open_shards(out)
+
+
+def open_shards(path: str | os.PathLike[str]) -> ShardSet:
+    """Opens an existing shard set.
+
+    Args:
+        path: Directory of the shard set.
+
+    Raises:
+        DataError: There is no shard set, or its manifest is damaged.
+    """
+    return ShardSet(Path(path).absolute(), load_manifest(Path(path)))

@@ -1,0 +1,15 @@
+"""The version of glassbox, as it is installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+DISTRIBUTION = "glassbox-train"  # name of the package; the command and the import are `glassbox`
+
+
+def read_version() -> str:
+    """Returns the installed version; `unknown` in a checkout that is not installed."""
+    try:
+        return version(DISTRIBUTION)
+    except PackageNotFoundError:
+        return "unknown"
