@@ -1,9 +1,10 @@
-"""Pictures made from a seed, in which one known object decides the class.
+"""Pictures generated from a seed, in which one known object decides the class.
 
-One of the things in every picture is a ball, and its pattern alone, striped or checkered, is the class; its box is
-the example's `evidence`. All else (ground, light, other things; position, size, turn, colours and contrast of the
-ball) is drawn without a look at the class, and both patterns have the same mean colour and the same spatial
-frequency. One of the other things is a speckled stone, which misleads whatever looks for hard edges only.
+Every picture shows a ball among other objects, and only its pattern, striped or checkered, determines the
+class. Its bounding box is the example's `bbox`. Everything else (ground, light, other objects; position,
+size, rotation, colours and contrast of the ball) is drawn independently of the class, and both patterns
+have the same mean colour and the same spatial frequency. One of the other objects is a speckled stone,
+which misleads a model that responds to hard edges only.
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ LIMITS = {"train": (2, 1_000_000), "validation": (0, 1_000_000), "seed": (0, 2**
 
 @SOURCES.register("synthetic")
 class SyntheticSource:
-    """Striped and checkered balls: `synthetic:evidence` or `synthetic:evidence,train=1600,validation=400,seed=0,size=96`.
+    """Striped and checkered balls: `synthetic:evidence`, optionally with `,OPTION=VALUE` behind it.
+
+    The options and their defaults are `train=1600` and `validation=400` (number of pictures), `seed=0`, and
+    `size=96` (height and width in pixels).
 
     Args:
-        argument: What follows the colon: `evidence`, then options in any order. `train` and `validation` count
-            pictures, `size` is their height and width in pixels.
+        argument: `evidence`, then options in any order, separated by commas.
 
     Raises:
         ConfigError: There is no such kind of picture or option, or a value is out of range.
@@ -46,7 +49,7 @@ class SyntheticSource:
         self.options = _parse(options)
 
     def counts(self) -> Mapping[str, int]:
-        """Number of pictures per split; no `validation` where its option is 0."""
+        """Returns the number of pictures per split, without `validation` where its option is 0."""
         return {split: self.options[split] for split in ("train", "validation") if self.options[split]}
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Example]:
@@ -60,12 +63,12 @@ class SyntheticSource:
             yield Example(file.getvalue(), label, f"{split}/{index:06d}", box)
 
     def fingerprint(self) -> str:
-        """A digest of the options and of the generator's version."""
+        """Returns a digest of the options and of the generator's version."""
         return hash_json([VERSION, "evidence", self.options])
 
 
 def _parse(options: list[str]) -> dict[str, int]:
-    """Reads `name=value` options over the defaults."""
+    """Parses `name=value` options and completes them with the defaults."""
     values: dict[str, int] = {}
     for option in options:
         name, _, value = option.partition("=")
@@ -76,11 +79,12 @@ def _parse(options: list[str]) -> dict[str, int]:
         if name in values:
             raise ConfigError(f"{name} at most once", f"option={option!r}", "remove one of the two")
         low, high = LIMITS[name]
-        if not (value.isascii() and value.isdecimal() and len(value) < 20 and low <= int(value) <= high):
+        is_number = value.isascii() and value.isdecimal() and len(value) < 20
+        if not is_number or not low <= int(value) <= high:
             raise ConfigError(
-                f"{name} as a whole number from {low} to {high}",
+                f"{name} as an integer from {low} to {high}",
                 f"option={option!r}",
-                f"write for instance {name}={DEFAULTS[name]}",
+                f"write {name}={DEFAULTS[name]}, for example",
             )
         values[name] = int(value)
     return DEFAULTS | values

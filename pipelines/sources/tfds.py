@@ -14,21 +14,21 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources import SOURCES
 
-FOLDER = "folder="
+FOLDER_PREFIX = "folder="
 
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """A prepared data set. Made by `open_tfds`.
+    """A prepared data set, made by `open_tfds`. Every worker must see it under the same path.
 
     Attributes:
-        name: `tfds:NAME`.
-        classes: The class names of the label feature.
-        directory: Where the data set lies.
+        name: Name of the source, `tfds:NAME`.
+        classes: Class names of the label feature.
+        directory: Directory of the prepared data set, or of the image folder.
         is_folder: Whether it is an `ImageFolder` instead of a prepared data set.
-        keys: Names of the image and of the label feature.
+        keys: Names of the image feature and of the label feature.
         splits: Per split, the name of the data set's own split and its number of examples.
-        digest: What `fingerprint` returns.
+        digest: Digest that `fingerprint` returns.
     """
 
     name: str
@@ -40,17 +40,22 @@ class TfdsSource:
     digest: str
 
     def counts(self) -> Mapping[str, int]:
-        """Number of examples per split."""
+        """Returns the number of examples per split."""
         return {split: count for split, (_, count) in self.splits.items()}
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
-        """Yields examples `start` to `stop` with the image bytes as they were stored, in the order of the files."""
+        """Yields examples `start` to `stop` with the image bytes as stored, in the order of the files.
+
+        Raises:
+            DataError: A file cannot be read.
+        """
         import tensorflow as tf
 
         name, count = self.splits[split]
         indices = range(start, min(stop, count))
+        read_pairs = self._read_files if self.is_folder else self._read_records
         try:
-            pairs = (self._files if self.is_folder else self._records)(name, indices.start, indices.stop)
+            pairs = read_pairs(name, indices.start, indices.stop)
             for index, (image, label) in zip(indices, pairs, strict=True):
                 identifier = f"{name}/{index:06d}"
                 if not 0 <= label < len(self.classes):
@@ -59,94 +64,103 @@ class TfdsSource:
                     yield Example(image, label, identifier)
         except (OSError, tf.errors.OpError) as error:
             received = f"{self.directory}: {str(error).splitlines()[0]}"
-            raise DataError(
-                "a data set that can be read", received, "prepare it again, or check its files"
-            ) from None
+            fix = "prepare it again, or check its files"
+            raise DataError("a data set that can be read", received, fix) from None
 
     def fingerprint(self) -> str:
-        """A digest over version, class names and shard sizes (an image folder: paths and sizes of the files)."""
+        """Returns a digest over version, class names and shard sizes, or over the image files."""
         return self.digest
 
-    def _records(self, split: str, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
+    def _read_records(self, split: str, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
         import tensorflow_datasets as tfds
 
         image, label = self.keys
-        dataset = _builder(self.directory, False).as_dataset(
+        decoders = tfds.decode.PartialDecoding(
+            {image: True, label: True}, decoders={image: tfds.decode.SkipDecoding()}
+        )
+        dataset = _load_builder(self.directory, False).as_dataset(
             split=f"{split}[{start}:{stop}]",
             shuffle_files=False,
-            decoders=tfds.decode.PartialDecoding(
-                {image: True, label: True}, decoders={image: tfds.decode.SkipDecoding()}
-            ),
+            decoders=decoders,
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),
         )
         for example in dataset.as_numpy_iterator():
             yield example[image], int(example[label])
 
-    def _files(self, split: str, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
-        for path, label in _listed(self.directory, split)[start:stop]:
-            yield Path(path).read_bytes(), self.classes.index(label)
+    def _read_files(self, split: str, start: int, stop: int) -> Iterator[tuple[bytes, int]]:
+        for path, class_name in _list_files(self.directory, split)[start:stop]:
+            yield Path(path).read_bytes(), self.classes.index(class_name)
 
 
 @SOURCES.register("tfds")
 def open_tfds(argument: str) -> TfdsSource:
-    """Opens `NAME`, `NAME/CONFIG` or `NAME:VERSION`, prepared under `TFDS_DATA_DIR`; or `folder=DIR` with `DIR/SPLIT/CLASS/*`.
+    """Opens a data set that is prepared under `TFDS_DATA_DIR`, or an image folder.
 
-    Nothing is downloaded. `validation`, or else `test`, is the validation split. Images without a label are rejected.
+    Nothing is downloaded. `validation`, or else `test`, is the validation split. Images without a label are
+    rejected.
+
+    Args:
+        argument: `NAME`, `NAME/CONFIG` or `NAME:VERSION`; or `folder=DIR` with `DIR/SPLIT/CLASS/*`.
 
     Raises:
         ConfigError: `folder=DIR` names no folder.
-        DataError: The data set is not prepared, has no train split, or is not one image and one class label.
+        DataError: The data set is not prepared, has no train split, or does not have one image and one label.
     """
-    is_folder = argument.startswith(FOLDER)
-    directory = _folder(argument) if is_folder else _prepared(argument)
-    info = _builder(directory, is_folder).info
-    image, label = _keys(argument, info.features)
+    is_folder = argument.startswith(FOLDER_PREFIX)
+    directory = _find_folder(argument) if is_folder else _find_prepared(argument)
+    info = _load_builder(directory, is_folder).info
+    image, label = _find_keys(argument, info.features)
     classes = tuple(info.features[label].names)
     counts = {name: split.num_examples for name, split in info.splits.items()}
-    own = {"train": "train", "validation": "validation" if "validation" in counts else "test"}
-    splits = {split: (name, counts[name]) for split, name in own.items() if name in counts}
+    own_names = {"train": "train", "validation": "validation" if "validation" in counts else "test"}
+    splits = {split: (name, counts[name]) for split, name in own_names.items() if name in counts}
     if "train" not in splits or len(classes) < 2:
-        received = f"source=tfds:{argument}: splits={', '.join(counts) or 'none'} classes={', '.join(classes) or 'none'}"
+        found = f"splits={', '.join(counts) or 'none'} classes={', '.join(classes) or 'none'}"
+        received = f"source=tfds:{argument}: {found}"
         raise DataError("a train split and at least two classes", received, "choose another data set")
-    content: list[Any] = [
-        str(info.version),
-        classes,
-        [(name, info.splits[name].shard_lengths) for name, _ in splits.values()],
-    ]
+
+    names = [name for name, _ in splits.values()]
+    lengths = [(name, info.splits[name].shard_lengths) for name in names]
+    content: list[Any] = [str(info.version), classes, lengths]
     if is_folder:
-        paths = [path for name, _ in splits.values() for path, _ in _listed(directory, name)]
+        paths = [path for name in names for path, _ in _list_files(directory, name)]
         content.append([(os.path.relpath(path, directory), os.path.getsize(path)) for path in paths])
     digest = hashlib.sha256(repr((info.name, content)).encode()).hexdigest()
     return TfdsSource(f"tfds:{argument}", classes, directory, is_folder, (image, label), splits, digest)
 
 
-def _folder(argument: str) -> str:
-    path = Path(argument.removeprefix(FOLDER)).expanduser().absolute()
+def _find_folder(argument: str) -> str:
+    path = Path(argument.removeprefix(FOLDER_PREFIX)).expanduser().absolute()
     if not path.is_dir():
         raise ConfigError("a folder", f"source=tfds:{argument} (no such folder)", "check the path")
     return str(path)
 
 
-def _prepared(argument: str) -> str:
-    """Where a data set lies on disk. Looks at files only: the library's own look-up may reach for the network."""
+def _find_prepared(argument: str) -> str:
+    """Returns the directory of a prepared data set.
+
+    Only files are examined, because the library's own look-up may access the network.
+    """
     from tensorflow_datasets.core import read_only_builder
     from tensorflow_datasets.core.registered import DatasetNotFoundError
 
     data_dir = os.environ.get("TFDS_DATA_DIR", os.path.join("~", "tensorflow_datasets"))
     try:
-        return str(
-            read_only_builder.builder_from_files(argument, data_dir=os.path.expanduser(data_dir)).data_dir
-        )
+        builder = read_only_builder.builder_from_files(argument, data_dir=os.path.expanduser(data_dir))
     except (DatasetNotFoundError, ValueError) as error:
-        fix = "prepare it with 'tfds build' or tfds.load, and set TFDS_DATA_DIR to where it lies"
         reason = str(error).splitlines()[0].rstrip(".")
-        raise DataError(
-            f"a data set prepared in {data_dir}", f"source=tfds:{argument} ({reason})", fix
-        ) from None
+        received = f"source=tfds:{argument} ({reason})"
+        fix = "prepare it with 'tfds build' or tfds.load, and set TFDS_DATA_DIR to its directory"
+        raise DataError(f"a data set prepared in {data_dir}", received, fix) from None
+    return str(builder.data_dir)
 
 
-def _keys(argument: str, features: Any) -> tuple[str, str]:
-    """Names of the one image and the one class label."""
+def _find_keys(argument: str, features: Any) -> tuple[str, str]:
+    """Returns the names of the only image and the only class label.
+
+    Raises:
+        DataError: There is not exactly one of each.
+    """
     import tensorflow_datasets as tfds
 
     images = [name for name, feature in features.items() if isinstance(feature, tfds.features.Image)]
@@ -158,12 +172,15 @@ def _keys(argument: str, features: Any) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=2)  # opened once per process, not once per shard
-def _builder(directory: str, is_folder: bool) -> Any:
+def _load_builder(directory: str, is_folder: bool) -> Any:
     import tensorflow_datasets as tfds
 
-    return tfds.folder_dataset.ImageFolder(directory) if is_folder else tfds.builder_from_directory(directory)
+    if is_folder:
+        return tfds.folder_dataset.ImageFolder(directory)
+    return tfds.builder_from_directory(directory)
 
 
-def _listed(directory: str, split: str) -> list[tuple[str, str]]:
-    """Path and class of every file of a split. Private to the library, which can neither slice an ImageFolder nor list it."""
-    return list(_builder(directory, True)._split_examples[split])
+def _list_files(directory: str, split: str) -> list[tuple[str, str]]:
+    """Returns path and class of every file of a split."""
+    # A private attribute: the library can neither slice an ImageFolder nor list its files.
+    return list(_load_builder(directory, True)._split_examples[split])
