@@ -227,7 +227,7 @@ def test_two_workers_become_one_within_an_epoch(
     fit_run(run.path, settings)
     batches = Batches(settings.shards, "train", settings.data, 8, seed=5)
     expected = {
-        (epoch, step): batches.rows_of(epoch, step).tolist() for epoch in (1, 2, 3) for step in range(4)
+        (epoch, step): batches.find_rows(epoch, step).tolist() for epoch in (1, 2, 3) for step in range(4)
     }
     assert read_logged_rows(run) == expected
     one = runs["one", "stopped"]

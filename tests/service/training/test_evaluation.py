@@ -12,7 +12,7 @@ import tensorflow as tf
 from training_samples import config_for, noise_shards
 
 from pipelines.input.batches import Batches, read_rows
-from pipelines.input.cache import Cache
+from pipelines.input.cache import CacheBudget
 from pipelines.input.dali import KEPT
 from service.models.layers import add_head, build_logits_model
 from service.training.evaluation import IN_FLIGHT, Evaluation
@@ -40,7 +40,7 @@ def evaluated(
         shards, data={"image_size": [12, 12], "cache": "device" if request.param == 3 else "none"}
     ).data
     strategy, net = tf.distribute.get_strategy(), network(request.param)
-    batches = Batches(shards, "validation", data, 8, cache=Cache(strategy))
+    batches = Batches(shards, "validation", data, 8, cache=CacheBudget(strategy))
     found = read_rows(shards, "validation", data, range(ROWS))
     likely = net.predict(found["image"].astype(np.float32), verbose=0).astype(np.float64)
     return (

@@ -99,7 +99,7 @@ def test_logging_rows_changes_nothing(
     assert_equal_bits(read_checkpoint(plain, "epoch-0002"), read_checkpoint(logged, "epoch-0002"))
     batches = Batches(shards, "train", config.data, 8, seed=5)
     assert read_logged_rows(logged) == {
-        (epoch, step): batches.rows_of(epoch, step).tolist() for epoch in (1, 2) for step in range(4)
+        (epoch, step): batches.find_rows(epoch, step).tolist() for epoch in (1, 2) for step in range(4)
     }
     assert read_logged_rows(plain) == {}
 

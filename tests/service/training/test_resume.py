@@ -190,12 +190,12 @@ def test_what_is_not_a_number_is_named(
         **PLAIN,
     )
     batches = Batches(one_white, "train", config.data, 8, seed=6)
-    (step,) = [n for n in range(3) if 10 in batches.rows_of(1, n)]
+    (step,) = [n for n in range(3) if 10 in batches.find_rows(1, n)]
     step -= step % accumulate
     rows = [
         row
         for n in range(step, min(step + accumulate, 3))
-        for row in batches.rows_of(1, n).tolist()
+        for row in batches.find_rows(1, n).tolist()
         if row >= 0
     ]
     shown = ", ".join(map(str, rows[:8])) + (", ..." if len(rows) > 8 else "")

@@ -56,7 +56,7 @@ def test_the_saved_model_has_the_statistics_of_the_training_images(shards: Path,
     of_pixels, hidden, of_hidden = (model.get_layer(name) for name in ("of_pixels", "hidden", "of_hidden"))
     data = config_for(shards, **SETTINGS).data
     batches = Batches(shards, "train", data, 8, seed=5)
-    rows = [batches.rows_of(0, step).tolist() for step in range(3)]  # 24 images: the fourth batch is padded
+    rows = [batches.find_rows(0, step).tolist() for step in range(3)]  # 24 images: the fourth batch is padded
     # [3, 8, 12, 12, 3], as the first normalization sees them
     pixels = np.stack([read_rows(shards, "train", data, batch)["image"] for batch in rows]) / 255
     np.testing.assert_allclose(of_pixels.moving_mean, pixels.mean(axis=(0, 1, 2, 3)), rtol=1e-5)

@@ -45,7 +45,7 @@ def test_epochs_follow_each_other_from_any_step_on(tmp_path: Path, feed: object)
         for batch in feed(tf.distribute.get_strategy(), batches, WorkerContext(), 2, 1, 2)
     ]
     assert found == [
-        batches.rows_of(epoch, step).tolist() for epoch, step in ((2, 1), (2, 2), (3, 0), (3, 1), (3, 2))
+        batches.find_rows(epoch, step).tolist() for epoch, step in ((2, 1), (2, 2), (3, 0), (3, 1), (3, 2))
     ]
     assert found[1][3] == -1  # padding
 
