@@ -1,4 +1,4 @@
-"""Rasters: resampling of small maps, and how finely they are quantized; shared by `analysis` and `drawing`."""
+"""Rasters: resampling and quantization of small maps, shared by `analysis` and `drawing`."""
 
 from __future__ import annotations
 

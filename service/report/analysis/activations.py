@@ -15,7 +15,7 @@ class FeatureMapOutputs(NamedTuple):
     """Outputs of a layer with feature maps for N images.
 
     Attributes:
-        tiles: uint8 `[N, h, w, C]`: every channel standardized, shrunk to a tile and quantized to `SHADES` levels.
+        tiles: uint8 `[N, h, w, C]`: channels standardized, shrunk to tiles and quantized to `SHADES` levels.
         mean_activation: float32 `[N, C]`: mean over all positions, negative values counted as 0.
         is_inactive: bool `[N, C]`, see `find_inactive_channels`.
         sparsity: float32 `[N]`: fraction of zeros among all values.
@@ -59,7 +59,7 @@ def compute_activations(network: Network, images: np.ndarray) -> dict[str, Layer
 
 
 def collect_layer_outputs(network: Network, trace: Trace) -> dict[str, LayerOutputs]:
-    """Collects the outputs of all layers from a trace, by layer name; called inside the graph that runs the batch."""
+    """Collects the outputs of all layers from a trace, by layer name; called in the graph that runs it."""
     outputs = {}
     for layer in network.layers:
         values = tf.cast(trace.outputs[layer.name], tf.float32)
@@ -103,7 +103,7 @@ def standardize_channels(values: Any, mean: Any = None, deviation: Any = None) -
 
 
 def standardize_vector(values: np.ndarray) -> np.ndarray:
-    """Standardizes the units of a dense layer like the positions of a channel: float `[units]` to uint8 `[units]`."""
+    """Standardizes the units of a vector like the positions of a channel: `[units]` to uint8 `[units]`."""
     as_channel = tf.constant(values, tf.float32)[None, :, None, None]  # [1, units, 1, 1]
     return np.rint(standardize_channels(as_channel).numpy()).astype(np.uint8).reshape(-1)
 
@@ -132,7 +132,7 @@ def quantize_channels(levels: Any, shrink: int) -> tf.Tensor:
 
 
 def _average_blocks(values: tf.Tensor, factor: int) -> tf.Tensor:
-    """Averages blocks `[factor, factor]` of `[B, H, W, C]`; pixels missing from the last blocks repeat the edge."""
+    """Averages blocks `[factor, factor]` of `[B, H, W, C]`; the last blocks are filled with the edge."""
     for axis in (1, 2):
         size = [factor if axis == spatial else 1 for spatial in (1, 2)]
         averages = tf.nn.avg_pool2d(values, size, size, "VALID")
@@ -150,7 +150,7 @@ def summarize_layer(layer: LayerInfo, outputs: LayerOutputs, count: int) -> dict
     """Summarizes a layer's outputs for the first `count` images.
 
     Returns:
-        The layer's name, kind and shape, the fraction of inactive channels (None for vectors) and the sparsity.
+        Name, kind and shape of the layer, fraction of inactive channels (None for vectors), and sparsity.
     """
     inactive = None
     if isinstance(outputs, FeatureMapOutputs):

@@ -1,4 +1,4 @@
-"""Images as training sees them: for some rows and epochs the augmented images, and the parameters drawn for each."""
+"""Images as training sees them: the augmented images of some rows and epochs, with the parameters drawn."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def augment_images(
     rows = _order_rows(reader, data, options.seed, options.epoch)[: options.rows]
     epochs = range(options.epoch, options.epoch + options.versions)
     by_epoch = [_augment_rows(shards, reader, data, augment, options, rows, epoch) for epoch in epochs]
-    ids = reader.ids(rows)
+    ids = reader.read_ids(rows)
     originals = _read_images(shards, options.split, data, rows)
     images = []
     for index, row in enumerate(rows.tolist()):
@@ -137,7 +137,7 @@ def _name_neighbour(fact: Fact, reader: ShardReader, neighbour: int) -> Fact:
     if not fact.of_neighbour:
         return fact
     label = reader.manifest.classes[reader.labels[neighbour]]
-    file = PurePosixPath(reader.ids([neighbour])[0]).name
+    file = PurePosixPath(reader.read_ids([neighbour])[0]).name
     return replace(fact, value=f"{fact.value} {label}, {file}", of_neighbour=False)
 
 
@@ -146,7 +146,7 @@ def _order_rows(reader: ShardReader, data: DataSpec, seed: int, epoch: int) -> R
 
 
 def _find_neighbours(reader: ShardReader, data: DataSpec, seed: int, epoch: int, rows: Rows) -> Rows:
-    """Finds the row that each row is mixed with in an epoch, `[rows]`; padding for a last row without neighbour."""
+    """Finds the row that each row is mixed with in an epoch, `[rows]`; padding for a row without one."""
     order = _order_rows(reader, data, seed, epoch)
     positions = np.argsort(order)[rows]
     neighbours = np.minimum(positions ^ 1, len(order))

@@ -42,7 +42,7 @@ class ReportExample:
 
 
 def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
-    """Chooses examples from each class in turn: the most confident correct prediction, else the least wrong one.
+    """Chooses examples from each class in turn: the surest correct prediction, else the least wrong one.
 
     Args:
         predictions: Predictions for the whole split.
@@ -71,8 +71,8 @@ def choose_classes(probabilities: np.ndarray, truth: int) -> np.ndarray:
         truth: Label of the true class.
 
     Returns:
-        int64 `[M]`: all classes in order if there are few, else the most probable ones, of which the true class
-        replaces the last one if it is not among them.
+        int64 `[M]`: all classes in order if there are few, else the most probable ones; if the true class is
+        not among them, it replaces the last one.
     """
     if len(probabilities) <= MAX_ALL_CLASSES:
         return np.arange(len(probabilities))

@@ -1,4 +1,4 @@
-"""The forward pass over the examples: logits, heatmaps and the outputs of every layer from one compiled graph."""
+"""The forward pass over the examples: logits, heatmaps and the outputs of every layer from one graph."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ForwardPass:
 
 
 def choose_heatmap_layers(network: Network, count: int) -> list[str]:
-    """Chooses up to `count` layers: the last feature map, and convolutions spread evenly over the depth before it.
+    """Chooses up to `count` layers: the last feature map, and convolutions spread evenly over the depth.
 
     Returns:
         Names of the layers, the last one first; none for a network without convolutions.

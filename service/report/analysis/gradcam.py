@@ -35,18 +35,19 @@ class CamResult(NamedTuple):
 class CamExtractor:
     """Computes class activation maps of a network.
 
-    Only what follows the first of the layers is recorded on the gradient tape. Gradients start at the logits: those
-    of a confident softmax vanish.
+    Only what follows the first of the layers is recorded on the gradient tape. Gradients start at the logits:
+    those of a confident softmax vanish.
 
-    The methods are `gradcam` (Selvaraju et al., 2017, Grad-CAM), `gradcam++` (Chattopadhay et al., 2018), `layercam`
-    (Jiang et al., 2021), and `signed`: Grad-CAM without the final ReLU, negative where values lower the logit.
+    The methods are `gradcam` (Selvaraju et al., 2017, Grad-CAM), `gradcam++` (Chattopadhay et al., 2018),
+    `layercam` (Jiang et al., 2021), and `signed`: Grad-CAM without the final ReLU, negative where values
+    lower the logit.
 
     Args:
         network: The network to explain.
         layers: Names of layers with outputs `[B, H, W, C]`.
         methods: Names of the methods.
         classes: Number of classes explained per image.
-        extra_outputs: Function of the trace to tensors `[B, ...]` in any structure, computed in the same graph.
+        extra_outputs: Function of the trace to tensors `[B, ...]` in any structure, run in the same graph.
 
     Raises:
         ConfigError: The network has no such layer.
@@ -87,7 +88,7 @@ class CamExtractor:
         return CamResult(logits, dict(zip(keys, maps, strict=True)), extras)
 
     def _compute(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], Any]:
-        """Logits, the maps `[B, M, h, w]` of every layer and method, and the extra outputs; runs in the graph."""
+        """Logits, maps `[B, M, h, w]` of every layer and method, and extra outputs; runs in the graph."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
 
             def watch_layers(name: str, y: tf.Tensor) -> None:

@@ -69,11 +69,11 @@ class ShardImages:
 
     def ids(self, rows: Sequence[int]) -> list[str]:
         """Reads the identifiers of some rows: the names of the images in their source."""
-        return self._reader.ids([int(row) for row in rows])
+        return self._reader.read_ids([int(row) for row in rows])
 
     def read_bboxes(self, rows: Sequence[int]) -> list[Box | None]:
         """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None where unknown."""
-        return self._reader.evidence([int(row) for row in rows])
+        return self._reader.read_bboxes([int(row) for row in rows])
 
     def batches(self) -> Iterator[Batch]:
         """Iterates over all images, in the order of the rows."""

@@ -1,7 +1,8 @@
-"""Linear probes of depth: how well linear models recover the class, and the image itself, from every layer's outputs.
+"""Linear probes of depth: how well linear models recover the class, and the image itself, from every layer.
 
-Linear probes are those of Alain and Bengio (2016), Understanding intermediate layers using linear classifier probes.
-They are fitted to some images by ridge regression and tested on others.
+The method is that of Alain and Bengio (2016), Understanding intermediate layers using linear classifier
+probes.
+The probes are fitted to some images by ridge regression and tested on others.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def fit_linear_probes(
 
 
 def choose_layers(network: Network) -> list[LayerInfo]:
-    """Chooses the layers to probe: all that do more than rescale, or some of them spread evenly over the depth."""
+    """Chooses the layers to probe: all that do more than rescale, or some of them spread over the depth."""
     layers = [layer for layer in network.layers if layer.kind not in SKIPPED_KINDS]
     if not layers:
         return []
@@ -136,7 +137,7 @@ def predict_with_ridge(
                 penalty = relative_penalty * max(float(eigenvalues.mean()), 1e-30)
                 shrinkage = 1 / (eigenvalues + penalty)
                 dual = eigenvectors @ (shrinkage[:, None] * rotated)
-                # Diagonal of the inverse of kernel + penalty, corrected for the offset, which is fitted as well.
+                # Diagonal of the inverse of kernel + penalty, corrected for the offset, which is fitted too.
                 inverse_diagonal = squared_eigenvectors @ shrinkage - 1 / (fit_count * penalty)
                 residuals = dual / np.maximum(inverse_diagonal, 1e-30)[:, None]
                 error = float(np.square(residuals).mean())

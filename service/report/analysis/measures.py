@@ -1,4 +1,4 @@
-"""Quality of heatmaps: dependence on the weights, faithfulness to the prediction, and localization of the object."""
+"""Quality of heatmaps: dependence on the weights, faithfulness to the prediction, localization of objects."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def compute_ranks(values: Floats) -> Floats:
 
 
 def spearman(a: Floats, b: Floats) -> float:
-    """Computes the rank correlation of two maps of one shape (Spearman, 1904); 0 if one of them is constant."""
+    """Computes the rank correlation of two maps of one shape (Spearman, 1904); 0 if one is constant."""
     x = compute_ranks(a.ravel())
     y = compute_ranks(b.ravel())
     x = x - x.mean()
@@ -45,8 +45,8 @@ def spearman(a: Floats, b: Floats) -> float:
 def randomize_weights(model: keras.Model, seed: int, last_only: bool = False) -> Iterator[None]:
     """Shuffles the values of every kernel within a block, and restores them after it.
 
-    Each kernel keeps its mean and deviation and loses what it learned: the model parameter randomization test of
-    Adebayo et al. (2018), Sanity checks for saliency maps, with permutations instead of new values.
+    Each kernel keeps its mean and deviation and loses what it learned: the model parameter randomization test
+    of Adebayo et al. (2018), Sanity checks for saliency maps, with permutations instead of new values.
 
     Args:
         model: The model whose kernels are shuffled in place.
@@ -82,7 +82,7 @@ class PerturbationCurves:
 
     @property
     def auc(self) -> tuple[float, float]:
-        """Areas under the deletion and the insertion curve, in [0, 1]; small and large for faithful heatmaps."""
+        """Areas under the deletion and the insertion curve, in [0, 1]; small and large if faithful."""
         deletion = float(np.trapezoid(self.deletion, dx=1 / STEPS))
         insertion = float(np.trapezoid(self.insertion, dx=1 / STEPS))
         return deletion, insertion
@@ -91,7 +91,7 @@ class PerturbationCurves:
 def compute_perturbation_curves(
     predict: PredictFunction, images: Floats, classes: NDArray[np.int64], maps: Floats, seed: int
 ) -> PerturbationCurves:
-    """Removes pixels in the order of the heatmaps, the highest values first; they take the image's mean colour.
+    """Replaces pixels by the image's mean colour, in the order of the heatmaps, the highest values first.
 
     Args:
         predict: Function of images `[N, H, W, C]` to probabilities `[N, K]`.
@@ -154,7 +154,9 @@ def compute_box_energy(values: Floats, box: Box) -> float:
 
 
 def compute_edge_strength(image: Floats, ignored_box: Box | None = None) -> Floats:
-    """Computes the strength of edges around every pixel: the gradient of brightness, averaged over a tenth of the side.
+    """Computes the strength of edges around every pixel: the gradient of brightness, averaged over a window.
+
+    The window has a tenth of the side of the image.
 
     Args:
         image: Image `[H, W, C]`.
@@ -187,14 +189,14 @@ def _average_windows(values: Floats, radius: int) -> Floats:
 
 
 def find_distractor(image: Floats, box: Box) -> tuple[float, float]:
-    """Finds the strongest edges outside a bounding box: the peak of a map that follows edges and not the class."""
+    """Finds the strongest edges outside a bounding box: where a map peaks that follows edges, not classes."""
     strength = compute_edge_strength(image, ignored_box=box)
     return find_peak(np.where(make_box_mask(strength.shape, box), -1, strength))
 
 
 @dataclass(frozen=True)
 class LocalizationScores:
-    """How well heatmaps find known bounding boxes; for each score alone there are wrong heatmaps with a good one.
+    """How well heatmaps find known bounding boxes; for each single score there are wrong heatmaps that pass.
 
     Attributes:
         pointing_game: Fraction of heatmaps whose maximum lies in the box (Zhang et al., 2016).

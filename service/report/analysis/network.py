@@ -1,8 +1,8 @@
-"""A classifier under analysis: its logits, and the input and output of every layer, those of nested models included.
+"""A classifier under analysis: its logits, and the input and output of every layer, also in nested models.
 
-Keras gives access to the outputs of a model's own layers only, and not within the graph that the model is part of.
-The graph is therefore run again here, operation by operation. The one private method of Keras that this takes is
-called in `replay_graph` and nowhere else; a test compares the result with the model's own.
+Keras gives access to the outputs of a model's own layers only, and not within the graph that the model is
+part of. The graph is therefore run again here, operation by operation. The one private method of Keras that
+this takes is called in `replay_graph` and nowhere else; a test compares the result with the model's own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LayerInfo:
     """A layer with an output that can be analysed.
 
     Attributes:
-        name: Name of the layer, after the names of the nested models it is in and slashes. The second run of a
+        name: Path of the layer: the names of the nested models it is in, and its own. The second run of a
             shared layer is called `name:2`.
         kind: Class name of the layer, such as `Conv2D`.
         shape: Shape of the output for one image: `(H, W, C)` or `(units,)`.
@@ -76,8 +76,8 @@ class Trace:
     """Inputs and outputs of all operations for a batch.
 
     Attributes:
-        logits: float32 `[B, K]`, K >= 2; the model's probabilities are their softmax. A single unit z counts as the
-            logits (-z/2, z/2).
+        logits: float32 `[B, K]`, K >= 2; the model's probabilities are their softmax. A single unit z counts
+            as the logits (-z/2, z/2).
         operations: Operations by name, in the order in which they ran.
         inputs: First argument of every operation, by its name.
         outputs: Output of every operation, by its name.
@@ -97,10 +97,11 @@ class Network:
     """A Keras classifier in inference mode, from pixels to logits.
 
     Args:
-        model: A functional or Sequential model, possibly nested; ends in softmax, in one sigmoid unit, or in raw logits.
+        model: A functional or Sequential model, possibly nested, that ends in softmax, in one sigmoid unit,
+            or in raw logits.
         scale: Factor on the pixels, 0 to 255, before they enter the model.
-        fast: Whether all layers but the last compute in bfloat16: up to twice as fast on processors that support it,
-            and less exact.
+        fast: Whether all layers but the last compute in bfloat16: up to twice as fast on processors that
+            support it, and less exact.
 
     Attributes:
         model: The Keras model itself.
@@ -133,7 +134,7 @@ class Network:
     def last_feature_map(self) -> LayerInfo | None:
         """The last feature map of full resolution; None without convolutions.
 
-        That is the output of the last convolution, or of the normalization and activation after it, before pooling.
+        That is the output of the last convolution, or of an activation or the like between it and pooling.
         """
         if not self.convolutions:
             return None
@@ -256,7 +257,7 @@ def replay_graph(model: keras.Model, x: Any, run_operation: RunOperation, prefix
     Args:
         model: A functional or Sequential model.
         x: Input of the model.
-        run_operation: Runs one operation; called with its path, the operation and its arguments for inference.
+        run_operation: Runs one operation in inference mode, given its path, itself and its arguments.
         prefix: Path of this model, before the names of its operations.
 
     Returns:

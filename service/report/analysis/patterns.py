@@ -1,7 +1,7 @@
 """Filter patterns: images that maximize the activation of a filter, found by gradient ascent from noise.
 
-The method is activation maximization (Erhan et al., 2009); the steps are those of F. Chollet (2016), "How convolutional
-neural networks see the world".
+The method is activation maximization (Erhan et al., 2009); the steps are those of F. Chollet (2016), "How
+convolutional neural networks see the world".
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def compute_filter_patterns(
 ) -> FilterPatterns:
     """Computes the patterns of some filters.
 
-    Every step adds the gradient of the mean activation, divided by its root mean square, to the pixels (0 to 255).
+    Every step adds the gradient of the mean activation, over its root mean square, to the pixels (0 to 255).
 
     Args:
         network: The network under analysis.
@@ -108,7 +108,7 @@ def compute_filter_patterns(
 
 
 def choose_pattern_size(network: Network, layer: str) -> tuple[int, int]:
-    """Chooses the size of a layer's patterns: that of the model's images, or smaller where the layer allows it."""
+    """Chooses the size of a layer's patterns: that of the images, or less where the layer allows it."""
     height, width = network.shape[:2]
     factor = MAX_SIDE / max(height, width)
     if factor >= 1 or not network.is_size_independent(layer):
@@ -117,7 +117,7 @@ def choose_pattern_size(network: Network, layer: str) -> tuple[int, int]:
 
 
 def deprocess_patterns(images: np.ndarray) -> np.ndarray:
-    """Brings every pattern to mean 128 and standard deviation 64: float `[F, H, W, C]` to uint8 `[F, H, W, C]`."""
+    """Brings patterns to mean 128 and standard deviation 64: float `[F, H, W, C]` to uint8 `[F, H, W, C]`."""
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     deviation = images.std(axis=(1, 2, 3), keepdims=True)
     levels = (images - mean) / np.maximum(deviation, 1e-5) * 64 + 128
@@ -129,8 +129,8 @@ def _ascend(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Takes one step for F images, one per filter; returns the images and the activations before the step.
 
-    Where the activation function of a filter is 0 everywhere, it has no gradient: the step then follows the gradient
-    of the value before the activation function.
+    Where the activation function of a filter is 0 everywhere, it has no gradient: the step then follows the
+    gradient of the value before the activation function.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
@@ -153,7 +153,7 @@ def _average_diagonal(activations: tf.Tensor) -> tf.Tensor:
 def _compute_filter_outputs(trace: Trace, layer: str, filters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """The outputs of some filters before and after the activation function, `[F, h, w, F]` each.
 
-    For a plain convolution only the kernels of these filters are computed; for other layers both are the output.
+    Of a plain convolution only these filters are computed; for other layers both are the layer's output.
     """
     convolution = trace.operations[layer]
     is_plain = (

@@ -31,7 +31,7 @@ class RunFacts:
         seconds: Total duration of training in seconds; None if unknown.
         settings: The configuration, as names and formatted values.
         environment: Versions and hardware of the run, as names and formatted values.
-        rejected: Id and reason of source images that are not in the shard set, the first `MAX_REJECTED` of them.
+        rejected: Ids and reasons of source images that are not in the shard set, the first `MAX_REJECTED`.
         rejected_count: Number of all rejected images.
     """
 
@@ -136,7 +136,7 @@ def format_setting(value: Any) -> str:
 
 
 def read_rejected_images(shards: Path) -> tuple[tuple[str, str], ...]:
-    """Reads ids and reasons of the first `MAX_REJECTED` rejected source images; none if the list is missing."""
+    """Reads ids and reasons of the first `MAX_REJECTED` rejected images; none if the list is missing."""
     rejected: list[tuple[str, str]] = []
     try:
         with (shards / REJECTED).open(encoding="utf-8") as lines:

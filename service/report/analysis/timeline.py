@@ -1,4 +1,4 @@
-"""Outputs of a network for the same images at several checkpoints of a run, and scales that the checkpoints share."""
+"""Outputs of a network for the same images at several checkpoints of a run, on scales that they share."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class CheckpointOutputs:
     Attributes:
         epoch: Epoch at whose end the checkpoint was saved.
         probabilities: float32 `[B, K]`.
-        maps: Grad-CAM for the true classes, float32 `[B, h, w]`, at least 0; empty `[B, 0, 0]` without convolutions.
+        maps: Grad-CAM of the true classes, float32 `[B, h, w]`, at least 0; `[B, 0, 0]` if not available.
         channels: First channels of some convolutions, float32 `[B, H, W, <= MAX_CHANNELS]`, by layer name.
-        patterns: Patterns of the first filters of the last of these convolutions, from the same noise at every
+        patterns: Patterns of the first filters of the last of these convolutions, from the same noise at each
             checkpoint; None if they were not requested.
     """
 
@@ -100,14 +100,14 @@ def choose_layers(network: Network) -> list[LayerInfo]:
 
 
 def standardize_jointly(values: Sequence[np.ndarray]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Standardizes the channels of several checkpoints on one scale: statistics are over all checkpoints and images.
+    """Standardizes channels on one scale: mean and deviation are over all checkpoints and images.
 
     Args:
         values: The channels at every checkpoint, float32 `[B, H, W, C]`.
 
     Returns:
-        For every checkpoint the standardized channels, float32 `[B, H, W, C]`, 0 to 255, and flags of the inactive
-        ones, bool `[B, C]`.
+        For every checkpoint the standardized channels, float32 `[B, H, W, C]`, 0 to 255, and flags of the
+        inactive ones, bool `[B, C]`.
     """
     stacked = np.stack(values)  # [checkpoints, B, H, W, C]
     mean = stacked.mean(axis=(0, 1, 2, 3))
@@ -120,7 +120,7 @@ def standardize_jointly(values: Sequence[np.ndarray]) -> list[tuple[np.ndarray, 
 
 
 def compute_shared_limits(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Computes the highest value of every image's maps over all checkpoints, float32 `[B]`; 1 where all are 0.
+    """Computes the highest value of every image's maps over all checkpoints, float32 `[B]`; 1 if all are 0.
 
     Args:
         maps: The maps at every checkpoint, float32 `[B, h, w]`; sizes may differ between checkpoints.

@@ -59,7 +59,8 @@ class Drawing:
         stem: First part of the file name.
         alt: Alternative text for those who cannot see the picture.
         origin: What the picture was made from, for the manifest.
-        kind: `png`, `jpeg` or `webp`; `photo`, JPEG of high quality; or `jpeg-444`, JPEG without chroma subsampling.
+        kind: `png`, `jpeg` or `webp`; `photo`, JPEG of high quality; or `jpeg-444`, JPEG without chroma
+            subsampling.
         palette: Colours of the indices, uint8 `[256, 3]`; None for pixels that are no indices.
     """
 

@@ -62,7 +62,7 @@ def _build_palette(shades: NDArray[np.uint8]) -> NDArray[np.uint8]:
 VIRIDIS = _interpolate(_VIRIDIS, 256)
 # From low (dark) to high (bright).
 SEQUENTIAL = _build_palette(_interpolate(_VIRIDIS, SHADES))
-# From negative (blue) through zero (white) to positive (red); the last shade is repeated to make the number even.
+# From negative (blue) through zero (white) to positive (red); the last shade is repeated to fill the palette.
 DIVERGING = _build_palette(
     np.concatenate([_interpolate(_BLUE_RED, SHADES - 1), np.array(_BLUE_RED[-1:], np.uint8)])
 )

@@ -1,4 +1,4 @@
-"""Number formats of the pages: fractions, numbers, differences and durations; also the filters of the templates."""
+"""Number formats of the pages, also used as filters in the templates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """Formats a fraction in [0, 1] as a percentage; a dash for None. Never rounds up to 100% or down to 0%."""
+    """Formats a fraction in [0, 1] as a percentage, never rounded to 100% or 0%; a dash for None."""
     if fraction is None or not math.isfinite(fraction):
         return NO_VALUE
     text = f"{fraction * 100:.{digits}f}"
@@ -48,7 +48,7 @@ def points(fraction: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Formats a duration in its two largest units: `45 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`; a dash for None."""
+    """Formats a duration in its two largest units, such as `3 min 20 s` or `2 h 5 min`; a dash for None."""
     if seconds is None or not math.isfinite(seconds):
         return NO_VALUE
     if seconds < 10:

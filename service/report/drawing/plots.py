@@ -1,4 +1,4 @@
-"""Line charts as data: the lines, a description for those who cannot see them, and the values of the table below.
+"""Line charts as data: the lines, a description for those who cannot see them, and formatted values.
 
 The page draws them in the browser (`html/page.js`, with uPlot); `html/plot.html` puts one into a template.
 """
@@ -85,7 +85,7 @@ class Plot:
         return self.ticks[index] if self.ticks else number(float(self.x[index]))
 
     def describe(self) -> str:
-        """Describes the plot for those who cannot see it: first and last value of every line, marks and levels."""
+        """Describes the plot in a sentence: first and last values of the lines, marks and levels."""
         count = len(self.x)
         plural = "" if count == 1 else "s"
         parts = [f"{self.title} over {count} {self.x_label}{plural}"]

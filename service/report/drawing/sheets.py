@@ -23,7 +23,7 @@ from service.report.rasters import MAX_TILE_SIDE, average_blocks, compute_shrink
 COLUMNS = 16
 # Shortest longer side of a tile, in pixels.
 MIN_TILE_SIDE = 24
-# Alignment of tiles, in pixels: JPEG codes blocks of 8 (luma) and 16 (chroma), and values bleed within a block.
+# Alignment of tiles, in pixels: JPEG codes blocks of 8 (luma) and 16 (chroma); values bleed within a block.
 BLOCK = 16
 # Steps in which mean activations are given to the page's script.
 ACTIVATION_STEPS = 1000
@@ -102,14 +102,14 @@ class TileScaling:
 def compute_scaling(
     height: int, width: int, smallest: int = MIN_TILE_SIDE, largest: int = MAX_TILE_SIDE
 ) -> TileScaling:
-    """Computes the whole factors that bring the longer side of a map between two sizes, as far as they can."""
+    """Computes whole factors that bring the longer side of a map between two sizes, as far as they can."""
     shrink = compute_shrink_factor(height, width, largest)
     side = -(-max(height, width) // shrink)
     return TileScaling(shrink, max(1, -(-smallest // side)))
 
 
 def compute_layout(height: int, width: int, count: int, scaling: TileScaling) -> SheetLayout:
-    """Computes the layout of `count` maps `[height, width]`, with at least a pixel of frame right of and below each."""
+    """Computes the layout of `count` maps `[height, width]`, with at least a pixel of frame between tiles."""
     tile_width = -(-width // scaling.shrink) * scaling.grow
     tile_height = -(-height // scaling.shrink) * scaling.grow
     pitch_x = -(-(tile_width + 1) // scaling.block) * scaling.block
@@ -141,7 +141,7 @@ def choose_encoding(shape: Sequence[int], preference: str = "auto") -> str:
 
 
 def choose_scaling(shape: Sequence[int], preference: str = "auto") -> TileScaling:
-    """Chooses the scaling of feature maps `(H, W, C)` for a preferred format; lossless sheets need no alignment."""
+    """Chooses the scaling of feature maps `(H, W, C)` for a preferred format; PNG needs no alignment."""
     scaling = compute_scaling(shape[0], shape[1])
     if choose_encoding(shape, preference) == "png":
         return replace(scaling, block=1)

@@ -1,4 +1,4 @@
-"""Pictures: exact pixels of tiles, enlargement and reduction, and files named by their content."""
+"""Pictures: exact pixels of tiles and palettes, and files named by their content."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from PIL import Image
 from service.report.drawing.album import Album
 from service.report.drawing.colours import FRAME, INACTIVE, VIRIDIS, apply_viridis
 from service.report.drawing.sheets import tile_images
-from service.report.rasters import average_blocks, repeat_pixels
 
 
 def test_viridis_runs_from_dark_violet_through_teal_to_yellow():
@@ -24,21 +23,25 @@ def test_viridis_runs_from_dark_violet_through_teal_to_yellow():
     assert lightness[255] - lightness[0] > 190
 
 
-def test_flat_and_frame_are_no_colours_of_the_map():
-    for colour in (INACTIVE, FRAME):
-        assert np.abs(VIRIDIS.astype(int) - colour).sum(axis=1).min() > 30
+@pytest.mark.parametrize("colour", [INACTIVE, FRAME])
+def test_special_colours_are_not_in_the_colour_map(colour):
+    assert np.abs(VIRIDIS.astype(int) - colour).sum(axis=1).min() > 30
 
 
-def test_coloured_looks_levels_up():
-    np.testing.assert_array_equal(apply_viridis(np.array([[0, 255]], np.uint8)), [[[68, 1, 84], [253, 231, 37]]])
+def test_viridis_is_looked_up_by_level():
+    np.testing.assert_array_equal(
+        apply_viridis(np.array([[0, 255]], np.uint8)), [[[68, 1, 84], [253, 231, 37]]]
+    )
 
 
-def test_tiles_go_right_then_down_and_keep_their_pixels():
+def test_tiles_are_laid_out_right_then_down_with_their_pixels_unchanged():
     tiles = np.arange(3 * 1 * 2 * 3, dtype=np.uint8).reshape(3, 1, 2, 3)
     sheet = tile_images(tiles, columns=2, gap=1)
     assert sheet.shape == (5, 7, 3)
     expected = np.full((5, 7, 3), FRAME, np.uint8)
-    expected[1, 1:3], expected[1, 4:6], expected[3, 1:3] = tiles[0, 0], tiles[1, 0], tiles[2, 0]
+    expected[1, 1:3] = tiles[0, 0]
+    expected[1, 4:6] = tiles[1, 0]
+    expected[3, 1:3] = tiles[2, 0]
     np.testing.assert_array_equal(sheet, expected)
 
 
@@ -46,32 +49,17 @@ def test_few_tiles_make_a_narrow_sheet():
     assert tile_images(np.zeros((2, 4, 4, 3), np.uint8), columns=16, gap=1).shape == (6, 11, 3)
 
 
-def test_enlarging_repeats_pixels_a_whole_number_of_times():
-    tile = np.array([[[1, 2], [3, 4], [5, 6]]])
-    np.testing.assert_array_equal(
-        repeat_pixels(tile, 4)[0],
-        [[1, 1, 2, 2], [1, 1, 2, 2], [3, 3, 4, 4], [3, 3, 4, 4], [5, 5, 6, 6], [5, 5, 6, 6]],
-    )
-    assert repeat_pixels(tile, 3) is tile
-
-
-def test_reducing_averages_whole_blocks_and_repeats_the_edge():
-    tile = np.array([[[0.0, 2.0, 4.0], [4.0, 6.0, 8.0], [1.0, 1.0, 1.0]]])
-    np.testing.assert_array_equal(average_blocks(tile, 2)[0], [[3.0, 6.0], [1.0, 1.0]])
-    assert average_blocks(tile, 3) is tile
-
-
 @pytest.mark.parametrize(
     ("side", "shape", "suffix"), [(64, (128, 128), ".png"), (65, (65, 65), ".jpg"), (28, (112, 112), ".png")]
 )
-def test_photos_are_jpeg_and_tiny_images_enlarged_png(tmp_path, side, shape, suffix):
-    picture = Album(tmp_path).add_photo(np.full((side, side, 3), 90, np.uint8), "x", "words")
+def test_large_images_are_stored_as_jpeg_and_small_ones_as_enlarged_png(tmp_path, side, shape, suffix):
+    picture = Album(tmp_path).add_photo(np.full((side, side, 3), 90, np.uint8), "x", "an image")
     assert picture.file.endswith(suffix)
     assert (picture.height, picture.width) == shape
     assert Image.open(tmp_path / picture.file).size == (picture.width, picture.height)
 
 
-def test_an_album_names_files_by_content_and_keeps_their_origins(tmp_path):
+def test_an_album_names_files_by_content_and_records_all_their_origins(tmp_path):
     album = Album(tmp_path)
     pixels = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
     first = album.add_sheet(pixels, "sheet", "first", row=1)
@@ -90,7 +78,8 @@ def test_an_album_names_files_by_content_and_keeps_their_origins(tmp_path):
 
 
 def test_a_greyscale_image_keeps_its_values(tmp_path):
-    picture = Album(tmp_path).add_photo(np.array([[[0], [200]], [[50], [255]]], np.uint8), "x", "words")
-    found = np.asarray(Image.open(tmp_path / picture.file))
-    assert found.shape == (112, 112)
-    assert found[[0, 0, 111, 111], [0, 111, 0, 111]].tolist() == [0, 200, 50, 255]
+    pixels = np.array([[[0], [200]], [[50], [255]]], np.uint8)
+    picture = Album(tmp_path).add_photo(pixels, "x", "an image")
+    stored = np.asarray(Image.open(tmp_path / picture.file))
+    assert stored.shape == (112, 112)
+    assert stored[[0, 0, 111, 111], [0, 111, 0, 111]].tolist() == [0, 200, 50, 255]
