@@ -1,83 +1,80 @@
-"""Reports of all runs below a directory: what is missing is made, each as a task of its own, and the page over them is renewed."""
+"""Reports of all runs below a directory: those that are missing or out of date are rendered as Ray tasks."""
 
 from __future__ import annotations
 
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from pipelines.cluster import connected, run_tasks
+from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import ConfigError, GlassboxError
-from service.report.fingerprint import fingerprint, is_up_to_date, shards_of
-from service.report.job import Form, parameters
+from service.report.fingerprint import compute_fingerprint, is_up_to_date
 from service.report.lease import LeaseHeldError
-from service.report.options import ReportOptions
+from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import write_index
-from service.runs import Run
+from service.report.publish import PAGE
+from service.report.subject import find_shards
+from service.runs import Run, find_runs
 
-MADE, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED = (
-    "made",
-    "up to date",
-    "not finished",
-    "in work elsewhere",
-    "failed",
-)
-INDEX = "index.html"
+RENDERED = "rendered"
+UP_TO_DATE = "up to date"
+NOT_FINISHED = "not finished"
+ELSEWHERE = "in progress elsewhere"
+FAILED = "failed"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ReportOutcome:
     """What became of the report of one run.
 
     Attributes:
-        name: Of the run, relative to the directory of all.
-        state: One of the five above.
-        words: What is wrong, where something is.
-        seconds: How long it took.
+        name: Name of the run, its path relative to the directory of all runs.
+        state: One of the five states above.
+        message: What went wrong; empty unless it failed.
+        seconds: Time it took to render.
     """
 
     name: str
     state: str
-    words: str = ""
+    message: str = ""
     seconds: float = 0.0
 
 
-class Watcher:
-    """Is told how far the job is; this one says nothing."""
+class BatchObserver:
+    """Receives the progress of the job over all runs; this one ignores it."""
 
-    def begins(self, due: Sequence[Run], names: Sequence[str]) -> None:
-        """These runs get new reports, in this order."""
+    def on_start(self, runs: Sequence[Run], names: Sequence[str]) -> None:
+        """Called with the runs whose reports will be rendered, and their names, in this order."""
 
-    def ends(self, outcome: Outcome) -> None:
-        """One of them is done."""
+    def on_outcome(self, outcome: ReportOutcome) -> None:
+        """Called when the outcome of one of these runs is known."""
 
 
 def report_all(
     root: Path,
     options: ReportOptions | None = None,
     single_file: bool = False,
-    watcher: Watcher | None = None,
-) -> list[Outcome]:
-    """Makes the reports that are missing or out of date, and the page over all runs.
+    observer: BatchObserver | None = None,
+) -> list[ReportOutcome]:
+    """Renders the reports that are missing or out of date, and the index page of all runs.
 
-    Starts that overlap share the work: a run whose report another makes is left to that one.
+    Overlapping jobs share the work: a run whose report another process renders is skipped.
 
     Args:
-        root: Holds run directories, at any depth.
-        options: What reports show.
-        single_file: Put pictures into the pages.
-        watcher: Is told how far it is.
+        root: Directory that holds run directories, at any depth.
+        options: What the reports show.
+        single_file: Whether pictures are embedded in the pages.
+        observer: Receives the progress of the job.
 
     Returns:
         An outcome for every run, sorted by name; and one named `index.html`, if that could not be written.
 
     Raises:
-        ConfigError: There is no such directory, or no Ray cluster.
+        ConfigError: The directory does not exist, or there is no Ray cluster.
     """
     if not root.is_dir():
         raise ConfigError(
@@ -85,109 +82,115 @@ def report_all(
             f"all={root} (no such directory)",
             "name the directory above the runs",
         )
-    options, watcher = options or ReportOptions(), watcher or Watcher()
+    options = options or ReportOptions()
+    observer = observer or BatchObserver()
     runs = {str(run.path.relative_to(root)): run for run in find_runs(root)}
-    states = {name: _state(run, parameters(options, Form(single_file))) for name, run in runs.items()}
-    outcomes = {name: Outcome(name, state) for name, state in states.items() if state}
-    due = [name for name, state in states.items() if not state]
-    watcher.begins([runs[name] for name in due], due)
-    for outcome in _made([(name, runs[name], root) for name in due], options, single_file):
+    outcomes = {}
+    due = {}
+    for name, run in runs.items():
+        state = _find_state(run, options, PageOptions(single_file))
+        if state:
+            outcomes[name] = ReportOutcome(name, state)
+        else:
+            due[name] = run
+    observer.on_start(list(due.values()), list(due))
+    for outcome in _render_all(due, root, options, single_file):
         outcomes[outcome.name] = outcome
-        watcher.ends(outcome)
+        observer.on_outcome(outcome)
+    failures = {outcome.name: outcome.message for outcome in outcomes.values() if outcome.state == FAILED}
     try:
-        write_index(
-            root,
-            runs,
-            {outcome.name: outcome.words for outcome in outcomes.values() if outcome.state == FAILED},
-        )
+        write_index(root, runs, failures)
     except ConfigError as error:
-        outcomes[INDEX] = Outcome(INDEX, FAILED, str(error))
-        watcher.ends(outcomes[INDEX])
+        outcomes[PAGE] = ReportOutcome(PAGE, FAILED, str(error))
+        observer.on_outcome(outcomes[PAGE])
     return [outcomes[name] for name in sorted(outcomes)]
 
 
-def find_runs(root: Path) -> Iterator[Run]:
-    """Run directories below a directory, sorted; hidden directories and what lies inside a run are passed over."""
-    for folder, inner, files in os.walk(root):
-        if "config.yaml" in files:
-            inner.clear()
-            yield Run(folder)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
+def format_summary(outcomes: Sequence[ReportOutcome]) -> str:
+    """Formats the outcomes of the whole job as one line.
 
-
-def summary_line(outcomes: Sequence[Outcome]) -> str:
-    """The whole job in one line."""
-    counts = {
-        state: sum(outcome.state == state for outcome in outcomes)
-        for state in (MADE, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED)
-    }
-    words = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state != ELSEWHERE)
+    Args:
+        outcomes: Outcomes of all runs, see `report_all`.
+    """
+    counts = []
+    for state in (RENDERED, UP_TO_DATE, NOT_FINISHED, ELSEWHERE, FAILED):
+        count = sum(outcome.state == state for outcome in outcomes)
+        if count or state != ELSEWHERE:
+            counts.append(f"{count} {state}")
+    line = f"reports: {', '.join(counts)}"
     failed = [outcome.name for outcome in outcomes if outcome.state == FAILED]
-    return f"reports: {words}" + (f": {', '.join(failed)}" if failed else "")
+    return f"{line}: {', '.join(failed)}" if failed else line
 
 
-def _state(run: Run, asked: dict[str, Any]) -> str:
-    """What is clear without making anything; empty where a report is due."""
+def _find_state(run: Run, options: ReportOptions, page_options: PageOptions) -> str:
+    """Returns the state of a run that needs no new report; empty if one is due."""
     if run.status().get("state") != "finished":
         return NOT_FINISHED
-    with suppress(GlassboxError, OSError):  # whatever is wrong with it, making its report will say so
-        if is_up_to_date(run, fingerprint(run, shards_of(run), asked)):
+    with suppress(GlassboxError, OSError):  # rendering the report will name whatever is wrong
+        if is_up_to_date(run, compute_fingerprint(run, find_shards(run), options, page_options)):
             return UP_TO_DATE
     return ""
 
 
-def _made(
-    due: Sequence[tuple[str, Run, Path]], options: ReportOptions, single_file: bool
-) -> Iterator[Outcome]:
-    """Makes reports as tasks; one that kills its worker is a failure of its own, and those it took with it begin again."""
-    left = list(due)
-    if not left:
+def _render_all(
+    due: dict[str, Run], root: Path, options: ReportOptions, single_file: bool
+) -> Iterator[ReportOutcome]:
+    """Renders reports as tasks; one that kills its worker fails alone, and those it interrupts restart."""
+    if not due:
         return
-    with connected():
-        while left:
-            calls, begun = [(str(run.path), str(root), options, single_file) for _, run, root in left], [0]
-            done: set[int] = set()
-            try:
-                with closing(run_tasks(_task, calls, _noting(begun, left))) as tasks:
-                    for place, (state, words, seconds) in tasks:
-                        done.add(place)
-                        yield Outcome(left[place][0], state, words, seconds)
-            except ConfigError as error:  # the worker of the place that was named last died
-                done.add(begun[-1])
-                yield Outcome(left[begun[-1]][0], FAILED, str(error))
-            left = [entry for place, entry in enumerate(left) if place not in done]
+    remaining = dict(due)
+    with ray_session():
+        while remaining:
+            for outcome in _render_until_worker_dies(dict(remaining), root, options, single_file):
+                del remaining[outcome.name]
+                yield outcome
 
 
-def _noting(begun: list[int], left: Sequence[tuple[str, Run, Path]]) -> Callable[[int], str]:
-    def name(place: int) -> str:
-        begun.append(place)
-        return left[place][0]
+def _render_until_worker_dies(
+    due: dict[str, Run], root: Path, options: ReportOptions, single_file: bool
+) -> Iterator[ReportOutcome]:
+    """Renders reports as tasks; ends early, with a failure of its report, when a task kills its worker."""
+    names = list(due)
+    calls = [(str(due[name].path), str(root), options, single_file) for name in names]
+    last = names[0]
 
-    return name
+    def name_task(place: int) -> str:
+        # Called before the result of a task is read, so the last name is that of the task whose worker died.
+        nonlocal last
+        last = names[place]
+        return last
+
+    try:
+        with closing(run_tasks(_render_task, calls, name_task)) as tasks:
+            for place, (state, message, seconds) in tasks:
+                yield ReportOutcome(names[place], state, message, seconds)
+    except ConfigError as error:
+        yield ReportOutcome(last, FAILED, str(error))
 
 
-def _task(path: str, root: str, options: ReportOptions, single_file: bool) -> tuple[str, str, float]:
-    """Makes one report in a worker process: its state, what is wrong, and how long it took."""
+def _render_task(path: str, root: str, options: ReportOptions, single_file: bool) -> tuple[str, str, float]:
+    """Renders one report in a worker process; returns its state, what went wrong, and the seconds it took."""
     from service.report.job import render_report
 
-    began, run = time.perf_counter(), Run(path)
-    _share_gpus()
-    form = Form(single_file, os.path.relpath(Path(root) / INDEX, run.report))
+    start = time.perf_counter()
+    run = Run(path)
+    _enable_memory_growth()
+    page_options = PageOptions(single_file, os.path.relpath(Path(root) / PAGE, run.report))
     try:
-        if _state(run, parameters(options, form)) == UP_TO_DATE:  # by another job, since this one looked
+        if _find_state(run, options, page_options) == UP_TO_DATE:  # rendered by another job in the meantime
             return UP_TO_DATE, "", 0.0
-        render_report(run, options=options, form=form)
+        render_report(run, options=options, page_options=page_options)
     except LeaseHeldError as error:
         return ELSEWHERE, str(error), 0.0
     except GlassboxError as error:
         return FAILED, str(error), 0.0
     except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
         return FAILED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}", 0.0
-    return MADE, "", time.perf_counter() - began
+    return RENDERED, "", time.perf_counter() - start
 
 
-def _share_gpus() -> None:
-    """Lets several tasks use one GPU: TensorFlow takes all of its memory otherwise."""
+def _enable_memory_growth() -> None:
+    """Lets several tasks share a GPU: TensorFlow allocates all of its memory otherwise."""
     import tensorflow as tf
 
     for gpu in tf.config.list_physical_devices("GPU"):

@@ -1,4 +1,4 @@
-"""Fingerprints: digests of a report's inputs, so that it is rendered again if and only if one of them changed."""
+"""Fingerprints: digests of a report's inputs, so that it is rendered again only if one of them changed."""
 
 from __future__ import annotations
 

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError
-from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
-from pipelines.storage import sha256
-from service.inference.classifier import check_classes, data_spec_of, load_model, scale_of
-from service.report.analysis.images import ShardImages
-from service.report.analysis.run_facts import About, about_model, about_run
+from pipelines.registry import Registry
 from service.report.drawing.album import Album
-from service.report.fingerprint import fingerprint, shards_of
+from service.report.fingerprint import compute_fingerprint
 from service.report.lease import hold_lease
-from service.report.options import ReportOptions
+from service.report.options import PageOptions, ReportOptions
 from service.report.pages import page
 from service.report.pages.summary import summarize
-from service.report.publish import PAGE, publishing, remove_unfinished
+from service.report.publish import PAGE, publish, remove_unfinished
 from service.report.sections import (
     activations,
     augmentation,
@@ -40,111 +33,201 @@ from service.report.sections import (
     trust,
     weights,
 )
-from service.report.subject import SectionBuilder, Subject
+from service.report.sections.section import Section
+from service.report.subject import (
+    Subject,
+    check_has_model,
+    find_shards,
+    open_model,
+    open_run,
+    read_manifest,
+)
 from service.runs import Run
 
-PARTS: tuple[SectionBuilder, ...] = (
-    diagnosis.build_section,
-    curves.build_section,
-    training_images.build_section,
-    samples.build_section,
-    predictions.build_section,
-    confusion.build_section,
-    heatmaps.build_section,
-    saliency.build_section,
-    activations.build_section,
-    filters.build_section,
-    weights.build_section,
-    edges.build_section,
-    trust.build_section,
-    linear_probes.build_section,
-)
-Progress = Callable[[int, int, str], None]
+SectionBuilder = Callable[[Subject, Album], Section | None]
+Progress = Callable[[int, int, str], None]  # sections finished, sections in all, name of the next one
 
+# The sections of a report, in the order in which they are built. Each entry connects the values of a subject
+# with the function that builds a section from them; it returns None where there is nothing to show.
+SECTIONS: dict[str, SectionBuilder] = {
+    "diagnosis": lambda subject, album: diagnosis.build_section(
+        album,
+        subject.provenance,
+        epochs=subject.epochs,
+        classes=subject.classes,
+        training=subject.training,
+        evaluation=subject.evaluation,
+        training_predictions=subject.training_predictions,
+    ),
+    "curves": lambda subject, album: curves.build_section(
+        epochs=subject.epochs,
+        labels=subject.evaluation.labels,
+    ),
+    "training images": lambda subject, album: training_images.build_section(
+        album,
+        subject.provenance,
+        images=subject.training,
+        classes=subject.classes,
+        input_shape=subject.network.shape,
+        count=subject.options.training_images,
+    ),
+    "samples": lambda subject, album: samples.build_section(
+        album,
+        subject.provenance,
+        model=subject.model,
+        classes=subject.classes,
+        folder=subject.options.samples,
+    ),
+    "predictions": lambda subject, album: predictions.build_section(
+        album,
+        subject.provenance,
+        predictions=subject.predictions,
+        images=subject.evaluation,
+        classes=subject.classes,
+        count=subject.options.predictions,
+    ),
+    "confusion": lambda subject, album: confusion.build_section(
+        predictions=subject.predictions,
+        classes=subject.classes,
+    ),
+    "heatmaps": lambda subject, album: heatmaps.build_section(
+        album,
+        subject.provenance,
+        examples=subject.examples,
+        forward_pass=subject.forward_pass,
+        classes=subject.classes,
+    ),
+    "saliency": lambda subject, album: saliency.build_section(
+        album,
+        subject.provenance,
+        network=subject.network,
+        examples=subject.examples,
+        classes=subject.classes,
+        seed=subject.options.seed,
+    ),
+    "activations": lambda subject, album: activations.build_section(
+        album,
+        subject.provenance,
+        network=subject.network,
+        examples=subject.activation_examples,
+        forward_pass=subject.forward_pass,
+        classes=subject.classes,
+        sheet_format=subject.options.sheets,
+    ),
+    "filters": lambda subject, album: filters.build_section(
+        album,
+        subject.provenance,
+        network=subject.network,
+        forward_pass=subject.forward_pass,
+        count=subject.options.patterns,
+        seed=subject.options.seed,
+    ),
+    "weights": lambda subject, album: weights.build_section(
+        album,
+        subject.provenance,
+        network=subject.network,
+    ),
+    "edges": lambda subject, album: edges.build_section(
+        album,
+        subject.provenance,
+        examples=subject.examples,
+    ),
+    "trust": lambda subject, album: trust.build_section(
+        network=subject.network,
+        predictions=subject.predictions,
+        images=subject.evaluation,
+        count=subject.options.trust_images,
+        seed=subject.options.seed,
+    ),
+    "linear probes": lambda subject, album: linear_probes.build_section(
+        network=subject.network,
+        training=subject.training,
+        evaluation=subject.evaluation,
+        seed=subject.options.seed,
+    ),
+    "augmentation": lambda subject, album: augmentation.build_section(
+        album,
+        shards=subject.shards,
+        split=subject.training.split,
+        config=subject.config,
+        epoch_count=len(subject.epochs),
+    ),
+    "compare": lambda subject, album: compare.build_section(
+        album,
+        subject.provenance,
+        run=subject.run,
+        images=subject.evaluation,
+        classes=subject.classes,
+    ),
+    "rejected": lambda subject, album: rejected.build_section(
+        count=subject.facts.rejected_count,
+        listed=subject.facts.rejected,
+        kept=sum(subject.rows_per_split.values()),
+    ),
+}
 
-@dataclass(frozen=True)
-class Form:
-    """How a page is written.
-
-    Attributes:
-        single_file: Put the pictures into the page.
-        home: Link to the page over all runs, relative to the report; empty for none.
-    """
-
-    single_file: bool = False
-    home: str = ""
-
-
-def parameters(options: ReportOptions, form: Form) -> dict[str, Any]:
-    """What a page depends on beside the run and its data."""
-    return {"options": options.model_dump(mode="json"), "single_file": form.single_file}
-
-
-def lease_path(run: Run) -> Path:
-    """The file that says who makes the report of a run."""
-    return run.path / ".report.lock"
+# Sections from outside this package by name: of installed packages through their entry points, of other code
+# through `@MORE_SECTIONS.register(name)`. They follow the sections above.
+MORE_SECTIONS: Registry[SectionBuilder] = Registry("report section", group="glassbox.report_sections")
 
 
 def render_report(
     run: Run,
     shards: Path | None = None,
     options: ReportOptions | None = None,
-    form: Form | None = None,
+    page_options: PageOptions | None = None,
     progress: Progress = lambda done, total, name: None,
 ) -> Path:
     """Renders the report of a run into its directory, in place of an older one.
 
     Args:
-        run: A run with a saved model.
-        shards: The shard set, where it no longer lies where the run was trained.
-        options: What to show.
-        form: How to write the page.
-        progress: Called with parts done, parts in all, and the part that follows.
+        run: Run with a saved model.
+        shards: Directory of the shard set, if it is no longer where the run was trained.
+        options: What the report shows.
+        page_options: How the page is written.
+        progress: Called with sections finished, sections in all, and the name of the next one.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        ConfigError: The run has no model yet, the shard set is gone or does not fit, or somebody else makes this report.
+        ConfigError: The run has no model yet, the shard set is missing or does not fit, or another process
+            renders this report.
         DataError: The shard set is damaged.
     """
-    _check_has_model(run)
-    options, form, shards = options or ReportOptions(), form or Form(), shards_of(run, shards)
-    with hold_lease(lease_path(run)) as claim:
+    options = options or ReportOptions()
+    page_options = page_options or PageOptions()
+    check_has_model(run)
+    shards = find_shards(run, shards)
+    with hold_lease(run.report_lease_path) as lease:
         remove_unfinished(run.report)
-        manifest = manifest_of(shards)
-        made_of = fingerprint(
-            run, shards, parameters(options, form)
-        )  # before anything is read: what changes later is made again
-        subject = subject_of(run, shards, manifest, options)
+        manifest = read_manifest(shards)
+        # Before anything else is read: what changes from here on makes the report out of date.
+        fingerprint = compute_fingerprint(run, shards, options, page_options)
+        subject = open_run(run, shards, manifest, options)
 
-        def tell(done: int, total: int, name: str) -> None:
-            claim.tell(f"{done}/{total} {name}")  # and sees that the claim still holds
+        def publish_progress(done: int, total: int, name: str) -> None:
+            lease.renew(f"{done}/{total} {name}")  # an error if the lease was lost
             progress(done, total, name)
 
-        about = about_run(run, subject.config, shards, manifest)
-        return render(
-            subject,
-            about,
-            run.report,
-            form,
-            made_of,
-            tell,
-            (partial(augmentation.build_section, shards=shards), partial(compare.build_section, run=run)),
-        )
+        return render(subject, run.report, page_options, fingerprint, publish_progress)
 
 
 def render_model_report(
-    model_path: Path, shards: Path, out: Path, options: ReportOptions | None = None, form: Form | None = None
+    model_path: Path,
+    shards: Path,
+    out: Path,
+    options: ReportOptions | None = None,
+    page_options: PageOptions | None = None,
 ) -> Path:
-    """Renders a report of a model made elsewhere: everything but its learning curves.
+    """Renders a report of a model without a run: everything except its training history.
 
     Args:
         model_path: A `.keras` file.
-        shards: Images of its classes.
-        out: Directory for the page; a report that stands there is replaced.
-        options: What to show.
-        form: How to write the page.
+        shards: Directory of a shard set with images of the model's classes.
+        out: Directory for the page; a report in it is replaced.
+        options: What the report shows.
+        page_options: How the page is written.
 
     Returns:
         The path of `index.html`.
@@ -153,110 +236,60 @@ def render_model_report(
         ConfigError: The model cannot be used or does not fit the shard set, or `out` holds something else.
         DataError: The shard set is damaged.
     """
-    manifest = manifest_of(shards)
-    subject = _subject(Path(model_path).stem, Path(model_path), shards, manifest, options or ReportOptions())
-    return render(
-        subject,
-        about_model(Path(model_path), shards, manifest),
-        Path(out),
-        form or Form(),
-        {},
-        lambda *_: None,
-    )
+    subject = open_model(Path(model_path), shards, read_manifest(shards), options or ReportOptions())
+    return render(subject, Path(out), page_options or PageOptions())
 
 
 def render(
     subject: Subject,
-    about: About,
     out: Path,
-    form: Form,
-    made_of: dict[str, Any],
-    progress: Progress,
-    more: Sequence[Any] = (),
+    page_options: PageOptions,
+    fingerprint: Mapping[str, Any] | None = None,
+    progress: Progress = lambda done, total, name: None,
+    sections: Mapping[str, SectionBuilder] | None = None,
 ) -> Path:
-    """Renders a report whole or not at all, and returns the path of `index.html`.
+    """Renders a report completely or not at all.
+
+    Args:
+        subject: What the report is about.
+        out: Directory for the page; a report in it is replaced.
+        page_options: How the page is written.
+        fingerprint: Digests of the report's inputs, for its manifest.
+        progress: Called with sections finished, sections in all, and the name of the next one.
+        sections: Builders of the sections by name; None for all of them, see `list_sections`.
+
+    Returns:
+        The path of `index.html`.
 
     Raises:
-        ConfigError: `out` holds something that is no report, or cannot be written.
+        ConfigError: `out` holds something that is not a report, or cannot be written.
     """
-    parts: tuple[Any, ...] = (*PARTS, *more, partial(rejected.build_section, about=about))
-    with publishing(out) as directory:
-        album, sections = Album(directory), []
-        for done, part in enumerate(parts):
-            progress(
-                done, len(parts), getattr(part, "func", part).__module__.rpartition(".")[2].replace("_", " ")
-            )
-            section = part(subject, album)
+    builders = list_sections() if sections is None else sections
+    with publish(out) as directory:
+        album = Album(directory)
+        built = []
+        for done, (name, build) in enumerate(builders.items()):
+            progress(done, len(builders), name)
+            section = build(subject, album)
             if section is not None:
-                sections.append(section)
-        written = page.Page(
-            subject, about, summarize(subject), sections, album, made_of, form.home, form.single_file
+                built.append(section)
+        content = page.Page(
+            subject=subject,
+            summary=summarize(subject),
+            sections=built,
+            album=album,
+            options=page_options,
+            fingerprint=fingerprint or {},
         )
-        page.write(directory, written)
-        progress(len(parts), len(parts), "page")
+        page.write(directory, content)
+        progress(len(builders), len(builders), "page")
     return out / PAGE
 
 
-def manifest_of(shards: Path) -> Manifest:
-    """The manifest of a shard set.
+def list_sections() -> dict[str, SectionBuilder]:
+    """Lists the builders of all sections by name, those from outside this package last.
 
     Raises:
-        ConfigError: There is none.
-        DataError: It is damaged.
+        ConfigError: The module of a registered section cannot be imported.
     """
-    if not (shards / FILE_NAME).is_file():
-        raise ConfigError(
-            "the shard set it was trained on",
-            f"shards={shards} (no {FILE_NAME} there)",
-            "say where it is with --data",
-        )
-    return load_manifest(shards)
-
-
-def subject_of(run: Run, shards: Path, manifest: Manifest, options: ReportOptions) -> Subject:
-    """What the report of a run is about.
-
-    Raises:
-        ConfigError: It has no model yet, or the shard set does not fit.
-    """
-    _check_has_model(run)
-    subject = _subject(run.path.name, run.model_path, shards, manifest, options)
-    return replace(subject, epochs=tuple(run.metrics()), config=run.config())
-
-
-def _check_has_model(run: Run) -> None:
-    run.config()
-    if not run.model_path.is_file():
-        raise ConfigError(
-            "a run with a saved model",
-            f"run={run.path} (not finished: no {run.model_path.name})",
-            "wait until its first epoch is over, or continue it with 'glassbox train --resume'",
-        )
-
-
-def _subject(
-    name: str, model_path: Path, shards: Path, manifest: Manifest, options: ReportOptions
-) -> Subject:
-    model = load_model(model_path)
-    check_classes(model, manifest.classes)
-    data = data_spec_of(model)
-    filled = [
-        split for split in ("validation", "train") if split in manifest.splits and manifest.splits[split].rows
-    ]
-    if not filled:
-        raise ConfigError(
-            "a shard set with images",
-            f"shards={shards} (splits: {', '.join(manifest.splits)})",
-            "name another with --data",
-        )
-    return Subject(
-        name=name,
-        model=model,
-        model_digest=sha256(model_path),
-        shards_digest=manifest.digest(),
-        classes=manifest.classes,
-        training=ShardImages(shards, filled[-1], data),
-        evaluation=ShardImages(shards, filled[0], data),
-        scale=options.scale or scale_of(model),
-        options=options,
-    )
+    return SECTIONS | {name: MORE_SECTIONS.get(name) for name in MORE_SECTIONS.names()}

@@ -1,8 +1,8 @@
-"""Claims: who makes something now, and until when that holds, so that starts which overlap do no work twice.
+"""Leases: small files that say which process renders a report, so that overlapping jobs share the work.
 
-A claim is a small file. It is read and written under a kernel lock, which excludes others on the same machine and on file systems
-that share locks. What it says has an end, so that the claim of a job that died, wherever that ran, does not hold for ever; one of
-a process of this machine that is no more ends at once.
+A lease is read and written under a kernel lock, which excludes other processes on the same machine and on
+file systems that share locks. It expires, so that the lease of a job that died on any machine does not last;
+that of a process of this machine that no longer exists is free at once.
 """
 
 from __future__ import annotations
@@ -21,134 +21,150 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 
-SECONDS = 60.0  # that a claim holds without being renewed; clocks of machines that share it must agree to within some seconds
+LEASE_SECONDS = (
+    60.0  # without renewal; the clocks of machines that share a lease must agree to within seconds
+)
+POLL_SECONDS = 0.2  # between attempts to acquire a lease that another process holds
 
 
 class LeaseHeldError(ConfigError):
-    """Somebody else is at it: exit code 2."""
+    """Another process holds the lease: exit code 2."""
 
 
 class Lease:
-    """One claim of this process.
+    """A lease that this process may acquire.
 
     Args:
-        path: Its file.
-        seconds: How long it holds without being renewed.
+        path: File of the lease.
+        seconds: Time until it expires without renewal.
     """
 
-    def __init__(self, path: Path, seconds: float = SECONDS) -> None:
-        self.path, self.seconds = path, seconds
-        self.owner = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
-        self._words = ""
+    def __init__(self, path: Path, seconds: float = LEASE_SECONDS) -> None:
+        self.path = path
+        self.seconds = seconds
+        self.holder = f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
+        self._progress = ""
 
-    def take(self) -> None:
-        """Takes the claim.
+    def acquire(self) -> None:
+        """Acquires the lease.
 
         Raises:
-            LeaseHeldError: Another holds it.
+            LeaseHeldError: Another process holds it.
             ConfigError: Its file cannot be written.
         """
-        self._write(may_take=True)
+        self._write(may_acquire=True)
 
-    def tell(self, words: str) -> None:
-        """Renews the claim and leaves words for those who look on.
+    def renew(self, progress: str | None = None) -> None:
+        """Extends the lease to `seconds` from now.
 
-        Raises:
-            LeaseHeldError: It was not renewed in time and another took it.
-        """
-        self._words = words
-        self.renew()
-
-    def renew(self) -> None:
-        """Lets the claim hold for `seconds` from now.
+        Args:
+            progress: Progress to publish, see `read_progress`; None keeps the last one.
 
         Raises:
-            LeaseHeldError: It was not renewed in time and another took it.
+            LeaseHeldError: It expired before, and another process acquired it.
         """
-        self._write(may_take=False)
+        if progress is not None:
+            self._progress = progress
+        self._write(may_acquire=False)
 
     def release(self) -> None:
-        """Ends the claim if it is still ours."""
+        """Releases the lease if this process still holds it."""
         with suppress(ConfigError):
-            self._write(may_take=False, ends=True)
+            self._write(may_acquire=False, release=True)
 
-    def _write(self, may_take: bool, ends: bool = False) -> None:
+    def _write(self, may_acquire: bool, release: bool = False) -> None:
         try:
             with self.path.open("a+") as file:
                 fcntl.flock(file, fcntl.LOCK_EX)
                 file.seek(0)
-                found = _read(file.read())
-                is_free = not found or found["expires"] <= time.time() or _is_dead(found)
-                if found.get("owner") != self.owner and not (may_take and is_free):
-                    raise self._refusal(found)
+                current = _parse(file.read())
+                if current.get("owner") != self.holder and not (may_acquire and _is_free(current)):
+                    raise self._refusal(current)
                 file.truncate(0)
-                if not ends:
-                    json.dump(
-                        {"owner": self.owner, "expires": time.time() + self.seconds, "at": self._words}, file
-                    )
+                if not release:
+                    # The keys are those of earlier versions, whose jobs may run at the same time.
+                    content = {
+                        "owner": self.holder,
+                        "expires": time.time() + self.seconds,
+                        "at": self._progress,
+                    }
+                    json.dump(content, file)
         except OSError as error:
             raise ConfigError(
-                "a directory that can be written", f"{self.path}: {error.strerror}", "see to its permissions"
+                "a directory that can be written", f"{self.path}: {error.strerror}", "check its permissions"
             ) from None
 
-    def _refusal(self, found: dict[str, Any]) -> LeaseHeldError:
-        owner = found.get("owner", "nobody")
-        fix = f"wait until that ends; a claim of a job that died ends within {self.seconds:.0f} seconds"
+    def _refusal(self, current: dict[str, Any]) -> LeaseHeldError:
         return LeaseHeldError(
-            "a report that nobody else is making", f"{self.path.parent} (in work by {owner})", fix
+            "a report that no other process is rendering",
+            f"{self.path.parent} (rendered by {current.get('owner', 'nobody')})",
+            f"wait until it is finished; the lease of a dead job expires within {self.seconds:.0f} seconds",
         )
 
 
 @contextmanager
-def hold_lease(path: Path, seconds: float = SECONDS, wait: float = 0.0) -> Iterator[Lease]:
-    """Holds a claim for the length of a block and renews it all the while.
+def hold_lease(path: Path, seconds: float = LEASE_SECONDS, wait: float = 0.0) -> Iterator[Lease]:
+    """Holds a lease for the length of a block, and renews it in a thread.
 
     Args:
-        path: Its file.
-        seconds: How long it holds should this process die.
-        wait: How long to wait for another's to end, in seconds.
+        path: File of the lease.
+        seconds: Time until it expires should this process die.
+        wait: Time to wait for another process to release it, in seconds.
+
+    Yields:
+        The lease, through which the block can publish its progress.
 
     Raises:
-        LeaseHeldError: Another holds it.
+        LeaseHeldError: Another process holds it.
         ConfigError: Its file cannot be written.
     """
-    claim, deadline = Lease(path, seconds), time.monotonic() + wait
-    while True:
-        try:
-            claim.take()
-            break
-        except LeaseHeldError:
-            if time.monotonic() >= deadline:
-                raise
-            time.sleep(min(0.2, seconds / 10))
-    ended = threading.Event()
-    thread = threading.Thread(target=_keep, args=(claim, ended), daemon=True)
+    lease = Lease(path, seconds)
+    _acquire(lease, wait)
+    is_done = threading.Event()
+    thread = threading.Thread(target=_renew_periodically, args=(lease, is_done), daemon=True)
     thread.start()
     try:
-        yield claim
+        yield lease
     finally:
-        ended.set()
+        is_done.set()
         thread.join()
-        claim.release()
+        lease.release()
 
 
-def words_at(path: Path) -> str:
-    """What the holder of a claim said last; empty where nobody holds it."""
+def read_progress(path: Path) -> str:
+    """Returns the progress that the holder of a lease published last; empty if nobody holds it."""
     try:
-        return str(_read(path.read_text()).get("at", ""))
+        return str(_parse(path.read_text()).get("at", ""))
     except OSError:
         return ""
 
 
-def _keep(claim: Lease, ended: threading.Event) -> None:
-    while not ended.wait(claim.seconds / 4):
-        with suppress(ConfigError):  # a lost claim shows when its holder next tells something
-            claim.renew()
+def _acquire(lease: Lease, wait: float) -> None:
+    deadline = time.monotonic() + wait
+    while True:
+        try:
+            lease.acquire()
+        except LeaseHeldError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(min(POLL_SECONDS, lease.seconds / 10))
+        else:
+            return
 
 
-def _is_dead(found: dict[str, Any]) -> bool:
-    """Whether the owner was a process of this machine that is no more."""
-    host, _, rest = str(found.get("owner", "")).partition(":")
+def _renew_periodically(lease: Lease, is_done: threading.Event) -> None:
+    while not is_done.wait(lease.seconds / 4):
+        with suppress(ConfigError):  # the holder of a lost lease learns of it at its own next renewal
+            lease.renew()
+
+
+def _is_free(current: dict[str, Any]) -> bool:
+    return not current or current["expires"] <= time.time() or _has_holder_died(current)
+
+
+def _has_holder_died(current: dict[str, Any]) -> bool:
+    """Returns whether the holder was a process of this machine that no longer exists."""
+    host, _, rest = str(current.get("owner", "")).partition(":")
     process = rest.partition(":")[0]
     if host != socket.gethostname() or not process.isdigit():
         return False
@@ -161,10 +177,11 @@ def _is_dead(found: dict[str, Any]) -> bool:
     return False
 
 
-def _read(text: str) -> dict[str, Any]:
-    """What a claim says; empty where it was never taken, was released, or is half-written."""
+def _parse(text: str) -> dict[str, Any]:
+    """Parses the content of a lease; empty if it was never acquired, was released, or is half-written."""
     try:
-        found = json.loads(text)
-        return dict(found) if isinstance(found["expires"], int | float) else {}
+        content = json.loads(text)
+        has_expiry = isinstance(content["expires"], int | float)
     except (ValueError, KeyError, TypeError):
         return {}
+    return dict(content) if has_expiry else {}

@@ -1,7 +1,8 @@
-"""The options of a report: how many images, layers and filters it shows, and how."""
+"""The options of a report: what it shows, and how the page is written."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,18 +15,21 @@ class ReportOptions(Spec):
     """What a report shows.
 
     Attributes:
-        training_images: Images in the grid of training images.
-        predictions: Images in the grid of predictions.
-        activation_images: Images whose activations are drawn, each of another class as far as there are classes.
-        activation_rows: Rows of the split to look into, instead of a choice: for activations and heatmaps.
-        heatmap_images: Images with heatmaps and saliency; the first are those with activations.
-        heatmap_layers: Feature maps that heatmaps are made of: the last one, and others spread over the depth.
-        sheets: How sheets of channels are encoded; `auto` takes JPEG for large maps and PNG, without loss, for small ones.
-        patterns: Filters a layer that patterns are made for; 0 for none.
-        trust_images: Images that the maps are put to the test on.
-        seed: Of noise, of what is drawn for tests, and of the choice of images for them.
-        samples: A folder of pictures from anywhere for the model to answer.
-        scale: Factor on the pixels before they enter the model; None finds it out.
+        training_images: Number of images in the grid of training images.
+        predictions: Number of images in the grid of predictions.
+        activation_images: Number of examples whose activations are drawn, of different classes if possible.
+        activation_rows: Rows of the evaluated split to use as examples; None selects them by class and
+            probability.
+        heatmap_images: Number of examples with heatmaps and saliency maps; the first of them are those with
+            activations.
+        heatmap_layers: Number of layers that heatmaps are computed for: the last feature map, and others
+            spread over the depth.
+        sheets: Encoding of activation sheets; `auto` selects JPEG for large maps and PNG for small ones.
+        patterns: Number of filters per layer in the filter patterns; 0 leaves the section out.
+        trust_images: Number of images in the sanity checks of the heatmaps; 0 leaves the section out.
+        seed: Seed of noise, of random baselines and of every random choice of images.
+        samples: Folder of images from outside the data set to predict; None leaves the section out.
+        scale: Factor on the pixels before they enter the model; None infers it from the model.
     """
 
     training_images: Positive = 24
@@ -40,3 +44,16 @@ class ReportOptions(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     samples: Path | None = None
     scale: Annotated[float, Field(gt=0)] | None = None
+
+
+@dataclass(frozen=True)
+class PageOptions:
+    """How a page is written.
+
+    Attributes:
+        single_file: Whether pictures are embedded in the HTML instead of stored next to it.
+        home: Relative link to the index page of all runs; empty for none.
+    """
+
+    single_file: bool = False
+    home: str = ""

@@ -1,4 +1,4 @@
-"""Putting a report where people look at it: the old one whole until the new one stands, whoever stops in between."""
+"""Publishing a report: readers find either the old page or the new one whole, whenever the job stops."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from pathlib import Path
 from pipelines.errors import ConfigError
 from pipelines.storage import sync
 
-MANIFEST, PAGE = "manifest.json", "index.html"
+MANIFEST = "manifest.json"
+PAGE = "index.html"
 KIND = "glassbox report"
-VERSION = 4  # of what reports look like and their manifests hold: with another one, reports are made anew
+VERSION = 5  # of the page and its manifest: reports of another version are rendered again
 
 
-def kind_of(directory: Path) -> str:
-    """What a directory holds by its manifest; empty where it is nothing of ours."""
+def read_kind(directory: Path) -> str:
+    """Returns the kind of page that a directory holds by its manifest; empty if it holds anything else."""
     try:
         return str(json.loads((directory / MANIFEST).read_bytes())["kind"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -27,27 +28,31 @@ def kind_of(directory: Path) -> str:
 
 
 def is_report(directory: Path) -> bool:
-    """Whether a directory holds a report of ours, which a new one may replace."""
-    return kind_of(directory) == KIND
+    """Returns whether a directory holds a report, which a new one may replace."""
+    return read_kind(directory) == KIND
 
 
 @contextmanager
-def publishing(out: Path, kind: str = KIND) -> Iterator[Path]:
-    """Yields an empty directory; what the block writes there becomes the report at `out` when it succeeds.
+def publish(out: Path, kind: str = KIND) -> Iterator[Path]:
+    """Yields an empty directory, whose content replaces the page at `out` once the block succeeds.
 
-    Pictures carry a digest in their names, so new ones go beside the old ones; then the page changes from the old to the new
-    in one step, then the manifest, and last goes what no page shows any more. Somebody who reads meanwhile, and who
-    starts again after a kill, finds a whole page.
+    Names of pictures contain a digest, so new pictures can be stored next to old ones. Then the page is
+    replaced in one step, then the manifest, and last the pictures that no page shows any more are removed.
+    Readers, and a job that starts after another was killed, find a complete page at any moment.
 
     Args:
-        out: The directory of the report; a report of the same kind that stands there is replaced.
-        kind: What the new manifest says it is.
+        out: Directory of the page; a page of the same kind in it is replaced.
+        kind: Kind of page, as recorded in its manifest.
+
+    Yields:
+        A temporary directory next to `out`.
 
     Raises:
         ConfigError: `out` holds something else, or cannot be written.
     """
     noun = kind.rpartition(" ")[2]
-    if out.exists() and kind_of(out) != kind and (not out.is_dir() or any(out.iterdir())):
+    is_other = not out.is_dir() or any(out.iterdir())
+    if out.exists() and read_kind(out) != kind and is_other:
         raise ConfigError(
             f"a new directory or an older {noun}",
             f"out={out} (holds something else)",
@@ -58,26 +63,26 @@ def publishing(out: Path, kind: str = KIND) -> Iterator[Path]:
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary.mkdir()
         yield temporary
-        for written in [*temporary.rglob("*"), temporary]:
-            sync(written)  # a file or a directory
-        _move(temporary, out)
+        for path in [*temporary.rglob("*"), temporary]:
+            sync(path)
+        _replace(temporary, out)
     except OSError as error:
         raise ConfigError(
-            f"a place for the {noun} that can be written",
+            f"a directory for the {noun} that can be written",
             f"out={out}: {error.strerror or error}",
-            "make room or choose another",
+            "free some space or choose another directory",
         ) from None
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_unfinished(out: Path) -> None:
-    """Removes what killed jobs left beside a report. Only for who holds the claim on it."""
-    for left in out.parent.glob(f".tmp-*-{out.name}"):
-        shutil.rmtree(left, ignore_errors=True)
+    """Removes temporary directories of killed jobs next to a report; only for the holder of its lease."""
+    for directory in out.parent.glob(f".tmp-*-{out.name}"):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
-def _move(temporary: Path, out: Path) -> None:
+def _replace(temporary: Path, out: Path) -> None:
     if not out.exists() or not any(out.iterdir()):
         os.replace(temporary, out)
         sync(out.parent)
@@ -87,7 +92,8 @@ def _move(temporary: Path, out: Path) -> None:
     for file in [*sorted(new - set(last)), *last]:
         (out / file).parent.mkdir(parents=True, exist_ok=True)
         os.replace(temporary / file, out / file)
-    for path in sorted(out.rglob("*"), reverse=True):  # files before the folders they lie in
+    # In reverse order files come before the folders they are in.
+    for path in sorted(out.rglob("*"), reverse=True):
         if path.is_file() and path.relative_to(out) not in new:
             path.unlink()
         elif path.is_dir():

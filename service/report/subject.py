@@ -1,61 +1,100 @@
-"""What a report is about: a model, the images it is shown on, and how it was trained."""
+"""The subject of a report: a model, the images it was trained and evaluated on, and its training history."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import keras
 
-from service.inference.classifier import Predictions, predict
+from pipelines.errors import ConfigError
+from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
+from pipelines.storage import hash_file
+from service.diagnosis.label_issues import MAX_IMAGES, limit_batches
+from service.inference.classifier import (
+    Predictions,
+    check_class_count,
+    infer_pixel_scale,
+    input_spec,
+    load_model,
+    predict,
+)
 from service.report.analysis.examples import ReportExample, select_examples
-from service.report.analysis.forward import ForwardPass, forward, heatmap_layers
-from service.report.analysis.images import Images
+from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
+from service.report.analysis.images import Images, ShardImages
 from service.report.analysis.network import Network
-from service.report.drawing.album import Album
+from service.report.analysis.run_facts import RunFacts, collect_model_facts, collect_run_facts
 from service.report.options import ReportOptions
+from service.report.sections.provenance import Provenance
+from service.runs import Run
 
 
 @dataclass(frozen=True)
 class Subject:
-    """Everything a part of the page may look at.
+    """Everything the sections of a report are built from; expensive values are computed when first used.
 
     Attributes:
-        name: Of the run, or of the model file.
+        name: Name of the run, or of the model file.
         model: The trained classifier.
         model_digest: SHA-256 of the model file.
+        shards: Directory of the shard set.
         shards_digest: Digest of the shard set's manifest.
         classes: Class names; labels are indices into them.
-        training: The images it learned from.
-        evaluation: The images it is judged on: validation, or training images where there are no others.
+        training: Split the model was trained on.
+        evaluation: Split the model is evaluated on: validation, or training if the shard set has no other.
         scale: Factor on the pixels before they enter the model.
-        options: What to show.
-        epochs: Metrics per epoch, see `service.runs.Run.metrics`; empty for a model made elsewhere.
-        config: How the run was started; empty for a model made elsewhere.
+        facts: What the page states about the run or the model.
+        options: What the report shows.
+        run: Run the model belongs to; None for a model without a run.
+        epochs: Metrics per epoch, see `service.runs.Run.metrics`; empty for a model without a run.
+        config: Configuration of the run; empty for a model without a run.
     """
 
     name: str
     model: keras.Model
     model_digest: str
+    shards: Path
     shards_digest: str
     classes: tuple[str, ...]
     training: Images
     evaluation: Images
     scale: float
+    facts: RunFacts
     options: ReportOptions = field(default_factory=ReportOptions)
+    run: Run | None = None
     epochs: tuple[dict[str, float], ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
 
     @cached_property
+    def provenance(self) -> Provenance:
+        """The model and the shard set, as recorded with every picture in the manifest."""
+        return Provenance(self.model_digest, self.shards_digest, self.scale, self.evaluation.split)
+
+    @cached_property
     def predictions(self) -> Predictions:
-        """What the model answers for every image it is judged on."""
+        """Predictions for every image of the evaluated split."""
         return predict(self.model, self.evaluation.batches(), self.scale)
 
     @cached_property
+    def training_predictions(self) -> Predictions | None:
+        """Predictions for training images, the first ones of a large split; None without training images."""
+        if self.training.split != "train":
+            return None
+        if self.evaluation.split == self.training.split:
+            return self.predictions
+        return predict(self.model, limit_batches(self.training.batches(), MAX_IMAGES), self.scale)
+
+    @property
+    def rows_per_split(self) -> dict[str, int]:
+        """Number of images in each split of the shard set that the report shows."""
+        return {images.split: len(images.labels) for images in (self.training, self.evaluation)}
+
+    @cached_property
     def network(self) -> Network:
-        """The model as something to look into."""
+        """The model with access to the output of every layer."""
         return Network(self.model, self.scale)
 
     @cached_property
@@ -64,40 +103,137 @@ class Subject:
         return select_examples(self.predictions, self.evaluation, self.classes, self.options)
 
     @cached_property
+    def activation_examples(self) -> tuple[ReportExample, ...]:
+        """The examples whose activations are shown: the first ones, or all if their rows were given."""
+        if self.options.activation_rows is not None:
+            return self.examples
+        return self.examples[: self.options.activation_images]
+
+    @cached_property
     def forward_pass(self) -> ForwardPass:
         """Logits, heatmaps and layer outputs of the examples."""
-        layers = heatmap_layers(self.network, self.options.heatmap_layers)
+        layers = choose_heatmap_layers(self.network, self.options.heatmap_layers)
         return forward(self.network, self.examples, layers)
 
-    def origin(self, images: Images, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
-        """What a picture was made from, for the manifest."""
-        return {
-            "shards": self.shards_digest,
-            "split": images.split,
-            "rows": [int(row) for row in rows],
-            **parameters,
-        }
 
+def open_run(run: Run, shards: Path, manifest: Manifest, options: ReportOptions) -> Subject:
+    """Opens the subject of a run's report.
 
-@dataclass(frozen=True)
-class Section:
-    """One section of the page.
+    Args:
+        run: Run with a saved model.
+        shards: Directory of the shard set the report is made with.
+        manifest: Manifest of that shard set.
+        options: What the report shows.
 
-    Attributes:
-        id: Its anchor, and the name of its template.
-        title: Its heading.
-        values: What its template shows.
-        figures: Every figure in it, for the manifest.
+    Raises:
+        ConfigError: The run has no model yet, or the shard set does not fit it.
     """
+    check_has_model(run)
+    config = run.config()
+    return _open(
+        run.path.name,
+        run.model_path,
+        shards,
+        manifest,
+        options,
+        collect_run_facts(run, config, shards, manifest),
+        run.custom_objects(),
+        run=run,
+        epochs=tuple(run.metrics()),
+        config=config,
+    )
 
-    id: str
-    title: str
-    values: dict[str, Any]
-    figures: dict[str, Any]
+
+def open_model(model_path: Path, shards: Path, manifest: Manifest, options: ReportOptions) -> Subject:
+    """Opens the subject of a report of a model without a run.
+
+    Args:
+        model_path: A `.keras` file.
+        shards: Directory of a shard set with images of the model's classes.
+        manifest: Manifest of that shard set.
+        options: What the report shows.
+
+    Raises:
+        ConfigError: The model cannot be used, or the shard set does not fit it.
+    """
+    facts = collect_model_facts(model_path, shards, manifest)
+    return _open(model_path.stem, model_path, shards, manifest, options, facts)
 
 
-class SectionBuilder(Protocol):
-    """Makes a section, its pictures going into the album; None where the subject has nothing to show."""
+def check_has_model(run: Run) -> None:
+    """Checks that a run has a saved model.
 
-    def __call__(self, subject: Subject, album: Album) -> Section | None:
-        """Makes it."""
+    Raises:
+        ConfigError: It is not a run directory, or its first epoch is not finished.
+    """
+    run.config()
+    if not run.has_model():
+        raise ConfigError(
+            "a run with a saved model",
+            f"run={run.path} (not finished: no {run.model_path.name})",
+            "wait until its first epoch ends, or resume it with 'glassbox train --resume'",
+        )
+
+
+def find_shards(run: Run, override: Path | None = None) -> Path:
+    """Finds the shard set of a run.
+
+    Args:
+        run: Run whose configuration names the shard set.
+        override: Directory of the shard set, if it is no longer where the run was trained.
+    """
+    return Path(override or run.config().get("shards") or "")
+
+
+def read_manifest(shards: Path) -> Manifest:
+    """Reads the manifest of a shard set.
+
+    Raises:
+        ConfigError: The directory holds no shard set.
+        DataError: The manifest is damaged.
+    """
+    if not (shards / FILE_NAME).is_file():
+        raise ConfigError(
+            "the shard set the model was trained on",
+            f"shards={shards} (no {FILE_NAME} in it)",
+            "name its directory with --data",
+        )
+    return load_manifest(shards)
+
+
+def _open(
+    name: str,
+    model_path: Path,
+    shards: Path,
+    manifest: Manifest,
+    options: ReportOptions,
+    facts: RunFacts,
+    custom_objects: Sequence[str] = (),
+    **history: Any,
+) -> Subject:
+    model = load_model(model_path, custom_objects)
+    check_class_count(model, manifest.classes)
+    data = input_spec(model)
+    splits = [
+        split for split in ("validation", "train") if split in manifest.splits and manifest.splits[split].rows
+    ]
+    if not splits:
+        raise ConfigError(
+            "a shard set with images",
+            f"shards={shards} (splits: {', '.join(manifest.splits)})",
+            "name another one with --data",
+        )
+    return Subject(
+        name=name,
+        model=model,
+        model_digest=hash_file(model_path),
+        shards=shards,
+        shards_digest=manifest.digest(),
+        classes=manifest.classes,
+        training=ShardImages(shards, splits[-1], data),
+        evaluation=ShardImages(shards, splits[0], data),
+        scale=options.scale or infer_pixel_scale(model),
+        facts=facts,
+        options=options,
+        **history,
+    )

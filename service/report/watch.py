@@ -1,4 +1,4 @@
-"""How the job over all runs shows how far it is: bars in a terminal, a line a report elsewhere."""
+"""Progress of report jobs: bars in a terminal, and one line per report."""
 
 from __future__ import annotations
 
@@ -9,64 +9,67 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from service.report.batch import FAILED, MADE, Outcome, Watcher
-from service.report.job import lease_path
-from service.report.lease import words_at
+from service.report.batch import FAILED, RENDERED, BatchObserver, ReportOutcome
+from service.report.lease import read_progress
 from service.runs import Run
 
 POLL_SECONDS = 0.5
-MOST = 16  # runs in work whose parts are shown
+MAX_BARS = 16  # runs that have a bar of their own
 
 
-class Bars(Watcher):
-    """Says what became of every report, and shows a bar over runs and one over the parts of each that is in work.
+class ProgressBars(BatchObserver):
+    """Prints the outcome of every report, with a bar over all runs and one over the sections of each.
 
     Args:
-        console: Where to.
-        progress: The bars.
+        console: Console the outcomes are printed to.
+        progress: Display the bars belong to.
     """
 
     def __init__(self, console: Console, progress: Progress) -> None:
-        self._console, self._progress = console, progress
-        self._left: dict[str, Run] = {}
+        self._console = console
+        self._progress = progress
+        self._remaining: dict[str, Run] = {}
         self._bars: dict[str, TaskID] = {}
-        self._total, self._done = 0, 0
-        self._runs = progress.add_task("reports", total=None, visible=False)
+        self._total = 0
+        self._done = 0
+        self._all_runs = progress.add_task("reports", total=None, visible=False)
 
-    def begins(self, due: Sequence[Run], names: Sequence[str]) -> None:
+    def on_start(self, runs: Sequence[Run], names: Sequence[str]) -> None:
         """Shows the bar over all runs."""
-        self._left, self._total = dict(zip(names, due, strict=True)), len(due)
-        self._progress.update(self._runs, total=len(due), visible=True)
+        self._remaining = dict(zip(names, runs, strict=True))
+        self._total = len(runs)
+        self._progress.update(self._all_runs, total=len(runs), visible=True)
 
-    def ends(self, outcome: Outcome) -> None:
-        """Says what became of one."""
-        self._left.pop(outcome.name, None)
+    def on_outcome(self, outcome: ReportOutcome) -> None:
+        """Prints the outcome of one run and removes its bar."""
+        self._remaining.pop(outcome.name, None)
         self._done += 1
-        self._progress.update(self._runs, completed=self._done)
+        self._progress.update(self._all_runs, completed=self._done)
         if outcome.name in self._bars:
             self._progress.remove_task(self._bars.pop(outcome.name))
-        took = f" in {outcome.seconds:.1f} s" if outcome.state == MADE else ""
-        words = f": {outcome.words}" if outcome.state == FAILED else ""
-        self._console.print(
-            f"{self._done}/{max(self._total, self._done)} {outcome.name}: {outcome.state}{took}{words}",
-            markup=False,
-        )
+        line = f"{self._done}/{max(self._total, self._done)} {outcome.name}: {outcome.state}"
+        if outcome.state == RENDERED:
+            line += f" in {outcome.seconds:.1f} s"
+        if outcome.state == FAILED:
+            line += f": {outcome.message}"
+        self._console.print(line, markup=False)
 
-    def look(self) -> None:
-        """Asks the claims of what is in work which part that is at."""
-        for name, run in list(self._left.items())[:MOST]:
-            counts, _, part = words_at(lease_path(run)).partition(" ")
+    def refresh(self) -> None:
+        """Reads from the leases which section each report is at, and updates the bars."""
+        for name, run in list(self._remaining.items())[:MAX_BARS]:
+            counts, _, section = read_progress(run.report_lease_path).partition(" ")
             done, _, total = counts.partition("/")
-            if not done.isdigit() or name not in self._left:
+            if not done.isdigit() or name not in self._remaining:
                 continue
             if name not in self._bars:
                 self._bars[name] = self._progress.add_task(name, total=int(total))
-            self._progress.update(self._bars[name], completed=int(done), description=f"  {name}: {part}")
+            description = f"  {name}: {section}"
+            self._progress.update(self._bars[name], completed=int(done), description=description)
 
 
 @contextmanager
-def watching() -> Iterator[Watcher]:
-    """A watcher that shows how far the job is, for the length of a block."""
+def show_batch_progress() -> Iterator[BatchObserver]:
+    """Yields an observer that shows the progress of the job over all runs, for the length of a block."""
     console = Console(highlight=False, soft_wrap=True)
     columns = [
         TextColumn("{task.description}", markup=False),
@@ -74,28 +77,28 @@ def watching() -> Iterator[Watcher]:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
     ]
-    ended = threading.Event()
+    is_done = threading.Event()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
-        bars = Bars(console, progress)
-        thread = threading.Thread(target=_look, args=(bars, ended), daemon=True)
+        bars = ProgressBars(console, progress)
+        thread = threading.Thread(target=_refresh_periodically, args=(bars, is_done), daemon=True)
         if console.is_terminal:
             thread.start()
         try:
             yield bars
         finally:
-            ended.set()
+            is_done.set()
             if console.is_terminal:
                 thread.join()
 
 
-def _look(bars: Bars, ended: threading.Event) -> None:
-    while not ended.wait(POLL_SECONDS):
-        bars.look()
+def _refresh_periodically(bars: ProgressBars, is_done: threading.Event) -> None:
+    while not is_done.wait(POLL_SECONDS):
+        bars.refresh()
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[int, int, str], None]]:
-    """A bar over the parts of one report, for the length of a block; nothing outside a terminal."""
+def show_report_progress() -> Iterator[Callable[[int, int, str], None]]:
+    """Yields a function that shows the progress of one report as a bar; silent outside a terminal."""
     console = Console()
     with Progress(
         TextColumn("{task.description}"),
@@ -106,7 +109,7 @@ def steps() -> Iterator[Callable[[int, int, str], None]]:
     ) as bar:
         task = bar.add_task("opening", total=None)
 
-        def tell(done: int, total: int, name: str) -> None:
+        def update(done: int, total: int, name: str) -> None:
             bar.update(task, completed=done, total=total, description=name)
 
-        yield tell
+        yield update

@@ -191,14 +191,14 @@ def _share(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
 
 def _conclude(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
     """The leaderboard, and the best preset."""
-    from service.report.pages.leaderboard import Trial, best_of, ranked, table, write_leaderboard
+    from service.report.pages.leaderboard import Trial, find_best, format_table, rank_trials, write_leaderboard
 
     search = plan.search()
-    trials = ranked([Trial.of(run, search.draw(number)) for number, run in enumerate(runs)])
+    trials = rank_trials([Trial.from_run(run, search.draw(number)) for number, run in enumerate(runs)])
     images = load_manifest(plan.shards).get_split("validation").rows
     page = write_leaderboard(out, plan.preset, trials, search.space, images)
-    print(table(trials, [dimension.key for dimension in search.space]))
-    best = best_of(trials)
+    print(format_table(trials, [dimension.key for dimension in search.space]))
+    best = find_best(trials)
     if best is None:
         received = f"{trials[0].run.path.name}: {trials[0].note or 'none'}"
         raise TrainingError("a trial that comes to a result", received, "see the status.json of each trial")

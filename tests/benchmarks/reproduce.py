@@ -1,6 +1,7 @@
-"""Runs the published experiments with their own presets, and renders a page of our curves over the published ones.
+"""Trains the published experiments with their presets, and renders a page that compares the accuracies.
 
-`python tests/benchmarks/reproduce.py --help`. Finished runs are left alone, others go on where they were: the same command continues.
+`python tests/benchmarks/reproduce.py --help`. Finished runs are kept and interrupted ones resumed, so the same
+command continues.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(1, str(ROOT))
@@ -18,13 +20,23 @@ from pipelines.errors import ConfigError, GlassboxError, Interrupted  # noqa: E4
 from pipelines.shards.build import build_shards  # noqa: E402
 from pipelines.sources import open_source  # noqa: E402
 from pipelines.spec import ShardSpec  # noqa: E402
-from service.commands.diagnose import read_histories  # noqa: E402 (after the path is set)
 from service.config import load_config, preset_comment, preset_names, read_preset  # noqa: E402
-from service.report.pages.reproduction import Experiment, departures, published_in, table, write_reproduction  # noqa: E402 (after the path is set)
+from service.diagnosis.histories import read_histories  # noqa: E402
+from service.report.pages.reproduction import (  # noqa: E402
+    Experiment,
+    format_table,
+    list_overrides,
+    parse_published,
+    write_reproduction,
+)
 from service.runs import Run  # noqa: E402
 from service.training.launch import resume, train  # noqa: E402
 
 DATA = ROOT.parent / "shared"
+DIGITS = DATA / "data" / "mnist"
+PHOTOS = DATA / "data" / "cats_and_dogs_filtered"
+HISTORIES_FILE = DATA / "seed_results" / "histories.json"
+# Names of published curves in the file, by preset.
 HISTORIES = {
     "cats_dogs_small": "cats_and_dogs_small_1",
     "cats_dogs_small_dropout": "cats_and_dogs_small_2",
@@ -32,161 +44,175 @@ HISTORIES = {
 }
 
 
-def experiments() -> list[str]:
-    """Presets with a published result, the shortest first."""
-    names = [name for name in preset_names() if published_in(preset_comment(name))]
-    cost = {
-        name: (read_preset(name)[1]["data"].get("channels", 3), read_preset(name)[1]["epochs"])
-        for name in names
-    }
-    return sorted(names, key=lambda name: cost[name])
+def list_experiments() -> list[str]:
+    """Returns the presets with a published result, the cheapest first."""
+    names = [name for name in preset_names() if parse_published(preset_comment(name))]
+
+    def estimate_cost(name: str) -> tuple[int, int]:
+        settings = read_settings(name)
+        return settings["data"].get("channels", 3), settings["epochs"]
+
+    return sorted(names, key=estimate_cost)
 
 
-def missing(preset: str, options: argparse.Namespace) -> str:
-    """Why an experiment cannot be run; empty where it can."""
+def read_settings(preset: str) -> dict[str, Any]:
+    """Reads the settings of a preset."""
+    _, settings = read_preset(preset)
+    return settings
+
+
+def find_data_kind(preset: str) -> str:
+    """Returns the option that names an experiment's data: `digits` or `photos`."""
+    return "digits" if read_settings(preset)["data"].get("channels", 3) == 1 else "photos"
+
+
+def find_source(preset: str, options: argparse.Namespace) -> str | None:
+    """Returns the source of an experiment's data, or None if there is none."""
+    source: str | None = getattr(options, find_data_kind(preset))
+    return source
+
+
+def needs_weights(preset: str) -> bool:
+    """Returns whether a preset starts from pretrained weights, whose file has to be named."""
+    return read_settings(preset).get("weights") == "imagenet"
+
+
+def find_missing_reason(preset: str, options: argparse.Namespace) -> str:
+    """Returns why an experiment cannot run; an empty string if it can."""
     if options.only and preset not in options.only:
-        return "not asked for"
-    if not source_of(preset, options):
-        return f"no data (--{kind_of(preset)} SOURCE)"
-    if read_preset(preset)[1].get("weights") == "imagenet" and not options.weights:
+        return "not selected"
+    if not find_source(preset, options):
+        return f"no data (--{find_data_kind(preset)} SOURCE)"
+    if needs_weights(preset) and not options.weights:
         return "no weights (--weights FILE)"
     return ""
 
 
-def kind_of(preset: str) -> str:
-    """What an experiment is run on."""
-    return "digits" if read_preset(preset)[1]["data"].get("channels", 3) == 1 else "photos"
-
-
-def source_of(preset: str, options: argparse.Namespace) -> str | None:
-    """Where that comes from."""
-    source: str | None = getattr(options, kind_of(preset))
-    return source
-
-
 def run_experiment(preset: str, options: argparse.Namespace) -> None:
-    """Brings all runs of an experiment to their end."""
-    shards = options.out / "shards" / kind_of(preset)
+    """Trains or resumes all runs of an experiment."""
+    shards = options.out / "shards" / find_data_kind(preset)
     if not (shards / "manifest.json").is_file():
-        build_shards(open_source(str(source_of(preset, options))), shards, ShardSpec())
-    for run in runs_of(preset, options):
+        build_shards(open_source(str(find_source(preset, options))), shards, ShardSpec())
+    for run in list_runs(preset, options):
         if run.config_path.is_file():
             resume(run.path)
             continue
-        words = [f"seed={run.path.name.rpartition('-')[2]}"] + (
-            [f"weights={options.weights}"] if missing_weights(preset) else []
-        )
-        train(load_config(preset, shards, words), run.path)
+        overrides = [f"seed={run.path.name.rpartition('-')[2]}"]
+        if needs_weights(preset):
+            overrides.append(f"weights={options.weights}")
+        train(load_config(preset, shards, overrides), run.path)
 
 
-def missing_weights(preset: str) -> bool:
-    """Whether the weights a preset begins with have to be named."""
-    return read_preset(preset)[1].get("weights") == "imagenet"
-
-
-def runs_of(preset: str, options: argparse.Namespace) -> list[Run]:
-    """The runs of an experiment, by their seeds, as they are or shall be."""
+def list_runs(preset: str, options: argparse.Namespace) -> list[Run]:
+    """Returns the runs of an experiment by seed, whether or not they exist."""
     seeds = options.seeds if preset in options.seeded else 1
     return [Run(options.out / "runs" / f"{preset}-seed-{seed}") for seed in range(seeds)]
 
 
-def gathered(options: argparse.Namespace) -> list[Experiment]:
-    """All experiments with the runs that were begun."""
+def collect_experiments(options: argparse.Namespace) -> list[Experiment]:
+    """Returns all experiments with their existing runs."""
     histories = read_histories(options.histories) if options.histories else {}
-    elsewhere = dict(word.split("=", 1) for word in options.run)
-    found = []
-    for preset in experiments():
-        published = published_in(preset_comment(preset))
-        runs = [Run(elsewhere[preset])] if preset in elsewhere else runs_of(preset, options)
-        begun = tuple(run for run in runs if run.metrics())
-        why = missing(preset, options) or "not begun"
-        if published:
-            config = load_config(preset, options.out)
-            others = tuple(dict.fromkeys(word for run in begun for word in departures(run, config)))
-            found.append(
-                Experiment(
-                    preset, published, begun, why, histories.get(HISTORIES.get(preset, ""), ()), others
-                )
+    external_runs = dict(word.split("=", 1) for word in options.run)
+    experiments = []
+    for preset in list_experiments():
+        published = parse_published(preset_comment(preset))
+        if not published:
+            continue
+        candidates = [Run(external_runs[preset])] if preset in external_runs else list_runs(preset, options)
+        runs = tuple(run for run in candidates if run.metrics())
+        config = load_config(preset, options.out)
+        overrides = dict.fromkeys(word for run in runs for word in list_overrides(run, config))
+        experiments.append(
+            Experiment(
+                preset,
+                published,
+                runs,
+                find_missing_reason(preset, options) or "not started",
+                histories.get(HISTORIES.get(preset, ""), ()),
+                tuple(overrides),
             )
-    return found
+        )
+    return experiments
 
 
-def options_of(arguments: list[str] | None) -> argparse.Namespace:
-    """Reads the command line."""
-    digits, photos, histories = (
-        DATA / "data" / "mnist",
-        DATA / "data" / "cats_and_dogs_filtered",
-        DATA / "seed_results" / "histories.json",
-    )
+def parse_options(arguments: list[str] | None) -> argparse.Namespace:
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--out",
         type=Path,
         default=ROOT / "build" / "reproduce",
         metavar="DIR",
-        help="(default: build/reproduce)",
+        help="directory for shards, runs and the page (default: build/reproduce)",
     )
-    parser.add_argument("--only", nargs="+", metavar="PRESET", help=f"of {', '.join(experiments())}")
-    parser.add_argument(
-        "--digits",
-        default=f"idx:{digits}" if digits.is_dir() else None,
-        metavar="SOURCE",
-        help="of the digits",
+    add("--only", nargs="+", metavar="PRESET", help=f"run only these: {', '.join(list_experiments())}")
+    digits = f"idx:{DIGITS}" if DIGITS.is_dir() else None
+    add("--digits", default=digits, metavar="SOURCE", help="source of the digits")
+    photos = f"folder:{PHOTOS}" if PHOTOS.is_dir() else None
+    add("--photos", default=photos, metavar="SOURCE", help="source of the photos of cats and dogs")
+    add("--weights", metavar="FILE", help="weights of a base pretrained on ImageNet")
+    histories = HISTORIES_FILE if HISTORIES_FILE.is_file() else None
+    add("--histories", type=Path, default=histories, metavar="FILE", help="published curves")
+    add("--seeds", type=int, default=3, metavar="N", help="runs of the presets in --seeded (default: 3)")
+    add(
+        "--seeded",
+        nargs="+",
+        default=["mnist_cnn"],
+        metavar="PRESET",
+        help="presets that are run with several seeds (default: mnist_cnn)",
     )
-    parser.add_argument(
-        "--photos",
-        default=f"folder:{photos}" if photos.is_dir() else None,
-        metavar="SOURCE",
-        help="of cats and dogs",
-    )
-    parser.add_argument("--weights", metavar="FILE", help="of a base pretrained on ImageNet")
-    parser.add_argument(
-        "--histories",
-        type=Path,
-        default=histories if histories.is_file() else None,
-        metavar="FILE",
-        help="published curves",
-    )
-    parser.add_argument(
-        "--seeds", type=int, default=3, metavar="N", help="runs of the presets in --seeded (default: 3)"
-    )
-    parser.add_argument(
-        "--seeded", nargs="+", default=["mnist_cnn"], metavar="PRESET", help="(default: mnist_cnn)"
-    )
-    parser.add_argument(
+    add(
         "--run",
         action="append",
         default=[],
         metavar="PRESET=DIR",
-        help="take a run that was made elsewhere; may be repeated",
+        help="use an existing run for a preset; may be repeated",
     )
-    parser.add_argument("--page-only", action="store_true", help="render what is there")
+    add("--page-only", action="store_true", help="render the page of the existing runs")
     return parser.parse_args(arguments)
 
 
+def run_experiments(options: argparse.Namespace) -> None:
+    """Runs the selected experiments.
+
+    Raises:
+        ConfigError: `--only` names an unknown experiment.
+    """
+    names = list_experiments()
+    for name in options.only or ():
+        if name not in names:
+            raise ConfigError("a published experiment", f"only={name}", f"use {', '.join(names)}")
+    if options.page_only:
+        return
+    external = {word.partition("=")[0] for word in options.run}
+    for preset in names:
+        if preset not in external and not find_missing_reason(preset, options):
+            print(f"{preset}:", flush=True)
+            run_experiment(preset, options)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs what was asked for; 0, or the exit code of what went wrong."""
-    options = options_of(arguments)
+    """Runs the selected experiments and renders the page.
+
+    Returns:
+        0, or the exit code of the error that ended the runs.
+    """
+    options = parse_options(arguments)
     options.out = options.out.absolute()
     code = 0
     try:
-        for name in options.only or ():
-            if name not in experiments():
-                raise ConfigError("a published experiment", f"only={name}", f"use {', '.join(experiments())}")
-        elsewhere = [word.partition("=")[0] for word in options.run]
-        for preset in [] if options.page_only else experiments():
-            if preset not in elsewhere and not missing(preset, options):
-                print(f"{preset}:", flush=True)
-                run_experiment(preset, options)
+        run_experiments(options)
     except GlassboxError as error:
         print(f"reproduce: {error}", file=sys.stderr)
         code = error.exit_code
     except KeyboardInterrupt as interrupt:
-        print("reproduce: stopped; the same command goes on", file=sys.stderr)
+        print("reproduce: interrupted; run the same command to resume", file=sys.stderr)
         code = interrupt.exit_code if isinstance(interrupt, Interrupted) else 130
-    found = gathered(options)
-    print(table(found))
-    print(f"open {write_reproduction(options.out, found, f'{os.cpu_count()} CPUs, {platform.machine()}')}")
+    experiments = collect_experiments(options)
+    print(format_table(experiments))
+    page = write_reproduction(options.out, experiments, f"{os.cpu_count()} CPUs, {platform.machine()}")
+    print(f"open {page}")
     return code
 
 

@@ -42,12 +42,12 @@ ls -A {runs}/full; exit $code
     )
     assert job.returncode == 4, job.stdout + job.stderr
     lines = job.stdout.splitlines()
-    assert "reports: 1 made, 0 up to date, 0 not finished, 1 failed: full" in lines
+    assert "reports: 1 rendered, 0 up to date, 0 not finished, 1 failed: full" in lines
     assert [line for line in lines if "full: failed: Expected" in line and "No space left on device" in line]
     assert "Traceback" not in job.stdout + job.stderr
     assert (good.report / "index.html").is_file()
     assert (runs / "index.html").is_file()
-    left = lines[lines.index("reports: 1 made, 0 up to date, 0 not finished, 1 failed: full") + 1 :]
+    left = lines[lines.index("reports: 1 rendered, 0 up to date, 0 not finished, 1 failed: full") + 1 :]
     assert not [
         name for name in left if name == "report" or name.startswith((".tmp", ".old"))
     ]  # nothing half-written

@@ -17,7 +17,6 @@ import pytest
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from service.report.batch import report_all
-from service.report.job import lease_path
 from service.report.options import ReportOptions
 from service.report.publish import is_report
 from service.runs import Run
@@ -58,7 +57,7 @@ def counts(said: str) -> dict[str, int]:
     (line,) = re.findall(r"^reports: .*$", said, re.MULTILINE)
     return {
         state: int(number)
-        for number, state in re.findall(r"(\d+) (made|up to date|in work elsewhere|failed)", line)
+        for number, state in re.findall(r"(\d+) (rendered|up to date|in progress elsewhere|failed)", line)
     }
 
 
@@ -80,7 +79,7 @@ def test_two_jobs_at_once_share_twenty_runs(tmp_path: Path) -> None:
     said = [job.communicate(timeout=280)[0] for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0], said
     found = [counts(words) for words in said]
-    assert found[0]["made"] + found[1]["made"] == 20  # each by one of them, none twice
+    assert found[0]["rendered"] + found[1]["rendered"] == 20  # each by one of them, none twice
     for one in found:
         assert sum(one.values()) == 20
         assert one["failed"] == 0
@@ -102,7 +101,7 @@ def test_after_a_kill_the_next_job_goes_on(tmp_path: Path) -> None:
     said = again.communicate(timeout=280)[0]
     assert again.returncode == 0, said
     assert counts(said)["failed"] == 0
-    if "in work elsewhere" in said:  # a worker outlived its job for a moment and ended what it was at
+    if "in progress elsewhere" in said:  # a worker outlived its job for a moment and ended what it was at
         last = start(runs, tmp_path / "home3")
         assert last.communicate(timeout=280)[0]
     assert_whole(runs, 4)
@@ -113,7 +112,7 @@ def killer(run: Run, most: int, ended: threading.Event) -> None:
     killed: set[int] = set()
     while not ended.is_set() and len(killed) < most:
         try:
-            process = int(json.loads(lease_path(run).read_text())["owner"].split(":")[1])
+            process = int(json.loads(run.report_lease_path.read_text())["owner"].split(":")[1])
         except (OSError, ValueError, KeyError):
             process = 0
         if process and process not in killed:
@@ -124,7 +123,7 @@ def killer(run: Run, most: int, ended: threading.Event) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    ("kills", "state"), [(1, "made"), pytest.param(99, "failed", marks=pytest.mark.slow)]
+    ("kills", "state"), [(1, "rendered"), pytest.param(99, "failed", marks=pytest.mark.slow)]
 )
 def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path: Path, kills: int, state: str) -> None:
     runs = many(tmp_path, 3)
@@ -137,10 +136,10 @@ def test_a_worker_that_dies_takes_no_other_run_with_it(tmp_path: Path, kills: in
         ended.set()
         thread.join()
     assert {name: outcome.state for name, outcome in outcomes.items()} == {
-        "run00": "made",
+        "run00": "rendered",
         "run01": state,
-        "run02": "made",
+        "run02": "rendered",
     }
     if state == "failed":
         assert "run01" in outcomes["run01"].words
-        assert report_all(runs, SMALL)[1].state == "made"  # the next start has no killer
+        assert report_all(runs, SMALL)[1].state == "rendered"  # the next start has no killer

@@ -1,41 +1,41 @@
-// The page's behaviour. Without it everything is simply visible, one section below the other.
+// The behaviour of the page. Without scripts all sections are visible, one below the other.
 
-// ---- views: one at a time, by the address ----
+// ---- views: one at a time, selected by the URL fragment ----
 function views() {
   const sections = all("[data-view]"), links = all("nav.views a");
   if (!sections.length) return;
   const title = document.title;
-  function show(moved) {
+  function show(isNavigation) {
     const id = decodeURIComponent(location.hash.slice(1)), target = id ? document.getElementById(id) : null;
-    const inside = target ? target.closest("[data-view]") : null;
-    if (moved && target && !inside) return; // a place outside the views, such as the skip link's
-    const view = inside || sections[0];
+    const owner = target ? target.closest("[data-view]") : null;
+    if (isNavigation && target && !owner) return; // an element outside the views, such as the target of the skip link
+    const view = owner || sections[0];
     for (const section of sections) section.hidden = section !== view;
     for (const link of links) {
       if (link.hash === "#" + view.id) {
         link.setAttribute("aria-current", "page");
-        if (moved) document.title = `${link.textContent.trim()} · ${title}`;
+        if (isNavigation) document.title = `${link.textContent.trim()} · ${title}`;
         const strip = link.parentElement;
         strip.scrollLeft = link.offsetLeft - strip.offsetLeft - (strip.clientWidth - link.offsetWidth) / 2;
       } else link.removeAttribute("aria-current");
     }
     if (target && target !== view) target.scrollIntoView();
-    else if (moved) scrollTo(0, 0);
+    else if (isNavigation) scrollTo(0, 0);
   }
   addEventListener("hashchange", () => show(true));
   show(false);
 }
 
-// ---- panels: what is shown follows selects, sliders and radio buttons ----
+// ---- panels: selects, sliders and radio buttons decide which elements are shown ----
 function panels(root) {
   const controls = all("[data-key]", root), parts = all("[data-when]", root).map((part) => [part, JSON.parse(part.dataset.when)]);
-  const counts = (control) => (control.type !== "radio" || control.checked) && !control.closest("[data-when][hidden]");
-  function chosen() {
-    return Object.fromEntries(controls.filter(counts).map((control) => [control.dataset.key, control.value]));
+  const isActive = (control) => (control.type !== "radio" || control.checked) && !control.closest("[data-when][hidden]");
+  function readControls() {
+    return Object.fromEntries(controls.filter(isActive).map((control) => [control.dataset.key, control.value]));
   }
   function update() {
-    for (let pass = 0; pass < 2; pass += 1) { // the second heeds controls that the first has shown
-      const values = chosen();
+    for (let pass = 0; pass < 2; pass += 1) { // the second pass reads controls that the first one has shown
+      const values = readControls();
       for (const [part, when] of parts) {
         part.hidden = Object.entries(when).some(([key, value]) => key in values && values[key] !== "" && ![value].flat().map(String).includes(values[key]));
       }
@@ -52,7 +52,7 @@ function panels(root) {
   update();
 }
 
-// Moves a slider by itself, from its beginning to its end.
+// Plays a slider from its beginning to its end.
 function play(button) {
   const slider = button.closest("[data-panels]").querySelector(`[data-key="${button.dataset.play}"]`);
   let timer = null;
@@ -78,14 +78,14 @@ function opacity(slider) {
   update();
 }
 
-// ---- tables that sort ----
+// ---- sortable tables ----
 function sortable(table) {
   const body = table.tBodies[0];
   all("thead th", table).forEach((head, column) => {
     if (head.dataset.sortable === "no") return;
-    const press = make("button", { type: "button" }, ...head.childNodes);
-    head.replaceChildren(press);
-    press.addEventListener("click", () => {
+    const button = make("button", { type: "button" }, ...head.childNodes);
+    head.replaceChildren(button);
+    button.addEventListener("click", () => {
       const down = head.getAttribute("aria-sort") !== "descending", key = (row) => {
         const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent.trim();
         const value = parseFloat(text.replace(/,/g, "").replace("\u2212", "-"));
@@ -101,15 +101,15 @@ function sortable(table) {
   });
 }
 
-// What scrolls can be scrolled by keyboard, and says what it is.
-function scrolling(box) {
-  const named = box.closest("details, section");
+// Scrollable boxes can be scrolled by keyboard, and have a label.
+function labelScrollBox(box) {
+  const labelled = box.closest("details, section");
   box.tabIndex = 0;
   box.setAttribute("role", "region");
-  if (!box.hasAttribute("aria-label")) box.setAttribute("aria-label", named ? named.querySelector("summary, h2, h3").textContent.trim() : "Table");
+  if (!box.hasAttribute("aria-label")) box.setAttribute("aria-label", labelled ? labelled.querySelector("summary, h2, h3").textContent.trim() : "Table");
 }
 
-all(".scroll").forEach(scrolling);
+all(".scroll").forEach(labelScrollBox);
 all("[data-share]").forEach((bar) => { bar.style.width = `${Math.max(0, Math.min(1, +bar.dataset.share)) * 100}%`; });
 all("[data-shade]").forEach((cell) => cell.style.setProperty("--shade", cell.dataset.shade.includes(".") ? cell.dataset.shade : cell.dataset.shade / 10));
 all("[data-panels]").forEach(panels);

@@ -1,4 +1,4 @@
-// Plots: what `plot.html` describes, drawn by uPlot in the colours of the page.
+// Plots: the data of `plot.html`, drawn by uPlot in the colours of the page.
 function plot(figure) {
   const holder = figure.querySelector(".canvas"), data = read(figure.querySelector("script")), readout = figure.querySelector(".readout");
   let chart = null, drawn = 0;
@@ -13,20 +13,20 @@ function plot(figure) {
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 }
 
-const shown = (data, value) => (value == null ? "\u2013" : minus(data.percent ? `${(value * 100).toFixed(1)}%` : String(+value.toPrecision(4))));
-const place = (data, index) => (data.ticks.length ? data.ticks[index] : String(+data.x[index].toPrecision(4)));
+const formatValue = (data, value) => (value == null ? "\u2013" : minus(data.percent ? `${(value * 100).toFixed(1)}%` : String(+value.toPrecision(4))));
+const formatX = (data, index) => (data.ticks.length ? data.ticks[index] : String(+data.x[index].toPrecision(4)));
 
 function options(data, width, readout) {
   const font = "12px system-ui, sans-serif", soft = colour("--soft"), grid = { stroke: colour("--line"), width: 1 };
   const levels = data.levels.map(([value]) => value), whole = data.x.every(Number.isInteger);
   const axis = { stroke: soft, font, grid, ticks: grid };
   const limits = data.percent ? [0, 1] : [-Infinity, Infinity];
-  function range(low, high) { // a line that is all but flat is not stretched: its ticks would differ by less than numbers can
+  function range(low, high) { // an almost flat line is not stretched: its ticks would be closer than floating-point numbers
     const least = data.percent ? 0.02 : 1e-3 * Math.max(Math.abs(low), Math.abs(high)) || 1, missing = Math.max(0, least - (high - low)) / 2;
     return uPlot.rangeNum(low - missing, high + missing, { min: { pad: 0.08, hard: limits[0] }, max: { pad: 0.08, hard: limits[1] } });
   }
   return {
-    width, height: Math.max(220, Math.min(300, Math.round(width * 0.6))), legend: { show: false }, padding: [12, data.ticks.length ? 32 : 12, 0, 0], // half of the last name
+    width, height: Math.max(220, Math.min(300, Math.round(width * 0.6))), legend: { show: false }, padding: [12, data.ticks.length ? 32 : 12, 0, 0], // half of the last label
     cursor: { y: false, drag: { x: false, y: false, setScale: false }, points: { size: 8 } },
     scales: {
       x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
@@ -47,7 +47,7 @@ function options(data, width, readout) {
       setCursor: [(u) => {
         const index = u.cursor.idx;
         readout.textContent = index == null ? "" :
-          `${data.x_label} ${place(data, index)}: ${data.lines.map((line) => `${line.name} ${shown(data, line.values[index])}`).join(", ")}`;
+          `${data.x_label} ${formatX(data, index)}: ${data.lines.map((line) => `${line.name} ${formatValue(data, line.values[index])}`).join(", ")}`;
       }],
     },
   };
@@ -76,44 +76,44 @@ function notes(u, data) {
     ctx.lineTo(points[2], points[3]);
     ctx.stroke();
   };
-  const write = (words, x, y) => {
+  const write = (text, x, y) => {
     ctx.textAlign = "left";
     ctx.setLineDash([]);
     ctx.lineWidth = 4 * ratio;
     ctx.lineJoin = "round";
     ctx.strokeStyle = colour("--paper");
-    ctx.strokeText(words, x, y);
+    ctx.strokeText(text, x, y);
     ctx.fillStyle = colour("--ink");
-    ctx.fillText(words, x, y);
+    ctx.fillText(text, x, y);
     ctx.setLineDash([3 * ratio, 4 * ratio]);
     ctx.lineWidth = ratio;
     ctx.strokeStyle = colour("--soft");
   };
   const lines = data.lines.map((l) => l.values.map((v, i) => (v == null ? null : [u.valToPos(data.x[i], "x", true), u.valToPos(v, "y", true)])));
   const heights = data.levels.map(([value]) => u.valToPos(value, "y", true));
-  // Where lines run at a place along the x axis.
-  const passing = (x) => lines.flatMap((points) => points.flatMap((point, i) => {
+  // Heights of the lines at a position on the x axis.
+  const heightsAt = (x) => lines.flatMap((points) => points.flatMap((point, i) => {
     const next = points[i + 1];
     if (!point || !next || x < point[0] || x > next[0]) return [];
     return [point[1] + ((x - point[0]) / (next[0] - point[0] || 1)) * (next[1] - point[1])];
   }));
-  const along = (x, length) => [...Array(9).keys()].flatMap((n) => passing(x + (n * length) / 8));
-  // How far words from x on, at height y, keep from every line.
-  const room = (x, y, length) => Math.min(...[...heights, ...along(x, length)].map((h) => Math.abs(h - y)), height);
-  for (const [value, words] of data.levels) {
-    const y = u.valToPos(value, "y", true), length = ctx.measureText(words).width, above = y > top + height / 2;
+  const along = (x, length) => [...Array(9).keys()].flatMap((n) => heightsAt(x + (n * length) / 8));
+  // Distance of a label that begins at x, at height y, from the nearest line.
+  const clearance = (x, y, length) => Math.min(...[...heights, ...along(x, length)].map((h) => Math.abs(h - y)), height);
+  for (const [value, text] of data.levels) {
+    const y = u.valToPos(value, "y", true), length = ctx.measureText(text).width, above = y > top + height / 2;
     line(left, y, left + width, y);
     const away = (x) => Math.min(...along(x, length).map((h) => Math.abs(h - y)), height);
     const x = away(left) > away(left + width - length) ? left + 4 * ratio : left + width - length - 4 * ratio;
-    write(words, x, y + (above ? -6 : 15) * ratio);
+    write(text, x, y + (above ? -6 : 15) * ratio);
     heights.push(y + (above ? -12 : 12) * ratio);
   }
-  for (const [value, words] of data.marks) {
-    const x = u.valToPos(value, "x", true), rows = ctx.measureText(words).width > width * 0.45 ? words.split(", ") : [words];
+  for (const [value, text] of data.marks) {
+    const x = u.valToPos(value, "x", true), rows = ctx.measureText(text).width > width * 0.45 ? text.split(", ") : [text];
     const length = Math.max(...rows.map((row) => ctx.measureText(row).width)), step = 15 * ratio;
     line(x, top, x, top + height);
     const right = x - length - 10 * ratio < left, start = right ? x + 6 * ratio : x - length - 6 * ratio;
-    const least = (y) => Math.min(...rows.map((_, n) => room(start, y + n * step - 4 * ratio, length)));
+    const least = (y) => Math.min(...rows.map((_, n) => clearance(start, y + n * step - 4 * ratio, length)));
     const places = [...Array(9).keys()].map((n) => top + 14 * ratio + (n * (height - 24 * ratio - (rows.length - 1) * step)) / 8);
     const [y] = places.sort((a, b) => least(b) - least(a));
     rows.forEach((row, n) => write(row, start, y + n * step));

@@ -1,10 +1,10 @@
-// Sheets: the channels of a layer as tiles of one picture, with numbers, zoom and order.
+// Sheets: the channels of a layer as tiles of one picture; each has a description, can be enlarged, and be sorted.
 const dialog = make("dialog", { className: "zoom" });
-dialog.setAttribute("aria-label", "A channel, enlarged");
+dialog.setAttribute("aria-label", "Enlarged channel");
 dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
 
 function zoom(owner) {
-  const canvas = make("canvas"), words = make("p", { className: "status" });
+  const canvas = make("canvas"), status = make("p", { className: "status" });
   const step = (by, text) => make("button", { type: "button", textContent: text, onclick: () => { owner.move(by); draw(); } });
   const close = make("button", { type: "button", textContent: "Close", onclick: () => dialog.close() });
   function draw() {
@@ -14,11 +14,11 @@ function zoom(owner) {
     const context = canvas.getContext("2d");
     context.imageSmoothingEnabled = false;
     context.drawImage(owner.image, x, y, w, h, 0, 0, canvas.width, canvas.height);
-    canvas.setAttribute("aria-label", owner.words());
-    words.textContent = owner.words();
+    canvas.setAttribute("aria-label", owner.describe());
+    status.textContent = owner.describe();
   }
   canvas.setAttribute("role", "img");
-  dialog.replaceChildren(canvas, words, make("p", { className: "controls" }, step(-1, "Previous"), step(1, "Next"), close));
+  dialog.replaceChildren(canvas, status, make("p", { className: "controls" }, step(-1, "Previous"), step(1, "Next"), close));
   dialog.onkeydown = (event) => {
     const by = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
     if (by) { owner.move(by); draw(); }
@@ -30,40 +30,40 @@ function zoom(owner) {
 function sheet(figure) {
   const image = figure.querySelector("img"), script = figure.querySelector('script[type="application/json"]');
   if (!image || !script) return;
-  const about = read(script), { columns, count } = about, channels = [...Array(count).keys()];
+  const layout = read(script), { columns, count } = layout, channels = [...Array(count).keys()];
   const box = make("span", { className: "box", hidden: true }), canvas = make("canvas", { hidden: true });
   const status = make("span", { className: "status" }), button = make("button", { type: "button", className: "sheet" });
   let order = channels, at = 0;
   canvas.setAttribute("aria-hidden", "true");
-  const number = (channel) => (about.numbers ? about.numbers[channel] : channel);
+  const number = (channel) => (layout.numbers ? layout.numbers[channel] : channel);
   const owner = {
     image,
     channel: () => order[at],
-    tile: (channel) => [about.offset[0] + (channel % columns) * about.pitch[0], about.offset[1] + Math.floor(channel / columns) * about.pitch[1], ...about.tile],
+    tile: (channel) => [layout.offset[0] + (channel % columns) * layout.pitch[0], layout.offset[1] + Math.floor(channel / columns) * layout.pitch[1], ...layout.tile],
     move(by) { at = Math.max(0, Math.min(count - 1, at + by)); point(); },
-    words() {
-      const channel = order[at], activity = `, activity ${+(about.activity[channel] * about.step).toPrecision(3)}`;
-      return `Channel ${number(channel)} of ${count}${activity}${about.blank.includes(channel) ? ", blank" : ""}`;
+    describe() {
+      const channel = order[at], activation = `, mean activation ${+(layout.activity[channel] * layout.step).toPrecision(3)}`;
+      return `Channel ${number(channel)} of ${count}${activation}${layout.blank.includes(channel) ? ", inactive" : ""}`;
     },
   };
   function point() {
     const [x, y, w, h] = owner.tile(at), width = image.getAttribute("width"), height = image.getAttribute("height");
     Object.assign(box.style, { left: `${(x / width) * 100}%`, top: `${(y / height) * 100}%`, width: `${(w / width) * 100}%`, height: `${(h / height) * 100}%` });
     box.hidden = false;
-    status.textContent = owner.words();
+    status.textContent = owner.describe();
   }
-  function under(event) {
+  function hover(event) {
     const rect = button.getBoundingClientRect(), scale = image.getAttribute("width") / rect.width;
-    const column = Math.floor(((event.clientX - rect.left) * scale - about.offset[0]) / about.pitch[0]);
-    const found = Math.floor(((event.clientY - rect.top) * scale - about.offset[1]) / about.pitch[1]) * columns + column;
-    if (column >= 0 && column < columns && found >= 0 && found < count && found !== at) { at = found; point(); }
+    const column = Math.floor(((event.clientX - rect.left) * scale - layout.offset[0]) / layout.pitch[0]);
+    const index = Math.floor(((event.clientY - rect.top) * scale - layout.offset[1]) / layout.pitch[1]) * columns + column;
+    if (column >= 0 && column < columns && index >= 0 && index < count && index !== at) { at = index; point(); }
   }
   async function sort(event) {
     const sorted = event.target.getAttribute("aria-pressed") !== "true";
     event.target.setAttribute("aria-pressed", sorted);
     image.loading = "eager";
     await image.decode();
-    order = sorted ? [...channels].sort((a, b) => about.activity[b] - about.activity[a] || a - b) : channels;
+    order = sorted ? [...channels].sort((a, b) => layout.activity[b] - layout.activity[a] || a - b) : channels;
     canvas.width = image.naturalWidth;
     canvas.height = image.naturalHeight;
     canvas.className = image.className;
@@ -74,12 +74,12 @@ function sheet(figure) {
     at = 0;
     point();
   }
-  button.style.maxWidth = `${2 * image.getAttribute("width")}px`; // few channels need not fill the page
+  button.style.maxWidth = `${2 * image.getAttribute("width")}px`; // a few channels need not fill the page
   const outer = image.closest("a") || image;
   outer.replaceWith(button);
   button.append(image, canvas, box);
-  button.setAttribute("aria-label", `${image.alt}. Arrow keys go from channel to channel, Enter enlarges one.`);
-  button.addEventListener("pointermove", under);
+  button.setAttribute("aria-label", `${image.alt}. Use the arrow keys to select a channel and Enter to enlarge it.`);
+  button.addEventListener("pointermove", hover);
   button.addEventListener("pointerleave", () => { box.hidden = document.activeElement !== button; });
   button.addEventListener("focus", point);
   button.addEventListener("blur", () => { box.hidden = true; });
@@ -90,7 +90,7 @@ function sheet(figure) {
   });
   const bar = make("p", { className: "controls" });
   if (count > 1) {
-    const press = make("button", { type: "button", textContent: "Sort by activity", onclick: sort });
+    const press = make("button", { type: "button", textContent: "Sort by activation", onclick: sort });
     press.setAttribute("aria-pressed", "false");
     bar.append(press);
   }

@@ -1,4 +1,4 @@
-"""The page of a comparison: several runs, or the checkpoints of one, side by side."""
+"""The comparison page: several runs, or the checkpoints of one, side by side."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import numpy as np
 from pipelines.errors import ConfigError
 from pipelines.storage import write_atomically
 from service.diagnosis.curves import column
-from service.report.analysis.run_facts import About, about_run
+from service.report.analysis.run_facts import RunFacts
 from service.report.drawing.album import Album
 from service.report.drawing.plots import Line, Plot
-from service.report.fingerprint import shards_of
-from service.report.job import Form, manifest_of, subject_of
-from service.report.options import ReportOptions
+from service.report.options import PageOptions, ReportOptions
 from service.report.pages import page
-from service.report.pages.scripts import scripts, with_pictures_inside
+from service.report.pages.scripts import embed_pictures, load_scripts
 from service.report.pages.summary import Summary, summarize
-from service.report.publish import MANIFEST, PAGE, VERSION, publishing
-from service.report.sections.compare import ROLES, side_by_side
+from service.report.publish import MANIFEST, PAGE, VERSION, publish
+from service.report.sections.compare import ROLES, ComparedRun, build_comparison
+from service.report.subject import find_shards, open_run, read_manifest
 from service.runs import Run
 
 KIND = "glassbox comparison"
@@ -31,90 +30,90 @@ def render_comparison(
     out: Path,
     shards: Path | None = None,
     options: ReportOptions | None = None,
-    form: Form | None = None,
+    page_options: PageOptions | None = None,
 ) -> Path:
-    """Renders a page that shows runs side by side over their epochs, whole or not at all.
+    """Renders a page that shows runs side by side over their epochs, completely or not at all.
 
     Args:
-        runs: With saved models and checkpoints, on one shard set.
-        out: Directory for the page; a comparison that stands there is replaced.
-        shards: The shard set, where it no longer lies where the runs were trained.
-        options: What to show.
-        form: How to write the page.
+        runs: Runs with saved models and checkpoints, on one shard set.
+        out: Directory for the page; a comparison in it is replaced.
+        shards: Directory of the shard set, if it is no longer where the runs were trained.
+        options: What the page shows.
+        page_options: How the page is written.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        ConfigError: A run cannot be shown, they do not fit together, or `out` holds something else or cannot be written.
+        ConfigError: A run cannot be shown, the runs do not fit together, or `out` holds something else or
+            cannot be written.
         DataError: The shard set is damaged.
     """
-    form = form or Form()
+    page_options = page_options or PageOptions()
     if len({run.path for run in runs}) < len(runs):
-        raise ConfigError(
-            "different runs", f"runs={' '.join(run.path.name for run in runs)}", "name each once"
-        )
-    subjects, told = [], []
+        names = " ".join(run.path.name for run in runs)
+        raise ConfigError("different runs", f"runs={names}", "name each of them once")
+    subjects = []
     for run in runs:
-        where = shards_of(run, shards)
-        manifest = manifest_of(where)
-        subject = subject_of(run, where, manifest, options or ReportOptions())
-        subjects.append((run, subject))
-        told.append((about_run(run, subject.config, where, manifest), summarize(subject)))
-    with publishing(out, KIND) as directory:
+        shards_of_run = find_shards(run, shards)
+        manifest = read_manifest(shards_of_run)
+        subjects.append(open_run(run, shards_of_run, manifest, options or ReportOptions()))
+    results = [(subject.facts, summarize(subject)) for subject in subjects]
+    compared = [
+        ComparedRun(run, subject.name, subject.model, subject.provenance)
+        for run, subject in zip(runs, subjects, strict=True)
+    ]
+    with publish(out, KIND) as directory:
         album = Album(directory)
-        section = side_by_side(subjects, album)
-        plots = curves_of([(run.path.name, subject.epochs) for run, subject in subjects])
+        section = build_comparison(album, compared, subjects[0].evaluation, subjects[0].classes)
         html = page.render(
             "comparison.html",
-            scripts(),
-            told=told,
+            load_scripts(),
+            results=results,
+            title=section.title,
             values=section.values,
-            plots=plots,
-            single_file=form.single_file,
+            plots=plot_metrics([(subject.name, subject.epochs) for subject in subjects]),
+            single_file=page_options.single_file,
         )
         entries = [album.entries[file] for file in sorted(album.entries)]
-        if form.single_file:
-            html = with_pictures_inside(html, directory)
+        if page_options.single_file:
+            html = embed_pictures(html, directory)
         write_atomically(directory / PAGE, html)
-        page.write_json(directory / MANIFEST, _manifest(told, section.figures, entries))
+        page.write_json(directory / MANIFEST, _manifest(results, section.figures, entries))
     return out / PAGE
 
 
-def curves_of(runs: Sequence[tuple[str, Sequence[dict[str, float]]]]) -> list[Plot]:
-    """Accuracy and loss of every run over the epochs, in one plot each: on validation images where all have some.
+def plot_metrics(runs: Sequence[tuple[str, Sequence[dict[str, float]]]]) -> list[Plot]:
+    """Plots accuracy and loss of every run over the epochs; of training unless all runs have validation.
 
     Args:
-        runs: Names and metrics per epoch.
+        runs: Name and metrics per epoch of each run.
     """
     longest = max(len(epochs) for _, epochs in runs)
-    prefix = "val_" if all(column(epochs, "val_accuracy") for _, epochs in runs) else ""
-    kind = "validation" if prefix else "training"
+    has_validation = all(column(epochs, "val_accuracy") for _, epochs in runs)
+    prefix = "val_" if has_validation else ""
+    kind = "Validation" if has_validation else "Training"
     plots = []
-    for key, title in (("accuracy", "accuracy"), ("loss", "loss")):
+    for metric in ("accuracy", "loss"):
         lines = []
         for (name, epochs), role in zip(runs, ROLES * len(runs), strict=False):
-            values = column(epochs, prefix + key)
-            lines.append(Line(name, [*values, *[np.nan] * (longest - len(values))], role))
-        plots.append(
-            Plot(
-                f"{kind} {title}".capitalize(),
-                "epoch",
-                list(range(1, longest + 1)),
-                tuple(lines),
-                key == "accuracy",
-            )
-        )
+            values = column(epochs, prefix + metric)
+            missing = [np.nan] * (longest - len(values))
+            lines.append(Line(name, [*values, *missing], role))
+        numbers = list(range(1, longest + 1))
+        plots.append(Plot(f"{kind} {metric}", "epoch", numbers, tuple(lines), percent=metric == "accuracy"))
     return [plot for plot in plots if not plot.is_empty]
 
 
 def _manifest(
-    told: Sequence[tuple[About, Summary]], figures: dict[str, object], entries: list[dict[str, object]]
+    results: Sequence[tuple[RunFacts, Summary]],
+    figures: dict[str, object],
+    entries: list[dict[str, object]],
 ) -> dict[str, object]:
     return {
         "kind": KIND,
         "version": VERSION,
-        "runs": {about.name: summary.figures() for about, summary in told},
+        "runs": {facts.name: summary.figures() for facts, summary in results},
         "figures": figures,
         "pictures": entries,
     }

@@ -1,4 +1,4 @@
-"""The page over all runs: what each is, how good, and a way in."""
+"""The index page of all runs: what each run is, how well it does, and a link to its report."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from urllib.parse import quote
 
 from pipelines.errors import ConfigError
 from pipelines.storage import write_atomically
-from service.report.lease import SECONDS, hold_lease
+from service.report.lease import LEASE_SECONDS, hold_lease
 from service.report.pages.page import render
-from service.report.pages.scripts import scripts
+from service.report.pages.scripts import load_scripts
 from service.report.publish import MANIFEST, PAGE, is_report
 from service.runs import Run
 
-MARK = '<meta name="generator" content="glassbox runs">'
-SPARK = (120, 28)  # width and height of the small curve
+GENERATOR = '<meta name="generator" content="glassbox runs">'  # by which an index page is recognized
+SPARKLINE = (120, 28)  # width and height of the small curve, in pixels
 
 
 @dataclass(frozen=True)
@@ -26,19 +26,19 @@ class Row:
     """One run.
 
     Attributes:
-        name: Relative to the directory of all.
-        link: To its report, relative; empty where there is none.
-        told: The head of its report's manifest; empty where there is none.
-        accuracy: The best of its validation accuracies, or what the saved model has.
-        curve: Points of its accuracy over the epochs, for an SVG of the size `SPARK`.
-        pictures: Its thumbnails, their files relative to this page.
-        note: What keeps it from having a new report.
-        state: Of the run.
+        name: Path of the run relative to the directory of all runs.
+        link: Relative link to its report; empty without a report.
+        manifest: Manifest of its report; empty without a report.
+        accuracy: Best validation accuracy, or that of the saved model where there is no validation.
+        curve: Points of its accuracy over the epochs, for an SVG of size `SPARKLINE`.
+        pictures: Thumbnails of its report, with file names relative to the index page.
+        note: Why it has no new report; empty if it has one.
+        state: State of the run, see `service.runs.Run.status`.
     """
 
     name: str
     link: str
-    told: Mapping[str, Any]
+    manifest: Mapping[str, Any]
     accuracy: float | None
     curve: str
     pictures: Sequence[Mapping[str, Any]]
@@ -46,88 +46,101 @@ class Row:
     state: str
 
 
-def write_index(root: Path, runs: Mapping[str, Run], failed: Mapping[str, str]) -> Path:
-    """Writes the page over all runs, whole or not at all, as they are at this moment.
+def write_index(root: Path, runs: Mapping[str, Run], failures: Mapping[str, str]) -> Path:
+    """Writes the index page of all runs as they are now, completely or not at all.
 
     Args:
-        root: Where it stands.
-        runs: By their names.
-        failed: Names of runs whose reports could not be made, and why.
+        root: Directory of the page.
+        runs: Runs by their names.
+        failures: Error messages of reports that could not be rendered, by the names of their runs.
 
     Returns:
-        Its path.
+        The path of the page.
 
     Raises:
-        ConfigError: Something else stands there, or it cannot be written.
+        ConfigError: Another page is in its place, or it cannot be written.
     """
     path = root / PAGE
-    with hold_lease(root / ".reports.lock", wait=2 * SECONDS):
-        if path.exists() and MARK not in path.read_text(errors="replace"):
-            fix = "move it away"
+    with hold_lease(root / ".reports.lock", wait=2 * LEASE_SECONDS):
+        if path.exists() and GENERATOR not in path.read_text(errors="replace"):
             raise ConfigError(
-                "no page of somebody else's where the one over all runs goes",
+                "no other page in place of the index of all runs",
                 f"{path} (holds something else)",
-                fix,
+                "move it elsewhere",
             )
-        rows = [_row(root, name, run, failed.get(name, "")) for name, run in runs.items()]
-        rows.sort(key=lambda row: str(row.told.get("about", {}).get("finished", "")), reverse=True)
-        html = render("index.html", scripts(plots=False), rows=rows, mark=MARK, spark=SPARK)
+        rows = [_build_row(root, name, run, failures.get(name, "")) for name, run in runs.items()]
+        rows.sort(key=lambda row: str(row.manifest.get("about", {}).get("finished", "")), reverse=True)
+        html = render(
+            "index.html", load_scripts(plots=False), rows=rows, generator=GENERATOR, sparkline=SPARKLINE
+        )
         try:
             if not path.exists() or path.read_text() != html:
                 write_atomically(path, html)
         except OSError as error:
             raise ConfigError(
-                "a directory that can be written", f"{path}: {error.strerror}", "see to its permissions"
+                "a directory that can be written", f"{path}: {error.strerror}", "check its permissions"
             ) from None
     return path
 
 
-def _row(root: Path, name: str, run: Run, failed: str) -> Row:
-    told = _manifest(run)
+def compute_sparkline(values: Sequence[float]) -> str:
+    """Computes the points of a line through values, from left to right, for an SVG of size `SPARKLINE`.
+
+    Args:
+        values: Values in [0, 1], oldest first.
+
+    Returns:
+        The points; empty for fewer than two values.
+    """
+    if len(values) < 2:
+        return ""
+    width, height = SPARKLINE
+    lowest = min(values)
+    span = (max(values) - lowest) or 1.0
+    step = (width - 4) / (len(values) - 1)
+    points = []
+    for n, value in enumerate(values):
+        x = 2 + n * step
+        y = height - 3 - (value - lowest) / span * (height - 6)
+        points.append(f"{x:.1f},{y:.1f}")
+    return " ".join(points)
+
+
+def _build_row(root: Path, name: str, run: Run, failure: str) -> Row:
+    manifest = _read_manifest(run)
     state = str(run.status().get("state", "not started"))
-    summary = told.get("figures", {}).get("summary", {})
-    best = summary.get("best_accuracy")
-    epochs = told.get("figures", {}).get("curves", {}).get("epochs", [])
+    figures = manifest.get("figures", {})
+    summary = figures.get("summary", {})
+    epochs = figures.get("curves", {}).get("epochs", [])
+    accuracy = summary.get("best_accuracy")
+    if accuracy is None:
+        accuracy = summary.get("accuracy")
+    note = failure.partition("\n")[0]
+    if not note and state != "finished":
+        note = f"not finished: {state}"
     folder = quote(run.report.relative_to(root).as_posix())
-    pictures = [{**picture, "file": f"{folder}/{picture['file']}"} for picture in told.get("thumbnails", ())]
-    note = failed.partition("\n")[0] or ("" if state == "finished" else f"not finished: {state}")
-    link = f"{folder}/{PAGE}" if told else ""
+    pictures = [
+        {**picture, "file": f"{folder}/{picture['file']}"} for picture in manifest.get("thumbnails", ())
+    ]
     return Row(
         name,
-        link,
-        told,
-        summary.get("accuracy") if best is None else best,
-        curve(_scores(epochs)),
+        f"{folder}/{PAGE}" if manifest else "",
+        manifest,
+        accuracy,
+        compute_sparkline(_list_accuracies(epochs)),
         pictures,
         note,
         state,
     )
 
 
-def curve(values: Sequence[float]) -> str:
-    """Points of a line through values in [0, 1], from left to right, for an SVG of the size `SPARK`; empty below two values."""
-    width, height = SPARK
-    if len(values) < 2:
-        return ""
-    low, high = min(values), max(values)
-    span = (high - low) or 1.0
-    step = (width - 4) / (len(values) - 1)
-    return " ".join(
-        f"{2 + n * step:.1f},{height - 3 - (value - low) / span * (height - 6):.1f}"
-        for n, value in enumerate(values)
-    )
-
-
-def _scores(epochs: Sequence[Mapping[str, Any]]) -> list[float]:
-    key = (
-        "val_accuracy"
-        if any(isinstance(epoch.get("val_accuracy"), float) for epoch in epochs)
-        else "accuracy"
-    )
+def _list_accuracies(epochs: Sequence[Mapping[str, Any]]) -> list[float]:
+    has_validation = any(isinstance(epoch.get("val_accuracy"), float) for epoch in epochs)
+    key = "val_accuracy" if has_validation else "accuracy"
     return [float(epoch[key]) for epoch in epochs if isinstance(epoch.get(key), int | float)]
 
 
-def _manifest(run: Run) -> dict[str, Any]:
+def _read_manifest(run: Run) -> dict[str, Any]:
     if not is_report(run.report) or not (run.report / PAGE).is_file():
         return {}
     return dict(json.loads((run.report / MANIFEST).read_bytes()))

@@ -1,7 +1,8 @@
-"""The page of a search: its trials in order, what each had, and how the score goes with every setting."""
+"""The leaderboard page of a search: its trials in order, and the accuracy by every setting."""
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,34 +10,39 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from rich.console import Console
+from rich.table import Table
+
 from pipelines.storage import write_atomically
 from service.diagnosis.curves import best_epoch, column
 from service.report.drawing.formatting import percent
-from service.report.pages.index import SPARK, curve
+from service.report.pages.index import SPARKLINE, compute_sparkline
 from service.report.pages.page import render
-from service.report.pages.scripts import scripts
+from service.report.pages.scripts import load_scripts
 from service.report.publish import PAGE
 from service.runs import Run
 from service.scores import standard_error
 
-DOTS = (260, 150)  # width and height of a scatter plot
-EDGE = 14
+SCATTER_SIZE = (260, 150)  # width and height of a scatter plot, in pixels
+SCATTER_MARGIN = 14
+NOTE_LENGTH = 60  # characters of a trial's note in the text table
+TABLE_WIDTH = 1000  # of the text table, so that it is never wrapped
 
 
 class Dimension(Protocol):
-    """One setting that varied."""
+    """One setting that the search varies."""
 
     @property
     def key(self) -> str:
-        """Its name, with dots."""
+        """Key of the setting in a configuration, such as `optimizer.learning_rate`."""
 
     @property
     def kind(self) -> str:
-        """How it varied: `choice`, `uniform`, `loguniform`, `int`."""
+        """How values are drawn: `choice`, `uniform`, `loguniform` or `int`."""
 
     @property
     def values(self) -> tuple[Any, ...]:
-        """The choices, or the bounds."""
+        """The choices, or the lower and upper bound."""
 
 
 @dataclass(frozen=True)
@@ -44,14 +50,14 @@ class Trial:
     """One run of a search.
 
     Attributes:
-        run: Its directory.
-        values: What it had other than the preset, by key.
-        score: Its best validation accuracy; None where it has none.
-        best_epoch: The epoch of that, from 1.
-        epochs: Epochs it was trained.
-        seconds: How long these took.
-        state: How it ended.
-        note: Why, where that needs saying.
+        run: Run directory of the trial.
+        values: Settings that differ from the preset, by key.
+        score: Best validation accuracy; None without one.
+        best_epoch: Epoch of that accuracy, from 1; None without one.
+        epochs: Number of epochs trained.
+        seconds: Training time of these epochs.
+        state: State of the run, see `service.runs.Run.status`.
+        note: Why the run ended in this state; empty for an ordinary end.
         accuracies: Validation accuracy over the epochs.
     """
 
@@ -66,9 +72,15 @@ class Trial:
     accuracies: tuple[float, ...]
 
     @classmethod
-    def of(cls, run: Run, values: Mapping[str, Any]) -> Trial:
-        """What the directory of a run tells."""
-        history, status = run.metrics(), run.status()
+    def from_run(cls, run: Run, values: Mapping[str, Any]) -> Trial:
+        """Reads a trial from its run directory.
+
+        Args:
+            run: Run directory of the trial.
+            values: Settings that differ from the preset, by key.
+        """
+        history = run.metrics()
+        status = run.status()
         accuracies = column(history, "val_accuracy")
         best = best_epoch(accuracies)
         return cls(
@@ -84,133 +96,149 @@ class Trial:
         )
 
 
-def ranked(trials: Sequence[Trial]) -> list[Trial]:
-    """The best first; of equals the one that was trained longer, then the earlier; those that failed last."""
-    return sorted(
-        trials,
-        key=lambda t: (
-            t.state == "failed",
-            -(-1.0 if t.score is None else t.score),
-            -t.epochs,
-            t.run.path.name,
-        ),
-    )
+def rank_trials(trials: Sequence[Trial]) -> list[Trial]:
+    """Ranks trials by score; ties by more epochs, then by name; failed trials last.
+
+    Args:
+        trials: Trials in any order.
+    """
+
+    def rank(trial: Trial) -> tuple[bool, float, int, str]:
+        score = -1.0 if trial.score is None else trial.score
+        return trial.state == "failed", -score, -trial.epochs, trial.run.path.name
+
+    return sorted(trials, key=rank)
 
 
-def best_of(trials: Sequence[Trial]) -> Trial | None:
-    """The best trial of all that did not fail; None where no other has a score."""
-    return next(
-        (trial for trial in ranked(trials) if trial.score is not None and trial.state != "failed"), None
-    )
+def find_best(trials: Sequence[Trial]) -> Trial | None:
+    """Finds the best trial that has a score and did not fail; None if there is none.
+
+    Args:
+        trials: Trials in any order.
+    """
+    for trial in rank_trials(trials):
+        if trial.score is not None and trial.state != "failed":
+            return trial
+    return None
 
 
-def table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
-    """The trials as text, in their order."""
-    rows = [["", "trial", "accuracy", "epochs", *keys, ""]]
+def format_table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
+    """Formats trials as a text table, in their order.
+
+    Args:
+        trials: Trials, the best first.
+        keys: Settings that have a column.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("", "trial", "accuracy", "epochs", *keys, ""):
+        table.add_column(heading, no_wrap=True)
     for place, trial in enumerate(trials, 1):
-        values = [written(trial.values.get(key, "preset")) for key in keys]
-        rows.append(
-            [
-                str(place),
-                trial.run.path.name,
-                percent(trial.score, 2),
-                str(trial.epochs),
-                *values,
-                trial.note[:60],
-            ]
-        )
-    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+        values = [format_value(trial.values.get(key, "preset")) for key in keys]
+        accuracy = percent(trial.score, 2)
+        note = trial.note[:NOTE_LENGTH]
+        table.add_row(str(place), trial.run.path.name, accuracy, str(trial.epochs), *values, note)
+    output = io.StringIO()
+    Console(file=output, width=TABLE_WIDTH, markup=False, highlight=False).print(table)
+    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
-def written(value: Any) -> str:
-    """A setting as a person writes it."""
+def format_value(value: Any) -> str:
+    """Formats the value of a setting as it is written in a configuration."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {written(inner)}" for key, inner in value.items())
-    return {"None": "none", "True": "true", "False": "false"}.get(
-        str(value), str(value)
-    )  # by its text: 0.0 equals False
+        return ", ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
+    text = str(value)  # compared as text, because 0.0 equals False
+    return {"None": "none", "True": "true", "False": "false"}.get(text, text)
 
 
 def write_leaderboard(
     out: Path, preset: str, trials: Sequence[Trial], space: Sequence[Dimension], images: int
 ) -> Path:
-    """Writes the page, whole or not at all.
+    """Writes the page, completely or not at all.
 
     Args:
-        out: The directory of the search.
-        preset: What was varied.
-        trials: The best first.
-        space: What varied.
-        images: Validation images the trials were judged by.
+        out: Directory of the search.
+        preset: Preset whose settings were varied.
+        trials: Trials, the best first.
+        space: Settings that were varied.
+        images: Number of validation images the trials were evaluated on.
 
     Returns:
-        Its path.
+        The path of the page.
     """
-    best = best_of(trials)
-    top = best.score if best and best.score is not None else None
-    error = None if top is None else standard_error(top, images)
-    near = [
-        t
-        for t in trials
-        if top is not None and error is not None and t.score is not None and 0 <= top - t.score <= 2 * error
-    ]
+    best = find_best(trials)
+    error = None
+    ties = 0
+    if best is not None and best.score is not None:
+        error = standard_error(best.score, images)
+        ties = _count_ties(trials, best.score, 2 * error)
     pages = {trial.run.path.name: trial.run.report / PAGE for trial in trials}
-    links = {name: quote(path.relative_to(out).as_posix()) for name, path in pages.items() if path.is_file()}
-    values = {
+    values: dict[str, Any] = {
         "preset": preset,
         "trials": trials,
         "best": best,
         "error": error,
-        "near": len(near),
+        "ties": ties,
         "images": images,
         "keys": [dimension.key for dimension in space],
-        "curves": {trial.run.path.name: curve(trial.accuracies) for trial in trials},
-        "links": links,
-        "dots": [dots(dimension, trials) for dimension in space],
-        "spark": SPARK,
-        "size": DOTS,
-        "written": written,
+        "curves": {trial.run.path.name: compute_sparkline(trial.accuracies) for trial in trials},
+        "links": {
+            name: quote(path.relative_to(out).as_posix()) for name, path in pages.items() if path.is_file()
+        },
+        "scatter_plots": [compute_scatter(dimension, trials) for dimension in space],
+        "sparkline": SPARKLINE,
+        "scatter_size": SCATTER_SIZE,
+        "format_value": format_value,
         "seconds": sum(trial.seconds for trial in trials),
     }
-    write_atomically(out / PAGE, render("leaderboard.html", scripts(plots=False), **values))
+    write_atomically(out / PAGE, render("leaderboard.html", load_scripts(plots=False), **values))
     return out / PAGE
 
 
-def dots(dimension: Dimension, trials: Sequence[Trial]) -> dict[str, Any]:
-    """How the score goes with one setting: a place for every trial that had a value and has a score, within `DOTS`.
+def _count_ties(trials: Sequence[Trial], best_score: float, margin: float) -> int:
+    """Counts the trials whose score is within a margin of the best, the best included."""
+    scores = [trial.score for trial in trials if trial.score is not None]
+    return sum(0 <= best_score - score <= margin for score in scores)
+
+
+def compute_scatter(dimension: Dimension, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Computes a scatter plot of the accuracy over one setting, within `SCATTER_SIZE`.
+
+    Args:
+        dimension: Setting on the x axis.
+        trials: Trials; those with a value of the setting and a score get a point.
 
     Returns:
-        `key`; `x` and `y`, the words at the lower and the upper end of each axis; `points` of name, x, y and the words for it.
+        `key`; `x` and `y`, labels at both ends of each axis; `points`, each with name, x, y and label.
     """
     key = dimension.key
     scored = [
-        (trial, trial.values[key], trial.score)
+        (trial.run.path.name, trial.values[key], trial.score)
         for trial in trials
         if key in trial.values and trial.score is not None
     ]
-    choices = dimension.kind == "choice"
-    low, high = (0.0, float(max(len(dimension.values) - 1, 1))) if choices else map(float, dimension.values)
     scores = [score for _, _, score in scored] or [0.0, 1.0]
-    bottom, top = min(scores), max(scores)
-    width, height = DOTS
+    lowest = min(scores)
+    highest = max(scores)
+    width, height = SCATTER_SIZE
     points = []
-    for trial, value, score in scored:
-        at = float(dimension.values.index(value)) if choices else float(value)
-        share = (
-            math.log(at / low) / math.log(high / low)
-            if dimension.kind == "loguniform"
-            else (at - low) / (high - low)
-        )
-        x = EDGE + share * (width - 2 * EDGE)
-        y = height - EDGE - (score - bottom) / ((top - bottom) or 1.0) * (height - 2 * EDGE)
-        points.append((trial.run.path.name, round(x, 1), round(y, 1), f"{written(value)}: {percent(score)}"))
-    ends = (dimension.values[0], dimension.values[-1])
+    for name, value, score in scored:
+        x = SCATTER_MARGIN + _place_on_axis(dimension, value) * (width - 2 * SCATTER_MARGIN)
+        rise = (score - lowest) / ((highest - lowest) or 1.0)
+        y = height - SCATTER_MARGIN - rise * (height - 2 * SCATTER_MARGIN)
+        points.append((name, round(x, 1), round(y, 1), f"{format_value(value)}: {percent(score)}"))
     return {
         "key": key,
-        "x": [written(end) for end in ends],
-        "y": [percent(bottom), percent(top)],
+        "x": [format_value(dimension.values[0]), format_value(dimension.values[-1])],
+        "y": [percent(lowest), percent(highest)],
         "points": points,
     }
+
+
+def _place_on_axis(dimension: Dimension, value: Any) -> float:
+    """Returns where a value lies between the ends of its axis, in [0, 1]."""
+    if dimension.kind == "choice":
+        return float(dimension.values.index(value)) / max(len(dimension.values) - 1, 1)
+    low, high = map(float, dimension.values)
+    if dimension.kind == "loguniform":
+        return math.log(float(value) / low) / math.log(high / low)
+    return (float(value) - low) / (high - low)

@@ -1,4 +1,4 @@
-"""The page: sections into views, views into HTML, figures and pictures into the manifest."""
+"""The report page: sections into views, views into HTML, figures and pictures into the manifest."""
 
 from __future__ import annotations
 
@@ -14,41 +14,50 @@ from typing import Any, TypeVar
 import jinja2
 
 from pipelines.storage import write_atomically
-from service.report.analysis.run_facts import About
 from service.report.drawing import formatting
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.plots import Plot
-from service.report.drawing.thumbnails import thumbnail
-from service.report.pages.scripts import Script, policy, scripts, with_pictures_inside
-from service.report.pages.summary import Summary, doubts, verdict
+from service.report.drawing.thumbnails import add_thumbnail
+from service.report.options import PageOptions
+from service.report.pages.scripts import Script, build_policy, embed_pictures, load_scripts
+from service.report.pages.summary import Summary, format_verdict, list_warnings
 from service.report.publish import KIND, MANIFEST, PAGE, VERSION
-from service.report.subject import Section, Subject
+from service.report.sections.section import Section
+from service.report.subject import Subject
 
 T = TypeVar("T")
 
-VIEWS = (  # name, title and sections of every view; a section that stands nowhere gets a view of its own
+# Name, title and sections of every view; a section that is not listed gets a view of its own.
+VIEWS = (
     ("overview", "Overview", ("diagnosis", "curves")),
     ("data", "Data", ("training_images", "augmentation", "rejected")),
     ("predictions", "Predictions", ("predictions", "confusion", "samples")),
-    ("image", "Image", ("gradcam", "saliency")),
-    ("layers", "Layers", ("activations",)),
+    ("image", "Heatmaps", ("gradcam", "saliency")),
+    ("layers", "Activations", ("activations",)),
     ("filters", "Filters", ("patterns", "weights", "edges")),
-    ("trust", "Trust", ("trust", "distillation")),
-    ("compare", "Compare", ("compare",)),
+    ("trust", "Sanity checks", ("trust", "linear_probes")),
+    ("compare", "Checkpoints", ("compare",)),
 )
-WIDE = 2  # times as wide as high: a picture of many channels
+WIDE = 2  # ratio of width to height above which a picture is a sheet of channels
 THUMBNAILS = (
     "predictions",
     "image",
     "filters",
     "layers",
     "data",
-)  # views whose pictures stand for a run, the best ones first
+)  # views that represent a run, the best first
 
 
 @dataclass(frozen=True)
 class View:
-    """One part of the page that is looked at by itself."""
+    """One view of the page, shown alone.
+
+    Attributes:
+        name: Name of the view, part of its anchor.
+        title: Title of the view in the navigation.
+        sections: Sections of the view, in order.
+        picture: Thumbnail that represents the view; None if it has no picture.
+    """
 
     name: str
     title: str
@@ -57,18 +66,22 @@ class View:
 
 
 @dataclass(frozen=True)
-class Check:
-    """Something a section holds the model to.
+class CheckResult:
+    """The result of a check that a section reports.
 
     Attributes:
-        name: In few words.
-        passed: Whether it holds.
-        words: In one sentence.
+        name: Name of the check.
+        is_passed: Whether the check passed.
+        message: One sentence on the result.
     """
 
     name: str
-    passed: bool
-    words: str
+    is_passed: bool
+    message: str
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the result for the manifest."""
+        return {"name": self.name, "passed": self.is_passed, "words": self.message}
 
 
 @dataclass(frozen=True)
@@ -76,84 +89,107 @@ class Page:
     """Everything a report's page is written from.
 
     Attributes:
-        subject: What it is about.
-        about: Where that came from.
-        summary: Its figures.
-        sections: In the order of the parts.
-        album: Its pictures.
-        made_of: What the page depends on; with the same it need not be made again.
-        home: Relative link to the page over all runs; empty for none.
-        single_file: Put the pictures into the page.
+        subject: What the report is about.
+        summary: Figures of the verdict.
+        sections: Sections in the order in which they were built.
+        album: Pictures of the sections.
+        options: How the page is written.
+        fingerprint: Digests of the report's inputs; a report with the same ones need not be rendered again.
     """
 
     subject: Subject
-    about: About
     summary: Summary
     sections: Sequence[Section]
     album: Album
-    made_of: Mapping[str, Any]
-    home: str = ""
-    single_file: bool = False
+    options: PageOptions
+    fingerprint: Mapping[str, Any]
 
     @cached_property
     def views(self) -> list[View]:
-        """The views that have something to show; the overview always."""
-        left = {section.id: section for section in self.sections}
-        found = []
+        """The views that have sections; the overview always."""
+        remaining = {section.id: section for section in self.sections}
+        views = []
         for name, title, ids in VIEWS:
-            sections = tuple(left.pop(id_) for id_ in ids if id_ in left)
+            sections = tuple(remaining.pop(section_id) for section_id in ids if section_id in remaining)
             if sections or name == "overview":
-                found.append(self._view(name, title, sections))
-        return found + [self._view(section.id, section.title, (section,)) for section in left.values()]
+                views.append(self._build_view(name, title, sections))
+        for section in remaining.values():
+            views.append(self._build_view(section.id, section.title, (section,)))
+        return views
 
     @property
-    def checks(self) -> list[Check]:
-        """What the sections hold the model to."""
-        found = [check for section in self.sections for check in section.figures.get("checks", ())]
-        return [Check(str(check["name"]), bool(check["passed"]), str(check["words"])) for check in found]
+    def checks(self) -> list[CheckResult]:
+        """The results of all checks, in the order of the sections."""
+        return [
+            CheckResult(str(check["name"]), bool(check["passed"]), str(check["words"]))
+            for section in self.sections
+            for check in section.figures.get("checks", ())
+        ]
 
-    def _view(self, name: str, title: str, sections: tuple[Section, ...]) -> View:
-        pictures = [picture for section in sections for picture in instances(section.values, Picture)]
-        sheets = (
-            [picture for picture in pictures if picture.width > WIDE * picture.height]
-            if name in ("layers", "filters")
-            else []
-        )
-        first = (sheets or pictures)[:1]
-        return View(name, title, sections, thumbnail(self.album, first[0]) if first else None)
+    def _build_view(self, name: str, title: str, sections: tuple[Section, ...]) -> View:
+        pictures = [picture for section in sections for picture in find_instances(section.values, Picture)]
+        if name in ("layers", "filters"):
+            # Prefer a sheet of channels to the photo above it.
+            sheets = [picture for picture in pictures if picture.width > WIDE * picture.height]
+            pictures = sheets or pictures
+        return View(name, title, sections, add_thumbnail(self.album, pictures[0]) if pictures else None)
 
 
 def write(directory: Path, page: Page) -> None:
-    """Writes `index.html` and `manifest.json` beside the album's pictures. Same content, same bytes."""
-    inside = scripts(
-        any(not plot.is_empty for section in page.sections for plot in instances(section.values, Plot))
-    )
+    """Writes `index.html` and `manifest.json` next to the album's pictures; deterministic to the byte.
+
+    Args:
+        directory: Directory of the page, with the album's pictures.
+        page: Content of the page.
+    """
+    plots = [plot for section in page.sections for plot in find_instances(section.values, Plot)]
     html = render(
         "page.html",
-        inside,
+        load_scripts(plots=any(not plot.is_empty for plot in plots)),
+        page.sections,
         page=page,
         subject=page.subject,
+        facts=page.subject.facts,
         summary=page.summary,
-        verdict=verdict(page.summary),
-        **_notes(page),
+        verdict=format_verdict(page.summary),
+        failed_checks=[check for check in page.checks if not check.is_passed],
+        warnings=list_warnings(page.summary, page.subject.facts.state),
     )
-    if page.single_file:
-        html = with_pictures_inside(html, directory)
+    if page.options.single_file:
+        html = embed_pictures(html, directory)
         shutil.rmtree(directory / Album.FOLDER)
     write_atomically(directory / PAGE, html)
-    write_json(directory / MANIFEST, manifest(page))
+    write_json(directory / MANIFEST, build_manifest(page))
 
 
-def render(template: str, inside: list[Script], **values: Any) -> str:
-    """A page from its template, with these scripts inside."""
-    return templates().get_template(template).render(scripts=inside, policy=policy(inside), **values)
+def render(template: str, scripts: Sequence[Script], sections: Sequence[Section] = (), **values: Any) -> str:
+    """Renders a page from its template.
+
+    Args:
+        template: File name of the template.
+        scripts: Scripts to embed.
+        sections: Sections of the page, some of which may bring a template of their own.
+        **values: Values for the template.
+    """
+    environment = load_templates(sections)
+    return environment.get_template(template).render(scripts=scripts, policy=build_policy(scripts), **values)
 
 
-def manifest(page: Page) -> dict[str, Any]:
-    """What a report is made of and what it found."""
-    subject, about = page.subject, page.about
-    of_views = {view.name: view.picture for view in page.views}
-    thumbnails = [picture for name in THUMBNAILS if (picture := of_views.get(name)) and not page.single_file]
+def build_manifest(page: Page) -> dict[str, Any]:
+    """Builds the manifest: what a report was made from, and every number it shows.
+
+    Args:
+        page: Content of the page.
+    """
+    subject = page.subject
+    facts = subject.facts
+    thumbnails = []
+    if not page.options.single_file:
+        pictures = {view.name: view.picture for view in page.views}
+        thumbnails = [asdict(picture) for name in THUMBNAILS if (picture := pictures.get(name))]
+    figures = {"summary": page.summary.figures()}
+    for section in page.sections:
+        figures[section.id] = section.figures
     return {
         "kind": KIND,
         "version": VERSION,
@@ -162,71 +198,79 @@ def manifest(page: Page) -> dict[str, Any]:
         "shards": subject.shards_digest,
         "scale": subject.scale,
         "options": subject.options.model_dump(mode="json"),
-        "made_of": dict(page.made_of),
+        "made_of": dict(page.fingerprint),
         "about": {
-            key: getattr(about, key) for key in ("source", "preset", "model", "state", "finished", "seconds")
+            key: getattr(facts, key) for key in ("source", "preset", "model", "state", "finished", "seconds")
         },
-        "verdict": verdict(page.summary),
-        "checks": [
-            {"name": check.name, "passed": check.passed, "words": check.words} for check in page.checks
-        ],
-        "thumbnails": [asdict(picture) for picture in thumbnails],
-        "single_file": page.single_file,
-        "figures": {"summary": page.summary.figures()}
-        | {section.id: section.figures for section in page.sections},
+        "verdict": format_verdict(page.summary),
+        "checks": [check.figures() for check in page.checks],
+        "thumbnails": thumbnails,
+        "single_file": page.options.single_file,
+        "figures": figures,
         "pictures": [page.album.entries[file] for file in sorted(page.album.entries)],
     }
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes a whole JSON file or none of it; null for NaN and infinity."""
-    write_atomically(path, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    """Writes a JSON file atomically, with null for NaN and infinity."""
+    text = json.dumps(_replace_non_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(path, text + "\n")
 
 
-def templates() -> jinja2.Environment:
-    """The templates of all pages; what they print is escaped."""
+def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
+    """Loads the templates of all pages; they escape what they print.
+
+    Args:
+        sections: Sections that may bring a template of their own.
+    """
+    own_templates = {
+        f"{section.id}.html": section.template.read_text(encoding="utf-8")
+        for section in sections
+        if section.template is not None
+    }
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("service.report", "html"),
+        loader=jinja2.ChoiceLoader(
+            [jinja2.DictLoader(own_templates), jinja2.PackageLoader("service.report", "html")]
+        ),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.policies["json.dumps_kwargs"] = {
-        "sort_keys": True,
-        "separators": (",", ":"),
-    }  # every byte is loaded with the first view
-    environment.filters |= {
-        name: getattr(formatting, name) for name in ("percent", "number", "signed", "points", "duration")
-    }
+    # Compact JSON: all of it is loaded with the first view.
+    environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    environment.filters["percent"] = formatting.percent
+    environment.filters["number"] = formatting.number
+    environment.filters["points"] = formatting.points
+    environment.filters["duration"] = formatting.duration
     return environment
 
 
-def instances(values: Any, kind: type[T]) -> Iterator[T]:
-    """Everything of a kind in what a template is given, in order."""
+def find_instances(values: Any, kind: type[T]) -> Iterator[T]:
+    """Finds everything of one type in the values of a template, in order.
+
+    Args:
+        values: Nested mappings, sequences and dataclasses.
+        kind: Type to look for.
+    """
     if isinstance(values, kind):
         yield values
     elif isinstance(values, Mapping):
         for value in values.values():
-            yield from instances(value, kind)
+            yield from find_instances(value, kind)
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from instances(value, kind)
+            yield from find_instances(value, kind)
     elif is_dataclass(values):
-        yield from instances(vars(values), kind)
+        yield from find_instances(vars(values), kind)
 
 
-def _notes(page: Page) -> dict[str, Any]:
-    return {
-        "failed": [check for check in page.checks if not check.passed],
-        "doubts": doubts(page.summary, page.about.state),
-    }
-
-
-def _finite(value: Any) -> Any:
-    """The same with null for NaN and infinity, which JSON cannot hold."""
+def _replace_non_finite(value: Any) -> Any:
+    """Replaces NaN and infinity, which JSON cannot hold, by None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _replace_non_finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        return [_replace_non_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,4 +1,4 @@
-"""The preview of an augmentation: pictures as training would see them, beside the originals and with what was drawn."""
+"""The preview page of an augmentation: training images next to their augmented versions."""
 
 from __future__ import annotations
 
@@ -8,30 +8,38 @@ from pipelines.augment.draw import signature
 from pipelines.errors import ConfigError
 from pipelines.input.reader import ShardReader
 from pipelines.spec import AugmentSpec, DataSpec
-from service.report.analysis.augmented import KIND, Previewer, PreviewOptions
-from service.report.publish import PAGE, publishing
+from pipelines.storage import write_atomically
+from service.report.analysis.augmented import PreviewOptions, augment_images
+from service.report.drawing.album import Album
+from service.report.pages import page
+from service.report.publish import MANIFEST, PAGE, publish
+from service.report.sections.augmented_images import add_augmented_images
+
+KIND = "glassbox preview"
+VERSION = 1  # of the page and its manifest
 
 
 def render_preview(
     shards: Path, data: DataSpec, augment: AugmentSpec, options: PreviewOptions, out: Path
 ) -> Path:
-    """Renders a page of originals beside their augmented versions, whole or not at all.
+    """Renders a page of originals next to their augmented versions, completely or not at all.
 
-    The versions are the very pictures that a training run with this seed, and an even batch on every replica,
-    sees in those epochs, those mixed in included.
+    The versions are the exact pictures, including those mixed in, that a training run with this seed and an
+    even batch on every replica sees in those epochs.
 
     Args:
-        shards: The shard set.
+        shards: Directory of the shard set.
         data: Size and channels of the images.
-        augment: The ranges.
-        options: Which images, and of which epochs.
-        out: Directory for the page; a preview that stands there is replaced.
+        augment: Ranges the parameters are drawn from.
+        options: Which images are shown, and in which epochs.
+        out: Directory for the page; a preview in it is replaced.
 
     Returns:
         The path of `index.html`.
 
     Raises:
-        ConfigError: No augmentation is on, there is nothing to show, or `out` holds something else or cannot be written.
+        ConfigError: No augmentation is on, there is nothing to show, or `out` holds something else or cannot
+            be written.
         DataError: The shard set cannot be used.
     """
     if not signature(augment, data):
@@ -41,8 +49,30 @@ def render_preview(
     reader = ShardReader(shards, options.split)
     if not reader.rows:
         raise ConfigError(
-            "a split with images", f"split={options.split} of {shards} (empty)", "choose another with --split"
+            "a split with images",
+            f"split={options.split} of {shards} (empty)",
+            "choose another one with --split",
         )
-    with publishing(out, KIND) as directory:
-        Previewer(shards, reader, data, augment, options).write(directory)
+    with publish(out, KIND) as directory:
+        album = Album(directory)
+        images = augment_images(shards, reader, data, augment, options)
+        html = page.render(
+            "preview.html",
+            [],
+            images=add_augmented_images(album, images, reader.manifest.digest(), options.split),
+            ranges=augment.list_changed(),
+            options=options,
+            rows=reader.rows,
+        )
+        write_atomically(directory / PAGE, html)
+        manifest = {
+            "kind": KIND,
+            "version": VERSION,
+            "shards": reader.manifest.digest(),
+            "data": data.model_dump(mode="json"),
+            "augment": augment.model_dump(mode="json"),
+            "options": options.model_dump(mode="json"),
+            "pictures": [album.entries[file] for file in sorted(album.entries)],
+        }
+        page.write_json(directory / MANIFEST, manifest)
     return out / PAGE

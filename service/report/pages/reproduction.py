@@ -1,4 +1,4 @@
-"""The page of the published experiments: what was published, what came out here, and whether that is the same."""
+"""The reproduction page: published results of the presets next to those obtained here."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ from service.diagnosis.curves import Curve, column
 from service.report.analysis.run_facts import flatten_settings
 from service.report.drawing.plots import Line, Plot
 from service.report.pages.page import render
-from service.report.pages.scripts import scripts
+from service.report.pages.scripts import load_scripts
 from service.report.publish import PAGE
 from service.runs import Run
 from service.scores import standard_error
 
 ROLES = "abcdef"
-LAST, LONG = (
-    5,
-    10,
-)  # the end of a run of that many epochs is the median of its last five, of a shorter one its last
-TWO = 2.0  # standard errors
+# The final accuracy of a run of LONG_RUN epochs or more is the median of its last FINAL_EPOCHS.
+FINAL_EPOCHS = 5
+LONG_RUN = 10
+SIGNIFICANT = 2.0  # standard errors
 PUBLISHED = re.compile(r"Published: ([\d.]+) % of (?:the )?(?:([\d,]+) )?[^.]*? after (\d+) epochs?")
+METRICS = (
+    ("val_accuracy", "Validation accuracy"),
+    ("accuracy", "Training accuracy"),
+    ("val_loss", "Validation loss"),
+)
 History = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedResult:
     """A published result.
 
     Attributes:
-        accuracy: In the end.
-        epochs: After how many.
-        images: Judged by how many; None where that is not told.
+        accuracy: Validation accuracy at the end of training.
+        epochs: Number of epochs trained.
+        images: Number of validation images; None if it was not published.
     """
 
     accuracy: float
@@ -47,63 +51,69 @@ class Published:
     images: int | None
 
 
-def published_in(comment: str) -> Published | None:
-    """What the comment of a preset says was published; None where it says nothing."""
-    found = PUBLISHED.search(" ".join(comment.split()))
-    if not found:
+def parse_published(comment: str) -> PublishedResult | None:
+    """Parses the published result in the comment of a preset; None if it states none.
+
+    Args:
+        comment: Comment at the top of the preset's file.
+    """
+    match = PUBLISHED.search(" ".join(comment.split()))
+    if not match:
         return None
-    images = int(found[2].replace(",", "")) if found[2] else None
-    return Published(float(found[1]) / 100, int(found[3]), images)
+    images = int(match[2].replace(",", "")) if match[2] else None
+    return PublishedResult(float(match[1]) / 100, int(match[3]), images)
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One published experiment and our runs of it.
+    """A published experiment and its runs here.
 
     Attributes:
-        preset: Its preset.
-        published: Its result.
-        runs: With other seeds each; not all need be finished.
-        why_not: Why there are none.
-        history: The published curves, where they are at hand.
-        departures: See `departures`.
+        preset: Name of the preset.
+        published: The published result.
+        runs: Runs of the preset, one per seed.
+        missing_reason: Why there are no runs.
+        history: Published curves, as metrics per epoch; empty if they are not available.
+        overrides: Settings in which the runs differ from the preset, see `list_overrides`.
     """
 
     preset: str
-    published: Published
+    published: PublishedResult
     runs: tuple[Run, ...] = ()
-    why_not: str = ""
+    missing_reason: str = ""
     history: History = ()
-    departures: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = ()
 
     @property
-    def finished(self) -> list[Run]:
-        """The runs that got as far as the published one; what they did after that does not count."""
+    def finished_runs(self) -> list[Run]:
+        """The runs that were trained for as many epochs as the published one; later epochs do not count."""
         return [run for run in self.runs if len(run.metrics()) >= self.published.epochs]
 
     @property
-    def state(self) -> str:
-        """What there is in words; empty where all runs are finished."""
+    def status(self) -> str:
+        """What is missing, as text; empty if all runs are finished."""
         if not self.runs:
-            return f"not run: {self.why_not}"
-        left = [run for run in self.runs if run not in self.finished]
+            return f"not run: {self.missing_reason}"
+        counts = [len(run.metrics()) for run in self.runs]
         return ", ".join(
-            f"not finished: epoch {len(run.metrics())} of {self.published.epochs}" for run in left
+            f"not finished: epoch {count} of {self.published.epochs}"
+            for count in counts
+            if count < self.published.epochs
         )
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How our finished runs of an experiment compare with what was published.
+class Comparison:
+    """The results of an experiment's finished runs, next to the published result.
 
     Attributes:
-        ours: Accuracy in the end, the mean over the runs.
-        best: The highest accuracy of any epoch.
-        spread: Standard deviation of `ours` over the runs; None for one.
-        difference: Ours less the published.
-        error: Standard error of that, for judging by so many images there and here.
+        ours: Final validation accuracy, the mean over the runs.
+        best: Highest validation accuracy of any epoch.
+        spread: Standard deviation of the final accuracy over the runs; None for a single run.
+        difference: Our final accuracy minus the published one.
+        error: Standard error of the difference, from the numbers of images; 0 if they are unknown.
         seconds: Training time of one run, the median.
-        images: Validation images; None where that is not known.
+        images: Number of validation images; None if unknown.
     """
 
     ours: float
@@ -116,125 +126,157 @@ class Outcome:
 
     @property
     def verdict(self) -> str:
-        """In few words; a result that is worse by more than two standard errors is a bug to be found."""
+        """The comparison in few words; `below` means more than two standard errors below."""
         if not self.error:
-            return "not known"
-        if abs(self.difference) <= TWO * self.error:
+            return "unknown"
+        if abs(self.difference) <= SIGNIFICANT * self.error:
             return "within two standard errors"
         return "better" if self.difference > 0 else "below"
 
 
-def departures(run: Run, config: RunConfig) -> tuple[str, ...]:
-    """Settings of a run in which it departs from its preset, as on the command line; seed, data and weights do not count."""
+def list_overrides(run: Run, config: RunConfig) -> tuple[str, ...]:
+    """Lists the settings of a run that differ from its preset, as on the command line.
+
+    The seed and the paths of data and weights do not count.
+
+    Args:
+        run: Run to compare.
+        config: Configuration of the unchanged preset.
+    """
+    ignored = ("preset", "shards", "seed", "weights")
     preset = dict(flatten_settings(config.model_dump(mode="json")))
-    own = flatten_settings(
-        {
-            key: value
-            for key, value in run.config().items()
-            if key not in ("preset", "shards", "seed", "weights")
-        }
-    )
-    return tuple(f"{key}={value}" for key, value in own if preset.get(key) != value)
+    settings = flatten_settings({key: value for key, value in run.config().items() if key not in ignored})
+    return tuple(f"{key}={value}" for key, value in settings if preset.get(key) != value)
 
 
-def end_of(history: History) -> float:
-    """The validation accuracy a run ends with."""
+def compute_final_accuracy(history: History) -> float:
+    """Computes the validation accuracy at the end of a run, smoothed for long runs.
+
+    Args:
+        history: Metrics per epoch.
+    """
     values = Curve.from_epochs(history, "val_accuracy").values
-    return float(statistics.median(values[-LAST:]) if len(history) >= LONG else values[-1])
+    if len(history) >= LONG_RUN:
+        return float(statistics.median(values[-FINAL_EPOCHS:]))
+    return float(values[-1])
 
 
-def outcome(experiment: Experiment) -> Outcome | None:
-    """Compares; None where no run is finished."""
-    histories = [run.metrics()[: experiment.published.epochs] for run in experiment.finished]
+def compare_with_published(experiment: Experiment) -> Comparison | None:
+    """Compares the finished runs of an experiment with its published result; None if no run is finished.
+
+    Args:
+        experiment: Published experiment with its runs.
+    """
+    published = experiment.published
+    histories = [run.metrics()[: published.epochs] for run in experiment.finished_runs]
     if not histories:
         return None
-    ends = [end_of(history) for history in histories]
-    ours, published = statistics.fmean(ends), experiment.published
-    images = _images(experiment.finished[0])
-    errors = [standard_error(ours, images) if images else 0.0]
-    errors += [
-        standard_error(published.accuracy, published.images or images or 0)
-        if published.images or images
-        else 0.0
-    ]
-    return Outcome(
+    final_accuracies = [compute_final_accuracy(history) for history in histories]
+    ours = statistics.fmean(final_accuracies)
+    images = _count_images(experiment.finished_runs[0])
+    published_images = published.images or images
+    our_error = standard_error(ours, images) if images else 0.0
+    published_error = standard_error(published.accuracy, published_images) if published_images else 0.0
+    accuracies = [value for history in histories for value in column(history, "val_accuracy")]
+    return Comparison(
         ours=ours,
-        best=max(
-            max(value for value in column(history, "val_accuracy") if math.isfinite(value))
-            for history in histories
-        ),
-        spread=statistics.stdev(ends) if len(ends) > 1 else None,
+        best=max(value for value in accuracies if math.isfinite(value)),
+        spread=statistics.stdev(final_accuracies) if len(final_accuracies) > 1 else None,
         difference=ours - published.accuracy,
-        error=math.hypot(*errors),
+        error=math.hypot(our_error, published_error),
         seconds=statistics.median(sum(column(history, "seconds")) for history in histories),
         images=images,
     )
 
 
-def plots(experiment: Experiment) -> list[Plot]:
-    """Our curves over the published ones: accuracy and loss on validation images, and accuracy on training images."""
-    found = [("published", experiment.history, "f")] if experiment.history else []
-    found += [
-        (f"ours, seed {run.config().get('seed', 0)}", run.metrics(), ROLES[n % 5])
-        for n, run in enumerate(experiment.runs)
-    ]
-    found = [(name, history, role) for name, history, role in found if history]
-    longest = max((len(history) for _, history, _ in found), default=0)
-    drawn = []
-    for key, title in (
-        ("val_accuracy", "Validation accuracy"),
-        ("accuracy", "Training accuracy"),
-        ("val_loss", "Validation loss"),
-    ):
+def plot_curves(experiment: Experiment) -> list[Plot]:
+    """Plots our curves over the published ones: validation and training accuracy, and validation loss.
+
+    Args:
+        experiment: Published experiment with its runs.
+    """
+    histories = [("published", experiment.history, "f")]
+    for n, run in enumerate(experiment.runs):
+        name = f"ours, seed {run.config().get('seed', 0)}"
+        histories.append((name, run.metrics(), ROLES[n % 5]))
+    histories = [entry for entry in histories if entry[1]]
+    longest = max((len(history) for _, history, _ in histories), default=0)
+    plots = []
+    for key, title in METRICS:
         lines = []
-        for name, history, role in found:
+        for name, history, role in histories:
             values = column(history, key)
-            lines.append(Line(name, [*values, *[math.nan] * (longest - len(values))], role))
-        percent = key.endswith("accuracy")
-        levels = ((experiment.published.accuracy, "published result"),) if key == "val_accuracy" else ()
-        drawn.append(Plot(title, "epoch", list(range(1, longest + 1)), tuple(lines), percent, levels=levels))
-    return [plot for plot in drawn if not plot.is_empty]
+            missing = [math.nan] * (longest - len(values))
+            lines.append(Line(name, [*values, *missing], role))
+        levels: tuple[tuple[float, str], ...] = ()
+        if key == "val_accuracy":
+            levels = ((experiment.published.accuracy, "published result"),)
+        numbers = list(range(1, longest + 1))
+        is_accuracy = key.endswith("accuracy")
+        plots.append(Plot(title, "epoch", numbers, tuple(lines), percent=is_accuracy, levels=levels))
+    return [plot for plot in plots if not plot.is_empty]
 
 
 def write_reproduction(out: Path, experiments: Sequence[Experiment], machine: str) -> Path:
-    """Writes the page, whole or not at all.
+    """Writes the page, completely or not at all.
 
     Args:
-        out: Its directory, which is made.
-        experiments: In the order of the page.
-        machine: What the runs were made on, in words.
+        out: Directory of the page, created if it does not exist.
+        experiments: Experiments in the order of the page.
+        machine: Description of the machine the runs were trained on.
 
     Returns:
-        Its path.
+        The path of the page.
     """
     out.mkdir(parents=True, exist_ok=True)
-    rows = [(experiment, outcome(experiment), plots(experiment)) for experiment in experiments]
-    below = [experiment.preset for experiment, found, _ in rows if found and found.verdict == "below"]
-    write_atomically(
-        out / PAGE,
-        render("reproduction.html", scripts(), rows=rows, below=below, machine=machine, last=LAST, long=LONG),
+    rows = [
+        (experiment, compare_with_published(experiment), plot_curves(experiment))
+        for experiment in experiments
+    ]
+    below = [
+        experiment.preset
+        for experiment, comparison, _ in rows
+        if comparison is not None and comparison.verdict == "below"
+    ]
+    html = render(
+        "reproduction.html",
+        load_scripts(),
+        rows=rows,
+        below=below,
+        machine=machine,
+        final_epochs=FINAL_EPOCHS,
+        long_run=LONG_RUN,
     )
+    write_atomically(out / PAGE, html)
     return out / PAGE
 
 
-def table(experiments: Sequence[Experiment]) -> str:
-    """The same figures as Markdown."""
+def format_table(experiments: Sequence[Experiment]) -> str:
+    """Formats the same figures as a Markdown table.
+
+    Args:
+        experiments: Experiments in the order of the table.
+    """
     lines = [
-        "| preset | published | ours | runs | difference, points | its standard error | verdict | time |",
+        "| preset | published | ours | runs | difference, points | standard error | verdict | time |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for experiment in experiments:
-        found, of = outcome(experiment), f"| {experiment.preset} | {experiment.published.accuracy:.2%} |"
-        if found is None:
-            lines.append(f"{of} | {len(experiment.runs)} | | | {experiment.state} | |")
+        begin = f"| {experiment.preset} | {experiment.published.accuracy:.2%} |"
+        comparison = compare_with_published(experiment)
+        if comparison is None:
+            lines.append(f"{begin} | {len(experiment.runs)} | | | {experiment.status} | |")
             continue
-        spread = "" if found.spread is None else f" ± {found.spread * 100:.2f}"
-        figures = f" {found.ours:.2%}{spread} | {len(experiment.finished)} | {found.difference * 100:+.2f} | {found.error * 100:.2f} |"
-        lines.append(f"{of}{figures} {found.verdict} | {found.seconds:.0f} s |")
+        spread = "" if comparison.spread is None else f" ± {comparison.spread * 100:.2f}"
+        lines.append(
+            f"{begin} {comparison.ours:.2%}{spread} | {len(experiment.finished_runs)} "
+            f"| {comparison.difference * 100:+.2f} | {comparison.error * 100:.2f} "
+            f"| {comparison.verdict} | {comparison.seconds:.0f} s |"
+        )
     return "\n".join(lines)
 
 
-def _images(run: Run) -> int | None:
+def _count_images(run: Run) -> int | None:
     try:
         return load_manifest(str(run.config()["shards"])).get_split("validation").rows
     except (GlassboxError, KeyError):

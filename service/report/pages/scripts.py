@@ -1,4 +1,4 @@
-"""The scripts and the policy of a page: everything inside it, nothing fetched, nothing run that is not ours."""
+"""The scripts of a page and its Content-Security-Policy: everything is embedded, nothing is fetched."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import base64
 import hashlib
 import mimetypes
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -13,63 +14,63 @@ from pathlib import Path
 from markupsafe import Markup
 
 PLOTTING = ("uplot.min.js",)
-PAGE_SCRIPTS = ("tools.js", "plots.js", "sheets.js", "page.js")  # in this order, they share one scope
+PAGE_SCRIPTS = ("tools.js", "plots.js", "sheets.js", "page.js")  # in this order: they share one scope
 
 
 @dataclass(frozen=True)
 class Script:
-    """A classic script, as it stands in a page.
+    """A classic script, as it is embedded in a page.
 
     Attributes:
-        text: Its source.
-        digest: How the page's policy names it.
+        text: Source code of the script.
+        digest: Digest by which the page's policy allows it.
     """
 
     text: Markup
     digest: str
 
 
-def scripts(plots: bool = True) -> list[Script]:
-    """The scripts of a page.
+def load_scripts(plots: bool = True) -> list[Script]:
+    """Loads the scripts of a page.
 
     Args:
-        plots: Whether the page holds a plot, which takes the plotting library.
+        plots: Whether the page holds a plot, which needs the plotting library.
     """
     folder = files("service.report").joinpath("html")
     names = (PLOTTING if plots else ()) + PAGE_SCRIPTS
-    return [_script(folder.joinpath(name).read_text(encoding="utf-8")) for name in names]
+    return [_build_script(folder.joinpath(name).read_text(encoding="utf-8")) for name in names]
 
 
-def policy(inside: list[Script]) -> str:
-    """The Content-Security-Policy of a page that holds these scripts and fetches nothing but its pictures."""
-    allowed = " ".join(f"'{script.digest}'" for script in inside) or "'none'"
+def build_policy(scripts: Sequence[Script]) -> str:
+    """Builds the Content-Security-Policy of a page that embeds these scripts and loads only its pictures."""
+    digests = " ".join(f"'{script.digest}'" for script in scripts) or "'none'"
     return (
         "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; "
-        f"script-src {allowed}; base-uri 'none'; form-action 'none'"
+        f"script-src {digests}; base-uri 'none'; form-action 'none'"
     )
 
 
-def with_pictures_inside(html: str, directory: Path) -> str:
-    """The page with its pictures as part of it.
+def embed_pictures(html: str, directory: Path) -> str:
+    """Embeds the pictures of a page.
 
-    Links to pictures become plain text: browsers do not follow a link into such a picture.
+    Links to pictures become plain text, because browsers do not follow a link to an embedded picture.
 
     Args:
-        html: A page whose pictures are files below `directory`.
-        directory: Where it would stand.
+        html: Page whose pictures are files below `directory`.
+        directory: Directory the page would be stored in.
     """
 
-    def inline(match: re.Match[str]) -> str:
+    def embed(match: re.Match[str]) -> str:
         path = directory / match[1]
         kind = mimetypes.guess_type(path.name)[0] or "application/octet-stream"
         return f'src="data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"'
 
     html = re.sub(r'<a href="pictures/[^"]*"', "<a", html)
-    return re.sub(r'src="(pictures/[^"]+)"', inline, html)
+    return re.sub(r'src="(pictures/[^"]+)"', embed, html)
 
 
-def _script(text: str) -> Script:
+def _build_script(text: str) -> Script:
     if "</script" in text.lower() or "\r" in text:
-        raise ValueError("a script of the page holds what would end it, or a line end that browsers change")
+        raise ValueError("a script of the page contains an end tag, or line ends that browsers change")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return Script(Markup(text), f"sha256-{digest}")

@@ -1,108 +1,147 @@
-"""Activations: what every layer makes of an image, one tile for each channel."""
+"""Activations: what every layer computes from an image, one tile per channel."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from service.report.analysis.activations import (
-    LayerValues,
-    MapValues,
-    encoding,
-    scaled,
-    statistics,
-    strip,
+    FeatureMapOutputs,
+    LayerOutputs,
+    standardize_vector,
+    summarize_layer,
 )
-from service.report.analysis.network import Tap
-from service.report.drawing.album import Album, Drawing
+from service.report.analysis.examples import ReportExample
+from service.report.analysis.forward import ForwardPass
+from service.report.analysis.network import LayerInfo, Network
+from service.report.drawing.album import Album, Drawing, Picture
 from service.report.drawing.colours import SEQUENTIAL
-from service.report.drawing.sheets import grid, sheet
-from service.report.sections.common import origin_of, photos_of
-from service.report.subject import Section, Subject
+from service.report.drawing.sheets import (
+    choose_encoding,
+    choose_scaling,
+    compute_layout,
+    draw_channel_sheet,
+    draw_vector,
+)
+from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.section import Section
 
-FEW = 16  # so many values are written out
+LISTED_UNITS = 16  # layers with at most so many units have their values written out
 
 
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """Every layer's activations for some judged images."""
-    count = (
-        len(subject.examples)
-        if subject.options.activation_rows is not None
-        else subject.options.activation_images
-    )
-    probes, network = subject.examples[:count], subject.network
-    if not probes:
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    network: Network,
+    examples: Sequence[ReportExample],
+    forward_pass: ForwardPass,
+    classes: Sequence[str],
+    sheet_format: str,
+) -> Section | None:
+    """Builds the activations of every layer for some images.
+
+    Args:
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        network: Network whose layers are shown.
+        examples: Images to show, the first ones of `forward_pass`.
+        forward_pass: Outputs of the network for the examples.
+        classes: Class names; labels are indices into them.
+        sheet_format: Encoding of the sheets, see `ReportOptions.sheets`.
+
+    Returns:
+        The section; None if there are no examples.
+    """
+    if not examples:
         return None
-    layers = {tap.name: subject.forward_pass.layers[tap.name] for tap in network.taps}
-    photos = album.add_all(photos_of(subject)[: len(probes)])
-    drawn = iter(album.add_all(_drawings(subject, probes, layers)))
-    looks = []
-    for n, probe in enumerate(probes):
-        looks.append(
+    layers = {tap.name: forward_pass.layer_outputs[tap.name] for tap in network.layers}
+    photos = album.add_all(draw_examples(examples, provenance))
+    drawings = _draw_layers(provenance, network, examples, layers, sheet_format)
+    pictures = iter(album.add_all(drawings))
+    shown = []
+    for n, example in enumerate(examples):
+        shown.append(
             {
                 "picture": photos[n],
-                "row": probe.row,
-                "truth": subject.classes[probe.truth],
-                "predicted": subject.classes[probe.predicted],
-                "probability": probe.probability,
+                "row": example.row,
+                "truth": classes[example.truth],
+                "predicted": classes[example.predicted],
+                "probability": example.probability,
                 "layers": [
-                    _shown(tap, layers[tap.name], n, drawn, subject.options.sheets) for tap in network.taps
+                    _describe_layer(tap, layers[tap.name], n, pictures, sheet_format)
+                    for tap in network.layers
                 ],
             }
         )
-    table = [statistics(tap, layers[tap.name], len(probes)) for tap in network.taps]
-    rows = [probe.row for probe in probes]
+    table = [summarize_layer(tap, layers[tap.name], len(examples)) for tap in network.layers]
+    rows = [example.row for example in examples]
     return Section(
-        "activations", "Activations", {"looks": looks, "table": table}, {"rows": rows, "layers": table}
+        "activations", "Activations", {"examples": shown, "table": table}, {"rows": rows, "layers": table}
     )
 
 
-def _note(tap: Tap, values: LayerValues, n: int) -> str:
-    if not isinstance(values, MapValues):
-        return f"{tap.shape[0]} unit{'s' if tap.shape[0] > 1 else ''}"
+def _describe_shape(tap: LayerInfo, values: LayerOutputs, n: int) -> str:
+    """Describes the output for image `n`, with the number of inactive channels."""
+    if not isinstance(values, FeatureMapOutputs):
+        units = tap.shape[0]
+        return f"{units} unit" if units == 1 else f"{units} units"
     height, width, channels = tap.shape
-    flat = int(values.blank[n].sum())
-    return f"{channels} channel{'s' if channels > 1 else ''} of {height} by {width}" + (
-        f", {flat} blank" if flat else ""
-    )
+    text = f"{channels} channel" if channels == 1 else f"{channels} channels"
+    text += f" of {height} \N{MULTIPLICATION SIGN} {width}"
+    inactive = int(values.is_inactive[n].sum())
+    return f"{text}, {inactive} inactive" if inactive else text
 
 
-def _drawings(subject: Subject, probes: Any, layers: dict[str, LayerValues]) -> list[Drawing]:
-    """The pictures of all layers of all probes, in order; single units have none."""
-    found = []
-    for n, probe in enumerate(probes):
-        for tap in subject.network.taps:
-            values, made_from = layers[tap.name], origin_of(subject, probe, layer=tap.name)
+def _draw_layers(
+    provenance: Provenance,
+    network: Network,
+    examples: Sequence[ReportExample],
+    layers: Mapping[str, LayerOutputs],
+    sheet_format: str,
+) -> list[Drawing]:
+    """Draws all layers of all examples, in order; a layer with a single unit has no picture."""
+    drawings = []
+    for n, example in enumerate(examples):
+        for tap in network.layers:
+            values = layers[tap.name]
+            origin = provenance.describe_example(example, layer=tap.name)
             stem = "".join(letter if letter.isalnum() else "-" for letter in tap.name)
-            words = f"{tap.name}: {_note(tap, values, n)}"
-            if isinstance(values, MapValues):
-                kind = encoding(tap, subject.options.sheets)
-                shown = sheet(values.tiles[n], values.blank[n], scaled(tap, subject.options.sheets))
-                found.append(Drawing(shown, stem, f"{words}; {probe.name}", made_from, kind, SEQUENTIAL))
-            elif tap.shape[0] > 1:
-                low, high = values.values[n].min(), values.values[n].max()
-                found.append(
-                    Drawing(
-                        strip(values.values[n]),
-                        stem,
-                        f"{words} from {low:.3g} to {high:.3g}; {probe.name}",
-                        made_from,
-                    )
+            text = f"{tap.name}: {_describe_shape(tap, values, n)}"
+            if isinstance(values, FeatureMapOutputs):
+                pixels = draw_channel_sheet(
+                    values.tiles[n], values.is_inactive[n], choose_scaling(tap.shape, sheet_format)
                 )
-    return found
+                kind = choose_encoding(tap.shape, sheet_format)
+                drawings.append(Drawing(pixels, stem, f"{text}; {example.name}", origin, kind, SEQUENTIAL))
+            elif tap.shape[0] > 1:
+                units = values.values[n]
+                text += f" from {units.min():.3g} to {units.max():.3g}"
+                drawings.append(
+                    Drawing(draw_vector(standardize_vector(units)), stem, f"{text}; {example.name}", origin)
+                )
+    return drawings
 
 
-def _shown(tap: Tap, values: LayerValues, n: int, pictures: Any, wanted: str) -> dict[str, Any]:
-    """One layer's output for image `n`: its picture, and words and numbers beside it."""
-    shown = {
+def _describe_layer(
+    tap: LayerInfo, values: LayerOutputs, n: int, pictures: Iterator[Picture], sheet_format: str
+) -> dict[str, Any]:
+    """Returns what the page shows of a layer's output for image `n`: its picture, and values next to it."""
+    description: dict[str, Any] = {
         "layer": tap.name,
         "kind": tap.kind,
-        "note": _note(tap, values, n),
+        "shape": _describe_shape(tap, values, n),
         "picture": None,
         "values": None,
         "sheet": None,
     }
-    if isinstance(values, MapValues):
-        about = grid(*tap.shape, scaled(tap, wanted)).for_page(values.activity[n], values.blank[n])
-        return shown | {"picture": next(pictures), "sheet": about}
-    few = values.values[n].tolist() if tap.shape[0] <= FEW else None
-    return shown | {"picture": next(pictures) if tap.shape[0] > 1 else None, "values": few}
+    if isinstance(values, FeatureMapOutputs):
+        layout = compute_layout(*tap.shape, choose_scaling(tap.shape, sheet_format))
+        description["picture"] = next(pictures)
+        description["sheet"] = layout.build_page_data(values.mean_activation[n], values.is_inactive[n])
+        return description
+    units = tap.shape[0]
+    if units > 1:
+        description["picture"] = next(pictures)
+    if units <= LISTED_UNITS:
+        description["values"] = values.values[n].tolist()
+    return description

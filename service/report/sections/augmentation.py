@@ -1,31 +1,40 @@
-"""Augmentation: some training images as the epochs of this run saw them, beside the originals and with what was drawn."""
+"""Augmentation: some training images as the epochs of this run saw them, next to the originals."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pipelines.augment.draw import signature
 from pipelines.input.reader import ShardReader
 from pipelines.spec import AugmentSpec, DataSpec, check
-from service.report.analysis.augmented import Previewer, PreviewOptions
+from service.report.analysis.augmented import PreviewOptions, augment_images
 from service.report.drawing.album import Album
-from service.report.subject import Section, Subject
+from service.report.sections.augmented_images import add_augmented_images
+from service.report.sections.section import Section
 
-IMAGES, VERSIONS = 3, 4  # that are shown: the first images of the first epoch, in so many epochs
+IMAGES = 3  # the first images of the first epoch
+VERSIONS = 4  # epochs in which each of them is shown, at most
 
 
-def build_section(subject: Subject, album: Album, shards: Path) -> Section | None:
-    """The very pictures that training saw; None for a run without augmentation.
+def build_section(
+    album: Album, shards: Path, split: str, config: dict[str, Any], epoch_count: int
+) -> Section | None:
+    """Builds the exact pictures that training saw, with the parameters drawn for each.
 
     Args:
-        subject: A run.
-        album: Where pictures go.
-        shards: Its shard set.
+        album: Album the pictures are added to.
+        shards: Shard set the run was trained on.
+        split: Split the run was trained on.
+        config: Configuration of the run, see `service.runs.Run.config`; empty for a model without a run.
+        epoch_count: Number of epochs the run was trained for.
+
+    Returns:
+        The section; None for a run without augmentation.
 
     Raises:
         ConfigError: The run's configuration is not one of this version.
     """
-    config, split = subject.config, subject.training.split
     augment = check(AugmentSpec, config.get("augment") or {}, "config.yaml")
     data = check(DataSpec, config.get("data") or {}, "config.yaml")
     if not signature(augment, data):
@@ -34,18 +43,15 @@ def build_section(subject: Subject, album: Album, shards: Path) -> Section | Non
         split=split,
         seed=int(config.get("seed", 0)),
         rows=IMAGES,
-        versions=min(VERSIONS, max(1, len(subject.epochs))),
+        versions=min(VERSIONS, max(1, epoch_count)),
     )
-    previewer = Previewer(shards, ShardReader(shards, split), data, augment, options)
-    shown = previewer.show(album)
+    reader = ShardReader(shards, split)
+    augmented = augment_images(shards, reader, data, augment, options)
+    images = add_augmented_images(album, augmented, reader.manifest.digest(), split)
+    values = {"images": images, "ranges": augment.list_changed(), "seed": options.seed}
     figures = {
         "augment": augment.model_dump(mode="json"),
         "seed": options.seed,
-        "rows": [image.row for image in shown],
+        "rows": [image.row for image in images],
     }
-    return Section(
-        "augmentation",
-        "Augmentation",
-        {"shown": shown, "ranges": previewer.ranges, "seed": options.seed},
-        figures,
-    )
+    return Section("augmentation", "Augmentation", values, figures)

@@ -1,231 +1,369 @@
-"""Across time: the same images at several checkpoints of one run, or of several runs side by side, under one slider."""
+"""Checkpoints over training: the same images at several checkpoints of one run, or of several runs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
+import keras
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError
+from service.checkpoint import list_run_checkpoints
 from service.inference.classifier import load_model
-from service.report.analysis.checkpoints import list_run_checkpoints
-from service.report.analysis.timeline import Look, look, shared_limits, shared_sheets
-from service.report.drawing.album import Album, Drawing, Picture, tiled
-from service.report.drawing.colours import SEQUENTIAL, shaded
+from service.report.analysis.images import Images
+from service.report.analysis.patterns import deprocess_patterns
+from service.report.analysis.timeline import (
+    CheckpointOutputs,
+    compute_shared_limits,
+    run_checkpoints,
+    standardize_jointly,
+)
+from service.report.drawing.album import Album, Drawing, Picture
+from service.report.drawing.colours import INACTIVE, SEQUENTIAL, quantize
 from service.report.drawing.plots import Line, Plot
-from service.report.sections import training_images
-from service.report.subject import Section, Subject
+from service.report.drawing.sheets import draw_comparison_sheets, tile_images
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
+from service.report.sections.training_images import select_rows
 from service.runs import Run
 
-PROBES, MOMENTS = 2, 8  # images, and moments of each run
-FILTERS = 8  # patterns of each moment, in comparisons that were asked for
+IMAGES = 2
+CHECKPOINTS = 8  # of each run, at most
+FILTERS = 8  # filter patterns of each checkpoint, on the page that compares runs
 ROLES = "abcdef"
 MAP = "Grad-CAM"
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One image at one moment of one run, as the page shows it."""
+class ComparedRun:
+    """A run to compare.
+
+    Attributes:
+        run: Run directory with the checkpoints.
+        name: Name of the run on the page.
+        model: Model of the run; its weights are replaced by those of the checkpoints.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+    """
+
+    run: Run
+    name: str
+    model: keras.Model
+    provenance: Provenance
+
+
+@dataclass(frozen=True)
+class ImageSelection:
+    """The images that every checkpoint is shown with.
+
+    Attributes:
+        images: Split the images are taken from.
+        rows: Rows of the images in that split.
+        classes: Class names; labels are indices into them.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+    """
+
+    images: Images
+    rows: tuple[int, ...]
+    classes: Sequence[str]
+    provenance: Provenance
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Labels of the selected images, int32 `[N]`."""
+        return np.asarray(self.images.labels[list(self.rows)])
+
+    def read(self) -> NDArray[np.uint8]:
+        """Reads the selected images, uint8 `[N, H, W, C]`."""
+        return self.images.read(self.rows)
+
+
+@dataclass(frozen=True)
+class RunTimeline:
+    """What the checkpoints of one run compute from the images.
+
+    Attributes:
+        name: Name of the run on the page.
+        outputs: Outputs of each checkpoint, oldest first.
+        damaged: Epochs whose checkpoints are damaged.
+    """
+
+    name: str
+    outputs: tuple[CheckpointOutputs, ...]
+    damaged: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class CheckpointView:
+    """One image at one checkpoint of one run, as the page shows it.
+
+    Attributes:
+        when: State of the page's controls in which it is shown.
+        epoch: Epoch of the checkpoint.
+        predicted: Name of the predicted class.
+        probability: Probability of the predicted class, in [0, 1].
+        is_correct: Whether the predicted class is the true one.
+        map: Heatmap for the true class; None for a model without convolutions.
+        sheets: Titles and pictures of the channels and filter patterns.
+    """
 
     when: dict[str, Any]
     epoch: int
     predicted: str
     probability: float
-    right: bool
+    is_correct: bool
     map: Picture | None
     sheets: tuple[tuple[str, Picture], ...]
 
 
-@dataclass(frozen=True)
-class Course:
-    """One run over its moments; `damaged` are epochs whose checkpoints are."""
-
-    name: str
-    looks: tuple[Look, ...]
-    damaged: tuple[int, ...] = ()
-
-
-def build_section(subject: Subject, album: Album, run: Run) -> Section | None:
-    """The checkpoints of a run under one slider; None where it kept fewer than two that are whole."""
-    if len(list_run_checkpoints(run, MOMENTS)) < 2:
-        return None
-    rows = probe_rows(subject)
-    course = course_of(run, replace(subject, model=load_model(run.model_path)), rows)
-    return section(subject, album, rows, [course]) if len(course.looks) > 1 else None
-
-
-def probe_rows(subject: Subject) -> list[int]:
-    """Rows of the images every moment is shown: of different classes, and the same for every run on a shard set."""
-    return [int(row) for row in training_images.choose(subject.evaluation.labels, PROBES)]
-
-
-def course_of(run: Run, subject: Subject, rows: Sequence[int], filters: int = 0) -> Course:
-    """What a run made of the images at its moments. The weights of the subject's model are changed."""
-    moments = list_run_checkpoints(run, MOMENTS)
-    looks = look(
-        subject.model,
-        subject.scale,
-        moments,
-        subject.evaluation.read(rows),
-        subject.evaluation.labels[list(rows)],
-        filters,
-    )
-    seen = {one.epoch for one in looks}
-    return Course(
-        subject.name, tuple(looks), tuple(moment.epoch for moment in moments if moment.epoch not in seen)
-    )
-
-
-def side_by_side(subjects: Sequence[tuple[Run, Subject]], album: Album) -> Section:
-    """Several runs at their moments, or one.
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    run: Run | None,
+    images: Images,
+    classes: Sequence[str],
+) -> Section | None:
+    """Builds the view of a run's checkpoints under one slider.
 
     Args:
-        subjects: The runs, each with what its own report would be about.
-        album: Where pictures go.
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        run: Run with the checkpoints; None for a model without a run.
+        images: Split the images are taken from.
+        classes: Class names; labels are indices into them.
+
+    Returns:
+        The section; None if the run has fewer than two undamaged checkpoints.
+    """
+    if run is None or len(list_run_checkpoints(run, CHECKPOINTS)) < 2:
+        return None
+    selection = select_images(images, classes, provenance)
+    # A second copy of the model: its weights are replaced, and other sections use the first.
+    compared = ComparedRun(run, run.path.name, load_model(run.model_path), provenance)
+    timeline = compute_timeline(compared, selection)
+    if len(timeline.outputs) < 2:
+        return None
+    return build_timelines(album, selection, [timeline])
+
+
+def build_comparison(
+    album: Album, runs: Sequence[ComparedRun], images: Images, classes: Sequence[str]
+) -> Section:
+    """Builds the view of several runs' checkpoints, side by side under one slider.
+
+    Args:
+        album: Album the pictures are added to.
+        runs: Runs to compare, at least one.
+        images: Split of the first run's shard set that the images are taken from.
+        classes: Class names; labels are indices into them.
 
     Raises:
-        ConfigError: They are of different shard sets, or one has kept no whole checkpoint.
+        ConfigError: The runs were trained on different shard sets, or one has no undamaged checkpoint.
     """
-    _, first = subjects[0]
-    rows = probe_rows(first)
-    courses = []
-    for run, subject in subjects:
-        if subject.shards_digest != first.shards_digest:
-            fix = "compare runs of one shard set, or name one for all with --data"
+    first = runs[0]
+    selection = select_images(images, classes, first.provenance)
+    timelines = []
+    for compared in runs:
+        if compared.provenance.shards_digest != first.provenance.shards_digest:
             raise ConfigError(
-                "runs on the same shard set", f"runs={first.name} and {subject.name} (on different ones)", fix
+                "runs on the same shard set",
+                f"runs={first.name} and {compared.name} (on different ones)",
+                "compare runs on one shard set, or name one for all of them with --data",
             )
-        courses.append(course_of(run, subject, rows, FILTERS))
-        if not courses[-1].looks:
+        timeline = compute_timeline(compared, selection, FILTERS)
+        if not timeline.outputs:
             raise ConfigError(
-                "runs with undamaged checkpoints", f"run={run.path} (none)", "train it again, or leave it out"
+                "runs with undamaged checkpoints",
+                f"run={compared.run.path} (none)",
+                "train it again, or leave it out",
             )
-    return section(first, album, rows, courses)
+        timelines.append(timeline)
+    return build_timelines(album, selection, timelines)
 
 
-def section(subject: Subject, album: Album, rows: Sequence[int], courses: Sequence[Course]) -> Section:
-    """Draws what all moments made of the probes."""
-    images, labels = subject.evaluation, subject.evaluation.labels[list(rows)]
-    axis = sorted({one.epoch for course in courses for one in course.looks})
-    limits = shared_limits([one.maps for course in courses for one in course.looks])
-    names = [subject.classes[label] for label in labels]
-    photos = [
-        album.add_photo(
-            pixels,
-            "probe",
-            f"{images.split.capitalize()} image {row}, {name}",
-            **subject.origin(images, [row]),
-        )
-        for row, name, pixels in zip(rows, names, images.read(rows), strict=True)
-    ]
-    shown = [
-        {"name": course.name, "seen": _shown(subject, album, rows, course, axis, limits)}
-        for course in courses
-    ]
+def select_images(images: Images, classes: Sequence[str], provenance: Provenance) -> ImageSelection:
+    """Selects images of different classes, the same for every run on a shard set.
+
+    Args:
+        images: Split the images are taken from.
+        classes: Class names; labels are indices into them.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+    """
+    rows = tuple(int(row) for row in select_rows(images.labels, IMAGES))
+    return ImageSelection(images, rows, classes, provenance)
+
+
+def compute_timeline(compared: ComparedRun, selection: ImageSelection, filters: int = 0) -> RunTimeline:
+    """Computes the outputs of a run's checkpoints; the weights of its model are replaced.
+
+    Args:
+        compared: Run with its model.
+        selection: Images the outputs are computed for.
+        filters: Number of filter patterns per checkpoint.
+    """
+    checkpoints = list_run_checkpoints(compared.run, CHECKPOINTS)
+    outputs = run_checkpoints(
+        compared.model,
+        compared.provenance.scale,
+        checkpoints,
+        selection.read(),
+        selection.labels,
+        filters,
+    )
+    undamaged = {output.epoch for output in outputs}
+    damaged = [checkpoint.epoch for checkpoint in checkpoints if checkpoint.epoch not in undamaged]
+    return RunTimeline(compared.name, tuple(outputs), tuple(damaged))
+
+
+def build_timelines(album: Album, selection: ImageSelection, timelines: Sequence[RunTimeline]) -> Section:
+    """Builds the section from computed timelines.
+
+    Args:
+        album: Album the pictures are added to.
+        selection: Images the timelines were computed for.
+        timelines: Outputs of each run's checkpoints, at least one each.
+    """
+    labels = selection.labels
+    names = [selection.classes[label] for label in labels]
+    axis = sorted({output.epoch for timeline in timelines for output in timeline.outputs})
+    limits = compute_shared_limits([output.maps for timeline in timelines for output in timeline.outputs])
+    split = selection.images.split
+    photos = []
+    for row, name, pixels in zip(selection.rows, names, selection.read(), strict=True):
+        text = f"{split.capitalize()} image {row}, {name}"
+        origin = selection.provenance.describe_images(split, [row])
+        photos.append(album.add_photo(pixels, "example", text, **origin))
+    shown = []
+    for timeline in timelines:
+        shown.append({"name": timeline.name, "views": _build_views(album, selection, timeline, axis, limits)})
     values = {
         "axis": [f"epoch {epoch}" for epoch in axis],
-        "probes": list(zip(photos, names, strict=True)),
-        "courses": shown,
+        "images": list(zip(photos, names, strict=True)),
+        "runs": shown,
         "plots": [
-            _plot(name, place, label, courses, axis)
-            for place, (name, label) in enumerate(zip(names, labels, strict=True))
+            _plot(n, name, label, timelines, axis)
+            for n, (name, label) in enumerate(zip(names, labels, strict=True))
         ],
-        "damaged": [(course.name, epoch) for course in courses for epoch in course.damaged],
+        "damaged": [(timeline.name, epoch) for timeline in timelines for epoch in timeline.damaged],
     }
     figures = {
-        "rows": list(rows),
+        "rows": list(selection.rows),
         "limits": limits.tolist(),
-        "runs": {course.name: _figures(course, labels) for course in courses},
+        "runs": {timeline.name: _figures(timeline, labels) for timeline in timelines},
     }
-    return Section("compare", "Across time" if len(courses) == 1 else "Side by side", values, figures)
+    title = "Checkpoints over training" if len(timelines) == 1 else "Runs side by side"
+    return Section("compare", title, values, figures)
 
 
-def _shown(
-    subject: Subject,
+def _build_views(
     album: Album,
-    rows: Sequence[int],
-    course: Course,
+    selection: ImageSelection,
+    timeline: RunTimeline,
     axis: Sequence[int],
-    limits: np.ndarray,
-) -> list[Shown]:
-    """Every probe at every moment of a run; a moment stands for the places on the axis up to the run's next one."""
-    sheets = {
-        layer: shared_sheets([one.channels[layer] for one in course.looks])
-        for layer in course.looks[0].channels
-    }
-    found = []
-    for number, one in enumerate(course.looks):
-        until = course.looks[number + 1].epoch if number + 1 < len(course.looks) else axis[-1] + 1
-        places = [
-            str(place)
-            for place, epoch in enumerate(axis)
-            if (one.epoch <= epoch or number == 0) and epoch < until
-        ]
-        for probe, row in enumerate(rows):
-            drawings = _drawings(subject, course, number, probe, row, sheets, float(limits[probe]))
+    limits: NDArray[np.float32],
+) -> list[CheckpointView]:
+    """Builds the views of every image at every checkpoint of a run."""
+    sheets = {}
+    for layer in timeline.outputs[0].channels:
+        channels = standardize_jointly([output.channels[layer] for output in timeline.outputs])
+        sheets[layer] = [draw_comparison_sheets(levels, is_inactive) for levels, is_inactive in channels]
+    views = []
+    for number, output in enumerate(timeline.outputs):
+        places = _find_places(timeline, number, axis)
+        for n, label in enumerate(selection.labels):
+            sheets_of_image = {layer: drawn[number][n] for layer, drawn in sheets.items()}
+            drawings = draw_checkpoint(selection, n, timeline.name, output, sheets_of_image, float(limits[n]))
             pictures = dict(zip(drawings, album.add_all(drawings.values()), strict=True))
-            predicted = int(one.probabilities[probe].argmax())
-            found.append(
-                Shown(
-                    {"moment": places, "image": str(probe)},
-                    one.epoch,
-                    subject.classes[predicted],
-                    float(one.probabilities[probe, predicted]),
-                    predicted == int(subject.evaluation.labels[row]),
+            predicted = int(output.probabilities[n].argmax())
+            views.append(
+                CheckpointView(
+                    {"checkpoint": places, "image": str(n)},
+                    output.epoch,
+                    selection.classes[predicted],
+                    float(output.probabilities[n, predicted]),
+                    predicted == int(label),
                     pictures.pop(MAP, None),
                     tuple(pictures.items()),
                 )
             )
-    return found
+    return views
 
 
-def _drawings(
-    subject: Subject,
-    course: Course,
-    number: int,
-    probe: int,
-    row: int,
-    sheets: dict[str, list[list[np.ndarray]]],
+def _find_places(timeline: RunTimeline, number: int, axis: Sequence[int]) -> list[str]:
+    """Finds the places of the slider at which a checkpoint is shown.
+
+    These reach from its own epoch to the run's next checkpoint; the first and the last one fill the ends of
+    the axis, where only other runs have checkpoints.
+    """
+    begin = timeline.outputs[number].epoch if number > 0 else axis[0]
+    is_last = number + 1 == len(timeline.outputs)
+    end = axis[-1] + 1 if is_last else timeline.outputs[number + 1].epoch
+    return [str(place) for place, epoch in enumerate(axis) if begin <= epoch < end]
+
+
+def draw_checkpoint(
+    selection: ImageSelection,
+    n: int,
+    run_name: str,
+    output: CheckpointOutputs,
+    sheets: dict[str, NDArray[np.uint8]],
     limit: float,
 ) -> dict[str, Drawing]:
-    """What is drawn of a probe at one moment, by what stands above it; the map under `MAP`."""
-    one = course.looks[number]
-    origin = subject.origin(subject.evaluation, [row], run=course.name, epoch=one.epoch)
-    words = f"{course.name}, epoch {one.epoch}"
-    of_image = f"{words}, {subject.evaluation.split} image {row}"
-    found = {}
-    for layer, drawn in sheets.items():
-        alt = f"{layer}: first channels; {of_image}"
-        found[layer] = Drawing(
-            drawn[number][probe], "channels", alt, origin | {"layer": layer}, "png", SEQUENTIAL
+    """Draws what a checkpoint computes from one image.
+
+    Args:
+        selection: Images the outputs were computed for.
+        n: Index of the image among them.
+        run_name: Name of the run on the page.
+        output: Outputs of the checkpoint.
+        sheets: Channels of the image by layer, uint8 `[height, width]`, palette indices.
+        limit: Value of the heatmap that the brightest colour stands for.
+
+    Returns:
+        The drawings by their titles; the heatmap under `MAP`.
+    """
+    split = selection.images.split
+    row = selection.rows[n]
+    origin = selection.provenance.describe_images(split, [row], run=run_name, epoch=output.epoch)
+    checkpoint = f"{run_name}, epoch {output.epoch}"
+    image = f"{checkpoint}, {split} image {row}"
+    drawings = {}
+    for layer, pixels in sheets.items():
+        alt = f"{layer}: first channels; {image}"
+        drawings[layer] = Drawing(pixels, "channels", alt, origin | {"layer": layer}, "png", SEQUENTIAL)
+    if output.patterns is not None:
+        layer = output.patterns.layer
+        tiles = deprocess_patterns(output.patterns.images)
+        # A flat grey instead of noise that did not change.
+        tiles[output.patterns.is_unresponsive] = INACTIVE[0]
+        if tiles.shape[3] == 1:
+            tiles = tiles.repeat(3, axis=3)
+        title = f"patterns of {len(tiles)} filters of {layer}"
+        alt = f"{title.capitalize()}; {checkpoint}"
+        drawings[title] = Drawing(tile_images(tiles, FILTERS), "patterns", alt, origin | {"layer": layer})
+    if output.maps.size:
+        values = output.maps[n]
+        alt = f"Grad-CAM for the true class, highest value {values.max():.3g} of {limit:.3g}; {image}"
+        drawings[MAP] = Drawing(
+            quantize(values / limit), "map", alt, origin | {"limit": limit}, "png", SEQUENTIAL
         )
-    if one.patterns:
-        layer, tiles = one.patterns
-        title = f"what {len(tiles)} filters of {layer} look for"
-        pixels = tiled(tiles.repeat(3, axis=3) if tiles.shape[3] == 1 else tiles, FILTERS)
-        found[title] = Drawing(
-            pixels, "patterns", f"{title.capitalize()}; {words}", origin | {"layer": layer}
-        )
-    if one.maps.size:
-        heat = one.maps[probe]
-        alt = f"Grad-CAM for the true class, highest {heat.max():.3g} of {limit:.3g}; {of_image}"
-        found[MAP] = Drawing(shaded(heat / limit), "map", alt, origin | {"limit": limit}, "png", SEQUENTIAL)
-    return found
+    return drawings
 
 
-def _plot(name: str, place: int, label: int, courses: Sequence[Course], axis: Sequence[int]) -> Plot:
-    """How sure every run was of the truth of one image."""
+def _plot(n: int, name: str, label: int, timelines: Sequence[RunTimeline], axis: Sequence[int]) -> Plot:
+    """Plots the probability of an image's true class over the epochs, one line per run."""
     lines = []
-    for course, role in zip(courses, ROLES * len(courses), strict=False):
-        of_truth = {one.epoch: float(one.probabilities[place, label]) for one in course.looks}
-        lines.append(Line(course.name, [of_truth.get(epoch, np.nan) for epoch in axis], role))
-    return Plot(f"Image {place + 1}: probability of {name}", "epoch", list(axis), tuple(lines), percent=True)
+    for timeline, role in zip(timelines, ROLES * len(timelines), strict=False):
+        by_epoch = {output.epoch: float(output.probabilities[n, label]) for output in timeline.outputs}
+        lines.append(Line(timeline.name, [by_epoch.get(epoch, np.nan) for epoch in axis], role))
+    return Plot(f"Image {n + 1}: probability of {name}", "epoch", list(axis), tuple(lines), percent=True)
 
 
-def _figures(course: Course, labels: np.ndarray) -> list[dict[str, Any]]:
+def _figures(timeline: RunTimeline, labels: NDArray[np.int32]) -> list[dict[str, Any]]:
+    images = np.arange(len(labels))
     return [
-        {"epoch": one.epoch, "of_truth": one.probabilities[np.arange(len(labels)), labels].tolist()}
-        for one in course.looks
+        {"epoch": output.epoch, "of_truth": output.probabilities[images, labels].tolist()}
+        for output in timeline.outputs
     ]

@@ -1,78 +1,63 @@
-"""The confusion matrix: which classes are taken for which, and how well each is found."""
+"""Confusion matrix: which classes are predicted for which, with precision and recall of every class."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.report.drawing.album import Album
-from service.report.subject import Section, Subject
+from service.inference.classifier import Predictions
+from service.report.sections.section import Section
 from service.scores import confusion_matrix
 
-LARGEST, PAIRS, WORST = (
-    20,
-    30,
-    100,
-)  # classes of a matrix that is shown whole; pairs shown of a larger one; classes in the table
+MATRIX_CLASSES = 20  # above so many classes the matrix itself is not shown
+PAIRS = 30  # confused pairs in the table
+TABLE_CLASSES = 100  # classes with the lowest recall in the table, where the matrix is not shown
 SHADES = 10
 
 
-def scores(matrix: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """How well every class is found.
+def build_section(predictions: Predictions, classes: Sequence[str]) -> Section:
+    """Builds the confusion matrix, precision and recall per class, and the most frequent mistakes.
 
     Args:
-        matrix: int `[K, K]`, rows are true classes.
-
-    Returns:
-        Precision and recall, float64 `[K]` each; NaN where a class was never named, or is not there.
+        predictions: Predictions for the evaluated split.
+        classes: Class names; labels are indices into them.
     """
-    right = np.diag(matrix).astype(np.float64)
-    with np.errstate(invalid="ignore"):
-        return right / matrix.sum(axis=0), right / matrix.sum(axis=1)
-
-
-def most_confused(matrix: NDArray[np.int64], count: int) -> list[tuple[int, int, int]]:
-    """The commonest mistakes: true class, class it was taken for, how often; the commonest first, none that never happened."""
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    places = [divmod(int(place), len(matrix)) for place in order]
-    return [(truth, said, int(wrong[truth, said])) for truth, said in places if wrong[truth, said]]
-
-
-def build_section(subject: Subject, album: Album) -> Section:
-    """The matrix of the judged split, precision and recall of every class, and the commonest mistakes."""
-    judged, names = subject.predictions, subject.classes
-    matrix = confusion_matrix(judged.labels, judged.classes, len(names))
-    precision, recall = scores(matrix)
-    counts, named = matrix.sum(axis=1), matrix.sum(axis=0)
-    classes = [
+    matrix = confusion_matrix(predictions.labels, predictions.classes, len(classes))
+    precision, recall = compute_precision_recall(matrix)
+    images_per_class = matrix.sum(axis=1)
+    predicted_per_class = matrix.sum(axis=0)
+    scores = [
         {
             "name": name,
-            "images": int(counts[k]),
-            "named": int(named[k]),
+            "images": int(images_per_class[k]),
+            "predicted": int(predicted_per_class[k]),
             "precision": float(precision[k]),
             "recall": float(recall[k]),
         }
-        for k, name in enumerate(names)
+        for k, name in enumerate(classes)
     ]
     pairs = [
-        {"truth": names[a], "said": names[b], "times": times} for a, b, times in most_confused(matrix, PAIRS)
+        {"truth": classes[truth], "predicted": classes[predicted], "times": times}
+        for truth, predicted, times in find_most_confused(matrix, PAIRS)
     ]
-    hardest_first = sorted(classes, key=lambda row: (np.isnan(row["recall"]), row["recall"]))
+    lowest_recall_first = sorted(scores, key=lambda row: (np.isnan(row["recall"]), row["recall"]))
+    fits_on_page = len(classes) <= MATRIX_CLASSES
     values = {
-        "split": subject.evaluation.split,
-        "names": names,
-        "rows": _rows(matrix, names) if len(names) <= LARGEST else None,
-        "classes": classes if len(names) <= LARGEST else hardest_first[:WORST],
-        "left_out": max(0, len(names) - WORST),
+        "names": classes,
+        "rows": _matrix_rows(matrix, classes) if fits_on_page else None,
+        "classes": scores if fits_on_page else lowest_recall_first[:TABLE_CLASSES],
+        "omitted": max(0, len(classes) - TABLE_CLASSES),
         "pairs": pairs,
     }
-    sparse = [[int(a), int(b), int(matrix[a, b])] for a, b in np.argwhere(matrix)]
+    sparse = [
+        [int(truth), int(predicted), int(matrix[truth, predicted])]
+        for truth, predicted in np.argwhere(matrix)
+    ]
     figures = {
-        "classes": list(names),
+        "classes": list(classes),
         "counts": sparse,
         "precision": precision.tolist(),
         "recall": recall.tolist(),
@@ -81,14 +66,53 @@ def build_section(subject: Subject, album: Album) -> Section:
     return Section("confusion", "Confusion matrix", values, figures)
 
 
-def _rows(matrix: NDArray[np.int64], names: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The matrix for the page: every cell with its share of the true class, and that as one of ten shades."""
+def compute_precision_recall(
+    matrix: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Computes precision and recall of every class.
+
+    Args:
+        matrix: int64 `[K, K]`, rows are true classes, columns predicted ones.
+
+    Returns:
+        Precision and recall, float64 `[K]` each; NaN for a class that was never predicted, or has no images.
+    """
+    correct = np.diag(matrix).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        return correct / matrix.sum(axis=0), correct / matrix.sum(axis=1)
+
+
+def find_most_confused(matrix: NDArray[np.int64], count: int) -> list[tuple[int, int, int]]:
+    """Finds the most frequent mistakes.
+
+    Args:
+        matrix: int64 `[K, K]`, rows are true classes, columns predicted ones.
+        count: Number of pairs, at most.
+
+    Returns:
+        True class, predicted class and number of images, the most frequent pair first; never a pair without
+        images.
+    """
+    mistakes = matrix.copy()
+    np.fill_diagonal(mistakes, 0)
+    order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
+    pairs = []
+    for place in order.tolist():
+        truth, predicted = divmod(place, len(matrix))
+        times = int(mistakes[truth, predicted])
+        if times:
+            pairs.append((truth, predicted, times))
+    return pairs
+
+
+def _matrix_rows(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the rows of the matrix for the page, each cell with its share of the true class and a shade."""
     rows = []
-    for name, counts in zip(names, matrix.tolist(), strict=True):
-        shares = [count / max(sum(counts), 1) for count in counts]
-        cells = [
-            {"count": count, "share": share, "shade": int(np.ceil(share * SHADES))}
-            for count, share in zip(counts, shares, strict=True)
-        ]
+    for name, counts in zip(classes, matrix.tolist(), strict=True):
+        total = max(sum(counts), 1)
+        cells = []
+        for count in counts:
+            share = count / total
+            cells.append({"count": count, "share": share, "shade": int(np.ceil(share * SHADES))})
         rows.append({"name": name, "cells": cells})
     return rows

@@ -1,60 +1,91 @@
-"""Diagnosis: what the curves show, in words, and the training images whose labels the model doubts."""
+"""Diagnosis: what the learning curves show, and which training images have doubtful labels."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from service.diagnosis.findings import History, diagnose
-from service.diagnosis.label_issues import LOOKED_AT, LabelIssues, find_label_issues, some
-from service.inference.classifier import predict
-from service.report.drawing.album import Album
-from service.report.subject import Section, Subject
+from service.diagnosis.label_issues import LabelIssue, LabelIssues, find_label_issues
+from service.inference.classifier import Predictions
+from service.report.analysis.images import Images
+from service.report.drawing.album import Album, Picture
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
 from service.scores import majority_class_share
 
-SHOWN = 12  # doubtful labels
+LABEL_ISSUES = 12  # that are shown
 
 
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """Findings with what to try, and pictures of the suspects; None where there are neither curves nor training images."""
-    doubts = _doubts(subject)
-    findings = diagnose(_history(subject)) if subject.epochs else []
-    if doubts is None and not findings:
-        return None
-    rows = [suspect.row for suspect in doubts.suspects] if doubts else []
-    pictures = []
-    for suspect, pixels in zip(
-        doubts.suspects if doubts else (), subject.training.read(rows) if rows else (), strict=True
-    ):
-        words = f"Training image {suspect.row}, {suspect.label}: {suspect.id}"
-        picture = album.add_photo(
-            pixels,
-            "suspect",
-            words,
-            **subject.origin(subject.training, [suspect.row], checkpoint=subject.model_digest),
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    epochs: Sequence[dict[str, float]],
+    classes: Sequence[str],
+    training: Images,
+    evaluation: Images,
+    training_predictions: Predictions | None,
+) -> Section | None:
+    """Builds the findings with their advice, and the pictures of the label issues.
+
+    Args:
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        epochs: Metrics per epoch, see `service.runs.Run.metrics`.
+        classes: Class names; labels are indices into them.
+        training: Split the model was trained on.
+        evaluation: Split the model is evaluated on.
+        training_predictions: Predictions for training images; None if there are no training images.
+
+    Returns:
+        The section; None if there are neither metrics nor training images.
+    """
+    findings = diagnose(_history(epochs, evaluation)) if epochs else []
+    issues = None
+    if training_predictions is not None:
+        issues = find_label_issues(
+            training_predictions.probabilities,
+            training_predictions.labels,
+            training_predictions.rows,
+            classes,
+            training.ids,
+            LABEL_ISSUES,
         )
-        pictures.append((suspect, picture))
-    told = [{"kind": f.kind, "words": f.words, "advice": f.advice, **f.figures} for f in findings]
-    figures = {"findings": told, "labels": doubts.figures() if doubts else None}
-    return Section(
-        "diagnosis", "Diagnosis", {"findings": findings, "doubts": doubts, "suspects": pictures}, figures
-    )
-
-
-def _history(subject: Subject) -> History:
-    if subject.evaluation.split != "validation":
-        return History(subject.epochs)
-    return History(
-        subject.epochs, len(subject.evaluation.labels), majority_class_share(subject.evaluation.labels)
-    )
-
-
-def _doubts(subject: Subject) -> LabelIssues | None:
-    """None where there are no training images."""
-    images = subject.training
-    if images.split != "train":
+    if issues is None and not findings:
         return None
-    same = subject.evaluation.split == images.split
-    told = (
-        subject.predictions
-        if same
-        else predict(subject.model, some(images.batches(), LOOKED_AT), subject.scale)
-    )
-    return find_label_issues(told.probabilities, told.labels, told.rows, subject.classes, images.ids, SHOWN)
+    values = {
+        "findings": findings,
+        "issues": issues,
+        "pictures": _add_pictures(album, provenance, training, issues),
+    }
+    figures = {
+        "findings": [
+            {"kind": finding.kind, "words": finding.message, "advice": finding.advice, **finding.figures}
+            for finding in findings
+        ],
+        "labels": issues.figures() if issues else None,
+    }
+    return Section("diagnosis", "Diagnosis", values, figures)
+
+
+def _history(epochs: Sequence[dict[str, float]], evaluation: Images) -> History:
+    if evaluation.split != "validation":
+        return History(epochs)
+    return History(epochs, len(evaluation.labels), majority_class_share(evaluation.labels))
+
+
+def _add_pictures(
+    album: Album, provenance: Provenance, training: Images, issues: LabelIssues | None
+) -> list[tuple[LabelIssue, Picture]]:
+    if issues is None or not issues.issues:
+        return []
+    pictures = []
+    pixels = training.read([issue.row for issue in issues.issues])
+    for issue, image in zip(issues.issues, pixels, strict=True):
+        picture = album.add_photo(
+            image,
+            "label-issue",
+            f"Training image {issue.row}, {issue.label}: {issue.id}",
+            **provenance.describe_images(training.split, [issue.row], checkpoint=provenance.model_digest),
+        )
+        pictures.append((issue, picture))
+    return pictures

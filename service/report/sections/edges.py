@@ -1,18 +1,22 @@
-"""What a convolution does, shown on one photo: three filters made by hand, and what they find."""
+"""How a convolution works, shown on one image: three edge filters written by hand, and their outputs."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.report.drawing.album import Album, Drawing, photo
-from service.report.drawing.colours import DIVERGING, signed
-from service.report.sections.common import origin_of, photos_of
-from service.report.subject import Section, Subject
+from service.report.analysis.examples import ReportExample
+from service.report.drawing.album import Album, Drawing, draw_photo
+from service.report.drawing.colours import DIVERGING, quantize_signed
+from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.section import Section
 
 Floats = NDArray[np.floating]
 
-GREY = (0.299, 0.587, 0.114)  # how bright red, green and blue are to the eye (ITU-R BT.601)
+GREY = (0.299, 0.587, 0.114)  # luma weights of red, green and blue (ITU-R BT.601)
+SMALLEST = 112  # pixels of a picture's longer side, at least
 KERNELS: dict[str, tuple[tuple[float, ...], ...]] = {
     "vertical edges": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),  # I. Sobel, 1968
     "horizontal edges": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
@@ -20,47 +24,37 @@ KERNELS: dict[str, tuple[tuple[float, ...], ...]] = {
 }
 
 
-def grey(image: NDArray[np.uint8]) -> Floats:
-    """The brightness of an image `[H, W, 1 or 3]`, float64 `[H, W]`, 0 to 255."""
-    return np.asarray(image[..., 0].astype(np.float64) if image.shape[2] == 1 else image @ np.array(GREY))
-
-
-def convolved(image: Floats, kernel: Floats) -> Floats:
-    """Lays a kernel over every place of an image where it fits, as networks do: multiplied and summed, not mirrored.
+def build_section(album: Album, provenance: Provenance, examples: Sequence[ReportExample]) -> Section | None:
+    """Builds the demonstration on the first example.
 
     Args:
-        image: `[H, W]`.
-        kernel: `[h, w]`.
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        examples: Images to choose from; the first one is shown.
 
     Returns:
-        `[H - h + 1, W - w + 1]`.
+        The section; None if there is no example, or it is smaller than the filters.
     """
-    windows = np.lib.stride_tricks.sliding_window_view(image, kernel.shape)  # [H - h + 1, W - w + 1, h, w]
-    return np.asarray(np.einsum("yxhw,hw->yx", windows, kernel))
-
-
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """The demonstration on the first probe; None where there is none, or it is too small."""
-    if not subject.examples or min(subject.examples[0].pixels.shape[:2]) < 3:
+    if not examples or min(examples[0].pixels.shape[:2]) < 3:
         return None
-    probe = subject.examples[0]
-    bright = grey(probe.pixels)
-    origin = origin_of(subject, probe)
-    before = photo(
-        np.rint(bright).astype(np.uint8)[..., None], "grey", f"The same in grey; {probe.name}", origin
-    )
-    drawings = [photos_of(subject)[0], before]
+    example = examples[0]
+    grey = to_grey(example.pixels)
+    origin = provenance.describe_example(example)
+    grey_pixels = np.rint(grey).astype(np.uint8)[..., None]
+    drawings = [
+        *draw_examples([example], provenance),
+        draw_photo(grey_pixels, "grey", f"The same in greyscale; {example.name}", origin),
+    ]
     for name, kernel in KERNELS.items():
-        found = convolved(bright, np.array(kernel))
-        limit = float(np.abs(found).max()) or 1.0
-        places = signed(found, limit)
-        grow = -(-112 // max(places.shape))
-        words = f"{name.capitalize()}, from -{limit:.3g} (blue) to {limit:.3g} (red); {probe.name}"
+        response = convolve(grey, np.array(kernel))
+        limit = float(np.abs(response).max()) or 1.0
+        places = quantize_signed(response, limit)
+        grow = -(-SMALLEST // max(places.shape))
         drawings.append(
             Drawing(
                 places.repeat(grow, 0).repeat(grow, 1),
                 "edges",
-                words,
+                f"{name.capitalize()}, from -{limit:.3g} (blue) to {limit:.3g} (red); {example.name}",
                 {**origin, "kernel": kernel},
                 "png",
                 DIVERGING,
@@ -72,9 +66,26 @@ def build_section(subject: Subject, album: Album) -> Section | None:
         for (name, kernel), picture in zip(KERNELS.items(), results, strict=True)
     ]
     values = {"photo": original, "grey": in_grey, "kernels": shown}
-    return Section(
-        "edges",
-        "What a filter does",
-        values,
-        {"row": probe.row, "kernels": {k: [list(r) for r in v] for k, v in KERNELS.items()}},
-    )
+    kernels = {name: [list(row) for row in kernel] for name, kernel in KERNELS.items()}
+    return Section("edges", "How a convolution works", values, {"row": example.row, "kernels": kernels})
+
+
+def to_grey(image: NDArray[np.uint8]) -> Floats:
+    """Converts an image `[H, W, 1 or 3]` to its luma, float64 `[H, W]`, 0 to 255."""
+    if image.shape[2] == 1:
+        return image[..., 0].astype(np.float64)
+    return np.asarray(image @ np.array(GREY))
+
+
+def convolve(image: Floats, kernel: Floats) -> Floats:
+    """Slides a kernel over an image, multiplies and sums, without mirroring it, as networks do.
+
+    Args:
+        image: Greyscale image `[H, W]`.
+        kernel: Weights of the filter, `[h, w]`.
+
+    Returns:
+        `[H - h + 1, W - w + 1]`, without padding.
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(image, kernel.shape)  # [H - h + 1, W - w + 1, h, w]
+    return np.asarray(np.einsum("yxhw,hw->yx", windows, kernel))

@@ -1,127 +1,172 @@
-"""The page's filter patterns: what the filters of every convolution look for."""
+"""Filter patterns: the images that the filters of every convolution respond to most strongly."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.report.analysis.network import Network, Tap
-from service.report.analysis.patterns import STEPS, Patterns, patterns, pixels, shown_size
+from service.report.analysis.forward import ForwardPass
+from service.report.analysis.network import LayerInfo, Network
+from service.report.analysis.patterns import (
+    STEPS,
+    FilterPatterns,
+    choose_pattern_size,
+    compute_filter_patterns,
+    deprocess_patterns,
+)
 from service.report.drawing.album import Album, Drawing
-from service.report.drawing.sheets import Scaling, grid, mosaic, scaling
-from service.report.subject import Section, Subject
+from service.report.drawing.sheets import TileScaling, compute_layout, compute_scaling, draw_sheet
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
 
 LAYERS = 8  # at most, spread over the depth
 COLUMNS = 8  # patterns a row
-# pixels of a pattern's longer side
-SMALLEST = 48
+SMALLEST = 48  # pixels of a pattern's longer side, at least
 
 
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """Patterns of the first filters of every convolution, or of some where there are many; None without convolutions."""
-    network, options = subject.network, subject.options
-    layers = chosen_layers(network)
-    if not layers or not options.patterns:
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    network: Network,
+    forward_pass: ForwardPass,
+    count: int,
+    seed: int,
+) -> Section | None:
+    """Builds the patterns of the first filters of every convolution, or of some spread over the depth.
+
+    Args:
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        network: Network whose filters are shown.
+        forward_pass: Outputs for the examples, which tell dead filters from those without a pattern.
+        count: Number of filters per layer; 0 leaves the section out.
+        seed: Seed of the noise that the patterns start from.
+
+    Returns:
+        The section; None for a network without convolutions.
+    """
+    layers = select_layers(network)
+    if not layers or not count:
         return None
-    found = [_patterns(network, tap, options.patterns, options.seed) for tap in layers]
-    states = [states_of(patterns_, _alive(subject, patterns_)) for patterns_ in found]
-    pictures = album.add_all(
-        _drawing(subject, patterns_, state) for patterns_, state in zip(found, states, strict=True)
-    )
-    shown = [
-        {
-            "layer": tap.name,
-            "picture": picture,
-            "sheet": _sheet(patterns_),
-            "channels": tap.shape[2],
-            "table": _table(patterns_, state),
-        }
-        for tap, patterns_, picture, state in zip(layers, found, pictures, states, strict=True)
+    found = []
+    states = []
+    for tap in layers:
+        filters = range(min(count, tap.shape[2]))
+        size = choose_pattern_size(network, tap.name)
+        layer_patterns = compute_filter_patterns(network, tap.name, filters, seed=seed, size=size)
+        found.append(layer_patterns)
+        states.append(classify_filters(layer_patterns, _find_active(forward_pass, layer_patterns)))
+    drawings = [
+        _draw(provenance, layer_patterns, state, seed)
+        for layer_patterns, state in zip(found, states, strict=True)
     ]
-    figures = [
-        {
-            "layer": p.layer,
-            "filters": list(p.filters),
-            "before": p.before.tolist(),
-            "after": p.after.tolist(),
-            "dead": _dead(p, state),
-        }
-        for p, state in zip(found, states, strict=True)
-    ]
-    values = {"layers": shown, "left_out": len(network.convolutions) - len(layers), "steps": STEPS}
-    return Section(
-        "patterns", "What filters look for", values, {"steps": STEPS, "seed": options.seed, "layers": figures}
-    )
+    shown = []
+    figures = []
+    for tap, layer_patterns, state, picture in zip(
+        layers, found, states, album.add_all(drawings), strict=True
+    ):
+        shown.append(
+            {
+                "layer": tap.name,
+                "picture": picture,
+                "sheet": _describe_sheet(layer_patterns),
+                "channels": tap.shape[2],
+                "table": _table(layer_patterns, state),
+            }
+        )
+        figures.append(
+            {
+                "layer": layer_patterns.layer,
+                "filters": list(layer_patterns.filters),
+                "before": layer_patterns.initial_activation.tolist(),
+                "after": layer_patterns.final_activation.tolist(),
+                "dead": _list_dead(layer_patterns, state),
+            }
+        )
+    values = {"layers": shown, "omitted": len(network.convolutions) - len(layers), "steps": STEPS}
+    return Section("patterns", "Filter patterns", values, {"steps": STEPS, "seed": seed, "layers": figures})
 
 
-def chosen_layers(network: Network) -> list[Tap]:
-    """The convolutions whose filters are shown: all, or some spread evenly over the depth."""
-    found = network.convolutions
-    places = (
-        np.unique(np.linspace(0, len(found) - 1, min(LAYERS, len(found))).round().astype(int))
-        if found
-        else []
-    )
-    return [found[place] for place in places]
+def select_layers(network: Network) -> list[LayerInfo]:
+    """Selects the convolutions whose filters are shown: all, or some spread evenly over the depth."""
+    convolutions = network.convolutions
+    if not convolutions:
+        return []
+    count = min(LAYERS, len(convolutions))
+    places = np.unique(np.linspace(0, len(convolutions) - 1, count).round().astype(int))
+    return [convolutions[place] for place in places]
 
 
-def states_of(found: Patterns, alive: np.ndarray) -> list[str]:
-    """What came of every filter: `answers`; or, where nothing made it answer, `silent` if images do, and else `dead`."""
-    return [
-        "answers" if not silent else "silent" if answers else "dead"
-        for silent, answers in zip(found.silent, alive, strict=True)
-    ]
+def classify_filters(found: FilterPatterns, is_active: NDArray[np.bool_]) -> list[str]:
+    """Classifies filters by whether anything activates them.
+
+    Args:
+        found: Patterns of F filters.
+        is_active: bool `[F]`, whether any example activates the filter.
+
+    Returns:
+        For each filter `active`; or, if gradient ascent never activated it, `no pattern` if images do, and
+        else `dead`.
+    """
+    states = []
+    for is_silent, is_active_on_images in zip(found.is_unresponsive, is_active, strict=True):
+        if not is_silent:
+            states.append("active")
+        elif is_active_on_images:
+            states.append("no pattern")
+        else:
+            states.append("dead")
+    return states
 
 
-def _dead(found: Patterns, states: list[str]) -> list[int]:
+def _find_active(forward_pass: ForwardPass, found: FilterPatterns) -> NDArray[np.bool_]:
+    """Returns which of the filters any example activates, bool `[F]`."""
+    if not found.is_unresponsive.any() or not forward_pass.layer_outputs:
+        return np.zeros(len(found.filters), bool)
+    activity = forward_pass.layer_outputs[found.layer].mean_activation  # [N, C]
+    return np.asarray(activity.max(axis=0)[list(found.filters)] > 0)
+
+
+def _list_dead(found: FilterPatterns, states: Sequence[str]) -> list[int]:
     return [number for number, state in zip(found.filters, states, strict=True) if state == "dead"]
 
 
-def _alive(subject: Subject, found: Patterns) -> np.ndarray:
-    """Which of the filters any probe makes answer, bool `[F]`."""
-    if not found.silent.any() or not subject.examples:
-        return np.zeros(len(found.filters), bool)
-    return np.asarray(subject.forward_pass.layers[found.layer].activity.max(axis=0)[list(found.filters)] > 0)
-
-
-def _patterns(network: Network, tap: Tap, count: int, seed: int) -> Patterns:
-    return patterns(
-        network, tap.name, range(min(count, tap.shape[2])), seed=seed, size=shown_size(network, tap.name)
-    )
-
-
-def _scaled(found: Patterns) -> Scaling:
+def _scale(found: FilterPatterns) -> TileScaling:
     size = found.images.shape[1:3]
-    return replace(scaling(*size, smallest=SMALLEST, largest=max(size)), block=8, columns=COLUMNS)
+    return replace(compute_scaling(*size, smallest=SMALLEST, largest=max(size)), block=8, columns=COLUMNS)
 
 
-def _drawing(subject: Subject, found: Patterns, states: list[str]) -> Drawing:
-    silent = _dead(found, states)
-    words = f"Patterns of {len(found.filters)} filters of {found.layer}" + (
-        f"; dead: {', '.join(map(str, silent))}" if silent else ""
-    )
+def _draw(provenance: Provenance, found: FilterPatterns, states: Sequence[str], seed: int) -> Drawing:
+    dead = _list_dead(found, states)
+    text = f"Patterns of {len(found.filters)} filters of {found.layer}"
+    if dead:
+        text += f"; dead: {', '.join(map(str, dead))}"
     origin = {
-        "checkpoint": subject.model_digest,
+        "checkpoint": provenance.model_digest,
         "layer": found.layer,
         "filters": list(found.filters),
         "steps": STEPS,
-        "seed": subject.options.seed,
+        "seed": seed,
     }
-    return Drawing(
-        mosaic(pixels(found.images), _scaled(found), found.silent), "patterns", words, origin, "whole"
-    )
+    picture = draw_sheet(deprocess_patterns(found.images), _scale(found), found.is_unresponsive)
+    return Drawing(picture, "patterns", text, origin, "jpeg-444")
 
 
-def _sheet(found: Patterns) -> dict[str, Any]:
+def _describe_sheet(found: FilterPatterns) -> dict[str, Any]:
+    """Returns where the tiles lie and which filters they show, for the page's script."""
     _, height, width, _ = found.images.shape
-    about = grid(height, width, len(found.filters), _scaled(found))
-    return about.for_page(found.after, found.silent, numbers=list(found.filters))
+    layout = compute_layout(height, width, len(found.filters), _scale(found))
+    return layout.build_page_data(found.final_activation, found.is_unresponsive, numbers=list(found.filters))
 
 
-def _table(found: Patterns, states: list[str]) -> list[dict[str, Any]]:
-    values = zip(found.filters, found.before.tolist(), found.after.tolist(), states, strict=True)
+def _table(found: FilterPatterns, states: Sequence[str]) -> list[dict[str, Any]]:
+    values = zip(
+        found.filters, found.initial_activation.tolist(), found.final_activation.tolist(), states, strict=True
+    )
     return [
         {"filter": number, "before": before, "after": after, "state": state}
         for number, before, after, state in values

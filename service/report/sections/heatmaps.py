@@ -1,94 +1,136 @@
-"""The page's heatmaps: what spoke for a class, laid over the images, for several classes, layers and methods."""
+"""Class activation heatmaps: which places of an image support a class, by layer and method."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from service.report.analysis.examples import ReportExample
+from service.report.analysis.forward import ForwardPass
 from service.report.analysis.gradcam import METHODS
 from service.report.drawing import heatmap
 from service.report.drawing.album import Album, Drawing, Picture
-from service.report.sections.common import origin_of, photos_of
-from service.report.subject import Section, Subject
+from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.section import Section
 
 TITLES = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "layercam": "LayerCAM"}
 
 
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """Heatmaps of the probes; None for a network without feature maps."""
-    probes, maps = subject.examples, subject.forward_pass.maps
+class _Key(NamedTuple):
+    """Which heatmap: places of the example and of the class among those of the example, layer, method."""
+
+    example: int
+    column: int
+    layer: str
+    method: str
+
+
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    examples: Sequence[ReportExample],
+    forward_pass: ForwardPass,
+    classes: Sequence[str],
+) -> Section | None:
+    """Builds the heatmaps of the examples.
+
+    Args:
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        examples: Images the heatmaps belong to.
+        forward_pass: Outputs of the network for the examples, with their heatmaps.
+        classes: Class names; labels are indices into them.
+
+    Returns:
+        The section; None for a network without feature maps.
+    """
+    maps = forward_pass.heatmaps
     if not maps:
         return None
     layers = list(dict.fromkeys(layer for layer, _ in maps))
-    photos = album.add_all(photos_of(subject))
+    photos = album.add_all(draw_examples(examples, provenance))
     keys = [
-        (n, m, layer, method)
-        for n, probe in enumerate(probes)
-        for m, layer, method in product(range(len(probe.classes)), layers, METHODS)
+        _Key(n, column, layer, method)
+        for n, example in enumerate(examples)
+        for column, layer, method in product(range(len(example.classes)), layers, METHODS)
     ]
-    pictures = album.add_all(_drawing(subject, *key) for key in keys)
-    looks = []
-    for n, photograph in enumerate(photos):
-        own = [(key[1:], picture) for key, picture in zip(keys, pictures, strict=True) if key[0] == n]
-        looks.append(_look(subject, n, photograph, [_map(subject, n, *key, picture) for key, picture in own]))
-    last = [
-        maps[layers[0], method][:, m].any(axis=(1, 2))
-        for method in METHODS
-        for m in range(len(probes[0].classes))
-    ]
+    pictures = album.add_all(_draw(provenance, examples, forward_pass, classes, key) for key in keys)
+    pictures_by_key = dict(zip(keys, pictures, strict=True))
+    shown = []
+    for n, (example, photo) in enumerate(zip(examples, photos, strict=True)):
+        shown.append(
+            {
+                "photo": photo,
+                "row": example.row,
+                "truth": classes[example.truth],
+                "predicted": classes[example.predicted],
+                "probability": example.probability,
+                "classes": _list_classes(example, forward_pass.logits[n], classes),
+                "maps": [
+                    _describe_map(example, forward_pass, key, picture)
+                    for key, picture in pictures_by_key.items()
+                    if key.example == n
+                ],
+            }
+        )
     figures = {
-        "rows": [probe.row for probe in probes],
-        "classes": [[subject.classes[label] for label in probe.classes] for probe in probes],
-        "logits": [subject.forward_pass.logits[n][probe.classes].tolist() for n, probe in enumerate(probes)],
+        "rows": [example.row for example in examples],
+        "classes": [[classes[label] for label in example.classes] for example in examples],
+        "logits": [forward_pass.logits[n][example.classes].tolist() for n, example in enumerate(examples)],
         "layers": layers,
         "methods": list(METHODS),
-        "empty_in_last_layer": 1 - float(np.mean(last)),
+        "empty_in_last_layer": _compute_empty_share(forward_pass, layers[0]),
     }
-    return Section(
-        "gradcam", "Where it looks", {"looks": looks, "layers": layers, "methods": TITLES}, figures
-    )
+    values = {"examples": shown, "layers": layers, "methods": TITLES}
+    return Section("gradcam", "Class activation heatmaps", values, figures)
 
 
-def _drawing(subject: Subject, n: int, m: int, layer: str, method: str) -> Drawing:
-    probe, values = subject.examples[n], subject.forward_pass.maps[layer, method][n, m]
-    words = f"{TITLES[method]} of {layer} for {subject.classes[probe.classes[m]]}: {heatmap.where(values)}; {probe.name}"
-    origin = origin_of(
-        subject,
-        probe,
-        layer=layer,
-        method=method,
+def _compute_empty_share(forward_pass: ForwardPass, layer: str) -> float:
+    """Computes the share of a layer's heatmaps that are zero everywhere, over all methods and classes."""
+    is_filled = [forward_pass.heatmaps[layer, method].any(axis=(2, 3)) for method in METHODS]  # each [N, M]
+    return 1 - float(np.mean(is_filled))
+
+
+def _draw(
+    provenance: Provenance,
+    examples: Sequence[ReportExample],
+    forward_pass: ForwardPass,
+    classes: Sequence[str],
+    key: _Key,
+) -> Drawing:
+    example = examples[key.example]
+    label = int(example.classes[key.column])
+    values = forward_pass.heatmaps[key.layer, key.method][key.example, key.column]
+    peak = heatmap.describe_peak(values)
+    text = f"{TITLES[key.method]} of {key.layer} for {classes[label]}: {peak}; {example.name}"
+    origin = provenance.describe_example(
+        example,
+        layer=key.layer,
+        method=key.method,
         limit=float(values.max()),
-        **{"class": int(probe.classes[m])},
+        **{"class": label},
     )
-    return heatmap.drawing(values, probe.pixels.shape[:2], "map", words, origin)
+    return heatmap.build_drawing(values, example.pixels.shape[:2], "map", text, origin)
 
 
-def _map(subject: Subject, n: int, m: int, layer: str, method: str, picture: Picture) -> dict[str, Any]:
-    """One map, and when the page shows it."""
-    when = {"image": str(n), "class": str(subject.examples[n].classes[m]), "layer": layer, "method": method}
-    return {
-        "when": when,
-        "picture": picture,
-        "empty": not subject.forward_pass.maps[layer, method][n, m].any(),
+def _describe_map(
+    example: ReportExample, forward_pass: ForwardPass, key: _Key, picture: Picture
+) -> dict[str, Any]:
+    """Returns one heatmap, and the state of the page's controls in which it is shown."""
+    when = {
+        "image": str(key.example),
+        "class": str(example.classes[key.column]),
+        "layer": key.layer,
+        "method": key.method,
     }
+    values = forward_pass.heatmaps[key.layer, key.method][key.example, key.column]
+    return {"when": when, "picture": picture, "empty": not values.any()}
 
 
-def _look(subject: Subject, n: int, photograph: Picture, maps: list[dict[str, Any]]) -> dict[str, Any]:
-    """One image with its maps; its classes by logit, the highest first."""
-    probe = subject.examples[n]
-    logits = subject.forward_pass.logits[n]
-    classes = sorted(probe.classes.tolist(), key=lambda label: -logits[label])
-    return {
-        "photo": photograph,
-        "row": probe.row,
-        "truth": subject.classes[probe.truth],
-        "predicted": subject.classes[probe.predicted],
-        "probability": probe.probability,
-        "classes": [
-            {"key": str(label), "name": subject.classes[label], "logit": float(logits[label])}
-            for label in classes
-        ],
-        "maps": maps,
-    }
+def _list_classes(example: ReportExample, logits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the classes of an example that have heatmaps, the highest logit first."""
+    labels = sorted(example.classes.tolist(), key=lambda label: -logits[label])
+    return [{"key": str(label), "name": classes[label], "logit": float(logits[label])} for label in labels]

@@ -1,85 +1,112 @@
-"""The distillation curve: what becomes of the picture and of its class from layer to layer.
+"""Linear probes of depth: how well a linear model recovers the class, and the image itself, from every layer.
 
-"Information about the picture goes down, about the class goes up" (F. Chollet, 2017), measured: linear maps from every
-layer's values to the class, and to the small picture itself, fitted to training images and judged on others.
+"Information about the picture goes down, about the class goes up" (F. Chollet, 2017), measured: linear
+models from every layer's outputs to the class, and to a small copy of the image, fitted on training images
+and tested on others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
+from numpy.typing import NDArray
 
-from service.report.analysis.linear_probes import SIDE, Depth, distill
-from service.report.drawing.album import Album
+from service.report.analysis.images import Images
+from service.report.analysis.linear_probes import SIDE, LinearProbe, fit_linear_probes
+from service.report.analysis.network import Network
 from service.report.drawing.plots import Line, Plot
-from service.report.subject import Section, Subject
+from service.report.sections.section import Section
 
-# images that linear maps are fitted to, and judged on; with fewer there is no curve
-FITTED = 400
-JUDGED = 200
-FEWEST = 30
+FIT_IMAGES = 400
+TEST_IMAGES = 200
+FEWEST_IMAGES = 30  # with fewer to fit on, or to test on, there is no section
 
 
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """The curve over the depth; None with too few images."""
-    chance = np.random.default_rng(subject.options.seed)
-    splits = [(subject.training, FITTED), (subject.evaluation, JUDGED)]
-    alike = (
-        subject.training.split == subject.evaluation.split
-    )  # nothing was held out: no image is in both parts all the same
-    rows = [np.sort(chance.permutation(len(images.labels))[:most]) for images, most in splits]
-    if alike:
-        all_rows = chance.permutation(len(subject.evaluation.labels))
-        judged = min(JUDGED, len(all_rows) // 3)
-        rows = [np.sort(all_rows[judged : judged + FITTED]), np.sort(all_rows[:judged])]
-    if min(map(len, rows)) < FEWEST:
+def build_section(network: Network, training: Images, evaluation: Images, seed: int) -> Section | None:
+    """Builds the curves over the depth of the network.
+
+    Args:
+        network: Network whose layers are probed.
+        training: Split the probes are fitted on.
+        evaluation: Split the probes are tested on; if it is the same split, disjoint images of it are used.
+        seed: Seed of the choice of images.
+
+    Returns:
+        The section; None if there are too few images.
+    """
+    fit_rows, test_rows = select_rows(training, evaluation, seed)
+    if min(len(fit_rows), len(test_rows)) < FEWEST_IMAGES:
         return None
-    images = np.concatenate(
-        [images.read(part.tolist()) for (images, _), part in zip(splits, rows, strict=True)]
-    )
-    labels = np.concatenate([images.labels[part] for (images, _), part in zip(splits, rows, strict=True)])
-    fitted = len(rows[0])
-    found = distill(subject.network, images, labels, fitted)
-    lines = (
-        Line("class: accuracy of a linear map", [depth.label for depth in found], "a"),
-        Line("picture: variance recovered", [depth.picture for depth in found], "b"),
-        Line("zeros among the values", [depth.zeros for depth in found], "c"),
-    )
-    commonest = float(np.bincount(labels[fitted:]).max() / len(rows[1]))
-    names = tuple(depth.layer for depth in found)
+    images = np.concatenate([training.read(fit_rows.tolist()), evaluation.read(test_rows.tolist())])
+    labels = np.concatenate([training.labels[fit_rows], evaluation.labels[test_rows]])
+    fit_count = len(fit_rows)
+    probes = fit_linear_probes(network, images, labels, fit_count)
+    baseline = float(np.bincount(labels[fit_count:]).max() / len(test_rows))
     plot = Plot(
-        "What is left of the picture, what is known of the class",
+        "Linear probes by layer",
         "layer",
-        range(len(found)),
-        lines,
+        range(len(probes)),
+        (
+            Line("class: accuracy", [probe.accuracy for probe in probes], "a"),
+            Line("image: explained variance", [probe.explained_variance for probe in probes], "b"),
+            Line("sparsity (fraction of zeros)", [probe.sparsity for probe in probes], "c"),
+        ),
         percent=True,
-        ticks=names,
+        ticks=tuple(probe.layer for probe in probes),
     )
     values = {
         "plot": plot,
-        "fitted": fitted,
-        "judged": len(rows[1]),
+        "fit_images": fit_count,
+        "test_images": len(test_rows),
         "side": SIDE,
-        "commonest": commonest,
-        "words": told(found),
+        "baseline": baseline,
+        "summary": summarize_probes(probes),
     }
     figures = {
-        "fitted": fitted,
-        "judged": len(rows[1]),
-        "seed": subject.options.seed,
-        "commonest": commonest,
-        "layers": [asdict(depth) for depth in found],
+        "fit_images": fit_count,
+        "test_images": len(test_rows),
+        "seed": seed,
+        "majority_class_share": baseline,
+        "layers": [asdict(probe) for probe in probes],
     }
-    return Section("distillation", "From picture to class", values, figures)
+    return Section("linear_probes", "Linear probes by depth", values, figures)
 
 
-def told(found: list[Depth]) -> str:
-    """The curve in a sentence: from the pixels to the deepest layer in which a linear map finds the class best."""
-    first, last = found[0], found[-1]
-    up, down = last.label > first.label, last.picture < first.picture
-    if up and down:
-        return "On its way through the layers the network forgets the picture and finds the class."
-    if up:
-        return "The network finds the class, but the picture is not forgotten on the way."
-    return "A linear map finds the class in the pixels as well as after the last layer: the network adds nothing to it here."
+def select_rows(
+    training: Images, evaluation: Images, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Selects rows to fit on and rows to test on, ascending; never the same image in both.
+
+    Args:
+        training: Split to fit on.
+        evaluation: Split to test on.
+        seed: Seed of the choice.
+    """
+    generator = np.random.default_rng(seed)
+    fit_rows = generator.permutation(len(training.labels))[:FIT_IMAGES]
+    test_rows = generator.permutation(len(evaluation.labels))[:TEST_IMAGES]
+    if training.split == evaluation.split:
+        rows = generator.permutation(len(evaluation.labels))
+        test_count = min(TEST_IMAGES, len(rows) // 3)
+        fit_rows = rows[test_count : test_count + FIT_IMAGES]
+        test_rows = rows[:test_count]
+    return np.sort(fit_rows), np.sort(test_rows)
+
+
+def summarize_probes(probes: Sequence[LinearProbe]) -> str:
+    """Summarizes the curves in a sentence, from the pixels to the deepest layer.
+
+    Args:
+        probes: Scores of the probes, the pixels first.
+    """
+    first = probes[0]
+    last = probes[-1]
+    class_improves = last.accuracy > first.accuracy
+    image_fades = last.explained_variance < first.explained_variance
+    if class_improves and image_fades:
+        return "From layer to layer, the network discards the image and makes the class linearly separable."
+    if class_improves:
+        return "The network makes the class linearly separable, but keeps the image recoverable."
+    return "A linear model predicts the class as well from the pixels as from the last layer."

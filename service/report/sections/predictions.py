@@ -1,86 +1,134 @@
-"""Predictions: the surest mistakes and the surest right answers, and the score over the whole split."""
+"""Predictions: the most confident mistakes and correct predictions, with their probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.inference.classifier import Predictions
+from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
-from service.report.subject import Section, Subject
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
 
 TOP = 3  # classes whose probabilities are shown
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One image with what the model said of it; `top` holds its most probable classes."""
+class ShownPrediction:
+    """One image with its prediction.
+
+    Attributes:
+        picture: Picture of the image.
+        predicted: Name of the predicted class.
+        probability: Probability of the predicted class, in [0, 1].
+        truth: Name of the true class.
+        is_correct: Whether the predicted class is the true one.
+        top: Names and probabilities of the most probable classes.
+    """
 
     picture: Picture
     predicted: str
     probability: float
     truth: str
-    right: bool
+    is_correct: bool
     top: tuple[tuple[str, float], ...]
 
 
-def choose(predictions: Predictions, count: int) -> np.ndarray:
-    """Picks which predictions to show: wrong ones first, the surest first; then right ones, of each class in turn the surest.
-
-    Half of the places are for mistakes; places that one kind cannot fill go to the other.
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    predictions: Predictions,
+    images: Images,
+    classes: Sequence[str],
+    count: int,
+) -> Section:
+    """Builds a grid of images with predicted class, probabilities and true class.
 
     Args:
-        predictions: Of N images.
-        count: How many to pick, at most.
-
-    Returns:
-        int64 `[<= count]`, indices into the predictions.
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        predictions: Predictions for the evaluated split.
+        images: Split the predictions were computed on.
+        classes: Class names; labels are indices into them.
+        count: Number of images to show, at most.
     """
-    sureness = predictions.probabilities.max(axis=1)
-    order = np.argsort(-sureness, kind="stable")
-    is_right = (predictions.classes == predictions.labels)[order]
-    wrong, right = order[~is_right], _in_turn(order[is_right], predictions.labels)
-    mistakes = min(len(wrong), max(count - len(right), -(-count // 2)))
-    return np.concatenate([wrong[:mistakes], right[: count - mistakes]])
-
-
-def _in_turn(indices: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Reorders indices so that the classes take turns; within a class the order stays."""
-    of = labels[indices]
-    turns = np.zeros(len(indices), np.int64)
-    for label in np.unique(of):
-        turns[of == label] = np.arange((of == label).sum())
-    return indices[np.argsort(turns, kind="stable")]
-
-
-def build_section(subject: Subject, album: Album) -> Section:
-    """A grid of judged images with prediction, probability and truth."""
-    predictions, images = subject.predictions, subject.evaluation
-    chosen = choose(predictions, subject.options.predictions)
-    rows = predictions.rows[chosen]
-    answers = []
-    for index, row, pixels in zip(chosen, rows, images.read(rows), strict=True):
-        predicted, truth = int(predictions.classes[index]), int(predictions.labels[index])
-        probability = float(predictions.probabilities[index, predicted])
-        said, is_ = subject.classes[predicted], subject.classes[truth]
-        words = f"{images.split.capitalize()} image {row}: predicted {said} with {probability:.1%}, is {is_}"
-        origin = subject.origin(images, [row], checkpoint=subject.model_digest, scale=subject.scale)
-        picture = album.add_photo(pixels, "prediction", words, **origin)
-        surest = np.argsort(-predictions.probabilities[index], kind="stable")[:TOP]
-        top = tuple((subject.classes[n], float(predictions.probabilities[index, n])) for n in surest)
-        answers.append(Answer(picture, said, probability, is_, predicted == truth, top))
-    wrong = int((predictions.classes != predictions.labels).sum())
-    total = len(predictions.labels)
+    indices = select_predictions(predictions, count)
+    rows = predictions.rows[indices]
+    examples = []
+    for index, row, pixels in zip(indices, rows, images.read(rows), strict=True):
+        probabilities = predictions.probabilities[index]
+        predicted = int(predictions.classes[index])
+        truth = int(predictions.labels[index])
+        probability = float(probabilities[predicted])
+        picture = album.add_photo(
+            pixels,
+            "prediction",
+            f"{images.split.capitalize()} image {row}: predicted {classes[predicted]} with "
+            f"{probability:.1%}, true class {classes[truth]}",
+            **provenance.describe_outputs(images.split, [row]),
+        )
+        most_probable = np.argsort(-probabilities, kind="stable")[:TOP]
+        examples.append(
+            ShownPrediction(
+                picture,
+                classes[predicted],
+                probability,
+                classes[truth],
+                predicted == truth,
+                tuple((classes[label], float(probabilities[label])) for label in most_probable),
+            )
+        )
     figures = {
         "split": images.split,
-        "images": total,
-        "wrong": wrong,
+        "images": len(predictions.labels),
+        "wrong": int((predictions.classes != predictions.labels).sum()),
         "accuracy": predictions.accuracy,
         "loss": predictions.loss,
     }
     shown = [
-        {"row": int(r), "predicted": a.predicted, "probability": a.probability, "true": a.truth}
-        for r, a in zip(rows, answers, strict=True)
+        {
+            "row": int(row),
+            "predicted": example.predicted,
+            "probability": example.probability,
+            "true": example.truth,
+        }
+        for row, example in zip(rows, examples, strict=True)
     ]
-    return Section("predictions", "Predictions", {"answers": answers, **figures}, {**figures, "shown": shown})
+    return Section(
+        "predictions", "Predictions", {"examples": examples, **figures}, {**figures, "shown": shown}
+    )
+
+
+def select_predictions(predictions: Predictions, count: int) -> NDArray[np.int64]:
+    """Selects the predictions to show: mistakes by confidence, then correct ones, of each class in turn.
+
+    Half of the places are for mistakes; places that one kind cannot fill go to the other.
+
+    Args:
+        predictions: Predictions for N images.
+        count: Number of predictions to select, at most.
+
+    Returns:
+        int64 `[<= count]`, indices into the predictions.
+    """
+    confidence = predictions.probabilities.max(axis=1)
+    order = np.argsort(-confidence, kind="stable")
+    is_correct = (predictions.classes == predictions.labels)[order]
+    mistakes = order[~is_correct]
+    correct = _alternate_classes(order[is_correct], predictions.labels)
+    mistake_count = min(len(mistakes), max(count - len(correct), -(-count // 2)))
+    return np.concatenate([mistakes[:mistake_count], correct[: count - mistake_count]])
+
+
+def _alternate_classes(indices: NDArray[np.int64], labels: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Reorders indices so that the classes take turns; within a class the order stays."""
+    labels_of_indices = labels[indices]
+    turns = np.zeros(len(indices), np.int64)
+    for label in np.unique(labels_of_indices):
+        is_of_class = labels_of_indices == label
+        turns[is_of_class] = np.arange(is_of_class.sum())
+    return indices[np.argsort(turns, kind="stable")]

@@ -1,16 +1,24 @@
-"""Rejected images: what the shard set left out, and why, so that nobody believes the data to be whole."""
+"""Rejected images: which source images are missing from the shard set, and why."""
 
 from __future__ import annotations
 
-from service.report.analysis.run_facts import About
-from service.report.drawing.album import Album
-from service.report.subject import Section, Subject
+from collections.abc import Sequence
+
+from service.report.sections.section import Section
 
 
-def build_section(subject: Subject, album: Album, about: About) -> Section | None:
-    """A table of source images that were not taken; None where all were."""
-    if not about.rejected_count:
+def build_section(count: int, listed: Sequence[tuple[str, str]], kept: int) -> Section | None:
+    """Builds the table of source images that could not be used.
+
+    Args:
+        count: Number of rejected images.
+        listed: Id and reason of the first of them.
+        kept: Number of images in the shard set.
+
+    Returns:
+        The section; None if no image was rejected.
+    """
+    if not count:
         return None
-    taken = {images.split: len(images.labels) for images in (subject.training, subject.evaluation)}
-    values = {"count": about.rejected_count, "taken": sum(taken.values()), "shown": about.rejected}
-    return Section("rejected", "Rejected images", values, {"count": about.rejected_count})
+    values = {"count": count, "listed": listed, "kept": kept}
+    return Section("rejected", "Rejected images", values, {"count": count})

@@ -1,74 +1,103 @@
-"""Which pixels an answer hangs on: gradients, SmoothGrad and integrated gradients of a class's logit by the pixels."""
+"""Saliency maps: how much every pixel influences a class's logit, by three gradient-based methods."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from service.report.analysis.saliency import NOISY, SPREAD, STEPS, Saliency, saliency
+from service.report.analysis.examples import ReportExample
+from service.report.analysis.network import Network
+from service.report.analysis.saliency import (
+    INTEGRATION_STEPS,
+    SMOOTHGRAD_NOISE,
+    SMOOTHGRAD_SAMPLES,
+    Saliency,
+    compute_saliency,
+)
 from service.report.drawing import heatmap
 from service.report.drawing.album import Album, Drawing
 from service.report.drawing.colours import DIVERGING
-from service.report.sections.common import origin_of, photos_of
-from service.report.subject import Section, Subject
+from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.section import Section
 
 METHODS = {"gradient": "Gradient", "smooth": "SmoothGrad", "integrated": "Integrated gradients"}
 
 
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """The three maps of every probe for its most probable class."""
-    probes = subject.examples
-    if not probes:
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    network: Network,
+    examples: Sequence[ReportExample],
+    classes: Sequence[str],
+    seed: int,
+) -> Section | None:
+    """Builds three saliency maps of every example, for its most probable class.
+
+    Args:
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        network: Network the gradients are computed with.
+        examples: Images the maps belong to.
+        classes: Class names; labels are indices into them.
+        seed: Seed of the noise of SmoothGrad.
+
+    Returns:
+        The section; None if there are no examples.
+    """
+    if not examples:
         return None
-    classes = np.array([probe.predicted for probe in probes])
-    found = saliency(
-        subject.network, np.stack([probe.pixels for probe in probes]), classes, subject.options.seed
-    )
-    photos = album.add_all(photos_of(subject))
-    pictures = album.add_all(
-        _drawing(subject, found, n, method) for n in range(len(probes)) for method in METHODS
-    )
-    looks = [
-        {
-            "photo": photos[n],
-            "row": probe.row,
-            "truth": subject.classes[probe.truth],
-            "predicted": subject.classes[probe.predicted],
-            "maps": list(
-                zip(METHODS.values(), pictures[n * len(METHODS) : (n + 1) * len(METHODS)], strict=True)
-            ),
-            "incomplete": float(found.incomplete[n]),
-        }
-        for n, probe in enumerate(probes)
+    labels = np.array([example.predicted for example in examples])
+    pixels = np.stack([example.pixels for example in examples])  # [N, H, W, C]
+    maps = compute_saliency(network, pixels, labels, seed)
+    photos = album.add_all(draw_examples(examples, provenance))
+    drawings = [
+        _draw(provenance, example, maps, n, method, classes)
+        for n, example in enumerate(examples)
+        for method in METHODS
     ]
-    figures = {
-        "rows": [probe.row for probe in probes],
-        "classes": [subject.classes[label] for label in classes],
-        "noisy": NOISY,
-        "spread": SPREAD,
-        "steps": STEPS,
-        "seed": subject.options.seed,
-        "incomplete": found.incomplete.tolist(),
-    }
-    return Section(
-        "saliency", "Which pixels count", {"looks": looks, "noisy": NOISY, "steps": STEPS}, figures
-    )
-
-
-def _drawing(subject: Subject, found: Saliency, n: int, method: str) -> Drawing:
-    probe = subject.examples[n]
-    size: Any = probe.pixels.shape[:2]
-    words = f"{METHODS[method]} for {subject.classes[probe.predicted]}; {probe.name}"
-    origin = origin_of(subject, probe, method=method)
-    if method == "integrated":
-        return Drawing(
-            heatmap.diverging(found.integrated[n].sum(axis=2), size),
-            "saliency",
-            words,
-            origin,
-            "png",
-            DIVERGING,
+    pictures = album.add_all(drawings)
+    shown = []
+    for n, example in enumerate(examples):
+        pictures_of_example = pictures[n * len(METHODS) : (n + 1) * len(METHODS)]
+        shown.append(
+            {
+                "photo": photos[n],
+                "row": example.row,
+                "truth": classes[example.truth],
+                "predicted": classes[example.predicted],
+                "maps": list(zip(METHODS.values(), pictures_of_example, strict=True)),
+                "incomplete": float(maps.completeness_error[n]),
+            }
         )
-    strongest = np.abs(found.gradient[n] if method == "gradient" else found.smooth[n]).max(axis=2)
-    return heatmap.drawing(strongest, size, "saliency", words, origin)
+    figures = {
+        "rows": [example.row for example in examples],
+        "classes": [classes[label] for label in labels],
+        "noisy": SMOOTHGRAD_SAMPLES,
+        "spread": SMOOTHGRAD_NOISE,
+        "steps": INTEGRATION_STEPS,
+        "seed": seed,
+        "incomplete": maps.completeness_error.tolist(),
+    }
+    values = {"examples": shown, "noisy": SMOOTHGRAD_SAMPLES, "steps": INTEGRATION_STEPS}
+    return Section("saliency", "Saliency maps", values, figures)
+
+
+def _draw(
+    provenance: Provenance,
+    example: ReportExample,
+    maps: Saliency,
+    n: int,
+    method: str,
+    classes: Sequence[str],
+) -> Drawing:
+    size: Any = example.pixels.shape[:2]
+    text = f"{METHODS[method]} for {classes[example.predicted]}; {example.name}"
+    origin = provenance.describe_example(example, method=method)
+    if method == "integrated":
+        values = maps.integrated_gradients[n].sum(axis=2)
+        return Drawing(heatmap.quantize_signed_map(values, size), "saliency", text, origin, "png", DIVERGING)
+    gradient = maps.gradient[n] if method == "gradient" else maps.smoothgrad[n]
+    strongest_channel = np.abs(gradient).max(axis=2)
+    return heatmap.build_drawing(strongest_channel, size, "saliency", text, origin)

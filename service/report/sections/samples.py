@@ -1,4 +1,4 @@
-"""Sample photos: what the model says to pictures from anywhere, a folder that is no part of the data set."""
+"""Sample images: what the model predicts for images from a folder that is not part of the data set."""
 
 from __future__ import annotations
 
@@ -7,120 +7,162 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 
 from pipelines.errors import ConfigError
 from pipelines.input import tfdata
-from pipelines.shards.images import UnreadableImageError, prepare
+from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.spec import DataSpec, ShardSpec
-from service.inference.classifier import Classifier, PredictOptions
-from service.report.drawing.album import Album, Drawing, photo
-from service.report.subject import Section, Subject
+from service.inference.classifier import Classifier
+from service.inference.options import PredictOptions
+from service.report.drawing.album import Album, Drawing, draw_photo
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
-MOST, TOP, BATCH = 100, 3, 32  # pictures; classes named of each; images asked about at a time
+FILES = 100  # at most
+TOP = 3  # classes whose probabilities are shown
+BATCH = 32
 AS_FOUND = ShardSpec()
 
 
-def files_of(folder: Path) -> list[Path]:
-    """The pictures of a folder, numbers in names by their size, `MOST` of them at most.
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    model: keras.Model,
+    classes: Sequence[str],
+    folder: Path | None,
+) -> Section | None:
+    """Builds a grid of sample images with their predictions.
 
-    Raises:
-        ConfigError: There is no such folder, or no picture in it.
-    """
-    found = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES] if folder.is_dir() else []
-    if not found:
-        raise ConfigError(
-            "a folder of pictures",
-            f"samples={folder} ({'none in it' if folder.is_dir() else 'no such folder'})",
-            "name another",
-        )
-    return sorted(found, key=_by_numbers)[:MOST]
-
-
-def _by_numbers(path: Path) -> list[Any]:
-    return [
-        (int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name.lower())
-    ]
-
-
-def read(files: Sequence[Path], data: DataSpec) -> tuple[list[Path], np.ndarray, list[str]]:
-    """Reads pictures as a shard set would hold them, at the size a model takes.
+    Args:
+        album: Album the pictures are added to.
+        provenance: Model the pictures are recorded with in the manifest, and the scale of its pixels.
+        model: Classifier that predicts the images.
+        classes: Class names; outputs of the model are in this order.
+        folder: Folder of the images; None leaves the section out.
 
     Returns:
-        Those that could be read, uint8 `[N, H, W, C]`, and the names of the others.
-    """
-    good, pixels, bad = [], [np.zeros((0, *data.image_size, data.channels), np.uint8)], []
-    for file in files:
-        try:
-            ready = prepare(file.read_bytes(), AS_FOUND)
-            pixels.append(
-                tfdata.decode_all([ready.image], np.array([ready.shape], np.int32), data, AS_FOUND.encoding)
-            )
-            good.append(file)
-        except (UnreadableImageError, OSError):
-            bad.append(file.name)
-    return good, np.concatenate(pixels), bad
-
-
-def truth_of(name: str, classes: Sequence[str]) -> int | None:
-    """The class a file name begins with, such as `cats` for `cat.1500.jpg`; None where it names none, or several."""
-    words = [word.lower() for word in re.split(r"[^A-Za-z]+", Path(name).stem) if word]
-    said = {k for word in words for k, label in enumerate(classes) if label.lower() in (word, word + "s")}
-    return said.pop() if len(said) == 1 else None
-
-
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """A grid of the samples with what the model says; None where none were asked for.
+        The section; None without a folder.
 
     Raises:
-        ConfigError: The folder holds no pictures.
+        ConfigError: The folder does not exist or holds no images.
     """
-    if subject.options.samples is None:
+    if folder is None:
         return None
-    classifier = Classifier(subject.model, PredictOptions(subject.scale))
-    files, pixels, unreadable = read(files_of(subject.options.samples), classifier.data)
-    parts = [_padded(pixels[start : start + BATCH]) for start in range(0, len(pixels), BATCH)]
-    none = np.zeros((0, classifier.classes), np.float32)
-    probabilities = np.concatenate([none, *(classifier(images, real) for images, real in parts)])
-    answers = [_answer(subject, file, p) for file, p in zip(files, probabilities, strict=True)]
-    drawings = [_drawing(subject, image, answer) for image, answer in zip(pixels, answers, strict=True)]
-    shown = [
-        answer | {"picture": picture}
-        for answer, picture in zip(answers, album.add_all(drawings), strict=True)
+    classifier = Classifier(model, PredictOptions(provenance.scale))
+    files, pixels, unreadable = read_images(list_images(folder), classifier.data)
+    probabilities = [np.zeros((0, classifier.classes), np.float32)]
+    for start in range(0, len(pixels), BATCH):
+        batch, is_real = _pad(pixels[start : start + BATCH])
+        probabilities.append(classifier(batch, is_real))
+    predictions = [
+        _describe_prediction(file, row, classes)
+        for file, row in zip(files, np.concatenate(probabilities), strict=True)
     ]
-    known = [answer for answer in answers if answer["truth"] is not None]
-    right = sum(answer["truth"] == answer["top"][0]["name"] for answer in known)
-    values = {"answers": shown, "known": len(known), "right": right, "unreadable": unreadable}
+    drawings = [
+        _draw(provenance, image, prediction) for image, prediction in zip(pixels, predictions, strict=True)
+    ]
+    shown = [
+        prediction | {"picture": picture}
+        for prediction, picture in zip(predictions, album.add_all(drawings), strict=True)
+    ]
+    labelled = [prediction for prediction in predictions if prediction["truth"] is not None]
+    correct = sum(prediction["truth"] == prediction["top"][0]["name"] for prediction in labelled)
+    counts = {"labelled": len(labelled), "correct": correct, "unreadable": unreadable}
     return Section(
-        "samples",
-        "Sample photos",
-        values,
-        {"samples": answers, "known": len(known), "right": right, "unreadable": unreadable},
+        "samples", "Sample images", {"predictions": shown, **counts}, {"samples": predictions, **counts}
     )
 
 
-def _padded(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A batch filled up to a fixed size, and which of its images are real."""
+def list_images(folder: Path) -> list[Path]:
+    """Lists the images of a folder, numbers in names in numeric order, at most `FILES` of them.
+
+    Raises:
+        ConfigError: The folder does not exist or holds no images.
+    """
+    if not folder.is_dir():
+        raise ConfigError("a folder of images", f"samples={folder} (no such folder)", "name another one")
+    images = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES]
+    if not images:
+        raise ConfigError("a folder of images", f"samples={folder} (no images in it)", "name another one")
+    return sorted(images, key=_numeric_order)[:FILES]
+
+
+def _numeric_order(path: Path) -> list[tuple[int, str]]:
+    """Returns a sort key in which `dog.9.jpg` comes before `dog.10.jpg`."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def read_images(files: Sequence[Path], data: DataSpec) -> tuple[list[Path], np.ndarray, list[str]]:
+    """Reads image files as a shard set would store them, at the size of the model's input.
+
+    Args:
+        files: Image files to read.
+        data: Size and channels of the model's input.
+
+    Returns:
+        Files that could be read, their pixels uint8 `[N, H, W, C]`, and the names of the other files.
+    """
+    readable = []
+    unreadable = []
+    pixels = [np.zeros((0, *data.image_size, data.channels), np.uint8)]
+    for file in files:
+        try:
+            prepared = prepare_image(file.read_bytes(), AS_FOUND)
+            shapes = np.array([prepared.shape], np.int32)
+            pixels.append(tfdata.decode_all([prepared.image], shapes, data, AS_FOUND.encoding))
+            readable.append(file)
+        except (UnreadableImageError, OSError):
+            unreadable.append(file.name)
+    return readable, np.concatenate(pixels), unreadable
+
+
+def find_label(name: str, classes: Sequence[str]) -> int | None:
+    """Finds the class a file name mentions, such as `cats` for `cat.1500.jpg`.
+
+    Args:
+        name: Name of the image file.
+        classes: Class names to look for, in singular or plural.
+
+    Returns:
+        Index of the class; None if the name mentions none, or several.
+    """
+    words = [word.lower() for word in re.split(r"[^A-Za-z]+", Path(name).stem) if word]
+    labels = set()
+    for label, class_name in enumerate(classes):
+        if any(class_name.lower() in (word, word + "s") for word in words):
+            labels.add(label)
+    return labels.pop() if len(labels) == 1 else None
+
+
+def _pad(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Pads a batch to `BATCH` images, so that one graph serves all; bool `[BATCH]` flags the real ones."""
     missing = BATCH - len(images)
-    return np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0))), np.arange(BATCH) < len(images)
+    padded = np.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    return padded, np.arange(BATCH) < len(images)
 
 
-def _answer(subject: Subject, file: Path, probabilities: np.ndarray) -> dict[str, Any]:
-    best = np.argsort(-probabilities, kind="stable")[:TOP]
-    truth = truth_of(file.name, subject.classes)
-    top = [{"name": subject.classes[k], "probability": float(probabilities[k])} for k in best]
-    return {"file": file.name, "top": top, "truth": None if truth is None else subject.classes[truth]}
+def _describe_prediction(file: Path, probabilities: np.ndarray, classes: Sequence[str]) -> dict[str, Any]:
+    label = find_label(file.name, classes)
+    most_probable = np.argsort(-probabilities, kind="stable")[:TOP]
+    return {
+        "file": file.name,
+        "top": [{"name": classes[k], "probability": float(probabilities[k])} for k in most_probable],
+        "truth": None if label is None else classes[label],
+    }
 
 
-def _drawing(subject: Subject, pixels: np.ndarray, answer: dict[str, Any]) -> Drawing:
-    said = answer["top"][0]
-    words = f"{answer['file']}: {said['name']} with {said['probability']:.1%}" + (
-        f", is {answer['truth']}" if answer["truth"] else ""
-    )
-    return photo(
-        pixels,
-        "sample",
-        words,
-        {"sample": answer["file"], "checkpoint": subject.model_digest, "scale": subject.scale},
-    )
+def _draw(provenance: Provenance, pixels: np.ndarray, prediction: dict[str, Any]) -> Drawing:
+    best = prediction["top"][0]
+    text = f"{prediction['file']}: predicted {best['name']} with {best['probability']:.1%}"
+    if prediction["truth"]:
+        text += f", true class {prediction['truth']}"
+    origin = {
+        "sample": prediction["file"],
+        "checkpoint": provenance.model_digest,
+        "scale": provenance.scale,
+    }
+    return draw_photo(pixels, "sample", text, origin)

@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+from numpy.typing import NDArray
 
+from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
-from service.report.subject import Section, Subject
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
 
 
-def choose(labels: np.ndarray, count: int) -> np.ndarray:
-    """Picks rows that stand for a split: equally many of every class, spread evenly over each.
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    images: Images,
+    classes: Sequence[str],
+    input_shape: tuple[int, ...],
+    count: int,
+) -> Section:
+    """Builds a grid of training images, grouped by class.
 
     Args:
-        labels: int `[N]`.
-        count: Rows to pick, at most; where it does not divide by the classes, the first ones get one more.
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        images: Split the model was trained on.
+        classes: Class names; labels are indices into them.
+        input_shape: Height, width and channels of the model's input.
+        count: Number of images to show, at most.
+    """
+    rows = select_rows(images.labels, count).tolist()
+    groups: dict[str, list[Picture]] = {}
+    for row, pixels, name in zip(rows, images.read(rows), images.ids(rows), strict=True):
+        label = classes[images.labels[row]]
+        picture = album.add_photo(
+            pixels,
+            "training",
+            f"Training image {row}, {label}: {name}",
+            **provenance.describe_images(images.split, [row]),
+        )
+        groups.setdefault(label, []).append(picture)
+    counts = np.bincount(images.labels, minlength=len(classes)).tolist()
+    sizes = dict(zip(classes, counts, strict=True))
+    height, width, channels = input_shape
+    values = {
+        "groups": [(label, sizes[label], pictures) for label, pictures in groups.items()],
+        "rows": len(images.labels),
+        "classes": len(classes),
+        "size": (height, width),
+    }
+    figures = {
+        "images": len(images.labels),
+        "per_class": sizes,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "shown_rows": rows,
+    }
+    return Section("training_images", "Training images", values, figures)
+
+
+def select_rows(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
+    """Selects rows that represent a split: equally many of every class, spread evenly over each class.
+
+    Args:
+        labels: int32 `[N]`, labels of the split.
+        count: Number of rows, at most; if it does not divide by the classes, the first classes get one more.
 
     Returns:
         int64 `[<= count]`, grouped by class, ascending within each.
@@ -21,42 +75,10 @@ def choose(labels: np.ndarray, count: int) -> np.ndarray:
     classes, sizes = np.unique(labels, return_counts=True)
     shares = np.zeros(len(classes), np.int64)
     for _ in range(min(count, len(labels))):
+        # One more for the class with the fewest, unless it has no further images.
         shares[np.where(shares < sizes, shares, count + 1).argmin()] += 1
     rows = [np.zeros(0, np.int64)]
     for label, size, share in zip(classes, sizes, shares, strict=True):
         places = (np.arange(share) * size) // max(share, 1)
         rows.append(np.flatnonzero(labels == label)[places])
     return np.concatenate(rows)
-
-
-def build_section(subject: Subject, album: Album) -> Section:
-    """A grid of training images with the names of their classes."""
-    images = subject.training
-    rows = choose(images.labels, subject.options.training_images).tolist()
-    groups: dict[str, list[Picture]] = {}
-    for row, pixels, name in zip(rows, images.read(rows), images.ids(rows), strict=True):
-        label = subject.classes[images.labels[row]]
-        picture = album.add_photo(
-            pixels, "training", f"Training image {row}, {label}: {name}", **subject.origin(images, [row])
-        )
-        groups.setdefault(label, []).append(picture)
-    counts = np.bincount(images.labels, minlength=len(subject.classes)).tolist()
-    sizes = dict(zip(subject.classes, counts, strict=True))
-    height, width, channels = subject.model.input_shape[1:]
-    return Section(
-        "training_images",
-        "Training images",
-        {
-            "groups": [(label, sizes[label], pictures) for label, pictures in groups.items()],
-            "rows": len(images.labels),
-            "size": (height, width),
-        },
-        {
-            "images": len(images.labels),
-            "per_class": sizes,
-            "height": height,
-            "width": width,
-            "channels": channels,
-            "shown_rows": rows,
-        },
-    )

@@ -1,230 +1,309 @@
-"""Trust: whether the heatmaps mean anything, measured. What fails is said."""
+"""Sanity checks of the heatmaps: whether they depend on weights and class, and find the object."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
-from service.report.analysis.gradcam import BATCH, Heatmaps
-from service.report.analysis.measures import STEPS, Removal, found, randomized, removal, spearman
+from pipelines.records import Box
+from service.inference.classifier import Predictions
+from service.report.analysis.gradcam import BATCH, CamExtractor
+from service.report.analysis.images import Images
+from service.report.analysis.measures import (
+    STEPS,
+    PerturbationCurves,
+    compute_perturbation_curves,
+    randomize_weights,
+    score_localization,
+    spearman,
+)
 from service.report.analysis.network import Network
-from service.report.drawing.album import Album
 from service.report.drawing.formatting import percent
 from service.report.drawing.plots import Line, Plot
-from service.report.subject import Section, Subject
+from service.report.sections.section import Section
 
-DRAWS = 3  # of random weights
-CHANGED, OTHER, POINTING, ENERGY, DISTRACTED = 0.3, 0.5, 0.95, 0.35, 0.05  # bounds: see the checks
+RANDOMIZATIONS = 3  # sets of shuffled weights, whose correlations are averaged
+SAME_WEIGHTS = 0.999  # correlation of heatmaps computed twice, at least
+SHUFFLED_WEIGHTS = 0.3  # absolute correlation with heatmaps of shuffled weights, below
+SECOND_CLASS = 0.5  # correlation with heatmaps of the second most probable class, below
+POINTING = 0.95  # share of heatmaps that peak inside the bounding box, at least
+ENERGY = 0.35  # share of a heatmap's sum inside the bounding box, at least
+DISTRACTED = 0.05  # share of heatmaps that peak at the strongest edges elsewhere, at most
+
+Floats = NDArray[np.floating]
 
 
 @dataclass(frozen=True)
-class Check:
-    """Something that heatmaps which mean anything pass.
+class SanityCheck:
+    """One test that meaningful heatmaps pass.
 
     Attributes:
-        name: In few words.
-        value: What was measured.
-        needs: What it has to be.
-        passed: Whether it is.
-        words: What that says of the maps, in one sentence.
+        name: Name of the test.
+        value: The measured value.
+        requirement: What the value has to be, as text.
+        is_passed: Whether the value meets the requirement.
+        message: One sentence on what the value says about the heatmaps.
     """
 
     name: str
     value: float
-    needs: str
-    passed: bool
-    words: str
+    requirement: str
+    is_passed: bool
+    message: str
+
+    def figures(self) -> dict[str, Any]:
+        """Returns the check for the manifest."""
+        return {
+            "name": self.name,
+            "value": self.value,
+            "needs": self.requirement,
+            "passed": self.is_passed,
+            "words": self.message,
+        }
 
 
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """Puts Grad-CAM of the last feature map to the test on random images of the judged split; None without feature maps."""
-    network, options, images = subject.network, subject.options, subject.evaluation
-    total = len(subject.predictions.rows)
-    if network.last_map is None or not options.trust_images or not total:
+def build_section(
+    network: Network,
+    predictions: Predictions,
+    images: Images,
+    count: int,
+    seed: int,
+) -> Section | None:
+    """Tests Grad-CAM of the last feature map on random images of the evaluated split.
+
+    Args:
+        network: Network whose heatmaps are tested.
+        predictions: Predictions for the evaluated split.
+        images: Split the predictions were computed on.
+        count: Number of images, at most; 0 leaves the section out.
+        seed: Seed of the choice of images, of shuffled weights and of random orders.
+
+    Returns:
+        The section; None for a network without feature maps.
+    """
+    total = len(predictions.rows)
+    if network.last_feature_map is None or not count or not total:
         return None
-    chosen = np.sort(
-        np.random.default_rng(options.seed).choice(total, min(options.trust_images, total), replace=False)
-    )
-    rows = subject.predictions.rows[chosen].tolist()
+    layer = network.last_feature_map.name
+    indices = np.sort(np.random.default_rng(seed).choice(total, min(count, total), replace=False))
+    rows = predictions.rows[indices].tolist()
     pixels = images.read(rows)
-    said, truth = (
-        subject.predictions.classes[chosen].astype(np.int64),
-        subject.predictions.labels[chosen].astype(np.int64),
-    )
-    second = np.argsort(-subject.predictions.probabilities[chosen], axis=1, kind="stable")[:, 1]
-    heatmaps = Heatmaps(network, [network.last_map.name], ["signed"], classes=3)
-    classes = np.stack([said, second, truth], axis=1)
-    maps = _maps(heatmaps, pixels, classes)
-    checks = [*_randomization(network, heatmaps, pixels, classes, maps, options.seed), _other_class(maps)]
-    by_map, by_chance = _removals(network, pixels, said, maps[:, 0], options.seed)
-    checks += _removal_checks(by_map, by_chance)
-    boxes = images.evidence(rows)
-    known = [n for n, box in enumerate(boxes) if box is not None]
-    if known:
-        checks += _box_checks(
-            [np.maximum(maps[n, 2], 0) for n in known], [pixels[n] for n in known], [boxes[n] for n in known]
+    predicted = predictions.classes[indices].astype(np.int64)
+    truth = predictions.labels[indices].astype(np.int64)
+    second = np.argsort(-predictions.probabilities[indices], axis=1, kind="stable")[:, 1]
+
+    extractor = CamExtractor(network, [layer], ["signed"], classes=3)
+    classes = np.stack([predicted, second, truth], axis=1)  # [N, 3]
+    maps = _compute_maps(extractor, pixels, classes)  # [N, 3, h, w]
+    checks = check_randomization(*_correlate_with_other_weights(extractor, pixels, classes, maps, seed))
+    checks.append(check_second_class(compute_mean_correlation(maps[:, 0], maps[:, 1])))
+    by_map, by_chance = _compute_curves(network, pixels, predicted, maps[:, 0], seed)
+    checks += check_perturbations(by_map, by_chance)
+    boxes = images.read_bboxes(rows)
+    with_box = [n for n, box in enumerate(boxes) if box is not None]
+    if with_box:
+        checks += check_localization(
+            [np.maximum(maps[n, 2], 0) for n in with_box],
+            [pixels[n] for n in with_box],
+            [boxes[n] for n in with_box],
         )
     values = {
         "images": len(rows),
         "split": images.split,
-        "layer": network.last_map.name,
+        "layer": layer,
         "checks": checks,
         "plots": _plots(by_map, by_chance),
-        "boxes": len(known),
+        "boxes": len(with_box),
     }
     figures = {
-        "checks": [asdict(check) for check in checks],
+        "checks": [check.figures() for check in checks],
         "rows": rows,
-        "layer": network.last_map.name,
-        "seed": options.seed,
+        "layer": layer,
+        "seed": seed,
         "deletion": {"by_map": by_map.deletion.tolist(), "by_chance": by_chance.deletion.tolist()},
         "insertion": {"by_map": by_map.insertion.tolist(), "by_chance": by_chance.insertion.tolist()},
     }
-    return Section("trust", "Can the heatmaps be trusted?", values, figures)
+    return Section("trust", "Heatmap sanity checks", values, figures)
 
 
-def _maps(heatmaps: Heatmaps, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Signed maps `[N, M, h, w]`."""
-    (maps,) = heatmaps(pixels, classes).maps.values()
-    return maps
-
-
-def _likeness(maps: np.ndarray, others: np.ndarray) -> float:
-    """Mean rank correlation of maps `[N, h, w]`, each with its counterpart."""
+def compute_mean_correlation(maps: Floats, others: Floats) -> float:
+    """Computes the mean rank correlation of heatmaps `[N, h, w]`, each with its counterpart in `others`."""
     return float(np.mean([spearman(a, b) for a, b in zip(maps, others, strict=True)]))
 
 
-def _randomization(
-    network: Network, heatmaps: Heatmaps, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
-) -> list[Check]:
-    """Maps of the same classes with the same weights, and with shuffled ones."""
-    like = []
-    for draw in range(DRAWS):
-        with randomized(network.model, seed + draw):
-            like.append(_likeness(maps[:, 0], _maps(heatmaps, pixels, classes)[:, 0]))
-    shuffled, same = float(np.mean(like)), _likeness(maps[:, 0], _maps(heatmaps, pixels, classes)[:, 0])
-    passed = abs(shuffled) < CHANGED
-    says = "they show what was learned" if passed else "they show the images, not what was learned"
+def check_randomization(same: float, shuffled: float) -> list[SanityCheck]:
+    """Checks that heatmaps are reproducible, and that they change with the weights.
+
+    Args:
+        same: Correlation with the heatmaps of the same weights, computed again.
+        shuffled: Correlation with the heatmaps of shuffled weights.
+    """
+    depends_on_weights = abs(shuffled) < SHUFFLED_WEIGHTS
+    if depends_on_weights:
+        effect = "changes the heatmaps"
+        conclusion = "they show what the model learned"
+    else:
+        effect = "hardly changes the heatmaps"
+        conclusion = "they show the image, not what the model learned"
     return [
-        Check(
-            "Same weights",
+        SanityCheck(
+            "Reproducibility",
             same,
             "1.00",
-            same > 0.999,
-            f"With the same weights the heatmaps are the same (Spearman {same:.2f}).",
+            same > SAME_WEIGHTS,
+            f"Computed again with the same weights, the heatmaps correlate by {same:.2f} (Spearman).",
         ),
-        Check(
-            "Random weights",
+        SanityCheck(
+            "Weight randomization",
             shuffled,
-            f"between -{CHANGED} and {CHANGED}",
-            passed,
-            f"With shuffled weights the heatmaps {'are others' if passed else 'stay much the same'} (Spearman {shuffled:.2f}): {says}.",
+            f"between -{SHUFFLED_WEIGHTS} and {SHUFFLED_WEIGHTS}",
+            depends_on_weights,
+            f"Shuffling the weights {effect} (Spearman {shuffled:.2f}): {conclusion}.",
         ),
     ]
 
 
-def _other_class(maps: np.ndarray) -> Check:
-    """Maps for the answer beside those for the second answer: what looks alike for all classes says nothing of any."""
-    alike = _likeness(maps[:, 0], maps[:, 1])
-    passed = alike < OTHER
-    words = f"The heatmap for the second answer {'is another' if passed else 'looks much the same'} (Spearman {alike:.2f})."
-    return Check("Another class", alike, f"below {OTHER}", passed, words)
+def check_second_class(correlation: float) -> SanityCheck:
+    """Checks that heatmaps depend on the class: a map that is the same for all classes explains none of them.
+
+    Args:
+        correlation: Correlation of the heatmaps of the two most probable classes.
+    """
+    is_different = correlation < SECOND_CLASS
+    verdict = "differs" if is_different else "is much the same"
+    return SanityCheck(
+        "Class sensitivity",
+        correlation,
+        f"below {SECOND_CLASS}",
+        is_different,
+        f"The heatmap of the second most probable class {verdict} (Spearman {correlation:.2f}).",
+    )
 
 
-def _removals(
-    network: Network, pixels: np.ndarray, said: np.ndarray, maps: np.ndarray, seed: int
-) -> tuple[Removal, Removal]:
-    """Places removed in the order of the maps, and of random maps of the same size."""
-    graph = network.compiled(lambda x: tf.nn.softmax(network.run(x).logits))
+def check_perturbations(by_map: PerturbationCurves, by_chance: PerturbationCurves) -> list[SanityCheck]:
+    """Checks that the places a heatmap marks matter more to the prediction than random places.
 
-    def answer(images: np.ndarray) -> np.ndarray:
-        return np.concatenate(
-            [graph(images[start : start + BATCH]).numpy() for start in range(0, len(images), BATCH)]
-        )
+    Args:
+        by_map: Curves with the places in the order of the heatmaps, the brightest first.
+        by_chance: Curves with the places in random order.
+    """
+    deletion, insertion = by_map.auc
+    random_deletion, random_insertion = by_chance.auc
+    falls_faster = deletion < random_deletion
+    rises_faster = insertion > random_insertion
+    return [
+        SanityCheck(
+            "Deletion",
+            deletion,
+            f"below {random_deletion:.2f} (random order)",
+            falls_faster,
+            f"Removing the brightest places first lowers the probability {_describe_speed(falls_faster)} "
+            f"than random order (area {deletion:.2f}, random {random_deletion:.2f}).",
+        ),
+        SanityCheck(
+            "Insertion",
+            insertion,
+            f"above {random_insertion:.2f} (random order)",
+            rises_faster,
+            f"Revealing the brightest places first raises the probability {_describe_speed(rises_faster)} "
+            f"than random order (area {insertion:.2f}, random {random_insertion:.2f}).",
+        ),
+    ]
+
+
+def check_localization(
+    maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box]
+) -> list[SanityCheck]:
+    """Checks that heatmaps find the object; only the three scores together show it.
+
+    Args:
+        maps: Heatmaps `[h, w]` of the true classes, at least 0.
+        images: The images they belong to, `[H, W, C]`.
+        boxes: Bounding box of the object in each image.
+    """
+    scores = score_localization(maps, images, boxes)
+    chance = f"(random: {percent(scores.chance, 0)})"
+    return [
+        SanityCheck(
+            "Pointing game",
+            scores.pointing_game,
+            f"at least {POINTING}",
+            scores.pointing_game >= POINTING,
+            f"{percent(scores.pointing_game)} of the heatmaps peak on the object {chance}.",
+        ),
+        SanityCheck(
+            "Energy in the bounding box",
+            scores.energy,
+            f"at least {ENERGY}",
+            scores.energy >= ENERGY,
+            f"{percent(scores.energy)} of the heatmap energy lies on the object {chance}.",
+        ),
+        SanityCheck(
+            "Distraction by edges",
+            scores.distraction,
+            f"at most {DISTRACTED}",
+            scores.distraction <= DISTRACTED,
+            f"{percent(scores.distraction)} of the heatmaps peak at the strongest edges outside the object.",
+        ),
+    ]
+
+
+def _describe_speed(is_faster: bool) -> str:
+    return "faster" if is_faster else "no faster"
+
+
+def _compute_maps(extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Returns signed heatmaps `[N, M, h, w]` of the extractor's only layer."""
+    (maps,) = extractor(pixels, classes).maps.values()
+    return maps
+
+
+def _correlate_with_other_weights(
+    extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
+) -> tuple[float, float]:
+    """Returns the correlations with heatmaps of the same weights, and of shuffled ones (the mean)."""
+    correlations = []
+    for draw in range(RANDOMIZATIONS):
+        with randomize_weights(extractor.network.model, seed + draw):
+            shuffled = _compute_maps(extractor, pixels, classes)
+        correlations.append(compute_mean_correlation(maps[:, 0], shuffled[:, 0]))
+    again = _compute_maps(extractor, pixels, classes)
+    return compute_mean_correlation(maps[:, 0], again[:, 0]), float(np.mean(correlations))
+
+
+def _compute_curves(
+    network: Network, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
+) -> tuple[PerturbationCurves, PerturbationCurves]:
+    """Removes places in the order of the heatmaps, and of random maps of the same size."""
+    graph = network.compile_graph(lambda x: tf.nn.softmax(network.run(x).logits))
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+        return np.concatenate([graph(batch).numpy() for batch in batches])
 
     images = pixels.astype(np.float32)
-    chance = np.random.default_rng(seed).normal(size=maps.shape).astype(np.float32)
-    return removal(answer, images, said, maps, seed), removal(answer, images, said, chance, seed)
+    random_maps = np.random.default_rng(seed).normal(size=maps.shape).astype(np.float32)
+    by_map = compute_perturbation_curves(predict, images, classes, maps, seed)
+    by_chance = compute_perturbation_curves(predict, images, classes, random_maps, seed)
+    return by_map, by_chance
 
 
-def _removal_checks(by_map: Removal, by_chance: Removal) -> list[Check]:
-    (gone, back), (gone_by_chance, back_by_chance) = by_map.areas, by_chance.areas
-    sooner, earlier = gone < gone_by_chance, back > back_by_chance
-    falls = f"chance (area {gone:.2f}, by chance {gone_by_chance:.2f})"
-    comes = f"chance (area {back:.2f}, by chance {back_by_chance:.2f})"
-    deletion = "takes the answer away sooner than" if sooner else "hurts the answer no more than"
-    insertion = "brings the answer back sooner than" if earlier else "helps the answer no more than"
-    return [
-        Check(
-            "Deletion",
-            gone,
-            f"below {gone_by_chance:.2f}, by chance",
-            sooner,
-            f"Removing bright places first {deletion} {falls}.",
-        ),
-        Check(
-            "Insertion",
-            back,
-            f"above {back_by_chance:.2f}, by chance",
-            earlier,
-            f"Showing bright places first {insertion} {comes}.",
-        ),
-    ]
-
-
-def _box_checks(maps: list[np.ndarray], images: list[np.ndarray], boxes: list[Any]) -> list[Check]:
-    """The three figures that only together say that maps find the object."""
-    figures = found(maps, images, boxes)
-    pointing, inside, distracted = (
-        percent(figures.pointing),
-        percent(figures.energy),
-        percent(figures.distracted),
+def _plots(by_map: PerturbationCurves, by_chance: PerturbationCurves) -> list[Plot]:
+    percentages = [step * 100 / STEPS for step in range(STEPS + 1)]
+    curves = (
+        ("Probability as places are removed", "% removed", by_map.deletion, by_chance.deletion),
+        ("Probability as places are revealed", "% revealed", by_map.insertion, by_chance.insertion),
     )
-    chance = f"(noise: {percent(figures.chance, 0)})"
-    words = (
-        f"{pointing} of the heatmaps have their brightest place on the object {chance}.",
-        f"{inside} of their brightness lies on the object {chance}.",
-        f"{distracted} of the heatmaps point at the hardest edges elsewhere.",
-    )
-    return [
-        Check("Pointing", figures.pointing, f"at least {POINTING}", figures.pointing >= POINTING, words[0]),
-        Check("Energy in the box", figures.energy, f"at least {ENERGY}", figures.energy >= ENERGY, words[1]),
-        Check(
-            "Distracted",
-            figures.distracted,
-            f"at most {DISTRACTED}",
-            figures.distracted <= DISTRACTED,
-            words[2],
-        ),
-    ]
-
-
-def _plots(by_map: Removal, by_chance: Removal) -> list[Plot]:
-    share = [step * 100 / STEPS for step in range(STEPS + 1)]
-
-    def plot(title: str, x: str, ours: np.ndarray, chance: np.ndarray) -> Plot:
-        return Plot(
-            title,
-            x,
-            share,
-            (Line("brightest first", ours.tolist(), "a"), Line("by chance", chance.tolist(), "b")),
-            percent=True,
+    plots = []
+    for title, x_label, ordered, random in curves:
+        lines = (
+            Line("brightest first", ordered.tolist(), "a"),
+            Line("random order", random.tolist(), "b"),
         )
-
-    return [
-        plot(
-            "Probability of the answer while places are removed",
-            "% removed",
-            by_map.deletion,
-            by_chance.deletion,
-        ),
-        plot(
-            "Probability of the answer while places are shown",
-            "% shown",
-            by_map.insertion,
-            by_chance.insertion,
-        ),
-    ]
+        plots.append(Plot(title, x_label, percentages, lines, percent=True))
+    return plots

@@ -1,4 +1,4 @@
-"""Weights as they are: filters of the first convolution and weights of dense layers, blue below zero, white at it, red above."""
+"""Weights: filters of the first convolution and weights of dense layers, on a scale from blue to red."""
 
 from __future__ import annotations
 
@@ -9,137 +9,171 @@ from numpy.typing import NDArray
 
 from service.report.analysis.network import Network
 from service.report.drawing.album import Album, Drawing
-from service.report.drawing.colours import DIVERGING, FRAME_PLACE, signed
-from service.report.drawing.sheets import Scaling, grid, scaling
-from service.report.subject import Section, Subject
+from service.report.drawing.colours import DIVERGING, FRAME_INDEX, quantize_signed
+from service.report.drawing.sheets import TileScaling, compute_layout, compute_scaling
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
 
-SIDE, SMALLEST = 512, 32  # pixels of a heatmap's longer side at most; of a filter's at least
-UNITS = 64  # of a dense layer that are shown as pictures, where its inputs are pixels
+LARGEST = 512  # pixels of a matrix's longer side, at most
+SMALLEST = 32  # pixels of a filter's longer side, at least
+UNITS = 64  # of a dense layer on pixels that are shown as pictures
 
 Floats = NDArray[np.floating]
 COLOURS = {3: ("red", "green", "blue"), 1: ("grey",)}
 
 
 @dataclass(frozen=True)
-class Heat:
+class WeightMap:
     """One picture of weights.
 
     Attributes:
-        layer: Its name.
-        what: What is shown.
-        places: uint8 `[height, width]`, in the diverging palette.
-        limit: The value of the full colours.
+        layer: Name of the layer.
+        title: Which of its weights are shown.
+        places: uint8 `[height, width]`, places in the diverging palette.
+        limit: Absolute value that the full colours stand for.
     """
 
     layer: str
-    what: str
+    title: str
     places: NDArray[np.uint8]
     limit: float
 
 
-def limit_of(weights: Floats) -> float:
-    """The largest size of a weight: the scale is symmetric about zero. 1 where all are zero."""
-    return float(np.abs(weights).max(initial=0)) or 1.0
+def build_section(album: Album, provenance: Provenance, network: Network) -> Section | None:
+    """Builds pictures of the first convolution's filters and of the dense layers' weights.
 
+    Args:
+        album: Album the pictures are added to.
+        provenance: Model and shard set the pictures are recorded with in the manifest.
+        network: Network whose weights are shown.
 
-def tiles(weights: Floats, limit: float, scaled: Scaling) -> NDArray[np.uint8]:
-    """Lays out maps of weights `[N, h, w]` as tiles, all on one scale: places in the diverging palette."""
-    count, height, width = weights.shape
-    lies = grid(height, width, count, scaled)
-    picture = np.full(
-        (-(-count // lies.columns) * lies.pitch[1], lies.columns * lies.pitch[0]), FRAME_PLACE, np.uint8
-    )
-    shown = signed(weights, limit).repeat(scaled.grow, axis=1).repeat(scaled.grow, axis=2)
-    for place, tile in enumerate(shown):
-        top, left = place // lies.columns * lies.pitch[1], place % lies.columns * lies.pitch[0]
-        picture[top : top + lies.tile[1], left : left + lies.tile[0]] = tile
-    return picture
-
-
-def strongest(weights: Floats, side: int = SIDE) -> Floats:
-    """Shrinks a matrix until no side is longer than `side`: of every block the weight of the largest size, with its sign."""
-    for axis in (0, 1):
-        factor = -(-weights.shape[axis] // side)
-        if factor > 1:
-            padded = np.pad(
-                weights, [(0, -weights.shape[axis] % factor) if axis == a else (0, 0) for a in (0, 1)]
-            )
-            blocks = (
-                padded.reshape(-1, factor, padded.shape[1])
-                if axis == 0
-                else padded.reshape(padded.shape[0], -1, factor).swapaxes(1, 2)
-            )
-            weights = np.take_along_axis(blocks, np.abs(blocks).argmax(axis=1, keepdims=True), axis=1)[:, 0]
-    return weights
-
-
-def filters_of(network: Network) -> list[Heat]:
-    """The filters of the first convolution, for each of its input channels apart where these are colours, else their first."""
-    first = next((tap for tap in network.convolutions if tap.kind == "Conv2D"), None)
-    if first is None:
-        return []
-    kernel = np.asarray(first.operation.kernel)  # [h, w, in, out]
-    limit, scaled = limit_of(kernel), replace(scaling(*kernel.shape[:2], smallest=SMALLEST), block=1)
-    names = COLOURS.get(kernel.shape[2], (f"the first of {kernel.shape[2]} inputs",))
-    return [
-        Heat(first.name, name, tiles(kernel[:, :, n].transpose(2, 0, 1), limit, scaled), limit)
-        for n, name in enumerate(names)
-    ]
-
-
-def dense_of(network: Network) -> list[Heat]:
-    """The weights of every dense layer: a row for each unit; or, where they lie on pixels, a picture for each unit."""
-    found = []
-    for place, tap in enumerate(network.taps):
-        if tap.kind != "Dense":
-            continue
-        kernel = np.asarray(tap.operation.kernel)  # [inputs, units]
-        limit = limit_of(kernel)
-        before = network.taps[place - 1].shape if place else network.shape
-        if before == network.shape and kernel.shape[0] == int(np.prod(network.shape)):
-            shown = kernel.T.reshape(-1, *network.shape)[:UNITS]
-            scaled = replace(
-                scaling(*network.shape[:2], smallest=SMALLEST, largest=max(network.shape[:2])), block=1
-            )
-            names = COLOURS.get(network.shape[2], ())
-            found += [
-                Heat(tap.name, f"{name} of every unit's pixels", tiles(shown[..., n], limit, scaled), limit)
-                for n, name in enumerate(names)
-            ]
-        else:
-            small = strongest(kernel.T)  # [units, inputs]
-            grow = max(1, SMALLEST // max(small.shape[0], 1))
-            places = signed(small, limit).repeat(grow, axis=0).repeat(max(1, SIDE // small.shape[1]), axis=1)
-            what = f"{kernel.shape[1]} unit{'s' * (kernel.shape[1] > 1)} (down) by {kernel.shape[0]} inputs (across)"
-            found.append(Heat(tap.name, what, places, limit))
-    return found
-
-
-def build_section(subject: Subject, album: Album) -> Section | None:
-    """First filters and dense weights; None for a network that has neither."""
-    groups = (("First filters", filters_of(subject.network)), ("Dense layers", dense_of(subject.network)))
-    drawings = [_drawing(subject, heat) for _, heats in groups for heat in heats]
-    if not drawings:
+    Returns:
+        The section; None for a network that has neither.
+    """
+    groups = {"First filters": draw_filters(network), "Dense layers": draw_dense(network)}
+    maps = [weight_map for group in groups.values() for weight_map in group]
+    if not maps:
         return None
-    pictures = iter(album.add_all(drawings))
-    shown = [
-        {"title": title, "heats": [{"heat": heat, "picture": next(pictures)} for heat in heats]}
-        for title, heats in groups
-        if heats
-    ]
+    pictures = iter(album.add_all(_to_drawing(provenance, weight_map) for weight_map in maps))
+    shown = []
+    for title, group in groups.items():
+        if group:
+            items = [{"map": weight_map, "picture": next(pictures)} for weight_map in group]
+            shown.append({"title": title, "items": items})
     limits = [
-        {"layer": heat.layer, "what": heat.what, "limit": heat.limit} for _, heats in groups for heat in heats
+        {"layer": weight_map.layer, "what": weight_map.title, "limit": weight_map.limit}
+        for weight_map in maps
     ]
     return Section("weights", "Weights", {"groups": shown}, {"limits": limits})
 
 
-def _drawing(subject: Subject, heat: Heat) -> Drawing:
-    words = f"Weights of {heat.layer}, {heat.what}: from -{heat.limit:.3g} (blue) to {heat.limit:.3g} (red)"
-    return Drawing(
-        heat.places,
-        "weights",
-        words,
-        {"checkpoint": subject.model_digest, "layer": heat.layer},
-        "png",
-        DIVERGING,
-    )
+def find_limit(weights: Floats) -> float:
+    """Finds the largest absolute weight, the end of a symmetric colour scale; 1 if all are zero."""
+    return float(np.abs(weights).max(initial=0)) or 1.0
+
+
+def draw_tiles(weights: Floats, limit: float, layout: TileScaling) -> NDArray[np.uint8]:
+    """Lays out maps of weights as tiles, all on one colour scale.
+
+    Args:
+        weights: float `[N, h, w]`.
+        limit: Absolute value that the full colours stand for.
+        layout: How often pixels are repeated, and how many tiles a row has.
+
+    Returns:
+        uint8 `[height, width]`, places in the diverging palette.
+    """
+    count, height, width = weights.shape
+    cells = compute_layout(height, width, count, layout)
+    rows = -(-count // cells.columns)
+    pitch_x, pitch_y = cells.pitch
+    tile_width, tile_height = cells.tile
+    picture = np.full((rows * pitch_y, cells.columns * pitch_x), FRAME_INDEX, np.uint8)
+    tiles = quantize_signed(weights, limit).repeat(layout.grow, axis=1).repeat(layout.grow, axis=2)
+    for n, tile in enumerate(tiles):
+        top = n // cells.columns * pitch_y
+        left = n % cells.columns * pitch_x
+        picture[top : top + tile_height, left : left + tile_width] = tile
+    return picture
+
+
+def shrink(weights: Floats, side: int = LARGEST) -> Floats:
+    """Shrinks a matrix until no side is longer than `side`, keeping the strongest weight of each block.
+
+    Args:
+        weights: float `[rows, columns]`.
+        side: Longest side of the result.
+    """
+    for axis in (0, 1):
+        factor = -(-weights.shape[axis] // side)
+        if factor > 1:
+            weights = np.moveaxis(weights, axis, 0)  # [long, other]
+            padded = np.pad(weights, [(0, -len(weights) % factor), (0, 0)])
+            blocks = padded.reshape(-1, factor, weights.shape[1])  # [long / factor, factor, other]
+            strongest = np.abs(blocks).argmax(axis=1, keepdims=True)
+            weights = np.take_along_axis(blocks, strongest, axis=1)[:, 0]
+            weights = np.moveaxis(weights, 0, axis)
+    return weights
+
+
+def draw_filters(network: Network) -> list[WeightMap]:
+    """Draws the filters of the first convolution, for each colour channel or the first of other inputs."""
+    first = next((tap for tap in network.convolutions if tap.kind == "Conv2D"), None)
+    if first is None:
+        return []
+    kernel = np.asarray(first.operation.kernel)  # [h, w, in, out]
+    limit = find_limit(kernel)
+    layout = replace(compute_scaling(*kernel.shape[:2], smallest=SMALLEST), block=1)
+    titles = COLOURS.get(kernel.shape[2], (f"first of {kernel.shape[2]} inputs",))
+    maps = []
+    for n, title in enumerate(titles):
+        filters = kernel[:, :, n].transpose(2, 0, 1)  # [out, h, w]
+        maps.append(WeightMap(first.name, title, draw_tiles(filters, limit, layout), limit))
+    return maps
+
+
+def draw_dense(network: Network) -> list[WeightMap]:
+    """Draws the weights of every dense layer: one row per unit, or one picture per unit on pixels."""
+    maps = []
+    for place, tap in enumerate(network.layers):
+        if tap.kind != "Dense":
+            continue
+        kernel = np.asarray(tap.operation.kernel)  # [inputs, units]
+        input_shape = network.layers[place - 1].shape if place else network.shape
+        takes_pixels = input_shape == network.shape and kernel.shape[0] == int(np.prod(network.shape))
+        if takes_pixels:
+            maps += _draw_dense_on_pixels(network, tap.name, kernel)
+        else:
+            maps.append(_draw_matrix(tap.name, kernel))
+    return maps
+
+
+def _draw_dense_on_pixels(network: Network, layer: str, kernel: Floats) -> list[WeightMap]:
+    """Draws one picture per unit and colour channel, of the first units; kernel `[inputs, units]`."""
+    limit = find_limit(kernel)
+    units = kernel.T.reshape(-1, *network.shape)[:UNITS]  # [units, H, W, C]
+    height, width, channels = network.shape
+    layout = replace(compute_scaling(height, width, smallest=SMALLEST, largest=max(height, width)), block=1)
+    return [
+        WeightMap(layer, f"{colour} pixels of every unit", draw_tiles(units[..., n], limit, layout), limit)
+        for n, colour in enumerate(COLOURS.get(channels, ()))
+    ]
+
+
+def _draw_matrix(layer: str, kernel: Floats) -> WeightMap:
+    """Draws a kernel `[inputs, units]` with one row per unit, shrunk or enlarged to a visible size."""
+    limit = find_limit(kernel)
+    inputs, units = kernel.shape
+    small = shrink(kernel.T)  # [units, inputs]
+    grow_rows = max(1, SMALLEST // max(small.shape[0], 1))
+    grow_columns = max(1, LARGEST // small.shape[1])
+    places = quantize_signed(small, limit).repeat(grow_rows, axis=0).repeat(grow_columns, axis=1)
+    title = f"{units} {'unit' if units == 1 else 'units'} (rows) by {inputs} inputs (columns)"
+    return WeightMap(layer, title, places, limit)
+
+
+def _to_drawing(provenance: Provenance, weight_map: WeightMap) -> Drawing:
+    limit = weight_map.limit
+    text = f"Weights of {weight_map.layer}, {weight_map.title}: from -{limit:.3g} (blue) to {limit:.3g} (red)"
+    origin = {"checkpoint": provenance.model_digest, "layer": weight_map.layer}
+    return Drawing(weight_map.places, "weights", text, origin, "png", DIVERGING)

@@ -1,0 +1,74 @@
+"""Provenance: which model and which images a picture was made from, as recorded in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from service.report.analysis.examples import ReportExample
+from service.report.drawing.album import Drawing, draw_photo
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """The model and the shard set that all pictures of a report are made from.
+
+    Attributes:
+        model_digest: SHA-256 of the model file.
+        shards_digest: Digest of the shard set's manifest.
+        scale: Factor on the pixels before they enter the model.
+        split: Split of the shard set that the examples are taken from.
+    """
+
+    model_digest: str
+    shards_digest: str
+    scale: float
+    split: str
+
+    def describe_images(self, split: str, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
+        """Returns the manifest entry of a picture that shows images as they are stored.
+
+        Args:
+            split: Split the images are read from.
+            rows: Rows of the images in that split.
+            **parameters: Anything else the picture depends on.
+        """
+        return {
+            "shards": self.shards_digest,
+            "split": split,
+            "rows": [int(row) for row in rows],
+            **parameters,
+        }
+
+    def describe_outputs(self, split: str, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
+        """Returns the manifest entry of a picture that shows what the model computes from images.
+
+        Args:
+            split: Split the images are read from.
+            rows: Rows of the images in that split.
+            **parameters: Anything else the picture depends on, such as the layer.
+        """
+        return self.describe_images(split, rows, checkpoint=self.model_digest, scale=self.scale, **parameters)
+
+    def describe_example(self, example: ReportExample, **parameters: Any) -> dict[str, Any]:
+        """Returns the manifest entry of a picture that belongs to one example.
+
+        Args:
+            example: Image the picture was computed from.
+            **parameters: Anything else the picture depends on, such as the layer.
+        """
+        return self.describe_outputs(self.split, [example.row], **parameters)
+
+
+def draw_examples(examples: Sequence[ReportExample], provenance: Provenance) -> list[Drawing]:
+    """Draws the examples themselves, one photo each.
+
+    Args:
+        examples: Images the report examines closely.
+        provenance: Model and shard set they are recorded with in the manifest.
+    """
+    return [
+        draw_photo(example.pixels, "input", example.name.capitalize(), provenance.describe_example(example))
+        for example in examples
+    ]
