@@ -1,10 +1,11 @@
-"""What is saved and restored: every variable of model, optimizer and training, the position in the data, the configuration."""
+"""Checkpoints: variables of model, optimizer and training, the position in the data, the configuration."""
 
 from __future__ import annotations
 
 import json
 import re
 import shutil
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -15,27 +16,29 @@ import numpy as np
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.storage import hash_file, replace_directory
-from service.runs import score
+from service.runs import CHECKPOINT_DESCRIPTION, CHECKPOINT_PATTERN, Run, score
 
-STATE, DESCRIPTION = "state.npz", "checkpoint.json"
+STATE = "state.npz"
 NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
-Variables = Mapping[
-    str, Sequence[Any]
-]  # of Keras or TensorFlow, by what they are for; those of the model first
+REQUIRED_KEYS = {"data", "history", "step", "sums", "seconds", "stage", "groups"}
+SEEDS = "seed_generator_state"  # in the paths of dropout's seeds
+
+# Variables of Keras or TensorFlow by their purpose; those of the model come first.
+Variables = Mapping[str, Sequence[Any]]
 Arrays = Mapping[str, Sequence[np.ndarray]]
 
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands, and in what.
+    """How far a run has trained.
 
     Attributes:
         data: Digest of the shard set's manifest.
         history: Metrics of every finished epoch, oldest first.
-        step: Batches done of the epoch that follows.
-        sums: What these came to, see `service.training.step.Steps.read_totals`.
-        seconds: How long they took.
-        skipped: How many updates of theirs changed nothing, for a gradient that was not finite.
+        step: Batches of the current epoch that have been trained on.
+        sums: Totals over these batches, see `service.training.step.Steps.read_totals`.
+        seconds: Seconds that these batches took.
+        skipped: Updates in these batches that were skipped because a gradient was not finite.
     """
 
     data: str
@@ -47,31 +50,32 @@ class Position:
 
     @property
     def epoch(self) -> int:
-        """Finished epochs."""
+        """Number of finished epochs."""
         return len(self.history)
 
     @property
     def name(self) -> str:
-        """Of its checkpoint."""
-        return f"epoch-{self.epoch:04d}" + (f"-step-{self.step:07d}" if self.step else "")
+        """Name of the checkpoint at this position."""
+        within_epoch = f"-step-{self.step:07d}" if self.step else ""
+        return f"epoch-{self.epoch:04d}{within_epoch}"
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the best score, the first of equals; 0 before the first."""
+        """The epoch with the best score, the first of equals; 0 before the first epoch ends."""
         scores = [score(metrics, self.history) for metrics in self.history]
         return scores.index(max(scores)) + 1 if scores else 0
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole.
+    """An undamaged checkpoint, to resume from.
 
     Attributes:
-        path: Its directory.
-        position: Where it stands.
-        stage: Of the run, from 0.
-        groups: How many variables of each group it holds.
-        damaged: Newer ones that were passed over.
+        path: Directory of the checkpoint.
+        position: How far the run had trained.
+        stage: Stage of the run that it belongs to, from 0.
+        groups: Number of variables in each group.
+        damaged: Newer checkpoints that were skipped because they are damaged.
     """
 
     path: Path
@@ -81,119 +85,176 @@ class Checkpoint:
     damaged: tuple[Path, ...] = ()
 
     def load(self, variables: Variables) -> None:
-        """Puts the saved values into the variables of these groups.
+        """Assigns the saved values to variables.
+
+        Args:
+            variables: Some or all of the groups that were saved.
 
         Raises:
-            TrainingError: They are of another model or optimizer.
+            TrainingError: They belong to another model or optimizer.
         """
         with np.load(self.path / STATE) as state:
             arrays = [state[name] for name in sorted(state.files)]
         ends = dict(zip(self.groups, accumulate(self.groups.values()), strict=True))
-        for group, wanted in variables.items():
+        for group, targets in variables.items():
             saved = arrays[ends[group] - self.groups[group] : ends[group]]
-            if [a.shape for a in saved] != [tuple(v.shape) for v in wanted]:
+            if [array.shape for array in saved] != [tuple(target.shape) for target in targets]:
                 raise TrainingError(
                     f"a checkpoint of the same model and optimizer ({group})",
                     f"checkpoint={self.path}",
                     "start a new run",
                 )
-            for variable, array in zip(wanted, saved, strict=True):
-                variable.assign(array)
+            for target, array in zip(targets, saved, strict=True):
+                target.assign(array)
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """A checkpoint at the end of an epoch, to look at the model as it was then.
+
+    Attributes:
+        epoch: Number of finished epochs.
+        path: Directory of the checkpoint.
+    """
+
+    epoch: int
+    path: Path
+
+    def load(self, model: Any) -> None:
+        """Assigns the weights of the checkpoint to a model: as they were trained, not their moving average.
+
+        Args:
+            model: Keras model of the run.
+
+        Raises:
+            TrainingError: The checkpoint is damaged, or belongs to another model.
+        """
+        variables = _select_model_variables(model)
+        fix = "remove it, or train the run again"
+        try:
+            with np.load(self.path / STATE) as state:
+                # The variables of the model come first.
+                arrays = [state[name] for name in sorted(state.files)[: len(variables)]]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", fix) from None
+        if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
+            raise TrainingError("a checkpoint of the run's own model", f"checkpoint={self.path}", fix)
+        for variable, array in zip(variables, arrays, strict=True):
+            variable.assign(array)
+
+
+def list_run_checkpoints(run: Run, limit: int) -> list[RunCheckpoint]:
+    """Lists the checkpoints at ends of epochs, oldest first.
+
+    Args:
+        run: The run they belong to.
+        limit: Largest number to return: the first, the last, and others spread evenly between them.
+    """
+    found = []
+    for path in list_checkpoints(run.checkpoints):
+        name = NAME.fullmatch(path.name)
+        is_end_of_epoch = name is not None and name[2] is None
+        if name and is_end_of_epoch and (path / STATE).is_file() and _is_described(path):
+            found.append(RunCheckpoint(int(name[1]), path))
+    if len(found) <= limit:
+        return found
+    indices = np.rint(np.linspace(0, len(found) - 1, limit)).astype(int)
+    return [found[index] for index in np.unique(indices)]
 
 
 def variables_of(model: Any, optimizer: Any, training: Sequence[Any] = ()) -> Variables:
-    """The variables a checkpoint holds, in a fixed order; dropout's seeds are set anew from the position.
+    """Returns the variables that a checkpoint holds, in a fixed order.
+
+    Seeds of dropout are left out: they are derived from the position.
 
     Args:
-        model: Of Keras.
-        optimizer: Of Keras.
-        training: What else the training remembers: averages, the loss scale.
+        model: Keras model that is trained.
+        optimizer: Keras optimizer of the current stage.
+        training: Other variables of the training, such as averages and the loss scale.
     """
-    kept = [v for v in model.variables if "seed_generator_state" not in v.path]
-    return {"model": kept, "optimizer": list(optimizer.variables), "training": list(training)}
+    return {
+        "model": _select_model_variables(model),
+        "optimizer": list(optimizer.variables),
+        "training": list(training),
+    }
+
+
+def _select_model_variables(model: Any) -> list[Any]:
+    return [variable for variable in model.variables if SEEDS not in variable.path]
 
 
 def snapshot(variables: Variables) -> Arrays:
-    """Copies of the values as they are now."""
-    return {group: [np.array(v.numpy()) for v in members] for group, members in variables.items()}
+    """Copies the current values of variables."""
+    return {
+        group: [np.array(variable.numpy()) for variable in members] for group, members in variables.items()
+    }
 
 
-def save_checkpoint(directory: Path, arrays: Arrays, position: Position, keep: int, **described: Any) -> Path:
-    """Writes a checkpoint, whole or not at all, and removes all but the newest `keep` and that of the best epoch.
+def save_checkpoint(
+    directory: Path, arrays: Arrays, position: Position, keep: int, **description: Any
+) -> Path:
+    """Writes a checkpoint atomically, and removes all others but the newest and that of the best epoch.
 
-    Later ones go too: they were damaged, and passed over.
+    Checkpoints of later positions are removed too: training skipped them because they were damaged.
 
     Args:
         directory: The run's `checkpoints`.
-        arrays: From `snapshot`.
-        position: Where the run stands.
-        keep: How many of the newest stay.
-        described: More for its description: `stage`, `config`.
+        arrays: Values of all variables, from `snapshot`.
+        position: How far the run has trained.
+        keep: How many of the newest checkpoints remain, this one included.
+        description: Further entries of its description: `stage`, `config`.
+
+    Returns:
+        Directory of the checkpoint.
     """
     target = directory / position.name
     flat = [array for members in arrays.values() for array in members]
+    # Numbered, because names of variables count up in a process.
+    numbered = {f"{number:04d}": array for number, array in enumerate(flat)}
     with replace_directory(target) as temporary:
-        np.savez(
-            temporary / STATE, allow_pickle=False, **{f"{i:04d}": array for i, array in enumerate(flat)}
-        )  # names of variables count up in a process
-        groups = {"groups": {group: len(members) for group, members in arrays.items()}}
-        description = (
-            {"epoch": position.epoch, "stage": 0}
-            | asdict(position)
-            | described
-            | groups
-            | {"sha256": hash_file(temporary / STATE)}
-        )
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+        np.savez(temporary / STATE, allow_pickle=False, **numbered)
+        described = {"epoch": position.epoch, "stage": 0} | asdict(position) | description
+        described["groups"] = {group: len(members) for group, members in arrays.items()}
+        described["sha256"] = hash_file(temporary / STATE)
+        (temporary / CHECKPOINT_DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+
     best = Position(position.data, position.history[: position.best_epoch]).name
-    found = list_checkpoints(directory)
-    later = found.index(target) + 1
-    for old in [*found[:later][:-keep], *found[later:]]:
-        if old.name != best:
-            shutil.rmtree(old)
+    checkpoints = list_checkpoints(directory)
+    end = checkpoints.index(target) + 1
+    for checkpoint in [*checkpoints[:end][:-keep], *checkpoints[end:]]:
+        if checkpoint.name != best:
+            shutil.rmtree(checkpoint)
     return target
 
 
 def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> Checkpoint | None:
-    """The newest checkpoint that is whole.
+    """Finds the newest undamaged checkpoint; None where there are no checkpoints.
 
     Args:
         directory: The run's `checkpoints`.
         data: Digest of the manifest that training is about to read.
-        model: Name of the model about to be trained; None asks for no particular one.
+        model: Name of the model that is about to be trained; None accepts any.
 
     Raises:
-        ConfigError: It was made with another shard set or model.
-        TrainingError: There are checkpoints and every one is damaged.
+        ConfigError: It belongs to another shard set or model.
+        TrainingError: There are checkpoints, all of them damaged.
     """
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(directory)):
-        found = _whole(path)
-        if found is None:
+        description = _read_whole(path)
+        if description is None:
             damaged.append(path)
             continue
-        if found["data"] != data:
-            raise ConfigError(
-                "the shard set the run began with",
-                f"checkpoint={path} (of another one)",
-                "put the old shards back, or start a new run",
-            )
-        of = found.get("config", {}).get("model", model)
-        if model is not None and of != model:
-            raise ConfigError(
-                f"the model the run began with, {of}",
-                f"model={model}",
-                "put the old name back, or start a new run",
-            )
+        _check_same(path, description, data, model)
         position = Position(
             data,
-            tuple(found["history"]),
-            found["step"],
-            tuple(found["sums"]),
-            found["seconds"],
-            found.get("skipped", 0),
+            tuple(description["history"]),
+            description["step"],
+            tuple(description["sums"]),
+            description["seconds"],
+            description.get("skipped", 0),
         )
-        return Checkpoint(path, position, found["stage"], found["groups"], tuple(damaged))
+        return Checkpoint(path, position, description["stage"], description["groups"], tuple(damaged))
     if damaged:
         raise TrainingError(
             "an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run"
@@ -201,23 +262,65 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
     return None
 
 
+def _check_same(path: Path, description: dict[str, Any], data: str, model: str | None) -> None:
+    """Checks that a checkpoint belongs to a shard set and a model."""
+    if description["data"] != data:
+        raise ConfigError(
+            "the shard set the run began with",
+            f"checkpoint={path} (of another one)",
+            "put the old shards back, or start a new run",
+        )
+    before = description.get("config", {}).get("model", model)
+    if model is None or _strip_folder(before) == _strip_folder(model):
+        return
+    raise ConfigError(
+        f"the model the run began with, {before}",
+        f"model={model}",
+        "put the old name back, or start a new run",
+    )
+
+
+def _strip_folder(model: str) -> str:
+    """A model's name without the folder of its file, which changes where the run directory is moved."""
+    return model.rpartition("/")[2]
+
+
 def remove_unfinished(directory: Path) -> None:
-    """Removes what a killed process left half-written."""
+    """Removes what a killed process left unfinished.
+
+    Args:
+        directory: The run's `checkpoints`.
+    """
     for path in [*directory.glob(".tmp-*"), *directory.glob(".old-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def list_checkpoints(directory: Path) -> list[Path]:
-    """All of them, oldest first."""
-    found = [(match, path) for path in directory.glob("epoch-*") if (match := NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found, key=lambda item: (int(item[0][1]), int(item[0][2] or 0)))]
+    """Lists the directories of all checkpoints, damaged ones too, oldest first.
+
+    Args:
+        directory: The run's `checkpoints`.
+    """
+    found = []
+    for path in directory.glob(CHECKPOINT_PATTERN):
+        name = NAME.fullmatch(path.name)
+        if name:
+            found.append((int(name[1]), int(name[2] or 0), path))
+    return [path for _, _, path in sorted(found)]
 
 
-def _whole(path: Path) -> dict[str, Any] | None:
-    """The description of a checkpoint, or None where something of it is missing or damaged."""
+def _read_whole(path: Path) -> dict[str, Any] | None:
+    """The description of a checkpoint, or None where a part of it is missing or damaged."""
     try:
-        description: dict[str, Any] = json.loads((path / DESCRIPTION).read_text())
-        missing = {"data", "history", "step", "sums", "seconds", "stage", "groups"} - description.keys()
-        return description if description["sha256"] == hash_file(path / STATE) and not missing else None
+        description: dict[str, Any] = json.loads((path / CHECKPOINT_DESCRIPTION).read_text())
+        is_whole = description["sha256"] == hash_file(path / STATE) and description.keys() >= REQUIRED_KEYS
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    return description if is_whole else None
+
+
+def _is_described(path: Path) -> bool:
+    try:
+        return isinstance(json.loads((path / CHECKPOINT_DESCRIPTION).read_text()), dict)
+    except (OSError, ValueError):
+        return False

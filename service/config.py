@@ -224,9 +224,11 @@ def build_config(preset: str, settings: dict[str, Any], shards: str | Path, sour
         ConfigError: A key is unknown, or a value has the wrong type.
     """
     settings = settings | {"preset": preset, "shards": str(Path(shards).absolute())}
-    for key in ("model", "weights"):
-        if isinstance(settings.get(key), str):
-            settings[key] = _make_absolute(settings[key])
+    if isinstance(settings.get("model"), str):
+        settings["model"] = _make_absolute(settings["model"])
+    weights = str(settings.get("weights", NONE))
+    if is_weights_file(weights):
+        settings["weights"] = str(Path(weights).expanduser().absolute())
     modules = settings.get("custom_objects")
     if isinstance(modules, str):
         modules = [modules]
@@ -240,9 +242,9 @@ def build_config(preset: str, settings: dict[str, Any], shards: str | Path, sour
 
 def _make_absolute(name: str) -> str:
     """Makes the path in the name of a file or of user code absolute; other names stay as they are."""
-    is_path = name.endswith((".py", KERAS_SUFFIX, ".h5")) or reference_file(name) is not None
+    is_path = name.endswith((".py", KERAS_SUFFIX)) or reference_file(name) is not None
     is_in_folder = "/" in name and is_reference(name)
-    if is_path or is_in_folder or ("/" in name and is_weights_file(name)):
+    if is_path or is_in_folder:
         return str(Path(name).expanduser().absolute())
     return name
 

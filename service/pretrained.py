@@ -8,8 +8,11 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 
-NONE, IMAGENET = "none", "imagenet"
-SUFFIXES = (".keras", ".h5")  # `.weights.h5` ends in the latter
+NONE = "none"
+IMAGENET = "imagenet"
+SAVED = "saved"
+KERAS_SUFFIX = ".keras"
+SUFFIXES = (KERAS_SUFFIX, ".h5")  # `.weights.h5` ends in the latter
 
 
 @dataclass(frozen=True)
@@ -17,9 +20,9 @@ class Base:
     """A network that Keras has trained on ImageNet.
 
     Attributes:
-        name: In `keras.applications`.
-        smallest: Side of the smallest images it takes, in pixels.
-        file: Of its weights without the classifier, as Keras names it in its cache.
+        name: Function in `keras.applications` that builds it.
+        smallest: Side in pixels of the smallest images it takes.
+        file: Weights without the classifier, as Keras names the file in its cache.
     """
 
     name: str
@@ -39,54 +42,63 @@ BASES = {
 }
 
 
-def check_origin(model: str, weights: str) -> None:
-    """Refuses weights that a model cannot begin with, as far as their name and their file tell.
+def is_weights_file(weights: str) -> bool:
+    """Tells whether `weights` names a file, not a kind of weights."""
+    return weights not in (NONE, IMAGENET, SAVED)
+
+
+def check_weights(model: str, weights: str) -> None:
+    """Checks that a model can begin with some weights, as far as their name and their file tell.
 
     Args:
-        model: Name of the model.
-        weights: `imagenet`, `none` or the path of a file.
+        model: Name of the model in the configuration.
+        weights: `none`, `imagenet`, `saved` or the path of a file.
 
     Raises:
         ConfigError: There is no such file, or it is of another kind.
     """
-    if weights in (NONE, IMAGENET):
+    if not is_weights_file(weights):
         return
     path = Path(weights)
     if not path.is_file():
         raise ConfigError(
             "imagenet, none or a file with weights", f"weights={weights} (no such file)", "correct the path"
         )
-    wanted = SUFFIXES if model in BASES else SUFFIXES[:1]
-    if path.suffix not in wanted:
+    allowed = SUFFIXES if model in BASES else (KERAS_SUFFIX,)
+    if path.suffix not in allowed:
         raise ConfigError(
-            f"a file of weights for {model}, {' or '.join(wanted)}",
+            f"a file of weights for {model}, {' or '.join(allowed)}",
             f"weights={weights}",
             "name a model.keras",
         )
 
 
 def check_images(model: str, shape: tuple[int, int, int], key: str = "data.image_size") -> None:
-    """Refuses images that a base cannot take.
+    """Checks that a base takes images of some shape.
 
     Args:
-        model: Name of the model.
+        model: Name of the model in the configuration.
         shape: Height, width and channels.
-        key: The setting that height and width come from.
+        key: Setting that height and width come from, for the message.
 
     Raises:
-        ConfigError: They are too small, or have one channel.
+        ConfigError: The images are too small, or have one channel.
     """
     base = BASES.get(model)
-    if base and min(shape[:2]) < base.smallest:
-        size, fix = "x".join(map(str, shape[:2])), f"set {key}=[{base.smallest},{base.smallest}] or more"
+    if base is None:
+        return
+    if min(shape[:2]) < base.smallest:
+        size = "x".join(map(str, shape[:2]))
         raise ConfigError(
-            f"images of {base.smallest}x{base.smallest} or larger for {model}", f"{key}={size}", fix
+            f"images of {base.smallest}x{base.smallest} or larger for {model}",
+            f"{key}={size}",
+            f"set {key}=[{base.smallest},{base.smallest}] or more",
         )
-    if base and shape[2] != 3:
+    if shape[2] != 3:
         raise ConfigError(f"images in colour for {model}", f"data.channels={shape[2]}", "set data.channels=3")
 
 
-def cached(model: str) -> Path:
-    """Where Keras keeps the published weights of a base; the file need not be there yet."""
+def cache_path(model: str) -> Path:
+    """Returns the path at which Keras caches the published weights of a base; the file may be missing."""
     home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
     return home / "models" / BASES[model].file

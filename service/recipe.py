@@ -1,4 +1,4 @@
-"""What a recipe may ask for: optimizer, schedule, stages, early stopping, class weights. Specs and pure functions, no TensorFlow."""
+"""The recipe of a run: optimizer, schedule, stages, early stopping, class weights. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -15,22 +15,23 @@ from pipelines.spec import Fraction, Positive, PositiveShare, Ratio, Share, Spec
 Count = Annotated[int, Field(ge=0, strict=True)]
 Inside = Annotated[float, Field(gt=0.0, lt=1.0, strict=True)]
 NotNegative = Annotated[float, Field(ge=0.0, strict=True)]
+# A single pattern may be written without a list.
 Patterns = Annotated[
     tuple[Annotated[str, Field(min_length=1)], ...],
     BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-]  # one pattern may be written without a list
+]
 ClassWeights = Literal["balanced"] | dict[str, float] | None
 
 NO_DECAY = ("*/bias", "*/gamma", "*/beta", "*/scale")
 _ADAMS = ("adam", "adamw", "lamb")
-_OPTIMIZERS_WITH = {
+_OPTIMIZERS_BY_SETTING = {
     "momentum": ("sgd", "rmsprop"),
     "nesterov": ("sgd",),
     "beta_1": (*_ADAMS, "lion"),
     "beta_2": (*_ADAMS, "lion"),
     "epsilon": ("rmsprop", *_ADAMS),
 }
-_SCHEDULES_WITH = {
+_SCHEDULES_BY_SETTING = {
     "warmup_steps": ("constant", "cosine", "step"),
     "warmup_epochs": ("constant", "cosine", "step"),
     "end": ("cosine", "one_cycle"),
@@ -41,30 +42,36 @@ _SCHEDULES_WITH = {
 }
 
 
-def _belongs(
-    spec: type[Spec], value: Any, info: ValidationInfo, takers: Mapping[str, tuple[str, ...]]
+def _check_applies(
+    spec: type[Spec], value: Any, info: ValidationInfo, names_by_setting: Mapping[str, tuple[str, ...]]
 ) -> None:
-    """Refuses a setting that the chosen `name` has no use for. Its default passes, because a saved configuration holds every field."""
-    field, name = str(info.field_name), info.data.get("name")
-    if name is not None and name not in takers[field] and value != spec.model_fields[field].default:
-        raise ValueError(f"{field} goes with {' and '.join(takers[field])} alone, not with {name}")
+    """Refuses a setting that the chosen `name` ignores.
+
+    Its default passes, because a saved configuration has all fields.
+    """
+    setting = str(info.field_name)
+    names = names_by_setting[setting]
+    name = info.data.get("name")
+    if name is not None and name not in names and value != spec.model_fields[setting].default:
+        raise ValueError(f"{setting} goes with {' and '.join(names)} alone, not with {name}")
 
 
 class OptimizerSpec(Spec):
-    """How weights are updated, as Keras does it. None stands for Keras' own value.
+    """The Keras optimizer and its settings; None stands for the default of Keras.
 
     Attributes:
-        name: The Keras optimizer.
-        learning_rate: Its step size, which the schedule scales.
-        momentum: For `sgd` and `rmsprop`.
-        nesterov: Nesterov's momentum, for `sgd`.
+        name: Name of the Keras optimizer.
+        learning_rate: Base learning rate, which the schedule scales.
+        momentum: Momentum of `sgd` and `rmsprop`.
+        nesterov: Whether `sgd` uses Nesterov momentum.
         beta_1: Decay of the mean of the gradients; not for `sgd` and `rmsprop`. Keras: 0.9.
-        beta_2: Decay of the mean of their squares, for `lion` of the momentum. Keras: 0.999, `lion` 0.99.
-        epsilon: Keeps divisions finite; not for `sgd` and `lion`. Keras: 1e-7.
-        weight_decay: Decoupled (Loshchilov and Hutter, 2019): before each update w -= learning rate * weight_decay * w, whatever the
-            optimizer, so that `adam` with it is `adamw`, and in `lamb` it stays out of the trust ratio. Keras: 0.004 for `adamw`, else 0.
+        beta_2: Decay of the mean of their squares, in `lion` of the momentum. Keras: 0.999, `lion` 0.99.
+        epsilon: Constant that keeps divisions finite; not for `sgd` and `lion`. Keras: 1e-7.
+        weight_decay: Decoupled weight decay (Loshchilov and Hutter, 2019): before each update
+            w -= learning rate * weight_decay * w, with every optimizer, so that `adam` with it is `adamw`,
+            and the trust ratio of `lamb` leaves it out. Keras: 0.004 for `adamw`, else 0.
         no_decay: Shell-style patterns of the paths of variables that are not decayed.
-        clip_norm: Largest global norm of the gradient, taken over all replicas; None for no limit.
+        clip_norm: Largest global norm of the gradient, over all replicas; None for no limit.
     """
 
     name: Literal["sgd", "rmsprop", "adam", "adamw", "lamb", "lion"] = "adam"
@@ -78,29 +85,31 @@ class OptimizerSpec(Spec):
     no_decay: Patterns = NO_DECAY
     clip_norm: Ratio | None = None
 
-    @field_validator(*_OPTIMIZERS_WITH)
+    @field_validator(*_OPTIMIZERS_BY_SETTING)
     @classmethod
-    def _of_this_optimizer(cls, value: Any, info: ValidationInfo) -> Any:
-        _belongs(cls, value, info, _OPTIMIZERS_WITH)
+    def _validate_for_optimizer(cls, value: Any, info: ValidationInfo) -> Any:
+        _check_applies(cls, value, info, _OPTIMIZERS_BY_SETTING)
         if info.field_name == "nesterov" and value and not info.data.get("momentum"):
             raise ValueError("nesterov needs a momentum above 0")
         return value
 
 
 class ScheduleSpec(Spec):
-    """How the learning rate goes over the updates of a stage, as a factor on its base rate.
+    """The learning rate over the updates of a stage, as a factor on its base rate.
 
     Attributes:
-        name: `constant`; `cosine`, from 1 to `end` (Loshchilov and Hutter, 2017); `step`, times `factor` at each boundary; `one_cycle`,
-            up from 1 / `div` to 1 and down to `end`, both along a half cosine (Smith and Topin, 2018).
-        warmup_steps: Updates before the full rate, during which it rises in equal steps; not for `one_cycle`, which rises by itself.
-        warmup_epochs: The same in epochs, parts allowed; only one of the two.
+        name: `constant`; `cosine`, from 1 to `end` (Loshchilov and Hutter, 2017); `step`, times `factor` at
+            each boundary; `one_cycle`, up from 1 / `div` to 1 and down to `end`, both along a half cosine
+            (Smith and Topin, 2018).
+        warmup_steps: Updates before the full rate, during which the rate rises linearly; not for `one_cycle`,
+            which has a rise of its own.
+        warmup_epochs: Length of the warmup in epochs instead, fractions allowed.
         warmup_from: Factor of the first update of the warmup.
-        end: Factor that `cosine` and `one_cycle` approach; the update after the last would have it.
-        boundaries: Epochs after which the rate falls, counted from the start of the stage, its warmup included.
-        factor: What it is multiplied with there.
-        pct_start: Share of the updates before the peak.
-        div: Peak over first rate.
+        end: Factor that `cosine` and `one_cycle` approach: that of the update after the last one.
+        boundaries: Epochs after which the rate falls, counted from the start of the stage, warmup included.
+        factor: Factor on the learning rate at each boundary.
+        pct_start: Share of the updates before the peak of `one_cycle`.
+        div: Peak of `one_cycle` divided by its first rate.
     """
 
     name: Literal["constant", "cosine", "step", "one_cycle"] = "constant"
@@ -113,17 +122,17 @@ class ScheduleSpec(Spec):
     pct_start: Inside = 0.3
     div: Annotated[float, Field(ge=1.0, strict=True)] = 25.0
 
-    @field_validator(*_SCHEDULES_WITH)
+    @field_validator(*_SCHEDULES_BY_SETTING)
     @classmethod
-    def _of_this_schedule(cls, value: Any, info: ValidationInfo) -> Any:
-        _belongs(cls, value, info, _SCHEDULES_WITH)
+    def _validate_for_schedule(cls, value: Any, info: ValidationInfo) -> Any:
+        _check_applies(cls, value, info, _SCHEDULES_BY_SETTING)
         if info.field_name == "warmup_epochs" and value and info.data.get("warmup_steps"):
             raise ValueError("give warmup_steps or warmup_epochs, not both")
         return value
 
     @field_validator("boundaries")
     @classmethod
-    def _ascending(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+    def _validate_boundaries(cls, value: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
         if not value and info.data.get("name") == "step":
             raise ValueError("step needs the epochs after which the rate falls, such as [30, 60]")
         if list(value) != sorted(set(value)):
@@ -132,17 +141,18 @@ class ScheduleSpec(Spec):
 
 
 class StageSpec(Spec):
-    """Some epochs of a run with a rate, a schedule and a trainable set of their own.
+    """Some epochs of a run with their own learning rate, schedule and trainable layers.
 
-    What is frozen is what the run's `freeze` or the stage's `freeze` names, except what the stage's `train` names. Nothing is carried
-    over from the stage before, so that each can be read by itself. How patterns match is told in `service.training.optimizers`.
+    Layers that match the run's `freeze` or the stage's `freeze` are frozen, except those that match the
+    stage's `train`. Nothing carries over from the stage before, so that each stage can be read by itself. For
+    patterns, see `service.training.optimizers`.
 
     Attributes:
-        epochs: How many.
-        learning_rate: Base rate; None for the optimizer's.
-        schedule: Over the updates of this stage; None for the run's, begun anew.
-        freeze: Patterns of layers that do not learn here.
-        train: Patterns of layers that do, though frozen otherwise.
+        epochs: Number of epochs of this stage.
+        learning_rate: Base learning rate; None for that of the optimizer.
+        schedule: Schedule over the updates of this stage; None for that of the run, started again.
+        freeze: Patterns of layers that are not trained in this stage.
+        train: Patterns of layers that are trained although other patterns freeze them.
     """
 
     epochs: Positive
@@ -153,12 +163,12 @@ class StageSpec(Spec):
 
 
 class EarlyStoppingSpec(Spec):
-    """When a run ends before its last epoch.
+    """When a run stops before its last epoch.
 
     Attributes:
-        metric: What has to get better: a loss falls, an accuracy rises.
-        patience: Epochs without a new best value.
-        min_delta: How much better than the best so far it has to be.
+        metric: Metric that has to improve: a loss falls, an accuracy rises.
+        patience: Epochs without a new best value after which the run stops.
+        min_delta: Smallest change over the best value that counts as an improvement.
     """
 
     metric: Literal["val_loss", "val_accuracy", "loss", "accuracy"] = "val_loss"
@@ -166,30 +176,36 @@ class EarlyStoppingSpec(Spec):
     min_delta: NotNegative = 0.0
 
 
-def stopped(history: Sequence[Mapping[str, float]], spec: EarlyStoppingSpec) -> bool:
-    """Whether training should end after the last epoch of a history.
+def should_stop(history: Sequence[Mapping[str, float]], spec: EarlyStoppingSpec) -> bool:
+    """Tells whether early stopping ends training after the last epoch of a history.
 
-    It only does so after an epoch that has the metric: one that was not evaluated decides nothing, but its time passes.
+    An epoch without the metric, because it was not evaluated, never ends training, but counts as an epoch of
+    patience.
 
     Args:
-        history: Metrics per epoch, from the first that counts.
-        spec: When to stop.
+        history: Metrics per epoch, from the first that is judged.
+        spec: Metric, patience and smallest improvement.
     """
     sign = 1.0 if spec.metric.endswith("loss") else -1.0
-    best, epoch_of_best = math.inf, -1
+    best = math.inf
+    epoch_of_best = -1
     for epoch, metrics in enumerate(history):
         value = sign * metrics.get(spec.metric, math.inf)
         if value < best - spec.min_delta:
-            best, epoch_of_best = value, epoch
-    measured = bool(history) and spec.metric in history[-1]
-    return measured and len(history) - 1 - epoch_of_best >= spec.patience
+            best = value
+            epoch_of_best = epoch
+    is_evaluated = bool(history) and spec.metric in history[-1]
+    return is_evaluated and len(history) - 1 - epoch_of_best >= spec.patience
 
 
-def check_class_weights(value: Any) -> Any:
-    """Refuses what is neither `balanced` nor positive numbers by class name; names that YAML reads as numbers become text.
+def validate_class_weights(value: Any) -> Any:
+    """Validates `balanced`, or positive numbers by class name; names that YAML reads as numbers become text.
+
+    Args:
+        value: Value as YAML gives it.
 
     Raises:
-        ValueError: As pydantic's validators do.
+        ValueError: The value is neither, as pydantic expects of a validator.
     """
     if value is None or value == "balanced":
         return value
@@ -202,24 +218,25 @@ def check_class_weights(value: Any) -> Any:
 
 
 def class_weight_table(spec: ClassWeights, classes: Sequence[str], counts: Sequence[int]) -> np.ndarray:
-    """The factor on the loss for each class.
+    """Computes the factor on the loss for each class.
 
     Args:
-        spec: `balanced`: n images of k classes weigh n / (k * count) each, so that all classes weigh the same and an image 1 on average; a
-            class without images takes no part. Or factors by class name, 1 for the others; or None for 1 everywhere.
-        classes: Names, in the order of their numbers.
-        counts: Training images of each.
+        spec: `balanced`: with n images and k classes, an image of a class of c images has the weight
+            n / (k * c), so that all classes have equal total weight and the mean weight is 1; classes without
+            images are left out. Or factors by class name, 1 for other classes. None for 1 everywhere.
+        classes: Class names in the order of their labels.
+        counts: Training images of each class.
 
     Returns:
         float32 `[classes]`.
 
     Raises:
-        ConfigError: A factor for a class that is not there.
+        ConfigError: A factor names a class that does not exist.
     """
     if spec == "balanced":
-        of = np.asarray(counts, np.float64)
-        weights = of.sum() / (np.count_nonzero(of) * np.maximum(of, 1.0))
-        return np.where(of > 0, weights, 1.0).astype(np.float32)
+        images = np.asarray(counts, np.float64)  # [classes]
+        weights = images.sum() / (np.count_nonzero(images) * np.maximum(images, 1.0))
+        return np.where(images > 0, weights, 1.0).astype(np.float32)
     factors = spec or {}
     for name in factors:
         if name not in classes:

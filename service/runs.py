@@ -25,7 +25,6 @@ import yaml
 from filelock import FileLock, Timeout
 
 from pipelines.errors import ConfigError
-from pipelines.plugins import is_reference
 from pipelines.storage import hash_file, hash_json, lock_file, replace_file, write_atomically
 from service.user_code import CodeCopy, describe_entry_points, find_names, list_modules, replace_names
 
@@ -48,7 +47,7 @@ class Run:
 
     Attributes:
         path: Absolute path of the directory.
-        config_path: The configuration.
+        config_path: File with the configuration.
         metrics_path: Metrics, a line of JSON per epoch.
         status_path: State, timings and environment.
         model_path: The model of the best epoch so far.
@@ -189,7 +188,7 @@ class Run:
         """Checks that the path does not exist yet, or is an empty directory.
 
         Raises:
-            ConfigError: It exists.
+            ConfigError: A file, a run or a non-empty directory exists there.
         """
         if self.exists():
             fix = "continue it with 'glassbox train --resume', choose another --out or remove it"
@@ -200,7 +199,7 @@ class Run:
             )
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def hold_lock(self) -> Iterator[None]:
         """Keeps other processes from training this run; the lock ends with the process, however it ends.
 
         Raises:
@@ -241,19 +240,6 @@ class Run:
         names = self._read_code_manifest()["originals"]
         resolved: dict[str, Any] = replace_names(stored, {name: f"{self.path}/{name}" for name in names})
         return resolved
-
-    def custom_objects(self) -> tuple[str, ...]:
-        """Returns the modules that may define custom layers of the run's model, for `load_model`.
-
-        Raises:
-            ConfigError: This is no run directory, or its configuration is damaged.
-        """
-        config = self.config()
-        modules = [str(name) for name in config.get("custom_objects") or ()]
-        model = str(config.get("model", ""))
-        if is_reference(model):
-            modules.append(model.rpartition(":")[0])
-        return tuple(modules)
 
     def metrics(self) -> list[dict[str, float]]:
         """Returns the metrics of every finished epoch, oldest first.

@@ -1,4 +1,4 @@
-"""Scores of answers, exact and in NumPy alone."""
+"""Scores of predictions, exact and in NumPy alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST = 1e-7  # probabilities below it count as it, so that one sure mistake cannot make the loss infinite
+SMALLEST = (
+    1e-7  # probabilities are clipped to it, so that one confident mistake cannot make the loss infinite
+)
 TOP = 5
 
 
 def losses(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Negative log likelihood of the true class of each image, in nats.
+    """Computes the negative log likelihood of the true class of each image, in nats.
 
     Args:
         probabilities: float32 `[N, K]`.
@@ -21,13 +23,15 @@ def losses(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDA
     Returns:
         float64 `[N]`.
     """
-    of_truth = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    negative: NDArray[np.float64] = -np.log(np.maximum(of_truth, SMALLEST))
+    true_class = probabilities[np.arange(len(labels)), labels].astype(np.float64)
+    negative: NDArray[np.float64] = -np.log(np.maximum(true_class, SMALLEST))
     return negative
 
 
 def true_ranks(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDArray[np.int64]:
-    """How many classes stand before the true one, where the more probable comes first, and of equals the first: 0 if right.
+    """Counts the classes that rank above the true one: 0 where the prediction is right.
+
+    The more probable class ranks first; of equally probable ones, the one with the smaller label.
 
     Args:
         probabilities: float32 `[N, K]`.
@@ -36,20 +40,21 @@ def true_ranks(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) ->
     Returns:
         int64 `[N]`.
     """
-    of_truth = probabilities[np.arange(len(labels)), labels][:, None]  # [N, 1]
-    ahead = (probabilities == of_truth) & (np.arange(probabilities.shape[1]) < labels[:, None])
-    ranks: NDArray[np.int64] = ((probabilities > of_truth) | ahead).sum(axis=1)
+    true_class = probabilities[np.arange(len(labels)), labels][:, None]  # [N, 1]
+    is_smaller_label = np.arange(probabilities.shape[1]) < labels[:, None]  # [N, K]
+    ties = (probabilities == true_class) & is_smaller_label
+    ranks: NDArray[np.int64] = ((probabilities > true_class) | ties).sum(axis=1)
     return ranks
 
 
 def confusion_matrix(
     labels: NDArray[np.int32], predicted: NDArray[np.int32], classes: int
 ) -> NDArray[np.int64]:
-    """How often an image of a class (row) was taken for a class (column).
+    """Counts how often an image of one class (row) was predicted to be of another (column).
 
     Args:
-        labels: int32 `[N]`, 0 to `classes` - 1.
-        predicted: The same of the answers.
+        labels: int32 `[N]`, the true classes, 0 to `classes` - 1.
+        predicted: int32 `[N]`, the predicted classes.
         classes: Number of classes.
 
     Returns:
@@ -60,27 +65,32 @@ def confusion_matrix(
 
 
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """The area under the ROC curve: how often an image of class 1 scores higher than one of class 0, ties counted half.
+    """Computes the area under the ROC curve.
 
-    It is the statistic of Mann and Whitney (1947), over the number of pairs.
+    It is the probability that an image of class 1 scores higher than one of class 0, ties counted half: the
+    statistic of Mann and Whitney (1947) divided by the number of pairs.
 
     Args:
         labels: int `[N]`, 0 or 1, both present.
         scores: float `[N]`, higher for class 1.
     """
-    _, rank, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    mean_ranks = (ends - (counts - 1) / 2)[rank]  # of ties, from 1
-    positive = labels == 1
-    many, others = int(positive.sum()), int((~positive).sum())
-    return float((mean_ranks[positive].sum() - many * (many + 1) / 2) / (many * others))
+    _, group, counts = np.unique(scores, return_inverse=True, return_counts=True)
+    last_ranks = np.cumsum(counts)
+    mean_ranks = (last_ranks - (counts - 1) / 2)[group]  # [N], from 1; ties share their mean rank
+    is_positive = labels == 1
+    positives = int(is_positive.sum())
+    negatives = len(labels) - positives
+    statistic = mean_ranks[is_positive].sum() - positives * (positives + 1) / 2
+    return float(statistic / (positives * negatives))
 
 
 def standard_error(accuracy: float, images: int) -> float:
-    """Standard error of an accuracy that was measured on some number of images."""
+    """Computes the standard error of an accuracy measured on some number of images."""
     return math.sqrt(accuracy * (1 - accuracy) / max(images, 1))
 
 
 def majority_class_share(labels: np.ndarray) -> float:
-    """Accuracy of always naming the commonest class."""
-    return float(np.bincount(labels).max() / len(labels)) if len(labels) else math.nan
+    """Computes the accuracy of always predicting the most frequent class; NaN without labels."""
+    if not len(labels):
+        return math.nan
+    return float(np.bincount(labels).max() / len(labels))

@@ -110,7 +110,7 @@ def _find_label_issues(run: Run, shards: Path, manifest: Manifest, max_issues: i
         predict,
     )
 
-    model = load_model(run.model_path)
+    model = load_model(run.model_path, run.custom_objects())
     check_class_count(model, manifest.classes)
     batches = Batches(shards, "train", input_spec(model), BATCH)
     with batches.data_errors():

@@ -1,14 +1,68 @@
-"""Models by name, one family per file. Every model ends in a `logits` layer and a `probabilities` layer."""
+"""The catalog of models: which function builds a model, and the models of users. Imports no Keras by itself.
+
+`model=NAME` in a configuration is one of these:
+
+    small_cnn                 a model of this package, or of an installed one (entry points `glassbox.models`)
+    file.py:function          a function in a file
+    package.module:function   a function in an importable package; FOLDER/package.module:function in any other
+    file.keras                the architecture saved in a file; with `weights=saved` its weights too
+
+A model function takes a `Task` and returns a Keras model with fresh weights:
+
+    def build(task):
+        image = keras.Input(task.shape)
+        x = keras.layers.Rescaling(1 / 255)(image)
+        x = keras.layers.Conv2D(32, 3, activation="relu")(x)
+        x = keras.layers.GlobalAveragePooling2D()(x)
+        return keras.Model(image, keras.layers.Dense(task.classes, activation="softmax")(x))
+
+- The model is functional or Sequential, with one input of `task.shape`, and can be saved and loaded by Keras
+  (custom layers have a `get_config`).
+- Pixels arrive as float32, 0 to 255. A model with no Rescaling, Normalization or arithmetic before its first
+  weights gets a layer `pixels` in front that divides them by 255; add a Rescaling layer to decide yourself.
+- It ends in `task.classes` units with softmax or without an activation (logits), or, for two classes, in one
+  unit with sigmoid or without an activation. The outputs of a last layer named `logits` are taken for logits.
+- Training uses the logits. `adapt_model` in `service/models/adapt.py` finds them, adds the layers `logits`
+  and `probabilities` where they are missing, and says what it found; a model it cannot read is refused.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-
-import keras
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
+from pipelines.plugins import is_reference
 from pipelines.registry import Registry
+from service.pretrained import KERAS_SUFFIX
+
+if TYPE_CHECKING:
+    import keras
+
+Builder = Callable[["Task"], "keras.Model"]
+
+MODULES = {  # function of the same name -> module in this package
+    "cats_dogs_best": "residual",
+    "cats_dogs_lecture": "cats_dogs",
+    "cats_dogs_lecture_dropout": "cats_dogs",
+    "cats_dogs_small": "cats_dogs",
+    "cats_dogs_small_dropout": "cats_dogs",
+    "convnexttiny": "bases",
+    "efficientnetv2b0": "bases",
+    "linear": "small",
+    "mnist_best": "residual",
+    "mnist_cnn": "digits",
+    "mnist_mlp": "digits",
+    "mobilenetv3large": "bases",
+    "mobilenetv3small": "bases",
+    "resnet50v2": "bases",
+    "small_cnn": "small",
+    "vgg16": "bases",
+    "xception": "bases",
+}
 
 
 @dataclass(frozen=True)
@@ -16,10 +70,10 @@ class Task:
     """What a model is built for.
 
     Attributes:
-        shape: Height, width and channels of the images, which arrive as 0 to 255.
+        shape: Height, width and channels of the images; pixels are float32, 0 to 255.
         classes: Number of classes, 2 or more.
-        mean: Mean per channel over the training images, 0 to 255.
-        std: Standard deviation per channel of the same.
+        mean: Mean of each channel over the training images, 0 to 255.
+        std: Standard deviation of each channel over the training images.
     """
 
     shape: tuple[int, int, int]
@@ -28,81 +82,69 @@ class Task:
     std: tuple[float, ...]
 
 
-MODELS: Registry[Callable[[Task], keras.Model]] = Registry("model")
+MODELS: Registry[Builder] = Registry("model", group="glassbox.models")
 
 
-def builder_of(name: str) -> Callable[[Task], keras.Model]:
-    """What builds a registered model.
+def _import_when_called(name: str, module: str) -> Builder:
+    """A model function of this package whose module, and with it Keras, is imported by the first call."""
+
+    def build(task: Task) -> keras.Model:
+        builder: Builder = getattr(import_module(f"{__name__}.{module}"), name)
+        return builder(task)
+
+    return build
+
+
+for _name, _module in MODULES.items():
+    MODELS.register(_name)(_import_when_called(_name, _module))
+
+
+def is_saved_model(name: str) -> bool:
+    """Tells whether a model is named by a `.keras` file."""
+    return name.endswith(KERAS_SUFFIX)
+
+
+def is_user_model(name: str) -> bool:
+    """Tells whether a model comes from outside this package: a file, a reference or an entry point."""
+    return is_saved_model(name) or is_reference(name) or not MODELS.is_registered(name)
+
+
+def check_name(name: str) -> None:
+    """Checks that a model exists, without importing Keras or anybody's code.
 
     Raises:
-        ConfigError: There is no such model.
+        ConfigError: The name is unknown, or the file does not exist.
     """
-    from service.models import bases, cats_dogs, digits, residual, small  # noqa: F401 (importing registers them)
+    if is_saved_model(name):
+        if not Path(name).is_file():
+            raise ConfigError("a saved model", f"model={name} (no such file)", "correct the path")
+    elif not is_reference(name) and name not in MODELS.names():
+        MODELS.get(name)
 
-    return MODELS.get(name)
 
+def build_model(name: str, task: Task, custom_objects: tuple[str, ...] = ()) -> keras.Model:
+    """Builds a model with fresh weights that ends in the layers `logits` and `probabilities`.
 
-def build_model(name: str, task: Task) -> keras.Model:
-    """Builds a registered model with fresh weights.
+    Args:
+        name: A name, a reference or a `.keras` file, see above.
+        task: Images and classes that the model is for.
+        custom_objects: Modules with the custom layers of a `.keras` file, see `load_model`.
 
     Raises:
-        ConfigError: There is no such model, or the images are too small for it.
+        ConfigError: There is no such model, it does not fit the task, or the images are too small for it.
     """
-    build = builder_of(name)
+    if is_user_model(name):
+        from service.models.adapt import build_user_model
+
+        return build_user_model(name, task, custom_objects)[0]
+    build = MODELS.get(name)
     try:
         return build(task)
-    except ValueError as error:  # Keras, where a convolution has no pixel left
+    except ValueError as error:
+        # Keras, where a convolution or a pool has no pixel left.
         if "dimension" not in str(error).lower() and "size" not in str(error).lower():
             raise
         size = "x".join(map(str, task.shape[:2]))
         raise ConfigError(
             f"images large enough for the model {name}", f"data.image_size={size}", "raise data.image_size"
-        ) from None
-
-
-def standardized(image: keras.KerasTensor, task: Task) -> keras.KerasTensor:
-    """Images with mean 0 and deviation 1 in every channel over the training images, float32 whatever the precision."""
-    variance = [max(std, 1.0) ** 2 for std in task.std]  # a channel that is the same everywhere stays 0
-    return keras.layers.Normalization(
-        mean=task.mean, variance=variance, dtype="float32", name="standardized"
-    )(image)
-
-
-def head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
-    """Adds the classifier: one sigmoid unit for two classes, else one softmax unit per class; float32 whatever the precision.
-
-    Args:
-        features: `[B, F]`.
-        classes: Number of classes.
-
-    Returns:
-        Probabilities in float32, `[B, 1]` (of class 1) or `[B, classes]`.
-    """
-    logits = keras.layers.Dense(1 if classes == 2 else classes, dtype="float32", name="logits")(features)
-    activation = "sigmoid" if classes == 2 else "softmax"
-    return keras.layers.Activation(activation, dtype="float32", name="probabilities")(logits)
-
-
-def logits_of(model: keras.Model) -> keras.Model:
-    """The same network, weights shared, ending before its `probabilities` layer."""
-    return keras.Model(model.input, model.get_layer("logits").output, name=f"{model.name}_logits")
-
-
-def resized(net: keras.Model, size: tuple[int, int]) -> keras.Model:
-    """The same network, weights shared, for images of another size.
-
-    Args:
-        net: From images `[B, H, W, C]`.
-        size: Height and width.
-
-    Raises:
-        ConfigError: Its layers do not fit that size.
-    """
-    image = keras.Input((*size, net.input.shape[-1]), name=net.input.name)
-    try:
-        return keras.models.clone_model(net, image, clone_function=lambda layer: layer)
-    except ValueError:
-        fix = "leave it out, or raise it; a model that flattens what it sees of an image takes no other size than data.image_size"
-        raise ConfigError(
-            "a model that takes images of that size too", f"augment.size={list(size)}", fix
         ) from None

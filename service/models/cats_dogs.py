@@ -5,10 +5,11 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from service.models import MODELS, Task, head
+from service.models import Task
+from service.models.layers import add_head
 
 
-def _lecture(task: Task, name: str, dropout: bool) -> keras.Model:
+def _build_lecture(task: Task, name: str, dropout: bool) -> keras.Model:
     inputs = keras.Input(task.shape, name="image")
     x = layers.Rescaling(1 / 255, dtype="float32")(inputs)
     for filters in (16, 32, 64):
@@ -20,10 +21,10 @@ def _lecture(task: Task, name: str, dropout: bool) -> keras.Model:
     x = layers.Dense(512, activation="relu")(x)
     if dropout:
         x = layers.Dropout(0.1)(x)
-    return keras.Model(inputs, head(x, task.classes), name=name)
+    return keras.Model(inputs, add_head(x, task.classes), name=name)
 
 
-def _small(task: Task, name: str, dropout: bool) -> keras.Model:
+def _build_small(task: Task, name: str, dropout: bool) -> keras.Model:
     inputs = keras.Input(task.shape, name="image")
     x = layers.Rescaling(1 / 255, dtype="float32")(inputs)
     for filters in (32, 64, 128, 128):
@@ -33,28 +34,24 @@ def _small(task: Task, name: str, dropout: bool) -> keras.Model:
     if dropout:
         x = layers.Dropout(0.5)(x)
     x = layers.Dense(512, activation="relu")(x)
-    return keras.Model(inputs, head(x, task.classes), name=name)
+    return keras.Model(inputs, add_head(x, task.classes), name=name)
 
 
-@MODELS.register("cats_dogs_lecture")
 def cats_dogs_lecture(task: Task) -> keras.Model:
     """Three 'same' convolutions (16, 32, 64) with pools, dense 512: 10,641,441 parameters at 150x150."""
-    return _lecture(task, "cats_dogs_lecture", dropout=False)
+    return _build_lecture(task, "cats_dogs_lecture", dropout=False)
 
 
-@MODELS.register("cats_dogs_lecture_dropout")
 def cats_dogs_lecture_dropout(task: Task) -> keras.Model:
-    """The lecture's network with dropout 0.3 after the first and last pool, 0.1 after the dense layer."""
-    return _lecture(task, "cats_dogs_lecture_dropout", dropout=True)
+    """`cats_dogs_lecture` with dropout: 0.3 after the first and the last pool, 0.1 after the dense layer."""
+    return _build_lecture(task, "cats_dogs_lecture_dropout", dropout=True)
 
 
-@MODELS.register("cats_dogs_small")
 def cats_dogs_small(task: Task) -> keras.Model:
     """Four 'valid' convolutions (32, 64, 128, 128) with pools, dense 512: 3,453,121 parameters at 150x150."""
-    return _small(task, "cats_dogs_small", dropout=False)
+    return _build_small(task, "cats_dogs_small", dropout=False)
 
 
-@MODELS.register("cats_dogs_small_dropout")
 def cats_dogs_small_dropout(task: Task) -> keras.Model:
-    """The small network with dropout 0.5 before the dense classifier."""
-    return _small(task, "cats_dogs_small_dropout", dropout=True)
+    """`cats_dogs_small` with dropout 0.5 before the dense layers."""
+    return _build_small(task, "cats_dogs_small_dropout", dropout=True)

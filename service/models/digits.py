@@ -5,23 +5,22 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from service.models import MODELS, Task, head
+from service.models import Task
+from service.models.layers import add_head
 
 
-@MODELS.register("mnist_mlp")
 def mnist_mlp(task: Task) -> keras.Model:
-    """784-128-128-10 on inputs standardised by the training set: 118,282 parameters."""
+    """784-128-128-10 on inputs standardized by the training set: 118,282 parameters."""
     inputs = keras.Input(task.shape, name="image")
-    x = layers.Normalization(
-        mean=task.mean, variance=[max(s, 1e-3) ** 2 for s in task.std], dtype="float32", name="standardise"
-    )(inputs)
+    variance = [max(std, 1e-3) ** 2 for std in task.std]
+    # The name of this layer is in saved models.
+    x = layers.Normalization(mean=task.mean, variance=variance, dtype="float32", name="standardise")(inputs)
     x = layers.Flatten()(x)
     x = layers.Dense(128, activation="relu")(x)
     x = layers.Dense(128, activation="relu")(x)
-    return keras.Model(inputs, head(x, task.classes), name="mnist_mlp")
+    return keras.Model(inputs, add_head(x, task.classes), name="mnist_mlp")
 
 
-@MODELS.register("mnist_cnn")
 def mnist_cnn(task: Task) -> keras.Model:
     """Three 3x3 convolutions (32, 64, 64), two pools, one dense layer of 64: 93,322 parameters."""
     inputs = keras.Input(task.shape, name="image")
@@ -33,4 +32,4 @@ def mnist_cnn(task: Task) -> keras.Model:
     x = layers.Conv2D(64, 3, activation="relu")(x)
     x = layers.Flatten()(x)
     x = layers.Dense(64, activation="relu")(x)
-    return keras.Model(inputs, head(x, task.classes), name="mnist_cnn")
+    return keras.Model(inputs, add_head(x, task.classes), name="mnist_cnn")

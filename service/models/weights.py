@@ -1,119 +1,124 @@
-"""Begins a model with weights learned elsewhere: those Keras publishes, or those of a file."""
+"""Loads first weights into a model: those that Keras publishes, or those of a file."""
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import keras
 
 from pipelines.errors import ConfigError
+from pipelines.storage import lock_file
 from service.inference.classifier import load_model
-from service.models.bases import FEATURES, application
-from service.pretrained import BASES, IMAGENET, cached, check_origin
+from service.models.bases import FEATURES, build_base
+from service.pretrained import BASES, IMAGENET, KERAS_SUFFIX, SAVED, cache_path, check_weights
 
 
 def fetch(name: str) -> Path:
-    """The file of the published weights of a base; Keras downloads it where it is not there yet, and checks its digest.
+    """Returns the file with the published weights of a base.
+
+    Keras downloads it where it is missing, and checks its digest.
 
     Raises:
-        ConfigError: It cannot be had.
+        ConfigError: The download failed.
     """
-    path = cached(name)
-    if not path.is_file():
-        with _one_at_a_time(path):
-            if not path.is_file():
-                _published(name)
+    path = cache_path(name)
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with lock_file(path.with_suffix(".lock")):  # the other workers of this machine wait
+        if not path.is_file():
+            _build_published(name)
     return path
 
 
-def load_weights(model: keras.Model, name: str, weights: str) -> None:
-    """Puts weights into a model: of a base into all before its head, of any other into all but its `logits`.
+def load_weights(model: keras.Model, name: str, weights: str, custom_objects: tuple[str, ...] = ()) -> None:
+    """Loads weights into all layers before the head: that of a base, or the last layer with weights.
 
     Layers are paired in their order, whatever they are called.
 
     Args:
-        model: From `build_model`.
-        name: Of the model.
-        weights: `imagenet`, or a file: a `.keras` model that begins with the same layers, or for a base also an `.h5` or
+        model: Model that `build_model` built.
+        name: Name of the model in the configuration.
+        weights: `imagenet`; `saved`, for a model from a `.keras` file: all weights in it, head included; or
+            another file: a `.keras` model that begins with the same layers, or for a base also an `.h5` or
             `.weights.h5` file of the base alone.
+        custom_objects: Modules with the custom layers of a `.keras` file.
 
     Raises:
-        ConfigError: They cannot be had, or are of another architecture.
+        ConfigError: The weights cannot be loaded, or are of another architecture.
     """
-    check_origin(name, weights)
-    end = FEATURES if name in BASES else "logits"
-    names = [layer.name for layer in model.layers]
-    wanted = _weighted(model.layers[: names.index(end)])
-    found = _weighted(_donor(name, weights).layers)
-    for place, layer in enumerate(wanted):
-        other = found[place] if place < len(found) else None
-        if other is None or _shape(other) != _shape(layer):
-            received = f"weights={weights} (layer {place + 1} with weights is {_shape(other) if other else 'missing'})"
+    check_weights(name, weights)
+    if weights == SAVED:
+        donor = load_model(name, custom_objects)
+        _copy_weights(_list_weighted(model.layers), donor, name, weights)
+        return
+    if name in BASES:
+        names = [layer.name for layer in model.layers]
+        targets = _list_weighted(model.layers[: names.index(FEATURES)])
+    else:
+        targets = _list_weighted(model.layers)[:-1]
+    _copy_weights(targets, _load_donor(name, weights, custom_objects), name, weights)
+
+
+def _copy_weights(targets: list[keras.Layer], donor: keras.Model, name: str, weights: str) -> None:
+    """Copies weights layer by layer; changes nothing where one of them does not fit."""
+    sources = _list_weighted(donor.layers)
+    for index, layer in enumerate(targets):
+        source = sources[index] if index < len(sources) else None
+        if source is None or _describe_shape(source) != _describe_shape(layer):
+            found = _describe_shape(source) if source else "missing"
             raise ConfigError(
-                f"weights of {name}, with {_shape(layer)} as {layer.name}",
-                received,
+                f"weights of {name}, with {_describe_shape(layer)} as {layer.name}",
+                f"weights={weights} (layer {index + 1} with weights is {found})",
                 "name a file made from this model",
             )
-    for layer, other in zip(wanted, found, strict=False):
-        layer.set_weights(other.get_weights())
+    for layer, source in zip(targets, sources, strict=False):
+        layer.set_weights(source.get_weights())
 
 
-def _donor(name: str, weights: str) -> keras.Model:
+def _load_donor(name: str, weights: str, custom_objects: tuple[str, ...]) -> keras.Model:
     """A model that has the weights."""
     if weights == IMAGENET:
         fetch(name)
-        return _published(name)
-    if Path(weights).suffix == ".keras":
-        return load_model(weights)
+        return _build_published(name)
+    if Path(weights).suffix == KERAS_SUFFIX:
+        return load_model(weights, custom_objects)
     try:
-        return application(name, weights=weights)
-    except (
-        ValueError,
-        OSError,
-        KeyError,
-        TypeError,
-    ) as error:  # Keras, for other layers, other shapes, or no HDF5 at all
+        return build_base(name, weights=weights)
+    # Keras raises these for other layers, other shapes, and files that are not HDF5.
+    except (ValueError, OSError, KeyError, TypeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]
         raise ConfigError(
             f"weights of {name} without its classifier", f"weights={weights} ({reason})", "name another file"
         ) from None
 
 
-def _published(name: str) -> keras.Model:
+def _build_published(name: str) -> keras.Model:
     try:
-        return application(name, weights=IMAGENET)
+        return build_base(name, weights=IMAGENET)
     except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
         reason = " ".join(str(error).split())[:200]
-        fix = f"connect to the network once, put the file there, or set weights to a file or to none: {cached(name)}"
+        fix = (
+            "connect to the network once, put the file there, or set weights to a file or to none: "
+            f"{cache_path(name)}"
+        )
         raise ConfigError(
             f"the weights of {name} that Keras publishes", f"weights={IMAGENET} ({reason})", fix
         ) from None
 
 
-@contextmanager
-def _one_at_a_time(path: Path) -> Iterator[None]:
-    """Keeps the other workers of this machine waiting meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _list_weighted(layers: list[keras.Layer]) -> list[keras.Layer]:
+    """Layers with weights, those of nested models in place of the model."""
+    found = []
+    for layer in layers:
+        if isinstance(layer, keras.Model):
+            found.extend(_list_weighted(layer.layers))
+        elif layer.weights:
+            found.append(layer)
+    return found
 
 
-def _weighted(layers: list[keras.Layer]) -> list[keras.Layer]:
-    """Layers with weights, those of nested models in their place."""
-    flat = (
-        inner
-        for layer in layers
-        for inner in (_weighted(layer.layers) if isinstance(layer, keras.Model) else [layer])
-    )
-    return [layer for layer in flat if layer.weights]
-
-
-def _shape(layer: keras.Layer) -> str:
-    """What a layer is, in words: weights fit where this is the same."""
-    return " ".join(
-        [type(layer).__name__, *("x".join(map(str, weight.shape)) or "1" for weight in layer.weights)]
-    )
+def _describe_shape(layer: keras.Layer) -> str:
+    """Class and weight shapes of a layer as text; weights fit where this is the same."""
+    shapes = ["x".join(map(str, weight.shape)) or "1" for weight in layer.weights]
+    return " ".join([type(layer).__name__, *shapes])

@@ -166,7 +166,7 @@ def check_paths_persist(**paths: Path) -> None:
 
 def _launch(config: RunConfig, run: Run, spec: WorkerSpec, local: bool, began: float) -> None:
     """Trains a run under its lock, with its status kept up to date."""
-    with run.locked(), _translate_full_disk():
+    with run.hold_lock(), _translate_full_disk():
         timings = {} if local else {"ray": time.perf_counter() - began}
         run.withdraw_stop()
         run.update_status(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import keras
 import tensorflow as tf
 
-from pipelines.augment.colour import LUMA
 from pipelines.errors import ConfigError
 from pipelines.input.batches import Batches
-from pipelines.input.cache import Cache
+from pipelines.input.cache import CacheBudget
 from service.checkpoint import Variables, variables_of
 from service.config import RunConfig
-from service.models import Task, build_model
+from service.models import build_model
+from service.models.check import define_task
 from service.models.weights import load_weights
 from service.pretrained import NONE
 from service.recipe import class_weight_table
@@ -66,7 +66,7 @@ class Learner:
             _average(self.strategy, moving)
 
 
-def open_splits(config: RunConfig, cache: Cache) -> tuple[Batches, Batches | None]:
+def open_splits(config: RunConfig, cache: CacheBudget) -> tuple[Batches, Batches | None]:
     """Returns the batches of the training split, and of the validation split if there is one.
 
     Args:
@@ -103,9 +103,11 @@ def build_network(
     """
     keras.utils.set_random_seed(config.seed)
     with strategy.scope(), precision_scope(config.precision):
-        model = build_model(config.model, _define_task(config, train))
+        model = build_model(
+            config.model, define_task(config.data, train.manifest, config.shards), config.custom_objects
+        )
     if is_new and config.weights != NONE:
-        load_weights(model, config.model, config.weights)
+        load_weights(model, config.model, config.weights, config.custom_objects)
     # A pattern of the last stage that matches nothing should not be found hours later.
     for stage in list_stages(config):
         freeze_layers(model, stage.freeze, stage.train)
@@ -198,23 +200,3 @@ def _average(strategy: tf.distribute.Strategy, variables: Sequence[tf.Variable])
             variable.assign(mean)
 
     tf.function(lambda: strategy.run(average_on_replica))()
-
-
-def _define_task(config: RunConfig, train: Batches) -> Task:
-    """Returns the shape of the images, the number of classes, and the mean and deviation of the pixels."""
-    split = train.manifest.get_split("train")
-    mean = split.mean
-    std = split.std
-    if mean is None or std is None:
-        fix = "build the shard set without --check header, which leaves them out"
-        raise ConfigError(
-            "the mean and deviation of the training images", f"data={config.shards} (not computed)", fix
-        )
-    if config.data.channels == 1:
-        mean = (_luma(mean),)
-        std = (_luma(std),)
-    return Task((*config.data.image_size, config.data.channels), len(train.classes), mean, std)
-
-
-def _luma(rgb: Sequence[float]) -> float:
-    return sum(weight * value for weight, value in zip(LUMA, rgb, strict=True))

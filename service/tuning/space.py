@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import ConfigError, suggest
-from service.config import RunConfig, configured, put
+from service.config import RunConfig, build_config, put
 
 KINDS = ("choice", "uniform", "loguniform", "int")
 DIGITS = 4  # that drawn numbers are rounded to
@@ -84,7 +84,7 @@ class Search:
         Raises:
             ConfigError: They are none that a run can have.
         """
-        return configured(self.preset, self.settings_with(values), self.shards, where)
+        return build_config(self.preset, self.settings_with(values), self.shards, where)
 
     def configs(self, trials: int) -> list[RunConfig]:
         """The configurations of all trials, after every choice and every bound was tried beside the others.

@@ -45,7 +45,7 @@ def _train(run: Run, cpus: int) -> None:
     from service.training.strategy import use_cores
 
     use_cores(cpus)  # the others are for other trials
-    config = check(RunConfig, run.config(), str(run.config_path))
+    config = load_run_config(run)
     with _locked(run):
         run.update_status(
             state="starting",
@@ -69,7 +69,7 @@ def _locked(run: Run) -> Iterator[None]:
     with ExitStack() as stack:
         while True:
             try:
-                stack.enter_context(run.locked())
+                stack.enter_context(run.hold_lock())
                 break
             except ConfigError:
                 if time.monotonic() > deadline:

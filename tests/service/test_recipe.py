@@ -11,7 +11,7 @@ import yaml
 from pipelines.errors import ConfigError
 from pipelines.spec import check
 from service.config import RunConfig, load_config
-from service.recipe import EarlyStoppingSpec, class_weight_table, stopped
+from service.recipe import EarlyStoppingSpec, class_weight_table, should_stop
 
 EVERYTHING = [
     "optimizer={name: sgd, momentum: 0.9, nesterov: true, weight_decay: 0.0001, no_decay: '*/bias', clip_norm: 1}",
@@ -139,14 +139,14 @@ def test_stopping_at_the_epoch_where_patience_ends(
 ) -> None:
     spec = EarlyStoppingSpec(**settings)
     history = [{"loss": 1.0} if loss is None else {"loss": 1.0, "val_loss": float(loss)} for loss in losses]
-    ends = [n for n in range(len(history) + 1) if stopped(history[:n], spec)]
+    ends = [n for n in range(len(history) + 1) if should_stop(history[:n], spec)]
     assert (ends[0] if ends else None) == epochs
 
 
 def test_an_accuracy_has_to_rise() -> None:
     history = [{"val_accuracy": value} for value in (0.5, 0.6, 0.7, 0.7)]
     spec = EarlyStoppingSpec(metric="val_accuracy", patience=1)
-    assert [stopped(history[:n], spec) for n in (1, 2, 3, 4)] == [False, False, False, True]
+    assert [should_stop(history[:n], spec) for n in (1, 2, 3, 4)] == [False, False, False, True]
 
 
 def test_class_weights() -> None:

@@ -106,5 +106,5 @@ def test_a_killed_run_counts_as_interrupted(
     assert run.state() == ""
     run.create({})
     run.update_status(state=told, environment={"host": host or platform.node()})
-    with run.locked() if held else contextlib.nullcontext():
+    with run.hold_lock() if held else contextlib.nullcontext():
         assert run.state() == state

@@ -141,7 +141,7 @@ def build_section(
         return None
     selection = select_images(images, classes, provenance)
     # A second copy of the model: its weights are replaced, and other sections use the first.
-    compared = ComparedRun(run, run.path.name, load_model(run.model_path), provenance)
+    compared = ComparedRun(run, run.path.name, load_model(run.model_path, run.custom_objects()), provenance)
     timeline = compute_timeline(compared, selection)
     if len(timeline.outputs) < 2:
         return None

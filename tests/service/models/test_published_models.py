@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from service.models import Task, build_model, logits_of
+from service.models import Task, build_model
+from service.models.layers import build_logits_model
 
 DIGITS = Task((28, 28, 1), 10, (33.3,), (78.6,))
 PHOTOS = Task((150, 150, 3), 2, (124.0, 116.0, 106.0), (66.0, 65.0, 66.0))
@@ -58,11 +59,11 @@ def test_mlp_standardises_by_the_training_set() -> None:
 def test_probabilities_are_the_sigmoid_or_softmax_of_the_logits() -> None:
     images = np.random.default_rng(0).uniform(0, 255, (3, 28, 28, 1)).astype(np.float32)
     many = build_model("mnist_cnn", DIGITS)
-    logits = np.asarray(logits_of(many)(images))
+    logits = np.asarray(build_logits_model(many)(images))
     np.testing.assert_allclose(many(images), np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-5)
     two = build_model("mnist_cnn", Task((28, 28, 1), 2, (0.0,), (1.0,)))
     assert two.output.shape == (None, 1)
-    np.testing.assert_allclose(two(images), 1 / (1 + np.exp(-np.asarray(logits_of(two)(images)))), rtol=1e-5)
+    np.testing.assert_allclose(two(images), 1 / (1 + np.exp(-np.asarray(build_logits_model(two)(images)))), rtol=1e-5)
 
 
 def test_images_too_small_for_the_model_are_a_clear_error() -> None:

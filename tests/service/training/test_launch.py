@@ -141,7 +141,7 @@ def test_only_one_process_trains_a_run(
         launch.train(config, tmp_path / "run")
     run = Run(tmp_path / "run")
     before = run.status()
-    with run.locked(), pytest.raises(ConfigError, match="nobody is training"):
+    with run.hold_lock(), pytest.raises(ConfigError, match="nobody is training"):
         launch.resume(run.path)
     assert run.status() == before
 

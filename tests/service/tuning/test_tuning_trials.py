@@ -13,7 +13,7 @@ from ray import tune as ray_tune
 from training_samples import noise_shards
 
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.storage import locked
+from pipelines.storage import lock_file
 from service.runs import Run
 from service.tuning import trial
 from service.tuning.driver import BEST, LOCK, _conclude, tune
@@ -83,7 +83,7 @@ def test_one_search_at_a_time(plan: Plan, tmp_path: Path) -> None:
     out = tmp_path / "search"
     out.mkdir()
     with (
-        locked(out / LOCK, ConfigError("a", "b", "c")),
+        lock_file(out / LOCK, ConfigError("a", "b", "c")),
         pytest.raises(ConfigError, match="that nobody is running"),
     ):
         tune(plan, out)
@@ -109,7 +109,7 @@ def test_a_trial_waits_for_the_process_it_follows(tmp_path: Path, monkeypatch: p
     held, let_go = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with run.locked():
+        with run.hold_lock():
             held.set()
             let_go.wait()
             time.sleep(0.2)
@@ -122,7 +122,7 @@ def test_a_trial_waits_for_the_process_it_follows(tmp_path: Path, monkeypatch: p
         pass
     monkeypatch.setattr(trial, "PATIENCE_SECONDS", 60.0)
     let_go.set()
-    with trial._locked(run), pytest.raises(ConfigError), run.locked():
+    with trial._locked(run), pytest.raises(ConfigError), run.hold_lock():
         pass
     before.join()
 

@@ -1,0 +1,222 @@
+"""Copies the files of a user that a run needs, with their digests, so that the run needs nothing else.
+
+`service/runs.py` stores them in the run directory; nothing else calls this module.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+import sysconfig
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import packages_distributions, version
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ConfigError
+from pipelines.plugins import find_entry_points, is_reference, reference_file, split_reference
+from pipelines.storage import hash_file
+from service.pretrained import is_weights_file
+
+OWN_PACKAGES = ("glassbox", "pipelines", "service")
+FILE_SUFFIXES = (".py", ".keras", ".h5")
+LARGEST_DATA_FILE = 1_000_000  # bytes; larger files of a package that are not Python code stay where they are
+LARGEST_PACKAGE = 64_000_000  # bytes
+ENTRY_POINT_GROUPS = ("glassbox.models", "glassbox.augmentations")
+
+
+@dataclass
+class CodeCopy:
+    """Copies of user files in a folder.
+
+    Args:
+        folder: Folder that receives the copies; it is created with the first of them.
+
+    Attributes:
+        originals: What the configuration named, by the name of its copy relative to the folder.
+        installed: Distribution and version of code that is installed and was not copied, by name.
+    """
+
+    folder: Path
+    originals: dict[str, str] = field(default_factory=dict)
+    installed: dict[str, str] = field(default_factory=dict)
+
+    def add(self, name: str) -> str | None:
+        """Copies what a name refers to.
+
+        Args:
+            name: `file.py:NAME`, `[FOLDER/]package.module[:NAME]`, or a `.py`, `.keras` or `.h5` file.
+
+        Returns:
+            The name of the copy relative to the folder, in the same form; None for code that is installed.
+
+        Raises:
+            ConfigError: There is no such file or module, or its package is too large.
+        """
+        file = reference_file(name)
+        if file is not None:
+            stored = f"{self._add_file(file, name)}:{name.rpartition(':')[2]}"
+        elif name.endswith(FILE_SUFFIXES):
+            stored = self._add_file(Path(name).expanduser(), name)
+        else:
+            package_name = self._add_package(name)
+            if package_name is None:
+                return None
+            stored = package_name
+        self.originals[stored] = name
+        return stored
+
+    def hash_files(self) -> dict[str, str]:
+        """Returns the SHA-256 of every copied file, by its path relative to the folder."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)): hash_file(path) for path in files}
+
+    def _add_file(self, file: Path, name: str) -> str:
+        if not file.is_file():
+            raise ConfigError("a file that exists", name, "correct the path")
+        target = self.folder / file.name
+        number = 1
+        while target.exists() and hash_file(target) != hash_file(file):
+            number += 1
+            target = self.folder / str(number) / file.name  # another file of the same name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+        return str(target.relative_to(self.folder))
+
+    def _add_package(self, name: str) -> str | None:
+        """Copies the whole package around a module, unless it is installed."""
+        module, _, attribute = name.partition(":")
+        folder, dotted, _ = split_reference(f"{module}:NAME")
+        package = dotted.partition(".")[0]
+        source = _find_package(package, Path(folder).expanduser() if folder else None, name)
+        if package in OWN_PACKAGES or source is None or is_installed(source):
+            self.installed[name] = _describe_distribution(package)
+            return None
+        files = [source] if source.is_file() else list(_iterate_files(source))
+        total = sum(file.stat().st_size for file in files)
+        if total > LARGEST_PACKAGE:
+            received = f"{name} ({source}, {total / 1e6:.0f} MB in {len(files)} files)"
+            raise ConfigError(
+                f"a package of at most {LARGEST_PACKAGE / 1e6:.0f} MB",
+                received,
+                "install it, or move the code into a package of its own",
+            )
+        for file in files:
+            target = self.folder / file.relative_to(source.parent)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+        return f"{dotted}:{attribute}" if attribute else dotted
+
+
+def find_names(config: dict[str, Any]) -> tuple[str, ...]:
+    """Returns everything in a configuration that refers to a user's files or code, in a fixed order.
+
+    Args:
+        config: Configuration of a run as plain values.
+    """
+    names = []
+    model = str(config.get("model", ""))
+    if model.endswith(FILE_SUFFIXES) or is_reference(model):
+        names.append(model)
+    weights = str(config.get("weights", "none"))
+    if is_weights_file(weights):
+        names.append(weights)
+    names += config.get("custom_objects") or ()
+    names += [key for key in config.get("augment") or {} if is_reference(key)]
+    return tuple(dict.fromkeys(names))
+
+
+def find_packages(names: Iterable[str]) -> tuple[str, ...]:
+    """Returns the packages in the names that `find_names` gives: those of `package.module`, not of files.
+
+    Args:
+        names: References to user code and paths of files.
+    """
+    packages = []
+    for name in names:
+        if reference_file(name) is None and not name.endswith(FILE_SUFFIXES):
+            module = name.partition(":")[0].rpartition("/")[2]
+            packages.append(module.partition(".")[0])
+    return tuple(packages)
+
+
+def replace_names(value: Any, names: dict[str, str]) -> Any:
+    """Returns nested plain values with some texts, keys included, replaced."""
+    if isinstance(value, dict):
+        return {names.get(key, key): replace_names(item, names) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [replace_names(item, names) for item in value]
+    return names.get(value, value) if isinstance(value, str) else value
+
+
+def list_modules(config: dict[str, Any]) -> tuple[str, ...]:
+    """Returns the modules that may define custom layers of a model: its function's, and those declared.
+
+    Args:
+        config: Configuration of a run as plain values.
+    """
+    model = str(config.get("model", ""))
+    modules = []
+    if is_reference(model):
+        modules.append(model.rpartition(":")[0])
+    for entry_point in find_entry_points("glassbox.models").get(model, [])[:1]:
+        modules.append(entry_point.module)
+    modules += config.get("custom_objects") or ()
+    return tuple(dict.fromkeys(modules))
+
+
+def describe_entry_points(config: dict[str, Any]) -> dict[str, str]:
+    """Returns distribution and version of the installed packages whose entry points a configuration uses."""
+    used = {str(config.get("model", "")), *(config.get("augment") or {})}
+    found = {}
+    for group in ENTRY_POINT_GROUPS:
+        for name, entry_points in find_entry_points(group).items():
+            distribution = entry_points[0].dist
+            if name in used and distribution is not None:
+                found[name] = f"{distribution.name} {distribution.version}"
+    return found
+
+
+def _find_package(package: str, folder: Path | None, name: str) -> Path | None:
+    """The folder of a package, or the file of a module; None for what is built into Python.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if folder is not None:
+        places = [folder / package, folder / f"{package}.py"]
+        found = next((place for place in places if place.exists()), None)
+        if found is None:
+            raise ConfigError(f"a package {package} in {folder}", name, "correct the folder or the name")
+        return found.absolute()
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        raise ConfigError(
+            "a package that can be imported", name, "install it, or write FOLDER/package.module"
+        )
+    if spec.submodule_search_locations:
+        return Path(next(iter(spec.submodule_search_locations))).absolute()
+    return Path(spec.origin).absolute() if spec.has_location and spec.origin else None
+
+
+def is_installed(source: Path) -> bool:
+    """Tells whether code belongs to Python or to an installed distribution, not to a working folder."""
+    folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    is_below = any(source.is_relative_to(folder) for folder in folders if folder)
+    return is_below or bool({"site-packages", "dist-packages"} & set(source.parts))
+
+
+def _describe_distribution(package: str) -> str:
+    names = packages_distributions().get(package)
+    return f"{names[0]} {version(names[0])}" if names else package
+
+
+def _iterate_files(package: Path) -> Iterator[Path]:
+    """Python code of a package, and its other files if they are small; no caches and nothing hidden."""
+    for path in sorted(package.rglob("*")):
+        parts = path.relative_to(package).parts
+        if any(part.startswith(".") or part == "__pycache__" for part in parts) or not path.is_file():
+            continue
+        if path.suffix == ".py" or path.stat().st_size <= LARGEST_DATA_FILE:
+            yield path

@@ -1,0 +1,287 @@
+"""Models from outside the package: what is inferred about them, what is refused, and runs that need nothing else."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from training_samples import fit_run, noise_shards
+
+from pipelines.errors import ConfigError
+from service.config import load_config, load_run_config
+from service.models import Task
+from service.models.adapt import adapt_model
+from service.models.check import check_model
+from service.runs import Run
+from service.training.launch import train
+
+ROOT = Path(__file__).resolve().parents[3]
+SHAPE = (12, 12, 3)
+
+CUSTOM_LAYER = """
+import keras
+
+class Shift(keras.layers.Layer):
+    def __init__(self, amount, **options):
+        super().__init__(**options)
+        self.amount = amount
+
+    def call(self, x):
+        return x + self.amount
+
+    def get_config(self):
+        return super().get_config() | {"amount": self.amount}
+"""
+FUNCTION = """
+def build(task):
+    image = keras.Input(task.shape)
+    x = keras.layers.Rescaling(1 / 255)(image)
+    x = keras.layers.Conv2D(4, 3, activation="relu")(Shift(0.5)(x))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(image, keras.layers.Dense(task.classes, activation="softmax")(x))
+"""
+
+
+def task(classes: int = 3) -> Task:
+    return Task(SHAPE, classes, (120.0,) * 3, (60.0,) * 3)
+
+
+def network(*ends: Any, scaled: bool = True) -> keras.Model:
+    """Pixels to features, and some last layers."""
+    first = [layers.Rescaling(1 / 255)] if scaled else []
+    return keras.Sequential([keras.Input(SHAPE), *first, layers.Flatten(), *ends])
+
+
+def pixels(count: int = 4) -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (count, *SHAPE)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("ends", "classes", "note"),
+    [
+        ([layers.Dense(3, activation="softmax")], 3, "ends in softmax"),
+        ([layers.Dense(3), layers.Activation("softmax")], 3, "ends in softmax"),
+        ([layers.Dense(3), layers.Softmax()], 3, "ends in softmax"),
+        ([layers.Dense(2, activation="softmax")], 2, "ends in softmax"),
+        ([layers.Dense(1, activation="sigmoid")], 2, "ends in sigmoid"),
+        (
+            [keras.Sequential([layers.Dense(3, activation="softmax")]), layers.Dropout(0.5)],
+            3,
+            "ends in softmax",
+        ),
+    ],
+)
+def test_the_activation_of_the_head_moves_behind_the_logits(
+    ends: list[layers.Layer], classes: int, note: str
+) -> None:
+    model = network(*[layer.__class__.from_config(layer.get_config()) for layer in ends])
+    expected = np.asarray(model(pixels()))
+    adapted, notes = adapt_model(model, "mine", task(classes))
+    assert note in notes[0]
+    np.testing.assert_allclose(adapted(pixels()), expected, atol=1e-6)
+    logits = np.asarray(keras.Model(adapted.input, adapted.get_layer("logits").output)(pixels()))
+    squash = keras.ops.softmax if classes > 2 or expected.shape[1] > 1 else keras.ops.sigmoid
+    np.testing.assert_allclose(squash(logits), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("units", "classes"), [(3, 3), (1, 2), (2, 2)])
+def test_a_head_without_activation_gives_logits(units: int, classes: int) -> None:
+    model = network(layers.Dense(units))
+    expected = np.asarray(model(pixels()))
+    adapted, notes = adapt_model(model, "mine", task(classes))
+    assert "has no activation, so its outputs are taken for logits" in notes[0]
+    logits = keras.Model(adapted.input, adapted.get_layer("logits").output)
+    np.testing.assert_allclose(logits(pixels()), expected, atol=1e-6)
+    squash = keras.ops.sigmoid if units == 1 else keras.ops.softmax
+    np.testing.assert_allclose(adapted(pixels()), squash(expected), atol=1e-6)
+
+
+def test_a_last_layer_named_logits_is_believed() -> None:
+    adapted, notes = adapt_model(network(layers.Dense(3, activation="tanh", name="logits")), "mine", task())
+    assert "named logits" in notes[0]
+    assert adapted.layers[-1].name == "probabilities"
+    again, notes = adapt_model(adapted, "mine", task())
+    assert [layer.name for layer in again.layers] == [layer.name for layer in adapted.layers]
+    assert "ends in the layers logits and probabilities" in notes[0]
+
+
+def test_pixels_are_scaled_where_the_model_does_not_scale_them_itself() -> None:
+    model = network(layers.Dense(3), scaled=False)
+    expected = np.asarray(model(pixels() / 255))
+    adapted, notes = adapt_model(model, "mine", task())
+    assert "pixels are divided by 255" in notes[1]
+    logits = keras.Model(adapted.input, adapted.get_layer("logits").output)
+    np.testing.assert_allclose(logits(pixels()), expected, rtol=1e-4, atol=1e-5)
+    _, notes = adapt_model(network(layers.Dense(3)), "mine", task())
+    assert notes[1] == "model=mine: it scales pixels of 0 to 255 itself"
+
+
+def two_inputs() -> keras.Model:
+    images = [keras.Input(SHAPE), keras.Input(SHAPE)]
+    return keras.Model(images, layers.Dense(3)(layers.Flatten()(layers.Add()(images))))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: "model", r"that returns a Keras model. Received: model=mine \(returned str\)"),
+        (lambda: keras.Sequential([layers.Dense(3)]), r"fixed input size.*Sequential without an input"),
+        (lambda: type("Net", (keras.Model,), {})(), "functional or Sequential model.*subclassed Net"),
+        (
+            lambda: keras.Sequential(
+                [keras.Input((None, None, 3)), layers.Conv2D(3, 3), layers.GlobalMaxPooling2D()]
+            ),
+            r"fixed input size.*input \?x\?x3.*for images of 12x12x3",
+        ),
+        (
+            lambda: keras.Sequential([keras.Input((8, 8, 3)), layers.Flatten(), layers.Dense(3)]),
+            "input 8x8x3",
+        ),
+        (two_inputs, "2 inputs, 1 outputs"),
+        (lambda: network(layers.Dense(10, activation="softmax")), r"the 3 classes.*10 output units"),
+        (lambda: network(layers.Dense(1, activation="sigmoid")), r"the 3 classes.*1 output units"),
+        (lambda: keras.Sequential([keras.Input(SHAPE), layers.Conv2D(3, 3)]), r"output \(None, 10, 10, 3\)"),
+        (
+            lambda: network(layers.Dense(3, activation="sigmoid")),
+            "head that is recognized.*activation sigmoid, 3",
+        ),
+        (lambda: network(layers.Dense(3, activation="tanh")), "head that is recognized.*tanh"),
+        (lambda: network(layers.Dense(3), layers.ReLU()), "head that is recognized.*ReLU"),
+        (lambda: network(layers.Dense(3, name="logits"), layers.ReLU()), "layer logits is not the last"),
+    ],
+)
+def test_a_model_that_is_no_classifier_for_the_data_is_refused(model: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        adapt_model(model(), "mine", task())
+
+
+def test_one_softmax_unit_is_refused() -> None:
+    with pytest.raises(ConfigError, match="head that is recognized.*activation softmax, 1 units"):
+        adapt_model(network(layers.Dense(1, activation="softmax")), "mine", task(2))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return noise_shards(tmp_path_factory.mktemp("shards") / "set", classes=3)
+
+
+def settings(model: str, *more: str) -> list[str]:
+    small = ["data.image_size=[12,12]", "global_batch=8", "epochs=3", "data.cache=none"]
+    return [f"model={model}", *small, *more]
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        ("def build(task): return 1", "that returns a Keras model"),
+        ("def build(): pass", r"a function that builds a model. Received: .*TypeError: build\(\) takes 0"),
+        ("def build(task):\n    return task.size", r"AttributeError: .* \(line 2\)"),
+        ("build = 3", r"a function that builds a model. Received: .*\(a int\)"),
+        ("import keras\n\ndef other(task): pass", "use other"),
+        ("import nonsense", "nonsense"),
+        (
+            "import keras\ndef build(task):\n return keras.Sequential([keras.Input(task.shape), "
+            "keras.layers.Flatten(), keras.layers.Lambda(lambda x: x), keras.layers.Dense(task.classes)])",
+            "a model that can be saved and loaded",
+        ),
+        ("import beside\ndef build(task): return beside.build(task)", r"imports beside from .*beside\.py"),
+    ],
+)
+def test_a_function_that_cannot_be_trained_is_refused(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str, message: str
+) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(code)
+    (tmp_path / "beside.py").write_text(CUSTOM_LAYER + FUNCTION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ConfigError, match=message):
+        check_model(load_config("demo", shards, settings(f"{file}:build")), in_process=True)
+    sys.modules.pop("beside", None)
+
+
+def test_nothing_is_written_for_a_model_that_is_refused(shards: Path, tmp_path: Path) -> None:
+    """The check runs in a process of its own, and its error comes back."""
+    file = tmp_path / "mine.py"
+    file.write_text("def build(task): return 1")
+    with pytest.raises(ConfigError, match=r"that returns a Keras model\. Received: model=.*mine\.py:build"):
+        train(load_config("demo", shards, settings(f"{file}:build")), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("smal_cnn", "use small_cnn"),
+        ("missing.py:build", r"a Python file.*missing\.py:build"),
+        ("missing.keras", "no such file"),
+        ("no_such_package.models:build", "no_such_package"),
+    ],
+)
+def test_unknown_models_are_refused(shards: Path, model: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        check_model(load_config("demo", shards, settings(model)), in_process=True)
+
+
+def write_package(folder: Path) -> None:
+    package = folder / "flowernets" / "nets"
+    package.mkdir(parents=True)
+    (folder / "flowernets" / "__init__.py").write_text("")
+    (folder / "flowernets" / "layers.py").write_text(CUSTOM_LAYER)
+    (package / "__init__.py").write_text("import keras\nfrom ..layers import Shift\n" + FUNCTION)
+
+
+def write_file(folder: Path) -> None:
+    (folder / "nets.py").write_text(CUSTOM_LAYER + FUNCTION)
+
+
+AFTERWARDS = """
+import sys
+from service.cli import main
+run, shards = sys.argv[1:]
+for words in (
+    ["train", "--local", "--resume", "--out", run],
+    ["evaluate", "--model", run, "--data", shards],
+    ["report", run],
+):
+    code = main(words)
+    if code:
+        sys.exit(f"{words[0]}: exit {code}")
+"""
+
+
+@pytest.mark.parametrize(
+    ("write", "reference", "stored"),
+    [
+        (write_file, "nets.py:build", "code/nets.py:build"),
+        (write_package, "flowernets.nets:build", "code/flowernets.nets:build"),
+    ],
+)
+def test_a_run_needs_nothing_but_its_copy_of_the_code(
+    shards: Path, tmp_path: Path, write: Any, reference: str, stored: str
+) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    write(mine)
+    config = load_config("demo", shards, settings(f"{mine}/{reference}"))
+    run = Run(tmp_path / "run")
+    run.create(config.model_dump(mode="json"))
+    assert f"model: {stored}\n" in run.config_path.read_text()
+    fit_run(run.path, load_run_config(run), checks=3)
+    epochs_before = len(run.metrics())
+    assert epochs_before < 3
+
+    shutil.rmtree(mine)
+    moved = Run(run.path.rename(tmp_path / "moved"))
+    command = [sys.executable, "-c", AFTERWARDS, str(moved.path), str(shards)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(moved.metrics()) == 3
+    assert "accuracy" in done.stdout
+    assert (moved.report / "index.html").is_file()
