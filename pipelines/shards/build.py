@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.records import Rejected
-from pipelines.shards.build_directory import BuildDirectory, lock_build_directory
+from pipelines.shards.build_directory import BuildDirectory, check_output, lock_build_directory
 from pipelines.shards.manifest import VERSION, Manifest
 from pipelines.shards.plan import plan_shards
 from pipelines.shards.task import prepare_examples
@@ -58,7 +58,7 @@ def build_shards(
         DataError: No image is usable, `train` has images of fewer than two classes, or the source failed or
             changed.
     """
-    _check_options(spec, workers)
+    check_request(out, spec, workers)
     plan = plan_shards(source.counts(), _resolve_shard_rows(source, spec))
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
@@ -91,8 +91,17 @@ def _ignore_progress(done: int, total: int) -> None:
     pass
 
 
-def _check_options(spec: ShardSpec, workers: int | None) -> None:
-    """Raises a `ConfigError` for options that contradict each other."""
+def check_request(out: Path, spec: ShardSpec, workers: int | None = None) -> None:
+    """Checks what can be checked before the source is opened, which may take long.
+
+    Args:
+        out: Directory to create.
+        spec: Options of the shard set.
+        workers: Largest number of shards built at a time; None for one per CPU of the cluster.
+
+    Raises:
+        ConfigError: The options contradict each other, or `out` is occupied.
+    """
     if spec.check == "header" and (spec.encoding != "as-found" or spec.store_size):
         raise ConfigError(
             "images stored as found where only headers are checked",
@@ -109,6 +118,7 @@ def _check_options(spec: ShardSpec, workers: int | None) -> None:
         raise ConfigError(
             "at least one worker", f"workers={workers}", "give a number from 1, or leave it out for all CPUs"
         )
+    check_output(out)
 
 
 def _resolve_shard_rows(source: Source, spec: ShardSpec) -> ShardSpec:

@@ -146,6 +146,16 @@ def lock_build_directory(out: Path, digest: str, about: Mapping[str, str]) -> It
                 out.rmdir()
 
 
+def check_output(out: Path) -> None:
+    """Makes sure, without locking it, that a build may start or resume in a directory.
+
+    Raises:
+        ConfigError: Something else is there.
+    """
+    if not (out / WORK_FOLDER).is_dir():
+        _check_empty(out)
+
+
 def _check_empty(out: Path) -> None:
     if not out.exists():
         return

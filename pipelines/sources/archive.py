@@ -130,7 +130,6 @@ class ArchiveSource:
         return Example(content, member["label"], identifier)
 
 
-@SOURCES.register("archive")
 def open_archive(argument: str) -> ArchiveSource:
     """Lists an archive file; `pipelines.sources.layout.arrange_files` describes its layout and order.
 
@@ -171,6 +170,9 @@ def open_archive(argument: str) -> ArchiveSource:
     classes, splits = arrange_files(argument, members, folders)
     splits = {split: _mark_overwritten(table) for split, table in splits.items()}
     return ArchiveSource(f"archive:{argument}", classes, str(path), kind, length, splits, points)
+
+
+SOURCES.register("archive")(open_archive)  # no decorator, which would hide the return type
 
 
 def find_archive_kind(path: str) -> str | None:

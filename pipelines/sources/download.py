@@ -243,7 +243,7 @@ class _Download:
         return DataError("a file that can be downloaded", f"{_strip_secrets(self.address)} ({reason})", fix)
 
 
-class _HttpsAdapter(HTTPAdapter):
+class _HttpsAdapter(HTTPAdapter):  # type: ignore[misc]
     """Also trusts the certificates of the system, or those of SSL_CERT_FILE."""
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:

@@ -178,7 +178,7 @@ def _paint_distractor(
         shade = shade + speckles[rows, columns]
     # A little out of focus, but never sharper than a pixel.
     blur = max(draws.between(0.01, 0.02), 1.0 / size) / radius
-    colours = [value * shade for value in draws.colour(0.2, 0.8, 0.4)]
+    colours: list[Plane] = [value * shade for value in draws.colour(0.2, 0.8, 0.4)]
     _blend(part, _compute_cover(compute_distance(0.0), blur), colours)
 
 

@@ -127,13 +127,14 @@ def run_build(options: argparse.Namespace) -> None:
         ConfigError: An option is invalid; see `build_shards`.
         DataError: The source cannot be used.
     """
-    from pipelines.shards.build import build_shards
+    from pipelines.shards.build import build_shards, check_request
     from pipelines.sources import open_source
     from pipelines.spec import ShardSpec, check
 
     settings = {name: getattr(options, name) for name in ShardSpec.model_fields}
     given = {name: value for name, value in settings.items() if value is not None}
     spec = check(ShardSpec, given, "the command line")
+    check_request(Path(options.out), spec, options.workers)
     source = open_source(options.source)
     with progress_bar("building shards") as update:
         clock = BuildClock(update)

@@ -8,21 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from package_samples import write_package
 
 from pipelines.errors import ConfigError
 from pipelines.plugins import is_reference, load_reference, reference_file
 from pipelines.registry import Registry
 
-
-def write_package(root: Path, name: str, code: str, entry_points: str) -> None:
-    """Installs a package by hand: its code and the metadata that pip would write."""
-    (root / name).mkdir()
-    (root / name / "__init__.py").write_text("")
-    (root / name / "animals.py").write_text(code)
-    metadata = root / f"{name}-1.0.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (metadata / "entry_points.txt").write_text(entry_points)
+ANIMALS = {"animals": "def cat(): return 'meow'"}
 
 
 @pytest.fixture
@@ -124,7 +116,7 @@ def test_a_file_that_failed_is_executed_again(tmp_path: Path) -> None:
 
 
 def test_modules(site: Path) -> None:
-    write_package(site, "zoo", "def cat(): return 'meow'", "")
+    write_package(site, "zoo", ANIMALS)
     assert load_reference("zoo.animals:cat", "animal")() == "meow"
     with pytest.raises(
         ConfigError, match=r"a name that zoo\.animals defines\. .*animal=zoo\.animals:cta.*use cat"
@@ -142,7 +134,7 @@ def test_modules(site: Path) -> None:
 
 def test_a_registry_finds_entry_points_and_references(site: Path) -> None:
     entry_points = "[glassbox.animals]\ncat = zoo.animals:cat\ndog = zoo.animals:dog\nowl = zoo.birds:owl\n"
-    write_package(site, "zoo", "def cat(): return 'meow'", entry_points)
+    write_package(site, "zoo", ANIMALS, entry_points)
     animals = Registry("animal", group="glassbox.animals")
     animals.register("cow")("moo")
     assert animals.names() == ("cat", "cow", "dog", "owl")
@@ -157,7 +149,7 @@ def test_a_registry_finds_entry_points_and_references(site: Path) -> None:
 
 
 def test_own_names_come_before_those_of_packages(site: Path) -> None:
-    write_package(site, "zoo", "def cat(): return 'meow'", "[glassbox.animals]\ncat = zoo.animals:cat\n")
+    write_package(site, "zoo", ANIMALS, "[glassbox.animals]\ncat = zoo.animals:cat\n")
     animals = Registry("animal", group="glassbox.animals")
     animals.register("cat")("purr")
     assert animals.get("cat") == "purr"
@@ -165,8 +157,7 @@ def test_own_names_come_before_those_of_packages(site: Path) -> None:
 
 def test_two_packages_with_one_name_are_refused(site: Path) -> None:
     for package in ("zoo", "farm"):
-        code, entry_points = "def cat(): return 'meow'", f"[glassbox.animals]\ncat = {package}.animals:cat\n"
-        write_package(site, package, code, entry_points)
+        write_package(site, package, ANIMALS, f"[glassbox.animals]\ncat = {package}.animals:cat\n")
     with pytest.raises(
         ConfigError, match=r"one package that provides the animal.*animal=cat \(\S+ and \S+\)"
     ):
