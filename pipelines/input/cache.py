@@ -1,4 +1,4 @@
-"""Where decoded images are kept between epochs: nowhere, in RAM, or in accelerator memory."""
+"""Keeps decoded images between epochs: nowhere, in RAM, or in accelerator memory, whichever fits."""
 
 from __future__ import annotations
 
@@ -11,46 +11,48 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError
-from pipelines.input.memory import available_gpu_memory, available_ram
+from pipelines.input.memory import measure_available_gpu_memory, measure_available_ram
 from pipelines.input.order import PADDING
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
 
 Images = NDArray[np.uint8]
-Kind = Literal["none", "host", "device"]
+TierName = Literal["none", "host", "device"]
 
-SHARE = 0.5  # of the free memory that decoded images may take; the rest is for the model and everyone else
-WORD = 8  # bytes that lie in accelerator memory as one int64: uint8 cannot be summed over replicas, and int32 lies in RAM
+SHARE = 0.5  # of the free memory that decoded images may take; the rest is for the model and other processes
+# Images are stored on a device as int64: uint8 cannot be summed over replicas, and int32 would stay in RAM.
+WORD_BYTES = 8
 
 
 @dataclass(frozen=True)
 class Tier:
-    """Where the decoded images of a split are kept, and why.
+    """The memory that holds the decoded images of a split.
 
     Attributes:
-        name: `none`, `host` or `device`.
-        reason: Bytes and what else led to the choice.
-        sharded: On devices: whether each replica holds a part of the rows instead of all.
+        name: One of `none`, `host` and `device`.
+        reason: Sizes and other facts that led to the choice.
+        is_sharded: Whether each replica holds a part of the rows on its device instead of all of them.
     """
 
-    name: Kind
+    name: TierName
     reason: str
-    sharded: bool = False
+    is_sharded: bool = False
 
     def __str__(self) -> str:
-        return f"cache: {self.name}{' sharded' if self.sharded else ''} ({self.reason})"
+        return f"cache: {self.name}{' sharded' if self.is_sharded else ''} ({self.reason})"
 
 
 @dataclass
-class Cache:
-    """The memory that the decoded images of a run may take. Give the same one to every split, so that they share it.
+class CacheBudget:
+    """The memory that the decoded images of a run may take. All splits of a run share one budget.
 
     Attributes:
-        strategy: Of the training, whose step calls `Batches.attach`; None where nothing does: then `device` is not to be had.
-        workers: Processes like this one on this machine, which share its RAM.
-        progress: Called with the images decoded so far, and how many there are, while a cache is filled.
-        ram: Bytes free; None measures at the first question.
-        gpu: Bytes free on each GPU, 0 without; None measures likewise.
+        strategy: Strategy whose training step calls `Batches.attach`; None if nothing does, which rules out
+            the tier `device`.
+        workers: Number of worker processes on this machine, which share its RAM.
+        progress: Called while a cache is filled, with the number of images decoded so far and of all.
+        ram: Free bytes of RAM; None to measure them when they are first needed.
+        gpu: Free bytes on each GPU, 0 without one; None to measure them when they are first needed.
     """
 
     strategy: tf.distribute.Strategy | None = None
@@ -60,176 +62,186 @@ class Cache:
     gpu: int | None = None
 
     def choose(self, rows: int, data: DataSpec) -> Tier:
-        """Decides where the decoded images of a split go, and counts them in when the next split asks.
+        """Chooses the tier of a split's decoded images, and deducts them from the budget.
 
         Args:
-            rows: Images.
-            data: Their size, and the tier asked for.
+            rows: Number of images in the split.
+            data: Size of the images, and the requested tier.
 
         Raises:
-            ConfigError: The tier asked for does not fit.
+            ConfigError: The requested tier does not fit.
         """
-        return self.reserve(
-            rows * int(np.prod(data.image_size)) * data.channels, "decoded images", data.cache
-        )
+        size = rows * int(np.prod(data.image_size)) * data.channels
+        return self.reserve(size, "decoded images", data.cache)
 
-    def reserve(self, size: int, what: str, asked: Literal["auto"] | Kind = "auto") -> Tier:
-        """Decides where a table goes, and counts it in when the next one asks.
+    def reserve(self, size: int, content: str, requested: Literal["auto"] | TierName = "auto") -> Tier:
+        """Chooses the tier of a table, and deducts it from the budget.
 
         Args:
-            size: Bytes.
-            what: In words.
-            asked: The tier asked for; `auto` takes the fastest that fits.
+            size: Bytes of the table.
+            content: What the table holds, for messages.
+            requested: The requested tier; `auto` chooses the fastest that fits.
 
         Raises:
-            ConfigError: The tier asked for does not fit.
+            ConfigError: The requested tier does not fit.
         """
-        if asked == "none":
-            return Tier("none", "as asked for")
+        if requested == "none":
+            return Tier("none", "as requested")
         if self.gpu is None:
-            self.gpu = available_gpu_memory() if tf.config.list_physical_devices("GPU") else 0
+            self.gpu = measure_available_gpu_memory() if tf.config.list_physical_devices("GPU") else 0
         if self.ram is None:
-            self.ram = available_ram() // self.workers
-        on_gpu = f"{_bytes(self.gpu)} free on each of {self._replicas} GPUs" if self.gpu else "no GPU"
-        facts = f"{_bytes(size)} of {what}; {_bytes(self.ram)} of RAM free{' for each worker' if self.workers > 1 else ''}; {on_gpu}"
-        fits = self._fits(size)
-        wanted = (
-            asked
-            if asked != "auto"
-            else "device"
-            if self.gpu and fits["device"]
-            else "host"
-            if fits["host"]
-            else "none"
-        )
-        if wanted != "none" and not fits[wanted]:
-            fix = "use cache=auto or cache=none, or a smaller image_size"
+            self.ram = measure_available_ram() // self.workers
+        reason = self._describe(size, content)
+        fits = self._find_fitting(size)
+        name = self._choose_fastest(fits) if requested == "auto" else requested
+        if name != "none" and not fits[name]:
             raise ConfigError(
-                f"{what} that fit into {SHARE:.0%} of the free memory", f"cache={wanted} with {facts}", fix
+                f"{content} that fit into {SHARE:.0%} of the free memory",
+                f"cache={name} with {reason}",
+                "use cache=auto or cache=none, or a smaller image_size",
             )
-        return self._taken(wanted, size, facts)
+        return self._deduct(name, size, reason)
 
     @property
     def _replicas(self) -> int:
-        """Replicas of this worker, among which the rows can be shared out."""
+        """Number of replicas of this worker, among which the rows can be sharded."""
         if self.strategy is None or isinstance(self.strategy, tf.distribute.MultiWorkerMirroredStrategy):
             return 1  # between workers the images would have to travel through the network
         return int(self.strategy.num_replicas_in_sync)
 
-    def _fits(self, size: int) -> dict[str, bool]:
-        ram, device = self._budgets()
-        host = size <= ram
-        # on their way to the devices they pass through RAM
-        return {
-            "host": host,
-            "device": self.strategy is not None and host and -(-size // self._replicas) <= device,
-        }
+    def _describe(self, size: int, content: str) -> str:
+        ram = f"{format_bytes(self.ram or 0)} of RAM free"
+        if self.workers > 1:
+            ram += " for each worker"
+        gpu = f"{format_bytes(self.gpu)} free on each of {self._replicas} GPUs" if self.gpu else "no GPU"
+        return f"{format_bytes(size)} of {content}; {ram}; {gpu}"
 
-    def _budgets(self) -> tuple[float, float]:
-        """Bytes that images may take in RAM, and on each device; without GPUs the devices are parts of the RAM."""
-        return SHARE * (self.ram or 0), SHARE * (self.gpu or (self.ram or 0) / self._replicas)
+    def _find_fitting(self, size: int) -> dict[str, bool]:
+        """Tells for `host` and `device` whether a table fits."""
+        ram, device = self._compute_limits()
+        fits_host = size <= ram  # also on their way to a device, images pass through RAM
+        fits_device = self.strategy is not None and fits_host and -(-size // self._replicas) <= device
+        return {"host": fits_host, "device": fits_device}
 
-    def _taken(self, wanted: Kind, size: int, facts: str) -> Tier:
-        """The tier, with the bytes it takes no longer counted as free."""
-        if wanted == "none":
-            return Tier(wanted, facts)
-        if wanted == "host":
+    def _choose_fastest(self, fits: dict[str, bool]) -> TierName:
+        if self.gpu and fits["device"]:
+            return "device"
+        return "host" if fits["host"] else "none"
+
+    def _compute_limits(self) -> tuple[float, float]:
+        """Computes the bytes that images may take in RAM and on each device; without GPUs, devices share the RAM."""
+        ram = self.ram or 0
+        return SHARE * ram, SHARE * (self.gpu or ram / self._replicas)
+
+    def _deduct(self, name: TierName, size: int, reason: str) -> Tier:
+        """Returns a tier, after subtracting its bytes from those that are free."""
+        if name == "none":
+            return Tier(name, reason)
+        if name == "host":
             self.ram = (self.ram or 0) - size
-            return Tier(wanted, facts)
-        sharded = size > self._budgets()[1]
-        part = -(-size // self._replicas) if sharded else size
+            return Tier(name, reason)
+        is_sharded = size > self._compute_limits()[1]
+        part = -(-size // self._replicas) if is_sharded else size
         if self.gpu:
             self.gpu -= part
         else:
             self.ram = (self.ram or 0) - part * self._replicas
-        return Tier(wanted, facts, sharded)
+        return Tier(name, reason, is_sharded)
 
 
-def gathered(images: Images, rows: NDArray[np.int64]) -> Images:
-    """The images of some rows from RAM, black for padding: uint8 `[B, H, W, C]`."""
-    found = images[np.maximum(rows, 0)] if len(images) else np.zeros((len(rows), *images.shape[1:]), np.uint8)
-    found[rows == PADDING] = 0
-    return found
+def gather_images(images: Images, rows: NDArray[np.int64]) -> Images:
+    """Gathers the images of some rows from RAM, black for padding: uint8 `[B, H, W, C]`."""
+    if not len(images):
+        return np.zeros((len(rows), *images.shape[1:]), np.uint8)
+    gathered = images[np.maximum(rows, 0)]
+    gathered[rows == PADDING] = 0
+    return gathered
 
 
 class DeviceImages:
-    """Decoded images in the memory of the devices that train, so that the host sends only row numbers.
+    """Decoded images in the memory of the training devices, so that the host sends only row numbers.
 
     Args:
-        strategy: Of the training.
-        images: uint8 `[rows, H, W, C]`; may be let go of afterwards.
-        sharded: Each replica holds `1 / replicas` of the rows, and they send each other what a batch needs, which takes a sum over
-            the replicas a step; otherwise each holds all.
+        strategy: Strategy of the training.
+        images: uint8 `[rows, H, W, C]`; not needed afterwards.
+        is_sharded: Whether each replica holds `1 / replicas` of the rows. They then exchange what a batch
+            needs, with one sum over the replicas per step. Otherwise each replica holds all rows.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, images: Images, sharded: bool = False) -> None:
+    def __init__(self, strategy: tf.distribute.Strategy, images: Images, is_sharded: bool = False) -> None:
         self._shape = images.shape[1:]
-        self._replicas = strategy.num_replicas_in_sync if sharded else 1
-        self._part = max(
-            1, -(-len(images) // self._replicas)
-        )  # rows of a replica; one black one where there are none
-        words = _words(images)
+        self._replicas = strategy.num_replicas_in_sync if is_sharded else 1
+        # rows per replica; one black image if there are none
+        self._part = max(1, -(-len(images) // self._replicas))
+        words = _pack_words(images)
         with strategy.scope():
             self._words = tf.Variable(
-                tf.zeros(
-                    [0, words.shape[1]], tf.int64
-                ),  # takes over the memory of what is assigned: never are there two of it
+                # takes over the memory of what is assigned, so that there are never two copies
+                tf.zeros([0, words.shape[1]], tf.int64),
                 trainable=False,
                 shape=tf.TensorShape([None, words.shape[1]]),
                 synchronization=tf.VariableSynchronization.ON_READ,  # replicas may hold different rows
                 aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
             )
 
-        def part(context: tf.distribute.InputReplicaContext | tf.distribute.ReplicaContext) -> tf.Tensor:
+        def select_part(
+            context: tf.distribute.InputReplicaContext | tf.distribute.ReplicaContext,
+        ) -> tf.Tensor:
             first = int(context.replica_id_in_sync_group) % self._replicas * self._part
-            held = words[first : first + self._part]
-            missing = self._part - len(held)
-            return tf.constant(np.pad(held, ((0, missing), (0, 0))) if missing else held)
+            part = words[first : first + self._part]
+            missing = self._part - len(part)
+            return tf.constant(np.pad(part, ((0, missing), (0, 0))) if missing else part)
 
-        parts = strategy.experimental_distribute_values_from_function(part)
-        strategy.run(lambda held: self._words.assign(held), args=(parts,))
+        parts = strategy.experimental_distribute_values_from_function(select_part)
+        strategy.run(lambda part: self._words.assign(part), args=(parts,))
 
     def attach(self, batch: Batch) -> Batch:
-        """Adds the images to a batch that has only row numbers. Call it in the step of a replica.
+        """Adds the images to a batch of row numbers. Must be called in the step of a replica.
 
         Args:
-            batch: With `row` int64 `[B]`.
+            batch: Batch without images, with `row` int64 `[B]`.
 
         Returns:
-            The batch with `image` uint8 `[B, H, W, C]`, black where there is padding.
+            The batch with `image` uint8 `[B, H, W, C]`, black for padding.
         """
         rows = batch["row"]
-        words = self._here(rows) if self._replicas == 1 else self._everywhere(rows)  # [B, words]
+        words = self._gather_local(rows) if self._replicas == 1 else self._gather_global(rows)  # [B, words]
         size = int(np.prod(self._shape))
-        pixels = tf.reshape(tf.bitcast(words, tf.uint8), [-1, words.shape[1] * WORD])[:, :size]
+        pixels = tf.reshape(tf.bitcast(words, tf.uint8), [-1, words.shape[1] * WORD_BYTES])[:, :size]
         return {**batch, "image": tf.reshape(pixels, [rows.shape[0], *self._shape])}
 
-    def _here(self, rows: tf.Tensor) -> tf.Tensor:
-        """The words of rows that this replica holds; zeros for all others."""
-        held = (rows >= 0) & (rows < self._part)
-        found = tf.gather(tf.convert_to_tensor(self._words), tf.where(held, rows, 0))
-        return tf.where(held[:, None], found, tf.zeros_like(found))
+    def _gather_local(self, rows: tf.Tensor) -> tf.Tensor:
+        """Gathers the words of rows that this replica holds; zeros for all others."""
+        is_held = (rows >= 0) & (rows < self._part)
+        words = tf.gather(tf.convert_to_tensor(self._words), tf.where(is_held, rows, 0))
+        return tf.where(is_held[:, None], words, tf.zeros_like(words))
 
-    def _everywhere(self, rows: tf.Tensor) -> tf.Tensor:
-        """The words of rows that any replica holds: each gives its own for the whole global batch, and takes its slice of the sum."""
+    def _gather_global(self, rows: tf.Tensor) -> tf.Tensor:
+        """Gathers the words of rows that any replica holds.
+
+        Each replica contributes its own rows of the global batch, and takes its slice of the sum.
+        """
         context = tf.distribute.get_replica_context()
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         batch = rows.shape[0]
-        place = tf.one_hot(replica, self._replicas, dtype=tf.int64)[:, None]  # [replicas, 1]
-        everyone = tf.reshape(context.all_reduce("sum", place * rows), [-1])  # [replicas * B]
-        here = self._here(
-            tf.where(everyone == PADDING, tf.constant(PADDING, tf.int64), everyone - replica * self._part)
+        position = tf.one_hot(replica, self._replicas, dtype=tf.int64)[:, None]  # [replicas, 1]
+        global_rows = tf.reshape(context.all_reduce("sum", position * rows), [-1])  # [replicas * B]
+        local_rows = tf.where(
+            global_rows == PADDING, tf.constant(PADDING, tf.int64), global_rows - replica * self._part
         )
-        whole = context.all_reduce("sum", here)  # [replicas * B, words]
-        return tf.reshape(whole, [self._replicas, batch, -1])[tf.cast(replica, tf.int32)]
+        words = context.all_reduce("sum", self._gather_local(local_rows))  # [replicas * B, words]
+        return tf.reshape(words, [self._replicas, batch, -1])[tf.cast(replica, tf.int32)]
 
 
-def _words(images: Images) -> NDArray[np.int64]:
-    """Images as rows of int64 `[rows, words]`, filled up with zeros."""
+def _pack_words(images: Images) -> NDArray[np.int64]:
+    """Packs images into rows of int64 `[rows, words]`, filled up with zeros."""
     flat = images.reshape(len(images), int(np.prod(images.shape[1:])))
-    spare = -flat.shape[1] % WORD
-    return np.ascontiguousarray(np.pad(flat, ((0, 0), (0, spare))) if spare else flat).view(np.int64)
+    missing = -flat.shape[1] % WORD_BYTES
+    if missing:
+        flat = np.pad(flat, ((0, 0), (0, missing)))
+    return np.ascontiguousarray(flat).view(np.int64)
 
 
-def _bytes(size: float) -> str:
+def format_bytes(size: float) -> str:
+    """Formats a number of bytes as megabytes, or as gigabytes from one on."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

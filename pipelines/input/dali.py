@@ -1,8 +1,8 @@
-"""Encoded images to uint8 batches with NVIDIA DALI: on a GPU where TensorFlow sees one, else on the CPU.
+"""Decodes encoded images to uint8 batches with NVIDIA DALI: on a GPU if TensorFlow sees one, else on the CPU.
 
-DALI takes the very bytes that tf.data takes and makes the same pixels: its decoder agrees to the last bit on the CPU, its
-resize differs by at most one level, mostly because it rounds halves to even where TensorFlow rounds them up. The batches reach
-TensorFlow through DLPack, without a copy.
+DALI takes the same bytes as tf.data and produces the same pixels: its decoder agrees to the last bit on the
+CPU; its resize differs by at most one level, mostly because it rounds halves to even where TensorFlow rounds
+them up. The batches reach TensorFlow through DLPack, without a copy.
 """
 
 from __future__ import annotations
@@ -24,18 +24,17 @@ from pipelines.spec import DataSpec
 Array = NDArray[np.uint8]
 Record = dict[str, Any]
 
-AHEAD = 2  # batches being decoded before they are asked for
-KEPT = 3  # batches whose memory DALI may not take back yet: TensorFlow's steps on a GPU may still be on their way
-BLACK = np.frombuffer(
-    b"P6 1 1 255\n\0\0\0", np.uint8
-)  # one black pixel as a PPM file, which becomes a black image of any size
+AHEAD = 2  # batches decoded ahead of the consumer
+KEPT = 3  # batches whose memory DALI may not reuse yet: TensorFlow's steps on a GPU run asynchronously
+# One black pixel as a PPM file, which becomes a black image of any size.
+BLACK = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)
 
 
 class UndecodableError(tf.errors.InvalidArgumentError):  # type: ignore[misc]
-    """DALI cannot decode an image. What tf.data raises is of the same kind.
+    """DALI cannot decode an image. The same kind of error as tf.data raises.
 
     Attributes:
-        row: The row of the split.
+        row: Row number of the image in the split.
     """
 
     def __init__(self, row: int) -> None:
@@ -43,20 +42,20 @@ class UndecodableError(tf.errors.InvalidArgumentError):  # type: ignore[misc]
         self.row = row
 
 
-def wanted(data: DataSpec, decodable: bool) -> bool:
-    """Whether DALI decodes: where it is asked for, or where it and a GPU are there and it can do what is asked for.
+def is_selected(data: DataSpec, is_decodable: bool) -> bool:
+    """Tells whether DALI decodes: if requested, or with `auto` if it, a GPU and all options are available.
 
-    DALI can bring the whole process down over an image that is none (seen with 2.4 on the CPU), so it only gets images
-    that were decoded once, while the shard set was built.
+    DALI can bring the whole process down over data that is not an image (seen with 2.4 on the CPU), so it
+    only gets images that were decoded once when the shard set was built.
 
     Args:
-        data: What is asked for.
-        decodable: Whether the images were decoded once.
+        data: Requested backend and options.
+        is_decodable: Whether the images were decoded once.
 
     Raises:
-        ConfigError: DALI is asked for, and the images were not.
+        ConfigError: DALI is requested, and the images were not decoded.
     """
-    if data.backend == "dali" and not decodable:
+    if data.backend == "dali" and not is_decodable:
         fix = "use backend=tfdata, or build the shard set with --check decode"
         raise ConfigError(
             "images that were decoded once, where DALI decodes",
@@ -65,12 +64,12 @@ def wanted(data: DataSpec, decodable: bool) -> bool:
         )
     if data.backend != "auto":
         return data.backend == "dali"
-    fits = decodable and data.decode == "exact"
-    return bool(fits and tf.config.list_physical_devices("GPU") and available())
+    is_supported = is_decodable and data.decode == "exact"
+    return bool(is_supported and tf.config.list_physical_devices("GPU") and is_available())
 
 
-def available() -> bool:
-    """Whether DALI is installed and can be imported, which takes about a second the first time."""
+def is_available() -> bool:
+    """Tells whether DALI can be imported, which takes about a second the first time."""
     try:
         import nvidia.dali.fn  # noqa: F401
     except ImportError:
@@ -78,28 +77,29 @@ def available() -> bool:
     return True
 
 
-def decoded_batches(
+def decode_batches(
     records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, encoding: str
 ) -> Iterator[Batch]:
-    """Batches of encoded images to batches of decoded ones, in the same order.
+    """Decodes batches of encoded images, in the same order.
 
-    Python runs once per batch and only hands over bytes; DALI decodes on its own threads while the caller computes. The pipeline
-    lives as long as the iterator: closing it, or letting go of it, ends the pipeline with its threads.
+    Python runs once per batch and only passes bytes; DALI decodes on its own threads while the caller
+    computes. The pipeline lives as long as the iterator: closing or deleting it ends the pipeline and its
+    threads.
 
     Args:
-        records: Returns a fresh iterator over batches: `encoded`, a list of at most `batch` encoded images as bytes-like
-            objects, with `encoding` raw `shape` int32 `[batch, 3]`, and arrays `[batch, ...]`: at least `label`, `weight` and `row`.
-            Places beyond the images are padding.
-        data: Size and channels wanted.
-        batch: Images per batch, B.
-        encoding: How the images are stored (see `pipelines.spec.ShardSpec`); only `raw` makes a difference.
+        records: Returns a new iterator over batches. Each has `encoded`, a list of at most `batch` encoded
+            images as bytes-like objects, with `encoding` raw also `shape`, int32 `[batch, 3]`, and arrays
+            `[batch, ...]`: at least `label`, `weight` and `row`. Positions beyond the images are padding.
+        data: Size and channels of the result.
+        batch: Number of images per batch, B.
+        encoding: Encoding of the shard set (see `pipelines.spec.ShardSpec`); only `raw` makes a difference.
 
     Returns:
-        Batches with `image` uint8 `[B, H, W, C]`, black where there is padding, and every array but `encoded` and `shape` as a tensor.
-        A batch on a GPU may be used until three more have been taken.
+        Batches with `image` uint8 `[B, H, W, C]`, black for padding, and every array except `encoded` and
+        `shape` as a tensor. A batch on a GPU may be used until three more have been taken.
 
     Raises:
-        ConfigError: DALI is not installed, or is asked for `decode=fast`, which it does not have.
+        ConfigError: DALI is not installed, or `decode=fast` is requested, which it does not have.
         UndecodableError: While iterating, in place of the batch: an image cannot be decoded.
     """
     if data.decode == "fast":
@@ -108,93 +108,104 @@ def decoded_batches(
             f"decode={data.decode}",
             "use decode=exact or backend=tfdata",
         )
-    if not available():
+    if not is_available():
         raise ConfigError(
             "NVIDIA DALI to be installed", "backend=dali", "install nvidia-dali-cuda120 or use backend=tfdata"
         )
-    return _decoded(records, data, batch, encoding == "raw")
+    return _iterate_batches(records, data, batch, encoding == "raw")
 
 
-def _decoded(
-    records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, raw: bool
+def _iterate_batches(
+    records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, is_raw: bool
 ) -> Iterator[Batch]:
-    carried: deque[Record] = deque()  # what DALI is at work on, the oldest first
+    in_progress: deque[Record] = deque()  # the oldest first
 
-    def source() -> Iterator[list[Array]]:
+    def feed() -> Iterator[list[Array]]:
         for record in records():
-            images = _images(record, data, batch, raw)
-            carried.append(record)
+            images = _list_arrays(record, data, batch, is_raw)
+            in_progress.append(record)
             yield images
 
-    pipeline = _pipeline(source(), data, batch, raw)
-    kept: deque[Any] = deque(maxlen=KEPT)
-    pipeline.schedule_run()  # takes from `source`, whose errors pass as they are
-    while carried:
-        record = carried.popleft()
+    pipeline = build_pipeline(feed(), data, batch, is_raw)
+    outputs: deque[Any] = deque(maxlen=KEPT)
+    pipeline.schedule_run()  # draws from `feed`, whose errors pass unchanged
+    while in_progress:
+        record = in_progress.popleft()
         try:
-            kept.extend(pipeline.outputs())
+            outputs.extend(pipeline.outputs())
         except RuntimeError as error:
-            row = _undecodable_row(record, data, raw)
+            row = find_undecodable_row(record, data, is_raw)
             if row is None:
                 raise  # something else went wrong
             raise UndecodableError(row) from error
-        pipeline.schedule_run()  # the next one, before the caller gets to work on this one
-        image = tf.experimental.dlpack.from_dlpack(kept[-1].as_tensor().__dlpack__())
-        rest = {
-            name: tf.convert_to_tensor(array)
-            for name, array in record.items()
-            if name not in ("encoded", "shape")
-        }
-        yield cast(Batch, {"image": image, **rest})
+        pipeline.schedule_run()  # decodes the next batch while the caller uses this one
+        image = tf.experimental.dlpack.from_dlpack(outputs[-1].as_tensor().__dlpack__())
+        names = [name for name in record if name not in ("encoded", "shape")]
+        arrays = {name: tf.convert_to_tensor(record[name]) for name in names}
+        yield cast(Batch, {"image": image, **arrays})
 
 
-def _pipeline(source: Iterator[list[Array]], data: DataSpec, batch: int, raw: bool) -> Any:
-    """The pipeline from `source` to uint8 `[batch, H, W, C]`; it does not begin before it is asked to."""
+def build_pipeline(source: Iterator[list[Array]], data: DataSpec, batch: int, is_raw: bool) -> Any:
+    """Builds the pipeline from encoded images to uint8 `[batch, H, W, C]`, without starting it.
+
+    Args:
+        source: Iterator over batches, each a list of `batch` arrays: encoded bytes, or pixels `[h, w, C]`.
+        data: Size and channels of the result.
+        batch: Number of images per batch.
+        is_raw: Whether `source` gives raw pixels.
+    """
     from nvidia.dali import Pipeline, fn, types
 
-    gpu = bool(tf.config.list_physical_devices("GPU"))
-    threads = len(os.sched_getaffinity(0))
-    # the dynamic executor leaves its results alone for as long as anyone holds them
+    has_gpu = bool(tf.config.list_physical_devices("GPU"))
     options = {
-        "num_threads": threads,
+        "num_threads": len(os.sched_getaffinity(0)),
         "prefetch_queue_depth": AHEAD,
-        "exec_dynamic": True,
-        "device_id": 0 if gpu else None,
+        "exec_dynamic": True,  # this executor does not reuse its results while anyone holds them
+        "device_id": 0 if has_gpu else None,
     }
+    layout: dict[str, Any] = {"layout": "HWC"} if is_raw else {"ndim": 1}
     with Pipeline(batch_size=batch, **options) as pipeline:
-        images = fn.external_source(
-            source=source, batch=True, dtype=types.UINT8, **({"layout": "HWC"} if raw else {"ndim": 1})
-        )
-        if not raw:
+        images = fn.external_source(source=source, batch=True, dtype=types.UINT8, **layout)
+        if not is_raw:
             images = fn.decoders.image(
                 images,
-                device="mixed" if gpu else "cpu",
+                device="mixed" if has_gpu else "cpu",
                 output_type=types.RGB if data.channels == 3 else types.GRAY,
-                adjust_orientation=False,  # shards hold images the right way up, and tf.data looks at no EXIF either
+                adjust_orientation=False,  # shards hold upright images, and tf.data ignores EXIF too
                 jpeg_fancy_upsampling=True,  # as on the CPU
             )
-        elif gpu:
+        elif has_gpu:
             images = images.gpu()
         images = fn.resize(images, size=data.image_size, interp_type=types.INTERP_LINEAR, antialias=False)
         pipeline.set_outputs(images)
     return pipeline
 
 
-def _images(record: Record, data: DataSpec, batch: int, raw: bool) -> list[Array]:
-    """What DALI takes of a batch: an array per image, one black pixel for each place without one."""
+def _list_arrays(record: Record, data: DataSpec, batch: int, is_raw: bool) -> list[Array]:
+    """Returns one array per position of a batch, as DALI takes them; one black pixel for padding."""
     encoded = [np.frombuffer(image, np.uint8) for image in record["encoded"]]
     padding = batch - len(encoded)
-    if not raw:
+    if not is_raw:
         return encoded + [BLACK] * padding
     pixels = [
-        _pixels(image, shape, row, data)
+        convert_pixels(image, shape, row, data)
         for image, shape, row in zip(encoded, record["shape"], record["row"], strict=False)
     ]
     return pixels + [np.zeros((1, 1, data.channels), np.uint8)] * padding
 
 
-def _pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpec) -> Array:
-    """Raw pixels as uint8 `[h, w, C]` with the channels wanted."""
+def convert_pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpec) -> Array:
+    """Converts raw pixels to the requested number of channels, uint8 `[h, w, C]`.
+
+    Args:
+        raw: Bytes of the pixels, uint8 `[h * w * c]`.
+        shape: int32 `[3]`: height, width and channels of the stored image.
+        row: Row number of the image in the split, for the error.
+        data: Number of channels of the result.
+
+    Raises:
+        UndecodableError: The number of pixels does not match the shape.
+    """
     if len(raw) != np.prod(shape):
         raise UndecodableError(int(row))
     height, width, channels = shape
@@ -203,15 +214,14 @@ def _pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpec) -> A
         return pixels
     if data.channels == 3:
         return np.repeat(pixels, 3, axis=2)
-    return (pixels @ np.array(GREY, np.uint32) // sum(GREY)).astype(np.uint8)[
-        ..., None
-    ]  # [h, w] -> [h, w, 1]
+    grey = pixels @ np.array(GREY, np.uint32) // sum(GREY)  # [h, w]
+    return grey.astype(np.uint8)[..., None]
 
 
-def _undecodable_row(record: Record, data: DataSpec, raw: bool) -> int | None:
-    """The first row of a batch whose image cannot be decoded alone, or None."""
-    images = _images(record, data, len(record["encoded"]), raw)
-    pipeline = _pipeline(([image] for image in images), data, 1, raw)
+def find_undecodable_row(record: Record, data: DataSpec, is_raw: bool) -> int | None:
+    """Returns the first row of a batch whose image cannot be decoded by itself, or None."""
+    images = _list_arrays(record, data, len(record["encoded"]), is_raw)
+    pipeline = build_pipeline(([image] for image in images), data, 1, is_raw)
     for row in record["row"][: len(images)]:
         try:
             pipeline.run()

@@ -1,4 +1,4 @@
-"""Memory for decoded images: how much is free, in RAM within the limits of the container and on the GPUs, and how it is reused."""
+"""Measures the memory available for decoded images, in RAM and on GPUs, and keeps freed memory for reuse."""
 
 from __future__ import annotations
 
@@ -8,66 +8,67 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-CGROUP_FILES = (  # limit, use, and where the use that can be given back stands: of cgroup v2, then of v1
+# Limit, usage and statistics of the container's memory: files of cgroup v2, then of v1.
+CGROUP_FILES = (
     ("memory.max", "memory.current", "memory.stat"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 
-MALLOC = {
-    -3: 32 << 20,
-    -1: 256 << 20,
-    -2: 64 << 20,
-}  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD of mallopt(3), in bytes
+# Parameters of mallopt(3), in bytes: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_TOP_PAD.
+MALLOC_PARAMETERS = {-3: 32 << 20, -1: 256 << 20, -2: 64 << 20}
 
 
-def available_ram(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of RAM this process could still take: what the kernel calls available, or less where a container is limited.
+def measure_available_ram(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Returns the bytes of RAM this process could still take.
+
+    That is what the kernel calls available, or less if the container has a limit.
 
     Args:
-        proc: Where the kernel's figures are.
-        cgroup: Where the figures of the container are.
+        proc: Mount point of procfs.
+        cgroup: Mount point of the container's cgroup.
     """
-    free = [_meminfo(proc / "meminfo")]
-    for limit, use, stat in CGROUP_FILES:
+    candidates = [_read_available(proc / "meminfo")]
+    for limit_file, usage_file, statistics_file in CGROUP_FILES:
         try:
-            most, used = int((cgroup / limit).read_text()), int((cgroup / use).read_text())
-            figures = dict(line.split() for line in (cgroup / stat).read_text().splitlines())
+            limit = int((cgroup / limit_file).read_text())
+            usage = int((cgroup / usage_file).read_text())
+            lines = (cgroup / statistics_file).read_text().splitlines()
+            statistics = dict(line.split() for line in lines)
         except (OSError, ValueError):  # no such file, or "max": no limit
             continue
-        cached = int(figures.get("inactive_file", 0))  # of files, which gives way
-        free.append(max(0, most - used + cached))
-    return min(free)
+        reclaimable = int(statistics.get("inactive_file", 0))  # the page cache gives way
+        candidates.append(max(0, limit - usage + reclaimable))
+    return min(candidates)
 
 
-def available_gpu_memory() -> int:
-    """Bytes free on the fullest of the GPUs this process may use; 0 where the driver does not tell."""
+def measure_available_gpu_memory() -> int:
+    """Returns the bytes free on the fullest of the visible GPUs; 0 if the driver does not report them."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    command = [
-        "nvidia-smi",
-        "--query-gpu=memory.free",
-        "--format=csv,noheader,nounits",
-        *(["-i", devices] if devices else []),
-    ]
+    command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
+    if devices:
+        command += ["-i", devices]
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
-        return min(int(line) for line in answer.splitlines()) * 2**20
+        output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout
+        return min(int(line) for line in output.splitlines()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return 0
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed for the next image instead of giving it back to the kernel; elsewhere does nothing.
+    """Tells glibc to keep freed memory for the next image instead of returning it to the kernel.
 
-    An image is decoded into fresh memory: of 40 page faults an image 2 are left, and a tenth less time is spent on it.
+    Every image is decoded into newly allocated memory. Kept, 2 of 40 page faults per image are left, and
+    decoding takes a tenth less time. Does nothing with other C libraries.
     """
-    with suppress(OSError, AttributeError):  # another C library
-        for parameter, value in MALLOC.items():
+    with suppress(OSError, AttributeError):
+        for parameter, value in MALLOC_PARAMETERS.items():
             ctypes.CDLL(None).mallopt(parameter, value)
 
 
-def _meminfo(path: Path) -> int:
+def _read_available(path: Path) -> int:
+    """Reads the available bytes from `/proc/meminfo`; half of all memory on systems without it."""
     try:
-        figures = dict(line.split(":") for line in path.read_text().splitlines())
-        return int(figures["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):  # no Linux
+        fields = dict(line.split(":") for line in path.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

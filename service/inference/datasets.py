@@ -123,14 +123,14 @@ class ShardDataset:
                 for batch in batches.epoch(0, step, stop_step=last_step):
                     rows = np.asarray(batch["row"])
                     rows = rows[rows >= 0]  # padding has row -1
-                    yield InferenceBatch(batch["image"], reader.labels[rows], reader.ids(rows), [])
+                    yield InferenceBatch(batch["image"], reader.labels[rows], reader.read_ids(rows), [])
                     step += 1
             except tf.errors.OpError:  # decode this batch image by image, then continue after it
                 rows = np.arange(step * BATCH, min((step + 1) * BATCH, reader.rows))
                 yield _decode_batch(
-                    images=reader.images(rows),
-                    shapes=reader.shapes(rows),
-                    ids=reader.ids(rows),
+                    images=reader.read_images(rows),
+                    shapes=reader.read_shapes(rows),
+                    ids=reader.read_ids(rows),
                     labels=reader.labels[rows],
                     data=data,
                     encoding=reader.manifest.encoding,
@@ -226,7 +226,7 @@ def _prefetch(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """Yields `function(item)` in the order of the items, computed ahead of use in threads."""
     from pipelines.input import tfdata
 
-    threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or tfdata.cores())  # a worker's share
+    threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or tfdata.count_cores())  # a worker's share
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[U]] = deque()
     try:

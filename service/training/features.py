@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.input.batches import Batches
-from pipelines.input.cache import Cache, Tier
+from pipelines.input.cache import CacheBudget, Tier
 from pipelines.records import Batch
 from service.config import RunConfig
 from service.models.layers import build_logits_model, resize_input
@@ -71,7 +71,7 @@ class FeatureCache:
         strategy: tf.distribute.Strategy,
         train: Batches,
         validation: Batches | None,
-        cache: Cache,
+        cache: CacheBudget,
     ) -> None:
         self.strategy = strategy
         self._config = config

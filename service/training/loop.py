@@ -12,7 +12,7 @@ import numpy as np
 
 from pipelines.augment.draw import check_batch
 from pipelines.errors import TrainingError
-from pipelines.input.cache import Cache
+from pipelines.input.cache import CacheBudget
 from pipelines.input.order import PADDING
 from pipelines.records import Batch
 from service.checkpoint import (
@@ -93,7 +93,7 @@ class Loop:
             self.strategy = choose_strategy(config.global_batch, worker)
             if config.augment:
                 check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
-            cache = Cache(self.strategy, worker.local_size)
+            cache = CacheBudget(self.strategy, worker.local_size)
             self.train, self.validation = open_splits(config, cache)
             check_stopping_metric(config, self.validation is not None)
 
@@ -238,7 +238,7 @@ class Loop:
 
         began = time.perf_counter()
         with profile_once(self.run, self.config.profile and self.worker.is_chief, update):
-            run_updates = train_eager_batches if self.train.eager else Steps.train
+            run_updates = train_eager_batches if self.train.is_eager else Steps.train
             result = run_updates(self.learner.steps, self.batches, update, updates, micro)
         seconds = time.perf_counter() - began
 
@@ -270,7 +270,7 @@ class Loop:
         step = (update - self._count_updates_before(epoch, 0)) * self.config.accumulate
         rows: list[int] = []
         for batch in range(step, min(step + self.config.accumulate, self.train.steps)):
-            rows += [int(row) for row in self.train.rows_of(epoch, batch) if row != PADDING]
+            rows += [int(row) for row in self.train.find_rows(epoch, batch) if row != PADDING]
         shown = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR]))
         if len(rows) > MAX_ROWS_IN_ERROR:
             shown += ", ..."

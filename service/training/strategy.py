@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from pipelines.input.batches import Batches
-from pipelines.input.order import per_worker
-from pipelines.input.tfdata import cores
+from pipelines.input.order import batch_per_worker
+from pipelines.input.tfdata import count_cores
 from pipelines.records import Batch
 
 # After so long a sum over the workers is an error; without a limit it hangs for ever.
@@ -55,7 +55,7 @@ def use_cores(count: int | None = None) -> None:
     with suppress(RuntimeError):  # TensorFlow is already running
         if count is not None:
             tf.config.threading.set_intra_op_parallelism_threads(count)
-        tf.config.threading.set_inter_op_parallelism_threads(max(count or cores(), 2))
+        tf.config.threading.set_inter_op_parallelism_threads(max(count or count_cores(), 2))
 
 
 def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) -> tf.distribute.Strategy:
@@ -77,7 +77,7 @@ def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) ->
         with suppress(RuntimeError):  # in use already, as in a notebook
             tf.config.experimental.set_memory_growth(gpu, True)
     strategy = _create_strategy(worker)
-    per_worker(global_batch, strategy.num_replicas_in_sync)
+    batch_per_worker(global_batch, strategy.num_replicas_in_sync)
     return strategy
 
 
@@ -110,15 +110,15 @@ def distribute_batches(
         epochs: Number of epochs in a row.
 
     Returns:
-        An iterator that a `tf.function` takes as argument; if `batches.eager`, that of
+        An iterator that a `tf.function` takes as argument; if `batches.is_eager`, that of
         `distribute_eager_batches`.
     """
     local_replicas = strategy.num_replicas_in_sync // worker.world_size
-    if batches.eager:
+    if batches.is_eager:
         return distribute_eager_batches(strategy, batches, worker, epoch, start_step, epochs)
     if local_replicas == 1:  # saves the strategy's own iterator, which takes a tenth of a second to create
         return iter(batches.epoch(epoch, start_step, worker.rank, worker.world_size, epochs=epochs))
-    batches.prepare()  # outside of the strategy's own thread
+    batches.fill_cache()  # outside of the strategy's own thread
 
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return batches.epoch(epoch, start_step, worker.rank, worker.world_size, local_replicas, epochs)

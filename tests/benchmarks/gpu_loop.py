@@ -1,4 +1,4 @@
-"""Part d: the loop around the step, with each cache, beside the bare step on one batch; and what augmentation takes of the step."""
+"""Part d: compares the training loop with the bare step for each cache tier, and measures augmentation."""
 
 from __future__ import annotations
 
@@ -7,45 +7,50 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from gpu_lab import PUBLISHED, SIZE, Lab, finished, photos, seconds_each
+from gpu_context import PUBLISHED, SIZE, CheckContext, load_photos, measure_seconds, synchronize
 from gpu_part import Checks
 from gpu_results import Row
-from gpu_steps import keras_forgets
+from gpu_steps import clear_models
 
-MODEL, BATCH = "cats_dogs_small_dropout", 20
-GOAL = {"none": None, "host": None, "device": 0.97}
-SHARE = 0.05  # of the step, that augmentation may take
-
-
-def checks(lab: Lab) -> Checks:
-    """The tiers, then the augmentation."""
-    for tier in GOAL:
-        yield f"loop, cache {tier}", lambda tier=tier: loop(lab, tier)
-    yield "augmentation in the step", lambda: augmentation(lab)
+MODEL = "cats_dogs_small_dropout"
+BATCH = 20
+LEARNING_RATE = 0.0001
+RATIO_GOALS = {"none": None, "host": None, "device": 0.97}  # by cache tier
+MAX_SHARE = 0.05  # of the step's time, for augmentation
 
 
-def configured(lab: Lab, **changes: Any) -> Any:
-    """The published experiment."""
+def list_checks(context: CheckContext) -> Checks:
+    """Yields the cache tiers, then the augmentation."""
+    for tier in RATIO_GOALS:
+        yield f"loop, cache {tier}", lambda tier=tier: compare_loop(context, tier)
+    yield "augmentation in the step", lambda: measure_augmentation(context)
+
+
+def build_config(context: CheckContext, **changes: Any) -> Any:
+    """Builds the configuration of the published experiment."""
     from service.config import RunConfig
 
-    model = "linear" if lab.smallest else MODEL  # seconds to trace, against minutes
     settings = {
         "preset": "gpu-check",
-        "model": model,
-        "shards": str(lab.shards),
+        "model": "linear" if context.smallest else MODEL,  # a linear model is traced in seconds
+        "shards": str(context.shards),
         "global_batch": BATCH,
         "epochs": 1000,
-    }
-    settings |= {
         "augment": PUBLISHED,
         "data": {"image_size": SIZE},
-        "optimizer": {"name": "rmsprop", "learning_rate": 0.0001},
+        "optimizer": {"name": "rmsprop", "learning_rate": LEARNING_RATE},
     }
     return RunConfig.model_validate(settings | changes)
 
 
-def bare(lab: Lab, config: Any, augment: bool = True) -> Any:
-    """Forward, backward and update of one batch on the device, written by hand: one compiled call a step."""
+def build_bare_step(context: CheckContext, config: Any, augment: bool = True) -> Any:
+    """Builds a hand-written step on one batch on the device, one compiled call per step.
+
+    Args:
+        context: Context of the check.
+        config: Configuration of the run.
+        augment: Whether the step augments the images.
+    """
     import keras
     import tensorflow as tf
 
@@ -56,97 +61,106 @@ def bare(lab: Lab, config: Any, augment: bool = True) -> Any:
     from service.training.learner import should_use_xla
     from service.training.losses import example_losses
 
-    batch = photos(lab, BATCH)
-    made = {
-        "image": batch["image"],
-        **(draw(config.augment, 0, 0, batch["row"], config.data) if augment else {}),
-    }
-    tensors = {name: tf.constant(value) for name, value in made.items()}
-    labels = tf.constant(batch["label"])
+    photos = load_photos(context, BATCH)
+    batch = {"image": photos["image"]}
+    if augment:
+        batch |= draw(config.augment, 0, 0, photos["row"], config.data)
+    tensors = {name: tf.constant(value) for name, value in batch.items()}
+    labels = tf.constant(photos["label"])
     model = build_model(config.model, Task((*SIZE, 3), 2, (127.0,) * 3, (64.0,) * 3))
-    net, optimizer = build_logits_model(model), keras.optimizers.RMSprop(0.0001)
-    optimizer.build(net.trainable_variables)
-    weights = net.trainable_variables
+    logits_model = build_logits_model(model)
+    weights = logits_model.trainable_variables
+    optimizer = keras.optimizers.RMSprop(LEARNING_RATE)
+    optimizer.build(weights)
 
     @tf.function(jit_compile=should_use_xla(config.xla) or None)
-    def gradients(images: tf.Tensor) -> list[tf.Tensor]:
+    def compute_gradients(images: tf.Tensor) -> list[tf.Tensor]:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(example_losses(labels, net(images, training=True)))
-        return tape.gradient(loss, [v.value for v in weights])
+            loss = tf.reduce_mean(example_losses(labels, logits_model(images, training=True)))
+        return tape.gradient(loss, [weight.value for weight in weights])
 
-    update = tf.function(lambda found: optimizer.apply(found, weights), jit_compile=True)
+    update = tf.function(lambda gradients: optimizer.apply(gradients, weights), jit_compile=True)
 
     @tf.function
     def step() -> None:
-        update(gradients(apply_augmentations(tensors, config.augment)[0]))
+        images, *_ = apply_augmentations(tensors, config.augment)
+        update(compute_gradients(images))
 
     return step
 
 
-def loop(lab: Lab, tier: str) -> list[Row]:
-    """Epochs of the loop and rounds of the bare step, one after the other, so that noise hits both alike."""
+def compare_loop(context: CheckContext, tier: str) -> list[Row]:
+    """Alternates epochs of the loop and rounds of the bare step, so that noise hits both alike."""
     from service.runs import Run
     from service.training.loop import Loop
     from service.training.strategy import WorkerContext
 
-    config = configured(lab, data={"image_size": SIZE, "cache": tier})
-    step = bare(lab, config)
-    with tempfile.TemporaryDirectory(dir=lab.scratch) as folder:
+    config = build_config(context, data={"image_size": SIZE, "cache": tier})
+    step = build_bare_step(context, config)
+    rates = []
+    ratios = []
+    waits = []
+    with tempfile.TemporaryDirectory(dir=context.scratch) as folder:
         run = Run(Path(folder) / "run")
         run.create(config.model_dump(mode="json"))
-        whole = Loop(config, run, WorkerContext())
-        if not lab.smallest:
-            whole.finish_epoch(whole.train_epoch(), None)
-        rates, ratios, waits = [], [], []
-        for _ in range(lab.pick(5, 2, 1)):
-            single = BATCH / seconds_each(step, lab.pick(1.0, 2.0, 0.0))
-            figures = whole.train_epoch()
-            whole.finish_epoch(figures, None)
-            rates.append(figures["images_per_second"])
-            ratios.append(figures["images_per_second"] / single)
-            waits.append(figures["input_wait"])
-        whole.writer.wait()
-    goal, ratio = GOAL[tier], median(ratios)
-    passed = ratio >= goal if goal and lab.gpu else None
-    note = f"batch {BATCH}, {median(rates):,.0f} images/s, {median(waits):.1%} of the time waiting for input; decoded by {_decoder(whole)}"
-    keras_forgets()
+        loop = Loop(config, run, WorkerContext())
+        if not context.smallest:  # an unmeasured epoch
+            loop.finish_epoch(loop.train_epoch(), None)
+        for _ in range(context.choose(5, 2, 1)):
+            step_rate = BATCH / measure_seconds(step, context.choose(1.0, 2.0, 0.0))
+            metrics = loop.train_epoch()
+            loop.finish_epoch(metrics, None)
+            rates.append(metrics["images_per_second"])
+            ratios.append(metrics["images_per_second"] / step_rate)
+            waits.append(metrics["input_wait"])
+        loop.writer.wait()
+    goal = RATIO_GOALS[tier]
+    ratio = median(ratios)
+    passed = ratio >= goal if goal and context.has_gpu else None
+    speed = f"batch {BATCH}, {median(rates):,.0f} images/s, {median(waits):.1%} of the time waiting for input"
+    decoder = _describe_decoder(loop)
+    clear_models()
     return [
         Row(
             "d",
             f"loop over bare step, cache {tier}",
             "ratio",
-            **lab.column(ratio),
+            **context.as_column(ratio),
             goal=f">= {goal}" if goal else "",
             passed=passed,
-            note=note,
+            note=f"{speed}; {decoder}",
         )
     ]
 
 
-def _decoder(whole: Any) -> str:
-    return "DALI" if whole.train.eager else "tf.data" if whole.train.tier.name == "none" else "nobody: cached"
+def _describe_decoder(loop: Any) -> str:
+    if loop.train.is_eager:
+        return "decoded by DALI"
+    return "decoded by tf.data" if loop.train.tier.name == "none" else "decoded once, then cached"
 
 
-def augmentation(lab: Lab) -> list[Row]:
-    """The bare step with and without the augmentation."""
-    config = configured(lab)
-    steps = [bare(lab, config), bare(lab, config, augment=False)]
+def measure_augmentation(context: CheckContext) -> list[Row]:
+    """Measures the share of augmentation in the bare step."""
+    config = build_config(context)
+    with_augmentation = build_bare_step(context, config)
+    without = build_bare_step(context, config, augment=False)
+    minimum = context.choose(0.5, 1.0, 0.0)
     shares = []
-    for _ in range(lab.pick(5, 3, 1)):
-        long, short = (seconds_each(step, lab.pick(0.5, 1.0, 0.0)) for step in steps)
+    for _ in range(context.choose(5, 3, 1)):
+        long = measure_seconds(with_augmentation, minimum)
+        short = measure_seconds(without, minimum)
         shares.append(1 - short / long)
-    finished()
+    synchronize()
     share = median(shares)
-    keras_forgets()
-    note = f"of a step of {MODEL}, batch {BATCH}, as published"
+    clear_models()
     return [
         Row(
             "d",
             "augmentation",
-            "share",
-            **lab.column(share),
-            goal=f"< {SHARE}",
-            passed=share < SHARE if lab.gpu else None,
-            note=note,
+            "fraction",
+            **context.as_column(share),
+            goal=f"< {MAX_SHARE}",
+            passed=share < MAX_SHARE if context.has_gpu else None,
+            note=f"of a step of {MODEL}, batch {BATCH}, as published",
         )
     ]

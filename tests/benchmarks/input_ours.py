@@ -1,4 +1,4 @@
-"""Contestants of the input benchmark: what the machine can do at best, and this project's own ways to feed a step."""
+"""Candidates of the input benchmark: raw decoding as the limit, and this project's input pipeline."""
 
 from __future__ import annotations
 
@@ -10,92 +10,97 @@ from typing import Any
 
 from worker import Rounds
 
-SPLIT, SEED = "train", 0
+SPLIT = "train"
+SEED = 0
+PARTS_PER_PROCESS = 8
 
 
-def encoded(shards: str) -> list[bytes]:
-    """The encoded images of a shard set, in memory."""
+def read_encoded(shards: str) -> list[bytes]:
+    """Reads the encoded images of a shard set into memory."""
     from pipelines.input.reader import ShardReader
 
     reader = ShardReader(shards, SPLIT)
-    return [bytes(image) for image in reader.images(range(reader.rows))]
+    return [bytes(image) for image in reader.read_images(range(reader.rows))]
 
 
-def on_threads(work: Callable[[Any], object], items: list[Any], threads: int) -> None:
-    """Does all the work on some threads, with as little Python between the items as there can be."""
-    waiting = deque(items)
+def run_on_threads(work: Callable[[Any], object], items: list[Any], threads: int) -> None:
+    """Applies a function to all items on threads, with as little Python between the items as possible."""
+    queue = deque(items)
 
     def run() -> None:
         while True:
             try:
-                item = waiting.popleft()
+                item = queue.popleft()
             except IndexError:
                 return
             work(item)
 
-    crew = [threading.Thread(target=run) for _ in range(threads)]
-    for thread in crew:
-        thread.start()
-    for thread in crew:
-        thread.join()
+    workers = [threading.Thread(target=run) for _ in range(threads)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
 
 
 def raw_threads(shards: str, threads: int) -> Rounds:
-    """libjpeg-turbo and nothing else, on threads."""
+    """Decodes with libjpeg-turbo on threads, and does nothing else."""
     import simplejpeg
 
-    images = encoded(shards)
+    images = read_encoded(shards)
     yield None
     while True:
-        on_threads(simplejpeg.decode_jpeg, images, threads)
+        run_on_threads(simplejpeg.decode_jpeg, images, threads)
         yield None
 
 
 def raw_processes(shards: str, threads: int) -> Rounds:
-    """libjpeg-turbo and nothing else, in processes that hold the images already."""
-    global _held
-    _held = encoded(shards)
+    """Decodes with libjpeg-turbo in forked processes that share the encoded images."""
+    global _shared_images
+    _shared_images = read_encoded(shards)
+    count = len(_shared_images)
+    size = -(-count // (PARTS_PER_PROCESS * threads))
+    parts = [range(start, min(start + size, count)) for start in range(0, count, size)]
     with multiprocessing.get_context("fork").Pool(threads) as pool:
-        size = -(-len(_held) // (8 * threads))
-        parts = [range(start, min(start + size, len(_held))) for start in range(0, len(_held), size)]
         yield None
         while True:
-            pool.map(_decode_held, parts, chunksize=1)
+            pool.map(_decode_part, parts, chunksize=1)
             yield None
 
 
-_held: list[bytes] = []
+_shared_images: list[bytes] = []  # inherited by forked processes, which saves sending the images
 
 
-def _decode_held(part: range) -> None:
+def _decode_part(indices: range) -> None:
     import simplejpeg
 
-    for index in part:
-        simplejpeg.decode_jpeg(_held[index])
+    for index in indices:
+        simplejpeg.decode_jpeg(_shared_images[index])
 
 
 def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
-    """TensorFlow's decoder with the accurate transform, with a size its resizing too, and nothing else; in memory that is kept."""
+    """Decodes with TensorFlow's exact decoder in tf.data; resizes too if `size` is given."""
     import numpy as np
     import tensorflow as tf
 
     from pipelines.input.memory import keep_freed_memory
-    from pipelines.input.tfdata import AT_WORK, PREFETCH, cores, decode
+    from pipelines.input.tfdata import PARALLEL_BATCHES, PREFETCH, count_cores, decode
     from pipelines.spec import DataSpec
 
-    def decoded(image: tf.Tensor) -> tf.Tensor:
+    def decode_one(image: tf.Tensor) -> tf.Tensor:
         if size:
             return decode(image, DataSpec(image_size=(size, size)))
-        return tf.shape(tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE"))[
-            0
-        ]  # the pixels never reach Python
+        pixels = tf.io.decode_jpeg(image, 3, dct_method="INTEGER_ACCURATE")
+        return tf.shape(pixels)[0]  # keeps the pixels inside TensorFlow
 
     keep_freed_memory()
-    shape = tf.TensorSpec((size, size, 3), tf.uint8) if size else tf.TensorSpec((), tf.int32)
-    images = tf.data.Dataset.from_tensor_slices(np.array(encoded(shards), object)).batch(batch)
-    batches = images.map(
-        lambda images: tf.map_fn(decoded, images, fn_output_signature=shape, parallel_iterations=cores()),
-        num_parallel_calls=AT_WORK,
+    output = tf.TensorSpec((size, size, 3), tf.uint8) if size else tf.TensorSpec((), tf.int32)
+    encoded = np.array(read_encoded(shards), object)
+    batches = tf.data.Dataset.from_tensor_slices(encoded).batch(batch)
+    batches = batches.map(
+        lambda images: tf.map_fn(
+            decode_one, images, fn_output_signature=output, parallel_iterations=count_cores()
+        ),
+        num_parallel_calls=PARALLEL_BATCHES,
     )
     yield None
     while True:
@@ -105,35 +110,46 @@ def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
 
 
 def order_and_reader(shards: str, batch: int) -> Rounds:
-    """Which rows, and their bytes with the checksums compared: all that comes before decoding."""
+    """Computes the order and reads the rows with their checksums: everything that precedes decoding."""
     from pipelines.input.order import epoch_order, global_batch_rows, steps_per_epoch
     from pipelines.input.reader import ShardReader
 
-    reader, epoch = ShardReader(shards, SPLIT), 0
+    reader = ShardReader(shards, SPLIT)
+    epoch = 0
     yield None
     while True:
         order = epoch_order(reader.rows, SEED, epoch)
         for step in range(steps_per_epoch(reader.rows, batch)):
             rows = global_batch_rows(order, step, batch)
-            reader.images(rows[rows >= 0])
+            reader.read_images(rows[rows >= 0])
         epoch += 1
         yield None
 
 
 def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, **data: Any) -> Rounds:
-    """Batches as a training step gets them: float32, augmented on the device where `augment` says how, of so many epochs in a row."""
+    """Produces the batches of a training step: float32, augmented on the device.
+
+    Args:
+        shards: Directory of the shard set.
+        batch: Images per batch.
+        augment: Fields of an `AugmentSpec`, or None for no augmentation.
+        epochs: Consecutive epochs per round.
+        **data: Fields of a `DataSpec`.
+    """
     if data.get("backend") == "dali":
-        import nvidia.dali  # noqa: F401 (the table says so where it is not there)
+        import nvidia.dali  # noqa: F401 (reports a missing DALI as not installed)
     import tensorflow as tf
 
     from pipelines.augment.apply import apply_augmentations
     from pipelines.input.batches import Batches
-    from pipelines.input.cache import Cache
+    from pipelines.input.cache import CacheBudget
     from pipelines.spec import AugmentSpec, DataSpec
 
     spec = AugmentSpec(**augment) if augment else None
     strategy = tf.distribute.get_strategy()  # one device, as in training
-    batches = Batches(shards, SPLIT, DataSpec(**data), batch, seed=SEED, augment=spec, cache=Cache(strategy))
+    batches = Batches(
+        shards, SPLIT, DataSpec(**data), batch, seed=SEED, augment=spec, cache=CacheBudget(strategy)
+    )
 
     @tf.function
     def step(batch: dict[str, tf.Tensor]) -> tf.Tensor:
@@ -142,10 +158,9 @@ def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, *
     epoch = 0
     yield None
     while True:
-        for features in batches.epoch(
-            epoch, epochs=epochs
-        ):  # a training has one iterator for all of its epochs
+        # As in a training, one iterator serves consecutive epochs.
+        for features in batches.epoch(epoch, epochs=epochs):
             images = step(features)
-        float(images[0, 0, 0, 0])  # what runs on a device is done now
+        float(images[0, 0, 0, 0])  # waits until the device has finished
         epoch += epochs
         yield None

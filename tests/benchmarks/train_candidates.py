@@ -35,11 +35,11 @@ def _load_model_and_images(config: Any) -> tuple[Any, Any, Any]:
     import numpy as np
     import tensorflow as tf
 
-    from pipelines.input.cache import Cache
+    from pipelines.input.cache import CacheBudget
     from service.training.learner import build_network, open_splits
 
     strategy = tf.distribute.get_strategy()
-    train, _ = open_splits(config, Cache(strategy))
+    train, _ = open_splits(config, CacheBudget(strategy))
     images = np.concatenate([batch["image"] for batch in train.epoch(1)])[: train.rows]
     labels = np.concatenate([batch["label"] for batch in train.epoch(1)])[: train.rows]
     return build_network(config, strategy, train), images, labels
@@ -148,7 +148,7 @@ def tutorial(model: str, folder: str, batch: int) -> Rounds:
 
 
 def workers(workers: int, scratch: str, **settings: Any) -> Rounds:
-    """Trains a run with workers that share two cores; reports its second epoch. Every round starts them anew."""
+    """Trains a run with workers that share two cores; reports the seconds of its second epoch."""
     sys.path[1:1] = [str(TESTS.parent), str(TESTS)]  # the packages, then the helpers of the tests
     import training_samples
 

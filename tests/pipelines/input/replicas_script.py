@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.input.batches import Batches
-from pipelines.input.cache import Cache
+from pipelines.input.cache import CacheBudget
 from pipelines.spec import AugmentSpec, DataSpec
 
 
@@ -17,14 +17,14 @@ def main(shards: str, out: str, ram: int) -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     data = DataSpec(image_size=(2, 3), channels=1, cache="device")
-    cache = Cache(strategy, ram=ram, gpu=0)
+    cache = CacheBudget(strategy, ram=ram, gpu=0)
     batches = Batches(shards, "train", data, 8, seed=8, augment=AugmentSpec(rotation=30), cache=cache)
 
     @tf.function
     def images(batch: dict[str, tf.Tensor]) -> tf.Tensor:
         return strategy.run(lambda batch: batches.attach(batch)["image"], (batch,))
 
-    found = {"sharded": np.array(batches.tier.sharded)}
+    found = {"sharded": np.array(batches.tier.is_sharded)}
     for epoch in range(2):
         for step, batch in enumerate(strategy.experimental_distribute_dataset(batches.epoch(epoch))):
             found[f"{epoch}-{step}"] = np.concatenate(strategy.experimental_local_results(images(batch)))

@@ -14,7 +14,7 @@ from tiny_shards import solid, solids
 from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, DataError
 from pipelines.input.batches import Batches, read_rows
-from pipelines.input.cache import Cache
+from pipelines.input.cache import CacheBudget
 from pipelines.input.order import epoch_order
 from pipelines.records import Record
 from pipelines.spec import AugmentSpec, DataSpec
@@ -34,7 +34,7 @@ def batches_of(dataset: tf.data.Dataset) -> list[dict[str, np.ndarray]]:
     return list(dataset.as_numpy_iterator())
 
 
-def rows_of(dataset: tf.data.Dataset) -> list[list[int]]:
+def find_rows(dataset: tf.data.Dataset) -> list[list[int]]:
     return [batch["row"].tolist() for batch in batches_of(dataset)]
 
 
@@ -78,20 +78,20 @@ def test_a_seed_shuffles_every_epoch_by_the_order(directory: Path, epoch: int) -
 
 def test_a_dataset_can_be_iterated_again(directory: Path) -> None:
     dataset = Batches(directory, "train", DATA, 3, seed=8).epoch(0)
-    assert rows_of(dataset) == rows_of(dataset)
+    assert find_rows(dataset) == find_rows(dataset)
 
 
 @pytest.mark.parametrize("start", range(5))
 def test_starting_at_a_step_gives_the_rest_of_the_epoch(directory: Path, start: int) -> None:
     batches = Batches(directory, "train", DATA, 3, seed=8)
-    whole = rows_of(batches.epoch(2))
+    whole = find_rows(batches.epoch(2))
     assert len(whole) == 4
-    assert rows_of(batches.epoch(2, start_step=start)) == whole[start:]
+    assert find_rows(batches.epoch(2, start_step=start)) == whole[start:]
 
 
 def test_what_lies_before_the_first_step_is_not_decoded(write_shards) -> None:
     examples = [Record(b"broken", 0, "broken.png", (2, 3, 1)), *solids(4)[1:]]
-    assert rows_of(Batches(write_shards(examples), "train", DATA, 2).epoch(0, start_step=1)) == [[2, 3]]
+    assert find_rows(Batches(write_shards(examples), "train", DATA, 2).epoch(0, start_step=1)) == [[2, 3]]
 
 
 @pytest.mark.parametrize("workers", [2, 3, 6])
@@ -205,7 +205,7 @@ def test_a_flipped_byte_is_named_where_the_batch_would_have_come(directory: Path
 
 def test_an_old_failure_is_not_told_again(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batches = Batches(directory, "train", DATA, 4)
-    monkeypatch.setattr(batches._reader, "images", lambda rows: 1 / 0)
+    monkeypatch.setattr(batches._reader, "read_images", lambda rows: 1 / 0)
     with pytest.raises(ZeroDivisionError), batches.data_errors():
         batches_of(batches.epoch(0))
     monkeypatch.undo()
@@ -234,7 +234,7 @@ def test_raw_pixels_of_another_shape_are_named(tmp_path: Path) -> None:
 
 def test_a_window_of_shards_is_shuffled_at_a_time(directory: Path) -> None:
     data = DataSpec(image_size=(2, 3), channels=1, window=1)
-    rows = np.concatenate(rows_of(Batches(directory, "train", data, 5, seed=8).epoch(1))).tolist()
+    rows = np.concatenate(find_rows(Batches(directory, "train", data, 5, seed=8).epoch(1))).tolist()
     assert rows == epoch_order(10, 8, 1, (3, 3, 3, 1), 1).tolist() != epoch_order(10, 8, 1).tolist()
 
 
@@ -266,7 +266,7 @@ def test_without_a_gpu_auto_is_tf_data(directory: Path) -> None:
 
 
 def test_dali_that_is_not_installed_is_asked_for(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.input.dali.available", lambda: False)
+    monkeypatch.setattr("pipelines.input.dali.is_available", lambda: False)
     with pytest.raises(ConfigError, match="install nvidia-dali"):
         Batches(directory, "train", DataSpec(backend="dali"), 4).epoch(0)
 
@@ -276,7 +276,13 @@ def test_dali_gives_the_same_batches(directory: Path, cache: str | None) -> None
     pytest.importorskip("nvidia.dali")
     ours = DataSpec(image_size=(2, 3), channels=1, backend="dali", cache=cache or "none")
     batches = Batches(
-        directory, "train", ours, 4, seed=8, augment=AUGMENT, cache=Cache(ram=10**6, gpu=0) if cache else None
+        directory,
+        "train",
+        ours,
+        4,
+        seed=8,
+        augment=AUGMENT,
+        cache=CacheBudget(ram=10**6, gpu=0) if cache else None,
     )
     expected = batches_of(Batches(directory, "train", DATA, 4, seed=8, augment=AUGMENT).epoch(1))
     for found, batch in zip(batches.epoch(1), expected, strict=True):

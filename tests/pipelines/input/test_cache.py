@@ -13,8 +13,8 @@ from tiny_shards import solid, solids
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.input.batches import Batches
-from pipelines.input.cache import Cache, DeviceImages, gathered
-from pipelines.input.memory import available_gpu_memory, available_ram
+from pipelines.input.cache import CacheBudget, DeviceImages, gather_images
+from pipelines.input.memory import measure_available_gpu_memory, measure_available_ram
 from pipelines.records import Record
 from pipelines.spec import AugmentSpec, DataSpec
 
@@ -29,8 +29,8 @@ def directory(write_shards) -> Path:
     return write_shards(solids(10))
 
 
-def plenty() -> Cache:
-    return Cache(tf.distribute.get_strategy(), ram=10**6, gpu=0)
+def plenty() -> CacheBudget:
+    return CacheBudget(tf.distribute.get_strategy(), ram=10**6, gpu=0)
 
 
 def opened(directory: Path, tier: str, batch: int = 4) -> Batches:
@@ -115,7 +115,7 @@ def test_images_are_decoded_once(directory: Path, tier: str) -> None:
 
 def test_filling_tells_how_far_it_is(write_shards) -> None:
     told = []
-    cache = Cache(ram=10**6, gpu=0, progress=lambda done, rows: told.append((done, rows)))
+    cache = CacheBudget(ram=10**6, gpu=0, progress=lambda done, rows: told.append((done, rows)))
     batches = Batches(write_shards(solids(20) * 5), "train", DataSpec(**SIZE, cache="host"), 10, cache=cache)
     assert told == []
     batches.epoch(0)
@@ -172,7 +172,7 @@ def test_images_of_any_number_of_bytes_lie_on_a_device() -> None:
         attached = DeviceImages(tf.distribute.get_strategy(), images).attach({"row": tf.constant(rows)})[
             "image"
         ]
-        np.testing.assert_array_equal(attached, gathered(images, rows))
+        np.testing.assert_array_equal(attached, gather_images(images, rows))
 
 
 def peak_memory() -> int:
@@ -197,7 +197,7 @@ def test_images_are_never_on_a_device_twice() -> None:
 
 def test_padding_is_black() -> None:
     images = np.full((2, 1, 1, 1), 255, np.uint8)
-    assert gathered(images, np.array([1, -1, 0])).ravel().tolist() == [255, 0, 255]
+    assert gather_images(images, np.array([1, -1, 0])).ravel().tolist() == [255, 0, 255]
     assert images.ravel().tolist() == [255, 255]
 
 
@@ -215,7 +215,7 @@ def test_padding_is_black() -> None:
 def test_auto_takes_the_fastest_that_fits_into_half_of_what_is_free(
     ram: int, gpu: int, strategy: bool, expected: str
 ) -> None:
-    cache = Cache(tf.distribute.get_strategy() if strategy else None, ram=ram, gpu=gpu)
+    cache = CacheBudget(tf.distribute.get_strategy() if strategy else None, ram=ram, gpu=gpu)
     assert cache.choose(ROWS, DataSpec(**SIZE)).name == expected
 
 
@@ -227,47 +227,47 @@ class Replicas:
     ("gpu", "expected"), [(2 * BYTES, "device"), (BYTES // 2, "device sharded"), (BYTES // 2 - 2, "host")]
 )
 def test_rows_are_shared_out_where_all_of_them_do_not_fit(gpu: int, expected: str) -> None:
-    tier = Cache(Replicas(), ram=2 * BYTES, gpu=gpu).choose(ROWS, DataSpec(**SIZE))
+    tier = CacheBudget(Replicas(), ram=2 * BYTES, gpu=gpu).choose(ROWS, DataSpec(**SIZE))
     assert str(tier).startswith(f"cache: {expected} (")
 
 
 def test_splits_share_the_memory() -> None:
-    cache = Cache(ram=4 * BYTES, gpu=0)
+    cache = CacheBudget(ram=4 * BYTES, gpu=0)
     assert [cache.choose(ROWS, DataSpec(**SIZE)).name for _ in range(4)] == [
         "host",
         "host",
         "host",
         "none",
     ]  # 24, 18, 12, 6 kB free
-    cache = Cache(Replicas(), ram=10 * BYTES, gpu=3 * BYTES)
+    cache = CacheBudget(Replicas(), ram=10 * BYTES, gpu=3 * BYTES)
     tiers = [cache.choose(ROWS, DataSpec(**SIZE)) for _ in range(3)]
-    assert [(tier.name, tier.sharded) for tier in tiers] == [
+    assert [(tier.name, tier.is_sharded) for tier in tiers] == [
         ("device", False),
         ("device", False),
         ("device", True),
     ]
     assert cache.ram == 10 * BYTES
-    cache = Cache(tf.distribute.get_strategy(), ram=4 * BYTES, gpu=0)
+    cache = CacheBudget(tf.distribute.get_strategy(), ram=4 * BYTES, gpu=0)
     assert cache.choose(ROWS, DataSpec(**SIZE, cache="device")).name == "device"
     assert cache.ram == 3 * BYTES  # without a GPU the device's memory is the RAM
 
 
 def test_the_choice_says_bytes_and_why() -> None:
-    cache = Cache(workers=2, ram=11_200_000_000, gpu=0)
+    cache = CacheBudget(workers=2, ram=11_200_000_000, gpu=0)
     assert (
         str(cache.choose(2000, DataSpec()))
         == "cache: host (135.0 MB of decoded images; 11.2 GB of RAM free for each worker; no GPU)"
     )
-    cache = Cache(Replicas(), ram=11_200_000_000, gpu=80_000_000_000)
+    cache = CacheBudget(Replicas(), ram=11_200_000_000, gpu=80_000_000_000)
     assert str(cache.choose(2000, DataSpec())) == (
         "cache: device (135.0 MB of decoded images; 11.2 GB of RAM free; 80.0 GB free on each of 4 GPUs)"
     )
-    assert str(Cache().choose(2000, DataSpec(cache="none"))) == "cache: none (as asked for)"
+    assert str(CacheBudget().choose(2000, DataSpec(cache="none"))) == "cache: none (as requested)"
 
 
 @pytest.mark.parametrize("tier", ["host", "device"])
 def test_a_tier_that_does_not_fit_is_refused_with_figures(tier: str) -> None:
-    cache = Cache(tf.distribute.get_strategy(), ram=BYTES, gpu=0)
+    cache = CacheBudget(tf.distribute.get_strategy(), ram=BYTES, gpu=0)
     with pytest.raises(
         ConfigError,
         match=rf"50% .* cache={tier} with 0\.0 MB of decoded images; 0\.0 MB of RAM free; no GPU\. Fix: use cache=auto",
@@ -282,8 +282,8 @@ def test_a_split_that_is_read_once_is_not_cached(directory: Path) -> None:
 
 
 def test_workers_on_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.input.cache.available_ram", lambda: 6 * BYTES)
-    assert [Cache(workers=workers).choose(ROWS, DataSpec(**SIZE)).name for workers in (1, 3, 4)] == [
+    monkeypatch.setattr("pipelines.input.cache.measure_available_ram", lambda: 6 * BYTES)
+    assert [CacheBudget(workers=workers).choose(ROWS, DataSpec(**SIZE)).name for workers in (1, 3, 4)] == [
         "host",
         "host",
         "none",
@@ -300,20 +300,26 @@ def files(folder: Path, **content: str) -> Path:
 
 def test_free_ram_is_what_kernel_and_container_leave(tmp_path: Path) -> None:
     proc = files(tmp_path / "proc", meminfo="MemTotal:  900 kB\nMemAvailable:  500 kB\nHugePages_Total: 0\n")
-    assert available_ram(proc, tmp_path / "none") == 512_000
+    assert measure_available_ram(proc, tmp_path / "none") == 512_000
     limited = {
         "memory_in_max": "300000\n",
         "memory_in_current": "200000\n",
         "memory_in_stat": "anon 1\ninactive_file 50000\n",
     }
-    assert available_ram(proc, files(tmp_path / "v2", **limited)) == 150_000
-    assert available_ram(proc, files(tmp_path / "open", **{**limited, "memory_in_max": "max\n"})) == 512_000
-    assert available_ram(proc, files(tmp_path / "full", **{**limited, "memory_in_current": "400000\n"})) == 0
+    assert measure_available_ram(proc, files(tmp_path / "v2", **limited)) == 150_000
+    assert (
+        measure_available_ram(proc, files(tmp_path / "open", **{**limited, "memory_in_max": "max\n"}))
+        == 512_000
+    )
+    assert (
+        measure_available_ram(proc, files(tmp_path / "full", **{**limited, "memory_in_current": "400000\n"}))
+        == 0
+    )
     old = tmp_path / "v1" / "memory"
     files(old, memory_in_stat="inactive_file 0\n")
     (old / "memory.limit_in_bytes").write_text("100000\n")
     (old / "memory.usage_in_bytes").write_text("60000\n")
-    assert available_ram(proc, tmp_path / "v1") == 40_000
+    assert measure_available_ram(proc, tmp_path / "v1") == 40_000
 
 
 def test_free_gpu_memory_is_that_of_the_fullest_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,11 +330,11 @@ def test_free_gpu_memory_is_that_of_the_fullest_gpu(tmp_path: Path, monkeypatch:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2")
-    assert available_gpu_memory() == 200 * 2**20
+    assert measure_available_gpu_memory() == 200 * 2**20
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
-    assert available_gpu_memory() == 100 * 2**20
+    assert measure_available_gpu_memory() == 100 * 2**20
     monkeypatch.setenv("PATH", str(tmp_path / "nowhere"))
-    assert available_gpu_memory() == 0
+    assert measure_available_gpu_memory() == 0
 
 
 def test_freed_memory_is_used_again() -> None:

@@ -30,7 +30,7 @@ Records = Callable[[], Iterator[dict[str, Any]]]
 
 @pytest.fixture(autouse=True)
 def installed() -> None:
-    if not dali.available():
+    if not dali.is_available():
         pytest.skip("needs NVIDIA DALI (nvidia-dali-cuda120)")
 
 
@@ -64,9 +64,7 @@ def records(
 
 def decoded(images: Sequence[bytes], data: DataSpec, batch: int = BATCH) -> np.ndarray:
     """All images through one pipeline, without the padding."""
-    found = [
-        b["image"].numpy() for b in dali.decoded_batches(records(images, batch), data, batch, "as-found")
-    ]
+    found = [b["image"].numpy() for b in dali.decode_batches(records(images, batch), data, batch, "as-found")]
     return np.concatenate(found)[: len(images)]
 
 
@@ -141,7 +139,7 @@ def test_raw_pixels_are_resized_alike(channels: int) -> None:
     data = DataSpec(image_size=(12, 10), channels=channels)
     shapes = np.array([array.shape for array in arrays], np.int32)
     source = records([array.tobytes() for array in arrays], shapes=shapes)
-    batches = list(dali.decoded_batches(source, data, BATCH, "raw"))
+    batches = list(dali.decode_batches(source, data, BATCH, "raw"))
     assert set(batches[0]) == {"image", "label", "weight", "row", "mix"}
     found = np.concatenate([b["image"].numpy() for b in batches])
     expected = by_tfdata([png(array) for array in arrays], data)
@@ -152,7 +150,7 @@ def test_raw_pixels_are_resized_alike(channels: int) -> None:
 
 def test_raw_colours_become_grey_as_those_of_a_png_do() -> None:
     pixels = noise(300, 400, 3)
-    grey = dali._pixels(pixels.ravel(), np.array(pixels.shape, np.int32), 0, GREY)
+    grey = dali.convert_pixels(pixels.ravel(), np.array(pixels.shape, np.int32), 0, GREY)
     np.testing.assert_array_equal(grey, tf.io.decode_png(png(pixels), channels=1))
 
 
@@ -161,7 +159,7 @@ def test_raw_colours_become_grey_as_those_of_a_png_do() -> None:
 
 @pytest.mark.parametrize("encoding", ["as-found", "jpeg:90", "png"])
 def test_what_a_batch_holds(encoding: str) -> None:
-    *_, last = found = list(dali.decoded_batches(records(SOLIDS), GREY, BATCH, encoding))
+    *_, last = found = list(dali.decode_batches(records(SOLIDS), GREY, BATCH, encoding))
     assert [b["row"].numpy().tolist() for b in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
     assert (
         found[1]["image"].numpy().tolist()
@@ -182,7 +180,7 @@ def test_a_batch_of_padding_alone_is_black() -> None:
         "weight": np.zeros(2, np.float32),
         "row": np.full(2, -1),
     }
-    first, second = dali.decoded_batches(
+    first, second = dali.decode_batches(
         lambda: iter([next(records(SOLIDS[5:], 2)()), padding]), GREY, 2, "as-found"
     )
     assert first["image"].numpy().any()
@@ -191,12 +189,12 @@ def test_a_batch_of_padding_alone_is_black() -> None:
 
 
 def test_no_records_make_no_batches() -> None:
-    assert list(dali.decoded_batches(records([]), GREY, BATCH, "as-found")) == []
+    assert list(dali.decode_batches(records([]), GREY, BATCH, "as-found")) == []
 
 
 def test_two_pipelines_interleaved_stay_in_order() -> None:
-    train = dali.decoded_batches(records(SOLIDS), GREY, BATCH, "as-found")
-    validation = dali.decoded_batches(records(SOLIDS, first=4), GREY, BATCH, "as-found")
+    train = dali.decode_batches(records(SOLIDS), GREY, BATCH, "as-found")
+    validation = dali.decode_batches(records(SOLIDS, first=4), GREY, BATCH, "as-found")
     pairs = list(zip(train, validation, strict=False))
     assert [[b["image"].numpy()[0, 0, 0, 0] for b in pair] for pair in pairs] == [[0, 80], [80, 160]]
     assert [[b["row"].numpy()[0] for b in pair] for pair in pairs] == [[0, 4], [4, 8]]
@@ -204,7 +202,7 @@ def test_two_pipelines_interleaved_stay_in_order() -> None:
 
 def test_batches_stay_as_they_are_after_the_pipeline() -> None:
     images = [solid(value) for value in range(40)]
-    found = [b["image"] for b in dali.decoded_batches(records(images), GREY, BATCH, "as-found")]
+    found = [b["image"] for b in dali.decode_batches(records(images), GREY, BATCH, "as-found")]
     gc.collect()
     assert np.concatenate(found)[:, 0, 0, 0].tolist() == list(range(40))
 
@@ -212,16 +210,16 @@ def test_batches_stay_as_they_are_after_the_pipeline() -> None:
 def test_reading_ahead_is_bounded() -> None:
     taken = []
     source = (taken.append(1) or record for record in records(SOLIDS, 1)())
-    next(dali.decoded_batches(lambda: source, GREY, 1, "as-found"))
+    next(dali.decode_batches(lambda: source, GREY, 1, "as-found"))
     assert len(taken) == 3  # the one wanted and two ahead
 
 
 @pytest.mark.parametrize("taken", [1, 2, 3])
 def test_stopping_early_ends_the_pipeline(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    build = dali._pipeline
-    monkeypatch.setattr(dali, "_pipeline", lambda *args: made.append(build(*args)) or made[0])
-    batches = dali.decoded_batches(records(SOLIDS), GREY, BATCH, "as-found")
+    build = dali.build_pipeline
+    monkeypatch.setattr(dali, "build_pipeline", lambda *args: made.append(build(*args)) or made[0])
+    batches = dali.decode_batches(records(SOLIDS), GREY, BATCH, "as-found")
     before = len(os.listdir("/proc/self/task"))
     for _ in range(taken):
         next(batches)
@@ -240,7 +238,7 @@ def test_stopping_early_ends_the_pipeline(taken: int, monkeypatch: pytest.Monkey
 )
 def test_an_image_that_cannot_be_decoded_is_named_in_its_place(broken: bytes) -> None:
     images = [*SOLIDS[:6], broken, *SOLIDS[7:]]
-    batches = dali.decoded_batches(records(images), GREY, BATCH, "as-found")
+    batches = dali.decode_batches(records(images), GREY, BATCH, "as-found")
     assert next(batches)["row"].numpy().tolist() == [0, 1, 2, 3]
     with pytest.raises(tf.errors.InvalidArgumentError, match="row 6") as caught:
         next(batches)
@@ -251,7 +249,7 @@ def test_an_image_that_cannot_be_decoded_is_named_in_its_place(broken: bytes) ->
 def test_raw_pixels_of_another_size_are_named() -> None:
     images, shapes = [bytes(6)] * 3, np.array([[2, 3, 1], [2, 4, 1], [2, 3, 1]], np.int32)
     with pytest.raises(dali.UndecodableError, match="row 1"):
-        list(dali.decoded_batches(records(images, shapes=shapes), GREY, BATCH, "raw"))
+        list(dali.decode_batches(records(images, shapes=shapes), GREY, BATCH, "raw"))
 
 
 def test_an_error_of_the_reader_passes_as_it_is() -> None:
@@ -260,22 +258,22 @@ def test_an_error_of_the_reader_passes_as_it_is() -> None:
         raise DataError("a checksum", "row=10", "copy the file again")
 
     with pytest.raises(DataError, match="row=10"):
-        list(dali.decoded_batches(broken, GREY, BATCH, "as-found"))
+        list(dali.decode_batches(broken, GREY, BATCH, "as-found"))
 
 
 def test_a_failure_for_which_no_image_is_at_fault_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dali, "_undecodable_row", lambda *_: None)
+    monkeypatch.setattr(dali, "find_undecodable_row", lambda *_: None)
     with pytest.raises(RuntimeError):
-        list(dali.decoded_batches(records([b"junk"]), GREY, BATCH, "as-found"))
+        list(dali.decode_batches(records([b"junk"]), GREY, BATCH, "as-found"))
 
 
 def test_fast_decoding_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="decode=fast"):
-        dali.decoded_batches(records(SOLIDS), DataSpec(decode="fast"), BATCH, "as-found")
+        dali.decode_batches(records(SOLIDS), DataSpec(decode="fast"), BATCH, "as-found")
 
 
 def test_without_dali_it_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali.fn", None)
-    assert not dali.available()
+    assert not dali.is_available()
     with pytest.raises(ConfigError, match="backend=dali"):
-        dali.decoded_batches(records(SOLIDS), GREY, BATCH, "as-found")
+        dali.decode_batches(records(SOLIDS), GREY, BATCH, "as-found")

@@ -60,15 +60,15 @@ def test_rows_come_in_the_order_asked_for_across_shards(directory: Path) -> None
     reader = ShardReader(directory, "train")
     rows = [7, 0, 3, 3, 2, 6, 1, 5, 4]
     assert (reader.rows, reader.shard_rows) == (8, (3, 3, 2))
-    assert reader.images(rows) == [RECORDS[row].image for row in rows]
-    assert reader.ids(np.array(rows)) == [RECORDS[row].id for row in rows]
-    assert reader.evidence(rows) == [RECORDS[row].bbox for row in rows]
-    assert reader.shapes(rows).tolist() == [list(RECORDS[row].shape) for row in rows]
-    assert reader.shapes(rows).dtype == np.int32
+    assert reader.read_images(rows) == [RECORDS[row].image for row in rows]
+    assert reader.read_ids(np.array(rows)) == [RECORDS[row].id for row in rows]
+    assert reader.read_bboxes(rows) == [RECORDS[row].bbox for row in rows]
+    assert reader.read_shapes(rows).tolist() == [list(RECORDS[row].shape) for row in rows]
+    assert reader.read_shapes(rows).dtype == np.int32
 
 
 def test_images_are_views_of_the_mapped_file(directory: Path) -> None:
-    (image,) = ShardReader(directory, "train").images([4])
+    (image,) = ShardReader(directory, "train").read_images([4])
     assert isinstance(image, memoryview)
     assert (image.readonly, image.format, image.contiguous) == (True, "B", True)
     (path,) = [
@@ -86,10 +86,10 @@ def test_both_formats_give_the_same_rows(tmp_path: Path, arrow: Path) -> None:
         write_shards(tmp_path / "tf", CLASSES, {"train": RECORDS}, 5, format="tfrecord"), "train"
     )
     rows = range(8)
-    assert one.images(rows) == other.images(rows)
-    assert one.ids(rows) == other.ids(rows)
-    assert one.evidence(rows) == other.evidence(rows)
-    assert one.shapes(rows).tolist() == other.shapes(rows).tolist()
+    assert one.read_images(rows) == other.read_images(rows)
+    assert one.read_ids(rows) == other.read_ids(rows)
+    assert one.read_bboxes(rows) == other.read_bboxes(rows)
+    assert one.read_shapes(rows).tolist() == other.read_shapes(rows).tolist()
     assert one.labels.tolist() == other.labels.tolist()
 
 
@@ -101,7 +101,12 @@ def test_labels_are_in_memory_in_row_order(directory: Path) -> None:
 
 def test_no_rows_give_nothing(arrow: Path) -> None:
     reader = ShardReader(arrow, "train")
-    assert (reader.images([]), reader.ids([]), reader.evidence([]), reader.shapes([]).shape) == (
+    assert (
+        reader.read_images([]),
+        reader.read_ids([]),
+        reader.read_bboxes([]),
+        reader.read_shapes([]).shape,
+    ) == (
         [],
         [],
         [],
@@ -111,7 +116,7 @@ def test_no_rows_give_nothing(arrow: Path) -> None:
 
 def test_an_empty_split_has_no_rows(tmp_path: Path) -> None:
     reader = ShardReader(write_shards(tmp_path / "shards", CLASSES, {"train": []}), "train")
-    assert (reader.rows, reader.labels.tolist(), reader.ids([]), reader.shard_rows) == (0, [], [], ())
+    assert (reader.rows, reader.labels.tolist(), reader.read_ids([]), reader.shard_rows) == (0, [], [], ())
 
 
 def test_shards_are_mapped_anew_where_there_are_too_many(
@@ -120,20 +125,20 @@ def test_shards_are_mapped_anew_where_there_are_too_many(
     monkeypatch.setattr(reader_module, "MAPPED_SHARDS", 1)
     reader = ShardReader(directory, "train")
     rows = [0, 7, 3, 1, 6]
-    assert reader.images(rows) == [RECORDS[row].image for row in rows]
+    assert reader.read_images(rows) == [RECORDS[row].image for row in rows]
 
 
 def test_an_open_reader_holds_no_file_open(directory: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     reader = ShardReader(directory, "train")
-    reader.images(range(8))
+    reader.read_images(range(8))
     assert len(os.listdir("/proc/self/fd")) == before
 
 
 @pytest.mark.parametrize("row", [-1, 8])
 def test_a_row_that_is_not_there_is_named(arrow: Path, row: int) -> None:
     with pytest.raises(DataError, match=rf"'train' from 0 to 7. Received: row={row}\."):
-        ShardReader(arrow, "train").images([0, row])
+        ShardReader(arrow, "train").read_images([0, row])
 
 
 def test_an_unknown_split_is_named(arrow: Path) -> None:
@@ -169,14 +174,14 @@ def test_a_changed_row_is_named_when_it_is_handed_out(directory: Path, damage: s
         (wanted,) = (c for c in pa.ipc.open_file(path).read_all()["checksum"][1:2].to_pylist())
         flip(path, np.uint64(wanted).tobytes(), np.uint64(wanted ^ 1).tobytes())
     reader = ShardReader(directory, "train")
-    assert reader.images([0, 1, 2, 3, 5, 6, 7]) == [RECORDS[row].image for row in (0, 1, 2, 3, 5, 6, 7)]
+    assert reader.read_images([0, 1, 2, 3, 5, 6, 7]) == [RECORDS[row].image for row in (0, 1, 2, 3, 5, 6, 7)]
     files = {
         "arrow": r"train-00003\.arrow",
         "tfrecord": r"train-00003\.tfrecord or its index train-00003\.index\.arrow",
     }
     received = rf"{files[reader.manifest.format]}: row=1 of the file, row=4 of split 'train', id=id-4\."
     with pytest.raises(DataError, match=rf"image and label as they were written. Received: .*/{received}"):
-        reader.images([5, 4])
+        reader.read_images([5, 4])
 
 
 def test_a_label_that_changes_while_the_reader_is_open_is_not_handed_out(arrow: Path) -> None:
@@ -184,7 +189,7 @@ def test_a_label_that_changes_while_the_reader_is_open_is_not_handed_out(arrow: 
     reader = ShardReader(arrow, "train")
     reader.labels[4] = 0
     with pytest.raises(DataError, match="row=4"):
-        reader.images([4])
+        reader.read_images([4])
 
 
 @pytest.mark.parametrize("damage", ["all", "footer", "batch"])
@@ -216,6 +221,6 @@ def test_a_file_with_other_columns_is_named(arrow: Path) -> None:
         writer.write_batch(batch)
     with_shard(arrow, 0, bytes=path.stat().st_size, rows=1)
     with pytest.raises(
-        DataError, match=rf"train-00000\.arrow: other columns than {', '.join(RECORD_SCHEMA.names)}\."
+        DataError, match=rf"train-00000\.arrow: the columns are not {', '.join(RECORD_SCHEMA.names)}\."
     ):
         ShardReader(arrow, "train")

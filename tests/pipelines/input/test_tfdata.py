@@ -32,8 +32,8 @@ def decode_all(images: Sequence[bytes], data: DataSpec) -> np.ndarray:
     return tfdata.decode_all(images, shapes(images), data, "as-found")
 
 
-def first_undecodable(images: Sequence[bytes], data: DataSpec) -> int | None:
-    return tfdata.first_undecodable(images, shapes(images), data, "as-found")
+def find_undecodable(images: Sequence[bytes], data: DataSpec) -> int | None:
+    return tfdata.find_undecodable(images, shapes(images), data, "as-found")
 
 
 def jpeg(array: np.ndarray, **options: Any) -> bytes:
@@ -120,7 +120,7 @@ def test_raw_pixels_of_the_right_size_are_not_resized(
     calls = []
     resize = tf.raw_ops.ResizeBilinear
     monkeypatch.setattr(tf.raw_ops, "ResizeBilinear", lambda **options: calls.append(1) or resize(**options))
-    tfdata.from_raw(tf.constant(bytes(4 * 6 * 3)), tf.constant([4, 6, 3]), DataSpec(image_size=size))
+    tfdata.decode_raw(tf.constant(bytes(4 * 6 * 3)), tf.constant([4, 6, 3]), DataSpec(image_size=size))
     assert (calls == []) == fits
 
 
@@ -134,12 +134,12 @@ def test_batches_of_any_size_have_static_shapes_and_are_traced_once() -> None:
             "row": np.arange(size),
         }
         signature = {"row": tf.TensorSpec((size,), tf.int64)}
-        return tfdata.decoded_batches(lambda: iter([record]), signature, data, "as-found", 1)
+        return tfdata.decode_batches(lambda: iter([record]), signature, data, "as-found", 1)
 
-    traced = [tfdata._decode_each.experimental_get_tracing_count()]
+    traced = [tfdata._decode_images.experimental_get_tracing_count()]
     for size in (3, 4, 5):  # the second makes the decoder one for any size
         assert batches(size).element_spec["image"].shape == (size, 5, 7, 3)
-        traced.append(tfdata._decode_each.experimental_get_tracing_count())
+        traced.append(tfdata._decode_images.experimental_get_tracing_count())
     assert np.diff(traced).tolist() == [1, 1, 0]
     (batch,) = batches(5)
     np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], range(5))
@@ -171,8 +171,8 @@ def test_no_images_decode_to_none() -> None:
 def test_the_first_broken_image_is_found(broken: bytes) -> None:
     data = DataSpec(image_size=(2, 3))
     good = [solid(value) for value in range(20)]
-    assert first_undecodable(good, data) is None
-    assert first_undecodable([*good, broken, *good, broken], data) == 20
+    assert find_undecodable(good, data) is None
+    assert find_undecodable([*good, broken, *good, broken], data) == 20
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode_all([*good, broken], data)
 
@@ -183,7 +183,7 @@ def test_raw_pixels_become_what_a_png_of_them_becomes(
     noise: np.ndarray, stored: int, wanted: int, size: tuple[int, int]
 ) -> None:
     array = noise[..., :stored]
-    found = tfdata.from_raw(
+    found = tfdata.decode_raw(
         tf.constant(array.tobytes()), tf.constant(array.shape), DataSpec(image_size=size, channels=wanted)
     ).numpy()
     assert found.dtype == np.uint8
@@ -195,13 +195,13 @@ def test_grey_of_every_level_stays_and_of_any_colour_is_the_decoders() -> None:
     colours = np.random.default_rng(1).integers(0, 256, (200, 300, 3), np.uint8)
     for array in (levels, np.repeat(levels, 3, axis=2), colours):
         data = DataSpec(image_size=array.shape[:2], channels=1)
-        found = tfdata.from_raw(tf.constant(array.tobytes()), tf.constant(array.shape), data)
+        found = tfdata.decode_raw(tf.constant(array.tobytes()), tf.constant(array.shape), data)
         np.testing.assert_array_equal(found, pixels(png(array), array.shape[:2], 1))
 
 
 def test_raw_pixels_that_do_not_fit_their_shape_are_broken(noise: np.ndarray) -> None:
     images = [noise.tobytes(), noise.tobytes()[:-1]]
-    assert tfdata.first_undecodable(images, np.array([noise.shape] * 2), DataSpec(), "raw") == 1
+    assert tfdata.find_undecodable(images, np.array([noise.shape] * 2), DataSpec(), "raw") == 1
     with pytest.raises(tf.errors.InvalidArgumentError):
         tfdata.decode_all(images, np.array([noise.shape] * 2), DataSpec(), "raw")
 
@@ -222,8 +222,8 @@ def test_raw_pixels_that_do_not_fit_their_shape_are_broken(noise: np.ndarray) ->
 )
 def test_the_fast_decoder_keeps_at_least_the_size_wanted(shape: tuple[int, int], ratio: int) -> None:
     dimensions = tf.constant([*shape, 3])
-    assert int(tfdata.ratio_of(tf.constant(b"\xff\xd8\xff..."), dimensions, DataSpec())) == ratio
-    assert int(tfdata.ratio_of(tf.constant(b"\x89PNG..."), dimensions, DataSpec())) == 0
+    assert int(tfdata.choose_ratio(tf.constant(b"\xff\xd8\xff..."), dimensions, DataSpec())) == ratio
+    assert int(tfdata.choose_ratio(tf.constant(b"\x89PNG..."), dimensions, DataSpec())) == 0
 
 
 def test_the_fast_decoder_takes_every_ratio_and_png() -> None:
