@@ -15,7 +15,7 @@ RNG = np.random.default_rng(0)
 
 
 def pooling_model(classes: int = 4, activation: str = "softmax") -> keras.Model:
-    """Convolutions, global average pooling and a dense layer: its maps have a closed form (Zhou et al., 2016)."""
+    """Convolutions, global average pooling, dense: its maps have a closed form (Zhou et al., 2016)."""
     keras.utils.set_random_seed(3)
     return keras.Sequential(
         [
@@ -63,7 +63,7 @@ def test_maps_of_a_single_unit_are_opposite_for_both_classes():
 
 
 def test_maps_mark_the_one_bright_pixel_and_nothing_else():
-    """Channel 0 is the image, channel 1 the image shifted by a pixel; class 1 counts channel 0, class 0 channel 1."""
+    """Channel 0 is the image, channel 1 the image shifted by a pixel; class 1 counts 0, class 0 counts 1."""
     model = keras.Sequential(
         [
             L.Input((5, 7, 1)),
@@ -125,7 +125,7 @@ def test_results_of_several_batches_keep_the_order_of_the_images():
 
 
 def test_grad_cam_plus_plus_is_the_formula_of_the_paper():
-    """With the derivatives of exp(logit), as the paper has them; the map is that of the logit up to exp(logit)."""
+    """The paper differentiates exp(logit), a factor that does not change the map of the logit otherwise."""
     values = np.maximum(RNG.normal(size=(3, 4, 5, 6)), 0)
     gradients = RNG.normal(size=(3, 4, 5, 6))
     gradients[0, ..., 0] = 0
