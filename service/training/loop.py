@@ -174,6 +174,8 @@ class Loop:
                     self._save(replace(start, step=step, sums=sums, seconds=seconds, skipped=skipped))
                 if command.stop:
                     self.writer.wait()
+                    # A collective: were another worker to end first, Ray would end worker 0 while it writes.
+                    self.controller.next_command()
                     raise StoppedError(self.run.stop_requested() or "a request")
 
                 result, batches, seconds = self._run_updates(epoch, step, command.updates)

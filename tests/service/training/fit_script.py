@@ -1,9 +1,11 @@
 """Trains runs in this process, as one of some workers and on some logical CPUs: run as a program.
 
-`DEVICES RANK PORT[,PORT...] OUT[@LOOKS]...`: an OUT holds the run's config.yaml; with LOOKS the run is asked to stop after worker 0
-has looked for such a request so many times, and its rows are logged. Ports are those of the workers, of which there is one if there is
-one port. Leaves in each OUT what each worker has in the end, `worker-RANK.json`: how often it traced the step, and a digest of the
-variables of each of its replicas.
+Usage: `fit_script.py DEVICES RANK PORT[,PORT...] OUT[@CHECKS]...`
+
+Each OUT holds the config.yaml of a run. With CHECKS the run is asked to stop after worker 0 has checked for a
+request that many times, and its rows are logged. There is one port for each worker. At the end each OUT holds
+`worker-RANK.json` for each worker: how often it traced the step, and a digest of the variables of each of its
+replicas.
 """
 
 from __future__ import annotations
@@ -31,37 +33,42 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
         cpu = tf.config.list_physical_devices("CPU")[0]
         tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     if len(ports) > 1:
-        workers = [f"127.0.0.1:{port}" for port in ports]
-        os.environ["TF_CONFIG"] = json.dumps(
-            {"cluster": {"worker": workers}, "task": {"type": "worker", "index": rank}}
-        )
-    place = WorkerContext(rank, len(ports), len(ports))
-    strategy = choose_strategy(devices * len(ports), place)
-    loop.choose_strategy = lambda global_batch, place: (
-        strategy
-    )  # the sums of two strategies in one process get mixed up
+        addresses = [f"127.0.0.1:{port}" for port in ports]
+        cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
+        os.environ["TF_CONFIG"] = json.dumps(cluster)
+    worker = WorkerContext(rank, world_size=len(ports), local_size=len(ports))
+    strategy = choose_strategy(devices * len(ports), worker)
+    # One strategy for all runs: the collectives of two in one process get mixed up.
+    loop.choose_strategy = lambda global_batch, worker: strategy
     for out in runs:
-        path, _, looks = out.partition("@")
-        os.environ[ROWS_LOG] = "1" if looks else ""
-        run = StoppingRun(path, int(looks) if looks else None)
-        training = loop.Loop(RunConfig.model_validate(run.config()), run, place)
-        try:
-            training.run_epochs()
-        except StoppedError:
-            continue
-        finally:
-            training.writer.wait()
-        found = {"traces": training.learner.steps.trace_count, "replicas": digests(training.learner)}
-        (run.path / f"worker-{rank}.json").write_text(json.dumps(found))
+        path, _, checks = out.partition("@")
+        os.environ[ROWS_LOG] = "1" if checks else ""
+        train_run(StoppingRun(path, int(checks) if checks else None), worker)
 
 
-def digests(learner: Learner) -> list[str]:
-    """A digest for each replica here of all that a checkpoint holds."""
-    members = [
-        v.value if isinstance(v, keras.Variable) else v for group in learner.variables.values() for v in group
-    ]
-    local = zip(*(learner.strategy.experimental_local_results(v) for v in members), strict=True)
-    return [hashlib.sha256(b"".join(v.numpy().tobytes() for v in replica)).hexdigest() for replica in local]
+def train_run(run: StoppingRun, worker: WorkerContext) -> None:
+    training = loop.Loop(RunConfig.model_validate(run.config()), run, worker)
+    try:
+        training.run_epochs()
+    except StoppedError:
+        return
+    finally:
+        training.writer.wait()
+    summary = {"traces": training.learner.steps.trace_count, "replicas": hash_replicas(training.learner)}
+    (run.path / f"worker-{worker.rank}.json").write_text(json.dumps(summary))
+
+
+def hash_replicas(learner: Learner) -> list[str]:
+    """A digest for each replica of this worker, of all variables that a checkpoint holds."""
+    by_variable = []
+    for group in learner.variables.values():
+        for variable in group:
+            value = variable.value if isinstance(variable, keras.Variable) else variable
+            by_variable.append(learner.strategy.experimental_local_results(value))
+    digests = []
+    for values in zip(*by_variable, strict=True):
+        digests.append(hashlib.sha256(b"".join(value.numpy().tobytes() for value in values)).hexdigest())
+    return digests
 
 
 if __name__ == "__main__":

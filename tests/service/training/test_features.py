@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-from training_samples import config_for, fit_run, create_run, noise_shards, read_checkpoint
+from training_samples import config_for, create_run, fit_run, noise_shards, read_checkpoint
 
 from service.config import RunConfig
 from service.models import Task, build_model

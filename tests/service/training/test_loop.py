@@ -123,7 +123,7 @@ def test_a_run_is_traced_once_even_with_a_profile(
 def test_each_update_has_the_learning_rate_of_the_schedule(
     shards: Path, tmp_path: Path, accumulate: int, factors: Any
 ) -> None:
-    """After three updates of warmup; the metrics show the last update of each epoch, which has four or two."""
+    """With three updates of warmup; the metrics show the last update of each epoch, of four or of two."""
     config = config_for(
         shards,
         schedule={"name": "cosine", "warmup_steps": 3},
@@ -155,7 +155,7 @@ def test_label_smoothing_and_class_weights_reach_the_loss(shards: Path, tmp_path
 
 
 def test_training_images_can_have_a_size_of_their_own(shards: Path, tmp_path: Path) -> None:
-    """At a rate that changes nothing, the loss of training is that of 8x10, that of validation that of 12x12."""
+    """At a rate that changes nothing, the training loss is that of 8x10, the validation loss of 12x12."""
     config = config_for(
         shards,
         model="tiny_pooled",

@@ -11,7 +11,7 @@ import pytest
 
 from pipelines.errors import ConfigError
 from service.recipe import OptimizerSpec
-from service.training.optimizers import check_no_decay, build_optimizer, matches, freeze_layers
+from service.training.optimizers import build_optimizer, check_no_decay, freeze_layers, matches
 
 RATES = (0.1, 0.2, 0.05)
 KERNEL = np.array([[0.5, -1.0], [2.0, 0.25]])

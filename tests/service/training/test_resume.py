@@ -132,9 +132,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Pa
     fit_run(run.path, config)
     same(straight, run, "epoch-0003")
     assert [name for name in names(run) if name.startswith(".")] == []
-    assert run.status()["notices"] == [
-        "epoch-0003 is damaged: continuing from epoch-0002"
-    ]
+    assert run.status()["notices"] == ["epoch-0003 is damaged: continuing from epoch-0002"]
 
 
 def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.recipe import ScheduleSpec
-from service.training.schedule import learning_rates, run_rates, find_stage, list_stages, updates_per_epoch
+from service.training.schedule import find_stage, learning_rates, list_stages, run_rates, updates_per_epoch
 
 ROOT_HALF = 0.7071067811865476  # cos of 45 degrees
 

@@ -1,4 +1,4 @@
-"""Precise batch norm statistics: measured over training images, evaluated and saved, without effect on training."""
+"""Precise batch norm statistics: evaluated and saved, without effect on the training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training step: equal to the closed form, blind to padding, and the same in a call of many updates as one by one."""
+"""The training step: equal to the closed form, blind to padding, in calls of many updates and one by one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from step_samples import (
     Batch,
     build_linear_steps,

@@ -16,7 +16,7 @@ from service.runs import Run
 from service.training import loop, meter
 from service.training.events import TRACKING_URI, open_epoch_log
 from service.training.strategy import SINGLE_WORKER
-from service.training.telemetry import GAUGES, ROWS_LOG, RowLog, profile_once, align_to_profile
+from service.training.telemetry import GAUGES, ROWS_LOG, RowLog, align_to_profile, profile_once
 
 CONFIG = RunConfig(preset="test", shards="/shards", model="linear")
 METRICS = {
