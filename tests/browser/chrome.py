@@ -1,4 +1,4 @@
-"""A headless Chromium of the test's own, spoken to in the DevTools protocol over a pair of pipes."""
+"""Drives a headless Chromium through the DevTools protocol, over a pair of pipes."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ class Chrome:
     """One page of a running browser.
 
     Attributes:
-        errors: What the console, the page's scripts and its policy complained of, since the last `open`.
-        requests: Addresses that were asked for since then, data URIs aside.
+        errors: Errors and warnings of console, scripts and content policy since the last `open`.
+        requests: Addresses requested since then, without data URIs.
     """
 
     def __init__(self, reader: int, writer: int) -> None:
-        self._reader, self._writer = (
-            os.fdopen(reader, "rb", buffering=0),
-            os.fdopen(writer, "wb", buffering=0),
-        )
-        self._rest, self._number, self._session = b"", 0, None
+        self._reader = os.fdopen(reader, "rb", buffering=0)
+        self._writer = os.fdopen(writer, "wb", buffering=0)
+        self._unread = b""
+        self._number = 0
+        self._session = None
         self.errors: list[str] = []
         self.requests: list[str] = []
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -55,24 +55,24 @@ class Chrome:
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Sends a command and waits for its answer."""
+        """Sends a command and waits for its response."""
         self._number += 1
-        message = {"id": self._number, "method": method, "params": parameters} | (
-            {"sessionId": self._session} if self._session else {}
-        )
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
         self._writer.write(json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._next()
-            if answer.get("id") == self._number:
-                if "error" in answer:
-                    raise RuntimeError(f"{method}: {answer['error']}")
-                return dict(answer["result"])
-            self._note(answer)
+            response = self._read_message()
+            if response.get("id") == self._number:
+                if "error" in response:
+                    raise RuntimeError(f"{method}: {response['error']}")
+                return dict(response["result"])
+            self._record_event(response)
 
     def open(
         self, page: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False
     ) -> None:
-        """Opens a file in a window of that size, and waits until it has loaded."""
+        """Opens a file in a window of a given size, and waits until it is loaded."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -86,20 +86,18 @@ class Chrome:
         )
         self.call("Page.navigate", url="about:blank")
         self.until("document.readyState === 'complete' && location.protocol === 'about:'")
-        self.errors, self.requests = [], []
+        self.errors = []
+        self.requests = []
         self.call("Page.navigate", url=page.as_uri() + fragment)
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
 
     def run(self, expression: str) -> Any:
-        """The value of a JavaScript expression; of what it promises, where it is a promise."""
-        found = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
-        if "exceptionDetails" in found:
-            raise RuntimeError(
-                found["exceptionDetails"]
-                .get("exception", {})
-                .get("description", str(found["exceptionDetails"]))
-            )
-        return found["result"].get("value")
+        """Evaluates a JavaScript expression, and awaits its value if it is a promise."""
+        response = self.call("Runtime.evaluate", expression=expression, awaitPromise=True, returnByValue=True)
+        if "exceptionDetails" in response:
+            details = response["exceptionDetails"]
+            raise RuntimeError(details.get("exception", {}).get("description", str(details)))
+        return response["result"].get("value")
 
     def until(self, expression: str) -> None:
         """Waits until an expression is true."""
@@ -110,7 +108,7 @@ class Chrome:
             time.sleep(0.02)
 
     def _holds(self, expression: str) -> bool:
-        """Whether an expression is true; not yet, while the page it is asked of is being left."""
+        """Tells whether an expression is true; false while the page is being left."""
         try:
             return bool(self.run(f"!!({expression})"))
         except RuntimeError as error:
@@ -146,64 +144,63 @@ class Chrome:
         self.call("Input.dispatchKeyEvent", type="keyUp", **event)
 
     def screenshot(self, path: Path, whole: bool = True) -> Path:
-        """Writes a PNG of the page, beyond the window too."""
+        """Writes a PNG of the whole page, or of what the window shows of it."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
-        found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
-        path.write_bytes(base64.b64decode(found["data"]))
+        response = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        path.write_bytes(base64.b64decode(response["data"]))
         return path
 
-    def _next(self) -> dict[str, Any]:
-        while b"\0" not in self._rest:
-            read = self._reader.read(1 << 16)
-            if not read:
-                raise RuntimeError("the browser has gone")
-            self._rest += read
-        message, _, self._rest = self._rest.partition(b"\0")
+    def _read_message(self) -> dict[str, Any]:
+        while b"\0" not in self._unread:
+            data = self._reader.read(1 << 16)
+            if not data:
+                raise RuntimeError("the browser has exited")
+            self._unread += data
+        message, _, self._unread = self._unread.partition(b"\0")
         return dict(json.loads(message))
 
-    def _note(self, event: dict[str, Any]) -> None:
-        given = event.get("params", {})
-        if event.get("method") == "Runtime.exceptionThrown":
-            details = given["exceptionDetails"]
+    def _record_event(self, event: dict[str, Any]) -> None:
+        method = event.get("method")
+        parameters = event.get("params", {})
+        if method == "Runtime.exceptionThrown":
+            details = parameters["exceptionDetails"]
             self.errors.append(details.get("exception", {}).get("description") or details["text"])
-        elif event.get("method") == "Log.entryAdded":
-            self.errors.append(f"{given['entry']['level']}: {given['entry']['text']}")
-        elif event.get("method") == "Runtime.consoleAPICalled" and given["type"] in (
-            "error",
-            "warning",
-            "assert",
-        ):
-            self.errors.append(" ".join(str(argument.get("value")) for argument in given["args"]))
-        elif event.get("method") == "Network.requestWillBeSent" and not given["request"]["url"].startswith(
-            ("data:", "about:")
-        ):
-            self.requests.append(given["request"]["url"])
+        elif method == "Log.entryAdded":
+            entry = parameters["entry"]
+            self.errors.append(f"{entry['level']}: {entry['text']}")
+        elif method == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
+            values = [str(argument.get("value")) for argument in parameters["args"]]
+            self.errors.append(" ".join(values))
+        elif method == "Network.requestWillBeSent":
+            url = parameters["request"]["url"]
+            if not url.startswith(("data:", "about:")):
+                self.requests.append(url)
 
 
 @contextmanager
-def chrome(home: Path) -> Iterator[Chrome]:
-    """A browser that ends with the block.
+def open_chrome(home: Path) -> Iterator[Chrome]:
+    """Starts a browser, and ends it with the block.
 
     Args:
-        home: An empty directory for its profile.
+        home: Empty directory for the profile.
     """
     home.mkdir(parents=True, exist_ok=True)
-    to_read, write = os.pipe()
-    read, to_write = os.pipe()
+    browser_reads, we_write = os.pipe()
+    we_read, browser_writes = os.pipe()
     command = " ".join(
         shlex.quote(word) for word in [CHROMIUM, *FLAGS, f"--user-data-dir={home}", "about:blank"]
     )
     process = subprocess.Popen(
-        ["bash", "-c", f"exec {command} 3<&{to_read} 4>&{to_write}"],
-        pass_fds=(to_read, to_write),
+        ["bash", "-c", f"exec {command} 3<&{browser_reads} 4>&{browser_writes}"],
+        pass_fds=(browser_reads, browser_writes),
         env={**os.environ, "HOME": str(home)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    os.close(to_read)
-    os.close(to_write)
+    os.close(browser_reads)
+    os.close(browser_writes)
     try:
-        yield Chrome(read, write)
+        yield Chrome(we_read, we_write)
     finally:
         process.terminate()
         process.wait(timeout=30)

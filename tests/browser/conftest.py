@@ -1,4 +1,4 @@
-"""One browser for all tests of a session, and a report to look at."""
+"""One browser for all tests of a session, and the report that they open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import keras
 import pytest
-from chrome import CHROMIUM, Chrome, chrome
+from chrome import CHROMIUM, Chrome, open_chrome
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from service.checkpoint import Position, save_checkpoint, snapshot, variables_of
@@ -22,13 +22,13 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """A headless Chromium, or a skip."""
     if not Path(CHROMIUM).exists():
         pytest.skip("needs Chromium")
-    with chrome(tmp_path_factory.mktemp("chromium")) as found:
-        yield found
+    with open_chrome(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a run with a mistake, a rejected image and a class name that is no friend."""
+    """The report of a run with a wrong prediction, a rejected image and a class name that is markup."""
     folder = tmp_path_factory.mktemp("browser")
     shards = dim_and_bright(folder / "shards", classes=("dim", "<script>bright</script>"))
     manifest = (shards / "manifest.json").read_text()

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from chrome import Chrome
 from conftest import OPTIONS
-from looking import complaints, pictures
+from page_checks import find_violations, inspect_pictures
 
 from pipelines.spec import AugmentSpec, DataSpec
 from service.report.analysis.augmented import PreviewOptions
 from service.report.job import Form, render_report
 from service.report.pages.comparison import render_comparison
 from service.report.pages.index import write_index
-from service.report.pages.leaderboard import Trial, ranked, write_leaderboard
+from service.report.pages.leaderboard import Trial, rank_trials, write_leaderboard
 from service.report.pages.preview import render_preview
-from service.report.pages.reproduction import Experiment, Published, write_reproduction
+from service.report.pages.reproduction import Experiment, PublishedResult, write_reproduction
 from service.runs import Run
 from service.tuning.space import dimension
 
@@ -58,14 +58,18 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         dimension("augment", {"choice": [None, {"flip": True}]}),
     )
     values = {"optimizer.learning_rate": 0.003, "augment": {"flip": True}}
-    trials = ranked(
-        [Trial.of(runs["good"], {}), Trial.of(runs["better"], values), Trial.of(runs["<i>odd</i>"], values)]
+    trials = rank_trials(
+        [
+            Trial.from_run(runs["good"], {}),
+            Trial.from_run(runs["better"], values),
+            Trial.from_run(runs["<i>odd</i>"], values),
+        ]
     )
     published = [
         Experiment(
-            "cats_dogs_lecture_dropout", Published(0.8, 30, 100), (runs["good"],), history=run.metrics()
+            "cats_dogs_lecture_dropout", PublishedResult(0.8, 30, 100), (runs["good"],), history=run.metrics()
         ),
-        Experiment("vgg16", Published(0.9, 100, None), why_not="no weights"),
+        Experiment("vgg16", PublishedResult(0.9, 100, None), missing_reason="no weights"),
     ]
     return {
         "leaderboard": write_leaderboard(folder, "demo", trials, space, 6),
@@ -86,9 +90,9 @@ def test_they_open_without_a_complaint(
 ) -> None:
     browser.open(pages[name], width=width, dark=dark)
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    found = pictures(browser)
+    found = inspect_pictures(browser)
     assert (found["wrong"], found["overflow"]) == (0, 0)
-    assert complaints(browser) == []
+    assert find_violations(browser) == []
     assert browser.errors == []
 
 
@@ -115,5 +119,5 @@ def test_a_run_is_entered_from_the_page_over_all(browser: Chrome, pages: dict[st
 
 def test_a_single_file_asks_for_nothing(browser: Chrome, pages: dict[str, Path]) -> None:
     browser.open(pages["single"], "#view-predictions")
-    assert pictures(browser)["images"] >= 6
+    assert inspect_pictures(browser)["images"] >= 6
     assert {address.partition("#")[0] for address in browser.requests} == {pages["single"].as_uri()}

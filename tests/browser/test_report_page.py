@@ -1,4 +1,4 @@
-"""The report in a real browser: from disk, in every view, at every width, in light and dark, by keyboard, for everybody."""
+"""The report in a browser: every view, from disk, at several widths, in light and dark; accessibility."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from chrome import Chrome
-from looking import complaints, pictures, views
+from page_checks import find_violations, inspect_pictures, list_views
 from PIL import Image
 
 
-def changed(page: Path, name: str, old: str, new: str) -> Path:
-    """A copy beside a page, with a fault in it."""
+def write_changed(page: Path, name: str, old: str, new: str) -> Path:
+    """Writes a copy of a page next to it, with one change."""
     html = page.read_text()
     assert old in html
     copy = page.with_name(f"{name}.html")
@@ -19,10 +19,8 @@ def changed(page: Path, name: str, old: str, new: str) -> Path:
     return copy
 
 
-def test_every_view_opens_from_disk_without_an_error_and_asks_for_nothing_but_pictures(
-    browser: Chrome, report: Path
-) -> None:
-    shown = views(browser, report)
+def test_every_view_opens_from_disk_and_requests_nothing_but_pictures(browser: Chrome, report: Path) -> None:
+    shown = list_views(browser, report)
     assert {"#view-overview", "#view-data", "#view-predictions", "#view-layers"} <= set(shown)
     for view in shown:
         browser.open(report, view)
@@ -30,41 +28,45 @@ def test_every_view_opens_from_disk_without_an_error_and_asks_for_nothing_but_pi
             "[...document.querySelectorAll('[data-view]')].filter((v) => !v.hidden).map((v) => '#' + v.id)"
         ) == [view]
         assert browser.run("document.querySelector('nav.views [aria-current]').hash") == view
-        pictures(browser)
+        inspect_pictures(browser)
         assert browser.errors == []
         allowed = (report.as_uri(), (report.parent / "pictures").as_uri())
         assert [address for address in browser.requests if not address.startswith(allowed)] == []
 
 
 @pytest.mark.parametrize("width", [1280, 768, 360])
-def test_every_picture_decodes_and_nothing_sticks_out(browser: Chrome, report: Path, width: int) -> None:
+def test_every_picture_decodes_and_no_view_overflows(browser: Chrome, report: Path, width: int) -> None:
     total = 0
-    for view in views(browser, report):
+    for view in list_views(browser, report):
         browser.open(report, view, width)
         browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        found = pictures(browser)
+        found = inspect_pictures(browser)
         assert (found["wrong"], found["overflow"]) == (0, 0), view
         total += found["images"]
     assert total >= 6 + 6 + 4
 
 
-def test_the_probe_finds_a_missing_picture_and_a_wide_one(browser: Chrome, report: Path) -> None:
-    browser.open(changed(report, "missing", 'src="pictures/training', 'src="pictures/gone'), "#view-data")
-    assert pictures(browser)["wrong"] == 1
-    page = changed(
+def test_the_check_finds_a_missing_picture_and_overflow(browser: Chrome, report: Path) -> None:
+    browser.open(
+        write_changed(report, "missing", 'src="pictures/training', 'src="pictures/gone'), "#view-data"
+    )
+    assert inspect_pictures(browser)["wrong"] == 1
+    page = write_changed(
         report,
         "missing",
         "</h1>",
         '</h1><div style="width: 1300px">wide</div><img src="pictures/gone.png" width="5" height="5">',
     )
     browser.open(page)
-    found = pictures(browser)
+    found = inspect_pictures(browser)
     assert found["wrong"] == 1
     assert found["overflow"] > 0
 
 
-def test_the_policy_of_the_page_stops_scripts_that_are_not_its_own(browser: Chrome, report: Path) -> None:
-    browser.open(changed(report, "script", "</main>", "</main><script>document.title = 'it ran'</script>"))
+def test_the_policy_of_the_page_stops_foreign_scripts(browser: Chrome, report: Path) -> None:
+    browser.open(
+        write_changed(report, "script", "</main>", "</main><script>document.title = 'it ran'</script>")
+    )
     assert "it ran" not in browser.run("document.title")
     assert any("Content Security Policy" in error for error in browser.errors)
     assert browser.run("document.querySelectorAll('canvas').length") > 0  # its own ran
@@ -74,16 +76,19 @@ def test_the_policy_of_the_page_stops_scripts_that_are_not_its_own(browser: Chro
     ("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"]
 )
 def test_axe_finds_nothing(browser: Chrome, report: Path, width: int, dark: bool) -> None:
-    for view in views(browser, report):
+    for view in list_views(browser, report):
         browser.open(report, view, width, dark=dark)
         browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-        assert complaints(browser) == [], view
+        assert find_violations(browser) == [], view
 
 
-def test_axe_would_find_something(browser: Chrome, report: Path) -> None:
+def test_axe_finds_planted_violations(browser: Chrome, report: Path) -> None:
     fault = '</h1><img src="pictures/x.png"><p style="color: #ccc; background: #fff">pale</p>'
-    browser.open(changed(report, "faults", "</h1>", fault))
-    assert {complaint.split(":")[0] for complaint in complaints(browser)} == {"image-alt", "color-contrast"}
+    browser.open(write_changed(report, "faults", "</h1>", fault))
+    assert {violation.split(":")[0] for violation in find_violations(browser)} == {
+        "image-alt",
+        "color-contrast",
+    }
 
 
 def test_the_first_view_is_small(browser: Chrome, report: Path) -> None:
@@ -93,7 +98,7 @@ def test_the_first_view_is_small(browser: Chrome, report: Path) -> None:
     assert sum(Path(file).stat().st_size for file in files) <= 300_000
 
 
-def test_without_scripts_everything_is_there(browser: Chrome, report: Path) -> None:
+def test_without_scripts_everything_is_shown(browser: Chrome, report: Path) -> None:
     browser.call("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.open(report)
@@ -112,12 +117,12 @@ def test_without_scripts_everything_is_there(browser: Chrome, report: Path) -> N
 def test_screenshots(
     browser: Chrome, report: Path, tmp_path: Path, name: str, width: int, dark: bool
 ) -> None:
-    """Light and dark differ, and frames, curves, and the area between them are painted."""
+    """Light and dark differ, and frames, curves and the area between them are drawn."""
     paper, right, training = ("#13151a", "#4cc38a", "#8fa8e8") if dark else ("#fbfaf7", "#1a6e45", "#3b528b")
     found = set()
     for view in ("", "#view-predictions"):
         browser.open(report, view, width, dark=dark)
-        pictures(browser)
+        inspect_pictures(browser)
         with Image.open(browser.screenshot(tmp_path / f"{name}.png")) as image:
             pixels = image.convert("RGB")
             assert "#{:02x}{:02x}{:02x}".format(*pixels.getpixel((2, 2))) == paper

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from fault_lab import ROOT, WITH_CTRL_C
+from fault_lab import GLASSBOX, ROOT
 
 from pipelines.storage import hash_file
 from service.cli import main
@@ -27,7 +27,7 @@ def start_build(source: str, out: Path, on_own_cluster: bool = False) -> subproc
     """Starts a build, on the cluster of the tests or with its own Ray."""
     import ray
 
-    command = [sys.executable, "-c", WITH_CTRL_C, "shards", "build", source, str(out), *OPTIONS]
+    command = [sys.executable, "-c", GLASSBOX, "shards", "build", source, str(out), *OPTIONS]
     address = {} if on_own_cluster else {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     return subprocess.Popen(
         command,

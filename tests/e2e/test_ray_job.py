@@ -1,13 +1,11 @@
-"""`ray job submit`, as the README shows it, against a cluster of the test's own with a token."""
+"""`ray job submit`, as the README shows it, on a cluster with a token."""
 
 from __future__ import annotations
 
 import json
 import os
 import secrets
-import socket
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,15 +14,14 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from fault_lab import BIN, PATIENCE, ROOT, find_free_port, kill_tree
+from training_samples import noise_shards
 
 from service.runs import Run
 
 pytestmark = pytest.mark.e2e
-ROOT = Path(__file__).resolve().parents[2]
-BIN = Path(sys.executable).parent
-START_SECONDS = 90
 T = TypeVar("T")
-BOUNDS = {  # of every gauge, for a run that goes well
+GAUGE_RANGES = {  # of a run that goes well
     "images_per_second": (1, 1e6),
     "input_wait": (0, 1),
     "step_seconds": (1e-5, 30),
@@ -35,20 +32,12 @@ BOUNDS = {  # of every gauge, for a run that goes well
 }
 
 
-def free_port() -> int:
-    """A free port outside the range that Ray's workers take (10002 to 19999)."""
-    while True:
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            if (port := server.getsockname()[1]) > 20000:
-                return int(port)
-
-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
-    """The environment of a client of a fresh cluster."""
+    """The environment variables of a client of a fresh cluster."""
     home = tmp_path_factory.mktemp("h")
-    port, metrics = free_port(), free_port()
+    dashboard = find_free_port()
+    metrics = find_free_port()
     client = os.environ | {
         "HOME": str(home),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
@@ -58,119 +47,111 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
     }
     client.pop("RAY_ADDRESS", None)
     command = [
-        "ray",
+        str(BIN / "ray"),
         "start",
         "--head",
         "--block",
         "--num-cpus=2",
-        f"--port={free_port()}",
-        f"--dashboard-port={port}",
-        f"--dashboard-agent-listen-port={free_port()}",  # the default is one port for all clusters of a host
+        f"--port={find_free_port()}",
+        f"--dashboard-port={dashboard}",
+        # The default is one port for all clusters of a host.
+        f"--dashboard-agent-listen-port={find_free_port()}",
         f"--metrics-export-port={metrics}",
         f"--temp-dir={home}/r",
     ]
     with (home / "head.log").open("w") as log:
-        head = subprocess.Popen([str(BIN / command[0]), *command[1:]], env=client, stdout=log, stderr=log)
-    address = f"http://127.0.0.1:{port}"
+        head = subprocess.Popen(command, env=client, stdout=log, stderr=log)
+    address = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for(address, client["RAY_AUTH_TOKEN"], home / "head.log")
+        wait_for_dashboard(address, client["RAY_AUTH_TOKEN"], home / "head.log")
         yield client | {"RAY_API_SERVER_ADDRESS": address, "METRICS": f"http://127.0.0.1:{metrics}/metrics"}
     finally:
-        head.terminate()
-        head.wait(timeout=60)
+        kill_tree(head.pid)
+        head.wait()
 
 
-def wait_for(address: str, token: str, log: Path) -> None:
+def wait_for_dashboard(address: str, token: str, log: Path) -> None:
     request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token}"})
-    for _ in range(START_SECONDS):
+
+    def get_version() -> bool | None:
         try:
             with urllib.request.urlopen(request, timeout=5):
-                return
+                return True
         except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(1)
-    pytest.fail(f"no dashboard after {START_SECONDS} s: {log.read_text()[-2000:]}")
+            return None
+
+    wait_for(get_version, lambda: log.read_text()[-2000:])
+
+
+def wait_for(find: Callable[[], T | None], describe: Callable[[], str] = str) -> T:
+    """Waits until a function returns something other than None, and returns that."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        value = find()
+        if value is not None:
+            return value
+        time.sleep(0.2)
+    pytest.fail(f"not within {PATIENCE} s: {describe()}")
 
 
 def ray(client: dict[str, str], *words: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(BIN / "ray"), *map(str, words)],
-        env=client,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [str(BIN / "ray"), *map(str, words)]
+    return subprocess.run(command, env=client, cwd=ROOT, capture_output=True, text=True)
 
 
 def submit(
     client: dict[str, str], *words: str | Path, options: Sequence[str] = ()
 ) -> subprocess.CompletedProcess[str]:
-    return ray(
-        client, "job", "submit", *options, "--working-dir", ".", "--", "python", "service/train.py", *words
-    )
+    entrypoint = ("python", "service/train.py", *words)
+    return ray(client, "job", "submit", *options, "--working-dir", ".", "--", *entrypoint)
 
 
-def until(found: Callable[[], T | None], seconds: int = 180) -> T:
-    """What is found in the end."""
-    for _ in range(2 * seconds):
-        if (value := found()) is not None:
-            return value
-        time.sleep(0.5)
-    pytest.fail(f"nothing after {seconds} s")
-
-
-def gauges(url: str) -> dict[str, float]:
-    """What Prometheus would read."""
-    with urllib.request.urlopen(url, timeout=10) as answer:
-        lines = [line for line in answer.read().decode().splitlines() if line.startswith("ray_glassbox_")]
-    return {
-        line.partition("{")[0].removeprefix("ray_glassbox_"): float(line.rpartition(" ")[2]) for line in lines
-    }
+def read_gauges(url: str) -> dict[str, float]:
+    """Reads our gauges as Prometheus would."""
+    with urllib.request.urlopen(url, timeout=60) as response:
+        text = response.read().decode()
+    gauges = {}
+    for line in text.splitlines():
+        if line.startswith("ray_glassbox_"):
+            name = line.partition("{")[0].removeprefix("ray_glassbox_")
+            gauges[name] = float(line.rpartition(" ")[2])
+    return gauges
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("job") / "shards"
-    source = "synthetic:evidence,train=40,validation=16,size=64"
-    subprocess.run(
-        [str(BIN / "glassbox"), "shards", "build", source, str(out)],
-        check=True,
-        capture_output=True,
-        timeout=300,
-    )
-    return out
+    return noise_shards(tmp_path_factory.mktemp("data") / "shards", rows=40, held_out=16)
 
 
-def test_job_trains_and_its_exit_is_the_runs(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
-    result = submit(cluster, "--preset", "demo", "--data", shards, "--out", tmp_path / "run", "epochs=1")
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "epoch 1/1" in result.stdout
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "finished"
-    assert (tmp_path / "run" / "model.keras").is_file()
-
-
-def test_a_job_is_watched_and_stopped_and_goes_on(
-    cluster: dict[str, str], shards: Path, tmp_path: Path
-) -> None:
-    out, job = tmp_path / "run", f"job-{tmp_path.name}"
+def test_a_job_is_watched_stopped_and_resumed(cluster: dict[str, str], shards: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    job = f"job-{tmp_path.name}"
     run = Run(out)
     words = ["--preset", "demo", "--data", shards, "--out", out, "--workers", "2", "epochs=100000"]
     assert submit(cluster, *words, options=["--no-wait", f"--submission-id={job}"]).returncode == 0
-    until(lambda: len(run.metrics()) >= 2 or None)
-    told = until(lambda: found if BOUNDS.keys() <= (found := gauges(cluster["METRICS"])).keys() else None)
-    assert all(least <= told[name] <= most for name, (least, most) in BOUNDS.items()), told
+    wait_for(lambda: len(run.metrics()) >= 2 or None)
+
+    def read_all_gauges() -> dict[str, float] | None:
+        gauges = read_gauges(cluster["METRICS"])
+        return gauges if gauges.keys() >= GAUGE_RANGES.keys() else None
+
+    gauges = wait_for(read_all_gauges)
+    assert all(low <= gauges[name] <= high for name, (low, high) in GAUGE_RANGES.items()), gauges
     assert "epoch 1/100000" in ray(cluster, "job", "logs", job).stdout
+
     assert ray(cluster, "job", "stop", job).returncode == 0
-    until(lambda: run.status().get("state") == "interrupted" or None)
-    stopped = run.metrics()
-    run.config_path.write_text(
-        run.config_path.read_text().replace("epochs: 100000", f"epochs: {len(stopped) + 2}")
-    )
+    wait_for(lambda: run.status().get("state") == "interrupted" or None)
+    before = run.metrics()
+    epochs = len(before) + 2
+    config = run.config_path.read_text()
+    run.config_path.write_text(config.replace("epochs: 100000", f"epochs: {epochs}"))
     result = submit(cluster, "--resume", "--out", out)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert run.metrics()[: len(stopped)] == stopped
-    assert len(run.metrics()) == len(stopped) + 2
-    assert run.status()["world_size"] == 2
+    assert f"epoch {epochs}/{epochs}" in result.stdout
+    assert run.metrics()[: len(before)] == before
+    assert len(run.metrics()) == epochs
+    assert (run.status()["state"], run.status()["world_size"]) == ("finished", 2)
+    assert run.model_path.is_file()
 
 
 def test_a_users_mistake_fails_the_job_in_one_sentence(cluster: dict[str, str], shards: Path) -> None:
@@ -181,7 +162,7 @@ def test_a_users_mistake_fails_the_job_in_one_sentence(cluster: dict[str, str], 
 
 
 @pytest.mark.parametrize(
-    ("token", "answer", "words"),
+    ("token", "status", "message"),
     [
         ("", 401, "Authentication required: Unauthorized: Missing authentication token"),
         ("0" * 64, 403, "Authentication failed: Forbidden: Invalid authentication token"),
@@ -189,22 +170,23 @@ def test_a_users_mistake_fails_the_job_in_one_sentence(cluster: dict[str, str], 
     ids=["none", "wrong"],
 )
 def test_without_the_token_nothing_is_accepted(
-    cluster: dict[str, str], tmp_path: Path, token: str, answer: int, words: str
+    cluster: dict[str, str], tmp_path: Path, token: str, status: int, message: str
 ) -> None:
-    """Neither by what the README shows, nor by the requests behind it."""
-    stranger = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")} | {
-        "HOME": str(tmp_path)
-    }
-    stranger |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token} if token else {}
+    """Neither from the command that the README shows, nor from the requests behind it."""
+    stranger = {name: value for name, value in cluster.items() if not name.startswith("RAY_AUTH")}
+    stranger["HOME"] = str(tmp_path)
+    if token:
+        stranger |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
     refused = submit(stranger, "--preset", "demo", "--data", "/mnt/none", "--out", tmp_path / "run")
     assert refused.returncode == 1
-    assert f"AuthenticationError: {words}" in refused.stderr
+    assert f"AuthenticationError: {message}" in refused.stderr
     body = json.dumps({"entrypoint": f"touch {tmp_path}/done"}).encode()
-    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {token}"} if token else {})
-    request = urllib.request.Request(
-        f"{cluster['RAY_API_SERVER_ADDRESS']}/api/jobs/", data=body, headers=headers
-    )
+    headers = {"Content-Type": "application/json"}
+    if token:
+        headers["Authorization"] = f"Bearer {token}"
+    url = f"{cluster['RAY_API_SERVER_ADDRESS']}/api/jobs/"
+    request = urllib.request.Request(url, data=body, headers=headers)
     with pytest.raises(urllib.error.HTTPError) as refusal:
-        urllib.request.urlopen(request, timeout=30)
-    assert refusal.value.code == answer
+        urllib.request.urlopen(request, timeout=60)
+    assert refusal.value.code == status
     assert not list(tmp_path.iterdir())
