@@ -1,99 +1,100 @@
-"""Part b: augmentation on the device: the same parameters give the same images everywhere, and how fast."""
+"""Part b: checks that augmentation gives the same images on every device, and measures its speed."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from gpu_lab import PUBLISHED, Lab, photos, seconds_each
+from gpu_context import PUBLISHED, CheckContext, load_photos, measure_seconds
 from gpu_part import Checks
 from gpu_results import Row
 
-TOLERANCE = 0.05  # levels of 255: what sums of float32 in another order, or fused, can differ by
+TOLERANCE = 0.05  # levels of 255; the effect of another order of float32 operations
 COLOURS = {"brightness": 0.3, "contrast": 0.3, "saturation": 0.5, "hue": 30.0}
+MIXING = {"erase": 0.5, "mixup": 0.4, "cutmix": 0.4}
+EVERYTHING = PUBLISHED | COLOURS | MIXING
+GEOMETRY = PUBLISHED | {"flip_vertical": True, "crop": (0.3, 1.0)}
+FILL_MODES = ("nearest", "reflect", "wrap", "constant")
 KINDS: dict[str, dict[str, Any]] = {
-    **{
-        f"geometry, {fill}": PUBLISHED | {"flip_vertical": True, "crop": (0.3, 1.0), "fill": fill}
-        for fill in ("nearest", "reflect", "wrap", "constant")
-    },
+    **{f"geometry, {fill}": GEOMETRY | {"fill": fill} for fill in FILL_MODES},
     "colour": COLOURS,
-    "erase, mixup, cutmix": {"erase": 0.5, "mixup": 0.4, "cutmix": 0.4},
-    "everything": PUBLISHED | COLOURS | {"erase": 0.5, "mixup": 0.4, "cutmix": 0.4},
+    "erase, mixup, cutmix": MIXING,
+    "everything": EVERYTHING,
 }
 
 
-def checks(lab: Lab) -> Checks:
-    """Agreement of every kind of change, then speed."""
-    kinds = {"everything": KINDS["everything"]} if lab.smallest else KINDS
+def list_checks(context: CheckContext) -> Checks:
+    """Yields the comparison of every kind of augmentation, then the speed."""
+    kinds = {"everything": EVERYTHING} if context.smallest else KINDS
     for name, spec in kinds.items():
-        yield name, lambda name=name, spec=spec: agreement(lab, name, spec)
-    for name, spec in (("as published", PUBLISHED), ("everything", KINDS["everything"])):
-        yield f"{name}, speed", lambda name=name, spec=spec: speed(lab, name, spec)
+        yield name, lambda name=name, spec=spec: compare_devices(context, name, spec)
+    for name, spec in (("as published", PUBLISHED), ("everything", EVERYTHING)):
+        yield f"{name}, speed", lambda name=name, spec=spec: measure_speed(context, name, spec)
 
 
-def drawn(lab: Lab, settings: dict[str, Any], count: int) -> tuple[dict[str, Any], Any]:
-    """A batch of photos with the parameters that were drawn for them."""
+def load_augmented_batch(
+    context: CheckContext, settings: dict[str, Any], count: int
+) -> tuple[dict[str, Any], Any]:
+    """Returns a batch of photos with drawn parameters, and the specification of the augmentation."""
     from pipelines.augment.draw import draw
     from pipelines.spec import AugmentSpec, DataSpec
 
-    batch, spec = photos(lab, count), AugmentSpec(**settings)
-    return {"image": batch["image"], **draw(spec, 0, 0, np.arange(count), DataSpec())}, spec
+    spec = AugmentSpec(**settings)
+    photos = load_photos(context, count)
+    parameters = draw(spec, 0, 0, np.arange(count), DataSpec())
+    return {"image": photos["image"], **parameters}, spec
 
 
-def agreement(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
-    """GPU against CPU; without a GPU, compiled by XLA against one operation after the other."""
+def compare_devices(context: CheckContext, name: str, settings: dict[str, Any]) -> list[Row]:
+    """Compares the GPU with the CPU; without a GPU, compares XLA with eager operations."""
     import tensorflow as tf
 
     from pipelines.augment.apply import apply_augmentations
 
-    batch, spec = drawn(lab, settings, lab.pick(64, 32, 4))
+    batch, spec = load_augmented_batch(context, settings, context.choose(64, 32, 4))
 
-    def made(device: str) -> np.ndarray:
-        with tf.device(device):
-            return apply_augmentations({key: tf.constant(value) for key, value in batch.items()}, spec)[0].numpy()
-
-    ours = made(lab.device)
-    tf.config.run_functions_eagerly(not lab.gpu)
-    try:
-        theirs = made("CPU:0")
-    finally:
-        tf.config.run_functions_eagerly(False)
-    most = float(np.abs(ours - theirs).max())
-    what = "GPU against CPU" if lab.gpu else "XLA against single operations"
-    passed = most <= TOLERANCE and float(np.abs(ours - batch["image"]).max()) > 1  # and something was changed
-    return [
-        Row(
-            "b",
-            f"{name}: {what}, largest difference",
-            "levels",
-            **lab.column(most),
-            goal=f"<= {TOLERANCE}",
-            passed=passed,
-        )
-    ]
-
-
-def speed(lab: Lab, name: str, settings: dict[str, Any]) -> list[Row]:
-    """Images a second from uint8 to augmented float32, on the device that trains and on the CPU."""
-    import tensorflow as tf
-
-    from pipelines.augment.apply import apply_augmentations
-
-    batch, spec = drawn(lab, settings, lab.pick(256, 64, 4))
-
-    def rate(device: str) -> float:
+    def compute(device: str) -> np.ndarray:
         with tf.device(device):
             tensors = {key: tf.constant(value) for key, value in batch.items()}
-            return len(batch["image"]) / seconds_each(
-                lambda: apply_augmentations(tensors, spec), lab.pick(1.0, 1.0, 0.0)
-            )
+            images, *_ = apply_augmentations(tensors, spec)
+            return images.numpy()
 
+    ours = compute(context.device)
+    tf.config.run_functions_eagerly(not context.has_gpu)
+    try:
+        theirs = compute("CPU:0")
+    finally:
+        tf.config.run_functions_eagerly(False)
+    difference = float(np.abs(ours - theirs).max())
+    has_effect = float(np.abs(ours - batch["image"]).max()) > 1
+    comparison = "GPU against CPU" if context.has_gpu else "XLA against single operations"
     return [
         Row(
             "b",
-            f"{name}: images augmented",
-            "images/s",
-            cpu=rate("CPU:0"),
-            gpu=rate("GPU:0") if lab.gpu else None,
+            f"{name}: {comparison}, largest difference",
+            "levels",
+            **context.as_column(difference),
+            goal=f"<= {TOLERANCE}",
+            passed=difference <= TOLERANCE and has_effect,
         )
     ]
+
+
+def measure_speed(context: CheckContext, name: str, settings: dict[str, Any]) -> list[Row]:
+    """Measures images per second from uint8 to augmented float32, on the device and on the CPU."""
+    import tensorflow as tf
+
+    from pipelines.augment.apply import apply_augmentations
+
+    batch, spec = load_augmented_batch(context, settings, context.choose(256, 64, 4))
+    minimum = context.choose(1.0, 1.0, 0.0)
+
+    def measure_rate(device: str) -> float:
+        with tf.device(device):
+            tensors = {key: tf.constant(value) for key, value in batch.items()}
+            seconds = measure_seconds(lambda: apply_augmentations(tensors, spec), minimum)
+        return len(batch["image"]) / seconds
+
+    cpu_rate = measure_rate("CPU:0")
+    gpu_rate = measure_rate("GPU:0") if context.has_gpu else None
+    return [Row("b", f"{name}: images augmented", "images/s", cpu=cpu_rate, gpu=gpu_rate)]

@@ -1,6 +1,7 @@
-"""Whether everything is right on this machine's GPU, and how fast: `python tests/benchmarks/gpu_check.py --help`, 10 minutes at most.
+"""Checks correctness and speed on this machine's GPU, in at most 10 minutes.
 
-Each part runs in a process of its own with its share of the time; whatever needs a GPU that is not there says so.
+`python tests/benchmarks/gpu_check.py --help`. Each part runs in a process of its own with its share of the
+time; without a GPU the parts run on the CPU, and rows that need a GPU say so.
 """
 
 from __future__ import annotations
@@ -20,22 +21,25 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]  # the project need not be installed
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]  # works without an installed project
 
 import gpu_results  # noqa: E402
 import photos  # noqa: E402
 from gpu_results import Row  # noqa: E402
-from runner import say  # noqa: E402
+from runner import log_progress  # noqa: E402
 
-PARTS = {  # title, and how much of the time
+# Title of every part, and its share of the time.
+PARTS = {
     "a": ("decoding with DALI", 60),
     "b": ("augmentation on the device", 40),
     "c": ("a step of every model", 220),
-    "d": ("the loop around it", 100),
+    "d": ("the training loop", 100),
     "e": ("training", 120),
     "f": ("the report", 40),
 }
-START_SECONDS = 90.0  # to describe the machine
+DEFAULT_MINUTES = 9.5
+ENVIRONMENT_SECONDS = 90.0  # time limit of the description of the environment
+EXIT_SECONDS = 30
 IMAGES = {"gpu": None, "cpu": 240, "smallest": 24}  # photos; None for all, or 2,000 generated ones
 
 
@@ -43,175 +47,191 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the check.
 
     Returns:
-        0, or 1 where something failed.
+        0, or 1 if a check failed.
     """
-    options = _parser().parse_args(arguments)
-    began = time.time()
-    ends = began + 60 * options.minutes
+    options = _build_parser().parse_args(arguments)
+    start = time.time()
     with tempfile.TemporaryDirectory(prefix="glassbox-gpu-check-", dir=options.scratch) as scratch:
         log = Path(scratch) / "log"
-        settings: dict[str, Any] = {"scratch": scratch, "smallest": options.smallest, "ends": ends}
-        (about,) = list(_lines("environment", settings, log, START_SECONDS)) or [{}]
-        if "environment" not in about:
-            raise SystemExit(
-                f"Expected TensorFlow. Received: {log.read_text()[-2000:]}\nFix: put it on PYTHONPATH, or `make setup EXTRA=gpu`."
-            )
-        for name, value in about["environment"].items():
-            say(f"{name}: {value}")
-        amount = "smallest" if options.smallest else "gpu" if about["gpu"] else "cpu"
-        note = _shards(options.data, options.images or IMAGES[amount], Path(scratch))
+        settings: dict[str, Any] = {
+            "scratch": scratch,
+            "smallest": options.smallest,
+            "deadline": start + 60 * options.minutes,
+        }
+        about = _describe_environment(settings, log)
+        form = "gpu" if about["gpu"] else "cpu"
+        if options.smallest:
+            form = "smallest"
+        note = _build_shards(options.data, options.images or IMAGES[form], Path(scratch))
         settings["real"] = not note.startswith("generated")
         environment = about["environment"] | {
             "photos": note,
             "date": time.strftime("%Y-%m-%d"),
-            "form": amount,
+            "form": form,
         }
-        rows = list(_rows(options.part or list(PARTS), settings, log))
-        kept = log.read_text(errors="replace")
-    seconds = time.time() - began
-    text = gpu_results.report(environment, rows, seconds)
-    print(text)
+        rows = list(_run_parts(options.part or list(PARTS), settings, log))
+        log_text = log.read_text(errors="replace")
+    seconds = time.time() - start
+    report = gpu_results.format_report(environment, rows, seconds)
+    print(report)
     if options.out:
-        _write(options.out, environment, rows, seconds, {"gpu-check.txt": text + "\n", "gpu-check.log": kept})
-    return 1 if gpu_results.failures(rows) else 0
+        figures = {"environment": environment, "seconds": seconds, "rows": [asdict(row) for row in rows]}
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "gpu-check.json").write_text(json.dumps(figures, indent=1) + "\n")
+        (options.out / "gpu-check.txt").write_text(report + "\n")
+        (options.out / "gpu-check.md").write_text(gpu_results.format_markdown(rows) + "\n")
+        (options.out / "gpu-check.log").write_text(log_text)
+    return 1 if gpu_results.find_failures(rows) else 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument(
-        "--out", type=Path, metavar="DIR", help="write gpu-check.json, .txt, .md and the log there"
+def _build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write gpu-check.json, .txt, .md and .log to this directory"
     )
-    made.add_argument("--part", action="append", choices=list(PARTS), help="only this part; may be repeated")
-    made.add_argument(
+    parser.add_argument(
+        "--part", action="append", choices=list(PARTS), help="run only this part; may be repeated"
+    )
+    parser.add_argument(
         "--minutes",
         type=float,
-        default=9.5,
+        default=DEFAULT_MINUTES,
         metavar="N",
-        help="after which everything has ended (default: 9.5)",
+        help=f"time limit of the whole check (default: {DEFAULT_MINUTES})",
     )
-    made.add_argument(
-        "--smallest", action="store_true", help="whether everything runs, with tiny amounts of work"
+    parser.add_argument(
+        "--smallest", action="store_true", help="check that everything runs, with the least work"
     )
-    made.add_argument(
+    parser.add_argument(
         "--data",
         type=Path,
         metavar="FOLDER",
         help="folder of classes, or of train/ and validation/ with classes (default: the real photos)",
     )
-    made.add_argument(
-        "--images", type=int, metavar="N", help="only N of the photos for training, evenly from all classes"
+    parser.add_argument(
+        "--images", type=int, metavar="N", help="use N of the photos for training, evenly from all classes"
     )
-    made.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="where shards and runs may lie (default: the system's)"
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="directory for shards and runs (default: the system's)"
     )
-    return made
+    return parser
 
 
-def _write(
-    out: Path, environment: dict[str, Any], rows: list[Row], seconds: float, texts: dict[str, str]
-) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    figures = {"environment": environment, "seconds": seconds, "rows": [asdict(row) for row in rows]}
-    texts |= {
-        "gpu-check.json": json.dumps(figures, indent=1) + "\n",
-        "gpu-check.md": gpu_results.markdown(rows) + "\n",
-    }
-    for name, text in texts.items():
-        (out / name).write_text(text)
+def _describe_environment(settings: dict[str, Any], log: Path) -> dict[str, Any]:
+    """Runs the process that imports TensorFlow and describes the machine."""
+    lines = list(_run_process("environment", settings, log, ENVIRONMENT_SECONDS))
+    if len(lines) != 1 or "environment" not in lines[0]:
+        raise SystemExit(
+            f"Expected TensorFlow. Received: {log.read_text()[-2000:]}\n"
+            "Fix: put it on PYTHONPATH, or run `make setup EXTRA=gpu`."
+        )
+    about = lines[0]
+    for name, value in about["environment"].items():
+        log_progress(f"{name}: {value}")
+    return about
 
 
-def _shards(data: Path | None, images: int | None, scratch: Path) -> str:
-    """Writes the photos as shards in which a third is for validation, or what the data set holds for it; returns what they are."""
+def _build_shards(data: Path | None, images: int | None, scratch: Path) -> str:
+    """Builds the shard set, with a third of the photos for validation unless the data has a validation split.
+
+    Returns:
+        A description of the photos.
+    """
     from shard_samples import write_shards
 
     from pipelines.records import Record
-    from pipelines.shards.images import UnreadableImageError, prepare_image
-    from pipelines.spec import ShardSpec
 
     _, note = photos.stage(data, images, scratch / "photos")
-    splits: dict[str, list[Path]] = {"train": sorted((scratch / "photos").glob("*/*"))}
-    held_out = (data or photos.REAL) / "validation"
-    if held_out.is_dir():
-        photos.stage(held_out, None if images is None else max(images // 2, 2), scratch / "held out")
-        splits["validation"] = sorted((scratch / "held out").glob("*/*"))
-    else:
-        splits = {
-            "train": [p for n, p in enumerate(splits["train"]) if n % 3],
-            "validation": splits["train"][::3],
-        }
+    files = sorted((scratch / "photos").glob("*/*"))
     classes = sorted(path.name for path in (scratch / "photos").iterdir())
+    validation = (data or photos.REAL) / "validation"
+    if validation.is_dir():
+        count = None if images is None else max(images // 2, 2)
+        photos.stage(validation, count, scratch / "held out")
+        splits = {"train": files, "validation": sorted((scratch / "held out").glob("*/*"))}
+    else:
+        train = [path for index, path in enumerate(files) if index % 3]
+        splits = {"train": train, "validation": files[::3]}
     records: dict[str, list[Record]] = {}
-    for split, files in splits.items():
-        records[split] = []
-        for path in sorted(files, key=lambda path: path.name[::-1]):  # classes mixed
-            try:
-                ready = prepare_image(path.read_bytes(), ShardSpec())
-            except UnreadableImageError:
-                continue
-            records[split].append(
-                Record(
-                    ready.image,
-                    classes.index(path.parent.name),
-                    f"{path.parent.name}/{path.name}",
-                    ready.shape,
-                )
-            )
+    for split, paths in splits.items():
+        mixed = sorted(paths, key=lambda path: path.name[::-1])  # reversed names interleave the classes
+        records[split] = list(_read_records(mixed, classes))
     write_shards(scratch / "shards", classes, records)
     return f"{len(records['train'])} {note}, {len(records['validation'])} for validation"
 
 
-def _rows(parts: list[str], settings: dict[str, Any], log: Path) -> Iterator[Row]:
-    """The rows of all parts. What a part leaves of its time goes to those after it."""
-    for place, part in enumerate(parts):
-        title, share = PARTS[part]
-        left = settings["ends"] - time.time()
-        seconds = left * share / sum(PARTS[other][1] for other in parts[place:])
-        say(f"part {part}: {title}, {seconds:.0f} s at most")
-        for found in _lines(part, settings | {"ends": time.time() + seconds}, log, seconds):
-            row = Row(**found)
-            say(gpu_results.text([row]).splitlines()[1])
+def _read_records(paths: list[Path], classes: list[str]) -> Iterator[Any]:
+    """Yields the records of readable photos."""
+    from pipelines.records import Record
+    from pipelines.shards.images import UnreadableImageError, prepare_image
+    from pipelines.spec import ShardSpec
+
+    for path in paths:
+        try:
+            prepared = prepare_image(path.read_bytes(), ShardSpec())
+        except UnreadableImageError:
+            continue
+        label = path.parent.name
+        yield Record(prepared.image, classes.index(label), f"{label}/{path.name}", prepared.shape)
+
+
+def _run_parts(parts: list[str], settings: dict[str, Any], log: Path) -> Iterator[Row]:
+    """Yields the rows of all parts; the time that a part does not use goes to the following ones."""
+    for index, part in enumerate(parts):
+        title, weight = PARTS[part]
+        remaining = settings["deadline"] - time.time()
+        remaining_weight = sum(PARTS[other][1] for other in parts[index:])
+        seconds = remaining * weight / remaining_weight
+        log_progress(f"part {part}: {title}, at most {seconds:.0f} s")
+        for line in _run_process(part, settings | {"deadline": time.time() + seconds}, log, seconds):
+            row = Row(**line)
+            log_progress(gpu_results.format_text([row]).splitlines()[1])
             yield row
 
 
-def _lines(part: str, settings: dict[str, Any], log: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    """What the process of a part says, line by line; one more where it ends badly or has to be ended."""
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+def _run_process(part: str, settings: dict[str, Any], log: Path, seconds: float) -> Iterator[dict[str, Any]]:
+    """Yields the lines that a part prints; a failed row follows if it crashes or exceeds its time."""
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, str(HERE / "gpu_part.py"), part, json.dumps(settings)]
-    ends = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     with log.open("ab") as errors:
         child = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, env=os.environ | quiet, start_new_session=True
+            command, stdout=subprocess.PIPE, stderr=errors, env=environment, start_new_session=True
         )
-    assert child.stdout
-    unread = b""
     try:
-        with selectors.DefaultSelector() as ready:
-            ready.register(child.stdout, selectors.EVENT_READ)
-            while (left := ends - time.monotonic()) > 0 and ready.select(left):
-                more = os.read(child.stdout.fileno(), 1 << 16)
-                if not more:
-                    break
-                *lines, unread = (unread + more).split(b"\n")
-                yield from map(json.loads, lines)
-            else:
-                yield asdict(
-                    Row(part, "all of it", passed=False, note=f"failed: not done after {seconds:.0f} s")
-                )
-                return
-        if child.wait(timeout=30):
-            yield asdict(
-                Row(
-                    part,
-                    "all of it",
-                    passed=False,
-                    note=f"failed: the process ended with status {child.returncode}",
-                )
-            )
+        is_complete = yield from _read_lines(child, deadline)
+        if not is_complete:
+            yield _build_failure(part, f"not done after {seconds:.0f} s")
+        elif child.wait(timeout=EXIT_SECONDS):
+            yield _build_failure(part, f"the process ended with status {child.returncode}")
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
+        assert child.stdout
         child.stdout.close()
+
+
+def _read_lines(child: subprocess.Popen[bytes], deadline: float) -> Iterator[dict[str, Any]]:
+    """Yields the JSON lines of a process; returns whether its output ended before the deadline."""
+    assert child.stdout
+    unread = b""
+    with selectors.DefaultSelector() as selector:
+        selector.register(child.stdout, selectors.EVENT_READ)
+        while True:
+            remaining = deadline - time.monotonic()
+            if remaining <= 0 or not selector.select(remaining):
+                return False
+            chunk = os.read(child.stdout.fileno(), 1 << 16)
+            if not chunk:
+                return True
+            *lines, unread = (unread + chunk).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+
+
+def _build_failure(part: str, reason: str) -> dict[str, Any]:
+    return asdict(Row(part, "whole part", passed=False, note=f"failed: {reason}"))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""A process that runs one part of the GPU check: a line of JSON for every row, as soon as it is there.
+"""Process that runs one part of the GPU check and prints a line of JSON for every measured row.
 
-A part is a module with `checks(lab)`, which yields names and what measures them. A check that fails stops none of the others.
+A part is a module with `list_checks(context)`, which yields names and functions that measure rows. A failing
+check does not stop the others.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # the project need not be installed
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]  # works without an installed project
 
-from gpu_lab import Lab, environment  # noqa: E402
+from gpu_context import CheckContext, describe_environment  # noqa: E402
 from gpu_results import ABSENT, Row  # noqa: E402
 
 Checks = Iterator[tuple[str, Callable[[], list[Row]]]]
@@ -28,35 +29,39 @@ MODULES = {
     "e": "gpu_training",
     "f": "gpu_report",
 }
+MAX_NOTE = 160  # characters
 
 
 def main() -> None:
-    """Runs the part that the command line names, or describes the machine."""
-    part, settings = sys.argv[1], json.loads(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes elsewhere
-    lab = Lab(**settings)
+    """Runs the part that the command line names, or describes the environment."""
+    part = sys.argv[1]
+    context = CheckContext(**json.loads(sys.argv[2]))
+    output = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print to standard error instead
     if part == "environment":
-        print(json.dumps({"environment": environment(lab), "gpu": lab.gpu}), file=answers, flush=True)
+        about = {"environment": describe_environment(context), "gpu": context.has_gpu}
+        print(json.dumps(about), file=output, flush=True)
         return
     if part in MODULES:
-        lab.find_devices()
-    for row in rows_of(part, importlib.import_module(MODULES.get(part, part)).checks(lab), lab):
-        print(row.line(), file=answers, flush=True)
+        context.enable_memory_growth()
+    module = importlib.import_module(MODULES.get(part, part))
+    for row in run_checks(part, module.list_checks(context), context):
+        print(row.to_json(), file=output, flush=True)
 
 
-def rows_of(part: str, checks: Checks, lab: Lab) -> Iterator[Row]:
-    """The rows of all checks; one that fails is a row that says so."""
+def run_checks(part: str, checks: Checks, context: CheckContext) -> Iterator[Row]:
+    """Runs the checks and yields their rows; a failing check yields a failed row."""
     for name, check in checks:
-        if lab.left <= 0:
+        if context.remaining_seconds <= 0:
             yield Row(part, name, note=f"{ABSENT}: no time left")
             continue
         try:
             yield from check()
-        except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
+        except Exception as error:  # noqa: BLE001 (the table shows any error)
             traceback.print_exc()
-            first = next(iter(str(error).strip().splitlines()), "")
-            yield Row(part, name, passed=False, note=f"failed: {type(error).__name__}: {first}"[:160])
+            first_line = next(iter(str(error).strip().splitlines()), "")
+            note = f"failed: {type(error).__name__}: {first_line}"
+            yield Row(part, name, passed=False, note=note[:MAX_NOTE])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Part f: what the report computes: class activation maps and filter patterns a second."""
+"""Part f: measures the report's class activation maps and filter patterns."""
 
 from __future__ import annotations
 
@@ -6,76 +6,88 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from gpu_lab import Lab, photos, seconds_each
+from gpu_context import CheckContext, load_photos, measure_seconds
 from gpu_part import Checks
 from gpu_results import Row
 
 SIZES = {"small": 150, "vgg16": 224}
 
 
-def checks(lab: Lab) -> Checks:
-    """Maps and patterns of a small network, and on a GPU of VGG16."""
-    for name in lab.pick(("small", "vgg16"), ("small",), ("small",)):
-        for fast in (False, True)[: lab.pick(2, 2, 1)]:
-            yield f"Grad-CAM, {name}", lambda name=name, fast=fast: maps(lab, name, fast)
-            yield f"patterns, {name}", lambda name=name, fast=fast: climbed(lab, name, fast)
+def list_checks(context: CheckContext) -> Checks:
+    """Yields heatmaps and patterns of a small network, and on a GPU of VGG16."""
+    precisions = context.choose((False, True), (False, True), (False,))
+    for name in context.choose(("small", "vgg16"), ("small",), ("small",)):
+        for fast in precisions:
+            yield f"Grad-CAM, {name}", lambda name=name, fast=fast: measure_heatmaps(context, name, fast)
+            yield f"patterns, {name}", lambda name=name, fast=fast: measure_patterns(context, name, fast)
 
 
 @lru_cache
-def network(name: str, fast: bool) -> Any:
-    """A network to look into, and its last convolution."""
-    from report_contestants import last_convolution
-    from report_contestants import network as made
+def load_network(name: str, fast: bool) -> tuple[Any, str]:
+    """Returns a network for analysis, and the name of its last convolution."""
+    from report_candidates import build_network, find_last_convolution
 
     from service.report.analysis.network import Network
 
-    model = made(name)
-    return Network(model, fast=fast), last_convolution(model)
+    model = build_network(name)
+    return Network(model, fast=fast), find_last_convolution(model)
 
 
-def title(name: str, fast: bool) -> str:
-    """The network in words."""
+def format_title(name: str, fast: bool) -> str:
+    """Describes network, image size and precision."""
     return f"{name} at {SIZES[name]}{', bfloat16' if fast else ''}"
 
 
-def maps(lab: Lab, name: str, fast: bool) -> list[Row]:
-    """Grad-CAM of the last convolution."""
-    from service.report.analysis.gradcam import Heatmaps
+def measure_heatmaps(context: CheckContext, name: str, fast: bool) -> list[Row]:
+    """Measures Grad-CAM of the last convolution."""
+    from service.report.analysis.gradcam import CamExtractor
 
-    looked, layer = network(name, fast)
-    images = photos(lab, lab.pick(256, 32, 4), size=(SIZES[name],) * 2)["image"]
-    heatmaps = Heatmaps(looked, [layer])
-    classes = np.zeros((len(images), 1), np.int32)
-    rate = len(images) / seconds_each(
-        lambda: heatmaps(images, classes), lab.pick(2.0, 2.0, 0.0), not lab.smallest
-    )
-    found = heatmaps(images[:4], classes[:4]).maps[layer, "gradcam"]
-    passed = bool(np.isfinite(found).all())
-    return [
-        Row("f", f"Grad-CAM, {title(name, fast)}", "maps/s", **lab.column(rate), goal="finite", passed=passed)
-    ]
-
-
-def climbed(lab: Lab, name: str, fast: bool) -> list[Row]:
-    """Filter patterns of the last convolution, with the tracing of the graph, as the report makes them for every layer."""
-    from service.report.analysis.patterns import STEPS, patterns
-
-    looked, layer = network(name, fast)
-    count, steps = lab.pick(64, 16, 4), lab.pick(STEPS, STEPS, 5)
-    answers = []
-    rate = count / seconds_each(
-        lambda: answers.append(patterns(looked, layer, range(count), steps)), 0.0, not lab.smallest
-    )
-    before, after = answers[0].before, answers[0].after
-    passed = bool((after > before)[before > 0].mean() > 0.9) if before.any() else None
-    goal = "what answers noise answers more"
+    network, layer = load_network(name, fast)
+    count = context.choose(256, 32, 4)
+    images = load_photos(context, count, size=(SIZES[name], SIZES[name]))["image"]
+    classes = np.zeros((count, 1), np.int32)
+    extractor = CamExtractor(network, [layer])
+    minimum = context.choose(2.0, 2.0, 0.0)
+    seconds = measure_seconds(lambda: extractor(images, classes), minimum, warm_up=not context.smallest)
+    heatmaps = extractor(images[:4], classes[:4]).maps[layer, "gradcam"]
     return [
         Row(
             "f",
-            f"filter patterns, {title(name, fast)}, {steps} steps",
+            f"Grad-CAM, {format_title(name, fast)}",
+            "maps/s",
+            **context.as_column(count / seconds),
+            goal="finite",
+            passed=bool(np.isfinite(heatmaps).all()),
+        )
+    ]
+
+
+def measure_patterns(context: CheckContext, name: str, fast: bool) -> list[Row]:
+    """Measures filter patterns of the last convolution, including the tracing that every layer needs."""
+    from service.report.analysis.patterns import STEPS, compute_filter_patterns
+
+    network, layer = load_network(name, fast)
+    count = context.choose(64, 16, 4)
+    steps = context.choose(STEPS, STEPS, 5)
+    results = []
+
+    def compute() -> None:
+        results.append(compute_filter_patterns(network, layer, range(count), steps))
+
+    seconds = measure_seconds(compute, 0.0, warm_up=not context.smallest)
+    initial = results[0].initial_activation
+    final = results[0].final_activation
+    is_active = initial > 0
+    passed = None
+    if is_active.any():
+        passed = bool((final > initial)[is_active].mean() > 0.9)
+    return [
+        Row(
+            "f",
+            f"filter patterns, {format_title(name, fast)}, {steps} steps",
             "patterns/s",
-            **lab.column(rate),
-            goal=goal,
+            **context.as_column(count / seconds),
+            goal="filters that respond to noise respond more",
             passed=passed,
         )
     ]

@@ -1,4 +1,4 @@
-"""What the GPU check found: rows, their table, and whether anything failed."""
+"""Rows of the GPU check, their table as text and Markdown, and the verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 ABSENT = "not measured"
 HEADER = ("part", "what", "unit", "CPU", "GPU", "goal", "result", "note")
-NUMBERS = (3, 4)  # columns of figures
+NUMERIC_COLUMNS = (3, 4)
+VERDICTS = {True: "pass", False: "FAIL", None: ""}
 
 
 @dataclass(frozen=True)
@@ -17,14 +18,14 @@ class Row:
     """One line of the table.
 
     Attributes:
-        part: Its letter.
-        name: What is measured.
-        unit: Of the figures.
-        cpu: On the CPU; None where it was not measured.
-        gpu: On the GPU; likewise.
-        goal: In words.
-        passed: Whether the goal was reached; None where there is none or nothing to judge.
-        note: What else there is to say, such as why something was not measured.
+        part: Letter of the part.
+        name: Description of what is measured.
+        unit: Unit of the values.
+        cpu: Value on the CPU; None if it was not measured.
+        gpu: Value on the GPU; None if it was not measured.
+        goal: Description of the goal; empty without one.
+        passed: Whether the goal was reached; None without a goal or a value to judge.
+        note: Additional information, such as why a value is missing.
     """
 
     part: str
@@ -36,55 +37,71 @@ class Row:
     passed: bool | None = None
     note: str = ""
 
-    def line(self) -> str:
-        """As JSON, for the process that puts the rows together."""
+    def to_json(self) -> str:
+        """Serializes the row for the process that collects all rows."""
         return json.dumps(asdict(self))
 
 
-def failures(rows: Sequence[Row]) -> list[Row]:
-    """The rows that failed."""
+def find_failures(rows: Sequence[Row]) -> list[Row]:
+    """Returns the failed rows."""
     return [row for row in rows if row.passed is False]
 
 
-def shown(value: float | None) -> str:
-    """A figure with three digits, or more where there are thousands."""
+def format_value(value: float | None) -> str:
+    """Formats a value with three significant digits, or as a whole number from 100."""
     if value is None:
         return ABSENT
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def cells(row: Row) -> tuple[str, ...]:
-    """A row's words, in the order of the header."""
-    result = {True: "pass", False: "FAIL", None: ""}[row.passed]
-    return (row.part, row.name, row.unit, shown(row.cpu), shown(row.gpu), row.goal, result, row.note)
+def format_cells(row: Row) -> tuple[str, ...]:
+    """Returns the cells of a row in the order of the header."""
+    return (
+        row.part,
+        row.name,
+        row.unit,
+        format_value(row.cpu),
+        format_value(row.gpu),
+        row.goal,
+        VERDICTS[row.passed],
+        row.note,
+    )
 
 
-def text(rows: Sequence[Row]) -> str:
-    """The table in columns."""
-    lines = [HEADER, *map(cells, rows)]
+def format_text(rows: Sequence[Row]) -> str:
+    """Formats the table in aligned columns."""
+    lines = [HEADER, *map(format_cells, rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(HEADER) - 1)]
-    out = []
+    formatted = []
     for line in lines:
-        words = [
-            word.rjust(width) if column in NUMBERS else word.ljust(width)
-            for column, (word, width) in enumerate(zip(line, widths, strict=False))
-        ]
-        out.append("  ".join([*words, line[-1]]).rstrip())
-    return "\n".join(out)
+        words = []
+        for column, (word, width) in enumerate(zip(line, widths, strict=False)):
+            words.append(word.rjust(width) if column in NUMERIC_COLUMNS else word.ljust(width))
+        formatted.append("  ".join([*words, line[-1]]).rstrip())
+    return "\n".join(formatted)
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """The table for a page."""
-    rule = ["---:" if column in NUMBERS else "---" for column in range(len(HEADER))]
-    return "\n".join("| " + " | ".join(line) + " |" for line in (HEADER, rule, *map(cells, rows)))
+def format_markdown(rows: Sequence[Row]) -> str:
+    """Formats the table as Markdown."""
+    rule = ["---:" if column in NUMERIC_COLUMNS else "---" for column in range(len(HEADER))]
+    lines = (HEADER, rule, *map(format_cells, rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def report(environment: Mapping[str, Any], rows: Sequence[Row], seconds: float) -> str:
-    """What is printed at the end."""
-    lines = [f"{name}: {value}" for name, value in environment.items()]
-    bad = failures(rows)
+def format_report(environment: Mapping[str, Any], rows: Sequence[Row], seconds: float) -> str:
+    """Formats environment, table, failures and verdict."""
+    failures = find_failures(rows)
     judged = sum(row.passed is not None for row in rows)
     missing = sum(row.gpu is None for row in rows)
-    verdict = f"{judged - len(bad)} of {judged} goals reached, {missing} of {len(rows)} figures {ABSENT} on a GPU, {seconds:.0f} s"
-    failed = [f"FAILED: {row.part} {row.name}: {row.note or row.goal}" for row in bad]
-    return "\n".join([*lines, "", text(rows), "", *failed, verdict])
+    goals = f"{judged - len(failures)} of {judged} goals reached"
+    verdict = f"{goals}, {missing} of {len(rows)} figures {ABSENT} on a GPU, {seconds:.0f} s"
+    return "\n".join(
+        [
+            *(f"{name}: {value}" for name, value in environment.items()),
+            "",
+            format_text(rows),
+            "",
+            *(f"FAILED: {row.part} {row.name}: {row.note or row.goal}" for row in failures),
+            verdict,
+        ]
+    )

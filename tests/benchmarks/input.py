@@ -1,4 +1,4 @@
-"""How fast photos become augmented batches, beside what the machine can do at best and beside other libraries.
+"""Measures how fast photos become augmented batches, against raw decoding and other libraries.
 
 `python tests/benchmarks/input.py --help`; takes some minutes on two cores.
 """
@@ -10,78 +10,69 @@ from pathlib import Path
 from typing import Any
 
 import runner
-from arena import CORES, Contestant
+from harness import CORES, Candidate
 from input_peers import AUGMENTATION
-from table import LIMIT, Field, Goal
+from results import LIMIT, Benchmark, Goal
 
 from pipelines.shards.build import build_shards
 from pipelines.sources import open_source
 from pipelines.spec import ShardSpec
 
-BATCH, SIZE, EPOCHS = 64, 150, 5
-TITLE = f"Input: JPEG photos to {SIZE} x {SIZE} float batches of {BATCH}, rotated, shifted, sheared, zoomed, flipped"
+BATCH = 64
+SIZE = 150
+EPOCHS = 5
+TITLE = (
+    f"Input: JPEG photos to {SIZE} x {SIZE} float batches of {BATCH}, "
+    "rotated, shifted, sheared, zoomed, flipped"
+)
 LIMITS = ("raw: simplejpeg, threads", "raw: simplejpeg, processes")
 READER = "order + reader alone"
-EXACT, FAST, HOST = "ours: exact", "ours: fast decode", "ours: cached in RAM"
-GENERATOR, LAYERS = "Keras ImageDataGenerator", "Keras image_dataset + random layers"
-PROJECTIVE, TORCH = "tf.data + ImageProjectiveTransformV3", "PyTorch DataLoader + torchvision"
-PLAIN = {"cache": "none", "backend": "tfdata", "image_size": (SIZE, SIZE)}
+EXACT = "ours: exact"
+FAST = "ours: fast decode"
+HOST = "ours: cached in RAM"
+GENERATOR = "Keras ImageDataGenerator"
+LAYERS = "Keras image_dataset + random layers"
+PROJECTIVE = "tf.data + ImageProjectiveTransformV3"
+TORCH = "PyTorch DataLoader + torchvision"
+UNCACHED = {"cache": "none", "backend": "tfdata", "image_size": (SIZE, SIZE)}
 
 
-def contestants(photos: Path, shards: Path, torch_python: str | None) -> list[Contestant]:
-    """Everybody, in the order of the table."""
+def list_candidates(photos: Path, shards: Path, torch_python: str | None) -> list[Candidate]:
+    """Returns all candidates in the order of the table."""
     raw = {"shards": str(shards), "threads": CORES}
+    tensorflow = {"shards": str(shards), "batch": BATCH}
     peer = {"folder": str(photos), "batch": BATCH, "size": SIZE}
+    torch = peer | {"workers": CORES}
 
-    def ours(name: str, **changes: Any) -> Contestant:
-        settings = {
-            "shards": str(shards),
-            "batch": BATCH,
-            "augment": AUGMENTATION,
-            "epochs": EPOCHS,
-            **PLAIN,
-            **changes,
-        }
-        return Contestant(name, "input_ours:ours", settings, epochs=EPOCHS)
+    def ours(name: str, **changes: Any) -> Candidate:
+        settings = {"shards": str(shards), "batch": BATCH, "augment": AUGMENTATION, "epochs": EPOCHS}
+        return Candidate(name, "input_ours:ours", settings | UNCACHED | changes, epochs=EPOCHS)
 
     return [
-        Contestant(LIMITS[0], "input_ours:raw_threads", raw),
-        Contestant(LIMITS[1], "input_ours:raw_processes", raw),
-        Contestant(
-            "raw: TensorFlow's decoder", "input_ours:raw_tensorflow", {"shards": str(shards), "batch": BATCH}
-        ),
-        Contestant(
-            "raw: the same, and resizing",
+        Candidate(LIMITS[0], "input_ours:raw_threads", raw),
+        Candidate(LIMITS[1], "input_ours:raw_processes", raw),
+        Candidate("raw: TensorFlow's decoder", "input_ours:raw_tensorflow", tensorflow),
+        Candidate(
+            "raw: TensorFlow's decoder + resizing",
             "input_ours:raw_tensorflow",
-            {"shards": str(shards), "batch": BATCH, "size": SIZE},
+            tensorflow | {"size": SIZE},
         ),
-        Contestant(
-            READER,
-            "input_ours:order_and_reader",
-            {"shards": str(shards), "batch": BATCH},
-            cores=1,
-            drawn=False,
-        ),
+        Candidate(READER, "input_ours:order_and_reader", tensorflow, cores=1, is_plotted=False),
         ours(EXACT),
         ours(FAST, decode="fast"),
         ours("ours: exact, not augmented", augment=None),
         ours(HOST, cache="host"),
         ours("ours: cached in device memory", cache="device"),
         ours("ours: exact, DALI on the CPU", backend="dali"),
-        Contestant(GENERATOR, "input_peers:generator", peer),
-        Contestant(LAYERS, "input_peers:keras_layers", peer),
-        Contestant(PROJECTIVE, "input_peers:projective_transform", peer),
-        Contestant(
-            TORCH,
-            "input_peers:torch_loader",
-            peer | {"workers": CORES},
-            python=torch_python or sys.executable,
-        ),
+        Candidate(GENERATOR, "input_peers:generator", peer),
+        Candidate(LAYERS, "input_peers:keras_layers", peer),
+        Candidate(PROJECTIVE, "input_peers:projective_transform", peer),
+        Candidate(TORCH, "input_peers:torch_loader", torch, python=torch_python or sys.executable),
     ]
 
 
 GOALS = (
-    Goal(READER, READER, LIMIT, 0.05, "<= 0.05 of the limit's time", overhead=True),
+    Goal(READER, READER, LIMIT, 0.05, "<= 0.05 of the limit's time", is_overhead=True),
     Goal(EXACT, EXACT, LIMIT, 0.65, ">= 0.65 of the limit"),
     Goal(FAST, FAST, LIMIT, 0.8, ">= 0.8 of the limit"),
     Goal(HOST, HOST, EXACT, 3.0, ">= 3 x ours: exact"),
@@ -91,20 +82,21 @@ GOALS = (
 
 
 def main(arguments: list[str] | None = None) -> dict[str, Any]:
-    """Runs the benchmark."""
-    parser = runner.parser(__doc__ or "")
+    """Runs the benchmark and returns its figures."""
+    parser = runner.build_parser(__doc__ or "")
     parser.add_argument(
         "--torch-python",
         metavar="PATH",
-        help="a Python that has PyTorch and torchvision, if this one has not",
+        help="a Python with PyTorch and torchvision (default: this one)",
     )
     options = parser.parse_args(arguments)
 
-    def enter(photos: Path, scratch: Path) -> Field:
-        build_shards(open_source(f"folder:{photos}"), scratch / "shards", ShardSpec(validation=0.0))
-        return Field(contestants(photos, scratch / "shards", options.torch_python), GOALS, LIMITS)
+    def build(photos: Path, scratch: Path) -> Benchmark:
+        shards = scratch / "shards"
+        build_shards(open_source(f"folder:{photos}"), shards, ShardSpec(validation=0.0))
+        return Benchmark(list_candidates(photos, shards, options.torch_python), GOALS, LIMITS)
 
-    return runner.run(TITLE, options, enter)
+    return runner.run(TITLE, options, build)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,25 @@
-"""Contestants of the input benchmark: the same augmentation the way other libraries are usually told to do it."""
+"""Candidates of the input benchmark: the same augmentation as commonly implemented with other libraries."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from worker import Rounds
 
-ROTATION, SHIFT, SHEAR, ZOOM = (
-    40.0,
-    0.2,
-    0.2,
-    0.2,
-)  # degrees, share, degrees, share; and every second image mirrored
-AUGMENTATION = {
-    "rotation": ROTATION,
-    "shift": SHIFT,
-    "shear": SHEAR,
-    "zoom": ZOOM,
-    "flip": True,
-}  # in this project's words
+ROTATION = 40.0  # degrees
+SHIFT = 0.2  # of the size
+SHEAR = 0.2  # degrees
+ZOOM = 0.2
+# The same as an `AugmentSpec`; half of the images are flipped.
+AUGMENTATION = {"rotation": ROTATION, "shift": SHIFT, "shear": SHEAR, "zoom": ZOOM, "flip": True}
 
 
 def generator(folder: str, batch: int, size: int) -> Rounds:
     """Keras' `ImageDataGenerator.flow_from_directory`."""
     from keras.src.legacy.preprocessing.image import ImageDataGenerator
 
-    made = ImageDataGenerator(
+    image_generator = ImageDataGenerator(
         rotation_range=ROTATION,
         width_shift_range=SHIFT,
         height_shift_range=SHIFT,
@@ -34,7 +28,9 @@ def generator(folder: str, batch: int, size: int) -> Rounds:
         horizontal_flip=True,
         fill_mode="nearest",
     )
-    flow = made.flow_from_directory(folder, target_size=(size, size), batch_size=batch, shuffle=True, seed=0)
+    flow = image_generator.flow_from_directory(
+        folder, target_size=(size, size), batch_size=batch, shuffle=True, seed=0
+    )
     yield None
     while True:
         for step in range(len(flow)):
@@ -64,11 +60,11 @@ def keras_layers(folder: str, batch: int, size: int) -> Rounds:
     dataset = dataset.map(
         lambda images, labels: (augment(images, training=True), labels), num_parallel_calls=tf.data.AUTOTUNE
     )
-    yield from _epochs(dataset.prefetch(tf.data.AUTOTUNE))
+    yield from _iterate_epochs(dataset.prefetch(tf.data.AUTOTUNE))
 
 
 def projective_transform(folder: str, batch: int, size: int) -> Rounds:
-    """A careful tf.data pipeline: parallel decoding, one `ImageProjectiveTransformV3` per batch, everything tuned by tf.data."""
+    """A careful tf.data pipeline: parallel decoding, one `ImageProjectiveTransformV3` per batch."""
     import tensorflow as tf
 
     def load(path: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -76,14 +72,15 @@ def projective_transform(folder: str, batch: int, size: int) -> Rounds:
         return tf.image.resize(image, (size, size)), tf.strings.split(path, "/")[-2]
 
     def augment(images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return _warp(images, _transforms(tf.shape(images)[0], size), size), labels
+        return _warp(images, _draw_transforms(tf.shape(images)[0], size), size), labels
 
     dataset = tf.data.Dataset.list_files(f"{folder}/*/*", shuffle=True, seed=0)
     dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(batch)
-    yield from _epochs(dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE))
+    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    yield from _iterate_epochs(dataset.prefetch(tf.data.AUTOTUNE))
 
 
-def _epochs(dataset) -> Rounds:
+def _iterate_epochs(dataset: Any) -> Rounds:
     yield None
     while True:
         for _ in dataset:
@@ -91,7 +88,7 @@ def _epochs(dataset) -> Rounds:
         yield None
 
 
-def _warp(images, transforms, size: int):
+def _warp(images: Any, transforms: Any, size: int) -> Any:
     import tensorflow as tf
 
     return tf.raw_ops.ImageProjectiveTransformV3(
@@ -104,21 +101,26 @@ def _warp(images, transforms, size: int):
     )
 
 
-def _transforms(count, size: int):
-    """Random matrices, output to input in pixels, `[count, 8]`."""
+def _draw_transforms(count: Any, size: int) -> Any:
+    """Draws random matrices from output to input pixels, `[count, 8]`."""
     import tensorflow as tf
 
-    def spread(reach: float) -> tf.Tensor:
-        return tf.random.uniform([count], -reach, reach)
+    def draw(bound: float) -> tf.Tensor:
+        return tf.random.uniform([count], -bound, bound)
 
-    theta, shear = spread(math.radians(ROTATION)), spread(math.radians(SHEAR))
+    angle = draw(math.radians(ROTATION))
+    shear = draw(math.radians(SHEAR))
     mirror = tf.where(tf.random.uniform([count]) < 0.5, -1.0, 1.0)
-    across, down = (1 + spread(ZOOM)) * mirror, 1 + spread(ZOOM)
-    a, b = tf.cos(theta) * across, -tf.sin(theta + shear) * down
-    c, d = tf.sin(theta) * across, tf.cos(theta + shear) * down
+    scale_x = (1 + draw(ZOOM)) * mirror
+    scale_y = 1 + draw(ZOOM)
+    # Rows of the matrix: (a, b, x) and (c, d, y).
+    a = tf.cos(angle) * scale_x
+    b = -tf.sin(angle + shear) * scale_y
+    c = tf.sin(angle) * scale_x
+    d = tf.cos(angle + shear) * scale_y
     centre = (size - 1) / 2
-    x = centre - (a + b) * centre + spread(SHIFT * size)
-    y = centre - (c + d) * centre + spread(SHIFT * size)
+    x = centre - (a + b) * centre + draw(SHIFT * size)
+    y = centre - (c + d) * centre + draw(SHIFT * size)
     zero = tf.zeros_like(a)
     return tf.stack([a, b, x, c, d, y, zero, zero], axis=1)
 
@@ -128,16 +130,17 @@ def torch_loader(folder: str, batch: int, size: int, workers: int) -> Rounds:
     import torch
     from torchvision import datasets, transforms
 
+    affine = transforms.RandomAffine(
+        ROTATION,
+        (SHIFT, SHIFT),
+        (1 - ZOOM, 1 + ZOOM),
+        SHEAR,
+        interpolation=transforms.InterpolationMode.BILINEAR,
+    )
     augment = transforms.Compose(
         [
             transforms.Resize((size, size)),
-            transforms.RandomAffine(
-                ROTATION,
-                (SHIFT, SHIFT),
-                (1 - ZOOM, 1 + ZOOM),
-                SHEAR,
-                interpolation=transforms.InterpolationMode.BILINEAR,
-            ),
+            affine,
             transforms.RandomHorizontalFlip(),
             transforms.ToTensor(),
         ]
@@ -146,4 +149,4 @@ def torch_loader(folder: str, batch: int, size: int, workers: int) -> Rounds:
     loader = torch.utils.data.DataLoader(
         images, batch, shuffle=True, num_workers=workers, persistent_workers=True
     )
-    yield from _epochs(loader)
+    yield from _iterate_epochs(loader)

@@ -1,6 +1,7 @@
-"""How fast the report's pictures are made, beside the tutorials' way and other libraries: CPU seconds of one process.
+"""Measures the CPU time of the report's pictures, against tutorial code and other libraries.
 
-`python tests/benchmarks/report.py --help`; a table for each kind of picture; VGG16 with random weights takes most of an hour on two cores.
+`python tests/benchmarks/report.py --help`; one table per kind of picture. VGG16 with random weights takes
+most of an hour on two cores.
 """
 
 from __future__ import annotations
@@ -12,127 +13,151 @@ from pathlib import Path
 from typing import Any
 
 import runner
-from arena import Contestant
-from table import Field, Goal
+from harness import Candidate
+from results import Benchmark, Goal
 
 LIMIT = "convolutions alone"
-OURS, FAST, TUTORIAL = "ours", "ours, bfloat16", "the tutorials' way"
-TF_KERAS_VIS, XPLIQUE = "tf-keras-vis", "xplique"
-LOSSLESS, JPEG, LOOPS = "ours, PNG", "ours, JPEG", "NumPy loops + matplotlib"
-MAPS, GRIDS, FILTERS = 32, 8, 80  # images a round; filters a round
+OURS = "ours"
+FAST = "ours, bfloat16"
+TUTORIAL = "tutorial code"
+TF_KERAS_VIS = "tf-keras-vis"
+XPLIQUE = "xplique"
+LOSSLESS = "ours, PNG"
+JPEG = "ours, JPEG"
+LOOPS = "NumPy loops + matplotlib"
+WHOLE_REPORT = "NumPy loops + matplotlib + tutorial heatmaps"
+MAP_IMAGES = 32  # per round
+GRID_IMAGES = 8
+FILTERS = 80
 
-Enter = Callable[
-    [Path, Path, str, int], Field
-]  # from photos, scratch directory, Python of the peers, and how many pictures
+# Builds a benchmark from photos, scratch directory, Python of the peers, and number of images or filters.
+BuildBenchmark = Callable[[Path, Path, str, int], Benchmark]
 
 
-def of_maps(model: str, times: dict[str, float]) -> Enter:
-    """The field of Grad-CAM: a batch of one size, the last convolution, the most probable class."""
+def compare_heatmaps(model: str, ratios: dict[str, float]) -> BuildBenchmark:
+    """Compares Grad-CAM of the last convolution for the most probable class.
 
-    def enter(photos: Path, scratch: Path, python: str, count: int) -> Field:
+    Args:
+        model: Name of a network of `report_candidates`.
+        ratios: Speed to reach as a multiple of a candidate; for `FAST` as a multiple of `TUTORIAL`.
+    """
+
+    def build(photos: Path, scratch: Path, python: str, count: int) -> Benchmark:
         settings = {"model": model, "folder": str(photos)}
-        ways = {
-            OURS: "maps",
-            FAST: "maps",
-            TUTORIAL: "tutorial_maps",
-            TF_KERAS_VIS: "tf_keras_vis_maps",
-            XPLIQUE: "xplique_maps",
-        }
-        field = [
-            _entry(name, way, settings | ({"fast": True} if name == FAST else {}), python)
-            for name, way in ways.items()
+        candidates = [
+            _build_candidate(OURS, "heatmaps", settings, python),
+            _build_candidate(FAST, "heatmaps", settings | {"fast": True}, python),
+            _build_candidate(TUTORIAL, "tutorial_heatmaps", settings, python),
+            _build_candidate(TF_KERAS_VIS, "tf_keras_vis_heatmaps", settings, python),
+            _build_candidate(XPLIQUE, "xplique_heatmaps", settings, python),
         ]
-        goals = [
-            Goal(name, OURS, name, times[name], f"ours >= {times[name]:g} x this")
-            for name in times
-            if name != FAST
-        ]
-        if FAST in times:
-            goals.append(Goal(FAST, FAST, TUTORIAL, times[FAST], f">= {times[FAST]:g} x {TUTORIAL}"))
-        return Field(field, goals)
+        goals = []
+        for name, ratio in ratios.items():
+            if name == FAST:
+                goals.append(Goal(FAST, FAST, TUTORIAL, ratio, f">= {ratio:g} x {TUTORIAL}"))
+            else:
+                goals.append(Goal(name, OURS, name, ratio, f"ours >= {ratio:g} x this"))
+        return Benchmark(candidates, goals)
 
-    return enter
+    return build
 
 
-def of_patterns(photos: Path, scratch: Path, python: str, count: int) -> Field:
-    """The field of filter patterns: filters of five layers of VGG16 at 150 x 150, 20 steps each."""
+def compare_patterns(photos: Path, scratch: Path, python: str, count: int) -> Benchmark:
+    """Compares filter patterns of five layers of VGG16 at 150 x 150, with 20 steps each."""
     settings = {"filters": count}
-    field = [
-        _entry(LIMIT, "convolved", settings, python),
-        _entry(OURS, "climbed", settings, python),
-        _entry(FAST, "climbed", settings | {"fast": True}, python),
-        _entry(TUTORIAL, "tutorial_climbed", settings, python),
+    candidates = [
+        _build_candidate(LIMIT, "convolutions", settings, python),
+        _build_candidate(OURS, "patterns", settings, python),
+        _build_candidate(FAST, "patterns", settings | {"fast": True}, python),
+        _build_candidate(TUTORIAL, "tutorial_patterns", settings, python),
     ]
     goals = (
         Goal(OURS, OURS, TUTORIAL, 4, f">= 4 x {TUTORIAL}"),
         Goal(FAST, FAST, TUTORIAL, 7, f">= 7 x {TUTORIAL}"),
     )
-    return Field(field, goals, [LIMIT], images=count, note="noise")
+    return Benchmark(candidates, goals, [LIMIT], images=count, note="noise")
 
 
-def of_grids(photos: Path, scratch: Path, python: str, count: int) -> Field:
-    """The field of activation grids: all channels of eight layers, drawn and encoded."""
+def compare_grids(photos: Path, scratch: Path, python: str, count: int) -> Benchmark:
+    """Compares activation grids: all channels of eight layers, drawn and encoded."""
     settings = {"folder": str(photos), "out": str(scratch)}
-    field = [
-        _entry(LOSSLESS, "grids", settings | {"kind": "png"}, python),
-        _entry(JPEG, "grids", settings | {"kind": "jpeg"}, python),
-        _entry(LOOPS, "tutorial_grids", settings, python),
+    candidates = [
+        _build_candidate(LOSSLESS, "grids", settings | {"kind": "png"}, python),
+        _build_candidate(JPEG, "grids", settings | {"kind": "jpeg"}, python),
+        _build_candidate(LOOPS, "tutorial_grids", settings, python),
     ]
     goals = (
         Goal(LOSSLESS, LOSSLESS, LOOPS, 35, f">= 35 x {LOOPS}"),
         Goal(JPEG, JPEG, LOOPS, 60, f">= 60 x {LOOPS}"),
     )
-    return Field(field, goals)
+    return Benchmark(candidates, goals)
 
 
-def of_reports(photos: Path, scratch: Path, python: str, count: int) -> Field:
-    """The field of whole reports: heatmaps and all activations of every image, graphs traced anew each round."""
+def compare_reports(photos: Path, scratch: Path, python: str, count: int) -> Benchmark:
+    """Compares whole reports: heatmaps and all activations of every image, with graphs traced every round."""
     settings = {"folder": str(photos), "out": str(scratch)}
-    whole = "NumPy loops + matplotlib + the tutorials' heatmaps"
-    field = [_entry(OURS, "reports", settings, python), _entry(whole, "tutorial_reports", settings, python)]
-    return Field(field, [Goal(OURS, OURS, whole, 15, ">= 15 x matplotlib")])
+    candidates = [
+        _build_candidate(OURS, "reports", settings, python),
+        _build_candidate(WHOLE_REPORT, "tutorial_reports", settings, python),
+    ]
+    return Benchmark(candidates, [Goal(OURS, OURS, WHOLE_REPORT, 15, ">= 15 x matplotlib")])
 
 
-def _entry(name: str, way: str, settings: dict[str, Any], python: str) -> Contestant:
-    return Contestant(name, f"report_contestants:{way}", settings, "one process", python, cores=1)
+def _build_candidate(name: str, function: str, settings: dict[str, Any], python: str) -> Candidate:
+    return Candidate(
+        name, f"report_candidates:{function}", settings, process="shared", python=python, cores=1
+    )
 
 
-TABLES: dict[str, tuple[str, Enter, int]] = {
+SMALL_RATIOS = {TUTORIAL: 10, TF_KERAS_VIS: 5, XPLIQUE: 0.95}
+VGG16_RATIOS = {TUTORIAL: 4, TF_KERAS_VIS: 3.3, XPLIQUE: 0.95, FAST: 7}
+# Title, builder, and images or filters per round.
+TABLES: dict[str, tuple[str, BuildBenchmark, int]] = {
     "maps-small": (
-        f"Grad-CAM of {MAPS} photos at 150 x 150, four convolutions",
-        of_maps("small", {TUTORIAL: 10, TF_KERAS_VIS: 5, XPLIQUE: 0.95}),
-        MAPS,
+        f"Grad-CAM of {MAP_IMAGES} photos at 150 x 150, four convolutions",
+        compare_heatmaps("small", SMALL_RATIOS),
+        MAP_IMAGES,
     ),
     "maps-vgg16": (
-        f"Grad-CAM of {MAPS} photos at 224 x 224, VGG16",
-        of_maps("vgg16", {TUTORIAL: 4, TF_KERAS_VIS: 3.3, XPLIQUE: 0.95, FAST: 7}),
-        MAPS,
+        f"Grad-CAM of {MAP_IMAGES} photos at 224 x 224, VGG16",
+        compare_heatmaps("vgg16", VGG16_RATIOS),
+        MAP_IMAGES,
     ),
-    "grids": (f"Activations of {GRIDS} photos at 150 x 150, eight layers, encoded", of_grids, GRIDS),
-    "reports": ("32 photos: heatmaps and all activations, encoded", of_reports, MAPS),
-    "patterns": ("Filter patterns of VGG16 at 150 x 150", of_patterns, FILTERS),
+    "grids": (
+        f"Activations of {GRID_IMAGES} photos at 150 x 150, eight layers, encoded",
+        compare_grids,
+        GRID_IMAGES,
+    ),
+    "reports": ("32 photos: heatmaps and all activations, encoded", compare_reports, MAP_IMAGES),
+    "patterns": ("Filter patterns of VGG16 at 150 x 150", compare_patterns, FILTERS),
 }
+QUICK_COUNT = 5
 
 
 def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
-    """Runs the benchmark, one table after the other."""
-    parser = runner.parser(__doc__ or "")
+    """Runs the benchmark, one table after the other, and returns the figures of all."""
+    parser = runner.build_parser(__doc__ or "")
     parser.add_argument(
         "--table", action="append", choices=list(TABLES), help="only this table; may be repeated"
     )
-    has = "a Python that has the project, matplotlib, tf-keras-vis and xplique"
-    parser.add_argument("--peers-python", default=sys.executable, metavar="PATH", help=has)
+    parser.add_argument(
+        "--peers-python",
+        default=sys.executable,
+        metavar="PATH",
+        help="a Python with this project, matplotlib, tf-keras-vis and xplique (default: this one)",
+    )
     options = parser.parse_args(arguments)
-    found, images = [], options.images
+    limit = options.images
+    runs = []
     for name in options.table or TABLES:
-        title, enter, most = TABLES[name]
-        options.images = min(images or most, 5 if options.quick else most)
+        title, build, count = TABLES[name]
+        options.images = min(limit or count, QUICK_COUNT if options.quick else count)
         if options.json:
             options.json = options.json.with_stem(f"{options.json.stem.partition('-')[0]}-{name}")
         print()
-        take_part = partial(enter, python=options.peers_python, count=options.images)
-        found.append(runner.run(f"{title} (CPU seconds)", options, take_part))
-    return found
+        build_table = partial(build, python=options.peers_python, count=options.images)
+        runs.append(runner.run(f"{title} (CPU seconds)", options, build_table))
+    return runs
 
 
 if __name__ == "__main__":

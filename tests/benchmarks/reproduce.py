@@ -1,7 +1,7 @@
 """Trains the published experiments with their presets, and renders a page that compares the accuracies.
 
-`python tests/benchmarks/reproduce.py --help`. Finished runs are kept and interrupted ones resumed, so the same
-command continues.
+`python tests/benchmarks/reproduce.py --help`. Finished runs are kept and interrupted ones resumed, so the
+same command continues.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line that all benchmarks share: photos, contestants, rounds, table, JSON, plot."""
+"""Command line shared by all benchmarks: photos, candidates, rounds, table, JSON and chart."""
 
 from __future__ import annotations
 
@@ -13,93 +13,108 @@ from typing import Any
 
 import photos
 import plot
-import table
-from arena import compete
-from table import Field
+import results
+from harness import Measurement, run_candidates
+from results import Benchmark
 
-QUICK_IMAGES, QUICK_ROUNDS = 128, 1
+DEFAULT_ROUNDS = 5
+QUICK_IMAGES = 128
+QUICK_ROUNDS = 1
+LOG_TAIL = 6000  # characters of the log shown after a failure
 
 
-def parser(description: str) -> argparse.ArgumentParser:
-    """The options that every benchmark takes."""
-    made = argparse.ArgumentParser(description=description.splitlines()[0])
-    made.add_argument(
+def build_parser(description: str) -> argparse.ArgumentParser:
+    """Builds a parser with the options of every benchmark."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    add = parser.add_argument
+    add(
         "--data",
         type=Path,
         metavar="FOLDER",
         help="folder of classes, or of train/ with classes (default: the real photos)",
     )
-    made.add_argument("--images", type=int, metavar="N", help="only N of the photos, evenly from all classes")
-    made.add_argument(
-        "--rounds", type=int, metavar="N", help="rounds that count, after one of warming up (default: 5)"
+    add("--images", type=int, metavar="N", help="use N of the photos, evenly from all classes")
+    add(
+        "--rounds",
+        type=int,
+        metavar="N",
+        help=f"measured rounds, after a warm-up round (default: {DEFAULT_ROUNDS})",
     )
-    made.add_argument(
+    add(
         "--quick",
         action="store_true",
-        help=f"{QUICK_IMAGES} images, {QUICK_ROUNDS} round: whether everything runs",
+        help=f"check that everything runs: {QUICK_IMAGES} images, {QUICK_ROUNDS} round",
     )
-    made.add_argument(
+    add(
         "--only",
         action="append",
         metavar="WORD",
-        help="only contestants with this word in their name; may be repeated",
+        help="run only candidates with this word in their name; may be repeated",
     )
-    made.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="where shards and outputs may lie (default: the system's)"
+    add(
+        "--scratch", type=Path, metavar="DIR", help="directory for shards and outputs (default: the system's)"
     )
-    made.add_argument("--json", type=Path, metavar="FILE", help="write the figures")
-    made.add_argument("--plot", type=Path, metavar="FILE.svg", help="write a bar chart")
-    return made
+    add("--json", type=Path, metavar="FILE", help="write the figures as JSON")
+    add("--plot", type=Path, metavar="FILE.svg", help="write a bar chart")
+    return parser
 
 
-def run(title: str, options: argparse.Namespace, enter: Callable[[Path, Path], Field]) -> dict[str, Any]:
+def run(title: str, options: argparse.Namespace, build: Callable[[Path, Path], Benchmark]) -> dict[str, Any]:
     """Runs a benchmark and prints its table.
 
     Args:
-        title: What is measured.
-        options: From `parser`.
-        enter: Takes the folder of photos and a directory for anything else, and says who takes part.
+        title: Description of what is measured.
+        options: Options of `build_parser`.
+        build: Builds the benchmark from the folder of photos and a directory for anything else.
 
     Returns:
         The figures, as in the JSON file.
     """
-    rounds = options.rounds or (QUICK_ROUNDS if options.quick else 5)
+    rounds = options.rounds or (QUICK_ROUNDS if options.quick else DEFAULT_ROUNDS)
+    count = options.images or (QUICK_IMAGES if options.quick else None)
     with tempfile.TemporaryDirectory(prefix="glassbox-benchmark-", dir=options.scratch) as name:
         scratch = Path(name)
-        images, note = photos.stage(
-            options.data, options.images or (QUICK_IMAGES if options.quick else None), scratch / "photos"
-        )
-        field = enter(scratch / "photos", scratch)
-        field = field._replace(
-            contestants=[entry for entry in field.contestants if _wanted(entry.name, options.only)]
-        )
-        images, note = field.images or images, field.note or note
-        before, log = table.load(), scratch / "log"
-        outcomes = compete(field.contestants, rounds, log, say)
-        if any("failed" in (outcome.reason or "") for outcome in outcomes.values()):
-            say(log.read_text(errors="replace")[-6000:])
-    figures = table.results(field, outcomes, images)
-    versions = {
-        name: version for outcome in reversed(outcomes.values()) for name, version in outcome.versions.items()
+        images, note = photos.stage(options.data, count, scratch / "photos")
+        benchmark = _select(build(scratch / "photos", scratch), options.only)
+        load_before = results.read_load()
+        log = scratch / "log"
+        measurements = run_candidates(benchmark.candidates, rounds, log, log_progress)
+        if any("failed" in (measurement.reason or "") for measurement in measurements.values()):
+            log_progress(log.read_text(errors="replace")[-LOG_TAIL:])
+    figures = {
+        "title": title,
+        "note": benchmark.note or note,
+        "rounds": rounds,
+        "date": time.strftime("%Y-%m-%d"),
+        "load_before": load_before,
+        "load_after": results.read_load(),
+        "machine": results.describe_machine(_merge_versions(measurements)),
     }
-    about = {"title": title, "note": note, "rounds": rounds, "date": time.strftime("%Y-%m-%d")}
-    figures = (
-        about
-        | {"load_before": before, "load_after": table.load(), "machine": table.machine(versions)}
-        | figures
-    )
-    print(table.text(figures))
+    figures |= results.compute_figures(benchmark, measurements, benchmark.images or images)
+    print(results.format_table(figures))
     if options.json:
         options.json.write_text(json.dumps(figures, indent=1) + "\n")
     if options.plot:
-        options.plot.write_text(plot.svg(figures))
+        options.plot.write_text(plot.render_chart(figures))
     return figures
 
 
-def _wanted(name: str, words: list[str] | None) -> bool:
-    return not words or any(word in name for word in words)
+def _select(benchmark: Benchmark, words: list[str] | None) -> Benchmark:
+    """Keeps the candidates whose names contain one of the words; without words, all."""
+    if not words:
+        return benchmark
+    candidates = [entry for entry in benchmark.candidates if any(word in entry.name for word in words)]
+    return benchmark._replace(candidates=candidates)
 
 
-def say(line: str) -> None:
-    """Prints a line about the progress where it does not mix with the table."""
+def _merge_versions(measurements: dict[str, Measurement]) -> dict[str, str]:
+    """Merges the versions of all candidates; where they differ, the first candidate's are kept."""
+    versions: dict[str, str] = {}
+    for measurement in reversed(measurements.values()):
+        versions |= measurement.versions
+    return versions
+
+
+def log_progress(line: str) -> None:
+    """Prints a line to standard error, apart from the table."""
     print(line, file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Contestants of the shard benchmark: other builders on the same photos."""
+"""Candidates of the shard benchmark: other builders on the same photos."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from worker import Rounds
 
 
 def tensorflow_datasets(folder: str, scratch: str) -> Rounds:
-    """A plain `GeneratorBasedBuilder` of tensorflow-datasets, which stores the bytes and decodes nothing."""
+    """A plain `GeneratorBasedBuilder` of tensorflow-datasets, which stores the undecoded bytes."""
     import tensorflow_datasets as tfds
 
     class Photos(tfds.core.GeneratorBasedBuilder):
         VERSION = tfds.core.Version("1.0.0")
-        pkg_dir_path = Path(__file__).parent  # where it would look for notes on the data set
+        pkg_dir_path = Path(__file__).parent  # searched for a README of the data set
 
         def _info(self) -> Any:
             names = sorted(path.name for path in Path(folder).iterdir())
@@ -39,36 +39,46 @@ def tensorflow_datasets(folder: str, scratch: str) -> Rounds:
     yield None
     while True:
         out = Path(scratch) / "tfds"
-        began = time.perf_counter()
+        start = time.perf_counter()
         Photos(data_dir=out).download_and_prepare()
-        taken = time.perf_counter() - began
+        duration = time.perf_counter() - start
         shutil.rmtree(out)
-        yield taken
+        yield duration
 
 
 def img2dataset(
     folder: str, scratch: str, cores: int, quality: int | None = None, size: int | None = None
 ) -> Rounds:
-    """img2dataset on `file:` addresses, with as many processes as cores; its own clocks count, without the processes' start."""
+    """img2dataset on `file:` URLs with one process per core.
+
+    The reported seconds come from img2dataset's own statistics, which exclude the start of its processes.
+    """
     os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"
     from img2dataset import download
 
-    addresses = Path(scratch) / f"addresses-{os.getpid()}.txt"
-    addresses.write_text("".join(f"{path.resolve().as_uri()}\n" for path in sorted(Path(folder).glob("*/*"))))
-    how: dict[str, Any] = {"resize_mode": "no", "skip_reencode": True}
-    if quality is not None:
-        how = {"resize_mode": "keep_ratio" if size else "no", "encode_quality": quality}
+    urls = [path.resolve().as_uri() for path in sorted(Path(folder).glob("*/*"))]
+    url_list = Path(scratch) / f"addresses-{os.getpid()}.txt"
+    url_list.write_text("".join(f"{url}\n" for url in urls))
+    out = Path(scratch) / f"img2dataset-{os.getpid()}"
+    options: dict[str, Any] = {
+        "output_folder": str(out),
+        "output_format": "webdataset",
+        "processes_count": cores,
+        "thread_count": 16,
+        "number_sample_per_shard": 256,
+    }
+    if quality is None:
+        options |= {"resize_mode": "no", "skip_reencode": True}
+    else:
+        options |= {"resize_mode": "keep_ratio" if size else "no", "encode_quality": quality}
     if size is not None:
-        how |= {"image_size": size, "resize_only_if_bigger": True}
+        options |= {"image_size": size, "resize_only_if_bigger": True}
     yield None
     while True:
-        out = Path(scratch) / f"img2dataset-{os.getpid()}"
-        crew = {"processes_count": cores, "thread_count": 16, "number_sample_per_shard": 256}
-        download(str(addresses), output_folder=str(out), output_format="webdataset", **crew, **how)
+        download(str(url_list), **options)
         reports = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
         if not reports or any(report["successes"] != report["count"] for report in reports):
-            raise RuntimeError(
-                f"img2dataset left images out: {[report.get('status_dict') for report in reports]}"
-            )
+            statuses = [report.get("status_dict") for report in reports]
+            raise RuntimeError(f"img2dataset failed on some images: {statuses}")
         shutil.rmtree(out)
         yield max(report["end_time"] for report in reports) - min(report["start_time"] for report in reports)

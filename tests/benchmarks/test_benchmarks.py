@@ -1,4 +1,4 @@
-"""That the benchmarks run and calculate rightly. How fast anything is, no test asks."""
+"""The benchmarks run, and compute their figures correctly. No test depends on how fast anything is."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ import photos
 import plot
 import plot_runs
 import pytest
+import results
 import shards
-import table
-from arena import CORES, Contestant, Outcome, compete
-from table import LIMIT, Field, Goal, times_as_fast
+from harness import CORES, Candidate, Measurement, run_candidates
+from results import LIMIT, Benchmark, Goal, compute_ratio
 
 
-def logged(word: str, path: str) -> Iterator[float | None]:
-    """A contestant that writes down its rounds; it runs in a worker process."""
+def write_word(word: str, path: str) -> Iterator[float | None]:
+    """Candidate that appends a word per round to a file; it runs in a worker process."""
     yield None
     while True:
         with open(path, "a") as file:
@@ -31,89 +31,93 @@ def logged(word: str, path: str) -> Iterator[float | None]:
         yield 0.25
 
 
-def broken(reason: str) -> Iterator[float | None]:
-    """A contestant that breaks in its first round."""
+def fail(reason: str) -> Iterator[float | None]:
+    """Candidate that fails in its first round."""
     yield None
     raise ValueError(reason)
 
 
-def entry(name: str, function: str, **settings: str) -> Contestant:
-    return Contestant(name, f"test_benchmarks:{function}", settings)
+def build_candidate(name: str, function: str, **settings: str) -> Candidate:
+    return Candidate(name, f"test_benchmarks:{function}", settings)
 
 
-def test_rounds_are_interleaved_after_one_of_warming_up(tmp_path: Path) -> None:
+def discard_progress(line: str) -> None:
+    pass
+
+
+def test_rounds_are_interleaved_after_a_warm_up_round(tmp_path: Path) -> None:
     path = tmp_path / "rounds"
-    crowd = [entry(word, "logged", word=word, path=str(path)) for word in "abc"]
-    outcomes = compete(crowd, 3, tmp_path / "log", lambda line: None)
+    candidates = [build_candidate(word, "write_word", word=word, path=str(path)) for word in "abc"]
+    measurements = run_candidates(candidates, 3, tmp_path / "log", discard_progress)
     assert path.read_text() == "abc" + "abc" + "cba" + "abc"
-    assert outcomes["b"].seconds == [0.25] * 3
-    assert len(outcomes["b"].cpu) == len(outcomes["b"].others) == 3
-    assert "Python" in outcomes["b"].versions
+    assert measurements["b"].seconds == [0.25] * 3
+    assert len(measurements["b"].cpu) == len(measurements["b"].others) == 3
+    assert "Python" in measurements["b"].versions
 
 
-def test_who_cannot_run_says_why_and_stops_nobody(tmp_path: Path) -> None:
-    crowd = [
-        Contestant("absent", "no_such_module:run"),
-        entry("broken", "broken", reason="out of order"),
-        entry("fine", "logged", word="x", path=str(tmp_path / "rounds")),
+def test_failing_candidate_reports_its_reason_and_stops_no_other(tmp_path: Path) -> None:
+    candidates = [
+        Candidate("absent", "no_such_module:run"),
+        build_candidate("broken", "fail", reason="out of order"),
+        build_candidate("fine", "write_word", word="x", path=str(tmp_path / "rounds")),
     ]
-    outcomes = compete(crowd, 1, tmp_path / "log", lambda line: None)
-    assert outcomes["absent"].reason == "not installed: No module named 'no_such_module'"
-    assert outcomes["broken"].reason == "failed: ValueError: out of order"
-    assert outcomes["fine"].reason is None
+    measurements = run_candidates(candidates, 1, tmp_path / "log", discard_progress)
+    assert measurements["absent"].reason == "not installed: No module named 'no_such_module'"
+    assert measurements["broken"].reason == "failed: ValueError: out of order"
+    assert measurements["fine"].reason is None
     assert "out of order" in (tmp_path / "log").read_text()
 
 
 def test_ratio_is_the_median_of_the_rounds_ratios() -> None:
-    # round by round 3, 1 and 4; the medians of the seconds alone would give 2
-    assert times_as_fast([1.0, 4.0, 2.0], [3.0, 4.0, 8.0]) == 3.0
+    # Ratios of 3, 1 and 4 by round; the medians of the seconds alone would give 2.
+    assert compute_ratio([1.0, 4.0, 2.0], [3.0, 4.0, 8.0]) == 3.0
 
 
-def outcome(*seconds: float) -> Outcome:
-    return Outcome(list(seconds), [2 * value for value in seconds], [0.0] * len(seconds))
+def build_measurement(*seconds: float) -> Measurement:
+    return Measurement(list(seconds), [2 * value for value in seconds], [0.0] * len(seconds))
 
 
 def test_figures_of_known_rounds() -> None:
-    field = Field(
-        [Contestant(name, "") for name in ("raw a", "raw b", "ours", "peer", "gone")]
-        + [Contestant("reader", "", cores=1, drawn=False)],
-        [
-            Goal("ours", "ours", LIMIT, 0.5, "half"),
-            Goal("peer", "ours", "peer", 3.0, "thrice"),
-            Goal("gone", "ours", "gone", 1.0, "ahead"),
-            Goal("reader", "reader", LIMIT, 0.05, "little", overhead=True),
-        ],
-        ["raw a", "raw b"],
-    )
-    outcomes = {
-        "raw a": outcome(2.0, 2.0, 2.0),
-        "raw b": outcome(1.0, 1.0, 9.0),
-        "ours": outcome(2.0, 2.0, 6.0),
-        "peer": outcome(5.0, 5.0, 15.0),
-        "gone": Outcome(reason="not installed: it"),
-        "reader": outcome(0.08, 0.08, 0.08),
+    candidates = [Candidate(name, "") for name in ("raw a", "raw b", "ours", "peer", "gone")]
+    candidates.append(Candidate("reader", "", cores=1, is_plotted=False))
+    goals = [
+        Goal("ours", "ours", LIMIT, 0.5, "half"),
+        Goal("peer", "ours", "peer", 3.0, "three times"),
+        Goal("gone", "ours", "gone", 1.0, "faster"),
+        Goal("reader", "reader", LIMIT, 0.05, "little", is_overhead=True),
+    ]
+    measurements = {
+        "raw a": build_measurement(2.0, 2.0, 2.0),
+        "raw b": build_measurement(1.0, 1.0, 9.0),
+        "ours": build_measurement(2.0, 2.0, 6.0),
+        "peer": build_measurement(5.0, 5.0, 15.0),
+        "gone": Measurement(reason="not installed: it"),
+        "reader": build_measurement(0.08, 0.08, 0.08),
     }
-    figures = table.results(field, outcomes, images=100)
+    benchmark = Benchmark(candidates, goals, ["raw a", "raw b"])
+    figures = results.compute_figures(benchmark, measurements, images=100)
     rows = {row["name"]: row for row in figures["rows"]}
-    assert figures["limit"] == "raw b"  # by its median, whatever its worst round
+    assert figures["limit"] == "raw b"  # by its median, in spite of its slowest round
     assert rows["ours"]["images_per_second"] == 50
-    assert (rows["ours"]["lowest"], rows["ours"]["highest"]) == (pytest.approx(100 / 6), 50)
+    assert rows["ours"]["lowest"] == pytest.approx(100 / 6)
+    assert rows["ours"]["highest"] == 50
     assert rows["ours"]["ms_per_image"] == 20 * CORES
     assert rows["ours"]["cpu_ms_per_image"] == 40
     assert rows["ours"]["of_limit"] == 0.5
     assert rows["ours"]["goal"] == {"text": "half", "value": 0.5, "reached": True}
-    assert rows["peer"]["goal"] == {"text": "thrice", "value": 2.5, "reached": False}
+    assert rows["peer"]["goal"] == {"text": "three times", "value": 2.5, "reached": False}
     assert rows["gone"] == {"name": "gone", "reason": "not installed: it", "drawn": False, "goal": None}
+    overhead = 0.08 / CORES
     assert rows["reader"]["goal"] == {
         "text": "little",
-        "value": pytest.approx(0.08 / CORES),
-        "reached": 0.08 / CORES <= 0.05,
+        "value": pytest.approx(overhead),
+        "reached": overhead <= 0.05,
     }
     assert rows["reader"]["ms_per_image"] == pytest.approx(0.8)
     assert not rows["reader"]["drawn"]
 
 
-def figures(rates: dict[str, float]) -> dict[str, object]:
+def build_figures(rates: dict[str, float]) -> dict[str, object]:
     rows = [
         {
             "name": name,
@@ -129,57 +133,56 @@ def figures(rates: dict[str, float]) -> dict[str, object]:
     return {"title": "t", "images": 2, "note": "n", "rounds": 5, "date": "d", "machine": host, "rows": rows}
 
 
-def test_bars_are_as_long_as_their_figures_and_in_order() -> None:
-    drawing = ET.fromstring(plot.svg(figures({"raw: it": 100.0, "ours: it": 400.0, "theirs <it>": 50.0})))
+def test_bars_are_sorted_and_proportional_to_the_figures() -> None:
+    figures = build_figures({"raw: it": 100.0, "ours: it": 400.0, "theirs <it>": 50.0})
+    drawing = ET.fromstring(plot.render_chart(figures))
     bars = [
         (box.get("class"), float(box.get("width", 0)))
         for box in drawing.findall(".//{*}rect")
-        if float(box.get("x", 0)) == plot.LABELS
+        if float(box.get("x", 0)) == plot.LABEL_WIDTH
     ]
-    assert bars == [("ours", plot.BARS), ("raw", plot.BARS / 4), ("peer", plot.BARS / 8)]
+    assert bars == [("ours", plot.BAR_WIDTH), ("raw", plot.BAR_WIDTH / 4), ("peer", plot.BAR_WIDTH / 8)]
     texts = ["".join(text.itertext()) for text in drawing.findall(".//{*}text")]
     assert "glassbox: it" in texts
     assert "theirs <it>" in texts
 
 
-def test_the_curves_of_runs_lie_where_their_values_are() -> None:
-    drawing = ET.fromstring(
-        plot_runs.svg("two", [("seed 0", [(5, 0.75), (10, 1.0)]), ("seed <1>", [(5, 0.5), (10, 0.99)])])
-    )
+def test_curves_of_runs_are_drawn_at_their_values() -> None:
+    curves = [("seed 0", [(5, 0.75), (10, 1.0)]), ("seed <1>", [(5, 0.5), (10, 0.99)])]
+    drawing = ET.fromstring(plot_runs.render_curves("two", curves))
     lines = [
         [tuple(map(float, point.split(","))) for point in line.get("points").split()]
         for line in drawing.findall(".//{*}polyline")
     ]
-    left, right, top, bottom = (
-        plot_runs.LEFT, plot_runs.WIDTH - plot_runs.RIGHT, plot_runs.TOP, plot_runs.HEIGHT - plot_runs.BOTTOM,
-    )  # fmt: skip
+    left = plot_runs.LEFT
+    right = plot_runs.WIDTH - plot_runs.RIGHT
+    top = plot_runs.TOP
+    bottom = plot_runs.HEIGHT - plot_runs.BOTTOM
     middle = ((left + right) / 2, (top + bottom) / 2)
     assert lines[0] == [middle, (right, top)]
     assert lines[1][0] == (middle[0], bottom)
-    names = {
+    labels = {
         text.text: float(text.get("y"))
         for text in drawing.findall(".//{*}text")
         if "name" in text.get("class")
     }
-    assert list(names) == ["seed 0: 100.0%", "seed <1>: 99.0%"]
-    assert names["seed <1>: 99.0%"] - names["seed 0: 100.0%"] == 15  # their ends are 2 apart
+    assert list(labels) == ["seed 0: 100.0%", "seed <1>: 99.0%"]
+    # The curves end 2 pixels apart, and their labels must not overlap.
+    assert labels["seed <1>: 99.0%"] - labels["seed 0: 100.0%"] == plot_runs.LABEL_GAP
 
 
 @pytest.fixture
-def generated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """Options for a run on a handful of generated photos."""
-    monkeypatch.setattr(photos, "REAL", tmp_path / "not there")
+def options(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    """Options for one round on eight generated photos."""
+    monkeypatch.setattr(photos, "REAL", tmp_path / "absent")
     monkeypatch.setattr(photos, "SIZE", 48)
-    return [
-        "--images",
-        "8",
-        "--rounds",
-        "1",
-        "--json",
-        str(tmp_path / "run.json"),
-        "--plot",
-        str(tmp_path / "run.svg"),
-    ]
+    json_path = str(tmp_path / "run.json")
+    plot_path = str(tmp_path / "run.svg")
+    return ["--images", "8", "--rounds", "1", "--json", json_path, "--plot", plot_path]
+
+
+def select(*names: str) -> list[str]:
+    return [word for name in names for word in ("--only", name)]
 
 
 def check(run: dict[str, object], names: set[str], goals: set[str], tmp_path: Path) -> None:
@@ -187,53 +190,35 @@ def check(run: dict[str, object], names: set[str], goals: set[str], tmp_path: Pa
     assert set(rows) == names
     for row in rows.values():
         assert "reason" not in row, row
-        assert all(
-            math.isfinite(row[key]) and row[key] > 0
-            for key in ("images_per_second", "ms_per_image", "of_limit")
-        )
-    assert {
-        name for name, row in rows.items() if row["goal"] and math.isfinite(row["goal"]["value"])
-    } == goals
+        for key in ("images_per_second", "ms_per_image", "of_limit"):
+            assert math.isfinite(row[key])
+            assert row[key] > 0
+    finite = {name for name, row in rows.items() if row["goal"] and math.isfinite(row["goal"]["value"])}
+    assert finite == goals
     assert json.loads((tmp_path / "run.json").read_text()) == run
     assert ET.parse(tmp_path / "run.svg").getroot().tag.endswith("svg")
 
 
 @pytest.mark.e2e
-def test_input_runs(
-    ray_cluster: None, generated: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_input_benchmark_runs(
+    ray_cluster: None, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run = input.main([*generated, "--only", "simplejpeg", "--only", input.READER, "--only", input.FAST])
+    run = input.main([*options, *select("simplejpeg", input.READER, input.FAST)])
     check(run, {*input.LIMITS, input.READER, input.FAST}, {input.READER, input.FAST}, tmp_path)
-    out = capsys.readouterr().out
-    assert ">= 0.8 of the limit" in out
-    assert "generated photos" in out
+    output = capsys.readouterr().out
+    assert ">= 0.8 of the limit" in output
+    assert "generated photos" in output
 
 
 @pytest.mark.e2e
-def test_shards_run(generated: list[str], tmp_path: Path) -> None:
-    run = shards.main(
-        [
-            *generated,
-            "--only",
-            "decode, threads",
-            "--only",
-            shards.COPY,
-            "--only",
-            shards.FOUND,
-            "--only",
-            shards.HEADER,
-        ]
-    )
-    check(
-        run,
-        {shards.LIMITS[0], shards.COPY, shards.FOUND, shards.HEADER},
-        {shards.FOUND, shards.HEADER},
-        tmp_path,
-    )
+def test_shards_benchmark_runs(options: list[str], tmp_path: Path) -> None:
+    goals = {shards.AS_FOUND, shards.HEADER}
+    run = shards.main([*options, *select("decode, threads", shards.COPY, *goals)])
+    check(run, {shards.LIMITS[0], shards.COPY, *goals}, goals, tmp_path)
 
 
 @pytest.mark.e2e
-def test_memory_is_watched(
+def test_large_benchmark_measures_driver_and_workers(
     ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(large, "QUICK", (20, 40))
@@ -245,39 +230,39 @@ def test_memory_is_watched(
     assert "GiB, goal < 1.0" in capsys.readouterr().out
 
 
-def test_peak_memory_outlives_what_took_it() -> None:
-    def seen(least: int) -> None:
+def test_peak_memory_includes_memory_that_was_freed() -> None:
+    def wait_for_peak(minimum: int) -> None:
         deadline = time.monotonic() + 20
-        while memory.peaks.get("driver", 0) < least and time.monotonic() < deadline:
+        while memory.peaks.get("driver", 0) < minimum and time.monotonic() < deadline:
             time.sleep(0.005)
 
     with large.PeakMemory(0.005) as memory:
-        seen(1)
+        wait_for_peak(1)
         before = memory.peaks["driver"]
         block = np.ones(100 * 2**20, np.uint8)
-        seen(before + 90 * 2**20)
+        wait_for_peak(before + 90 * 2**20)
         del block
-        time.sleep(0.05)
     assert memory.peaks["driver"] >= before + 90 * 2**20
 
 
-def test_peak_memory_of_a_block_shorter_than_a_pause() -> None:
+def test_peak_memory_of_a_block_shorter_than_an_interval() -> None:
     with large.PeakMemory(60) as memory:
         pass
     assert memory.peaks["driver"] > 10 * 2**20
 
 
-def test_a_part_of_the_photos_is_even(tmp_path: Path) -> None:
-    for kind, count in (("a", 5), ("b", 20)):
-        (tmp_path / "data" / "train" / kind).mkdir(parents=True)
+def test_part_of_the_photos_is_even_over_classes_and_files(tmp_path: Path) -> None:
+    for name, count in (("a", 5), ("b", 20)):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
         for number in range(count):
-            (tmp_path / "data" / "train" / kind / f"{number:02d}.jpg").touch()
+            (tmp_path / "data" / "train" / name / f"{number:02d}.jpg").touch()
     (tmp_path / "data" / "train" / "b" / "note.txt").touch()
-    assert photos.stage(tmp_path / "data", 8, tmp_path / "part") == (8, "photos of data")
-    assert sorted(str(path.relative_to(tmp_path / "part")) for path in (tmp_path / "part").glob("*/*")) == [
+    part = tmp_path / "part"
+    assert photos.stage(tmp_path / "data", 8, part) == (8, "photos of data")
+    assert sorted(str(path.relative_to(part)) for path in part.glob("*/*")) == [
         *(f"a/0{number}.jpg" for number in (0, 1, 2, 3)),
         *(f"b/{number:02d}.jpg" for number in (0, 5, 10, 15)),
     ]
     assert photos.stage(tmp_path / "data", None, tmp_path / "all") == (25, "photos of data")
     with pytest.raises(SystemExit, match="Expected folders of JPEG photos"):
-        photos.stage(tmp_path / "part" / "a", None, tmp_path / "none")
+        photos.stage(part / "a", None, tmp_path / "none")

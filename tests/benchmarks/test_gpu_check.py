@@ -1,4 +1,4 @@
-"""That the GPU check runs without a GPU, calculates rightly, and that nothing stops the rest of it."""
+"""The GPU check runs without a GPU, computes its figures correctly, and no failure stops the rest of it."""
 
 from __future__ import annotations
 
@@ -13,141 +13,139 @@ import gpu_results
 import photos
 import psutil
 import pytest
-from gpu_lab import Lab
-from gpu_part import Checks, rows_of
+from gpu_context import CheckContext
+from gpu_flops import count_operations
+from gpu_part import Checks, run_checks
 from gpu_results import Row
-from gpu_work import operations
 
-WORDS = "what"  # file that says what the checks below do
-
-
-def checks(lab: Lab) -> Checks:
-    """A part for a process of its own: one check that works, and one that does what a file says."""
-    yield "fine", lambda: [Row("x", "fine", gpu=1.0, passed=True)]
-    yield "other", lambda: other(Path(lab.scratch, WORDS).read_text())
+BEHAVIOUR_FILE = "behaviour"  # tells the check below what to do
+FINE = Row("x", "fine", gpu=1.0, passed=True)
 
 
-def other(what: str) -> list[Row]:
-    if what == "break":
+def list_checks(context: CheckContext) -> Checks:
+    """A part in a process of its own: a check that passes, and one that does what the file says."""
+    yield "fine", lambda: [FINE]
+    yield "other", lambda: misbehave(Path(context.scratch, BEHAVIOUR_FILE).read_text())
+
+
+def misbehave(behaviour: str) -> list[Row]:
+    if behaviour == "raise":
         raise ValueError("out of order\nand more")
-    if what == "hang":
+    if behaviour == "hang":
         time.sleep(60)
-    if what == "die":
+    if behaviour == "exit":
         raise SystemExit(9)
     return [Row("x", "other", cpu=2.0)]
 
 
-def rows_in_a_process(folder: Path, what: str) -> Iterator[dict[str, Any]]:
-    (folder / WORDS).write_text(what)
-    return gpu_check._lines(
-        "test_gpu_check", {"scratch": str(folder), "ends": time.time() + 60}, folder / "log", 60
-    )
+def run_in_process(folder: Path, behaviour: str) -> Iterator[dict[str, Any]]:
+    (folder / BEHAVIOUR_FILE).write_text(behaviour)
+    settings = {"scratch": str(folder), "deadline": time.time() + 60}
+    return gpu_check._run_process("test_gpu_check", settings, folder / "log", 60)
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize(
-    ("what", "passed", "note"),
+    ("behaviour", "passed", "note"),
     [
         ("work", None, ""),
-        ("break", False, "failed: ValueError: out of order"),
-        ("die", False, "failed: the process ended with status 9"),
+        ("raise", False, "failed: ValueError: out of order"),
+        ("exit", False, "failed: the process ended with status 9"),
         ("hang", False, "failed: not done after 60 s"),
     ],
 )
-def test_whatever_becomes_of_a_check_is_a_row(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, passed: bool, note: str
+def test_every_outcome_of_a_check_becomes_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, behaviour: str, passed: bool | None, note: str
 ) -> None:
-    rows, clock, others = rows_in_a_process(tmp_path, what), time.monotonic, psutil.Process().children()
-    fine = next(rows)
-    assert fine == {
-        "part": "x",
-        "name": "fine",
-        "unit": "",
-        "cpu": None,
-        "gpu": 1.0,
-        "goal": "",
-        "passed": True,
-        "note": "",
-    }
-    if what == "hang":
-        (child,) = set(psutil.Process().children()) - set(others)
+    clock = time.monotonic
+    children_before = set(psutil.Process().children())
+    rows = run_in_process(tmp_path, behaviour)
+    assert Row(**next(rows)) == FINE
+    (child,) = set(psutil.Process().children()) - children_before
+    if behaviour == "hang":
         monkeypatch.setattr(time, "monotonic", lambda: clock() + 60)
     (last,) = rows
     assert (last["passed"], last["note"]) == (passed, note)
-    assert what != "hang" or not child.is_running()
+    assert not child.is_running()
 
 
 @pytest.mark.e2e
-def test_a_failure_is_in_the_table_and_in_the_exit_status(
+def test_failure_is_in_the_table_and_in_the_exit_status(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(photos, "REAL", tmp_path / "not there")
+    monkeypatch.setattr(photos, "REAL", tmp_path / "absent")
     monkeypatch.setattr(gpu_check, "PARTS", {"test_gpu_check": ("this file", 60)})
-    code, found = run(tmp_path, "--images", "4")
+    code, figures = run(tmp_path, "--images", "4")
     assert code == 1
-    assert [row["passed"] for row in found["rows"]] == [True, False]
-    assert found["rows"][1]["note"].startswith("failed: FileNotFoundError")  # nobody said what to do
+    assert [row["passed"] for row in figures["rows"]] == [True, False]
+    assert figures["rows"][1]["note"].startswith("failed: FileNotFoundError")  # there is no behaviour file
     assert "FAILED: test_gpu_check other" in (tmp_path / "gpu-check.txt").read_text()
     assert "FileNotFoundError" in (tmp_path / "gpu-check.log").read_text()
 
 
-def test_no_check_begins_when_the_time_is_over(tmp_path: Path) -> None:
-    (tmp_path / WORDS).write_text("work")
-    found = list(rows_of("x", checks(Lab(str(tmp_path), time.time())), Lab(str(tmp_path), time.time())))
-    assert [row.note for row in found] == ["not measured: no time left"] * 2
-    assert gpu_results.failures(found) == []
+def test_no_check_starts_after_the_deadline(tmp_path: Path) -> None:
+    (tmp_path / BEHAVIOUR_FILE).write_text("work")
+    context = CheckContext(str(tmp_path), time.time())
+    rows = list(run_checks("x", list_checks(context), context))
+    assert [row.note for row in rows] == ["not measured: no time left"] * 2
+    assert gpu_results.find_failures(rows) == []
 
 
-def test_time_that_a_part_leaves_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[float] = []
+def test_unused_time_of_a_part_goes_to_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+
+    def record_limit(part: str, settings: dict[str, Any], log: Path, seconds: float) -> Iterator[Any]:
+        limits.append(seconds)
+        return iter(())
+
     monkeypatch.setattr(gpu_check, "PARTS", {"p": ("first", 30), "q": ("second", 60)})
-    monkeypatch.setattr(
-        gpu_check, "_lines", lambda part, settings, log, seconds: given.append(seconds) or iter(())
-    )
-    assert list(gpu_check._rows(["p", "q"], {"ends": time.time() + 90}, tmp_path / "log")) == []
-    assert given == [pytest.approx(30, abs=1), pytest.approx(90, abs=1)]
+    monkeypatch.setattr(gpu_check, "_run_process", record_limit)
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    assert list(gpu_check._run_parts(["p", "q"], {"deadline": 1090.0}, tmp_path / "log")) == []
+    assert limits == [30, 90]
 
 
-def test_the_table_shows_what_is_not_measured_and_what_failed() -> None:
+def test_table_shows_missing_values_and_failures() -> None:
     rows = [
         Row("a", "rate", "images/s", cpu=1234.5, gpu=98765.4, goal="fast", passed=True),
         Row("a", "ratio", cpu=0.98765, goal=">= 1", passed=False, note="slow"),
         Row("b", "rate", "images/s"),
     ]
-    _, first, second, third = gpu_results.text(rows).splitlines()
+    _, first, second, third = gpu_results.format_text(rows).splitlines()
     assert first.split() == ["a", "rate", "images/s", "1,234", "98,765", "fast", "pass"]
     assert second.split() == ["a", "ratio", "0.988", "not", "measured", ">=", "1", "FAIL", "slow"]
     assert third.split() == ["b", "rate", "images/s", "not", "measured", "not", "measured"]
-    assert (
-        gpu_results.markdown(rows).splitlines()[3]
-        == "| a | ratio |  | 0.988 | not measured | >= 1 | FAIL | slow |"
-    )
-    whole = gpu_results.report({"GPU": "none"}, rows, 7.0)
-    assert "FAILED: a ratio: slow" in whole
-    assert whole.endswith("1 of 2 goals reached, 2 of 3 figures not measured on a GPU, 7 s")
+    markdown = gpu_results.format_markdown(rows).splitlines()
+    assert markdown[3] == "| a | ratio |  | 0.988 | not measured | >= 1 | FAIL | slow |"
+    report = gpu_results.format_report({"GPU": "none"}, rows, 7.0)
+    assert "FAILED: a ratio: slow" in report
+    assert report.endswith("1 of 2 goals reached, 2 of 3 figures not measured on a GPU, 7 s")
 
 
-def test_operations_are_those_of_the_layers() -> None:
+def test_operations_are_counted_from_the_layers() -> None:
     import keras  # not in the processes that import this file
 
     image = keras.Input((8, 8, 3))
-    x = keras.layers.Conv2D(5, 3)(image)  # [6, 6, 5]: 27 products a value
-    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", groups=1)(x)  # [3, 3, 4]: 45 products
+    x = keras.layers.Conv2D(5, 3)(image)  # [6, 6, 5], 27 products per value
+    x = keras.layers.Conv2D(4, 3, strides=2, padding="same", groups=1)(x)  # [3, 3, 4], 45 products
     inner = keras.Sequential(
-        [keras.Input((3, 3, 4)), keras.layers.DepthwiseConv2D(2), keras.layers.Flatten()]
-    )  # [2, 2, 4]: 4 products
-    net = keras.Model(image, keras.layers.Dense(7)(inner(x)))  # 16 products
-    each = [2 * 6 * 6 * 5 * 27, 2 * 3 * 3 * 4 * 45, 2 * 2 * 2 * 4 * 4, 2 * 7 * 16]
-    assert operations(net) == (sum(each), 3 * sum(each) - each[0])
+        [
+            keras.Input((3, 3, 4)),
+            keras.layers.DepthwiseConv2D(2),  # [2, 2, 4], 4 products
+            keras.layers.Flatten(),
+        ]
+    )
+    model = keras.Model(image, keras.layers.Dense(7)(inner(x)))  # [7], 16 products
+    operations = [2 * 6 * 6 * 5 * 27, 2 * 3 * 3 * 4 * 45, 2 * 2 * 2 * 4 * 4, 2 * 7 * 16]
+    assert count_operations(model) == (sum(operations), 3 * sum(operations) - operations[0])
 
 
-def test_operations_of_a_known_network() -> None:
+def test_operations_of_vgg16_match_the_literature() -> None:
     import keras  # not in the processes that import this file
 
-    forward, _ = operations(keras.applications.VGG16(weights=None))
-    assert forward == pytest.approx(
-        2 * 15.47e9, rel=1e-3
-    )  # 15.47 G multiply-adds at 224 x 224 (Simonyan and Zisserman, 2014)
+    forward, _ = count_operations(keras.applications.VGG16(weights=None))
+    # 15.47 G multiply-adds at 224 x 224 (Simonyan and Zisserman, 2014).
+    assert forward == pytest.approx(2 * 15.47e9, rel=1e-3)
 
 
 def run(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
@@ -155,32 +153,33 @@ def run(folder: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return code, json.loads((folder / "gpu-check.json").read_text())
 
 
-def check(found: dict[str, Any], goals: dict[str, int]) -> None:
-    """All rows passed or have nothing to pass; so many of every part were judged; a GPU was not there and every row says so."""
-    rows = found["rows"]
+def check(figures: dict[str, Any], passed_by_part: dict[str, int]) -> None:
+    """Checks that nothing failed, how many rows passed, and that every row without a value says why."""
+    rows = figures["rows"]
     assert [row for row in rows if row["passed"] is False] == []
-    assert {
-        part: sum(row["part"] == part and row["passed"] is True for row in rows) for part in goals
-    } == goals
+    passed = {
+        part: sum(row["part"] == part and row["passed"] is True for row in rows) for part in passed_by_part
+    }
+    assert passed == passed_by_part
     assert all(row["gpu"] is None for row in rows)
     assert all(row["cpu"] is not None or "not measured" in row["note"] for row in rows)
-    assert "none that TensorFlow sees" in found["environment"]["GPU"]
+    assert "none that TensorFlow detects" in figures["environment"]["GPU"]
 
 
 @pytest.mark.e2e
-def test_the_smallest_form_runs_on_generated_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(photos, "REAL", tmp_path / "not there")
+def test_smallest_form_runs_on_generated_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(photos, "REAL", tmp_path / "absent")
     monkeypatch.setattr(photos, "SIZE", 64)
-    code, found = run(tmp_path / "out", "--part", "a", "--part", "b", "--part", "f")
-    check(found, {"a": 3, "b": 1, "f": 2})
+    code, figures = run(tmp_path / "out", "--part", "a", "--part", "b", "--part", "f")
+    check(figures, {"a": 3, "b": 1, "f": 2})
     assert code == 0
-    assert "generated" in found["environment"]["photos"]
+    assert "generated" in figures["environment"]["photos"]
     assert "DLPack" in (tmp_path / "out" / "gpu-check.md").read_text()
 
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_the_smallest_form_trains(tmp_path: Path) -> None:
-    code, found = run(tmp_path / "out", "--part", "c", "--part", "d", "--part", "e")
-    check(found, {"c": 6, "d": 0, "e": 2})
+def test_smallest_form_trains(tmp_path: Path) -> None:
+    code, figures = run(tmp_path / "out", "--part", "c", "--part", "d", "--part", "e")
+    check(figures, {"c": 6, "d": 0, "e": 2})
     assert code == 0

@@ -1,7 +1,7 @@
-"""A process that holds contestants of a benchmark. It needs the standard library alone, so that any Python can run it.
+"""Process that runs candidates of a benchmark. It needs the standard library only, so any Python can run it.
 
-A contestant is a generator: what stands before its first `yield` prepares, and every further step is one round of a
-fixed amount of work, for which it yields the seconds that count, or None for all of the round's.
+A candidate is a generator: the code before its first `yield` prepares, and every further step is one round of
+a fixed amount of work. It yields the seconds to report, or None to report the duration of the whole round.
 """
 
 from __future__ import annotations
@@ -17,59 +17,57 @@ from typing import Any
 
 Rounds = Iterator[float | None]
 
+LIBRARIES = {
+    "tensorflow": "TensorFlow",
+    "keras": "Keras",
+    "ray": "Ray",
+    "nvidia.dali": "DALI",
+    "torch": "PyTorch",
+    "torchvision": "torchvision",
+    "PIL": "Pillow",
+    "simplejpeg": "simplejpeg",
+    "tensorflow_datasets": "tensorflow-datasets",
+}
+
 
 def main() -> None:
-    """Answers one JSON line with another until the input ends: first how to prepare a contestant, then its rounds."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever a library prints goes elsewhere
-    contestants: dict[str, Rounds] = {}
+    """Replies to JSON requests line by line: prepare a candidate, then run its rounds."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # libraries print to standard error instead
+    candidates: dict[str, Rounds] = {}
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            answer = _answer(request, contestants)
+            reply = _handle(request, candidates)
         except ModuleNotFoundError as error:
-            answer = {"missing": str(error)}
-        except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
+            reply = {"missing": str(error)}
+        except Exception as error:  # noqa: BLE001 (the table shows any error)
             traceback.print_exc()
-            answer = {
-                "failed": f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
-            }
-        print(json.dumps(answer), file=answers, flush=True)
+            first_line = next(iter(str(error).strip().splitlines()), "")
+            reply = {"failed": f"{type(error).__name__}: {first_line}"}
+        print(json.dumps(reply), file=replies, flush=True)
 
 
-def _answer(request: dict[str, Any], contestants: dict[str, Rounds]) -> dict[str, Any]:
+def _handle(request: dict[str, Any], candidates: dict[str, Rounds]) -> dict[str, Any]:
     name = request["name"]
     if "function" in request:
         module, function = request["function"].split(":")
-        contestants[name] = getattr(importlib.import_module(module), function)(**request["settings"])
-        next(contestants[name])
-        return {"versions": _versions()}
-    began = time.perf_counter()
-    seconds = next(contestants[name])
-    return {"seconds": time.perf_counter() - began if seconds is None else seconds}
+        candidates[name] = getattr(importlib.import_module(module), function)(**request["settings"])
+        next(candidates[name])
+        return {"versions": _find_versions()}
+    start = time.perf_counter()
+    seconds = next(candidates[name])
+    return {"seconds": time.perf_counter() - start if seconds is None else seconds}
 
 
-def _versions() -> dict[str, str]:
-    """Versions of the libraries that matter, of those imported here."""
-    names = {
-        "tensorflow": "TensorFlow",
-        "keras": "Keras",
-        "ray": "Ray",
-        "nvidia.dali": "DALI",
-        "torch": "PyTorch",
-    }
-    names |= {
-        "torchvision": "torchvision",
-        "PIL": "Pillow",
-        "simplejpeg": "simplejpeg",
-        "tensorflow_datasets": "tensorflow-datasets",
-    }
-    found = {"Python": sys.version.split()[0]}
-    for module, title in names.items():
+def _find_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the imported libraries."""
+    versions = {"Python": sys.version.split()[0]}
+    for module, title in LIBRARIES.items():
         version = getattr(sys.modules.get(module), "__version__", None)
         if isinstance(version, str):
-            found[title] = version
-    return found
+            versions[title] = version
+    return versions
 
 
 if __name__ == "__main__":
