@@ -265,6 +265,10 @@ class _ValueLoader(_Loader):
         self.fetch_plain()
 
 
+# YAML 1.1 resolves a lone `*` to this tag.
+_ValueLoader.add_constructor("tag:yaml.org,2002:yaml", yaml.SafeLoader.construct_yaml_str)
+
+
 def read_yaml(path: Path, name: str) -> dict[str, Any]:
     """Reads a YAML file of keys and values.
 

@@ -74,7 +74,7 @@ class CodeCopy:
 
     def _add_file(self, file: Path, name: str) -> str:
         if not file.is_file():
-            raise ConfigError("a file that exists", name, "correct the path")
+            raise ConfigError("a file that exists", f"file={name}", "correct the path")
         target = self.folder / file.name
         number = 1
         while target.exists() and hash_file(target) != hash_file(file):
@@ -87,16 +87,16 @@ class CodeCopy:
     def _add_package(self, name: str) -> str | None:
         """Copies the whole package around a module, unless it is installed."""
         module, _, attribute = name.partition(":")
-        folder, dotted, _ = split_reference(f"{module}:NAME")
+        _, dotted, _ = split_reference(f"{module}:NAME")
         package = dotted.partition(".")[0]
-        source = _find_package(package, Path(folder).expanduser() if folder else None, name)
+        source = find_package(name)
         if package in OWN_PACKAGES or source is None or is_installed(source):
             self.installed[name] = _describe_distribution(package)
             return None
         files = [source] if source.is_file() else list(_iterate_files(source))
         total = sum(file.stat().st_size for file in files)
         if total > LARGEST_PACKAGE:
-            received = f"{name} ({source}, {total / 1e6:.0f} MB in {len(files)} files)"
+            received = f"reference={name} ({source}, {total / 1e6:.0f} MB in {len(files)} files)"
             raise ConfigError(
                 f"a package of at most {LARGEST_PACKAGE / 1e6:.0f} MB",
                 received,
@@ -178,23 +178,31 @@ def describe_entry_points(config: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _find_package(package: str, folder: Path | None, name: str) -> Path | None:
-    """The folder of a package, or the file of a module; None for what is built into Python.
+def find_package(name: str) -> Path | None:
+    """Finds the package of a reference without importing it.
+
+    Args:
+        name: `[FOLDER/]package.module[:NAME]`.
+
+    Returns:
+        Folder of the package, or file of the module; None for what is built into Python.
 
     Raises:
-        ConfigError: There is none.
+        ConfigError: There is no such package.
     """
+    folder, dotted, _ = split_reference(f"{name.partition(':')[0]}:NAME")
+    package = dotted.partition(".")[0]
     if folder is not None:
-        places = [folder / package, folder / f"{package}.py"]
-        found = next((place for place in places if place.exists()), None)
-        if found is None:
-            raise ConfigError(f"a package {package} in {folder}", name, "correct the folder or the name")
-        return found.absolute()
+        for place in (Path(folder).expanduser() / package, Path(folder).expanduser() / f"{package}.py"):
+            if place.exists():
+                return place.absolute()
+        raise ConfigError(
+            f"a package {package} in {folder}", f"reference={name}", "correct the folder or the name"
+        )
     spec = importlib.util.find_spec(package)
     if spec is None:
-        raise ConfigError(
-            "a package that can be imported", name, "install it, or write FOLDER/package.module"
-        )
+        fix = "install it, or write FOLDER/package.module"
+        raise ConfigError(f"a package {package} that can be imported", f"reference={name}", fix)
     if spec.submodule_search_locations:
         return Path(next(iter(spec.submodule_search_locations))).absolute()
     return Path(spec.origin).absolute() if spec.has_location and spec.origin else None

@@ -35,9 +35,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
-from pipelines.plugins import is_reference
+from pipelines.plugins import is_reference, reference_file
 from pipelines.registry import Registry
 from service.pretrained import KERAS_SUFFIX
+from service.user_code import find_package
 
 if TYPE_CHECKING:
     import keras
@@ -113,12 +114,15 @@ def check_name(name: str) -> None:
     """Checks that a model exists, without importing Keras or anybody's code.
 
     Raises:
-        ConfigError: The name is unknown, or the file does not exist.
+        ConfigError: The name is unknown, or the file or package does not exist.
     """
-    if is_saved_model(name):
-        if not Path(name).is_file():
-            raise ConfigError("a saved model", f"model={name} (no such file)", "correct the path")
-    elif not is_reference(name) and name not in MODELS.names():
+    file = Path(name) if is_saved_model(name) else reference_file(name)
+    if file is not None:
+        if not file.is_file():
+            raise ConfigError("a model in a file", f"model={name} (no such file)", "correct the path")
+    elif is_reference(name):
+        find_package(name)
+    elif name not in MODELS.names():
         MODELS.get(name)
 
 

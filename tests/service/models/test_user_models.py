@@ -1,7 +1,8 @@
-"""Models from outside the package: what is inferred about them, what is refused, and runs that need nothing else."""
+"""Models of users: what is inferred about them, what is refused, and runs that need only their own copy."""
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,12 @@ from training_samples import fit_run, noise_shards
 
 from pipelines.errors import ConfigError
 from service.config import load_config, load_run_config
-from service.models import Task
+from service.inference.classifier import load_model
+from service.inference.custom_objects import collect_custom_objects
+from service.models import Task, build_model
 from service.models.adapt import adapt_model
 from service.models.check import check_model
+from service.models.weights import load_weights
 from service.runs import Run
 from service.training.launch import train
 
@@ -163,7 +167,7 @@ def test_a_model_that_is_no_classifier_for_the_data_is_refused(model: Any, messa
 
 
 def test_one_softmax_unit_is_refused() -> None:
-    with pytest.raises(ConfigError, match="head that is recognized.*activation softmax, 1 units"):
+    with pytest.raises(ConfigError, match=r"head that is recognized.*activation softmax, 1 units"):
         adapt_model(network(layers.Dense(1, activation="softmax")), "mine", task(2))
 
 
@@ -219,7 +223,7 @@ def test_nothing_is_written_for_a_model_that_is_refused(shards: Path, tmp_path: 
     ("model", "message"),
     [
         ("smal_cnn", "use small_cnn"),
-        ("missing.py:build", r"a Python file.*missing\.py:build"),
+        ("missing.py:build", r"a model in a file.*missing\.py:build"),
         ("missing.keras", "no such file"),
         ("no_such_package.models:build", "no_such_package"),
     ],
@@ -285,3 +289,108 @@ def test_a_run_needs_nothing_but_its_copy_of_the_code(
     assert len(moved.metrics()) == 3
     assert "accuracy" in done.stdout
     assert (moved.report / "index.html").is_file()
+
+
+def save_custom_model(folder: Path) -> Path:
+    """A saved model with a custom layer, fixed statistics and weights that training does not begin with."""
+    (folder / "layers.py").write_text(CUSTOM_LAYER)
+    shift = collect_custom_objects([f"{folder}/layers.py"])["Shift"]
+    image = keras.Input(SHAPE)
+    x = layers.Normalization(mean=100.0, variance=400.0)(image)
+    x = layers.Dense(3, activation="softmax", kernel_initializer="ones")(layers.Flatten()(shift(0.5)(x)))
+    model = keras.Model(image, x)
+    model.layers[-1].set_weights([np.full((432, 3), 0.25, np.float32), np.ones(3, np.float32)])
+    model.save(folder / "net.keras")
+    return folder / "net.keras"
+
+
+def test_a_saved_model_needs_its_custom_layers_declared(shards: Path, tmp_path: Path) -> None:
+    path = save_custom_model(tmp_path)
+    with pytest.raises(ConfigError, match=r"code of the custom layer Shift.*--custom-objects"):
+        check_model(load_config("demo", shards, settings(str(path))), in_process=True)
+    declared = settings(str(path), f"custom_objects={tmp_path}/layers.py")
+    assert "ends in softmax" in check_model(load_config("demo", shards, declared), in_process=True)[0]
+
+
+def test_of_a_saved_model_only_the_architecture_is_taken_unless_its_weights_are_requested(
+    shards: Path, tmp_path: Path
+) -> None:
+    path = save_custom_model(tmp_path)
+    kernels = {}
+    for weights in ("none", "saved"):
+        words = settings(str(path), f"custom_objects={tmp_path}/layers.py", f"weights={weights}")
+        config = load_config("demo", shards, words)
+        model = build_model(config.model, task(), config.custom_objects)
+        if weights == "saved":
+            load_weights(model, config.model, "saved", config.custom_objects)
+        normalized = keras.Model(model.input, model.layers[1].output)(np.full((1, *SHAPE), 140.0, np.float32))
+        np.testing.assert_allclose(normalized, 2.0, atol=1e-5)
+        kernels[weights] = model.layers[-3].get_weights()[0]
+    np.testing.assert_array_equal(kernels["none"], np.ones((432, 3)))
+    np.testing.assert_array_equal(kernels["saved"], np.full((432, 3), 0.25))
+
+
+def test_saved_weights_need_a_saved_model(shards: Path) -> None:
+    with pytest.raises(ConfigError, match="saved goes with model=file.keras alone, not with small_cnn"):
+        load_config("demo", shards, settings("small_cnn", "weights=saved"))
+
+
+def test_a_run_keeps_a_saved_model_and_the_code_of_its_layers(shards: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    path = save_custom_model(mine)
+    words = settings(str(path), f"custom_objects={mine}/layers.py", "weights=saved", "epochs=1")
+    run = Run(tmp_path / "run")
+    run.create(load_config("demo", shards, words).model_dump(mode="json"))
+    shutil.rmtree(mine)
+    config = load_run_config(run)
+    assert (config.model, config.custom_objects) == (
+        f"{run.path}/code/net.keras",
+        (f"{run.path}/code/layers.py",),
+    )
+    fit_run(run.path, config)
+    load_model(run.model_path, run.custom_objects())
+    with pytest.raises(ConfigError, match="custom layer Shift"):
+        load_model(run.model_path)
+
+
+def test_changed_code_of_a_run_is_not_used(shards: Path, tmp_path: Path) -> None:
+    write_file(tmp_path)
+    run = Run(tmp_path / "run")
+    config = load_config("demo", shards, settings(f"{tmp_path}/nets.py:build"))
+    run.create(config.model_dump(mode="json"))
+    copy = run.path / "code" / "nets.py"
+    copy.write_text(copy.read_text() + "\n")
+    for use in (load_run_config, Run.custom_objects):
+        with pytest.raises(
+            ConfigError, match=r"the run was created with. Received: file=.*nets\.py \(changed\)"
+        ):
+            use(run)
+    copy.unlink()
+    with pytest.raises(ConfigError, match=r"nets\.py \(missing\)"):
+        load_run_config(run)
+
+
+def test_installed_packages_provide_models_by_name(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As pip installs them: in site-packages, with an entry point. Their version is recorded, not their code."""
+    site = tmp_path / "site-packages"
+    write_package(site)
+    metadata = site / "flowernets-2.5.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: flowernets\nVersion: 2.5\n")
+    (metadata / "entry_points.txt").write_text("[glassbox.models]\nflower_net = flowernets.nets:build\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+
+    config = load_config("demo", shards, settings("flower_net"))
+    assert "ends in softmax" in check_model(config, in_process=True)[0]
+    run = Run(tmp_path / "run")
+    run.create(config.model_dump(mode="json"))
+    assert run.config()["model"] == "flower_net"
+    assert run.custom_objects() == ("flowernets.nets",)
+    manifest = json.loads((run.path / "code" / "manifest.json").read_text())
+    assert (manifest["files"], manifest["installed"]) == ({}, {"flower_net": "flowernets 2.5"})
+    with pytest.raises(ConfigError, match="use flower_net"):
+        check_model(load_config("demo", shards, settings("flour_net")))
