@@ -29,13 +29,13 @@ class Images(Protocol):
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Reads the images of some rows, uint8 `[N, H, W, C]`."""
 
-    def ids(self, rows: Sequence[int]) -> list[str]:
+    def read_ids(self, rows: Sequence[int]) -> list[str]:
         """Reads the identifiers of some rows: the names of the images in their source."""
 
     def read_bboxes(self, rows: Sequence[int]) -> list[Box | None]:
         """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None where unknown."""
 
-    def batches(self) -> Iterable[Batch]:
+    def iterate_batches(self) -> Iterable[Batch]:
         """Iterates over all images, in the order of the rows."""
 
 
@@ -67,7 +67,7 @@ class ShardImages:
         batch = read_rows(self.shards, self.split, self.data, [int(row) for row in rows])
         return np.asarray(batch["image"])[: len(rows)]
 
-    def ids(self, rows: Sequence[int]) -> list[str]:
+    def read_ids(self, rows: Sequence[int]) -> list[str]:
         """Reads the identifiers of some rows: the names of the images in their source."""
         return self._reader.read_ids([int(row) for row in rows])
 
@@ -75,7 +75,7 @@ class ShardImages:
         """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None where unknown."""
         return self._reader.read_bboxes([int(row) for row in rows])
 
-    def batches(self) -> Iterator[Batch]:
+    def iterate_batches(self) -> Iterator[Batch]:
         """Iterates over all images, in the order of the rows."""
         from pipelines.input.batches import Batches
 
