@@ -62,7 +62,8 @@ def load_modules(root: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> dic
     for package in packages:
         for path in sorted((root / package).rglob("*.py")):
             name = find_dotted_name(path.relative_to(root))
-            modules[name] = Module(name, path, read_imports(path))
+            containing = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            modules[name] = Module(name, path, read_imports(path, containing))
     return modules
 
 
@@ -78,34 +79,46 @@ def find_dotted_name(path: Path) -> str:
     return ".".join(parts)
 
 
-def read_imports(path: Path) -> list[Import]:
-    """Reads the import statements of a file, those for type checkers alone left out."""
-    return parse_imports(path.read_text())
+def read_imports(path: Path, package: str = "") -> list[Import]:
+    """Reads the import statements of a file, those for type checkers alone left out.
+
+    Args:
+        path: The source file.
+        package: Dotted name of the package that relative imports start from.
+    """
+    return parse_imports(path.read_text(), package)
 
 
-def parse_imports(source: str) -> list[Import]:
-    """Finds the import statements in Python source code, those for type checkers alone left out."""
-    return list(_walk(ast.parse(source), is_deferred=False))
+def parse_imports(source: str, package: str = "") -> list[Import]:
+    """Finds the import statements in Python source code; arguments as those of `read_imports`."""
+    return list(_walk(ast.parse(source), package, is_deferred=False))
 
 
-def _walk(node: ast.AST, is_deferred: bool) -> Iterator[Import]:
+def _walk(node: ast.AST, package: str, is_deferred: bool) -> Iterator[Import]:
     if isinstance(node, ast.Import):
         for alias in node.names:
             yield Import(alias.name, node.lineno, is_deferred)
     elif isinstance(node, ast.ImportFrom):
-        if node.level or node.module is None:
-            raise ValueError(
-                f"Expected absolute imports. Received: line={node.lineno}. Fix: write the whole name."
-            )
+        module = _resolve(node, package)
         for alias in node.names:
-            yield Import(f"{node.module}.{alias.name}", node.lineno, is_deferred)
+            yield Import(f"{module}.{alias.name}", node.lineno, is_deferred)
     elif isinstance(node, ast.If) and _is_for_type_checkers(node):
         for child in node.orelse:
-            yield from _walk(child, is_deferred)
+            yield from _walk(child, package, is_deferred)
     else:
         is_function = isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
         for child in ast.iter_child_nodes(node):
-            yield from _walk(child, is_deferred or is_function)
+            yield from _walk(child, package, is_deferred or is_function)
+
+
+def _resolve(node: ast.ImportFrom, package: str) -> str:
+    """Returns the absolute name of the module of a `from` import."""
+    name = node.module or ""
+    if not node.level:
+        return name
+    parents = package.split(".")
+    base = parents[: len(parents) - node.level + 1]
+    return ".".join([*base, name]) if name else ".".join(base)
 
 
 def _is_for_type_checkers(node: ast.If) -> bool:

@@ -26,43 +26,15 @@ the group `glassbox.sources` makes it available as `thumbnails` and `thumbnails:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from pipelines.errors import ConfigError, DataError, GlassboxError, suggest
 from pipelines.plugins import is_reference, load_reference, split_argument
-from pipelines.records import Example, Rejected
-from pipelines.registry import Registry
+from pipelines.sources.base import DATASETS, SOURCES, UNLABELLED_SOURCES, Source
 
+__all__ = ["DATASETS", "SOURCES", "UNLABELLED_SOURCES", "Source", "open_source"]
 
-class Source(Protocol):
-    """A finite, ordered collection of labelled images that can be read in ranges.
-
-    Ray sends a source to its workers, so it must be picklable, and what it reads must be reachable from them.
-    """
-
-    @property
-    def name(self) -> str:
-        """Name for messages and the manifest, such as `folder:photos`."""
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Class names; the label of an example is an index into them."""
-
-    def counts(self) -> Mapping[str, int]:
-        """Returns the number of candidate images per split: `train` and optionally `validation`."""
-
-    def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
-        """Yields candidates `start` to `stop` of a split, one item each, in an order that never changes."""
-
-    def fingerprint(self) -> str:
-        """Returns a digest that changes when the content of the source may have changed."""
-
-
-SOURCES: Registry[Callable[..., Source]] = Registry("source", group="glassbox.sources")  # `KIND:ARGUMENT`
-UNLABELLED_SOURCES: Registry[Callable[[str], Source]] = Registry("source without classes")
-DATASETS: Registry[Callable[[], Source]] = Registry("data set")  # known by name, without an argument
 FORMS = (
     "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence, "
     "cats_and_dogs, or file.py:CLASS or package.module:CLASS for a source of your own"

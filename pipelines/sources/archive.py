@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
-from pipelines.sources import SOURCES
+from pipelines.sources.base import SOURCES
 from pipelines.sources.layout import (
     PATH,
     SIZE,

@@ -6,8 +6,8 @@ digest are those that a public mirror of the file records; the publisher's serve
 
 from __future__ import annotations
 
-from pipelines.sources import DATASETS
 from pipelines.sources.archive import ArchiveSource
+from pipelines.sources.base import DATASETS
 from pipelines.sources.download import open_download
 
 ADDRESS = "https://storage.googleapis.com/mledu-datasets/cats_and_dogs_filtered.zip"  # 68,606,236 bytes

@@ -23,8 +23,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.sources import SOURCES
 from pipelines.sources.archive import SUFFIXES, ArchiveSource, find_archive_kind, open_archive
+from pipelines.sources.base import SOURCES
 from pipelines.storage import hash_file, lock_file
 
 ATTEMPTS = 4  # in a row that bring no new bytes

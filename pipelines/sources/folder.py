@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
-from pipelines.sources import SOURCES
+from pipelines.sources.base import SOURCES
 from pipelines.sources.layout import (
     PATH,
     SIZE,

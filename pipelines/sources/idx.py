@@ -19,7 +19,7 @@ from PIL import Image
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example
-from pipelines.sources import SOURCES
+from pipelines.sources.base import SOURCES
 
 PREFIXES = {"train": "train", "validation": "t10k"}
 UNSIGNED_BYTE = 0x08  # type of the values

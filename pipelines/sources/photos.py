@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.sources import UNLABELLED_SOURCES
+from pipelines.sources.base import UNLABELLED_SOURCES
 from pipelines.sources.folder import FolderSource, walk_files
 from pipelines.sources.layout import PATH, SIZE, build_table, is_image
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.errors import ConfigError, suggest
 from pipelines.records import Example
-from pipelines.sources import SOURCES
+from pipelines.sources.base import SOURCES
 from pipelines.sources.scene import PATTERNS, VERSION, render
 from pipelines.storage import hash_json
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
-from pipelines.sources import SOURCES
+from pipelines.sources.base import SOURCES
 
 FOLDER_PREFIX = "folder="
 

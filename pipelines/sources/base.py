@@ -1,0 +1,38 @@
+"""What a source is, and the registries that the sources of this package put themselves into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from pipelines.records import Example, Rejected
+from pipelines.registry import Registry
+
+
+class Source(Protocol):
+    """A finite, ordered collection of labelled images that can be read in ranges.
+
+    Ray sends a source to its workers, so it must be picklable, and what it reads must be reachable from them.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name for messages and the manifest, such as `folder:photos`."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names; the label of an example is an index into them."""
+
+    def counts(self) -> Mapping[str, int]:
+        """Returns the number of candidate images per split: `train` and optionally `validation`."""
+
+    def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
+        """Yields candidates `start` to `stop` of a split, one item each, in an order that never changes."""
+
+    def fingerprint(self) -> str:
+        """Returns a digest that changes when the content of the source may have changed."""
+
+
+SOURCES: Registry[Callable[..., Source]] = Registry("source", group="glassbox.sources")  # `KIND:ARGUMENT`
+UNLABELLED_SOURCES: Registry[Callable[[str], Source]] = Registry("source without classes")
+DATASETS: Registry[Callable[[], Source]] = Registry("data set")  # known by name, without an argument
