@@ -12,7 +12,8 @@ from page_checks import find_violations, inspect_pictures
 
 from pipelines.spec import AugmentSpec, DataSpec
 from service.report.analysis.augmented import PreviewOptions
-from service.report.job import Form, render_report
+from service.report.job import render_report
+from service.report.options import PageOptions
 from service.report.pages.comparison import render_comparison
 from service.report.pages.index import write_index
 from service.report.pages.leaderboard import Trial, rank_trials, write_leaderboard
@@ -34,9 +35,9 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     for name in ("good", "better", "<i>odd</i>"):
         shutil.copytree(run.path, root / name)
         runs[name] = Run(root / name)
-    single = render_report(runs["better"], options=OPTIONS, form=Form(single_file=True)).rename(
-        folder / "alone.html"
-    )
+    single = render_report(
+        runs["better"], options=OPTIONS, page_options=PageOptions(single_file=True)
+    ).rename(folder / "alone.html")
     shutil.copytree(run.report, runs["better"].report, dirs_exist_ok=True)
     for name, accuracy in (("good", 0.9), ("better", 0.95)):
         manifest = runs[name].report / "manifest.json"

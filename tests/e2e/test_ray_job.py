@@ -106,6 +106,15 @@ def submit(
     return ray(client, "job", "submit", *options, "--working-dir", ".", "--", *entrypoint)
 
 
+def check_alive(client: dict[str, str], job: str) -> None:
+    """Fails, with the logs of a job, if it has failed."""
+    headers = {"Authorization": f"Bearer {client['RAY_AUTH_TOKEN']}"}
+    request = urllib.request.Request(f"{client['RAY_API_SERVER_ADDRESS']}/api/jobs/{job}", headers=headers)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        status = json.load(response)["status"]
+    assert status != "FAILED", ray(client, "job", "logs", job).stdout
+
+
 def read_gauges(url: str) -> dict[str, float]:
     """Reads our gauges as Prometheus would."""
     with urllib.request.urlopen(url, timeout=60) as response:
@@ -129,7 +138,12 @@ def test_a_job_is_watched_stopped_and_resumed(cluster: dict[str, str], shards: P
     run = Run(out)
     words = ["--preset", "demo", "--data", shards, "--out", out, "--workers", "2", "epochs=100000"]
     assert submit(cluster, *words, options=["--no-wait", f"--submission-id={job}"]).returncode == 0
-    wait_for(lambda: len(run.metrics()) >= 2 or None)
+
+    def has_two_epochs() -> bool | None:
+        check_alive(cluster, job)
+        return len(run.metrics()) >= 2 or None
+
+    wait_for(has_two_epochs)
 
     def read_all_gauges() -> dict[str, float] | None:
         gauges = read_gauges(cluster["METRICS"])
