@@ -9,11 +9,11 @@ from pydantic import Field
 from typing_extensions import override
 
 from pipelines.augment.base import ColourAugmentation, Fact, ImageShape, RandomNumbers, format_signed
-from pipelines.augment.colour import ColourMap
+from pipelines.augment.colour import ColourMap, multiply
 from pipelines.augment.philox import Floats
 from pipelines.settings import Spec
 
-# [n, 3, 3] @ this: the cross product with the unit vector of the grey axis
+# As a matrix: the cross product with the unit vector of the grey axis.
 CROSS = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sqrt(3.0)
 
 
@@ -49,7 +49,7 @@ class Hue(ColourAugmentation):
         angle = np.deg2rad(values)[:, None, None]
         # Rodrigues' rotation formula about (1, 1, 1), [n, 3, 3]
         rotation = np.cos(angle) * np.eye(3) + (1.0 - np.cos(angle)) / 3.0 + np.sin(angle) * CROSS
-        return after._replace(linear=after.linear @ rotation)
+        return after._replace(linear=multiply(after.linear, rotation))
 
     @override
     def describe(self, values: Floats, index: int) -> Fact:

@@ -129,7 +129,10 @@ class CacheBudget:
         return "host" if fits["host"] else "none"
 
     def _compute_limits(self) -> tuple[float, float]:
-        """Computes the bytes that images may take in RAM and on each device; without GPUs, devices share the RAM."""
+        """Computes the bytes that images may take in RAM and on each device.
+
+        Without GPUs, the devices share the RAM.
+        """
         ram = self.ram or 0
         return SHARE * ram, SHARE * (self.gpu or ram / self._replicas)
 
