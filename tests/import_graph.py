@@ -102,6 +102,8 @@ def _walk(node: ast.AST, package: str, is_deferred: bool) -> Iterator[Import]:
         module = _resolve(node, package)
         for alias in node.names:
             yield Import(f"{module}.{alias.name}", node.lineno, is_deferred)
+    elif isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.importorskip":
+        yield Import(ast.literal_eval(node.args[0]), node.lineno, is_deferred)
     elif isinstance(node, ast.If) and _is_for_type_checkers(node):
         for child in node.orelse:
             yield from _walk(child, package, is_deferred)

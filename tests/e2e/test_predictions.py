@@ -15,7 +15,7 @@ import psutil
 import pytest
 from fault_lab import GLASSBOX, ROOT, find_descendants, read_title
 from report_samples import brightness_model
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.records import Record
 from service.cli import main
@@ -37,7 +37,7 @@ def noise(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = np.random.default_rng(2)
 
     def draw_record(row: int) -> Record:
-        return record(draw.integers(0, 256, (8, 8)).astype(np.uint8), row % 2, f"{row}")
+        return make_record(draw.integers(0, 256, (8, 8)).astype(np.uint8), row % 2, f"{row}")
 
     train = [draw_record(row) for row in range(2100)]
     train[1500] = Record(b"junk", 0, "bad", (8, 8, 1))

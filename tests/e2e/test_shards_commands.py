@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.shards.manifest import load_manifest
 from service.cli import main
@@ -99,7 +99,7 @@ def test_speed_counts_neither_the_start_nor_what_was_there(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pixels = np.zeros((2, 2), np.uint8)
-    records = [record(pixels, row % 2, str(row)) for row in range(8)]
+    records = [make_record(pixels, row % 2, str(row)) for row in range(8)]
     manifest = load_manifest(write_shards(tmp_path / "set", "ab", {"train": records}))
     times = iter([0.0, 7.0, 9.0])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))

@@ -99,7 +99,7 @@ def test_training_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 def test_a_cluster_that_cannot_be_reached() -> None:
     with pytest.raises(ConfigError, match=r"RAY_ADDRESS=127\.0\.0\.1:9"):
-        cluster._check_answers("127.0.0.1:9")
+        cluster._check_reachable("127.0.0.1:9")
 
 
 @pytest.mark.parametrize("words", [["lr=3", "--loud"], ["--loud"]])
@@ -109,6 +109,7 @@ def test_unknown_options_are_usage_errors(words: list[str]) -> None:
     assert stop.value.code == 2
 
 
+@pytest.mark.heavy
 def test_report_and_evaluate_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     expect_refusal(capsys, 2, "report", tmp_path / "nowhere")
     expect_refusal(capsys, 2, "report")

@@ -24,6 +24,8 @@ from kube_render import (
 )
 from lint_network import Endpoint, is_allowed
 
+pytestmark = pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
+
 
 @pytest.fixture(
     scope="module",

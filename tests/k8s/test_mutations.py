@@ -11,6 +11,8 @@ from kube_lint import find_problems, lint, validate_schemas
 from kube_pods import name_of
 from kube_render import COMPONENTS, Document, load_documents, load_rayjob_example, render_overlay
 
+pytestmark = pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
+
 SCHEMA = ("1.37",)
 FAULTS = PODS | CLUSTER | FIELDS
 MISSING_DOCUMENTS = {

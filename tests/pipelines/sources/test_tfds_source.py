@@ -11,6 +11,8 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Rejected
 from pipelines.sources import open_source
 
+pytestmark = pytest.mark.heavy  # data sets are written with TensorFlow
+
 tfds = pytest.importorskip("tensorflow_datasets")
 
 

@@ -171,6 +171,7 @@ def endless(shards: Path, tmp_path: Path) -> Iterator[tuple[Run, subprocess.Pope
         process.wait()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("number", "code", "reason"),
     [
