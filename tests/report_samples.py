@@ -9,7 +9,7 @@ from typing import Any
 
 import keras
 import numpy as np
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from service.runs import Run
 
@@ -24,14 +24,14 @@ def dim_and_bright(
     Row i has the value 20 * i + 60 and class i >= 3; row 2 is mislabelled.
     """
     rows = [
-        record(np.full((8, 8, 1), 20 * row + 60, np.uint8), int(row >= 2), f"tiny/{row}.png")
+        make_record(np.full((8, 8, 1), 20 * row + 60, np.uint8), int(row >= 2), f"tiny/{row}.png")
         for row in range(6)
     ]
     return write_shards(directory, classes, dict.fromkeys(splits, rows))
 
 
 def brightness_model() -> keras.Model:
-    """Builds a model for 8x8 grey images that predicts class 1 above 112: it errs on row 2 of `dim_and_bright`."""
+    """Builds a model for 8x8 grey images that predicts class 1 above 112, which is wrong for row 2 alone."""
     layers = keras.layers
     model = keras.Sequential(
         [

@@ -14,7 +14,7 @@ from pipelines.shards.formats import write_shard
 from pipelines.shards.manifest import VERSION, Manifest, SplitManifest
 
 
-def png(pixels: np.ndarray) -> bytes:
+def encode_png(pixels: np.ndarray) -> bytes:
     """Encodes uint8 [H, W], [H, W, 1] or [H, W, 3] without loss."""
     stream = io.BytesIO()
     Image.fromarray(pixels.squeeze(-1) if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels).save(
@@ -23,10 +23,10 @@ def png(pixels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def record(pixels: np.ndarray, label: int, name: str) -> Record:
+def make_record(pixels: np.ndarray, label: int, name: str) -> Record:
     """A PNG record of uint8 [H, W], [H, W, 1] or [H, W, 3]."""
     height, width, channels = np.atleast_3d(pixels).shape
-    return Record(png(pixels), label, name, (height, width, channels))
+    return Record(encode_png(pixels), label, name, (height, width, channels))
 
 
 def write_shards(

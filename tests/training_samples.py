@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.records import Record
 from service.config import RunConfig
@@ -42,7 +42,7 @@ def noise_shards(
         pixels = draw.integers(low, low + 96, (12, 12, 3)).astype(np.uint8)
         if (split, row) == ("train", white):
             pixels[:] = 255
-        return record(pixels, row % classes, f"{split}/{row}")
+        return make_record(pixels, row % classes, f"{split}/{row}")
 
     splits = {
         split: [draw_record(split, row) for row in range(count)]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import yaml
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.augment.apply import apply_augmentations
 from pipelines.augment.describe import describe_draws
@@ -142,7 +142,7 @@ def solarize_by_hand(images: np.ndarray, seed: int, epoch: int, rows: np.ndarray
 
 
 def test_training_batches_have_the_exact_pixels(solarize: str, tmp_path: Path) -> None:
-    records = [record(image[..., 0], 0, f"{row}.png") for row, image in enumerate(IMAGES)]
+    records = [make_record(image[..., 0], 0, f"{row}.png") for row, image in enumerate(IMAGES)]
     shards = write_shards(tmp_path / "shards", ("ant",), {"train": records}, 3)
     spec = AugmentSpec(**{solarize: {"threshold": 100.0}, "flip": True})
     batches = Batches(shards, "train", DATA, 4, seed=8, augment=spec)

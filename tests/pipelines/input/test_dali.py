@@ -1,4 +1,4 @@
-"""DALI's batches: held against tf.data's pixel by pixel, and against what was put in."""
+"""DALI's batches, compared with tf.data's pixel by pixel, and with the input."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from shard_samples import png
+from shard_samples import encode_png
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.input import dali, tfdata
@@ -29,22 +29,22 @@ Records = Callable[[], Iterator[dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
-def installed() -> None:
+def skip_without_dali() -> None:
     if not dali.is_available():
         pytest.skip("needs NVIDIA DALI (nvidia-dali-cuda120)")
 
 
 def solid(value: int) -> bytes:
-    return png(np.full((2, 3), value, np.uint8))
+    return encode_png(np.full((2, 3), value, np.uint8))
 
 
 SOLIDS = [solid(20 * row) for row in range(10)]
 
 
-def records(
+def make_records(
     images: Sequence[bytes], batch: int = BATCH, first: int = 0, shapes: np.ndarray | None = None
 ) -> Records:
-    """Row i, from `first` on, is image i with label i % 3; the last batch is padded."""
+    """Returns records whose row i, from `first` on, is image i with label i % 3; the last batch is padded."""
 
     def iterate() -> Iterator[dict[str, Any]]:
         for start in range(first, len(images), batch):
@@ -64,70 +64,74 @@ def records(
 
 def decoded(images: Sequence[bytes], data: DataSpec, batch: int = BATCH) -> np.ndarray:
     """All images through one pipeline, without the padding."""
-    found = [b["image"].numpy() for b in dali.decode_batches(records(images, batch), data, batch, "as-found")]
+    found = [
+        b["image"].numpy() for b in dali.decode_batches(make_records(images, batch), data, batch, "as-found")
+    ]
     return np.concatenate(found)[: len(images)]
 
 
-def by_tfdata(images: Sequence[bytes], data: DataSpec) -> np.ndarray:
+def decode_by_tfdata(images: Sequence[bytes], data: DataSpec) -> np.ndarray:
     return np.stack([tfdata.decode(tf.constant(image), data).numpy() for image in images])
 
 
-def noise(*shape: int) -> np.ndarray:
+def make_noise(*shape: int) -> np.ndarray:
     return np.random.default_rng(len(shape)).integers(0, 256, shape, np.uint8)
 
 
-def encoded(pixels: np.ndarray, **options: Any) -> bytes:
+def encode_jpeg(pixels: np.ndarray, **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, "JPEG", **{"quality": 90, **options})
     return stream.getvalue()
 
 
-def turned(pixels: np.ndarray) -> bytes:
+def encode_upside_down(pixels: np.ndarray) -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 3  # upside down
-    return encoded(pixels, exif=exif)
+    return encode_jpeg(pixels, exif=exif)
 
 
-def cmyk() -> bytes:
+def encode_cmyk() -> bytes:
     stream = io.BytesIO()
-    Image.frombytes("CMYK", SIZE[::-1], noise(*SIZE, 4).tobytes()).save(stream, "JPEG")
+    Image.frombytes("CMYK", SIZE[::-1], make_noise(*SIZE, 4).tobytes()).save(stream, "JPEG")
     return prepare_image(stream.getvalue(), ShardSpec()).image
 
 
-# --- the same pixels as tf.data -------------------------------------------------------------------------------------------------
+# --- the same pixels as tf.data ---
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_decoding_agrees_to_the_last_bit(channels: int) -> None:
-    colour = noise(*SIZE, 3)
+    colour = make_noise(*SIZE, 3)
     images = [
-        encoded(colour, subsampling=subsampling) for subsampling in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")
+        encode_jpeg(colour, subsampling=subsampling) for subsampling in ("4:4:4", "4:2:2", "4:2:0", "4:1:1")
     ]
     images += [
-        encoded(colour, progressive=True),
-        turned(colour),
-        encoded(noise(*SIZE)),
-        png(colour),
-        png(noise(*SIZE)),
-        cmyk(),
+        encode_jpeg(colour, progressive=True),
+        encode_upside_down(colour),
+        encode_jpeg(make_noise(*SIZE)),
+        encode_png(colour),
+        encode_png(make_noise(*SIZE)),
+        encode_cmyk(),
     ]
     data = DataSpec(image_size=SIZE, channels=channels)
-    np.testing.assert_array_equal(decoded(images, data, len(images)), by_tfdata(images, data))
+    np.testing.assert_array_equal(decode(images, data, len(images)), decode_by_tfdata(images, data))
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(60, 50), (9, 14)])
 def test_resizing_agrees_to_one_level(size: tuple[int, int], channels: int) -> None:
     sizes = [(1, 1), (1, 7), (7, 1), (1, 300), (24, 36), (31, 45), (64, 64), (333, 217)]
-    images = [encoded(noise(*shape, 3)) for shape in sizes] + [png(noise(*shape)) for shape in sizes]
+    images = [encode_jpeg(make_noise(*shape, 3)) for shape in sizes] + [
+        encode_png(make_noise(*shape)) for shape in sizes
+    ]
     data = DataSpec(image_size=size, channels=channels)
-    assert np.abs(decoded(images, data, len(images)).astype(int) - by_tfdata(images, data)).max() <= 1
+    assert np.abs(decode(images, data, len(images)).astype(int) - decode_by_tfdata(images, data)).max() <= 1
 
 
 def test_real_photos_agree(shared: Path) -> None:
     photos = sorted((shared / "data" / "cats_and_dogs_filtered" / "train").rglob("*.jpg"))[::16]
     images = [path.read_bytes() for path in photos]
-    difference = np.abs(decoded(images, DataSpec(), 32).astype(int) - by_tfdata(images, DataSpec()))
+    difference = np.abs(decode(images, DataSpec(), 32).astype(int) - decode_by_tfdata(images, DataSpec()))
     assert len(images) == 125
     assert difference.max() <= 1
     assert difference.mean() < 0.01
@@ -138,33 +142,32 @@ def test_raw_pixels_are_resized_alike(channels: int) -> None:
     arrays = [noise(*shape) for shape in ((8, 5, 3), (1, 1, 1), (40, 60, 1), (2, 90, 3), (12, 10, 3))]
     data = DataSpec(image_size=(12, 10), channels=channels)
     shapes = np.array([array.shape for array in arrays], np.int32)
-    source = records([array.tobytes() for array in arrays], shapes=shapes)
+    source = make_records([array.tobytes() for array in arrays], shapes=shapes)
     batches = list(dali.decode_batches(source, data, BATCH, "raw"))
     assert set(batches[0]) == {"image", "label", "weight", "row", "mix"}
     found = np.concatenate([b["image"].numpy() for b in batches])
-    expected = by_tfdata([png(array) for array in arrays], data)
+    expected = decode_by_tfdata([encode_png(array) for array in arrays], data)
     assert np.abs(found[:5].astype(int) - expected).max() <= 1
     np.testing.assert_array_equal(found[4], expected[4])  # of the right size
     assert not found[5:].any()
 
 
 def test_raw_colours_become_grey_as_those_of_a_png_do() -> None:
-    pixels = noise(300, 400, 3)
+    pixels = make_noise(300, 400, 3)
     grey = dali.convert_pixels(pixels.ravel(), np.array(pixels.shape, np.int32), 0, GREY)
-    np.testing.assert_array_equal(grey, tf.io.decode_png(png(pixels), channels=1))
+    np.testing.assert_array_equal(grey, tf.io.decode_png(encode_png(pixels), channels=1))
 
 
-# --- batches --------------------------------------------------------------------------------------------------------------------
+# --- batches ---
 
 
 @pytest.mark.parametrize("encoding", ["as-found", "jpeg:90", "png"])
 def test_what_a_batch_holds(encoding: str) -> None:
-    *_, last = found = list(dali.decode_batches(records(SOLIDS), GREY, BATCH, encoding))
+    found = list(dali.decode_batches(make_records(SOLIDS), GREY, BATCH, encoding))
     assert [b["row"].numpy().tolist() for b in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
-    assert (
-        found[1]["image"].numpy().tolist()
-        == (20 * np.arange(4, 8)[:, None, None, None] * np.ones((1, 2, 3, 1))).tolist()
-    )
+    last = found[-1]
+    expected = 20 * np.arange(4, 8)[:, None, None, None] * np.ones((1, 2, 3, 1))
+    assert found[1]["image"].numpy().tolist() == expected.tolist()
     assert last["image"].numpy()[:, 1, 2, 0].tolist() == [160, 180, 0, 0]
     assert last["label"].numpy().tolist() == [2, 0, 0, 0]
     assert last["weight"].numpy().tolist() == [1, 1, 0, 0]
@@ -181,7 +184,7 @@ def test_a_batch_of_padding_alone_is_black() -> None:
         "row": np.full(2, -1),
     }
     first, second = dali.decode_batches(
-        lambda: iter([next(records(SOLIDS[5:], 2)()), padding]), GREY, 2, "as-found"
+        lambda: iter([next(make_records(SOLIDS[5:], 2)()), padding]), GREY, 2, "as-found"
     )
     assert first["image"].numpy().any()
     assert second["image"].shape == (2, 2, 3, 1)
@@ -189,25 +192,25 @@ def test_a_batch_of_padding_alone_is_black() -> None:
 
 
 def test_no_records_make_no_batches() -> None:
-    assert list(dali.decode_batches(records([]), GREY, BATCH, "as-found")) == []
+    assert list(dali.decode_batches(make_records([]), GREY, BATCH, "as-found")) == []
 
 
 def test_two_pipelines_interleaved_stay_in_order() -> None:
-    train = dali.decode_batches(records(SOLIDS), GREY, BATCH, "as-found")
-    validation = dali.decode_batches(records(SOLIDS, first=4), GREY, BATCH, "as-found")
+    train = dali.decode_batches(make_records(SOLIDS), GREY, BATCH, "as-found")
+    validation = dali.decode_batches(make_records(SOLIDS, first=4), GREY, BATCH, "as-found")
     pairs = list(zip(train, validation, strict=False))
     assert [[b["image"].numpy()[0, 0, 0, 0] for b in pair] for pair in pairs] == [[0, 80], [80, 160]]
     assert [[b["row"].numpy()[0] for b in pair] for pair in pairs] == [[0, 4], [4, 8]]
 
 
-def test_batches_stay_as_they_are_after_the_pipeline() -> None:
+def test_batches_outlive_the_pipeline() -> None:
     images = [solid(value) for value in range(40)]
-    found = [b["image"] for b in dali.decode_batches(records(images), GREY, BATCH, "as-found")]
+    found = [b["image"] for b in dali.decode_batches(make_records(images), GREY, BATCH, "as-found")]
     gc.collect()
     assert np.concatenate(found)[:, 0, 0, 0].tolist() == list(range(40))
 
 
-def test_reading_ahead_is_bounded() -> None:
+def test_prefetching_is_bounded() -> None:
     taken = []
     source = (taken.append(1) or record for record in records(SOLIDS, 1)())
     next(dali.decode_batches(lambda: source, GREY, 1, "as-found"))
@@ -219,7 +222,7 @@ def test_stopping_early_ends_the_pipeline(taken: int, monkeypatch: pytest.Monkey
     made = []
     build = dali.build_pipeline
     monkeypatch.setattr(dali, "build_pipeline", lambda *args: made.append(build(*args)) or made[0])
-    batches = dali.decode_batches(records(SOLIDS), GREY, BATCH, "as-found")
+    batches = dali.decode_batches(make_records(SOLIDS), GREY, BATCH, "as-found")
     before = len(os.listdir("/proc/self/task"))
     for _ in range(taken):
         next(batches)
@@ -230,15 +233,16 @@ def test_stopping_early_ends_the_pipeline(taken: int, monkeypatch: pytest.Monkey
     assert len(os.listdir("/proc/self/task")) <= before
 
 
-# --- errors ---------------------------------------------------------------------------------------------------------------------
+# --- errors ---
 
 
 @pytest.mark.parametrize(
-    "broken", [b"", b"junk", solid(7)[:-20], encoded(noise(9, 9, 3))[:-20], b"\xff\xd8\xff\xe0 no jpeg"]
+    "broken",
+    [b"", b"junk", solid(7)[:-20], encode_jpeg(make_noise(9, 9, 3))[:-20], b"\xff\xd8\xff\xe0 no jpeg"],
 )
 def test_an_image_that_cannot_be_decoded_is_named_in_its_place(broken: bytes) -> None:
     images = [*SOLIDS[:6], broken, *SOLIDS[7:]]
-    batches = dali.decode_batches(records(images), GREY, BATCH, "as-found")
+    batches = dali.decode_batches(make_records(images), GREY, BATCH, "as-found")
     assert next(batches)["row"].numpy().tolist() == [0, 1, 2, 3]
     with pytest.raises(tf.errors.InvalidArgumentError, match="row 6") as caught:
         next(batches)
@@ -247,33 +251,34 @@ def test_an_image_that_cannot_be_decoded_is_named_in_its_place(broken: bytes) ->
 
 
 def test_raw_pixels_of_another_size_are_named() -> None:
-    images, shapes = [bytes(6)] * 3, np.array([[2, 3, 1], [2, 4, 1], [2, 3, 1]], np.int32)
+    images = [bytes(6)] * 3
+    shapes = np.array([[2, 3, 1], [2, 4, 1], [2, 3, 1]], np.int32)
     with pytest.raises(dali.UndecodableError, match="row 1"):
-        list(dali.decode_batches(records(images, shapes=shapes), GREY, BATCH, "raw"))
+        list(dali.decode_batches(make_records(images, shapes=shapes), GREY, BATCH, "raw"))
 
 
-def test_an_error_of_the_reader_passes_as_it_is() -> None:
+def test_an_error_of_the_reader_passes_unchanged() -> None:
     def broken() -> Iterator[dict[str, Any]]:
-        yield from records(SOLIDS)()
+        yield from make_records(SOLIDS)()
         raise DataError("a checksum", "row=10", "copy the file again")
 
     with pytest.raises(DataError, match="row=10"):
         list(dali.decode_batches(broken, GREY, BATCH, "as-found"))
 
 
-def test_a_failure_for_which_no_image_is_at_fault_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_that_no_image_caused_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dali, "find_undecodable_row", lambda *_: None)
     with pytest.raises(RuntimeError):
-        list(dali.decode_batches(records([b"junk"]), GREY, BATCH, "as-found"))
+        list(dali.decode_batches(make_records([b"junk"]), GREY, BATCH, "as-found"))
 
 
 def test_fast_decoding_is_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="decode=fast"):
-        dali.decode_batches(records(SOLIDS), DataSpec(decode="fast"), BATCH, "as-found")
+        dali.decode_batches(make_records(SOLIDS), DataSpec(decode="fast"), BATCH, "as-found")
 
 
 def test_without_dali_it_is_refused_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nvidia.dali.fn", None)
     assert not dali.is_available()
     with pytest.raises(ConfigError, match="backend=dali"):
-        dali.decode_batches(records(SOLIDS), GREY, BATCH, "as-found")
+        dali.decode_batches(make_records(SOLIDS), GREY, BATCH, "as-found")

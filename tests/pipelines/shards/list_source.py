@@ -1,4 +1,4 @@
-"""A real source over lists that a test gives it. Ray's workers cannot import it: see `by_value`."""
+"""A source that yields given lists. Ray's workers cannot import it: see `register_by_value`."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pipelines.storage import hash_file
 Candidate = Example | Rejected
 
 
-def by_value(*modules: str) -> None:
-    """Sends the classes of these modules and of this one to Ray's workers by value."""
+def register_by_value(*modules: str) -> None:
+    """Makes Ray send the classes of these modules and of this one with their code."""
     import ray.cloudpickle
 
     for name in (__name__, *modules):
@@ -28,48 +28,50 @@ def by_value(*modules: str) -> None:
 
 @dataclass(frozen=True)
 class ListSource:
-    """Yields what it is given; `meanwhile(index)` is called before candidate `index` is read."""
+    """Yields the given candidates; `before_read(index)` is called before each is read."""
 
     splits: dict[str, list[Candidate]]
     classes: tuple[str, ...] = ("ant", "bee")
     name: str = "list:test"
-    meanwhile: Callable[[int], None] | None = field(default=None, compare=False)
+    before_read: Callable[[int], None] | None = field(default=None, compare=False)
 
     def counts(self):
         return {split: len(items) for split, items in self.splits.items()}
 
     def read(self, split, start, stop):
         for index, item in enumerate(self.splits[split][start:stop], start):
-            if self.meanwhile:
-                self.meanwhile(index)
+            if self.before_read:
+                self.before_read(index)
             yield item
 
     def fingerprint(self):
         return str(len(repr(self.splits)))
 
 
-def png(*values: int) -> bytes:
-    """One row of grey pixels."""
+def encode_row(*values: int) -> bytes:
+    """Encodes one row of grey pixels as PNG."""
     file = io.BytesIO()
     Image.fromarray(np.array([values], np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
-def noise(seed: int, side: int = 64) -> bytes:
-    """A grey picture that nothing can compress."""
+def encode_noise(seed: int, side: int = 64) -> bytes:
+    """Encodes a grey picture that does not compress as PNG."""
     file = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (side, side), np.uint8)).save(file, "PNG")
     return file.getvalue()
 
 
-def examples(count: int, prefix: str = "") -> list[Candidate]:
-    return [Example(png(index, index + 1), index % 2, f"{prefix}{index}.png") for index in range(count)]
+def make_examples(count: int) -> list[Candidate]:
+    """Makes examples of 1 x 2 pixels in alternating classes."""
+    return [Example(encode_row(index, index + 1), index % 2, f"{index}.png") for index in range(count)]
 
 
-def rows(directory: Path, manifest, split: str) -> list[dict]:
+def read_rows(directory: Path, manifest, split: str) -> list[dict]:
     tables = [pa.ipc.open_file(directory / shard.file).read_all() for shard in manifest.splits[split].shards]
     return pa.concat_tables(tables).to_pylist()
 
 
 def snapshot(directory: Path) -> dict[str, str]:
+    """Returns the digest of every file in a directory by its name."""
     return {path.name: hash_file(path) for path in directory.iterdir()}

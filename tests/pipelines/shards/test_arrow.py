@@ -18,7 +18,7 @@ RECORDS = [
 ]
 
 
-def test_rows_come_back_as_written(tmp_path):
+def test_the_file_holds_the_columns_of_the_schema(tmp_path):
     assert write_arrow(tmp_path / "s.arrow", iter(RECORDS)) == 3
     with pa.memory_map(str(tmp_path / "s.arrow")) as file:
         table = pa.ipc.open_file(file).read_all()
@@ -43,18 +43,18 @@ def test_the_checksum_never_changes():
 
 def test_equal_records_give_equal_bytes(tmp_path):
     for name in "ab":
-        _ = np.full(10_000, ord(name), np.uint8).copy()  # dirties the memory the next buffers come from
+        _ = np.full(10_000, ord(name), np.uint8).copy()  # fills the memory that the next buffers reuse
         write_arrow(tmp_path / name, RECORDS)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
-def test_images_are_stored_as_they_are(tmp_path):
+def test_images_are_stored_without_compression(tmp_path):
     write_arrow(tmp_path / "s", RECORDS)
     assert b"three" * 10 in (tmp_path / "s").read_bytes()
 
 
 @pytest.mark.parametrize(("limit", "batches"), [(1, [1, 1, 1]), (5, [2, 1]), (55, [3]), (54, [2, 1])])
-def test_a_batch_ends_before_it_grows_too_large(tmp_path, monkeypatch, limit, batches):
+def test_record_batches_stay_below_the_limit(tmp_path, monkeypatch, limit, batches):
     monkeypatch.setattr(arrow, "BATCH_BYTES", limit)
     assert write_arrow(tmp_path / "s", RECORDS) == 3
     file = pa.ipc.open_file(tmp_path / "s")
@@ -62,19 +62,19 @@ def test_a_batch_ends_before_it_grows_too_large(tmp_path, monkeypatch, limit, ba
     assert file.read_all().column("id").to_pylist() == ["a b/ä.png", "b", "c"]
 
 
-def test_every_batch_is_measured_anew(tmp_path, monkeypatch):
+def test_every_record_batch_is_measured_separately(tmp_path, monkeypatch):
     monkeypatch.setattr(arrow, "BATCH_BYTES", 4)
     write_arrow(tmp_path / "s", [Record(b"xx", 0, str(index), (1, 2, 1)) for index in range(6)])
     file = pa.ipc.open_file(tmp_path / "s")
     assert [file.get_batch(index).num_rows for index in range(file.num_record_batches)] == [2, 2, 2]
 
 
-def test_no_rows(tmp_path):
+def test_a_file_without_rows(tmp_path):
     assert write_arrow(tmp_path / "s", []) == 0
     assert open_arrow(tmp_path / "s").rows == 0
 
 
-def test_images_of_no_bytes(tmp_path):
+def test_empty_images(tmp_path):
     write_arrow(tmp_path / "s", [Record(b"", 0, "", (0, 0, 0))] * 2)
     rows = open_arrow(tmp_path / "s")
     assert [bytes(rows.image(row)) for row in range(2)] == [b"", b""]

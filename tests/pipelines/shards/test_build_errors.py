@@ -1,11 +1,11 @@
-"""Sources and outputs that fail: one sentence that names the image or the place, and nothing lost."""
+"""Sources and outputs that fail: one sentence that names the image or the path, and no finished work lost."""
 
 from __future__ import annotations
 
 import subprocess
 
 import pytest
-from list_source import ListSource, by_value, examples, noise, snapshot
+from list_source import ListSource, encode_noise, make_examples, register_by_value, snapshot
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
@@ -17,12 +17,12 @@ from pipelines.spec import ShardSpec
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster(ray_cluster):
-    by_value(__name__)
+    register_by_value(__name__)
 
 
 @pytest.fixture
 def disk(tmp_path):
-    """A small file system of its own, and a function that changes its mount options."""
+    """A file system of 1 MB, and a function that changes its mount options."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -40,22 +40,22 @@ def disk(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["manifest.json", "letter.txt", ".hidden"])
-def test_an_output_with_something_in_it_is_left_alone(tmp_path, content):
+def test_an_output_with_content_is_refused_and_unchanged(tmp_path, content):
     (tmp_path / content).write_text("mine")
     with pytest.raises(ConfigError, match="does not exist yet"):
-        build_shards(ListSource({"train": examples(4)}), tmp_path, ShardSpec())
+        build_shards(ListSource({"train": make_examples(4)}), tmp_path, ShardSpec())
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_an_output_that_is_a_file_or_lies_under_one(tmp_path):
+def test_an_output_that_is_a_file_or_below_one_is_refused(tmp_path):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path / "file", tmp_path / "file/below"):
         with pytest.raises(ConfigError, match="out="):
-            build_shards(ListSource({"train": examples(4)}), out, ShardSpec())
+            build_shards(ListSource({"train": make_examples(4)}), out, ShardSpec())
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("made", [True, False])
+@pytest.mark.parametrize("creates_output", [True, False])
 @pytest.mark.parametrize(
     ("items", "found"),
     [
@@ -63,30 +63,30 @@ def test_an_output_that_is_a_file_or_lies_under_one(tmp_path):
             [Rejected("a.txt", "bad suffix"), Example(b"", 1, "b")],
             "ant=0, bee=0; rejected=2 (a.txt: bad suffix; b: empty file)",
         ),
-        ([item for item in examples(8) if item.label], "ant=0, bee=4; rejected=0"),
+        ([item for item in make_examples(8) if item.label], "ant=0, bee=4; rejected=0"),
     ],
 )
 @pytest.mark.parametrize("file_format", ["arrow", "tfrecord"])
-def test_too_little_leaves_nothing(tmp_path, items, found, made, file_format):
+def test_too_few_usable_images_leave_nothing(tmp_path, items, found, creates_output, file_format):
     out = tmp_path / "set"
-    if not made:
+    if not creates_output:
         out.mkdir()
     with pytest.raises(DataError) as caught:
         build_shards(
             ListSource({"train": items}), out, ShardSpec(shard_rows=2, validation=0, format=file_format)
         )
     assert found in str(caught.value)
-    assert out.exists() is not made
-    assert made or not any(out.iterdir())
+    assert out.exists() is not creates_output
+    assert creates_output or not any(out.iterdir())
 
 
-def test_a_source_without_images(tmp_path):
+def test_a_source_without_images_is_refused(tmp_path):
     with pytest.raises(DataError, match="at least one image"):
         build_shards(ListSource({"train": []}), tmp_path / "set", ShardSpec())
     assert not (tmp_path / "set").exists()
 
 
-def failing(error: Exception):
+def raise_at_image_2(error: Exception):
     def fail(index):
         if index == 2:
             raise error
@@ -98,17 +98,17 @@ def failing(error: Exception):
     ("error", "message"),
     [
         (DataError("a", "b=c", "d"), "Expected a. Received: b=c (image 2 of train). Fix: d."),
-        (ZeroDivisionError("by me"), "Received: image 2 of train: ZeroDivisionError: by me. Fix:"),
+        (ZeroDivisionError("by zero"), "Received: image 2 of train: ZeroDivisionError: by zero. Fix:"),
         (
             OSError(28, "No space left on device", "in.jpg"),
             "image 2 of train: OSError: [Errno 28] No space left on device: 'in.jpg'",
         ),
     ],
 )
-def test_what_breaks_a_worker_names_the_image(tmp_path, error, message):
+def test_an_error_in_a_worker_names_the_image(tmp_path, error, message):
     with pytest.raises(DataError) as caught:
         build_shards(
-            ListSource({"train": examples(4)}, meanwhile=failing(error)),
+            ListSource({"train": make_examples(4)}, before_read=raise_at_image_2(error)),
             tmp_path / "set",
             ShardSpec(validation=0),
         )
@@ -117,8 +117,8 @@ def test_what_breaks_a_worker_names_the_image(tmp_path, error, message):
     assert not (tmp_path / "set").exists()
 
 
-def test_shards_that_were_finished_before_an_error_are_kept(tmp_path):
-    source = ListSource({"train": examples(4)}, meanwhile=failing(DataError("a", "b=c", "d")))
+def test_shards_built_before_an_error_are_kept(tmp_path):
+    source = ListSource({"train": make_examples(4)}, before_read=raise_at_image_2(DataError("a", "b=c", "d")))
     with pytest.raises(DataError):
         build_shards(source, tmp_path / "set", ShardSpec(shard_rows=1), workers=1)
     progress = []
@@ -131,17 +131,17 @@ def test_shards_that_were_finished_before_an_error_are_kept(tmp_path):
     assert progress[0] == (2, 4)
 
 
-def test_an_image_that_breaks_its_decoder_is_named(tmp_path, monkeypatch):
-    def broken(image, spec):
+def test_an_image_that_the_decoder_cannot_handle_is_named(tmp_path, monkeypatch):
+    def fail(image, spec):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(task, "prepare_image", broken)
-    source = ListSource({"train": examples(2)})
+    monkeypatch.setattr(task, "prepare_image", fail)
+    source = ListSource({"train": make_examples(2)})
     with pytest.raises(DataError, match=r"id=0.png: MemoryError: no memory"):
         list(task.prepare_examples(source, "train", 0, 2, ShardSpec()))
 
 
-def test_a_source_that_ends_too_early(tmp_path):
+def test_a_source_that_ends_too_early_is_an_error(tmp_path):
     class Short(ListSource):
         def read(self, split, start, stop):
             return super().read(split, start, min(stop, 3))
@@ -149,20 +149,19 @@ def test_a_source_that_ends_too_early(tmp_path):
     with pytest.raises(
         DataError, match=r"Expected 4 images of train\. Received: source=list:test: 3 after number 0"
     ):
-        build_shards(Short({"train": examples(4)}), tmp_path / "set", ShardSpec(validation=0))
+        build_shards(Short({"train": make_examples(4)}), tmp_path / "set", ShardSpec(validation=0))
 
 
-def test_a_full_disk_keeps_what_is_finished(tmp_path, disk):
+def test_a_full_disk_keeps_finished_shards(tmp_path, disk):
     folder, mount = disk
-    source = ListSource(
-        {"train": [Example(noise(index, 256), index % 2, str(index)) for index in range(24)]}
-    )  # 64 KiB each
+    items = [Example(encode_noise(index, 256), index % 2, str(index)) for index in range(24)]  # 64 KiB each
+    source = ListSource({"train": items})
     spec = ShardSpec(shard_rows=2, validation=0)
     with pytest.raises(ConfigError, match=r"out=.*No space left on device.*free space"):
         build_shards(source, folder / "set", spec)
     assert not (folder / "set/manifest.json").exists()
-    done = [path.name.removesuffix(".done") for path in folder.rglob("*.done")]
-    kept = {name: (folder / "set" / name).stat().st_ino for name in done}
+    finished = [path.name.removesuffix(".done") for path in folder.rglob("*.done")]
+    kept = {name: (folder / "set" / name).stat().st_ino for name in finished}
     assert kept
     assert not list(folder.rglob(".tmp-*"))
     mount("remount,size=8m")
@@ -172,9 +171,10 @@ def test_a_full_disk_keeps_what_is_finished(tmp_path, disk):
     assert {name: (folder / "set" / name).stat().st_ino for name in kept} == kept
 
 
-def test_a_disk_that_is_full_at_the_end(tmp_path, disk):
+def test_a_disk_that_is_full_at_the_commit_is_reported(tmp_path, disk):
     folder, mount = disk
-    source, filler = ListSource({"train": examples(4)}), folder / "filler"
+    source = ListSource({"train": make_examples(4)})
+    filler = folder / "filler"
 
     def fill(done, total):
         if done == total:
@@ -190,17 +190,17 @@ def test_a_disk_that_is_full_at_the_end(tmp_path, disk):
     assert progress == [(4, 4)]
 
 
-def test_an_output_that_cannot_be_written(disk):
+def test_an_output_that_cannot_be_written_is_reported(disk):
     folder, mount = disk
     (folder / "empty").mkdir()
     mount("remount,ro")
     for out in (folder / "set", folder / "empty"):
         with pytest.raises(ConfigError, match=r"Read-only file system.*change permissions"):
-            build_shards(ListSource({"train": examples(4)}), out, ShardSpec())
+            build_shards(ListSource({"train": make_examples(4)}), out, ShardSpec())
 
 
-def test_an_output_that_a_worker_does_not_see(tmp_path):
-    source = ListSource({"train": examples(4)})
+def test_an_output_that_a_worker_does_not_see_is_reported(tmp_path):
+    source = ListSource({"train": make_examples(4)})
     (planned, *_) = plan_shards(source.counts(), ShardSpec())
     with pytest.raises(ConfigError, match=f"every worker sees. Received: {tmp_path}"):
         task.build_shard(source, planned, ShardSpec(), tmp_path, tmp_path / ".building/0")

@@ -1,4 +1,4 @@
-"""Builds that ended early, by whatever cause, and builders that meet."""
+"""Builds that end early, for any reason, and several builders of one shard set."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import shutil
 import signal
 
 import pytest
-from list_source import ListSource, by_value, examples, snapshot
+from list_source import ListSource, make_examples, register_by_value, snapshot
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
@@ -22,11 +22,11 @@ from pipelines.spec import ShardSpec
 
 @pytest.fixture(scope="module", autouse=True)
 def _cluster(ray_cluster):
-    by_value(__name__)
+    register_by_value(__name__)
 
 
 class EndedError(Exception):
-    """Stands for whatever ends a build from outside."""
+    """Ends a build from outside."""
 
 
 def stop_after(images: int):
@@ -37,37 +37,33 @@ def stop_after(images: int):
     return stop
 
 
-def finished(out) -> set[str]:
+def list_finished(out) -> set[str]:
     return {path.name.removesuffix(".done") for path in (out / WORK_FOLDER).glob("*/*.done")}
 
 
 @pytest.mark.parametrize("file_format", ["arrow", "tfrecord"])
-def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, file_format):
-    items = examples(12)
+def test_an_interrupted_build_resumes_and_ends_with_the_same_bytes(tmp_path, file_format):
+    items = make_examples(12)
     items[0] = Rejected("bad ü", "no image")
-    source, spec, out = (
-        ListSource({"train": items}),
-        ShardSpec(shard_rows=2, format=file_format),
-        tmp_path / "set",
-    )
+    source = ListSource({"train": items})
+    spec = ShardSpec(shard_rows=2, format=file_format)
+    out = tmp_path / "set"
     build_shards(source, tmp_path / "whole", spec)
     with pytest.raises(EndedError):
         build_shards(source, out, spec, stop_after(8))
-    kept = sorted(finished(out))
+    kept = sorted(list_finished(out))
     assert len(kept) >= 4
     assert not (out / "manifest.json").exists()
     before = (out / kept[0]).stat()
     (next((out / WORK_FOLDER).glob("*/")) / ".tmp-1234-train-00000-of-00005.arrow").write_bytes(b"half")
-    (
-        out / kept[1]
-    ).unlink()  # one finished shard is lost, one cut short, the marker or the index of one damaged
+    # One finished shard is lost, one truncated, and the index or the marker of one damaged.
+    (out / kept[1]).unlink()
     (out / kept[2]).write_bytes(b"cut")
-    third = (
-        out / f"{os.path.splitext(kept[3])[0]}.index.arrow"
-        if file_format == "tfrecord"
-        else next((out / WORK_FOLDER).glob(f"*/{kept[3]}.done"))
-    )
-    third.write_bytes(b"\xff")
+    if file_format == "tfrecord":
+        damaged = out / f"{os.path.splitext(kept[3])[0]}.index.arrow"
+    else:
+        damaged = next((out / WORK_FOLDER).glob(f"*/{kept[3]}.done"))
+    damaged.write_bytes(b"\xff")
     progress = []
 
     def watch(done, total):
@@ -83,23 +79,26 @@ def test_an_interrupted_build_goes_on_and_ends_with_the_same_bytes(tmp_path, fil
     assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
-def test_a_build_killed_between_manifest_and_cleaning_up_is_finished(tmp_path):
-    source, spec, out = ListSource({"train": examples(4)}), ShardSpec(), tmp_path / "set"
+def test_a_build_killed_before_it_removed_its_work_folder_is_complete(tmp_path):
+    source = ListSource({"train": make_examples(4)})
+    spec = ShardSpec()
+    out = tmp_path / "set"
     with pytest.raises(EndedError):
         build_shards(source, out, spec, stop_after(4))
-    shutil.copytree(out / WORK_FOLDER, tmp_path / "room")
+    shutil.copytree(out / WORK_FOLDER, tmp_path / "work")
     manifest = build_shards(source, out, spec)
     expected = snapshot(out)
-    shutil.copytree(tmp_path / "room", out / WORK_FOLDER)
-    shutil.rmtree(next((out / WORK_FOLDER).glob("*/")))  # as far as cleaning up had come
+    shutil.copytree(tmp_path / "work", out / WORK_FOLDER)
+    shutil.rmtree(next((out / WORK_FOLDER).glob("*/")))  # as if the removal had begun
     with pytest.raises(ConfigError, match="does not exist yet"):
         build_shards(source, out, ShardSpec(store_size=5))
     assert build_shards(source, out, spec, stop_after(0)) == manifest
     assert snapshot(out) == expected
 
 
-def test_a_finished_set_is_no_more_touched(tmp_path):
-    source, out = ListSource({"train": examples(4)}), tmp_path / "set"
+def test_a_complete_set_is_not_changed(tmp_path):
+    source = ListSource({"train": make_examples(4)})
+    out = tmp_path / "set"
     build_shards(source, out, ShardSpec())
     before = {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (out, *out.iterdir())}
     with pytest.raises(ConfigError, match="does not exist yet"):
@@ -107,47 +106,48 @@ def test_a_finished_set_is_no_more_touched(tmp_path):
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (out, *out.iterdir())} == before
 
 
-def test_an_unfinished_build_of_something_else_is_left_alone(tmp_path):
-    source, out = ListSource({"train": examples(4)}), tmp_path / "set"
+def test_an_unfinished_build_with_other_arguments_is_kept(tmp_path):
+    source = ListSource({"train": make_examples(4)})
+    out = tmp_path / "set"
     with pytest.raises(EndedError):
         build_shards(source, out, ShardSpec(), stop_after(0))
     with pytest.raises(ConfigError, match=r"unfinished build.*differs: the options"):
         build_shards(source, out, ShardSpec(store_size=5))
     with pytest.raises(ConfigError, match=r"unfinished build.*differs: the content of the source"):
-        build_shards(ListSource({"train": examples(5)}), out, ShardSpec())
+        build_shards(ListSource({"train": make_examples(5)}), out, ShardSpec())
     build_shards(source, out, ShardSpec())
 
 
-def test_a_worker_that_is_killed_costs_nothing(tmp_path):
+def test_a_killed_worker_is_replaced(tmp_path):
     def die_once(index):
         if index == 5 and not (tmp_path / "died").exists():
             (tmp_path / "died").touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
     spec = ShardSpec(shard_rows=2)
-    build_shards(ListSource({"train": examples(12)}), tmp_path / "whole", spec)
-    build_shards(ListSource({"train": examples(12)}, meanwhile=die_once), tmp_path / "set", spec)
+    build_shards(ListSource({"train": make_examples(12)}), tmp_path / "whole", spec)
+    build_shards(ListSource({"train": make_examples(12)}, before_read=die_once), tmp_path / "set", spec)
     assert (tmp_path / "died").exists()
     assert snapshot(tmp_path / "set") == snapshot(tmp_path / "whole")
 
 
-@pytest.mark.slow  # Ray waits before it tries again
-def test_workers_that_always_die_name_the_shard_and_lose_no_other(tmp_path):
+@pytest.mark.slow  # Ray waits between its retries
+def test_workers_that_always_die_name_the_shard_and_keep_the_others(tmp_path):
     def die(index):
         if index == 2:
             os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(ConfigError, match=r"train-00001-of-00003.arrow, images 2 to 3 of train.*Fix"):
         build_shards(
-            ListSource({"train": examples(6)}, meanwhile=die),
+            ListSource({"train": make_examples(6)}, before_read=die),
             tmp_path / "set",
             ShardSpec(shard_rows=2, validation=0),
             workers=1,
         )
-    assert finished(tmp_path / "set") == {"train-00000-of-00003.arrow"}
+    assert list_finished(tmp_path / "set") == {"train-00000-of-00003.arrow"}
     progress = []
     build_shards(
-        ListSource({"train": examples(6)}),
+        ListSource({"train": make_examples(6)}),
         tmp_path / "set",
         ShardSpec(shard_rows=2, validation=0),
         lambda *d: progress.append(d),
@@ -155,8 +155,9 @@ def test_workers_that_always_die_name_the_shard_and_lose_no_other(tmp_path):
     assert progress[0] == (2, 6)
 
 
-def test_the_second_builder_is_refused_at_once(tmp_path):
-    source, out = ListSource({"train": examples(4)}), tmp_path / "set"
+def test_a_second_builder_is_refused_at_once(tmp_path):
+    source = ListSource({"train": make_examples(4)})
+    out = tmp_path / "set"
     refusals = []
 
     def second(done, total):
@@ -170,18 +171,23 @@ def test_the_second_builder_is_refused_at_once(tmp_path):
     assert snapshot(out) == snapshot(tmp_path / "whole")
 
 
-def hold(out, claimed_now):
+def hold_lock(out, is_locked):
     with lock_build_directory(out, "0" * 64, {}):
-        claimed_now.set()
+        is_locked.set()
         signal.pause()
 
 
-def test_the_claim_ends_with_the_process(tmp_path):
-    claimed_now = multiprocessing.get_context("spawn").Event()
-    holder = multiprocessing.get_context("spawn").Process(target=hold, args=(tmp_path / "set", claimed_now))
+def test_the_lock_ends_with_the_process(tmp_path):
+    is_locked = multiprocessing.get_context("spawn").Event()
+    holder = multiprocessing.get_context("spawn").Process(
+        target=hold_lock, args=(tmp_path / "set", is_locked)
+    )
     holder.start()
-    assert claimed_now.wait(60)
-    with pytest.raises(ConfigError, match="another builder"), lock_build_directory(tmp_path / "set", "0" * 64, {}):
+    assert is_locked.wait(60)
+    with (
+        pytest.raises(ConfigError, match="another builder"),
+        lock_build_directory(tmp_path / "set", "0" * 64, {}),
+    ):
         pass
     holder.kill()
     holder.join()
@@ -189,20 +195,21 @@ def test_the_claim_ends_with_the_process(tmp_path):
         pass
 
 
-def plan_and_places(tmp_path, source):
-    out, work = tmp_path / "set", tmp_path / "set" / WORK_FOLDER / "0"
+def plan_in_work_folder(tmp_path, source):
+    out = tmp_path / "set"
+    work = tmp_path / "set" / WORK_FOLDER / "0"
     work.mkdir(parents=True)
     return plan_shards(source.counts(), ShardSpec(validation=0)), out, work
 
 
 @pytest.mark.parametrize("image", [0, 2, 3])
 def test_a_worker_that_outlives_its_build_leaves_nothing(tmp_path, image):
-    def end(index):
+    def remove_work_folder(index):
         if index == image:
             shutil.rmtree(tmp_path / "set" / WORK_FOLDER)
 
-    source = ListSource({"train": examples(4)}, meanwhile=end)
-    (planned,), out, work = plan_and_places(tmp_path, source)
+    source = ListSource({"train": make_examples(4)}, before_read=remove_work_folder)
+    (planned,), out, work = plan_in_work_folder(tmp_path, source)
     with pytest.raises(ConfigError, match="can be written"):
         build_shard(source, planned, ShardSpec(), out, work)
     with pytest.raises(ConfigError, match="every worker sees"):
@@ -210,23 +217,24 @@ def test_a_worker_that_outlives_its_build_leaves_nothing(tmp_path, image):
     assert list(out.iterdir()) == []
 
 
-def test_a_file_that_comes_while_the_work_directory_is_removed_does_not_keep_it(tmp_path, monkeypatch):
-    remove, rests = shutil.rmtree, []
+def test_removing_the_work_folder_is_repeated_where_it_fails(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+    attempts = []
 
-    def fail_at_first(path, **options):
-        if rests:
+    def fail_once(path, **options):
+        if attempts:
             remove(path, **options)
-        rests.append(path)
+        attempts.append(path)
 
-    monkeypatch.setattr(shutil, "rmtree", fail_at_first)
-    with lock_build_directory(tmp_path / "set", "0" * 64, {}) as workplace:
+    monkeypatch.setattr(shutil, "rmtree", fail_once)
+    with lock_build_directory(tmp_path / "set", "0" * 64, {}) as directory:
         (tmp_path / "set/manifest.json").touch()
-        workplace.is_over = True
-    assert len(rests) == 2
+        directory.is_over = True
+    assert len(attempts) == 2
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["manifest.json"]
 
 
-def test_a_worker_that_outlives_its_build_does_not_meet_another_build_at_the_same_place(tmp_path):
+def test_builds_of_one_directory_have_work_folders_of_their_own(tmp_path):
     with lock_build_directory(tmp_path / "set", "a" * 64, {}) as first:
         pass
     shutil.rmtree(tmp_path / "set")
@@ -235,20 +243,22 @@ def test_a_worker_that_outlives_its_build_does_not_meet_another_build_at_the_sam
         assert not first.work.exists()
 
 
-def test_a_source_that_changes_while_it_is_read_makes_no_set(tmp_path):
-    source, out = ListSource({"train": examples(4)}), tmp_path / "set"
+def test_a_source_that_changes_during_the_build_is_refused(tmp_path):
+    source = ListSource({"train": make_examples(4)})
+    out = tmp_path / "set"
     with pytest.raises(DataError, match="changed since the build began"):
-        build_shards(source, out, ShardSpec(), reopen=lambda: ListSource({"train": examples(5)}))
+        build_shards(source, out, ShardSpec(), reopen=lambda: ListSource({"train": make_examples(5)}))
     assert not out.exists()
-    build_shards(source, out, ShardSpec(), reopen=lambda: ListSource({"train": examples(4)}))
+    build_shards(source, out, ShardSpec(), reopen=lambda: ListSource({"train": make_examples(4)}))
 
 
-def test_rejects_of_an_earlier_start_are_listed(tmp_path):
+def test_images_rejected_by_an_earlier_start_are_listed(tmp_path):
     items = [
         Rejected(f"{i}", "no") if i % 3 == 0 else Example(e.image, e.label, e.id)
-        for i, e in enumerate(examples(12))
+        for i, e in enumerate(make_examples(12))
     ]
-    source, out = ListSource({"train": items}), tmp_path / "set"
+    source = ListSource({"train": items})
+    out = tmp_path / "set"
     with pytest.raises(EndedError):
         build_shards(source, out, ShardSpec(shard_rows=2, validation=0), stop_after(4))
     assert build_shards(source, out, ShardSpec(shard_rows=2, validation=0)).rejected == 4

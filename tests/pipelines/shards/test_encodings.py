@@ -1,41 +1,51 @@
+"""The encodings of a shard set, pixel sums, and the check of headers only."""
+
 from __future__ import annotations
 
 import io
 
 import numpy as np
 import pytest
-from image_samples import GREY, RGB, decode, encode, form, noise, orientation, smooth, with_segment
+from image_samples import (
+    GREY,
+    RGB,
+    decode_image,
+    encode_image,
+    insert_segment,
+    make_noise,
+    make_orientation,
+    make_ramp,
+    read_format,
+)
 from PIL import Image
 
 from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.spec import ShardSpec
 
 
-def sums(pixels: np.ndarray) -> list[list[int]]:
-    """Number, sum and sum of squares of each channel, by Python's own integers."""
-    channels = (
-        np.broadcast_to(pixels.reshape(*pixels.shape[:2], -1), (*pixels.shape[:2], 3))
-        .reshape(-1, 3)
-        .T.tolist()
-    )
+def compute_sums(pixels: np.ndarray) -> list[list[int]]:
+    """Computes number, sum and sum of squares of each channel, in Python's own integers."""
+    height, width = pixels.shape[:2]
+    rgb = np.broadcast_to(pixels.reshape(height, width, -1), (height, width, 3))
+    channels = rgb.reshape(-1, 3).T.tolist()  # [H, W, 3] -> [3, H * W]
     return [[len(values), sum(values), sum(value * value for value in values)] for values in channels]
 
 
-def test_pixel_sums_count_every_channel_apart():
-    pixel_sums = prepare_image(encode(RGB), ShardSpec()).pixel_sums
+def test_pixel_sums_are_separate_for_every_channel():
+    pixel_sums = prepare_image(encode_image(RGB), ShardSpec()).pixel_sums
     assert pixel_sums.dtype == np.int64
-    assert pixel_sums.tolist() == sums(RGB)
+    assert pixel_sums.tolist() == compute_sums(RGB)
 
 
 def test_grey_counts_in_all_channels():
-    ready = prepare_image(encode(GREY), ShardSpec())
+    ready = prepare_image(encode_image(GREY), ShardSpec())
     assert ready.shape == (2, 2, 1)
-    assert ready.pixel_sums.tolist() == sums(GREY)
+    assert ready.pixel_sums.tolist() == compute_sums(GREY)
 
 
-def test_pixel_sums_of_a_jpeg_are_of_its_pixels():
-    image = encode(smooth(20, 24), "JPEG", quality=60)
-    assert prepare_image(image, ShardSpec()).pixel_sums.tolist() == sums(decode(image))
+def test_pixel_sums_of_a_jpeg_are_those_of_its_decoded_pixels():
+    image = encode_image(make_ramp(20, 24), "JPEG", quality=60)
+    assert prepare_image(image, ShardSpec()).pixel_sums.tolist() == compute_sums(decode_image(image))
 
 
 @pytest.mark.parametrize(
@@ -53,9 +63,9 @@ def test_pixel_sums_of_a_jpeg_are_of_its_pixels():
     ],
 )
 def test_pixel_sums_of_larger_pictures_count_every_kth_row_k_times(height, width, step):
-    pixels = noise(height, width)
-    expected = np.array(sums(pixels[step // 2 :: step])) * step
-    assert prepare_image(encode(pixels), ShardSpec()).pixel_sums.tolist() == expected.tolist()
+    pixels = make_noise(height, width)
+    expected = np.array(compute_sums(pixels[step // 2 :: step])) * step
+    assert prepare_image(encode_image(pixels), ShardSpec()).pixel_sums.tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 32), (1, 60_000)])
@@ -64,25 +74,25 @@ def test_pixel_sums_are_exact_where_they_are_largest(height, width):
     pixels[0, 7] = 254
     count = height * width
     assert (
-        prepare_image(encode(pixels), ShardSpec()).pixel_sums.tolist()
+        prepare_image(encode_image(pixels), ShardSpec()).pixel_sums.tolist()
         == [[count, 255 * count - 1, 255**2 * count - 509]] * 3
     )
 
 
-def test_scaling_happens_after_the_turn_and_keeps_shape_and_pixel_sums_in_step():
-    ready = prepare_image(encode(smooth(40, 80), exif=orientation(6)), ShardSpec(store_size=20))
-    pixels = decode(ready.image)
+def test_shape_and_pixel_sums_are_those_of_the_turned_and_scaled_image():
+    ready = prepare_image(encode_image(make_ramp(40, 80), exif=make_orientation(6)), ShardSpec(store_size=20))
+    pixels = decode_image(ready.image)
     assert pixels.shape == ready.shape == (40, 20, 3)
-    assert ready.pixel_sums.tolist() == sums(pixels)
+    assert ready.pixel_sums.tolist() == compute_sums(pixels)
 
 
 SOURCES = {
-    "jpeg": encode(smooth(40, 60), "JPEG"),
-    "grey jpeg": encode(smooth(40, 60)[..., 0], "JPEG"),
-    "png": encode(smooth(40, 60)),
-    "grey png": encode(smooth(40, 60)[..., 1]),
-    "turned jpeg": encode(smooth(60, 40), "JPEG", exif=orientation(6)),
-    "palette": encode(Image.fromarray(smooth(40, 60)).quantize(256, dither=Image.Dither.NONE)),
+    "jpeg": encode_image(make_ramp(40, 60), "JPEG"),
+    "grey jpeg": encode_image(make_ramp(40, 60)[..., 0], "JPEG"),
+    "png": encode_image(make_ramp(40, 60)),
+    "grey png": encode_image(make_ramp(40, 60)[..., 1]),
+    "turned jpeg": encode_image(make_ramp(60, 40), "JPEG", exif=make_orientation(6)),
+    "palette": encode_image(Image.fromarray(make_ramp(40, 60)).quantize(256, dither=Image.Dither.NONE)),
 }
 
 
@@ -97,21 +107,23 @@ def test_every_encoding_stores_the_same_picture(source, store_size):
     assert [ready.shape for ready in stored.values()] == [shape] * 3
     assert len({tuple(ready.pixel_sums.ravel().tolist()) for ready in stored.values()}) == 1
     pixels = np.frombuffer(stored["raw"].image, np.uint8).reshape(shape)
-    assert form(stored["png"].image) == "PNG"
-    assert np.array_equal(decode(stored["png"].image), pixels.squeeze())
-    assert form(stored["jpeg:90"].image) == "JPEG"
-    assert np.abs(decode(stored["jpeg:90"].image).astype(int) - pixels.squeeze()).mean() < 4
+    assert read_format(stored["png"].image) == "PNG"
+    assert np.array_equal(decode_image(stored["png"].image), pixels.squeeze())
+    assert read_format(stored["jpeg:90"].image) == "JPEG"
+    assert np.abs(decode_image(stored["jpeg:90"].image).astype(int) - pixels.squeeze()).mean() < 4
     found = prepare_image(SOURCES[source], ShardSpec(store_size=store_size))
     assert found.shape == shape
-    assert form(found.image) == ("JPEG" if "jpeg" in source else "PNG")
+    assert read_format(found.image) == ("JPEG" if "jpeg" in source else "PNG")
 
 
 @pytest.mark.parametrize("quality", [1, 50, 100])
-def test_the_quality_is_the_usual_one_and_colour_has_half_the_resolution(quality):
-    pixels = smooth(16, 32)
-    stored = Image.open(io.BytesIO(prepare_image(encode(pixels), ShardSpec(encoding=f"jpeg:{quality}")).image))
-    usual = Image.open(io.BytesIO(encode(pixels, "JPEG", quality=quality, subsampling="4:2:0")))
-    assert stored.quantization == usual.quantization
+def test_quality_is_that_of_libjpeg_with_chroma_at_half_resolution(quality):
+    pixels = make_ramp(16, 32)
+    stored = Image.open(
+        io.BytesIO(prepare_image(encode_image(pixels), ShardSpec(encoding=f"jpeg:{quality}")).image)
+    )
+    expected = Image.open(io.BytesIO(encode_image(pixels, "JPEG", quality=quality, subsampling="4:2:0")))
+    assert stored.quantization == expected.quantization
     assert [layer[1:3] for layer in stored.layer] == [(2, 2), (1, 1), (1, 1)]
 
 
@@ -119,13 +131,13 @@ HEADER = ShardSpec(check="header")
 
 
 @pytest.mark.parametrize("source", ["jpeg", "grey jpeg", "png", "grey png"])
-def test_the_header_alone_tells_what_can_stay_as_found(source):
+def test_checking_headers_keeps_the_same_files_as_found(source):
     whole = prepare_image(SOURCES[source], ShardSpec())
     header = prepare_image(SOURCES[source], HEADER)
     assert (header.image, header.shape, header.pixel_sums) == (SOURCES[source], whole.shape, None)
 
 
-def test_with_the_header_alone_nothing_is_decoded():
+def test_checking_headers_decodes_nothing():
     cut = SOURCES["jpeg"][: SOURCES["jpeg"].index(b"\xff\xda") + 20]
     assert prepare_image(cut, HEADER).shape == (40, 60, 3)
     with pytest.raises(UnreadableImageError):
@@ -137,24 +149,25 @@ def test_with_the_header_alone_nothing_is_decoded():
     [
         SOURCES["turned jpeg"],
         SOURCES["palette"],
-        encode(RGB, exif=orientation(8)),
-        encode(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"),
-        encode(Image.fromarray(RGB), transparency=(0, 255, 0)),
-        encode(np.array([[0, 65535]], np.uint16)),
-        encode(RGB, "BMP"),
-        encode(RGB, "WEBP"),
-        with_segment(SOURCES["jpeg"], 0xE2, b"MPF\0 and not a word more"),
+        encode_image(RGB, exif=make_orientation(8)),
+        encode_image(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG"),
+        encode_image(Image.fromarray(RGB), transparency=(0, 255, 0)),
+        encode_image(np.array([[0, 65535]], np.uint16)),
+        encode_image(RGB, "BMP"),
+        encode_image(RGB, "WEBP"),
+        insert_segment(SOURCES["jpeg"], 0xE2, b"MPF\0 and nothing else"),
     ],
 )
-def test_the_unusual_is_normalised_with_the_header_check_too(image):
-    header, whole = prepare_image(image, HEADER), prepare_image(image, ShardSpec())
+def test_checking_headers_still_normalises_unusual_files(image):
+    header = prepare_image(image, HEADER)
+    whole = prepare_image(image, ShardSpec())
     assert header.image == whole.image != image
     assert header.shape == whole.shape
     assert header.pixel_sums is None
 
 
-def test_a_store_size_decodes_whatever_the_check():
-    image = encode(noise(40, 60), "JPEG")
+def test_a_store_size_is_applied_with_any_check():
+    image = encode_image(make_noise(40, 60), "JPEG")
     assert (
         prepare_image(image, ShardSpec(check="header", store_size=20)).image
         == prepare_image(image, ShardSpec(store_size=20)).image

@@ -1,4 +1,4 @@
-"""Both formats behind one pair of functions: the same rows, whole files, and no damage that goes unseen."""
+"""Both file formats: the same rows, whole files, and no unnoticed damage."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ RECORDS = [
 ]
 
 
-def read(rows: ShardRows) -> list[Record]:
+def read_records(rows: ShardRows) -> list[Record]:
     return [
         Record(
             bytes(rows.image(row)),
@@ -43,19 +43,19 @@ def read(rows: ShardRows) -> list[Record]:
     ]
 
 
-def files(directory: Path) -> list[str]:
+def list_files(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
 @pytest.mark.parametrize("batch_bytes", [1, 50, 2**20])
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_rows_come_back_as_written(
+def test_rows_are_read_as_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, batch_bytes: int
 ) -> None:
     monkeypatch.setattr(arrow, "BATCH_BYTES", batch_bytes)
     shard = write_shard(tmp_path, f"s.{suffix}", iter(RECORDS))
     rows = open_shard(tmp_path, shard)
-    assert read(rows) == RECORDS
+    assert read_records(rows) == RECORDS
     assert (rows.rows, shard.rows) == (7, 7)
     assert (rows.labels.dtype, rows.checksums.dtype, rows.shapes.dtype, rows.shapes.shape) == (
         np.int32,
@@ -67,10 +67,10 @@ def test_rows_come_back_as_written(
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_the_manifest_entry_tells_of_every_file(tmp_path: Path, suffix: str) -> None:
+def test_the_manifest_entry_describes_every_file(tmp_path: Path, suffix: str) -> None:
     shard = write_shard(tmp_path, f"a.b.{suffix}", RECORDS)
     entries = [shard, shard.index] if shard.index else [shard]
-    assert files(tmp_path) == sorted(entry.file for entry in entries)
+    assert list_files(tmp_path) == sorted(entry.file for entry in entries)
     assert [entry.file for entry in entries] == {
         "arrow": ["a.b.arrow"],
         "tfrecord": ["a.b.tfrecord", "a.b.index.arrow"],
@@ -81,39 +81,39 @@ def test_the_manifest_entry_tells_of_every_file(tmp_path: Path, suffix: str) -> 
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_no_records_make_no_file(tmp_path: Path, suffix: str) -> None:
+def test_without_records_there_is_no_file(tmp_path: Path, suffix: str) -> None:
     shard = write_shard(tmp_path, f"s.{suffix}", iter(()))
     assert (shard.rows, shard.bytes, shard.index) == (0, 0, None)
-    assert files(tmp_path) == []
+    assert list_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_source_that_breaks_leaves_what_was_there(tmp_path: Path, suffix: str) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path, suffix: str) -> None:
     old = write_shard(tmp_path, f"s.{suffix}", RECORDS[:2])
 
-    def broken() -> Iterator[Record]:
+    def fail() -> Iterator[Record]:
         yield RECORDS[3]
         raise OSError("the source is gone")
 
-    before = files(tmp_path)
+    before = list_files(tmp_path)
     with pytest.raises(OSError, match="gone"):
-        write_shard(tmp_path, f"s.{suffix}", broken())
-    assert files(tmp_path) == before
-    assert read(open_shard(tmp_path, old)) == RECORDS[:2]
+        write_shard(tmp_path, f"s.{suffix}", fail())
+    assert list_files(tmp_path) == before
+    assert read_records(open_shard(tmp_path, old)) == RECORDS[:2]
 
 
 @pytest.mark.parametrize("name", ["s.arrow", "s.tfrecord", "s.index.arrow"])
-@pytest.mark.parametrize("damage", ["missing", "cut short", "grown"])
-def test_a_file_that_is_not_whole_is_named(tmp_path: Path, name: str, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["missing", "truncated", "grown"])
+def test_an_incomplete_file_is_named(tmp_path: Path, name: str, damage: str) -> None:
     shard = write_shard(tmp_path, "s.arrow" if name == "s.arrow" else "s.tfrecord", RECORDS)
     path = tmp_path / name
     whole = path.read_bytes()
-    path.write_bytes({"missing": b"", "cut short": whole[:-10], "grown": whole + b"\0"}[damage])
+    path.write_bytes({"missing": b"", "truncated": whole[:-10], "grown": whole + b"\0"}[damage])
     if damage == "missing":
         path.unlink()
     received = {
         "missing": r" \(missing\)",
-        "cut short": f": bytes={len(whole) - 10}",
+        "truncated": f": bytes={len(whole) - 10}",
         "grown": f": bytes={len(whole) + 1}",
     }[damage]
     with pytest.raises(DataError, match=rf"/{name}{received}\. Fix: copy the file again, or build"):
@@ -121,7 +121,7 @@ def test_a_file_that_is_not_whole_is_named(tmp_path: Path, name: str, damage: st
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_another_number_of_rows_is_named(tmp_path: Path, suffix: str) -> None:
+def test_a_wrong_number_of_rows_is_named(tmp_path: Path, suffix: str) -> None:
     shard = write_shard(tmp_path, f"s.{suffix}", RECORDS)
     with pytest.raises(DataError, match=rf"8 rows. Received: .*s\.{suffix}.*: rows=7\."):
         open_shard(tmp_path, shard.model_copy(update={"rows": 8}))
@@ -138,23 +138,23 @@ def test_the_index_of_another_shard_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["s.arrow", "s.tfrecord", "s.index.arrow"])
 def test_no_flipped_byte_makes_a_wrong_row(tmp_path: Path, name: str) -> None:
-    """Every fifth byte of every file: the rows are those that were written, or an error names the file."""
+    """With any byte changed, the rows are those that were written, or an error names the file."""
     shard = write_shard(tmp_path, "s.arrow" if name == "s.arrow" else "s.tfrecord", RECORDS)
     path = tmp_path / name
     whole = path.read_bytes()
     masks = np.random.default_rng(5).integers(1, 256, len(whole)).tolist()
 
-    def outcome() -> list[Record] | str:
+    def read_or_fail() -> list[Record] | str:
         try:
             rows = open_shard(tmp_path, shard)
         except DataError as error:
             return str(error)
-        return read(rows) if all(rows.is_sound(row) for row in range(7)) else f"row of {name}"
+        return read_records(rows) if all(rows.is_sound(row) for row in range(7)) else f"row of {name}"
 
     errors = 0
     for at in range(0, len(whole), 5):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ masks[at]]) + whole[at + 1 :])
-        result = outcome()
+        result = read_or_fail()
         assert result == RECORDS or name in result, at
         errors += result != RECORDS
     assert errors > 20
@@ -162,7 +162,7 @@ def test_no_flipped_byte_makes_a_wrong_row(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_writing_and_reading_import_nothing_heavy(tmp_path: Path, suffix: str) -> None:
-    """Every worker of a build would pay for it: a second for pandas, several for TensorFlow."""
+    """Workers of a build would lose a second to pandas, several to TensorFlow."""
     code = f"""
 import sys
 from pathlib import Path

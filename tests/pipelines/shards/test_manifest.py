@@ -1,3 +1,5 @@
+"""Saving and loading the manifest, and the errors of damaged ones."""
+
 from __future__ import annotations
 
 import json
@@ -12,23 +14,25 @@ from pipelines.shards.manifest import VERSION, ShardFile, StoredFile, load_manif
 
 @pytest.fixture
 def directory(tmp_path):
-    records = [shard_samples.record(np.zeros((2, 2), np.uint8), index % 2, str(index)) for index in range(4)]
+    records = [
+        shard_samples.make_record(np.zeros((2, 2), np.uint8), index % 2, str(index)) for index in range(4)
+    ]
     return shard_samples.write_shards(tmp_path / "set", ("ant", "bee"), {"train": records})
 
 
-def change(directory, **entries):
+def change_entries(directory, **entries):
     path = directory / "manifest.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
 
 
-def test_comes_back_as_saved(directory):
+def test_a_manifest_is_loaded_as_saved(directory):
     manifest = load_manifest(directory)
     manifest.save(directory)
     assert load_manifest(directory) == manifest
     assert (manifest.classes, manifest.splits["train"].rows) == (("ant", "bee"), 4)
 
 
-def test_a_newer_version_is_called_newer_although_it_looks_different(directory):
+def test_a_newer_version_is_reported_as_newer(directory):
     (directory / "manifest.json").write_text(json.dumps({"version": VERSION + 1, "shards": []}))
     with pytest.raises(
         DataError, match=rf"version={VERSION + 1}, which is newer\. Fix: read it with the newer glassbox"
@@ -37,8 +41,8 @@ def test_a_newer_version_is_called_newer_although_it_looks_different(directory):
 
 
 @pytest.mark.parametrize("version", [VERSION - 1, "two", None])
-def test_an_older_version_is_to_be_built_again(directory, version):
-    change(directory, version=version)
+def test_an_older_version_must_be_built_again(directory, version):
+    change_entries(directory, version=version)
     with pytest.raises(DataError, match=rf"version={version}\. Fix: build the shard set again"):
         load_manifest(directory)
 
@@ -55,7 +59,7 @@ def test_an_older_version_is_to_be_built_again(directory, version):
         (b'{"version": %d}' % VERSION, "format: Field required"),
     ],
 )
-def test_damage_is_said(directory, content, reason):
+def test_a_damaged_manifest_is_reported(directory, content, reason):
     (directory / "manifest.json").write_bytes(content)
     with pytest.raises(DataError, match=r"manifest\.json: .*build the shard set again") as caught:
         load_manifest(directory)
@@ -63,17 +67,17 @@ def test_damage_is_said(directory, content, reason):
 
 
 def test_an_entry_of_the_wrong_type_is_named(directory):
-    change(directory, classes=["ant", 3])
+    change_entries(directory, classes=["ant", 3])
     with pytest.raises(DataError, match=r"classes\.1: "):
         load_manifest(directory)
 
 
-def test_no_manifest(tmp_path):
+def test_a_missing_manifest_is_reported(tmp_path):
     with pytest.raises(DataError, match="a complete shard set"):
         load_manifest(tmp_path)
 
 
-def test_an_unknown_split(directory):
+def test_an_unknown_split_is_reported(directory):
     with pytest.raises(DataError, match=r"one of train\. Received: split=test"):
         load_manifest(directory).get_split("test")
 

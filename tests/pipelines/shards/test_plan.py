@@ -1,3 +1,5 @@
+"""The plan of a shard set: every candidate in exactly one shard."""
+
 from __future__ import annotations
 
 import pytest
@@ -11,9 +13,9 @@ counts = st.fixed_dictionaries({"train": st.integers(0, 80)}, optional={"validat
 specs = st.builds(ShardSpec, shard_rows=st.integers(1, 40), validation=st.floats(0, 0.999))
 
 
-def test_a_source_with_both_splits_is_cut_in_order():
+def test_a_source_with_both_splits_is_divided_in_order():
     plan = plan_shards({"train": 5, "validation": 2}, ShardSpec(shard_rows=2, validation=0.5))
-    assert [(s.file, s.split, s.source_split, s.start, s.stop) for s in plan] == [
+    assert [(shard.file, shard.split, shard.source_split, shard.start, shard.stop) for shard in plan] == [
         ("train-00000-of-00003.arrow", "train", "train", 0, 2),
         ("train-00001-of-00003.arrow", "train", "train", 2, 4),
         ("train-00002-of-00003.arrow", "train", "train", 4, 5),
@@ -21,9 +23,9 @@ def test_a_source_with_both_splits_is_cut_in_order():
     ]
 
 
-def test_the_tail_of_train_is_held_out():
+def test_the_end_of_train_is_held_out():
     plan = plan_shards({"train": 10}, ShardSpec(shard_rows=8, validation=0.3))
-    assert [(s.split, s.source_split, s.start, s.stop) for s in plan] == [
+    assert [(shard.split, shard.source_split, shard.start, shard.stop) for shard in plan] == [
         ("train", "train", 0, 7),
         ("validation", "train", 7, 10),
     ]
@@ -33,10 +35,10 @@ def test_the_tail_of_train_is_held_out():
     ("images", "share", "held_out"),
     [(2, 0.01, 1), (2, 0.99, 1), (1, 0.5, 0), (9, 0.0, 0), (0, 0.5, 0), (100, 0.2, 20)],
 )
-def test_at_least_one_is_held_out_and_never_all(images, share, held_out):
+def test_at_least_one_image_is_held_out_and_never_all(images, share, held_out):
     plan = plan_shards({"train": images}, ShardSpec(validation=share))
-    assert sum(s.stop - s.start for s in plan if s.split == "validation") == held_out
-    assert sum(s.stop - s.start for s in plan if s.split == "train") == images - held_out
+    assert sum(shard.candidates for shard in plan if shard.split == "validation") == held_out
+    assert sum(shard.candidates for shard in plan if shard.split == "train") == images - held_out
 
 
 @settings(deadline=None)
@@ -45,10 +47,8 @@ def test_every_candidate_is_in_one_shard(counts, spec):
     plan = plan_shards(counts, spec)
     assert plan == plan_shards(dict(reversed(counts.items())), spec)
     for split, count in counts.items():
-        taken = [
-            index for shard in plan if shard.source_split == split for index in range(shard.start, shard.stop)
-        ]
-        assert taken == list(range(count))
+        ranges = [range(shard.start, shard.stop) for shard in plan if shard.source_split == split]
+        assert [index for indices in ranges for index in indices] == list(range(count))
     assert all(0 < shard.stop - shard.start <= spec.shard_rows for shard in plan)
     assert len({shard.file for shard in plan}) == len(plan)
     if counts["train"]:

@@ -1,4 +1,4 @@
-"""The TFRecord file against TensorFlow's own reader and writer."""
+"""TFRecord files compared with those that TensorFlow writes and reads."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_bytes_are_those_tensorflow_writes(tmp_path):
     assert (tmp_path / "s.tfrecord").read_bytes() == (tmp_path / "expected").read_bytes()
 
 
-def test_tensorflow_reads_it_as_the_docstring_says(tmp_path):
+def test_tensorflow_reads_the_file_as_documented(tmp_path):
     import tensorflow as tf
 
     features = {
@@ -63,18 +63,19 @@ def test_tensorflow_reads_it_as_the_docstring_says(tmp_path):
     assert [row["evidence"].tolist() for row in rows] == [list(record.bbox or ()) for record in RECORDS]
 
 
-def test_the_index_says_where_the_images_lie(tmp_path):
+def test_the_index_holds_the_positions_of_the_images(tmp_path):
     write_tfrecord(tmp_path / "s.tfrecord", tmp_path / "s.index.arrow", RECORDS)
     data = (tmp_path / "s.tfrecord").read_bytes()
     rows = open_tfrecord(tmp_path / "s.tfrecord", tmp_path / "s.index.arrow")
-    at, found = 0, []
-    while at < len(data):  # from record to record by their lengths alone
-        (length,) = struct.unpack_from("<Q", data, at)
-        found.append(range(at + 12, at + 12 + length))
-        at += 16 + length
-    for row, (record, place) in enumerate(zip(RECORDS, found, strict=True)):
-        assert rows.starts[row] in place
-        assert rows.starts[row] + rows.sizes[row] <= place.stop
+    start = 0
+    payloads = []
+    while start < len(data):  # from record to record by their lengths
+        (length,) = struct.unpack_from("<Q", data, start)
+        payloads.append(range(start + 12, start + 12 + length))
+        start += 16 + length
+    for row, (record, payload) in enumerate(zip(RECORDS, payloads, strict=True)):
+        assert rows.starts[row] in payload
+        assert rows.starts[row] + rows.sizes[row] <= payload.stop
         assert rows.image(row) == record.image
         assert rows.is_sound(row)
 

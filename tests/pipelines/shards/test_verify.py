@@ -1,4 +1,4 @@
-"""Damage of every kind is found, and named once a file."""
+"""Damage of every kind is found, and reported once per file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.errors import DataError
 from pipelines.records import Record
@@ -18,18 +18,19 @@ from pipelines.shards.verify import check_shard, verify_shards
 
 CLASSES = ("ant", "bee", "cat")
 RECORDS = [
-    record(np.full((3, 2 + row, 3), 20 * row, np.uint8), row % 3, f"folder/{row}.png") for row in range(8)
+    make_record(np.full((3, 2 + row, 3), 20 * row, np.uint8), row % 3, f"folder/{row}.png")
+    for row in range(8)
 ]
 FORMATS = ("arrow", "tfrecord")
 
 
-def built(directory: Path, records: Sequence[Record] = RECORDS, **options: str) -> Path:
-    """Shards of 3, 3 and 2 rows."""
+def write_set(directory: Path, records: Sequence[Record] = RECORDS, **options: str) -> Path:
+    """Writes shards of 3, 3 and 2 rows."""
     return write_shards(directory / "shards", CLASSES, {"train": records}, 3, **options)
 
 
-def problems(directory: Path) -> list[str | None]:
-    """What is said of every shard, without Ray."""
+def find_problems(directory: Path) -> list[str | None]:
+    """Returns the problem of every shard, without Ray."""
     manifest = load_manifest(directory)
     return [
         check_shard(directory, shard, manifest.encoding, len(CLASSES)).problem
@@ -37,19 +38,19 @@ def problems(directory: Path) -> list[str | None]:
     ]
 
 
-def with_row(row: int, **changes: object) -> list[Record]:
+def replace_row(row: int, **changes: object) -> list[Record]:
     return [replace(record, **changes) if index == row else record for index, record in enumerate(RECORDS)]
 
 
-def damage(path: Path, old: bytes, new: bytes) -> None:
+def replace_bytes(path: Path, old: bytes, new: bytes) -> None:
     data = path.read_bytes()
     assert len(old) == len(new)
     assert data.count(old) == 1
     path.write_bytes(data.replace(old, new))
 
 
-def with_manifest(directory: Path, change: dict[str, object]) -> None:
-    """Changes what the manifest says of the split."""
+def change_manifest(directory: Path, change: dict[str, object]) -> None:
+    """Changes entries of the split in the manifest."""
     content = load_manifest(directory).model_dump()
     content["splits"]["train"].update(change)
     Manifest.model_validate(content).save(directory)
@@ -57,16 +58,18 @@ def with_manifest(directory: Path, change: dict[str, object]) -> None:
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_sound_set_has_no_problems(tmp_path: Path, suffix: str) -> None:
-    assert problems(built(tmp_path, format=suffix)) == [None, None, None]
+    assert find_problems(write_set(tmp_path, format=suffix)) == [None, None, None]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_changed_image_is_named(tmp_path: Path, suffix: str) -> None:
-    directory = built(tmp_path, format=suffix)
+    directory = write_set(tmp_path, format=suffix)
     image = RECORDS[4].image
-    damage(directory / f"train-00003.{suffix}", image, image[:-20] + bytes([image[-20] ^ 4]) + image[-19:])
+    replace_bytes(
+        directory / f"train-00003.{suffix}", image, image[:-20] + bytes([image[-20] ^ 4]) + image[-19:]
+    )
     problem = f"train-00003.{suffix}: row=1 id=folder/4.png: image, label or checksum is not what was written"
-    assert problems(directory) == [None, problem, None]
+    assert find_problems(directory) == [None, problem, None]
 
 
 @pytest.mark.parametrize(
@@ -83,8 +86,8 @@ def test_a_row_that_was_written_wrong_is_named(
     tmp_path: Path, changes: dict[str, object], reason: str
 ) -> None:
     directory = tmp_path / "set"
-    write_shards(directory, (*CLASSES, "dog"), {"train": with_row(4, **changes)}, 3)
-    first, second, third = problems(directory)
+    write_shards(directory, (*CLASSES, "dog"), {"train": replace_row(4, **changes)}, 3)
+    first, second, third = find_problems(directory)
     assert (first, third) == (None, None)
     assert second is not None
     assert second.startswith("train-00003.arrow: row=1 id=folder/4.png: ")
@@ -95,64 +98,68 @@ def test_the_first_bad_row_is_named(tmp_path: Path) -> None:
     records = [
         replace(record, image=b"x") if index in (1, 2) else record for index, record in enumerate(RECORDS)
     ]
-    problem = problems(built(tmp_path, records))[0]
+    problem = find_problems(write_set(tmp_path, records))[0]
     assert problem is not None
     assert problem.startswith("train-00000.arrow: row=1 id=folder/1.png")
 
 
 def test_raw_pixels_are_counted(tmp_path: Path) -> None:
     records = [Record(bytes(3 * 4 * (1 + row)), 0, str(row), (3, 4, 1 + row)) for row in range(2)]
-    assert problems(built(tmp_path / "good", records, encoding="raw")) == [None]
+    assert find_problems(write_set(tmp_path / "good", records, encoding="raw")) == [None]
     records[1] = replace(records[1], shape=(3, 3, 2))
-    assert problems(built(tmp_path / "bad", records, encoding="raw")) == [
+    assert find_problems(write_set(tmp_path / "bad", records, encoding="raw")) == [
         "train-00000.arrow: row=1 id=1: bytes=24, expected those of shape=(3, 3, 2)"
     ]
 
 
 @pytest.mark.parametrize("name", ["train-00003.tfrecord", "train-00003.index.arrow"])
 def test_a_missing_or_short_file_is_named(tmp_path: Path, name: str) -> None:
-    directory = built(tmp_path, format="tfrecord")
+    directory = write_set(tmp_path, format="tfrecord")
     path = directory / name
     whole = path.read_bytes()
     path.write_bytes(whole[:-1])
-    assert [f"{name}: bytes={len(whole) - 1}" in (problem or "") for problem in problems(directory)] == [
+    assert [f"{name}: bytes={len(whole) - 1}" in (problem or "") for problem in find_problems(directory)] == [
         False,
         True,
         False,
     ]
     path.unlink()
-    assert [f"{name} (missing)" in (problem or "") for problem in problems(directory)] == [False, True, False]
+    assert [f"{name} (missing)" in (problem or "") for problem in find_problems(directory)] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_change_that_no_row_shows_is_named(tmp_path: Path) -> None:
     """A byte of the framing of TFRecord, which reading through the index passes over."""
-    directory = built(tmp_path, format="tfrecord")
+    directory = write_set(tmp_path, format="tfrecord")
     path = directory / "train-00003.tfrecord"
     data = bytearray(path.read_bytes())
     data[8] ^= 1
     path.write_bytes(data)
     problem = "train-00003.tfrecord: the SHA-256 differs, although every row is as it was written"
-    assert problems(directory) == [None, problem, None]
+    assert find_problems(directory) == [None, problem, None]
 
 
 def test_an_index_that_was_exchanged_is_named(tmp_path: Path) -> None:
-    directory = built(tmp_path, format="tfrecord")
+    directory = write_set(tmp_path, format="tfrecord")
     path = directory / "train-00003.index.arrow"
     data = path.read_bytes()
     label = np.array([0, 1, 2], np.int32).tobytes()
     assert data.count(label) == 1
     path.write_bytes(data.replace(label, label[::-1]))
-    problem = problems(directory)[1]
+    problem = find_problems(directory)[1]
     assert problem is not None
     assert "row=0 id=folder/3.png: image, label or checksum" in problem
 
 
 def test_a_wrong_number_of_rows_is_named(tmp_path: Path) -> None:
-    directory = built(tmp_path)
+    directory = write_set(tmp_path)
     content = load_manifest(directory).model_dump()
     content["splits"]["train"]["shards"][1]["rows"] = 2
     Manifest.model_validate(content).save(directory)
-    problem = problems(directory)[1]
+    problem = find_problems(directory)[1]
     assert problem is not None
     assert "expected a shard file of 2 rows" in problem
 
@@ -168,7 +175,7 @@ class TestWholeSets:
     def test_a_sound_set(self, tmp_path: Path) -> None:
         for suffix in FORMATS:
             calls: list[tuple[int, int]] = []
-            directory = built(tmp_path / suffix, format=suffix)
+            directory = write_set(tmp_path / suffix, format=suffix)
             before = {path.name: path.read_bytes() for path in directory.iterdir()}
             assert (
                 verify_shards(directory, lambda done, total, calls=calls: calls.append((done, total))) == []
@@ -178,7 +185,7 @@ class TestWholeSets:
             assert {path.name: path.read_bytes() for path in directory.iterdir()} == before
 
     def test_every_bad_file_has_its_line_in_the_order_of_the_set(self, tmp_path: Path) -> None:
-        directory = built(tmp_path, with_row(1, image=b"x"))
+        directory = write_set(tmp_path, replace_row(1, image=b"x"))
         (directory / "train-00006.arrow").unlink()
         path = directory / "train-00003.arrow"
         path.write_bytes(bytes(path.stat().st_size))
@@ -194,7 +201,7 @@ class TestWholeSets:
         directory = write_shards(
             tmp_path / "shards",
             CLASSES,
-            {"train": with_row(7, id="folder/2.png"), "validation": [replace(RECORDS[0], id="new")]},
+            {"train": replace_row(7, id="folder/2.png"), "validation": [replace(RECORDS[0], id="new")]},
             3,
         )
         assert verify_shards(directory) == [
@@ -202,8 +209,8 @@ class TestWholeSets:
         ]
 
     def test_wrong_class_counts_are_named(self, tmp_path: Path) -> None:
-        directory = built(tmp_path)
-        with_manifest(directory, {"class_counts": [3, 2, 3]})
+        directory = write_set(tmp_path)
+        change_manifest(directory, {"class_counts": [3, 2, 3]})
         assert verify_shards(directory) == [
             "manifest.json: split=train: class_counts=[3, 2, 3], found [3, 3, 2]"
         ]

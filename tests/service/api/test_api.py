@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
-from shard_samples import png
+from shard_samples import encode_png
 
 L = keras.layers
 
@@ -49,7 +49,7 @@ def test_shards_are_built_opened_and_shown(tmp_path: Path) -> None:
         folder = tmp_path / "photos" / label
         folder.mkdir(parents=True)
         for number in range(5):
-            (folder / f"{number}.png").write_bytes(png(np.full((8, 8), value, np.uint8)))
+            (folder / f"{number}.png").write_bytes(encode_png(np.full((8, 8), value, np.uint8)))
     built = glassbox.build_shards(f"folder:{tmp_path / 'photos'}", tmp_path / "set", validation=0.4)
     opened = glassbox.open_shards(tmp_path / "set")
     assert built == opened

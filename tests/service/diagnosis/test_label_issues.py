@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 from tiny_models import register_tiny_models
 from training_samples import config_for, fit_run
 
@@ -92,7 +92,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def noise(split: str, row: int) -> object:
         low, label = 60 + 100 * (row % 2), row % 2
         wrong = split == "train" and row in FLIPPED
-        return record(
+        return make_record(
             draw.integers(low, low + 12, (12, 12, 3)).astype(np.uint8),
             1 - label if wrong else label,
             f"{split}/{row}.png",

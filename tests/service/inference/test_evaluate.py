@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
@@ -64,7 +64,7 @@ def test_every_figure(model, tmp_path):
 
 def test_flip_tta_averages_with_the_mirror_image(tmp_path, capsys):
     """The brighter pixel decides the class, and in the mirror image the other one: both get one half."""
-    rows = [record(np.array([[[200], [40]]], np.uint8), row % 2, f"{row}") for row in range(3)]
+    rows = [make_record(np.array([[[200], [40]]], np.uint8), row % 2, f"{row}") for row in range(3)]
     shards = write_shards(tmp_path / "data", ("left", "right"), {"validation": rows})
     arguments = [
         "--model",
@@ -92,7 +92,7 @@ def test_top_5_over_blocks_and_a_padded_batch(tmp_path, monkeypatch):
     for row in range(150):
         brightness = np.roll(np.arange(7, dtype=np.uint8)[::-1] * 30, row % 7)  # brightest at row % 7
         rank = (5, 4, 0)[row % 3]
-        rows.append(record(brightness[None, :, None], (row + rank) % 7, f"{row}"))
+        rows.append(make_record(brightness[None, :, None], (row + rank) % 7, f"{row}"))
     shards = write_shards(tmp_path / "data", [f"c{i}" for i in range(7)], {"validation": rows}, shard_rows=40)
     result = evaluate(one_hot_model(7, tmp_path / "m.keras"), shards, "validation")
     assert (result.images, result.accuracy, result.top5, result.auc) == (150, 50 / 150, 100 / 150, None)
@@ -102,7 +102,7 @@ def test_top_5_over_blocks_and_a_padded_batch(tmp_path, monkeypatch):
 
 
 def test_one_class_alone_has_no_auc(model, tmp_path):
-    rows = [record(np.full((8, 8, 1), 200, np.uint8), 1, "a")]
+    rows = [make_record(np.full((8, 8, 1), 200, np.uint8), 1, "a")]
     shards = write_shards(tmp_path / "data", ("dim", "bright"), {"validation": rows})
     result = evaluate(model, shards, "validation")
     assert (result.auc, result.accuracy) == (None, 1.0)
@@ -123,7 +123,7 @@ def test_class_names_are_compared_with_those_of_the_run(tmp_path):
 
 
 def test_an_image_that_cannot_be_decoded_is_named(model, tmp_path):
-    good = record(np.full((8, 8, 1), 200, np.uint8), 1, "good")
+    good = make_record(np.full((8, 8, 1), 200, np.uint8), 1, "good")
     shards = write_shards(
         tmp_path / "data", ("dim", "bright"), {"validation": [good, Record(b"junk", 1, "bad", (8, 8, 1))]}
     )

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet as pq
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
-from shard_samples import png, record, write_shards
+from shard_samples import encode_png, make_record, write_shards
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
@@ -40,7 +40,7 @@ def grey(value: int, side: int = 8) -> np.ndarray:
 
 def photo(path: Path, value: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(grey(value)))
+    path.write_bytes(encode_png(grey(value)))
 
 
 def rejected(out: Path) -> list[dict[str, str]]:
@@ -111,7 +111,7 @@ def test_a_source_gives_the_table_of_its_shard_set(model, tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for row in range(140):
             pixels = draw.integers(0, 256, (8 + row % 5, 9, 3)).astype(np.uint8)
-            archive.writestr(f"{'ab'[row % 2]}/{row}.png", png(pixels) if row % 50 != 20 else b"none")
+            archive.writestr(f"{'ab'[row % 2]}/{row}.png", encode_png(pixels) if row % 50 != 20 else b"none")
     source = open_source(f"archive:{tmp_path / 'photos.zip'}")
     rows = [
         item[0] for item in prepare_examples(source, "train", 0, 140, ShardSpec()) if isinstance(item, tuple)
@@ -128,7 +128,7 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, mo
     monkeypatch.setattr("service.inference.jobs.BLOCK", 256)
     bad = {70, 71, 200, 599, *range(128, 192)}
     rows = [
-        record(grey(row % 251), 0, f"{row}") if row not in bad else Record(b"junk", 0, f"{row}", (8, 8, 1))
+        make_record(grey(row % 251), 0, f"{row}") if row not in bad else Record(b"junk", 0, f"{row}", (8, 8, 1))
         for row in range(600)
     ]
     shards = write_shards(tmp_path / "data", ("dim", "bright"), {"train": rows}, shard_rows=90)
@@ -150,11 +150,11 @@ def test_a_damaged_shard_is_an_error_and_leaves_the_previous_table(model, tmp_pa
     shards = write_shards(
         tmp_path / "data",
         ("dim", "bright"),
-        {"train": [record(grey(row), 0, f"{row}") for row in range(100)]},
+        {"train": [make_record(grey(row), 0, f"{row}") for row in range(100)]},
     )
     (shard,) = shards.glob("*.arrow")
     content = bytearray(shard.read_bytes())
-    place = content.index(png(grey(80)))
+    place = content.index(encode_png(grey(80)))
     content[place + 60] ^= 1
     shard.write_bytes(content)
     (tmp_path / "out.csv").write_text("previous")

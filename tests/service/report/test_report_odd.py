@@ -1,4 +1,4 @@
-"""Reports of models and data that nobody draws pictures for: a thousand classes, one pixel, one image, a class without any."""
+"""Reports of unusual models and data: a thousand classes, one pixel, one image, a class without images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 from report_samples import make_run, metrics
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.errors import ConfigError
 from service.report.job import render_report
@@ -26,11 +26,11 @@ def odd_run(
     splits: dict[str, int],
     model: keras.Model,
 ) -> Run:
-    """A run on images of noise."""
+    """Creates a run on images of noise."""
     random = np.random.default_rng(0)
     rows = {
         split: [
-            record(random.integers(0, 256, shape).astype(np.uint8), n % len(classes), f"{split}/{n}.png")
+            make_record(random.integers(0, 256, shape).astype(np.uint8), n % len(classes), f"{split}/{n}.png")
             for n in range(count)
         ]
         for split, count in splits.items()
@@ -45,7 +45,7 @@ def odd_run(
 
 
 def classifier(shape: tuple[int, int, int], classes: int, *middle: keras.layers.Layer) -> keras.Model:
-    """A small network that ends in a softmax."""
+    """Builds a small network that ends in a softmax."""
     return keras.Sequential(
         [layers.Input(shape), layers.Rescaling(1 / 255), *middle, layers.Dense(classes, activation="softmax")]
     )
@@ -62,7 +62,7 @@ def test_a_thousand_classes(tmp_path: Path) -> None:
     )
     run = odd_run(tmp_path, (16, 16, 3), names, {"train": 1200, "validation": 1000}, model)
     page = render_report(run)
-    assert figures(run)["summary"]["commonest"] == 0.001
+    assert figures(run)["summary"]["majority_class_share"] == 0.001
     assert len(figures(run)["training_images"]["shown_rows"]) == 24
     assert page.stat().st_size < 700_000  # not a million cells
 
@@ -102,8 +102,8 @@ def test_one_image_in_all(tmp_path: Path) -> None:
     assert "There is no validation split" in html
 
 
-def test_a_model_that_answers_with_no_numbers_is_refused(tmp_path: Path) -> None:
-    """As a run that diverged leaves it."""
+def test_a_model_that_predicts_nan_is_refused(tmp_path: Path) -> None:
+    """Such a model is left by a run that diverged."""
     model = classifier((8, 8, 1), 2, layers.Conv2D(2, 3, activation="relu"), layers.Flatten())
     model.layers[-1].set_weights(
         [np.full_like(weights, np.nan) for weights in model.layers[-1].get_weights()]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 from training_samples import (
     config_for,
     create_run,
@@ -101,7 +101,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     noise_shards(folder / "white", white=WHITE)
     greys = []
     for label, grey in enumerate(GREYS):
-        greys.append(record(np.full((12, 12, 3), grey, np.uint8), label, str(grey)))
+        greys.append(make_record(np.full((12, 12, 3), grey, np.uint8), label, str(grey)))
     write_shards(folder / "greys", ("dark", "bright"), {"train": greys})
     return folder
 

@@ -1,18 +1,17 @@
-"""The preview: the very pictures that training sees, what was drawn in words, and refusals that change nothing."""
+"""The preview page: the exact pictures that training sees, the parameters drawn, and errors that change nothing."""
 
 from __future__ import annotations
 
 import json
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from PIL import Image
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from pipelines.augment.apply import apply_augmentations
 from pipelines.augment.describe import describe_draws
@@ -22,8 +21,8 @@ from pipelines.input.order import epoch_order
 from pipelines.spec import AugmentSpec, DataSpec
 from service.report.analysis.augmented import PreviewOptions
 from service.report.drawing.album import Album
-from service.report.drawing.formatting import signed_number
-from service.report.pages.page import templates
+from service.report.drawing.formatting import difference
+from service.report.pages.page import load_templates
 from service.report.pages.preview import render_preview
 from service.report.sections import augmentation
 
@@ -31,7 +30,8 @@ DATA = DataSpec(image_size=(8, 8))
 ROWS = 7  # one is left without a neighbour
 IMAGES = np.random.default_rng(0).integers(0, 256, (ROWS, 8, 8, 3)).astype(np.uint8)
 EVERYTHING = AugmentSpec(
-    rotation=40, shift=0.2, shear=15, zoom=0.2, flip=True, flip_vertical=True, crop=(0.4, 0.9), fill="reflect", fill_value=120.0,
+    rotation=40, shift=0.2, shear=15, zoom=0.2, flip=True, flip_vertical=True, crop=(0.4, 0.9),
+    fill="reflect", fill_value=120.0,
     brightness=0.2, contrast=0.2, saturation=0.3, hue=15, erase=0.5, mixup=0.4, cutmix=1.0,
 )  # fmt: skip
 OPTIONS = PreviewOptions(seed=5, rows=ROWS, versions=3)
@@ -39,7 +39,7 @@ OPTIONS = PreviewOptions(seed=5, rows=ROWS, versions=3)
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    rows = [record(IMAGES[row], row % 2, f"some/<i>{row}.png") for row in range(ROWS)]
+    rows = [make_record(IMAGES[row], row % 2, f"some/<i>{row}.png") for row in range(ROWS)]
     return write_shards(
         tmp_path_factory.mktemp("preview") / "shards",
         ("cat & <b>mouse</b>", "dog"),
@@ -74,7 +74,7 @@ class Images(HTMLParser):
         self.text.append(data.strip())
 
 
-def seen_in_training(epoch: int) -> dict[int, np.ndarray]:
+def augment_as_training(epoch: int) -> dict[int, np.ndarray]:
     """Every image as an epoch sees it, row by row, from one padded batch."""
     rows = np.append(epoch_order(ROWS, OPTIONS.seed, epoch), -1)
     images = np.where(rows[:, None, None, None] < 0, np.uint8(0), IMAGES[rows])
@@ -87,9 +87,9 @@ def pixels_of(page: Path, picture: dict[str, Any]) -> np.ndarray:
     return np.asarray(Image.open(page.parent / picture["src"]))[::14, ::14]  # enlarged from 8 to 112
 
 
-def test_the_pictures_are_those_of_training_with_the_originals_before_them(page: Path) -> None:
+def test_the_pictures_equal_those_of_training(page: Path) -> None:
     pictures = Images(page).pictures
-    epochs = [seen_in_training(epoch) for epoch in (1, 2, 3)]
+    epochs = [augment_as_training(epoch) for epoch in (1, 2, 3)]
     order = epoch_order(ROWS, OPTIONS.seed, 1).tolist()
     assert len(pictures) == ROWS * 4
     for place, row in enumerate(order):
@@ -99,7 +99,7 @@ def test_the_pictures_are_those_of_training_with_the_originals_before_them(page:
             np.testing.assert_array_equal(pixels_of(page, version), seen[row])
 
 
-def test_the_page_is_whole_by_itself_and_names_are_only_text(page: Path) -> None:
+def test_the_page_is_self_contained_and_escapes_names(page: Path) -> None:
     found = Images(page)
     assert all(picture["alt"] and picture["width"] and picture["height"] for picture in found.pictures)
     for address in found.addresses:
@@ -116,7 +116,7 @@ def test_the_page_is_whole_by_itself_and_names_are_only_text(page: Path) -> None
     assert "<script" not in page.read_text()
 
 
-def test_the_manifest_holds_the_very_parameters(page: Path) -> None:
+def test_the_manifest_records_the_parameters(page: Path) -> None:
     manifest = json.loads((page.parent / "manifest.json").read_text())
     assert manifest["kind"] == "glassbox preview"
     assert AugmentSpec(**manifest["augment"]) == EVERYTHING
@@ -133,33 +133,30 @@ def test_the_manifest_holds_the_very_parameters(page: Path) -> None:
         np.testing.assert_array_equal(np.float32(origin["parameters"]["affine"]), expected)
 
 
-def test_the_report_of_a_run_shows_what_its_epochs_saw(shards: Path, tmp_path: Path) -> None:
+def test_the_report_of_a_run_shows_the_images_of_its_epochs(shards: Path, tmp_path: Path) -> None:
     config = {
         "augment": EVERYTHING.model_dump(mode="json"),
         "data": DATA.model_dump(mode="json"),
         "seed": OPTIONS.seed,
     }
-    subject = SimpleNamespace(
-        config=config, training=SimpleNamespace(split="train"), epochs=({}, {})
-    )  # two epochs
-    section = augmentation.build_section(subject, Album(tmp_path), shards)
-    seen = [seen_in_training(epoch) for epoch in (1, 2)]
+    section = augmentation.build_section(Album(tmp_path), shards, "train", config, epoch_count=2)
+    assert section is not None
+    seen = [augment_as_training(epoch) for epoch in (1, 2)]
     assert section.figures["rows"] == epoch_order(ROWS, OPTIONS.seed, 1)[: augmentation.IMAGES].tolist()
-    for image in section.values["shown"]:
+    for image in section.values["images"]:
         assert [version.epoch for version in image.versions] == [1, 2]
         for version, pixels in zip(image.versions, seen, strict=True):
             picture = np.asarray(Image.open(tmp_path / version.picture.file))[::14, ::14]
             np.testing.assert_array_equal(picture, pixels[image.row])
             assert {fact.name for fact in version.facts} >= {"rotation", "flip", "erased"}
-    html = templates().get_template("augmentation.html").render(values=section.values)
+    html = load_templates().get_template("augmentation.html").render(values=section.values)
     assert html.count("<img") == augmentation.IMAGES * 3
     assert "<b>mouse" not in html
     for none in (None, {}, {"fill": "reflect"}):
-        subject.config = config | {"augment": none}
-        assert augmentation.build_section(subject, None, shards) is None
+        assert augmentation.build_section(None, shards, "train", config | {"augment": none}, 2) is None
 
 
-def test_what_was_drawn_in_words() -> None:
+def test_parameters_are_described() -> None:
     rows = np.array([0, 1])
     drawn = draw(EVERYTHING, 3, 1, rows, DATA)
     _, shares = apply_augmentations({"image": tf.constant(IMAGES[:2])} | drawn)
@@ -192,15 +189,15 @@ def test_what_was_drawn_in_words() -> None:
     assert (
         angle.value
         == facts[0]["rotation"]
-        == signed_number(float(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))), "°")
+        == difference(float(np.rad2deg(np.arctan2(matrix[1, 0], matrix[0, 0]))), "°")
     )
     (shift,) = describe_draws(AugmentSpec(shift=0.2), 3, 1, rows, DATA, None)[0]
     _, _, x, _, _, y = draw(AugmentSpec(shift=0.2), 3, 1, rows, DATA)["affine"][0].reshape(-1)
-    assert shift.value == facts[0]["shift"] == f"x {signed_number(100 * x, '%')} y {signed_number(100 * y, '%')}"
+    assert shift.value == facts[0]["shift"] == f"x {difference(100 * x, '%')} y {difference(100 * y, '%')}"
 
 
 def test_numbers_carry_their_sign() -> None:
-    assert [signed_number(value, "%") for value in (4.06, -4.06, 0.04, -0.04, 0.0)] == [
+    assert [difference(value, "%") for value in (4.06, -4.06, 0.04, -0.04, 0.0)] == [
         "+4.1%",
         "\N{MINUS SIGN}4.1%",
         "0.0%",
@@ -209,7 +206,7 @@ def test_numbers_carry_their_sign() -> None:
     ]
 
 
-def test_a_second_preview_takes_the_place_of_the_first_with_the_same_bytes(
+def test_a_second_preview_replaces_the_first_with_the_same_bytes(
     page: Path, shards: Path, tmp_path: Path
 ) -> None:
     again = render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path / "again")
@@ -231,7 +228,7 @@ def test_a_second_preview_takes_the_place_of_the_first_with_the_same_bytes(
         (EVERYTHING, PreviewOptions(split="empty"), "split=empty"),
     ],
 )
-def test_what_cannot_be_shown_is_refused(
+def test_nothing_to_show_is_an_error(
     augment: AugmentSpec, options: PreviewOptions, message: str, shards: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(GlassboxError, match=message):
@@ -239,7 +236,7 @@ def test_what_cannot_be_shown_is_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_with_something_else_is_left_alone(shards: Path, tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_never_replaced(shards: Path, tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text('{"kind": "glassbox report"}')
     with pytest.raises(ConfigError, match="holds something else"):
         render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path)

@@ -1,4 +1,4 @@
-"""The page of the published experiments: which figures are compared, with which error, and what it says of them."""
+"""The reproduction page: which figures are compared, their standard error, and the verdicts."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_samples import record, write_shards
+from shard_samples import make_record, write_shards
 
 from service.config import load_config, preset_comment, preset_names
 from service.report.pages.reproduction import (
     Experiment,
-    Published,
-    departures,
-    end_of,
-    outcome,
-    plots,
-    published_in,
-    table,
+    PublishedResult,
+    compare_with_published,
+    compute_final_accuracy,
+    format_table,
+    list_overrides,
+    parse_published,
+    plot_curves,
     write_reproduction,
 )
 from service.runs import Run
@@ -38,21 +38,21 @@ def run_with(
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A hundred validation images."""
-    images = [record(np.zeros((2, 2, 1), np.uint8), n % 2, f"{n}.png") for n in range(100)]
+    images = [make_record(np.zeros((2, 2, 1), np.uint8), n % 2, f"{n}.png") for n in range(100)]
     return write_shards(
         tmp_path_factory.mktemp("shards") / "shards", ("a", "b"), {"train": images[:2], "validation": images}
     )
 
 
-def test_what_the_presets_say_was_published() -> None:
-    assert published_in("Published: 98.33 % of the 10,000 test digits after 5 epochs.") == Published(
+def test_published_results_are_parsed_from_the_presets() -> None:
+    assert parse_published("Published: 98.33 % of the 10,000 test digits after 5 epochs.") == PublishedResult(
         0.9833, 5, 10_000
     )
-    assert published_in("Published: 73 % of the validation\nphotos after 15 epochs.") == Published(
+    assert parse_published("Published: 73 % of the validation\nphotos after 15 epochs.") == PublishedResult(
         0.73, 15, None
     )
-    assert published_in("Expect 96 % or more of the 400 validation pictures after 12 epochs.") is None
-    found = {name: published_in(preset_comment(name)) for name in preset_names()}
+    assert parse_published("Expect 96 % or more of the 400 validation pictures after 12 epochs.") is None
+    found = {name: parse_published(preset_comment(name)) for name in preset_names()}
     for name in (
         "mnist_mlp",
         "mnist_cnn",
@@ -66,10 +66,10 @@ def test_what_the_presets_say_was_published() -> None:
     assert found["demo"] is None
 
 
-def test_the_end_of_a_run() -> None:
+def test_the_final_accuracy_of_long_runs_is_a_median() -> None:
     history = [{"val_accuracy": value / 100} for value in (50, 60, 70, 71, 72, 73, 74, 10, 75, 76)]
-    assert end_of(history) == 0.74  # of the last five the median
-    assert end_of(history[:8]) == 0.10  # short ones: the last
+    assert compute_final_accuracy(history) == 0.74  # the median of the last five
+    assert compute_final_accuracy(history[:8]) == 0.10  # of a short run the last
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,11 @@ def test_the_end_of_a_run() -> None:
     ],
 )
 def test_the_verdict(tmp_path: Path, shards: Path, ours: float, verdict: str) -> None:
-    """Of 100 photos there and 100 here: the error is that of a difference."""
-    found = outcome(
-        Experiment("p", Published(0.75, 3, 100), (run_with(tmp_path / "run", [0.5, 0.6, ours], shards),))
+    """With 100 images on both sides, the error is that of a difference."""
+    found = compare_with_published(
+        Experiment(
+            "p", PublishedResult(0.75, 3, 100), (run_with(tmp_path / "run", [0.5, 0.6, ours], shards),)
+        )
     )
     assert found is not None
     assert found.difference == pytest.approx(ours - 0.75)
@@ -93,11 +95,11 @@ def test_the_verdict(tmp_path: Path, shards: Path, ours: float, verdict: str) ->
     assert found.best == max(0.6, ours)
 
 
-def test_seeds_count_by_their_mean_and_what_follows_does_not(tmp_path: Path, shards: Path) -> None:
+def test_seeds_are_averaged_and_later_epochs_ignored(tmp_path: Path, shards: Path) -> None:
     runs = tuple(
         run_with(tmp_path / str(n), [0.1, end, 0.99], shards, n) for n, end in enumerate((0.7, 0.8, 0.9))
     )
-    found = outcome(Experiment("p", Published(0.75, 2, None), runs))
+    found = compare_with_published(Experiment("p", PublishedResult(0.75, 2, None), runs))
     assert found is not None
     assert (found.ours, found.spread) == (pytest.approx(0.8), pytest.approx(0.1))
     assert found.error == pytest.approx(math.sqrt((0.75 * 0.25 + 0.8 * 0.2) / 100))
@@ -105,17 +107,21 @@ def test_seeds_count_by_their_mean_and_what_follows_does_not(tmp_path: Path, sha
 
 
 def test_without_the_shards_there_is_no_verdict(tmp_path: Path) -> None:
-    found = outcome(
-        Experiment("p", Published(0.75, 1, None), (run_with(tmp_path / "run", [0.2], tmp_path / "gone"),))
+    found = compare_with_published(
+        Experiment(
+            "p", PublishedResult(0.75, 1, None), (run_with(tmp_path / "run", [0.2], tmp_path / "gone"),)
+        )
     )
     assert found is not None
-    assert found.verdict == "not known"
+    assert found.verdict == "unknown"
 
 
 def test_curves_of_different_lengths(tmp_path: Path, shards: Path) -> None:
     run = run_with(tmp_path / "run", [0.5, 0.6], shards, seed=7)
     history = [{"val_accuracy": 0.4, "val_loss": 0.3}] * 3
-    accuracy, training, loss = plots(Experiment("p", Published(0.75, 3, None), (run,), history=history))
+    accuracy, training, loss = plot_curves(
+        Experiment("p", PublishedResult(0.75, 3, None), (run,), history=history)
+    )
     assert [line.name for line in accuracy.lines] == ["published", "ours, seed 7"]
     assert accuracy.data()["lines"][1]["values"] == [0.5, 0.6, None]
     assert accuracy.levels == ((0.75, "published result"),)
@@ -123,32 +129,41 @@ def test_curves_of_different_lengths(tmp_path: Path, shards: Path) -> None:
     assert (loss.title, loss.percent) == ("Validation loss", False)
 
 
-def test_the_page_says_what_was_run_and_what_not(tmp_path: Path, shards: Path) -> None:
+def test_the_page_states_what_is_finished(tmp_path: Path, shards: Path) -> None:
     experiments = [
-        Experiment("good", Published(0.75, 2, 100), (run_with(tmp_path / "good", [0.5, 0.74], shards),)),
-        Experiment("bad", Published(0.75, 2, 100), (run_with(tmp_path / "bad", [0.5, 0.4], shards),)),
         Experiment(
-            "half", Published(0.75, 30, 100), (run_with(tmp_path / "half", [0.5, 0.4], shards, epochs=30),)
+            "good", PublishedResult(0.75, 2, 100), (run_with(tmp_path / "good", [0.5, 0.74], shards),)
         ),
-        Experiment("none", Published(0.9, 100, 1000), (), "no weights"),
+        Experiment("bad", PublishedResult(0.75, 2, 100), (run_with(tmp_path / "bad", [0.5, 0.4], shards),)),
+        Experiment(
+            "half",
+            PublishedResult(0.75, 30, 100),
+            (run_with(tmp_path / "half", [0.5, 0.4], shards, epochs=30),),
+        ),
+        Experiment("none", PublishedResult(0.9, 100, 1000), (), "no weights"),
     ]
     page = write_reproduction(tmp_path / "page", experiments, "2 CPUs").read_text()
-    assert "Below what was published by more than two standard errors: bad." in page
-    assert "2 of 4 run to their end" in page
+    assert "More than two standard errors below the published result: bad." in page
+    assert "2 of 4 finished" in page
     assert "not run: no weights" in page
     assert "not finished: epoch 2 of 30" in page
-    told = table(experiments).splitlines()
-    assert told[2] == "| good | 75.00% | 74.00% | 1 | -1.00 | 6.16 | within two standard errors | 4 s |"
-    assert "below" in told[3]
-    assert "not finished: epoch 2 of 30" in told[4]
+    lines = format_table(experiments).splitlines()
+    assert lines[2] == "| good | 75.00% | 74.00% | 1 | -1.00 | 6.16 | within two standard errors | 4 s |"
+    assert "below" in lines[3]
+    assert "not finished: epoch 2 of 30" in lines[4]
     assert (
-        write_reproduction(tmp_path / "page", experiments[:1], "").read_text().count("No run falls more than")
+        write_reproduction(tmp_path / "page", experiments[:1], "")
+        .read_text()
+        .count("No result is more than two standard errors below")
         == 1
     )
-    assert "Nothing has been run" in write_reproduction(tmp_path / "page", experiments[3:], "").read_text()
+    assert (
+        "No experiment is finished yet"
+        in write_reproduction(tmp_path / "page", experiments[3:], "").read_text()
+    )
 
 
-def test_a_run_that_departs_from_its_preset_says_in_what(tmp_path: Path) -> None:
+def test_settings_that_differ_from_the_preset_are_listed(tmp_path: Path) -> None:
     config = load_config("mnist_cnn", tmp_path, [])
     other = load_config(
         "mnist_cnn",
@@ -159,10 +174,12 @@ def test_a_run_that_departs_from_its_preset_says_in_what(tmp_path: Path) -> None
     for run, its in zip(runs, (config, other), strict=True):
         run.create(its.model_dump(mode="json"))
         run.write_metrics([{"epoch": 1, "val_accuracy": 0.5}])
-    assert departures(runs[0], config) == ()
-    found = departures(runs[1], config)
+    assert list_overrides(runs[0], config) == ()
+    found = list_overrides(runs[1], config)
     assert sorted(found) == ["optimizer.learning_rate=0.5", "precision=mixed_bfloat16"]
     page = write_reproduction(
-        tmp_path / "page", [Experiment("mnist_cnn", Published(0.9, 5, 100), (runs[1],), departures=found)], ""
+        tmp_path / "page",
+        [Experiment("mnist_cnn", PublishedResult(0.9, 5, 100), (runs[1],), overrides=found)],
+        "",
     )
     assert "precision=mixed_bfloat16." in page.read_text()
