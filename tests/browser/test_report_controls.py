@@ -24,9 +24,7 @@ FOCUS = """(() => {
 })()"""
 COUNT_FOCUSABLE = """[...document.querySelectorAll("a[href], button, summary, select, input, [tabindex='0']")]
   .filter((element) => element.checkVisibility() && !(element.type === "radio" && !element.checked)).length"""
-SHOWN = (
-    "[...document.querySelectorAll('.answers figure')].filter((f) => f.offsetParent).map((f) => f.className)"
-)
+SHOWN = "[...document.querySelectorAll('.predictions figure')].filter((f) => f.offsetParent).map((f) => f.className)"
 PLOTS_ARE_DRAWN = "document.querySelectorAll('.uplot canvas').length === 2"
 GET_BOX = """(() => {{
   const box = {}.getBoundingClientRect();
@@ -74,7 +72,7 @@ def test_tab_reaches_everything_and_shows_the_focus(browser: Chrome, report: Pat
         visited = press_tab_through(browser)
         assert len(visited) == browser.run(COUNT_FOCUSABLE), view
         assert all(element["hasRing"] and element["isVisible"] for element in visited), view
-        assert visited[0]["text"] == "Skip to the content"
+        assert visited[0]["text"] == "Skip to content"
         assert [element["hash"] for element in visited[1:3]] == ["#view-overview", "#view-data"]
 
 
@@ -98,24 +96,24 @@ def test_views_change_with_the_address_and_back(browser: Chrome, report: Path) -
     browser.until("!document.querySelector('#view-overview').hidden")
 
 
-def test_a_section_is_found_by_its_name(browser: Chrome, report: Path) -> None:
+def test_a_link_to_a_section_opens_its_view(browser: Chrome, report: Path) -> None:
     browser.open(report, "#rejected")
     assert not browser.run("document.querySelector('#view-data').hidden")
 
 
 def test_predictions_are_filtered(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-predictions")
-    assert browser.run(SHOWN) == ["wrong", *["right"] * 5]
+    assert browser.run(SHOWN) == ["incorrect", *["correct"] * 5]
     browser.run("document.querySelector('[data-key=kind]').focus()")
     browser.press("ArrowRight")
-    assert browser.run(SHOWN) == ["wrong"]
+    assert browser.run(SHOWN) == ["incorrect"]
     browser.press("ArrowRight")
-    assert browser.run(SHOWN) == ["right"] * 5
+    assert browser.run(SHOWN) == ["correct"] * 5
     browser.press("ArrowRight")
     assert len(browser.run(SHOWN)) == 6
 
 
-def test_bars_are_as_long_as_the_shares(browser: Chrome, report: Path) -> None:
+def test_bars_are_as_long_as_the_probabilities(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-predictions")
     shares = "[+b.dataset.share, b.offsetWidth / b.parentElement.offsetWidth]"
     lengths = browser.run(f"[...document.querySelectorAll('#predictions [data-share]')].map((b) => {shares})")
@@ -123,7 +121,7 @@ def test_bars_are_as_long_as_the_shares(browser: Chrome, report: Path) -> None:
     assert all(abs(share - length) < 0.02 for share, length in lengths)
 
 
-def test_a_plot_is_drawn_and_read_by_the_pointer(browser: Chrome, report: Path) -> None:
+def test_a_plot_shows_the_values_under_the_pointer(browser: Chrome, report: Path) -> None:
     browser.open(report)
     browser.until(PLOTS_ARE_DRAWN)
     browser.run("document.querySelector('.u-over').scrollIntoView({block: 'center'})")
@@ -187,11 +185,11 @@ def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report
         browser.press("ArrowRight")
         texts.append(browser.run(status))
     assert [text.split(",")[0] for text in texts] == [f"Channel {n} of 3" for n in (0, 1, 2, 2)]
-    assert all(text.endswith("blank") for text in texts)  # a grey image is the same everywhere
-    activity = [float(text.split("activity ")[1].split(",")[0]) for text in texts[:3]]
+    assert all(text.endswith("inactive") for text in texts)  # a grey image is the same everywhere
+    activation = [float(text.split("activity ")[1].split(",")[0]) for text in texts[:3]]
 
     browser.run(
-        f"[...{SHEET}.querySelectorAll('button')].find((b) => b.textContent === 'Sort by activity').click()"
+        f"[...{SHEET}.querySelectorAll('button')].find((b) => b.textContent === 'Sort by activation').click()"
     )
     browser.until(f"{SHEET}.querySelector('[aria-pressed=true]') && {status} !== ''")
     browser.run(f"{SHEET}.querySelector('.sheet').focus()")
@@ -199,7 +197,7 @@ def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report
     for _ in range(3):
         order.append(int(browser.run(status).split()[1]))
         browser.press("ArrowRight")
-    assert order == sorted(range(3), key=lambda channel: -activity[channel])
+    assert order == sorted(range(3), key=lambda channel: -activation[channel])
 
     browser.press("Enter")
     browser.until("document.querySelector('dialog.zoom').open")
@@ -213,7 +211,7 @@ def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report
     assert browser.run("document.activeElement.className") == "sheet"
 
 
-def test_a_sheet_is_read_by_the_pointer(browser: Chrome, report: Path) -> None:
+def test_a_sheet_shows_the_channel_under_the_pointer(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-layers")
     browser.run(f"{SHEET}.querySelector('.sheet').scrollIntoView({{block: 'center'}})")
     x, y, width, height = browser.run(GET_BOX.format(f"{SHEET}.querySelector('.sheet')"))
@@ -226,22 +224,22 @@ def test_a_sheet_is_read_by_the_pointer(browser: Chrome, report: Path) -> None:
 
 def test_a_slider_selects_and_plays_the_checkpoints(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-compare")
-    shown = """[...document.querySelectorAll('.seen')]
+    shown = """[...document.querySelectorAll('.checkpoint')]
       .filter((s) => s.offsetParent).map((s) => s.querySelector('.status').textContent)"""
     assert browser.run(shown) == ["epoch 30"]
-    browser.run("document.querySelector('[data-key=moment]').focus()")
+    browser.run("document.querySelector('[data-key=checkpoint]').focus()")
     browser.press("ArrowLeft")
     assert browser.run(shown) == ["epoch 15"]
     assert (
-        browser.run("document.querySelector('[data-key=moment]').getAttribute('aria-valuetext')")
+        browser.run("document.querySelector('[data-key=checkpoint]').getAttribute('aria-valuetext')")
         == "epoch 15"
     )
     first = browser.run(f"document.querySelector('[data-play]').click(), {shown}")  # before it plays on
     assert first == ["epoch 1"]
-    browser.until("document.querySelector('[data-output=moment]').textContent === 'epoch 30'")
+    browser.until("document.querySelector('[data-output=checkpoint]').textContent === 'epoch 30'")
 
 
-def test_the_opacity_of_a_map_follows_its_slider(browser: Chrome, report: Path) -> None:
+def test_the_opacity_of_a_heatmap_follows_its_slider(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-compare")
     shown_map = "[...document.querySelectorAll('#view-compare .map')].find((m) => m.offsetParent)"
     opacity = f"getComputedStyle({shown_map}).opacity"

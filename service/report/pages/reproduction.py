@@ -85,7 +85,7 @@ class Experiment:
     overrides: tuple[str, ...] = ()
 
     @property
-    def finished_runs(self) -> list[Run]:
+    def complete_runs(self) -> list[Run]:
         """The runs that were trained for as many epochs as the published one; later epochs do not count."""
         return [run for run in self.runs if len(run.metrics()) >= self.published.epochs]
 
@@ -168,12 +168,12 @@ def compare_with_published(experiment: Experiment) -> Comparison | None:
         experiment: Published experiment with its runs.
     """
     published = experiment.published
-    histories = [run.metrics()[: published.epochs] for run in experiment.finished_runs]
+    histories = [run.metrics()[: published.epochs] for run in experiment.complete_runs]
     if not histories:
         return None
     final_accuracies = [compute_final_accuracy(history) for history in histories]
     ours = statistics.fmean(final_accuracies)
-    images = _count_images(experiment.finished_runs[0])
+    images = _count_images(experiment.complete_runs[0])
     published_images = published.images or images
     our_error = standard_error(ours, images) if images else 0.0
     published_error = standard_error(published.accuracy, published_images) if published_images else 0.0
@@ -269,7 +269,7 @@ def format_table(experiments: Sequence[Experiment]) -> str:
             continue
         spread = "" if comparison.spread is None else f" ± {comparison.spread * 100:.2f}"
         lines.append(
-            f"{begin} {comparison.ours:.2%}{spread} | {len(experiment.finished_runs)} "
+            f"{begin} {comparison.ours:.2%}{spread} | {len(experiment.complete_runs)} "
             f"| {comparison.difference * 100:+.2f} | {comparison.error * 100:.2f} "
             f"| {comparison.verdict} | {comparison.seconds:.0f} s |"
         )

@@ -47,7 +47,7 @@ def build_section(
             training_predictions.labels,
             training_predictions.rows,
             classes,
-            training.ids,
+            training.read_ids,
             LABEL_ISSUES,
         )
     if issues is None and not findings:

@@ -106,7 +106,7 @@ def summarize_probes(probes: Sequence[LinearProbe]) -> str:
     class_improves = last.accuracy > first.accuracy
     image_fades = last.explained_variance < first.explained_variance
     if class_improves and image_fades:
-        return "From layer to layer, the network discards the image and makes the class linearly separable."
+        return "From layer to layer, the image is discarded and the class becomes easier to predict linearly."
     if class_improves:
-        return "The network makes the class linearly separable, but keeps the image recoverable."
+        return "From layer to layer, the class becomes easier to predict linearly; the image stays recoverable."
     return "A linear model predicts the class as well from the pixels as from the last layer."

@@ -33,7 +33,7 @@ def build_section(
     """
     rows = select_rows(images.labels, count).tolist()
     groups: dict[str, list[Picture]] = {}
-    for row, pixels, name in zip(rows, images.read(rows), images.ids(rows), strict=True):
+    for row, pixels, name in zip(rows, images.read(rows), images.read_ids(rows), strict=True):
         label = classes[images.labels[row]]
         picture = album.add_photo(
             pixels,

@@ -1,4 +1,4 @@
-"""The job over all runs: what is missing is made, one broken run stops nothing, and the page over all of them."""
+"""The job over all runs: reports that are due are rendered, failures stay isolated, and the index page."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from pipelines.errors import ConfigError
 from service.cli import main
-from service.report.batch import Outcome, Watcher, find_runs, report_all, summary_line
-from service.report.fingerprint import fingerprint, is_up_to_date, shards_of
-from service.report.job import Form, lease_path, parameters
+from service.report.batch import BatchObserver, ReportOutcome, format_summary, report_all
+from service.report.fingerprint import compute_fingerprint, is_up_to_date
 from service.report.lease import hold_lease
-from service.report.options import ReportOptions
-from service.report.pages.index import curve
-from service.runs import Run
+from service.report.options import PageOptions, ReportOptions
+from service.report.pages.index import compute_sparkline
+from service.report.subject import find_shards
+from service.runs import Run, find_runs
 
-SMALL = ReportOptions(training_images=2, predictions=2)
+SMALL = ReportOptions(
+    training_images=2, predictions=2, activation_images=0, heatmap_images=0, patterns=0, trust_images=0
+)
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Two good runs, one of them in a folder of its own; one whose model was cut off; one that still trains; one without its data."""
-    root, shards = tmp_path / "runs", dim_and_bright(tmp_path / "shards")
+    """Two good runs, one of them nested; one with a truncated model, one in training, one without its data."""
+    root = tmp_path / "runs"
+    shards = dim_and_bright(tmp_path / "shards")
     good = make_run(root / "good", shards, brightness_model(), metrics(3))
     for name in ("group/nested", "cut", "training", "lost"):
         shutil.copytree(good.path, root / name)
@@ -39,7 +42,7 @@ def runs(tmp_path: Path) -> Path:
     return root
 
 
-def states(outcomes: list[Outcome]) -> dict[str, str]:
+def states(outcomes: list[ReportOutcome]) -> dict[str, str]:
     return {outcome.name: outcome.state for outcome in outcomes}
 
 
@@ -47,13 +50,13 @@ def times(root: Path) -> dict[str, int]:
     return {str(path.relative_to(root)): path.stat().st_mtime_ns for path in root.rglob("report/*.*")}
 
 
-def test_from_the_first_start_to_the_next(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_job_renders_only_what_changed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", "--all", str(runs)]) == 4
-    said = capsys.readouterr()
-    assert "reports: 2 made, 0 up to date, 1 not finished, 2 failed: cut, lost\n" in said.out
-    assert "cut: failed: Expected a " in said.out
-    assert "Expected a report of every finished run. Received: failed=cut, lost." in said.err
-    assert "Traceback" not in said.out + said.err
+    output = capsys.readouterr()
+    assert "reports: 2 rendered, 0 up to date, 1 not finished, 2 failed: cut, lost\n" in output.out
+    assert "cut: failed: Expected a " in output.out
+    assert "Expected a report of every finished run. Received: failed=cut, lost." in output.err
+    assert "Traceback" not in output.out + output.err
     before = times(runs)
     assert len(before) == 4
     assert "../../index.html" in (runs / "good" / "report" / "index.html").read_text()
@@ -64,7 +67,7 @@ def test_from_the_first_start_to_the_next(runs: Path, capsys: pytest.CaptureFixt
     index = (runs / "index.html").read_text()
     assert main(["report", "--all", str(runs)]) == 0
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "reports: 0 made, 2 up to date, 1 not finished, 0 failed",
+        "reports: 0 rendered, 2 up to date, 1 not finished, 0 failed",
         f"open {runs / 'index.html'}",
     ]
     assert times(runs) == before
@@ -72,15 +75,19 @@ def test_from_the_first_start_to_the_next(runs: Path, capsys: pytest.CaptureFixt
 
     Run(runs / "good").write_metrics(metrics(4))
     next((runs / "group" / "nested" / "report" / "pictures").iterdir()).unlink()
-    assert states(report_all(runs)) == {"good": "made", "group/nested": "made", "training": "not finished"}
+    assert states(report_all(runs)) == {
+        "good": "rendered",
+        "group/nested": "rendered",
+        "training": "not finished",
+    }
     assert states(report_all(runs)) == {
         "good": "up to date",
         "group/nested": "up to date",
         "training": "not finished",
     }
     assert states(report_all(runs, SMALL)) == {
-        "good": "made",
-        "group/nested": "made",
+        "good": "rendered",
+        "group/nested": "rendered",
         "training": "not finished",
     }
 
@@ -90,7 +97,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run with its report."""
     folder = tmp_path_factory.mktemp("one")
     run = make_run(folder / "runs" / "one", dim_and_bright(folder / "shards"), brightness_model(), metrics(2))
-    assert states(report_all(run.path.parent, SMALL)) == {"one": "made"}
+    assert states(report_all(run.path.parent, SMALL)) == {"one": "rendered"}
     assert states(report_all(run.path.parent, SMALL)) == {"one": "up to date"}
     return run
 
@@ -98,7 +105,7 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.mark.parametrize(
     "change", ["nothing", "model", "config", "metrics", "checkpoint", "status", "page", "shards"]
 )
-def test_what_a_report_was_made_of_decides(one: Run, tmp_path: Path, change: str) -> None:
+def test_a_report_is_out_of_date_if_any_input_changed(one: Run, tmp_path: Path, change: str) -> None:
     run, shards = Run(shutil.copytree(one.path, tmp_path / "runs" / "one")), tmp_path / "shards"
     if change == "model":
         model = brightness_model()
@@ -116,27 +123,29 @@ def test_what_a_report_was_made_of_decides(one: Run, tmp_path: Path, change: str
     elif change == "page":
         (run.report / "index.html").unlink()
     elif change == "shards":
-        made_of = fingerprint(run, dim_and_bright(shards, classes=("a", "b")), parameters(SMALL, Form()))
-        assert not is_up_to_date(run, made_of)
+        fingerprint = compute_fingerprint(
+            run, dim_and_bright(shards, classes=("a", "b")), SMALL, PageOptions()
+        )
+        assert not is_up_to_date(run, fingerprint)
         return
-    made_of = fingerprint(run, shards_of(run), parameters(SMALL, Form()))
-    assert is_up_to_date(run, made_of) == (change == "nothing")
-    assert not is_up_to_date(run, fingerprint(run, shards_of(run), parameters(ReportOptions(), Form())))
+    fingerprint = compute_fingerprint(run, find_shards(run), SMALL, PageOptions())
+    assert is_up_to_date(run, fingerprint) == (change == "nothing")
+    assert not is_up_to_date(run, compute_fingerprint(run, find_shards(run), ReportOptions(), PageOptions()))
 
 
-def test_a_report_in_work_elsewhere_is_left_to_it(runs: Path) -> None:
+def test_a_report_that_another_process_renders_is_skipped(runs: Path) -> None:
     shutil.rmtree(runs / "cut")
     shutil.rmtree(runs / "lost")
-    with hold_lease(lease_path(Run(runs / "good"))):
+    with hold_lease(Run(runs / "good").report_lease_path):
         outcomes = report_all(runs, SMALL)
     assert states(outcomes) == {
-        "good": "in work elsewhere",
-        "group/nested": "made",
+        "good": "in progress elsewhere",
+        "group/nested": "rendered",
         "training": "not finished",
     }
     assert (
-        summary_line(outcomes)
-        == "reports: 1 made, 0 up to date, 1 not finished, 1 in work elsewhere, 0 failed"
+        format_summary(outcomes)
+        == "reports: 1 rendered, 0 up to date, 1 not finished, 1 in progress elsewhere, 0 failed"
     )
 
 
@@ -144,12 +153,12 @@ def test_a_bug_in_one_report_stops_no_other(runs: Path) -> None:
     Run(runs / "cut").metrics_path.write_text('["no epoch"]\n')
     shutil.copy(runs / "good" / "model.keras", runs / "cut" / "model.keras")
     outcomes = report_all(runs, SMALL)
-    found = {outcome.name: outcome for outcome in outcomes}
-    assert (found["cut"].state, found["good"].state) == ("failed", "made")
-    assert "Traceback" in found["cut"].words  # a bug of ours is shown whole
+    by_name = {outcome.name: outcome for outcome in outcomes}
+    assert (by_name["cut"].state, by_name["good"].state) == ("failed", "rendered")
+    assert "Traceback" in by_name["cut"].message  # a bug is shown with its traceback
 
 
-def test_the_page_over_all_runs(runs: Path) -> None:
+def test_the_index_page_lists_all_runs(runs: Path) -> None:
     report_all(runs, SMALL)
     html = (runs / "index.html").read_text()
     rows = html[html.index("<tbody>") : html.index("</tbody>")].split("<tr>")[1:]
@@ -164,22 +173,22 @@ def test_the_page_over_all_runs(runs: Path) -> None:
     assert len(rows) == 5
 
 
-def test_another_page_over_the_runs_is_not_replaced(runs: Path) -> None:
+def test_another_page_in_place_of_the_index_is_not_replaced(runs: Path) -> None:
     (runs / "index.html").write_text("<h1>Dear diary</h1>")
-    found = {outcome.name: outcome for outcome in report_all(runs, SMALL)}
-    assert found["good"].state == "made"
-    assert found["index.html"].state == "failed"
+    by_name = {outcome.name: outcome for outcome in report_all(runs, SMALL)}
+    assert by_name["good"].state == "rendered"
+    assert by_name["index.html"].state == "failed"
     assert (runs / "index.html").read_text() == "<h1>Dear diary</h1>"
 
 
-def test_where_there_are_no_runs(tmp_path: Path) -> None:
+def test_a_directory_without_runs(tmp_path: Path) -> None:
     assert report_all(tmp_path) == []
-    assert "There are no runs here yet" in (tmp_path / "index.html").read_text()
+    assert "There are no runs in this directory yet" in (tmp_path / "index.html").read_text()
     with pytest.raises(ConfigError, match="no such directory"):
         report_all(tmp_path / "gone")
 
 
-def test_runs_inside_runs_and_hidden_ones_are_passed_over(runs: Path) -> None:
+def test_runs_inside_runs_and_hidden_ones_are_skipped(runs: Path) -> None:
     shutil.copytree(runs / "good", runs / "good" / "inner")
     assert [str(run.path.relative_to(runs)) for run in find_runs(runs)] == [
         "cut",
@@ -190,24 +199,29 @@ def test_runs_inside_runs_and_hidden_ones_are_passed_over(runs: Path) -> None:
     ]
 
 
-def test_the_watcher_is_told_everything(runs: Path) -> None:
-    class Listening(Watcher):
+def test_an_observer_receives_every_outcome(runs: Path) -> None:
+    class Recorder(BatchObserver):
         def __init__(self) -> None:
-            self.heard: list[str] = []
+            self.calls: list[str] = []
 
-        def begins(self, due, names):
-            self.heard += [f"begins {name}" for name in names]
+        def on_start(self, runs, names):
+            self.calls += [f"start {name}" for name in names]
 
-        def ends(self, outcome):
-            self.heard.append(f"{outcome.name} {outcome.state}")
+        def on_outcome(self, outcome):
+            self.calls.append(f"{outcome.name} {outcome.state}")
 
-    watcher = Listening()
-    report_all(runs, SMALL, watcher=watcher)
-    assert watcher.heard[:4] == ["begins cut", "begins good", "begins group/nested", "begins lost"]
-    assert sorted(watcher.heard[4:]) == ["cut failed", "good made", "group/nested made", "lost failed"]
+    observer = Recorder()
+    report_all(runs, SMALL, observer=observer)
+    assert observer.calls[:4] == ["start cut", "start good", "start group/nested", "start lost"]
+    assert sorted(observer.calls[4:]) == [
+        "cut failed",
+        "good rendered",
+        "group/nested rendered",
+        "lost failed",
+    ]
 
 
-def test_a_single_file_holds_its_pictures(runs: Path) -> None:
+def test_a_single_file_embeds_its_pictures(runs: Path) -> None:
     report_all(runs, SMALL, single_file=True)
     report = runs / "good" / "report"
     assert sorted(path.name for path in report.iterdir()) == ["index.html", "manifest.json"]
@@ -216,10 +230,10 @@ def test_a_single_file_holds_its_pictures(runs: Path) -> None:
     assert "pictures/" not in html
     assert json.loads(report.joinpath("manifest.json").read_text())["single_file"] is True
     assert states(report_all(runs, SMALL, single_file=True))["good"] == "up to date"
-    assert states(report_all(runs, SMALL))["good"] == "made"
+    assert states(report_all(runs, SMALL))["good"] == "rendered"
 
 
-def test_the_small_curve() -> None:
-    assert curve([0.5, 0.75, 1.0]) == "2.0,25.0 60.0,14.0 118.0,3.0"
-    assert curve([0.5, 0.5]) == "2.0,25.0 118.0,25.0"
-    assert curve([0.5]) == ""
+def test_the_points_of_the_sparkline() -> None:
+    assert compute_sparkline([0.5, 0.75, 1.0]) == "2.0,25.0 60.0,14.0 118.0,3.0"
+    assert compute_sparkline([0.5, 0.5]) == "2.0,25.0 118.0,25.0"
+    assert compute_sparkline([0.5]) == ""

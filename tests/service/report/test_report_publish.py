@@ -1,4 +1,4 @@
-"""Publishing: the old report whole until the new one stands, and what is not ours stays as it is."""
+"""Publishing: the old report is complete until the new one is, and other files are never replaced."""
 
 from __future__ import annotations
 
@@ -15,42 +15,44 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 from pipelines.errors import ConfigError
 from service.report.job import render_report
 from service.report.options import ReportOptions
-from service.report.publish import KIND, publishing, remove_unfinished
+from service.report.publish import KIND, publish, remove_unfinished
 
 ROOT = Path(__file__).resolve().parents[3]
-SMALL = ReportOptions(training_images=2, predictions=2)
+SMALL = ReportOptions(
+    training_images=2, predictions=2, activation_images=0, heatmap_images=0, patterns=0, trust_images=0
+)
 
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def publish(out: Path, words: str, *names: str) -> None:
-    with publishing(out) as directory:
+def write_page(out: Path, text: str, *pictures: str) -> None:
+    with publish(out) as directory:
         (directory / "pictures").mkdir()
-        for name in names:
+        for name in pictures:
             (directory / "pictures" / name).write_text(name)
-        (directory / "index.html").write_text(words)
+        (directory / "index.html").write_text(text)
         (directory / "manifest.json").write_text(json.dumps({"kind": KIND}))
 
 
-def test_the_new_one_takes_the_place_of_the_old_one(tmp_path):
+def test_a_new_report_replaces_the_old_one(tmp_path):
     out = tmp_path / "deep" / "report"
-    publish(out, "old", "a", "b")
+    write_page(out, "old", "a", "b")
     (out / "stale").mkdir()
-    publish(out, "new", "b", "c")
+    write_page(out, "new", "b", "c")
     assert sorted(files(out)) == ["index.html", "manifest.json", "pictures/b", "pictures/c"]
     assert (out / "index.html").read_text() == "new"
     assert sorted(path.name for path in out.iterdir()) == ["index.html", "manifest.json", "pictures"]
     assert [path.name for path in out.parent.iterdir()] == ["report"]
 
 
-def test_a_failure_leaves_the_old_one(tmp_path):
-    publish(tmp_path / "report", "old", "a")
+def test_a_failure_keeps_the_old_report(tmp_path):
+    write_page(tmp_path / "report", "old", "a")
     before = files(tmp_path)
 
     def fail() -> None:
-        with publishing(tmp_path / "report") as directory:
+        with publish(tmp_path / "report") as directory:
             (directory / "index.html").write_text("half")
             raise KeyError
 
@@ -59,16 +61,16 @@ def test_a_failure_leaves_the_old_one(tmp_path):
     assert files(tmp_path) == before
 
 
-def test_a_page_is_there_at_every_moment(tmp_path):
-    """A reader beside a writer always finds a page, and beside it the pictures of that page or of a newer one."""
+def test_a_reader_finds_a_complete_page_at_any_moment(tmp_path):
+    """Next to the page are its own pictures, or it has been replaced by a newer one."""
     out = tmp_path / "report"
-    publish(out, "0", "p0")
+    write_page(out, "0", "p0")
     code = f"""
 import json
 from pathlib import Path
-from service.report.publish import KIND, publishing
+from service.report.publish import KIND, publish
 for n in range(1, 30):
-    with publishing(Path({str(out)!r})) as new:
+    with publish(Path({str(out)!r})) as new:
         (new / "pictures").mkdir()
         (new / "pictures" / f"p{{n}}").write_text("x")
         (new / "index.html").write_text(str(n))
@@ -86,7 +88,7 @@ for n in range(1, 30):
 
 
 @pytest.mark.parametrize("left", ["file", "folder", "manifest of something else"])
-def test_what_is_not_ours_stays(tmp_path, left):
+def test_other_files_are_never_replaced(tmp_path, left):
     out = tmp_path / "out"
     if left == "file":
         out.write_text("dear")
@@ -95,12 +97,12 @@ def test_what_is_not_ours_stays(tmp_path, left):
         (out / ("manifest.json" if "manifest" in left else "photo.jpg")).write_text('{"kind": "a holiday"}')
     before = files(tmp_path)
     with pytest.raises(ConfigError, match="holds something else"):
-        publish(out, "new")
+        write_page(out, "new")
     assert files(tmp_path) == before
 
 
-def test_what_killed_jobs_left_is_removed(tmp_path):
-    publish(tmp_path / "report", "old")
+def test_temporary_directories_of_killed_jobs_are_removed(tmp_path):
+    write_page(tmp_path / "report", "old")
     (tmp_path / ".tmp-0123-report").mkdir()
     (tmp_path / ".tmp-0123-report" / "x").write_text("x")
     (tmp_path / ".tmp-0123-other").mkdir()
@@ -108,7 +110,7 @@ def test_what_killed_jobs_left_is_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == [".tmp-0123-other", "report"]
 
 
-def test_a_full_disk_leaves_the_old_report(tmp_path):
+def test_a_full_disk_keeps_the_old_report(tmp_path):
     run = make_run(tmp_path / "run", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(2))
     render_report(run, options=SMALL)
     before = files(tmp_path)
@@ -116,7 +118,8 @@ def test_a_full_disk_leaves_the_old_report(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))  # the page is larger
     try:
         with pytest.raises(
-            ConfigError, match=r"a place for the report that can be written. Received: out=.*File too large"
+            ConfigError,
+            match=r"a directory for the report that can be written. Received: out=.*File too large",
         ):
             render_report(run, options=SMALL)
     finally:
@@ -126,7 +129,7 @@ def test_a_full_disk_leaves_the_old_report(tmp_path):
     }
 
 
-def test_a_read_only_run_is_refused_in_a_sentence(tmp_path):
+def test_a_read_only_run_is_an_error_in_one_sentence(tmp_path):
     run = make_run(tmp_path / "run", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(2))
     if os.geteuid():
         run.path.chmod(0o555)

@@ -1,27 +1,29 @@
-"""The page: what it tells of a run, what it says in red, its views, and the words of the command that makes it."""
+"""The report page: facts of a run, failed checks, formats, scripts, and the options of the command."""
 
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
+from pipelines.registry import Registry
 from service.cli import main
-from service.report.analysis.run_facts import About, flat, in_words, rejected_images
+from service.report.analysis.run_facts import flatten_settings, format_setting, read_rejected_images
 from service.report.drawing.album import Album, Picture
-from service.report.drawing.formatting import duration, number, points, signed
+from service.report.drawing.formatting import difference, duration, number, points
 from service.report.drawing.plots import Line, Plot
-from service.report.drawing.thumbnails import SIDE, thumbnail
-from service.report.job import Form, render, render_report, subject_of
-from service.report.options import ReportOptions
-from service.report.pages.page import instances, templates
-from service.report.pages.scripts import policy, scripts, with_pictures_inside
+from service.report.drawing.thumbnails import SIDE, add_thumbnail
+from service.report.job import SECTIONS, list_sections, render, render_report
+from service.report.options import PageOptions, ReportOptions
+from service.report.pages.page import find_instances, load_templates
+from service.report.pages.scripts import build_policy, embed_pictures, load_scripts
 from service.report.sections import rejected
-from service.report.subject import Section
+from service.report.sections.section import Section
+from service.report.subject import find_shards, open_run, read_manifest
 from service.runs import Run
 
 SMALL = ReportOptions(training_images=2, predictions=2)
@@ -46,11 +48,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return run
 
 
+def render_sections(run: Run, out: Path, *sections: Section) -> Path:
+    """Renders a page of these sections alone."""
+    shards = find_shards(run)
+    subject = open_run(run, shards, read_manifest(shards), SMALL)
+    builders = {section.id: lambda subject, album, section=section: section for section in sections}
+    return render(subject, out, PageOptions(), sections=builders)
+
+
 def html_of(run: Run) -> str:
     return (run.report / "index.html").read_text()
 
 
-def test_the_title_says_what_was_trained_on_what(run):
+def test_the_title_names_the_run_its_preset_and_its_data(run):
     html = html_of(run)
     assert re.search(r"<title>(.*?)</title>", html).group(1) == "tuesday: tiny on folder:tiny · glassbox"
     assert "trained in 1 h 2 min" in html
@@ -62,10 +72,10 @@ def test_the_settings_are_a_table(run):
     assert ("data.image_size", "8 \N{MULTIPLICATION SIGN} 8") in rows
     assert ("preset", "tiny") in rows
     assert ("cpus", "2") in rows
-    assert "{&#39;" not in html_of(run)  # no Python for people to read
+    assert "{&#39;" not in html_of(run)  # no Python literals
 
 
-def test_settings_in_words():
+def test_settings_are_formatted_for_readers():
     config = {
         "a": {"b": 0.001, "c": None},
         "stages": [{"epochs": 2}, {"epochs": 3}],
@@ -73,7 +83,7 @@ def test_settings_in_words():
         "on": True,
         "empty": {},
     }
-    assert flat(config) == [
+    assert flatten_settings(config) == [
         ("a.b", "0.001"),
         ("a.c", "none"),
         ("stages.1.epochs", "2"),
@@ -82,13 +92,13 @@ def test_settings_in_words():
         ("on", "yes"),
         ("empty", "none"),
     ]
-    assert in_words([64, 64]) == "64 \N{MULTIPLICATION SIGN} 64"
+    assert format_setting([64, 64]) == "64 \N{MULTIPLICATION SIGN} 64"
 
 
-def test_rejected_images_are_told(run):
+def test_rejected_images_are_listed(run):
     html = html_of(run)
     assert "60 images of the source could not be used" in html
-    assert "These are the first 50." in html
+    assert "The first 50 are listed." in html
     assert html.count("ends in the &lt;middle&gt;") == 50
 
 
@@ -98,44 +108,48 @@ def test_rejected_images_are_told(run):
 def test_a_list_of_rejected_images_that_is_gone_or_damaged_stops_nothing(tmp_path, text):
     if text is not None:
         (tmp_path / "rejected.jsonl").write_text(text)
-    shown = rejected_images(tmp_path)
+    shown = read_rejected_images(tmp_path)
     assert shown == ((("a", "cut"),) if text and "cut" in text else ())
-    images = SimpleNamespace(split="train", labels=[0, 1])
-    section = rejected.build_section(
-        SimpleNamespace(training=images, evaluation=images),
-        None,
-        About("x", "y", rejected=shown, rejected_count=7),
-    )
-    assert "7 images of the source could not be used" in templates().get_template("rejected.html").render(
-        values=section.values
-    )
+    section = rejected.build_section(7, shown, 2)
+    assert section is not None
+    html = load_templates().get_template("rejected.html").render(values=section.values)
+    assert "7 images of the source could not be used" in html
 
 
-def test_what_fails_stands_in_red_above_everything_else(run, tmp_path):
-    from service.report.fingerprint import shards_of
-    from service.report.job import manifest_of
-
-    shards = shards_of(run)
-    subject = subject_of(run, shards, manifest_of(shards), SMALL)
+def test_failed_checks_are_listed_above_everything_else(run, tmp_path):
     checks = [
         {"name": "Pointing", "passed": False, "words": "It points <elsewhere>."},
         {"name": "Energy", "passed": True, "words": "Fine."},
     ]
-    values = {"count": 1, "taken": 1, "shown": ()}
-    part = lambda subject, album: Section("rejected", "Judged", values, {"checks": checks})  # noqa: E731
-    html = render(
-        subject, About("x", "y"), tmp_path / "out", Form(), {}, lambda *_: None, (part,)
-    ).read_text()
+    values = {"count": 1, "kept": 1, "listed": ()}
+    section = Section("rejected", "Evaluated", values, {"checks": checks})
+    html = render_sections(run, tmp_path / "out", section).read_text()
     (failed,) = re.findall(r'<ul class="failed".*?</ul>', html, re.DOTALL)
     assert "<b>Pointing failed.</b> It points &lt;elsewhere&gt;." in failed
     assert "Energy" not in failed
     assert html.index("<ul class=") < html.index('class="tiles"')
 
 
-def test_pictures_are_found_wherever_they_lie():
+def test_a_section_from_outside_brings_its_template(run, tmp_path):
+    template = tmp_path / "colour.html"
+    template.write_text("<p>Mean colour: {{ values.mean|number }}</p>")
+    section = Section("colour", "Mean colour", {"mean": 127.5}, {"mean": 127.5}, template)
+    html = render_sections(run, tmp_path / "out", section).read_text()
+    assert 'id="view-colour"' in html
+    assert "<p>Mean colour: 128</p>" in html or "<p>Mean colour: 127.5</p>" in html
+
+
+def test_registered_sections_follow_those_of_the_package(monkeypatch):
+    registry = Registry("report section")
+    registry.register("colour")(lambda subject, album: None)
+    monkeypatch.setattr("service.report.job.MORE_SECTIONS", registry)
+    assert list(list_sections()) == [*SECTIONS, "colour"]
+
+
+def test_pictures_are_found_in_nested_values():
     one, two, three = (Picture(f"{n}.png", 1, 1, "") for n in range(3))
     values = {"a": [one, (two,)], "b": "text", "c": Plot("", "", [], (Line("", []),)), "d": {"e": three}}
-    assert list(instances(values, Picture)) == [one, two, three]
+    assert list(find_instances(values, Picture)) == [one, two, three]
 
 
 def test_a_thumbnail_is_the_middle_of_a_photo_and_the_first_tiles_of_a_sheet(tmp_path):
@@ -145,7 +159,7 @@ def test_a_thumbnail_is_the_middle_of_a_photo_and_the_first_tiles_of_a_sheet(tmp
     sheet = np.zeros((100, 400, 3), np.uint8)
     sheet[:96, :96] = 255
     for pixels in (photo, sheet):
-        small = thumbnail(album, album.add_sheet(pixels, "x", "words", shards="s"))
+        small = add_thumbnail(album, album.add_sheet(pixels, "x", "words", shards="s"))
         with Image.open(tmp_path / small.file) as image:
             assert image.size == (SIDE, SIDE)
             assert min(low for low, _ in image.getextrema()) > 250
@@ -158,24 +172,24 @@ def test_a_single_file_needs_no_other(tmp_path):
     (tmp_path / "pictures" / "a.png").write_bytes(b"\x89PNG")
     html = '<a href="pictures/a.png" class="x"><img src="pictures/a.png"></a> pictures/a.png'
     assert (
-        with_pictures_inside(html, tmp_path)
+        embed_pictures(html, tmp_path)
         == '<a class="x"><img src="data:image/png;base64,iVBORw=="></a> pictures/a.png'
     )
 
 
-def test_scripts_that_are_not_needed_are_left_out():
-    assert len(scripts(plots=True)) == len(scripts(plots=False)) + 1
-    assert "script-src 'none'" in policy([])
+def test_pages_without_plots_do_not_embed_the_plotting_library():
+    assert len(load_scripts(plots=True)) == len(load_scripts(plots=False)) + 1
+    assert "script-src 'none'" in build_policy([])
 
 
-def test_words():
+def test_formats():
     assert [points(share) for share in (0.144, -0.144, 0.0, None)] == [
         "+14.4",
         f"{MINUS}14.4",
         "0.0",
         "\N{EN DASH}",
     ]
-    assert signed(-0.25, digits=2, unit="%") == f"{MINUS}0.25%"
+    assert difference(-0.25, digits=2, unit="%") == f"{MINUS}0.25%"
     assert number(-3.0) == f"{MINUS}3"
     assert [duration(seconds) for seconds in (0.04, 9.94, 45.4, 59.6, 200, 3600, 7500, 270000)] == [
         "0.0 s",
@@ -190,17 +204,17 @@ def test_words():
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("arguments", "message"),
     [
-        ([], "one of: runs, --model, --all. Received: neither"),
+        ([], "one of: runs, --model, --all. Received: none of them"),
         (["a", "--all", "b"], "one of: runs, --model, --all. Received: a --all b"),
         (["a", "b"], "one run, or --compare. Received: runs=a b"),
-        (["--all", "b", "--compare"], "runs beside --compare"),
-        (["--all", "b", "--data", "c"], "--all alone"),
-        (["--model", "m.keras"], "--data and --out beside --model"),
-        (["a", "--out", "b"], "a run alone"),
+        (["--all", "b", "--compare"], "runs with --compare"),
+        (["--all", "b", "--data", "c"], "--all without --data"),
+        (["--model", "m.keras"], "--data and --out with --model"),
+        (["a", "--out", "b"], "a run without --out"),
     ],
 )
-def test_words_that_do_not_fit_together(words, said, capsys):
-    assert main(["report", *words]) == 2
-    assert said in capsys.readouterr().err
+def test_options_that_do_not_fit_together(arguments, message, capsys):
+    assert main(["report", *arguments]) == 2
+    assert message in capsys.readouterr().err

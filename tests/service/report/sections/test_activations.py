@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -10,24 +11,37 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from service.inference.classifier import Predictions
+from service.inference.classifier import Predictions, predict
 from service.report.analysis.activations import (
-    MapValues,
-    UnitValues,
-    activations,
-    encoding,
-    scaled,
-    statistics,
-    strip,
+    FeatureMapOutputs,
+    VectorOutputs,
+    compute_activations,
+    find_inactive_channels,
+    quantize_channels,
+    standardize_channels,
+    standardize_vector,
+    summarize_layer,
 )
-from service.report.analysis.examples import explained_classes, choose
-from service.report.analysis.network import Network, Tap
-from service.report.drawing.album import Album, Drawing, encoded
-from service.report.drawing.colours import FLAT, FLAT_PLACE, FRAME, FRAME_PLACE, SEQUENTIAL, VIRIDIS
-from service.report.drawing.sheets import BLOCK, Scaling, blank, grid, levels, mosaic, scaling, shades, sheet
+from service.report.analysis.examples import choose_classes, choose_examples, select_examples
+from service.report.analysis.forward import choose_heatmap_layers, forward
+from service.report.analysis.network import LayerInfo, Network
+from service.report.drawing.album import Album, Drawing, encode
+from service.report.drawing.colours import FRAME, FRAME_INDEX, INACTIVE, INACTIVE_INDEX, SEQUENTIAL, VIRIDIS
+from service.report.drawing.sheets import (
+    BLOCK,
+    TileScaling,
+    choose_encoding,
+    choose_scaling,
+    compute_layout,
+    compute_scaling,
+    draw_channel_sheet,
+    draw_sheet,
+    draw_vector,
+)
 from service.report.options import ReportOptions
 from service.report.sections.activations import build_section
-from service.report.subject import Subject
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
 
 L = keras.layers
 IMAGE = (
@@ -57,35 +71,41 @@ def expected(values: np.ndarray) -> np.ndarray:
     return np.rint(np.clip(centred, 0, 255) * 253 / 255).astype(np.uint8)
 
 
-def drawn(maps: np.ndarray, scaled: Scaling) -> np.ndarray:
+def draw(maps: np.ndarray, scaling: TileScaling) -> np.ndarray:
     values = tf.constant(maps, tf.float32)[None]
-    return sheet(shades(levels(values), scaled.shrink).numpy()[0], blank(values).numpy()[0], scaled)
+    return draw_channel_sheet(
+        quantize_channels(standardize_channels(values), scaling.shrink).numpy()[0],
+        find_inactive_channels(values).numpy()[0],
+        scaling,
+    )
 
 
 def test_a_known_convolution_gives_a_known_sheet():
     network = Network(one_convolution())
-    maps = activations(network, IMAGE)["convolution"]
-    shown = sheet(maps.tiles[0], maps.blank[0], scaled(network.tap("convolution")))
+    maps = compute_activations(network, IMAGE)["convolution"]
+    shown = draw_channel_sheet(
+        maps.tiles[0], maps.is_inactive[0], choose_scaling(network.find_layer("convolution").shape)
+    )
     image = IMAGE[0, :, :, 0].astype(float)
     wanted = [image[:2, :3], np.zeros((2, 3)), image[:2, 1:], image[1:, :3]]
     assert shown.shape == (17, 4 * 25)  # tiles of 16 x 24 pixels, a pixel of frame behind and below each
     for channel in (0, 2, 3):
         tile = np.kron(expected(wanted[channel]), np.ones((8, 8)))
         np.testing.assert_array_equal(shown[:16, 25 * channel : 25 * channel + 24], tile)
-    assert (shown[:16, 25:49] == FLAT_PLACE).all()
-    assert (shown[16] == FRAME_PLACE).all()
-    assert (shown[:, 24::25] == FRAME_PLACE).all()
-    np.testing.assert_allclose(maps.activity, [[np.mean(w) for w in wanted]], rtol=1e-6)
-    np.testing.assert_array_equal(maps.blank, [[False, True, False, False]])
-    assert maps.zeros[0] == pytest.approx(7 / 24)  # the negative, and the black corner of the image
+    assert (shown[:16, 25:49] == INACTIVE_INDEX).all()
+    assert (shown[16] == FRAME_INDEX).all()
+    assert (shown[:, 24::25] == FRAME_INDEX).all()
+    np.testing.assert_allclose(maps.mean_activation, [[np.mean(w) for w in wanted]], rtol=1e-6)
+    np.testing.assert_array_equal(maps.is_inactive, [[False, True, False, False]])
+    assert maps.sparsity[0] == pytest.approx(7 / 24)  # the negative, and the black corner of the image
 
 
 def test_channels_stand_sixteen_a_row_in_their_order():
     maps = np.zeros((40, 36, 18), np.float32)
     for channel in range(18):
         maps[channel, 2 * channel, channel] = 1.0  # one bright pixel tells the channel
-    found = drawn(maps, Scaling(1, 1))
-    lies = grid(40, 36, 18, Scaling(1, 1))
+    found = draw(maps, TileScaling(1, 1))
+    lies = compute_layout(40, 36, 18, TileScaling(1, 1))
     assert (lies.columns, lies.count, lies.tile, lies.pitch, lies.offset) == (
         16,
         18,
@@ -99,8 +119,8 @@ def test_channels_stand_sixteen_a_row_in_their_order():
         assert np.argwhere(found[top : top + 40, left : left + 36] == 253).tolist() == [
             [channel, 2 * channel]
         ]
-        assert (found[top + 40 : top + 48, left : left + 48] == FRAME_PLACE).all()
-    assert (found[48:, 2 * 48 :] == FRAME_PLACE).all()
+        assert (found[top + 40 : top + 48, left : left + 48] == FRAME_INDEX).all()
+    assert (found[48:, 2 * 48 :] == FRAME_INDEX).all()
 
 
 @pytest.mark.parametrize(
@@ -116,14 +136,14 @@ def test_channels_stand_sixteen_a_row_in_their_order():
     ],
 )
 def test_tiles_keep_between_24_and_64_pixels_by_whole_factors(height, width, wanted):
-    scaled = scaling(height, width)
+    scaled = compute_scaling(height, width)
     assert (scaled.shrink, scaled.grow) == wanted
 
 
 def test_large_maps_are_averaged_down_and_their_edge_repeated():
     maps = np.zeros((3, 5, 1), np.float32)
     maps[:, 2:4], maps[:, 4] = 1.0, 3.0
-    found = drawn(maps, Scaling(2, 1, 1))
+    found = draw(maps, TileScaling(2, 1, 1))
     shades = (maps[0, :, 0] - maps.mean()) / maps.std() * 64 + 128
     means = [shades[0], shades[2], shades[4]]
     np.testing.assert_array_equal(found[:2, :3], [np.rint(np.clip(means, 0, 255) * 253 / 255)] * 2)
@@ -133,17 +153,17 @@ def test_no_tile_runs_into_its_neighbour_in_a_jpeg():
     maps = np.zeros((30, 30, 4), np.float32)
     maps[..., 0::2] = np.random.default_rng(0).normal(size=(30, 30, 2)) ** 3
     maps[0, 0, 1::2] = 1e-3
-    places = drawn(maps, Scaling(1, 1, BLOCK))
+    places = draw(maps, TileScaling(1, 1, BLOCK))
     files = [
-        encoded(Drawing(p, "a", "", {}, "jpeg", SEQUENTIAL))
+        encode(Drawing(p, "a", "", {}, "jpeg", SEQUENTIAL))
         for p in (places, np.where(places < 254, 127, places))
     ]
     loud, quiet = (np.asarray(Image.open(io.BytesIO(file))).astype(int) for file in files)
     assert np.abs(loud[:30, :30] - quiet[:30, :30]).max() > 40
-    calm = drawn(maps[..., [1, 1, 3, 3]], Scaling(1, 1, BLOCK))
-    alone = np.asarray(
-        Image.open(io.BytesIO(encoded(Drawing(calm, "a", "", {}, "jpeg", SEQUENTIAL))))
-    ).astype(int)
+    calm = draw(maps[..., [1, 1, 3, 3]], TileScaling(1, 1, BLOCK))
+    alone = np.asarray(Image.open(io.BytesIO(encode(Drawing(calm, "a", "", {}, "jpeg", SEQUENTIAL))))).astype(
+        int
+    )
     apart = np.abs(loud[:30, 32:62] - alone[:30, 32:62])  # beside a loud tile as beside a calm one,
     assert not apart[:, 1:-1].any()
     assert apart.max() <= 16  # but for the outermost pixels, whose colour decoders mix with that of the frame
@@ -154,19 +174,19 @@ def test_levels_are_mean_128_and_deviation_64_for_each_channel_and_image():
         [[[[0.0, -30.0, 7.0], [2.0, -10.0, 7.0]]], [[[5.0, 0.0, 1.0], [9.0, 0.0, -1.0]]]], np.float32
     )
     wanted = [[[[64, 64, 128], [192, 192, 128]]], [[[64, 128, 192], [192, 128, 64]]]]
-    np.testing.assert_array_equal(levels(values), wanted)
+    np.testing.assert_array_equal(standardize_channels(values), wanted)
     np.testing.assert_array_equal(
-        levels(values[:1], np.float32([0, 0, 0]), np.float32([1, 20, 0])),
+        standardize_channels(values[:1], np.float32([0, 0, 0]), np.float32([1, 20, 0])),
         [[[[128, 32, 128], [255, 96, 128]]]],
     )
 
 
 def test_levels_are_clipped_and_keep_their_sign():
     values = np.array([[[[0.0]] * 24 + [[1.0]]]], np.float32)
-    found = levels(values).numpy()[0, 0, :, 0]
+    found = standardize_channels(values).numpy()[0, 0, :, 0]
     assert found[24] == 255.0
     assert 0 < found[0] < 128
-    assert levels(-values).numpy()[0, 0, 24, 0] == 0.0
+    assert standardize_channels(-values).numpy()[0, 0, 24, 0] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -182,52 +202,54 @@ def test_levels_are_clipped_and_keep_their_sign():
     ],
 )
 def test_blank(values, is_blank):
-    assert blank(tf.constant([[values]], tf.float32)[..., None]).numpy().tolist() == [[is_blank]]
+    assert find_inactive_channels(tf.constant([[values]], tf.float32)[..., None]).numpy().tolist() == [
+        [is_blank]
+    ]
 
 
 def test_what_lies_below_zero_is_no_activity():
     model = keras.Sequential([L.Input((1, 2, 1)), L.Conv2D(1, 1, name="c"), L.Flatten(), L.Dense(2)])
     model.get_layer("c").set_weights([np.ones((1, 1, 1, 1)), np.array([-50.0])])
-    found = activations(Network(model), np.array([[[[10], [70]]]], np.uint8))["c"]
-    assert found.activity.tolist() == [[10.0]]
-    assert found.zeros.tolist() == [0.0]
+    found = compute_activations(Network(model), np.array([[[[10], [70]]]], np.uint8))["c"]
+    assert found.mean_activation.tolist() == [[10.0]]
+    assert found.sparsity.tolist() == [0.0]
 
 
 def test_a_strip_shows_units_in_their_order():
-    found = strip(np.array([0.0, 2.0, 0.0, 2.0]))
+    found = draw_vector(standardize_vector(np.array([0.0, 2.0, 0.0, 2.0])))
     assert found.shape == (18, 4 * 17 + 1, 3)
     for unit, level in enumerate([64, 192, 64, 192]):
         assert (found[1:17, 1 + 17 * unit : 17 + 17 * unit] == VIRIDIS[level]).all()
-    assert strip(np.arange(65.0)).shape == (2 * 17 + 1, 64 * 17 + 1, 3)
+    assert draw_vector(standardize_vector(np.arange(65.0))).shape == (2 * 17 + 1, 64 * 17 + 1, 3)
     assert (
-        len(np.unique(strip(np.array([-3.0, -1.0])).reshape(-1, 3), axis=0)) == 3
+        len(np.unique(draw_vector(standardize_vector(np.array([-3.0, -1.0]))).reshape(-1, 3), axis=0)) == 3
     )  # negative units: two cells and the frame
 
 
 def test_statistics():
     tap, maps = (
-        Tap("a", "Conv2D", (1, 2, 2), None),
-        MapValues(None, None, np.array([[1, 1], [1, 0], [0, 0]]), np.array([1.0, 0.5, 0.0])),
+        LayerInfo("a", "Conv2D", (1, 2, 2), None),
+        FeatureMapOutputs(None, None, np.array([[1, 1], [1, 0], [0, 0]]), np.array([1.0, 0.5, 0.0])),
     )
-    assert statistics(tap, maps, 2) == {
+    assert summarize_layer(tap, maps, 2) == {
         "layer": "a",
         "kind": "Conv2D",
         "shape": [1, 2, 2],
         "blank_channels": 0.75,
         "zeros": 0.75,
     }
-    units = UnitValues(np.array([[0.0, 1.0]]), np.array([0.5]))
-    assert statistics(Tap("d", "Dense", (2,), None), units, 1)["blank_channels"] is None
+    units = VectorOutputs(np.array([[0.0, 1.0]]), np.array([0.5]))
+    assert summarize_layer(LayerInfo("d", "Dense", (2,), None), units, 1)["blank_channels"] is None
 
 
 def test_mosaics_of_coloured_tiles():
     tiles = np.zeros((3, 2, 1, 3), np.uint8)
     tiles[0, 1, 0], tiles[2] = (1, 2, 3), 9
-    found = mosaic(tiles, Scaling(1, 4, 16), np.array([False, True, False]))
+    found = draw_sheet(tiles, TileScaling(1, 4, 16), np.array([False, True, False]))
     assert found.shape == (16, 48, 3)
     assert (found[:4, :4] == 0).all()
     assert (found[4:8, :4] == (1, 2, 3)).all()
-    assert (found[:8, 16:20] == FLAT).all()
+    assert (found[:8, 16:20] == INACTIVE).all()
     assert (found[:8, 32:36] == 9).all()
     assert (found[8:] == FRAME).all()
 
@@ -245,13 +267,13 @@ def test_mosaics_of_coloured_tiles():
     ],
 )
 def test_formats(shape, wanted, kind):
-    assert encoding(Tap("a", "Conv2D", shape, None), wanted) == kind
+    assert choose_encoding(shape, wanted) == kind
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp"])
 def test_pictures_show_the_palette(kind):
     places = np.kron(np.array([[0, 100], [253, 255]], np.uint8), np.ones((16, 16), np.uint8))
-    image = Image.open(io.BytesIO(encoded(Drawing(places, "a", "", {}, kind, SEQUENTIAL))))
+    image = Image.open(io.BytesIO(encode(Drawing(places, "a", "", {}, kind, SEQUENTIAL))))
     assert image.format == kind.upper()
     apart = np.abs(np.asarray(image.convert("RGB")).astype(int) - SEQUENTIAL[places]).reshape(2, 16, 2, 16, 3)
     assert apart[:, 4:-4, :, 4:-4].max() <= (0 if kind == "png" else 12)
@@ -261,9 +283,9 @@ def test_one_image_of_each_class_the_surest_right_one():
     probabilities = np.array([[0.6, 0.4], [0.9, 0.1], [0.2, 0.8], [0.3, 0.7], [0.7, 0.3]], np.float32)
     labels = np.array([0, 0, 1, 1, 1], np.int32)
     predictions = Predictions(probabilities, labels, np.arange(5))
-    assert choose(predictions, 2).tolist() == [1, 2]
-    assert choose(predictions, 5).tolist() == [1, 2, 0, 3, 4]
-    assert choose(predictions, 0).tolist() == []
+    assert choose_examples(predictions, 2).tolist() == [1, 2]
+    assert choose_examples(predictions, 5).tolist() == [1, 2, 0, 3, 4]
+    assert choose_examples(predictions, 0).tolist() == []
 
 
 def test_a_class_without_a_right_answer_gives_its_least_wrong_one():
@@ -272,14 +294,17 @@ def test_a_class_without_a_right_answer_gives_its_least_wrong_one():
         np.array([0, 1, 1], np.int32),
         np.arange(3),
     )
-    assert choose(predictions, 2).tolist() == [0, 2]
+    assert choose_examples(predictions, 2).tolist() == [0, 2]
 
 
 def test_classes_that_maps_are_made_for():
-    assert explained_classes(np.array([0.1, 0.2, 0.7]), 0).tolist() == [0, 1, 2]
+    assert choose_classes(np.array([0.1, 0.2, 0.7]), 0).tolist() == [0, 1, 2]
     many = np.array([0.1, 0.2, 0.4, 0.25, 0.05])
-    assert explained_classes(many, 1).tolist() == [2, 3, 1]
-    assert explained_classes(many, 4).tolist() == [2, 3, 4]
+    assert choose_classes(many, 1).tolist() == [2, 3, 1]
+    assert choose_classes(many, 4).tolist() == [2, 3, 4]
+
+
+CLASSES = ("right", "left")
 
 
 class Pair:
@@ -292,13 +317,13 @@ class Pair:
     def read(self, rows):
         return self.pixels[np.asarray(rows)]
 
-    def ids(self, rows):
+    def read_ids(self, rows):
         return [f"image-{row}" for row in rows]
 
-    def evidence(self, rows):
+    def read_bboxes(self, rows):
         return [None for _ in rows]
 
-    def batches(self):
+    def iterate_batches(self):
         return [
             {
                 "image": self.pixels,
@@ -309,7 +334,8 @@ class Pair:
         ]
 
 
-def pair_subject(**options) -> Subject:
+def build_activations(folder: Path, count: int) -> Section | None:
+    """Builds the section for the first examples of the pair."""
     model = keras.Sequential(
         [
             L.Input((1, 4, 1)),
@@ -319,40 +345,40 @@ def pair_subject(**options) -> Subject:
         ]
     )
     model.set_weights([np.ones((1, 1, 1, 1)), np.zeros(1), np.array([[10.0]]), np.array([-3.0])])
-    return Subject(
-        "tiny",
-        model,
-        "model-digest",
-        "shards-digest",
-        ("right", "left"),
-        Pair(),
-        Pair(),
-        1 / 255,
-        ReportOptions(**options),
+    scale = 1 / 255
+    network = Network(model, scale)
+    predictions = predict(model, Pair().iterate_batches(), scale)
+    examples = select_examples(predictions, Pair(), CLASSES, ReportOptions())
+    return build_section(
+        Album(folder),
+        Provenance("model-digest", "shards-digest", scale, "validation"),
+        network,
+        examples[:count],
+        forward(network, examples, choose_heatmap_layers(network, 1)),
+        CLASSES,
+        "auto",
     )
 
 
 def test_every_image_is_shown_with_its_own_activations(tmp_path):
-    subject = pair_subject()
-    section = build_section(subject, Album(tmp_path))
+    section = build_activations(tmp_path, 2)
     assert section is not None
     assert section.figures["rows"] == [1, 0]
-    for look, row, mean in zip(section.values["looks"], [1, 0], [0.1, 0.5], strict=True):
-        assert look["truth"] == look["predicted"] == subject.classes[Pair.labels[row]]
-        assert look["probability"] == pytest.approx(1 / (1 + np.exp(-abs(10 * mean - 3))), rel=1e-5)
-        shown = {layer["layer"]: layer for layer in look["layers"]}
-        picture = np.asarray(Image.open(tmp_path / shown["identity"]["picture"].file).convert("RGB"))
-        tile = SEQUENTIAL[
-            np.kron(expected(Pair.pixels[row][..., 0].astype(float)), np.ones((6, 6), np.uint8))
-        ]
+    for example, row, mean in zip(section.values["examples"], [1, 0], [0.1, 0.5], strict=True):
+        assert example["truth"] == example["predicted"] == CLASSES[Pair.labels[row]]
+        assert example["probability"] == pytest.approx(1 / (1 + np.exp(-abs(10 * mean - 3))), rel=1e-5)
+        layers = {layer["layer"]: layer for layer in example["layers"]}
+        picture = np.asarray(Image.open(tmp_path / layers["identity"]["picture"].file).convert("RGB"))
+        values = Pair.pixels[row][..., 0].astype(float)
+        tile = SEQUENTIAL[np.kron(expected(values), np.ones((6, 6), np.uint8))]
         np.testing.assert_array_equal(picture[:6, :24], tile)
-        assert shown["identity"]["sheet"]["tile"] == (24, 6)
-        assert f"validation image {row}, {look['truth']}" in shown["identity"]["picture"].alt
-        photo = np.asarray(Image.open(tmp_path / look["picture"].file))
+        assert layers["identity"]["sheet"]["tile"] == (24, 6)
+        assert f"validation image {row}, {example['truth']}" in layers["identity"]["picture"].alt
+        photo = np.asarray(Image.open(tmp_path / example["picture"].file))
         np.testing.assert_array_equal(photo[0, ::28], Pair.pixels[row, 0, :, 0])
-        assert shown["mean"]["values"] == pytest.approx([mean], rel=1e-6)
-        assert shown["logits"]["values"] == pytest.approx([10 * mean - 3], rel=1e-5)
+        assert layers["mean"]["values"] == pytest.approx([mean], rel=1e-6)
+        assert layers["logits"]["values"] == pytest.approx([10 * mean - 3], rel=1e-5)
 
 
-def test_no_image_wanted_no_section(tmp_path):
-    assert build_section(pair_subject(activation_images=0), Album(tmp_path)) is None
+def test_without_examples_there_is_no_section(tmp_path):
+    assert build_activations(tmp_path, 0) is None

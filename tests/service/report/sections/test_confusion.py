@@ -1,33 +1,29 @@
-"""The confusion matrix: truth in rows, answers in columns, and nothing lost with a thousand classes."""
+"""The confusion matrix: true classes in rows, predicted ones in columns; readable for many classes."""
 
 from __future__ import annotations
-
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from service.inference.classifier import Predictions
 from service.report.pages import page
-from service.report.sections.confusion import build_section, most_confused, scores
+from service.report.sections.confusion import build_section, compute_precision_recall, find_most_confused
+from service.report.sections.section import Section
 
 
-def subject(labels: list[int], answers: list[int], classes: int):
+def build(labels: list[int], predicted: list[int], classes: int) -> Section:
     predictions = Predictions(
-        np.eye(classes, dtype=np.float32)[answers], np.array(labels, np.int32), np.arange(len(labels))
+        np.eye(classes, dtype=np.float32)[predicted], np.array(labels, np.int32), np.arange(len(labels))
     )
-    names = tuple(f"<class {k}>" for k in range(classes))
-    return SimpleNamespace(
-        predictions=predictions, classes=names, evaluation=SimpleNamespace(split="validation")
-    )
+    return build_section(predictions, tuple(f"<class {k}>" for k in range(classes)))
 
 
 def html(section) -> str:
-    return page.templates().get_template("confusion.html").render(values=section.values)
+    return page.load_templates().get_template("confusion.html").render(values=section.values)
 
 
-def test_truth_stands_in_rows_and_answers_in_columns():
-    section = build_section(subject([0, 0, 0, 1, 2], [0, 1, 1, 1, 0], 3), None)
+def test_rows_are_true_classes_and_columns_predicted_ones():
+    section = build([0, 0, 0, 1, 2], [0, 1, 1, 1, 0], 3)
     assert [[cell["count"] for cell in row["cells"]] for row in section.values["rows"]] == [
         [1, 2, 0],
         [0, 1, 0],
@@ -36,8 +32,8 @@ def test_truth_stands_in_rows_and_answers_in_columns():
     assert [cell["shade"] for cell in section.values["rows"][0]["cells"]] == [4, 7, 0]
     assert section.figures["counts"] == [[0, 0, 1], [0, 1, 2], [1, 1, 1], [2, 0, 1]]
     assert section.figures["most_confused"] == [
-        {"truth": "<class 0>", "said": "<class 1>", "times": 2},
-        {"truth": "<class 2>", "said": "<class 0>", "times": 1},
+        {"truth": "<class 0>", "predicted": "<class 1>", "times": 2},
+        {"truth": "<class 2>", "predicted": "<class 0>", "times": 1},
     ]
     np.testing.assert_allclose(section.figures["precision"], [0.5, 1 / 3, np.nan])
     np.testing.assert_allclose(section.figures["recall"], [1 / 3, 1, 0])
@@ -47,28 +43,28 @@ def test_truth_stands_in_rows_and_answers_in_columns():
 
 
 def test_a_class_without_images_has_no_recall():
-    precision, recall = scores(np.array([[0, 0], [3, 1]]))
+    precision, recall = compute_precision_recall(np.array([[0, 0], [3, 1]]))
     np.testing.assert_array_equal(precision, [0, 1])
     np.testing.assert_array_equal(recall, [np.nan, 0.25])
 
 
-def test_commonest_mistakes_first_and_only_those_that_happened():
+def test_the_most_frequent_mistakes_come_first_and_only_real_ones():
     matrix = np.array([[50, 1, 0], [7, 9, 0], [0, 7, 0]])
-    assert most_confused(matrix, 2) == [(1, 0, 7), (2, 1, 7)]
-    assert most_confused(matrix, 9) == [(1, 0, 7), (2, 1, 7), (0, 1, 1)]
+    assert find_most_confused(matrix, 2) == [(1, 0, 7), (2, 1, 7)]
+    assert find_most_confused(matrix, 9) == [(1, 0, 7), (2, 1, 7), (0, 1, 1)]
     assert matrix[0, 0] == 50
 
 
 def test_a_thousand_classes_stay_readable():
     labels = list(range(1000)) * 2
-    answers = list(range(1000)) + [(k + 1) % 1000 if k % 3 == 0 else k for k in range(1000)]
-    section = build_section(subject(labels, answers, 1000), None)
+    predicted = list(range(1000)) + [(k + 1) % 1000 if k % 3 == 0 else k for k in range(1000)]
+    section = build(labels, predicted, 1000)
     assert section.values["rows"] is None
     assert len(section.values["pairs"]) == 30
     assert [row["recall"] for row in section.values["classes"]] == [0.5] * 100
     assert len(html(section)) < 60_000
 
 
-def test_no_mistakes_are_told():
-    assert "There are no mistakes" in html(build_section(subject([0, 1], [0, 1], 2), None))
-    assert build_section(subject([0, 1], [0, 1], 2), None).figures["recall"] == pytest.approx([1, 1])
+def test_without_mistakes_the_page_says_so():
+    assert "There are no incorrect predictions" in html(build([0, 1], [0, 1], 2))
+    assert build([0, 1], [0, 1], 2).figures["recall"] == pytest.approx([1, 1])

@@ -1,4 +1,4 @@
-"""Curves: what is plotted, where the best epoch and the gap are marked, and in which sense the gap counts."""
+"""Learning curves: what is plotted, where the best epoch and the gap are marked, and the sign of the gap."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from report_samples import metrics
 
 from service.diagnosis.curves import best_epoch, column
 from service.report.drawing.plots import Line, Plot
-from service.report.sections.curves import accuracy_plot, loss_plot, rate_plot
+from service.report.sections.curves import plot_accuracy, plot_learning_rate, plot_loss
 from service.scores import majority_class_share
 
 FIVE = [
@@ -20,7 +20,7 @@ FIVE = [
 
 
 def test_values_and_marks_of_the_accuracy():
-    plot = accuracy_plot(FIVE, 0.5)
+    plot = plot_accuracy(FIVE, 0.5)
     assert plot.data() == {
         "x": [1.0, 2.0, 3.0],
         "lines": [
@@ -30,7 +30,7 @@ def test_values_and_marks_of_the_accuracy():
         "percent": True,
         "x_label": "epoch",
         "marks": [[2.0, "best epoch 2, gap \N{MINUS SIGN}30.0 points"]],
-        "levels": [[0.5, "always naming the commonest class"]],
+        "levels": [[0.5, "majority-class baseline"]],
         "shade": True,
         "ticks": [],
     }
@@ -50,20 +50,20 @@ def test_a_gap_above_zero_is_worse_on_validation(training, validation, accuracy_
         "val_accuracy": validation[0],
         "val_loss": validation[1],
     }
-    assert accuracy_plot([epoch], 0.5).marks[0][1].endswith(accuracy_gap)
-    assert loss_plot([epoch]).marks[0][1].endswith(loss_gap)
+    assert plot_accuracy([epoch], 0.5).marks[0][1].endswith(accuracy_gap)
+    assert plot_loss([epoch]).marks[0][1].endswith(loss_gap)
 
 
 def test_without_validation_nothing_is_marked():
-    plot = accuracy_plot(metrics(3, validation=False), 0.5)
+    plot = plot_accuracy(metrics(3, validation=False), 0.5)
     assert [line.name for line in plot.lines] == ["training"]
     assert (plot.marks, plot.shade) == ((), False)
 
 
 def test_the_learning_rate_is_plotted_where_it_changes():
-    assert rate_plot(metrics(3)) is None
-    assert rate_plot([{}]) is None
-    changing = rate_plot([{"learning_rate": 0.1}, {"learning_rate": 0.01}])
+    assert plot_learning_rate(metrics(3)) is None
+    assert plot_learning_rate([{}]) is None
+    changing = plot_learning_rate([{"learning_rate": 0.1}, {"learning_rate": 0.01}])
     assert changing is not None
     assert list(changing.lines[0].values) == [0.1, 0.01]
 
@@ -82,12 +82,13 @@ def test_values_that_are_no_numbers_are_gaps():
     assert Plot("Loss", "epoch", [1], (Line("training", [math.nan]),)).is_empty
 
 
-def test_the_words_say_where_lines_begin_and_end():
-    said = accuracy_plot(FIVE, 0.5).words()
-    assert said.startswith(
-        "Accuracy over 3 epochs; training from 50.00% to 70.00%; validation from 50.00% to 70.00%; best epoch 2"
+def test_the_text_of_a_plot_says_where_lines_begin_and_end():
+    text = plot_accuracy(FIVE, 0.5).describe()
+    assert text.startswith(
+        "Accuracy over 3 epochs; training from 50.00% to 70.00%; "
+        "validation from 50.00% to 70.00%; best epoch 2"
     )
-    assert said.endswith("always naming the commonest class: 50.00%")
+    assert text.endswith("majority-class baseline: 50.00%")
 
 
 def test_best_epoch_is_the_earliest_of_equals():
@@ -103,6 +104,6 @@ def test_column():
     assert math.isnan(column([{}, {"a": 2.0}], "a")[0])
 
 
-def test_the_commonest_share():
+def test_the_majority_class_share():
     assert majority_class_share(np.array([0, 1, 1, 1])) == 0.75
     assert math.isnan(majority_class_share(np.array([], int)))

@@ -1,21 +1,28 @@
-"""The pictures of heatmaps and saliency: each is of the image, the class, the layer and the method that the page says."""
+"""Heatmaps and saliency maps: each picture is of the image, class, layer and method it is labelled with."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import keras
 import numpy as np
 import pytest
 from PIL import Image
 
+from service.inference.classifier import predict
+from service.report.analysis.examples import ReportExample, select_examples
+from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
+from service.report.analysis.network import Network
 from service.report.drawing import heatmap
 from service.report.drawing.album import Album
 from service.report.options import ReportOptions
 from service.report.sections import heatmaps, saliency
-from service.report.subject import Section, Subject
+from service.report.sections.provenance import Provenance
 
 L = keras.layers
+CLASSES = ("dark", "bright")
+PROVENANCE = Provenance("model-digest", "shards-digest", 1.0, "validation")
 BRIGHT = np.array([[0, 0, 200, 0], [0, 0, 0, 100], [40, 0, 0, 0]], np.uint8)  # three images of four pixels
 
 
@@ -27,7 +34,7 @@ class Rows:
     def read(self, rows):
         return BRIGHT[np.asarray(rows)][:, None, :, None]
 
-    def batches(self):
+    def iterate_batches(self):
         return [
             {
                 "image": self.read(range(3)),
@@ -38,9 +45,17 @@ class Rows:
         ]
 
 
+class Outputs(NamedTuple):
+    """What the sections show of the three images."""
+
+    network: Network
+    examples: tuple[ReportExample, ...]
+    forward_pass: ForwardPass
+
+
 @pytest.fixture(scope="module")
-def subject() -> Subject:
-    """Two filters that pass on the right neighbour, one after the other; class 1 is what is bright after both."""
+def outputs() -> Outputs:
+    """Two filters that shift the image left, one after the other; class 1 is what is bright after both."""
     shift = {"kernel_size": (1, 2), "padding": "same", "use_bias": False}
     model = keras.Sequential(
         [L.Input((1, 4, 1)), L.Conv2D(1, name="once", **shift), L.Conv2D(1, name="twice", **shift)]
@@ -49,60 +64,64 @@ def subject() -> Subject:
     model.add(L.Dense(1))
     right = np.array([0.0, 1.0]).reshape(1, 2, 1, 1)
     model.set_weights([right, right, np.array([[1.0]]), np.array([-10.0])])
+    network = Network(model)
     options = ReportOptions(heatmap_images=3, activation_images=3)
-    return Subject("tiny", model, "m", "s", ("dark", "bright"), Rows(), Rows(), 1.0, options)  # type: ignore[arg-type]
+    examples = select_examples(predict(model, Rows().iterate_batches(), 1.0), Rows(), CLASSES, options)  # type: ignore[arg-type]
+    return Outputs(network, examples, forward(network, examples, choose_heatmap_layers(network, 3)))
 
 
 def places(folder: Path, file: str) -> np.ndarray:
     return np.asarray(Image.open(folder / file))
 
 
-def section_of(part: object, subject: Subject, folder: Path) -> Section:
-    section = part.part(subject, Album(folder))  # type: ignore[attr-defined]
+def test_every_map_is_of_its_image_class_layer_and_method(outputs: Outputs, tmp_path: Path) -> None:
+    section = heatmaps.build_section(
+        Album(tmp_path), PROVENANCE, outputs.examples, outputs.forward_pass, CLASSES
+    )
     assert section is not None
     assert sorted(section.figures["rows"]) == [0, 1, 2]
-    return section
-
-
-def test_every_map_is_of_its_image_class_layer_and_method(subject: Subject, tmp_path: Path) -> None:
-    section, seen = section_of(heatmaps, subject, tmp_path), set()
-    for n, look in enumerate(section.values["looks"]):
-        image = BRIGHT[look["row"]].astype(np.float32)
-        assert (
-            look["photo"].alt
-            == f"Validation image {look['row']}, {subject.classes[Rows.labels[look['row']]]}"
-        )
-        for shown in look["maps"]:
+    combinations = set()
+    for n, example in enumerate(section.values["examples"]):
+        row = example["row"]
+        image = BRIGHT[row].astype(np.float32)
+        assert example["photo"].alt == f"Validation image {row}, {CLASSES[Rows.labels[row]]}"
+        for shown in example["maps"]:
             when = shown["when"]
             assert when["image"] == str(n)
-            moved = {"once": 1, "twice": 2}[when["layer"]]
-            after = np.append(image[moved:], np.zeros(moved, np.float32))[None] * (
-                when["class"] == "1"
-            )  # nothing speaks for class 0
-            assert shown["empty"] == (not after.any())
+            shift = {"once": 1, "twice": 2}[when["layer"]]
+            supports = when["class"] == "1"  # nothing supports class 0
+            shifted = np.append(image[shift:], np.zeros(shift, np.float32))[None] * supports
+            assert shown["empty"] == (not shifted.any())
             np.testing.assert_array_equal(
-                places(tmp_path, shown["picture"].file), heatmap.heat(after, (1, 4))
+                places(tmp_path, shown["picture"].file), heatmap.quantize_heatmap(shifted, (1, 4))
             )
-            words = (
+            for text in (
                 heatmaps.TITLES[when["method"]],
-                f"of {when['layer']} for {subject.classes[int(when['class'])]}:",
-                f"image {look['row']},",
-            )
-            assert all(word in shown["picture"].alt for word in words)
-            seen.add(tuple(when.values()))
-    assert len(seen) == 3 * 2 * 2 * 3
+                f"of {when['layer']} for {CLASSES[int(when['class'])]}:",
+                f"image {row},",
+            ):
+                assert text in shown["picture"].alt
+            combinations.add(tuple(when.values()))
+    assert len(combinations) == 3 * 2 * 2 * 3
 
 
-def test_every_saliency_is_of_its_image_and_class(subject: Subject, tmp_path: Path) -> None:
-    """The network is linear: a pixel counts a quarter, for class 1 or against it, where it is not moved out of the picture."""
-    for look in section_of(saliency, subject, tmp_path).values["looks"]:
-        sign = {"bright": 1, "dark": -1}[look["predicted"]]
+def test_every_saliency_map_is_of_its_image_and_class(outputs: Outputs, tmp_path: Path) -> None:
+    """The network is linear: a pixel has a gradient if the shifts keep it in the picture."""
+    section = saliency.build_section(
+        Album(tmp_path), PROVENANCE, outputs.network, outputs.examples, CLASSES, seed=0
+    )
+    assert section is not None
+    for example in section.values["examples"]:
+        sign = {"bright": 1, "dark": -1}[example["predicted"]]
         gradient = np.array([[0, 0, 1, 1]], np.float32) * sign / 8  # of z/2 or -z/2
-        pictures = {title: places(tmp_path, picture.file) for title, picture in look["maps"]}
+        pictures = {title: places(tmp_path, picture.file) for title, picture in example["maps"]}
         assert list(pictures) == list(saliency.METHODS.values())
-        np.testing.assert_array_equal(pictures["Gradient"], heatmap.heat(np.abs(gradient), (1, 4)))
+        np.testing.assert_array_equal(
+            pictures["Gradient"], heatmap.quantize_heatmap(np.abs(gradient), (1, 4))
+        )
         np.testing.assert_array_equal(pictures["SmoothGrad"], pictures["Gradient"])
         np.testing.assert_array_equal(
-            pictures["Integrated gradients"], heatmap.diverging(gradient * BRIGHT[look["row"]], (1, 4))
+            pictures["Integrated gradients"],
+            heatmap.quantize_signed_map(gradient * BRIGHT[example["row"]], (1, 4)),
         )
-        assert look["incomplete"] < 1e-5 or not BRIGHT[look["row"], 2:].any()
+        assert example["incomplete"] < 1e-5 or not BRIGHT[example["row"], 2:].any()

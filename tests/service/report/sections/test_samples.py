@@ -1,6 +1,8 @@
-"""Sample photos: read like shards, answered, scored by their names, and never in the way of a report."""
+"""Sample images: read like shards, predicted, and scored by their file names."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -9,16 +11,16 @@ from PIL import Image
 
 from pipelines.errors import ConfigError
 from service.report.drawing.album import Album
-from service.report.options import ReportOptions
 from service.report.pages import page
-from service.report.sections.samples import BATCH, build_section, files_of, truth_of
-from service.report.subject import Subject
+from service.report.sections.provenance import Provenance
+from service.report.sections.samples import BATCH, build_section, find_label, list_images
+from service.report.sections.section import Section
 
 L = keras.layers
 
 
 @pytest.mark.parametrize(
-    ("name", "truth"),
+    ("name", "label"),
     [
         ("cat.1500.jpg", 0),
         ("Dogs 7.png", 1),
@@ -28,23 +30,23 @@ L = keras.layers
         ("category.jpg", None),
     ],
 )
-def test_names_that_tell_the_class(name, truth):
-    assert truth_of(name, ("cats", "dogs")) == truth
+def test_the_label_is_found_in_the_file_name(name, label):
+    assert find_label(name, ("cats", "dogs")) == label
 
 
-def test_files_by_number_and_only_pictures(tmp_path):
+def test_images_are_listed_in_numeric_order(tmp_path):
     for name in ("dog.10.jpg", "dog.9.JPG", "cat.1.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"x")
-    assert [path.name for path in files_of(tmp_path)] == ["cat.1.png", "dog.9.JPG", "dog.10.jpg"]
+    assert [path.name for path in list_images(tmp_path)] == ["cat.1.png", "dog.9.JPG", "dog.10.jpg"]
     with pytest.raises(ConfigError, match="no such folder"):
-        files_of(tmp_path / "missing")
+        list_images(tmp_path / "missing")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ConfigError, match="none in it"):
-        files_of(tmp_path / "empty")
+    with pytest.raises(ConfigError, match="no images in it"):
+        list_images(tmp_path / "empty")
 
 
 def brightness() -> keras.Model:
-    """Says dogs to what is brighter than 128 on average."""
+    """Predicts dogs for images brighter than 128 on average."""
     model = keras.Sequential(
         [L.Input((4, 6, 3)), L.GlobalAveragePooling2D(), L.Dense(1, activation="sigmoid")]
     )
@@ -52,14 +54,12 @@ def brightness() -> keras.Model:
     return model
 
 
-def section(folder, tmp_path):
-    subject = Subject(
-        "n", brightness(), "m", "s", ("cats", "dogs"), None, None, 1 / 255, ReportOptions(samples=folder)
-    )  # type: ignore[arg-type]
-    return build_section(subject, Album(tmp_path))
+def build_samples(folder: Path | None, out: Path) -> Section | None:
+    provenance = Provenance("model-digest", "shards-digest", 1 / 255, "validation")
+    return build_section(Album(out), provenance, brightness(), ("cats", "dogs"), folder)
 
 
-def test_samples_are_answered_scored_and_escaped(tmp_path):
+def test_samples_are_predicted_scored_and_escaped(tmp_path):
     folder = tmp_path / "samples"
     folder.mkdir()
     for number in range(BATCH + 2):
@@ -68,22 +68,28 @@ def test_samples_are_answered_scored_and_escaped(tmp_path):
         )
     Image.new("L", (9, 9), 250).save(folder / "cat.900.png")  # a bright cat: wrong
     (folder / "<script>.jpg").write_bytes(b"no picture")
-    found = section(folder, tmp_path)
-    assert (found.values["right"], found.values["known"]) == (BATCH + 2, BATCH + 3)
+    found = build_samples(folder, tmp_path)
+    assert (found.values["correct"], found.values["labelled"]) == (BATCH + 2, BATCH + 3)
     assert found.values["unreadable"] == ["<script>.jpg"]
-    answers = {answer["file"]: answer for answer in found.values["answers"]}
-    assert answers["cat.0.png"]["top"][0]["name"] == "cats"
-    assert answers[f"dog.{BATCH + 1}.png"]["top"][0] == {"name": "dogs", "probability": pytest.approx(1.0)}
-    for name, answer in answers.items():
-        with Image.open(tmp_path / answer["picture"].file) as picture:
+    predictions = {prediction["file"]: prediction for prediction in found.values["predictions"]}
+    assert predictions["cat.0.png"]["top"][0]["name"] == "cats"
+    assert predictions[f"dog.{BATCH + 1}.png"]["top"][0] == {
+        "name": "dogs",
+        "probability": pytest.approx(1.0),
+    }
+    for name, prediction in predictions.items():
+        with Image.open(tmp_path / prediction["picture"].file) as picture:
             assert picture.convert("L").getpixel((3, 3)) == (
                 5 if name.startswith("cat") and name != "cat.900.png" else 250
             ), name
-    assert answers["cat.900.png"]["picture"].alt == "cat.900.png: dogs with 100.0%, is cats"
-    html = page.templates().get_template("samples.html").render(values=found.values)
+    assert (
+        predictions["cat.900.png"]["picture"].alt
+        == "cat.900.png: predicted dogs with 100.0%, true class cats"
+    )
+    html = page.load_templates().get_template("samples.html").render(values=found.values)
     assert "<script>" not in html
-    assert html.count('class="wrong"') == 1
+    assert html.count('class="incorrect"') == 1
 
 
-def test_none_without_a_folder(tmp_path):
-    assert section(None, tmp_path) is None
+def test_without_a_folder_there_is_no_section(tmp_path):
+    assert build_samples(None, tmp_path) is None

@@ -1,4 +1,4 @@
-"""Trust: exact measures on tiny maps, and a network whose maps are known to be right, beside wrong maps that must fail."""
+"""Sanity checks: exact measures on tiny maps; a network with correct heatmaps passes, wrong ones fail."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 
+from service.inference.classifier import predict
 from service.report.analysis.measures import (
-    distraction,
-    edges,
-    energy,
-    found,
-    inside,
-    peak,
-    randomized,
-    ranks,
-    removal,
+    compute_box_energy,
+    compute_edge_strength,
+    compute_perturbation_curves,
+    compute_ranks,
+    find_distractor,
+    find_peak,
+    is_inside_box,
+    randomize_weights,
+    score_localization,
     spearman,
 )
-from service.report.options import ReportOptions
+from service.report.analysis.network import Network
 from service.report.sections import trust
-from service.report.subject import Subject
+from service.report.sections.section import Section
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -34,7 +35,7 @@ def test_rank_correlation_is_spearmans_with_shared_ranks():
         assert spearman(a, b) == pytest.approx(
             scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12
         )
-    assert ranks(np.array([7, 1, 7, 3])).tolist() == [3.5, 1, 3.5, 2]
+    assert compute_ranks(np.array([7, 1, 7, 3])).tolist() == [3.5, 1, 3.5, 2]
     assert spearman(np.arange(6.0), -np.arange(6.0)) == pytest.approx(-1)
     assert spearman(np.zeros(4), np.arange(4.0)) == 0
 
@@ -44,25 +45,25 @@ def test_shuffled_kernels_keep_their_values_and_come_back():
         [L.Input((4, 4, 1)), L.Conv2D(3, 2), L.BatchNormalization(), L.Flatten(), L.Dense(2)]
     )
     before = [w.copy() for w in model.get_weights()]
-    with randomized(model, 1):
+    with randomize_weights(model, 1):
         during = model.get_weights()
         assert [np.array_equal(a, b) for a, b in zip(before, during, strict=True)] == [
             w.ndim < 2 for w in before
         ]
         for a, b in zip(before, during, strict=True):
             np.testing.assert_array_equal(np.sort(a, axis=None), np.sort(b, axis=None))
-    with randomized(model, 1, last_only=True):
+    with randomize_weights(model, 1, last_only=True):
         assert [np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)] == [
             True
         ] * 6 + [False, True]
-    with pytest.raises(ZeroDivisionError), randomized(model, 2):
+    with pytest.raises(ZeroDivisionError), randomize_weights(model, 2):
         _ = 1 / 0
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_removal_follows_the_order_of_the_map():
-    """The answer is the share of the one bright pixel that is left; the map knows it, the other has it last."""
+    """The prediction depends on one bright pixel; one map ranks it first, the other one last."""
     images = np.full((2, 2, 5, 1), 50.0)
     images[0, 0, 3], images[1, 1, 0] = 250, 250
     knows = np.zeros((2, 2, 5), np.float32)
@@ -70,14 +71,14 @@ def test_removal_follows_the_order_of_the_map():
     answer = lambda x: np.stack(  # noqa: E731
         [1 - (x.max(axis=(1, 2, 3)) > 200), x.max(axis=(1, 2, 3)) > 200], axis=1
     ).astype(float)
-    right = removal(answer, images, np.array([1, 1]), knows, seed=0)
+    right = compute_perturbation_curves(answer, images, np.array([1, 1]), knows, seed=0)
     assert right.deletion.tolist() == [1] + [0] * 10
     assert right.insertion.tolist() == [0] + [1] * 10
-    wrong = removal(answer, images, np.array([1, 1]), -knows, seed=0)
+    wrong = compute_perturbation_curves(answer, images, np.array([1, 1]), -knows, seed=0)
     assert wrong.deletion.tolist() == [1] * 10 + [0]
     assert wrong.insertion.tolist() == [0] * 10 + [1]
-    assert right.areas == pytest.approx((0.05, 0.95))
-    other = removal(answer, images, np.array([0, 0]), knows, seed=0)
+    assert right.auc == pytest.approx((0.05, 0.95))
+    other = compute_perturbation_curves(answer, images, np.array([0, 0]), knows, seed=0)
     assert other.deletion.tolist() == [0] + [1] * 10
 
 
@@ -85,7 +86,7 @@ def test_what_is_removed_takes_the_mean_colour():
     seen: list[np.ndarray] = []
     image = np.zeros((1, 1, 2, 3))
     image[0, 0, 0] = (10, 20, 40)
-    removal(
+    compute_perturbation_curves(
         lambda x: (seen.append(x), np.ones((1, 2)))[1],
         image,
         np.array([0]),
@@ -100,22 +101,22 @@ def test_what_is_removed_takes_the_mean_colour():
 def test_places_and_boxes_keep_rows_and_columns_apart():
     values = np.zeros((2, 4))
     values[1, 0] = 3
-    assert peak(values) == (0.75, 0.125)
-    assert inside((0.75, 0.125), (0.5, 0.0, 1.0, 0.25))
-    assert not inside((0.75, 0.125), (0.0, 0.5, 0.25, 1.0))
+    assert find_peak(values) == (0.75, 0.125)
+    assert is_inside_box((0.75, 0.125), (0.5, 0.0, 1.0, 0.25))
+    assert not is_inside_box((0.75, 0.125), (0.0, 0.5, 0.25, 1.0))
     values[0, 3] = 1
-    assert energy(values, (0.5, 0.0, 1.0, 0.25)) == 0.75
-    assert energy(values, (0.0, 0.5, 0.5, 1.0)) == 0.25
-    assert energy(np.zeros((2, 2)), (0, 0, 1, 1)) == 0
+    assert compute_box_energy(values, (0.5, 0.0, 1.0, 0.25)) == 0.75
+    assert compute_box_energy(values, (0.0, 0.5, 0.5, 1.0)) == 0.25
+    assert compute_box_energy(np.zeros((2, 2)), (0, 0, 1, 1)) == 0
 
 
 def test_the_hardest_edges_outside_the_box_distract():
     image = np.full((40, 60, 3), 100.0)
     image[5:12:2, 40:50], image[25:35:2, 5:15] = 255, 200  # hard stripes in the box, weaker ones elsewhere
-    y, x = peak(edges(image))
-    assert inside((y, x), (0.1, 0.65, 0.32, 0.85))
-    y, x = distraction(image, (0.1, 0.65, 0.32, 0.85))
-    assert inside((y, x), (25 / 40, 5 / 60, 35 / 40, 15 / 60))
+    y, x = find_peak(compute_edge_strength(image))
+    assert is_inside_box((y, x), (0.1, 0.65, 0.32, 0.85))
+    y, x = find_distractor(image, (0.1, 0.65, 0.32, 0.85))
+    assert is_inside_box((y, x), (25 / 40, 5 / 60, 35 / 40, 15 / 60))
 
 
 def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
@@ -130,12 +131,12 @@ def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
         images.append(image), maps.append(right), boxes.append((y / 32, x / 32, (y + 12) / 32, (x + 12) / 32))
 
     def passes(wrong) -> list[bool]:
-        return [check.passed for check in trust._box_checks(wrong, images, boxes)]
+        return [check.is_passed for check in trust.check_localization(wrong, images, boxes)]
 
     assert passes(maps) == [True, True, True]
-    assert found(maps, images, boxes).chance == pytest.approx((12 / 32) ** 2)
+    assert score_localization(maps, images, boxes).chance == pytest.approx((12 / 32) ** 2)
     wrong = {
-        "edges": [edges(image).astype(np.float32) for image in images],
+        "edges": [compute_edge_strength(image).astype(np.float32) for image in images],
         "transposed": [m.T.copy() for m in maps],
         "neighbour's": maps[1:] + maps[:1],
         "noise": [RNG.random((16, 16)).astype(np.float32) for _ in maps],
@@ -167,15 +168,15 @@ class Spots:
     def read(self, rows):
         return self.images[np.asarray(rows)]
 
-    def ids(self, rows):
+    def read_ids(self, rows):
         return [str(row) for row in rows]
 
-    def evidence(self, rows):
+    def read_bboxes(self, rows):
         return [
             (y / 16, x / 16, (y + 4) / 16, (x + 4) / 16) if self.boxes else None for y, x in self.places[rows]
         ]
 
-    def batches(self):
+    def iterate_batches(self):
         return [
             {
                 "image": self.images,
@@ -200,81 +201,77 @@ def colour_model(trained: bool = True) -> keras.Model:
     return model
 
 
-def section_of(model: keras.Model, images: Spots, **options):
-    subject = Subject("tiny", model, "m", "s", ("red", "blue"), images, images, 1.0, ReportOptions(**options))
-    return trust.build_section(subject, None)
+def build_section(model: keras.Model, images: Spots, count: int) -> Section | None:
+    predictions = predict(model, images.iterate_batches(), 1.0)
+    return trust.build_section(Network(model), predictions, images, count, seed=0)
 
 
-def test_a_network_that_looks_at_the_object_is_trusted():
-    section = section_of(colour_model(), Spots(), trust_images=24)
+def checks_of(model: keras.Model, images: Spots, count: int = 24) -> dict[str, dict]:
+    section = build_section(model, images, count)
+    assert section is not None
+    return {check["name"]: check for check in section.figures["checks"]}
+
+
+def test_a_network_that_looks_at_the_object_passes():
+    section = build_section(colour_model(), Spots(), 24)
+    assert section is not None
     checks = {check["name"]: check for check in section.figures["checks"]}
     assert list(checks) == [
-        "Same weights",
-        "Random weights",
-        "Another class",
+        "Reproducibility",
+        "Weight randomization",
+        "Class sensitivity",
         "Deletion",
         "Insertion",
-        "Pointing",
-        "Energy in the box",
-        "Distracted",
+        "Pointing game",
+        "Energy in the bounding box",
+        "Distraction by edges",
     ]
-    assert checks["Same weights"]["value"] == pytest.approx(1)
-    for name in (
-        "Same weights",
-        "Another class",
-        "Deletion",
-        "Insertion",
-        "Pointing",
-        "Energy in the box",
-        "Distracted",
-    ):
+    assert checks["Reproducibility"]["value"] == pytest.approx(1)
+    for name in checks.keys() - {"Weight randomization"}:  # of two filters, a shuffle changes little
         assert checks[name]["passed"], checks[name]
-    assert checks["Pointing"]["value"] == 1
-    assert checks["Another class"]["value"] < 0
+    assert checks["Pointing game"]["value"] == 1
+    assert checks["Class sensitivity"]["value"] < 0
     assert len(section.figures["rows"]) == len(set(section.figures["rows"])) == 24
     assert section.values["plots"][0].lines[0].values[0] > 0.9
 
 
 @pytest.mark.parametrize(
-    ("like", "same", "random", "other"),
-    [(0.5, False, False, False), (-0.5, False, False, True), (0.2, False, True, True)],
+    ("correlation", "same", "shuffled", "second"),
+    [
+        (0.5, False, False, False),
+        (-0.5, False, False, True),
+        (0.2, False, True, True),
+        (1.0, True, False, False),
+    ],
 )
-def test_maps_that_are_alike_or_opposite_where_they_should_not_be(monkeypatch, like, same, random, other):
-    monkeypatch.setattr(trust, "_likeness", lambda maps, others: like)
-    checks = {
-        check["name"]: check["passed"]
-        for check in section_of(colour_model(), Spots(), trust_images=4).figures["checks"]
-    }
-    assert [checks[name] for name in ("Same weights", "Random weights", "Another class")] == [
-        same,
-        random,
-        other,
-    ]
+def test_heatmaps_that_are_alike_or_opposite_where_they_should_not_be_fail(
+    correlation, same, shuffled, second
+):
+    reproducibility, randomization = trust.check_randomization(correlation, correlation)
+    assert reproducibility.is_passed == same
+    assert randomization.is_passed == shuffled
+    assert trust.check_second_class(correlation).is_passed == second
 
 
-def test_unknown_boxes_are_not_asked_for():
-    section = section_of(colour_model(), Spots(boxes=False), trust_images=8)
-    assert [check["name"] for check in section.figures["checks"]][-1] == "Insertion"
+def test_images_without_a_bounding_box_are_not_scored_by_one():
+    assert list(checks_of(colour_model(), Spots(boxes=False), 8))[-1] == "Insertion"
 
 
-def test_maps_that_see_no_classes_are_told_apart(monkeypatch):
+def test_heatmaps_that_ignore_the_class_fail(monkeypatch):
     monkeypatch.setattr(
-        "service.report.analysis.gradcam.activation_map",
+        "service.report.analysis.gradcam.compute_cam",
         lambda values, gradients, method: tf.reduce_mean(values, axis=-1),
     )
-    checks = {
-        check["name"]: check
-        for check in section_of(colour_model(), Spots(), trust_images=24).figures["checks"]
-    }
-    assert not checks["Another class"]["passed"]
+    checks = checks_of(colour_model(), Spots())
+    assert not checks["Class sensitivity"]["passed"]
     assert (
-        checks["Another class"]["words"]
-        == "The heatmap for the second answer looks much the same (Spearman 1.00)."
+        checks["Class sensitivity"]["words"]
+        == "The heatmap of the second most probable class is much the same (Spearman 1.00)."
     )
-    assert checks["Pointing"]["passed"]  # which alone does not notice
+    assert checks["Pointing game"]["passed"]  # which alone does not notice
 
 
-def test_none_without_feature_maps_or_images():
+def test_without_feature_maps_or_images_there_is_no_section():
     dense = keras.Sequential([L.Input((16, 16, 3)), L.Flatten(), L.Dense(2, activation="softmax")])
-    assert section_of(dense, Spots()) is None
-    assert section_of(colour_model(), Spots(), trust_images=0) is None
+    assert build_section(dense, Spots(), 24) is None
+    assert build_section(colour_model(), Spots(), 0) is None

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from service.report.analysis.examples import ReportExample
 from service.report.analysis.network import Network
-from service.report.drawing.colours import DIVERGING, FRAME_PLACE, MIDDLE, signed
-from service.report.drawing.sheets import Scaling
+from service.report.drawing.colours import DIVERGING, FRAME_INDEX, ZERO_INDEX, quantize_signed
+from service.report.drawing.sheets import TileScaling
 from service.report.sections import edges, weights
+from service.report.sections.provenance import Provenance
 
 L = keras.layers
 
 
 def test_colours_are_symmetric_about_zero():
-    assert signed(np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0, -9.0]), 2.0).tolist() == [
+    assert quantize_signed(np.array([-2.0, -1.0, 0.0, 1.0, 2.0, 9.0, -9.0]), 2.0).tolist() == [
         0,
         63,
         126,
@@ -27,12 +27,12 @@ def test_colours_are_symmetric_about_zero():
         252,
         0,
     ]
-    assert DIVERGING[MIDDLE].tolist() == [247, 247, 247]
+    assert DIVERGING[ZERO_INDEX].tolist() == [247, 247, 247]
     blue, red = DIVERGING[0], DIVERGING[252]
     assert blue[2] > blue[0]
     assert red[0] > red[2]
-    assert weights.limit_of(np.array([-3.0, 2.0])) == 3
-    assert weights.limit_of(np.zeros(2)) == 1
+    assert weights.find_limit(np.array([-3.0, 2.0])) == 3
+    assert weights.find_limit(np.zeros(2)) == 1
 
 
 def test_first_filters_stand_in_order_and_colour_by_colour():
@@ -41,15 +41,15 @@ def test_first_filters_stand_in_order_and_colour_by_colour():
         [L.Input((6, 6, 3)), L.Conv2D(20, (3, 2), use_bias=False, name="c"), L.Flatten(), L.Dense(2)]
     )
     model.get_layer("c").set_weights([kernel])
-    red, green, blue = weights.filters_of(Network(model))
-    assert [heat.what for heat in (red, green, blue)] == ["red", "green", "blue"]
+    red, green, blue = weights.draw_filters(Network(model))
+    assert [weight_map.title for weight_map in (red, green, blue)] == ["red", "green", "blue"]
     assert red.limit == blue.limit == 180
-    for n, heat in enumerate((red, green, blue)):
+    for n, weight_map in enumerate((red, green, blue)):
         for number in (0, 1, 15, 16, 19):
             top, left = number // 16 * 34, number % 16 * 23  # tiles of 33 x 22 pixels and a pixel of frame
-            tile = np.kron(signed(kernel[:, :, n, number], 180), np.ones((11, 11), np.uint8))
-            np.testing.assert_array_equal(heat.places[top : top + 33, left : left + 22], tile)
-    assert (red.places[34:, 4 * 23 :] == FRAME_PLACE).all()
+            tile = np.kron(quantize_signed(kernel[:, :, n, number], 180), np.ones((11, 11), np.uint8))
+            np.testing.assert_array_equal(weight_map.places[top : top + 33, left : left + 22], tile)
+    assert (red.places[34:, 4 * 23 :] == FRAME_INDEX).all()
 
 
 def test_dense_weights_on_pixels_are_pictures_and_others_matrices():
@@ -59,26 +59,26 @@ def test_dense_weights_on_pixels_are_pictures_and_others_matrices():
     )
     network.model.get_layer("one").set_weights([kernel, np.zeros(2)])
     network.model.get_layer("two").set_weights([np.array([[1, 0, -2], [0, 0, 4]]), np.zeros(3)])
-    one, two = weights.dense_of(network)
-    np.testing.assert_array_equal(one.places[:24:8, :32:8], signed(kernel[:, 0].reshape(3, 4), 18))
-    np.testing.assert_array_equal(one.places[:24:8, 33:65:8], signed(kernel[:, 1].reshape(3, 4), 18))
+    one, two = weights.draw_dense(network)
+    np.testing.assert_array_equal(one.places[:24:8, :32:8], quantize_signed(kernel[:, 0].reshape(3, 4), 18))
+    np.testing.assert_array_equal(one.places[:24:8, 33:65:8], quantize_signed(kernel[:, 1].reshape(3, 4), 18))
     grow = weights.SMALLEST // 3
-    assert two.places.shape == (3 * grow, weights.SIDE)
+    assert two.places.shape == (3 * grow, weights.LARGEST)
     np.testing.assert_array_equal(
-        two.places[::grow, :: weights.SIDE // 2], signed(np.array([[1, 0], [0, 0], [-2, 4]]), 4)
+        two.places[::grow, :: weights.LARGEST // 2], quantize_signed(np.array([[1, 0], [0, 0], [-2, 4]]), 4)
     )
 
 
 def test_shrinking_keeps_the_strongest_weight_and_its_sign():
     matrix = np.array([[1.0, -3.0, 0.5, 0.0, 2.0], [0.0, 2.0, 0.0, -0.1, -5.0]])
-    assert weights.strongest(matrix, 3).tolist() == [[-3, 0.5, 2], [2, -0.1, -5]]
-    assert weights.strongest(matrix.T, 3).tolist() == [[-3, 2], [0.5, -0.1], [2, -5]]
-    assert weights.strongest(matrix, 1).tolist() == [[-5]]
-    assert weights.strongest(matrix, 9) is matrix
+    assert weights.shrink(matrix, 3).tolist() == [[-3, 0.5, 2], [2, -0.1, -5]]
+    assert weights.shrink(matrix.T, 3).tolist() == [[-3, 2], [0.5, -0.1], [2, -5]]
+    assert weights.shrink(matrix, 1).tolist() == [[-5]]
+    assert weights.shrink(matrix, 9) is matrix
 
 
 def test_tiles_share_one_scale():
-    found = weights.tiles(np.array([[[1.0]], [[-4.0]]]), 4.0, Scaling(1, 2, 1))
+    found = weights.draw_tiles(np.array([[[1.0]], [[-4.0]]]), 4.0, TileScaling(1, 2, 1))
     assert found.shape == (3, 6)
     assert found[0, 0] == 158
     assert found[0, 3] == 0
@@ -87,7 +87,7 @@ def test_tiles_share_one_scale():
 def test_a_convolution_by_hand_is_that_of_a_network():
     image, kernel = np.random.default_rng(0).normal(size=(7, 9)), np.arange(9.0).reshape(3, 3)
     network = tf.nn.conv2d(image[None, ..., None], kernel[..., None, None], 1, "VALID").numpy()[0, ..., 0]
-    np.testing.assert_allclose(edges.convolved(image, kernel), network, rtol=1e-9)
+    np.testing.assert_allclose(edges.convolve(image, kernel), network, rtol=1e-9)
 
 
 @pytest.mark.parametrize(("name", "axis"), [("vertical edges", 1), ("horizontal edges", 0)])
@@ -96,25 +96,22 @@ def test_edge_filters_find_their_edges_and_no_others(name, axis):
     step[(slice(None), slice(3, None)) if axis == 1 else (slice(3, None), slice(None))] = (
         10  # dark, then bright
     )
-    found = edges.convolved(step, np.array(edges.KERNELS[name]))
+    found = edges.convolve(step, np.array(edges.KERNELS[name]))
     assert found.max() == 40
     assert found.min() == 0  # from dark to bright is positive
     other = next(n for n in ("vertical edges", "horizontal edges") if n != name)
-    assert not edges.convolved(step, np.array(edges.KERNELS[other])).any()
+    assert not edges.convolve(step, np.array(edges.KERNELS[other])).any()
 
 
 def test_grey_is_as_bright_as_it_looks():
-    assert edges.grey(np.array([[[255, 0, 0], [0, 255, 0], [10, 10, 10]]], np.uint8)).tolist() == [
+    assert edges.to_grey(np.array([[[255, 0, 0], [0, 255, 0], [10, 10, 10]]], np.uint8)).tolist() == [
         [pytest.approx(76.245), pytest.approx(149.685), 10]
     ]
-    assert edges.grey(np.array([[[7]]], np.uint8)).tolist() == [[7]]
+    assert edges.to_grey(np.array([[[7]]], np.uint8)).tolist() == [[7]]
 
 
-def test_nothing_to_show():
-    assert edges.build_section(SimpleNamespace(probes=()), None) is None
-    assert (
-        edges.build_section(
-            SimpleNamespace(probes=(SimpleNamespace(pixels=np.zeros((1, 1, 1), np.uint8)),)), None
-        )
-        is None
-    )
+def test_an_image_smaller_than_the_filters_is_not_shown():
+    provenance = Provenance("model-digest", "shards-digest", 1.0, "validation")
+    pixel = ReportExample(0, np.zeros((1, 1, 1), np.uint8), 0, 0, 1.0, np.array([0]), "validation image 0, a")
+    assert edges.build_section(None, provenance, ()) is None
+    assert edges.build_section(None, provenance, (pixel,)) is None
