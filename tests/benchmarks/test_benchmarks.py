@@ -6,7 +6,6 @@ import json
 import math
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
 from pathlib import Path
 
 import input
@@ -22,23 +21,8 @@ from harness import CORES, Candidate, Measurement, run_candidates
 from results import LIMIT, Benchmark, Goal, compute_ratio
 
 
-def write_word(word: str, path: str) -> Iterator[float | None]:
-    """Candidate that appends a word per round to a file; it runs in a worker process."""
-    yield None
-    while True:
-        with open(path, "a") as file:
-            file.write(word)
-        yield 0.25
-
-
-def fail(reason: str) -> Iterator[float | None]:
-    """Candidate that fails in its first round."""
-    yield None
-    raise ValueError(reason)
-
-
 def build_candidate(name: str, function: str, **settings: str) -> Candidate:
-    return Candidate(name, f"test_benchmarks:{function}", settings)
+    return Candidate(name, f"sample_candidates:{function}", settings)
 
 
 def discard_progress(line: str) -> None:

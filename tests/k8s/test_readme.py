@@ -38,6 +38,7 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     return render_overlay(tmp_path_factory.mktemp("k"), "gpu", COMPONENTS)
 
 
+@pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
 def test_overlay_in_the_readme_renders(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     (tmp_path / "my-cluster").mkdir()
