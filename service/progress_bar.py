@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -22,7 +23,7 @@ class _ThroughputColumn(ProgressColumn):
 
 @contextmanager
 def progress_bar(description: str) -> Iterator[Update]:
-    """Shows a progress bar for the length of a block, if standard error is a terminal.
+    """Shows a progress bar for the length of a block, in a terminal or a notebook.
 
     Args:
         description: Text in front of the bar.
@@ -38,10 +39,16 @@ def progress_bar(description: str) -> Iterator[Update]:
         _ThroughputColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    is_visible = console.is_terminal or (console.is_jupyter and has_widgets())
+    with Progress(*columns, console=console, disable=not is_visible, transient=True) as progress:
         task = progress.add_task(description, total=None)
 
         def update(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
         yield update
+
+
+def has_widgets() -> bool:
+    """Tells whether ipywidgets is installed, which a live display in a notebook needs."""
+    return find_spec("ipywidgets") is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ def report(
     out: str | os.PathLike[str] | None = None,
     *,
     single_file: bool = False,
+    custom_objects: Sequence[str] = (),
     **options: Any,
 ) -> Path:
     """Renders the HTML report of a run, or of a model file made anywhere.
@@ -25,6 +26,7 @@ def report(
         data: Shard set; required with a model file, and with a run whose shard set was moved.
         out: Directory of the page; required with a model file. A run's report is written into the run.
         single_file: Embed the pictures in the page, to share it as one file.
+        custom_objects: With a model file: modules with the custom layers of the model.
         options: Settings of `ReportOptions`, such as `patterns=4` or `seed=1`.
 
     Returns:
@@ -51,7 +53,9 @@ def report(
         return render_report(Run(path), shards, report_options, page_options)
     if shards is None or out is None:
         raise ConfigError("data and out with a model file", f"data={data} out={out}", "pass both")
-    return render_model_report(path, shards, Path(out).absolute(), report_options, page_options)
+    return render_model_report(
+        path, shards, Path(out).absolute(), report_options, page_options, custom_objects
+    )
 
 
 def preview(

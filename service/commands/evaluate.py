@@ -25,9 +25,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
     parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
     parser.add_argument("--workers", type=int, metavar="N", help=INFERENCE_WORKERS_HELP)
-    parser.add_argument(
-        "--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP
-    )
+    parser.add_argument("--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP)
     parser.add_argument("--out", metavar="FILE.json", help="also write the scores to this file")
 
 

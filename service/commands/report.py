@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError, TrainingError
-from service.commands.common import SCALE_HELP, Subparsers, add_command
+from service.commands.common import CUSTOM_OBJECTS_HELP, SCALE_HELP, Subparsers, add_command
 
 if TYPE_CHECKING:
     from service.report.options import ReportOptions
@@ -52,6 +52,13 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         help="format of feature-map sheets: auto, png, jpeg or webp (default: auto)",
     )
     parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
+    parser.add_argument(
+        "--custom-objects",
+        nargs="+",
+        default=(),
+        metavar="MODULE",
+        help=f"with --model: {CUSTOM_OBJECTS_HELP}",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -101,6 +108,12 @@ def _check_options(options: argparse.Namespace) -> None:
             f"run={' '.join(runs) or options.all} out={options.out}",
             "leave --out out: the report of a run is written into the run",
         )
+    if options.custom_objects and not model:
+        raise ConfigError(
+            "--custom-objects with --model",
+            f"custom-objects={' '.join(options.custom_objects)}",
+            "leave it out: a run has the code of its model",
+        )
     if options.all and options.data:
         raise ConfigError(
             "--all without --data", f"data={options.data}", "leave --data out: every run knows its shard set"
@@ -149,6 +162,7 @@ def _report_model(options: argparse.Namespace) -> None:
         Path(options.out).absolute(),
         report_options,
         PageOptions(options.single_file),
+        options.custom_objects,
     )
     print(f"open {page}")
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
-from service.commands.common import PRESET_HELP, Subparsers, add_command
+from service.commands.common import CUSTOM_OBJECTS_HELP, PRESET_HELP, Subparsers, add_command
 
 if TYPE_CHECKING:
     from service.runs import Run
@@ -50,6 +51,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--profile", action="store_true", help="record a TensorFlow profile of updates 10 to 19"
     )
+    parser.add_argument("--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -101,6 +103,8 @@ def _read_overrides(options: argparse.Namespace) -> list[str]:
         overrides.append(f"on_nan={options.on_nan}")
     if options.profile:
         overrides.append("profile=true")
+    if options.custom_objects:
+        overrides.append(f"custom_objects={json.dumps(options.custom_objects)}")
     return overrides
 
 

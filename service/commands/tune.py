@@ -61,6 +61,6 @@ def run(options: argparse.Namespace) -> None:
         GlassboxError: See `service.tuning.driver.tune` for the conditions.
     """
     from service.tuning.driver import tune
-    from service.tuning.plan import plan_of
+    from service.tuning.plan import build_plan
 
-    print(f"open {tune(plan_of(options), options.out)}")
+    print(f"open {tune(build_plan(options), options.out)}")

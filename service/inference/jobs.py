@@ -85,9 +85,7 @@ def find_model_file(path: str | Path) -> Path:
     return path
 
 
-def open_model(
-    path: str | Path, custom_objects: Sequence[str] = ()
-) -> tuple[SavedModel, keras.Model]:
+def open_model(path: str | Path, custom_objects: Sequence[str] = ()) -> tuple[SavedModel, keras.Model]:
     """Reads and loads a model file, or that of a run together with the class names of its shard set.
 
     Args:

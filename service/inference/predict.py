@@ -49,7 +49,7 @@ class PredictionSummary:
     throughput: Throughput
 
 
-def predict(
+def predict(  # noqa: PLR0913 (keyword options of a public function)
     model: str | Path,
     data: str,
     out: str | Path,

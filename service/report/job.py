@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +219,7 @@ def render_model_report(
     out: Path,
     options: ReportOptions | None = None,
     page_options: PageOptions | None = None,
+    custom_objects: Sequence[str] = (),
 ) -> Path:
     """Renders a report of a model without a run: everything except its training history.
 
@@ -228,6 +229,7 @@ def render_model_report(
         out: Directory for the page; a report in it is replaced.
         options: What the report shows.
         page_options: How the page is written.
+        custom_objects: Modules that define the custom layers of the model.
 
     Returns:
         The path of `index.html`.
@@ -236,7 +238,9 @@ def render_model_report(
         ConfigError: The model cannot be used or does not fit the shard set, or `out` holds something else.
         DataError: The shard set is damaged.
     """
-    subject = open_model(Path(model_path), shards, read_manifest(shards), options or ReportOptions())
+    manifest = read_manifest(shards)
+    options = options or ReportOptions()
+    subject = open_model(Path(model_path), shards, manifest, options, custom_objects)
     return render(subject, Path(out), page_options or PageOptions())
 
 

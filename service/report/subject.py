@@ -76,7 +76,7 @@ class Subject:
     @cached_property
     def predictions(self) -> Predictions:
         """Predictions for every image of the evaluated split."""
-        return predict(self.model, self.evaluation.batches(), self.scale)
+        return predict(self.model, self.evaluation.iterate_batches(), self.scale)
 
     @cached_property
     def training_predictions(self) -> Predictions | None:
@@ -85,7 +85,7 @@ class Subject:
             return None
         if self.evaluation.split == self.training.split:
             return self.predictions
-        return predict(self.model, limit_batches(self.training.batches(), MAX_IMAGES), self.scale)
+        return predict(self.model, limit_batches(self.training.iterate_batches(), MAX_IMAGES), self.scale)
 
     @property
     def rows_per_split(self) -> dict[str, int]:
@@ -144,7 +144,13 @@ def open_run(run: Run, shards: Path, manifest: Manifest, options: ReportOptions)
     )
 
 
-def open_model(model_path: Path, shards: Path, manifest: Manifest, options: ReportOptions) -> Subject:
+def open_model(
+    model_path: Path,
+    shards: Path,
+    manifest: Manifest,
+    options: ReportOptions,
+    custom_objects: Sequence[str] = (),
+) -> Subject:
     """Opens the subject of a report of a model without a run.
 
     Args:
@@ -152,12 +158,13 @@ def open_model(model_path: Path, shards: Path, manifest: Manifest, options: Repo
         shards: Directory of a shard set with images of the model's classes.
         manifest: Manifest of that shard set.
         options: What the report shows.
+        custom_objects: Modules that define the custom layers of the model.
 
     Raises:
         ConfigError: The model cannot be used, or the shard set does not fit it.
     """
     facts = collect_model_facts(model_path, shards, manifest)
-    return _open(model_path.stem, model_path, shards, manifest, options, facts)
+    return _open(model_path.stem, model_path, shards, manifest, options, facts, custom_objects)
 
 
 def check_has_model(run: Run) -> None:
