@@ -28,22 +28,19 @@ A model function takes a `Task` and returns a Keras model with fresh weights:
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
 from pipelines.plugins import is_reference, reference_file
-from pipelines.registry import Registry
-from service.pretrained import KERAS_SUFFIX
+from service.models.base import MODELS, Builder, Task, is_saved_model
 from service.user_code import find_package
 
 if TYPE_CHECKING:
     import keras
 
-Builder = Callable[["Task"], "keras.Model"]
+__all__ = ["MODELS", "Task", "build_model", "check_name", "is_saved_model", "is_user_model"]
 
 MODULES = {  # function of the same name -> module in this package
     "cats_dogs_best": "residual",
@@ -66,26 +63,6 @@ MODULES = {  # function of the same name -> module in this package
 }
 
 
-@dataclass(frozen=True)
-class Task:
-    """What a model is built for.
-
-    Attributes:
-        shape: Height, width and channels of the images; pixels are float32, 0 to 255.
-        classes: Number of classes, 2 or more.
-        mean: Mean of each channel over the training images, 0 to 255.
-        std: Standard deviation of each channel over the training images.
-    """
-
-    shape: tuple[int, int, int]
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-MODELS: Registry[Builder] = Registry("model", group="glassbox.models")
-
-
 def _import_when_called(name: str, module: str) -> Builder:
     """A model function of this package whose module, and with it Keras, is imported by the first call."""
 
@@ -98,11 +75,6 @@ def _import_when_called(name: str, module: str) -> Builder:
 
 for _name, _module in MODULES.items():
     MODELS.register(_name)(_import_when_called(_name, _module))
-
-
-def is_saved_model(name: str) -> bool:
-    """Tells whether a model is named by a `.keras` file."""
-    return name.endswith(KERAS_SUFFIX)
 
 
 def is_user_model(name: str) -> bool:

@@ -19,7 +19,7 @@ from service.inference.classifier import (
     last_operation,
     load_model,
 )
-from service.models import MODELS, Task, is_saved_model
+from service.models.base import MODELS, Task, is_saved_model
 from service.models.layers import LOGITS, PROBABILITIES, add_probabilities
 
 # Layers whose outputs are logits where they have no activation. Others may squash values in their own way.

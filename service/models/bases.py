@@ -11,7 +11,7 @@ from functools import partial
 import keras
 from keras import layers
 
-from service.models import Task
+from service.models.base import Task
 from service.models.layers import add_head
 from service.pretrained import BASES, check_images
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 from keras import layers
 
-from service.models import Task
+from service.models.base import Task
 from service.models.layers import add_head
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 
 from pipelines.errors import ConfigError
-from service.models import Task
+from service.models.base import Task
 
 LOGITS = "logits"
 PROBABILITIES = "probabilities"

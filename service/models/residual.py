@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from service.models import Task
+from service.models.base import Task
 from service.models.layers import add_head, standardize
 
 MOMENTUM = 0.9  # of batch normalization's moving statistics: lower than Keras' 0.99, for runs of few updates
