@@ -195,7 +195,12 @@ def test_input_benchmark_runs(
 
 
 @pytest.mark.e2e
-def test_shards_benchmark_runs(options: list[str], tmp_path: Path) -> None:
+def test_shards_benchmark_runs(
+    ray_cluster: None, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # saves another start of Ray
     goals = {shards.AS_FOUND, shards.HEADER}
     run = shards.main([*options, *select("decode, threads", shards.COPY, *goals)])
     check(run, {shards.LIMITS[0], shards.COPY, *goals}, goals, tmp_path)
