@@ -1,3 +1,5 @@
+"""Images in folders: splits, classes, a fixed order, links, and files that cannot be read."""
+
 from __future__ import annotations
 
 import os
@@ -18,16 +20,16 @@ def fill(root, *paths):
     return root
 
 
-def read(root, split="train"):
+def read_items(root, split="train"):
     source = open_source(f"folder:{root}")
     return list(source.read(split, 0, source.counts()[split]))
 
 
-def labels(root, split="train"):
-    return {item.id: item.label for item in read(root, split)}
+def read_labels(root, split="train"):
+    return {item.id: item.label for item in read_items(root, split)}
 
 
-def test_one_folder_per_class(tmp_path):
+def test_folders_are_classes(tmp_path):
     source = open_source(f"folder:{fill(tmp_path, 'dog/a.jpg', 'cat/a.JPEG', 'cat/b.png', 'dog/sub/c.webp')}")
     assert source.name == f"folder:{tmp_path}"
     assert source.classes == ("cat", "dog")
@@ -39,7 +41,7 @@ def test_one_folder_per_class(tmp_path):
 
 
 @pytest.mark.parametrize("held_out", ["validation", "val", "test"])
-def test_split_folders(tmp_path, held_out):
+def test_train_and_another_folder_are_splits(tmp_path, held_out):
     fill(
         tmp_path,
         "train/a/1.png",
@@ -50,16 +52,16 @@ def test_split_folders(tmp_path, held_out):
     )
     source = open_source(f"folder:{tmp_path}")
     assert source.classes == ("a", "b", "c")  # one numbering for both splits
-    assert labels(tmp_path) == {"train/a/1.png": 0, "train/b/2.png": 1}
-    assert labels(tmp_path, "validation") == {f"{held_out}/b/3.png": 1, f"{held_out}/c/4.png": 2}
+    assert read_labels(tmp_path) == {"train/a/1.png": 0, "train/b/2.png": 1}
+    assert read_labels(tmp_path, "validation") == {f"{held_out}/b/3.png": 1, f"{held_out}/c/4.png": 2}
 
 
-def test_validation_goes_before_test(tmp_path):
+def test_validation_takes_precedence_over_test(tmp_path):
     fill(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png", "validation/a/4.png")
-    assert list(labels(tmp_path, "validation")) == ["validation/a/4.png"]
+    assert list(read_labels(tmp_path, "validation")) == ["validation/a/4.png"]
 
 
-def test_ranges_make_up_the_whole_and_mix_the_classes(tmp_path):
+def test_ranges_cover_the_split_and_mix_the_classes(tmp_path):
     fill(tmp_path, *(f"{name}/{index}.png" for name in "ab" for index in range(50)))
     source = open_source(f"folder:{tmp_path}")
     whole = list(source.read("train", 0, 100))
@@ -67,7 +69,7 @@ def test_ranges_make_up_the_whole_and_mix_the_classes(tmp_path):
     assert 5 <= sum(item.label for item in whole[-20:]) <= 15
 
 
-def test_a_copy_elsewhere_is_read_alike(tmp_path):
+def test_a_copy_is_read_in_the_same_order(tmp_path):
     fill(tmp_path / "one", "a/1.png", "b/2 ü.png", "a/3.png", "b/4.png")
     shutil.copytree(tmp_path / "one", tmp_path / "two")
     os.utime(tmp_path / "two/a/1.png", (1, 1))
@@ -77,7 +79,7 @@ def test_a_copy_elsewhere_is_read_alike(tmp_path):
 
 
 @pytest.mark.parametrize("change", ["add", "remove", "rename", "grow", "move"])
-def test_the_fingerprint_notices(tmp_path, change):
+def test_the_fingerprint_changes_with_the_files(tmp_path, change):
     fill(tmp_path, "a/1.png", "b/2.png", "b/3.png")
     before = open_source(f"folder:{tmp_path}").fingerprint()
     if change == "add":
@@ -91,34 +93,34 @@ def test_the_fingerprint_notices(tmp_path, change):
     assert open_source(f"folder:{tmp_path}").fingerprint() != before
 
 
-def test_what_is_no_image_is_rejected_with_a_reason(tmp_path):
+def test_other_files_are_rejected_with_a_reason(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png", "b/notes.TXT", "b/none")
-    rejected = {item.id: item.reason for item in read(tmp_path) if isinstance(item, Rejected)}
+    rejected = {item.id: item.reason for item in read_items(tmp_path) if isinstance(item, Rejected)}
     assert rejected == {"b/notes.TXT": "not an image suffix: .TXT", "b/none": "not an image suffix: none"}
 
 
-def test_hidden_things_are_ignored(tmp_path):
+def test_hidden_files_and_folders_are_ignored(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png", "a/.DS_Store", ".cache/3.png", "b/.thumbs/4.png", "5.png")
-    assert labels(tmp_path) == {"a/1.png": 0, "b/2.png": 1}
+    assert read_labels(tmp_path) == {"a/1.png": 0, "b/2.png": 1}
 
 
-def test_an_empty_class_folder_is_no_class_and_is_mentioned(tmp_path, caplog):
+def test_a_folder_without_images_is_no_class_and_is_logged(tmp_path, caplog):
     fill(
         tmp_path,
         "train/a/1.png",
         "train/b/2.png",
-        "train/nothing/words.txt",
+        "train/noimages/text.txt",
         "validation/a/3.png",
         "validation/later/4.png",
     )
     for name in ("train/empty", "train/later"):
         (tmp_path / name).mkdir()
     assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "later")
-    assert "'empty', 'nothing'" in caplog.text
-    assert Rejected("train/nothing/words.txt", "not an image suffix: .txt") in read(tmp_path)
+    assert "'empty', 'noimages'" in caplog.text
+    assert Rejected("train/noimages/text.txt", "not an image suffix: .txt") in read_items(tmp_path)
 
 
-def test_links(tmp_path):
+def test_links_to_files_and_to_classes_are_followed(tmp_path):
     root = fill(tmp_path / "root", "a/1.png", "b/2.png")
     fill(tmp_path / "far", "3.png")
     (root / "a/file.png").symlink_to(tmp_path / "far/3.png")
@@ -127,46 +129,46 @@ def test_links(tmp_path):
     (root / "up").symlink_to(root)
     (root / "upper").symlink_to(tmp_path)
     (root / "class").symlink_to(tmp_path / "far")
-    items = {item.id: item for item in read(root)}
+    items = {item.id: item for item in read_items(root)}
     assert set(items) == {"a/1.png", "b/2.png", "a/file.png", "a/broken.png", "class/3.png"}
     assert items["a/file.png"] == Example(b"3.png", 0, "a/file.png")
     assert items["class/3.png"].label == 2
     assert items["a/broken.png"] == Rejected("a/broken.png", "cannot be read: No such file or directory")
 
 
-def test_a_pipe_does_not_hang(tmp_path):
+def test_a_pipe_is_rejected(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png")
     os.mkfifo(tmp_path / "a/pipe.png")
-    assert Rejected("a/pipe.png", "not a regular file") in read(tmp_path)
+    assert Rejected("a/pipe.png", "not a regular file") in read_items(tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_an_unreadable_file_is_rejected(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a/1.png").chmod(0)
-    assert Rejected("a/1.png", "cannot be read: Permission denied") in read(tmp_path)
+    assert Rejected("a/1.png", "cannot be read: Permission denied") in read_items(tmp_path)
 
 
 def test_a_name_that_is_not_utf8_is_rejected(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / os.fsdecode(b"a/\xff.png")).write_bytes(b"")
-    assert Rejected("a/\\xff.png", "the name is not UTF-8") in read(tmp_path)
+    assert Rejected("a/\\xff.png", "the name is not UTF-8") in read_items(tmp_path)
     open_source(f"folder:{tmp_path}").fingerprint()
 
 
-def test_a_file_that_vanished_stops_the_reading(tmp_path):
+def test_a_file_that_was_removed_is_an_error(tmp_path):
     source = open_source(f"folder:{fill(tmp_path, 'a/1.png', 'b/2.png')}")
     (tmp_path / "a/1.png").unlink()
     with pytest.raises(DataError, match=r"a/1\.png: No such file"):
         list(source.read("train", 0, 2))
 
 
-def test_it_travels_to_workers(tmp_path):
+def test_a_source_can_be_pickled(tmp_path):
     source = open_source(f"folder:{fill(tmp_path, 'a/1.png', 'b/2.png')}")
     assert pickle.loads(pickle.dumps(source)) == source
 
 
-def test_no_folder(tmp_path):
+def test_a_missing_folder_is_reported(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         open_source(f"folder:{tmp_path / 'missing'}")
 
@@ -174,6 +176,6 @@ def test_no_folder(tmp_path):
 @pytest.mark.parametrize(
     "paths", [["a/1.png"], ["1.png", "2.png"], ["a/1.txt", "b/2.txt"], ["a/1.png", "b/2.txt"]]
 )
-def test_fewer_than_two_classes(tmp_path, paths):
+def test_fewer_than_two_classes_are_refused(tmp_path, paths):
     with pytest.raises(DataError, match="at least two classes"):
         open_source(f"folder:{fill(tmp_path, *paths)}")

@@ -1,4 +1,4 @@
-"""A source from outside the package: from a file, a module or an entry point, up to a shard set built on Ray."""
+"""Sources from outside the package: from a file, a module or an entry point, up to a shard set."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_a_source_in_a_file_becomes_a_shard_set(ray_cluster: None, file: Path, t
     assert len(manifest.splits["train"].shards) == 3
 
 
-def test_the_argument_is_what_follows_the_class(file: Path) -> None:
+def test_the_argument_follows_the_class(file: Path) -> None:
     source = open_source(f"{file}:Squares:4")
     assert source.counts() == {"train": 4}
     assert [example.label for example in source.read("train", 0, 4)] == [0, 1, 0, 1]
@@ -119,7 +119,7 @@ def test_a_source_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("squares.py:Nameless:4", DataError, r"TypeError: Nameless\(\) takes no arguments"),
     ],
 )
-def test_what_is_no_source(
+def test_anything_else_is_reported(
     file: Path, monkeypatch: pytest.MonkeyPatch, name: str, error: type[Exception], message: str
 ) -> None:
     monkeypatch.chdir(file.parent)

@@ -1,4 +1,4 @@
-"""The synthetic source: same pixels everywhere, and nothing but the ball's pattern tells the class."""
+"""The synthetic source: the same pixels everywhere, and only the ball's pattern depends on the class."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from pipelines.sources.synthetic import SyntheticSource
 KEYS = [(seed, split, index) for seed in (0, 1) for split in ("train", "validation") for index in range(4)]
 
 
-def changed(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and columns of the pixels in which two pictures differ."""
+def find_differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows and columns of the pixels in which two pictures differ."""
     return np.nonzero((a != b).any(axis=-1))
 
 
@@ -32,12 +32,13 @@ def changed(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ((7, "validation", 123), 33, 1, "b5e5e3cc2d20d810"),
     ],
 )
-def test_pixels_never_change(key: tuple[int, str, int], size: int, label: int, digest: str) -> None:
-    # Pixels before JPEG, so that another libjpeg cannot matter. Changed on purpose? Raise scene.VERSION, then write the new digests.
+def test_pixels_are_fixed(key: tuple[int, str, int], size: int, label: int, digest: str) -> None:
+    # Pixels before JPEG, so that the version of libjpeg does not matter. After an intended change, increment
+    # `scene.VERSION` and write the new digests.
     assert hashlib.sha256(render(key, size, label)[0].tobytes()).hexdigest()[:16] == digest
 
 
-def test_draws_are_uniform_and_stay_inside() -> None:
+def test_draws_are_uniform_and_in_range() -> None:
     plane = Draws(0, "some", 1).plane(300, 300)
     assert plane.dtype == np.float32
     assert -1.0 < plane.min() < -0.999
@@ -58,7 +59,7 @@ def test_every_part_of_the_key_changes_the_picture() -> None:
     assert len(set(pictures)) == 4
 
 
-def test_ranges_read_like_one_by_one() -> None:
+def test_ranges_are_read_like_single_examples() -> None:
     source = SyntheticSource("evidence,train=12,validation=4,size=32")
     whole = list(source.read("train", 0, 12))
     single = [example for index in reversed(range(12)) for example in source.read("train", index, index + 1)]
@@ -75,10 +76,10 @@ def test_a_picture_does_not_depend_on_the_counts() -> None:
 
 @pytest.mark.parametrize("size", [33, 96])
 @pytest.mark.parametrize("label", [0, 1])
-def test_the_box_holds_the_ball_and_nothing_more(label: int, size: int) -> None:
+def test_the_box_encloses_the_ball_tightly(label: int, size: int) -> None:
     for key in KEYS:
         picture, (ymin, xmin, ymax, xmax) = render(key, size, label)
-        rows, columns = changed(picture, render(key, size, None)[0])
+        rows, columns = find_differences(picture, render(key, size, None)[0])
         assert 0.0 <= ymin < ymax <= 1.0
         assert 0.0 <= xmin < xmax <= 1.0
         assert ymax - ymin == pytest.approx(xmax - xmin)
@@ -90,9 +91,10 @@ def test_the_box_holds_the_ball_and_nothing_more(label: int, size: int) -> None:
 
 def test_the_label_changes_pixels_inside_the_box_only() -> None:
     for key in KEYS:
-        (striped, box), (checkered, same_box) = render(key, 64, 0), render(key, 64, 1)
+        (striped, box) = render(key, 64, 0)
+        (checkered, same_box) = render(key, 64, 1)
         assert box == same_box
-        rows, columns = changed(striped, checkered)
+        rows, columns = find_differences(striped, checkered)
         assert len(rows) > 100
         ymin, xmin, ymax, xmax = (edge * 64 for edge in box)
         assert ymin <= rows.min() + 0.5
@@ -115,27 +117,25 @@ def test_classes_are_balanced_and_look_the_same_on_average() -> None:
     assert striped.std() == pytest.approx(checkered.std(), rel=0.03)
 
 
-def test_striped_means_stripes() -> None:
-    """Along some line through the ball the colour stays where it is striped; over a chequer it never does."""
-    steadiest = {0: [], 1: []}
+def test_stripes_and_checks_differ_along_lines() -> None:
+    """Some line through a striped ball has one colour; no line through a checkered one does."""
+    lowest_contrast = {0: [], 1: []}
     for label, key in itertools.product((0, 1), KEYS):
         picture, (ymin, xmin, ymax, xmax) = render(key, 128, label)
-        cy, cx, steps = (
-            (ymin + ymax) * 64,
-            (xmin + xmax) * 64,
-            np.linspace(-0.5, 0.5, 40) * (ymax - ymin) * 64,
-        )
+        centre_y = (ymin + ymax) * 64
+        centre_x = (xmin + xmax) * 64
+        steps = np.linspace(-0.5, 0.5, 40) * (ymax - ymin) * 64
         grey = picture.astype(float).mean(axis=-1)
         angles = np.linspace(0, np.pi, 24, endpoint=False)[:, None]
         contrast = grey[
-            (cy + steps * np.sin(angles)).astype(int), (cx + steps * np.cos(angles)).astype(int)
+            (centre_y + steps * np.sin(angles)).astype(int), (centre_x + steps * np.cos(angles)).astype(int)
         ].std(axis=1)
-        steadiest[label].append(contrast.min() / contrast.max())
-    assert np.mean(steadiest[0]) < 0.3
-    assert np.mean(steadiest[1]) > 0.4
+        lowest_contrast[label].append(contrast.min() / contrast.max())
+    assert np.mean(lowest_contrast[0]) < 0.3
+    assert np.mean(lowest_contrast[1]) > 0.4
 
 
-def test_jpeg_keeps_the_picture() -> None:
+def test_the_jpeg_is_the_picture() -> None:
     example = next(SyntheticSource("evidence,seed=3,size=64").read("validation", 4, 5))
     with Image.open(io.BytesIO(example.image)) as image:
         assert image.format == "JPEG"
@@ -143,7 +143,7 @@ def test_jpeg_keeps_the_picture() -> None:
     pixels, box = render((3, "validation", 4), 64, 0)
     assert example.bbox == box
     assert example.label == 0
-    assert np.abs(decoded - pixels).mean() < 6.0  # the grain of the picture is what JPEG loses
+    assert np.abs(decoded - pixels).mean() < 6.0  # JPEG loses the grain of the picture
 
 
 def test_counts_classes_and_name() -> None:
@@ -154,7 +154,7 @@ def test_counts_classes_and_name() -> None:
     assert open_source("synthetic:evidence,validation=0").counts() == {"train": 1600}
 
 
-def test_fingerprint_tells_every_option_and_no_spelling() -> None:
+def test_the_fingerprint_depends_on_options_and_not_on_their_order() -> None:
     arguments = ["", ",train=8", ",validation=8", ",seed=8", ",size=64"]
     digests = [SyntheticSource(f"evidence{options}").fingerprint() for options in arguments]
     assert all(a != b for a, b in itertools.combinations(digests, 2))
@@ -182,7 +182,7 @@ def test_fingerprint_tells_every_option_and_no_spelling() -> None:
         ("evidence,seed=1,seed=2", "option='seed=2'", "remove one"),
     ],
 )
-def test_wrong_options_say_what_to_write(argument: str, received: str, fix: str) -> None:
+def test_the_message_for_a_wrong_option_says_what_to_write(argument: str, received: str, fix: str) -> None:
     with pytest.raises(ConfigError) as error:
         SyntheticSource(argument)
     assert received in error.value.received

@@ -1,3 +1,5 @@
+"""Data sets that tensorflow-datasets has prepared, and its image folders."""
+
 from __future__ import annotations
 
 import io
@@ -16,14 +18,14 @@ pytestmark = pytest.mark.heavy  # data sets are written with TensorFlow
 tfds = pytest.importorskip("tensorflow_datasets")
 
 
-def picture(value: int, form: str = "PNG") -> bytes:
+def encode_picture(value: int, form: str = "PNG") -> bytes:
     file = io.BytesIO()
     Image.new("RGB", (3, 2), (value, 0, 0)).save(file, form)
     return file.getvalue()
 
 
 class GlassboxTiny(tfds.core.GeneratorBasedBuilder):
-    """Nine training images whose red value is 20 times their key, and three test images, one of them without a label."""
+    """Nine training images with red values of 20 times their key; three test images, one without a label."""
 
     VERSION = tfds.core.Version("1.2.0")
 
@@ -42,7 +44,7 @@ class GlassboxTiny(tfds.core.GeneratorBasedBuilder):
             yield (
                 index,
                 {
-                    "picture": io.BytesIO(picture(first + 20 * index, "JPEG")),
+                    "picture": io.BytesIO(encode_picture(first + 20 * index, "JPEG")),
                     "kind": -1 if first and not index else index % 2,
                 },
             )
@@ -69,12 +71,12 @@ def test_a_prepared_data_set(tiny):
     assert source.classes == ("b", "a")
     assert dict(source.counts()) == {"train": 9, "validation": 3}
     whole = list(source.read("train", 0, 9))
-    expected = {picture(20 * index, "JPEG"): index % 2 for index in range(9)}
+    expected = {encode_picture(20 * index, "JPEG"): index % 2 for index in range(9)}
     assert {item.image: item.label for item in whole} == expected
     assert [item.id for item in whole] == [f"train/{index:06d}" for index in range(9)]
 
 
-def test_ranges_make_up_the_whole(tiny):
+def test_ranges_cover_the_split(tiny):
     source = open_source("tfds:glassbox_tiny:1.2.0")
     parts = [item for start in (0, 4, 8) for item in source.read("train", start, start + 4)]
     assert parts == list(source.read("train", 0, 9))
@@ -100,7 +102,7 @@ def test_damaged_records_are_a_data_error(tiny, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["cats_vs_dogs", "glassbox_tiny:9.9.9", "glassbox_tiny/config", "no such thing!", "kaggle:what"]
 )
-def test_what_is_not_prepared_is_not_downloaded(tiny, name):
+def test_a_data_set_that_is_not_prepared_is_not_downloaded(tiny, name):
     with pytest.raises(DataError, match="TFDS_DATA_DIR"):
         open_source(f"tfds:{name}")
     assert [path.name for path in tiny.iterdir() if path.name not in ("glassbox_tiny", "downloads")] == []
@@ -111,7 +113,7 @@ def folder(tmp_path):
     for index in range(6):
         path = tmp_path / f"{'train' if index < 4 else 'validation'}/{'ab'[index % 2]}/{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(index))
+        path.write_bytes(encode_picture(index))
     return tmp_path
 
 
@@ -120,26 +122,21 @@ def test_an_image_folder(folder):
     assert source.classes == ("a", "b")
     assert dict(source.counts()) == {"train": 4, "validation": 2}
     assert {item.image: item.label for item in source.read("train", 0, 4)} == {
-        picture(index): index % 2 for index in range(4)
+        encode_picture(index): index % 2 for index in range(4)
     }
     assert {item.image: item.label for item in source.read("validation", 0, 2)} == {
-        picture(4): 0,
-        picture(5): 1,
+        encode_picture(4): 0,
+        encode_picture(5): 1,
     }
     assert [*source.read("train", 0, 3), *source.read("train", 3, 6)] == list(source.read("train", 0, 4))
-    library = source.read("train", 0, 4)
-    for item, example in zip(
-        library,
-        tfds.folder_dataset.ImageFolder(str(folder)).as_dataset(split="train").as_numpy_iterator(),
-        strict=True,
-    ):
-        assert np.array_equal(
-            np.asarray(Image.open(io.BytesIO(item.image))), example["image"]
-        )  # the library's own order
+    dataset = tfds.folder_dataset.ImageFolder(str(folder)).as_dataset(split="train")
+    for item, example in zip(source.read("train", 0, 4), dataset.as_numpy_iterator(), strict=True):
+        # in the library's own order
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(item.image))), example["image"])
         assert item.label == example["label"]
 
 
-def test_an_image_folder_that_is_not_there(folder):
+def test_a_missing_image_folder_is_reported(folder):
     with pytest.raises(ConfigError, match="no such folder"):
         open_source(f"tfds:folder={folder}/missing")
     with pytest.raises(DataError, match="train split"):
