@@ -28,18 +28,22 @@ def epochs(loss, accuracy, val_loss=None, val_accuracy=None) -> Epochs:
 
 def overfitting(count: int = 40, turn: int = 12, noise: float = 0.0, seed: int = 0) -> Epochs:
     """Validation loss is lowest in epoch `turn`; in the end 98 % on training images and 72 % on others."""
-    n, draw = np.arange(1, count + 1), np.random.default_rng(seed)
+    n = np.arange(1, count + 1)
+    draw = np.random.default_rng(seed)
     away = np.where(n < turn, (turn - n) / turn * 0.15, (n - turn) / count * 0.6)
-    training, validation = 0.5 + 0.48 * np.minimum(n / count * 1.2, 1), 0.5 + 0.22 * np.minimum(n / turn, 1)
+    training = 0.5 + 0.48 * np.minimum(n / count * 1.2, 1)
+    validation = 0.5 + 0.22 * np.minimum(n / turn, 1)
     wobble = noise * draw.standard_normal((2, count))
     return epochs(0.7 * (1 - n / count) + 0.03, training, 0.55 + away + wobble[0], validation + wobble[1])
 
 
 def healthy(count: int, fall: float, noise: float = 0.0, seed: int = 0) -> Epochs:
     """Both losses fall alike, by so much over the whole run; the accuracy ends near 80 %."""
-    n, draw = np.arange(count), np.random.default_rng(seed)
+    n = np.arange(count)
+    draw = np.random.default_rng(seed)
     wobble = noise * draw.standard_normal((2, count))
-    loss, accuracy = 0.6 - fall * n / max(count - 1, 1), 0.7 + 0.1 * n / max(count - 1, 1)
+    loss = 0.6 - fall * n / max(count - 1, 1)
+    accuracy = 0.7 + 0.1 * n / max(count - 1, 1)
     return epochs(loss, accuracy, loss + 0.01 + wobble[0], accuracy - 0.005 + wobble[1])
 
 
@@ -90,7 +94,8 @@ def test_noise_alone_is_neither_overfitting_nor_learning(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_a_gap_within_the_uncertainty_of_few_images_is_none(seed: int) -> None:
     """Four points of 100 images are one standard error; of 10,000 they are ten."""
-    n, draw = np.arange(40), np.random.default_rng(seed)
+    n = np.arange(40)
+    draw = np.random.default_rng(seed)
     of = epochs(0.5 - 0.01 * n, np.full(40, 0.84), 0.45 + 0.01 * n, 0.8 + 0.002 * draw.standard_normal(40))
     assert "overfitting" not in kinds(of, images=100)
     assert kinds(of, images=10_000) == ["overfitting"]
@@ -236,7 +241,8 @@ def test_the_published_histories(shared: Path) -> None:
         name: diagnose(History(of, 1000, 0.5))
         for name, of in read_histories(shared / "seed_results" / "histories.json").items()
     }
-    (first,), (second,) = found["cats_and_dogs_small_1"], found["cats_and_dogs_small_2"]
+    (first,) = found["cats_and_dogs_small_1"]
+    (second,) = found["cats_and_dogs_small_2"]
     assert first.kind == "overfitting"
     assert 5 <= first.figures["epoch"] <= 15
     assert 0.24 < first.figures["gap"] < 0.29

@@ -87,10 +87,12 @@ def test_classes_without_images_and_no_images_at_all() -> None:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A network trained on dark and bright noise, three of whose sixty labels are wrong."""
-    folder, draw = tmp_path_factory.mktemp("label_issues"), np.random.default_rng(0)
+    folder = tmp_path_factory.mktemp("label_issues")
+    draw = np.random.default_rng(0)
 
     def noise(split: str, row: int) -> object:
-        low, label = 60 + 100 * (row % 2), row % 2
+        low = 60 + 100 * (row % 2)
+        label = row % 2
         wrong = split == "train" and row in FLIPPED
         return make_record(
             draw.integers(low, low + 12, (12, 12, 3)).astype(np.uint8),

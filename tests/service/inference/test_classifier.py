@@ -1,4 +1,4 @@
-"""Inference: exact probabilities, the right scale, and refusals in plain words."""
+"""`Classifier` and `load_model`: exact probabilities, the inferred pixel scale, and errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def batch(images: list, labels: list[int], weights: list[float] | None = None, f
 def one_pixel_model(
     kernel: list[list[float]], bias: list[float], activation: str | None, *before: keras.Layer
 ) -> keras.Model:
-    """Images [1, 1, C] straight into one dense layer: its answers can be worked out by hand."""
+    """Maps images [1, 1, C] to one dense layer, whose outputs have a closed form."""
     model = keras.Sequential(
         [L.Input((1, 1, len(kernel))), *before, L.Flatten(), L.Dense(len(bias), activation=activation)]
     )
@@ -52,7 +52,7 @@ def softmax(z: list[float]) -> list[float]:
     return [math.exp(v) / sum(math.exp(w) for w in z) for v in z]
 
 
-def test_softmax_answers_are_the_layers_own():
+def test_softmax_outputs_are_the_probabilities():
     model = one_pixel_model([[1, 2, -1]], [0, 0.5, 0], "softmax")
     found = predict(model, [batch([[[[255]]], [[[51]]]], [1, 2])])
     np.testing.assert_allclose(
@@ -67,7 +67,8 @@ def test_softmax_answers_are_the_layers_own():
 
 
 def test_logits_become_probabilities():
-    kernel, bias = [[1, 2, -1]], [0.0, 0.5, 0.0]
+    kernel = [[1, 2, -1]]
+    bias = [0.0, 0.5, 0.0]
     images = [batch([[[[255]]]], [0])]
     from_logits = predict(one_pixel_model(kernel, bias, None), images).probabilities
     np.testing.assert_allclose(from_logits, [softmax([1, 2.5, -1])], rtol=1e-6)
@@ -82,10 +83,10 @@ def test_a_single_unit_is_the_probability_of_class_1(activation):
 
 
 @pytest.mark.parametrize(
-    "end", [[L.Activation("softmax")], [L.Softmax()], [L.Activation("softmax"), L.Dropout(0.5)]]
+    "head", [[L.Activation("softmax")], [L.Softmax()], [L.Activation("softmax"), L.Dropout(0.5)]]
 )
-def test_an_end_in_a_layer_of_its_own_is_not_applied_twice(end):
-    model = keras.Sequential([L.Input((1, 1, 3)), L.Flatten(), *end])
+def test_an_activation_in_its_own_layer_is_not_applied_twice(head):
+    model = keras.Sequential([L.Input((1, 1, 3)), L.Flatten(), *head])
     found = predict(model, [batch([[[[255, 0, 0]]]], [0])], scale=1 / 255)
     np.testing.assert_allclose(found.probabilities, [softmax([1, 0, 0])], rtol=1e-6)
 
@@ -116,12 +117,12 @@ def test_dropout_and_batch_statistics_are_those_of_inference():
     np.testing.assert_allclose(found.probabilities, [softmax([1.0, 0.0, 0.0])], rtol=1e-5)
 
 
-def test_an_impossible_answer_costs_a_finite_loss():
+def test_a_probability_of_zero_gives_a_finite_loss():
     found = Predictions(np.array([[1.0, 0.0]], np.float32), np.array([1], np.int32), np.array([0]))
     assert found.loss == pytest.approx(-math.log(1e-7))
 
 
-def test_nothing_to_predict():
+def test_no_batches_give_empty_predictions():
     found = predict(one_pixel_model([[1, 1]], [0, 0], "softmax"), [])
     assert found.probabilities.shape == (0, 2)
     assert math.isnan(found.accuracy)
@@ -144,23 +145,21 @@ def test_one_graph_serves_all_batches():
         ([L.Rescaling(1 / 255)], 1.0),
         ([L.Normalization(mean=[10.0], variance=[4.0])], 1.0),
         ([L.ZeroPadding2D(0), L.Rescaling(1 / 127.5, offset=-1)], 1.0),
-        (
-            [L.Conv2D(1, 1), L.Rescaling(2.0)],
-            1 / 255,
-        ),  # scaling after the first weights says nothing of the input
+        # Scaling after the first weights says nothing about the input.
+        ([L.Conv2D(1, 1), L.Rescaling(2.0)], 1 / 255),
         ([keras.Sequential([L.Rescaling(1 / 255), L.Conv2D(1, 1)])], 1.0),
     ],
 )
-def test_scale_of(before, scale):
+def test_inferred_pixel_scale(before, scale):
     assert infer_pixel_scale(one_pixel_model([[1, 1]], [0, 0], "softmax", *before)) == scale
 
 
-def test_scale_of_a_model_with_plain_arithmetic():
+def test_arithmetic_before_the_first_weights_means_scale_1():
     inputs = keras.Input((1, 1, 1))
     assert infer_pixel_scale(keras.Model(inputs, L.Dense(2)(L.Flatten()(inputs / 255)))) == 1.0
 
 
-def test_scale_reaches_the_model_and_can_be_overridden():
+def test_the_scale_is_applied_and_can_be_overridden():
     images = [batch([[[[102]]]], [0])]
     logit = lambda found: math.log(found.probabilities[0, 1] / found.probabilities[0, 0])  # noqa: E731
     assert logit(predict(one_pixel_model([[1]], [0], None), images)) == pytest.approx(0.4, rel=1e-5)
@@ -172,14 +171,14 @@ def test_scale_reaches_the_model_and_can_be_overridden():
     )
 
 
-def test_data_spec_keeps_height_before_width():
+def test_input_spec_has_height_before_width():
     model = keras.Sequential([L.Input((20, 30, 3)), L.Flatten(), L.Dense(2)])
     assert input_spec(model).image_size == (20, 30)
     assert input_spec(model).channels == 3
 
 
 @pytest.mark.parametrize("shape", [(None, None, 3), (8, 8, 4), (8, 8)])
-def test_inputs_that_are_no_images(shape):
+def test_models_without_an_image_input(shape):
     with pytest.raises(ConfigError, match="one input"):
         input_spec(
             keras.Sequential(
@@ -188,7 +187,7 @@ def test_inputs_that_are_no_images(shape):
         )
 
 
-def test_classes():
+def test_class_count():
     assert class_count(one_pixel_model([[1]], [0], "sigmoid")) == 2
     assert class_count(one_pixel_model([[1, 1, 1]], [0, 0, 0], None)) == 3
     check_class_count(one_pixel_model([[1]], [0], "sigmoid"), ["cat", "dog"])
@@ -196,7 +195,7 @@ def test_classes():
         check_class_count(one_pixel_model([[1, 1, 1]], [0, 0, 0], None), ["cat", "dog"])
 
 
-def test_foreign_labels_images_and_ends_are_refused():
+def test_labels_images_and_heads_that_do_not_fit_are_errors():
     model = one_pixel_model([[1, 1]], [0, 0], "softmax")
     with pytest.raises(ConfigError, match="label=2"):
         predict(model, [batch([[[[1]]]], [2])])
@@ -208,14 +207,12 @@ def test_foreign_labels_images_and_ends_are_refused():
         predict(one_pixel_model([[1, 1]], [0, 0], "sigmoid"), [])
 
 
-def test_answers_that_are_no_numbers_are_refused_but_in_padding():
+def test_non_finite_probabilities_are_errors_except_in_padding():
     inputs = keras.Input((1, 1, 3))
     values = L.Flatten()(inputs)
     shares = values / keras.ops.sum(values, axis=-1, keepdims=True)  # 0 / 0 where an image is black
-    images, classifier = (
-        np.array([[[[30, 10, 0]]], [[[0, 0, 0]]]], np.uint8),
-        Classifier(keras.Model(inputs, L.Softmax()(shares))),
-    )
+    images = np.array([[[[30, 10, 0]]], [[[0, 0, 0]]]], np.uint8)
+    classifier = Classifier(keras.Model(inputs, L.Softmax()(shares)))
     np.testing.assert_allclose(
         classifier(images, np.array([True, False])), [softmax([0.75, 0.25, 0])], rtol=1e-6
     )
@@ -224,35 +221,39 @@ def test_answers_that_are_no_numbers_are_refused_but_in_padding():
 
 
 @pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
-def test_a_factor_that_is_none(scale):
+def test_invalid_scales(scale):
     with pytest.raises(ConfigError, match="a factor above 0"):
         Classifier(one_pixel_model([[1, 1]], [0, 0], "softmax"), PredictOptions(scale))
 
 
 def lopsided_model(units: int) -> keras.Model:
-    """Images [5, 4, 3]: what it says depends on what lies left and what lies right."""
+    """Maps images [5, 4, 3] to classes that depend on what is left and what is right."""
     keras.utils.set_random_seed(2)
-    end = L.Dense(units, activation="sigmoid" if units == 1 else "softmax")
-    return keras.Sequential([L.Input((5, 4, 3)), L.Rescaling(1 / 255), L.Flatten(), end])
+    head = L.Dense(units, activation="sigmoid" if units == 1 else "softmax")
+    return keras.Sequential([L.Input((5, 4, 3)), L.Rescaling(1 / 255), L.Flatten(), head])
 
 
 @pytest.mark.parametrize("units", [1, 3])
-def test_an_image_and_its_mirror_image_get_the_mean_of_both(units):
+def test_flip_tta_is_the_mean_over_both_orientations(units):
     images = np.random.default_rng(0).integers(0, 256, (8, 5, 4, 3)).astype(np.uint8)
-    mirrored, everyone, model = images[:, :, ::-1], np.ones(8, bool), lopsided_model(units)
-    plain, flipped = Classifier(model), Classifier(model, PredictOptions(tta="flip"))
-    one, other = plain(images, everyone), plain(mirrored, everyone)
+    mirrored = images[:, :, ::-1]
+    is_real = np.ones(8, bool)
+    model = lopsided_model(units)
+    plain = Classifier(model)
+    flipped = Classifier(model, PredictOptions(tta="flip"))
+    one = plain(images, is_real)
+    other = plain(mirrored, is_real)
     assert np.abs(one - other).max() > 0.05
-    np.testing.assert_array_equal(flipped(images, everyone), (one + other) / 2)
-    np.testing.assert_array_equal(flipped(mirrored, everyone), flipped(images, everyone))
+    np.testing.assert_array_equal(flipped(images, is_real), (one + other) / 2)
+    np.testing.assert_array_equal(flipped(mirrored, is_real), flipped(images, is_real))
 
 
-def test_an_unknown_way_of_asking_names_the_known():
+def test_an_unknown_tta_mode_names_the_known_ones():
     with pytest.raises(ConfigError, match=r"none or flip. Received: tta=flop. Fix: use flip"):
         Classifier(lopsided_model(1), PredictOptions(tta="flop"))
 
 
-def test_a_saved_model_answers_as_before(tmp_path):
+def test_a_saved_model_predicts_as_before(tmp_path):
     model = one_pixel_model([[1, 2, -1]], [0, 0.5, 0], "softmax")
     model.save(tmp_path / "model.keras")
     images = [batch([[[[77]]]], [0])]
@@ -262,10 +263,11 @@ def test_a_saved_model_answers_as_before(tmp_path):
     )
 
 
-def test_files_that_are_no_models(tmp_path):
+def test_files_that_are_not_models(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_model(tmp_path / "missing.keras")
-    text, archive = tmp_path / "text.keras", tmp_path / "other.keras"
+    text = tmp_path / "text.keras"
+    archive = tmp_path / "other.keras"
     text.write_text("hello")
     with zipfile.ZipFile(archive, "w") as file:
         file.writestr("a.txt", "hello")
@@ -279,7 +281,7 @@ def test_files_that_are_no_models(tmp_path):
         assert caught.value.__cause__ is None
 
 
-def test_code_in_a_model_file_is_not_run(tmp_path):
+def test_code_in_a_model_file_is_not_executed(tmp_path):
     model = keras.Sequential([L.Input((1, 1, 1)), L.Lambda(lambda x: x), L.Flatten(), L.Dense(2)])
     model.save(tmp_path / "lambda.keras")
     with pytest.raises(ConfigError, match="Lambda") as caught:
@@ -287,7 +289,7 @@ def test_code_in_a_model_file_is_not_run(tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def test_a_model_made_elsewhere_scores_as_it_did_there(shared: Path):
+def test_a_model_trained_elsewhere_keeps_its_accuracy(shared: Path):
     images, labels = (
         gzip.decompress((shared / "data/mnist" / f"t10k-{name}.gz").read_bytes())
         for name in ("images-idx3-ubyte", "labels-idx1-ubyte")

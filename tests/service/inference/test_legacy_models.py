@@ -1,4 +1,4 @@
-"""Models in the `.h5` files of older Keras: the same answers, and no code."""
+"""Models in the `.h5` files of older Keras: the same outputs, and no code."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def save(path: Path, *layers: keras.Layer) -> keras.Model:
     return model
 
 
-def test_a_legacy_file_answers_as_its_model(tmp_path):
+def test_a_legacy_file_gives_the_outputs_of_its_model(tmp_path):
     model = save(tmp_path / "model.h5", L.Conv2D(2, 3, activation="relu"))
     loaded = load_model(tmp_path / "model.h5")
     images = np.random.default_rng(0).random((3, 4, 4, 1), np.float32)
@@ -29,13 +29,13 @@ def test_a_legacy_file_answers_as_its_model(tmp_path):
     assert activation_name(last_operation(loaded)) == "softmax"
 
 
-def test_code_in_a_legacy_file_is_not_run(tmp_path):
+def test_code_in_a_legacy_file_is_not_executed(tmp_path):
     save(tmp_path / "lambda.h5", L.Lambda(lambda x: x * 2))
     with pytest.raises(ConfigError, match="Lambda"):
         load_model(tmp_path / "lambda.h5")
 
 
-def test_files_that_hold_no_legacy_model(tmp_path):
+def test_files_without_a_legacy_model(tmp_path):
     save(tmp_path / "model.h5")
     (tmp_path / "cut.h5").write_bytes((tmp_path / "model.h5").read_bytes()[:3000])
     (tmp_path / "text.h5").write_text("hello")

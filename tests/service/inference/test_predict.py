@@ -128,7 +128,9 @@ def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, mo
     monkeypatch.setattr("service.inference.jobs.BLOCK", 256)
     bad = {70, 71, 200, 599, *range(128, 192)}
     rows = [
-        make_record(grey(row % 251), 0, f"{row}") if row not in bad else Record(b"junk", 0, f"{row}", (8, 8, 1))
+        make_record(grey(row % 251), 0, f"{row}")
+        if row not in bad
+        else Record(b"junk", 0, f"{row}", (8, 8, 1))
         for row in range(600)
     ]
     shards = write_shards(tmp_path / "data", ("dim", "bright"), {"train": rows}, shard_rows=90)
