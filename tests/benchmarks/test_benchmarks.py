@@ -221,7 +221,7 @@ def test_large_benchmark_measures_driver_and_workers(
 
 def test_peak_memory_includes_memory_that_was_freed() -> None:
     def wait_for_peak(minimum: int) -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 600
         while memory.peaks.get("driver", 0) < minimum and time.monotonic() < deadline:
             time.sleep(0.005)
 

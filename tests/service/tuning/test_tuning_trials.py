@@ -18,7 +18,7 @@ from service.runs import Run
 from service.tuning import trial
 from service.tuning.driver import BEST, LOCK, _conclude, tune
 from service.tuning.plan import PLAN, Plan
-from service.tuning.watch import Watch
+from service.tuning.watch import TrialLog
 
 LOST = "ray.exceptions.ActorDiedError: The actor died.\n  File x\nIt was killed."
 
@@ -39,7 +39,7 @@ def plan(tmp_path: Path) -> Plan:
 def tried(plan: Plan, out: Path, scores: list[list[float]], state: str = "finished") -> list[Run]:
     """Trials with these validation accuracies."""
     runs = [Run(out / "trials" / f"trial-{number:03d}") for number in range(len(scores))]
-    for run, config, accuracies in zip(runs, plan.search().configs(len(runs)), scores, strict=True):
+    for run, config, accuracies in zip(runs, plan.build_search().configs(len(runs)), scores, strict=True):
         run.create(config.model_dump(mode="json"))
         run.write_metrics([{"epoch": n, "val_accuracy": value} for n, value in enumerate(accuracies, 1)])
         run.update_status(state=state, reason="Expected better." if state == "failed" else None)
@@ -52,7 +52,7 @@ def test_the_preset_at_the_end_is_the_best_trial(
     runs = tried(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7, 0.8, 0.7]])
     page = _conclude(plan, tmp_path, runs)
     text = (tmp_path / BEST).read_text()
-    values = plan.search().draw(2)
+    values = plan.build_search().draw(2)
     assert values["epochs"] > 3
     assert yaml.safe_load(text) == plan.settings | {
         "optimizer": {"name": "sgd", "learning_rate": values["optimizer.learning_rate"]},
@@ -99,7 +99,7 @@ def test_ray_tune_hears_the_best_so_far_of_epochs_that_were_evaluated(
         {"accuracy": 1.0, **({"val_accuracy": value} if value else {})} for value in (0.5, 0.8, None, 0.6)
     ]
     for epochs in range(1, 5):
-        trial.tell(history[:epochs])
+        trial.report_epoch(history[:epochs])
     assert told == [{"epoch": 1, "score": 0.5}, {"epoch": 2, "score": 0.8}, {"epoch": 4, "score": 0.8}]
 
 
@@ -117,12 +117,12 @@ def test_a_trial_waits_for_the_process_it_follows(tmp_path: Path, monkeypatch: p
     before = threading.Thread(target=hold)
     before.start()
     held.wait()
-    monkeypatch.setattr(trial, "PATIENCE_SECONDS", 0.1)
-    with pytest.raises(ConfigError, match="nobody is training"), trial._locked(run):
+    monkeypatch.setattr(trial, "LOCK_TIMEOUT_SECONDS", 0.1)
+    with pytest.raises(ConfigError, match="nobody is training"), trial._wait_for_lock(run):
         pass
-    monkeypatch.setattr(trial, "PATIENCE_SECONDS", 60.0)
+    monkeypatch.setattr(trial, "LOCK_TIMEOUT_SECONDS", 600.0)
     let_go.set()
-    with trial._locked(run), pytest.raises(ConfigError), run.hold_lock():
+    with trial._wait_for_lock(run), pytest.raises(ConfigError), run.hold_lock():
         pass
     before.join()
 
@@ -130,7 +130,7 @@ def test_a_trial_waits_for_the_process_it_follows(tmp_path: Path, monkeypatch: p
 def test_what_is_said_of_trials(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     good, early, lost = tried(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7]], state="training")
     good.update_status(state="finished")
-    watch = Watch(2)
+    watch = TrialLog(2)
 
     def of(run: Run, error: str | None = None) -> SimpleNamespace:
         return SimpleNamespace(config={"run": str(run.path)}, get_error=lambda: error)
