@@ -6,6 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 from kube_pods import Pod, get_field, list_pods, name_of
 from kube_quantities import parse_quantity
@@ -92,15 +93,19 @@ def _check_volumes(pod: Pod, names: set[str]) -> Iterator[str]:
         where = f"{pod.owner}: {pod.path}.volumes[{name}]"
         if name not in used:
             yield f"{where}: not mounted by any container"
-        if len(volume) != 2:
-            yield f"{where}: must have one source, has {sorted(set(volume) - {'name'})}"
-        for field, (kind, key) in VOLUME_SOURCES.items():
-            if field not in volume:
-                continue
-            target = get_field(volume, field).get(key)
-            is_secret = kind == "Secret" and target in SECRETS
-            if f"{kind}/{target}" not in names and not is_secret:
-                yield f"{where}.{field}.{key}: there is no {kind} {target}"
+        yield from _check_source(volume, where, names)
+
+
+def _check_source(volume: dict[str, Any], where: str, names: set[str]) -> Iterator[str]:
+    if len(volume) != 2:
+        yield f"{where}: must have one source, has {sorted(set(volume) - {'name'})}"
+    for field, (kind, key) in VOLUME_SOURCES.items():
+        if field not in volume:
+            continue
+        target = get_field(volume, field).get(key)
+        is_secret = kind == "Secret" and target in SECRETS
+        if f"{kind}/{target}" not in names and not is_secret:
+            yield f"{where}.{field}.{key}: there is no {kind} {target}"
 
 
 def _check_pod(pod: Pod, names: set[str]) -> Iterator[str]:
