@@ -1,4 +1,4 @@
-"""Ray, entered or started: where that fails, one sentence; where it is a bug of ours, the bug."""
+"""Connecting to Ray or starting it: one sentence where that fails, a traceback where it is a bug."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ import ray
 from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import ConfigError
 
-LATE = "The current node timed out during startup. This could happen because some of the raylet failed to startup."
+TIMEOUT = (
+    "The current node timed out during startup. This could happen because some raylet failed to startup."
+)
 ROOT = Path(__file__).resolve().parents[2]
-ENDING_TASKS = """
+SHORT_TASKS = """
 import time
 from contextlib import closing
 from pipelines.cluster import ray_session, run_tasks
@@ -32,12 +34,12 @@ with ray_session():
     for cycle in range(600):
         with closing(run_tasks(work, [()] * 8, str)) as tasks:
             next(tasks)
-print("lives")
+print("alive")
 """
 
 
-def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> None:
-    """Ray is given no time at all."""
+def test_a_ray_that_does_not_start_in_time_is_one_sentence(tmp_path: Path) -> None:
+    """Ray gets no time at all."""
     env = {
         **os.environ,
         "HOME": str(tmp_path),
@@ -46,24 +48,28 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> 
     }
     env.pop("RAY_ADDRESS", None)
     code = "from service.cli import main; raise SystemExit(main())"
-    words = ["shards", "build", "synthetic:evidence,train=4,validation=2,size=64", str(tmp_path / "out")]
-    found = subprocess.run(
-        [sys.executable, "-c", code, *words], env=env, cwd=ROOT, capture_output=True, text=True, timeout=120
+    command = ["shards", "build", "synthetic:evidence,train=4,validation=2,size=64", str(tmp_path / "out")]
+    result = subprocess.run(
+        [sys.executable, "-c", code, *command], env=env, cwd=ROOT, capture_output=True, text=True, timeout=600
     )
-    assert found.returncode == 2, found.stderr
-    (said,) = (line for line in found.stderr.splitlines() if line.startswith("glassbox:"))
-    assert said.startswith(
+    assert result.returncode == 2, result.stderr
+    (message,) = (line for line in result.stderr.splitlines() if line.startswith("glassbox:"))
+    assert message.startswith(
         "glassbox: Expected Ray to start on this machine within 30 seconds. Received: ray: Timed out waiting"
     )
-    assert "less busy" in said
-    assert "Traceback" not in found.stderr
+    assert "less busy" in message
+    assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("address", "error", "message"),
     [
-        (None, Exception(LATE), "to start on this machine .* ray: The current node timed out during startup"),
+        (
+            None,
+            Exception(TIMEOUT),
+            "to start on this machine .* ray: The current node timed out during startup",
+        ),
         (None, ConnectionError(""), "to start on this machine .* ray: ConnectionError"),
         (
             "auto",
@@ -73,38 +79,38 @@ def test_a_ray_that_does_not_come_up_in_time_is_one_sentence(tmp_path: Path) -> 
         ("auto", ray.exceptions.AuthenticationError("no token"), "accepts the connection.*no token"),
     ],
 )
-def test_what_ray_says_is_told_in_one_sentence(
+def test_errors_of_ray_become_one_sentence(
     monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception, message: str
 ) -> None:
-    without_ray(monkeypatch, address, error)
+    fail_to_start(monkeypatch, address, error)
     with pytest.raises(ConfigError, match=message), ray_session():
         pass
 
 
 @pytest.mark.parametrize("error", [TypeError("init() got an unexpected keyword argument"), KeyError("x")])
-def test_a_bug_stays_one(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    without_ray(monkeypatch, None, error)
+def test_other_errors_are_not_changed(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    fail_to_start(monkeypatch, None, error)
     with pytest.raises(type(error)), ray_session():
         pass
 
 
-def test_an_interrupt_that_ray_drops_while_it_starts_is_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupt_that_ray_drops_while_it_starts_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(**options: Any) -> None:
         with suppress(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
-    ended: list[bool] = []
+    shutdowns: list[bool] = []
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", start)
-    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))
+    monkeypatch.setattr(ray, "shutdown", lambda: shutdowns.append(True))
     with pytest.raises(KeyboardInterrupt), ray_session():
-        pytest.fail("went on")
-    assert ended == [True]
+        pytest.fail("the block was entered")
+    assert shutdowns == [True]
 
 
-def without_ray(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception) -> None:
-    """As if Ray had not been started yet, and starting it failed like this."""
+def fail_to_start(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exception) -> None:
+    """Makes Ray fail to start with an error."""
 
     def fail(**options: object) -> None:
         raise error
@@ -114,7 +120,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, address: str | None, error: Exc
         monkeypatch.setenv("RAY_ADDRESS", address)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(ray, "init", fail)
-    monkeypatch.setattr(ray, "shutdown", lambda: None)  # other tests' Ray goes on
+    monkeypatch.setattr(ray, "shutdown", lambda: None)  # keeps the Ray of other tests
 
 
 @pytest.mark.e2e
@@ -136,12 +142,12 @@ def test_tasks_that_go_on_are_cancelled(tmp_path: Path, ray_cluster: None) -> No
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_tasks_that_end_while_they_are_stopped_leave_this_process_alive() -> None:
-    """Cancelled at once, Ray 2.60 aborted after 14 to 300 rounds; in the half second they have, all of them end."""
+def test_tasks_that_end_while_they_are_cancelled_do_not_end_this_process() -> None:
+    """Without the grace period, Ray 2.60 aborted after 14 to 300 cycles."""
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
         "PYTHONPATH": str(ROOT)
     }
-    found = subprocess.run(
-        [sys.executable, "-c", ENDING_TASKS], env=env, capture_output=True, text=True, timeout=300
+    result = subprocess.run(
+        [sys.executable, "-c", SHORT_TASKS], env=env, capture_output=True, text=True, timeout=600
     )
-    assert (found.returncode, found.stdout) == (0, "lives\n"), found.stderr[-2000:]
+    assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr[-2000:]

@@ -1,12 +1,14 @@
-"""Errors, the registry and atomic writing."""
+"""Errors, the registry, files that are written atomically, and locks."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import pickle
+import signal
+import subprocess
+import sys
 from pathlib import Path
-from typing import TextIO
 
 import pytest
 
@@ -14,10 +16,12 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.registry import Registry
 from pipelines.storage import hash_file, lock_file, replace_directory, replace_file, write_atomically
 
+ROOT = Path(__file__).resolve().parents[2]
 
-def test_error_says_three_things_and_survives_pickling() -> None:
-    error = pickle.loads(pickle.dumps(DataError("a folder", "source=x", "make it")))
-    assert str(error) == "Expected a folder. Received: source=x. Fix: make it."
+
+def test_an_error_names_expectation_input_and_fix_and_survives_pickling() -> None:
+    error = pickle.loads(pickle.dumps(DataError("a folder", "source=x", "create it")))
+    assert str(error) == "Expected a folder. Received: source=x. Fix: create it."
     assert (type(error), error.exit_code) == (DataError, 3)
 
 
@@ -35,37 +39,37 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "file.keras"
     write_atomically(path, "old")
 
-    def fill_the_disk() -> None:
+    def fail_while_writing() -> None:
         with replace_file(path) as temporary:
             assert temporary.suffix == ".keras"
             temporary.write_text("half")
             raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
-        fill_the_disk()
+        fail_while_writing()
     assert [p.name for p in tmp_path.iterdir()] == ["file.keras"]
     assert path.read_text() == "old"
 
 
-def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+def test_a_directory_is_replaced_completely_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "report"
     for text in ("first", "second"):
         with replace_directory(path) as temporary:
             (temporary / text).write_text(text)
     assert [p.name for p in path.iterdir()] == ["second"]
 
-    def fill_the_disk() -> None:
+    def fail_while_writing() -> None:
         with replace_directory(path) as temporary:
             (temporary / "half").write_text("half")
             raise OSError("full")
 
     with pytest.raises(OSError, match="full"):
-        fill_the_disk()
+        fail_while_writing()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
     assert [p.name for p in path.iterdir()] == ["second"]
 
 
-def test_a_directory_that_cannot_take_its_place_gives_it_back(
+def test_a_directory_that_cannot_be_moved_leaves_the_old_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "report"
@@ -89,39 +93,66 @@ def test_a_directory_that_cannot_take_its_place_gives_it_back(
     assert [p.name for p in tmp_path.rglob("*")] == ["report", "old"]
 
 
-def test_sha256(tmp_path: Path) -> None:
+def test_the_digest_of_a_file_is_its_sha256(tmp_path: Path) -> None:
     write_atomically(tmp_path / "file", b"abc")
     assert hash_file(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
-def test_a_lock_is_held_by_one_and_freed(tmp_path: Path) -> None:
-    with lock_file(tmp_path / "lock", ConfigError("a", "b", "c")):
-        with (
-            pytest.raises(ConfigError, match="Received: x"),
-            lock_file(tmp_path / "lock", ConfigError("u", "x", "z")),
-        ):
-            pass
-        with (
-            pytest.raises(ConfigError),
-            lock_file(tmp_path / "lock", ConfigError("u", "x", "z")),
-        ):  # the refused one freed nothing
-            pass
-    with lock_file(tmp_path / "lock", ConfigError("u", "x", "z")):
+REFUSAL = ConfigError("a free lock", "lock=held", "wait")
+
+
+def test_a_lock_is_held_once_and_released(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with lock_file(path, REFUSAL):
+        for _ in range(2):  # a refused attempt does not release it
+            with pytest.raises(ConfigError, match="lock=held"), lock_file(path, REFUSAL):
+                pass
+    with lock_file(path, REFUSAL):
+        pass
+    assert path.exists()
+
+
+@pytest.mark.parametrize("is_created_again", [True, False])
+def test_a_lock_on_a_removed_file_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_created_again: bool
+) -> None:
+    """The file is removed between opening and locking it, so that the lock would guard nothing."""
+    path = tmp_path / "lock"
+    lock = fcntl.flock
+
+    def remove_and_lock(descriptor: int, operation: int) -> None:
+        path.unlink(missing_ok=True)
+        if is_created_again:
+            path.touch()
+        lock(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", remove_and_lock)
+    with pytest.raises(ConfigError), lock_file(path, REFUSAL):
         pass
 
 
-@pytest.mark.parametrize("made_again", [True, False])
-def test_a_lock_that_was_removed_between_opening_and_locking_is_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, made_again: bool
-) -> None:
-    path, lock = tmp_path / "lock", fcntl.flock
+HOLD_LOCK = """
+import sys
+from pathlib import Path
+from pipelines.storage import lock_file
 
-    def remove_first(file: TextIO, how: int) -> None:
-        path.unlink()
-        if made_again:
-            path.touch()
-        lock(file, how)
+with lock_file(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
 
-    monkeypatch.setattr(fcntl, "flock", remove_first)
-    with pytest.raises(ConfigError), lock_file(path, ConfigError("a", "b", "c")):
+
+def test_a_lock_ends_with_its_process_and_can_be_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    command = [sys.executable, "-c", HOLD_LOCK, str(path)]
+    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "locked\n"
+    with pytest.raises(ConfigError, match="lock=held"), lock_file(path, REFUSAL):
+        pass
+    second = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first.kill()
+    assert second.stdout.readline() == "locked\n"
+    second.communicate()
+    assert (first.wait(), second.wait()) == (-signal.SIGKILL, 0)
+    with lock_file(path, REFUSAL):
         pass

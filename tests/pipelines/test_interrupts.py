@@ -1,4 +1,4 @@
-"""Ctrl-C: answered at the end of what must not be interrupted, and never lost there."""
+"""Ctrl-C is delayed until the end of a block, and never lost in it."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ def _handlers() -> Iterator[None]:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LOST_IN_AN_IMPORT = """
+INTERRUPTED_IMPORT = """
 import signal, sys
 from pipelines.cluster import ray_session
 
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-class Dropping:
+class Interrupting:
     def __del__(self):
         signal.raise_signal(signal.SIGINT)
 
 class Finder:
     def find_spec(self, name, path=None, target=None):
         if name == "ray":
-            Dropping()
+            Interrupting()
 
 sys.meta_path.insert(0, Finder())
 try:
@@ -49,6 +49,7 @@ except KeyboardInterrupt:
 
 
 def interrupt(times: int, reached: list[int]) -> None:
+    """Interrupts this process within a block, and lists the interrupts after which the block continued."""
     with hold_interrupts():
         for number in range(times):
             signal.raise_signal(signal.SIGINT)
@@ -56,7 +57,7 @@ def interrupt(times: int, reached: list[int]) -> None:
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_the_first_is_answered_at_the_end_and_the_second_at_once(times: int) -> None:
+def test_the_first_is_raised_at_the_end_and_the_second_at_once(times: int) -> None:
     reached: list[int] = []
     with pytest.raises(KeyboardInterrupt):
         interrupt(times, reached)
@@ -64,7 +65,7 @@ def test_the_first_is_answered_at_the_end_and_the_second_at_once(times: int) -> 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_without_one_nothing_happens() -> None:
+def test_without_an_interrupt_nothing_happens() -> None:
     with hold_interrupts():
         pass
     with pytest.raises(ValueError, match="of the block"), hold_interrupts():
@@ -72,36 +73,36 @@ def test_without_one_nothing_happens() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_it_is_answered_whatever_else_happens() -> None:
+def test_an_interrupt_takes_precedence_over_an_error() -> None:
     with pytest.raises(KeyboardInterrupt), hold_interrupts():
         raise ValueError(signal.raise_signal(signal.SIGINT))
 
 
-def test_the_handler_of_somebody_else_answers_as_ever() -> None:
-    seen: list[int] = []
-    signal.signal(signal.SIGINT, lambda number, frame: seen.append(number))
+def test_another_handler_is_kept() -> None:
+    received: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
     with hold_interrupts():
         signal.raise_signal(signal.SIGINT)
-        assert seen == [signal.SIGINT]
+        assert received == [signal.SIGINT]
 
 
-def test_another_thread_may_enter() -> None:
-    entered = []
+def test_other_threads_may_enter_a_block() -> None:
+    handlers = []
 
     def enter() -> None:
         with hold_interrupts():
-            entered.append(signal.getsignal(signal.SIGINT))
+            handlers.append(signal.getsignal(signal.SIGINT))
 
     thread = threading.Thread(target=enter)
     thread.start()
     thread.join()
-    assert entered == [signal.default_int_handler]
+    assert handlers == [signal.default_int_handler]
 
 
-def test_one_while_ray_is_imported_is_not_lost() -> None:
-    """Python ignores what is raised in a destructor, as it does in the callbacks of its import system."""
-    words = [sys.executable, "-c", LOST_IN_AN_IMPORT]
-    found = subprocess.run(
-        words, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120
+def test_an_interrupt_while_ray_is_imported_is_not_lost() -> None:
+    """Python ignores exceptions in a destructor, as it does in the callbacks of its import system."""
+    command = [sys.executable, "-c", INTERRUPTED_IMPORT]
+    result = subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=600
     )
-    assert found.stdout.split() == ["interrupted"], found.stderr
+    assert result.stdout.split() == ["interrupted"], result.stderr

@@ -88,7 +88,7 @@ def test_a_file_may_define_dataclasses(tmp_path: Path) -> None:
     ("code", "attribute", "message"),
     [
         (None, "build", r"a Python file\. Received: model=\S+\.py:build \(no such file or directory\)"),
-        ("def build(): ...", "biuld", r"a name that \S+\.py defines\. Received: model=\S+\. Fix: use build\."),
+        ("def build(): ...", "biuld", r"a name that \S+\.py defines\..* model=\S+\. Fix: use build\."),
         ("import json\nfrom json import loads", "build", r"Fix: define build in \S+model\.py\."),
         ("class Net: ...", "Net.build", r"Fix: define build in \S+model\.py\."),
         ("\n\n1 / 0", "build", r"model\.py:build: ZeroDivisionError: division by zero \(line 3\)\. Fix: run"),
