@@ -50,7 +50,7 @@ def summarize_timings(timings: Mapping[str, float], data: DataSpec, tier: str) -
     Args:
         timings: Seconds by phase; `total` is the whole.
         data: Data settings of the run.
-        tier: CacheBudget tier of the training images: `none`, `host` or `device`.
+        tier: Cache tier of the training images: `none`, `host` or `device`.
     """
     total = timings["total"]
     phases = {name: seconds for name, seconds in timings.items() if name in PHASES}
@@ -72,7 +72,7 @@ def find_input_hint(timings: Mapping[str, float], data: DataSpec, tier: str) -> 
     Args:
         timings: Seconds by phase; `total` is the whole, the first call included.
         data: Data settings of the run.
-        tier: CacheBudget tier of the training images: `none`, `host` or `device`.
+        tier: Cache tier of the training images: `none`, `host` or `device`.
     """
     share = timings.get("waiting for input", 0.0) / timings["total"]
     if share < SLOW_INPUT:

@@ -57,23 +57,19 @@ def test_what_a_write_raised_is_raised_by_the_next_call(call: object) -> None:
     writer.wait()  # the error is raised once
 
 
-def test_the_file_is_written_from_copies(tmp_path: Path) -> None:
-    (run := Run(tmp_path / "run")).create({})
+def test_the_model_file_is_written_from_copies(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
     inputs = keras.Input((2,))
     model = keras.Model(inputs, keras.layers.BatchNormalization()(keras.layers.Dense(3)(inputs)))
-    file, copies = (
-        ModelFile(run, model),
-        [np.full(v.shape, i + 1.0) for i, v in enumerate(model.get_weights())],
-    )
     before = model.get_weights()
-    file.write(copies)
-    for kept, now in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(now, kept)
-    for _ in range(2):  # the second time by the twin of the first
-        for expected, found in zip(
-            copies, keras.models.load_model(run.model_path).get_weights(), strict=True
-        ):
-            np.testing.assert_array_equal(found, expected)
-        copies = [2 * copy for copy in copies]
-        file.write(copies)
+    file = ModelFile(run, model)
+    for factor in (1, 2):
+        weights = [np.full(v.shape, factor * (i + 1.0)) for i, v in enumerate(before)]
+        file.write(weights)
+        saved = keras.models.load_model(run.model_path).get_weights()
+        for expected, array in zip(weights, saved, strict=True):
+            np.testing.assert_array_equal(array, expected)
+    for expected, array in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(array, expected)
     assert [path.name for path in run.path.glob("*model*")] == ["model.keras"]

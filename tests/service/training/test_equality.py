@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -107,7 +106,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def runs(folder: Path) -> Iterator[Runs]:
+def runs(folder: Path) -> Runs:
     """Every run in every setup, by setup and name."""
     runs: Runs = {}
     trainings: list[Future[None]] = []
@@ -124,7 +123,7 @@ def runs(folder: Path) -> Iterator[Runs]:
             runs["one", name] = fit_run(folder / "one" / name, create_config(folder, name))
         for training in trainings:
             training.result()
-    yield runs
+    return runs
 
 
 def last_checkpoint(run: Run) -> str:

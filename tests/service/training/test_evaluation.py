@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,91 +15,93 @@ from training_samples import config_for, noise_shards
 
 from pipelines.input.batches import Batches, read_rows
 from pipelines.input.cache import CacheBudget
-from pipelines.input.dali import KEPT
 from service.models.layers import add_head, build_logits_model
 from service.training.evaluation import IN_FLIGHT, Evaluation
 
 ROWS = 29  # three batches of eight, and one with three rows of padding
+Evaluated = tuple[Evaluation, np.ndarray, np.ndarray]  # with probabilities [rows, classes], labels [rows]
 
 
-def network(classes: int) -> keras.Model:
-    """Far from right, but better than chance; and drops and normalizes in training alone."""
+def build_network(classes: int) -> keras.Model:
+    """Better than chance and far from right; dropout and batch normalization differ in training."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((12, 12, 3))
-    x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(keras.layers.Rescaling(1 / 20)(inputs)))
+    x = keras.layers.Rescaling(1 / 20)(inputs)
+    x = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(x))
     return keras.Model(inputs, add_head(keras.layers.Flatten()(x), classes))
 
 
+def write_shards(folder: Path, classes: int) -> Path:
+    return noise_shards(folder / "shards", rows=1, held_out=ROWS, classes=classes)
+
+
 @pytest.fixture(scope="module", params=[2, 3, 7])
-def evaluated(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Evaluation, np.ndarray, np.ndarray]]:
+def evaluated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     """An evaluation, the probabilities that Keras predicts, and the labels."""
-    shards = noise_shards(
-        tmp_path_factory.mktemp("evaluation") / "shards", rows=1, held_out=ROWS, classes=request.param
-    )
-    data = config_for(
-        shards, data={"image_size": [12, 12], "cache": "device" if request.param == 3 else "none"}
-    ).data
-    strategy, net = tf.distribute.get_strategy(), network(request.param)
+    classes = request.param
+    shards = write_shards(tmp_path_factory.mktemp("evaluation"), classes)
+    cache = "device" if classes == 3 else "none"
+    data = config_for(shards, data={"image_size": [12, 12], "cache": cache}).data
+    strategy = tf.distribute.get_strategy()
+    network = build_network(classes)
     batches = Batches(shards, "validation", data, 8, cache=CacheBudget(strategy))
-    found = read_rows(shards, "validation", data, range(ROWS))
-    likely = net.predict(found["image"].astype(np.float32), verbose=0).astype(np.float64)
-    return (
-        Evaluation(build_logits_model(net), strategy, batches),
-        np.c_[1 - likely, likely] if request.param == 2 else likely,
-        found["label"],
-    )
-
-
-def test_metrics_are_those_of_every_row_once(evaluated: tuple[Evaluation, np.ndarray, np.ndarray]) -> None:
-    evaluation, likely, labels = evaluated
-    found, classes = evaluation.compute_metrics(), likely.shape[1]
-    true = likely[np.arange(ROWS), labels]
-    right = likely.argmax(axis=1) == labels
-    assert 0 < right.sum() < ROWS
-    assert found["val_loss"] == pytest.approx(-np.log(true).mean(), rel=1e-4)
-    assert found["val_accuracy"] == pytest.approx(right.mean(), abs=1e-12)
-    assert sorted(found) == sorted(
-        ["val_accuracy", "val_loss", *{2: ["val_auc"], 7: ["val_top5"]}.get(classes, [])]
-    )
-    if classes == 7:
-        near = (likely > true[:, None]).sum(axis=1) < 5
-        assert right.sum() < near.sum() < ROWS
-        assert found["val_top5"] == pytest.approx(near.mean(), abs=1e-12)
+    rows = read_rows(shards, "validation", data, range(ROWS))
+    probabilities = network.predict(rows["image"].astype(np.float32), verbose=0).astype(np.float64)
     if classes == 2:
-        pairs = likely[labels == 1, 1][:, None] - likely[labels == 0, 1]
-        assert found["val_auc"] == pytest.approx(((pairs > 0) + (pairs == 0) / 2).mean(), abs=1e-9)
+        probabilities = np.c_[1 - probabilities, probabilities]
+    return Evaluation(build_logits_model(network), strategy, batches), probabilities, rows["label"]
 
 
-def test_answers_are_in_the_order_of_the_rows(evaluated: tuple[Evaluation, np.ndarray, np.ndarray]) -> None:
-    evaluation, likely, labels = evaluated
-    answers = evaluation.score_rows()
-    np.testing.assert_allclose(
-        answers["loss"], -np.log(likely[np.arange(ROWS), labels]), rtol=1e-3, atol=1e-5
-    )
-    np.testing.assert_array_equal(answers["predicted"], likely.argmax(axis=1))
-    np.testing.assert_array_equal(answers["rank"] == 0, likely.argmax(axis=1) == labels)
-    if likely.shape[1] == 2:
-        np.testing.assert_allclose(
-            answers["score"], np.log(likely[:, 1] / likely[:, 0]), rtol=1e-3, atol=1e-4
-        )
-    assert evaluation._score_batch.experimental_get_tracing_count() == 1
+def test_the_metrics_count_every_row_once(evaluated: Evaluated) -> None:
+    evaluation, probabilities, labels = evaluated
+    metrics = evaluation.compute_metrics()
+    classes = probabilities.shape[1]
+    true = probabilities[np.arange(ROWS), labels]
+    is_right = probabilities.argmax(axis=1) == labels
+    assert 0 < is_right.sum() < ROWS
+    assert metrics["val_loss"] == pytest.approx(-np.log(true).mean(), rel=1e-4)
+    assert metrics["val_accuracy"] == pytest.approx(is_right.mean(), abs=1e-12)
+    more = {2: {"val_auc"}, 3: set(), 7: {"val_top5"}}[classes]
+    assert metrics.keys() == {"val_accuracy", "val_loss"} | more
+    if classes == 7:
+        is_near = (probabilities > true[:, None]).sum(axis=1) < 5
+        assert is_right.sum() < is_near.sum() < ROWS
+        assert metrics["val_top5"] == pytest.approx(is_near.mean(), abs=1e-12)
+    if classes == 2:
+        pairs = probabilities[labels == 1, 1][:, None] - probabilities[labels == 0, 1]
+        area = ((pairs > 0) + (pairs == 0) / 2).mean()
+        assert metrics["val_auc"] == pytest.approx(area, abs=1e-9)
 
 
-def test_answers_are_taken_before_their_images_may_be_overwritten(
-    evaluated: tuple[Evaluation, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    evaluation, _, _ = evaluated
-    answer, given, waiting = evaluation._score_batch, [], []
+def test_the_scores_are_in_the_order_of_the_rows(evaluated: Evaluated) -> None:
+    evaluation, probabilities, labels = evaluated
+    scores = evaluation.score_rows()
+    losses = -np.log(probabilities[np.arange(ROWS), labels])
+    np.testing.assert_allclose(scores["loss"], losses, rtol=1e-3, atol=1e-5)
+    np.testing.assert_array_equal(scores["predicted"], probabilities.argmax(axis=1))
+    np.testing.assert_array_equal(scores["rank"] == 0, probabilities.argmax(axis=1) == labels)
+    if probabilities.shape[1] == 2:
+        logits = np.log(probabilities[:, 1] / probabilities[:, 0])
+        np.testing.assert_allclose(scores["score"], logits, rtol=1e-3, atol=1e-4)
 
-    def watched(batch: dict[str, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
-        waiting.append(sum(reference() is not None for reference in given))
-        answers = answer(batch)
-        given.append(weakref.ref(answers[1]))
-        return answers
 
-    monkeypatch.setattr(evaluation, "_score_batch", watched)
-    evaluation.score_rows()
-    assert waiting == [0, 1, IN_FLIGHT, IN_FLIGHT]
-    assert IN_FLIGHT < KEPT  # of DALI's batches, on a GPU
+def test_a_batch_is_scored_before_a_decoder_may_overwrite_it(tmp_path: Path) -> None:
+    """Of the batches taken so far, none but the last few is still in use when another one is taken."""
+    shards = write_shards(tmp_path, classes=2)
+    data = config_for(shards).data
+    alive: list[int] = []
+
+    class CountingBatches(Batches):
+        def epoch(self, *arguments: Any, **options: Any) -> Iterator[dict[str, tf.Tensor]]:
+            references: list[weakref.ref[tf.Tensor]] = []
+            for batch in super().epoch(*arguments, **options):
+                alive.append(sum(reference() is not None for reference in references))
+                references.append(weakref.ref(batch["image"]))
+                yield batch
+                del batch
+
+    batches = CountingBatches(shards, "validation", data, 8)
+    network = build_logits_model(build_network(2))
+    Evaluation(network, tf.distribute.get_strategy(), batches).score_rows()
+    assert len(alive) == 4
+    assert max(alive) <= IN_FLIGHT

@@ -1,4 +1,4 @@
-"""The driver: how a run ends, in the status, in the exception and on the disk."""
+"""The driver: how a run ends, in its status, in the exception and on disk."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.training.group import WorkerSpec
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
-    """A run's configuration, on a cluster that is not there."""
+    """The configuration of a run, with no cluster to connect to."""
     monkeypatch.setattr(launch, "ray_session", contextlib.nullcontext)
     (tmp_path / "shards").mkdir()
     texts = {"format": "arrow", "encoding": "png", "source": "folder:x", "fingerprint": "0"}
@@ -31,16 +31,16 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     return RunConfig(preset="test", shards=str(tmp_path / "shards"), model="linear", epochs=1)
 
 
-def instead(monkeypatch: pytest.MonkeyPatch, work: Callable[[RunConfig, Run], None]) -> None:
-    """Something else that happens in place of the training on the cluster."""
-    monkeypatch.setattr(launch, "train_on_cluster", lambda config, run, scale: work(config, run))
+def replace_training(monkeypatch: pytest.MonkeyPatch, work: Callable[[RunConfig, Run], None]) -> None:
+    """Lets a function take the place of the training on the cluster."""
+    monkeypatch.setattr(launch, "train_on_cluster", lambda config, run, workers: work(config, run))
 
 
-def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+def fail_training(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     def fail(config: RunConfig, run: Run) -> None:
         raise error
 
-    instead(monkeypatch, fail)
+    replace_training(monkeypatch, fail)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
         (OSError(errno.ENOSPC, "full", "/run/x"), TrainingError, "failed", "[Errno 28] full: '/run/x'"),
     ],
 )
-def test_a_run_says_how_it_ended(
+def test_the_status_records_how_a_run_ended(
     config: RunConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -72,7 +72,7 @@ def test_a_run_says_how_it_ended(
     state: str,
     reason: str,
 ) -> None:
-    failing(monkeypatch, error)
+    fail_training(monkeypatch, error)
     with pytest.raises(raised) as ended:
         launch.train(config, tmp_path / "run")
     status = Run(tmp_path / "run").status()
@@ -83,7 +83,7 @@ def test_a_run_says_how_it_ended(
 
 @pytest.mark.parametrize("error", [DataError("a", "b", "c"), ConfigError("a", "b", "c")])
 @pytest.mark.parametrize("checkpoint", [None, "epoch-0000-step-0000007"])
-def test_a_users_mistake_leaves_no_run_unless_something_is_saved(
+def test_a_mistake_in_the_configuration_leaves_no_run_unless_something_is_saved(
     config: RunConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -95,7 +95,7 @@ def test_a_users_mistake_leaves_no_run_unless_something_is_saved(
             (run.checkpoints / checkpoint).mkdir()
         raise error
 
-    instead(monkeypatch, work)
+    replace_training(monkeypatch, work)
     with pytest.raises(type(error)):
         launch.train(config, tmp_path / "run")
     assert (tmp_path / "run").exists() == bool(checkpoint)
@@ -104,7 +104,7 @@ def test_a_users_mistake_leaves_no_run_unless_something_is_saved(
 @pytest.mark.parametrize(
     ("sizes", "setting"), [((31, 64), "data.image_size=31x31"), ((64, 31), "augment.size=31x31")]
 )
-def test_images_too_small_for_a_base_start_nothing(
+def test_images_too_small_for_the_model_start_nothing(
     config: RunConfig, tmp_path: Path, sizes: tuple[int, int], setting: str
 ) -> None:
     whole, small = ({key: [side, side]} for key, side in zip(("image_size", "size"), sizes, strict=True))
@@ -114,29 +114,27 @@ def test_images_too_small_for_a_base_start_nothing(
     assert not (tmp_path / "run").exists()
 
 
-def test_sigterm_asks_the_workers_to_save(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked: list[str | None] = []
+def test_sigterm_requests_a_stop(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    requests: list[str | None] = []
     before = signal.getsignal(signal.SIGTERM)
 
     def work(config: RunConfig, run: Run) -> None:
-        asked.append(run.stop_requested())
+        requests.append(run.stop_requested())
         os.kill(os.getpid(), signal.SIGTERM)
-        asked.append(run.stop_requested())
+        requests.append(run.stop_requested())
 
-    instead(monkeypatch, work)
+    replace_training(monkeypatch, work)
     run = launch.train(config, tmp_path / "run")
-    assert asked == [None, "SIGTERM"]
+    assert requests == [None, "SIGTERM"]
     assert signal.getsignal(signal.SIGTERM) is before
     launch.resume(run.path)
-    assert asked[2] is None, "a request of old is still heard"
+    assert requests[2] is None, "the old request is still there"
 
 
 def test_only_one_process_trains_a_run(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    failing(monkeypatch, KeyboardInterrupt())
+    fail_training(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         launch.train(config, tmp_path / "run")
     run = Run(tmp_path / "run")
@@ -146,32 +144,32 @@ def test_only_one_process_trains_a_run(
     assert run.status() == before
 
 
-def test_a_finished_run_is_left_alone_until_it_is_given_more_epochs(
+def test_a_finished_run_is_left_as_it_is_until_it_gets_more_epochs(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fit_run: list[int] = []
+    epochs_trained: list[int] = []
 
     def fit(config: RunConfig, run: Run) -> None:
-        fit_run.append(config.epochs)
+        epochs_trained.append(config.epochs)
         run.write_metrics([{"epoch": epoch + 1, "accuracy": 1.0} for epoch in range(config.epochs)])
 
-    instead(monkeypatch, fit)
-    monkeypatch.setattr(launch, "shown", lambda run, epochs: contextlib.nullcontext())
+    replace_training(monkeypatch, fit)
+    monkeypatch.setattr(launch, "show_progress", lambda *_: contextlib.nullcontext())
     run = launch.train(config, tmp_path / "run")
     launch.resume(run.path)
-    assert fit_run == [1]
+    assert epochs_trained == [1]
     run.config_path.write_text(run.config_path.read_text().replace("epochs: 1", "epochs: 2"))
     launch.resume(run.path)
-    assert fit_run == [1, 2]
+    assert epochs_trained == [1, 2]
 
 
-def test_a_run_goes_on_with_as_many_workers_unless_told_otherwise(
+def test_a_run_is_resumed_with_as_many_workers_as_before(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scales: list[WorkerSpec] = []
+    specs: list[WorkerSpec] = []
 
-    def stop(config: RunConfig, run: Run, scale: WorkerSpec) -> None:
-        scales.append(scale)
+    def stop(config: RunConfig, run: Run, workers: WorkerSpec) -> None:
+        specs.append(workers)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(launch, "train_on_cluster", stop)
@@ -183,4 +181,4 @@ def test_a_run_goes_on_with_as_many_workers_unless_told_otherwise(
     ):
         with pytest.raises(KeyboardInterrupt):
             begin()
-    assert scales == [WorkerSpec(2, 3, cpus=4)] * 2 + [WorkerSpec(1, 1)] * 2
+    assert specs == [WorkerSpec(2, 3, cpus=4)] * 2 + [WorkerSpec(1, 1)] * 2

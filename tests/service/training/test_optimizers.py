@@ -1,4 +1,4 @@
-"""Optimizers against formulas worked out in NumPy, and which weights learn."""
+"""Optimizers against formulas in NumPy, and which weights are trained."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ Update = Callable[
 ]  # gradients so far and weights to the step at rate 1
 
 
-def dense() -> keras.Model:
+def build_dense_model() -> keras.Model:
     image = keras.Input((2,))
     model = keras.Model(image, keras.layers.Dense(2, name="dense")(image))
     model.set_weights([KERNEL.astype(np.float32), BIAS.astype(np.float32)])
     return model
 
 
-def trained(spec: OptimizerSpec) -> list[np.ndarray]:
-    model = dense()
+def train_dense(spec: OptimizerSpec) -> list[np.ndarray]:
+    model = build_dense_model()
     optimizer = build_optimizer(spec, model.trainable_variables)
     for rate, gradients in zip(RATES, GRADIENTS, strict=True):
         optimizer.learning_rate.assign(rate)
@@ -45,7 +45,7 @@ def trained(spec: OptimizerSpec) -> list[np.ndarray]:
     return model.get_weights()
 
 
-def mean_of(values: list[np.ndarray], decay: float) -> np.ndarray:
+def average(values: list[np.ndarray], decay: float) -> np.ndarray:
     """Exponential average from zero, written as a sum."""
     return sum((1 - decay) * decay ** (len(values) - 1 - i) * value for i, value in enumerate(values))
 
@@ -53,9 +53,10 @@ def mean_of(values: list[np.ndarray], decay: float) -> np.ndarray:
 def adam_step(
     gradients: list[np.ndarray], b1: float, b2: float, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and root mean square, both freed of their bias towards zero."""
+    """Mean and root mean square of the gradients, both corrected for their bias towards zero."""
     t = len(gradients)
-    mean, square = mean_of(gradients, b1) / (1 - b1**t), mean_of([g**2 for g in gradients], b2) / (1 - b2**t)
+    mean = average(gradients, b1) / (1 - b1**t)
+    square = average([g**2 for g in gradients], b2) / (1 - b2**t)
     return mean, np.sqrt(square) + epsilon
 
 
@@ -77,19 +78,19 @@ def lamb(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def lion(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    before = mean_of(gradients[:-1], 0.99) if len(gradients) > 1 else 0.0
+    before = average(gradients[:-1], 0.99) if len(gradients) > 1 else 0.0
     return np.sign(0.9 * before + 0.1 * gradients[-1])
 
 
 def rmsprop(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    return gradients[-1] / np.sqrt(mean_of([g**2 for g in gradients], 0.9) + 1e-7)
+    return gradients[-1] / np.sqrt(average([g**2 for g in gradients], 0.9) + 1e-7)
 
 
 def sgd(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
     return gradients[-1]
 
 
-def expected(start: np.ndarray, which: int, update: Update, decay: float) -> np.ndarray:
+def apply_updates(start: np.ndarray, which: int, update: Update, decay: float) -> np.ndarray:
     weights = start.copy()
     for t, rate in enumerate(RATES):
         weights = weights * (1 - rate * decay)
@@ -113,48 +114,52 @@ def expected(start: np.ndarray, which: int, update: Update, decay: float) -> np.
         ({"name": "lion", "weight_decay": 0.5}, lion, 0.5),
     ],
 )
-def test_three_updates_at_three_rates_decay_kernels_and_spare_biases(
+def test_three_updates_decay_kernels_and_not_biases(
     settings: dict[str, Any], update: Update, decay: float
 ) -> None:
-    kernel, bias = trained(OptimizerSpec(**settings))
-    np.testing.assert_allclose(kernel, expected(KERNEL, 0, update, decay), **CLOSE)
-    np.testing.assert_allclose(bias, expected(BIAS, 1, update, 0.0), **CLOSE)
-    kernel, bias = trained(OptimizerSpec(**settings, no_decay=("dense/k*",)))
-    np.testing.assert_allclose(kernel, expected(KERNEL, 0, update, 0.0), **CLOSE)
-    np.testing.assert_allclose(bias, expected(BIAS, 1, update, decay), **CLOSE)
+    kernel, bias = train_dense(OptimizerSpec(**settings))
+    np.testing.assert_allclose(kernel, apply_updates(KERNEL, 0, update, decay), **CLOSE)
+    np.testing.assert_allclose(bias, apply_updates(BIAS, 1, update, 0.0), **CLOSE)
+    kernel, bias = train_dense(OptimizerSpec(**settings, no_decay=("dense/k*",)))
+    np.testing.assert_allclose(kernel, apply_updates(KERNEL, 0, update, 0.0), **CLOSE)
+    np.testing.assert_allclose(bias, apply_updates(BIAS, 1, update, decay), **CLOSE)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_sgd_with_momentum(nesterov: bool) -> None:
-    weights, velocity = KERNEL.copy(), np.zeros_like(KERNEL)
+    weights = KERNEL.copy()
+    velocity = np.zeros_like(KERNEL)
     for rate, (gradient, _) in zip(RATES, GRADIENTS, strict=True):
         velocity = 0.9 * velocity - rate * gradient
         weights = weights + (0.9 * velocity - rate * gradient if nesterov else velocity)
     spec = OptimizerSpec(name="sgd", momentum=0.9, nesterov=nesterov)
-    np.testing.assert_allclose(trained(spec)[0], weights, rtol=1e-5)
+    np.testing.assert_allclose(train_dense(spec)[0], weights, rtol=1e-5)
 
 
 def test_rmsprop_with_momentum() -> None:
-    weights, momentum = KERNEL.copy(), np.zeros_like(KERNEL)
+    weights = KERNEL.copy()
+    momentum = np.zeros_like(KERNEL)
     for t, rate in enumerate(RATES):
         momentum = 0.9 * momentum + rate * rmsprop([g[0] for g in GRADIENTS[: t + 1]], weights)
         weights = weights - momentum
-    np.testing.assert_allclose(trained(OptimizerSpec(name="rmsprop", momentum=0.9))[0], weights, rtol=1e-5)
-
-
-def test_keras_never_clips_and_names_are_those_of_a_fresh_process() -> None:
-    spec = OptimizerSpec(name="sgd", clip_norm=1e-3)
-    np.testing.assert_allclose(trained(spec)[0], expected(KERNEL, 0, sgd, 0.0), rtol=1e-5)
-    made = [build_optimizer(OptimizerSpec(), dense().trainable_variables) for _ in range(2)]
-    assert (
-        [v.path for v in made[0].variables]
-        == [v.path for v in made[1].variables]
-        == ["adam/iteration", "adam/learning_rate"]
+    np.testing.assert_allclose(
+        train_dense(OptimizerSpec(name="rmsprop", momentum=0.9))[0], weights, rtol=1e-5
     )
 
 
+def test_keras_never_clips() -> None:
+    spec = OptimizerSpec(name="sgd", clip_norm=1e-3)
+    np.testing.assert_allclose(train_dense(spec)[0], apply_updates(KERNEL, 0, sgd, 0.0), rtol=1e-5)
+
+
+def test_a_second_optimizer_has_the_same_variable_names() -> None:
+    for _ in range(2):
+        optimizer = build_optimizer(OptimizerSpec(), build_dense_model().trainable_variables)
+        assert [v.path for v in optimizer.variables] == ["adam/iteration", "adam/learning_rate"]
+
+
 def test_by_default_normalisation_is_not_decayed() -> None:
-    model = nested()
+    model = build_nested_model()
     optimizer = build_optimizer(OptimizerSpec(name="sgd", weight_decay=0.5), model.trainable_variables)
     for v in model.trainable_variables:
         v.assign(keras.ops.ones_like(v))
@@ -164,14 +169,14 @@ def test_by_default_normalisation_is_not_decayed() -> None:
     assert decayed == {"block1_conv/kernel", "block2_conv/kernel", "logits/kernel"}
 
 
-def test_a_pattern_of_variables_that_fits_none_is_an_error() -> None:
-    check_no_decay(OptimizerSpec(name="adamw"), dense())  # the default patterns may fit nothing
-    check_no_decay(OptimizerSpec(name="adamw", no_decay=("dense/kern*", "*/bias")), dense())
+def test_a_pattern_that_matches_no_variable_is_an_error() -> None:
+    check_no_decay(OptimizerSpec(name="adamw"), build_dense_model())  # the default patterns may match nothing
+    check_no_decay(OptimizerSpec(name="adamw", no_decay=("dense/kern*", "*/bias")), build_dense_model())
     with pytest.raises(ConfigError, match=r"optimizer\.no_decay=dens/kernel\. Fix: use dense/kernel"):
-        check_no_decay(OptimizerSpec(name="adamw", no_decay=("*/bias", "dens/kernel")), dense())
+        check_no_decay(OptimizerSpec(name="adamw", no_decay=("*/bias", "dens/kernel")), build_dense_model())
 
 
-def nested() -> keras.Model:
+def build_nested_model() -> keras.Model:
     """Model > backbone > block1_conv, block1_norm, block2_conv; then logits."""
     image = keras.Input((4, 4, 1))
     x = keras.layers.Conv2D(2, 3, name="block1_conv", use_bias=False)(image)
@@ -203,31 +208,34 @@ LOGITS = ["logits/kernel", "logits/bias"]
         (("*norm",), (), [BLOCK1[0], *BLOCK2, *LOGITS]),
     ],
 )
-def test_what_learns(freeze: tuple[str, ...], train: tuple[str, ...], left: list[str]) -> None:
-    model = nested()
-    freeze_layers(model, ("*_conv",))  # what an earlier stage froze does not matter
-    model.get_layer("logits").trainable = False  # nor what the builder did
+def test_the_patterns_determine_the_trainable_weights(
+    freeze: tuple[str, ...], train: tuple[str, ...], left: list[str]
+) -> None:
+    model = build_nested_model()
+    freeze_layers(model, ("*_conv",))  # as an earlier stage did
+    model.get_layer("logits").trainable = False  # as the builder of the model did
     assert [v.path for v in freeze_layers(model, freeze, train)] == left
     assert [v.path for v in model.trainable_variables] == left
 
 
-def test_models_within_models_within_models() -> None:
+def test_patterns_reach_into_nested_models() -> None:
     image = keras.Input((4, 4, 1))
-    whole = keras.Model(image, nested()(image), name="whole")
+    whole = keras.Model(image, build_nested_model()(image), name="whole")
     assert [v.path for v in freeze_layers(whole, ("net/backbone/block1*", "logits"))] == BLOCK2
 
 
 def test_frozen_batch_normalization_keeps_its_statistics_and_uses_them() -> None:
-    model = nested()
+    model = build_nested_model()
     images = np.random.default_rng(0).uniform(1, 2, (8, 4, 4, 1)).astype(np.float32)
     norm = model.get_layer("backbone").get_layer("block1_norm")
 
     def changes() -> tuple[bool, bool]:
         before = [v.numpy().copy() for v in norm.non_trainable_variables]
-        in_training, at_rest = model(images, training=True), model(images, training=False)
+        in_training = model(images, training=True)
+        in_inference = model(images, training=False)
         after = [v.numpy() for v in norm.non_trainable_variables]
         return any((b != a).any() for b, a in zip(before, after, strict=True)), not np.allclose(
-            in_training, at_rest, atol=1e-4
+            in_training, in_inference, atol=1e-4
         )
 
     freeze_layers(model, ("block1*",))
@@ -250,15 +258,15 @@ def test_frozen_batch_normalization_keeps_its_statistics_and_uses_them() -> None
         (("*",), (), "Expected a layer that learns. Received: freeze=* (all of net)"),
     ],
 )
-def test_patterns_that_leave_nothing_or_mean_nothing(
+def test_patterns_that_match_no_layer_or_all_of_them_are_errors(
     freeze: tuple[str, ...], train: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(ConfigError) as error:
-        freeze_layers(nested(), freeze, train)
+        freeze_layers(build_nested_model(), freeze, train)
     assert message in str(error.value)
 
 
-def test_patterns() -> None:
+def test_a_pattern_matches_names_or_paths() -> None:
     assert matches("b", "a/b/c")
     assert matches("a", "a/b/c")
     assert matches("a/b", "a/b/c")

@@ -1,4 +1,4 @@
-"""A run that is stopped, damaged or moved, and continued."""
+"""A run that is stopped or damaged, and resumed."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ PLAIN: dict[str, Any] = {"augment": None, "optimizer": SGD}
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """19 training images, three steps an epoch, and 4 of validation."""
+    """19 training images, which are three steps an epoch, and 4 validation images."""
     return noise_shards(tmp_path_factory.mktemp("resume") / "shards", rows=19, held_out=4)
 
 
-def names(run: Run) -> list[str]:
+def list_names(run: Run) -> list[str]:
     return sorted(path.name for path in run.checkpoints.iterdir())
 
 
-def same(first: Run, second: Run, name: str) -> None:
-    """Both ended alike: every bit of what they keep, and every figure but those of time."""
+def assert_equal_runs(first: Run, second: Run, name: str) -> None:
+    """Both ended with the same bits in a checkpoint, and the same metrics but for those of time."""
     for expected, array in zip(read_checkpoint(first, name), read_checkpoint(second, name), strict=True):
         np.testing.assert_array_equal(array, expected)
     timed = {"seconds", "images_per_second", "input_wait"}
-    figures = [
+    metrics_without_times = [
         [{k: v for k, v in metrics.items() if k not in timed} for metrics in run.metrics()]
         for run in (first, second)
     ]
-    assert figures[0] == figures[1]
+    assert metrics_without_times[0] == metrics_without_times[1]
 
 
 RECIPES: dict[str, dict[str, Any]] = {
@@ -72,21 +72,22 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_run_continued_at_every_step_ends_to_the_bit_like_one_that_was_not(
+def test_a_run_that_is_resumed_at_every_step_ends_with_the_same_bits(
     shards: Path, tmp_path: Path, recipe: str
 ) -> None:
     config = config_for(shards, steps_per_call=1, **RECIPES[recipe])
-    straight, run = fit_run(tmp_path / "straight", config), Run(tmp_path / "stopped")
+    straight = fit_run(tmp_path / "straight", config)
+    run = Run(tmp_path / "stopped")
     updates = config.epochs * -(-steps_per_epoch(19, config.global_batch) // config.accumulate)
     for _ in range(updates):
         assert len(run.metrics()) < config.epochs
         fit_run(run.path, config, checks=1)  # one update, then it is asked to stop
-    same(straight, run, f"epoch-{config.epochs:04d}")
+    assert_equal_runs(straight, run, f"epoch-{config.epochs:04d}")
     if recipe == "stages":  # the factor on the loss, and the updates it has lasted: those of the second stage
         assert [float(v) for v in read_checkpoint(run, "epoch-0003", "training")[-2:]] == [INITIAL_SCALE, 4.0]
 
 
-def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: Path) -> None:
+def test_stages_have_their_own_rates_and_trainable_layers(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, stages=STAGES, keep_checkpoints=3, **PLAIN)
     run = fit_run(tmp_path / "run", config)
     first = build_network(
@@ -106,7 +107,7 @@ def test_stages_have_their_own_rates_and_trainable_sets(shards: Path, tmp_path: 
     )
 
 
-def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_without_it(shards: Path, tmp_path: Path) -> None:
+def test_a_run_starts_with_the_weights_of_a_file_and_resumes_without_it(shards: Path, tmp_path: Path) -> None:
     donor = fit_run(tmp_path / "donor", config_for(shards, epochs=1, **PLAIN))
     config = config_for(shards, epochs=2, seed=6, weights=str(donor.model_path), steps_per_call=1, **PLAIN)
     first = build_network(
@@ -120,25 +121,26 @@ def test_a_run_begins_with_the_weights_of_a_file_and_goes_on_without_it(shards: 
     straight = fit_run(tmp_path / "straight", config)
     fit_run(tmp_path / "stopped", config, checks=2)
     donor.model_path.unlink()
-    same(straight, fit_run(tmp_path / "stopped", config), "epoch-0002")
+    assert_equal_runs(straight, fit_run(tmp_path / "stopped", config), "epoch-0002")
 
 
-def test_a_damaged_checkpoint_is_passed_over_and_told(shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_with_a_notice(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, **PLAIN)
-    straight, run = fit_run(tmp_path / "straight", config), fit_run(tmp_path / "run", config)
+    straight = fit_run(tmp_path / "straight", config)
+    run = fit_run(tmp_path / "run", config)
     state = run.checkpoints / "epoch-0003" / "state.npz"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
     (run.checkpoints / ".tmp-left").mkdir()
     fit_run(run.path, config)
-    same(straight, run, "epoch-0003")
-    assert [name for name in names(run) if name.startswith(".")] == []
+    assert_equal_runs(straight, run, "epoch-0003")
+    assert [name for name in list_names(run) if name.startswith(".")] == []
     assert run.status()["notices"] == ["epoch-0003 is damaged: continuing from epoch-0002"]
 
 
 def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=1, **PLAIN)
     run = fit_run(tmp_path / "run", config)
-    before = (names(run), run.metrics())
+    before = (list_names(run), run.metrics())
     others = noise_shards(tmp_path / "others", rows=20, held_out=4)
     for changes, message in (
         ({"shards": str(others)}, "shard set the run began with"),
@@ -146,12 +148,13 @@ def test_another_shard_set_or_model_is_refused(shards: Path, tmp_path: Path) -> 
     ):
         with pytest.raises(ConfigError, match=message):
             fit(RunConfig.model_validate(config.model_dump() | changes), run)
-    assert (names(run), run.metrics()) == before
+    assert (list_names(run), run.metrics()) == before
 
 
-def test_a_full_disk_is_an_error_that_leaves_what_was_whole(shards: Path, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_the_checkpoints_intact(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=4, model="linear", augment=None)
-    straight, run = fit_run(tmp_path / "straight", config), Run(tmp_path / "run")
+    straight = fit_run(tmp_path / "straight", config)
+    run = Run(tmp_path / "run")
     fit_run(run.path, RunConfig.model_validate(config.model_dump() | {"epochs": 2}))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     size = (run.checkpoints / "epoch-0002" / "state.npz").stat().st_size
@@ -162,9 +165,9 @@ def test_a_full_disk_is_an_error_that_leaves_what_was_whole(shards: Path, tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert len(run.metrics()) == 2
-    assert [name for name in names(run) if name.startswith(".")] == []
+    assert [name for name in list_names(run) if name.startswith(".")] == []
     fit_run(run.path, config)
-    same(straight, run, "epoch-0004")
+    assert_equal_runs(straight, run, "epoch-0004")
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +177,7 @@ def one_white(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("accumulate", "steps_per_call"), [(1, 1), (1, 3), (2, 1)])
-def test_what_is_not_a_number_is_named(
+def test_a_gradient_that_is_not_finite_is_reported_with_its_rows(
     one_white: Path, tmp_path: Path, accumulate: int, steps_per_call: int
 ) -> None:
     schedule = {"name": "step", "boundaries": [1]}
@@ -202,25 +205,25 @@ def test_what_is_not_a_number_is_named(
     assert not list(Run(tmp_path / "run").checkpoints.iterdir())
 
 
-def test_what_is_not_a_number_can_be_skipped(one_white: Path, tmp_path: Path) -> None:
+def test_updates_that_are_not_finite_can_be_skipped(one_white: Path, tmp_path: Path) -> None:
     config = config_for(one_white, model="tiny_fragile", on_nan="skip", steps_per_call=1, **PLAIN)
     fit_run(
         tmp_path / "run", config, checks=2
-    )  # asked to stop within the first epoch: what was skipped is counted on
+    )  # stopped within the first epoch: the skipped updates are counted from there on
     run = fit_run(tmp_path / "run", config)
     assert [metrics["skipped"] for metrics in run.metrics()] == [1, 1, 1]
     assert all(np.isfinite(array).all() for array in read_checkpoint(run, "epoch-0003"))
     assert int(read_checkpoint(run, "epoch-0003", "optimizer")[0]) == 6  # of nine updates
 
 
-def test_a_run_that_can_only_skip_ends(one_white: Path, tmp_path: Path) -> None:
+def test_a_run_that_skips_every_update_ends(one_white: Path, tmp_path: Path) -> None:
     config = config_for(one_white, model="tiny_fragile", on_nan="skip", global_batch=19, **PLAIN)
     with pytest.raises(TrainingError, match=r"epoch=1 skipped=1 \(every update\)"):
         fit_run(tmp_path / "run", config)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-def test_a_run_that_diverges_stops_and_keeps_what_was_good(shards: Path, tmp_path: Path) -> None:
+def test_a_run_that_diverges_stops_before_it_saves_anything(shards: Path, tmp_path: Path) -> None:
     config = config_for(
         shards, augment=None, model="linear", optimizer={"name": "sgd", "learning_rate": 1e38}
     )

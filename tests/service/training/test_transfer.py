@@ -1,4 +1,4 @@
-"""Transfer learning pays: what was learned of some digits helps with others, of which there are few."""
+"""Transfer learning helps: what was learned from some digits improves others with few images."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from service.runs import Run
 pytestmark = pytest.mark.slow
 
 
-def digits(source: str, out: Path, first: int, train: int, held_out: int) -> Path:
-    """Shards of five digits from `first` on, with so many images of each."""
-    source_of = open_source(source)
+def write_digits(uri: str, out: Path, first: int, train: int, held_out: int) -> Path:
+    """Writes shards of five digits from `first` on, with `train` and `held_out` images of each."""
+    source = open_source(uri)
     splits: dict[str, list[Record]] = {}
-    for split, wanted in (("train", train), ("validation", held_out)):
-        left, splits[split] = dict.fromkeys(range(first, first + 5), wanted), []
-        for example in source_of.read(split, 0, source_of.counts()[split]):
-            if left.get(example.label):
-                left[example.label] -= 1
-                splits[split].append(Record(example.image, example.label - first, example.id, (28, 28, 1)))
+    for split, count in (("train", train), ("validation", held_out)):
+        splits[split] = []
+        missing = dict.fromkeys(range(first, first + 5), count)
+        for example in source.read(split, 0, source.counts()[split]):
+            if missing.get(example.label):
+                missing[example.label] -= 1
+                label = example.label - first
+                splits[split].append(Record(example.image, label, example.id, (28, 28, 1)))
     return write_shards(out, [str(digit) for digit in range(first, first + 5)], splits)
 
 
-def trained(out: Path, shards: Path, **recipe: Any) -> Run:
+def train_run(out: Path, shards: Path, **recipe: Any) -> Run:
     settings = {
         "preset": "test",
         "shards": str(shards),
@@ -40,18 +42,18 @@ def trained(out: Path, shards: Path, **recipe: Any) -> Run:
     return fit_run(out, RunConfig.model_validate(settings | {"global_batch": 10} | recipe))
 
 
-def test_convolutions_learned_on_other_digits_help_where_images_are_few(shared: Path, tmp_path: Path) -> None:
-    """3,000 images each of 0 to 4, then five each of 5 to 9, with and without what the first network's convolutions know."""
+def test_convolutions_learned_on_other_digits_help_with_few_images(shared: Path, tmp_path: Path) -> None:
+    """From 3,000 images each of 0 to 4 to five each of 5 to 9, against training from scratch."""
     source = f"idx:{shared / 'data' / 'mnist'}"
-    base = trained(
-        tmp_path / "base", digits(source, tmp_path / "many", 0, 3000, 200), epochs=4, global_batch=64
+    base = train_run(
+        tmp_path / "base", write_digits(source, tmp_path / "many", 0, 3000, 200), epochs=4, global_batch=64
     )
     assert base.metrics()[-1]["val_accuracy"] > 0.98
-    few = digits(source, tmp_path / "few", 5, 5, 400)
+    few = write_digits(source, tmp_path / "few", 5, 5, 400)
     ways = {"scratch": {}, "transferred": {"weights": str(base.model_path), "freeze": "conv*"}}
-    found: dict[str, list[float]] = {way: [] for way in ways}
+    accuracies: dict[str, list[float]] = {way: [] for way in ways}
     for seed in range(3):
         for way, recipe in ways.items():
-            run = trained(tmp_path / f"{way}{seed}", few, epochs=40, evaluate_every=40, seed=seed, **recipe)
-            found[way].append(run.metrics()[-1]["val_accuracy"])
-    assert min(found["transferred"]) > max(found["scratch"]) + 0.05, found
+            run = train_run(tmp_path / f"{way}{seed}", few, epochs=40, evaluate_every=40, seed=seed, **recipe)
+            accuracies[way].append(run.metrics()[-1]["val_accuracy"])
+    assert min(accuracies["transferred"]) > max(accuracies["scratch"]) + 0.05, accuracies
