@@ -1,1 +1,1 @@
-"""Searching for a better preset: many short runs on a Ray cluster, of which the weak ones are stopped early."""
+"""Hyperparameter search: many short runs on a Ray cluster, of which ASHA stops the weak ones early."""

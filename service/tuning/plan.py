@@ -1,4 +1,4 @@
-"""What a search is told: kept beside its trials, so that it goes on with the same."""
+"""The plan of a search: its options, stored next to its trials, so that it resumes with the same ones."""
 
 from __future__ import annotations
 
@@ -11,37 +11,31 @@ from pydantic import Field
 from pipelines.errors import ConfigError
 from pipelines.spec import Positive, Spec, check
 from service.config import read_preset, read_yaml, set_value
-from service.tuning.space import EXAMPLE, Search, dimension
+from service.tuning.space import EXAMPLE, Search, parse_dimension
 
 PLAN = "tuning.yaml"
 Count = Annotated[int, Field(ge=0, strict=True)]
 
 
 class Plan(Spec):
-    """A search.
+    """Options of a search.
 
     Attributes:
-        preset: The preset that is varied.
-        settings: Its settings, as they were when the search began.
+        preset: Name of the preset that is varied.
+        settings: Settings of the preset, as they were when the search began.
         shards: Directory of the shard set.
-        space: What varies: keys of a run, each with its choices or its range, as in the file.
-        trials: How many runs; the first is the preset as it is.
-        seed: Of what is drawn.
-        grace: Epochs that every trial is given.
-        reduction: Of so many trials at a rung one goes on.
-        cpus: For each trial; None for one, or with GPUs an even share.
-        gpus: For each trial; None for one where there are any.
+        space: Search space as in its file: keys of a run, each with its choices or its range.
+        trials: Number of runs; the first is the preset unchanged.
+        seed: Seed of the drawn settings.
+        grace: Epochs that every trial is trained for before it can be stopped.
+        reduction: Reduction factor of ASHA: one of so many trials at a rung continues.
+        cpus: CPUs of each trial; None for one, or with GPUs an even share of the node.
+        gpus: GPUs of each trial; None for one if the cluster has any.
         restarts: How often a trial is started again after its process died.
     """
 
-    FIXED: ClassVar = (
-        "preset",
-        "settings",
-        "shards",
-        "space",
-        "trials",
-        "seed",
-    )  # that a search cannot change on its way
+    # What cannot change when a search is resumed.
+    FIXED: ClassVar = ("preset", "settings", "shards", "space", "trials", "seed")
 
     preset: str
     settings: dict[str, Any]
@@ -55,21 +49,24 @@ class Plan(Spec):
     gpus: Count | None = None
     restarts: Count = 3
 
-    def search(self) -> Search:
-        """The same with the space taken apart.
+    def build_search(self) -> Search:
+        """Builds the search, with its space parsed.
 
         Raises:
-            ConfigError: Something in the space is neither choices nor a range.
+            ConfigError: An entry of the space is neither choices nor a range.
         """
-        space = tuple(dimension(key, told) for key, told in self.space.items())
+        space = tuple(parse_dimension(key, entry) for key, entry in self.space.items())
         return Search(self.preset, self.settings, self.shards, space, self.seed)
 
 
-def planned(out: str | Path) -> Plan:
-    """What is being searched at a directory.
+def read_plan(out: str | Path) -> Plan:
+    """Reads the plan of a search.
+
+    Args:
+        out: Directory of the search.
 
     Raises:
-        ConfigError: Nothing is, or what was written down of it is damaged.
+        ConfigError: There is no search, or its plan is damaged.
     """
     path = Path(out) / PLAN
     if not path.is_file():
@@ -79,28 +76,22 @@ def planned(out: str | Path) -> Plan:
     return check(Plan, read_yaml(path, "search"), str(path))
 
 
-def plan_of(options: argparse.Namespace) -> Plan:
-    """The search that a command line asks for.
+def build_plan(options: argparse.Namespace) -> Plan:
+    """Builds the plan of a search from the options of `glassbox tune`.
+
+    Args:
+        options: Parsed options; those that were left out are None.
 
     Raises:
-        ConfigError: Its words do not fit together, or the preset or the space cannot be read.
+        ConfigError: The options exclude each other, or the preset or the space cannot be read.
     """
-    named = ("seed", "grace", "reduction", "cpus", "gpus", "restarts")
-    chosen = {name: getattr(options, name) for name in named if getattr(options, name) is not None}
-    words = {name: getattr(options, name) for name in ("preset", "space", "trials", "data")}
+    tuning = _select_options(options, ("seed", "grace", "reduction", "cpus", "gpus", "restarts"))
+    required = ("preset", "space", "trials", "data")
+    named = _select_options(options, required)
     if options.resume:
-        given = [
-            name for name, value in words.items() if value is not None and name != "trials"
-        ] + options.overrides
-        if given or "seed" in chosen:
-            raise ConfigError(
-                "--resume with --out alone",
-                f"{' '.join(given) or 'seed'} beside it",
-                "leave these out: a search keeps its own",
-            )
-        more = {"trials": options.trials} if options.trials is not None else {}
-        return check(Plan, planned(options.out).model_dump() | chosen | more, "the command line")
-    missing = [name for name, value in words.items() if value is None]
+        return _build_resumed(options, named, tuning)
+
+    missing = [name for name in required if name not in named]
     if missing:
         raise ConfigError(
             "a preset, --space, --trials and --data",
@@ -112,11 +103,33 @@ def plan_of(options: argparse.Namespace) -> Plan:
         set_value(settings, override)
     space = Path(options.space)
     if not space.is_file():
-        raise ConfigError("a search space, a YAML file", f"space={space} (not there)", EXAMPLE)
-    asked = {
+        raise ConfigError("a search space, a YAML file", f"space={space} (no such file)", EXAMPLE)
+    fixed = {
         "preset": preset,
         "settings": settings,
         "shards": str(Path(options.data).absolute()),
+        "space": read_yaml(space, "space"),
         "trials": options.trials,
     }
-    return check(Plan, asked | {"space": read_yaml(space, "space")} | chosen, "the command line")
+    return check(Plan, fixed | tuning, "the command line")
+
+
+def _build_resumed(options: argparse.Namespace, named: dict[str, Any], tuning: dict[str, Any]) -> Plan:
+    """The stored plan with the changes that `--resume` allows."""
+    refused = [name for name in named if name != "trials"] + options.overrides
+    if "seed" in tuning:
+        refused.append("seed")
+    if refused:
+        raise ConfigError(
+            "--resume with --out alone",
+            f"--resume with {' '.join(refused)}",
+            "leave these out: a search keeps its own",
+        )
+    changes = tuning | _select_options(options, ("trials",))
+    return check(Plan, read_plan(options.out).model_dump() | changes, "the command line")
+
+
+def _select_options(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    """Those of some options that were given."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""One trial of a search, in a process of its own: a run directory like any other, told to Ray Tune epoch by epoch."""
+"""One trial of a search, in a process of its own: a run that reports every epoch to Ray Tune."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from pipelines.errors import ConfigError, GlassboxError
-from pipelines.spec import check
-from service.config import RunConfig
+from service.config import load_run_config
 from service.runs import Run, score
 
-TIME, METRIC = "epoch", "score"
-ENDED = ("finished", "failed")
-PATIENCE_SECONDS = 60.0  # that a process of an earlier search may take to end
+TIME = "epoch"
+METRIC = "score"
+END_STATES = ("finished", "failed")
+LOCK_TIMEOUT_SECONDS = 60.0  # within which a process of an earlier search has to end
 
 
 def train_trial(settings: dict[str, Any]) -> None:
-    """Trains a run from where it stands to its end; what Ray Tune calls, again after the process was killed.
+    """Trains a run from its newest checkpoint to its end.
 
-    What the run has already measured is told again first, so that Ray Tune, which forgets it when the search is started again, judges
-    the others by it.
+    Ray Tune calls it, again after the process was killed. Epochs that are finished already are reported
+    first: Ray Tune forgets them when the search is started again, and compares other trials with them.
 
     Args:
-        settings: `run`, the run directory; `cpus` of the trial.
+        settings: `run`, the run directory; `cpus`, the CPUs of the trial.
     """
     run = Run(settings["run"])
     history = run.metrics()
     for epochs in range(1, len(history) + 1):
-        tell(history[:epochs])
-    if run.status().get("state") in ENDED:
+        report_epoch(history[:epochs])
+    if run.status().get("state") in END_STATES:
         return
     try:
         _train(run, settings["cpus"])
-    except GlassboxError as error:  # nothing that another try would change
+    except GlassboxError as error:  # another attempt would end in the same way
         run.update_status(state="failed", reason=str(error))
 
 
@@ -44,28 +44,28 @@ def _train(run: Run, cpus: int) -> None:
     from service.training.loop import fit
     from service.training.strategy import use_cores
 
-    use_cores(cpus)  # the others are for other trials
+    use_cores(cpus)  # the other cores are for other trials
     config = load_run_config(run)
-    with _locked(run):
+    with _wait_for_lock(run):
         run.update_status(
             state="starting",
             started=current_time(),
             environment=describe_environment(),
             timings={"imports": time.perf_counter() - began},
         )
-        fit(config, run, after_epoch=tell)
-        timings = run.status().get("timings", {}) | {"total": time.perf_counter() - began}
-        run.update_status(state="finished", finished=current_time(), timings=timings)
+        fit(config, run, after_epoch=report_epoch)
+        run.add_timings(total=time.perf_counter() - began)
+        run.update_status(state="finished", finished=current_time())
 
 
 @contextmanager
-def _locked(run: Run) -> Iterator[None]:
-    """The lock of a run, as soon as a process that is about to end has let it go.
+def _wait_for_lock(run: Run) -> Iterator[None]:
+    """Holds the lock of a run, after a process that is about to end has released it.
 
     Raises:
-        ConfigError: It does not end.
+        ConfigError: The other process does not end.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    deadline = time.monotonic() + LOCK_TIMEOUT_SECONDS
     with ExitStack() as stack:
         while True:
             try:
@@ -78,25 +78,37 @@ def _locked(run: Run) -> Iterator[None]:
         yield
 
 
-def settle(run: Run, error: str = "") -> None:
-    """Writes how a trial ended, where it could not do so itself: its process is gone, or Ray Tune stopped it.
+def record_end(run: Run, error: str = "") -> None:
+    """Records how a trial ended, if it could not do so itself: its process died, or Ray Tune stopped it.
 
     Args:
-        run: The trial.
-        error: Why it was given up; empty where it was not.
+        run: Run of the trial.
+        error: Why the trial failed; empty if it did not fail.
     """
     from service.training.launch import current_time
 
-    if run.status().get("state") in ENDED:
+    if run.status().get("state") in END_STATES:
         return
-    done, epochs = len(run.metrics()), int(run.config()["epochs"])
-    early = f"stopped early by the search, after epoch {done} of {epochs}" if done < epochs else None
-    run.update_status(state="failed" if error else "finished", reason=error or early, finished=current_time())
+    finished_epochs = len(run.metrics())
+    epochs = int(run.config()["epochs"])
+    reason = None
+    if error:
+        reason = error
+    elif finished_epochs < epochs:
+        reason = f"stopped early by the search, after epoch {finished_epochs} of {epochs}"
+    run.update_status(state="failed" if error else "finished", reason=reason, finished=current_time())
 
 
-def tell(history: Sequence[dict[str, float]]) -> None:
-    """Tells Ray Tune the best validation accuracy so far, in an epoch that has one; does not return where it stops the trial."""
+def report_epoch(history: Sequence[dict[str, float]]) -> None:
+    """Reports the best validation accuracy so far to Ray Tune, after an epoch that was evaluated.
+
+    Does not return if Ray Tune stops the trial.
+
+    Args:
+        history: Metrics of all finished epochs.
+    """
     from ray import tune
 
     if "val_accuracy" in history[-1]:
-        tune.report({TIME: len(history), METRIC: max(score(metrics, history) for metrics in history)})
+        best = max(score(metrics, history) for metrics in history)
+        tune.report({TIME: len(history), METRIC: best})

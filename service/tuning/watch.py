@@ -1,4 +1,4 @@
-"""What a search tells while it runs: a line for every epoch of every trial, and how trials end."""
+"""Messages of a search while it runs: a line for every epoch of every trial, and how trials end."""
 
 from __future__ import annotations
 
@@ -9,51 +9,56 @@ from typing import Any
 from ray import tune
 
 from service.runs import Run
-from service.tuning.trial import METRIC, TIME, settle
+from service.tuning.trial import METRIC, TIME, record_end
 
 
-class Watch(tune.Callback):  # type: ignore[misc]
-    """Prints what Ray Tune hears of the trials, and writes down how they ended.
+class TrialLog(tune.Callback):  # type: ignore[misc]
+    """Prints the results that trials report to Ray Tune, and records how the trials ended.
 
     Args:
-        epochs: Of a whole trial.
+        epochs: Epochs of a complete trial.
     """
 
     def __init__(self, epochs: int) -> None:
-        self._epochs, self._told = epochs, set[tuple[str, int]]()
+        self._epochs = epochs
+        self._printed: set[tuple[str, int]] = set()
 
     def on_trial_result(
         self, iteration: int, trials: Sequence[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        """A trial has finished an epoch."""
-        name, epoch = Path(trial.config["run"]).name, result.get(TIME)
-        if epoch is not None and (name, epoch) not in self._told:
-            self._told.add((name, epoch))
-            print(
-                f"{name}  epoch {epoch}/{self._epochs}  best validation accuracy {result[METRIC]:.4f}",
-                flush=True,
-            )
+        """Prints an epoch of a trial, once: a trial that is started again reports its epochs again."""
+        name = Path(trial.config["run"]).name
+        epoch = result.get(TIME)
+        if epoch is None or (name, epoch) in self._printed:
+            return
+        self._printed.add((name, epoch))
+        score = f"best validation accuracy {result[METRIC]:.4f}"
+        print(f"{name}  epoch {epoch}/{self._epochs}  {score}", flush=True)
 
     def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """A trial's process died, and is started again."""
-        print(
-            f"{Path(trial.config['run']).name}  was lost: starting again from its last checkpoint", flush=True
-        )
+        """Prints that the process of a trial died and is started again."""
+        name = Path(trial.config["run"]).name
+        print(f"{name}  was lost: continuing from its last checkpoint", flush=True)
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """A trial has ended, or was stopped."""
+        """Records and prints that a trial ended or was stopped."""
         run = Run(trial.config["run"])
-        settle(run)
+        record_end(run)
         print(f"{run.path.name}  {run.status().get('reason') or 'finished'}", flush=True)
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
-        """A trial is given up."""
+        """Records and prints that a trial failed for good."""
         run = Run(trial.config["run"])
-        settle(run, _reason(str(trial.get_error() or "")))
-        print(f"{run.path.name}  was given up: {run.status().get('reason')}", flush=True)
+        record_end(run, _find_reason(str(trial.get_error() or "")))
+        print(f"{run.path.name}  failed: {run.status().get('reason')}", flush=True)
 
 
-def _reason(error: str) -> str:
-    """The line of a traceback that says what happened."""
-    lines = [line.strip() for line in error.splitlines() if line.strip()] or ["its process died"]
-    return next((line for line in lines if line.split(":")[0].endswith("Error")), lines[-1])
+def _find_reason(traceback: str) -> str:
+    """The line of a traceback that names the error."""
+    lines = [line.strip() for line in traceback.splitlines() if line.strip()]
+    if not lines:
+        return "its process died"
+    for line in lines:
+        if line.split(":")[0].endswith("Error"):
+            return line
+    return lines[-1]

@@ -331,7 +331,7 @@ def test_of_a_saved_model_only_the_architecture_is_taken_unless_its_weights_are_
 
 
 def test_saved_weights_need_a_saved_model(shards: Path) -> None:
-    with pytest.raises(ConfigError, match="saved goes with model=file.keras alone, not with small_cnn"):
+    with pytest.raises(ConfigError, match=r"saved goes with model=file\.keras alone, not with small_cnn"):
         load_config("demo", shards, settings("small_cnn", "weights=saved"))
 
 
@@ -361,10 +361,9 @@ def test_changed_code_of_a_run_is_not_used(shards: Path, tmp_path: Path) -> None
     run.create(config.model_dump(mode="json"))
     copy = run.path / "code" / "nets.py"
     copy.write_text(copy.read_text() + "\n")
+    message = r"that the run was created with\. Received: file=.*nets\.py \(changed\)"
     for use in (load_run_config, Run.custom_objects):
-        with pytest.raises(
-            ConfigError, match=r"the run was created with. Received: file=.*nets\.py \(changed\)"
-        ):
+        with pytest.raises(ConfigError, match=message):
             use(run)
     copy.unlink()
     with pytest.raises(ConfigError, match=r"nets\.py \(missing\)"):
@@ -374,7 +373,7 @@ def test_changed_code_of_a_run_is_not_used(shards: Path, tmp_path: Path) -> None
 def test_installed_packages_provide_models_by_name(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As pip installs them: in site-packages, with an entry point. Their version is recorded, not their code."""
+    """As pip installs them: in site-packages, with an entry point. The version is recorded, no code copied."""
     site = tmp_path / "site-packages"
     write_package(site)
     metadata = site / "flowernets-2.5.dist-info"

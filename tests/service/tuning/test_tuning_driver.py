@@ -1,4 +1,4 @@
-"""What a search decides by itself: how trials end, what each gets of a cluster, and that another search is no continuation."""
+"""What the driver of a search decides: ends of trials, their resources, and which search can be resumed."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from training_samples import noise_shards
 
 from pipelines.errors import ConfigError, Interrupted
 from service.runs import Run
-from service.tuning.driver import LOCK, _check_same, _share, _stopping, judge, tune
+from service.tuning.driver import (
+    LOCK,
+    _check_same,
+    _choose_resources,
+    _interrupt_on_sigterm,
+    build_scheduler,
+    tune,
+)
 from service.tuning.plan import PLAN, Plan
-from service.tuning.trial import METRIC, TIME, settle
+from service.tuning.trial import METRIC, TIME, record_end
 
 
 def plan(**changes: object) -> Plan:
@@ -44,12 +51,12 @@ def test_how_a_trial_ends(
     run.create({"epochs": 3})
     run.write_metrics([{"epoch": n} for n in range(done)])
     run.update_status(state=state, reason="before")
-    settle(run, error)
+    record_end(run, error)
     assert (run.status()["state"], run.status()["reason"]) == ends
 
 
 @pytest.mark.parametrize(
-    ("nodes", "asked", "share"),
+    ("nodes", "options", "resources"),
     [
         ([{"CPU": 8.0}], {}, (1, 0)),
         ([{"CPU": 64.0, "GPU": 8.0}], {}, (8, 1)),
@@ -61,58 +68,58 @@ def test_how_a_trial_ends(
             [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 12.0, "GPU": 2.0}],
             {},
             (4, 1),
-        ),  # the CPUs beside the GPUs
+        ),  # the CPUs of the node with the GPUs
     ],
 )
-def test_what_each_trial_gets(
-    nodes: list[dict[str, float]], asked: dict[str, int], share: tuple[int, int]
+def test_resources_of_each_trial(
+    nodes: list[dict[str, float]], options: dict[str, int], resources: tuple[int, int]
 ) -> None:
-    assert _share(plan(**asked), nodes) == share
+    assert _choose_resources(plan(**options), nodes) == resources
 
 
-@pytest.mark.parametrize("asked", [{"cpus": 9}, {"gpus": 2}, {"cpus": 5, "gpus": 1}])
-def test_more_than_any_node_has(
-    asked: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("options", [{"cpus": 9}, {"gpus": 2}, {"cpus": 5, "gpus": 1}])
+def test_more_resources_than_any_node_has(
+    options: dict[str, int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     nodes = [{"CPU": 8.0}, {"CPU": 4.0, "GPU": 1.0}]
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with pytest.raises(
         ConfigError, match=r"room for a trial .*8 CPUs and 0 GPUs, 4 CPUs and 1 GPUs.*--cpus-per-trial"
     ):
-        _share(plan(**asked), nodes)
+        _choose_resources(plan(**options), nodes)
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # a cluster may grow
-    _share(plan(**asked), nodes)
+    _choose_resources(plan(**options), nodes)
     assert capsys.readouterr().out.startswith("waiting for a node with room for")
 
 
-def test_the_weak_are_stopped_and_nobody_before_its_grace() -> None:
-    """Of three at a rung one goes on; rungs are at 2 and 6 epochs."""
+def test_weak_trials_are_stopped_but_none_before_its_grace_period() -> None:
+    """One of three at a rung continues; rungs are at 2 and 6 epochs."""
     from ray.tune.schedulers import TrialScheduler
 
-    scheduler = judge(plan(grace=2, reduction=3), epochs=9)
+    scheduler = build_scheduler(plan(grace=2, reduction=3), epochs=9)
     trials = {name: SimpleNamespace(trial_id=name) for name in ("fair", "good", "weak")}
     for trial in trials.values():
         scheduler.on_trial_add(None, trial)
 
-    def goes_on(name: str, epoch: int, score: float) -> bool:
-        told = scheduler.on_trial_result(None, trials[name], {TIME: epoch, METRIC: score})
-        return bool(told == TrialScheduler.CONTINUE)
+    def continues(name: str, epoch: int, score: float) -> bool:
+        decision = scheduler.on_trial_result(None, trials[name], {TIME: epoch, METRIC: score})
+        return bool(decision == TrialScheduler.CONTINUE)
 
-    assert all(goes_on(name, 1, score) for name, score in (("fair", 0.7), ("weak", 0.1), ("good", 0.9)))
-    assert [goes_on(name, 2, score) for name, score in (("fair", 0.7), ("good", 0.9), ("weak", 0.1))] == [
+    assert all(continues(name, 1, score) for name, score in (("fair", 0.7), ("weak", 0.1), ("good", 0.9)))
+    assert [continues(name, 2, score) for name, score in (("fair", 0.7), ("good", 0.9), ("weak", 0.1))] == [
         True,
         True,
         False,
     ]
-    assert goes_on("fair", 5, 0.1)
-    assert [goes_on(name, 6, score) for name, score in (("good", 0.9), ("fair", 0.8))] == [True, False]
-    assert goes_on("good", 9, 0.1)  # a whole trial is none that was stopped
+    assert continues("fair", 5, 0.1)
+    assert [continues(name, 6, score) for name, score in (("good", 0.9), ("fair", 0.8))] == [True, False]
+    assert continues("good", 9, 0.1)  # a complete trial is not stopped
 
 
-def test_only_the_same_search_goes_on(tmp_path: Path) -> None:
+def test_only_the_same_search_can_be_resumed(tmp_path: Path) -> None:
     _check_same(plan(), tmp_path / "new")
     _check_same(plan(), tmp_path)
-    (tmp_path / LOCK).touch()  # killed before it had written its plan
+    (tmp_path / LOCK).touch()  # killed before the plan was written
     _check_same(plan(), tmp_path)
     (tmp_path / PLAN).write_text(plan().model_dump_json())  # JSON is YAML
     for same in (plan(), plan(trials=9), plan(cpus=2, restarts=0)):
@@ -128,7 +135,7 @@ def test_only_the_same_search_goes_on(tmp_path: Path) -> None:
             _check_same(plan(**{name: other}), tmp_path)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="or a search"):
         _check_same(plan(), tmp_path)
@@ -151,7 +158,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
         ({"optimizer.name": {"choice": ["adamm"]}}, "adamm"),
     ],
 )
-def test_a_trial_that_cannot_begin_is_refused_before_anything_starts(
+def test_a_trial_that_cannot_start_is_refused_before_ray_is_started(
     tmp_path: Path, space: dict[str, object], message: str
 ) -> None:
     shards = noise_shards(tmp_path / "shards", rows=2, held_out=2)
@@ -161,16 +168,16 @@ def test_a_trial_that_cannot_begin_is_refused_before_anything_starts(
     assert not (tmp_path / "out").exists()
 
 
-def test_trials_are_judged_by_validation_images(tmp_path: Path) -> None:
+def test_a_search_needs_validation_images(tmp_path: Path) -> None:
     shards = noise_shards(tmp_path / "shards", rows=2, held_out=0)
     with pytest.raises(ConfigError, match="with a validation split"):
         tune(plan(shards=str(shards)), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def search_that_is_stopped(out: Path, number: signal.Signals) -> None:
-    """Ray puts an exception of its own in the place of what a handler has raised."""
-    with _stopping(out):
+def interrupt_search(out: Path, number: signal.Signals) -> None:
+    """Imitates Ray, which replaces what a signal handler raises by an exception of its own."""
+    with _interrupt_on_sigterm(out):
         try:
             signal.raise_signal(number)
         except KeyboardInterrupt:
@@ -178,9 +185,11 @@ def search_that_is_stopped(out: Path, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_stop_says_how_to_go_on(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_an_interrupted_search_names_the_command_that_resumes_it(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match=f"glassbox tune --resume --out {tmp_path}") as caught:
-        search_that_is_stopped(tmp_path, number)
+        interrupt_search(tmp_path, number)
     assert caught.value.exit_code == code
     assert signal.getsignal(signal.SIGTERM) == before

@@ -14,15 +14,15 @@ import yaml
 from pipelines.errors import ConfigError
 from service.cli import main, parse_arguments
 from service.config import load_config, read_preset
-from service.tuning.plan import PLAN, plan_of
-from service.tuning.space import Search, dimension
+from service.tuning.plan import PLAN, build_plan
+from service.tuning.space import Search, parse_dimension
 
 SETTINGS = {"model": "linear", "optimizer": {"name": "sgd", "learning_rate": 0.01}, "epochs": 3}
 
 
 def search(space: Mapping[str, Any], seed: int = 0) -> Search:
     return Search(
-        "test", SETTINGS, "/shards", tuple(dimension(key, told) for key, told in space.items()), seed
+        "test", SETTINGS, "/shards", tuple(parse_dimension(key, entry) for key, entry in space.items()), seed
     )
 
 
@@ -36,7 +36,8 @@ def test_the_first_trial_is_the_preset_and_the_others_vary_it() -> None:
 
 def test_draws_depend_on_seed_and_trial_alone() -> None:
     space = {"augment.rotation": {"uniform": [0, 40]}, "global_batch": {"int": [8, 64]}}
-    one, other = search(space), search(space, seed=1)
+    one = search(space)
+    other = search(space, seed=1)
     assert [one.draw(n) for n in range(5)] == [
         search(space).draw(n) for n in range(5)
     ]  # so more trials begin with the same ones
@@ -51,7 +52,7 @@ def test_settings_vary_each_by_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "median"),
+    ("entry", "median"),
     [
         ({"uniform": [1.0, 3.0]}, 2.0),
         ({"loguniform": [0.01, 100]}, 1.0),
@@ -59,13 +60,13 @@ def test_settings_vary_each_by_itself() -> None:
         ({"choice": [1, 2, 3, 4]}, 2.5),
     ],
 )
-def test_ranges_are_filled_evenly_between_their_bounds(told: dict[str, Any], median: float) -> None:
-    drawn = [search({"x": told}).draw(n)["x"] for n in range(1, 801)]
-    ((first, *_, last),) = told.values()
+def test_ranges_are_filled_evenly_between_their_bounds(entry: dict[str, Any], median: float) -> None:
+    drawn = [search({"x": entry}).draw(n)["x"] for n in range(1, 801)]
+    ((first, *_, last),) = entry.values()
     assert first <= min(drawn) <= max(drawn) <= last
     below = float(np.mean(np.array(drawn) < median))
     assert below == pytest.approx(0.5, abs=0.06)
-    if "int" in told or "choice" in told:
+    if "int" in entry or "choice" in entry:
         assert {math.floor(value) for value in drawn} == {1, 2, 3, 4}
         assert all(isinstance(value, int) for value in drawn)
 
@@ -123,8 +124,7 @@ def test_a_bound_is_tried_even_if_no_trial_draws_it(bound: int) -> None:
         search({"label_smoothing": {"uniform": bounds}}).configs(2)
 
 
-def test_presets_by_path(tmp_path: Path) -> None:
-    """What a search writes is what `--preset FILE` reads."""
+def test_the_preset_that_a_search_writes_can_be_read(tmp_path: Path) -> None:
     found = search(
         {"augment": {"choice": [{"rotation": 5.0}]}, "optimizer.learning_rate": {"loguniform": [1e-4, 2e-4]}}
     )
@@ -134,26 +134,15 @@ def test_presets_by_path(tmp_path: Path) -> None:
     assert load_config(str(path), "/shards").model_copy(update={"preset": "test"}) == found.config(values)
 
 
-def test_what_a_command_asks_for(tmp_path: Path) -> None:
-    space, out = tmp_path / "space.yaml", str(tmp_path / "search")
+def test_a_plan_from_the_command_line_and_its_continuation(tmp_path: Path) -> None:
+    space = tmp_path / "space.yaml"
+    out = str(tmp_path / "search")
     space.write_text("optimizer.learning_rate: {loguniform: [1e-4, 1e-2]}\n")
-    words = [
-        "demo",
-        "--space",
-        str(space),
-        "--trials",
-        "4",
-        "--data",
-        "/s",
-        "--seed",
-        "3",
-        "--grace",
-        "2",
-        "--reduction",
-        "2.5",
-    ]
-    more = ["--cpus-per-trial", "5", "--gpus-per-trial", "0", "--restarts", "1", "epochs=2"]
-    plan = plan_of(parse_arguments(["tune", *words, *more, "--out", out]))
+    required = f"demo --space {space} --trials 4 --data /s"
+    optional = (
+        "--seed 3 --grace 2 --reduction 2.5 --cpus-per-trial 5 --gpus-per-trial 0 --restarts 1 epochs=2"
+    )
+    plan = build_plan(parse_arguments(["tune", *required.split(), *optional.split(), "--out", out]))
     chosen = {"seed": 3, "grace": 2, "reduction": 2.5, "cpus": 5, "gpus": 0, "restarts": 1}
     assert plan.model_dump() == {
         "preset": "demo",
@@ -163,19 +152,21 @@ def test_what_a_command_asks_for(tmp_path: Path) -> None:
         "trials": 4,
         **chosen,
     }
-    assert plan.search().seed == 3
+    assert plan.build_search().seed == 3
     Path(out).mkdir()
     (Path(out) / PLAN).write_text(yaml.safe_dump(plan.model_dump(mode="json")))
-    assert plan_of(parse_arguments(["tune", "--resume", "--out", out])) == plan
-    resumed = plan_of(parse_arguments(["tune", "--resume", "--out", out, "--trials", "9", "--restarts", "7"]))
+    assert build_plan(parse_arguments(["tune", "--resume", "--out", out])) == plan
+    resumed = build_plan(
+        parse_arguments(["tune", "--resume", "--out", out, "--trials", "9", "--restarts", "7"])
+    )
     assert resumed == plan.model_copy(update={"trials": 9, "restarts": 7})
     (Path(out) / PLAN).write_text("{")
     with pytest.raises(ConfigError, match=f"a YAML file. Received: search={out}"):
-        plan_of(parse_arguments(["tune", "--resume", "--out", out]))
+        build_plan(parse_arguments(["tune", "--resume", "--out", out]))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("arguments", "message"),
     [
         (["demo", "--trials", "2", "--data", "x"], "no space"),
         (["demo", "--space", "SPACE", "--trials", "2"], "no data"),
@@ -187,21 +178,12 @@ def test_what_a_command_asks_for(tmp_path: Path) -> None:
         (["demo", "--resume"], "--resume with --out alone"),
     ],
 )
-def test_words_that_do_not_fit(
-    words: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_options_that_exclude_each_other_or_are_missing(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     space = tmp_path / "space.yaml"
     space.write_text("epochs: {int: [1, 2]}\n")
-    assert (
-        main(
-            [
-                "tune",
-                *(str(space) if word == "SPACE" else word for word in words),
-                "--out",
-                str(tmp_path / "out"),
-            ]
-        )
-        == 2
-    )
+    replaced = [str(space) if argument == "SPACE" else argument for argument in arguments]
+    assert main(["tune", *replaced, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

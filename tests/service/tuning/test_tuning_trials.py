@@ -1,9 +1,8 @@
-"""What a search hears of its trials and makes of them: scores, ends, the page and the preset at the end."""
+"""What a search reads from its trials and writes about them: scores, ends, leaderboard and best preset."""
 
 from __future__ import annotations
 
-import threading
-import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +15,7 @@ from pipelines.errors import ConfigError, TrainingError
 from pipelines.storage import lock_file
 from service.runs import Run
 from service.tuning import trial
-from service.tuning.driver import BEST, LOCK, _conclude, tune
+from service.tuning.driver import BEST, LOCK, _write_results, tune
 from service.tuning.plan import PLAN, Plan
 from service.tuning.watch import TrialLog
 
@@ -36,8 +35,8 @@ def plan(tmp_path: Path) -> Plan:
     return Plan(preset="mine", settings=settings, shards=shards, space=space, trials=3, seed=4)
 
 
-def tried(plan: Plan, out: Path, scores: list[list[float]], state: str = "finished") -> list[Run]:
-    """Trials with these validation accuracies."""
+def create_trials(plan: Plan, out: Path, scores: list[list[float]], state: str = "finished") -> list[Run]:
+    """Creates trials with these validation accuracies per epoch."""
     runs = [Run(out / "trials" / f"trial-{number:03d}") for number in range(len(scores))]
     for run, config, accuracies in zip(runs, plan.build_search().configs(len(runs)), scores, strict=True):
         run.create(config.model_dump(mode="json"))
@@ -46,11 +45,11 @@ def tried(plan: Plan, out: Path, scores: list[list[float]], state: str = "finish
     return runs
 
 
-def test_the_preset_at_the_end_is_the_best_trial(
+def test_the_best_trial_becomes_a_preset(
     plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    runs = tried(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7, 0.8, 0.7]])
-    page = _conclude(plan, tmp_path, runs)
+    runs = create_trials(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7, 0.8, 0.7]])
+    page = _write_results(plan, tmp_path, runs)
     text = (tmp_path / BEST).read_text()
     values = plan.build_search().draw(2)
     assert values["epochs"] > 3
@@ -58,9 +57,9 @@ def test_the_preset_at_the_end_is_the_best_trial(
         "optimizer": {"name": "sgd", "learning_rate": values["optimizer.learning_rate"]},
         "epochs": values["epochs"],
     }
-    assert text.startswith(
-        "# Found by 'glassbox tune mine': trial-002 of 3.\n# Expect 80.0% of the 10 validation images in epoch 2;"
-    )
+    found, expected = text.splitlines()[:2]
+    assert found == "# Found by 'glassbox tune mine': trial-002 of 3."
+    assert expected.startswith("# Expect 80.0% of the 10 validation images in epoch 2,")
     assert "The best trial, trial-002, is right on 80.0%" in page.read_text()
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == [
         "trial-002",
@@ -70,11 +69,11 @@ def test_the_preset_at_the_end_is_the_best_trial(
 
 
 def test_a_search_without_a_result_has_a_page_and_no_preset(plan: Plan, tmp_path: Path) -> None:
-    runs = tried(plan, tmp_path, [[], [0.5]], state="failed")
+    runs = create_trials(plan, tmp_path, [[], [0.5]], state="failed")
     with pytest.raises(
-        TrainingError, match=r"a trial that comes to a result\. Received: trial-001: Expected better\."
+        TrainingError, match=r"a trial with a result\. Received: trial-001: Expected better\."
     ):
-        _conclude(plan, tmp_path, runs)
+        _write_results(plan, tmp_path, runs)
     assert (tmp_path / "index.html").is_file()
     assert not (tmp_path / BEST).exists()
 
@@ -90,66 +89,57 @@ def test_one_search_at_a_time(plan: Plan, tmp_path: Path) -> None:
     assert not (out / PLAN).exists()
 
 
-def test_ray_tune_hears_the_best_so_far_of_epochs_that_were_evaluated(
+def test_evaluated_epochs_report_the_best_score_so_far(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told: list[dict[str, float]] = []
-    monkeypatch.setattr(ray_tune, "report", told.append)
+    reported: list[dict[str, float]] = []
+    monkeypatch.setattr(ray_tune, "report", reported.append)
     history = [
         {"accuracy": 1.0, **({"val_accuracy": value} if value else {})} for value in (0.5, 0.8, None, 0.6)
     ]
     for epochs in range(1, 5):
         trial.report_epoch(history[:epochs])
-    assert told == [{"epoch": 1, "score": 0.5}, {"epoch": 2, "score": 0.8}, {"epoch": 4, "score": 0.8}]
+    assert reported == [{"epoch": 1, "score": 0.5}, {"epoch": 2, "score": 0.8}, {"epoch": 4, "score": 0.8}]
 
 
-def test_a_trial_waits_for_the_process_it_follows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_waits_for_an_earlier_process_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run(tmp_path / "run")
     run.create({})
-    held, let_go = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with run.hold_lock():
-            held.set()
-            let_go.wait()
-            time.sleep(0.2)
-
-    before = threading.Thread(target=hold)
-    before.start()
-    held.wait()
-    monkeypatch.setattr(trial, "LOCK_TIMEOUT_SECONDS", 0.1)
+    earlier = ExitStack()
+    earlier.enter_context(run.hold_lock())
+    monkeypatch.setattr(trial, "LOCK_TIMEOUT_SECONDS", 0.0)
     with pytest.raises(ConfigError, match="nobody is training"), trial._wait_for_lock(run):
         pass
-    monkeypatch.setattr(trial, "LOCK_TIMEOUT_SECONDS", 600.0)
-    let_go.set()
+
+    monkeypatch.setattr(trial, "LOCK_TIMEOUT_SECONDS", 60.0)
+    monkeypatch.setattr(trial.time, "sleep", lambda seconds: earlier.close())  # it ends while the trial waits
     with trial._wait_for_lock(run), pytest.raises(ConfigError), run.hold_lock():
         pass
-    before.join()
 
 
-def test_what_is_said_of_trials(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    good, early, lost = tried(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7]], state="training")
+def test_messages_about_trials(plan: Plan, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    good, early, lost = create_trials(plan, tmp_path, [[0.5, 0.6], [0.4], [0.7]], state="training")
     good.update_status(state="finished")
-    watch = TrialLog(2)
+    log = TrialLog(2)
 
-    def of(run: Run, error: str | None = None) -> SimpleNamespace:
+    def ray_trial(run: Run, error: str | None = None) -> SimpleNamespace:
         return SimpleNamespace(config={"run": str(run.path)}, get_error=lambda: error)
 
-    for _ in range(2):  # a second time after a restart
-        watch.on_trial_result(1, [], of(good), {"epoch": 1, "score": 0.5})
-    watch.on_trial_result(2, [], of(good), {"done": True})
-    watch.on_trial_complete(2, [], of(good))
-    watch.on_trial_complete(2, [], of(early))
-    watch.on_trial_recover(3, [], of(lost))
-    watch.on_trial_error(3, [], of(lost, LOST))
+    for _ in range(2):  # again after a restart
+        log.on_trial_result(1, [], ray_trial(good), {"epoch": 1, "score": 0.5})
+    log.on_trial_result(2, [], ray_trial(good), {"done": True})
+    log.on_trial_complete(2, [], ray_trial(good))
+    log.on_trial_complete(2, [], ray_trial(early))
+    log.on_trial_recover(3, [], ray_trial(lost))
+    log.on_trial_error(3, [], ray_trial(lost, LOST))
     assert capsys.readouterr().out.splitlines() == [
         "trial-000  epoch 1/2  best validation accuracy 0.5000",
         "trial-000  finished",
         f"trial-001  stopped early by the search, after epoch 1 of {early.config()['epochs']}",
-        "trial-002  was lost: starting again from its last checkpoint",
-        "trial-002  was given up: ray.exceptions.ActorDiedError: The actor died.",
+        "trial-002  was lost: continuing from its last checkpoint",
+        "trial-002  failed: ray.exceptions.ActorDiedError: The actor died.",
     ]
     assert [run.status()["state"] for run in (good, early, lost)] == ["finished", "finished", "failed"]
     early.update_status(state="training")
-    watch.on_trial_error(3, [], of(early, " "))
+    log.on_trial_error(3, [], ray_trial(early, " "))
     assert early.status()["reason"] == "its process died"
