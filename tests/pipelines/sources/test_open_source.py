@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from pipelines.errors import ConfigError
 from pipelines.sources import DATASETS, FORMS, SOURCES, open_source
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize(
@@ -54,3 +60,33 @@ def test_the_message_mentions_every_kind():
         open_source("no such source")
     assert all(f"{kind}:" in FORMS for kind in SOURCES.names() if kind in SOURCES)
     assert all(name in FORMS for name in DATASETS.names())
+
+
+INVALID_REQUESTS = """
+import sys
+from pathlib import Path
+from pipelines.errors import GlassboxError
+from pipelines.shards.build import check_request
+from pipelines.sources import open_source
+from pipelines.spec import ShardSpec
+
+occupied = Path(sys.argv[1])
+names = ("foldr:x", "x.py:X", "no.such.module:X", "tfds:folder=x")
+requests = [lambda name=name: open_source(name) for name in names]
+requests.append(lambda: check_request(occupied, ShardSpec()))
+requests.append(lambda: check_request(occupied / "new", ShardSpec(check="header", store_size=5)))
+errors = 0
+for request in requests:
+    try:
+        request()
+    except GlassboxError:
+        errors += 1
+print(errors, {"ray", "tensorflow"} & set(sys.modules))
+"""
+
+
+def test_invalid_requests_are_refused_before_ray_and_tensorflow_are_imported(tmp_path):
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-c", INVALID_REQUESTS, str(tmp_path)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.stdout == "6 set()\n", result.stderr
