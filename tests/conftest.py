@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from light_tier import ImportClosure, guard_session, is_heavy_test
+from light_tier import get_import_closure, guard_session, is_heavy_test
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
@@ -25,7 +25,6 @@ NUMERIC_DIRECTORIES = (
     "service/report",
     "service/training",
 )
-CLOSURE = pytest.StashKey[ImportClosure]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -41,7 +40,6 @@ def pytest_configure(config: pytest.Config) -> None:
     # interrupt its tasks.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.getoption("light"):
-        config.stash[CLOSURE] = ImportClosure()
         guard_session()
 
 
@@ -51,7 +49,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
         return None
     path = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
     is_test_code = path.suffix == ".py" and path.is_file()
-    return True if is_test_code and config.stash[CLOSURE].is_heavy(path) else None
+    return True if is_test_code and get_import_closure().is_heavy(path) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:

@@ -47,6 +47,11 @@ class Module:
     path: Path
     imports: list[Import] = field(default_factory=list)
 
+    @property
+    def package(self) -> str:
+        """Dotted name of the package the module is in; an `__init__` is in its own."""
+        return self.name if self.path.name == "__init__.py" else self.name.rpartition(".")[0]
+
 
 def load_modules(root: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> dict[str, Module]:
     """Reads the modules of some packages.
@@ -59,24 +64,27 @@ def load_modules(root: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> dic
         The modules by dotted name.
     """
     modules: dict[str, Module] = {}
-    for package in packages:
-        for path in sorted((root / package).rglob("*.py")):
-            name = find_dotted_name(path.relative_to(root))
-            containing = name if path.name == "__init__.py" else name.rpartition(".")[0]
-            modules[name] = Module(name, path, read_imports(path, containing))
+    for name, path in find_modules(root, packages).items():
+        modules[name] = Module(name, path, read_imports(path, find_containing_package(path, root)))
     return modules
 
 
-def find_dotted_name(path: Path) -> str:
-    """Returns the name by which a file is imported.
+def find_modules(root: Path = ROOT, packages: tuple[str, ...] = PACKAGES) -> dict[str, Path]:
+    """Returns the files of some packages by the dotted names that they are imported by."""
+    paths: dict[str, Path] = {}
+    for package in packages:
+        for path in sorted((root / package).rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if parts[-1] == "__init__":
+                parts = parts[:-1]
+            paths[".".join(parts)] = path
+    return paths
 
-    Args:
-        path: Location relative to the directory that contains the top-level package.
-    """
-    parts = path.with_suffix("").parts
-    if parts[-1] == "__init__":
-        parts = parts[:-1]
-    return ".".join(parts)
+
+def find_containing_package(path: Path, root: Path = ROOT) -> str:
+    """Returns the dotted name of the package that a file is in; an `__init__.py` is in its own."""
+    directory = path.parent
+    return ".".join(directory.relative_to(root).parts) if directory.is_relative_to(root) else ""
 
 
 def read_imports(path: Path, package: str = "") -> list[Import]:
@@ -182,19 +190,13 @@ def find_reachable(graph: Mapping[str, set[str]], start: str) -> set[str]:
     return found
 
 
-def find_package(module: Module) -> str:
-    """Returns the dotted name of the package a module is in; a package's `__init__` belongs to it."""
-    is_package = module.path.name == "__init__.py"
-    return module.name if is_package else module.name.rpartition(".")[0]
-
-
 def count_package_edges(modules: Mapping[str, Module]) -> Counter[tuple[str, str]]:
     """Counts the edges between modules of different packages, by importing and imported package."""
     edges: Counter[tuple[str, str]] = Counter()
     for name, targets in build_graph(modules).items():
-        importer = find_package(modules[name])
+        importer = modules[name].package
         for target in targets:
-            imported = find_package(modules[target])
+            imported = modules[target].package
             if imported != importer:
                 edges[importer, imported] += 1
     return edges
@@ -203,7 +205,7 @@ def count_package_edges(modules: Mapping[str, Module]) -> Counter[tuple[str, str
 def format_graph(modules: Mapping[str, Module], with_modules: bool = False) -> str:
     """Formats the graph as text: packages, the edges between them with counts, and the cycles of modules."""
     graph = build_graph(modules)
-    sizes = Counter(find_package(module) for module in modules.values())
+    sizes = Counter(module.package for module in modules.values())
     edges = count_package_edges(modules)
     lines = [f"{len(modules)} modules in {len(sizes)} packages, {sum(map(len, graph.values()))} imports"]
     for package in sorted(sizes):

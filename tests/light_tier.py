@@ -5,12 +5,12 @@ from __future__ import annotations
 import inspect
 import os
 import textwrap
-from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 
 import pytest
 from heavy_imports import is_heavy, refuse_heavy_imports
-from import_graph import ROOT, Module, build_graph, find_module, load_modules, parse_imports, read_imports
+from import_graph import ROOT, find_containing_package, find_module, find_modules, parse_imports, read_imports
 
 TESTS = ROOT / "tests"
 HEAVY_MARKERS = ("e2e", "slow", "heavy")
@@ -24,37 +24,49 @@ class ImportClosure:
     """
 
     def __init__(self) -> None:
-        modules = load_modules()
+        self._paths = find_modules()
         for path in TESTS.rglob("*.py"):  # pytest puts the directories of test files on sys.path
-            modules.setdefault(path.stem, Module(path.stem, path, read_imports(path)))
-        self._modules: Mapping[str, Module] = modules
-        self._graph = build_graph(modules, with_deferred=False)
+            self._paths.setdefault(path.stem, path)
+        self._imports: dict[Path, list[str]] = {}
 
     def is_heavy(self, path: Path) -> bool:
         """Tells whether importing a test file loads a heavy library, itself or through what it imports."""
-        pending = [statement.name for statement in read_imports(path) if not statement.is_deferred]
-        if any(map(is_heavy, pending)):
-            return True
-        return any(self._imports_heavy(name) for name in self._find_loaded(pending))
-
-    def _find_loaded(self, names: Iterable[str]) -> set[str]:
-        """Returns the modules of the project that importing some names loads, parent packages included."""
-        loaded: set[str] = set()
-        waiting = [found for name in names if (found := find_module(name, self._modules))]
+        seen: set[Path] = set()
+        waiting = [path]
         while waiting:
-            name = waiting.pop()
-            if name in loaded:
+            file = waiting.pop()
+            if file in seen:
                 continue
-            loaded.add(name)
-            waiting.extend(self._graph[name])
-            parent = name.rpartition(".")[0]
-            if parent in self._modules:
-                waiting.append(parent)
-        return loaded
+            seen.add(file)
+            names = self._read_imports(file)
+            if any(map(is_heavy, names)):
+                return True
+            for name in names:
+                waiting.extend(self._find_loaded(name))
+        return False
 
-    def _imports_heavy(self, name: str) -> bool:
-        statements = self._modules[name].imports
-        return any(is_heavy(statement.name) for statement in statements if not statement.is_deferred)
+    def _read_imports(self, path: Path) -> list[str]:
+        """Returns the names that a file imports when it is imported itself."""
+        if path not in self._imports:
+            statements = read_imports(path, find_containing_package(path))
+            self._imports[path] = [statement.name for statement in statements if not statement.is_deferred]
+        return self._imports[path]
+
+    def _find_loaded(self, name: str) -> list[Path]:
+        """Returns the files of the project that importing a name runs, those of parent packages included."""
+        module = find_module(name, self._paths)
+        files = []
+        while module:
+            if module in self._paths:
+                files.append(self._paths[module])
+            module = module.rpartition(".")[0]
+        return files
+
+
+@cache
+def get_import_closure() -> ImportClosure:
+    """Returns the one of this process, which remembers what it has read."""
+    return ImportClosure()
 
 
 def is_heavy_test(item: pytest.Function) -> bool:

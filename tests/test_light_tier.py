@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from light_tier import TESTS, ImportClosure
+from light_tier import TESTS, ImportClosure, get_import_closure
 
 
 @pytest.fixture(scope="module")
 def closure() -> ImportClosure:
-    return ImportClosure()
+    return get_import_closure()
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ class TrialStoppedError(Exception):
     """Raised by the report of a trial that Ray Tune stops."""
 
 
+@pytest.mark.heavy
 def test_a_trial_stopped_in_its_report_continues_after_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +58,7 @@ def test_a_trial_stopped_in_its_report_continues_after_it(
     assert [len(history) for history in reports] == [1, 2, 3]
 
 
+@pytest.mark.heavy
 def test_an_error_of_the_configuration_ends_a_trial(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", config_for(noise_shards(tmp_path / "shards"), model="no_such_model"))
     trial.train_trial({"run": str(run.path), "cpus": 1})
