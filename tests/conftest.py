@@ -22,7 +22,8 @@ NUMERIC_DIRECTORIES = (
     "service/diagnosis",
     "service/inference",
     "service/models",
-    "service/report",
+    "service/report/analysis",
+    "service/report/sections",
     "service/training",
 )
 
@@ -55,8 +56,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
     """Marks the numeric tests; under `--light`, deselects the tests that load a heavy library."""
     for item in items:
-        directory = item.path.parent.relative_to(TESTS)
-        is_numeric = any(directory.is_relative_to(other) for other in NUMERIC_DIRECTORIES)
+        is_numeric = any(item.path.is_relative_to(TESTS / directory) for directory in NUMERIC_DIRECTORIES)
         if is_numeric and not any(map(item.get_closest_marker, ("e2e", "slow"))):
             item.add_marker("numeric")
 
@@ -69,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real photos and digits beside the repository, or a skip."""
+    """Returns the folder of real photos and digits next to the repository; skips the test without one."""
     folder = ROOT.parent / "shared"
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the real data sets in {folder}")
@@ -78,7 +78,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A Ray of this test session's own."""
+    """Starts Ray for this session."""
     from pipelines.cluster import ray_session
 
     with ray_session():
