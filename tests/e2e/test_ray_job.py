@@ -25,7 +25,7 @@ GAUGE_RANGES = {  # of a run that goes well
     "images_per_second": (1, 1e6),
     "input_wait": (0, 1),
     "step_seconds": (1e-5, 30),
-    "loss": (1e-6, 5),
+    "loss": (1e-6, 1e3),
     "checkpoint_age_seconds": (0, 600),
     "restarts": (0, 0),
     "epoch": (1, 100_000),

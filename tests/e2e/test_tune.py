@@ -130,7 +130,7 @@ def kill_trial(training: Training, run: Run, root: int) -> None:
     training.wait_for(lambda: count_steps(run) > STEPS)
     (process,) = find_trainers(run, root)
     process.kill()
-    message = f"{run.path.name}  was lost: starting again from its last checkpoint"
+    message = f"{run.path.name}  was lost: continuing from its last checkpoint"
     training.wait_for(lambda: message in training.output)
 
 
@@ -146,7 +146,7 @@ def check_results(search: Search, trials: int) -> None:
     scores = {run.path.name: max(line["val_accuracy"] for line in run.metrics()) for run in runs}
     assert scores.pop("trial-000") > max(scores.values())
     page = (search.out / "index.html").read_text()
-    assert "The best trial, trial-000, is right on" in page
+    assert "The best trial, trial-000, reaches a validation accuracy" in page
     assert all(name in page for name in scores)
     preset = (search.out / "best.yaml").read_text()
     assert preset.startswith(f"# Found by 'glassbox tune linear': trial-000 of {trials}.")
