@@ -24,7 +24,8 @@ FOCUS = """(() => {
 })()"""
 COUNT_FOCUSABLE = """[...document.querySelectorAll("a[href], button, summary, select, input, [tabindex='0']")]
   .filter((element) => element.checkVisibility() && !(element.type === "radio" && !element.checked)).length"""
-SHOWN = "[...document.querySelectorAll('.predictions figure')].filter((f) => f.offsetParent).map((f) => f.className)"
+SHOWN = """[...document.querySelectorAll('.predictions figure')]
+  .filter((figure) => figure.offsetParent).map((figure) => figure.className)"""
 PLOTS_ARE_DRAWN = "document.querySelectorAll('.uplot canvas').length === 2"
 GET_BOX = """(() => {{
   const box = {}.getBoundingClientRect();
