@@ -1,1 +1,1 @@
-"""Augmentation in two halves: parameters are drawn on the host, applied on the device."""
+"""Augmentations, one per file: drawn on the host, applied on the device. `base` is their interface."""

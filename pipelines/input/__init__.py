@@ -1,1 +1,1 @@
-"""A shard set becomes batches: which rows, their bytes, their pixels."""
+"""From a shard set to batches: which rows (`order`), their bytes (`reader`) and their pixels (`tfdata`)."""

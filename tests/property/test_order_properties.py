@@ -21,17 +21,18 @@ PER_WORKER = st.integers(1, 9)
 def test_the_workers_together_see_every_row_exactly_once(
     shards: list[int], window: int | None, seed: int | None, epoch: int, workers: int, size: int
 ) -> None:
-    rows, batch = sum(shards), workers * size
+    rows = sum(shards)
+    batch = workers * size
     order = epoch_order(rows, seed, epoch, shards, window)
-    seen = [
+    visited = [
         row
         for step in range(steps_per_epoch(rows, batch))
         for worker in range(workers)
         for row in worker_slice(global_batch_rows(order, step, batch), worker, workers).tolist()
     ]
-    assert sorted(row for row in seen if row != -1) == list(range(rows))
-    assert seen == order.tolist() + [-1] * (len(seen) - rows)  # padding stands at the very end
-    assert len(seen) - rows < batch
+    assert sorted(row for row in visited if row != -1) == list(range(rows))
+    assert visited == order.tolist() + [-1] * (len(visited) - rows)  # padding comes at the very end
+    assert len(visited) - rows < batch
 
 
 @settings(deadline=None)
@@ -58,9 +59,8 @@ def test_resuming_at_every_step_gives_the_rest(
     whole = [global_batch_rows(order, step, batch).tolist() for step in range(steps)]
     for start in range(steps + 1):
         again = epoch_order(rows, seed, epoch, shards, window)
-        assert [global_batch_rows(again, step, batch).tolist() for step in range(start, steps)] == whole[
-            start:
-        ]
+        rest = [global_batch_rows(again, step, batch).tolist() for step in range(start, steps)]
+        assert rest == whole[start:]
 
 
 @settings(deadline=None)
@@ -103,20 +103,19 @@ def test_epochs_and_seeds_differ(rows: int, seed: int, one: int, other: int) -> 
     assert epoch_order(rows, seed, one).tolist() != epoch_order(rows, (seed + 1) % 2**64, one).tolist()
 
 
-def test_every_row_comes_everywhere_equally_often() -> None:
-    """Chi-squared over 2,000 epochs of 8 rows: 49 degrees of freedom, 99.9 % of fair shuffles stay below 85.4."""
+def test_every_row_is_equally_frequent_at_every_position() -> None:
+    """Chi-squared over 2,000 epochs of 8 rows: 99.9 % of fair shuffles are below 85.4."""
     orders = np.stack([epoch_order(8, 11, epoch) for epoch in range(2000)])
     counts = np.stack([np.bincount(orders[:, place], minlength=8) for place in range(8)])
     assert ((counts - 250) ** 2 / 250).sum() < 85.4
 
 
-def test_every_shard_comes_everywhere_equally_often() -> None:
-    """The same of the shards of a window of 1, and of the rows within a shard: 49 and 9 degrees of freedom, 99.9 % below 85.4 and 27.9."""
+def test_every_shard_is_equally_frequent_at_every_position() -> None:
+    """Shards in a window of 1, and rows within a shard: 49 and 9 degrees of freedom, limits 85.4 and 27.9."""
     orders = np.stack([epoch_order(32, 7, epoch, [4] * 8, 1) for epoch in range(2000)]).reshape(2000, 8, 4)
     shards = np.stack([np.bincount(orders[:, place, 0] // 4, minlength=8) for place in range(8)])
     assert ((shards - 250) ** 2 / 250).sum() < 85.4
     rows = np.stack([np.bincount(orders[:, :, place].ravel() % 4, minlength=4) for place in range(4)])
     assert ((rows - 4000) ** 2 / 4000).sum() < 27.9
-    assert (
-        abs(np.corrcoef(orders[:, 0, 0] // 4, orders[:, 0, 0] % 4)[0, 1]) < 0.07
-    )  # neither tells of the other
+    # the shard and the row in it are independent
+    assert abs(np.corrcoef(orders[:, 0, 0] // 4, orders[:, 0, 0] % 4)[0, 1]) < 0.07

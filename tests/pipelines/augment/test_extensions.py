@@ -206,6 +206,13 @@ def test_built_in_draws_do_not_change(solarize: str) -> None:
         np.testing.assert_array_equal(together[name], values)
 
 
+def test_it_is_applied_after_erasing(solarize: str) -> None:
+    spec = AugmentSpec(**{"fill_value": 200.0, solarize: True})
+    parameters = {"erase": tf.constant([[0.0, 0.0, 1.0, 1.0]]), "Solarize": tf.constant([100.0])}
+    found, _ = apply_augmentations({"image": tf.constant(IMAGES[:1]), **parameters}, spec)
+    np.testing.assert_array_equal(found, np.full((1, 2, 3, 1), 55.0))
+
+
 def test_the_preview_describes_it(solarize: str) -> None:
     spec = AugmentSpec(**{solarize: {"threshold": 100.0}})
     drawn = draw(spec, 1, 2, range(20), DATA)["Solarize"]

@@ -73,7 +73,9 @@ def test_values_out_of_range_are_refused_by_name(name: str, value: object) -> No
 
 
 def test_an_unknown_key_is_refused_with_the_nearest_ones() -> None:
-    with pytest.raises(ConfigError, match=r"a known key\. Received: rotatoin=4\. Fix: use rotation or crop_ratio\.$"):
+    with pytest.raises(
+        ConfigError, match=r"a known key\. Received: rotatoin=4\. Fix: use rotation or crop_ratio\.$"
+    ):
         check(AugmentSpec, {"rotatoin": 4}, "config.yaml")
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
         AugmentSpec(rotatoin=4)

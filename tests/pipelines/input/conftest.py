@@ -15,7 +15,7 @@ WriteShards = Callable[..., Path]
 
 @pytest.fixture
 def write_shards(tmp_path: Path) -> WriteShards:
-    """Writes records as split `train`, some rows to a shard, and returns the directory."""
+    """Returns a function that writes records as split `train` and returns the directory."""
 
     def write(records: Sequence[Record], shard_rows: int = 3) -> Path:
         return shard_samples.write_shards(

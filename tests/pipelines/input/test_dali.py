@@ -62,12 +62,10 @@ def make_records(
     return iterate
 
 
-def decoded(images: Sequence[bytes], data: DataSpec, batch: int = BATCH) -> np.ndarray:
-    """All images through one pipeline, without the padding."""
-    found = [
-        b["image"].numpy() for b in dali.decode_batches(make_records(images, batch), data, batch, "as-found")
-    ]
-    return np.concatenate(found)[: len(images)]
+def decode(images: Sequence[bytes], data: DataSpec, batch: int = BATCH) -> np.ndarray:
+    """Decodes all images by one pipeline, without the padding."""
+    batches = dali.decode_batches(make_records(images, batch), data, batch, "as-found")
+    return np.concatenate([batch["image"].numpy() for batch in batches])[: len(images)]
 
 
 def decode_by_tfdata(images: Sequence[bytes], data: DataSpec) -> np.ndarray:
@@ -139,7 +137,7 @@ def test_real_photos_agree(shared: Path) -> None:
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_raw_pixels_are_resized_alike(channels: int) -> None:
-    arrays = [noise(*shape) for shape in ((8, 5, 3), (1, 1, 1), (40, 60, 1), (2, 90, 3), (12, 10, 3))]
+    arrays = [make_noise(*shape) for shape in ((8, 5, 3), (1, 1, 1), (40, 60, 1), (2, 90, 3), (12, 10, 3))]
     data = DataSpec(image_size=(12, 10), channels=channels)
     shapes = np.array([array.shape for array in arrays], np.int32)
     source = make_records([array.tobytes() for array in arrays], shapes=shapes)
@@ -211,23 +209,34 @@ def test_batches_outlive_the_pipeline() -> None:
 
 
 def test_prefetching_is_bounded() -> None:
-    taken = []
-    source = (taken.append(1) or record for record in records(SOLIDS, 1)())
-    next(dali.decode_batches(lambda: source, GREY, 1, "as-found"))
-    assert len(taken) == 3  # the one wanted and two ahead
+    records_read = 0
+
+    def count_records() -> Iterator[dict[str, Any]]:
+        nonlocal records_read
+        for record in make_records(SOLIDS, 1)():
+            records_read += 1
+            yield record
+
+    next(dali.decode_batches(count_records, GREY, 1, "as-found"))
+    assert records_read == 3  # the first one, and two ahead
 
 
-@pytest.mark.parametrize("taken", [1, 2, 3])
-def test_stopping_early_ends_the_pipeline(taken: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_stopping_early_ends_the_pipeline(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipelines = []
     build = dali.build_pipeline
-    monkeypatch.setattr(dali, "build_pipeline", lambda *args: made.append(build(*args)) or made[0])
+
+    def build_and_record(*arguments: Any) -> Any:
+        pipelines.append(build(*arguments))
+        return pipelines[-1]
+
+    monkeypatch.setattr(dali, "build_pipeline", build_and_record)
     batches = dali.decode_batches(make_records(SOLIDS), GREY, BATCH, "as-found")
     before = len(os.listdir("/proc/self/task"))
-    for _ in range(taken):
+    for _ in range(count):
         next(batches)
     assert len(os.listdir("/proc/self/task")) > before
-    pipeline = weakref.ref(made.pop())
+    pipeline = weakref.ref(pipelines.pop())
     batches.close()
     assert pipeline() is None
     assert len(os.listdir("/proc/self/task")) <= before

@@ -9,7 +9,7 @@ from pipelines.errors import ConfigError
 from pipelines.input.order import epoch_order, global_batch_rows, steps_per_epoch, worker_slice
 
 
-def test_without_a_seed_the_stored_order_stays() -> None:
+def test_without_a_seed_rows_keep_the_stored_order() -> None:
     order = epoch_order(4, None, epoch=7)
     assert order.dtype == np.int64
     assert order.tolist() == [0, 1, 2, 3]
@@ -89,7 +89,7 @@ def test_a_batch_below_one_is_refused(batch: int) -> None:
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, [4, 3, 2]), (1, [1, 0, -1]), (2, [-1, -1, -1])])
-def test_a_batch_is_cut_from_the_order_and_padded_at_the_end(step: int, expected: list[int]) -> None:
+def test_a_batch_is_a_slice_of_the_order_padded_at_the_end(step: int, expected: list[int]) -> None:
     rows = global_batch_rows(np.array([4, 3, 2, 1, 0]), step, 3)
     assert rows.dtype == np.int64
     assert rows.tolist() == expected

@@ -1,4 +1,4 @@
-"""Random access to shards, every way a shard set can be wrong, and reading ahead."""
+"""Random access to shards, and every way in which a shard set can be damaged."""
 
 from __future__ import annotations
 
@@ -42,21 +42,21 @@ def arrow(tmp_path: Path) -> Path:
     return write_shards(tmp_path / "arrow", CLASSES, {"train": RECORDS}, 3)
 
 
-def with_shard(directory: Path, index: int, **changes: object) -> None:
-    """Changes what the manifest says of one shard."""
+def change_manifest(directory: Path, index: int, **changes: object) -> None:
+    """Changes the entry of one shard in the manifest."""
     content = load_manifest(directory).model_dump()
     content["splits"]["train"]["shards"][index].update(changes)
     Manifest.model_validate(content).save(directory)
 
 
-def flip(path: Path, old: bytes, new: bytes, start: int = 0) -> None:
-    """Changes the first `old` in a file from `start` on."""
+def replace_bytes(path: Path, old: bytes, new: bytes, start: int = 0) -> None:
+    """Replaces the first `old` in a file from `start` on."""
     data = path.read_bytes()
     at = data.index(old, start)
     path.write_bytes(data[:at] + new + data[at + len(old) :])
 
 
-def test_rows_come_in_the_order_asked_for_across_shards(directory: Path) -> None:
+def test_rows_come_in_the_requested_order_across_shards(directory: Path) -> None:
     reader = ShardReader(directory, "train")
     rows = [7, 0, 3, 3, 2, 6, 1, 5, 4]
     assert (reader.rows, reader.shard_rows) == (8, (3, 3, 2))
@@ -119,7 +119,7 @@ def test_an_empty_split_has_no_rows(tmp_path: Path) -> None:
     assert (reader.rows, reader.labels.tolist(), reader.read_ids([]), reader.shard_rows) == (0, [], [], ())
 
 
-def test_shards_are_mapped_anew_where_there_are_too_many(
+def test_shards_are_mapped_again_if_there_are_too_many(
     directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reader_module, "MAPPED_SHARDS", 1)
@@ -128,7 +128,7 @@ def test_shards_are_mapped_anew_where_there_are_too_many(
     assert reader.read_images(rows) == [RECORDS[row].image for row in rows]
 
 
-def test_an_open_reader_holds_no_file_open(directory: Path) -> None:
+def test_a_reader_keeps_no_file_open(directory: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     reader = ShardReader(directory, "train")
     reader.read_images(range(8))
@@ -136,7 +136,7 @@ def test_an_open_reader_holds_no_file_open(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("row", [-1, 8])
-def test_a_row_that_is_not_there_is_named(arrow: Path, row: int) -> None:
+def test_a_row_that_does_not_exist_is_named(arrow: Path, row: int) -> None:
     with pytest.raises(DataError, match=rf"'train' from 0 to 7. Received: row={row}\."):
         ShardReader(arrow, "train").read_images([0, row])
 
@@ -160,19 +160,19 @@ def test_a_missing_file_is_named(directory: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["image", "label", "checksum"])
-def test_a_changed_row_is_named_when_it_is_handed_out(directory: Path, damage: str) -> None:
+def test_a_changed_row_is_named_when_it_is_read(directory: Path, damage: str) -> None:
     path = next(directory.glob("train-00003.*w"))  # its columns: the Arrow file, or the index
     if damage == "image":
-        flip(
+        replace_bytes(
             next(path for path in directory.glob("train-00003*") if b"bytes of 4" in path.read_bytes()),
             b"bytes of 4",
             b"bytes oF 4",
         )
     elif damage == "label":
-        flip(path, np.array([0, 1, 2], np.int32).tobytes(), np.array([0, 2, 2], np.int32).tobytes())
+        replace_bytes(path, np.array([0, 1, 2], np.int32).tobytes(), np.array([0, 2, 2], np.int32).tobytes())
     else:
-        (wanted,) = (c for c in pa.ipc.open_file(path).read_all()["checksum"][1:2].to_pylist())
-        flip(path, np.uint64(wanted).tobytes(), np.uint64(wanted ^ 1).tobytes())
+        (checksum,) = (c for c in pa.ipc.open_file(path).read_all()["checksum"][1:2].to_pylist())
+        replace_bytes(path, np.uint64(checksum).tobytes(), np.uint64(checksum ^ 1).tobytes())
     reader = ShardReader(directory, "train")
     assert reader.read_images([0, 1, 2, 3, 5, 6, 7]) == [RECORDS[row].image for row in (0, 1, 2, 3, 5, 6, 7)]
     files = {
@@ -184,8 +184,8 @@ def test_a_changed_row_is_named_when_it_is_handed_out(directory: Path, damage: s
         reader.read_images([5, 4])
 
 
-def test_a_label_that_changes_while_the_reader_is_open_is_not_handed_out(arrow: Path) -> None:
-    """The labels in memory are those the checksum is held against."""
+def test_a_label_that_changes_while_the_reader_is_open_is_noticed(arrow: Path) -> None:
+    """The checksum covers the labels in memory."""
     reader = ShardReader(arrow, "train")
     reader.labels[4] = 0
     with pytest.raises(DataError, match="row=4"):
@@ -209,7 +209,7 @@ def test_a_file_of_the_right_size_that_is_not_arrow_is_named(arrow: Path, damage
 
 
 def test_a_file_with_another_number_of_rows_is_named(directory: Path) -> None:
-    with_shard(directory, 1, rows=4)
+    change_manifest(directory, 1, rows=4)
     with pytest.raises(DataError, match=r"4 rows. Received: .*train-00003\..*: rows=3\."):
         ShardReader(directory, "train")
 
@@ -219,7 +219,7 @@ def test_a_file_with_other_columns_is_named(arrow: Path) -> None:
     batch = pa.record_batch({"image": [b"x"], "label": [1]})
     with pa.OSFile(str(path), "wb") as stream, pa.ipc.new_file(stream, batch.schema) as writer:
         writer.write_batch(batch)
-    with_shard(arrow, 0, bytes=path.stat().st_size, rows=1)
+    change_manifest(arrow, 0, bytes=path.stat().st_size, rows=1)
     with pytest.raises(
         DataError, match=rf"train-00000\.arrow: the columns are not {', '.join(RECORD_SCHEMA.names)}\."
     ):

@@ -12,37 +12,38 @@ import pytest
 import simplejpeg
 import tensorflow as tf
 from PIL import Image
-from tiny_shards import png, solid
+from shard_samples import encode_png
+from tiny_shards import solid
 
 from pipelines.input import tfdata
 from pipelines.input.tfdata import decode
 from pipelines.spec import DataSpec
 
 
-def pixels(image: bytes, size: tuple[int, int], channels: int = 3) -> np.ndarray:
+def decode_pixels(image: bytes, size: tuple[int, int], channels: int = 3) -> np.ndarray:
     return decode(tf.constant(image), DataSpec(image_size=size, channels=channels)).numpy()
 
 
-def shapes(images: Sequence[bytes]) -> np.ndarray:
-    """Any shapes: only raw pixels and the fast decoder look at them."""
+def make_shapes(images: Sequence[bytes]) -> np.ndarray:
+    """Returns any shapes: only raw pixels and the fast decoder depend on them."""
     return np.zeros((len(images), 3), np.int32)
 
 
 def decode_all(images: Sequence[bytes], data: DataSpec) -> np.ndarray:
-    return tfdata.decode_all(images, shapes(images), data, "as-found")
+    return tfdata.decode_all(images, make_shapes(images), data, "as-found")
 
 
 def find_undecodable(images: Sequence[bytes], data: DataSpec) -> int | None:
-    return tfdata.find_undecodable(images, shapes(images), data, "as-found")
+    return tfdata.find_undecodable(images, make_shapes(images), data, "as-found")
 
 
-def jpeg(array: np.ndarray, **options: Any) -> bytes:
+def encode_jpeg(array: np.ndarray, **options: Any) -> bytes:
     stream = io.BytesIO()
     Image.fromarray(array).save(stream, "JPEG", quality=90, **options)
     return stream.getvalue()
 
 
-TRUNCATED = jpeg(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))[:-20]
+TRUNCATED = encode_jpeg(np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8))[:-20]
 
 
 @pytest.fixture
@@ -50,47 +51,59 @@ def noise() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
 
 
-def test_png_comes_back_as_it_was(noise: np.ndarray) -> None:
-    decoded = pixels(png(noise), (16, 24))
+def test_png_is_decoded_exactly(noise: np.ndarray) -> None:
+    decoded = decode_pixels(encode_png(noise), (16, 24))
     assert decoded.dtype == np.uint8
     np.testing.assert_array_equal(decoded, noise)
 
 
 def test_jpeg_is_decoded_accurately(noise: np.ndarray) -> None:
     """Pillow uses the accurate DCT; TensorFlow's default is up to 5 levels off on these pixels."""
-    image = jpeg(noise)
-    np.testing.assert_array_equal(pixels(image, (16, 24)), np.asarray(Image.open(io.BytesIO(image))))
+    image = encode_jpeg(noise)
+    np.testing.assert_array_equal(decode_pixels(image, (16, 24)), np.asarray(Image.open(io.BytesIO(image))))
 
 
-def test_jpeg_becomes_grey_the_way_the_decoder_does_it(noise: np.ndarray) -> None:
-    image = jpeg(noise)
+def test_jpeg_is_converted_to_grey_as_the_decoder_does_it(noise: np.ndarray) -> None:
+    image = encode_jpeg(noise)
     stored = Image.open(io.BytesIO(image))
     stored.draft("L", stored.size)  # the luma channel itself, not computed from RGB
-    np.testing.assert_array_equal(pixels(image, (16, 24), channels=1)[..., 0], np.asarray(stored))
+    np.testing.assert_array_equal(decode_pixels(image, (16, 24), channels=1)[..., 0], np.asarray(stored))
 
 
 def test_grey_png_to_three_channels_and_colour_png_to_one() -> None:
-    assert pixels(png(np.uint8([[1, 200]])), (1, 2)).tolist() == [[[1, 1, 1], [200, 200, 200]]]
-    colours = png(np.uint8([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]))
-    assert pixels(colours, (1, 4), channels=1).ravel().tolist() == [76, 149, 29, 255]
+    assert decode_pixels(encode_png(np.uint8([[1, 200]])), (1, 2)).tolist() == [[[1, 1, 1], [200, 200, 200]]]
+    colours = encode_png(np.uint8([[[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 255]]]))
+    assert decode_pixels(colours, (1, 4), channels=1).ravel().tolist() == [76, 149, 29, 255]
 
 
 def test_resizing_up_uses_half_pixel_centres_and_rounds() -> None:
-    # 25.25 and 75.75 between the two: cutting off would give 75, corner-aligned sampling 0, 34, 67, 101
-    assert pixels(png(np.uint8([[0, 101]])), (1, 4), channels=1).ravel().tolist() == [0, 25, 76, 101]
-    assert pixels(png(np.uint8([[0], [101]])), (4, 1), channels=1).ravel().tolist() == [0, 25, 76, 101]
+    # 25.25 and 75.75 between the two: truncation would give 75, corner-aligned sampling 0, 34, 67, 101
+    assert decode_pixels(encode_png(np.uint8([[0, 101]])), (1, 4), channels=1).ravel().tolist() == [
+        0,
+        25,
+        76,
+        101,
+    ]
+    assert decode_pixels(encode_png(np.uint8([[0], [101]])), (4, 1), channels=1).ravel().tolist() == [
+        0,
+        25,
+        76,
+        101,
+    ]
 
 
 def test_resizing_down_does_not_antialias() -> None:
     # the middle pixel of each half; antialiasing would blend its neighbours in
-    assert pixels(png(np.uint8([[90, 10, 250, 30, 200, 60]])), (1, 2), channels=1).ravel().tolist() == [
+    assert decode_pixels(
+        encode_png(np.uint8([[90, 10, 250, 30, 200, 60]])), (1, 2), channels=1
+    ).ravel().tolist() == [
         10,
         200,
     ]
 
 
 def test_height_comes_before_width() -> None:
-    assert pixels(solid(9, (4, 6)), (2, 3)).shape == (2, 3, 3)
+    assert decode_pixels(solid(9, (4, 6)), (2, 3)).shape == (2, 3, 3)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -99,57 +112,40 @@ def test_height_comes_before_width() -> None:
     "options",
     [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"subsampling": "4:1:1"}, {"grey": True}],
 )
-def test_jpegs_of_any_kind_are_those_of_libjpeg_turbo(
+def test_jpegs_of_any_kind_are_decoded_as_by_libjpeg_turbo(
     shape: tuple[int, int], channels: int, options: dict[str, Any]
 ) -> None:
-    """To the last bit; and resized as `tf.image.resize` does it."""
+    """Decoded to the last bit, and resized as `tf.image.resize` does it."""
     noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
-    grey, rest = options.get("grey"), {name: value for name, value in options.items() if name != "grey"}
-    image = jpeg(noise[..., 0] if grey else noise, **rest)
+    is_grey = "grey" in options
+    settings = {} if is_grey else options
+    image = encode_jpeg(noise[..., 0] if is_grey else noise, **settings)
     expected = simplejpeg.decode_jpeg(image, "RGB" if channels == 3 else "GRAY")
-    np.testing.assert_array_equal(pixels(image, shape, channels), expected)
+    np.testing.assert_array_equal(decode_pixels(image, shape, channels), expected)
     resized = tf.cast(tf.image.resize(expected, (31, 44), antialias=False) + 0.5, tf.uint8)
-    np.testing.assert_array_equal(pixels(image, (31, 44), channels), resized)
+    np.testing.assert_array_equal(decode_pixels(image, (31, 44), channels), resized)
 
 
-@pytest.mark.parametrize(("size", "fits"), [((4, 6), True), ((6, 4), False)])
-def test_raw_pixels_of_the_right_size_are_not_resized(
-    size: tuple[int, int], fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Eagerly only the branch taken runs."""
-    calls = []
-    resize = tf.raw_ops.ResizeBilinear
-    monkeypatch.setattr(tf.raw_ops, "ResizeBilinear", lambda **options: calls.append(1) or resize(**options))
-    tfdata.decode_raw(tf.constant(bytes(4 * 6 * 3)), tf.constant([4, 6, 3]), DataSpec(image_size=size))
-    assert (calls == []) == fits
-
-
-def test_batches_of_any_size_have_static_shapes_and_are_traced_once() -> None:
-    data = DataSpec(image_size=(5, 7))  # as no other test has it: what they traced would be found again
-
-    def batches(size: int) -> tf.data.Dataset:
+def test_batches_of_any_size_have_static_shapes() -> None:
+    data = DataSpec(image_size=(5, 7))
+    for size in (3, 4, 5):
         record = {
             "encoded": [solid(value) for value in range(size)],
             "shape": np.zeros((size, 3), np.int32),
             "row": np.arange(size),
         }
         signature = {"row": tf.TensorSpec((size,), tf.int64)}
-        return tfdata.decode_batches(lambda: iter([record]), signature, data, "as-found", 1)
-
-    traced = [tfdata._decode_images.experimental_get_tracing_count()]
-    for size in (3, 4, 5):  # the second makes the decoder one for any size
-        assert batches(size).element_spec["image"].shape == (size, 5, 7, 3)
-        traced.append(tfdata._decode_images.experimental_get_tracing_count())
-    assert np.diff(traced).tolist() == [1, 1, 0]
-    (batch,) = batches(5)
-    np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], range(5))
+        dataset = tfdata.decode_batches(lambda record=record: iter([record]), signature, data, "as-found", 1)
+        assert dataset.element_spec["image"].shape == (size, 5, 7, 3)
+        (batch,) = dataset
+        np.testing.assert_array_equal(batch["image"][:, 1, 2, 0], range(size))
 
 
 def test_real_photos_decode_as_pillow_decodes_them(shared: Path) -> None:
     for path in sorted((shared / "data" / "samples").glob("dog.150?.jpg"))[:4]:
         photo = Image.open(path)
         np.testing.assert_array_equal(
-            pixels(path.read_bytes(), (photo.height, photo.width)), np.asarray(photo)
+            decode_pixels(path.read_bytes(), (photo.height, photo.width)), np.asarray(photo)
         )
 
 
@@ -160,7 +156,7 @@ def test_many_images_are_decoded_in_order() -> None:
     assert (decoded == np.arange(50)[:, None, None, None]).all()
 
 
-def test_no_images_decode_to_none() -> None:
+def test_no_images_give_no_images() -> None:
     assert decode_all([], DataSpec(image_size=(2, 3))).shape == (0, 2, 3, 3)
 
 
@@ -177,29 +173,29 @@ def test_the_first_broken_image_is_found(broken: bytes) -> None:
         decode_all([*good, broken], data)
 
 
-@pytest.mark.parametrize(("stored", "wanted"), [(3, 3), (1, 3), (3, 1), (1, 1)])
+@pytest.mark.parametrize(("stored", "channels"), [(3, 3), (1, 3), (3, 1), (1, 1)])
 @pytest.mark.parametrize("size", [(16, 24), (7, 30)])
-def test_raw_pixels_become_what_a_png_of_them_becomes(
-    noise: np.ndarray, stored: int, wanted: int, size: tuple[int, int]
+def test_raw_pixels_equal_a_png_of_them(
+    noise: np.ndarray, stored: int, channels: int, size: tuple[int, int]
 ) -> None:
     array = noise[..., :stored]
     found = tfdata.decode_raw(
-        tf.constant(array.tobytes()), tf.constant(array.shape), DataSpec(image_size=size, channels=wanted)
+        tf.constant(array.tobytes()), tf.constant(array.shape), DataSpec(image_size=size, channels=channels)
     ).numpy()
     assert found.dtype == np.uint8
-    np.testing.assert_array_equal(found, pixels(png(array), size, wanted))
+    np.testing.assert_array_equal(found, decode_pixels(encode_png(array), size, channels))
 
 
-def test_grey_of_every_level_stays_and_of_any_colour_is_the_decoders() -> None:
+def test_raw_pixels_are_converted_to_grey_as_the_decoder_does_it() -> None:
     levels = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     colours = np.random.default_rng(1).integers(0, 256, (200, 300, 3), np.uint8)
     for array in (levels, np.repeat(levels, 3, axis=2), colours):
         data = DataSpec(image_size=array.shape[:2], channels=1)
         found = tfdata.decode_raw(tf.constant(array.tobytes()), tf.constant(array.shape), data)
-        np.testing.assert_array_equal(found, pixels(png(array), array.shape[:2], 1))
+        np.testing.assert_array_equal(found, decode_pixels(encode_png(array), array.shape[:2], 1))
 
 
-def test_raw_pixels_that_do_not_fit_their_shape_are_broken(noise: np.ndarray) -> None:
+def test_raw_pixels_that_do_not_match_their_shape_are_refused(noise: np.ndarray) -> None:
     images = [noise.tobytes(), noise.tobytes()[:-1]]
     assert tfdata.find_undecodable(images, np.array([noise.shape] * 2), DataSpec(), "raw") == 1
     with pytest.raises(tf.errors.InvalidArgumentError):
@@ -220,19 +216,18 @@ def test_raw_pixels_that_do_not_fit_their_shape_are_broken(noise: np.ndarray) ->
         ((100, 100), 0),
     ],
 )
-def test_the_fast_decoder_keeps_at_least_the_size_wanted(shape: tuple[int, int], ratio: int) -> None:
+def test_the_fast_decoder_keeps_at_least_the_requested_size(shape: tuple[int, int], ratio: int) -> None:
     dimensions = tf.constant([*shape, 3])
     assert int(tfdata.choose_ratio(tf.constant(b"\xff\xd8\xff..."), dimensions, DataSpec())) == ratio
     assert int(tfdata.choose_ratio(tf.constant(b"\x89PNG..."), dimensions, DataSpec())) == 0
 
 
 def test_the_fast_decoder_takes_every_ratio_and_png() -> None:
-    """A smooth picture is nearly the same however it is decoded; a wrong branch would show another size or a black image."""
+    """A smooth picture is nearly the same at every ratio; a wrong branch would give another size or black."""
     y, x = np.mgrid[0:160, 0:160]
     smooth = np.stack([y, x, 255 - y], axis=2).astype(np.uint8)
-    images = [
-        jpeg(np.kron(smooth, np.ones((k, k, 1), np.uint8))[: 160 * k, : 160 * k]) for k in (1, 2, 4)
-    ] + [png(smooth)]
+    enlarged = [np.kron(smooth, np.ones((k, k, 1), np.uint8)) for k in (1, 2, 4)]
+    images = [*(encode_jpeg(array) for array in enlarged), encode_png(smooth)]
     shapes = np.array([(160 * k, 160 * k, 3) for k in (1, 2, 4, 1)])
     exact, fast = (
         tfdata.decode_all(images, shapes, DataSpec(decode=decode), "as-found").astype(int)
@@ -243,7 +238,7 @@ def test_the_fast_decoder_takes_every_ratio_and_png() -> None:
 
 
 def test_real_photos_decoded_fast_are_close(shared: Path) -> None:
-    """Of 300 photos those that change do so by 3.7 levels on average, at most 16: half the size has no aliases of the finest detail."""
+    """Of 300 photos, those that change do so by 3.7 levels on average, at most 16: they alias less."""
     photos = [path.read_bytes() for path in sorted((shared / "data" / "samples").glob("dog.150?.jpg"))]
     shapes = np.array([(*np.asarray(Image.open(io.BytesIO(photo))).shape[:2], 3) for photo in photos])
     exact, fast = (
@@ -251,8 +246,8 @@ def test_real_photos_decoded_fast_are_close(shared: Path) -> None:
         for decode in ("exact", "fast")
     )
     difference = np.abs(exact - fast).mean(axis=(1, 2, 3))
-    halved = (shapes[:, :2] >= 299).all(axis=1)
-    assert halved.any()
-    assert (difference[~halved] == 0).all()
-    assert (difference[halved] > 0).all()
+    is_halved = (shapes[:, :2] >= 299).all(axis=1)
+    assert is_halved.any()
+    assert (difference[~is_halved] == 0).all()
+    assert (difference[is_halved] > 0).all()
     assert difference.mean() < 8

@@ -183,7 +183,7 @@ def test_the_lock_ends_with_the_process(tmp_path):
         target=hold_lock, args=(tmp_path / "set", is_locked)
     )
     holder.start()
-    assert is_locked.wait(60)
+    assert is_locked.wait(600)
     with (
         pytest.raises(ConfigError, match="another builder"),
         lock_build_directory(tmp_path / "set", "0" * 64, {}),

@@ -349,7 +349,7 @@ def test_two_processes_download_a_file_once(server, tmp_path):
     processes = [
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, env=os.environ) for _ in range(2)
     ]
-    assert [process.communicate(timeout=60)[0] for process in processes] == [b"8\n", b"8\n"]
+    assert [process.communicate(timeout=600)[0] for process in processes] == [b"8\n", b"8\n"]
     assert server.sent == len(FILE)
     assert list_cache(tmp_path) == [f"{DIGEST}.zip"]
 
