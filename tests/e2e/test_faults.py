@@ -67,12 +67,13 @@ def test_sigterm(lab: Lab) -> None:
     assert cases.terminate_driver(lab).difference == 0
 
 
+def test_more_workers_than_there_is_room_for(lab: Lab) -> None:
+    nodes.request_too_many_workers(lab)
+
+
+@pytest.mark.slow
 def test_a_damaged_row(lab: Lab) -> None:
     cases.damage_row(lab)
-
-
-def test_more_workers_than_there_is_room_for(lab_without_cluster: Lab) -> None:
-    nodes.request_too_many_workers(lab_without_cluster)
 
 
 @pytest.mark.slow

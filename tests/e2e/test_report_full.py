@@ -11,7 +11,7 @@ import pytest
 from fault_nodes import UNSHARE
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 GLASSBOX = Path(sys.executable).parent / "glassbox"
 SUMMARY = "reports: 1 rendered, 0 up to date, 0 not finished, 1 failed: full"
 
