@@ -176,6 +176,20 @@ class Run:
         """Tells whether a model has been saved."""
         return self.model_path.is_file()
 
+    def check_has_model(self) -> None:
+        """Checks that the run has a saved model.
+
+        Raises:
+            ConfigError: This is no run directory, or its first epoch is not finished.
+        """
+        self.config()
+        if not self.has_model():
+            raise ConfigError(
+                "a run with a saved model",
+                f"run={self.path} (not finished: no {self.model_path.name})",
+                "wait until its first epoch ends, or resume it with 'glassbox train --resume'",
+            )
+
     def remove(self) -> None:
         """Deletes the directory and everything in it."""
         shutil.rmtree(self.path)

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError, TrainingError
+from pipelines.shards.manifest import load_manifest
 from service.commands.common import CUSTOM_OBJECTS_HELP, SCALE_HELP, Subparsers, add_command
+from service.inference.jobs import find_model_file
+from service.runs import Run
 
 if TYPE_CHECKING:
     from service.report.options import ReportOptions
@@ -70,6 +73,7 @@ def run(options: argparse.Namespace) -> None:
         TrainingError: With `--all`: a report could not be rendered. The others were.
     """
     _check_options(options)
+    _check_inputs(options)
     if options.all:
         _report_all(options)
     elif options.compare:
@@ -120,6 +124,16 @@ def _check_options(options: argparse.Namespace) -> None:
         )
 
 
+def _check_inputs(options: argparse.Namespace) -> None:
+    """Checks that runs, model and shard set exist, before TensorFlow is imported."""
+    for directory in options.directories:
+        Run(directory).check_has_model()
+    if options.model:
+        find_model_file(options.model)
+    if options.data:
+        load_manifest(options.data)
+
+
 def _read_options(options: argparse.Namespace) -> ReportOptions:
     from pipelines.spec import check
     from service.report.options import ReportOptions
@@ -141,7 +155,6 @@ def _report_run(options: argparse.Namespace) -> None:
     from service.report.job import render_report
     from service.report.options import PageOptions
     from service.report.watch import show_report_progress
-    from service.runs import Run
 
     run = Run(options.directories[0])
     page_options = PageOptions(options.single_file)
@@ -190,7 +203,6 @@ def _compare(options: argparse.Namespace) -> None:
 
     from service.report.options import PageOptions
     from service.report.pages.comparison import render_comparison
-    from service.runs import Run
 
     page = render_comparison(
         [Run(directory) for directory in options.directories],

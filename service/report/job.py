@@ -36,7 +36,6 @@ from service.report.sections import (
 from service.report.sections.section import Section
 from service.report.subject import (
     Subject,
-    check_has_model,
     find_shards,
     open_model,
     open_run,
@@ -197,7 +196,7 @@ def render_report(
     """
     options = options or ReportOptions()
     page_options = page_options or PageOptions()
-    check_has_model(run)
+    run.check_has_model()
     shards = find_shards(run, shards)
     with hold_lease(run.report_lease_path) as lease:
         remove_unfinished(run.report)

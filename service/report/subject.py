@@ -128,7 +128,7 @@ def open_run(run: Run, shards: Path, manifest: Manifest, options: ReportOptions)
     Raises:
         ConfigError: The run has no model yet, or the shard set does not fit it.
     """
-    check_has_model(run)
+    run.check_has_model()
     config = run.config()
     return _open(
         run.path.name,
@@ -165,21 +165,6 @@ def open_model(
     """
     facts = collect_model_facts(model_path, shards, manifest)
     return _open(model_path.stem, model_path, shards, manifest, options, facts, custom_objects)
-
-
-def check_has_model(run: Run) -> None:
-    """Checks that a run has a saved model.
-
-    Raises:
-        ConfigError: It is not a run directory, or its first epoch is not finished.
-    """
-    run.config()
-    if not run.has_model():
-        raise ConfigError(
-            "a run with a saved model",
-            f"run={run.path} (not finished: no {run.model_path.name})",
-            "wait until its first epoch ends, or resume it with 'glassbox train --resume'",
-        )
 
 
 def find_shards(run: Run, override: Path | None = None) -> Path:
