@@ -122,7 +122,9 @@ class Augmentation(ABC):
         Returns:
             The fact to show, or None if there is nothing to show.
         """
-        return Fact(self.name, np.array2string(np.asarray(values)[index], precision=3))
+        parts = values if isinstance(values, tuple) else (values,)
+        texts = [np.array2string(np.asarray(part)[index], precision=3) for part in parts]
+        return Fact(self.name, ", ".join(texts))
 
 
 class GeometricAugmentation(Augmentation):

@@ -221,6 +221,18 @@ def test_the_preview_describes_it(solarize: str) -> None:
     assert {fact.name for (fact,) in facts} == {"solarized"}
 
 
+def test_without_a_description_the_drawn_values_are_shown(tmp_path: Path) -> None:
+    path = tmp_path / "pair.py"
+    path.write_text(
+        KINDS.replace("return numbers.is_active\n", "return numbers.is_active, 2.5 * numbers.is_active\n")
+    )
+    spec = AugmentSpec(**{f"{path}:Transpose": True})
+    assert [fact.value for (fact,) in describe_draws(spec, 1, 2, [4, -1], DATA, None)] == [
+        "True, 2.5",
+        "False, 0.",
+    ]
+
+
 def test_an_edited_file_is_used_at_once(solarize: str) -> None:
     spec = AugmentSpec(**{solarize: {"probability": 1.0}})
     batch = {"image": tf.constant(IMAGES)} | draw(spec, 1, 0, range(6), DATA)
