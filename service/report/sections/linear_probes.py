@@ -108,5 +108,5 @@ def summarize_probes(probes: Sequence[LinearProbe]) -> str:
     if class_improves and image_fades:
         return "From layer to layer, the image is discarded and the class becomes easier to predict linearly."
     if class_improves:
-        return "From layer to layer, the class becomes easier to predict linearly; the image stays recoverable."
+        return "From layer to layer, the class becomes easier to predict linearly; the image stays intact."
     return "A linear model predicts the class as well from the pixels as from the last layer."

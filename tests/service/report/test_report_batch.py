@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 @pytest.fixture
 def runs(tmp_path: Path) -> Path:
-    """Two good runs, one of them nested; one with a truncated model, one in training, one without its data."""
+    """Two good runs, one of them nested; one with a truncated model, one in training, one without data."""
     root = tmp_path / "runs"
     shards = dim_and_bright(tmp_path / "shards")
     good = make_run(root / "good", shards, brightness_model(), metrics(3))

@@ -1,4 +1,4 @@
-"""The preview page: the exact pictures that training sees, the parameters drawn, and errors that change nothing."""
+"""The preview page: the exact pictures that training sees, with the parameters drawn."""
 
 from __future__ import annotations
 
