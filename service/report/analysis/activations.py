@@ -105,7 +105,8 @@ def standardize_channels(values: Any, mean: Any = None, deviation: Any = None) -
 def standardize_vector(values: np.ndarray) -> np.ndarray:
     """Standardizes the units of a vector like the positions of a channel: `[units]` to uint8 `[units]`."""
     as_channel = tf.constant(values, tf.float32)[None, :, None, None]  # [1, units, 1, 1]
-    return np.rint(standardize_channels(as_channel).numpy()).astype(np.uint8).reshape(-1)
+    levels = standardize_channels(as_channel).numpy().reshape(-1)
+    return np.asarray(np.rint(levels), np.uint8)
 
 
 def find_inactive_channels(values: Any) -> tf.Tensor:

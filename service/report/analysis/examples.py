@@ -98,7 +98,7 @@ def select_examples(
     """
     indices = _select_indices(predictions, images.split, options)
     rows = predictions.rows[indices]
-    pixels = images.read(rows.tolist()) if len(rows) else []
+    pixels = images.read(rows.tolist()) if len(rows) else np.zeros(0, np.uint8)
     examples = []
     for index, row, image in zip(indices, rows, pixels, strict=True):
         probabilities = predictions.probabilities[index]

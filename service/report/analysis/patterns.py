@@ -121,7 +121,7 @@ def deprocess_patterns(images: np.ndarray) -> np.ndarray:
     mean = images.mean(axis=(1, 2, 3), keepdims=True)
     deviation = images.std(axis=(1, 2, 3), keepdims=True)
     levels = (images - mean) / np.maximum(deviation, 1e-5) * 64 + 128
-    return np.clip(levels, 0, 255).round().astype(np.uint8)
+    return np.asarray(np.clip(levels, 0, 255).round(), np.uint8)
 
 
 def _ascend(

@@ -50,7 +50,7 @@ def _interpolate(anchors: tuple[tuple[int, int, int], ...], count: int) -> NDArr
     positions = np.linspace(0, 1, count)
     anchor_positions = np.linspace(0, 1, len(anchors))
     channels = [np.interp(positions, anchor_positions, channel) for channel in zip(*anchors, strict=True)]
-    return np.rint(np.stack(channels, axis=1)).astype(np.uint8)
+    return np.asarray(np.rint(np.stack(channels, axis=1)), np.uint8)
 
 
 def _build_palette(shades: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -77,7 +77,7 @@ def apply_viridis(levels: np.ndarray) -> np.ndarray:
 
 def quantize(values: np.ndarray) -> np.ndarray:
     """Quantizes values in [0, 1] to palette indices: float `[...]`, clipped, to uint8 `[...]`."""
-    return np.rint(np.clip(values, 0, 1) * (SHADES - 1)).astype(np.uint8)
+    return np.asarray(np.rint(np.clip(values, 0, 1) * (SHADES - 1)), np.uint8)
 
 
 def quantize_signed(values: np.ndarray, limit: float) -> np.ndarray:
