@@ -34,18 +34,14 @@ def open_epoch_log(config: RunConfig, run: Run, has_validation: bool) -> Iterato
     Raises:
         ConfigError: An MLflow server is configured, and MLflow is not installed.
     """
+    from tensorboardX import SummaryWriter
+
     splits = list(CURVES) if has_validation else ["train"]
-    writers: dict[str, SummaryWriter] = {}
     with ExitStack() as stack:
+        writers = {split: stack.enter_context(SummaryWriter(str(run.events / split))) for split in splits}
         track = stack.enter_context(_open_mlflow_run(config, run)) if os.environ.get(TRACKING_URI) else None
 
         def write(metrics: dict[str, float]) -> None:
-            if not writers:
-                # At the first epoch: the first step need not wait for the import.
-                from tensorboardX import SummaryWriter
-
-                for split in splits:
-                    writers[split] = stack.enter_context(SummaryWriter(str(run.events / split)))
             for split, writer in writers.items():
                 _write_scalars(writer, CURVES[split], metrics)
             if track:

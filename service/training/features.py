@@ -158,11 +158,11 @@ class FeatureTable:
             self._table = tf.constant(table)
 
     def _compile_base(self) -> Callable[[tf.Tensor], tf.Tensor]:
-        @tf.function(autograph=False)
         def predict(images: tf.Tensor) -> tf.Tensor:
             return self._base(tf.cast(images, tf.float32), training=False)
 
-        return predict
+        compiled: Callable[[tf.Tensor], tf.Tensor] = tf.function(predict, autograph=False)
+        return compiled
 
     def attach(self, batch: Batch) -> Batch:
         """Puts features, float32 `[B, ...]`, in the place of the images of a batch."""

@@ -107,7 +107,7 @@ def _check_workers(workers: WorkerSpec | None, local: bool) -> None:
     Raises:
         ConfigError: Both are requested.
     """
-    if local and workers is not None and workers != WorkerSpec():
+    if local and workers is not None:
         raise ConfigError(
             "either --local, or options of workers on a Ray cluster",
             "--local with --workers, --cpus-per-worker, --gpus-per-worker or --restarts",
