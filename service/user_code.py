@@ -182,7 +182,7 @@ def find_package(name: str) -> Path | None:
     """Finds the package of a reference without importing it.
 
     Args:
-        name: `[FOLDER/]package.module[:NAME]`.
+        name: Reference of the form `[FOLDER/]package.module[:NAME]`.
 
     Returns:
         Folder of the package, or file of the module; None for what is built into Python.

@@ -1,4 +1,4 @@
-"""Checkpoints: what comes back is what was saved, and a damaged one is passed over."""
+"""Checkpoints: what is loaded is what was saved, and damaged checkpoints are skipped."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def position(epochs: int, step: int = 0) -> Position:
     )
 
 
-def saved(directory: Path, *epochs: int, step: int = 0, keep: int = 9) -> None:
+def save(directory: Path, *epochs: int, step: int = 0, keep: int = 9) -> None:
     for epoch in epochs:
         save_checkpoint(
             directory,
@@ -68,14 +68,14 @@ def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir())
 
 
-def spoil(directory: Path, name: str) -> None:
+def damage(directory: Path, name: str) -> None:
     state = directory / name / "state.npz"
     state.write_bytes(state.read_bytes()[:-1] + b"?")
 
 
-def test_newest_comes_back_whole(tmp_path: Path) -> None:
-    saved(tmp_path, 1, 2)
-    saved(tmp_path, 2, step=3)
+def test_the_newest_is_loaded_completely(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    save(tmp_path, 2, step=3)
     found = newest_checkpoint(tmp_path, "abc", "net")
     assert (found.path.name, found.position, found.stage, found.damaged) == (
         "epoch-0002-step-0000003",
@@ -89,8 +89,8 @@ def test_newest_comes_back_whole(tmp_path: Path) -> None:
     np.testing.assert_array_equal(target["model"][0].numpy(), np.full((2, 3), 2.0))
 
 
-def test_a_stage_takes_over_the_model_alone(tmp_path: Path) -> None:
-    saved(tmp_path, 1)
+def test_a_new_stage_loads_the_model_alone(tmp_path: Path) -> None:
+    save(tmp_path, 1)
     target = variables(0)
     newest_checkpoint(tmp_path, "abc").load({"model": target["model"]})
     assert values(target) == [1, 1, 2]
@@ -103,7 +103,7 @@ def test_a_snapshot_is_a_copy() -> None:
     assert copies["model"][0][0, 0] == 1
 
 
-def test_all_but_the_seeds_of_dropout_is_kept() -> None:
+def test_all_variables_but_seeds_of_dropout_are_saved() -> None:
     inputs = keras.Input((4,))
     model = keras.Model(
         inputs, keras.layers.BatchNormalization()(keras.layers.Dropout(0.5)(keras.layers.Dense(2)(inputs)))
@@ -123,7 +123,7 @@ def test_all_but_the_seeds_of_dropout_is_kept() -> None:
     assert members["training"] == ["average"]
 
 
-def test_position_is_what_its_history_says() -> None:
+def test_a_position_follows_from_its_history() -> None:
     assert (position(3).epoch, position(3).best_epoch, position(3).name) == (3, 2, "epoch-0003")
     assert (Position("abc").epoch, Position("abc").best_epoch) == (0, 0)
     assert position(4).best_epoch == 2  # the first of equals
@@ -142,40 +142,40 @@ def test_the_best_epoch_is_that_of_validation() -> None:
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
-    saved(tmp_path, *range(1, 8), keep=2)
+    save(tmp_path, *range(1, 8), keep=2)
     assert names(tmp_path) == ["epoch-0002", "epoch-0006", "epoch-0007"]
-    saved(tmp_path, 7, step=1, keep=2)
-    saved(tmp_path, 7, step=2, keep=2)
+    save(tmp_path, 7, step=1, keep=2)
+    save(tmp_path, 7, step=2, keep=2)
     assert names(tmp_path) == ["epoch-0002", "epoch-0007-step-0000001", "epoch-0007-step-0000002"]
 
 
 def test_ten_thousand_epochs_come_after_the_9999th(tmp_path: Path) -> None:
-    saved(tmp_path, 9999, keep=2)
-    saved(tmp_path, 10000, 10001, keep=2)
+    save(tmp_path, 9999, keep=2)
+    save(tmp_path, 10000, 10001, keep=2)
     assert names(tmp_path) == ["epoch-10000", "epoch-10001"]
     assert newest_checkpoint(tmp_path, "abc").position.epoch == 10001
 
 
-def test_damaged_checkpoints_are_passed_over_and_go_with_the_next_one(tmp_path: Path) -> None:
-    saved(tmp_path, 1, 2, 3)
+def test_damaged_checkpoints_are_skipped_and_removed_by_the_next_save(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2, 3)
     for name in ("epoch-0002", "epoch-0003"):
-        spoil(tmp_path, name)
+        damage(tmp_path, name)
     found = newest_checkpoint(tmp_path, "abc", "net")
     assert (found.position, [path.name for path in found.damaged]) == (
         position(1),
         ["epoch-0003", "epoch-0002"],
     )
-    saved(tmp_path, 1, step=2, keep=1)
+    save(tmp_path, 1, step=2, keep=1)
     assert names(tmp_path) == [
         "epoch-0001",
         "epoch-0001-step-0000002",
-    ]  # the best, and the newest that is whole
+    ]  # the best, and the newest undamaged one
     assert newest_checkpoint(tmp_path, "abc").position == position(1, 2)
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": 3}', None])
-def test_a_damaged_description_is_damage_too(tmp_path: Path, content: str | None) -> None:
-    saved(tmp_path, 1, 2)
+def test_a_damaged_description_counts_as_damage(tmp_path: Path, content: str | None) -> None:
+    save(tmp_path, 1, 2)
     description = tmp_path / "epoch-0002" / "checkpoint.json"
     if content is None:
         description.unlink()
@@ -184,17 +184,17 @@ def test_a_damaged_description_is_damage_too(tmp_path: Path, content: str | None
     assert newest_checkpoint(tmp_path, "abc").position == position(1)
 
 
-def test_a_description_of_another_kind_is_damage_too(tmp_path: Path) -> None:
-    saved(tmp_path, 1, 2)
+def test_an_incomplete_description_counts_as_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
     path = tmp_path / "epoch-0002" / "checkpoint.json"
-    told = json.loads(path.read_text())
+    description = json.loads(path.read_text())
     for name in ("data", "history", "step", "sums", "stage", "groups"):
-        path.write_text(json.dumps({key: value for key, value in told.items() if key != name}))
+        path.write_text(json.dumps({key: value for key, value in description.items() if key != name}))
         assert newest_checkpoint(tmp_path, "abc").position == position(1)
 
 
-def test_nothing_but_damage_is_an_error(tmp_path: Path) -> None:
-    saved(tmp_path, 1)
+def test_damaged_checkpoints_alone_are_an_error(tmp_path: Path) -> None:
+    save(tmp_path, 1)
     (tmp_path / "epoch-0001" / "state.npz").write_bytes(b"")
     with pytest.raises(TrainingError, match="undamaged"):
         newest_checkpoint(tmp_path, "abc")
@@ -207,7 +207,7 @@ def test_no_checkpoint_is_a_start(tmp_path: Path) -> None:
 
 
 def test_other_data_or_another_model_is_refused(tmp_path: Path) -> None:
-    saved(tmp_path, 1)
+    save(tmp_path, 1)
     with pytest.raises(ConfigError, match="shard set the run began with"):
         newest_checkpoint(tmp_path, "other")
     with pytest.raises(ConfigError, match="model=web"):
@@ -220,8 +220,8 @@ def test_other_data_or_another_model_is_refused(tmp_path: Path) -> None:
     assert values(target) == [0, 1, 2]
 
 
-def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
-    saved(tmp_path, 1)
+def test_unfinished_checkpoints_are_removed(tmp_path: Path) -> None:
+    save(tmp_path, 1)
     for name in (".tmp-1", ".old-2"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "state.npz").write_bytes(b"half")
@@ -232,7 +232,7 @@ def test_what_a_killed_process_left_is_removed(tmp_path: Path) -> None:
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Within the block the system takes no file beyond this size: what a full disk is like."""
+    """Limits the size of files, which has the effect of a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -241,10 +241,10 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_a_full_disk_leaves_the_older_checkpoint_whole(tmp_path: Path) -> None:
-    saved(tmp_path, 1)
+def test_a_full_disk_leaves_the_older_checkpoint_intact(tmp_path: Path) -> None:
+    save(tmp_path, 1)
     large = snapshot(variables(2, size=100_000))
-    for epoch in (1, 2):  # in its place, and beside it
+    for epoch in (1, 2):  # replaces it, and adds another
         with largest_file(100_000), pytest.raises(OSError, match="File too large"):
             save_checkpoint(tmp_path, large, position(epoch), keep=1)
         assert names(tmp_path) == ["epoch-0001"]

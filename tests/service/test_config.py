@@ -9,10 +9,11 @@ import pytest
 from pipelines.errors import ConfigError
 from pipelines.spec import AugmentSpec
 from service.config import load_config, preset_comment, preset_names
+from service.runs import Run
 
 
 @pytest.mark.parametrize("name", preset_names())
-def test_every_preset_loads_and_says_what_it_gives(name: str) -> None:
+def test_every_preset_loads_and_names_its_expected_result(name: str) -> None:
     config = load_config(name, "shards")
     assert config.preset == name
     assert "%" in preset_comment(name)
@@ -101,18 +102,56 @@ def test_wrong_overrides_are_one_clear_error(overrides: list[str], message: str)
     assert message in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("freeze=*", "freeze", ("*",)),
+        ("freeze='*'", "freeze", ("*",)),
+        ("freeze=block*", "freeze", ("block*",)),
+        ("freeze=[*conv*, block1]", "freeze", ("*conv*", "block1")),
+    ],
+)
+def test_patterns_need_no_quotes(override: str, key: str, expected: tuple[str, ...]) -> None:
+    """A shell takes the quotes of `freeze='*'`."""
+    assert getattr(load_config("demo", "shards", [override]), key) == expected
+
+
+def test_patterns_in_stages_need_no_quotes() -> None:
+    words = ["freeze=*", "epochs=20", "stages=[{epochs: 5, train: logits}, {epochs: 15, train: *}]"]
+    assert [stage.train for stage in load_config("demo", "shards", words).stages] == [("logits",), ("*",)]
+
+
+def test_the_configuration_of_a_run_may_be_a_preset(tmp_path: Path) -> None:
+    function = tmp_path / "nets.py"
+    function.write_text("def build(task): ...\n")
+    run = Run(tmp_path / "run")
+    run.create(load_config("demo", "shards", [f"model={function}:build"]).model_dump(mode="json"))
+    config = load_config(str(run.config_path), "/data")
+    assert config.model == f"{run.path}/code/nets.py:build"
+    assert config.shards == "/data"
+
+
+def test_paths_are_stored_as_absolute_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = ["model=net.keras", "weights=start.keras", "custom_objects=layers.py"]
+    config = load_config("demo", "shards", settings)
+    assert config.model == f"{tmp_path}/net.keras"
+    assert config.weights == f"{tmp_path}/start.keras"
+    assert config.custom_objects == (f"{tmp_path}/layers.py",)
+    assert load_config("demo", "shards", ["model=nets.py:build"]).model == f"{tmp_path}/nets.py:build"
+    assert load_config("demo", "shards", ["model=package.nets:build"]).model == "package.nets:build"
+
+
 def test_unknown_preset_names_the_nearest() -> None:
     with pytest.raises(ConfigError, match="use mnist_cnn"):
         load_config("mnist_cn", "shards")
 
 
-def test_a_preset_may_be_a_file_of_ones_own(tmp_path: Path) -> None:
+def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
     mine = tmp_path / "mine.yaml"
     mine.write_text("model: mnist_cnn\nepochs: 1\n")
     assert load_config(str(mine), "shards").preset == "mine"
-    mine.write_text(
-        "model: mnist_cnn\nshards: elsewhere\npreset: other\n"
-    )  # such as the config.yaml of a run
+    mine.write_text("model: mnist_cnn\nshards: elsewhere\npreset: other\n")
     assert (load_config(str(mine), "/data").shards, load_config(str(mine), "/data").preset) == (
         "/data",
         "mine",

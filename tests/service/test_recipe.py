@@ -1,4 +1,4 @@
-"""Recipes: what may be asked for, in which combinations, and the pure functions beside the specs."""
+"""Recipes: which settings are valid, in which combinations, and the pure functions of a recipe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from service.config import RunConfig, load_config
 from service.recipe import EarlyStoppingSpec, class_weight_table, should_stop
 
 EVERYTHING = [
-    "optimizer={name: sgd, momentum: 0.9, nesterov: true, weight_decay: 0.0001, no_decay: '*/bias', clip_norm: 1}",
+    "optimizer={name: sgd, momentum: 0.9, nesterov: true, weight_decay: 0.0001}",
+    "optimizer.no_decay='*/bias'",
+    "optimizer.clip_norm=1",
     "schedule={name: step, boundaries: [2, 3], factor: 0.5, warmup_epochs: 0.5, warmup_from: 0.1}",
     "epochs=4",
-    "stages=[{epochs: 1}, {epochs: 3, learning_rate: 0.1, schedule: {name: one_cycle, div: 10, pct_start: 0.5}, train: block5*}]",
+    "stages=[{epochs: 1}, {epochs: 3, learning_rate: 0.1, "
+    "schedule: {name: one_cycle, div: 10, pct_start: 0.5}, train: block5*}]",
     "freeze='*'",
     "label_smoothing=0.1",
     "class_weights={cat: 2, 7: 0.5}",
@@ -32,14 +35,14 @@ def config(*overrides: str) -> RunConfig:
     return load_config("mnist_cnn", "shards", list(overrides))
 
 
-def test_every_setting_is_read_and_survives_the_file_of_a_run() -> None:
-    made = config(*EVERYTHING)
-    assert made.optimizer.no_decay == ("*/bias",)
-    assert (made.freeze, made.stages[1].train, made.stages[0].train) == (("*",), ("block5*",), ())
-    assert made.class_weights == {"cat": 2.0, "7": 0.5}
-    assert made.schedule.boundaries == (2, 3)
+def test_every_setting_is_read_and_restored_from_the_file_of_a_run() -> None:
+    full = config(*EVERYTHING)
+    assert full.optimizer.no_decay == ("*/bias",)
+    assert (full.freeze, full.stages[1].train, full.stages[0].train) == (("*",), ("block5*",), ())
+    assert full.class_weights == {"cat": 2.0, "7": 0.5}
+    assert full.schedule.boundaries == (2, 3)
     for one in (
-        made,
+        full,
         config(),
         config("optimizer.name=lion"),
         config("schedule.name=cosine"),
@@ -50,7 +53,7 @@ def test_every_setting_is_read_and_survives_the_file_of_a_run() -> None:
         )
 
 
-def test_a_preset_without_recipe_trains_plainly() -> None:
+def test_defaults_of_a_preset_without_a_recipe() -> None:
     plain = config()
     assert (plain.schedule.name, plain.stages, plain.freeze, plain.accumulate, plain.evaluate_every) == (
         "constant",
@@ -109,7 +112,7 @@ def test_a_preset_without_recipe_trains_plainly() -> None:
         ("early_stopping.patient=3", "Fix: use patience"),
     ],
 )
-def test_what_does_not_go_together_is_one_clear_error(override: str, message: str) -> None:
+def test_invalid_settings_and_combinations_are_one_clear_error(override: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         config(override)
     assert message in str(error.value)
@@ -119,22 +122,22 @@ def test_what_does_not_go_together_is_one_clear_error(override: str, message: st
     ("losses", "settings", "epochs"),
     [
         ([3, 2, 1, 0.5], {"patience": 1}, None),
-        ([3, 2, 2, 1], {"patience": 1}, 3),  # as good as the best is not better
+        ([3, 2, 2, 1], {"patience": 1}, 3),  # equal to the best is no improvement
         ([3, 2, 2.5, 2.2, 1], {"patience": 2}, 4),
-        ([3, 2, 2.5, 1.9, 2, 2], {"patience": 2}, 6),  # counted anew from the better epoch 4
+        ([3, 2, 2.5, 1.9, 2, 2], {"patience": 2}, 6),  # patience starts again at epoch 4
         ([3, 2.95, 2.9, 2.85], {"patience": 3, "min_delta": 0.5}, 4),
         (
             [3, 2.95, 2.9, 2.4],
             {"patience": 3, "min_delta": 0.5},
             None,
-        ),  # held against the best, not the epoch before
-        ([3, None, None, 4], {"patience": 2}, 4),  # nothing is decided where nothing was measured
+        ),  # compared with the best, not with the epoch before
+        ([3, None, None, 4], {"patience": 2}, 4),  # an epoch without the metric never stops training
         ([3, None, None, 2], {"patience": 2}, None),
         ([float("nan"), float("nan"), 1], {"patience": 2}, 2),
         ([None, None, None], {"patience": 1}, None),
     ],
 )
-def test_stopping_at_the_epoch_where_patience_ends(
+def test_training_stops_at_the_epoch_where_patience_ends(
     losses: list[float | None], settings: dict[str, Any], epochs: int | None
 ) -> None:
     spec = EarlyStoppingSpec(**settings)
@@ -143,7 +146,7 @@ def test_stopping_at_the_epoch_where_patience_ends(
     assert (ends[0] if ends else None) == epochs
 
 
-def test_an_accuracy_has_to_rise() -> None:
+def test_an_accuracy_has_to_increase() -> None:
     history = [{"val_accuracy": value} for value in (0.5, 0.6, 0.7, 0.7)]
     spec = EarlyStoppingSpec(metric="val_accuracy", patience=1)
     assert [should_stop(history[:n], spec) for n in (1, 2, 3, 4)] == [False, False, False, True]

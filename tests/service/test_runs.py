@@ -26,7 +26,7 @@ def test_round_trip(tmp_path: Path) -> None:
 
 
 def test_existing_output_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "mine.txt").write_text("dear")
+    (tmp_path / "mine.txt").write_text("important")
     for path in (tmp_path, tmp_path / "mine.txt"):
         with pytest.raises(ConfigError, match="does not exist yet"):
             Run(path).create({})
@@ -35,7 +35,7 @@ def test_existing_output_is_left_alone(tmp_path: Path) -> None:
     Run(tmp_path / "empty").create({})
 
 
-def test_damaged_files_are_no_tracebacks(tmp_path: Path) -> None:
+def test_damaged_files_are_clear_errors(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.create({})
     run.status_path.write_text("")
@@ -46,7 +46,7 @@ def test_damaged_files_are_no_tracebacks(tmp_path: Path) -> None:
             run.config()
 
 
-def test_a_stop_is_asked_for_with_a_reason_until_it_is_withdrawn(tmp_path: Path) -> None:
+def test_a_stop_is_requested_with_a_reason_until_it_is_withdrawn(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     assert run.stop_requested() is None
     run.create({})
@@ -68,12 +68,13 @@ def test_notices_are_kept_in_order(tmp_path: Path) -> None:
 
 
 def test_the_score_is_that_of_validation_where_there_is_one() -> None:
-    trained, evaluated = {"accuracy": 0.9}, {"accuracy": 0.2, "val_accuracy": 0.4}
+    trained = {"accuracy": 0.9}
+    evaluated = {"accuracy": 0.2, "val_accuracy": 0.4}
     assert (score(evaluated), score(trained), score(trained, [trained])) == (0.4, 0.9, 0.9)
     assert score(trained, [trained, evaluated]) == -1.0
 
 
-def test_metrics_that_are_no_numbers_replace_nothing(tmp_path: Path) -> None:
+def test_metrics_that_are_not_numbers_replace_nothing(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.create({})
     run.write_metrics([{"epoch": 1, "loss": 0.5}])
@@ -89,22 +90,22 @@ def test_not_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("told", "host", "held", "state"),
+    ("recorded", "host", "is_locked", "state"),
     [
         ("training", None, True, "training"),
         ("training", None, False, "interrupted"),
         ("starting", None, False, "interrupted"),
-        ("training", "elsewhere", False, "training"),  # its lock may not be seen here
+        ("training", "elsewhere", False, "training"),  # locks may not reach this machine
         ("failed", None, False, "failed"),
         ("finished", None, True, "finished"),
     ],
 )
 def test_a_killed_run_counts_as_interrupted(
-    tmp_path: Path, told: str, host: str | None, held: bool, state: str
+    tmp_path: Path, recorded: str, host: str | None, is_locked: bool, state: str
 ) -> None:
     run = Run(tmp_path / "run")
     assert run.state() == ""
     run.create({})
-    run.update_status(state=told, environment={"host": host or platform.node()})
-    with run.hold_lock() if held else contextlib.nullcontext():
+    run.update_status(state=recorded, environment={"host": host or platform.node()})
+    with run.hold_lock() if is_locked else contextlib.nullcontext():
         assert run.state() == state

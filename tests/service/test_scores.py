@@ -1,4 +1,4 @@
-"""Scores, against figures worked out by hand."""
+"""Scores, compared with values computed by hand."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_losses_are_natural_logarithms_and_finite():
     )
 
 
-def test_ranks_count_the_classes_ahead_and_of_equals_the_first():
+def test_ranks_count_more_probable_classes_and_ties_with_smaller_labels():
     probabilities = np.array(
         [[0.1, 0.6, 0.3], [0.1, 0.6, 0.3], [0.4, 0.2, 0.4], [0.4, 0.2, 0.4], [1 / 3] * 3], np.float32
     )
@@ -32,7 +32,7 @@ def test_ranks_count_the_classes_ahead_and_of_equals_the_first():
     )
 
 
-def test_the_matrix_has_true_classes_in_rows():
+def test_the_confusion_matrix_has_true_classes_in_rows():
     assert confusion_matrix(ints(0, 0, 2, 2, 2), ints(1, 0, 2, 0, 2), 4).tolist() == [
         [1, 1, 0, 0],
         [0] * 4,
@@ -57,6 +57,7 @@ def test_auc_is_the_share_of_pairs_in_order(labels, scores, area):
 
 def test_auc_equals_counting_every_pair():
     draw = np.random.default_rng(0)
-    labels, scores = draw.integers(0, 2, 300), draw.integers(0, 20, 300) / 20  # many ties
+    labels = draw.integers(0, 2, 300)
+    scores = draw.integers(0, 20, 300) / 20  # many ties
     won = scores[labels == 1][:, None] - scores[labels == 0][None]
     assert auc(labels, scores) == pytest.approx(((won > 0) + 0.5 * (won == 0)).mean(), rel=1e-12)

@@ -1,4 +1,4 @@
-"""Bases that Keras has trained elsewhere: what they are built of, what they are shown, and which images they take."""
+"""Pretrained bases: their parameters, their preprocessing, and which images they take."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_vgg16_has_the_published_parameters_in_each_stage() -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg16", *SLOW[:2]])
-def test_pixels_reach_the_base_as_keras_prepares_them(name: str) -> None:
+def test_pixels_are_preprocessed_as_keras_does(name: str) -> None:
     side = BASES[name].smallest
     model = build_model(name, task(side))
     images = np.random.default_rng(0).integers(0, 256, (2, side, side, 3)).astype(np.float32)
@@ -56,8 +56,8 @@ def test_pixels_reach_the_base_as_keras_prepares_them(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["vgg16", "mobilenetv3small", *SLOW])
-def test_a_saved_model_needs_nothing_of_ours(name: str, tmp_path: Path) -> None:
-    """Safe mode: layers of Keras alone; with its preprocessing, and every layer open to the report."""
+def test_a_saved_model_needs_no_code_of_this_package(name: str, tmp_path: Path) -> None:
+    """It loads in safe mode, with its preprocessing, and the report can read every layer."""
     side = BASES[name].smallest
     model = build_model(name, task(side, classes=3))
     images = np.random.default_rng(1).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
@@ -69,7 +69,7 @@ def test_a_saved_model_needs_nothing_of_ours(name: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(likely, saved(images, training=False), atol=1e-5)
 
 
-def test_all_are_registered_and_say_which_images_are_too_small() -> None:
+def test_all_bases_are_registered_and_refuse_images_that_are_too_small() -> None:
     build_model("linear", task(4))
     for name, base in BASES.items():
         assert name in MODELS.names()

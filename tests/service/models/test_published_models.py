@@ -31,7 +31,7 @@ def test_parameter_count(name: str, task: Task, parameters: int) -> None:
 
 
 def dropouts(name: str) -> list[tuple[str, float]]:
-    """Each dropout's rate with the kind of layer before it."""
+    """Returns the rate of each dropout with the class of the layer before it."""
     layers = build_model(name, PHOTOS).layers
     return [
         (type(before).__name__, layer.rate)
@@ -40,7 +40,7 @@ def dropouts(name: str) -> list[tuple[str, float]]:
     ]
 
 
-def test_dropout_stands_where_it_was_published() -> None:
+def test_dropout_is_where_it_was_published() -> None:
     assert dropouts("cats_dogs_lecture_dropout") == [
         ("MaxPooling2D", 0.3),
         ("MaxPooling2D", 0.3),
@@ -63,7 +63,8 @@ def test_probabilities_are_the_sigmoid_or_softmax_of_the_logits() -> None:
     np.testing.assert_allclose(many(images), np.exp(logits) / np.exp(logits).sum(1, keepdims=True), rtol=1e-5)
     two = build_model("mnist_cnn", Task((28, 28, 1), 2, (0.0,), (1.0,)))
     assert two.output.shape == (None, 1)
-    np.testing.assert_allclose(two(images), 1 / (1 + np.exp(-np.asarray(build_logits_model(two)(images)))), rtol=1e-5)
+    logits = np.asarray(build_logits_model(two)(images))
+    np.testing.assert_allclose(two(images), 1 / (1 + np.exp(-logits)), rtol=1e-5)
 
 
 def test_images_too_small_for_the_model_are_a_clear_error() -> None:

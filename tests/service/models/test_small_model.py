@@ -1,4 +1,4 @@
-"""The demo network: its shapes, its input range, and what it learns where a linear model cannot."""
+"""The demo network: shapes, input range, and a task that it learns and a linear model does not."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def test_the_last_map_is_an_eighth_of_the_side(side: int, expected: int) -> None
     assert convolutions[-1].output.shape[1:3] == (expected, expected)
     assert all(
         not layer.non_trainable_variables for layer in model.layers
-    )  # nothing that depends on the number of workers
+    )  # no statistics that depend on the number of workers
 
 
-def test_the_cnn_does_not_mind_where_a_thing_lies() -> None:
-    """Shifting the content by whole cells of the last map, away from the edges, changes nothing; linear minds."""
+def test_the_cnn_is_invariant_to_shifts_by_whole_cells() -> None:
+    """Cells are those of the last feature map, away from the edges. The linear model is not invariant."""
     images = np.full((2, 96, 96, 3), 127.5, np.float32)
     patch = np.random.default_rng(0).uniform(0, 255, (8, 8, 3))
     images[0, 40:48, 40:48] = patch
@@ -59,7 +59,7 @@ def test_the_cnn_does_not_mind_where_a_thing_lies() -> None:
     assert abs(linear[0] - linear[1]) > 1e-4
 
 
-def decoded(source: SyntheticSource, split: str) -> tuple[np.ndarray, np.ndarray]:
+def decode(source: SyntheticSource, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 `[N, 64, 64, 3]` and labels float32 `[N, 1]`."""
     examples = list(source.read(split, 0, source.counts()[split]))
     images = [
@@ -70,9 +70,10 @@ def decoded(source: SyntheticSource, split: str) -> tuple[np.ndarray, np.ndarray
 
 
 @pytest.mark.slow
-def test_the_evidence_needs_more_than_a_linear_model() -> None:
+def test_the_synthetic_task_needs_more_than_a_linear_model() -> None:
     source = SyntheticSource("evidence")
-    train, validation = decoded(source, "train"), decoded(source, "validation")
+    train = decode(source, "train")
+    validation = decode(source, "validation")
     best = {}
     for name, rate, epochs in (("linear", 3e-4, 10), ("small_cnn", 2e-3, 12)):
         keras.utils.set_random_seed(0)

@@ -373,7 +373,7 @@ def test_changed_code_of_a_run_is_not_used(shards: Path, tmp_path: Path) -> None
 def test_installed_packages_provide_models_by_name(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As pip installs them: in site-packages, with an entry point. The version is recorded, no code copied."""
+    """In site-packages with an entry point, as pip installs them: the version is recorded, no code copied."""
     site = tmp_path / "site-packages"
     write_package(site)
     metadata = site / "flowernets-2.5.dist-info"

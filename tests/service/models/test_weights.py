@@ -1,4 +1,4 @@
-"""Models that begin with weights learned elsewhere: the right ones in the right places, or a clear refusal."""
+"""Models that start from trained weights: each layer gets its own, or the file is refused."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def task(side: int = 32, classes: int = 2) -> Task:
 
 @pytest.fixture(scope="module")
 def donor() -> keras.Model:
-    """A base for ten classes whose weights are none that Keras begins with."""
+    """A base for ten classes with weights that differ from all initial ones."""
     keras.utils.set_random_seed(7)
     model = build_model(SMALL, task(classes=10))
     draw = np.random.default_rng(0)
@@ -37,29 +37,29 @@ def donor() -> keras.Model:
     return model
 
 
-def of_base(model: keras.Model) -> list[np.ndarray]:
+def base_weights(model: keras.Model) -> list[np.ndarray]:
     names = [layer.name for layer in model.layers]
     return [w for layer in model.layers[: names.index("features")] for w in layer.get_weights()]
 
 
 @pytest.mark.parametrize("file", ["model.keras", "base.keras", "base.weights.h5", "base.h5"])
-def test_a_file_gives_its_base_and_leaves_the_head(donor: keras.Model, file: str, tmp_path: Path) -> None:
+def test_a_file_sets_the_base_and_not_the_head(donor: keras.Model, file: str, tmp_path: Path) -> None:
     """Of a whole model, or of the base alone in each format of Keras."""
     base = keras.applications.MobileNetV3Small(include_top=False, weights=None, input_shape=(64, 64, 3))
-    base.set_weights(of_base(donor))
+    base.set_weights(base_weights(donor))
     saved = donor if file == "model.keras" else base
     saved.save_weights(tmp_path / file) if file.endswith(".weights.h5") else saved.save(tmp_path / file)
     model = build_model(SMALL, task(classes=3))
     head = [w.copy() for w in model.get_layer("logits").get_weights()]
     load_weights(model, SMALL, str(tmp_path / file))
-    for found, expected in zip(of_base(model), of_base(donor), strict=True):
+    for found, expected in zip(base_weights(model), base_weights(donor), strict=True):
         np.testing.assert_array_equal(found, expected)
     for found, expected in zip(model.get_layer("logits").get_weights(), head, strict=True):
         np.testing.assert_array_equal(found, expected)
 
 
-def test_any_model_begins_with_what_it_learned_elsewhere(tmp_path: Path) -> None:
-    """Another number of classes, and names of layers that have been counted up meanwhile."""
+def test_any_model_can_start_from_a_saved_one(tmp_path: Path) -> None:
+    """With another number of classes, and layers whose names have other numbers."""
     other = Task((28, 28, 1), 4, (30.0,), (70.0,))
     donor = build_model("mnist_cnn", Task((28, 28, 1), 10, (30.0,), (70.0,)))
     donor.save(tmp_path / "model.keras")
@@ -93,24 +93,26 @@ def test_weights_of_another_architecture_are_refused_and_nothing_is_changed(
     for found, expected in zip(model.get_weights(), before, strict=True):
         np.testing.assert_array_equal(found, expected)
     with pytest.raises(ConfigError, match="layer 5 with weights is missing"):  # one layer short
-        load_weights(build_model("cats_dogs_small", task(150)), "cats_dogs_small", str(_short(tmp_path)))
+        load_weights(
+            build_model("cats_dogs_small", task(150)), "cats_dogs_small", str(save_convolutions(tmp_path))
+        )
 
 
-def _short(folder: Path) -> Path:
-    """The four convolutions of the small network alone."""
+def save_convolutions(folder: Path) -> Path:
+    """Saves the four convolutions of the small network alone."""
     model = build_model("cats_dogs_small", task(150))
     keras.Model(model.input, model.layers[-4].input).save(folder / "short.keras")
     return folder / "short.keras"
 
 
-def test_what_can_be_known_before_anything_starts(tmp_path: Path) -> None:
+def test_settings_of_weights_are_checked_before_ray_starts(tmp_path: Path) -> None:
     shards = noise_shards(tmp_path / "shards", rows=2, held_out=0)
     (tmp_path / "w.h5").write_bytes(b"")
 
-    def beginning(*words: str) -> None:
+    def check(*words: str) -> None:
         check_can_start(load_config("demo", shards, list(words)))
 
-    beginning("weights=none")
+    check("weights=none")
     for words, message in (
         (
             ["weights=imagenet"],
@@ -128,24 +130,15 @@ def test_what_can_be_known_before_anything_starts(tmp_path: Path) -> None:
         (["model=vgg16", "data.channels=1"], "images in colour for vgg16"),
     ):
         with pytest.raises(ConfigError, match=message):
-            beginning(*words)
+            check(*words)
 
 
-def test_published_weights_without_a_network_are_one_sentence_before_anything_starts(tmp_path: Path) -> None:
+def test_published_weights_offline_are_a_clear_error_before_ray_starts(tmp_path: Path) -> None:
     shards = noise_shards(tmp_path / "shards", rows=2, held_out=0)
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     settings = {**os.environ, **nowhere, "KERAS_HOME": str(tmp_path / "keras"), "PYTHONPATH": str(ROOT)}
-    command = [
-        sys.executable,
-        "-m",
-        "service.train",
-        "--preset",
-        "vgg16",
-        "--data",
-        str(shards),
-        "--out",
-        str(tmp_path / "run"),
-    ]
+    options = ["--preset", "vgg16", "--data", str(shards), "--out", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "service.train", *options]
     found = subprocess.run(command, env=settings, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 2
     assert "Expected the weights of vgg16 that Keras publishes. Received: weights=imagenet (" in found.stderr
@@ -157,10 +150,10 @@ def test_published_weights_without_a_network_are_one_sentence_before_anything_st
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in ("vgg16", SMALL) else pytest.mark.slow) for name in BASES]
 )
-def test_files_are_looked_for_where_keras_puts_them(
+def test_cached_weights_are_where_keras_puts_them(
     name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Keras is asked for its weights with a download that says what it was asked for."""
+    """Keras requests its weights from a download function that records the request."""
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
     asked: list[str] = []
 

@@ -60,7 +60,7 @@ def test_the_best_trial_becomes_a_preset(
     found, expected = text.splitlines()[:2]
     assert found == "# Found by 'glassbox tune mine': trial-002 of 3."
     assert expected.startswith("# Expect 80.0% of the 10 validation images in epoch 2,")
-    assert "The best trial, trial-002, is right on 80.0%" in page.read_text()
+    assert "The best trial, trial-002, reaches a validation accuracy of 80.0%" in page.read_text()
     assert [line.split()[1] for line in capsys.readouterr().out.splitlines()[1:]] == [
         "trial-002",
         "trial-000",
