@@ -187,7 +187,7 @@ def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report
         texts.append(browser.run(status))
     assert [text.split(",")[0] for text in texts] == [f"Channel {n} of 3" for n in (0, 1, 2, 2)]
     assert all(text.endswith("inactive") for text in texts)  # a grey image is the same everywhere
-    activation = [float(text.split("activity ")[1].split(",")[0]) for text in texts[:3]]
+    activation = [float(text.split("activation ")[1].split(",")[0]) for text in texts[:3]]
 
     browser.run(
         f"[...{SHEET}.querySelectorAll('button')].find((b) => b.textContent === 'Sort by activation').click()"
