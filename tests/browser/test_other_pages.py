@@ -1,4 +1,4 @@
-"""The page over all runs, a comparison, a single file, and the preview of an augmentation, in the browser."""
+"""The index of all runs, a comparison, a single file, a preview and a leaderboard in the browser."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from service.report.pages.leaderboard import Trial, rank_trials, write_leaderboa
 from service.report.pages.preview import render_preview
 from service.report.pages.reproduction import Experiment, PublishedResult, write_reproduction
 from service.runs import Run
-from service.tuning.space import dimension
+from service.tuning.space import parse_dimension
 
 NAMES = "[...document.querySelectorAll('table.runs tbody th')].map((head) => head.dataset.value)"
 
 
 @pytest.fixture(scope="module")
 def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Each of these pages."""
+    """Renders each of these pages."""
     folder = tmp_path_factory.mktemp("pages")
     run = Run(report.parent.parent)
     root = folder / "runs"
@@ -55,8 +55,8 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         folder / "preview",
     )
     space = (
-        dimension("optimizer.learning_rate", {"loguniform": [1e-4, 1e-2]}),
-        dimension("augment", {"choice": [None, {"flip": True}]}),
+        parse_dimension("optimizer.learning_rate", {"loguniform": [1e-4, 1e-2]}),
+        parse_dimension("augment", {"choice": [None, {"flip": True}]}),
     )
     values = {"optimizer.learning_rate": 0.003, "augment": {"flip": True}}
     trials = rank_trials(
@@ -86,7 +86,7 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
 @pytest.mark.parametrize(
     ("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"]
 )
-def test_they_open_without_a_complaint(
+def test_a_page_opens_without_an_error(
     browser: Chrome, pages: dict[str, Path], name: str, width: int, dark: bool
 ) -> None:
     browser.open(pages[name], width=width, dark=dark)
@@ -110,7 +110,7 @@ def test_runs_are_sorted(browser: Chrome, pages: dict[str, Path]) -> None:
     assert "Expected better" in browser.run("document.querySelector('.note').textContent")
 
 
-def test_a_run_is_entered_from_the_page_over_all(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_the_index_links_to_the_reports(browser: Chrome, pages: dict[str, Path]) -> None:
     browser.open(pages["index"])
     browser.run(
         "[...document.querySelectorAll('table.runs a')].find((a) => a.textContent === 'good').click()"
@@ -118,7 +118,7 @@ def test_a_run_is_entered_from_the_page_over_all(browser: Chrome, pages: dict[st
     browser.until("document.querySelector('h1')?.textContent === 'dim_or_bright'")
 
 
-def test_a_single_file_asks_for_nothing(browser: Chrome, pages: dict[str, Path]) -> None:
+def test_a_single_file_requests_nothing_else(browser: Chrome, pages: dict[str, Path]) -> None:
     browser.open(pages["single"], "#view-predictions")
     assert inspect_pictures(browser)["images"] >= 6
     assert {address.partition("#")[0] for address in browser.requests} == {pages["single"].as_uri()}
