@@ -265,8 +265,12 @@ class _ValueLoader(_Loader):
         self.fetch_plain()
 
 
+def _construct_text(loader: _ValueLoader, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node))
+
+
 # YAML 1.1 resolves a lone `*` to this tag.
-_ValueLoader.add_constructor("tag:yaml.org,2002:yaml", yaml.SafeLoader.construct_yaml_str)
+_ValueLoader.add_constructor("tag:yaml.org,2002:yaml", _construct_text)
 
 
 def read_yaml(path: Path, name: str) -> dict[str, Any]:
