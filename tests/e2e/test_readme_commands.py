@@ -32,7 +32,7 @@ BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\s*)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
 FILE_NAME = re.compile(r"# (\w+\.(?:py|yaml))\n")
-LANGUAGES = {"sh", "python", "yaml", "toml"}
+LANGUAGES = {"sh", "python", "yaml", "toml", "html"}
 PHOTOS = 16  # per class
 SECONDS = 240
 

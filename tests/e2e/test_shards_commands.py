@@ -65,7 +65,7 @@ def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert len(output.splitlines()) == 1
     assert bad.name in output
     assert "row" in output
-    assert "Expected a sound shard set. Received: data=" in error
+    assert "Expected an undamaged shard set. Received: data=" in error
     assert "bad files=1" in error
 
 

@@ -27,7 +27,7 @@ ROLES = "abcdef"
 FINAL_EPOCHS = 5
 LONG_RUN = 10
 SIGNIFICANT = 2.0  # standard errors
-PUBLISHED = re.compile(r"Published: ([\d.]+) % of (?:the )?(?:([\d,]+) )?[^.]*? after (\d+) epochs?")
+PUBLISHED = re.compile(r"Published accuracy: ([\d.]+) % on (?:the )?(?:([\d,]+) )?[^.]*? after (\d+) epochs?")
 METRICS = (
     ("val_accuracy", "Validation accuracy"),
     ("accuracy", "Training accuracy"),

@@ -45,10 +45,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_published_results_are_parsed_from_the_presets() -> None:
-    assert parse_published("Published: 98.33 % of the 10,000 test digits after 5 epochs.") == PublishedResult(
+    assert parse_published("Published accuracy: 98.33 % on the 10,000 test digits after 5 epochs.") == PublishedResult(
         0.9833, 5, 10_000
     )
-    assert parse_published("Published: 73 % of the validation\nphotos after 15 epochs.") == PublishedResult(
+    assert parse_published("Published accuracy: 73 % on the validation\nphotos after 15 epochs.") == PublishedResult(
         0.73, 15, None
     )
     assert parse_published("Expect 96 % or more of the 400 validation pictures after 12 epochs.") is None
