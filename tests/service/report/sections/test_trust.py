@@ -1,122 +1,20 @@
-"""Sanity checks: exact measures on tiny maps; a network with correct heatmaps passes, wrong ones fail."""
+"""Sanity checks: a network with correct heatmaps passes all of them, and each kind of wrong ones fails."""
 
 from __future__ import annotations
 
 import keras
 import numpy as np
 import pytest
-import scipy.stats
 import tensorflow as tf
 
 from service.inference.classifier import predict
-from service.report.analysis.measures import (
-    compute_box_energy,
-    compute_edge_strength,
-    compute_perturbation_curves,
-    compute_ranks,
-    find_distractor,
-    find_peak,
-    is_inside_box,
-    randomize_weights,
-    score_localization,
-    spearman,
-)
+from service.report.analysis.measures import compute_edge_strength, score_localization
 from service.report.analysis.network import Network
 from service.report.sections import trust
 from service.report.sections.section import Section
 
 L = keras.layers
 RNG = np.random.default_rng(0)
-
-
-def test_rank_correlation_is_spearmans_with_shared_ranks():
-    for _ in range(5):
-        a, b = RNG.integers(0, 4, (3, 5)), RNG.normal(size=(3, 5))
-        assert spearman(a, b) == pytest.approx(
-            scipy.stats.spearmanr(a.ravel(), b.ravel()).statistic, abs=1e-12
-        )
-    assert compute_ranks(np.array([7, 1, 7, 3])).tolist() == [3.5, 1, 3.5, 2]
-    assert spearman(np.arange(6.0), -np.arange(6.0)) == pytest.approx(-1)
-    assert spearman(np.zeros(4), np.arange(4.0)) == 0
-
-
-def test_shuffled_kernels_keep_their_values_and_come_back():
-    model = keras.Sequential(
-        [L.Input((4, 4, 1)), L.Conv2D(3, 2), L.BatchNormalization(), L.Flatten(), L.Dense(2)]
-    )
-    before = [w.copy() for w in model.get_weights()]
-    with randomize_weights(model, 1):
-        during = model.get_weights()
-        assert [np.array_equal(a, b) for a, b in zip(before, during, strict=True)] == [
-            w.ndim < 2 for w in before
-        ]
-        for a, b in zip(before, during, strict=True):
-            np.testing.assert_array_equal(np.sort(a, axis=None), np.sort(b, axis=None))
-    with randomize_weights(model, 1, last_only=True):
-        assert [np.array_equal(a, b) for a, b in zip(before, model.get_weights(), strict=True)] == [
-            True
-        ] * 6 + [False, True]
-    with pytest.raises(ZeroDivisionError), randomize_weights(model, 2):
-        _ = 1 / 0
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_removal_follows_the_order_of_the_map():
-    """The prediction depends on one bright pixel; one map ranks it first, the other one last."""
-    images = np.full((2, 2, 5, 1), 50.0)
-    images[0, 0, 3], images[1, 1, 0] = 250, 250
-    knows = np.zeros((2, 2, 5), np.float32)
-    knows[0, 0, 3] = knows[1, 1, 0] = 1
-    answer = lambda x: np.stack(  # noqa: E731
-        [1 - (x.max(axis=(1, 2, 3)) > 200), x.max(axis=(1, 2, 3)) > 200], axis=1
-    ).astype(float)
-    right = compute_perturbation_curves(answer, images, np.array([1, 1]), knows, seed=0)
-    assert right.deletion.tolist() == [1] + [0] * 10
-    assert right.insertion.tolist() == [0] + [1] * 10
-    wrong = compute_perturbation_curves(answer, images, np.array([1, 1]), -knows, seed=0)
-    assert wrong.deletion.tolist() == [1] * 10 + [0]
-    assert wrong.insertion.tolist() == [0] * 10 + [1]
-    assert right.auc == pytest.approx((0.05, 0.95))
-    other = compute_perturbation_curves(answer, images, np.array([0, 0]), knows, seed=0)
-    assert other.deletion.tolist() == [0] + [1] * 10
-
-
-def test_what_is_removed_takes_the_mean_colour():
-    seen: list[np.ndarray] = []
-    image = np.zeros((1, 1, 2, 3))
-    image[0, 0, 0] = (10, 20, 40)
-    compute_perturbation_curves(
-        lambda x: (seen.append(x), np.ones((1, 2)))[1],
-        image,
-        np.array([0]),
-        np.array([[[1.0, 0.0]]], np.float32),
-        seed=0,
-    )
-    gone_half, back_half = seen[10], seen[11]  # five tenths
-    np.testing.assert_array_equal(gone_half[0, 0], [[5, 10, 20], [0, 0, 0]])
-    np.testing.assert_array_equal(back_half[0, 0], [[10, 20, 40], [5, 10, 20]])
-
-
-def test_places_and_boxes_keep_rows_and_columns_apart():
-    values = np.zeros((2, 4))
-    values[1, 0] = 3
-    assert find_peak(values) == (0.75, 0.125)
-    assert is_inside_box((0.75, 0.125), (0.5, 0.0, 1.0, 0.25))
-    assert not is_inside_box((0.75, 0.125), (0.0, 0.5, 0.25, 1.0))
-    values[0, 3] = 1
-    assert compute_box_energy(values, (0.5, 0.0, 1.0, 0.25)) == 0.75
-    assert compute_box_energy(values, (0.0, 0.5, 0.5, 1.0)) == 0.25
-    assert compute_box_energy(np.zeros((2, 2)), (0, 0, 1, 1)) == 0
-
-
-def test_the_hardest_edges_outside_the_box_distract():
-    image = np.full((40, 60, 3), 100.0)
-    image[5:12:2, 40:50], image[25:35:2, 5:15] = 255, 200  # hard stripes in the box, weaker ones elsewhere
-    y, x = find_peak(compute_edge_strength(image))
-    assert is_inside_box((y, x), (0.1, 0.65, 0.32, 0.85))
-    y, x = find_distractor(image, (0.1, 0.65, 0.32, 0.85))
-    assert is_inside_box((y, x), (25 / 40, 5 / 60, 35 / 40, 15 / 60))
 
 
 def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
