@@ -22,7 +22,8 @@ READY_DEV := $(READY) $(VENV)/ready-dev
 # The lock file has kubectl for x86-64 Linux; elsewhere the tests take the one on the PATH.
 KUBECTL := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(BIN)/kubectl)
 PYTEST := $(BIN)/python -m pytest
-PARALLEL := --numprocesses $(JOBS) --dist loadfile
+# File by file, in the order of their names: the longest, in tests/e2e, come first.
+PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 RAY_VERSION := $(shell sed -n 's/^ray==\([0-9.]*\).*/\1/p' .lock/cpu.txt)
@@ -73,8 +74,7 @@ check: $(READY_DEV) ## ruff, and the tests without TensorFlow and Ray: seconds, 
 	$(PYTEST) --light $(PARALLEL)
 
 test: $(READY_DEV) $(KUBECTL) ## all tests but the long ones: minutes, before every push
-	$(PYTEST) -m "not slow and not e2e" $(PARALLEL)
-	$(PYTEST) -m "not slow and e2e" $(PARALLEL)
+	$(PYTEST) -m "not slow" $(PARALLEL)
 
 test-all: test ## the long ones as well, which train on real data and kill what trains: an hour
 	$(PYTEST) -m slow
