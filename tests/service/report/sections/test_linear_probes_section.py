@@ -63,5 +63,5 @@ def test_there_is_no_section_with_too_few_images():
 def test_the_summary_compares_the_last_layer_with_the_pixels():
     pixels = LinearProbe("pixels", 0.0, 0.5, 1.0)
     assert "image is discarded" in summarize_probes([pixels, LinearProbe("l", 0.0, 0.9, 0.2)])
-    assert "image stays recoverable" in summarize_probes([pixels, LinearProbe("l", 0.0, 0.9, 1.0)])
+    assert "image stays intact" in summarize_probes([pixels, LinearProbe("l", 0.0, 0.9, 1.0)])
     assert "as well from the pixels" in summarize_probes([pixels, LinearProbe("l", 0.0, 0.5, 0.2)])
