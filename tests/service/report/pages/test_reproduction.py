@@ -45,12 +45,10 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_published_results_are_parsed_from_the_presets() -> None:
-    assert parse_published("Published accuracy: 98.33 % on the 10,000 test digits after 5 epochs.") == PublishedResult(
-        0.9833, 5, 10_000
-    )
-    assert parse_published("Published accuracy: 73 % on the validation\nphotos after 15 epochs.") == PublishedResult(
-        0.73, 15, None
-    )
+    digits = parse_published("Published accuracy: 98.33 % on the 10,000 test digits after 5 epochs.")
+    assert digits == PublishedResult(0.9833, 5, 10_000)
+    photos = parse_published("Published accuracy: 73 % on the validation\nphotos after 15 epochs.")
+    assert photos == PublishedResult(0.73, 15, None)
     assert parse_published("Expect 96 % or more of the 400 validation pictures after 12 epochs.") is None
     found = {name: parse_published(preset_comment(name)) for name in preset_names()}
     for name in (
