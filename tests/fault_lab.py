@@ -193,17 +193,14 @@ class Lab:
 
     def start(self) -> None:
         """Starts the head node, and waits until it accepts work."""
-        self._start_node(
-            "--head",
-            f"--port={self._port}",
-            f"--num-cpus={self.cpus}",
-            "--include-dashboard=false",
-            f"--temp-dir={self.folder}/r",
-        )
+        head = self._start_head()
         self.env["RAY_ADDRESS"] = f"127.0.0.1:{self._port}"
         connect = "ray.init(address='auto', logging_level='ERROR')"
         probe = f"import ray; {connect}; assert ray.cluster_resources().get('CPU')"
         for _ in range(60):
+            if head.poll() is not None:  # on a busy machine Ray gives up too early
+                self.nodes.remove(head)
+                head = self._start_head()
             result = subprocess.run(
                 [sys.executable, "-c", probe], env=self.env, capture_output=True, timeout=120
             )
@@ -211,6 +208,17 @@ class Lab:
                 return
             time.sleep(1)
         raise AssertionError((self.folder / "nodes.log").read_text()[-2000:])
+
+    def _start_head(self) -> subprocess.Popen[bytes]:
+        return self._start_node(
+            "--head",
+            f"--port={self._port}",
+            f"--num-cpus={self.cpus}",
+            "--include-dashboard=false",
+            f"--temp-dir={self.folder}/r",
+            # The default is one port for all clusters of a host.
+            f"--ray-client-server-port={find_free_port()}",
+        )
 
     def add_node(self, cpus: int = 1) -> subprocess.Popen[bytes]:
         """Starts another node of the cluster; returns its process."""

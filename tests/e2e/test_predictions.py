@@ -100,7 +100,7 @@ def test_an_error_of_a_worker_is_one_sentence(
 
 def find_busy_workers() -> list[psutil.Process]:
     """Finds the Ray workers below this process that run a task."""
-    return [p for p in find_descendants(os.getpid()) if read_title(p).startswith("ray::_task")]
+    return [p for p in find_descendants(os.getpid()) if read_title(p) == "ray::_predict_block_task"]
 
 
 def test_the_work_of_a_killed_worker_is_repeated(model: Path, tmp_path: Path, ray_cluster: None) -> None:

@@ -54,8 +54,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         "--num-cpus=2",
         f"--port={find_free_port()}",
         f"--dashboard-port={dashboard}",
-        # The default is one port for all clusters of a host.
+        # The defaults are the same for all clusters of a host.
         f"--dashboard-agent-listen-port={find_free_port()}",
+        f"--ray-client-server-port={find_free_port()}",
         f"--metrics-export-port={metrics}",
         f"--temp-dir={home}/r",
     ]
@@ -63,17 +64,18 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]
         head = subprocess.Popen(command, env=client, stdout=log, stderr=log)
     address = f"http://127.0.0.1:{dashboard}"
     try:
-        wait_for_dashboard(address, client["RAY_AUTH_TOKEN"], home / "head.log")
+        wait_for_dashboard(address, client["RAY_AUTH_TOKEN"], head, home / "head.log")
         yield client | {"RAY_API_SERVER_ADDRESS": address, "METRICS": f"http://127.0.0.1:{metrics}/metrics"}
     finally:
         kill_tree(head.pid)
         head.wait()
 
 
-def wait_for_dashboard(address: str, token: str, log: Path) -> None:
+def wait_for_dashboard(address: str, token: str, head: subprocess.Popen[bytes], log: Path) -> None:
     request = urllib.request.Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token}"})
 
     def get_version() -> bool | None:
+        assert head.poll() is None, log.read_text()[-4000:]
         try:
             with urllib.request.urlopen(request, timeout=5):
                 return True

@@ -28,6 +28,7 @@ DOCUMENTS = (
     "service/report/README.md",
     "tests/README.md",
 )
+SLOW_DOCUMENTS = ("CONTRIBUTING.md", "service/training/README.md")  # they train several times
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<reason>[^>]+) -->\s*)?^```(?P<language>\w+)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -67,7 +68,10 @@ def test_blocks_have_a_known_language(document: str) -> None:
     assert {block.language for block in blocks} <= LANGUAGES
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize(
+    "document",
+    [pytest.param(name, marks=pytest.mark.slow if name in SLOW_DOCUMENTS else ()) for name in DOCUMENTS],
+)
 def test_commands_of_a_document_run(document: str, tmp_path: Path) -> None:
     write_photos(tmp_path / "photos")
     (tmp_path / ".venv").symlink_to(sys.prefix)

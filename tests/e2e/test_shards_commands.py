@@ -66,7 +66,7 @@ def test_build_verify_and_info(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert bad.name in output
     assert "row" in output
     assert "Expected an undamaged shard set. Received: data=" in error
-    assert "bad files=1" in error
+    assert "damaged files=1" in error
 
 
 @pytest.mark.parametrize(
