@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import textwrap
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -79,7 +80,16 @@ def is_heavy_test(item: pytest.Function) -> bool:
         return True
     if any(name in item.fixturenames for name in HEAVY_FIXTURES):
         return True
-    source = textwrap.dedent(inspect.getsource(item.function))
+    return _imports_heavy(inspect.unwrap(item.function))
+
+
+@cache
+def _imports_heavy(function: Callable[..., object]) -> bool:
+    """Tells whether the body of a function imports a heavy library."""
+    words = (*function.__code__.co_names, *function.__code__.co_consts)
+    if not any(isinstance(word, str) and is_heavy(word) for word in words):
+        return False  # reading the source of every test would take seconds
+    source = textwrap.dedent(inspect.getsource(function))
     return any(is_heavy(statement.name) for statement in parse_imports(source))
 
 
