@@ -1,4 +1,4 @@
-"""A progress bar that counts images, for commands that process a known number of them."""
+"""Progress bars: one kind for every command, shown in a terminal or a notebook and silent elsewhere."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ def progress_bar(description: str) -> Iterator[Update]:
     Yields:
         A function that takes the number of images done and their total.
     """
-    console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -39,8 +38,7 @@ def progress_bar(description: str) -> Iterator[Update]:
         _ThroughputColumn(),
         TimeRemainingColumn(),
     )
-    is_visible = console.is_terminal or (console.is_jupyter and has_widgets())
-    with Progress(*columns, console=console, disable=not is_visible, transient=True) as progress:
+    with open_display(Console(stderr=True), *columns) as progress:
         task = progress.add_task(description, total=None)
 
         def update(done: int, total: int) -> None:
@@ -49,6 +47,16 @@ def progress_bar(description: str) -> Iterator[Update]:
         yield update
 
 
-def has_widgets() -> bool:
-    """Tells whether ipywidgets is installed, which a live display in a notebook needs."""
-    return find_spec("ipywidgets") is not None
+def open_display(console: Console, *columns: ProgressColumn) -> Progress:
+    """Opens a progress display for a block; it disappears at the end of the block.
+
+    Args:
+        console: Console to draw on.
+        columns: What is shown of every task.
+    """
+    return Progress(*columns, console=console, disable=not can_animate(console), transient=True)
+
+
+def can_animate(console: Console) -> bool:
+    """Tells whether a console can redraw itself: a terminal, or a notebook with ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)

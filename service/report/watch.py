@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from service.progress_bar import can_animate, open_display
 from service.report.batch import FAILED, RENDERED, BatchObserver, ReportOutcome
 from service.report.lease import read_progress
 from service.runs import Run
@@ -71,23 +72,23 @@ class ProgressBars(BatchObserver):
 def show_batch_progress() -> Iterator[BatchObserver]:
     """Yields an observer that shows the progress of the job over all runs, for the length of a block."""
     console = Console(highlight=False, soft_wrap=True)
-    columns = [
+    columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-    ]
+    )
     is_done = threading.Event()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with open_display(console, *columns) as progress:
         bars = ProgressBars(console, progress)
         thread = threading.Thread(target=_refresh_periodically, args=(bars, is_done), daemon=True)
-        if console.is_terminal:
+        if can_animate(console):
             thread.start()
         try:
             yield bars
         finally:
             is_done.set()
-            if console.is_terminal:
+            if can_animate(console):
                 thread.join()
 
 
@@ -99,14 +100,8 @@ def _refresh_periodically(bars: ProgressBars, is_done: threading.Event) -> None:
 @contextmanager
 def show_report_progress() -> Iterator[Callable[[int, int, str], None]]:
     """Yields a function that shows the progress of one report as a bar; silent outside a terminal."""
-    console = Console()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
-        console=console,
-        disable=not console.is_terminal,
-        transient=True,
-    ) as bar:
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24))
+    with open_display(Console(), *columns) as bar:
         task = bar.add_task("opening", total=None)
 
         def update(done: int, total: int, name: str) -> None:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.spec import DataSpec
+from service.progress_bar import open_display
 from service.runs import Run
 
 POLL_SECONDS = 0.5
@@ -108,15 +109,15 @@ def show_progress(run: Run, epochs: int, starting: str) -> Iterator[None]:
 
 def _watch(run: Run, epochs: int, starting: str, lines: ProgressLines, is_done: threading.Event) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    columns = [
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=20),
         TextColumn("{task.fields[speed]}"),
         TimeRemainingColumn(),
-    ]
+    )
     if not console.is_terminal:
         console.print(f"starting {run.path.name}: {epochs} epochs; {starting} can take a while to start")
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+    with open_display(console, *columns) as bar:
         task = bar.add_task("starting", total=None, speed="")
         while True:
             is_last = is_done.wait(POLL_SECONDS)  # checked before reading, so that the last epoch is included
