@@ -18,24 +18,24 @@ from pipelines.plugins import list_file_modules
 
 ROOT = Path(__file__).parent.parent  # directory that holds the packages
 CONNECT_SECONDS = 5.0
-GRACE_SECONDS = 0.5  # in which tasks may end by themselves before they are cancelled
-CANCEL_SECONDS = 60.0  # to wait until cancelled tasks have ended
+GRACE_SECONDS = 0.5  # time in which tasks may end by themselves before they are cancelled
+CANCEL_SECONDS = 60.0  # longest wait until cancelled tasks have ended
 OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions around, not images
 
 
 @contextmanager
 def ray_session() -> Iterator[None]:
-    """Connects to Ray for the length of a block; a connection that already exists is used and kept.
+    """Connects to Ray for the length of a block. An existing connection is reused and left open.
 
-    A cluster of this process's own gets its own token, so that nobody else on the network can submit work to
-    it. An interrupt takes effect once Ray has started, a second one at once.
+    A cluster that this process starts has a random token, so that nobody else on the network can submit work
+    to it. An interrupt takes effect once Ray has started, a second one at once.
 
     Raises:
         ConfigError: `RAY_ADDRESS` cannot be reached, or Ray does not start.
     """
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES as it is
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES unchanged
     # Ray reads these variables when it is imported, so they have no effect afterwards.
     if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -82,7 +82,7 @@ def run_tasks(
     Args:
         function: Function to run in worker processes.
         calls: Positional arguments of every task.
-        describe: Names the task of an index in `calls` for error messages.
+        describe: Returns the name of a task, by its index in `calls`, for error messages.
         limit: Number of tasks submitted at a time. None for two per CPU: with one task waiting, a worker does
             not sit idle while its result travels to the driver.
         gpus: Number of GPUs that every task needs.
@@ -149,8 +149,8 @@ def _connect(address: str | None) -> None:
 def _cancel(tasks: list[Any]) -> None:
     """Cancels tasks and waits until they have ended.
 
-    Ray aborts this process where a task ends in the very moment in which it is cancelled, and interrupts
-    tend to arrive when a task just ended. Tasks that are about to end may therefore do so first.
+    Ray aborts this process if a task ends at the very moment it is cancelled, and interrupts tend to arrive
+    just after a task ended. Tasks that are about to end therefore get a short time to do so.
     """
     import ray
 

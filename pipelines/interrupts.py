@@ -1,4 +1,4 @@
-"""Delays Ctrl-C where Python would lose it."""
+"""Delays Ctrl-C during imports and other steps in which Python would lose it."""
 
 from __future__ import annotations
 

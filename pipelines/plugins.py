@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError, GlassboxError, suggest
 
-FILE_MODULE_PREFIX = "glassbox_file_"  # of the names under which files are in `sys.modules`
+FILE_MODULE_PREFIX = "glassbox_file_"  # starts the names of modules loaded from files in `sys.modules`
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _FILE_REFERENCE = re.compile(rf"(?P<file>.*\.py):(?P<attribute>{_NAME})")
 _MODULE_REFERENCE = re.compile(rf"(?P<folder>.*/)?(?P<module>{_NAME}):(?P<attribute>{_NAME})")
@@ -26,7 +26,7 @@ _MODULE_REFERENCE = re.compile(rf"(?P<folder>.*/)?(?P<module>{_NAME}):(?P<attrib
 def is_reference(name: str) -> bool:
     """Tells whether a name refers to user code: `file.py:NAME` or `[FOLDER/]package.module:NAME`.
 
-    A module without a dot in its name counts where such a module is installed, so that `folder:photos` is no
+    A module name without a dot counts only if such a module is installed, so that `folder:photos` is not a
     reference. Nothing is imported.
     """
     if _match_file(name):
@@ -38,7 +38,7 @@ def is_reference(name: str) -> bool:
 
 
 def split_argument(name: str) -> tuple[str, str]:
-    """Splits `REFERENCE:ARGUMENT` into both parts; the argument is empty where there is none."""
+    """Splits `REFERENCE:ARGUMENT` into both parts; the argument is empty if there is none."""
     parts = name.split(":")
     for count in range(2, len(parts)):
         reference = ":".join(parts[:count])
@@ -54,18 +54,18 @@ def reference_file(reference: str) -> Path | None:
 
 
 def load_reference(reference: str, kind: str) -> Any:
-    """Imports what a reference names.
+    """Imports the object that a reference names.
 
-    A file is executed once per content: the name of its module depends on the file's name and content alone.
-    A copy of the file elsewhere therefore gives the same module, and what was pickled with one can be read
+    A file is executed once per content, because the name of its module depends on the file's name and content
+    alone. A copy of the file therefore yields the same module, and objects pickled with one can be unpickled
     with the other.
 
     Args:
         reference: `file.py:NAME` or `package.module:NAME`; NAME may contain dots.
-        kind: What the name stands for, such as `model`, as error messages call it.
+        kind: Kind of the object for error messages, such as `model`.
 
     Returns:
-        The function, class or other object, as it is.
+        The function, class or other object.
 
     Raises:
         ConfigError: The file, module or name does not exist, or importing it failed.
@@ -87,7 +87,7 @@ def load_module(name: str, kind: str) -> ModuleType:
 
     Args:
         name: The module, in one of these forms.
-        kind: What the name stands for, as error messages call it.
+        kind: Kind of the module for error messages.
 
     Raises:
         ConfigError: The file or module does not exist, or importing it failed.
@@ -119,23 +119,23 @@ def find_entry_points(group: str) -> dict[str, list[EntryPoint]]:
     Args:
         group: Group in the metadata of packages, such as `glassbox.models`.
     """
-    found: dict[str, list[EntryPoint]] = {}
+    by_name: dict[str, list[EntryPoint]] = {}
     for entry_point in entry_points(group=group):
-        same_name = found.setdefault(entry_point.name, [])
+        same_name = by_name.setdefault(entry_point.name, [])
         if entry_point.value not in [other.value for other in same_name]:
             same_name.append(entry_point)
-    return found
+    return by_name
 
 
 def load_entry_point(candidates: list[EntryPoint], kind: str) -> Any:
-    """Imports what an entry point names.
+    """Imports the object of an entry point.
 
     Args:
         candidates: All entry points of one name.
-        kind: What the name stands for, as error messages call it.
+        kind: Kind of the object for error messages.
 
     Raises:
-        ConfigError: Several packages declare the name, or what it points to cannot be imported.
+        ConfigError: Several packages declare the name, or its object cannot be imported.
     """
     entry_point = candidates[0]
     if len(candidates) > 1:
@@ -207,28 +207,26 @@ def _import_file(path: Path, received: str) -> ModuleType:
 
 def _import_module(name: str, received: str, folder: str | None = None) -> ModuleType:
     if folder:
-        _look_first_in(Path(folder).expanduser().resolve(), name.partition(".")[0])
+        _prepend_to_path(Path(folder).expanduser().resolve(), name.partition(".")[0])
     try:
         return importlib.import_module(name)
     except (GlassboxError, KeyboardInterrupt):
         raise
     except BaseException as error:
         is_missing = isinstance(error, ModuleNotFoundError) and f"{name}.".startswith(f"{error.name}.")
-        fix = (
-            "install the package in this environment, or write file.py:NAME"
-            if is_missing
-            else f"run `python -c 'import {name}'` and repair what it reports"
-        )
+        fix = f"run `python -c 'import {name}'` and repair what it reports"
+        if is_missing:
+            fix = "install the package in this environment, or write file.py:NAME"
         raise ConfigError(
             f"a module {name} that can be imported", f"{received}: {_last_line(error)}", fix
         ) from error
 
 
-def _look_first_in(folder: Path, package: str) -> None:
-    """Puts a folder first on the import path, and forgets a package of that name that came from elsewhere."""
-    loaded = sys.modules.get(package)
-    places = [*getattr(loaded, "__path__", ()), getattr(loaded, "__file__", None)]
-    if loaded is not None and not any(place and Path(place).is_relative_to(folder) for place in places):
+def _prepend_to_path(folder: Path, package: str) -> None:
+    """Puts a folder first on the import path, and unloads a package that was imported from elsewhere."""
+    module = sys.modules.get(package)
+    paths = [*getattr(module, "__path__", ()), getattr(module, "__file__", None)]
+    if module is not None and not any(path and Path(path).is_relative_to(folder) for path in paths):
         for name in [name for name in sys.modules if f"{name}.".startswith(f"{package}.")]:
             del sys.modules[name]
     if sys.path[0] != str(folder):
@@ -264,7 +262,7 @@ def _last_line(error: BaseException) -> str:
 
 
 def _find_line(error: BaseException, path: str) -> str:
-    """Returns the innermost line of a file in a traceback as ` (line N)`, or nothing where there is none."""
+    """Returns the innermost line of a file in a traceback as ` (line N)`; empty if there is none."""
     if isinstance(error, SyntaxError) and error.lineno:
         return f" (line {error.lineno})"
     lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]

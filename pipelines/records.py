@@ -1,4 +1,4 @@
-"""The data that passes between the stages: an `Example` goes into the shards, a `Batch` comes out of them."""
+"""Types of the data that passes between stages: an `Example` goes into the shards, a `Batch` comes out."""
 
 from __future__ import annotations
 
@@ -86,8 +86,7 @@ class _Batch(TypedDict):
 class Batch(_Batch, total=False):
     """The input of one training step. Always B rows: the last batch of an epoch is padded with weight 0.
 
-    The parameters of augmentation are present where their kind of change is on (see
-    `pipelines.augment.draw`).
+    The parameters of an augmentation are present if it is on (see `pipelines.augment.draw`).
 
     Attributes:
         label: int32 `[B]`, class indices.

@@ -1,4 +1,4 @@
-"""Names that users choose from, such as those of models and sources, mapped to what they stand for."""
+"""Maps the names that users choose from, such as those of models and sources, to the objects they name."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ T = TypeVar("T")
 
 
 class Registry(Generic[T]):
-    """Names mapped to things of one kind; a second registration of a name is an error.
+    """Names mapped to objects of one kind; a second registration of a name is an error.
 
     Args:
-        kind: What the names stand for, as error messages call it (`model`).
+        kind: Kind of the objects for error messages, such as `model`.
         group: Entry-point group in which installed packages add names, such as `glassbox.models`. With a
             group, `get` also takes references to user code, `file.py:NAME` and `package.module:NAME`.
     """
@@ -29,7 +29,7 @@ class Registry(Generic[T]):
         """Returns a decorator that registers its target under a name.
 
         Raises:
-            ValueError: The name is taken (a mistake in the code, not of a user).
+            ValueError: The name is already registered, which is a mistake in the code.
         """
 
         def add(item: T) -> T:
@@ -47,7 +47,7 @@ class Registry(Generic[T]):
         return name in self._items
 
     def get(self, name: str) -> T:
-        """Returns what a name stands for: a registered item, else an entry point's, else a reference's.
+        """Returns the object of a name: a registered one, else that of an entry point, else of a reference.
 
         Raises:
             ConfigError: The name is unknown (the message lists the nearest ones), or the code it refers to

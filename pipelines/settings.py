@@ -1,4 +1,4 @@
-"""The base class of all settings, the types of their values, and the check of what a user wrote."""
+"""The base class of all settings, the types of their values, and the validation of user input."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ def apply_augmentations(batch: Any, spec: AugmentSpec | None = None) -> tuple[tf
         spec: Settings of all augmentations.
 
     Returns:
-        The images, float32 `[B, H, W, C]` in 0 to 255, not rounded, or of `spec.size`. And, if images are
-        mixed, the share of each image itself in the mixture, float32 `[B]`; the rest is its neighbour's (see
-        `swap_neighbours`).
+        A tuple `(images, shares)`. Images are float32 `[B, H, W, C]` in 0 to 255, not rounded; H and W are
+        those of `spec.size` if it is set. Shares, float32 `[B]`, tell how much of each mixture is the image itself; the
+        rest is its neighbour (see `swap_neighbours`). None if images are not mixed.
     """
     spec = spec or AugmentSpec()
     images = batch["image"]
@@ -86,7 +86,7 @@ def _build_pass(members: Sequence[tuple[str, Any]], is_compiled: bool) -> Pass:
     """Builds one pass.
 
     Args:
-        members: Changes in their order, each with the key of its parameters; None stands for the colour maps.
+        members: Changes in their order, each with the key of its parameters; None means the colour maps.
         is_compiled: Whether XLA compiles the pass.
     """
 
@@ -101,8 +101,8 @@ def _build_pass(members: Sequence[tuple[str, Any]], is_compiled: bool) -> Pass:
                 images = change.apply(images, parameters[key])
             else:
                 neighbours = swap_neighbours(images) if neighbours is None else neighbours
-                images, own = change.mix(images, neighbours, parameters[key])
-                share = own if share is None else share * own
+                images, new_share = change.mix(images, neighbours, parameters[key])
+                share = new_share if share is None else share * new_share
         return images, share
 
     return tf.function(run, jit_compile=True, autograph=False) if is_compiled else run

@@ -1,4 +1,4 @@
-"""What an augmentation is: the base classes of those in this package and of a user's own."""
+"""Base classes of all augmentations, those of this package and those that users write."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class RandomNumbers:
 
 @dataclass(frozen=True)
 class Fact:
-    """One drawn parameter in words, as the preview page shows it.
+    """One drawn parameter as text, for the preview page.
 
     Attributes:
-        name: What the augmentation is called on the page.
+        name: Name of the augmentation on the page.
         value: Drawn value with its unit, or `no` if the image is left unchanged.
         of_neighbour: Whether the value is the neighbour's share in a mixed image.
     """
@@ -132,7 +132,8 @@ class GeometricAugmentation(Augmentation):
 
     Attributes:
         in_unit_square: Whether `transform` returns a map of the unit square, x to the right and y down. Such
-            maps select what the others show. False for a map about the center, in units of the height.
+            maps select the part of the image that all other maps apply to. False for a map about the center,
+            in units of the height.
     """
 
     in_unit_square: ClassVar[bool] = False

@@ -6,14 +6,14 @@ import numpy as np
 
 from pipelines.augment.philox import Floats
 
-POINTS = 513  # of the tabulated distribution function
+POINTS = 513  # number of points in the tabulated distribution function
 
 
 def symmetric_beta(alpha: float, number: Floats) -> Floats:
     """Maps uniform numbers to the distribution Beta(alpha, alpha), by its inverse distribution function.
 
-    One half of the function is tabulated, the other is its mirror image. With
-    `x = t ** (1 / alpha)` the density loses its pole: it is `(1 - x) ** (alpha - 1)` over t, between 1 and 2.
+    One half of the function is tabulated, the other is its mirror image. Substituting `x = t ** (1 / alpha)`
+    removes the pole of the density: over t, it is `(1 - x) ** (alpha - 1)`, between 1 and 2.
 
     Args:
         alpha: Parameter of the distribution, in (0, 1].

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pipelines.augment.philox import Floats
 
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of R, G and B in a grey value, ITU-R BT.601
-MIDDLE = 127.5  # the grey that a change of contrast leaves as it is
+MIDDLE = 127.5  # the grey that a change of contrast leaves unchanged
 
 
 class ColourMap(NamedTuple):
@@ -18,10 +18,10 @@ class ColourMap(NamedTuple):
 
     Attributes:
         gain: Factor on all channels, `[n]`.
-        linear: What each new channel is made of, `[n, C, C]`.
-        grey: What `linear` makes of the grey value 1, `[n, C]`. Kept apart from the sum of the columns, which
-            is 1 for changes that preserve grey, but only up to rounding.
-        offset: What is added to each channel, `[n, C]`.
+        linear: Weights of the old channels in each new channel, `[n, C, C]`.
+        grey: Result of `linear` for the grey value 1, `[n, C]`. Stored, because the sum of the columns is 1
+            only up to rounding for changes that preserve grey.
+        offset: Value added to each channel, `[n, C]`.
     """
 
     gain: Floats

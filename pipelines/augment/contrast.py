@@ -40,8 +40,8 @@ class Contrast(ColourAugmentation):
 
     @override
     def precompose(self, after: ColourMap, values: Floats, image: ImageShape) -> ColourMap:
-        middle_stays = (MIDDLE * (1.0 - values))[:, None]  # [n, 1]
-        offset = after.offset + after.gain[:, None] * after.grey * middle_stays
+        shift = (MIDDLE * (1.0 - values))[:, None]  # [n, 1], which leaves the middle grey unchanged
+        offset = after.offset + after.gain[:, None] * after.grey * shift
         return after._replace(gain=after.gain * values, offset=offset)
 
     @override

@@ -1,4 +1,4 @@
-"""Describes in words what was drawn for each image, for the preview page."""
+"""Describes the drawn parameters of each image as text, for the preview page."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def describe_draws(
     mixing = [d for d in drawn if isinstance(d.augmentation, MixingAugmentation)]
     single = [d for d in drawn if not isinstance(d.augmentation, MixingAugmentation)]
     single.sort(key=lambda d: not getattr(d.augmentation, "in_unit_square", False))  # crops are applied first
-    facts = []
+    descriptions = []
     for index in range(len(np.asarray(rows))):
-        listed = [augmentation.describe(values, index) for augmentation, values, _ in single]
+        facts = [augmentation.describe(values, index) for augmentation, values, _ in single]
         if shares is not None and mixing:
-            listed.append(_choose_mixing(mixing, index).describe_share(float(shares[index])))
-        facts.append([fact for fact in listed if fact is not None])
-    return facts
+            facts.append(_choose_mixing(mixing, index).describe_share(float(shares[index])))
+        descriptions.append([fact for fact in facts if fact is not None])
+    return descriptions
 
 
 def _choose_mixing(mixing: Sequence[DrawnValues], index: int) -> Any:

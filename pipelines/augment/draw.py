@@ -27,9 +27,8 @@ from pipelines.spec import AugmentSpec, DataSpec
 
 Parameters = NDArray[np.float32]
 
-MIXING_CHOICE = (
-    21  # index of the random number, among those of this package, that chooses how images are mixed
-)
+# Index, among the random numbers of this package, of the one that chooses how images are mixed.
+MIXING_CHOICE = 21
 
 
 class DrawnValues(NamedTuple):
@@ -47,16 +46,16 @@ class DrawnValues(NamedTuple):
 
 
 def draw(spec: AugmentSpec, seed: int, epoch: int, rows: ArrayLike, data: DataSpec) -> dict[str, Parameters]:
-    """Draws what happens to each image of a batch.
+    """Draws the parameters of every augmentation for each image of a batch.
 
-    A function of seed, epoch and row; for mixing, also of whether the image has a neighbour. The fixed cost
-    of a call is far above that of an image: draw for many batches at once.
+    They depend on seed, epoch and row only; for mixing, also on whether the image has a neighbour. The fixed
+    cost of a call is far above that of an image: draw for many batches at once.
 
     Args:
         spec: Settings of all augmentations.
         seed: Any integer from 0 to 2**64 - 1.
         epoch: Number of the epoch, from 0.
-        rows: Rows of the split in the order of the batch, `[n]`; -1 is padding, to which nothing happens.
+        rows: Rows of the split in the order of the batch, `[n]`; -1 marks padding, which stays unchanged.
         data: Size and channels of the images.
 
     Returns:
@@ -155,7 +154,7 @@ def _count_numbers(augmentation: Augmentation) -> int:
 
 
 def _draw_shared_numbers(active: Sequence[Augmentation], seed: int, epoch: int, rows: ArrayLike) -> Floats:
-    """Draws the numbers of the augmentations of this package: no more of them than those that are on use."""
+    """Draws the numbers of the augmentations of this package, only as many as the active ones need."""
     counts = [_count_numbers(a) for a in active if type(a) in AUGMENTATIONS]
     if sum(isinstance(a, MixingAugmentation) for a in active) > 1:
         counts.append(1 + MIXING_CHOICE)

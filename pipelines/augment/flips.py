@@ -27,11 +27,13 @@ class Flips(GeometricAugmentation):
     class Settings(Spec):
         """Axes along which images are mirrored."""
 
-        flip: Annotated[bool, Field(description="Whether every second image is mirrored left to right.")] = (
-            False
-        )
+        flip: Annotated[
+            bool,
+            Field(description="Whether every second image is mirrored left to right."),
+        ] = False
         flip_vertical: Annotated[
-            bool, Field(description="Whether every second image is mirrored top to bottom.")
+            bool,
+            Field(description="Whether every second image is mirrored top to bottom."),
         ] = False
 
     name = "flip"

@@ -14,7 +14,7 @@ Entry = Floats | float
 
 
 class Transform(NamedTuple):
-    """Affine maps of n images, from the position of an output pixel to that in the input which it shows.
+    """Affine maps of n images, from positions in the output to the input positions that they show.
 
     `x_input = a * x + b * y + c` and `y_input = d * x + e * y + f`. Each entry is float64 `[n]`, or a number
     where it is the same for all images.

@@ -20,8 +20,8 @@ CROSS = np.array([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / np.sq
 class Hue(ColourAugmentation):
     """Rotates the colours of an image about the grey axis by an angle in degrees, uniform and symmetric.
 
-    120 degrees take red to green. The rotation is one of RGB space: it keeps the mean of the channels, where
-    a change of hue in HSV keeps the largest. Keeps every grey as it is. Drawn: the angle, `[n]`.
+    120 degrees turn red into green. The rotation is in RGB space: it preserves the mean of the channels,
+    whereas a change of hue in HSV preserves the largest one. Greys stay unchanged. Drawn: the angle, `[n]`.
     """
 
     class Settings(Spec):

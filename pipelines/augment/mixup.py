@@ -17,7 +17,7 @@ from pipelines.settings import Share, Spec
 class Mixup(MixingAugmentation):
     """Blends an image with its neighbour (Zhang et al., "mixup: beyond empirical risk minimization", 2017).
 
-    Each of the two neighbours has a share of its own. Drawn: the share of the image itself, `[n]`; 1 for no
+    The two neighbours draw their shares independently. Drawn: the share of the image itself, `[n]`; 1 for no
     mixture.
     """
 

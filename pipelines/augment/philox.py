@@ -15,7 +15,7 @@ MULTIPLIERS = np.array([0xD2511F53, 0xCD9E8D57], np.uint64)
 KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], np.uint64)
 LOW = np.uint64(0xFFFFFFFF)
 HALF = np.uint64(32)
-BLOCK = 4  # numbers that one counter value gives
+BLOCK = 4  # random numbers per counter value
 FOLD_BLOCK = 0xFFFFFFFF  # block number that `fold_in` uses and `uniform` never reaches
 
 
@@ -47,9 +47,10 @@ def philox4x32(counter: ArrayLike, key: ArrayLike) -> Words:
 
 
 def uniform(seed: int, epoch: int, rows: ArrayLike, count: int) -> Floats:
-    """Returns the random numbers of some rows. The key is the seed; the counter holds row, epoch and block.
+    """Returns uniform random numbers for some rows.
 
-    Number i of an image does not depend on `count`.
+    The key is the seed; the counter holds row, epoch and block. Number i of an image does not depend on
+    `count`.
 
     Args:
         seed: 0 to 2**64 - 1.
@@ -76,7 +77,7 @@ def fold_in(seed: int, name: str) -> int:
 
     Args:
         seed: 0 to 2**64 - 1.
-        name: Any text, which enters by its SHA-256.
+        name: Any text; its SHA-256 is used.
 
     Returns:
         A seed, 0 to 2**64 - 1.

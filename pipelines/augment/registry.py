@@ -50,7 +50,7 @@ AUGMENTATIONS: tuple[type[Augmentation], ...] = (
 )
 EXTENSIONS: Registry[type[Augmentation]] = Registry("augmentation", group="glassbox.augmentations")
 KINDS = (GeometricAugmentation, ColourAugmentation, PixelAugmentation, MixingAugmentation)
-# Names of arrays in a batch that are no parameters of one augmentation.
+# Names of arrays in a batch that are not the parameters of a single augmentation.
 BATCH_KEYS = ("image", "label", "weight", "row", "affine", "colour", "encoded", "shape")
 
 
@@ -62,7 +62,7 @@ def load_extension(key: str) -> type[Augmentation]:
             `package.module:CLASS`.
 
     Raises:
-        ConfigError: There is none, it cannot be imported, or it is no augmentation.
+        ConfigError: The class does not exist, cannot be imported, or is not an augmentation.
     """
     extension = load_reference(key, EXTENSIONS.kind) if is_reference(key) else _load_installed(key)
     if not isinstance(extension, type) or not issubclass(extension, KINDS):
@@ -72,9 +72,9 @@ def load_extension(key: str) -> type[Augmentation]:
             f"augment.{key}={getattr(extension, '__name__', extension)}",
             "see pipelines/augment/base.py",
         )
-    taken = [*BATCH_KEYS, *(name for augmentation in AUGMENTATIONS for name in _list_names(augmentation))]
+    reserved = set(BATCH_KEYS).union(*(_list_names(augmentation) for augmentation in AUGMENTATIONS))
     for name in _list_names(extension):
-        if name in taken:
+        if name in reserved:
             raise ConfigError(
                 "an augmentation with a name of its own",
                 f"augment.{key} with name={name}",
@@ -85,12 +85,12 @@ def load_extension(key: str) -> type[Augmentation]:
 
 @cache
 def _load_installed(key: str) -> type[Augmentation]:
-    """Returns what an entry point names; searching the metadata of all packages takes milliseconds."""
+    """Loads an installed entry point. Cached, because searching the metadata of all packages takes time."""
     return EXTENSIONS.get(key)
 
 
 def _list_names(augmentation: type[Augmentation]) -> set[str]:
-    """Returns what an augmentation is called on pages and in batches."""
+    """Returns the names of an augmentation on pages and in batches."""
     if issubclass(augmentation, MixingAugmentation):
         return {augmentation.name, augmentation.key}
     return {augmentation.name}

@@ -16,7 +16,7 @@ from pipelines.settings import Share, Spec
 class Saturation(ColourAugmentation):
     """Multiplies the distance of a colour from the grey of its luma by a factor.
 
-    The factor is uniform and symmetric about 1. Keeps every grey as it is. Drawn: the factor, `[n]`.
+    The factor is uniform and symmetric about 1. Greys stay unchanged. Drawn: the factor, `[n]`.
     """
 
     class Settings(Spec):

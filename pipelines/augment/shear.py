@@ -1,4 +1,4 @@
-"""Shear: vertical lines lean, and lose height as a real lean would."""
+"""Shear: tilts the vertical lines of an image."""
 
 from __future__ import annotations
 

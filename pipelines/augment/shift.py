@@ -16,7 +16,7 @@ from pipelines.settings import Share, Spec
 class Offsets(NamedTuple):
     """Shifts of n images as fractions of width and height, `[n]` each.
 
-    Positive ones show what lies to the right and below.
+    Positive values bring the content to the right and below into view.
     """
 
     x: Floats

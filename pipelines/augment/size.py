@@ -1,4 +1,4 @@
-"""Size: the warp may return images of another size than it takes."""
+"""Size: resizes images in the warp, so that the network trains on another size than the shards hold."""
 
 from __future__ import annotations
 

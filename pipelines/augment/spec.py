@@ -29,7 +29,7 @@ class AugmentSpec(_AllSettings):  # type: ignore[misc]
 
     A key that is no attribute below refers to an augmentation from outside this package: the name of an entry
     point of the group `glassbox.augmentations`, `file.py:CLASS` or `package.module:CLASS`. Its value holds
-    the settings of that class; `true` stands for their defaults, `false` and null turn it off.
+    the settings of that class: `true` selects their defaults, `false` and null turn the augmentation off.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -82,9 +82,8 @@ def list_augmentations(spec: AugmentSpec) -> tuple[Augmentation, ...]:
 
     The same settings give the same objects, so that TensorFlow does not trace their functions again.
     """
-    extensions = tuple(
-        load_extension(key) for key in spec.extensions
-    )  # anew: a user may have edited the file
+    # Loaded on every call, because a user may have edited the file.
+    extensions = tuple(load_extension(key) for key in spec.extensions)
     return _build_augmentations(spec, extensions)
 
 
@@ -111,7 +110,7 @@ def _validate_extension(key: str, value: Any) -> dict[str, Any]:
 
     Raises:
         ConfigError: The augmentation cannot be loaded.
-        ValidationError: The key is unknown, or a setting is.
+        ValidationError: The key or a setting is unknown.
     """
     if not is_reference(key) and key not in EXTENSIONS.names():
         unknown = InitErrorDetails(type="extra_forbidden", loc=(key,), input=value)

@@ -17,9 +17,12 @@ def warp(
 ) -> tf.Tensor:
     """Warps every image of a batch by its own affine matrix, bilinearly. The identity changes no bit.
 
-    Beyond the edge lies, in the names of SciPy's modes: with `nearest` the nearest pixel (`nearest`), with
-    `reflect` the image mirrored at the outer edge of its pixels (`reflect`), with `wrap` the image again
-    (`grid-wrap`), with `constant` the value `fill_value`, which edge pixels blend into (`grid-constant`).
+    Modes of `fill`, with the equivalent modes of `scipy.ndimage`:
+
+    - `nearest` repeats the nearest pixel (`nearest`).
+    - `reflect` mirrors the image at the outer edge of its pixels (`reflect`).
+    - `wrap` repeats the image (`grid-wrap`).
+    - `constant` shows `fill_value`, which edge pixels blend into (`grid-constant`).
 
     XLA compiles it to a single loop. It can be called from inside any other `tf.function` and from a replica
     of a distribution strategy.
@@ -27,7 +30,7 @@ def warp(
     Args:
         images: uint8 or floating, `[B, H, W, C]`; H, W and C static.
         affine: float32 `[B, 2, 3]`, output to input in the unit square (see `pipelines.augment.geometry`).
-        fill: What lies beyond the edge.
+        fill: Mode for positions beyond the edge, see above.
         fill_value: Value of every channel beyond the edge, with `constant`.
         size: Height and width of the result; None for those of the input.
 

@@ -95,7 +95,7 @@ class Batches:
         self.labels = self._reader.labels
         self.global_batch = global_batch
         self.steps = steps_per_epoch(self.rows, global_batch)
-        # the builder decoded every image: it measured their mean, or stored their pixels
+        # The builder decoded every image if it measured their mean or stored raw pixels.
         has_mean = self.manifest.get_split(split).mean is not None
         self._is_decodable = has_mean or self.manifest.encoding == "raw"
         self._cache = cache or CacheBudget()
@@ -119,7 +119,7 @@ class Batches:
         epochs: int = 1,
         stop_step: int | None = None,
     ) -> Iterable[Batch]:
-        """Returns one worker's batches of an epoch, from some step on, and of the epochs that follow it.
+        """Returns the batches of one worker for one or several epochs, starting at any step.
 
         Args:
             epoch: Number of the first epoch, from 0.
@@ -152,10 +152,10 @@ class Batches:
             for n in range(epochs):
                 steps = range(0 if n else start_step, stop)
                 for rows, parameters in self._iterate_rows(epoch + n, steps, worker, workers):
-                    for at in range(0, len(rows), size):
-                        part = rows[at : at + size]
-                        own = {name: values[at : at + size] for name, values in parameters.items()}
-                        yield self._build_labels(part) | own | self._read_images(part)
+                    for start in range(0, len(rows), size):
+                        part = slice(start, start + size)
+                        drawn = {name: values[part] for name, values in parameters.items()}
+                        yield self._build_labels(rows[part]) | drawn | self._read_images(rows[part])
 
         count = (epochs * stop - start_step) * replicas
         return self._build_batches(read_records, batch, batches_per_record, count)
@@ -190,9 +190,10 @@ class Batches:
                 raise
             if isinstance(error, dali.UndecodableError):
                 raise _describe_undecodable(self._reader, error.row) from None
-            for at in range(0, self.rows, SEARCH_ROWS):
-                _check_decodable(self._reader, range(at, min(at + SEARCH_ROWS, self.rows)), self._data)
-            raise  # the images are fine: something else went wrong
+            for start in range(0, self.rows, SEARCH_ROWS):
+                rows = range(start, min(start + SEARCH_ROWS, self.rows))
+                _check_decodable(self._reader, rows, self._data)
+            raise  # all images can be decoded: something else went wrong
 
     def fill_cache(self) -> None:
         """Decodes the whole split into the cache, if it has one and it is empty.
@@ -289,7 +290,7 @@ class Batches:
                 # [batches * B, ...] -> [batches, B, ...]
                 yield {name: values.reshape(-1, batch, *values.shape[1:]) for name, values in record.items()}
 
-        stacked = {name: tf.TensorSpec((None, *of.shape), of.dtype) for name, of in types.items()}
+        stacked = {name: tf.TensorSpec((None, *spec.shape), spec.dtype) for name, spec in types.items()}
         dataset = tf.data.Dataset.from_generator(split_records, output_signature=stacked).unbatch()
         return tfdata.configure_dataset(dataset, count)
 
@@ -300,7 +301,7 @@ class Batches:
         return tfdata.decode_batches(self._remember_failure(records), types, self._data, encoding, steps)
 
     def _remember_failure(self, records: Records) -> Records:
-        """Returns the same records, whose error is kept: TensorFlow passes on only its text."""
+        """Wraps records to store an error they raise, because TensorFlow passes on only its text."""
 
         def read_records() -> Iterator[Record]:
             try:
@@ -346,7 +347,7 @@ def _check_decodable(reader: ShardReader, rows: Sequence[int], data: DataSpec) -
     """Checks that some rows can be read and decoded.
 
     Raises:
-        DataError: Names the first one that cannot.
+        DataError: A row cannot be read or decoded; names the first such row.
     """
     shapes = reader.read_shapes(rows)
     index = tfdata.find_undecodable(reader.read_images(rows), shapes, data, reader.manifest.encoding)

@@ -19,7 +19,8 @@ from pipelines.spec import DataSpec
 Images = NDArray[np.uint8]
 TierName = Literal["none", "host", "device"]
 
-SHARE = 0.5  # of the free memory that decoded images may take; the rest is for the model and other processes
+# Share of the free memory that decoded images may take; the rest is for the model and other processes.
+SHARE = 0.5
 # Images are stored on a device as int64: uint8 cannot be summed over replicas, and int32 would stay in RAM.
 WORD_BYTES = 8
 
@@ -50,7 +51,7 @@ class CacheBudget:
         strategy: Strategy whose training step calls `Batches.attach`; None if nothing does, which rules out
             the tier `device`.
         workers: Number of worker processes on this machine, which share its RAM.
-        progress: Called while a cache is filled, with the number of images decoded so far and of all.
+        progress: Called while a cache is filled, with the number of images decoded so far and in total.
         ram: Free bytes of RAM; None to measure them when they are first needed.
         gpu: Free bytes on each GPU, 0 without one; None to measure them when they are first needed.
     """
@@ -117,9 +118,9 @@ class CacheBudget:
         return f"{format_bytes(size)} of {content}; {ram}; {gpu}"
 
     def _find_fitting(self, size: int) -> dict[str, bool]:
-        """Tells for `host` and `device` whether a table fits."""
+        """Tells whether a table fits into each of the tiers `host` and `device`."""
         ram, device = self._compute_limits()
-        fits_host = size <= ram  # also on their way to a device, images pass through RAM
+        fits_host = size <= ram  # also required for `device`: images pass through RAM on their way there
         fits_device = self.strategy is not None and fits_host and -(-size // self._replicas) <= device
         return {"host": fits_host, "device": fits_device}
 
@@ -179,7 +180,7 @@ class DeviceImages:
         words = _pack_words(images)
         with strategy.scope():
             self._words = tf.Variable(
-                # takes over the memory of what is assigned, so that there are never two copies
+                # Empty, so that the assignment below takes over the memory of its value without a copy.
                 tf.zeros([0, words.shape[1]], tf.int64),
                 trainable=False,
                 shape=tf.TensorShape([None, words.shape[1]]),
@@ -246,5 +247,5 @@ def _pack_words(images: Images) -> NDArray[np.int64]:
 
 
 def format_bytes(size: float) -> str:
-    """Formats a number of bytes as megabytes, or as gigabytes from one on."""
+    """Formats a number of bytes in megabytes, or in gigabytes from 1 GB on."""
     return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"

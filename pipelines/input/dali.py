@@ -152,7 +152,7 @@ def build_pipeline(source: Iterator[list[Array]], data: DataSpec, batch: int, is
         source: Iterator over batches, each a list of `batch` arrays: encoded bytes, or pixels `[h, w, C]`.
         data: Size and channels of the result.
         batch: Number of images per batch.
-        is_raw: Whether `source` gives raw pixels.
+        is_raw: Whether `source` yields raw pixels.
     """
     from nvidia.dali import Pipeline, fn, types
 

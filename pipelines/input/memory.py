@@ -1,4 +1,4 @@
-"""Measures the memory available for decoded images, in RAM and on GPUs, and keeps freed memory for reuse."""
+"""Measures the memory available for decoded images, in RAM and on GPUs, and tunes the allocator for them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MALLOC_PARAMETERS = {-3: 32 << 20, -1: 256 << 20, -2: 64 << 20}
 
 
 def measure_available_ram(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Returns the bytes of RAM this process could still take.
+    """Returns the bytes of RAM that this process could still allocate.
 
-    That is what the kernel calls available, or less if the container has a limit.
+    That is `MemAvailable` of the kernel, or less if the container has a limit.
 
     Args:
         proc: Mount point of procfs.
@@ -42,7 +42,7 @@ def measure_available_ram(proc: Path = Path("/proc"), cgroup: Path = Path("/sys/
 
 
 def measure_available_gpu_memory() -> int:
-    """Returns the bytes free on the fullest of the visible GPUs; 0 if the driver does not report them."""
+    """Returns the free bytes of the fullest visible GPU; 0 if the driver does not report them."""
     devices = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     command = ["nvidia-smi", "--query-gpu=memory.free", "--format=csv,noheader,nounits"]
     if devices:
@@ -55,10 +55,10 @@ def measure_available_gpu_memory() -> int:
 
 
 def keep_freed_memory() -> None:
-    """Tells glibc to keep freed memory for the next image instead of returning it to the kernel.
+    """Configures glibc to keep freed memory for the next image instead of returning it to the kernel.
 
-    Every image is decoded into newly allocated memory. Kept, 2 of 40 page faults per image are left, and
-    decoding takes a tenth less time. Does nothing with other C libraries.
+    Every image is decoded into newly allocated memory. Keeping it reduces the page faults per image from 40
+    to 2 and the decoding time by a tenth. Does nothing with other C libraries.
     """
     with suppress(OSError, AttributeError):
         for parameter, value in MALLOC_PARAMETERS.items():

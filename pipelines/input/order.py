@@ -11,7 +11,7 @@ from pipelines.errors import ConfigError
 
 Rows = NDArray[np.int64]
 
-PADDING = -1  # row number in the last batch of an epoch where no example is left
+PADDING = -1  # row number that fills up the last batch of an epoch
 SEED_LIMIT = 2**64  # a seed is one 64-bit word of the generator's key
 
 
@@ -55,8 +55,8 @@ def epoch_order(
     starts = ends - shard_rows
     shards = np.argsort(_draw_words(seed, epoch, len(ends), stream=1), kind="stable")
     parts = [np.empty(0, np.int64)]
-    for at in range(0, len(shards), window):
-        group = np.sort(shards[at : at + window])
+    for first in range(0, len(shards), window):
+        group = np.sort(shards[first : first + window])
         rows_of_group = np.concatenate([np.arange(starts[shard], ends[shard]) for shard in group])
         parts.append(rows_of_group[np.argsort(words[rows_of_group], kind="stable")])
     return np.concatenate(parts)

@@ -15,7 +15,7 @@ from pipelines.shards.arrow import DAMAGE_FIX
 from pipelines.shards.formats import ShardRows, format_paths, open_shard
 from pipelines.shards.manifest import load_manifest
 
-MAPPED_SHARDS = 16_384  # kept open at a time; Linux allows a process 65,530 maps
+MAPPED_SHARDS = 16_384  # number of shards mapped at a time; Linux allows 65,530 maps per process
 
 RowNumbers = Sequence[int] | NDArray[np.int64]
 

@@ -15,8 +15,9 @@ from pipelines.spec import DataSpec
 Record = dict[str, Any]
 
 PREFETCH = 4  # batches decoded ahead of the consumer
-PARALLEL_BATCHES = 2  # decoded at a time, so that no core is idle while the last images of one batch finish
-RATIOS = (1, 2, 4, 8)  # what a JPEG decoder can divide height and width by, which saves a part of the work
+# Number of batches decoded at a time, so that no core is idle while the last images of one batch finish.
+PARALLEL_BATCHES = 2
+RATIOS = (1, 2, 4, 8)  # divisors of height and width that a JPEG decoder supports, to save work
 BLACK = bytes.fromhex(  # a PNG file of one black pixel, which becomes a black image of any size
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
     "0000000a49444154789c636000000002000148afa4710000000049454e44ae426082"
@@ -121,11 +122,11 @@ def decode_batches(
 
 
 def configure_dataset(dataset: tf.data.Dataset, steps: int) -> tf.data.Dataset:
-    """Makes a dataset of batches know its length, prefetch, and leave sharding to `Batches`."""
+    """Sets the length of a dataset of batches, prefetches it, and turns off TensorFlow's own sharding."""
     options = tf.data.Options()
     options.autotune.enabled = False  # ending an epoch would wait for the tuner's thread, for seconds
     options.threading.max_intra_op_parallelism = 1  # images are decoded in parallel instead
-    # every worker already reads its own slice
+    # Every worker already reads its own slice.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
     return dataset.prefetch(PREFETCH).with_options(options)
@@ -170,7 +171,7 @@ def choose_ratio(image: tf.Tensor, shape: tf.Tensor, data: DataSpec) -> tf.Tenso
         data: Size of the result.
 
     Returns:
-        int32 scalar, an index in `RATIOS`; 0 if the image is no JPEG.
+        int32 scalar, an index in `RATIOS`; 0 if the image is not a JPEG.
     """
     ratios = tf.constant(RATIOS[1:])[:, None]
     is_large = tf.reduce_all(-(-shape[:2] // ratios) >= data.image_size, axis=1)  # a decoder rounds up
@@ -203,7 +204,7 @@ _decode_images = tf.function(decode_images, autograph=False, reduce_retracing=Tr
 
 
 def find_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encoding: str) -> int | None:
-    """Returns the index of the first image that cannot be decoded, or None; arguments as of `decode_all`."""
+    """Returns the index of the first image that cannot be decoded, or None. Arguments: see `decode_all`."""
     stored = (np.array([bytes(image) for image in images], object), np.asarray(shapes, np.int32))
     dataset = tf.data.Dataset.from_tensor_slices(stored).map(
         lambda image, shape: decode_images(image[None], shape[None], data, encoding),
@@ -226,9 +227,9 @@ def count_cores() -> int:
 
 
 def _resize_if_needed(pixels: tf.Tensor, data: DataSpec) -> tf.Tensor:
-    """Resizes raw pixels unless they have the size of the result, as is common.
+    """Resizes raw pixels unless they already have the size of the result, which is common.
 
-    The check is cheap next to resizing; next to decoding a file it would not pay.
+    The check is cheap compared with resizing. For encoded files, decoding dominates and it would not pay.
     """
     has_size = tf.reduce_all(tf.shape(pixels)[:2] == data.image_size)
     pixels = tf.cond(has_size, lambda: pixels, lambda: _resize(pixels, data.image_size))
@@ -236,9 +237,9 @@ def _resize_if_needed(pixels: tf.Tensor, data: DataSpec) -> tf.Tensor:
 
 
 def _resize(pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Resizes an image with the operation behind `tf.image.resize`, which adds twenty small ones to each.
+    """Resizes an image by the operation behind `tf.image.resize`, which would add twenty small ones.
 
-    An image that already has the size is left unchanged.
+    An image that already has the right size stays unchanged.
     """
     resized = tf.raw_ops.ResizeBilinear(images=tf.expand_dims(pixels, 0), size=size, half_pixel_centers=True)
     return tf.squeeze(tf.cast(resized + 0.5, tf.uint8), 0)

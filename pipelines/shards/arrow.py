@@ -83,9 +83,8 @@ def write_arrow(path: Path, records: Iterable[Record]) -> int:
     rows = 0
     with open_writer(path, RECORD_SCHEMA) as write:
         for group in group_records(records):
-            write(
-                [_build_bytes_column([record.image for record in group], pa.binary()), *build_columns(group)]
-            )
+            images = _build_bytes_column([record.image for record in group], pa.binary())
+            write([images, *build_columns(group)])
             rows += len(group)
     return rows
 
@@ -126,7 +125,7 @@ def open_writer(path: Path, schema: Any) -> Iterator[Any]:
 def build_columns(records: list[Record]) -> list[Any]:
     """Builds all columns of `RECORD_SCHEMA` except the image, each of `len(records)` rows."""
     count = len(records)
-    # A null has defined bytes too: the same records must give the same file.
+    # Nulls get defined bytes too, so that the same records give the same file.
     boxes = build_number_column([record.bbox or (0.0,) * 4 for record in records], np.float32)
     has_box = np.array([record.bbox is not None for record in records])
     validity = None if has_box.all() else pa.py_buffer(np.packbits(has_box, bitorder="little"))
@@ -227,7 +226,7 @@ def concatenate(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
 
 @contextmanager
 def report_damage(path: Path) -> Iterator[None]:
-    """Turns what Arrow and NumPy raise on a damaged file into a `DataError` that names the file."""
+    """Turns errors of Arrow and NumPy about a damaged file into a `DataError` that names the file."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -37,20 +37,20 @@ def build_shards(
     """Builds a shard set; the bytes depend on the source and `spec` only, not on the number of workers.
 
     Every worker must see the source and `out` under the same path. A build that was interrupted by a kill
-    or an error resumes when it is started again with the same arguments. Where no data set can be made of
-    the source, nothing is left at `out`.
+    or an error resumes when it is started again with the same arguments. If the source is unusable, `out` is
+    removed again.
 
     Args:
         source: Source of the images.
         out: Directory to create.
         spec: Options of the shard set.
-        progress: Called with the number of images done and the number of all images: first when the workers
-            are ready, then after every shard.
+        progress: Called with the number of images done and in total: first when the workers are ready, then
+            after every shard.
         workers: Largest number of shards built at a time; None for one per CPU of the cluster.
         reopen: Opens the source again at the end. If its fingerprint differs by then, nothing is committed.
 
     Returns:
-        The manifest as it was saved.
+        The manifest of the shard set, as saved.
 
     Raises:
         ConfigError: The options contradict each other, `out` is occupied or cannot be written, another
@@ -74,7 +74,7 @@ def build_shards(
         try:
             _build_missing_shards(source, spec, directory, totals, progress or _ignore_progress, workers)
         except GlassboxError:
-            if not totals.candidates_done:  # else the next start resumes with what is there
+            if not totals.candidates_done:  # otherwise, the next start resumes from the finished shards
                 directory.discard(plan)
             raise
         try:

@@ -19,14 +19,14 @@ from pipelines.storage import lock_file, replace_file, sync, write_atomically
 REJECTED_FILE = "rejected.jsonl"
 WORK_FOLDER = ".building"  # inside the shard set, until it is complete
 REMOVE_ATTEMPTS = 50
-REMOVE_SECONDS = 0.1  # between two attempts
+REMOVE_SECONDS = 0.1  # wait between two attempts
 
 
 class BuildDirectory:
     """The locked output directory of a build.
 
-    Shards are written to a directory of the build's own and moved to `out` when they are whole. A worker that
-    outlives its driver therefore either writes the same bytes, or fails because that directory is gone.
+    Shards are written to a work directory of this build and moved to `out` when they are complete. A worker
+    that outlives its driver therefore either writes the same bytes, or fails because that directory is gone.
 
     Args:
         out: Directory of the shard set.
@@ -109,7 +109,7 @@ def lock_build_directory(out: Path, digest: str, about: Mapping[str, str]) -> It
     """Locks an output directory for the length of a block, and cleans up after a build that is over.
 
     Args:
-        out: Absolute path of the directory; created where it is missing.
+        out: Absolute path of the directory; created if it is missing.
         digest: Identifies the build: equal digests give equal bytes.
         about: Parts of the build by name, so that messages can say how two builds differ.
 

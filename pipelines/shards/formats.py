@@ -1,4 +1,4 @@
-"""One pair of functions that writes and opens a shard in any file format, which its suffix selects."""
+"""Writes and opens a shard in any file format; the suffix of its name selects the format."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def get_index_name(file: str) -> str:
 
 
 def describe_file(path: Path) -> StoredFile:
-    """Returns the name, size and digest of a file as it is on disk."""
+    """Returns the name, size and digest of a file on disk."""
     return StoredFile(file=path.name, bytes=path.stat().st_size, sha256=hash_file(path))
 
 

@@ -22,7 +22,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB
 MAX_SIDE = 65_500  # limit of libjpeg; that of libpng is somewhat higher
 ORIENTATION = 0x0112  # EXIF tag; values 2 to 8 ask for the picture to be turned or mirrored
-COPY_QUALITY = 95  # of JPEGs that have to be normalised
+COPY_QUALITY = 95  # quality of JPEGs that have to be normalised
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -67,13 +67,19 @@ class PreparedImage(NamedTuple):
 def prepare_image(image: bytes, spec: ShardSpec) -> PreparedImage:
     """Decides how an image is stored, and decodes it completely, which proves that it can be read.
 
-    With the encoding `as-found`, the bytes of a JPEG (greyscale or YCbCr, not turned by EXIF) and of an 8-bit
-    greyscale or RGB PNG are kept where they need no resizing and decode without a warning. Any other image is
-    normalised here, once, so that every decoder sees the same pixels: turned according to EXIF, converted
-    from CMYK or a palette to RGB, blended with white where transparent, cut to the upper 8 of 16 bits,
-    reduced to the first frame of an animation. JPEGs are copied as JPEG of quality 95 without chroma
-    subsampling, including those that decode with a warning (extraneous bytes, for example); all other
-    images become PNG. The content decides the format, not the name of the file.
+    With the encoding `as-found`, the bytes of two kinds of files are kept if they need no resizing and decode
+    without a warning: JPEGs that are greyscale or YCbCr and not rotated by EXIF, and 8-bit greyscale or RGB
+    PNGs. Any other image is normalised here, once, so that every decoder sees the same pixels:
+
+    - rotated according to EXIF,
+    - converted from CMYK or a palette to RGB,
+    - blended with white where transparent,
+    - reduced to the upper 8 of 16 bits,
+    - reduced to the first frame of an animation.
+
+    Normalised JPEGs are stored as JPEG of quality 95 without chroma subsampling, including those that decode
+    with a warning (extraneous bytes, for example); all other images become PNG. The content decides the
+    format, not the name of the file.
 
     The other encodings encode every image again: `jpeg:QUALITY` (with 4:2:0 chroma subsampling), `png`,
     `raw`.
@@ -171,7 +177,7 @@ def _normalise(picture: Image.Image, data: bytes) -> Image.Image:
 
 
 def _reduce_depth(picture: Image.Image, depth: int) -> Image.Image:
-    """Converts a PNG of any bit depth to 8 bits, and its transparent colour, which Pillow leaves."""
+    """Converts a PNG of any bit depth to 8 bits, and its transparent colour, which Pillow does not convert."""
     key = picture.info.pop("transparency", None)
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))

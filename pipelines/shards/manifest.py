@@ -18,7 +18,7 @@ BUILD_AGAIN = "build the shard set again"
 
 
 class StoredFile(Spec):
-    """A file as it was written.
+    """A file of the shard set, with the size and digest it was written with.
 
     Attributes:
         file: Name inside the directory of the shard set.
@@ -35,7 +35,7 @@ class ShardFile(StoredFile):
     """One shard: its file and, where the format needs one, its index file.
 
     Attributes:
-        rows: Number of examples; a shard of none has no files.
+        rows: Number of examples; a shard with 0 rows has no files.
         index: File with the offsets of the images (TFRecord only).
     """
 
@@ -148,7 +148,7 @@ def load_manifest(directory: str | Path) -> Manifest:
 
 
 def _describe_error(error: Exception) -> str:
-    """Returns a few words that say what is wrong with a manifest."""
+    """Returns a short text that says what is wrong with a manifest."""
     if isinstance(error, ValidationError):
         first = error.errors()[0]
         return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

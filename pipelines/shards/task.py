@@ -1,4 +1,4 @@
-"""The work of one task of a build: read a range of the source, write one shard and its marker."""
+"""One task of a build: reads a range of the source, and writes one shard and its marker."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Shards as TFRecord files of `tf.train.Example`, each with an index file for reading at any row.
 
-Any TensorFlow program reads it without the index:
+Any TensorFlow program can read the shards without the index:
 
     features = {
         "image": tf.io.FixedLenFeature([], tf.string),
@@ -11,9 +11,9 @@ Any TensorFlow program reads it without the index:
     }
     tf.data.TFRecordDataset(files).map(lambda record: tf.io.parse_single_example(record, features))
 
-The wire format (https://www.tensorflow.org/tutorials/load_data/tfrecord) is written here rather than by
-TensorFlow, whose import takes seconds and half a gigabyte in every worker of a build; the bytes are those
-that `tf.io.TFRecordWriter` would write.
+This module writes the wire format (https://www.tensorflow.org/tutorials/load_data/tfrecord) itself, because
+importing TensorFlow takes seconds and half a gigabyte in every worker of a build. The bytes are those that
+`tf.io.TFRecordWriter` would write.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ class ShardCheck(NamedTuple):
     """Result of checking one shard.
 
     Attributes:
-        problem: Name of the damaged file, its first bad row and the reason; None where the shard is sound.
+        problem: Name of the damaged file, its first bad row and the reason; None if the shard is intact.
         class_counts: int64 `[classes]`, rows per class; None where the shard cannot be read.
         id_hashes: uint64 `[rows]`, a hash of every identifier.
     """
@@ -45,11 +45,10 @@ def verify_shards(directory: Path, progress: Callable[[int, int], None] | None =
 
     Args:
         directory: Directory of the shard set. Every worker must see it under the same path.
-        progress: Called with the number of rows checked and the number of all rows.
+        progress: Called with the number of rows checked and in total.
 
     Returns:
-        A line for every damaged file, with the first bad row where a row is at fault; empty where all is
-        sound.
+        A line for every damaged file, with its first bad row if a row is at fault; empty if all are intact.
 
     Raises:
         DataError: There is no shard set, or its manifest is damaged.
@@ -122,7 +121,7 @@ def _find_bad_row(shard: ShardFile, rows: ShardRows, encoding: str, classes: int
 
 
 def _check_row(rows: ShardRows, row: int, encoding: str, classes: int) -> str | None:
-    """Returns what is wrong with a row."""
+    """Returns the reason why a row is bad, or None."""
     if not rows.is_sound(row):
         return "image, label or checksum is not what was written"
     label = int(rows.labels[row])
@@ -176,10 +175,10 @@ def _check_class_counts(manifest: Manifest, results: Sequence[ShardCheck]) -> li
         readable = [count for count in counts if count is not None]
         if len(readable) < len(counts):
             continue
-        found = [0] * len(manifest.classes)
+        actual = [0] * len(manifest.classes)
         if readable:
-            found = np.sum(readable, axis=0, dtype=int).tolist()
+            actual = np.sum(readable, axis=0, dtype=int).tolist()
         expected = list(split.class_counts)
-        if found != expected:
-            problems.append(f"{FILE_NAME}: split={name}: class_counts={expected}, found {found}")
+        if actual != expected:
+            problems.append(f"{FILE_NAME}: split={name}: class_counts={expected}, found {actual}")
     return problems

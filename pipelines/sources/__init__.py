@@ -1,6 +1,6 @@
 """Sources: where labelled images come from, one file per source. `open_source` opens one by its name.
 
-A source of your own is a class with the attributes and methods of `Source`, in a file or a package:
+To write your own source, define a class with the attributes and methods of `Source` in a file or a package:
 
     class Thumbnails:
         classes = ("cat", "dog")
@@ -83,7 +83,7 @@ def _open_plugin(factory: Any, argument: str, name: str) -> Source:
     """Opens a source of another package.
 
     Raises:
-        ConfigError: The factory cannot be called, or returns something else than a source.
+        ConfigError: The factory cannot be called, or does not return a source.
         DataError: The factory failed.
     """
     if not callable(factory):
@@ -105,7 +105,7 @@ def _open_plugin(factory: Any, argument: str, name: str) -> Source:
 
 
 def _build_unknown_error(name: str, labelled: bool) -> ConfigError:
-    """Returns the error for a name that is not that of a source, with what it could have been."""
+    """Returns the error for a name that is not that of a source, with suggestions."""
     kind = name.partition(":")[0]
     forms = FORMS if labelled else f"photos:DIR, {FORMS}"
     known = [*SOURCES.names(), *DATASETS.names()]

@@ -62,7 +62,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ArchiveSource:
-    """A zip or tar file of images, made by `open_archive`. Every worker must see it under the same path.
+    """A zip or tar file of images, opened by `open_archive`. Every worker must see it under the same path.
 
     Attributes:
         name: Name of the source, `archive:FILE`.
@@ -103,7 +103,7 @@ class ArchiveSource:
     def fingerprint(self) -> str:
         """Returns a digest over path, size and CRC-32 (zip) or time of change (tar) of every member.
 
-        It does not show a member of a tar that was replaced by one with the same size and time.
+        It does not detect a member of a tar that was replaced by one with the same size and time.
         """
         return compute_fingerprint(self.classes, self.splits, ["size", "stamp"])
 
@@ -133,18 +133,18 @@ class ArchiveSource:
 def open_archive(argument: str) -> ArchiveSource:
     """Lists an archive file; `pipelines.sources.layout.arrange_files` describes its layout and order.
 
-    Where everything is in one folder, other than `train`, that folder is the top: a folder, an archive of
-    it and an archive of its content give the same examples in the same order.
+    A single top folder other than `train` is ignored, so that a folder, an archive of it and an archive of
+    its content yield the same examples in the same order.
 
-    Links are not followed. A link, device, encrypted or too large member among the images is rejected, and
+    Links are not followed. Links, devices, encrypted and too large members among the images are rejected, and
     so is a member that a later one of the same name would overwrite. In a large `.tar.gz`, every read
-    inflates up to the next seek point: a `.tar` or `.zip` is faster.
+    decompresses from the last seek point on: a `.tar` or `.zip` is faster.
 
     Args:
         argument: Path of the archive.
 
     Raises:
-        ConfigError: There is no such file, or its suffix is none of these.
+        ConfigError: The file does not exist, or its suffix is not in `SUFFIXES`.
         DataError: The archive is damaged, holds a path that leads out of it, expands to more than the
             limits, or holds fewer than two classes.
     """
@@ -237,7 +237,7 @@ def _strip_top_folder(members: pa.Table, folders: set[bytes]) -> tuple[pa.Table,
 
 
 def _mark_overwritten(members: pa.Table) -> pa.Table:
-    """Marks members that a later one of the same path would overwrite; both are next to each other."""
+    """Marks members that a later one of the same path would overwrite; equal paths follow each other."""
     paths = members["path"]
     is_repeated = pc.equal(paths.slice(0, max(len(paths) - 1, 0)), paths.slice(1))
     if not pc.any(is_repeated).as_py():
@@ -250,7 +250,7 @@ def _mark_overwritten(members: pa.Table) -> pa.Table:
 
 
 def _guess_kind(path: Path, kind: str) -> str:
-    """Returns words about the kind of archive that the content looks like, where it is another one."""
+    """Returns a note on the kind of archive that the content looks like, if it is another one."""
     with path.open("rb") as file:
         head = file.read(512)
     looks_like = {

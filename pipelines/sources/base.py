@@ -1,4 +1,4 @@
-"""What a source is, and the registries that the sources of this package put themselves into."""
+"""The protocol that every source implements, and the registries of all sources."""
 
 from __future__ import annotations
 

@@ -27,13 +27,13 @@ from pipelines.sources.archive import SUFFIXES, ArchiveSource, find_archive_kind
 from pipelines.sources.base import SOURCES
 from pipelines.storage import hash_file, lock_file
 
-ATTEMPTS = 4  # in a row that bring no new bytes
+ATTEMPTS = 4  # number of attempts in a row without new bytes
 BACKOFF = 1.0  # seconds; the wait doubles with every further attempt
 MAX_WAIT = 60.0  # seconds, where a server asks for a longer wait
 TIMEOUT = 30.0  # seconds without a byte
-MAX_BYTES = 2**41  # 2 TiB: more than any public set of images in one file, so a server gone wrong
+MAX_BYTES = 2**41  # 2 TiB, more than any public set of images in one file: the server misbehaves
 CHUNK_BYTES = 2**20
-LOG_SECONDS = 10.0  # between two lines about the progress
+LOG_SECONDS = 10.0  # interval between two lines about the progress
 TEMPORARY_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # worth another attempt
 
 logger = logging.getLogger(__name__)
@@ -188,9 +188,8 @@ class _Download:
 
     def _receive(self, response: requests.Response) -> bool:
         """Appends the body of a response to the part, and tells whether the part is complete."""
-        if (
-            response.status_code == 416
-        ):  # nothing is missing; or the file is shorter now, which its digest shows
+        if response.status_code == 416:
+            # Nothing is missing; or the file is shorter now, which the check of its digest reveals.
             return True
         if response.status_code not in (200, 206):
             raise self._build_error(f"HTTP {response.status_code} {response.reason}")
@@ -281,7 +280,7 @@ def _check_redirect(response: requests.Response, **options: Any) -> None:
 
 
 def _build_retry() -> Retry:
-    """Builds the policy of waits: as long as the server asks, or doubling from attempt to attempt."""
+    """Builds the retry policy: waits as long as the server asks, or twice as long after every attempt."""
     return Retry(total=ATTEMPTS - 1, backoff_factor=BACKOFF, retry_after_max=int(MAX_WAIT))
 
 

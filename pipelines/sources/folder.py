@@ -24,12 +24,13 @@ from pipelines.sources.layout import (
     reject_by_name,
 )
 
-GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)  # a file, or the file server
+# Errors that mean that a file, or the file server, has disappeared.
+GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder of images, made by `open_folder`. Every worker must see it under the same path.
+    """A folder of images, opened by `open_folder`. Every worker must see it under the same path.
 
     Attributes:
         name: Name of the source, `folder:DIR`.
@@ -66,8 +67,8 @@ class FolderSource:
     def fingerprint(self) -> str:
         """Returns a digest over the path and the size of every file.
 
-        It shows files that were added, removed, renamed, moved to another class or changed in size, and is
-        the same for a copy of the folder. It does not show changes that keep the size.
+        It changes if files were added, removed, renamed, moved to another class or changed in size, and is
+        the same for a copy of the folder. It does not detect changes that keep the size.
         """
         return compute_fingerprint(self.classes, self.splits, ["size"])
 

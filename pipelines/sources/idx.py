@@ -30,7 +30,7 @@ Array = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class IdxSource:
-    """A folder of IDX files, made by `open_idx`.
+    """A folder of IDX files, opened by `open_idx`.
 
     Attributes:
         name: Name of the source, `idx:DIR`.
@@ -69,8 +69,8 @@ class IdxSource:
 def open_idx(argument: str) -> IdxSource:
     """Opens a folder with `train-images-idx3-ubyte` and `train-labels-idx1-ubyte`.
 
-    Files `t10k-*`, where there are any, are the validation split. Each file may have the suffix `.gz`. All
-    files are read and checked completely.
+    Files `t10k-*`, if there are any, are the validation split. Each file may have the suffix `.gz`. All files
+    are read and checked completely.
 
     Args:
         argument: Path of the folder.
@@ -129,7 +129,7 @@ def _read_pair(image_path: str, label_path: str) -> tuple[Array, Array]:
     """Reads the images `[N, H, W]` and labels `[N]` of a split.
 
     Raises:
-        DataError: They do not match.
+        DataError: Images and labels do not match.
     """
     images = _read_array(image_path)
     labels = _read_array(label_path)
@@ -174,7 +174,7 @@ def _parse(path: str, size: int, mtime_ns: int) -> Array:
         received = f"{path}: its first bytes are {content[:4].hex(' ') or 'missing'}"
         raise DataError("an IDX file of unsigned bytes", received, DAMAGE_FIX)
     start = 4 + 4 * content[3]
-    shape = tuple(int.from_bytes(content[at : at + 4], "big") for at in range(4, start, 4))
+    shape = tuple(int.from_bytes(content[offset : offset + 4], "big") for offset in range(4, start, 4))
     expected = start + math.prod(shape)
     if len(content) != expected:
         raise DataError(f"{expected} bytes for shape {shape}", f"{path}: bytes={len(content)}", DAMAGE_FIX)
