@@ -1,4 +1,4 @@
-"""Every setting that concerns data: how shards are built, read and augmented."""
+"""Data settings: how shards are built, read and augmented."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = [
 
 
 class ShardSpec(Spec):
-    """How a source becomes a shard set.
+    """Settings for building a shard set from a source.
 
     Attributes:
         format: `arrow` (Arrow IPC file, memory-mapped) or `tfrecord` (`tf.train.Example`, readable by any
@@ -59,7 +59,7 @@ class ShardSpec(Spec):
 
 
 class DataSpec(Spec):
-    """How stored images become batches.
+    """Settings for reading stored images as batches.
 
     Attributes:
         image_size: Height and width in pixels that every image is resized to; `96` and `96x96` are accepted.
@@ -67,8 +67,8 @@ class DataSpec(Spec):
         backend: Decoder: `tfdata`, `dali`, or `auto` (DALI if it is installed and a GPU is visible).
         decode: `exact`, or `fast`, which decodes JPEGs at a fraction of their size as long as the result is
             still larger than `image_size`.
-        cache: Where decoded images are kept between epochs: nowhere (`none`), in RAM (`host`), in accelerator
-            memory (`device`), or in the fastest of these that fits (`auto`).
+        cache: Memory that holds decoded images between epochs: none (`none`), RAM (`host`), accelerator
+            memory (`device`), or the fastest of these that fits (`auto`).
         window: Number of shards that are shuffled together, one window after the other; None shuffles all.
     """
 

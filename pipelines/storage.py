@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, file locks and digests."""
+"""Atomic writes of files and directories, file locks and digests."""
 
 from __future__ import annotations
 
@@ -83,11 +83,11 @@ def lock_file(path: Path, refusal: GlassboxError | None = None) -> Iterator[None
     """Holds an exclusive lock for the length of a block; the kernel frees it however the process ends.
 
     Args:
-        path: File to lock, created where it is missing. A process that removes it must hold the lock.
-        refusal: Error to raise at once where another process holds the lock; None to wait until it is free.
+        path: File to lock, created if it is missing. A process that removes it must hold the lock.
+        refusal: Error to raise at once if another process holds the lock; None to wait until it is free.
 
     Raises:
-        GlassboxError: The refusal, where another process holds the lock.
+        GlassboxError: The refusal, if another process holds the lock.
         OSError: The file cannot be created, or its file system has no locks.
     """
     # Without a file system's locks, filelock would fall back to a file that outlives a killed process.

@@ -1,4 +1,4 @@
-"""Checkpoints: variables of model, optimizer and training, the position in the data, the configuration."""
+"""Saves, finds and loads checkpoints: variables of model and optimizer, progress of the run, and settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from service.runs import CHECKPOINT_DESCRIPTION, CHECKPOINT_PATTERN, Run, score
 STATE = "state.npz"
 NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
 REQUIRED_KEYS = {"data", "history", "step", "sums", "seconds", "stage", "groups"}
-SEEDS = "seed_generator_state"  # in the paths of dropout's seeds
+SEEDS = "seed_generator_state"  # part of the path of dropout seeds among the variables
 
 # Variables of Keras or TensorFlow by their purpose; those of the model come first.
 Variables = Mapping[str, Sequence[Any]]
@@ -30,14 +30,14 @@ Arrays = Mapping[str, Sequence[np.ndarray]]
 
 @dataclass(frozen=True)
 class Position:
-    """How far a run has trained.
+    """Progress of a run: finished epochs, and batches of the current epoch.
 
     Attributes:
         data: Digest of the shard set's manifest.
         history: Metrics of every finished epoch, oldest first.
         step: Batches of the current epoch that have been trained on.
         sums: Totals over these batches, see `service.training.step.Steps.read_totals`.
-        seconds: Seconds that these batches took.
+        seconds: Training time of these batches.
         skipped: Updates in these batches that were skipped because a gradient was not finite.
     """
 
@@ -61,7 +61,7 @@ class Position:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the best score, the first of equals; 0 before the first epoch ends."""
+        """The epoch with the best score, the first of equal ones; 0 before the first epoch ends."""
         scores = [score(metrics, self.history) for metrics in self.history]
         return scores.index(max(scores)) + 1 if scores else 0
 
@@ -72,7 +72,7 @@ class Checkpoint:
 
     Attributes:
         path: Directory of the checkpoint.
-        position: How far the run had trained.
+        position: Progress of the run at the checkpoint.
         stage: Stage of the run that it belongs to, from 0.
         groups: Number of variables in each group.
         damaged: Newer checkpoints that were skipped because they are damaged.
@@ -88,10 +88,10 @@ class Checkpoint:
         """Assigns the saved values to variables.
 
         Args:
-            variables: Some or all of the groups that were saved.
+            variables: Some or all of the saved groups.
 
         Raises:
-            TrainingError: They belong to another model or optimizer.
+            TrainingError: The saved values belong to another model or optimizer.
         """
         with np.load(self.path / STATE) as state:
             arrays = [state[name] for name in sorted(state.files)]
@@ -110,7 +110,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """A checkpoint at the end of an epoch, to look at the model as it was then.
+    """A checkpoint at the end of an epoch, for reports on the model at that time.
 
     Attributes:
         epoch: Number of finished epochs.
@@ -121,7 +121,7 @@ class RunCheckpoint:
     path: Path
 
     def load(self, model: Any) -> None:
-        """Assigns the weights of the checkpoint to a model: as they were trained, not their moving average.
+        """Assigns the weights of the checkpoint to a model: the trained weights, not their moving average.
 
         Args:
             model: Keras model of the run.
@@ -150,16 +150,16 @@ def list_run_checkpoints(run: Run, limit: int) -> list[RunCheckpoint]:
         run: The run they belong to.
         limit: Largest number to return: the first, the last, and others spread evenly between them.
     """
-    found = []
+    checkpoints = []
     for path in list_checkpoints(run.checkpoints):
         name = NAME.fullmatch(path.name)
         is_end_of_epoch = name is not None and name[2] is None
         if name and is_end_of_epoch and (path / STATE).is_file() and _is_described(path):
-            found.append(RunCheckpoint(int(name[1]), path))
-    if len(found) <= limit:
-        return found
-    indices = np.rint(np.linspace(0, len(found) - 1, limit)).astype(int)
-    return [found[index] for index in np.unique(indices)]
+            checkpoints.append(RunCheckpoint(int(name[1]), path))
+    if len(checkpoints) <= limit:
+        return checkpoints
+    indices = np.rint(np.linspace(0, len(checkpoints) - 1, limit)).astype(int)
+    return [checkpoints[index] for index in np.unique(indices)]
 
 
 def variables_of(model: Any, optimizer: Any, training: Sequence[Any] = ()) -> Variables:
@@ -200,9 +200,9 @@ def save_checkpoint(
     Args:
         directory: The run's `checkpoints`.
         arrays: Values of all variables, from `snapshot`.
-        position: How far the run has trained.
-        keep: How many of the newest checkpoints remain, this one included.
-        description: Further entries of its description: `stage`, `config`.
+        position: Progress of the run.
+        keep: Number of newest checkpoints to keep, including this one.
+        description: Further entries of the checkpoint's description: `stage`, `config`.
 
     Returns:
         Directory of the checkpoint.
@@ -213,10 +213,10 @@ def save_checkpoint(
     numbered = {f"{number:04d}": array for number, array in enumerate(flat)}
     with replace_directory(target) as temporary:
         np.savez(temporary / STATE, allow_pickle=False, **numbered)
-        described = {"epoch": position.epoch, "stage": 0} | asdict(position) | description
-        described["groups"] = {group: len(members) for group, members in arrays.items()}
-        described["sha256"] = hash_file(temporary / STATE)
-        (temporary / CHECKPOINT_DESCRIPTION).write_text(json.dumps(described, indent=2) + "\n")
+        entries = {"epoch": position.epoch, "stage": 0} | asdict(position) | description
+        entries["groups"] = {group: len(members) for group, members in arrays.items()}
+        entries["sha256"] = hash_file(temporary / STATE)
+        (temporary / CHECKPOINT_DESCRIPTION).write_text(json.dumps(entries, indent=2) + "\n")
 
     best = Position(position.data, position.history[: position.best_epoch]).name
     checkpoints = list_checkpoints(directory)
@@ -228,7 +228,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> Checkpoint | None:
-    """Finds the newest undamaged checkpoint; None where there are no checkpoints.
+    """Finds the newest undamaged checkpoint; None if there are no checkpoints.
 
     Args:
         directory: The run's `checkpoints`.
@@ -236,8 +236,8 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
         model: Name of the model that is about to be trained; None accepts any.
 
     Raises:
-        ConfigError: It belongs to another shard set or model.
-        TrainingError: There are checkpoints, all of them damaged.
+        ConfigError: The checkpoint belongs to another shard set or model.
+        TrainingError: All checkpoints are damaged.
     """
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(directory)):
@@ -281,12 +281,12 @@ def _check_same(path: Path, description: dict[str, Any], data: str, model: str |
 
 
 def _strip_folder(model: str) -> str:
-    """A model's name without the folder of its file, which changes where the run directory is moved."""
+    """Returns a model's name without the folder of its file, which changes if the run directory is moved."""
     return model.rpartition("/")[2]
 
 
 def remove_unfinished(directory: Path) -> None:
-    """Removes what a killed process left unfinished.
+    """Removes incomplete checkpoints of a killed process.
 
     Args:
         directory: The run's `checkpoints`.
@@ -301,16 +301,16 @@ def list_checkpoints(directory: Path) -> list[Path]:
     Args:
         directory: The run's `checkpoints`.
     """
-    found = []
+    positions = []
     for path in directory.glob(CHECKPOINT_PATTERN):
         name = NAME.fullmatch(path.name)
         if name:
-            found.append((int(name[1]), int(name[2] or 0), path))
-    return [path for _, _, path in sorted(found)]
+            positions.append((int(name[1]), int(name[2] or 0), path))
+    return [path for _, _, path in sorted(positions)]
 
 
 def _read_whole(path: Path) -> dict[str, Any] | None:
-    """The description of a checkpoint, or None where a part of it is missing or damaged."""
+    """Reads the description of a checkpoint; None if a part of the checkpoint is missing or damaged."""
     try:
         description: dict[str, Any] = json.loads((path / CHECKPOINT_DESCRIPTION).read_text())
         is_whole = description["sha256"] == hash_file(path / STATE) and description.keys() >= REQUIRED_KEYS

@@ -1,4 +1,4 @@
-"""The command line `glassbox`; each command is a file of `service/commands`."""
+"""The command line `glassbox`; each command is a module of `service/commands`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pipelines.errors import GlassboxError
 from service.commands import diagnose, evaluate, predict, presets, preview, report, shards, train, tune
 from service.version import read_version
 
+# In the order of the help.
 COMMANDS = (
     shards,
     preview,
@@ -22,7 +23,7 @@ COMMANDS = (
     diagnose,
     tune,
     presets,
-)  # in the order of the help
+)
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 

@@ -29,7 +29,7 @@ PRESETS = Path(__file__).parent / "presets"
 
 
 class RunConfig(Spec):
-    """Everything a run depends on, as it is stored in `config.yaml`.
+    """Configuration of a run, as stored in `config.yaml`.
 
     Attributes:
         preset: Name of the preset that the run started from.
@@ -45,8 +45,8 @@ class RunConfig(Spec):
         schedule: How the learning rate changes over the updates.
         global_batch: Images per step, over all replicas.
         epochs: Passes over the training split.
-        stages: Parts of the run with settings of their own; their epochs add up to `epochs`. A run without
-            stages has one.
+        stages: Consecutive parts of the run with different settings; their epochs add up to `epochs`. A run
+            without stages is a single stage.
         freeze: Patterns of layers that are not trained (see `service.training.optimizers`).
         label_smoothing: Share of every label that is spread evenly over all classes.
         class_weights: Factors on the loss by class name, or `balanced` for equal total weight of all classes;
@@ -54,12 +54,12 @@ class RunConfig(Spec):
         accumulate: Batches whose gradients are summed for one update.
         ema: Decay per update of the moving average of the weights, after a warmup; the averaged weights are
             evaluated and saved. None for no average.
-        early_stopping: When to stop before the last epoch, judged from the start of the last stage; None for
-            never.
+        early_stopping: Condition to stop before the last epoch, checked during the last stage only; None for
+            no early stopping.
         evaluate_every: Epochs between evaluations.
         seed: Seed of the initial weights, the order, the augmentation and the dropout.
         precision: What layers compute in; weights, logits and loss stay float32. float16 uses loss scaling.
-        xla: Whether forward and backward pass are compiled; `auto` compiles where there is a GPU.
+        xla: Whether forward and backward pass are compiled; `auto` compiles if there is a GPU.
         batch_norm: `averaged`: moving statistics of the replicas are averaged before they are used.
             `synchronized`: each batch is normalized over all replicas (not with XLA).
         precise_batch_norm: Training images, without augmentation, over which batch-norm statistics are
@@ -71,7 +71,7 @@ class RunConfig(Spec):
         keep_checkpoints: Number of newest checkpoints that are kept, in addition to that of the best epoch.
         checkpoint_minutes: Minutes between checkpoints within an epoch; None for checkpoints only at the ends
             of epochs.
-        profile: Whether to record a TensorFlow profile of updates 10 to 19, as far as they are in one epoch.
+        profile: Whether to record a TensorFlow profile of updates 10 to 19 of an epoch.
     """
 
     preset: str
@@ -182,10 +182,11 @@ def load_config(preset: str, shards: str | Path, overrides: list[str] | None = N
 
 
 def load_run_config(run: Run) -> RunConfig:
-    """Loads the configuration of a run, whose references to the user's code lead into the run directory.
+    """Loads the configuration of a run. References to user code point into the run directory.
 
     Raises:
-        ConfigError: This is no run, its configuration is damaged, or a copy of the user's code has changed.
+        ConfigError: The directory is not a run, its configuration is damaged, or a copy of user code has
+            changed.
     """
     run.verify_code()
     return check(RunConfig, run.config(), str(run.config_path))
@@ -241,7 +242,7 @@ def build_config(preset: str, settings: dict[str, Any], shards: str | Path, sour
 
 
 def _make_absolute(name: str) -> str:
-    """Makes the path in the name of a file or of user code absolute; other names stay as they are."""
+    """Makes the path in the name of a file or of user code absolute; returns other names unchanged."""
     is_path = name.endswith((".py", KERAS_SUFFIX)) or reference_file(name) is not None
     is_in_folder = "/" in name and is_reference(name)
     if is_path or is_in_folder:
@@ -281,7 +282,7 @@ def read_yaml(path: Path, name: str) -> dict[str, Any]:
         name: What the file is, for the error message.
 
     Raises:
-        ConfigError: The file is not valid YAML, or holds something else than keys and values.
+        ConfigError: The file is not valid YAML, or does not hold keys and values.
     """
     try:
         settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
@@ -323,8 +324,8 @@ def put(settings: dict[str, Any], key: str, value: Any) -> None:
 
     Args:
         settings: Settings to change.
-        key: Key of the value; dots reach into groups, which are created where they are missing.
-        value: Value as YAML gives it.
+        key: Key of the value; dots reach into groups, which are created if they are missing.
+        value: Value as parsed from YAML.
     """
     *groups, last = _split_key(key)
     for group in groups:

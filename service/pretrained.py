@@ -1,4 +1,4 @@
-"""Where the first weights of a model come from: what can be checked without building one. No TensorFlow."""
+"""Pretrained weights: names, files, and checks that need neither a model nor TensorFlow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SUFFIXES = (KERAS_SUFFIX, ".h5")  # `.weights.h5` ends in the latter
 
 @dataclass(frozen=True)
 class Base:
-    """A network that Keras has trained on ImageNet.
+    """A network with ImageNet weights published by Keras.
 
     Attributes:
         name: Function in `keras.applications` that builds it.
@@ -48,14 +48,14 @@ def is_weights_file(weights: str) -> bool:
 
 
 def check_weights(model: str, weights: str) -> None:
-    """Checks that a model can begin with some weights, as far as their name and their file tell.
+    """Checks that weights exist and have a suffix that the model can load.
 
     Args:
         model: Name of the model in the configuration.
         weights: `none`, `imagenet`, `saved` or the path of a file.
 
     Raises:
-        ConfigError: There is no such file, or it is of another kind.
+        ConfigError: The file does not exist, or has another suffix.
     """
     if not is_weights_file(weights):
         return

@@ -1,4 +1,4 @@
-"""Progress bars: one kind for every command, shown in a terminal or a notebook and silent elsewhere."""
+"""Progress bars of all commands: shown in a terminal or a notebook, silent elsewhere."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def open_display(console: Console, *columns: ProgressColumn) -> Progress:
 
     Args:
         console: Console to draw on.
-        columns: What is shown of every task.
+        columns: Columns to show for every task.
     """
     return Progress(*columns, console=console, disable=not can_animate(console), transient=True)
 

@@ -1,4 +1,4 @@
-"""The recipe of a run: optimizer, schedule, stages, early stopping, class weights. No TensorFlow."""
+"""Settings for training: optimizer, schedule, stages, early stopping, class weights. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _check_applies(
 
 
 class OptimizerSpec(Spec):
-    """The Keras optimizer and its settings; None stands for the default of Keras.
+    """The Keras optimizer and its settings; None selects the default of Keras.
 
     Attributes:
         name: Name of the Keras optimizer.
@@ -68,8 +68,8 @@ class OptimizerSpec(Spec):
         beta_2: Decay of the mean of their squares, in `lion` of the momentum. Keras: 0.999, `lion` 0.99.
         epsilon: Constant that keeps divisions finite; not for `sgd` and `lion`. Keras: 1e-7.
         weight_decay: Decoupled weight decay (Loshchilov and Hutter, 2019): before each update
-            w -= learning rate * weight_decay * w, with every optimizer, so that `adam` with it is `adamw`,
-            and the trust ratio of `lamb` leaves it out. Keras: 0.004 for `adamw`, else 0.
+            `w -= learning_rate * weight_decay * w`, with every optimizer. `adam` with weight decay equals
+            `adamw`; the trust ratio of `lamb` excludes the decay. Keras: 0.004 for `adamw`, else 0.
         no_decay: Shell-style patterns of the paths of variables that are not decayed.
         clip_norm: Largest global norm of the gradient, over all replicas; None for no limit.
     """
@@ -102,7 +102,7 @@ class ScheduleSpec(Spec):
             each boundary; `one_cycle`, up from 1 / `div` to 1 and down to `end`, both along a half cosine
             (Smith and Topin, 2018).
         warmup_steps: Updates before the full rate, during which the rate rises linearly; not for `one_cycle`,
-            which has a rise of its own.
+            which has its own rise.
         warmup_epochs: Length of the warmup in epochs instead, fractions allowed.
         warmup_from: Factor of the first update of the warmup.
         end: Factor that `cosine` and `one_cycle` approach: that of the update after the last one.
@@ -141,11 +141,11 @@ class ScheduleSpec(Spec):
 
 
 class StageSpec(Spec):
-    """Some epochs of a run with their own learning rate, schedule and trainable layers.
+    """Consecutive epochs of a run with their own learning rate, schedule and trainable layers.
 
     Layers that match the run's `freeze` or the stage's `freeze` are frozen, except those that match the
-    stage's `train`. Nothing carries over from the stage before, so that each stage can be read by itself. For
-    patterns, see `service.training.optimizers`.
+    stage's `train`. A stage inherits nothing from the previous one. For patterns, see
+    `service.training.optimizers`.
 
     Attributes:
         epochs: Number of epochs of this stage.
@@ -163,7 +163,7 @@ class StageSpec(Spec):
 
 
 class EarlyStoppingSpec(Spec):
-    """When a run stops before its last epoch.
+    """Condition for stopping a run before its last epoch.
 
     Attributes:
         metric: Metric that has to improve: a loss falls, an accuracy rises.
@@ -183,7 +183,7 @@ def should_stop(history: Sequence[Mapping[str, float]], spec: EarlyStoppingSpec)
     patience.
 
     Args:
-        history: Metrics per epoch, from the first that is judged.
+        history: Metrics per epoch, from the first epoch that counts.
         spec: Metric, patience and smallest improvement.
     """
     sign = 1.0 if spec.metric.endswith("loss") else -1.0
@@ -202,10 +202,10 @@ def validate_class_weights(value: Any) -> Any:
     """Validates `balanced`, or positive numbers by class name; names that YAML reads as numbers become text.
 
     Args:
-        value: Value as YAML gives it.
+        value: Value as parsed from YAML.
 
     Raises:
-        ValueError: The value is neither, as pydantic expects of a validator.
+        ValueError: The value is neither; pydantic expects this exception of a validator.
     """
     if value is None or value == "balanced":
         return value
@@ -221,9 +221,9 @@ def class_weight_table(spec: ClassWeights, classes: Sequence[str], counts: Seque
     """Computes the factor on the loss for each class.
 
     Args:
-        spec: `balanced`: with n images and k classes, an image of a class of c images has the weight
-            n / (k * c), so that all classes have equal total weight and the mean weight is 1; classes without
-            images are left out. Or factors by class name, 1 for other classes. None for 1 everywhere.
+        spec: `balanced`, factors by class name (1 for other classes), or None for 1 everywhere. With
+            `balanced`, n images and k classes, an image of a class of c images has the weight n / (k * c).
+            All classes then have equal total weight and the mean weight is 1; empty classes are left out.
         classes: Class names in the order of their labels.
         counts: Training images of each class.
 

@@ -281,7 +281,7 @@ class Run:
         self._stop_path.unlink(missing_ok=True)
 
     def stop_requested(self) -> str | None:
-        """Returns the reason of a request to stop; None where there is no request."""
+        """Returns the reason of a request to stop; None if there is no request."""
         try:
             return self._stop_path.read_text()
         except OSError:

@@ -29,8 +29,8 @@ def apply_augmentations(batch: Any, spec: AugmentSpec | None = None) -> tuple[tf
 
     Returns:
         A tuple `(images, shares)`. Images are float32 `[B, H, W, C]` in 0 to 255, not rounded; H and W are
-        those of `spec.size` if it is set. Shares, float32 `[B]`, tell how much of each mixture is the image itself; the
-        rest is its neighbour (see `swap_neighbours`). None if images are not mixed.
+        those of `spec.size` if it is set. Shares, float32 `[B]`, tell how much of each mixture is the image
+        itself; the rest is its neighbour (see `swap_neighbours`). None if images are not mixed.
     """
     spec = spec or AugmentSpec()
     images = batch["image"]

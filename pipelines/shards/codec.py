@@ -21,7 +21,7 @@ def decode_jpeg(data: bytes, channels: int) -> Pixels | None:
         channels: 1 for greyscale, 3 for RGB.
 
     Returns:
-        uint8 `[H, W, channels]`, or None where the decoder reports an error or a warning.
+        uint8 `[H, W, channels]`, or None if the decoder reports an error or a warning.
     """
     colour_space = "RGB" if channels == 3 else "GRAY"
     try:

@@ -93,7 +93,7 @@ def _iterate_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _read_frame_shape(content: bytes) -> Shape | None:
-    """Reads the shape from a frame header, None where it is damaged or not plain.
+    """Reads the shape from a frame header, None if it is damaged or not plain.
 
     The header consists of precision (1 byte), height (2), width (2), number of components (1), and 3 bytes
     for each component.

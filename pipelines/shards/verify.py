@@ -27,7 +27,7 @@ class ShardCheck(NamedTuple):
 
     Attributes:
         problem: Name of the damaged file, its first bad row and the reason; None if the shard is intact.
-        class_counts: int64 `[classes]`, rows per class; None where the shard cannot be read.
+        class_counts: int64 `[classes]`, rows per class; None if the shard cannot be read.
         id_hashes: uint64 `[rows]`, a hash of every identifier.
     """
 

@@ -71,7 +71,7 @@ class ArchiveSource:
         kind: Kind of archive: `.zip`, `.tar` or `.tar.gz`.
         length: Size of the file in bytes.
         splits: Per split, a table of all members in reading order, with the columns of `SCHEMA` and `label`.
-        seek_points: Index of a `.tar.gz` for reading at any position.
+        seek_points: Index of a `.tar.gz` for reading at any position, else None.
     """
 
     name: str

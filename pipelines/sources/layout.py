@@ -22,7 +22,7 @@ VALIDATION_FOLDERS = (b"validation", b"val", b"test")  # the first that exists i
 LAYOUT_FIX = "arrange the images as DIR/CLASS/IMAGE or DIR/train/CLASS/IMAGE"
 PATH = pa.field("path", pa.large_binary(), nullable=False)
 SIZE = pa.field("size", pa.int64(), nullable=False)
-CHUNK = 65536  # rows that are Python objects at a time
+CHUNK = 65536  # rows converted to Python objects at a time
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +45,8 @@ def arrange_files(
 
     A folder `train` at the top is the train split, and `validation` (else `val`, else `test`) the validation
     split; without one, all files are in `train`. Folders inside a class folder belong to the class. Hidden
-    files and folders are left out, and so are files outside of class folders. A folder without a single
-    image in any split is no class.
+    files and folders are left out, and so are files outside of class folders. A folder without any image in
+    any split is not a class.
 
     Files are sorted by a hash of their path: every range is a random mix of the classes, and the order is the
     same in a copy. Files with the same path keep their given order.
@@ -61,7 +61,7 @@ def arrange_files(
         int32, -1 for a file without a class.
 
     Raises:
-        DataError: There are fewer than two classes, or the name of one is not UTF-8.
+        DataError: There are fewer than two classes, or the name of a class is not UTF-8.
     """
     prefixes = _find_split_prefixes(files, folders)
     splits = tuple(prefixes)
@@ -153,7 +153,7 @@ def _find_split_prefixes(files: pa.Table, folders: Iterable[bytes]) -> dict[str,
 
 
 def _locate(path: bytes, prefixes: Mapping[str, bytes]) -> tuple[str, bytes] | None:
-    """Returns the split of a file and the name of its class folder, None where it is in neither or hidden."""
+    """Returns the split of a file and the name of its class folder; None if it is in neither or hidden."""
     for split, prefix in prefixes.items():
         if path.startswith(prefix):
             folder, slash, _ = path[len(prefix) :].partition(b"/")
@@ -180,7 +180,7 @@ def _find_classes(
 
 
 def _sort_rows(files: pa.Table, rows: NDArray[np.int64], path_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Sorts rows by the hash of their path; by path and row where hashes are equal."""
+    """Sorts rows by the hash of their path, then by path and row."""
     keys = pa.table({"hash": path_hash[rows], "path": files["path"].take(rows), "row": rows})
     sort_keys = [(name, "ascending") for name in keys.column_names]
     order: NDArray[np.uint64] = pc.sort_indices(keys, sort_keys).to_numpy()

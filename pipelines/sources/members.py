@@ -20,14 +20,15 @@ from pipelines.errors import DataError
 
 MAX_HEADER = 2**20  # bytes: a tar member's name is held in memory; real ones have a few thousand at most
 MAX_TRAILER = 2**26  # bytes: tar fills its last record with zeros, a few KiB
-SEEK_POINTS = 1000  # in a gzip file: 32 MiB for every worker, and a seek inflates 1/2000 of it on average
-MIN_SPACING = 2**18  # bytes between two seek points: inflating them takes a few milliseconds
+# Per gzip file: takes 32 MiB in every worker, and a seek decompresses 1/2000 of the file on average.
+SEEK_POINTS = 1000
+MIN_SPACING = 2**18  # bytes between two seek points: decompressing them takes a few milliseconds
 MAX_SPACING = 2**28  # the library divides by zero at 2**30, which ends the process
 ZIP_ENTRY = struct.Struct("<4s4xH16xHH")  # signature, compression method, lengths of name and extra field
 UTF8_FLAG = 0x800
 ENCRYPTED_FLAG = 0x1
 
-# what the libraries raise on damaged archives
+# Errors that the libraries raise on damaged archives.
 ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -120,7 +121,7 @@ def scan_tar(path: Path) -> Iterator[Member]:
 
 
 def scan_tar_gz(path: Path) -> Iterator[Member]:
-    """Lists a gzipped tar file, inflating and verifying all of it once.
+    """Lists a gzipped tar file; decompresses and verifies all of it once.
 
     Raises:
         DataError: The file ends before the archive does.
@@ -137,7 +138,7 @@ def read_tar(file: IO[bytes], member: dict[str, Any]) -> bytes:
     """Reads one member of a tar file.
 
     Args:
-        file: The archive, open for reading; inflated where it is gzipped.
+        file: The archive, open for reading; decompressed if it is gzipped.
         member: Fields of the `Member` by name.
 
     Raises:
@@ -151,11 +152,11 @@ def read_tar(file: IO[bytes], member: dict[str, Any]) -> bytes:
 
 
 def build_seek_points(path: Path, length: int) -> pa.Buffer:
-    """Builds the index of an undamaged gzip file: positions from which inflating can start.
+    """Builds the index of an undamaged gzip file: positions from which decompression can start.
 
     Args:
         path: Path of the gzip file.
-        length: Approximate number of inflated bytes.
+        length: Approximate number of decompressed bytes.
     """
     from indexed_gzip import IndexedGzipFile
 
@@ -224,7 +225,7 @@ def _scan_headers(path: Path, file: IO[bytes]) -> Iterator[Member]:
 
 
 class _HeaderFile:
-    """A file that refuses to read headers and names of an unreasonable size, whatever the archive declares.
+    """A file that refuses to read headers and names of an unreasonable size.
 
     Args:
         file: The archive, open for reading.

@@ -1,4 +1,4 @@
-"""Photos without classes: all images below `DIR`, to predict. No model can be trained on them."""
+"""The source `photos:DIR`: images without classes, for predictions only."""
 
 from __future__ import annotations
 

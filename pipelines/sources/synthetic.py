@@ -26,7 +26,7 @@ LIMITS = {"train": (2, 1_000_000), "validation": (0, 1_000_000), "seed": (0, 2**
 
 @SOURCES.register("synthetic")
 class SyntheticSource:
-    """Striped and checkered balls: `synthetic:evidence`, optionally with `,OPTION=VALUE` behind it.
+    """Striped and checkered balls: `synthetic:evidence`, optionally followed by `,OPTION=VALUE`.
 
     The options and their defaults are `train=1600` and `validation=400` (number of pictures), `seed=0`, and
     `size=96` (height and width in pixels).
@@ -35,7 +35,7 @@ class SyntheticSource:
         argument: `evidence`, then options in any order, separated by commas.
 
     Raises:
-        ConfigError: There is no such kind of picture or option, or a value is out of range.
+        ConfigError: The kind of picture or an option is unknown, or a value is out of range.
     """
 
     def __init__(self, argument: str) -> None:

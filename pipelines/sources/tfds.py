@@ -19,7 +19,7 @@ FOLDER_PREFIX = "folder="
 
 @dataclass(frozen=True)
 class TfdsSource:
-    """A prepared data set, made by `open_tfds`. Every worker must see it under the same path.
+    """A prepared data set, opened by `open_tfds`. Every worker must see it under the same path.
 
     Attributes:
         name: Name of the source, `tfds:NAME`.
@@ -103,7 +103,7 @@ def open_tfds(argument: str) -> TfdsSource:
         argument: `NAME`, `NAME/CONFIG` or `NAME:VERSION`; or `folder=DIR` with `DIR/SPLIT/CLASS/*`.
 
     Raises:
-        ConfigError: `folder=DIR` names no folder.
+        ConfigError: `folder=DIR` does not name an existing folder.
         DataError: The data set is not prepared, has no train split, or does not have one image and one label.
     """
     is_folder = argument.startswith(FOLDER_PREFIX)
@@ -115,8 +115,8 @@ def open_tfds(argument: str) -> TfdsSource:
     own_names = {"train": "train", "validation": "validation" if "validation" in counts else "test"}
     splits = {split: (name, counts[name]) for split, name in own_names.items() if name in counts}
     if "train" not in splits or len(classes) < 2:
-        found = f"splits={', '.join(counts) or 'none'} classes={', '.join(classes) or 'none'}"
-        received = f"source=tfds:{argument}: {found}"
+        content_summary = f"splits={', '.join(counts) or 'none'} classes={', '.join(classes) or 'none'}"
+        received = f"source=tfds:{argument}: {content_summary}"
         raise DataError("a train split and at least two classes", received, "choose another data set")
 
     names = [name for name, _ in splits.values()]

@@ -1,4 +1,4 @@
-"""glassbox for notebooks and scripts: the whole public interface.
+"""The public interface of glassbox for notebooks and scripts.
 
     import glassbox
 

@@ -1,4 +1,4 @@
-"""One split of a shard set as batches, for `tf.data` and for NumPy."""
+"""`glassbox.Dataset`: one split of a shard set as batches, for `tf.data` and NumPy."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Dataset:
-    """One split as batches in exactly the order and form that training sees.
+    """One split as batches, in exactly the order and form that training uses.
 
-    Every batch is a dict: `image` `[B, H, W, C]` (uint8, or float32 where augmented), `label` int32 `[B]`,
+    Every batch is a dict: `image` `[B, H, W, C]` (uint8, or float32 if augmented), `label` int32 `[B]`,
     `weight` float32 `[B]` (0 marks padding of the last batch), `row` int64 `[B]` (-1 for padding).
 
     Args:
@@ -100,13 +100,13 @@ class Dataset:
                 yield {name: value.numpy() for name, value in batch.items()}
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        """The batches of epoch 0 as NumPy arrays."""
+        """Yields the batches of epoch 0 as dicts of NumPy arrays."""
         return self.numpy()
 
     def _apply_augmentation(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """The batch with its augmentation applied, as the training step does it on the device."""
+        """Applies the augmentation of a batch, as the training step does on the device."""
         from pipelines.augment.apply import apply_augmentations
 
         images, _ = apply_augmentations(self._batches.attach(batch), self._augment)
-        kept = {name: batch[name] for name in ("label", "weight", "row")}
-        return {"image": images} | kept
+        labels = {name: batch[name] for name in ("label", "weight", "row")}
+        return {"image": images} | labels

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from service.report.analysis.network import Network
 
-OPACITY = 0.55  # of a heatmap over its image
+OPACITY = 0.55  # opacity of a heatmap over its image
 MIN_SIDE = 160  # pixels; smaller photos are enlarged for display
 MAX_CHANNELS = 16  # channels drawn per layer
 COLUMNS = 8  # channels per row
@@ -105,7 +105,7 @@ class Activations:
             layer: Name of the layer.
 
         Raises:
-            KeyError: There is no such layer.
+            KeyError: The model has no such layer.
         """
         values = self.outputs[layer]
         if values.ndim == 1:
@@ -172,14 +172,14 @@ def heatmaps(
             raise ConfigError("a model with feature maps", f"model={model}", "use a convolutional network")
         layer = network.last_feature_map.name
     probabilities = _predict(network, images)
-    chosen = probabilities.argmax(axis=1) if classes is None else np.asarray(classes, np.int64)
-    result = CamExtractor(network, [layer], [method])(images, chosen[:, None])
+    labels = probabilities.argmax(axis=1) if classes is None else np.asarray(classes, np.int64)
+    result = CamExtractor(network, [layer], [method])(images, labels[:, None])
     maps = []
     for values in result.maps[layer, method][:, 0]:  # [h, w]
         peak = float(values.max())
         fractions = values / peak if peak > 0 else values
         maps.append(resize_bilinear(fractions, *images.shape[1:3]))
-    return Heatmaps(images, np.stack(maps), chosen, probabilities, names, layer, method)
+    return Heatmaps(images, np.stack(maps), labels, probabilities, names, layer, method)
 
 
 def activations(
@@ -200,16 +200,14 @@ def activations(
     network, _ = _open_network(model, image[None], None, scale)
     graph = network.compile_graph(lambda x: dict(network.run(x).outputs))
     outputs: dict[str, Any] = graph(image[None])
-    values = {
-        name: tf.cast(outputs[name], tf.float32).numpy()[0] for name in [i.name for i in network.layers]
-    }
+    values = {layer.name: tf.cast(outputs[layer.name], tf.float32).numpy()[0] for layer in network.layers}
     return Activations(image, values)
 
 
 def _open_network(
     model: Any, images: np.ndarray, class_names: Sequence[str] | None, scale: float | None
 ) -> tuple[Network, tuple[str, ...]]:
-    """The model for analysis, and the names of its classes; checks that the images fit it."""
+    """Opens a model for analysis, checks that the images fit it, and returns it with its class names."""
     import keras
 
     from pipelines.errors import ConfigError
@@ -217,10 +215,10 @@ def _open_network(
     from service.inference.jobs import open_model
     from service.report.analysis.network import Network
 
-    known: Sequence[str] | None = None
+    saved_names: Sequence[str] | None = None
     if not isinstance(model, keras.Model):
         saved, model = open_model(os.fspath(model))
-        known = saved.classes
+        saved_names = saved.classes
     spec = input_spec(model)
     shape = (*spec.image_size, spec.channels)
     if images.ndim != 4 or images.shape[1:] != shape:
@@ -230,7 +228,7 @@ def _open_network(
             "read them at that size, for example with ShardSet.images(rows, size=...)",
         )
     count = class_count(model)
-    names = tuple(class_names or known or (f"class_{label}" for label in range(count)))
+    names = tuple(class_names or saved_names or (f"class_{label}" for label in range(count)))
     if len(names) != count:
         raise ConfigError(f"{count} class names", f"class_names={len(names)}", "name them all")
     network = Network(model, infer_pixel_scale(model) if scale is None else scale)
@@ -238,7 +236,7 @@ def _open_network(
 
 
 def _predict(network: Network, images: np.ndarray) -> np.ndarray:
-    """Predicted probabilities, float32 `[N, K]`."""
+    """Predicts the probabilities of all classes, float32 `[N, K]`."""
     import tensorflow as tf
 
     graph = network.compile_graph(lambda x: tf.nn.softmax(network.run(x).logits))
@@ -256,7 +254,7 @@ def _draw_channel(values: np.ndarray) -> np.ndarray:
 
 
 def _to_rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 `[H, W, 1 or 3]` to uint8 `[H, W, 3]`."""
+    """Converts an image `[H, W, 1 or 3]` to uint8 `[H, W, 3]`."""
     pixels = np.clip(image, 0, 255).astype(np.uint8)
     return np.repeat(pixels, 3, axis=2) if pixels.shape[2] == 1 else pixels
 

@@ -1,4 +1,4 @@
-"""Models: load, evaluate and predict with any Keras image classifier."""
+"""Loads any Keras image classifier, evaluates it and predicts with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ()) -> keras.Model:
-    """Loads the model of a run, or a model file made anywhere, in safe mode.
+    """Loads the model of a run, or any model file, in safe mode.
 
     Args:
         path: A run or run directory, or a `.keras` file.
@@ -24,8 +24,8 @@ def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ())
             is imported.
 
     Raises:
-        ConfigError: There is no such model, it needs code to be executed, or it has custom layers that are
-            not defined.
+        ConfigError: The model does not exist, needs code to be executed, or has custom layers that are not
+            defined.
     """
     from service.inference.jobs import open_model
 

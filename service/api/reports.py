@@ -19,7 +19,7 @@ def report(
     custom_objects: Sequence[str] = (),
     **options: Any,
 ) -> Path:
-    """Renders the HTML report of a run, or of a model file made anywhere.
+    """Renders the HTML report of a run, or of any model file.
 
     Args:
         model: A run or run directory, or a `.keras` file.

@@ -30,7 +30,7 @@ class TrainedRun:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self._run = Run(os.fspath(path))
-        self._run.config()  # raises where this is not a run
+        self._run.config()  # raises if this is not a run
 
     def __fspath__(self) -> str:
         return str(self._run.path)
@@ -61,10 +61,9 @@ class TrainedRun:
     def metrics(self) -> pa.Table:
         """Returns the metrics as an Arrow table with one row per epoch.
 
-        Columns: `epoch` (from 1), `loss`, `accuracy`, `val_loss` and `val_accuracy` (null where not
-            evaluated),
+        Columns: `epoch` (from 1), `loss`, `accuracy`, `val_loss` and `val_accuracy` (null if not evaluated),
         `learning_rate`, `seconds`, `images_per_second`, `input_wait` (share of the time, 0 to 1).
-        `.to_pandas()` works where pandas is installed.
+        `.to_pandas()` requires pandas.
         """
         import pyarrow as pa
 
@@ -98,7 +97,7 @@ class TrainedRun:
         return f"{title}<table><tr>{header}</tr>{''.join(rows)}</table>"
 
 
-MAX_HTML_EPOCHS = 20  # the newest ones
+MAX_HTML_EPOCHS = 20  # number of newest epochs in the table of a notebook
 
 
 def load_config(
@@ -189,7 +188,7 @@ def resume(
         gpus_per_worker: GPUs of each worker.
 
     Raises:
-        GlassboxError: What a user can correct; the checkpoints are kept.
+        GlassboxError: A mistake that the user can correct; the checkpoints are kept.
     """
     from service.training.launch import resume as resume_run
 
@@ -210,7 +209,7 @@ def load_run(path: str | os.PathLike[str]) -> TrainedRun:
 
 
 def _read_workers(workers: int | str | None, cpus: int | None, gpus: int | None) -> Any:
-    """The `WorkerSpec` asked for; None where nothing was asked for."""
+    """Returns the requested `WorkerSpec`; None if no option is set."""
     if workers is None and cpus is None and gpus is None:
         return None
     from service.training.group import WorkerSpec

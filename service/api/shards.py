@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set that exists on disk. Usable wherever a path to a shard set is expected.
+    """A shard set on disk. Can be passed wherever a path to a shard set is expected.
 
     Attributes:
         path: Directory of the shard set.

@@ -1,4 +1,4 @@
-"""What the commands share: how a subparser is added, help texts, and tables for the terminal."""
+"""Helpers shared by all commands: subparsers, help texts, and tables for the terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def add_command(
     Args:
         commands: Subparsers of the command above it.
         name: Name of the command.
-        summary: One phrase that completes "glassbox NAME: ...", without a full stop.
+        summary: Description in one phrase, lower case and without a full stop.
         run: Function that receives the parsed options.
     """
     description = summary[0].upper() + summary[1:] + "."

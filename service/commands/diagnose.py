@@ -75,15 +75,15 @@ def _diagnose_run(run: Run, shards: str | None, max_issues: int) -> Iterator[str
     if manifest is None:
         yield "  Labels. Not checked: the run's shard set was not found. Name it with --data."
     elif run.model_path.is_file():
-        found = _find_label_issues(run, Path(shards or run.config()["shards"]), manifest, max_issues)
-        yield f"  Labels. {found.message}"
-        yield from (f"    {issue}" for issue in found.issues)
-        if found.advice:
-            yield f"    Try: {found.advice}."
+        label_issues = _find_label_issues(run, Path(shards or run.config()["shards"]), manifest, max_issues)
+        yield f"  Labels. {label_issues.message}"
+        yield from (f"    {issue}" for issue in label_issues.issues)
+        if label_issues.advice:
+            yield f"    Try: {label_issues.advice}."
 
 
 def build_history(run: Run, manifest: Manifest | None) -> History:
-    """Builds the history of a run, with the number of its validation images where the manifest is known."""
+    """Builds the history of a run, with the number of its validation images if the manifest is known."""
     counts = ()
     if manifest and "validation" in manifest.splits:
         counts = manifest.splits["validation"].class_counts
@@ -126,7 +126,7 @@ def _find_label_issues(run: Run, shards: Path, manifest: Manifest, max_issues: i
 
 
 def _load_manifest(run: Run, shards: str | None) -> Manifest | None:
-    """The manifest of the run's shard set; None where it no longer exists and no other was named."""
+    """Loads the manifest of the run's shard set; None if it no longer exists and no other was named."""
     try:
         return load_manifest(shards or str(run.config().get("shards", "")))
     except GlassboxError:

@@ -1,4 +1,4 @@
-"""`glassbox preview`: what an augmentation does to training images."""
+"""`glassbox preview`: an HTML page of training images and their augmented versions."""
 
 from __future__ import annotations
 

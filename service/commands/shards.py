@@ -91,7 +91,7 @@ class BuildClock:
         self._total = 0
 
     def __call__(self, done: int, total: int) -> None:
-        """Notes at the first call when work began, and how much of it was already done."""
+        """Records at the first call when work began, and how much of it was already done."""
         if not self._total:
             self._ready = time.perf_counter()
             self._resumed = done
@@ -99,11 +99,11 @@ class BuildClock:
         self._update(done, total)
 
     def summarize(self, manifest: Manifest, out: str) -> str:
-        """Describes what was built, and at which speed.
+        """Describes the result of the build and its throughput.
 
         Args:
             manifest: Manifest of the finished shard set.
-            out: Its directory as the user wrote it.
+            out: Directory of the shard set, as the user wrote it.
         """
         seconds = max(time.perf_counter() - self._ready, 1e-9)
         images = sum(split.rows for split in manifest.splits.values())

@@ -97,7 +97,7 @@ def _resume(options: argparse.Namespace) -> Run:
 
 
 def _read_overrides(options: argparse.Namespace) -> list[str]:
-    """Settings as `key=value`, including those that have an option of their own."""
+    """Returns the settings as `key=value`, including those that have a separate option."""
     overrides = list(options.overrides)
     if options.on_nan:
         overrides.append(f"on_nan={options.on_nan}")
@@ -109,7 +109,7 @@ def _read_overrides(options: argparse.Namespace) -> list[str]:
 
 
 def _read_workers(options: argparse.Namespace) -> WorkerSpec | None:
-    """The workers asked for; None where the command line says nothing about them."""
+    """Returns the requested workers; None if no option sets them."""
     from service.training.group import WorkerSpec
 
     settings = (options.workers, options.cpus_per_worker, options.gpus_per_worker, options.restarts)

@@ -1,4 +1,4 @@
-"""Learning curves as numbers: smoothing, noise, gaps and trends. NumPy alone."""
+"""Numerical analysis of learning curves: smoothing, noise, gaps and trends. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_WINDOW = 15  # epochs that are smoothed over at most
-MIN_EPOCHS = 5  # with fewer values nothing is smoothed and the noise is unknown
+MAX_WINDOW = 15  # largest number of epochs in the smoothing window
+MIN_EPOCHS = 5  # with fewer values, nothing is smoothed and the noise is unknown
 MEDIAN_ERROR = 1.25  # standard error of a median over that of a mean, for normal noise
 MAD_TO_DEVIATION = 1.4826  # standard deviation over median absolute deviation, for normal noise
 
 
 def best_epoch(accuracies: Sequence[float]) -> int | None:
-    """Returns the index of the highest accuracy, the earliest of equals; None if no value is finite."""
+    """Returns the index of the highest accuracy, the earliest of equal ones; None if no value is finite."""
     finite = [(-value, index) for index, value in enumerate(accuracies) if math.isfinite(value)]
     return min(finite)[1] if finite else None
 
@@ -125,7 +125,7 @@ def fit_trend(curve: Curve) -> Trend:
     y = curve.values[-count:]
     centred = x - x.mean()
     spread = float(centred @ centred)
-    slope = float(centred @ y / (centred @ centred))
+    slope = float(centred @ y) / spread
     residuals = y - y.mean() - slope * centred
     error = math.sqrt(float(residuals @ residuals) / max(count - 2, 1) / spread)
     span = float(x[-1] - x[0])

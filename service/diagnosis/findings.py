@@ -1,4 +1,4 @@
-"""Findings in words from learning curves, with the figures they rest on and what to try. NumPy alone."""
+"""Diagnoses learning curves: findings as text, with supporting figures and advice. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.scores import standard_error
 SMALL_GAP = 0.02  # difference of accuracies that is negligible
 WIDE_GAP = 0.10  # difference of accuracies that is overfitting, whatever the loss does
 SIGNIFICANT = 2.0  # standard errors
-VERY_SIGNIFICANT = 3.0  # standard errors; where the best of many epochs is compared with the last
+VERY_SIGNIFICANT = 3.0  # standard errors, for comparisons of the best of many epochs with the last
 MIN_LOSS_CHANGE = 0.02  # share of the loss that its change over the last third must exceed
 MIN_LOSS_RISE = 0.05  # share of the lowest validation loss that its rise must exceed
 FITTED_ACCURACY = 0.98  # training accuracy from which there is little left to learn
@@ -35,12 +35,12 @@ TITLES: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that the learning curves show.
+    """One observation about the learning curves.
 
     Attributes:
         kind: Category of the finding; `TITLES` has a title for each.
-        message: The finding in sentences, with its figures.
-        advice: What to try, as a phrase without a full stop.
+        message: Text of the finding in full sentences, with its figures.
+        advice: Suggested change, as a phrase without a full stop.
         figures: The figures by name; epochs count from 1, accuracies and gaps are shares.
     """
 
@@ -63,7 +63,7 @@ class History:
         epochs: Metrics per epoch, see `service.runs.Run.metrics`.
         images: Number of validation images, which bounds how precise an accuracy is; None where unknown.
         majority_share: Accuracy of the majority-class baseline on them; None where unknown.
-        failure: Reason the run failed; empty where it did not.
+        failure: Reason the run failed; empty if it did not.
     """
 
     epochs: Sequence[Mapping[str, float]]
@@ -77,7 +77,7 @@ class History:
 
     @property
     def prefix(self) -> Literal["val_", ""]:
-        """Prefix of the metrics that measure the model: validation metrics where there are any."""
+        """Prefix of the metrics that measure the model: `val_` if there are validation metrics."""
         has_validation = len(self.curve("val_loss")) and len(self.curve("val_accuracy"))
         return "val_" if has_validation else ""
 
@@ -87,7 +87,7 @@ class History:
         return "validation" if self.prefix else "training"
 
     def sampling_error(self, accuracy: float) -> float:
-        """Standard error of an accuracy due to the number of validation images; 0 where that is unknown."""
+        """Standard error of an accuracy due to the number of validation images; 0 if that is unknown."""
         if not self.images:
             return 0.0
         return standard_error(min(max(accuracy, 0.0), 1.0), self.images)
@@ -111,15 +111,15 @@ class Gap:
 
     @property
     def is_significant(self) -> bool:
-        """Whether the gap exceeds both its error and what is negligible."""
+        """Whether the gap exceeds both its error and `SMALL_GAP`."""
         return self.gap > max(SIGNIFICANT * self.error, SMALL_GAP)
 
 
 def diagnose(history: History) -> list[Finding]:
     """Describes what learning curves show: divergence, overfitting, improvement, or a plateau.
 
-    Curves are smoothed by a running median. Nothing is claimed that lies within the noise, that of the epochs
-    and that of a limited number of validation images.
+    Curves are smoothed by a running median. Differences within the noise are not reported: neither within the
+    noise between epochs, nor within that of a limited number of validation images.
 
     Returns:
         At least one finding, the most important first.
@@ -291,7 +291,7 @@ def _find_overfitting(history: History) -> Finding | None:
 
 
 def _describe_training_loss_since(loss: Curve, epoch: int) -> str:
-    """A clause on what the training loss did since an epoch; empty where it was not measured by then."""
+    """Describes how the training loss changed since an epoch; empty if it was not measured by then."""
     until_then = loss.smooth[loss.epochs <= epoch]
     if not len(until_then):
         return ""
@@ -299,7 +299,7 @@ def _describe_training_loss_since(loss: Curve, epoch: int) -> str:
 
 
 def _first_epoch_of_gap(history: History, limit: float) -> int:
-    """The first epoch from which the smoothed gap stays above a limit."""
+    """Returns the first epoch from which the smoothed gap stays above a limit."""
     training = history.curve("accuracy")
     validation = history.curve("val_accuracy")
     training_by_epoch = dict(zip(training.epochs.tolist(), training.smooth.tolist(), strict=True))
@@ -344,7 +344,7 @@ def _find_improvement(history: History) -> Finding | None:
 
 
 def _is_falling(loss: Curve) -> bool:
-    """Whether the last third of a loss falls significantly, and by enough to matter."""
+    """Tells whether the last third of a loss falls significantly, and by enough to matter."""
     if len(loss) < MIN_EPOCHS:
         return False
     trend = fit_trend(loss)
@@ -353,7 +353,7 @@ def _is_falling(loss: Curve) -> bool:
 
 
 def _describe_plateau(history: History) -> Finding:
-    """The finding for a loss that no longer falls: converged, plateau or underfitting."""
+    """Describes a loss that no longer falls: converged, plateau or underfitting."""
     trend = fit_trend(history.curve(f"{history.prefix}loss"))
     accuracy = history.curve("accuracy")
     training = float(accuracy.smooth[-1]) if len(accuracy) else math.nan

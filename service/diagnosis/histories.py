@@ -1,4 +1,4 @@
-"""Reads learning curves from files: `metrics.jsonl` of a run, or JSON files with Keras histories."""
+"""Reads learning curves from files: the `metrics.jsonl` of a run, or JSON files with Keras histories."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def read_histories(path: Path) -> dict[str, Epochs]:
             history (lists by metric), or with several of either by name.
 
     Returns:
-        The metrics per epoch of each history, by name; the file's name where it holds a single one.
+        The metrics per epoch of each history, by name. A single history has the name of the file.
 
     Raises:
         ConfigError: The file does not exist or holds no history.
@@ -47,7 +47,7 @@ def read_histories(path: Path) -> dict[str, Epochs]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The content of a file as histories by name, not yet checked."""
+    """Reads the content of a file as histories by name, without validating them."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".jsonl":
         return {path.stem: [json.loads(line) for line in text.splitlines() if line]}
@@ -57,10 +57,10 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 def _to_epochs(history: Any) -> Epochs:
-    """One entry per epoch, from such a list or from lists by metric.
+    """Converts a list with one entry per epoch, or lists by metric, to one entry per epoch.
 
     Raises:
-        ValueError: It is neither, or holds none of the metrics.
+        ValueError: The history is neither, or holds none of the metrics.
     """
     if isinstance(history, list):
         rows = [dict(row) for row in history]

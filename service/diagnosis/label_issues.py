@@ -1,4 +1,4 @@
-"""Label issues: training images whose label a trained model contradicts with confidence. NumPy alone."""
+"""Finds label issues: training images whose label a trained model confidently contradicts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipelines.records import Batch
 from service.scores import losses
 
-MAX_IMAGES = 20_000  # training images that are predicted at most; rows are a random mix
+MAX_IMAGES = 20_000  # largest number of training images to predict; rows are in random order
 # A label counts as contradicted only by a probability of at least the first value, and always by one above
 # the second, whatever the model's average confidence is.
 CONFIDENCE_BOUNDS = (0.6, 0.9)
@@ -26,7 +26,7 @@ class LabelIssue:
     Attributes:
         row: Row number in the training split.
         id: Path of the image in its source.
-        label: Name of the class it is labelled with.
+        label: Name of the class that the image is labelled with.
         predicted: Name of the most probable class.
         probability: Predicted probability of `label`, 0 to 1.
         loss: Negative log likelihood of `label`, in nats.
@@ -64,7 +64,7 @@ class LabelIssues:
 
     @property
     def message(self) -> str:
-        """The result in sentences."""
+        """The result in full sentences."""
         message = (
             f"The saved model predicts {self.accuracy:.1%} of {self.images:,} training images as labelled."
         )
@@ -83,13 +83,13 @@ class LabelIssues:
 
     @property
     def advice(self) -> str:
-        """What to try, as a phrase; empty without label issues."""
+        """Suggested action, as a phrase; empty without label issues."""
         if not self.count:
             return ""
         return "look at these images; correct their labels or remove them, and build the shard set again"
 
     def figures(self) -> dict[str, Any]:
-        """Every figure by name, for the manifest of a report."""
+        """Returns every figure by name, for the manifest of a report."""
         return {
             "images": self.images,
             "accuracy": self.accuracy,
@@ -106,11 +106,11 @@ def find_label_issues(
     read_ids: Callable[[Sequence[int]], list[str]],
     max_issues: int = 10,
 ) -> LabelIssues:
-    """Finds labels that a model contradicts with confidence.
+    """Finds labels that a model confidently contradicts (confident learning; Northcutt et al., 2021).
 
-    A label is an issue if the model is at least as confident in another class as it is, on average, in that
-    class on the images labelled so (confident learning: Northcutt, Jiang and Chuang, 2021), within
-    `CONFIDENCE_BOUNDS`. Issues are ranked by their loss.
+    A label is an issue if the probability of another class reaches the threshold of that class. The threshold
+    is the mean probability of the class over the images labelled with it, clipped to `CONFIDENCE_BOUNDS`.
+    Issues are ranked by their loss.
 
     Args:
         probabilities: float32 `[N, K]`, predicted for training images.
@@ -118,7 +118,7 @@ def find_label_issues(
         rows: int64 `[N]`, their row numbers in the training split.
         classes: Class names; labels are indices into them.
         read_ids: Returns the paths of the images in some rows.
-        max_issues: Number of issues that are listed.
+        max_issues: Largest number of issues to list.
     """
     is_label = np.eye(len(classes), dtype=bool)[labels]  # [N, K]
     images_per_class = is_label.sum(axis=0)  # [K]
@@ -130,9 +130,9 @@ def find_label_issues(
 
     loss = losses(probabilities, labels)
     by_loss = np.argsort(-loss[is_issue], kind="stable")
-    listed = np.flatnonzero(is_issue)[by_loss][:max_issues]
+    most_severe = np.flatnonzero(is_issue)[by_loss][:max_issues]
     issues = []
-    for index, image_id in zip(listed, read_ids(rows[listed].tolist()), strict=True):
+    for index, image_id in zip(most_severe, read_ids(rows[most_severe].tolist()), strict=True):
         issues.append(
             LabelIssue(
                 row=int(rows[index]),
@@ -148,7 +148,7 @@ def find_label_issues(
 
 
 def limit_batches(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
-    """Yields the first batches, until they hold at least so many images."""
+    """Yields the first batches, until they hold at least `images` images."""
     count = 0
     for batch in batches:
         yield batch

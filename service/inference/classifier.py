@@ -1,4 +1,4 @@
-"""Any Keras image classifier as a function from stored images to class probabilities."""
+"""Loads any Keras image classifier and applies it to stored images: class probabilities for each image."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Operations that mean "this model scales its own input" when they precede the first weights.
 INPUT_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
 ACTIVATION_LAYERS = {"Softmax", "Sigmoid"}
-# Layers behind the head that only drop, reshape or pass on its values.
+# Layers after the head that only drop, reshape or pass on its values.
 PASS_THROUGH_LAYERS = {"Dropout", "Flatten", "Identity", "InputLayer", "Reshape"}
-MAX_REASON = 160  # characters of a library's message that are repeated in ours
+MAX_REASON = 160  # characters of a library's message that are quoted in an error
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Mo
             `FOLDER/package.module` or `file.py`. They are imported only if the model has such layers.
 
     Raises:
-        ConfigError: The file is missing, is not a Keras model, needs code to be executed, or has custom layers
-            that the modules do not define.
+        ConfigError: The file is missing, is not a Keras model, needs code to be executed, or has custom
+            layers that the modules do not define.
     """
     path = Path(path)
     if not path.is_file():
@@ -106,11 +106,11 @@ def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Mo
 
 
 def _load_custom_objects(path: Path, modules: Sequence[str]) -> dict[str, Any]:
-    """Imports the code of the custom layers of a model file, where it has any."""
+    """Imports the code of the custom layers of a model file, if it has any."""
     try:
         names = find_custom_names(path)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
-        return {}  # loading it tells what is wrong with it
+        return {}  # loading the file reports the reason
     if not names:
         return {}
     objects = collect_custom_objects(modules)
@@ -126,7 +126,7 @@ def _load_custom_objects(path: Path, modules: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_model_file(path: Path) -> bool:
-    """Whether a file looks like a model of a format that Keras loads, judged by its first bytes."""
+    """Tells whether a file is in a format that Keras loads, by its suffix and content."""
     if path.suffix in LEGACY_SUFFIXES:
         with path.open("rb") as file:
             return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
@@ -144,7 +144,7 @@ def _first_line(error: Exception) -> str:
 
 
 def input_spec(model: keras.Model) -> DataSpec:
-    """Reads from a model's input shape which images it takes.
+    """Derives the size and channels of the images that a model takes from its input shape.
 
     Raises:
         ConfigError: The model has no single input `[B, H, W, C]` with H and W fixed and C 1 or 3.
@@ -243,9 +243,9 @@ class Classifier:
     def __call__(self, images: Any, is_real: np.ndarray) -> np.ndarray:
         """Predicts float32 probabilities `[n, K]` for the n real images of a batch.
 
-        Use batches of one size, at least 8: then, on one type of machine, the probabilities of an image are
-        the same to the bit whatever else is in the batch and on however many threads. (In a batch of 1 the
-        threads share the sums of a single image.)
+        Use batches of one size, at least 8. Then, on one type of machine, the probabilities of an image are
+        the same to the bit, whatever else is in the batch and however many threads there are. (In a batch of
+        1, the threads share the sums of a single image.)
 
         Args:
             images: uint8 `[B, H, W, C]`, an array or a tensor.
@@ -343,7 +343,7 @@ def probability_head(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def last_operation(model: keras.Model) -> Any:
-    """Returns the last operation that changes values; what follows it only drops, reshapes or passes on."""
+    """Returns the last operation that changes values; later ones only drop, reshape or pass them on."""
     for operation in reversed(list(_iterate_operations(model))):
         if type(operation).__name__ not in PASS_THROUGH_LAYERS:
             return operation

@@ -1,4 +1,4 @@
-"""Custom Keras layers of a model file: which ones it needs, and where their code comes from."""
+"""Finds the custom Keras layers that a model file needs, and collects them from the user's modules."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def collect_custom_objects(modules: Sequence[str]) -> dict[str, Any]:
     """Imports modules and collects the layers, functions and other Keras objects that they define.
 
     Args:
-        modules: `package.module`, `FOLDER/package.module` or `file.py`. Of a package, what its other loaded
-            modules define counts too.
+        modules: `package.module`, `FOLDER/package.module` or `file.py`. For a package, objects from its other
+            loaded modules are included.
 
     Returns:
         Objects by class or function name and by the name they are registered with in Keras.
@@ -89,7 +89,7 @@ def _read_name(config: dict[str, Any]) -> str:
 
 
 def _is_builtin(config: dict[str, Any]) -> bool:
-    """Tells whether Keras itself defines what a part of a configuration names."""
+    """Tells whether Keras itself defines the object that a part of a configuration names."""
     name = str(config["class_name"])
     if name == "function":
         return any(hasattr(module, str(config["config"])) for module in _KERAS_MODULES)
@@ -101,7 +101,7 @@ def _is_builtin(config: dict[str, Any]) -> bool:
 
 
 def _iterate_siblings(module: ModuleType) -> Iterator[ModuleType]:
-    """The loaded modules of the same package."""
+    """Yields the other loaded modules of the same package."""
     package = module.__name__.partition(".")[0]
     for name, other in list(sys.modules.items()):
         if name.partition(".")[0] == package and other is not module and isinstance(other, ModuleType):
@@ -109,7 +109,7 @@ def _iterate_siblings(module: ModuleType) -> Iterator[ModuleType]:
 
 
 def _is_custom(item: Any) -> bool:
-    """Tells whether an object is a function, or a class that Keras can save, of somebody else than Keras."""
+    """Tells whether an object is a function, or a class that Keras can save, and not part of Keras."""
     if str(getattr(item, "__module__", "")).partition(".")[0] in ("keras", "tensorflow"):
         return False
     if isinstance(item, type):

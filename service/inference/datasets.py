@@ -1,4 +1,4 @@
-"""Images to predict in a fixed order, from a shard set or a source; imports TensorFlow on first use."""
+"""Reads images for inference in a fixed order, from a shard set or a source. TensorFlow is imported late."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class InferenceBatch(NamedTuple):
 
     Attributes:
         images: uint8 `[BATCH, H, W, C]`; the n real images come first, the rest is padding.
-        labels: int32 `[n]`, -1 where the class is unknown.
+        labels: int32 `[n]`, -1 if the class is unknown.
         ids: Ids of the n images in their source.
         rejected: Images between them that cannot be decoded.
     """
@@ -65,7 +65,7 @@ class ImageDataset(Protocol):
     def batches(self, block: Block, data: DataSpec) -> Iterator[InferenceBatch]:
         """Yields the images of a block at the size a model takes.
 
-        Batch b of a split always holds its images from `b * BATCH` on, whatever the blocks are.
+        Batch b of a split always starts with image `b * BATCH`, regardless of the blocks.
 
         Args:
             block: The rows to read.
@@ -77,8 +77,8 @@ def open_dataset(data: str) -> ImageDataset:
     """Opens a shard set by its directory, or a source by its `kind:argument` name.
 
     Raises:
-        ConfigError: There is neither a shard set nor such a source.
-        DataError: It exists but cannot be used.
+        ConfigError: Neither a shard set nor a source has this name.
+        DataError: The shard set or source cannot be used.
     """
     path = Path(data)
     if not path.is_dir():
@@ -198,16 +198,16 @@ def _decode_batch(
 
     from pipelines.input import tfdata
 
-    good = list(range(len(images)))
+    decodable = list(range(len(images)))
     try:
         pixels = tfdata.decode_all(images, shapes, data, encoding)
     except tf.errors.InvalidArgumentError:
-        good = [i for i in good if _is_decodable(images[i], shapes[i], data, encoding)]
-        pixels = tfdata.decode_all([images[i] for i in good], shapes[good], data, encoding)
+        decodable = [i for i in decodable if _is_decodable(images[i], shapes[i], data, encoding)]
+        pixels = tfdata.decode_all([images[i] for i in decodable], shapes[decodable], data, encoding)
     padded = np.zeros((BATCH, *pixels.shape[1:]), np.uint8)  # [BATCH, H, W, C]
-    padded[: len(good)] = pixels
-    rejected = [Rejected(image_id, UNDECODABLE) for i, image_id in enumerate(ids) if i not in good]
-    return InferenceBatch(padded, labels[good], [ids[i] for i in good], rejected)
+    padded[: len(decodable)] = pixels
+    rejected = [Rejected(image_id, UNDECODABLE) for i, image_id in enumerate(ids) if i not in decodable]
+    return InferenceBatch(padded, labels[decodable], [ids[i] for i in decodable], rejected)
 
 
 def _is_decodable(image: Any, shape: np.ndarray, data: DataSpec, encoding: str) -> bool:

@@ -1,4 +1,4 @@
-"""Evaluation of a saved model on a split; TensorFlow is imported once the inputs are known to exist."""
+"""Evaluates a saved model on a split. TensorFlow is imported after the inputs have been checked."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class Evaluation:
     throughput: Throughput
 
     def figures(self) -> dict[str, float]:
-        """The scores that are a single number, by the name they are printed with."""
+        """Returns the scores that are a single number, by the name they are printed with."""
         scores = {"accuracy": self.accuracy, f"top-{TOP}": self.top5, "loss": self.loss, "AUC": self.auc}
         return {name: value for name, value in scores.items() if value is not None}
 
     def confusion_table(self) -> Table | None:
-        """The confusion matrix for the terminal; None with too many classes to read it."""
+        """Builds the confusion matrix for the terminal; None if there are too many classes."""
         if len(self.classes) > MAX_TABLE_CLASSES:
             return None
         names = [_shorten(name) for name in self.classes]
@@ -76,11 +76,11 @@ class Evaluation:
         return table
 
     def save(self, path: Path, provenance: dict[str, str]) -> None:
-        """Writes the scores as JSON, together with what was evaluated.
+        """Writes the scores and their provenance as JSON.
 
         Args:
             path: The file to write.
-            provenance: Model, data, split and digests, added as they are.
+            provenance: Model, data, split and digests, as entries of the file.
 
         Raises:
             ConfigError: The file cannot be written.
@@ -115,7 +115,7 @@ def evaluate(
     """Evaluates a model on every image of a split.
 
     Args:
-        model: Model file made anywhere, or a run directory.
+        model: Any Keras model file, or a run directory.
         data: Directory of the shard set.
         split: Name of the split.
         options: Pixel scale and test-time augmentation.
@@ -164,11 +164,11 @@ def _shorten(name: str) -> str:
 
 
 def _check_class_names(classes: tuple[str, ...], expected: tuple[str, ...] | None) -> None:
-    """Checks the class names of a shard set against those of the run's own, where these are known."""
-    for label, (name, own_name) in enumerate(zip(classes, expected or classes, strict=True)):
-        if name != own_name:
+    """Checks the class names of a shard set against those of the run, if these are known."""
+    for label, (name, expected_name) in enumerate(zip(classes, expected or classes, strict=True)):
+        if name != expected_name:
             raise ConfigError(
-                f"class {label} to be {own_name!r}, as where the run was trained",
+                f"class {label} to be {expected_name!r}, as where the run was trained",
                 f"class={name!r}",
                 "pass --data with a shard set of the classes it was trained on",
             )
@@ -176,12 +176,12 @@ def _check_class_names(classes: tuple[str, ...], expected: tuple[str, ...] | Non
 
 @dataclass(frozen=True)
 class BatchScores:
-    """What a worker returns for a batch of n images.
+    """Result of a worker for a batch of n images.
 
     Attributes:
         labels: int32 `[n]`, the true classes.
         predicted: int32 `[n]`, the most probable classes.
-        ranks: int64 `[n]`, how many classes are ranked ahead of the true one.
+        ranks: int64 `[n]`, number of classes ranked above the true one.
         losses: float64 `[n]`, negative log likelihoods, in nats.
         last_class: float32 `[n]`, probability of the last class, for the ROC curve.
     """
@@ -216,7 +216,7 @@ def _score_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchScore
 
 
 def _summarize(batches: list[BatchScores], classes: tuple[str, ...], throughput: Throughput) -> Evaluation:
-    """Scores of all images together; the batches are in the order of the split."""
+    """Computes the scores over all images; the batches are in the order of the split."""
 
     def concatenate(name: str) -> Any:
         return np.concatenate([getattr(batch, name) for batch in batches])

@@ -1,6 +1,6 @@
 """Inference over many images in blocks: in this process, or as tasks on a Ray cluster.
 
-Blocks and batches are the same wherever they run. On machines of one type the results are therefore the same
+Blocks and batches are the same wherever they run. On machines of one type, the results are therefore the same
 to the bit.
 """
 
@@ -35,12 +35,12 @@ BLOCK = 16 * BATCH  # rows: about a second of work, and some megabytes of result
 
 @dataclass(frozen=True)
 class SavedModel:
-    """A model file as it was when the command started; a run that is still training may replace it.
+    """Copy of a model file at the start of the command, because a run in training may replace the file.
 
     Attributes:
         name: File name of the model.
         content: Content of the model file.
-        classes: Class names from the shard set of its run, where that still exists.
+        classes: Class names from the shard set of its run; None if it no longer exists.
         custom_objects: Modules that define the custom layers of the model.
     """
 
@@ -76,7 +76,7 @@ def find_model_file(path: str | Path) -> Path:
     path = Path(path)
     if path.is_dir():
         run = Run(path)
-        run.config()  # raises where this is not a run directory
+        run.config()  # raises if this is not a run directory
         path = run.model_path
     if not path.is_file():
         raise ConfigError(
@@ -89,8 +89,8 @@ def open_model(path: str | Path, custom_objects: Sequence[str] = ()) -> tuple[Sa
     """Reads and loads a model file, or that of a run together with the class names of its shard set.
 
     Args:
-        path: Model file made anywhere, or a run directory.
-        custom_objects: Modules that define the custom layers of the model; a run has its own.
+        path: Any Keras model file, or a run directory.
+        custom_objects: Modules that define the custom layers of the model, in addition to those of the run.
 
     Raises:
         ConfigError: There is no such file or run, or it is not a usable model.
@@ -110,7 +110,7 @@ def open_model(path: str | Path, custom_objects: Sequence[str] = ()) -> tuple[Sa
 
 
 def _read_classes(run: Run) -> tuple[str, ...] | None:
-    """The class names of a run's shard set; None where the shard set no longer exists."""
+    """Reads the class names of a run's shard set; None if the shard set no longer exists."""
     try:
         return load_manifest(run.config().get("shards") or "").classes
     except DataError:
@@ -119,14 +119,14 @@ def _read_classes(run: Run) -> tuple[str, ...] | None:
 
 @dataclass(frozen=True)
 class InferenceJob:
-    """What every worker needs to know.
+    """Model, options and images of an inference, as sent to every worker.
 
     Attributes:
         model: Saved model that every worker loads.
         options: Pixel scale and test-time augmentation.
         dataset: Images to predict.
-        reduce: Maps a batch and its probabilities, float32 `[n, K]`, to what is returned; a module-level
-            function.
+        reduce: Module-level function that maps a batch and its probabilities, float32 `[n, K]`, to the result
+            of the batch.
     """
 
     model: SavedModel
@@ -136,7 +136,7 @@ class InferenceJob:
 
 
 def split_into_blocks(rows: Mapping[str, int]) -> list[Block]:
-    """Cuts splits, given by their numbers of rows, into blocks in order."""
+    """Splits the rows of each split into blocks, in order."""
     return [
         Block(split, start, min(start + BLOCK, count))
         for split, count in rows.items()
@@ -174,14 +174,14 @@ def run_inference(
     """Predicts blocks of images, with a progress bar.
 
     Runs on the cluster that `RAY_ADDRESS` names, or with `workers` above 1 on a Ray instance of this process.
-    A single block always runs in this process: starting Ray, and TensorFlow in its workers, takes longer than
-    that, and one process uses all cores anyway.
+    A single block always runs in this process, which uses all cores. Starting Ray and TensorFlow in its
+    workers would take longer than the block.
 
     Args:
         job: Model, options, images and reduction.
         classifier: The loaded model, for blocks that run in this process.
         blocks: Blocks to predict, from `split_into_blocks`.
-        workers: Maximum number of tasks at a time; None for as many as the cluster has CPUs for.
+        workers: Maximum number of tasks at a time; None for one per CPU of the cluster.
         throughput: Updated with every block.
 
     Yields:

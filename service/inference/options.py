@@ -1,4 +1,4 @@
-"""The options of inference; free of TensorFlow, so that the command line can check them early."""
+"""Options of inference. Does not import TensorFlow, so that the command line can check them early."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TTA_MODES = ("none", "flip")
 
 @dataclass(frozen=True)
 class PredictOptions:
-    """How a model is applied to images.
+    """Options for applying a model to images.
 
     Attributes:
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it from the model.

@@ -1,4 +1,4 @@
-"""Predictions of a saved model as a table. TensorFlow is imported once the inputs are known to exist."""
+"""Writes the predictions of a saved model to a table. TensorFlow is imported after the inputs are checked."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ BatchResult = tuple[list[str], np.ndarray, list[Rejected]]  # ids, probabilities
 
 @dataclass(frozen=True)
 class PredictionSummary:
-    """How many images a prediction covered.
+    """Number of predicted and rejected images, and the throughput.
 
     Attributes:
         images: Rows of the table.
         rejected: Number of images that could not be decoded.
-        rejected_path: File that lists them, if there are any.
+        rejected_path: File that lists the rejected images, if there are any.
         throughput: Images per second, and the time until the first result.
     """
 
@@ -62,10 +62,10 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
 ) -> PredictionSummary:
     """Predicts every image, and writes a table of id, class and class probabilities in their order.
 
-    Images that cannot be decoded are listed in `OUT.rejected.jsonl`, where the suffix of `out` is replaced.
+    Images that cannot be decoded are listed in a file next to `out`, with the suffix `.rejected.jsonl`.
 
     Args:
-        model: Model file made anywhere, or a run directory.
+        model: Any Keras model file, or a run directory.
         data: Shard set, or a source such as `photos:DIR` for photos without classes.
         out: File to write, `.parquet` or `.csv`; an existing file is replaced.
         split: Name of the split; None for all of them, one after the other.
@@ -90,7 +90,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     names = _name_classes(classifier.classes, classes, saved.classes)
     probability_columns = [(name, pa.float32()) for name in names]
     schema = pa.schema([(name, pa.string()) for name in FIXED_COLUMNS] + probability_columns)
-    job = InferenceJob(saved, options, dataset, _keep_batch)
+    job = InferenceJob(saved, options, dataset, _collect_batch)
     throughput = Throughput()
     images = 0
     rejected_in_block: dict[int, list[Rejected]] = {}
@@ -113,7 +113,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
 
 
 def _select_splits(dataset: ImageDataset, split: str | None, data: str) -> dict[str, int]:
-    """Rows of the requested split, or of all splits."""
+    """Returns the number of rows of the requested split, or of each split."""
     rows = dict(dataset.rows())
     if split is not None:
         if split not in rows:
@@ -131,7 +131,7 @@ def _select_splits(dataset: ImageDataset, split: str | None, data: str) -> dict[
 def _name_classes(
     count: int, requested: Sequence[str] | None, of_run: tuple[str, ...] | None
 ) -> tuple[str, ...]:
-    """The class names, each of which becomes a column."""
+    """Returns the class names, each of which becomes a column."""
     names = tuple(requested or of_run or (f"class_{label}" for label in range(count)))
     if len(names) != count:
         raise ConfigError(
@@ -155,7 +155,7 @@ def _name_classes(
     return names
 
 
-def _keep_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchResult:
+def _collect_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchResult:
     return batch.ids, probabilities, batch.rejected
 
 

@@ -1,4 +1,4 @@
-"""A large table that arrives in pieces out of order and becomes one Parquet or CSV file."""
+"""Writes one Parquet or CSV file from pieces of a large table that arrive in any order."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TableSpool:
                 writer.write_table(group)
 
     def _row_groups(self) -> Iterator[pa.Table]:
-        """The pieces in order, merged to some thousands of rows at a time."""
+        """Yields the pieces in order, merged to some thousands of rows at a time."""
         limit = min(GROUP_ROWS, GROUP_VALUES // len(self._schema))
         pending: list[pa.Table] = []
         rows = 0

@@ -1,4 +1,4 @@
-"""The catalog of models: which function builds a model, and the models of users. Imports no Keras by itself.
+"""The catalog of models: builds a model by its name in a configuration. Keras is imported late.
 
 `model=NAME` in a configuration is one of these:
 
@@ -21,9 +21,9 @@ A model function takes a `Task` and returns a Keras model with fresh weights:
 - Pixels arrive as float32, 0 to 255. A model with no Rescaling, Normalization or arithmetic before its first
   weights gets a layer `pixels` in front that divides them by 255; add a Rescaling layer to decide yourself.
 - It ends in `task.classes` units with softmax or without an activation (logits), or, for two classes, in one
-  unit with sigmoid or without an activation. The outputs of a last layer named `logits` are taken for logits.
+  unit with sigmoid or without an activation. The outputs of a last layer named `logits` are used as logits.
 - Training uses the logits. `adapt_model` in `service/models/adapt.py` finds them, adds the layers `logits`
-  and `probabilities` where they are missing, and says what it found; a model it cannot read is refused.
+  and `probabilities` if they are missing, and reports what it inferred; an unsupported model is refused.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ MODULES = {  # function of the same name -> module in this package
 
 
 def _import_when_called(name: str, module: str) -> Builder:
-    """A model function of this package whose module, and with it Keras, is imported by the first call."""
+    """Returns a model function of this package that imports its module, and with it Keras, when called."""
 
     def build(task: Task) -> keras.Model:
         builder: Builder = getattr(import_module(f"{__name__}.{module}"), name)
@@ -83,7 +83,7 @@ def is_user_model(name: str) -> bool:
 
 
 def check_name(name: str) -> None:
-    """Checks that a model exists, without importing Keras or anybody's code.
+    """Checks that a model exists, without importing Keras or user code.
 
     Raises:
         ConfigError: The name is unknown, or the file or package does not exist.
@@ -107,7 +107,7 @@ def build_model(name: str, task: Task, custom_objects: tuple[str, ...] = ()) -> 
         custom_objects: Modules with the custom layers of a `.keras` file, see `load_model`.
 
     Raises:
-        ConfigError: There is no such model, it does not fit the task, or the images are too small for it.
+        ConfigError: The model does not exist, does not fit the task, or needs larger images.
     """
     if is_user_model(name):
         from service.models.adapt import build_user_model
@@ -117,7 +117,7 @@ def build_model(name: str, task: Task, custom_objects: tuple[str, ...] = ()) -> 
     try:
         return build(task)
     except ValueError as error:
-        # Keras, where a convolution or a pool has no pixel left.
+        # Keras raises it if a convolution or a pool has no pixel left.
         if "dimension" not in str(error).lower() and "size" not in str(error).lower():
             raise
         size = "x".join(map(str, task.shape[:2]))

@@ -1,7 +1,7 @@
 """Adapts a user's Keras model to training: pixels of 0 to 255 in, `logits` and `probabilities` at the end.
 
-Nothing is guessed silently: every inference comes with a sentence that says why, and a model whose head is
-not recognized is refused.
+Every inference about the model is reported with its reason, and a model whose head is not recognized is
+refused.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from service.inference.classifier import (
 from service.models.base import MODELS, Task, is_saved_model
 from service.models.layers import LOGITS, PROBABILITIES, add_probabilities
 
-# Layers whose outputs are logits where they have no activation. Others may squash values in their own way.
+# Layers whose outputs are logits if they have no activation. Other layers may transform values nonlinearly.
 LINEAR_LAYERS = {
     "Activation",
     "Add",
@@ -65,15 +65,15 @@ def adapt_model(model: Any, name: str, task: Task) -> tuple[keras.Model, tuple[s
     """Makes a model take pixels of 0 to 255 and end in the layers `logits` and `probabilities`.
 
     Args:
-        model: What the user's function returned; its head is changed in place.
-        name: How the configuration names the model, for messages.
+        model: Return value of the user's function; its head is changed in place.
+        name: Name of the model in the configuration, for messages.
         task: Images and classes that the model is for.
 
     Returns:
         The model, and sentences that say what was inferred.
 
     Raises:
-        ConfigError: It is not a classifier for the task, or its head is not recognized.
+        ConfigError: The model is not a classifier for the task, or its head is not recognized.
     """
     functional = _check_graph(model, name, task)
     logits, head_note = _expose_logits(functional, name, task)
@@ -101,7 +101,7 @@ def _call(name: str, task: Task) -> Any:
 
 
 def _find_line(error: BaseException, name: str) -> str:
-    """The innermost line of the user's file in a traceback, as ` (line N)`; empty where there is none."""
+    """Returns the innermost line of the user's file in a traceback, as ` (line N)`, or an empty string."""
     file = reference_file(name)
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if file and frame.filename == str(file.resolve())]
@@ -119,14 +119,14 @@ def _reset_weights(saved: keras.Model) -> keras.Model:
 
 
 def _iterate_layers(model: keras.Model) -> list[keras.Layer]:
-    """All layers, those of nested models in place of the model."""
-    found = []
+    """Lists all layers, those of nested models in place of the model."""
+    layers = []
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            found.extend(_iterate_layers(layer))
+            layers.extend(_iterate_layers(layer))
         else:
-            found.append(layer)
-    return found
+            layers.append(layer)
+    return layers
 
 
 def _check_graph(model: Any, name: str, task: Task) -> keras.Model:
@@ -153,8 +153,8 @@ def _check_graph(model: Any, name: str, task: Task) -> keras.Model:
         raise ConfigError("a model with one input and one output", received, "keep one of each")
     _check_input(inputs[0], name, task)
     units = _read_units(outputs[0], name, task)
-    wanted = (task.classes, 1) if task.classes == 2 else (task.classes,)
-    if units not in wanted:
+    allowed_units = (task.classes, 1) if task.classes == 2 else (task.classes,)
+    if units not in allowed_units:
         received = f"model={name} ({units} output units)"
         fix = "end it in task.classes units" if not is_saved_model(name) else _describe_new_head(name)
         raise ConfigError(f"a classifier for the {task.classes} classes of the shard set", received, fix)
@@ -168,18 +168,18 @@ def _describe_new_head(name: str) -> str:
 def _check_input(image: keras.KerasTensor, name: str, task: Task) -> None:
     shape = tuple(image.shape[1:])
     received = f"model={name} (input {'x'.join('?' if size is None else str(size) for size in shape)})"
-    wanted = "x".join(map(str, task.shape))
+    expected = "x".join(map(str, task.shape))
     if None in shape or len(shape) != 3:
         raise ConfigError(
             "a model with a fixed input size",
             received,
-            f"build it for images of {wanted}: keras.Input(task.shape)",
+            f"build it for images of {expected}: keras.Input(task.shape)",
         )
     if shape != task.shape:
         fix = "use keras.Input(task.shape)"
         if is_saved_model(name):
             fix = f"set data.image_size=[{shape[0]},{shape[1]}] data.channels={shape[2]}"
-        raise ConfigError(f"a model for images of {wanted}, as the configuration sets them", received, fix)
+        raise ConfigError(f"a model for images of {expected}, as the configuration sets them", received, fix)
     if not keras.backend.is_float_dtype(image.dtype):
         received = f"model={name} (input of {image.dtype})"
         raise ConfigError("a model with a float32 input", received, "leave dtype out of keras.Input")
@@ -197,10 +197,10 @@ def _read_units(output: keras.KerasTensor, name: str, task: Task) -> int:
 
 
 def _expose_logits(model: keras.Model, name: str, task: Task) -> tuple[keras.KerasTensor | None, str]:
-    """Finds or makes the tensor of logits.
+    """Finds or creates the tensor of logits.
 
     Returns:
-        The output of a layer named `logits`, or None where the model needs no change; and what was inferred.
+        The output of a layer named `logits`, or None if the model needs no change; and what was inferred.
     """
     names = [layer.name for layer in model.layers]
     if names[-2:] == [LOGITS, PROBABILITIES]:
@@ -236,17 +236,17 @@ def _expose_logits(model: keras.Model, name: str, task: Task) -> tuple[keras.Ker
 
 
 def _check_own_head(model: keras.Model, name: str) -> None:
-    wanted = "sigmoid" if model.output.shape[1] == 1 else "softmax"
-    found = activation_name(model.layers[-1])
-    if found != wanted or model.layers[-1].input is not model.get_layer(LOGITS).output:
-        received = f"model={name} (layer probabilities, activation {found})"
+    expected = "sigmoid" if model.output.shape[1] == 1 else "softmax"
+    actual = activation_name(model.layers[-1])
+    if actual != expected or model.layers[-1].input is not model.get_layer(LOGITS).output:
+        received = f"model={name} (layer probabilities, activation {actual})"
         raise ConfigError(
-            f"a layer probabilities that is {wanted} of the layer logits", received, "use add_head"
+            f"a layer probabilities that is {expected} of the layer logits", received, "use add_head"
         )
 
 
 def _remove_activation(model: keras.Model, last: Any, name: str) -> keras.KerasTensor:
-    """Takes softmax or sigmoid off the end of a model, and returns the tensor that then holds the logits."""
+    """Removes softmax or sigmoid from the end of a model, and returns the tensor of logits."""
     if hasattr(last, "activation"):
         last.activation = keras.activations.linear
         return model.output
@@ -269,8 +269,8 @@ def build_save_error(name: str, error: Exception) -> ConfigError:
     """Builds the error for a model that Keras cannot restore from its configuration.
 
     Args:
-        name: How the configuration names the model.
-        error: What Keras raised; its first sentence is repeated.
+        name: Name of the model in the configuration.
+        error: Exception from Keras; its first sentence is quoted.
     """
     reason = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
     fix = "give custom layers a get_config with all arguments of __init__, and use no Lambda layers"

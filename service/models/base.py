@@ -1,4 +1,4 @@
-"""What every model of this package is made for and registered in."""
+"""`Task`, the images and classes that a model is built for, and the registry of models."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Builder = Callable[["Task"], "keras.Model"]
 
 @dataclass(frozen=True)
 class Task:
-    """What a model is built for.
+    """Images and classes that a model is built for.
 
     Attributes:
         shape: Height, width and channels of the images; pixels are float32, 0 to 255.

@@ -1,7 +1,7 @@
-"""Networks that Keras has trained on ImageNet, as bases for other classes; flat, so layers keep their names.
+"""Networks pretrained on ImageNet by Keras, as bases for transfer learning.
 
-Preprocessing is part of the model. Stochastic depth is off, so that a frozen base computes the same features
-for an image every time.
+The layers of a base are not nested in a model of their own, so they keep their names. Preprocessing is part
+of the model. Stochastic depth is off, so that a frozen base always computes the same features for an image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from service.models.layers import add_head
 from service.pretrained import BASES, check_images
 
 FEATURES = "features"  # name of the first layer after the base
-CAFFE_MEAN = (123.68, 116.779, 103.939)  # of ImageNet, red to blue, as VGG16 was trained with
+CAFFE_MEAN = (123.68, 116.779, 103.939)  # mean of ImageNet, red to blue, that VGG16 was trained with
 
 
 def build_base(name: str, **settings: object) -> keras.Model:
@@ -30,7 +30,7 @@ def build_base(name: str, **settings: object) -> keras.Model:
 
 
 def _preprocess(name: str, image: keras.KerasTensor) -> keras.KerasTensor:
-    """Turns pixels of 0 to 255 into what the base was trained on; other bases start with that themselves."""
+    """Scales pixels of 0 to 255 as in the training of the base; other bases begin with such a layer."""
     if name == "vgg16":
         centred = layers.Normalization(mean=CAFFE_MEAN, variance=(1.0,) * 3, dtype="float32", name="centred")(
             image

@@ -1,6 +1,6 @@
-"""Checks a model before a run is created: a name at once, a user's model by building it in another process.
+"""Checks a model before a run is created: looks up its name, or builds a user's model in a subprocess.
 
-The other process keeps TensorFlow, which would take memory on all GPUs, and user code out of the driver.
+The subprocess keeps TensorFlow, which would take memory on all GPUs, and user code out of the driver.
 """
 
 from __future__ import annotations
@@ -31,28 +31,28 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def check_model(config: RunConfig, in_process: bool = False) -> tuple[str, ...]:
-    """Checks that the model of a run can be trained, and says what was inferred about it.
+    """Checks that the model of a run can be trained, and returns what was inferred about it.
 
-    Models of this package are only looked up by name. Nothing is built and no TensorFlow imported for them.
+    Models of this package are only looked up by name, without building them or importing TensorFlow.
 
     Args:
         config: Configuration of the run.
-        in_process: Whether a user's model is built in this process, where it is going to be trained anyway.
+        in_process: Whether to build a user's model in this process, which is going to train it anyway.
 
     Returns:
         Sentences about head and pixels of a user's model; none for a model of this package.
 
     Raises:
-        ConfigError: There is no such model, or it is not a classifier for the shard set.
+        ConfigError: The model does not exist, or is not a classifier for the shard set.
     """
     check_name(config.model)
     if not is_user_model(config.model):
         return ()
-    return build_and_check(config) if in_process else _check_elsewhere(config)
+    return build_and_check(config) if in_process else _check_in_subprocess(config)
 
 
 def define_task(data: DataSpec, manifest: Manifest, shards: str) -> Task:
-    """Describes what a model is built for.
+    """Returns the task of a model: shape, classes and pixel statistics of the shard set.
 
     Args:
         data: Size and channels of the images.
@@ -130,8 +130,8 @@ def _check_can_be_saved(model: keras.Model, config: RunConfig) -> None:
         raise build_save_error(config.model, error) from error
 
 
-def _check_elsewhere(config: RunConfig) -> tuple[str, ...]:
-    """Runs `build_and_check` in a process of its own, without GPUs."""
+def _check_in_subprocess(config: RunConfig) -> tuple[str, ...]:
+    """Runs `build_and_check` in a subprocess without GPUs."""
     environment = os.environ | {
         "CUDA_VISIBLE_DEVICES": "-1",
         "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -1,4 +1,4 @@
-"""What the models of this package share: the first layer, the head, and views of a model on its logits."""
+"""Layers that the models of this package share: standardization of the input, and the head."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def add_probabilities(logits: keras.KerasTensor) -> keras.KerasTensor:
 
 
 def build_logits_model(model: keras.Model) -> keras.Model:
-    """Returns the same network, weights shared, that ends before its `probabilities` layer."""
+    """Returns a model with shared weights that ends in the logits, before the `probabilities` layer."""
     return keras.Model(model.input, model.get_layer(LOGITS).output, name=f"{model.name}_logits")
 
 
 def resize_input(model: keras.Model, size: tuple[int, int]) -> keras.Model:
-    """Returns the same network, weights shared, for images of another size.
+    """Returns a model with shared weights for images of another size.
 
     Args:
-        model: Takes images `[B, H, W, C]`.
+        model: Model of images `[B, H, W, C]`.
         size: New height and width in pixels.
 
     Raises:

@@ -10,7 +10,8 @@ from keras import layers
 from service.models.base import Task
 from service.models.layers import add_head, standardize
 
-MOMENTUM = 0.9  # of batch normalization's moving statistics: lower than Keras' 0.99, for runs of few updates
+# Momentum of batch normalization: lower than the 0.99 of Keras, for runs with few updates.
+MOMENTUM = 0.9
 
 
 def _add_convolution(
@@ -25,7 +26,7 @@ def _add_convolution(
 
 
 def _add_excitation(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
-    """Adds squeeze-and-excitation: scales each channel by what all channels average to (Hu et al., 2018)."""
+    """Adds squeeze-and-excitation: scales channels by weights from all channel means (Hu et al., 2018)."""
     channels = x.shape[-1]
     weights = layers.GlobalAveragePooling2D(keepdims=True, name=f"{name}_squeeze")(x)  # [B, 1, 1, C]
     weights = layers.Conv2D(channels // 8, 1, activation="relu", name=f"{name}_reduce")(weights)
@@ -36,8 +37,8 @@ def _add_excitation(x: keras.KerasTensor, name: str) -> keras.KerasTensor:
 def _add_block(x: keras.KerasTensor, filters: int, name: str, strides: int = 1) -> keras.KerasTensor:
     """Adds two convolutions in parallel with a shortcut.
 
-    A shortcut that shrinks averages first (He et al., 2019). The last gamma starts at zero, so that the block
-    starts as the identity (Goyal et al., 2017).
+    A shortcut with stride is average-pooled first (He et al., 2019). The last gamma starts at zero, so that
+    the block starts as the identity (Goyal et al., 2017).
     """
     y = _add_convolution(x, filters, 3, f"{name}_conv1", strides)
     y = layers.ReLU(name=f"{name}_relu1")(y)

@@ -1,4 +1,4 @@
-"""Loads first weights into a model: those that Keras publishes, or those of a file."""
+"""Loads initial weights into a model: those that Keras publishes, or those of a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from service.pretrained import BASES, IMAGENET, KERAS_SUFFIX, SAVED, cache_path,
 def fetch(name: str) -> Path:
     """Returns the file with the published weights of a base.
 
-    Keras downloads it where it is missing, and checks its digest.
+    Keras downloads it if it is missing, and checks its digest.
 
     Raises:
         ConfigError: The download failed.
@@ -32,9 +32,10 @@ def fetch(name: str) -> Path:
 
 
 def load_weights(model: keras.Model, name: str, weights: str, custom_objects: tuple[str, ...] = ()) -> None:
-    """Loads weights into all layers before the head: that of a base, or the last layer with weights.
+    """Loads weights into all layers before the head.
 
-    Layers are paired in their order, whatever they are called.
+    The head is everything after the base, or the last layer with weights. Layers are matched by their order,
+    not by their names.
 
     Args:
         model: Model that `build_model` built.
@@ -61,15 +62,15 @@ def load_weights(model: keras.Model, name: str, weights: str, custom_objects: tu
 
 
 def _copy_weights(targets: list[keras.Layer], donor: keras.Model, name: str, weights: str) -> None:
-    """Copies weights layer by layer; changes nothing where one of them does not fit."""
+    """Copies weights layer by layer; changes nothing if one of them does not fit."""
     sources = _list_weighted(donor.layers)
     for index, layer in enumerate(targets):
         source = sources[index] if index < len(sources) else None
         if source is None or _describe_shape(source) != _describe_shape(layer):
-            found = _describe_shape(source) if source else "missing"
+            actual = _describe_shape(source) if source else "missing"
             raise ConfigError(
                 f"weights of {name}, with {_describe_shape(layer)} as {layer.name}",
-                f"weights={weights} (layer {index + 1} with weights is {found})",
+                f"weights={weights} (layer {index + 1} with weights is {actual})",
                 "name a file made from this model",
             )
     for layer, source in zip(targets, sources, strict=False):
@@ -77,7 +78,7 @@ def _copy_weights(targets: list[keras.Layer], donor: keras.Model, name: str, wei
 
 
 def _load_donor(name: str, weights: str, custom_objects: tuple[str, ...]) -> keras.Model:
-    """A model that has the weights."""
+    """Loads a model that has the weights."""
     if weights == IMAGENET:
         fetch(name)
         return _build_published(name)
@@ -96,7 +97,7 @@ def _load_donor(name: str, weights: str, custom_objects: tuple[str, ...]) -> ker
 def _build_published(name: str) -> keras.Model:
     try:
         return build_base(name, weights=IMAGENET)
-    except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
+    except Exception as error:  # noqa: BLE001 (Keras raises no narrower one if a download fails)
         reason = " ".join(str(error).split())[:200]
         fix = (
             "connect to the network once, put the file there, or set weights to a file or to none: "
@@ -108,17 +109,17 @@ def _build_published(name: str) -> keras.Model:
 
 
 def _list_weighted(layers: list[keras.Layer]) -> list[keras.Layer]:
-    """Layers with weights, those of nested models in place of the model."""
-    found = []
+    """Lists the layers with weights, those of nested models in place of the model."""
+    weighted = []
     for layer in layers:
         if isinstance(layer, keras.Model):
-            found.extend(_list_weighted(layer.layers))
+            weighted.extend(_list_weighted(layer.layers))
         elif layer.weights:
-            found.append(layer)
-    return found
+            weighted.append(layer)
+    return weighted
 
 
 def _describe_shape(layer: keras.Layer) -> str:
-    """Class and weight shapes of a layer as text; weights fit where this is the same."""
+    """Returns class and weight shapes of a layer as text; weights fit if this is equal."""
     shapes = ["x".join(map(str, weight.shape)) or "1" for weight in layer.weights]
     return " ".join([type(layer).__name__, *shapes])

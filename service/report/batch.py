@@ -1,4 +1,4 @@
-"""Reports of all runs below a directory: those that are missing or out of date are rendered as Ray tasks."""
+"""Renders the missing and outdated reports of all runs below a directory, as Ray tasks."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ FAILED = "failed"
 
 @dataclass(frozen=True)
 class ReportOutcome:
-    """What became of the report of one run.
+    """Outcome of the report of one run.
 
     Attributes:
         name: Name of the run, its path relative to the directory of all runs.
         state: One of the five states above.
-        message: What went wrong; empty unless it failed.
+        message: Error message; empty unless it failed.
         seconds: Time it took to render.
     """
 
@@ -66,7 +66,7 @@ def report_all(
 
     Args:
         root: Directory that holds run directories, at any depth.
-        options: What the reports show.
+        options: Content of the reports.
         single_file: Whether pictures are embedded in the pages.
         observer: Receives the progress of the job.
 
@@ -135,7 +135,7 @@ def _find_state(run: Run, options: ReportOptions, page_options: PageOptions) -> 
 def _render_all(
     due: dict[str, Run], root: Path, options: ReportOptions, single_file: bool
 ) -> Iterator[ReportOutcome]:
-    """Renders reports as tasks; one that kills its worker fails alone, and those it interrupts restart."""
+    """Renders reports as tasks; if one kills its worker, it fails alone, and the others are restarted."""
     if not due:
         return
     remaining = dict(due)
@@ -154,22 +154,22 @@ def _render_until_worker_dies(
     calls = [(str(due[name].path), str(root), options, single_file) for name in names]
     last = names[0]
 
-    def name_task(place: int) -> str:
+    def name_task(index: int) -> str:
         # Called before the result of a task is read, so the last name is that of the task whose worker died.
         nonlocal last
-        last = names[place]
+        last = names[index]
         return last
 
     try:
         with closing(run_tasks(_render_task, calls, name_task)) as tasks:
-            for place, (state, message, seconds) in tasks:
-                yield ReportOutcome(names[place], state, message, seconds)
+            for index, (state, message, seconds) in tasks:
+                yield ReportOutcome(names[index], state, message, seconds)
     except ConfigError as error:
         yield ReportOutcome(last, FAILED, str(error))
 
 
 def _render_task(path: str, root: str, options: ReportOptions, single_file: bool) -> tuple[str, str, float]:
-    """Renders one report in a worker process; returns its state, what went wrong, and the seconds it took."""
+    """Renders one report in a worker process; returns its state, error message, and seconds."""
     from service.report.job import render_report
 
     start = time.perf_counter()
@@ -184,7 +184,7 @@ def _render_task(path: str, root: str, options: ReportOptions, single_file: bool
         return ELSEWHERE, str(error), 0.0
     except GlassboxError as error:
         return FAILED, str(error), 0.0
-    except Exception as error:  # noqa: BLE001 (Keras raises no narrower one where a download fails)
+    except Exception as error:  # noqa: BLE001 (one failed report must not end the job)
         return FAILED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}", 0.0
     return RENDERED, "", time.perf_counter() - start
 

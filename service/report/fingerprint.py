@@ -22,8 +22,8 @@ def compute_fingerprint(
     Args:
         run: Run with a saved model.
         shards: Directory of its shard set.
-        options: What the report shows.
-        page_options: How the page is written.
+        options: Content of the report.
+        page_options: Format of the page.
 
     Raises:
         DataError: There is no shard set.
@@ -39,11 +39,11 @@ def compute_fingerprint(
 
 
 def is_up_to_date(run: Run, fingerprint: dict[str, Any]) -> bool:
-    """Returns whether the report of a run is complete and was rendered from the same inputs.
+    """Tells whether the report of a run is complete and was rendered from the same inputs.
 
     Args:
         run: Run whose report is checked.
-        fingerprint: Digests of the inputs now, see `compute_fingerprint`.
+        fingerprint: Digests of the current inputs, see `compute_fingerprint`.
     """
     try:
         manifest = json.loads((run.report / MANIFEST).read_bytes())

@@ -1,4 +1,4 @@
-"""The report job: from a run directory, or a model file, and a shard set to a page."""
+"""Renders a report page from a run directory or a model file, and a shard set."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SectionBuilder = Callable[[Subject, Album], Section | None]
 Progress = Callable[[int, int, str], None]  # sections finished, sections in all, name of the next one
 
 # The sections of a report, in the order in which they are built. Each entry connects the values of a subject
-# with the function that builds a section from them; it returns None where there is nothing to show.
+# with the function that builds a section from them; it returns None if there is nothing to show.
 SECTIONS: dict[str, SectionBuilder] = {
     "diagnosis": lambda subject, album: diagnosis.build_section(
         album,
@@ -182,8 +182,8 @@ def render_report(
     Args:
         run: Run with a saved model.
         shards: Directory of the shard set, if it is no longer where the run was trained.
-        options: What the report shows.
-        page_options: How the page is written.
+        options: Content of the report.
+        page_options: Format of the page.
         progress: Called with sections finished, sections in all, and the name of the next one.
 
     Returns:
@@ -201,7 +201,7 @@ def render_report(
     with hold_lease(run.report_lease_path) as lease:
         remove_unfinished(run.report)
         manifest = read_manifest(shards)
-        # Before anything else is read: what changes from here on makes the report out of date.
+        # Before anything else is read: later changes of the inputs make the report outdated.
         fingerprint = compute_fingerprint(run, shards, options, page_options)
         subject = open_run(run, shards, manifest, options)
 
@@ -226,8 +226,8 @@ def render_model_report(
         model_path: A `.keras` file.
         shards: Directory of a shard set with images of the model's classes.
         out: Directory for the page; a report in it is replaced.
-        options: What the report shows.
-        page_options: How the page is written.
+        options: Content of the report.
+        page_options: Format of the page.
         custom_objects: Modules that define the custom layers of the model.
 
     Returns:
@@ -254,9 +254,9 @@ def render(
     """Renders a report completely or not at all.
 
     Args:
-        subject: What the report is about.
+        subject: Model, data and options of the report.
         out: Directory for the page; a report in it is replaced.
-        page_options: How the page is written.
+        page_options: Format of the page.
         fingerprint: Digests of the report's inputs, for its manifest.
         progress: Called with sections finished, sections in all, and the name of the next one.
         sections: Builders of the sections by name; None for all of them, see `list_sections`.

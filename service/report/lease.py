@@ -1,8 +1,7 @@
-"""Leases: small files that say which process renders a report, so that overlapping jobs share the work.
+"""Leases: small files that name the process that renders a report, so that overlapping jobs share the work.
 
 A lease is read and written under a kernel lock, which excludes other processes on the same machine and on
-file systems that share locks. It expires, so that the lease of a job that died on any machine does not last;
-that of a process of this machine that no longer exists is free at once.
+file systems that share locks. The lease of a job that died expires; on the same machine, it is free at once.
 """
 
 from __future__ import annotations
@@ -21,10 +20,9 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 
-LEASE_SECONDS = (
-    60.0  # without renewal; the clocks of machines that share a lease must agree to within seconds
-)
-POLL_SECONDS = 0.2  # between attempts to acquire a lease that another process holds
+# Time until a lease expires without renewal. The clocks of machines that share a lease must agree to seconds.
+LEASE_SECONDS = 60.0
+POLL_SECONDS = 0.2  # wait between attempts to acquire a lease that another process holds
 
 
 class LeaseHeldError(ConfigError):
@@ -154,7 +152,7 @@ def _acquire(lease: Lease, wait: float) -> None:
 
 def _renew_periodically(lease: Lease, is_done: threading.Event) -> None:
     while not is_done.wait(lease.seconds / 4):
-        with suppress(ConfigError):  # the holder of a lost lease learns of it at its own next renewal
+        with suppress(ConfigError):  # the block gets the error of a lost lease at its own next renewal
             lease.renew()
 
 
@@ -163,7 +161,7 @@ def _is_free(current: dict[str, Any]) -> bool:
 
 
 def _has_holder_died(current: dict[str, Any]) -> bool:
-    """Returns whether the holder was a process of this machine that no longer exists."""
+    """Tells whether the holder was a process of this machine that no longer exists."""
     host, _, rest = str(current.get("owner", "")).partition(":")
     process = rest.partition(":")[0]
     if host != socket.gethostname() or not process.isdigit():

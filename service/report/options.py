@@ -1,4 +1,4 @@
-"""The options of a report: what it shows, and how the page is written."""
+"""The options of a report: its content, and the format of the page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pipelines.spec import Positive, Spec
 
 
 class ReportOptions(Spec):
-    """What a report shows.
+    """Content of a report.
 
     Attributes:
         training_images: Number of images in the grid of training images.
@@ -48,7 +48,7 @@ class ReportOptions(Spec):
 
 @dataclass(frozen=True)
 class PageOptions:
-    """How a page is written.
+    """Format of a page.
 
     Attributes:
         single_file: Whether pictures are embedded in the HTML instead of stored next to it.

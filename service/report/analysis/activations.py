@@ -1,4 +1,4 @@
-"""Layer outputs: feature maps as standardized uint8 tiles, vectors as they are, and figures for both."""
+"""Computes the outputs of every layer: feature maps as standardized uint8 tiles, vectors, and sparsity."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def standardize_vector(values: np.ndarray) -> np.ndarray:
 
 
 def find_inactive_channels(values: Any) -> tf.Tensor:
-    """Finds channels that are never above zero or the same everywhere: `[B, H, W, C]` to bool `[B, C]`."""
+    """Finds channels that are never above zero, or constant: `[B, H, W, C]` to bool `[B, C]`."""
     highest = tf.reduce_max(values, axis=(1, 2))
     lowest = tf.reduce_min(values, axis=(1, 2))
     # Written so that channels with NaN count as inactive.

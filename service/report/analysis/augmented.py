@@ -1,4 +1,4 @@
-"""Images as training sees them: the augmented images of some rows and epochs, with the parameters drawn."""
+"""Augments images exactly as training does, for several epochs, with descriptions of the drawn parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec
 
 
 class PreviewOptions(Spec):
-    """Which images a preview shows, and in which epochs.
+    """Images and epochs that a preview shows.
 
     Attributes:
         split: Name of the split.
@@ -38,13 +38,13 @@ class PreviewOptions(Spec):
 
 @dataclass(frozen=True)
 class AugmentedVersion:
-    """An image as one epoch sees it.
+    """An image as augmented in one epoch.
 
     Attributes:
         epoch: Number of the epoch.
         pixels: uint8 `[H, W, C]`.
-        facts: Descriptions of what was drawn, one for each augmentation that is on.
-        parameters: The parameters themselves by name, as lists.
+        facts: Descriptions of the drawn parameters, one for each augmentation that is on.
+        parameters: Drawn parameters by name, as lists.
     """
 
     epoch: int
@@ -55,7 +55,7 @@ class AugmentedVersion:
 
 @dataclass(frozen=True)
 class AugmentedImage:
-    """An image of a shard set, and what several epochs make of it.
+    """An image of a shard set, with its augmented versions.
 
     Attributes:
         row: Row of the image in its split.
@@ -81,7 +81,7 @@ def augment_images(
         shards: Directory of the shard set.
         reader: Reader of the split.
         data: Size and channels of the images.
-        augment: Ranges the parameters are drawn from.
+        augment: Ranges that the parameters are drawn from.
         options: Number of images, epochs and the seed.
     """
     rows = _order_rows(reader, data, options.seed, options.epoch)[: options.rows]
@@ -106,7 +106,7 @@ def _augment_rows(
     rows: Rows,
     epoch: int,
 ) -> list[AugmentedVersion]:
-    """Augments some rows as one epoch does."""
+    """Augments some rows as in one epoch."""
     from pipelines.augment.apply import apply_augmentations
 
     neighbours = _find_neighbours(reader, data, options.seed, epoch, rows)

@@ -1,4 +1,4 @@
-"""Examples: the few images of the evaluated split that several sections of the report examine closely."""
+"""Selects the examples: the few images of the evaluated split that report sections examine closely."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.report.options import ReportOptions
 
 # Up to this number of classes, heatmaps explain all of them.
 MAX_ALL_CLASSES = 4
-# Number of most probable classes that heatmaps explain where there are more.
+# Number of most probable classes that heatmaps explain if there are more.
 TOP_CLASSES = 3
 
 
@@ -42,7 +42,7 @@ class ReportExample:
 
 
 def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
-    """Chooses examples from each class in turn: the surest correct prediction, else the least wrong one.
+    """Chooses examples from each class in turn: the most confident correct prediction, else the least wrong.
 
     Args:
         predictions: Predictions for the whole split.
@@ -91,7 +91,7 @@ def select_examples(
         predictions: Predictions for the whole split.
         images: The split the predictions were computed on.
         classes: Class names; labels are indices into them.
-        options: How many examples, or which rows.
+        options: Number of examples, or their rows.
 
     Raises:
         ConfigError: `options.activation_rows` names a row that the split does not have.
@@ -119,7 +119,7 @@ def select_examples(
 
 
 def _select_indices(predictions: Predictions, split: str, options: ReportOptions) -> np.ndarray:
-    """Indices into the predictions of the examples, int64 `[N]`."""
+    """Selects the indices of the examples in the predictions, int64 `[N]`."""
     if options.activation_rows is None:
         return choose_examples(predictions, max(options.activation_images, options.heatmap_images))
     index_of_row = {int(row): index for index, row in enumerate(predictions.rows)}

@@ -1,4 +1,4 @@
-"""Class activation maps of a whole batch from one graph, for any classes, layers and methods."""
+"""Computes class activation maps of a whole batch in one graph, for any classes, layers and methods."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class CamResult(NamedTuple):
 class CamExtractor:
     """Computes class activation maps of a network.
 
-    Only what follows the first of the layers is recorded on the gradient tape. Gradients start at the logits:
-    those of a confident softmax vanish.
+    The gradient tape records only operations after the first of the layers. Gradients start at the logits,
+    because those of a confident softmax vanish.
 
     The methods are `gradcam` (Selvaraju et al., 2017, Grad-CAM), `gradcam++` (Chattopadhay et al., 2018),
     `layercam` (Jiang et al., 2021), and `signed`: Grad-CAM without the final ReLU, negative where values
@@ -75,7 +75,7 @@ class CamExtractor:
             classes: Classes to explain, int `[N, M]`.
 
         Returns:
-            Logits and maps; every map has the size of its layer and a scale of its own.
+            Logits and maps; every map has the size of its layer and its own scale.
         """
         batches = []
         for start in range(0, len(images), BATCH):
@@ -88,7 +88,7 @@ class CamExtractor:
         return CamResult(logits, dict(zip(keys, maps, strict=True)), extras)
 
     def _compute(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], Any]:
-        """Logits, maps `[B, M, h, w]` of every layer and method, and extra outputs; runs in the graph."""
+        """Computes logits, maps `[B, M, h, w]` of every layer and method, and extra outputs, in the graph."""
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
 
             def watch_layers(name: str, y: tf.Tensor) -> None:
@@ -106,8 +106,8 @@ class CamExtractor:
         for output, layer_gradients in zip(outputs, zip(*gradients_by_class, strict=True), strict=True):
             values = tf.cast(output, tf.float32)
             for method in self._methods:
-                of_classes = [compute_cam(values, tf.cast(g, tf.float32), method) for g in layer_gradients]
-                maps.append(tf.stack(of_classes, axis=1))  # [B, M, h, w]
+                cams = [compute_cam(values, tf.cast(g, tf.float32), method) for g in layer_gradients]
+                maps.append(tf.stack(cams, axis=1))  # [B, M, h, w]
         return trace.logits, maps, self._extra_outputs(trace)
 
 
@@ -133,7 +133,7 @@ def compute_cam(values: Any, gradients: Any, method: str) -> tf.Tensor:
 
 
 def _compute_gradcam_plus_plus_weights(values: Any, gradients: Any) -> tf.Tensor:
-    """Weights of the channels, `[B, C]` (Chattopadhay et al., 2018)."""
+    """Computes the weights of the channels, `[B, C]` (Chattopadhay et al., 2018)."""
     # The second and third derivative of exp(logit) are powers of the first: the factor exp(logit) cancels.
     denominator = 2 + gradients * tf.reduce_sum(values, axis=(1, 2), keepdims=True)
     alphas = tf.where(gradients == 0, 0.0, tf.math.divide_no_nan(tf.ones_like(gradients), denominator))

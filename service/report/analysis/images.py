@@ -1,4 +1,4 @@
-"""The images of one split as the report reads them, at the size that the model takes."""
+"""Reads the images of one split for the report, at the size that the model takes."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Linear probes of depth: how well linear models recover the class, and the image itself, from every layer.
+"""Linear probes: how well linear models recover the class, and the image itself, from every layer.
 
-The method is that of Alain and Bengio (2016), Understanding intermediate layers using linear classifier
-probes.
-The probes are fitted to some images by ridge regression and tested on others.
+The method is that of Alain and Bengio (2016), "Understanding intermediate layers using linear classifier
+probes". The probes are fitted to some images by ridge regression and tested on others.
 """
 
 from __future__ import annotations
@@ -19,11 +18,11 @@ from service.report.analysis.network import LayerInfo, Network
 
 # Height and width of the small copy of the image that probes recover, in pixels.
 SIDE = 8
-# Layers that are probed, at most.
+# Largest number of layers to probe.
 MAX_LAYERS = 24
-# Feature maps are averaged to at most this many cells a side; of both, the one with the better probe counts.
+# Feature maps are averaged to at most this many cells per side. The better of both probes counts.
 POOLED_SIDES = (SIDE, 1)
-# Penalties that are tried, relative to the mean eigenvalue of the kernel.
+# Candidate penalties, relative to the mean eigenvalue of the kernel.
 PENALTIES = tuple(10.0**power for power in range(-4, 3))
 # Images that run at a time.
 BATCH = 32
@@ -110,8 +109,8 @@ def predict_with_ridge(
 ) -> list[Floats]:
     """Predicts targets by ridge regression.
 
-    For each target, the features and the penalty are those with the smallest leave-one-out error, which ridge
-    regression has in closed form (Allen, 1974, the PRESS statistic).
+    For each target, the features and the penalty with the smallest leave-one-out error are used. Ridge
+    regression has this error in closed form, the PRESS statistic (Allen, 1974).
 
     Args:
         candidates: Alternative features of the same images, `[N, F]` each.
@@ -177,7 +176,7 @@ def pool_features(y: tf.Tensor) -> list[tf.Tensor]:
 def _extract_features(
     network: Network, layers: list[LayerInfo], images: np.ndarray
 ) -> dict[str, LayerFeatures]:
-    """Features of the pixels and of some layers, by layer name."""
+    """Extracts features of the pixels and of some layers, by layer name."""
 
     def extract(x: tf.Tensor) -> list[tuple[list[tf.Tensor], tf.Tensor]]:
         outputs = network.run(x).outputs

@@ -1,4 +1,4 @@
-"""Quality of heatmaps: dependence on the weights, faithfulness to the prediction, localization of objects."""
+"""Measures the quality of heatmaps: dependence on the weights, faithfulness, and localization of objects."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def spearman(a: Floats, b: Floats) -> float:
 def randomize_weights(model: keras.Model, seed: int, last_only: bool = False) -> Iterator[None]:
     """Shuffles the values of every kernel within a block, and restores them after it.
 
-    Each kernel keeps its mean and deviation and loses what it learned: the model parameter randomization test
-    of Adebayo et al. (2018), Sanity checks for saliency maps, with permutations instead of new values.
+    Each kernel keeps its mean and deviation, but loses its structure. This is the model parameter
+    randomization test of Adebayo et al. (2018), "Sanity checks for saliency maps", with permutations instead
+    of new values.
 
     Args:
         model: The model whose kernels are shuffled in place.
@@ -119,13 +120,13 @@ def compute_perturbation_curves(
 
 
 def find_peak(values: Floats) -> tuple[float, float]:
-    """Finds the maximum of a map `[h, w]`: the centre `(y, x)` of the cell in [0, 1]; the first of equals."""
+    """Finds the first maximum of a map `[h, w]`: the centre `(y, x)` of its cell in [0, 1]."""
     row, column = np.unravel_index(int(values.argmax()), values.shape)
     return (row + 0.5) / values.shape[0], (column + 0.5) / values.shape[1]
 
 
 def is_inside_box(point: tuple[float, float], box: Box) -> bool:
-    """Whether a point `(y, x)` lies in a bounding box."""
+    """Tells whether a point `(y, x)` lies in a bounding box."""
     y, x = point
     top, left, bottom, right = box
     return top <= y <= bottom and left <= x <= right
@@ -189,20 +190,20 @@ def _average_windows(values: Floats, radius: int) -> Floats:
 
 
 def find_distractor(image: Floats, box: Box) -> tuple[float, float]:
-    """Finds the strongest edges outside a bounding box: where a map peaks that follows edges, not classes."""
+    """Finds the strongest edges outside a bounding box, at which a map of edges instead of classes peaks."""
     strength = compute_edge_strength(image, ignored_box=box)
     return find_peak(np.where(make_box_mask(strength.shape, box), -1, strength))
 
 
 @dataclass(frozen=True)
 class LocalizationScores:
-    """How well heatmaps find known bounding boxes; for each single score there are wrong heatmaps that pass.
+    """Agreement of heatmaps with known bounding boxes. Each score alone can be high for wrong heatmaps.
 
     Attributes:
         pointing_game: Fraction of heatmaps whose maximum lies in the box (Zhang et al., 2016).
         energy: Mean fraction of a heatmap's sum that lies in the box (Wang et al., 2020).
         distraction: Fraction of heatmaps whose maximum lies at the strongest edges outside the box.
-        chance: Mean area of the boxes: what heatmaps of noise score in the pointing game and the energy.
+        chance: Mean area of the boxes, which is the score of random heatmaps in pointing game and energy.
     """
 
     pointing_game: float
@@ -214,7 +215,7 @@ class LocalizationScores:
 def score_localization(
     maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box]
 ) -> LocalizationScores:
-    """Scores heatmaps against the bounding boxes of the objects; an empty heatmap finds nothing.
+    """Scores heatmaps against the bounding boxes of the objects; an empty heatmap scores 0.
 
     Args:
         maps: Heatmaps `[h, w]`, at least 0.

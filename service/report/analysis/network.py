@@ -1,8 +1,8 @@
-"""A classifier under analysis: its logits, and the input and output of every layer, also in nested models.
+"""Gives reports access to the logits of a classifier, and to the input and output of every layer.
 
-Keras gives access to the outputs of a model's own layers only, and not within the graph that the model is
-part of. The graph is therefore run again here, operation by operation. The one private method of Keras that
-this takes is called in `replay_graph` and nowhere else; a test compares the result with the model's own.
+Keras gives access to the outputs of a model's direct layers only, not to those of nested models. The graph is
+therefore replayed here, operation by operation. This requires one private method of Keras, called only in
+`replay_graph`; a test compares the result with the output of the model.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Trace:
 
 
 class _StopForwardPass(Exception):  # noqa: N818 (control flow, not an error)
-    """The last operation that was to run has run."""
+    """Stops the forward pass after the last requested operation."""
 
 
 class Network:
@@ -111,7 +111,7 @@ class Network:
         layers: Layers in the order in which they run, without those that pass their input on unchanged.
 
     Raises:
-        ConfigError: The model ends in something else.
+        ConfigError: The model has another kind of output.
     """
 
     def __init__(self, model: keras.Model, scale: float = 1.0, fast: bool = False) -> None:
@@ -150,7 +150,7 @@ class Network:
         """Returns the layer of that name.
 
         Raises:
-            ConfigError: There is none.
+            ConfigError: The network has no such layer.
         """
         by_name = {layer.name: layer for layer in self.layers}
         if name not in by_name:
@@ -158,7 +158,7 @@ class Network:
         return by_name[name]
 
     def is_size_independent(self, name: str) -> bool:
-        """Whether a layer, and all before it, can also run on images of another size."""
+        """Tells whether a layer, and all before it, can also run on images of another size."""
         for other, operation in self._symbolic_trace.operations.items():
             if other == name:
                 return True
@@ -227,13 +227,13 @@ class Network:
         return lambda images, *rest: graph(tf.cast(images, tf.float32), *rest)
 
     def _precision_of(self, operation: Any) -> Any:
-        """A context in which an operation computes in the precision asked for."""
+        """Returns a context in which an operation computes in bfloat16 if the network is `fast`."""
         if self._fast and isinstance(operation, keras.Layer):
             return _override_attributes(operation, dtype_policy=BFLOAT16_POLICY)
         return nullcontext()
 
     def _trace_symbolically(self) -> Trace:
-        """Traces a batch of unknown size: yields shapes without computing anything."""
+        """Traces a batch of unknown size, to get shapes without computing anything."""
         traces: list[Trace] = []
         images = tf.TensorSpec((None, *self.shape), tf.float32)
         graph = tf.function(lambda x: traces.append(self.run(x)), autograph=False)
@@ -252,7 +252,7 @@ class Network:
 
 
 def replay_graph(model: keras.Model, x: Any, run_operation: RunOperation, prefix: str = "") -> Any:
-    """Runs a model's graph again, operation by operation, nested models included.
+    """Replays a model's graph, operation by operation, nested models included.
 
     Args:
         model: A functional or Sequential model.

@@ -108,7 +108,7 @@ def compute_filter_patterns(
 
 
 def choose_pattern_size(network: Network, layer: str) -> tuple[int, int]:
-    """Chooses the size of a layer's patterns: that of the images, or less where the layer allows it."""
+    """Chooses the size of a layer's patterns: that of the images, or less if the layer allows it."""
     height, width = network.shape[:2]
     factor = MAX_SIDE / max(height, width)
     if factor >= 1 or not network.is_size_independent(layer):
@@ -129,8 +129,8 @@ def _ascend(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Takes one step for F images, one per filter; returns the images and the activations before the step.
 
-    Where the activation function of a filter is 0 everywhere, it has no gradient: the step then follows the
-    gradient of the value before the activation function.
+    If the activation of a filter is 0 everywhere, it has no gradient. The step then follows the gradient of
+    the value before the activation function.
     """
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
@@ -146,14 +146,14 @@ def _ascend(
 
 
 def _average_diagonal(activations: tf.Tensor) -> tf.Tensor:
-    """Mean activation of filter i for image i: `[F, h, w, F]` to float32 `[F]`."""
+    """Computes the mean activation of filter i for image i: `[F, h, w, F]` to float32 `[F]`."""
     return tf.linalg.diag_part(tf.cast(tf.reduce_mean(activations, axis=(1, 2)), tf.float32))
 
 
 def _compute_filter_outputs(trace: Trace, layer: str, filters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """The outputs of some filters before and after the activation function, `[F, h, w, F]` each.
+    """Computes the outputs of some filters before and after the activation function, `[F, h, w, F]` each.
 
-    Of a plain convolution only these filters are computed; for other layers both are the layer's output.
+    For a plain convolution, only these filters are computed. For other layers, both are the layer's output.
     """
     convolution = trace.operations[layer]
     is_plain = (

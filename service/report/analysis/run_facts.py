@@ -1,4 +1,4 @@
-"""Facts about a run for its page: how it was trained, on what data, and which source images were rejected."""
+"""Collects facts about a run for its page: settings, environment, data, and rejected source images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.runs import Run
 
 # List of rejected source images in a shard set.
 REJECTED = "rejected.jsonl"
-# Rejected images that are listed on the page, at most.
+# Largest number of rejected images listed on the page.
 MAX_REJECTED = 50
 
 
@@ -23,8 +23,8 @@ class RunFacts:
 
     Attributes:
         name: Name of the run directory or the model file.
-        source: What the shard set was built from, such as `folder:photos`.
-        preset: The preset the run was trained with; empty for a model without a run.
+        source: Source of the shard set, such as `folder:photos`.
+        preset: Preset of the run; empty for a model without a run.
         model: Name of the registered model; empty for a model without a run.
         state: State of the run, see `service.runs.Run.status`; empty for a model without a run.
         finished: Time at which training ended, `2026-05-01T12:00:00+00:00`; empty if unknown.
@@ -49,7 +49,7 @@ class RunFacts:
 
     @property
     def title(self) -> str:
-        """Title of the page: what was trained on what."""
+        """Title of the page: name, preset and source."""
         if not self.preset:
             return f"{self.name} on {self.source}"
         return f"{self.name}: {self.preset} on {self.source}"

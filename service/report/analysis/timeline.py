@@ -1,4 +1,4 @@
-"""Outputs of a network for the same images at several checkpoints of a run, on scales that they share."""
+"""Computes outputs for the same images at several checkpoints of a run, on shared scales."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from service.report.analysis.gradcam import CamExtractor
 from service.report.analysis.network import LayerInfo, Network
 from service.report.analysis.patterns import FilterPatterns, choose_pattern_size, compute_filter_patterns
 
-# Convolutions whose channels are collected, at most.
+# Largest number of convolutions whose channels are collected.
 MAX_LAYERS = 3
-# Channels collected per convolution, at most.
+# Largest number of channels collected per convolution.
 MAX_CHANNELS = 16
 
 
@@ -136,7 +136,7 @@ def _compute_patterns(network: Network, layer: LayerInfo, count: int) -> FilterP
 
 
 def _collect_channels(network: Network, images: Any, layers: Sequence[LayerInfo]) -> tuple[Any, list[Any]]:
-    """Logits, and the first channels of some layers; runs in the graph."""
+    """Returns the logits and the first channels of some layers; runs in the graph."""
     trace = network.run(images)
     channels = [tf.cast(trace.outputs[layer.name][..., :MAX_CHANNELS], tf.float32) for layer in layers]
     return trace.logits, channels

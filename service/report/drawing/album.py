@@ -1,4 +1,4 @@
-"""Picture files of a page: encoding, names by content, and the record of what each was made from."""
+"""Encodes the pictures of a page, names their files by content, and records their origin."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ JPEG_KINDS = {"jpeg", "jpeg-444", "photo"}
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture file as a page shows it.
+    """A picture file on a page.
 
     Attributes:
         file: Path relative to the page.
@@ -58,10 +58,10 @@ class Drawing:
         pixels: uint8 `[H, W, 3]`, or `[H, W]`: grey values, or indices into the palette.
         stem: First part of the file name.
         alt: Alternative text for those who cannot see the picture.
-        origin: What the picture was made from, for the manifest.
+        origin: Data that the picture was made from, for the manifest.
         kind: `png`, `jpeg` or `webp`; `photo`, JPEG of high quality; or `jpeg-444`, JPEG without chroma
             subsampling.
-        palette: Colours of the indices, uint8 `[256, 3]`; None for pixels that are no indices.
+        palette: Colours of the indices, uint8 `[256, 3]`; None for pixels that are not indices.
     """
 
     pixels: np.ndarray
@@ -93,7 +93,7 @@ def draw_photo(pixels: np.ndarray, stem: str, alt: str, origin: dict[str, Any]) 
         pixels: uint8 `[H, W, 1 or 3]`.
         stem: First part of the file name.
         alt: Alternative text for those who cannot see the picture.
-        origin: What the picture was made from, for the manifest.
+        origin: Data that the picture was made from, for the manifest.
     """
     is_large = max(pixels.shape[:2]) > MAX_ENLARGED_SIDE
     if not is_large:

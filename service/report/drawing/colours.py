@@ -35,7 +35,7 @@ _BLUE_RED = (
 )
 # Colour between tiles.
 FRAME = (24, 27, 34)
-# Colour of inactive channels: a grey that is in none of the colour maps.
+# Colour of inactive channels: a grey that no colour map contains.
 INACTIVE = (112, 116, 124)
 # Palette index of the frame.
 FRAME_INDEX = SHADES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-# Shown where there is no value.
+# Shown instead of a missing value.
 NO_VALUE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
 

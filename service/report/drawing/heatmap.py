@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: scaled, resized smoothly and quantized to palette indices; and a text for each."""
+"""Draws heatmaps: scales, resizes and quantizes them to palette indices, and describes them as text."""
 
 from __future__ import annotations
 

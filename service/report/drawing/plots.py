@@ -19,7 +19,7 @@ class Line:
 
     Attributes:
         name: Name in the legend.
-        values: One value for each x; NaN where there is none, which the line bridges.
+        values: One value for each x; NaN for a missing value, which the line bridges.
         role: Colour of the line: `training`, `validation`, or `a` to `f`.
     """
 
@@ -33,15 +33,15 @@ class Plot:
     """A line chart.
 
     Attributes:
-        title: What the values are.
-        x_label: What the x values count, in the singular: `epoch`.
+        title: Name of the plotted values.
+        x_label: Unit of the x values, in the singular: `epoch`.
         x: Values of the x axis, ascending.
         lines: The lines, at least one.
         percent: Whether values are fractions in [0, 1], shown as percentages.
         marks: Positions on the x axis marked by a vertical line, each with a text.
         levels: Values marked by a horizontal, dashed line, each with a text.
         shade: Whether the area between the first two lines is filled.
-        ticks: Names of the x values where they are no numbers.
+        ticks: Names of the x values if they are not numbers.
     """
 
     title: str
@@ -60,7 +60,7 @@ class Plot:
         return not any(math.isfinite(value) for line in self.lines for value in line.values)
 
     def data(self) -> dict[str, Any]:
-        """Data of the plot for the browser, ready for JSON; null for values that are not finite."""
+        """Returns the plot as data for the browser, ready for JSON; null for values that are not finite."""
         lines = [
             {"name": line.name, "role": line.role, "values": [_replace_nan(value) for value in line.values]}
             for line in self.lines

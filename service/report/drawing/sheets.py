@@ -19,13 +19,13 @@ from service.report.drawing.colours import (
 )
 from service.report.rasters import MAX_TILE_SIDE, average_blocks, compute_shrink_factor, repeat_pixels
 
-# Tiles in a row of a sheet.
+# Number of tiles per row of a sheet.
 COLUMNS = 16
-# Shortest longer side of a tile, in pixels.
+# Smallest longer side of a tile, in pixels.
 MIN_TILE_SIDE = 24
-# Alignment of tiles, in pixels: JPEG codes blocks of 8 (luma) and 16 (chroma); values bleed within a block.
+# Alignment of tiles, in pixels: JPEG encodes blocks of 8 (luma) or 16 (chroma), and values bleed within a block.
 BLOCK = 16
-# Steps in which mean activations are given to the page's script.
+# Number of steps to which mean activations are quantized for the page's script.
 ACTIVATION_STEPS = 1000
 # Feature maps with fewer values are encoded losslessly.
 LOSSLESS_VALUES = 1 << 17
@@ -34,7 +34,7 @@ MAX_WEBP_SIDE = 16_383
 # Side of the cell drawn for a unit of a vector, in pixels, and cells in a row.
 CELL_SIDE = 16
 CELL_COLUMNS = 64
-# Tiles in a row, and longest side of a tile in pixels, where checkpoints are compared.
+# Tiles per row, and longest side of a tile in pixels, in comparisons of checkpoints.
 COMPARISON_COLUMNS = 8
 COMPARISON_TILE_SIDE = 48
 
@@ -84,7 +84,7 @@ class SheetLayout:
 
 @dataclass(frozen=True)
 class TileScaling:
-    """How feature maps become tiles of a sheet.
+    """Scaling and alignment of feature maps as tiles of a sheet.
 
     Attributes:
         shrink: Side of the blocks that are averaged, in pixels.

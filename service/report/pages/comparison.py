@@ -38,8 +38,8 @@ def render_comparison(
         runs: Runs with saved models and checkpoints, on one shard set.
         out: Directory for the page; a comparison in it is replaced.
         shards: Directory of the shard set, if it is no longer where the runs were trained.
-        options: What the page shows.
-        page_options: How the page is written.
+        options: Content of the page.
+        page_options: Format of the page.
 
     Returns:
         The path of `index.html`.

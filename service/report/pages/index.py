@@ -1,4 +1,4 @@
-"""The index page of all runs: what each run is, how well it does, and a link to its report."""
+"""The index page of all runs: settings, accuracy and a link to the report of each run."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from service.report.pages.scripts import load_scripts
 from service.report.publish import MANIFEST, PAGE, is_report
 from service.runs import Run
 
-GENERATOR = '<meta name="generator" content="glassbox runs">'  # by which an index page is recognized
+GENERATOR = '<meta name="generator" content="glassbox runs">'  # identifies an index page
 SPARKLINE = (120, 28)  # width and height of the small curve, in pixels
 
 
 @dataclass(frozen=True)
 class Row:
-    """One run.
+    """A run on the index page.
 
     Attributes:
         name: Path of the run relative to the directory of all runs.
         link: Relative link to its report; empty without a report.
         manifest: Manifest of its report; empty without a report.
-        accuracy: Best validation accuracy, or that of the saved model where there is no validation.
+        accuracy: Best validation accuracy, or that of the saved model if there is no validation.
         curve: Points of its accuracy over the epochs, for an SVG of size `SPARKLINE`.
         pictures: Thumbnails of its report, with file names relative to the index page.
-        note: Why it has no new report; empty if it has one.
+        note: Reason why the run has no new report; empty if it has one.
         state: State of the run, see `service.runs.Run.status`.
     """
 
@@ -47,7 +47,7 @@ class Row:
 
 
 def write_index(root: Path, runs: Mapping[str, Run], failures: Mapping[str, str]) -> Path:
-    """Writes the index page of all runs as they are now, completely or not at all.
+    """Writes the index page of all runs, completely or not at all.
 
     Args:
         root: Directory of the page.
@@ -99,8 +99,8 @@ def compute_sparkline(values: Sequence[float]) -> str:
     span = (max(values) - lowest) or 1.0
     step = (width - 4) / (len(values) - 1)
     points = []
-    for n, value in enumerate(values):
-        x = 2 + n * step
+    for index, value in enumerate(values):
+        x = 2 + index * step
         y = height - 3 - (value - lowest) / span * (height - 6)
         points.append(f"{x:.1f},{y:.1f}")
     return " ".join(points)
