@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import tensorflow as tf
 
+    from pipelines.records import Batch
+
 
 class Dataset:
     """One split as batches, in exactly the order and form that training uses.
@@ -103,7 +105,7 @@ class Dataset:
         """Yields the batches of epoch 0 as dicts of NumPy arrays."""
         return self.numpy()
 
-    def _apply_augmentation(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    def _apply_augmentation(self, batch: Batch) -> dict[str, tf.Tensor]:
         """Applies the augmentation of a batch, as the training step does on the device."""
         from pipelines.augment.apply import apply_augmentations
 

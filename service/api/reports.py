@@ -37,8 +37,8 @@ def report(
         DataError: The shard set is damaged.
     """
     from pipelines.errors import ConfigError
-    from service.report.job import PageOptions, render_model_report, render_report
-    from service.report.options import ReportOptions
+    from service.report.job import render_model_report, render_report
+    from service.report.options import PageOptions, ReportOptions
     from service.runs import Run
 
     report_options = check(ReportOptions, options, "report")

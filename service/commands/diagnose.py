@@ -84,7 +84,7 @@ def _diagnose_run(run: Run, shards: str | None, max_issues: int) -> Iterator[str
 
 def build_history(run: Run, manifest: Manifest | None) -> History:
     """Builds the history of a run, with the number of its validation images if the manifest is known."""
-    counts = ()
+    counts: tuple[int, ...] = ()
     if manifest and "validation" in manifest.splits:
         counts = manifest.splits["validation"].class_counts
     total = sum(counts)
@@ -120,7 +120,7 @@ def _find_label_issues(run: Run, shards: Path, manifest: Manifest, max_issues: i
         predictions.labels,
         predictions.rows,
         manifest.classes,
-        ShardReader(shards, "train").ids,
+        ShardReader(shards, "train").read_ids,
         max_issues,
     )
 

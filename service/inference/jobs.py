@@ -28,7 +28,8 @@ from service.runs import Run
 if TYPE_CHECKING:
     import keras
 
-    from service.inference.classifier import Classifier, PredictOptions
+    from service.inference.classifier import Classifier
+    from service.inference.options import PredictOptions
 
 BLOCK = 16 * BATCH  # rows: about a second of work, and some megabytes of results
 
