@@ -177,7 +177,7 @@ def _normalise(picture: Image.Image, data: bytes) -> Image.Image:
 
 
 def _reduce_depth(picture: Image.Image, depth: int) -> Image.Image:
-    """Converts a PNG of any bit depth to 8 bits, with its transparent colour, which Pillow does not convert."""
+    """Converts a PNG of any bit depth to 8 bits, and its transparent colour, which Pillow leaves as it is."""
     key = picture.info.pop("transparency", None)
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))

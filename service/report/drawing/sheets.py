@@ -23,7 +23,7 @@ from service.report.rasters import MAX_TILE_SIDE, average_blocks, compute_shrink
 COLUMNS = 16
 # Smallest longer side of a tile, in pixels.
 MIN_TILE_SIDE = 24
-# Alignment of tiles, in pixels: JPEG encodes blocks of 8 (luma) or 16 (chroma), and values bleed within a block.
+# Alignment of tiles, in pixels: JPEG encodes blocks of 8 (luma) or 16 (chroma), within which values bleed.
 BLOCK = 16
 # Number of steps to which mean activations are quantized for the page's script.
 ACTIVATION_STEPS = 1000

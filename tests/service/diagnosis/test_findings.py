@@ -79,7 +79,7 @@ def test_a_wide_gap_without_a_rising_loss() -> None:
 
 
 def test_validation_that_does_better_is_no_overfitting() -> None:
-    """The same distance with the other sign: while training there is dropout, and an average over the epoch."""
+    """The same gap with the other sign: training metrics include dropout and average over the epoch."""
     n = np.arange(1, 31)
     assert kinds(epochs(0.5 + 0 * n, np.full(30, 0.7), np.full(30, 0.4), np.full(30, 0.95))) == [
         "underfitting"
