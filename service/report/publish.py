@@ -1,4 +1,4 @@
-"""Publishing a report: readers find either the old page or the new one whole, whenever the job stops."""
+"""Publishes a report atomically: readers see either the old page or the new one, never a mixture."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pipelines.storage import sync
 MANIFEST = "manifest.json"
 PAGE = "index.html"
 KIND = "glassbox report"
-VERSION = 5  # of the page and its manifest: reports of another version are rendered again
+VERSION = 5  # version of the page and its manifest; reports of another version are rendered again
 
 
 def read_kind(directory: Path) -> str:
-    """Returns the kind of page that a directory holds by its manifest; empty if it holds anything else."""
+    """Returns the kind of page in a directory, from its manifest; empty if it holds anything else."""
     try:
         return str(json.loads((directory / MANIFEST).read_bytes())["kind"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -36,9 +36,9 @@ def is_report(directory: Path) -> bool:
 def publish(out: Path, kind: str = KIND) -> Iterator[Path]:
     """Yields an empty directory, whose content replaces the page at `out` once the block succeeds.
 
-    Names of pictures contain a digest, so new pictures can be stored next to old ones. Then the page is
-    replaced in one step, then the manifest, and last the pictures that no page shows any more are removed.
-    Readers, and a job that starts after another was killed, find a complete page at any moment.
+    Names of pictures contain a digest, so new pictures can be stored next to old ones. The page is replaced
+    after that, then the manifest, and unused pictures are removed last. Readers, and a job that starts after
+    another was killed, find a complete page at any time.
 
     Args:
         out: Directory of the page; a page of the same kind in it is replaced.

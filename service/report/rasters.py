@@ -1,4 +1,4 @@
-"""Rasters: resampling and quantization of small maps, shared by `analysis` and `drawing`."""
+"""Resampling and quantization of small maps, shared by `analysis` and `drawing`."""
 
 from __future__ import annotations
 

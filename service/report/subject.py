@@ -1,4 +1,4 @@
-"""The subject of a report: a model, the images it was trained and evaluated on, and its training history."""
+"""The subject of a report: a model, its training and evaluation images, and its training history."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from service.runs import Run
 
 @dataclass(frozen=True)
 class Subject:
-    """Everything the sections of a report are built from; expensive values are computed when first used.
+    """Inputs of all sections of a report; expensive values are computed on first use.
 
     Attributes:
         name: Name of the run, or of the model file.
@@ -46,8 +46,8 @@ class Subject:
         training: Split the model was trained on.
         evaluation: Split the model is evaluated on: validation, or training if the shard set has no other.
         scale: Factor on the pixels before they enter the model.
-        facts: What the page states about the run or the model.
-        options: What the report shows.
+        facts: Facts about the run or the model, for the page.
+        options: Content of the report.
         run: Run the model belongs to; None for a model without a run.
         epochs: Metrics per epoch, see `service.runs.Run.metrics`; empty for a model without a run.
         config: Configuration of the run; empty for a model without a run.
@@ -104,7 +104,7 @@ class Subject:
 
     @cached_property
     def activation_examples(self) -> tuple[ReportExample, ...]:
-        """The examples whose activations are shown: the first ones, or all if their rows were given."""
+        """The examples whose activations are shown: the first ones, or all if the options name rows."""
         if self.options.activation_rows is not None:
             return self.examples
         return self.examples[: self.options.activation_images]
@@ -123,7 +123,7 @@ def open_run(run: Run, shards: Path, manifest: Manifest, options: ReportOptions)
         run: Run with a saved model.
         shards: Directory of the shard set the report is made with.
         manifest: Manifest of that shard set.
-        options: What the report shows.
+        options: Content of the report.
 
     Raises:
         ConfigError: The run has no model yet, or the shard set does not fit it.
@@ -157,7 +157,7 @@ def open_model(
         model_path: A `.keras` file.
         shards: Directory of a shard set with images of the model's classes.
         manifest: Manifest of that shard set.
-        options: What the report shows.
+        options: Content of the report.
         custom_objects: Modules that define the custom layers of the model.
 
     Raises:

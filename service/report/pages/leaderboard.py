@@ -1,4 +1,4 @@
-"""The leaderboard page of a search: its trials in order, and the accuracy by every setting."""
+"""The leaderboard page of a search: ranked trials, and scatter plots of the accuracy over every setting."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from service.scores import standard_error
 SCATTER_SIZE = (260, 150)  # width and height of a scatter plot, in pixels
 SCATTER_MARGIN = 14
 NOTE_LENGTH = 60  # characters of a trial's note in the text table
-TABLE_WIDTH = 1000  # of the text table, so that it is never wrapped
+TABLE_WIDTH = 1000  # columns of the text table, enough that it is never wrapped
 
 
 class Dimension(Protocol):
@@ -38,7 +38,7 @@ class Dimension(Protocol):
 
     @property
     def kind(self) -> str:
-        """How values are drawn: `choice`, `uniform`, `loguniform` or `int`."""
+        """Distribution of the values: `choice`, `uniform`, `loguniform` or `int`."""
 
     @property
     def values(self) -> tuple[Any, ...]:
@@ -57,7 +57,7 @@ class Trial:
         epochs: Number of epochs trained.
         seconds: Training time of these epochs.
         state: State of the run, see `service.runs.Run.status`.
-        note: Why the run ended in this state; empty for an ordinary end.
+        note: Reason why the run ended in this state; empty for an ordinary end.
         accuracies: Validation accuracy over the epochs.
     """
 
@@ -132,18 +132,18 @@ def format_table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("", "trial", "accuracy", "epochs", *keys, ""):
         table.add_column(heading, no_wrap=True)
-    for place, trial in enumerate(trials, 1):
+    for rank, trial in enumerate(trials, 1):
         values = [format_value(trial.values.get(key, "preset")) for key in keys]
         accuracy = percent(trial.score, 2)
         note = trial.note[:NOTE_LENGTH]
-        table.add_row(str(place), trial.run.path.name, accuracy, str(trial.epochs), *values, note)
+        table.add_row(str(rank), trial.run.path.name, accuracy, str(trial.epochs), *values, note)
     output = io.StringIO()
     Console(file=output, width=TABLE_WIDTH, markup=False, highlight=False).print(table)
     return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
 
 
 def format_value(value: Any) -> str:
-    """Formats the value of a setting as it is written in a configuration."""
+    """Formats the value of a setting as in a configuration file."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
     text = str(value)  # compared as text, because 0.0 equals False
@@ -235,7 +235,7 @@ def compute_scatter(dimension: Dimension, trials: Sequence[Trial]) -> dict[str, 
 
 
 def _place_on_axis(dimension: Dimension, value: Any) -> float:
-    """Returns where a value lies between the ends of its axis, in [0, 1]."""
+    """Computes the position of a value between the ends of its axis, in [0, 1]."""
     if dimension.kind == "choice":
         return float(dimension.values.index(value)) / max(len(dimension.values) - 1, 1)
     low, high = map(float, dimension.values)

@@ -1,4 +1,4 @@
-"""The report page: sections into views, views into HTML, figures and pictures into the manifest."""
+"""Writes the report page: groups sections into views, renders HTML, and records figures in the manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from service.report.subject import Subject
 
 T = TypeVar("T")
 
-# Name, title and sections of every view; a section that is not listed gets a view of its own.
+# Name, title and sections of every view; a section that is not listed gets a separate view.
 VIEWS = (
     ("overview", "Overview", ("diagnosis", "curves")),
     ("data", "Data", ("training_images", "augmentation", "rejected")),
@@ -39,13 +39,8 @@ VIEWS = (
     ("compare", "Checkpoints", ("compare",)),
 )
 WIDE = 2  # ratio of width to height above which a picture is a sheet of channels
-THUMBNAILS = (
-    "predictions",
-    "image",
-    "filters",
-    "layers",
-    "data",
-)  # views that represent a run, the best first
+# Views whose thumbnails represent a run, the best first.
+THUMBNAILS = ("predictions", "image", "filters", "layers", "data")
 
 
 @dataclass(frozen=True)
@@ -86,14 +81,14 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class Page:
-    """Everything a report's page is written from.
+    """Content of a report's page.
 
     Attributes:
-        subject: What the report is about.
+        subject: Model, data and options of the report.
         summary: Figures of the verdict.
         sections: Sections in the order in which they were built.
         album: Pictures of the sections.
-        options: How the page is written.
+        options: Format of the page.
         fingerprint: Digests of the report's inputs; a report with the same ones need not be rendered again.
     """
 
@@ -106,7 +101,7 @@ class Page:
 
     @cached_property
     def views(self) -> list[View]:
-        """The views that have sections; the overview always."""
+        """The views that have sections, and always the overview."""
         remaining = {section.id: section for section in self.sections}
         views = []
         for name, title, ids in VIEWS:
@@ -168,7 +163,7 @@ def render(template: str, scripts: Sequence[Script], sections: Sequence[Section]
     Args:
         template: File name of the template.
         scripts: Scripts to embed.
-        sections: Sections of the page, some of which may bring a template of their own.
+        sections: Sections of the page, some of which may have their own template.
         **values: Values for the template.
     """
     environment = load_templates(sections)
@@ -176,7 +171,7 @@ def render(template: str, scripts: Sequence[Script], sections: Sequence[Section]
 
 
 def build_manifest(page: Page) -> dict[str, Any]:
-    """Builds the manifest: what a report was made from, and every number it shows.
+    """Builds the manifest: the inputs of a report, and every number it shows.
 
     Args:
         page: Content of the page.
@@ -221,7 +216,7 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     """Loads the templates of all pages; they escape what they print.
 
     Args:
-        sections: Sections that may bring a template of their own.
+        sections: Sections that may have their own template.
     """
     own_templates = {
         f"{section.id}.html": section.template.read_text(encoding="utf-8")

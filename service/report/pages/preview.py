@@ -24,14 +24,14 @@ def render_preview(
 ) -> Path:
     """Renders a page of originals next to their augmented versions, completely or not at all.
 
-    The versions are the exact pictures, including those mixed in, that a training run with this seed and an
-    even batch on every replica sees in those epochs.
+    The versions are exactly the images that a training run with this seed uses in those epochs, including the
+    images mixed in, provided that the batch on every replica is even.
 
     Args:
         shards: Directory of the shard set.
         data: Size and channels of the images.
-        augment: Ranges the parameters are drawn from.
-        options: Which images are shown, and in which epochs.
+        augment: Ranges that the parameters are drawn from.
+        options: Images and epochs to show.
         out: Directory for the page; a preview in it is replaced.
 
     Returns:

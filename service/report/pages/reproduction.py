@@ -23,7 +23,7 @@ from service.runs import Run
 from service.scores import standard_error
 
 ROLES = "abcdef"
-# The final accuracy of a run of LONG_RUN epochs or more is the median of its last FINAL_EPOCHS.
+# The final accuracy of a run of LONG_RUN epochs or more is the median over its last FINAL_EPOCHS epochs.
 FINAL_EPOCHS = 5
 LONG_RUN = 10
 SIGNIFICANT = 2.0  # standard errors
@@ -72,7 +72,7 @@ class Experiment:
         preset: Name of the preset.
         published: The published result.
         runs: Runs of the preset, one per seed.
-        missing_reason: Why there are no runs.
+        missing_reason: Reason why there are no runs.
         history: Published curves, as metrics per epoch; empty if they are not available.
         overrides: Settings in which the runs differ from the preset, see `list_overrides`.
     """
@@ -91,7 +91,7 @@ class Experiment:
 
     @property
     def status(self) -> str:
-        """What is missing, as text; empty if all runs are finished."""
+        """Missing or unfinished runs, as text; empty if all runs are finished."""
         if not self.runs:
             return f"not run: {self.missing_reason}"
         counts = [len(run.metrics()) for run in self.runs]
@@ -196,9 +196,9 @@ def plot_curves(experiment: Experiment) -> list[Plot]:
         experiment: Published experiment with its runs.
     """
     histories = [("published", experiment.history, "f")]
-    for n, run in enumerate(experiment.runs):
+    for index, run in enumerate(experiment.runs):
         name = f"ours, seed {run.config().get('seed', 0)}"
-        histories.append((name, run.metrics(), ROLES[n % 5]))
+        histories.append((name, run.metrics(), ROLES[index % 5]))
     histories = [entry for entry in histories if entry[1]]
     longest = max((len(history) for _, history, _ in histories), default=0)
     plots = []
@@ -262,14 +262,14 @@ def format_table(experiments: Sequence[Experiment]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for experiment in experiments:
-        begin = f"| {experiment.preset} | {experiment.published.accuracy:.2%} |"
+        first_cells = f"| {experiment.preset} | {experiment.published.accuracy:.2%} |"
         comparison = compare_with_published(experiment)
         if comparison is None:
-            lines.append(f"{begin} | {len(experiment.runs)} | | | {experiment.status} | |")
+            lines.append(f"{first_cells} | {len(experiment.runs)} | | | {experiment.status} | |")
             continue
         spread = "" if comparison.spread is None else f" ± {comparison.spread * 100:.2f}"
         lines.append(
-            f"{begin} {comparison.ours:.2%}{spread} | {len(experiment.complete_runs)} "
+            f"{first_cells} {comparison.ours:.2%}{spread} | {len(experiment.complete_runs)} "
             f"| {comparison.difference * 100:+.2f} | {comparison.error * 100:.2f} "
             f"| {comparison.verdict} | {comparison.seconds:.0f} s |"
         )

@@ -1,4 +1,4 @@
-"""The scripts of a page and its Content-Security-Policy: everything is embedded, nothing is fetched."""
+"""Embeds scripts and pictures in a page, and builds its Content-Security-Policy: nothing is fetched."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ PAGE_SCRIPTS = ("tools.js", "plots.js", "sheets.js", "page.js")  # in this order
 
 @dataclass(frozen=True)
 class Script:
-    """A classic script, as it is embedded in a page.
+    """A classic script, to be embedded in a page.
 
     Attributes:
         text: Source code of the script.
-        digest: Digest by which the page's policy allows it.
+        digest: Digest that the page's policy allows.
     """
 
     text: Markup

@@ -1,4 +1,4 @@
-"""The head of the page: a verdict in plain sentences, and the figures it is based on."""
+"""The head of the report page: a verdict in plain sentences, and the figures it is based on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from service.diagnosis.findings import SMALL_GAP, WIDE_GAP
 from service.report.subject import Subject
 from service.scores import majority_class_share, standard_error
 
-MISMATCH = (
-    0.005  # difference between the recorded accuracy and that of the saved model that is worth a warning
-)
+# Difference between the recorded accuracy and that of the saved model from which the page warns.
+MISMATCH = 0.005
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of the verdict; accuracies are shares in [0, 1], None where a figure does not exist.
+    """The figures of the verdict; accuracies are shares in [0, 1], None if a figure does not exist.
 
     Attributes:
         split: Split the saved model was evaluated on for this page.
@@ -56,7 +55,7 @@ def summarize(subject: Subject) -> Summary:
     """Computes the figures of the verdict.
 
     Args:
-        subject: What the report is about.
+        subject: Model, data and options of the report.
     """
     predictions = subject.predictions
     training = column(subject.epochs, "accuracy")
@@ -114,7 +113,7 @@ def format_verdict(summary: Summary) -> str:
 
 
 def list_warnings(summary: Summary, state: str) -> list[str]:
-    """Lists what a reader should know before trusting the page.
+    """Lists warnings about the run and the data that limit the validity of the page.
 
     Args:
         summary: Figures of the report.

@@ -26,7 +26,7 @@ from service.report.drawing.sheets import (
 from service.report.sections.provenance import Provenance, draw_examples
 from service.report.sections.section import Section
 
-LISTED_UNITS = 16  # layers with at most so many units have their values written out
+LISTED_UNITS = 16  # largest number of units of a layer whose values are listed
 
 
 def build_section(
@@ -54,13 +54,13 @@ def build_section(
     """
     if not examples:
         return None
-    layers = {tap.name: forward_pass.layer_outputs[tap.name] for tap in network.layers}
+    layers = {layer.name: forward_pass.layer_outputs[layer.name] for layer in network.layers}
     photos = album.add_all(draw_examples(examples, provenance))
     drawings = _draw_layers(provenance, network, examples, layers, sheet_format)
     pictures = iter(album.add_all(drawings))
-    shown = []
+    views = []
     for n, example in enumerate(examples):
-        shown.append(
+        views.append(
             {
                 "picture": photos[n],
                 "row": example.row,
@@ -68,24 +68,24 @@ def build_section(
                 "predicted": classes[example.predicted],
                 "probability": example.probability,
                 "layers": [
-                    _describe_layer(tap, layers[tap.name], n, pictures, sheet_format)
-                    for tap in network.layers
+                    _describe_layer(layer, layers[layer.name], n, pictures, sheet_format)
+                    for layer in network.layers
                 ],
             }
         )
-    table = [summarize_layer(tap, layers[tap.name], len(examples)) for tap in network.layers]
+    table = [summarize_layer(layer, layers[layer.name], len(examples)) for layer in network.layers]
     rows = [example.row for example in examples]
     return Section(
-        "activations", "Activations", {"examples": shown, "table": table}, {"rows": rows, "layers": table}
+        "activations", "Activations", {"examples": views, "table": table}, {"rows": rows, "layers": table}
     )
 
 
-def _describe_shape(tap: LayerInfo, values: LayerOutputs, n: int) -> str:
+def _describe_shape(layer: LayerInfo, values: LayerOutputs, n: int) -> str:
     """Describes the output for image `n`, with the number of inactive channels."""
     if not isinstance(values, FeatureMapOutputs):
-        units = tap.shape[0]
+        units = layer.shape[0]
         return f"{units} unit" if units == 1 else f"{units} units"
-    height, width, channels = tap.shape
+    height, width, channels = layer.shape
     text = f"{channels} channel" if channels == 1 else f"{channels} channels"
     text += f" of {height} \N{MULTIPLICATION SIGN} {width}"
     inactive = int(values.is_inactive[n].sum())
@@ -102,18 +102,18 @@ def _draw_layers(
     """Draws all layers of all examples, in order; a layer with a single unit has no picture."""
     drawings = []
     for n, example in enumerate(examples):
-        for tap in network.layers:
-            values = layers[tap.name]
-            origin = provenance.describe_example(example, layer=tap.name)
-            stem = "".join(letter if letter.isalnum() else "-" for letter in tap.name)
-            text = f"{tap.name}: {_describe_shape(tap, values, n)}"
+        for layer in network.layers:
+            values = layers[layer.name]
+            origin = provenance.describe_example(example, layer=layer.name)
+            stem = "".join(letter if letter.isalnum() else "-" for letter in layer.name)
+            text = f"{layer.name}: {_describe_shape(layer, values, n)}"
             if isinstance(values, FeatureMapOutputs):
                 pixels = draw_channel_sheet(
-                    values.tiles[n], values.is_inactive[n], choose_scaling(tap.shape, sheet_format)
+                    values.tiles[n], values.is_inactive[n], choose_scaling(layer.shape, sheet_format)
                 )
-                kind = choose_encoding(tap.shape, sheet_format)
+                kind = choose_encoding(layer.shape, sheet_format)
                 drawings.append(Drawing(pixels, stem, f"{text}; {example.name}", origin, kind, SEQUENTIAL))
-            elif tap.shape[0] > 1:
+            elif layer.shape[0] > 1:
                 units = values.values[n]
                 text += f" from {units.min():.3g} to {units.max():.3g}"
                 drawings.append(
@@ -123,23 +123,23 @@ def _draw_layers(
 
 
 def _describe_layer(
-    tap: LayerInfo, values: LayerOutputs, n: int, pictures: Iterator[Picture], sheet_format: str
+    layer: LayerInfo, values: LayerOutputs, n: int, pictures: Iterator[Picture], sheet_format: str
 ) -> dict[str, Any]:
-    """Returns what the page shows of a layer's output for image `n`: its picture, and values next to it."""
+    """Describes a layer's output for image `n` on the page: its picture, and the values next to it."""
     description: dict[str, Any] = {
-        "layer": tap.name,
-        "kind": tap.kind,
-        "shape": _describe_shape(tap, values, n),
+        "layer": layer.name,
+        "kind": layer.kind,
+        "shape": _describe_shape(layer, values, n),
         "picture": None,
         "values": None,
         "sheet": None,
     }
     if isinstance(values, FeatureMapOutputs):
-        layout = compute_layout(*tap.shape, choose_scaling(tap.shape, sheet_format))
+        layout = compute_layout(*layer.shape, choose_scaling(layer.shape, sheet_format))
         description["picture"] = next(pictures)
         description["sheet"] = layout.build_page_data(values.mean_activation[n], values.is_inactive[n])
         return description
-    units = tap.shape[0]
+    units = layer.shape[0]
     if units > 1:
         description["picture"] = next(pictures)
     if units <= LISTED_UNITS:

@@ -1,4 +1,4 @@
-"""Augmentation: some training images as the epochs of this run saw them, next to the originals."""
+"""Augmentation: some training images as augmented in the epochs of this run, next to the originals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from service.report.drawing.album import Album
 from service.report.sections.augmented_images import add_augmented_images
 from service.report.sections.section import Section
 
-IMAGES = 3  # the first images of the first epoch
-VERSIONS = 4  # epochs in which each of them is shown, at most
+IMAGES = 3  # number of images: the first ones of the first epoch
+VERSIONS = 4  # largest number of epochs in which each image is shown
 
 
 def build_section(
     album: Album, shards: Path, split: str, config: dict[str, Any], epoch_count: int
 ) -> Section | None:
-    """Builds the exact pictures that training saw, with the parameters drawn for each.
+    """Builds the augmented images exactly as used in training, with the parameters drawn for each.
 
     Args:
         album: Album the pictures are added to.
@@ -33,7 +33,7 @@ def build_section(
         The section; None for a run without augmentation.
 
     Raises:
-        ConfigError: The run's configuration is not one of this version.
+        ConfigError: The run's configuration does not match this version.
     """
     augment = check(AugmentSpec, config.get("augment") or {}, "config.yaml")
     data = check(DataSpec, config.get("data") or {}, "config.yaml")

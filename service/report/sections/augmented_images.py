@@ -13,12 +13,12 @@ from service.report.drawing.album import Album, Drawing, Picture, draw_photo
 
 @dataclass(frozen=True)
 class VersionView:
-    """An image as one epoch sees it, for the templates.
+    """An image as augmented in one epoch, for the templates.
 
     Attributes:
         epoch: Number of the epoch.
         picture: The augmented image.
-        facts: Descriptions of what was drawn.
+        facts: Descriptions of the drawn parameters.
         matrix: Rows of the affine matrix; None without geometric augmentations.
     """
 
@@ -30,7 +30,7 @@ class VersionView:
 
 @dataclass(frozen=True)
 class ImageView:
-    """An image next to what several epochs make of it, for the templates.
+    """An image with its augmented versions, for the templates.
 
     Attributes:
         row: Row of the image in its split.
@@ -71,7 +71,7 @@ def add_augmented_images(
 
 
 def _draw_image(image: AugmentedImage, origin: dict[str, Any]) -> list[Drawing]:
-    """The original, then the versions."""
+    """Draws the original, then the versions."""
     alt = f"{image.label}, {image.id}, as stored"
     drawings = [draw_photo(image.pixels, "original", alt, origin | {"id": image.id})]
     for version in image.versions:

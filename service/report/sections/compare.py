@@ -31,8 +31,8 @@ from service.report.sections.training_images import select_rows
 from service.runs import Run
 
 IMAGES = 2
-CHECKPOINTS = 8  # of each run, at most
-FILTERS = 8  # filter patterns of each checkpoint, on the page that compares runs
+CHECKPOINTS = 8  # largest number of checkpoints per run
+FILTERS = 8  # number of filter patterns per checkpoint, on the page that compares runs
 ROLES = "abcdef"
 MAP = "Grad-CAM"
 
@@ -56,7 +56,7 @@ class ComparedRun:
 
 @dataclass(frozen=True)
 class ImageSelection:
-    """The images that every checkpoint is shown with.
+    """The images that the outputs of every checkpoint are shown for.
 
     Attributes:
         images: Split the images are taken from.
@@ -82,7 +82,7 @@ class ImageSelection:
 
 @dataclass(frozen=True)
 class RunTimeline:
-    """What the checkpoints of one run compute from the images.
+    """Outputs of the checkpoints of one run.
 
     Attributes:
         name: Name of the run on the page.
@@ -97,10 +97,10 @@ class RunTimeline:
 
 @dataclass(frozen=True)
 class CheckpointView:
-    """One image at one checkpoint of one run, as the page shows it.
+    """One image at one checkpoint of one run, for the template.
 
     Attributes:
-        when: State of the page's controls in which it is shown.
+        when: State of the page's controls in which the view is shown.
         epoch: Epoch of the checkpoint.
         predicted: Name of the predicted class.
         probability: Probability of the predicted class, in [0, 1].
@@ -235,13 +235,13 @@ def build_timelines(album: Album, selection: ImageSelection, timelines: Sequence
         text = f"{split.capitalize()} image {row}, {name}"
         origin = selection.provenance.describe_images(split, [row])
         photos.append(album.add_photo(pixels, "example", text, **origin))
-    shown = []
+    runs = []
     for timeline in timelines:
-        shown.append({"name": timeline.name, "views": _build_views(album, selection, timeline, axis, limits)})
+        runs.append({"name": timeline.name, "views": _build_views(album, selection, timeline, axis, limits)})
     values = {
         "axis": [f"epoch {epoch}" for epoch in axis],
         "images": list(zip(photos, names, strict=True)),
-        "runs": shown,
+        "runs": runs,
         "plots": [
             _plot(n, name, label, timelines, axis)
             for n, (name, label) in enumerate(zip(names, labels, strict=True))
@@ -271,15 +271,15 @@ def _build_views(
         sheets[layer] = [draw_comparison_sheets(levels, is_inactive) for levels, is_inactive in channels]
     views = []
     for number, output in enumerate(timeline.outputs):
-        places = _find_places(timeline, number, axis)
+        positions = _find_slider_positions(timeline, number, axis)
         for n, label in enumerate(selection.labels):
-            sheets_of_image = {layer: drawn[number][n] for layer, drawn in sheets.items()}
+            sheets_of_image = {layer: by_checkpoint[number][n] for layer, by_checkpoint in sheets.items()}
             drawings = draw_checkpoint(selection, n, timeline.name, output, sheets_of_image, float(limits[n]))
             pictures = dict(zip(drawings, album.add_all(drawings.values()), strict=True))
             predicted = int(output.probabilities[n].argmax())
             views.append(
                 CheckpointView(
-                    {"checkpoint": places, "image": str(n)},
+                    {"checkpoint": positions, "image": str(n)},
                     output.epoch,
                     selection.classes[predicted],
                     float(output.probabilities[n, predicted]),
@@ -291,16 +291,16 @@ def _build_views(
     return views
 
 
-def _find_places(timeline: RunTimeline, number: int, axis: Sequence[int]) -> list[str]:
-    """Finds the places of the slider at which a checkpoint is shown.
+def _find_slider_positions(timeline: RunTimeline, number: int, axis: Sequence[int]) -> list[str]:
+    """Finds the positions of the slider at which a checkpoint is shown.
 
-    These reach from its own epoch to the run's next checkpoint; the first and the last one fill the ends of
-    the axis, where only other runs have checkpoints.
+    A checkpoint is shown from its own epoch until the run's next checkpoint. The first and the last one also
+    cover the ends of the axis, where only other runs have checkpoints.
     """
     begin = timeline.outputs[number].epoch if number > 0 else axis[0]
     is_last = number + 1 == len(timeline.outputs)
     end = axis[-1] + 1 if is_last else timeline.outputs[number + 1].epoch
-    return [str(place) for place, epoch in enumerate(axis) if begin <= epoch < end]
+    return [str(position) for position, epoch in enumerate(axis) if begin <= epoch < end]
 
 
 def draw_checkpoint(
@@ -311,7 +311,7 @@ def draw_checkpoint(
     sheets: dict[str, NDArray[np.uint8]],
     limit: float,
 ) -> dict[str, Drawing]:
-    """Draws what a checkpoint computes from one image.
+    """Draws the outputs of a checkpoint for one image.
 
     Args:
         selection: Images the outputs were computed for.
@@ -319,7 +319,7 @@ def draw_checkpoint(
         run_name: Name of the run on the page.
         output: Outputs of the checkpoint.
         sheets: Channels of the image by layer, uint8 `[height, width]`, palette indices.
-        limit: Value of the heatmap that the brightest colour stands for.
+        limit: Value of the heatmap that is drawn in the brightest colour.
 
     Returns:
         The drawings by their titles; the heatmap under `MAP`.

@@ -1,4 +1,4 @@
-"""Confusion matrix: which classes are predicted for which, with precision and recall of every class."""
+"""Confusion matrix: numbers of images by true and predicted class, with precision and recall per class."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from service.inference.classifier import Predictions
 from service.report.sections.section import Section
 from service.scores import confusion_matrix
 
-MATRIX_CLASSES = 20  # above so many classes the matrix itself is not shown
-PAIRS = 30  # confused pairs in the table
-TABLE_CLASSES = 100  # classes with the lowest recall in the table, where the matrix is not shown
+MATRIX_CLASSES = 20  # largest number of classes for which the matrix itself is shown
+PAIRS = 30  # number of confused pairs in the table
+TABLE_CLASSES = 100  # number of classes in the table, those with the lowest recall, without the matrix
 SHADES = 10
 
 
@@ -97,8 +97,8 @@ def find_most_confused(matrix: NDArray[np.int64], count: int) -> list[tuple[int,
     np.fill_diagonal(mistakes, 0)
     order = np.argsort(-mistakes, axis=None, kind="stable")[:count]
     pairs = []
-    for place in order.tolist():
-        truth, predicted = divmod(place, len(matrix))
+    for flat_index in order.tolist():
+        truth, predicted = divmod(flat_index, len(matrix))
         times = int(mistakes[truth, predicted])
         if times:
             pairs.append((truth, predicted, times))

@@ -1,4 +1,4 @@
-"""Diagnosis: what the learning curves show, and which training images have doubtful labels."""
+"""Diagnosis: findings from the learning curves, and label issues among the training images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 from service.scores import majority_class_share
 
-LABEL_ISSUES = 12  # that are shown
+LABEL_ISSUES = 12  # largest number of label issues shown
 
 
 def build_section(

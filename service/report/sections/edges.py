@@ -16,7 +16,7 @@ from service.report.sections.section import Section
 Floats = NDArray[np.floating]
 
 GREY = (0.299, 0.587, 0.114)  # luma weights of red, green and blue (ITU-R BT.601)
-SMALLEST = 112  # pixels of a picture's longer side, at least
+SMALLEST = 112  # smallest longer side of a picture, in pixels
 KERNELS: dict[str, tuple[tuple[float, ...], ...]] = {
     "vertical edges": ((-1, 0, 1), (-2, 0, 2), (-1, 0, 1)),  # I. Sobel, 1968
     "horizontal edges": ((-1, -2, -1), (0, 0, 0), (1, 2, 1)),
@@ -48,11 +48,11 @@ def build_section(album: Album, provenance: Provenance, examples: Sequence[Repor
     for name, kernel in KERNELS.items():
         response = convolve(grey, np.array(kernel))
         limit = float(np.abs(response).max()) or 1.0
-        places = quantize_signed(response, limit)
-        grow = -(-SMALLEST // max(places.shape))
+        indices = quantize_signed(response, limit)
+        grow = -(-SMALLEST // max(indices.shape))
         drawings.append(
             Drawing(
-                places.repeat(grow, 0).repeat(grow, 1),
+                indices.repeat(grow, 0).repeat(grow, 1),
                 "edges",
                 f"{name.capitalize()}, from -{limit:.3g} (blue) to {limit:.3g} (red); {example.name}",
                 {**origin, "kernel": kernel},
@@ -61,11 +61,11 @@ def build_section(album: Album, provenance: Provenance, examples: Sequence[Repor
             )
         )
     original, in_grey, *results = album.add_all(drawings)
-    shown = [
+    views = [
         {"name": name, "kernel": kernel, "picture": picture}
         for (name, kernel), picture in zip(KERNELS.items(), results, strict=True)
     ]
-    values = {"photo": original, "grey": in_grey, "kernels": shown}
+    values = {"photo": original, "grey": in_grey, "kernels": views}
     kernels = {name: [list(row) for row in kernel] for name, kernel in KERNELS.items()}
     return Section("edges", "How a convolution works", values, {"row": example.row, "kernels": kernels})
 
@@ -78,7 +78,7 @@ def to_grey(image: NDArray[np.uint8]) -> Floats:
 
 
 def convolve(image: Floats, kernel: Floats) -> Floats:
-    """Slides a kernel over an image, multiplies and sums, without mirroring it, as networks do.
+    """Computes the cross-correlation of an image and a kernel, as convolutions in networks do.
 
     Args:
         image: Greyscale image `[H, W]`.

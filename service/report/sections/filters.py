@@ -23,9 +23,9 @@ from service.report.drawing.sheets import TileScaling, compute_layout, compute_s
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
-LAYERS = 8  # at most, spread over the depth
-COLUMNS = 8  # patterns a row
-SMALLEST = 48  # pixels of a pattern's longer side, at least
+LAYERS = 8  # largest number of layers, spread over the depth
+COLUMNS = 8  # patterns per row
+SMALLEST = 48  # smallest longer side of a pattern, in pixels
 
 
 def build_section(
@@ -42,7 +42,7 @@ def build_section(
         album: Album the pictures are added to.
         provenance: Model and shard set the pictures are recorded with in the manifest.
         network: Network whose filters are shown.
-        forward_pass: Outputs for the examples, which tell dead filters from those without a pattern.
+        forward_pass: Outputs for the examples, which distinguish dead filters from those without a pattern.
         count: Number of filters per layer; 0 leaves the section out.
         seed: Seed of the noise that the patterns start from.
 
@@ -54,10 +54,10 @@ def build_section(
         return None
     found = []
     states = []
-    for tap in layers:
-        filters = range(min(count, tap.shape[2]))
-        size = choose_pattern_size(network, tap.name)
-        layer_patterns = compute_filter_patterns(network, tap.name, filters, seed=seed, size=size)
+    for layer in layers:
+        filters = range(min(count, layer.shape[2]))
+        size = choose_pattern_size(network, layer.name)
+        layer_patterns = compute_filter_patterns(network, layer.name, filters, seed=seed, size=size)
         found.append(layer_patterns)
         states.append(classify_filters(layer_patterns, _find_active(forward_pass, layer_patterns)))
     drawings = [
@@ -66,15 +66,15 @@ def build_section(
     ]
     shown = []
     figures = []
-    for tap, layer_patterns, state, picture in zip(
+    for layer, layer_patterns, state, picture in zip(
         layers, found, states, album.add_all(drawings), strict=True
     ):
         shown.append(
             {
-                "layer": tap.name,
+                "layer": layer.name,
                 "picture": picture,
                 "sheet": _describe_sheet(layer_patterns),
-                "channels": tap.shape[2],
+                "channels": layer.shape[2],
                 "table": _table(layer_patterns, state),
             }
         )
@@ -97,8 +97,8 @@ def select_layers(network: Network) -> list[LayerInfo]:
     if not convolutions:
         return []
     count = min(LAYERS, len(convolutions))
-    places = np.unique(np.linspace(0, len(convolutions) - 1, count).round().astype(int))
-    return [convolutions[place] for place in places]
+    indices = np.unique(np.linspace(0, len(convolutions) - 1, count).round().astype(int))
+    return [convolutions[index] for index in indices]
 
 
 def classify_filters(found: FilterPatterns, is_active: NDArray[np.bool_]) -> list[str]:
@@ -124,7 +124,7 @@ def classify_filters(found: FilterPatterns, is_active: NDArray[np.bool_]) -> lis
 
 
 def _find_active(forward_pass: ForwardPass, found: FilterPatterns) -> NDArray[np.bool_]:
-    """Returns which of the filters any example activates, bool `[F]`."""
+    """Finds the filters that any example activates, bool `[F]`."""
     if not found.is_unresponsive.any() or not forward_pass.layer_outputs:
         return np.zeros(len(found.filters), bool)
     activity = forward_pass.layer_outputs[found.layer].mean_activation  # [N, C]
@@ -157,7 +157,7 @@ def _draw(provenance: Provenance, found: FilterPatterns, states: Sequence[str], 
 
 
 def _describe_sheet(found: FilterPatterns) -> dict[str, Any]:
-    """Returns where the tiles lie and which filters they show, for the page's script."""
+    """Returns the positions of the tiles and the filters they show, for the page's script."""
     _, height, width, _ = found.images.shape
     layout = compute_layout(height, width, len(found.filters), _scale(found))
     return layout.build_page_data(found.final_activation, found.is_unresponsive, numbers=list(found.filters))

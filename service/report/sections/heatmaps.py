@@ -1,4 +1,4 @@
-"""Class activation heatmaps: which places of an image support a class, by layer and method."""
+"""Class activation heatmaps: the regions of an image that support a class, by layer and method."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TITLES = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "layercam": "LayerCA
 
 
 class _Key(NamedTuple):
-    """Which heatmap: places of the example and of the class among those of the example, layer, method."""
+    """Identifies a heatmap: index of the example, index of the class in the example, layer and method."""
 
     example: int
     column: int

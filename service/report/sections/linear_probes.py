@@ -1,8 +1,8 @@
-"""Linear probes of depth: how well a linear model recovers the class, and the image itself, from every layer.
+"""Linear probes: how well a linear model recovers the class, and the image itself, from every layer.
 
-"Information about the picture goes down, about the class goes up" (F. Chollet, 2017), measured: linear
-models from every layer's outputs to the class, and to a small copy of the image, fitted on training images
-and tested on others.
+"Information about the picture goes down, about the class goes up" (F. Chollet, 2017). To measure this, linear
+models from every layer's outputs to the class, and to a small copy of the image, are fitted on training
+images and tested on others.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.report.sections.section import Section
 
 FIT_IMAGES = 400
 TEST_IMAGES = 200
-FEWEST_IMAGES = 30  # with fewer to fit on, or to test on, there is no section
+FEWEST_IMAGES = 30  # smallest number of images to fit on, and to test on
 
 
 def build_section(network: Network, training: Images, evaluation: Images, seed: int) -> Section | None:

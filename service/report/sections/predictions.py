@@ -14,12 +14,12 @@ from service.report.drawing.album import Album, Picture
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
-TOP = 3  # classes whose probabilities are shown
+TOP = 3  # number of classes whose probabilities are shown
 
 
 @dataclass(frozen=True)
-class ShownPrediction:
-    """One image with its prediction.
+class PredictionView:
+    """One image with its prediction, for the template.
 
     Attributes:
         picture: Picture of the image.
@@ -73,7 +73,7 @@ def build_section(
         )
         most_probable = np.argsort(-probabilities, kind="stable")[:TOP]
         examples.append(
-            ShownPrediction(
+            PredictionView(
                 picture,
                 classes[predicted],
                 probability,
@@ -106,7 +106,7 @@ def build_section(
 def select_predictions(predictions: Predictions, count: int) -> NDArray[np.int64]:
     """Selects the predictions to show: mistakes by confidence, then correct ones, of each class in turn.
 
-    Half of the places are for mistakes; places that one kind cannot fill go to the other.
+    Half of them are mistakes, as far as there are enough predictions of either kind.
 
     Args:
         predictions: Predictions for N images.
@@ -125,7 +125,7 @@ def select_predictions(predictions: Predictions, count: int) -> NDArray[np.int64
 
 
 def _alternate_classes(indices: NDArray[np.int64], labels: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Reorders indices so that the classes take turns; within a class the order stays."""
+    """Reorders indices so that the classes alternate, and keeps the order within each class."""
     labels_of_indices = labels[indices]
     turns = np.zeros(len(indices), np.int64)
     for label in np.unique(labels_of_indices):

@@ -1,4 +1,4 @@
-"""Provenance: which model and which images a picture was made from, as recorded in the manifest."""
+"""Provenance of a picture: the model and the images it was made from, as recorded in the manifest."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Provenance:
     split: str
 
     def describe_images(self, split: str, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
-        """Returns the manifest entry of a picture that shows images as they are stored.
+        """Returns the manifest entry of a picture that shows stored images.
 
         Args:
             split: Split the images are read from.
@@ -42,7 +42,7 @@ class Provenance:
         }
 
     def describe_outputs(self, split: str, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
-        """Returns the manifest entry of a picture that shows what the model computes from images.
+        """Returns the manifest entry of a picture that shows outputs of the model for images.
 
         Args:
             split: Split the images are read from.

@@ -1,4 +1,4 @@
-"""Rejected images: which source images are missing from the shard set, and why."""
+"""Rejected images: the source images that are not in the shard set, with reasons."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def build_section(count: int, listed: Sequence[tuple[str, str]], kept: int) -> S
 
     Args:
         count: Number of rejected images.
-        listed: Id and reason of the first of them.
+        listed: Id and reason of each rejected image, up to a limit.
         kept: Number of images in the shard set.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Sample images: what the model predicts for images from a folder that is not part of the data set."""
+"""Sample images: predictions for images from a folder that is not part of the data set."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
-FILES = 100  # at most
-TOP = 3  # classes whose probabilities are shown
+FILES = 100  # largest number of images
+TOP = 3  # number of classes whose probabilities are shown
 BATCH = 32
 AS_FOUND = ShardSpec()
 

@@ -1,4 +1,4 @@
-"""What every section of the report is: a title, values for a template, and figures for the manifest."""
+"""`Section`, the result of every section builder: title, values for a template, figures for the manifest."""
 
 from __future__ import annotations
 

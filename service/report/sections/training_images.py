@@ -1,4 +1,4 @@
-"""Training images: some of every class, as the model sees them before augmentation."""
+"""Training images: some images of every class, before augmentation."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def select_rows(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
 
     Args:
         labels: int32 `[N]`, labels of the split.
-        count: Number of rows, at most; if it does not divide by the classes, the first classes get one more.
+        count: Largest number of rows; if it is not divisible by the classes, the first ones get one more.
 
     Returns:
         int64 `[<= count]`, grouped by class, ascending within each.
@@ -79,6 +79,6 @@ def select_rows(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
         shares[np.where(shares < sizes, shares, count + 1).argmin()] += 1
     rows = [np.zeros(0, np.int64)]
     for label, size, share in zip(classes, sizes, shares, strict=True):
-        places = (np.arange(share) * size) // max(share, 1)
-        rows.append(np.flatnonzero(labels == label)[places])
+        positions = (np.arange(share) * size) // max(share, 1)
+        rows.append(np.flatnonzero(labels == label)[positions])
     return np.concatenate(rows)

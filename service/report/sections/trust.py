@@ -28,12 +28,13 @@ from service.report.drawing.plots import Line, Plot
 from service.report.sections.section import Section
 
 RANDOMIZATIONS = 3  # sets of shuffled weights, whose correlations are averaged
-SAME_WEIGHTS = 0.999  # correlation of heatmaps computed twice, at least
-SHUFFLED_WEIGHTS = 0.3  # absolute correlation with heatmaps of shuffled weights, below
-SECOND_CLASS = 0.5  # correlation with heatmaps of the second most probable class, below
-POINTING = 0.95  # share of heatmaps that peak inside the bounding box, at least
-ENERGY = 0.35  # share of a heatmap's sum inside the bounding box, at least
-DISTRACTED = 0.05  # share of heatmaps that peak at the strongest edges elsewhere, at most
+# Thresholds of the checks.
+SAME_WEIGHTS = 0.999  # at least: correlation of heatmaps computed twice
+SHUFFLED_WEIGHTS = 0.3  # below: absolute correlation with heatmaps of shuffled weights
+SECOND_CLASS = 0.5  # below: correlation with heatmaps of the second most probable class
+POINTING = 0.95  # at least: share of heatmaps that peak inside the bounding box
+ENERGY = 0.35  # at least: share of a heatmap's sum inside the bounding box
+DISTRACTED = 0.05  # at most: share of heatmaps that peak at the strongest edges elsewhere
 
 Floats = NDArray[np.floating]
 
@@ -45,9 +46,9 @@ class SanityCheck:
     Attributes:
         name: Name of the test.
         value: The measured value.
-        requirement: What the value has to be, as text.
+        requirement: Condition on the value, as text.
         is_passed: Whether the value meets the requirement.
-        message: One sentence on what the value says about the heatmaps.
+        message: One sentence that interprets the value.
     """
 
     name: str
@@ -186,11 +187,11 @@ def check_second_class(correlation: float) -> SanityCheck:
 
 
 def check_perturbations(by_map: PerturbationCurves, by_chance: PerturbationCurves) -> list[SanityCheck]:
-    """Checks that the places a heatmap marks matter more to the prediction than random places.
+    """Checks that the pixels a heatmap marks matter more to the prediction than random pixels.
 
     Args:
-        by_map: Curves with the places in the order of the heatmaps, the brightest first.
-        by_chance: Curves with the places in random order.
+        by_map: Curves with the pixels in the order of the heatmaps, the brightest first.
+        by_chance: Curves with the pixels in random order.
     """
     deletion, insertion = by_map.auc
     random_deletion, random_insertion = by_chance.auc
@@ -219,7 +220,7 @@ def check_perturbations(by_map: PerturbationCurves, by_chance: PerturbationCurve
 def check_localization(
     maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box]
 ) -> list[SanityCheck]:
-    """Checks that heatmaps find the object; only the three scores together show it.
+    """Checks that heatmaps find the object, by three scores that are conclusive only together.
 
     Args:
         maps: Heatmaps `[h, w]` of the true classes, at least 0.
@@ -266,7 +267,7 @@ def _compute_maps(extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarr
 def _correlate_with_other_weights(
     extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
 ) -> tuple[float, float]:
-    """Returns the correlations with heatmaps of the same weights, and of shuffled ones (the mean)."""
+    """Computes the correlation with heatmaps of the same weights, and the mean one for shuffled weights."""
     correlations = []
     for draw in range(RANDOMIZATIONS):
         with randomize_weights(extractor.network.model, seed + draw):
@@ -279,7 +280,7 @@ def _correlate_with_other_weights(
 def _compute_curves(
     network: Network, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
 ) -> tuple[PerturbationCurves, PerturbationCurves]:
-    """Removes places in the order of the heatmaps, and of random maps of the same size."""
+    """Computes the curves in the order of the heatmaps, and of random maps of the same size."""
     graph = network.compile_graph(lambda x: tf.nn.softmax(network.run(x).logits))
 
     def predict(images: np.ndarray) -> np.ndarray:

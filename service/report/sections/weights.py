@@ -14,9 +14,9 @@ from service.report.drawing.sheets import TileScaling, compute_layout, compute_s
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
-LARGEST = 512  # pixels of a matrix's longer side, at most
-SMALLEST = 32  # pixels of a filter's longer side, at least
-UNITS = 64  # of a dense layer on pixels that are shown as pictures
+LARGEST = 512  # largest longer side of a matrix, in pixels
+SMALLEST = 32  # smallest longer side of a filter, in pixels
+UNITS = 64  # largest number of units of a dense layer on pixels that are shown as pictures
 
 Floats = NDArray[np.floating]
 COLOURS = {3: ("red", "green", "blue"), 1: ("grey",)}
@@ -28,14 +28,14 @@ class WeightMap:
 
     Attributes:
         layer: Name of the layer.
-        title: Which of its weights are shown.
-        places: uint8 `[height, width]`, places in the diverging palette.
-        limit: Absolute value that the full colours stand for.
+        title: Description of the weights that are shown.
+        indices: uint8 `[height, width]`, indices of the diverging palette.
+        limit: Absolute value that is drawn in the full colours.
     """
 
     layer: str
     title: str
-    places: NDArray[np.uint8]
+    indices: NDArray[np.uint8]
     limit: float
 
 
@@ -48,7 +48,7 @@ def build_section(album: Album, provenance: Provenance, network: Network) -> Sec
         network: Network whose weights are shown.
 
     Returns:
-        The section; None for a network that has neither.
+        The section; None for a network without such layers.
     """
     groups = {"First filters": draw_filters(network), "Dense layers": draw_dense(network)}
     maps = [weight_map for group in groups.values() for weight_map in group]
@@ -77,11 +77,11 @@ def draw_tiles(weights: Floats, limit: float, layout: TileScaling) -> NDArray[np
 
     Args:
         weights: float `[N, h, w]`.
-        limit: Absolute value that the full colours stand for.
-        layout: How often pixels are repeated, and how many tiles a row has.
+        limit: Absolute value that is drawn in the full colours.
+        layout: Enlargement of the tiles, and their number per row.
 
     Returns:
-        uint8 `[height, width]`, places in the diverging palette.
+        uint8 `[height, width]`, indices of the diverging palette.
     """
     count, height, width = weights.shape
     cells = compute_layout(height, width, count, layout)
@@ -117,8 +117,8 @@ def shrink(weights: Floats, side: int = LARGEST) -> Floats:
 
 
 def draw_filters(network: Network) -> list[WeightMap]:
-    """Draws the filters of the first convolution, for each colour channel or the first of other inputs."""
-    first = next((tap for tap in network.convolutions if tap.kind == "Conv2D"), None)
+    """Draws the filters of the first convolution for each colour channel, or for the first other channel."""
+    first = next((layer for layer in network.convolutions if layer.kind == "Conv2D"), None)
     if first is None:
         return []
     kernel = np.asarray(first.operation.kernel)  # [h, w, in, out]
@@ -135,16 +135,16 @@ def draw_filters(network: Network) -> list[WeightMap]:
 def draw_dense(network: Network) -> list[WeightMap]:
     """Draws the weights of every dense layer: one row per unit, or one picture per unit on pixels."""
     maps = []
-    for place, tap in enumerate(network.layers):
-        if tap.kind != "Dense":
+    for index, layer in enumerate(network.layers):
+        if layer.kind != "Dense":
             continue
-        kernel = np.asarray(tap.operation.kernel)  # [inputs, units]
-        input_shape = network.layers[place - 1].shape if place else network.shape
+        kernel = np.asarray(layer.operation.kernel)  # [inputs, units]
+        input_shape = network.layers[index - 1].shape if index else network.shape
         takes_pixels = input_shape == network.shape and kernel.shape[0] == int(np.prod(network.shape))
         if takes_pixels:
-            maps += _draw_dense_on_pixels(network, tap.name, kernel)
+            maps += _draw_dense_on_pixels(network, layer.name, kernel)
         else:
-            maps.append(_draw_matrix(tap.name, kernel))
+            maps.append(_draw_matrix(layer.name, kernel))
     return maps
 
 
@@ -167,13 +167,13 @@ def _draw_matrix(layer: str, kernel: Floats) -> WeightMap:
     small = shrink(kernel.T)  # [units, inputs]
     grow_rows = max(1, SMALLEST // max(small.shape[0], 1))
     grow_columns = max(1, LARGEST // small.shape[1])
-    places = quantize_signed(small, limit).repeat(grow_rows, axis=0).repeat(grow_columns, axis=1)
+    indices = quantize_signed(small, limit).repeat(grow_rows, axis=0).repeat(grow_columns, axis=1)
     title = f"{units} {'unit' if units == 1 else 'units'} (rows) by {inputs} inputs (columns)"
-    return WeightMap(layer, title, places, limit)
+    return WeightMap(layer, title, indices, limit)
 
 
 def _to_drawing(provenance: Provenance, weight_map: WeightMap) -> Drawing:
     limit = weight_map.limit
     text = f"Weights of {weight_map.layer}, {weight_map.title}: from -{limit:.3g} (blue) to {limit:.3g} (red)"
     origin = {"checkpoint": provenance.model_digest, "layer": weight_map.layer}
-    return Drawing(weight_map.places, "weights", text, origin, "png", DIVERGING)
+    return Drawing(weight_map.indices, "weights", text, origin, "png", DIVERGING)

@@ -28,7 +28,8 @@ def test_colours_are_symmetric_about_zero():
         0,
     ]
     assert DIVERGING[ZERO_INDEX].tolist() == [247, 247, 247]
-    blue, red = DIVERGING[0], DIVERGING[252]
+    blue = DIVERGING[0]
+    red = DIVERGING[252]
     assert blue[2] > blue[0]
     assert red[0] > red[2]
     assert weights.find_limit(np.array([-3.0, 2.0])) == 3
@@ -46,10 +47,12 @@ def test_first_filters_stand_in_order_and_colour_by_colour():
     assert red.limit == blue.limit == 180
     for n, weight_map in enumerate((red, green, blue)):
         for number in (0, 1, 15, 16, 19):
-            top, left = number // 16 * 34, number % 16 * 23  # tiles of 33 x 22 pixels and a pixel of frame
+            # tiles of 33 x 22 pixels and a pixel of frame
+            top = number // 16 * 34
+            left = number % 16 * 23
             tile = np.kron(quantize_signed(kernel[:, :, n, number], 180), np.ones((11, 11), np.uint8))
-            np.testing.assert_array_equal(weight_map.places[top : top + 33, left : left + 22], tile)
-    assert (red.places[34:, 4 * 23 :] == FRAME_INDEX).all()
+            np.testing.assert_array_equal(weight_map.indices[top : top + 33, left : left + 22], tile)
+    assert (red.indices[34:, 4 * 23 :] == FRAME_INDEX).all()
 
 
 def test_dense_weights_on_pixels_are_pictures_and_others_matrices():
@@ -60,12 +63,14 @@ def test_dense_weights_on_pixels_are_pictures_and_others_matrices():
     network.model.get_layer("one").set_weights([kernel, np.zeros(2)])
     network.model.get_layer("two").set_weights([np.array([[1, 0, -2], [0, 0, 4]]), np.zeros(3)])
     one, two = weights.draw_dense(network)
-    np.testing.assert_array_equal(one.places[:24:8, :32:8], quantize_signed(kernel[:, 0].reshape(3, 4), 18))
-    np.testing.assert_array_equal(one.places[:24:8, 33:65:8], quantize_signed(kernel[:, 1].reshape(3, 4), 18))
-    grow = weights.SMALLEST // 3
-    assert two.places.shape == (3 * grow, weights.LARGEST)
+    np.testing.assert_array_equal(one.indices[:24:8, :32:8], quantize_signed(kernel[:, 0].reshape(3, 4), 18))
     np.testing.assert_array_equal(
-        two.places[::grow, :: weights.LARGEST // 2], quantize_signed(np.array([[1, 0], [0, 0], [-2, 4]]), 4)
+        one.indices[:24:8, 33:65:8], quantize_signed(kernel[:, 1].reshape(3, 4), 18)
+    )
+    grow = weights.SMALLEST // 3
+    assert two.indices.shape == (3 * grow, weights.LARGEST)
+    np.testing.assert_array_equal(
+        two.indices[::grow, :: weights.LARGEST // 2], quantize_signed(np.array([[1, 0], [0, 0], [-2, 4]]), 4)
     )
 
 
@@ -85,7 +90,8 @@ def test_tiles_share_one_scale():
 
 
 def test_a_convolution_by_hand_is_that_of_a_network():
-    image, kernel = np.random.default_rng(0).normal(size=(7, 9)), np.arange(9.0).reshape(3, 3)
+    image = np.random.default_rng(0).normal(size=(7, 9))
+    kernel = np.arange(9.0).reshape(3, 3)
     network = tf.nn.conv2d(image[None, ..., None], kernel[..., None, None], 1, "VALID").numpy()[0, ..., 0]
     np.testing.assert_allclose(edges.convolve(image, kernel), network, rtol=1e-9)
 
