@@ -106,7 +106,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Run:
     "change", ["nothing", "model", "config", "metrics", "checkpoint", "status", "page", "shards"]
 )
 def test_a_report_is_out_of_date_if_any_input_changed(one: Run, tmp_path: Path, change: str) -> None:
-    run, shards = Run(shutil.copytree(one.path, tmp_path / "runs" / "one")), tmp_path / "shards"
+    run = Run(shutil.copytree(one.path, tmp_path / "runs" / "one"))
+    shards = tmp_path / "shards"
     if change == "model":
         model = brightness_model()
         model.get_layer("logits").set_weights([w * 2 for w in model.get_layer("logits").get_weights()])

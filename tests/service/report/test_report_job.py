@@ -65,7 +65,8 @@ def manifest(run) -> dict:
 
 
 def test_the_figures_are_right(manifest):
-    summary, predictions = manifest["figures"]["summary"], manifest["figures"]["predictions"]
+    summary = manifest["figures"]["summary"]
+    predictions = manifest["figures"]["predictions"]
     assert (summary["accuracy"], summary["majority_class_share"], summary["best_epoch"]) == (5 / 6, 4 / 6, 4)
     assert summary["training_accuracy"] == metrics(6)[3]["accuracy"]
     assert summary["gap"] == metrics(6)[3]["accuracy"] - metrics(6)[3]["val_accuracy"]

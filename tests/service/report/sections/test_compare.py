@@ -133,7 +133,8 @@ def test_all_checkpoints_share_one_scale():
     low = np.zeros((1, 2, 2, 1), np.float32)
     low[0, 0, 0] = 1.0
     first, second = (draw_comparison_sheets(*pair)[0] for pair in standardize_jointly([low, 2 * low]))
-    mean, deviation = 3 / 8, np.std([0, 0, 0, 1, 0, 0, 0, 2])
+    mean = 3 / 8
+    deviation = np.std([0, 0, 0, 1, 0, 0, 0, 2])
     expected = [
         np.rint(np.clip((value - mean) / deviation * 64 + 128, 0, 255) / 255 * 253) for value in (0, 1, 2)
     ]

@@ -29,7 +29,8 @@ BRIGHT = np.array([[0, 0, 200, 0], [0, 0, 0, 100], [40, 0, 0, 0]], np.uint8)  # 
 class Rows:
     """The three images; the third is of the other class."""
 
-    split, labels = "validation", np.array([1, 1, 0], np.int32)
+    split = "validation"
+    labels = np.array([1, 1, 0], np.int32)
 
     def read(self, rows):
         return BRIGHT[np.asarray(rows)][:, None, :, None]

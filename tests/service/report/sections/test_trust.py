@@ -18,9 +18,12 @@ RNG = np.random.default_rng(0)
 
 
 def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
-    images, boxes, maps = [], [], []
+    images = []
+    boxes = []
+    maps = []
     for n in range(24):
-        image, (y, x) = RNG.normal(100, 5, (32, 32, 3)), RNG.integers(3, 13, 2)
+        image = RNG.normal(100, 5, (32, 32, 3))
+        y, x = RNG.integers(3, 13, 2)
         image[y : y + 12, x : x + 12] += 60
         image[26:31:2, 2 + n % 20 : 8 + n % 20] += 120  # the distractor
         right = np.zeros((16, 16), np.float32)
@@ -52,7 +55,8 @@ def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
 class Spots:
     """Pictures with a bright square that decides the class by its colour, and its box; grey elsewhere."""
 
-    split, count = "validation", 32
+    split = "validation"
+    count = 32
 
     def __init__(self, boxes: bool = True) -> None:
         generator = np.random.default_rng(1)
