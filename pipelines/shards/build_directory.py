@@ -13,10 +13,10 @@ from typing import Any
 from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
 from pipelines.shards.plan import PlannedShard
+from pipelines.shards.rejections import REJECTED_FILE
 from pipelines.shards.task import ShardResult, load_result, read_rejections, report_write_errors
 from pipelines.storage import lock_file, replace_file, sync, write_atomically
 
-REJECTED_FILE = "rejected.jsonl"
 WORK_FOLDER = ".building"  # inside the shard set, until it is complete
 REMOVE_ATTEMPTS = 50
 REMOVE_SECONDS = 0.1  # wait between two attempts

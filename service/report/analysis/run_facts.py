@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pipelines.shards.manifest import Manifest
+from pipelines.shards.rejections import read_rejected_images
 from service.runs import Run
 
-# List of rejected source images in a shard set.
-REJECTED = "rejected.jsonl"
 # Largest number of rejected images listed on the page.
 MAX_REJECTED = 50
 
@@ -76,7 +73,7 @@ def collect_run_facts(run: Run, config: dict[str, Any], shards: Path, manifest: 
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
         settings=tuple(flatten_settings(config)),
         environment=tuple(flatten_settings(status.get("environment") or {})),
-        rejected=read_rejected_images(shards),
+        rejected=read_rejected_images(shards, MAX_REJECTED),
         rejected_count=manifest.rejected,
     )
 
@@ -92,7 +89,7 @@ def collect_model_facts(path: Path, shards: Path, manifest: Manifest) -> RunFact
     return RunFacts(
         name=path.stem,
         source=manifest.source,
-        rejected=read_rejected_images(shards),
+        rejected=read_rejected_images(shards, MAX_REJECTED),
         rejected_count=manifest.rejected,
     )
 
@@ -133,17 +130,3 @@ def format_setting(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return str(value)
-
-
-def read_rejected_images(shards: Path) -> tuple[tuple[str, str], ...]:
-    """Reads ids and reasons of the first `MAX_REJECTED` rejected images; none if the list is missing."""
-    rejected: list[tuple[str, str]] = []
-    try:
-        with (shards / REJECTED).open(encoding="utf-8") as lines:
-            for line in islice(lines, MAX_REJECTED):
-                entry = json.loads(line)
-                rejected.append((str(entry["id"]), str(entry["reason"])))
-    except (OSError, ValueError, KeyError, TypeError):
-        # The list is for information only; what was read so far is shown.
-        pass
-    return tuple(rejected)

@@ -11,8 +11,9 @@ from PIL import Image
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from pipelines.registry import Registry
+from pipelines.shards.rejections import read_rejected_images
 from service.cli import main
-from service.report.analysis.run_facts import flatten_settings, format_setting, read_rejected_images
+from service.report.analysis.run_facts import MAX_REJECTED, flatten_settings, format_setting
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.formatting import difference, duration, number, points
 from service.report.drawing.plots import Line, Plot
@@ -108,7 +109,7 @@ def test_rejected_images_are_listed(run):
 def test_a_list_of_rejected_images_that_is_gone_or_damaged_stops_nothing(tmp_path, text):
     if text is not None:
         (tmp_path / "rejected.jsonl").write_text(text)
-    shown = read_rejected_images(tmp_path)
+    shown = read_rejected_images(tmp_path, MAX_REJECTED)
     assert shown == ((("a", "cut"),) if text and "cut" in text else ())
     section = rejected.build_section(7, shown, 2)
     assert section is not None
@@ -116,7 +117,7 @@ def test_a_list_of_rejected_images_that_is_gone_or_damaged_stops_nothing(tmp_pat
     assert "7 images of the source could not be used" in html
 
 
-def test_failed_checks_are_listed_above_everything_else(run, tmp_path):
+def test_failed_checks_are_listed_first(run, tmp_path):
     checks = [
         {"name": "Pointing", "passed": False, "words": "It points <elsewhere>."},
         {"name": "Energy", "passed": True, "words": "Fine."},
