@@ -218,7 +218,7 @@ def test_light_modules_load_nothing_heavy() -> None:
 
 
 def test_help_loads_nothing_heavy() -> None:
-    """`glassbox --help` prints at once, which is a matter of what it imports."""
+    """`glassbox --help` responds at once, because it imports only light modules."""
     code = f"""
 import sys
 from service.cli import main

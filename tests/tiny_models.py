@@ -1,4 +1,4 @@
-"""Small models for training tests, each with something that is easily done wrong."""
+"""Small models for training tests, each with a property that implementations easily get wrong."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ TINY: dict[str, Callable[[Task], keras.Model]] = {
 
 @contextmanager
 def register_tiny_models() -> Iterator[None]:
-    """Registers the models for the length of a block; in nested blocks, for that of the outer one."""
+    """Registers the models within a block; nested blocks keep them until the outer one ends."""
     missing = TINY.keys() - MODELS._items.keys()
     for name in missing:
         MODELS.register(name)(TINY[name])

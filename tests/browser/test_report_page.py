@@ -69,7 +69,7 @@ def test_the_policy_of_the_page_stops_foreign_scripts(browser: Chrome, report: P
     )
     assert "it ran" not in browser.run("document.title")
     assert any("Content Security Policy" in error for error in browser.errors)
-    assert browser.run("document.querySelectorAll('canvas').length") > 0  # its own ran
+    assert browser.run("document.querySelectorAll('canvas').length") > 0  # the script of the page itself ran
 
 
 @pytest.mark.parametrize(

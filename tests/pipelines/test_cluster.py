@@ -38,7 +38,7 @@ print("alive")
 """
 
 
-def test_a_ray_that_does_not_start_in_time_is_one_sentence(tmp_path: Path) -> None:
+def test_a_ray_that_does_not_start_in_time_is_an_error_in_one_sentence(tmp_path: Path) -> None:
     """Ray gets no time at all."""
     env = {
         **os.environ,
@@ -124,7 +124,7 @@ def fail_to_start(monkeypatch: pytest.MonkeyPatch, address: str | None, error: E
 
 
 @pytest.mark.e2e
-def test_tasks_that_go_on_are_cancelled(tmp_path: Path, ray_cluster: None) -> None:
+def test_tasks_that_keep_running_are_cancelled(tmp_path: Path, ray_cluster: None) -> None:
     """The eight long tasks would take minutes, and each leaves a file if it ends by itself."""
 
     def work(rounds: int) -> None:

@@ -46,7 +46,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("", False),
     ],
 )
-def test_references_are_told_from_names(name: str, expected: bool) -> None:
+def test_references_are_distinguished_from_names(name: str, expected: bool) -> None:
     assert is_reference(name) is expected
 
 

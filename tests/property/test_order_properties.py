@@ -1,4 +1,4 @@
-"""What must hold of the order for every number of rows, batch, worker and seed."""
+"""Properties of the order for any number of rows, batch size, number of workers and seed."""
 
 from __future__ import annotations
 

@@ -166,10 +166,11 @@ def test_damaged_checkpoints_are_skipped_and_removed_by_the_next_save(tmp_path: 
         ["epoch-0003", "epoch-0002"],
     )
     save(tmp_path, 1, step=2, keep=1)
+    # The best one, and the newest intact one
     assert names(tmp_path) == [
         "epoch-0001",
         "epoch-0001-step-0000002",
-    ]  # the best, and the newest undamaged one
+    ]
     assert newest_checkpoint(tmp_path, "abc").position == position(1, 2)
 
 

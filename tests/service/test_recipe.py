@@ -126,11 +126,12 @@ def test_invalid_settings_and_combinations_are_one_clear_error(override: str, me
         ([3, 2, 2.5, 2.2, 1], {"patience": 2}, 4),
         ([3, 2, 2.5, 1.9, 2, 2], {"patience": 2}, 6),  # patience starts again at epoch 4
         ([3, 2.95, 2.9, 2.85], {"patience": 3, "min_delta": 0.5}, 4),
+        # Compared with the best, not with the epoch before
         (
             [3, 2.95, 2.9, 2.4],
             {"patience": 3, "min_delta": 0.5},
             None,
-        ),  # compared with the best, not with the epoch before
+        ),
         ([3, None, None, 4], {"patience": 2}, 4),  # an epoch without the metric never stops training
         ([3, None, None, 2], {"patience": 2}, None),
         ([float("nan"), float("nan"), 1], {"patience": 2}, 2),
@@ -157,9 +158,10 @@ def test_class_weights() -> None:
     balanced = class_weight_table("balanced", names, (10, 30, 20))
     assert balanced.dtype == np.float32
     np.testing.assert_allclose(balanced, [2.0, 2 / 3, 1.0], rtol=1e-6)  # 60 / (3 * count)
+    # 40 / (2 * count)
     np.testing.assert_allclose(
         class_weight_table("balanced", names, (10, 30, 0)), [2.0, 2 / 3, 1.0], rtol=1e-6
-    )  # 40 / (2 * count)
+    )
     assert class_weight_table({"fox": 3.0}, names, (1, 1, 1)).tolist() == [1.0, 1.0, 3.0]
     assert class_weight_table(None, names, (1, 1, 1)).tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(ConfigError, match=r"Received: class_weights\.dgo=2\.0\. Fix: use dog\."):

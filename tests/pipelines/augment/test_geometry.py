@@ -140,7 +140,7 @@ CROP = make_values(Boxes, 0.5, 0.125, 0.5, 0.25)  # top, left, height, width
     [
         ({}, [[0.25, 0, 0.125], [0, 0.5, 0.5]]),
         ({"flip": flip(True, False)}, [[-0.25, 0, 0.375], [0, 0.5, 0.5]]),
-        # half of the crop, and what lies around it comes into view
+        # half of the crop, so that its surroundings come into view
         ({"shift": shift(0.5, 0)}, [[0.25, 0, 0.25], [0, 0.5, 0.5]]),
         # the crop is rotated, not the window
         ({"rotation": angle(90)}, [[0, -0.25, 0.375], [0.5, 0, 0.5]]),

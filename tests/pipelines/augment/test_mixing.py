@@ -25,7 +25,7 @@ def test_shares_follow_the_beta_distribution(alpha: float) -> None:
     numbers = np.array([1e-9, 1e-4, 0.01, 0.1, 0.3, 0.49, 0.5, 0.6, 0.77, 0.95, 0.9999])
     distribution = stats.beta(alpha, alpha)
     np.testing.assert_allclose(symmetric_beta(alpha, numbers), distribution.ppf(numbers), atol=1e-4)
-    if alpha > 0.1:  # below, so many shares round to exactly 1 that the test would count them as one
+    if alpha > 0.1:  # for smaller values, so many shares round to exactly 1 that they would distort the test
         shares = symmetric_beta(alpha, NUMBERS[Mixup.streams["share"]])
         assert stats.kstest(shares, distribution.cdf).pvalue > 0.001
 

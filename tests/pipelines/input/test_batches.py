@@ -38,7 +38,7 @@ def read_row_numbers(dataset: tf.data.Dataset) -> list[list[int]]:
     return [batch["row"].tolist() for batch in read_batches(dataset)]
 
 
-def test_what_a_batch_holds(directory: Path) -> None:
+def test_contents_of_a_batch(directory: Path) -> None:
     batches = Batches(directory, "train", DATA, 4)
     assert (batches.rows, batches.steps, batches.classes) == (10, 3, ("ant", "bee", "cat"))
     found = read_batches(batches.epoch(0))
@@ -152,7 +152,7 @@ def test_an_image_late_in_a_large_split_is_named(write_shards, monkeypatch: pyte
         read_batches(batches.epoch(0))
 
 
-def test_other_errors_of_the_same_type_pass(directory: Path) -> None:
+def test_other_errors_of_the_same_type_are_not_changed(directory: Path) -> None:
     batches = Batches(directory, "train", DATA, 4)
     with pytest.raises(tf.errors.InvalidArgumentError), batches.data_errors():
         tf.linalg.matmul(tf.zeros((1, 2)), tf.zeros((1, 2)))

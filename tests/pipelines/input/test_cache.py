@@ -215,12 +215,13 @@ def test_rows_are_sharded_if_not_all_of_them_fit(gpu: int, expected: str) -> Non
 
 def test_splits_share_the_memory() -> None:
     cache = CacheBudget(ram=4 * BYTES, gpu=0)
+    # 24, 18, 12, 6 kB free
     assert [cache.choose(ROWS, DataSpec(**SIZE)).name for _ in range(4)] == [
         "host",
         "host",
         "host",
         "none",
-    ]  # 24, 18, 12, 6 kB free
+    ]
     cache = CacheBudget(Replicas(), ram=10 * BYTES, gpu=3 * BYTES)
     tiers = [cache.choose(ROWS, DataSpec(**SIZE)) for _ in range(3)]
     assert [(tier.name, tier.is_sharded) for tier in tiers] == [

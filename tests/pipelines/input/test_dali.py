@@ -160,7 +160,7 @@ def test_raw_colours_become_grey_as_those_of_a_png_do() -> None:
 
 
 @pytest.mark.parametrize("encoding", ["as-found", "jpeg:90", "png"])
-def test_what_a_batch_holds(encoding: str) -> None:
+def test_contents_of_a_batch(encoding: str) -> None:
     found = list(dali.decode_batches(make_records(SOLIDS), GREY, BATCH, encoding))
     assert [b["row"].numpy().tolist() for b in found] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, -1, -1]]
     last = found[-1]
@@ -266,7 +266,7 @@ def test_raw_pixels_of_another_size_are_named() -> None:
         list(dali.decode_batches(make_records(images, shapes=shapes), GREY, BATCH, "raw"))
 
 
-def test_an_error_of_the_reader_passes_unchanged() -> None:
+def test_an_error_of_the_reader_is_not_changed() -> None:
     def broken() -> Iterator[dict[str, Any]]:
         yield from make_records(SOLIDS)()
         raise DataError("a checksum", "row=10", "copy the file again")
@@ -275,7 +275,7 @@ def test_an_error_of_the_reader_passes_unchanged() -> None:
         list(dali.decode_batches(broken, GREY, BATCH, "as-found"))
 
 
-def test_a_failure_that_no_image_caused_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_that_no_image_caused_is_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dali, "find_undecodable_row", lambda *_: None)
     with pytest.raises(RuntimeError):
         list(dali.decode_batches(make_records([b"junk"]), GREY, BATCH, "as-found"))

@@ -11,9 +11,10 @@ from PIL import Image
 
 from pipelines.shards.images import ORIENTATION
 
+# [3, 2, 3]
 RGB = np.array(
     [[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [10, 20, 30]], [[7, 7, 7], [200, 100, 50]]], np.uint8
-)  # 3 x 2
+)
 GREY = np.array([[0, 50], [100, 255]], np.uint8)
 
 

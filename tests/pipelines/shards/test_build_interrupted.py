@@ -26,7 +26,7 @@ def _cluster(ray_cluster):
 
 
 class EndedError(Exception):
-    """Ends a build from outside."""
+    """Raised by a progress callback to interrupt a build."""
 
 
 def stop_after(images: int):
@@ -89,7 +89,7 @@ def test_a_build_killed_before_it_removed_its_work_folder_is_complete(tmp_path):
     manifest = build_shards(source, out, spec)
     expected = snapshot(out)
     shutil.copytree(tmp_path / "work", out / WORK_FOLDER)
-    shutil.rmtree(next((out / WORK_FOLDER).glob("*/")))  # as if the removal had begun
+    shutil.rmtree(next((out / WORK_FOLDER).glob("*/")))  # as if the removal had been interrupted
     with pytest.raises(ConfigError, match="does not exist yet"):
         build_shards(source, out, ShardSpec(store_size=5))
     assert build_shards(source, out, spec, stop_after(0)) == manifest

@@ -1,4 +1,4 @@
-"""Which images are kept as found, and what becomes of all others."""
+"""Which images are stored as found, and how all others are normalized."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_transparent_colour_becomes_white():
     assert "transparency" not in Image.open(io.BytesIO(image)).info
 
 
-def test_16_bits_keep_the_upper_8():
+def test_16_bit_values_keep_their_upper_8_bits():
     image = prepare_image(
         encode_image(np.array([[0, 255, 256], [0x1234, 0xFEFF, 0xFFFF]], np.uint16)), ShardSpec()
     ).image

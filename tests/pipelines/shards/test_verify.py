@@ -57,7 +57,7 @@ def change_manifest(directory: Path, change: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
-def test_a_sound_set_has_no_problems(tmp_path: Path, suffix: str) -> None:
+def test_an_intact_set_has_no_problems(tmp_path: Path, suffix: str) -> None:
     assert find_problems(write_set(tmp_path, format=suffix)) == [None, None, None]
 
 
@@ -131,7 +131,7 @@ def test_a_missing_or_short_file_is_named(tmp_path: Path, name: str) -> None:
     ]
 
 
-def test_a_change_that_no_row_shows_is_named(tmp_path: Path) -> None:
+def test_a_change_outside_the_rows_is_named(tmp_path: Path) -> None:
     """A byte of the framing of TFRecord, which reading through the index passes over."""
     directory = write_set(tmp_path, format="tfrecord")
     path = directory / "train-00003.tfrecord"

@@ -1,4 +1,4 @@
-"""Archives are read like the folder they were made of, and no content of one does harm."""
+"""Archives are read like the folder they were made from, and malicious ones are refused."""
 
 from __future__ import annotations
 

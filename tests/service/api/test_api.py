@@ -141,7 +141,7 @@ def bright_corner_model() -> keras.Model:
     return keras.Model(inputs, outputs)
 
 
-def test_heatmaps_show_where_the_evidence_is() -> None:
+def test_heatmaps_mark_the_bright_corner() -> None:
     images = np.zeros((2, 8, 8, 1), np.uint8)
     images[0, :2, :2] = 255
     images[1, 6:, 6:] = 255

@@ -1,4 +1,4 @@
-"""What is said of curves whose answer is known: made ones, and those of the published runs."""
+"""Findings for curves whose diagnosis is known: constructed ones, and those of the published runs."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def overfitting(count: int = 40, turn: int = 12, noise: float = 0.0, seed: int =
 
 
 def healthy(count: int, fall: float, noise: float = 0.0, seed: int = 0) -> Epochs:
-    """Both losses fall alike, by so much over the whole run; the accuracy ends near 80 %."""
+    """Both losses decrease by `fall` over the whole run; the accuracy ends near 80 %."""
     n = np.arange(count)
     draw = np.random.default_rng(seed)
     wobble = noise * draw.standard_normal((2, count))
@@ -54,10 +54,10 @@ def kinds(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.015])
-def test_overfitting_from_where_and_by_how_much(noise: float) -> None:
+def test_overfitting_has_its_first_epoch_and_its_gap(noise: float) -> None:
     (finding,) = diagnose(History(overfitting(noise=noise), 1000, 0.5))
     assert finding.kind == "overfitting"
-    assert abs(finding.figures["epoch"] - 12) <= 3  # half the epochs that are smoothed over
+    assert abs(finding.figures["epoch"] - 12) <= 3  # half of the smoothing window
     assert finding.figures["gap"] == pytest.approx(0.26, abs=0.01 + noise)
     assert (
         finding.figures["training_accuracy"] - finding.figures["validation_accuracy"]
@@ -78,7 +78,7 @@ def test_a_wide_gap_without_a_rising_loss() -> None:
     assert "lowest_loss" not in finding.figures
 
 
-def test_validation_that_does_better_is_no_overfitting() -> None:
+def test_better_validation_than_training_metrics_are_not_overfitting() -> None:
     """The same gap with the other sign: training metrics include dropout and average over the epoch."""
     n = np.arange(1, 31)
     assert kinds(epochs(0.5 + 0 * n, np.full(30, 0.7), np.full(30, 0.4), np.full(30, 0.95))) == [
@@ -92,7 +92,7 @@ def test_noise_alone_is_neither_overfitting_nor_learning(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_gap_within_the_uncertainty_of_few_images_is_none(seed: int) -> None:
+def test_a_gap_within_the_uncertainty_of_few_images_is_not_reported(seed: int) -> None:
     """Four points of 100 images are one standard error; of 10,000 they are ten."""
     n = np.arange(40)
     draw = np.random.default_rng(seed)
@@ -102,7 +102,7 @@ def test_a_gap_within_the_uncertainty_of_few_images_is_none(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_gap_that_noise_alone_widens_is_no_overfitting(seed: int) -> None:
+def test_a_gap_that_noise_alone_widens_is_not_overfitting(seed: int) -> None:
     wobble = 0.03 * np.random.default_rng(seed).standard_normal(40)
     assert kinds(epochs(np.full(40, 0.3), 0.9, 0.4 + wobble, 0.84), images=10_000) == ["plateau"]
 
@@ -113,7 +113,7 @@ def test_one_bad_epoch_at_the_end_does_not_count() -> None:
     assert kinds(of) == ["underfitting"]
 
 
-def test_still_learning_and_how_fast() -> None:
+def test_a_run_that_still_learns_has_its_rate() -> None:
     (finding,) = diagnose(History(healthy(30, fall=0.3, noise=0.005), 1000, 0.5))
     assert finding.kind == "learning"
     assert finding.figures["epochs"] == 10
@@ -141,21 +141,19 @@ def test_a_loss_that_rises_on_too_few_images_is_neither_learning_nor_converged()
 
 
 @pytest.mark.parametrize(("level", "kind"), [(0.6, "underfitting"), (0.95, "plateau"), (0.99, "converged")])
-def test_constant_curves_are_at_rest(level: float, kind: str) -> None:
+def test_constant_curves_have_a_finding_by_their_level(level: float, kind: str) -> None:
     assert kinds(epochs(np.full(20, 0.4), level, 0.4, level)) == [kind]
 
 
 def test_a_gap_that_does_not_grow_is_a_plateau() -> None:
     assert kinds(epochs(np.full(20, 0.3), 0.9, 0.4, 0.83)) == ["plateau"]
-    assert kinds(epochs(np.full(20, 0.3), 0.85, 0.4, 0.78)) == [
-        "plateau"
-    ]  # what it lacks is not on the training images alone
-    assert kinds(epochs(0.5 - 0.01 * np.arange(20), 0.9, 0.4, 0.83)) == [
-        "plateau"
-    ]  # the training loss alone still falls
+    # The training accuracy is low as well
+    assert kinds(epochs(np.full(20, 0.3), 0.85, 0.4, 0.78)) == ["plateau"]
+    # Only the training loss still decreases
+    assert kinds(epochs(0.5 - 0.01 * np.arange(20), 0.9, 0.4, 0.83)) == ["plateau"]
 
 
-def test_no_better_than_the_majority_share_class() -> None:
+def test_accuracy_of_the_majority_class_baseline_is_reported_as_chance() -> None:
     findings = diagnose(History(epochs(np.full(20, 0.69), 0.51, 0.69, 0.51), 1000, 0.5))
     assert [finding.kind for finding in findings] == ["chance"]
     assert "51.0%" in findings[0].message
@@ -165,7 +163,7 @@ def test_no_better_than_the_majority_share_class() -> None:
 
 @pytest.mark.parametrize("key", ["loss", "val_loss"])
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_no_number_has_diverged(key: str, value: float) -> None:
+def test_a_loss_that_is_not_finite_has_diverged(key: str, value: float) -> None:
     of = healthy(3, fall=0.1)
     of[1][key] = value
     (finding,) = diagnose(History(of))
@@ -173,7 +171,7 @@ def test_a_loss_that_is_no_number_has_diverged(key: str, value: float) -> None:
     assert finding.figures["epoch"] == 2
 
 
-def test_a_training_loss_that_goes_up_again_has_diverged() -> None:
+def test_a_training_loss_that_rises_again_has_diverged() -> None:
     n = np.arange(20)
     (finding,) = diagnose(History(epochs(np.where(n < 10, 1 - 0.08 * n, 0.9), 0.5, 0.9, 0.5)))
     assert finding.kind == "diverged"
@@ -189,7 +187,7 @@ def test_a_run_that_failed_has_diverged() -> None:
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 4])
 @pytest.mark.parametrize("validation", [True, False])
-def test_short_runs_claim_nothing(count: int, validation: bool) -> None:
+def test_short_runs_have_no_findings(count: int, validation: bool) -> None:
     of = overfitting(40)[36:][:count]
     if not validation:
         of = [{key: value for key, value in epoch.items() if not key.startswith("val")} for epoch in of]
@@ -214,7 +212,7 @@ def test_without_a_training_loss() -> None:
     assert "training loss" not in finding.message
 
 
-def test_epochs_that_were_not_evaluated_are_passed_over() -> None:
+def test_epochs_without_evaluation_are_skipped() -> None:
     of = overfitting(80, turn=24)
     for number, epoch in enumerate(of, 1):
         if number % 4:
@@ -224,7 +222,7 @@ def test_epochs_that_were_not_evaluated_are_passed_over() -> None:
     assert abs(finding.figures["epoch"] - 24) <= 4
 
 
-def test_curves_by_numbers() -> None:
+def test_smoothing_trend_and_noise_of_a_curve() -> None:
     of = [{"loss": value} for value in (5.0, 4.0, 9.0, 2.0, 1.0, 0.0)] + [{}]
     curve = Curve.from_epochs(of, "loss")
     assert curve.window == 3

@@ -37,7 +37,7 @@ def one_hot_model(classes: int, path: Path) -> Path:
     return path
 
 
-def test_every_figure(model, tmp_path):
+def test_all_scores_of_a_known_model(model, tmp_path):
     result = evaluate(model, dim_and_bright(tmp_path / "data"), "validation", out=tmp_path / "scores.json")
     logits = [20 * (20 * row + 60 - 112) / 255 for row in range(6)]
     loss = sum(math.log1p(math.exp(-z if row >= 2 else z)) for row, z in enumerate(logits)) / 6
@@ -149,7 +149,7 @@ def test_a_model_that_predicts_nan(tmp_path):
         ({"split": "test"}, DataError, "split=test"),
     ],
 )
-def test_refusals(model, tmp_path, monkeypatch, changes, error, match):
+def test_invalid_requests_are_refused(model, tmp_path, monkeypatch, changes, error, match):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(error, match=match):
         evaluate(model, dim_and_bright(tmp_path / "data"), **({"split": "validation"} | changes))

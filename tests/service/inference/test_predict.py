@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def bright(value: float) -> float:
-    """Probability of class 1 that the model gives an even image."""
+    """Probability of class 1 that the model predicts for an image of one value."""
     return 1 / (1 + np.exp(-20 * (value - 112) / 255))
 
 
@@ -166,7 +166,7 @@ def test_a_damaged_shard_is_an_error_and_leaves_the_previous_table(model, tmp_pa
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "out.csv"]
 
 
-def test_not_one_image(model, tmp_path):
+def test_no_usable_image_is_an_error(model, tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(DataError, match="images=0"):
         predict(model, f"photos:{tmp_path / 'photos'}", tmp_path / "out.csv")
@@ -205,7 +205,7 @@ def test_class_names_come_from_the_run(tmp_path):
         ({"model": "missing.keras"}, ConfigError, "no such file"),
     ],
 )
-def test_refusals(model, tmp_path, monkeypatch, changes, error, match):
+def test_invalid_requests_are_refused(model, tmp_path, monkeypatch, changes, error, match):
     monkeypatch.chdir(tmp_path)
     dim_and_bright(tmp_path / "data")
     arguments = {"model": model, "data": "data", "out": "out.csv"} | changes

@@ -43,9 +43,8 @@ def test_the_last_map_is_an_eighth_of_the_side(side: int, expected: int) -> None
     model = build_model("small_cnn", task(side))
     convolutions = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
     assert convolutions[-1].output.shape[1:3] == (expected, expected)
-    assert all(
-        not layer.non_trainable_variables for layer in model.layers
-    )  # no statistics that depend on the number of workers
+    # No statistics that depend on the number of workers
+    assert all(not layer.non_trainable_variables for layer in model.layers)
 
 
 def test_the_cnn_is_invariant_to_shifts_by_whole_cells() -> None:

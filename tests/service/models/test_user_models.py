@@ -107,7 +107,7 @@ def test_a_head_without_activation_gives_logits(units: int, classes: int) -> Non
     np.testing.assert_allclose(adapted(pixels()), squash(expected), atol=1e-6)
 
 
-def test_a_last_layer_named_logits_is_believed() -> None:
+def test_a_last_layer_named_logits_is_taken_as_the_logits() -> None:
     adapted, notes = adapt_model(network(layers.Dense(3, activation="tanh", name="logits")), "mine", task())
     assert "named logits" in notes[0]
     assert adapted.layers[-1].name == "probabilities"
@@ -211,7 +211,7 @@ def test_a_function_that_cannot_be_trained_is_refused(
 
 
 def test_nothing_is_written_for_a_model_that_is_refused(shards: Path, tmp_path: Path) -> None:
-    """The check runs in a process of its own, and its error comes back."""
+    """The model is checked in a separate process, which returns the error."""
     file = tmp_path / "mine.py"
     file.write_text("def build(task): return 1")
     with pytest.raises(ConfigError, match=r"that returns a Keras model\. Received: model=.*mine\.py:build"):

@@ -1,4 +1,4 @@
-"""Models that start from trained weights: each layer gets its own, or the file is refused."""
+"""Models that start from trained weights: each layer receives its own, or the file is refused."""
 
 from __future__ import annotations
 

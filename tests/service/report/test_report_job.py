@@ -174,15 +174,14 @@ def test_the_manifest_accounts_for_every_file(run, manifest):
         assert picture["sha256"] == hashlib.sha256((run.report / picture["file"]).read_bytes()).hexdigest()
         for origin in picture["made_from"]:
             kind = (origin.get("thumbnail_of") or picture["file"]).removeprefix("pictures/").split("-")[0]
-            assert (
-                kind in ("patterns", "weights") or origin["shards"] == manifest["shards"]
-            )  # those show the model alone
+            # Pictures of patterns and weights do not depend on the shards
+            assert kind in ("patterns", "weights") or origin["shards"] == manifest["shards"]
             assert kind == "training" or origin["checkpoint"] == manifest["checkpoint"]
     assert manifest["checkpoint"] == hash_file(run.model_path)
     assert manifest["shards"] == load_manifest(run.config()["shards"]).digest()
 
 
-def test_again_gives_the_same_bytes_and_clears_old_files(run):
+def test_rendering_again_gives_the_same_bytes_and_removes_old_files(run):
     files = lambda: {path.name: path.read_bytes() for path in run.report.rglob("*.*")}  # noqa: E731
     before = files()
     (run.report / "stale.png").write_bytes(b"old")
@@ -255,7 +254,7 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path):
     assert (holiday / "photo.jpg").read_bytes() == b"dear"
 
 
-def test_percentages_are_honest_at_the_ends():
+def test_percentages_near_0_and_100_are_not_rounded_to_them():
     assert [percent(share) for share in (0.0, 0.00001, 0.5, 0.9999, 1.0)] == [
         "0.0%",
         "<0.1%",

@@ -1,4 +1,4 @@
-"""Leases: one holder at a time, for as long as it renews, and never for ever."""
+"""Leases: one holder at a time, for as long as the holder renews it."""
 
 from __future__ import annotations
 
@@ -33,34 +33,34 @@ def test_one_holder_at_a_time(tmp_path):
         pass
 
 
-def test_of_many_that_want_it_one_gets_it(tmp_path):
-    got: list[Lease] = []
+def test_only_one_of_many_contenders_acquires_the_lease(tmp_path):
+    acquired: list[Lease] = []
 
-    def want() -> None:
+    def try_to_acquire() -> None:
         lease = Lease(tmp_path / "c")
         try:
             lease.acquire()
-            got.append(lease)
+            acquired.append(lease)
         except LeaseHeldError:
             pass
 
-    threads = [threading.Thread(target=want) for _ in range(16)]
+    threads = [threading.Thread(target=try_to_acquire) for _ in range(16)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(got) == 1
+    assert len(acquired) == 1
 
 
 def read_expiry(path: Path) -> float:
     return float(json.loads(path.read_text())["expires"])
 
 
-def test_it_is_renewed_while_the_block_runs(tmp_path):
+def test_the_lease_is_renewed_while_the_block_runs(tmp_path):
     path = tmp_path / "c"
     with hold_lease(path, seconds=0.4):
         first = read_expiry(path)
-        for _ in range(3000):  # a renewal writes the file, which is empty for a moment
+        for _ in range(3000):  # while a renewal writes the file, it is empty for a moment
             with suppress(ValueError):
                 if read_expiry(path) > first:
                     break
@@ -78,20 +78,20 @@ def test_a_lease_that_is_not_renewed_expires(tmp_path):
         second.acquire()
     write_lease(path, first.holder, time.time() - 1)
     second.acquire()
-    with pytest.raises(LeaseHeldError):  # so that the first learns of it before it publishes anything
+    with pytest.raises(LeaseHeldError):  # the first holder notices it before it publishes anything
         first.renew("3/4 page")
     first.release()
     assert json.loads(path.read_text())["owner"] == second.holder
 
 
-def test_a_dead_process_of_this_machine_holds_nothing(tmp_path):
+def test_the_lease_of_a_dead_process_on_this_machine_is_free(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     path = write_lease(tmp_path / "c", f"{socket.gethostname()}:{gone.pid}:00", time.time() + 1000)
     Lease(path).acquire()
 
 
-def test_a_process_of_another_machine_holds_it_to_the_end(tmp_path):
+def test_a_lease_from_another_machine_is_held_until_it_expires(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     path = write_lease(tmp_path / "c", f"elsewhere:{gone.pid}:00", time.time() + 1000)
@@ -101,12 +101,12 @@ def test_a_process_of_another_machine_holds_it_to_the_end(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"owner": "x"}', '{"expires": "soon"}', "\0\0"])
-def test_a_lease_that_says_nothing_is_free(tmp_path, text):
+def test_a_damaged_lease_file_is_free(tmp_path, text):
     (tmp_path / "c").write_text(text)
     Lease(tmp_path / "c").acquire()
 
 
-def test_waiting_until_another_releases_it(tmp_path):
+def test_waiting_ends_when_the_holder_releases_the_lease(tmp_path):
     first = Lease(tmp_path / "c")
     first.acquire()
     is_released = threading.Event()
@@ -122,13 +122,13 @@ def test_waiting_until_another_releases_it(tmp_path):
     timer.join()
 
 
-def test_onlookers_read_how_far_it_is(tmp_path):
+def test_observers_read_the_progress_of_the_holder(tmp_path):
     with hold_lease(tmp_path / "c") as lease:
         lease.renew("3/12 gradcam")
         assert read_progress(tmp_path / "c") == "3/12 gradcam"
     assert read_progress(tmp_path / "c") == read_progress(tmp_path / "never") == ""
 
 
-def test_where_nothing_can_be_write_lease(tmp_path):
+def test_a_lease_in_a_missing_directory_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="a directory that can be written"):
         Lease(tmp_path / "gone" / "c").acquire()

@@ -103,7 +103,7 @@ def test_one_image_in_all(tmp_path: Path) -> None:
 
 
 def test_a_model_that_predicts_nan_is_refused(tmp_path: Path) -> None:
-    """Such a model is left by a run that diverged."""
+    """A run that diverged saves such a model."""
     model = classifier((8, 8, 1), 2, layers.Conv2D(2, 3, activation="relu"), layers.Flatten())
     model.layers[-1].set_weights(
         [np.full_like(weights, np.nan) for weights in model.layers[-1].get_weights()]

@@ -79,7 +79,7 @@ for n in range(1, 30):
     writer = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
     seen = 0
     while writer.poll() is None:
-        seen = int((out / "index.html").read_text())  # an error if it is not there, or half there
+        seen = int((out / "index.html").read_text())  # an error if the page is missing or incomplete
         assert seen <= 29
         if not (out / "pictures" / f"p{seen}").exists():
             assert int((out / "index.html").read_text()) > seen

@@ -70,9 +70,8 @@ def test_heatmaps_equal_the_published_ones_and_bfloat16_is_close(
     for heatmap, image, label in zip(exact, photos, labels[:, 0], strict=True):
         expected, magnitude = compute_published_gradcam(model, image, int(label))
         np.testing.assert_allclose(heatmap, expected, rtol=0, atol=1e-6 * magnitude)
-        assert (
-            expected.max() > 1e-3 * magnitude or not expected.any()
-        )  # the tolerance is far below the heatmap
+        # The tolerance is far below the heatmap
+        assert expected.max() > 1e-3 * magnitude or not expected.any()
     assert exact.any(axis=(1, 2)).sum() >= 2
     signed = []
     for fast in (False, True):
@@ -87,9 +86,8 @@ def test_patterns_equal_the_published_ones(model: keras.Model) -> None:
     filters = [0, 7, 100]
     found = compute_filter_patterns(network, MIDDLE_LAYER, filters)
     base = model.get_layer("base")
-    rescaling = model.layers[
-        1
-    ]  # the layer itself, because gradient ascent amplifies any difference in rounding
+    # The layer itself, because gradient ascent amplifies any difference in rounding
+    rescaling = model.layers[1]
     inner = keras.Model(base.input, base.get_layer("block3_conv3").output)
     for picture, number in zip(found.images, filters, strict=True):
         image = tf.constant(np.random.default_rng(0).uniform(118, 138, (1, 150, 150, 3)).astype(np.float32))

@@ -25,7 +25,7 @@ def poll(writer: AsyncWriter) -> None:
         time.sleep(0.01)
 
 
-def test_a_write_waits_for_the_one_before() -> None:
+def test_a_write_waits_for_the_previous_one() -> None:
     writer = AsyncWriter()
     gate = threading.Event()
     done = []
@@ -49,7 +49,7 @@ def test_a_write_waits_for_the_one_before() -> None:
     [AsyncWriter.wait, poll, lambda writer: writer.submit(lambda: None)],
     ids=["wait", "check", "submit"],
 )
-def test_what_a_write_raised_is_raised_by_the_next_call(call: object) -> None:
+def test_an_error_of_a_write_is_raised_by_the_next_call(call: object) -> None:
     writer = AsyncWriter()
     writer.submit(fail)
     with pytest.raises(OSError, match="No space"):

@@ -1,4 +1,4 @@
-"""How many updates go into a call, and when it is time for a checkpoint or a stop."""
+"""The number of updates per call, and when a checkpoint or a stop is due."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from service.training.strategy import WorkerContext
 
 
 class FakeClock:
-    """A clock that stands still unless a test moves it."""
+    """A clock that only a test advances."""
 
     def __init__(self) -> None:
         self.seconds = 100.0

@@ -53,10 +53,10 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augment": {"size": [8, 8], "flip": True},
         "optimizer": SGD | {"learning_rate": 0.1},
     },
-    # A single replica keeps features, several do not.
+    # A single replica caches features, several do not.
     "frozen": {"freeze": "hidden", "optimizer": SGD, "augment": None},
 }
-# What a single process does differently, or not at all.
+# Recipes whose result depends on the number of replicas.
 REPLICA_RECIPES: dict[str, dict[str, Any]] = {
     "replicas": {
         "model": "tiny_replicas",
@@ -88,7 +88,7 @@ def create_config(folder: Path, name: str) -> RunConfig:
 
 
 def list_names(setup: str) -> list[str]:
-    """The runs of a setup; one of those of two workers is stopped on the way."""
+    """Returns the runs of a setup; with two workers, one run is stopped on the way."""
     names = [*RECIPES, *REPLICA_RECIPES]
     return [*names, "stopped"] if setup == "two workers" else names
 
@@ -110,7 +110,7 @@ def runs(folder: Path) -> Runs:
     """Every run in every setup, by setup and name."""
     runs: Runs = {}
     trainings: list[Future[None]] = []
-    # Side by side: most of the time is tracing, which takes one core.
+    # In parallel: most of the time is tracing, which uses one core.
     with ThreadPoolExecutor() as executor:
         for setup, (workers, devices) in SETUPS.items():
             arguments = []
@@ -156,7 +156,7 @@ def test_several_replicas_learn_what_one_process_learns(runs: Runs, setup: str, 
 
 
 @pytest.mark.parametrize("setup", SETUPS)
-def test_features_are_kept_by_a_single_replica_only(runs: Runs, setup: str) -> None:
+def test_features_are_cached_with_a_single_replica_only(runs: Runs, setup: str) -> None:
     features = [runs[place, "frozen"].status()["caches"]["features"] for place in ("one", setup)]
     assert features[0].startswith("cache: host (")
     assert features[1] == "cache: none (features are kept for one replica alone)"

@@ -1,4 +1,4 @@
-"""Features of frozen layers: where a network is cut, and that keeping them changes nothing."""
+"""Features of frozen layers: where a network is cut, and that caching them does not change the training."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def build_branched_model() -> keras.Model:
 @pytest.mark.parametrize(
     ("freeze", "end"),
     [
-        ((), None),  # scaled pixels are no features
+        ((), None),  # scaled pixels are not features
         (("last",), None),
         (("right",), None),
         (("stem",), "stem"),
         (("stem", "left"), "stem"),  # between the branches there is no single tensor
-        (("stem", "left", "right"), "flat"),  # from `sum` on to the last layer before one that learns
-        (("stem", "left", "right", "late"), "late"),  # before the layer that draws
+        (("stem", "left", "right"), "flat"),  # after `sum`, up to the last layer before a trainable one
+        (("stem", "left", "right", "late"), "late"),  # before the layer that is random
         (("stem", "left", "right", "late", "last"), "late"),
         (("stem", "right", "late"), "stem"),
     ],
@@ -101,7 +101,7 @@ def assert_similar(first: Run, second: Run) -> None:
             assert metrics[name] == pytest.approx(expected_metrics[name], abs=1e-5)
 
 
-def test_kept_features_change_nothing(shards: Path, tmp_path: Path) -> None:
+def test_cached_features_do_not_change_the_training(shards: Path, tmp_path: Path) -> None:
     """In two stages with different frozen layers, and with a padded last batch."""
     plain = fit_run(tmp_path / "plain", create_config(shards, "none", stages=STAGES))
     cached = fit_run(tmp_path / "cached", create_config(shards, stages=STAGES))
@@ -113,11 +113,11 @@ def test_kept_features_change_nothing(shards: Path, tmp_path: Path) -> None:
     assert notice.startswith("features: cache: host (0.1 MB of features of frozen layers, up to flatten")
 
 
-def test_frozen_layers_do_not_run_where_their_features_are_kept(shards: Path, tmp_path: Path) -> None:
+def test_frozen_layers_do_not_run_where_their_features_are_cached(shards: Path, tmp_path: Path) -> None:
     config = create_config(shards, freeze=["of_pixels", "hidden"], epochs=1)
     loop = Loop(config, create_run(tmp_path / "run", config), WorkerContext())
     assert loop.learner.stage_network.network.input.shape == (None, 8)
-    # The features have been computed: what these weights would give is no longer needed.
+    # The features are cached by now, so these weights no longer have an effect.
     loop.learner.model.get_layer("hidden").kernel.assign(np.full((432, 8), np.nan))
     loop.run_epochs()
     (metrics,) = loop.run.metrics()
@@ -137,7 +137,7 @@ def test_a_stage_has_the_features_of_the_weights_learned_before_it(shards: Path,
     assert stopped.status()["caches"]["features"].startswith("cache: host")
 
 
-def test_no_features_are_kept_of_augmented_images(shards: Path, tmp_path: Path) -> None:
+def test_features_of_augmented_images_are_not_cached(shards: Path, tmp_path: Path) -> None:
     config = create_config(shards, freeze=["of_pixels", "hidden"], epochs=1, augment={"flip": True})
     loop = Loop(config, create_run(tmp_path / "run", config), WorkerContext())
     assert loop.learner.stage_network.network.input.shape == (None, 12, 12, 3)
@@ -146,7 +146,7 @@ def test_no_features_are_kept_of_augmented_images(shards: Path, tmp_path: Path) 
 
 @pytest.mark.slow
 def test_a_frozen_base_keeps_its_weights(shards: Path, tmp_path: Path) -> None:
-    """Moving statistics included; with its features kept the head learns the same."""
+    """Moving statistics included; with cached features the head learns the same."""
     keras.utils.set_random_seed(3)
     donor = build_model("mobilenetv3small", Task((32, 32, 3), 5, (120.0,) * 3, (60.0,) * 3))
     rng = np.random.default_rng(0)

@@ -81,7 +81,7 @@ def test_wrong_options_are_refused(options: Options, received: str) -> None:
         (WorkerSpec(2, 4), [HEAD], []),
     ],
 )
-def test_groups_that_there_is_room_for(
+def test_groups_that_fit_on_the_nodes_are_planned(
     spec: WorkerSpec, nodes: list[dict[str, float]], groups: list[tuple[int, int, int]]
 ) -> None:
     smallest, planned = plan_groups(spec, nodes, global_batch=24)
@@ -89,7 +89,7 @@ def test_groups_that_there_is_room_for(
     assert not planned or smallest == planned[-1]
 
 
-def test_without_room_the_smallest_group_is_known() -> None:
+def test_without_room_only_the_smallest_group_is_returned() -> None:
     assert plan_groups(WorkerSpec(2, 4, cpus=3), [SMALL], 8) == (Group(2, 3, 0), [])
     assert plan_groups(WorkerSpec(), [], 8) == (Group(1, 1, 0), [])
 

@@ -65,12 +65,12 @@ def test_the_rank_is_the_number_of_classes_before_the_true_one() -> None:
     assert true_ranks(LABELS, tf.constant(LOGITS)).numpy().tolist() == [1, 0, 1, 1]
 
 
-def test_a_single_unit_predicts_class_1_above_0() -> None:
+def test_a_single_unit_predicts_class_1_for_positive_logits() -> None:
     logits = tf.constant([[2.0], [-2.0], [0.0], [0.0]])
     assert predict_classes(logits).numpy().tolist() == [1, 0, 0, 0]
     assert true_ranks(np.int32([1, 1, 0, 1]), logits).numpy().tolist() == [0, 1, 0, 1]
 
 
 @pytest.mark.parametrize("units", [1, 3])
-def test_nan_is_never_right(units: int) -> None:
+def test_nan_predictions_are_never_correct(units: int) -> None:
     assert (true_ranks(np.int32([0, 1]), tf.fill([2, units], np.nan)).numpy() > 0).all()

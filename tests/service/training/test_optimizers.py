@@ -22,9 +22,8 @@ GRADIENTS = [  # of three updates
     (np.array([[0.2, 0.2], [-0.6, -0.3]]), np.array([-0.5, 0.1])),
 ]
 CLOSE: dict[str, Any] = {"rtol": 2e-5, "atol": 1e-5}  # 1 - 0.999 has an error of 3e-5 in float32
-Update = Callable[
-    [list[np.ndarray], np.ndarray], np.ndarray
-]  # gradients so far and weights to the step at rate 1
+# From the gradients so far and the weights to the step at a learning rate of 1
+Update = Callable[[list[np.ndarray], np.ndarray], np.ndarray]
 
 
 def build_dense_model() -> keras.Model:
@@ -66,9 +65,8 @@ def adam(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
 
 
 def adam_of_other_betas(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    mean, root = adam_step(
-        gradients, 0.5, 0.75, 0.01 / np.sqrt(1 - 0.75 ** len(gradients))
-    )  # Keras adds epsilon before freeing
+    # Keras adds epsilon before correcting the bias
+    mean, root = adam_step(gradients, 0.5, 0.75, 0.01 / np.sqrt(1 - 0.75 ** len(gradients)))
     return mean / root
 
 

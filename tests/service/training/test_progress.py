@@ -1,4 +1,4 @@
-"""What a user sees of a run: a line per epoch, notices, and where the time went."""
+"""The progress of a run as users see it: a line per epoch, notices, and a breakdown of the time."""
 
 from __future__ import annotations
 

@@ -97,10 +97,11 @@ def test_stages_have_their_own_rates_and_trainable_layers(shards: Path, tmp_path
     for n, frozen in enumerate([True, True, False, False]):
         assert np.array_equal(one[n], first[n]) == frozen
         assert not np.array_equal(two[n], one[n])
+    # Iterations, learning rate, velocities
     assert [len(read_checkpoint(run, f"epoch-{epoch:04d}", "optimizer")) for epoch in (1, 2)] == [
         4,
         6,
-    ]  # iterations, rate, velocities
+    ]
     rates = [metrics["learning_rate"] for metrics in run.metrics()]
     np.testing.assert_allclose(
         rates, [0.02, *(0.005 * (1 + np.cos(np.pi * n / 6)) for n in (2, 5))], rtol=1e-6
@@ -207,9 +208,8 @@ def test_a_gradient_that_is_not_finite_is_reported_with_its_rows(
 
 def test_updates_that_are_not_finite_can_be_skipped(one_white: Path, tmp_path: Path) -> None:
     config = config_for(one_white, model="tiny_fragile", on_nan="skip", steps_per_call=1, **PLAIN)
-    fit_run(
-        tmp_path / "run", config, checks=2
-    )  # stopped within the first epoch: the skipped updates are counted from there on
+    # Stopped within the first epoch: the skipped updates are counted from there on
+    fit_run(tmp_path / "run", config, checks=2)
     run = fit_run(tmp_path / "run", config)
     assert [metrics["skipped"] for metrics in run.metrics()] == [1, 1, 1]
     assert all(np.isfinite(array).all() for array in read_checkpoint(run, "epoch-0003"))

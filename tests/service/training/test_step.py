@@ -1,4 +1,4 @@
-"""The training step: equal to the closed form, blind to padding, in calls of many updates and one by one."""
+"""The training step: equal to the closed form, independent of padding, in calls of one or many updates."""
 
 from __future__ import annotations
 

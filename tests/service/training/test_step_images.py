@@ -1,4 +1,4 @@
-"""What the step does to images before it learns from them, by its effect on the weights."""
+"""Augmentation inside the training step, observed through its effect on the weights."""
 
 from __future__ import annotations
 

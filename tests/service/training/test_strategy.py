@@ -34,7 +34,7 @@ def test_a_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.Monk
         choose_strategy(30, WorkerContext())
 
 
-def test_worker_0_alone_writes() -> None:
+def test_only_worker_0_writes() -> None:
     assert [WorkerContext(rank, 2).is_chief for rank in (0, 1)] == [True, False]
 
 
@@ -62,7 +62,7 @@ print(tf.config.threading.get_inter_op_parallelism_threads())
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot be kept to one core here")
-def test_two_operations_run_side_by_side_on_one_core() -> None:
+def test_two_operations_run_concurrently_on_one_core() -> None:
     """On a single thread the step runs while the next batch is requested, and counts as waiting for input."""
     result = subprocess.run(
         [sys.executable, "-c", ON_ONE_CORE],

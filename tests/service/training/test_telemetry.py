@@ -1,4 +1,4 @@
-"""What others see of a run while it trains: gauges, events, a profile, rows; MLflow where it is installed."""
+"""Telemetry of a run: gauges, events, a profile, logged rows, and MLflow where it is installed."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_a_trial_stopped_in_its_report_continues_after_it(
     with pytest.raises(TrialStoppedError):
         trial.train_trial({"run": str(run.path), "cpus": 1})
     assert [len(history) for history in reports] == [1, 2]
-    assert run.state() == "interrupted"  # no process trains it any more
+    assert run.state() == "interrupted"  # no process trains this trial any more
     first = run.metrics()
 
     reports.clear()

@@ -1,4 +1,4 @@
-"""What the driver of a search decides: ends of trials, their resources, and which search can be resumed."""
+"""Decisions of the driver of a search: how trials end, their resources, and which search can be resumed."""
 
 from __future__ import annotations
 
@@ -64,11 +64,12 @@ def test_how_a_trial_ends(
         ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 0}, (1, 0)),
         ([{"CPU": 8.0, "GPU": 2.0}], {"gpus": 2, "cpus": 3}, (3, 2)),
         ([{"CPU": 16.0, "GPU": 4.0}], {"gpus": 2}, (8, 2)),
+        # The CPUs of the node with the GPUs
         (
             [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 2.0}, {"CPU": 12.0, "GPU": 2.0}],
             {},
             (4, 1),
-        ),  # the CPUs of the node with the GPUs
+        ),
     ],
 )
 def test_resources_of_each_trial(

@@ -1,4 +1,4 @@
-"""The search space: what trials draw, and what is refused before anything starts."""
+"""The search space: sampled hyperparameters, and spaces that are refused before anything starts."""
 
 from __future__ import annotations
 
@@ -34,19 +34,18 @@ def test_the_first_trial_is_the_preset_and_the_others_vary_it() -> None:
     assert all(config.optimizer.name == "sgd" and config.epochs == 3 for config in others)
 
 
-def test_draws_depend_on_seed_and_trial_alone() -> None:
+def test_draws_depend_on_seed_and_trial_only() -> None:
     space = {"augment.rotation": {"uniform": [0, 40]}, "global_batch": {"int": [8, 64]}}
     one = search(space)
     other = search(space, seed=1)
-    assert [one.draw(n) for n in range(5)] == [
-        search(space).draw(n) for n in range(5)
-    ]  # so more trials begin with the same ones
+    # A search with more trials therefore begins with the same ones
+    assert [one.draw(n) for n in range(5)] == [search(space).draw(n) for n in range(5)]
     assert one.draw(1) != other.draw(1)
     assert one.draw(1) != one.draw(2)
     assert one.draw(2) != other.draw(1)
 
 
-def test_settings_vary_each_by_itself() -> None:
+def test_each_setting_varies_independently() -> None:
     found = search({"accumulate": {"choice": [1, 2]}, "ema": {"choice": [0.8, 0.9]}})
     assert {tuple(found.draw(n).values()) for n in range(1, 30)} == {(1, 0.8), (1, 0.9), (2, 0.8), (2, 0.9)}
 
@@ -77,7 +76,7 @@ def test_rounding_does_not_leave_the_range(bounds: list[float]) -> None:
     assert all(bounds[0] <= found.draw(n)["x"] <= bounds[1] for n in range(1, 9))
 
 
-def test_groups_and_what_lies_in_them_vary_together() -> None:
+def test_groups_and_their_settings_can_both_vary() -> None:
     space = {
         "optimizer": {"choice": [{"name": "adam"}, {"name": "sgd", "momentum": 0.9}]},
         "optimizer.learning_rate": {"uniform": [0.1, 0.2]},
@@ -111,7 +110,7 @@ def test_groups_and_what_lies_in_them_vary_together() -> None:
         ({"shards": {"choice": ["a"]}}, "--data"),
     ],
 )
-def test_what_a_run_cannot_have_is_refused(space: dict[str, Any], message: str) -> None:
+def test_invalid_spaces_are_refused(space: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         search(space).configs(8)
 

@@ -1,4 +1,4 @@
-"""What a search reads from its trials and writes about them: scores, ends, leaderboard and best preset."""
+"""Results of a search: scores and outcomes of its trials, the leaderboard, and the best preset."""
 
 from __future__ import annotations
 

@@ -57,10 +57,11 @@ def test_the_channels_of_a_known_convolution_become_a_known_sheet():
 
     scaling = choose_scaling(network.find_layer("convolution").shape)
     sheet = draw_channel_sheet(outputs.tiles[0], outputs.is_inactive[0], scaling)
+    # Tiles of 16 x 24 pixels, each with a frame of one pixel to the right and below
     assert sheet.shape == (
         17,
         4 * 25,
-    )  # tiles of 16 x 24 pixels, with a pixel of frame right of and below each
+    )
     for channel in (0, 2, 3):
         tile = np.kron(standardize_and_quantize(channels[channel].astype(float)), np.ones((8, 8)))
         np.testing.assert_array_equal(sheet[:16, 25 * channel : 25 * channel + 24], tile)

@@ -52,7 +52,7 @@ def test_integrated_gradients_sum_to_the_difference_to_a_black_image():
     )
 
 
-def test_smoothgrad_sees_gradients_that_a_flat_region_hides():
+def test_smoothgrad_finds_gradients_that_a_flat_region_hides():
     """A unit with a threshold of 130: its gradient is 0 at 120, with noise of deviation 18 often not."""
     model = keras.Sequential(
         [L.Input((1, 2, 1)), L.Conv2D(1, 1, activation="relu"), L.Flatten(), L.Dense(2, use_bias=False)]

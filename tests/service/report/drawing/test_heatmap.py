@@ -1,4 +1,4 @@
-"""Heatmaps as pictures: values stay in their place, and texts name it."""
+"""Heatmaps as pictures: values keep their position, and the alternative text names it."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def test_published_results_are_parsed_from_the_presets() -> None:
 def test_the_final_accuracy_of_long_runs_is_a_median() -> None:
     history = [{"val_accuracy": value / 100} for value in (50, 60, 70, 71, 72, 73, 74, 10, 75, 76)]
     assert compute_final_accuracy(history) == 0.74  # the median of the last five
-    assert compute_final_accuracy(history[:8]) == 0.10  # of a short run the last
+    assert compute_final_accuracy(history[:8]) == 0.10  # for a short run, the last one
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,8 @@ def test_checkpoints_are_spread_from_the_first_to_the_last(tmp_path, most, epoch
     for epoch in range(1, 6):
         checkpoint(run, epoch, brightness_model())
     (run.checkpoints / "epoch-0006").mkdir()  # half-written
-    shutil.copytree(
-        run.checkpoints / "epoch-0005", run.checkpoints / "epoch-0005-step-0000007"
-    )  # within an epoch
+    # A checkpoint within an epoch
+    shutil.copytree(run.checkpoints / "epoch-0005", run.checkpoints / "epoch-0005-step-0000007")
     assert [saved.epoch for saved in list_run_checkpoints(run, most)] == epochs
 
 
@@ -143,7 +142,7 @@ def test_all_checkpoints_share_one_scale():
 
 
 class Validation:
-    """The name of a split, which is all that drawing needs of it."""
+    """A split of which only the name is used."""
 
     split = "validation"
 
@@ -179,7 +178,7 @@ def test_the_report_of_a_run_shows_its_checkpoints(run, tmp_path):
     assert build_compare(run, tmp_path) is None
 
 
-def test_runs_are_shown_side_by_side(run, tmp_path):
+def test_runs_are_shown_next_to_each_other(run, tmp_path):
     other = make_run(tmp_path / "runs" / "two", Path(run.config()["shards"]), with_factor(0.5), metrics(5))
     for epoch in (2, 5):
         checkpoint(other, epoch, with_factor(0.5))

@@ -48,7 +48,7 @@ def test_a_class_without_images_has_no_recall():
     np.testing.assert_array_equal(recall, [np.nan, 0.25])
 
 
-def test_the_most_frequent_mistakes_come_first_and_only_real_ones():
+def test_only_mistakes_are_listed_and_the_most_frequent_come_first():
     matrix = np.array([[50, 1, 0], [7, 9, 0], [0, 7, 0]])
     assert find_most_confused(matrix, 2) == [(1, 0, 7), (2, 1, 7)]
     assert find_most_confused(matrix, 9) == [(1, 0, 7), (2, 1, 7), (0, 1, 1)]
@@ -65,6 +65,6 @@ def test_a_thousand_classes_stay_readable():
     assert len(html(section)) < 60_000
 
 
-def test_without_mistakes_the_page_says_so():
+def test_a_matrix_without_mistakes_is_stated_as_such():
     assert "There are no incorrect predictions" in html(build([0, 1], [0, 1], 2))
     assert build([0, 1], [0, 1], 2).figures["recall"] == pytest.approx([1, 1])

@@ -98,7 +98,7 @@ def test_best_epoch_is_the_earliest_of_equals():
     assert best_epoch([]) is None
 
 
-def test_column():
+def test_values_of_a_metric_over_the_epochs():
     assert column([{"a": 1.0}, {"a": 2.0}], "a") == [1.0, 2.0]
     assert column([{"a": 1.0}], "b") == []
     assert math.isnan(column([{}, {"a": 2.0}], "a")[0])

@@ -34,7 +34,7 @@ def test_layers_are_spread_over_the_depth():
     assert names == ["c0", "c2", "c3", "c5", "c6", "c8", "c9", "c11"]
 
 
-def test_dead_filters_are_told_from_those_that_only_images_activate(tmp_path):
+def test_dead_filters_are_distinguished_from_those_that_only_images_activate(tmp_path):
     """Filter 1 needs more red than gradient ascent reaches from grey, but the red image has it."""
     network = build_network(L.Conv2D(20, 1, activation="relu", name="c"))
     kernel = np.zeros((1, 1, 3, 20), np.float32)

@@ -47,7 +47,7 @@ class Rows:
 
 
 class Outputs(NamedTuple):
-    """What the sections show of the three images."""
+    """Forward pass and predictions of the three images, as the sections receive them."""
 
     network: Network
     examples: tuple[ReportExample, ...]

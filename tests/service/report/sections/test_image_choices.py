@@ -14,7 +14,7 @@ def predict(probabilities_of_1: list[float], labels: list[int]) -> Predictions:
     return Predictions(np.stack([1 - p, p], axis=1), np.array(labels, np.int32), np.arange(len(labels)))
 
 
-def test_surest_mistakes_come_first_then_surest_right_predict():
+def test_the_most_confident_mistakes_come_first_then_correct_predictions():
     found = predict([0.1, 0.95, 0.6, 0.05, 0.99, 0.7], [1, 0, 0, 0, 1, 1])
     assert predictions.select_predictions(found, 6).tolist() == [1, 0, 2, 4, 3, 5]
 

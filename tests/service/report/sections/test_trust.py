@@ -17,7 +17,7 @@ L = keras.layers
 RNG = np.random.default_rng(0)
 
 
-def test_right_maps_pass_all_three_and_every_wrong_one_fails_some():
+def test_correct_maps_pass_all_scores_and_wrong_ones_fail_at_least_one():
     images = []
     boxes = []
     maps = []
@@ -90,7 +90,7 @@ class Spots:
 
 
 def colour_model(trained: bool = True) -> keras.Model:
-    """Channel 0 answers red above 110, channel 1 blue; class 0 is red. Or an untrained network."""
+    """Channel 0 responds to red above 110, channel 1 to blue; class 0 is red. Or an untrained network."""
     keras.utils.set_random_seed(0)
     convolution = L.Conv2D(2, 1, activation="relu", name="colours")
     model = keras.Sequential(
@@ -170,7 +170,7 @@ def test_heatmaps_that_ignore_the_class_fail(monkeypatch):
         checks["Class sensitivity"]["words"]
         == "The heatmap of the second most probable class is much the same (Spearman 1.00)."
     )
-    assert checks["Pointing game"]["passed"]  # which alone does not notice
+    assert checks["Pointing game"]["passed"]  # the only score that does not detect it
 
 
 def test_without_feature_maps_or_images_there_is_no_section():

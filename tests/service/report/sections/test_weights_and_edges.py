@@ -36,7 +36,7 @@ def test_colours_are_symmetric_about_zero():
     assert weights.find_limit(np.zeros(2)) == 1
 
 
-def test_first_filters_stand_in_order_and_colour_by_colour():
+def test_first_filters_are_laid_out_in_order_separately_for_each_colour():
     kernel = np.arange(3 * 2 * 3 * 20, dtype=np.float32).reshape(3, 2, 3, 20) - 180
     model = keras.Sequential(
         [L.Input((6, 6, 3)), L.Conv2D(20, (3, 2), use_bias=False, name="c"), L.Flatten(), L.Dense(2)]
@@ -47,7 +47,7 @@ def test_first_filters_stand_in_order_and_colour_by_colour():
     assert red.limit == blue.limit == 180
     for n, weight_map in enumerate((red, green, blue)):
         for number in (0, 1, 15, 16, 19):
-            # tiles of 33 x 22 pixels and a pixel of frame
+            # tiles of 33 x 22 pixels with a frame of one pixel
             top = number // 16 * 34
             left = number % 16 * 23
             tile = np.kron(quantize_signed(kernel[:, :, n, number], 180), np.ones((11, 11), np.uint8))
@@ -109,7 +109,7 @@ def test_edge_filters_find_their_edges_and_no_others(name, axis):
     assert not edges.convolve(step, np.array(edges.KERNELS[other])).any()
 
 
-def test_grey_is_as_bright_as_it_looks():
+def test_greyscale_weights_colours_by_luminance():
     assert edges.to_grey(np.array([[[255, 0, 0], [0, 255, 0], [10, 10, 10]]], np.uint8)).tolist() == [
         [pytest.approx(76.245), pytest.approx(149.685), 10]
     ]
