@@ -1,4 +1,4 @@
-"""The run directory: the only code, with `service/checkpoint.py`, that knows its layout.
+"""Reads and writes run directories. Only this module and `service/checkpoint.py` know their layout.
 
 runs/<name>/config.yaml     configuration; files of the user are named as code/...
             metrics.jsonl   a line per epoch
@@ -36,7 +36,7 @@ UNFINISHED_STATES = ("starting", "training")
 
 
 class StoppedError(Exception):
-    """Training was stopped before its end, with everything saved; the message is the reason."""
+    """Training was stopped early, after saving its state; the message is the reason."""
 
 
 class Run:
@@ -82,7 +82,7 @@ class Run:
 
         Args:
             config: Configuration as plain values.
-            notes: What was inferred about the user's code, to be recorded with it.
+            notes: Inferences about the user's code, to be recorded with it.
 
         Raises:
             ConfigError: The path exists already, cannot be written, or a file of the user cannot be copied.
@@ -90,8 +90,8 @@ class Run:
         self.check_free()
         try:
             self.checkpoints.mkdir(parents=True)
-            stored = self._copy_code(config, notes)
-            write_atomically(self.config_path, yaml.safe_dump(stored, sort_keys=False))
+            config_with_copies = self._copy_code(config, notes)
+            write_atomically(self.config_path, yaml.safe_dump(config_with_copies, sort_keys=False))
         except OSError as error:
             raise ConfigError(
                 "an output that can be written", f"out={self.path}: {error.strerror}", "choose another --out"
@@ -116,16 +116,15 @@ class Run:
         }
         self.code.mkdir(exist_ok=True)
         write_atomically(self._code_manifest_path, json.dumps(manifest, indent=2) + "\n")
-        replaced: dict[str, Any] = replace_names(
-            config, {name: f"{CODE}/{stored}" for name, stored in copies.items() if stored is not None}
-        )
-        return replaced
+        new_names = {name: f"{CODE}/{stored}" for name, stored in copies.items() if stored is not None}
+        config_with_copies: dict[str, Any] = replace_names(config, new_names)
+        return config_with_copies
 
     def verify_code(self) -> None:
-        """Checks that the copies of the user's files are what they were when the run was created.
+        """Checks that the copies of the user's files have not changed since the run was created.
 
         Raises:
-            ConfigError: Names the first file that is missing or has changed.
+            ConfigError: A file is missing or has changed; names the first one.
         """
         for name, digest in self._read_code_manifest()["files"].items():
             path = self.code / name
@@ -152,16 +151,16 @@ class Run:
             ) from None
 
     def custom_objects(self) -> tuple[str, ...]:
-        """Returns the modules with the user's code of the run, for `load_model` to find custom layers in.
+        """Returns the modules with the user's code of the run, in which `load_model` finds custom layers.
 
         Raises:
-            ConfigError: The code is not what it was when the run was created.
+            ConfigError: The code has changed since the run was created.
         """
         self.verify_code()
         return list_modules(self.config())
 
     def code_notes(self) -> tuple[str, ...]:
-        """Returns what was inferred about the user's model when the run was created."""
+        """Returns the inferences about the user's model that were recorded when the run was created."""
         return tuple(self._read_code_manifest()["notes"])
 
     def exists(self) -> bool:
@@ -169,7 +168,7 @@ class Run:
         return self.config_path.is_file()
 
     def has_checkpoints(self) -> bool:
-        """Tells whether anything has been saved that training can resume from."""
+        """Tells whether there is a checkpoint that training can resume from."""
         return any(self.checkpoints.glob(CHECKPOINT_PATTERN))
 
     def has_model(self) -> bool:
@@ -180,7 +179,7 @@ class Run:
         """Checks that the run has a saved model.
 
         Raises:
-            ConfigError: This is no run directory, or its first epoch is not finished.
+            ConfigError: The directory is not a run, or its first epoch is not finished.
         """
         self.config()
         if not self.has_model():
@@ -195,7 +194,7 @@ class Run:
         shutil.rmtree(self.path)
 
     def remove_ray_storage(self) -> None:
-        """Deletes what Ray wrote while the run was trained."""
+        """Deletes the files that Ray wrote during training."""
         shutil.rmtree(self.ray_storage, ignore_errors=True)
 
     def check_free(self) -> None:
@@ -214,10 +213,10 @@ class Run:
 
     @contextmanager
     def hold_lock(self) -> Iterator[None]:
-        """Keeps other processes from training this run; the lock ends with the process, however it ends.
+        """Prevents other processes from training this run; the lock ends with the process, however it ends.
 
         Raises:
-            ConfigError: Another process trains it.
+            ConfigError: Another process trains this run.
         """
         refusal = ConfigError(
             "a run that nobody is training", f"out={self.path}", "wait until it ends, or stop it"
@@ -226,20 +225,20 @@ class Run:
             yield
 
     def _is_locked(self) -> bool:
-        """Whether some process trains this run; holds the lock itself for no longer than it takes to ask."""
+        """Tells whether a process trains this run; holds the lock only for the duration of the check."""
         if not self._lock_path.is_file():
             return False
         try:
             with FileLock(self._lock_path, blocking=False, fallback_to_soft=False):
                 return False
-        except (Timeout, OSError):  # OSError: only for reading, so that nobody can tell
+        except (Timeout, OSError):  # OSError: the file is read-only, so the state is unknown
             return True
 
     def config(self) -> dict[str, Any]:
         """Returns the configuration of the run as plain values; names of the user's files are absolute paths.
 
         Raises:
-            ConfigError: This is no run directory, or its configuration is damaged.
+            ConfigError: The directory is not a run, or its configuration is damaged.
         """
         if not self.exists():
             raise ConfigError(
@@ -258,8 +257,8 @@ class Run:
     def metrics(self) -> list[dict[str, float]]:
         """Returns the metrics of every finished epoch, oldest first.
 
-        Keys: epoch (from 1), loss, accuracy, val_loss, val_accuracy (where there is a validation
-        split), learning_rate, seconds, images_per_second, input_wait (share of the time, 0 to 1).
+        Keys: epoch (from 1), loss, accuracy, val_loss, val_accuracy (if there is a validation split),
+        learning_rate, seconds, images_per_second, input_wait (share of the time, 0 to 1).
         """
         if not self.metrics_path.is_file():
             return []
@@ -271,10 +270,9 @@ class Run:
         write_atomically(self.metrics_path, "".join(lines))
 
     def request_stop(self, reason: str) -> None:
-        """Asks the workers to save a checkpoint and to end."""
-        write_atomically(
-            self._stop_path, reason, durable=False
-        )  # atomic: it is never seen without its reason
+        """Requests that the workers save a checkpoint and stop."""
+        # Atomic, so that no reader sees a request without its reason.
+        write_atomically(self._stop_path, reason, durable=False)
 
     def withdraw_stop(self) -> None:
         """Withdraws the request to stop."""
@@ -288,7 +286,7 @@ class Run:
             return None
 
     def notice(self, text: str) -> None:
-        """Adds a sentence to the notices, each of which the user is shown once while the run trains."""
+        """Adds a sentence to the notices, each of which is shown to the user once during training."""
         self.update_status(notices=[*self.status().get("notices", []), text])
 
     def status(self) -> dict[str, Any]:
@@ -299,14 +297,14 @@ class Run:
         """
         try:
             return dict(json.loads(self.status_path.read_text()))
-        # It is missing, or was lost in a power failure: it is not flushed to disk.
+        # The file is missing, or was lost in a power failure, because it is not flushed to disk.
         except (FileNotFoundError, ValueError):
             return {}
 
     def state(self) -> str:
-        """Returns the state in the status, or "interrupted" if this machine trained the run and has stopped.
+        """Returns the state in the status, or "interrupted" if this machine trained the run and was killed.
 
-        A killed process cannot record that; its lock ends with it. Locks may not reach other machines.
+        A killed process cannot record its end, but its lock is released. Other machines may not see the lock.
         """
         status = self.status()
         state = str(status.get("state", ""))
@@ -350,17 +348,17 @@ class Run:
         """Returns digests of everything in the directory that a report depends on, by name.
 
         Raises:
-            OSError: There is no model or configuration, or no longer.
+            OSError: The model or the configuration does not exist.
         """
         status = self.status()
-        shown = {key: status.get(key) for key in ("state", "finished", "timings", "environment")}
+        reported = {key: status.get(key) for key in ("state", "finished", "timings", "environment")}
         descriptions = sorted(self.checkpoints.glob(f"{CHECKPOINT_PATTERN}/{CHECKPOINT_DESCRIPTION}"))
         return {
             "model": hash_file(self.model_path),
             "checkpoints": hash_json([[path.parent.name, hash_file(path)] for path in descriptions]),
             "config": hash_file(self.config_path),
             "metrics": hash_file(self.metrics_path) if self.metrics_path.is_file() else None,
-            "status": hash_json(shown),
+            "status": hash_json(reported),
         }
 
 
@@ -378,11 +376,11 @@ def find_runs(root: Path) -> Iterator[Run]:
 
 
 def score(metrics: dict[str, float], history: Sequence[dict[str, float]] = ()) -> float:
-    """Computes what the best epoch is chosen by: validation accuracy, else training accuracy.
+    """Computes the score by which the best epoch is chosen: validation accuracy, else training accuracy.
 
     Args:
         metrics: Metrics of one epoch.
-        history: Metrics of all epochs: where some were evaluated, those that were not score -1.
+        history: Metrics of all epochs; if some of them were evaluated, all others score -1.
     """
     if "val_accuracy" in metrics:
         return metrics["val_accuracy"]

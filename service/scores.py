@@ -1,4 +1,4 @@
-"""Scores of predictions, exact and in NumPy alone."""
+"""Scores of predictions: losses, ranks, confusion matrix, AUC. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-SMALLEST = (
-    1e-7  # probabilities are clipped to it, so that one confident mistake cannot make the loss infinite
-)
+# Probabilities are clipped to this value, so that one confident mistake cannot make the loss infinite.
+SMALLEST = 1e-7
 TOP = 5
 
 
@@ -29,7 +28,7 @@ def losses(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDA
 
 
 def true_ranks(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Counts the classes that rank above the true one: 0 where the prediction is right.
+    """Counts the classes that rank above the true one; 0 for a correct prediction.
 
     The more probable class ranks first; of equally probable ones, the one with the smaller label.
 

@@ -1,6 +1,6 @@
-"""Copies the files of a user that a run needs, with their digests, so that the run needs nothing else.
+"""Copies the user's files that a run needs, and records their digests, so that a run is self-contained.
 
-`service/runs.py` stores them in the run directory; nothing else calls this module.
+`service/runs.py` stores the copies in the run directory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from service.pretrained import is_weights_file
 
 OWN_PACKAGES = ("glassbox", "pipelines", "service")
 FILE_SUFFIXES = (".py", ".keras", ".h5")
-LARGEST_DATA_FILE = 1_000_000  # bytes; larger files of a package that are not Python code stay where they are
+LARGEST_DATA_FILE = 1_000_000  # bytes; larger files of a package are copied only if they are Python code
 LARGEST_PACKAGE = 64_000_000  # bytes
 ENTRY_POINT_GROUPS = ("glassbox.models", "glassbox.augmentations")
 
@@ -34,7 +34,7 @@ class CodeCopy:
         folder: Folder that receives the copies; it is created with the first of them.
 
     Attributes:
-        originals: What the configuration named, by the name of its copy relative to the folder.
+        originals: Names in the configuration, by the name of each copy relative to the folder.
         installed: Distribution and version of code that is installed and was not copied, by name.
     """
 
@@ -43,7 +43,7 @@ class CodeCopy:
     installed: dict[str, str] = field(default_factory=dict)
 
     def add(self, name: str) -> str | None:
-        """Copies what a name refers to.
+        """Copies the file or package that a name refers to.
 
         Args:
             name: `file.py:NAME`, `[FOLDER/]package.module[:NAME]`, or a `.py`, `.keras` or `.h5` file.
@@ -52,7 +52,7 @@ class CodeCopy:
             The name of the copy relative to the folder, in the same form; None for code that is installed.
 
         Raises:
-            ConfigError: There is no such file or module, or its package is too large.
+            ConfigError: The file or module does not exist, or its package is too large.
         """
         file = reference_file(name)
         if file is not None:
@@ -128,7 +128,7 @@ def find_names(config: dict[str, Any]) -> tuple[str, ...]:
 
 
 def find_packages(names: Iterable[str]) -> tuple[str, ...]:
-    """Returns the packages in the names that `find_names` gives: those of `package.module`, not of files.
+    """Returns the packages in the names from `find_names`: those of `package.module`, not of files.
 
     Args:
         names: References to user code and paths of files.
@@ -151,7 +151,7 @@ def replace_names(value: Any, names: dict[str, str]) -> Any:
 
 
 def list_modules(config: dict[str, Any]) -> tuple[str, ...]:
-    """Returns the modules that may define custom layers of a model: its function's, and those declared.
+    """Returns the modules that may define custom layers of a model: that of its function, and declared ones.
 
     Args:
         config: Configuration of a run as plain values.
@@ -168,14 +168,14 @@ def list_modules(config: dict[str, Any]) -> tuple[str, ...]:
 
 def describe_entry_points(config: dict[str, Any]) -> dict[str, str]:
     """Returns distribution and version of the installed packages whose entry points a configuration uses."""
-    used = {str(config.get("model", "")), *(config.get("augment") or {})}
-    found = {}
+    names = {str(config.get("model", "")), *(config.get("augment") or {})}
+    descriptions = {}
     for group in ENTRY_POINT_GROUPS:
         for name, entry_points in find_entry_points(group).items():
             distribution = entry_points[0].dist
-            if name in used and distribution is not None:
-                found[name] = f"{distribution.name} {distribution.version}"
-    return found
+            if name in names and distribution is not None:
+                descriptions[name] = f"{distribution.name} {distribution.version}"
+    return descriptions
 
 
 def find_package(name: str) -> Path | None:
@@ -185,17 +185,18 @@ def find_package(name: str) -> Path | None:
         name: Reference of the form `[FOLDER/]package.module[:NAME]`.
 
     Returns:
-        Folder of the package, or file of the module; None for what is built into Python.
+        Folder of the package, or file of the module; None for modules built into Python.
 
     Raises:
-        ConfigError: There is no such package.
+        ConfigError: The package does not exist.
     """
     folder, dotted, _ = split_reference(f"{name.partition(':')[0]}:NAME")
     package = dotted.partition(".")[0]
     if folder is not None:
-        for place in (Path(folder).expanduser() / package, Path(folder).expanduser() / f"{package}.py"):
-            if place.exists():
-                return place.absolute()
+        parent = Path(folder).expanduser()
+        for path in (parent / package, parent / f"{package}.py"):
+            if path.exists():
+                return path.absolute()
         raise ConfigError(
             f"a package {package} in {folder}", f"reference={name}", "correct the folder or the name"
         )
@@ -221,7 +222,7 @@ def _describe_distribution(package: str) -> str:
 
 
 def _iterate_files(package: Path) -> Iterator[Path]:
-    """Python code of a package, and its other files if they are small; no caches and nothing hidden."""
+    """Yields the Python code of a package, and its small other files, without caches and hidden files."""
     for path in sorted(package.rglob("*")):
         parts = path.relative_to(package).parts
         if any(part.startswith(".") or part == "__pycache__" for part in parts) or not path.is_file():

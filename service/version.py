@@ -1,4 +1,4 @@
-"""The version of glassbox, as it is installed."""
+"""Reads the version of the installed glassbox package."""
 
 from __future__ import annotations
 

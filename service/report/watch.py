@@ -15,7 +15,7 @@ from service.report.lease import read_progress
 from service.runs import Run
 
 POLL_SECONDS = 0.5
-MAX_BARS = 16  # runs that have a bar of their own
+MAX_BARS = 16  # largest number of runs with a separate bar
 
 
 class ProgressBars(BatchObserver):
@@ -56,7 +56,7 @@ class ProgressBars(BatchObserver):
         self._console.print(line, markup=False)
 
     def refresh(self) -> None:
-        """Reads from the leases which section each report is at, and updates the bars."""
+        """Reads the current section of each report from its lease, and updates the bars."""
         for name, run in list(self._remaining.items())[:MAX_BARS]:
             counts, _, section = read_progress(run.report_lease_path).partition(" ")
             done, _, total = counts.partition("/")

@@ -28,7 +28,7 @@ class AsyncWriter:
         """Waits for the pending write.
 
         Raises:
-            Exception: Whatever the write raised.
+            Exception: The exception that the write raised.
         """
         pending = self._pending
         self._pending = None

@@ -1,4 +1,4 @@
-"""The moving average of the weights, which often does better than the weights (Polyak and Juditsky, 1992)."""
+"""Moving average of the weights, often more accurate than the weights (Polyak and Juditsky, 1992)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tensorflow as tf
 
 
 def ema_decay(updates: tf.Tensor, decay: float) -> tf.Tensor:
-    """Returns the share of the average that an update leaves in place, with a warmup.
+    """Returns the decay of the average for an update, with a warmup.
 
     Args:
         updates: Number of updates n of the weights so far; integer scalar.
@@ -79,5 +79,5 @@ class WeightAverage:
             variable.assign(value)
 
     def _read(self, variables: list[tf.Variable]) -> list[tf.Tensor]:
-        """The values on the first replica of this worker, which are those of all replicas."""
+        """Reads the values on the first replica of this worker, which equal those on all replicas."""
         return [tf.convert_to_tensor(self._strategy.experimental_local_results(v)[0]) for v in variables]

@@ -1,4 +1,4 @@
-"""Checks that stop a run: settings that cannot work, and a training that has gone wrong."""
+"""Checks that stop a run: invalid settings, and training that has diverged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decides, on worker 0 for all workers, how many updates the next call runs, and when to save or to stop."""
+"""Controls the training loop of all workers from worker 0: updates per call, and when to save or stop."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import tensorflow as tf
 from service.runs import Run
 from service.training.strategy import WorkerContext
 
-CALL_SECONDS = 0.25  # target length of a call, so that stop requests and the progress bar are served in time
-MAX_UPDATES = 64  # updates in one call: beyond it there is no overhead left to save
-STOP_CHECK_SECONDS = 1.0  # between checks for a stop request, which may be on a slow disk
+CALL_SECONDS = 0.25  # target duration of a call, short enough for stop requests and the progress bar
+MAX_UPDATES = 64  # largest number of updates per call; more would not reduce the overhead noticeably
+STOP_CHECK_SECONDS = 1.0  # interval between checks for a stop request, which may be on a slow disk
 
 
 @dataclass(frozen=True)
 class Command:
-    """What all workers do next.
+    """Next action of all workers.
 
     Attributes:
         updates: Number of updates before the next command.
@@ -32,11 +32,11 @@ class Command:
 
 
 class LoopController:
-    """Gives the same commands to all workers.
+    """Sends the same commands to all workers.
 
     Args:
-        run: Run directory in which a stop is requested.
-        worker: Which of the workers this process is.
+        run: Run directory in which stop requests are stored.
+        worker: Rank and group of this worker.
         strategy: Strategy of the training, which carries the commands.
         steps_per_call: Updates in one call; None adapts them to `CALL_SECONDS`.
         checkpoint_minutes: Minutes between checkpoints within an epoch; None for none.

@@ -33,7 +33,7 @@ class Evaluation:
         network: Model from images, or from what `attach` adds, to logits.
         strategy: Strategy of the training.
         batches: Batches of the split.
-        worker: Which of the workers this process is.
+        worker: Rank and group of this worker.
         attach: Adds the network's input to a batch; None for the images of `batches`.
     """
 
@@ -50,7 +50,7 @@ class Evaluation:
         self._batches = batches
         self._worker = worker
         self._attach = attach or batches.attach
-        # One iterator for all evaluations, which saves each of them the time to start.
+        # One iterator for all evaluations saves the time to start one for each.
         self._iterator = distribute_eager_batches(strategy, batches, worker, 0, epochs=MAX_EVALUATIONS)
 
     def compute_metrics(self) -> dict[str, float]:
@@ -89,9 +89,9 @@ class Evaluation:
                 scores = self._score_batch(batch)
                 in_flight.append(self._strategy.experimental_local_results(scores))
                 if len(in_flight) > IN_FLIGHT:
-                    _enter(in_flight.popleft(), table)
+                    _write_scores(in_flight.popleft(), table)
         while in_flight:
-            _enter(in_flight.popleft(), table)
+            _write_scores(in_flight.popleft(), table)
         if self._worker.world_size > 1:
             table = self._sum_tables(tf.constant(table)).numpy()
         return dict(zip(COLUMNS, table.astype(np.float64).T, strict=True))
@@ -120,21 +120,21 @@ class Evaluation:
 
         def sum_on_replica() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            is_first = context.replica_id_in_sync_group % local_replicas == 0  # speaks for its worker
+            is_first = context.replica_id_in_sync_group % local_replicas == 0  # one replica per worker
             return context.all_reduce("sum", tf.where(is_first, table, tf.zeros_like(table)))
 
         return self._strategy.experimental_local_results(self._strategy.run(sum_on_replica))[0]
 
 
-def _enter(scores: ReplicaScores, table: np.ndarray) -> None:
-    """Waits for the scores of a batch and writes them into their rows, without those of padding."""
+def _write_scores(scores: ReplicaScores, table: np.ndarray) -> None:
+    """Waits for the scores of a batch and writes them into the rows of a table, without padding."""
     for rows, values in scores:
         is_real = rows.numpy() >= 0
         table[rows.numpy()[is_real]] = values.numpy()[is_real]
 
 
 def _last_class_margin(logits: tf.Tensor) -> tf.Tensor:
-    """The logit of the last class above that of class 0, `[B]`; a single unit is the logit of class 1."""
+    """Returns the last logit minus the first, `[B]`; for a single unit, its logit."""
     if logits.shape[-1] == 1:
         return logits[:, -1]
     return logits[:, -1] - logits[:, 0]

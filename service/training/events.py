@@ -1,4 +1,4 @@
-"""Writes the metrics of each epoch to TensorBoard events, and to MLflow where it is in use."""
+"""Writes the metrics of each epoch to TensorBoard events, and to MLflow if it is configured."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def open_epoch_log(config: RunConfig, run: Run, has_validation: bool) -> Iterato
         has_validation: Whether the run has a validation split.
 
     Raises:
-        ConfigError: An MLflow server is configured, and MLflow is not installed.
+        ConfigError: An MLflow server is configured, but MLflow is not installed.
     """
     from tensorboardX import SummaryWriter
 

@@ -1,4 +1,4 @@
-"""Computes the output of frozen layers once for every image, so that training runs only the other layers."""
+"""Computes the output of frozen layers once per image, so that training runs only the other layers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class StageNetwork:
     """The part of a model that one stage of a run executes, and its input.
 
     Attributes:
-        network: From images or features to logits, as it is evaluated.
+        network: Model from images or features to logits, for evaluation.
         training_network: The same layers for images of the size used in training.
         attach_train: Adds the input of the network to a batch of the training split.
         attach_validation: The same for the validation split, if there is one.
-        tier: Where features are kept, or why they are not; None if there are no frozen layers to keep.
+        tier: Memory that holds the features, or the reason why there is none; None without frozen layers.
         tables: Feature tables of the splits.
     """
 
@@ -55,7 +55,7 @@ class StageNetwork:
 
 
 class FeatureCache:
-    """Keeps the features of a run where that is possible: without augmentation, and in a single replica.
+    """Caches the features of a run if possible: without augmentation, and with a single replica.
 
     Args:
         config: Configuration of the run.
@@ -81,7 +81,7 @@ class FeatureCache:
         self._whole: StageNetwork | None = None
 
     def build_stage_network(self, model: keras.Model) -> StageNetwork:
-        """Returns what to execute of a model whose layers have been frozen for a stage.
+        """Returns the part to execute of a model whose layers have been frozen for a stage.
 
         Args:
             model: The model, which ends in `logits` and `probabilities`.
@@ -128,7 +128,7 @@ class FeatureTable:
     Args:
         base: Model from images to features.
         batches: Batches of the split in stored order.
-        is_on_device: Whether the table lies on the device that trains, else in RAM.
+        is_on_device: Whether the table is on the training device; otherwise in RAM.
     """
 
     def __init__(self, base: keras.Model, batches: Batches, is_on_device: bool) -> None:
@@ -138,7 +138,7 @@ class FeatureTable:
         self._table: tf.Tensor | None = None
 
     def compute(self) -> None:
-        """Runs the base on every image, unless that has been done.
+        """Runs the base on every image, once.
 
         Raises:
             DataError: An image cannot be read or decoded.
@@ -146,7 +146,7 @@ class FeatureTable:
         if self._table is not None:
             return
         predict = self._compile_base()
-        # [rows + 1, ...]: the last row is that of padding, which is black and which batch statistics see
+        # [rows + 1, ...]: the last row is for padding, a black image that batch statistics include
         table = np.zeros((self._batches.rows + 1, *self._base.output.shape[1:]), np.float32)
         table[-1] = predict(np.zeros((1, *self._base.input.shape[1:]), np.uint8))[0]
         with self._batches.data_errors():
@@ -165,7 +165,7 @@ class FeatureTable:
         return compiled
 
     def attach(self, batch: Batch) -> Batch:
-        """Puts features, float32 `[B, ...]`, in the place of the images of a batch."""
+        """Replaces the images of a batch by features, float32 `[B, ...]`."""
         rows = batch["row"]
         with tf.device(self._device):
             padding = tf.constant(self._batches.rows, tf.int64)
@@ -204,22 +204,22 @@ def find_frozen_features(model: keras.Model) -> keras.KerasTensor | None:
 
 
 def _is_constant(operation: Any) -> bool:
-    """Whether an operation has the same output for an image each time, throughout the training."""
+    """Tells whether an operation has the same output for an image throughout the training."""
     if not isinstance(operation, keras.Layer):
         return True
     layers = [layer for layer in operation._flatten_layers() if not layer._layers]
-    return not any(_learns(layer) or _draws(layer) for layer in layers)
+    return not any(_is_trained(layer) or _is_random(layer) for layer in layers)
 
 
-def _learns(layer: keras.Layer) -> bool:
+def _is_trained(layer: keras.Layer) -> bool:
     return bool(layer.trainable and layer.weights)
 
 
-def _draws(layer: keras.Layer) -> bool:
+def _is_random(layer: keras.Layer) -> bool:
     has_seed = any("seed_generator_state" in v.path for v in layer.variables)
     return has_seed and bool(getattr(layer, "rate", 1))
 
 
 def _layer_name(tensor: keras.KerasTensor) -> str:
-    """The name of the layer whose output a tensor is."""
+    """Returns the name of the layer that computes a tensor."""
     return str(tensor._keras_history.operation.name)

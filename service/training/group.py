@@ -1,4 +1,4 @@
-"""The group of workers that trains a run on Ray: how many, what each gets, and restarts after one is lost."""
+"""Trains a run with a group of Ray workers: plans the group, and restarts it after a worker is lost."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from service.config import RunConfig
 from service.runs import Run, StoppedError
 
 RESCALE = "rescale"  # reason of a stop that continues with more workers
-POLL_SECONDS = 0.5  # between checks of the training
-RESCALE_CHECK_SECONDS = 15.0  # between checks for room for more workers
-PROBE_SECONDS = 5.0  # after which a cluster counts as busy
+POLL_SECONDS = 0.5  # interval between checks of the training
+RESCALE_CHECK_SECONDS = 15.0  # interval between checks for free resources for more workers
+PROBE_SECONDS = 5.0  # time after which a cluster counts as busy
 RAY_LIMITS = {  # environment variables of Ray, unless they are set
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # until a lost worker, or the end, is noticed
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # until a silent worker counts as lost
@@ -37,19 +37,19 @@ NO_ROOM_FIX = "request fewer or smaller workers, or add nodes"
 
 
 class WorkerLostError(Exception):
-    """A worker died or stopped responding, by no fault of the run."""
+    """A worker died or stopped responding, independently of the run."""
 
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """How many workers train, and what each of them gets.
+    """Number of workers, and resources of each worker.
 
     Attributes:
         fewest: Minimum number of workers; None for one worker with the whole of the largest node.
-        most: Maximum number of workers; as many train as there is room for.
+        most: Maximum number of workers; as many are started as fit into the cluster.
         cpus: CPUs of each worker; None for an even share of the cluster.
         gpus: GPUs of each worker; None for an even share of the cluster.
-        restarts: How often the workers are restarted without progress in between, after one was lost.
+        restarts: Maximum number of restarts in a row, without progress in between, after a worker was lost.
     """
 
     fewest: int | None = None
@@ -140,7 +140,7 @@ def plan_groups(spec: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Grou
         global_batch: Images per step, which the replicas have to share evenly.
 
     Returns:
-        The smallest group, and those that there is room for, the largest first.
+        The smallest allowed group, and all groups that fit, the largest first.
 
     Raises:
         ConfigError: No allowed number of workers can share the batch evenly.
@@ -154,7 +154,7 @@ def plan_groups(spec: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Grou
     counts = range(spec.fewest, spec.most + 1)
     even_counts = [count for count in counts if global_batch % (count * max(gpus, 1)) == 0]
     if not even_counts:
-        raise _refuse_batch(global_batch, replicas=spec.most * max(gpus, 1))
+        raise _build_batch_error(global_batch, replicas=spec.most * max(gpus, 1))
     slots = _count_slots(nodes, cpus, gpus)
     groups = [Group(count, cpus, gpus) for count in reversed(even_counts) if count <= slots]
     return Group(even_counts[0], cpus, gpus), groups
@@ -169,8 +169,8 @@ def _plan_single(spec: WorkerSpec, nodes: Nodes) -> tuple[Group, list[Group]]:
     return group, [group] if has_room else []
 
 
-def _refuse_batch(global_batch: int, replicas: int) -> ConfigError:
-    """Names the sizes next to a batch that cannot be shared evenly."""
+def _build_batch_error(global_batch: int, replicas: int) -> ConfigError:
+    """Returns the error for a batch that cannot be shared evenly, with the nearest sizes that can."""
     smaller = global_batch // replicas * replicas
     sizes = [size for size in (smaller, smaller + replicas) if size]
     return ConfigError(
@@ -191,7 +191,7 @@ def _count_slots(nodes: Nodes, cpus: int, gpus: int) -> int:
 
 
 def _largest_share(workers: int, nodes: Nodes, resource: str, gpus: int = 0) -> int:
-    """Finds how much of a resource each of some workers can have: 1 if it is scarce, 0 if there is none."""
+    """Finds the largest share of a resource per worker; 1 if it is scarce, 0 if there is none."""
     total = int(sum(node.get(resource, 0) for node in nodes))
     for share in range(total // workers, 1, -1):
         slots = _count_slots(nodes, share, gpus) if resource == "CPU" else _count_slots(nodes, 1, share)
@@ -201,7 +201,7 @@ def _largest_share(workers: int, nodes: Nodes, resource: str, gpus: int = 0) -> 
 
 
 def train_on_cluster(config: RunConfig, run: Run, spec: WorkerSpec) -> None:
-    """Trains a run to its end on workers of the connected cluster, which are restarted after one is lost.
+    """Trains a run to its end on workers of the connected cluster, and restarts them after one is lost.
 
     Args:
         config: Configuration of the run.
@@ -210,7 +210,7 @@ def train_on_cluster(config: RunConfig, run: Run, spec: WorkerSpec) -> None:
 
     Raises:
         GlassboxError: A mistake that the user can correct, or too many lost workers.
-        StoppedError: The run was asked to stop.
+        StoppedError: A stop was requested.
     """
     for name, limit in RAY_LIMITS.items():
         os.environ.setdefault(name, limit)
@@ -249,8 +249,8 @@ def _wait_for_group(config: RunConfig, run: Run, spec: WorkerSpec) -> Group:
     """Waits until the cluster has room, and returns the largest group that fits.
 
     Raises:
-        ConfigError: There is no room in time, or, on a single machine, there never will be.
-        StoppedError: The run was asked to stop.
+        ConfigError: The cluster has no room in time; on a single machine, it is too small.
+        StoppedError: A stop was requested.
     """
     deadline = time.monotonic() + _start_timeout()
     has_notice = False
@@ -260,7 +260,7 @@ def _wait_for_group(config: RunConfig, run: Run, spec: WorkerSpec) -> Group:
         if reason := run.stop_requested():
             raise StoppedError(reason)
         smallest, groups = plan_groups(spec, _list_nodes(), config.global_batch)
-        # Probing for a group that no node has room for lets a cluster grow that can.
+        # Probing for a group that does not fit makes an autoscaling cluster grow.
         for group in groups or [smallest]:
             if _is_free(group) and groups:
                 return group
@@ -281,7 +281,7 @@ def _start_timeout() -> float:
 
 
 def _is_free(group: Group) -> bool:
-    """Whether these resources are idle; the cluster sees the request for as long as it takes to find out."""
+    """Tells whether the resources of a group are idle, by a temporary placement group."""
     from ray.util.placement_group import placement_group, remove_placement_group
 
     probe = placement_group([group.resources] * group.workers)
@@ -304,7 +304,7 @@ def _train_once(config: RunConfig, run: Run, spec: WorkerSpec, group: Group, att
         "attempt": attempt,
         "launched": time.time(),
     }
-    # Restarts are ours: Ray would restart without asking for the resources again.
+    # Restarts are handled here, because Ray would restart without requesting the resources again.
     failures = ray.train.FailureConfig(max_failures=0, controller_failure_limit=0, max_preemption_failures=0)
     trainer = TensorflowTrainer(
         train_worker,
@@ -332,7 +332,7 @@ def _supervise(training: Future[Any], config: RunConfig, run: Run, spec: WorkerS
 
     Raises:
         TrainingError: The workers do not start.
-        Exception: Whatever the training raised.
+        Exception: The exception that the training raised.
     """
     start = _WorkerStart(run)
     growth = _GrowthCheck(config, spec, group)
@@ -345,7 +345,7 @@ def _supervise(training: Future[Any], config: RunConfig, run: Run, spec: WorkerS
 
 
 class _WorkerStart:
-    """Watches whether the workers start: worker 0 writes into the status how long it took."""
+    """Checks that the workers start in time: worker 0 then writes its start time into the status."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -370,7 +370,7 @@ class _WorkerStart:
 
 
 class _GrowthCheck:
-    """Checks now and then whether there is room for more workers."""
+    """Checks at intervals whether the cluster has room for more workers."""
 
     def __init__(self, config: RunConfig, spec: WorkerSpec, group: Group) -> None:
         self._config = config
@@ -380,12 +380,12 @@ class _GrowthCheck:
         self._times_in_a_row = 0
 
     def is_due(self) -> bool:
-        """Whether it is time for a check, in a training whose number of workers may change."""
+        """Tells whether it is time for a check, and the number of workers may change at all."""
         seconds = time.monotonic() - self._checked_at
         return self._spec.fewest != self._spec.most and seconds > RESCALE_CHECK_SECONDS
 
     def has_room_twice(self) -> bool:
-        """Checks for room; True at the second of two checks in a row that find it, and only there."""
+        """Checks for room; True exactly at the second successful check in a row."""
         self._checked_at = time.monotonic()
         _, groups = plan_groups(self._spec, _list_nodes(), self._config.global_batch)
         more = groups[0].workers - self._group.workers if groups else 0
@@ -395,25 +395,25 @@ class _GrowthCheck:
 
 
 def find_cause(error: Exception) -> Exception:
-    """Finds what really ended a training: a worker's own error, a stop, or the loss of a worker.
+    """Finds the cause of the end of a training: an error in a worker, a stop, or the loss of a worker.
 
     Args:
         error: Error that Ray Train raised.
 
     Returns:
-        The most specific of the workers' errors: ours before others, and a lost worker last.
+        The most specific error of all workers: a `GlassboxError` before others, a lost worker last.
     """
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     causes = []
     for _, failure in sorted(failures.items()):
-        causes.append(_translate(getattr(failure, "_base_exc", failure)))  # Ray wraps what a worker raises
+        causes.append(_translate(getattr(failure, "_base_exc", failure)))  # Ray wraps exceptions of workers
     return min(
         causes, key=lambda cause: (isinstance(cause, WorkerLostError), not isinstance(cause, GlassboxError))
     )
 
 
 def _translate(failure: Exception) -> Exception:
-    """Turns an error of Ray, TensorFlow or the operating system into one of ours, where it is one."""
+    """Turns errors of Ray, TensorFlow and the operating system into errors of this package, if possible."""
     module = type(failure).__module__
     if module.startswith("ray."):
         reason = getattr(failure, "health_check_failure", failure)  # of a failed call to the worker
@@ -427,7 +427,7 @@ def _translate(failure: Exception) -> Exception:
 
 
 def disk_error(error: OSError) -> TrainingError:
-    """Returns an error of the operating system as one that the user can act on."""
+    """Turns an error of the operating system into one with a fix for the user."""
     reason = error.strerror or str(error)
     if error.filename:
         reason = f"{error.filename}: {error.strerror}"

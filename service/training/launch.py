@@ -71,9 +71,9 @@ def train(
 
 
 def resume(out: str | Path, workers: WorkerSpec | None = None, *, local: bool = False) -> Run:
-    """Resumes a run from its newest checkpoint, with its own configuration; a finished run is left as it is.
+    """Resumes a run from its newest checkpoint, with its own configuration; a finished run is left unchanged.
 
-    A run can be resumed by either kind of training, whichever started it.
+    A run can be resumed locally or on a cluster, regardless of how it was started.
 
     Args:
         out: The run directory.
@@ -84,7 +84,7 @@ def resume(out: str | Path, workers: WorkerSpec | None = None, *, local: bool = 
         The finished run.
 
     Raises:
-        GlassboxError: A mistake that the user can correct; the checkpoints stay as they are.
+        GlassboxError: A mistake that the user can correct; the checkpoints stay unchanged.
     """
     _check_workers(workers, local)
     run = Run(out)
@@ -105,7 +105,7 @@ def _check_workers(workers: WorkerSpec | None, local: bool) -> None:
     """Checks that no workers are requested for a local training.
 
     Raises:
-        ConfigError: Both are requested.
+        ConfigError: Workers are requested for a local training.
     """
     if local and workers is not None:
         raise ConfigError(
@@ -116,7 +116,7 @@ def _check_workers(workers: WorkerSpec | None, local: bool) -> None:
 
 
 def _connect(local: bool) -> AbstractContextManager[None]:
-    """The connection to Ray, or none for a local training."""
+    """Connects to Ray for the length of a block, unless the training is local."""
     return nullcontext() if local else ray_session()
 
 
@@ -150,7 +150,7 @@ def check_paths_persist(**paths: Path) -> None:
         paths: Paths by the name of their option.
 
     Raises:
-        ConfigError: Names the first such path.
+        ConfigError: A path is inside that copy; names the first one.
     """
     here = Path.cwd()
     if "runtime_resources" not in here.parts:  # where Ray unpacks --working-dir
@@ -165,7 +165,7 @@ def check_paths_persist(**paths: Path) -> None:
 
 
 def _launch(config: RunConfig, run: Run, spec: WorkerSpec, local: bool, began: float) -> None:
-    """Trains a run under its lock, with its status kept up to date."""
+    """Trains a run under its lock, and keeps its status up to date."""
     with run.hold_lock(), _translate_full_disk():
         timings = {} if local else {"ray": time.perf_counter() - began}
         run.withdraw_stop()
@@ -189,7 +189,7 @@ def _launch(config: RunConfig, run: Run, spec: WorkerSpec, local: bool, began: f
 
 
 def _train_to_end(config: RunConfig, run: Run, spec: WorkerSpec, local: bool) -> None:
-    """Trains, and records in the status what ended the run early, if anything did."""
+    """Trains a run, and records the reason in its status if it ends early."""
     fix = f"continue with: glassbox train --resume{' --local' if local else ''} --out {run.path}"
     starting = "TensorFlow" if local else "Ray and TensorFlow"
     try:
@@ -220,7 +220,7 @@ def _train_locally(config: RunConfig, run: Run) -> None:
 
 @contextmanager
 def _translate_full_disk() -> Iterator[None]:
-    """Turns the error of a disk that is full or read-only into one that the user can act on."""
+    """Turns the error of a full or read-only disk into one with a fix for the user."""
     try:
         yield
     except OSError as error:
@@ -236,7 +236,7 @@ def _record_end(run: Run, state: str, reason: str) -> None:
 
 @contextmanager
 def _stop_on_sigterm(run: Run) -> Iterator[None]:
-    """Lets SIGTERM, which a node sends before it goes away, ask the workers to save and stop, for a block."""
+    """Makes SIGTERM, which a node sends before it shuts down, request a save and stop, for a block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -248,7 +248,7 @@ def _stop_on_sigterm(run: Run) -> Iterator[None]:
 
 
 def _cache_tier(status: dict[str, Any]) -> str:
-    """The cache tier of the training images, from a status: `none`, `host` or `device`."""
+    """Reads the cache tier of the training images from a status: `none`, `host` or `device`."""
     words = str((status.get("caches") or {}).get("train", "cache: none")).split()
     return words[1]
 

@@ -1,4 +1,4 @@
-"""Builds what learns, model, optimizer and compiled steps, from a configuration, for one device or many."""
+"""Builds model, optimizer and compiled steps from a configuration, for one device or many."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from service.training.telemetry import is_logging_rows
 
 @dataclass(frozen=True)
 class Learner:
-    """What trains through one stage of a run.
+    """Model, optimizer and compiled steps of one stage of a run.
 
     Attributes:
         strategy: Strategy of the training.
@@ -90,7 +90,7 @@ def open_splits(config: RunConfig, cache: CacheBudget) -> tuple[Batches, Batches
 def build_network(
     config: RunConfig, strategy: tf.distribute.Strategy, train: Batches, is_new: bool = True
 ) -> keras.Model:
-    """Builds the model with its first weights, the same on every replica.
+    """Builds the model with its initial weights, the same on every replica.
 
     Args:
         config: Configuration of the run.
@@ -108,7 +108,7 @@ def build_network(
         )
     if is_new and config.weights != NONE:
         load_weights(model, config.model, config.weights, config.custom_objects)
-    # A pattern of the last stage that matches nothing should not be found hours later.
+    # Check the patterns of all stages now: one that matches nothing should not fail hours later.
     for stage in list_stages(config):
         freeze_layers(model, stage.freeze, stage.train)
     if config.batch_norm == "synchronized":
@@ -170,7 +170,7 @@ def _compute_class_weights(config: RunConfig, train: Batches) -> tuple[float, ..
 
 
 def should_use_xla(choice: str) -> bool:
-    """Whether forward and backward pass are compiled with XLA.
+    """Tells whether forward and backward pass are compiled with XLA.
 
     Args:
         choice: `on`, `off`, or `auto`: only on a GPU, because convolutions get slower on a CPU.
@@ -180,7 +180,7 @@ def should_use_xla(choice: str) -> bool:
 
 @contextmanager
 def precision_scope(policy: str) -> Iterator[None]:
-    """Lets layers that are built within the block compute in a precision.
+    """Sets the precision of layers that are built within the block.
 
     Args:
         policy: Name of a Keras dtype policy, such as `mixed_bfloat16`.

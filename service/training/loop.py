@@ -1,4 +1,4 @@
-"""The training loop, from the first weights to the last epoch, as it runs in every worker."""
+"""The training loop of every worker, from the initial weights to the last epoch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strat
 from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
 
 AfterEpoch = Callable[[Sequence[dict[str, float]]], None]
-MAX_ROWS_IN_ERROR = 8  # rows of a bad batch that an error names
+MAX_ROWS_IN_ERROR = 8  # largest number of rows of a bad batch that an error lists
 
 
 def fit(
@@ -59,8 +59,8 @@ def fit(
     Args:
         config: Configuration of the run.
         run: Run directory to train, or to resume.
-        worker: Which of the workers this process is.
-        after_epoch: Called with the metrics of all epochs when another epoch has been written.
+        worker: Rank and group of this worker.
+        after_epoch: Called with the metrics of all epochs after every epoch has been written.
 
     Raises:
         GlassboxError: The configuration or the data cannot be used, or the training has diverged.
@@ -74,12 +74,12 @@ def fit(
 
 
 class Loop:
-    """One run in one worker: what is built once, and the position in the training.
+    """The training of one run in one worker, with its position.
 
     Args:
         config: Configuration of the run.
         run: Run directory to train, or to resume.
-        worker: Which of the workers this process is.
+        worker: Rank and group of this worker.
     """
 
     def __init__(self, config: RunConfig, run: Run, worker: WorkerContext) -> None:
@@ -137,10 +137,10 @@ class Loop:
             self._prepare_run_directory(checkpoint)
 
     def run_epochs(self, after_epoch: AfterEpoch | None = None) -> None:
-        """Runs all epochs that are left.
+        """Runs all remaining epochs.
 
         Args:
-            after_epoch: Called with the metrics of all epochs when another epoch has been written.
+            after_epoch: Called with the metrics of all epochs after every epoch has been written.
         """
         with self._open_log() as log:
             while not self._has_ended():
@@ -156,7 +156,7 @@ class Loop:
             self.run.add_timings(**self.timer.seconds)
 
     def train_epoch(self) -> dict[str, float]:
-        """Trains what is left of the next epoch; returns its metrics and its throughput."""
+        """Trains the remaining steps of the next epoch; returns its metrics and throughput."""
         start = self.position
         epoch = start.epoch + 1
         step = start.step
@@ -174,7 +174,7 @@ class Loop:
                     self._save(replace(start, step=step, sums=sums, seconds=seconds, skipped=skipped))
                 if command.stop:
                     self.writer.wait()
-                    # A collective: were another worker to end first, Ray would end worker 0 while it writes.
+                    # A collective: if another worker ended first, Ray would end worker 0 while it writes.
                     self.controller.next_command()
                     raise StoppedError(self.run.stop_requested() or "a request")
 
@@ -192,7 +192,7 @@ class Loop:
 
         Args:
             metrics: Metrics from `train_epoch`.
-            log: Function that logs the metrics; None in a worker that writes nothing.
+            log: Function that logs the metrics; None in workers other than the chief.
         """
         self.learner.average_statistics()
         epoch = self.position.epoch + 1
@@ -225,10 +225,10 @@ class Loop:
             self.writer.submit(write)
 
     def _run_updates(self, epoch: int, step: int, updates: int) -> tuple[StepResult, int, float]:
-        """Runs some updates from a step on, not beyond the end of the epoch.
+        """Runs some updates from a step on, at most to the end of the epoch.
 
         Returns:
-            The result, the number of batches, and the seconds they took.
+            The result, the number of batches, and their duration in seconds.
         """
         update = self._count_updates_before(epoch, step)
         if self.config.profile:
@@ -273,9 +273,9 @@ class Loop:
         rows: list[int] = []
         for batch in range(step, min(step + self.config.accumulate, self.train.steps)):
             rows += [int(row) for row in self.train.find_rows(epoch, batch) if row != PADDING]
-        shown = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR]))
+        row_list = ", ".join(map(str, rows[:MAX_ROWS_IN_ERROR]))
         if len(rows) > MAX_ROWS_IN_ERROR:
-            shown += ", ..."
+            row_list += ", ..."
         rates = self.learner.steps.rates
         rate = float(np.asarray(rates[min(update, len(rates) - 1)]))
         fix = (
@@ -283,11 +283,11 @@ class Loop:
             "earlier checkpoints are intact"
         )
         raise TrainingError(
-            "a finite gradient", f"epoch={epoch} step={step} learning_rate={rate:.4g} rows={shown}", fix
+            "a finite gradient", f"epoch={epoch} step={step} learning_rate={rate:.4g} rows={row_list}", fix
         )
 
     def _compute_metrics(self, epoch: int, skipped: int) -> dict[str, float]:
-        """Returns the metrics of an epoch that has been trained, in the order of a line of metrics."""
+        """Computes the metrics of a trained epoch, in the order of a line of metrics."""
         loss, top1, top5, weight = self.learner.steps.read_totals()
         if not weight:  # every batch was skipped
             loss = top1 = top5 = math.nan
@@ -316,18 +316,18 @@ class Loop:
         save_checkpoint(self.run.checkpoints, arrays, position, keep, **description)
 
     def _count_updates_before(self, epoch: int, step: int) -> int:
-        """The number of updates of the run that come before a step."""
+        """Counts the updates of the run before a step."""
         accumulate = self.config.accumulate
         return (epoch - 1) * updates_per_epoch(self.train.steps, accumulate) + step // accumulate
 
     @property
     def _next_stage(self) -> int:
-        """The index of the stage that the next epoch belongs to; of the last stage if no epoch is left."""
+        """Index of the stage of the next epoch; of the last stage if no epoch is left."""
         epoch = min(self.position.epoch + 1, self.config.epochs)
         return find_stage(list_stages(self.config), epoch)
 
     def _enter_stage(self) -> None:
-        """Takes up the settings of the stage that the next epoch belongs to."""
+        """Switches to the settings of the stage of the next epoch."""
         network_before = self.learner.stage_network.network
         self.learner = build_learner(
             self.config, self.train, self.learner.model, self.features, self._next_stage
@@ -342,7 +342,7 @@ class Loop:
             self.run.notice(f"features: {stage_network.tier or 'none: the first layers are trained'}")
 
     def _has_ended(self) -> bool:
-        """Whether no epoch is left, or early stopping ends the last stage."""
+        """Tells whether no epoch is left, or early stopping ends the last stage."""
         if self.position.epoch >= self.config.epochs:
             return True
         if self.config.early_stopping is None:
@@ -377,7 +377,7 @@ class Loop:
 
     @contextmanager
     def _evaluation_state(self, epoch: int) -> Iterator[bool]:
-        """Gives the model the weights and statistics that are evaluated and saved, for a block.
+        """Swaps in the weights and statistics that are evaluated and saved, for a block.
 
         Yields:
             Whether this epoch is evaluated.
@@ -392,7 +392,7 @@ class Loop:
 
     @contextmanager
     def _open_log(self) -> Iterator[WriteEpoch | None]:
-        """Yields the function that logs the metrics of an epoch; None in a worker that writes nothing."""
+        """Yields the function that logs the metrics of an epoch; None in workers other than the chief."""
         has_validation = self.validation is not None
         with (
             open_epoch_log(self.config, self.run, has_validation)
@@ -402,7 +402,7 @@ class Loop:
             yield log
 
     def _prepare_run_directory(self, checkpoint: Checkpoint | None) -> None:
-        """Brings the run directory to the position that this worker starts from."""
+        """Resets the run directory to the position that this worker starts from."""
         remove_unfinished(self.run.checkpoints)
         self.run.write_metrics(self.position.history)
         for path in checkpoint.damaged if checkpoint else ():
@@ -416,7 +416,7 @@ class Loop:
 
 
 def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
-    """Loads a checkpoint; at the start of another stage only the model, where the average starts again."""
+    """Loads a checkpoint; at the start of another stage only its model, and restarts the average."""
     variables = learner.variables
     if checkpoint.stage == learner.stage:
         checkpoint.load(variables)
@@ -429,7 +429,7 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
 def train_eager_batches(
     steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int
 ) -> StepResult:
-    """Does what `Steps.train` does for batches that come from Python, as those of DALI; slower, same result.
+    """Equivalent of `Steps.train` for batches that come from Python, such as those of DALI; slower.
 
     Args:
         steps: The compiled steps.

@@ -10,7 +10,7 @@ GROWTH_INTERVAL = 2000.0  # finite updates in a row after which the scale double
 
 
 class LossScale:
-    """A factor on the loss that halves when a gradient overflows and doubles after many that did not.
+    """A factor on the loss that is halved when a gradient overflows and doubled after many finite gradients.
 
     It is the same on all replicas and workers, because it depends on the gradient after the sum. Build it
     inside the strategy's scope.
@@ -33,7 +33,7 @@ class LossScale:
             is_finite: Whether the gradient of the update was finite; bool scalar.
 
         Returns:
-            Whether training can continue: an overflow is no failure while a smaller scale may avoid it.
+            Whether training can continue: an overflow is not a failure while a smaller scale may avoid it.
         """
         scale = self.read()
         finite_updates = tf.where(is_finite, tf.convert_to_tensor(self._finite_updates) + 1, 0.0)

@@ -1,4 +1,4 @@
-"""Losses, predicted classes and ranks of single examples, from logits."""
+"""Computes losses, predicted classes and ranks of single examples from logits."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def example_losses(labels: tf.Tensor, logits: tf.Tensor, smoothing: float = 0.0)
     if logits.shape[-1] == 1:
         target = tf.cast(labels, tf.float32) * (1 - smoothing) + smoothing / 2
         return tf.nn.sigmoid_cross_entropy_with_logits(target, logits[:, 0])
-    own = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     if not smoothing:
-        return own
+        return loss
     # the mean of the cross-entropies with every class
-    uniform = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
-    return (1 - smoothing) * own + smoothing * uniform
+    uniform_loss = tf.reduce_logsumexp(logits, axis=-1) - tf.reduce_mean(logits, axis=-1)
+    return (1 - smoothing) * loss + smoothing * uniform_loss
 
 
 def training_losses(
@@ -37,7 +37,7 @@ def training_losses(
     smoothing: float = 0.0,
     class_weights: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """Returns the training loss of each example, of both labels where it is mixed with its neighbour.
+    """Returns the training loss of each example; for a mixture, over the labels of both neighbours.
 
     Args:
         labels: True classes, int32 `[B]`.
@@ -69,10 +69,9 @@ def predict_classes(logits: tf.Tensor) -> tf.Tensor:
 
 
 def true_ranks(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
-    """Returns the rank of the true class of each example, int32 `[B]`; 0 where the prediction is right.
+    """Returns the rank of the true class of each example, int32 `[B]`; 0 for a correct prediction.
 
-    Of equally probable classes the one with the smaller number comes first. NaN logits count as wrong,
-    whatever the true class.
+    Of equally probable classes, the one with the smaller number comes first. NaN logits count as wrong.
     """
     if logits.shape[-1] == 1:
         is_right = tf.where(labels == 1, logits[:, 0] > 0, logits[:, 0] <= 0)

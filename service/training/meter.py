@@ -1,4 +1,4 @@
-"""What a worker measures of its own run: progress, throughput, and where the time goes."""
+"""Measures the training in a worker: progress, throughput, and time per phase."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from service.runs import Run
 
-PUBLISH_SECONDS = 1.0  # between updates of the progress in the status
+PUBLISH_SECONDS = 1.0  # interval between updates of the progress in the status
 ProgressListener = Callable[[dict[str, Any]], None]
 
 
@@ -67,7 +67,7 @@ class Meter:
         Args:
             epoch: The epoch, from 1.
             images: Images of the epoch that are already done.
-            seconds: Seconds that those took.
+            seconds: Training time of these images.
         """
         self._epoch = epoch
         self._images = images
@@ -94,7 +94,7 @@ class Meter:
         }
 
     def publish(self, read_totals: Callable[[], tuple[float, ...]], **more: float) -> None:
-        """Publishes the progress if the last time is long enough ago.
+        """Publishes the progress, at most once per `PUBLISH_SECONDS`.
 
         Args:
             read_totals: Returns the sums of the epoch so far (see `Steps.read_local_totals`).
@@ -115,7 +115,7 @@ class Meter:
         if weight:
             progress |= {"loss": loss / weight, "accuracy": hits / weight}
         progress |= {"memory_bytes": float(_measure_memory()), **more}
-        with suppress(OSError):  # a full disk ends the run at the next checkpoint, with a reason
+        with suppress(OSError):  # the next checkpoint reports a full disk
             self._run.update_status(progress=progress)
         for listener in self._listeners:
             listener(progress)

@@ -1,4 +1,4 @@
-"""The optimizer of a recipe, and the weights it trains.
+"""Builds the optimizer of a configuration, and freezes layers by patterns.
 
 Patterns of layers are shell-style. A pattern without a slash is matched against the name of a layer at any
 depth (`block5*`), one with a slash against the path from the model on (`backbone/block5*`). A nested model
@@ -55,7 +55,7 @@ def check_no_decay(spec: OptimizerSpec, model: keras.Model) -> None:
         model: Model whose variables are matched.
 
     Raises:
-        ConfigError: A pattern matches none; names the most similar paths.
+        ConfigError: A pattern matches no variable; names the most similar paths.
     """
     paths = [v.path for v in model.weights]
     for pattern in spec.no_decay:
@@ -74,8 +74,8 @@ def freeze_layers(
 ) -> list[keras.Variable]:
     """Freezes layers by name, unfreezes all others, and returns the trainable weights.
 
-    Only the patterns decide: a layer that its builder had frozen learns unless they match it. A frozen layer
-    has `trainable` off, so that a frozen BatchNormalization uses its stored statistics and keeps them.
+    Only the patterns decide: a layer that the model function has frozen learns unless they match it. A frozen
+    layer has `trainable=False`, so that a frozen BatchNormalization uses and keeps its stored statistics.
     Compile the steps afterwards.
 
     Args:
@@ -92,7 +92,7 @@ def freeze_layers(
     layers = dict(_walk_layers(model))
     _check_layer_patterns(model, layers, "freeze", freeze)
     _check_layer_patterns(model, layers, "train", train)
-    # Off first: Keras passes a value on to nested layers only if it changes.
+    # False first, because Keras passes a value on to nested layers only if it changes.
     model.trainable = False
     model.trainable = True
     for path, layer in layers.items():
@@ -118,7 +118,7 @@ def _check_layer_patterns(
 
 
 def matches(pattern: str, path: str) -> bool:
-    """Whether a pattern matches a layer, or a model that contains it.
+    """Tells whether a pattern matches a layer, or a model that contains it.
 
     Args:
         pattern: Shell-style pattern; see the docstring of this module.

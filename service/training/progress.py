@@ -1,4 +1,4 @@
-"""Shows the progress of a run in the driver: a bar, a line per epoch, and at the end where the time went."""
+"""Shows the progress of a run in the driver: a bar, a line per epoch, and the time per phase at the end."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from service.progress_bar import open_display
 from service.runs import Run
 
 POLL_SECONDS = 0.5
-SLOW_INPUT = 0.1  # share of the whole time spent waiting for input that is worth a hint
+SLOW_INPUT = 0.1  # share of the whole time spent waiting for input from which a hint is shown
 SCORES = ("loss", "accuracy", "val_loss", "val_accuracy", "val_top5", "val_auc")
 PHASES = {  # phases of a run, by their names in the status
     "ray": "starting Ray",
@@ -46,7 +46,7 @@ def format_epoch(metrics: dict[str, float], epochs: int) -> str:
 
 
 def summarize_timings(timings: Mapping[str, float], data: DataSpec, tier: str) -> str:
-    """Returns the phases of a run, longest first, and a hint if waiting for input took a real share of it.
+    """Returns the phases of a run, longest first, and a hint if waiting for input took a large share.
 
     Args:
         timings: Seconds by phase; `total` is the whole.
@@ -68,7 +68,7 @@ def summarize_timings(timings: Mapping[str, float], data: DataSpec, tier: str) -
 
 
 def find_input_hint(timings: Mapping[str, float], data: DataSpec, tier: str) -> str | None:
-    """Returns what would shorten the wait for input, or None if it took no real share of the whole time.
+    """Returns a hint on how to shorten the wait for input, or None if it took a small share of the time.
 
     Args:
         timings: Seconds by phase; `total` is the whole, the first call included.
@@ -79,7 +79,7 @@ def find_input_hint(timings: Mapping[str, float], data: DataSpec, tier: str) -> 
     if share < SLOW_INPUT:
         return None
     options = []
-    if tier == "none" and data.cache == "none":  # with `auto` it would have been used if it fitted
+    if tier == "none" and data.cache == "none":  # `auto` would have used a cache if it fitted
         options.append("data.cache=auto")
     if tier == "none" and data.decode != "fast":
         options.append("data.decode=fast")
@@ -129,7 +129,7 @@ def _watch(run: Run, epochs: int, starting: str, lines: ProgressLines, is_done: 
 
 
 class ProgressLines:
-    """What a run has to tell in lines of text, each of them once.
+    """New lines of text about a run, each returned once.
 
     Args:
         run: Run directory to watch.

@@ -1,4 +1,4 @@
-"""The learning rate of every update of a run, as a table; pure NumPy."""
+"""Computes the learning rate of every update of a run, as a table. Needs NumPy only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from service.recipe import ScheduleSpec, StageSpec
 
 
 def updates_per_epoch(steps: int, accumulate: int) -> int:
-    """Returns the optimizer updates of an epoch; batches left over at its end make an update of their own.
+    """Returns the optimizer updates of an epoch; the remaining batches at its end form the last update.
 
     Args:
         steps: Number of batches in an epoch.
@@ -136,7 +136,7 @@ def learning_rates(spec: ScheduleSpec, base_rate: float, updates_per_epoch: int,
 
 
 def _half_cosine(start: float, end: float, u: np.ndarray, length: int) -> np.ndarray:
-    """Half a cosine from `start` at u = 0 to `end` at u = `length`; meaningless outside of that range."""
+    """Computes half a cosine from `start` at u = 0 to `end` at u = `length`; undefined outside."""
     return start + (end - start) * (1.0 - np.cos(np.pi * u / max(1, length))) / 2.0
 
 

@@ -1,4 +1,4 @@
-"""Recomputes the mean and variance of batch normalization, with the weights and images that are evaluated."""
+"""Recomputes the mean and variance of batch normalization for evaluation ("precise" batch norm)."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from pipelines.records import Batch
 from service.training.features import StageNetwork
 from service.training.strategy import WorkerContext, distribute_eager_batches
 
-EPOCH = 0  # whose order no training uses: its epochs count from 1
+EPOCH = 0  # number of an epoch whose order training does not use, because its epochs count from 1
 
 
 class PreciseStatistics:
-    """Statistics over training images without augmentation, under the current weights.
+    """Statistics over training images without augmentation, for the current weights.
 
-    The moving averages belong to the weights of each step, not to their average, and to cropped and mixed
-    images (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021). Dropout before a layer stays on, as it
-    does for the moving averages. Build it inside the strategy's scope.
+    The moving averages were computed with the weights of each step, not with their average, and on cropped
+    and mixed images (Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021). Dropout before a layer stays
+    on, as for the moving averages. Build it inside the strategy's scope.
 
     Args:
         stage_network: The network that is evaluated, and its input. Frozen layers keep their statistics.
         strategy: Strategy of the training.
         batches: Batches of the training split.
-        worker: Which of the workers this process is.
+        worker: Rank and group of this worker.
         images: Number of images to measure, rounded up to global batches. Padded batches are left out, so a
-            split smaller than one global batch gives no statistics.
+            split smaller than one global batch yields no statistics.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class PreciseStatistics:
     def _compute_moments_on_replica(self, batch: Batch) -> list[tf.Tensor]:
         """Returns mean and mean square of each layer's input over all replicas, float64 `[C]` each.
 
-        They follow from what a forward pass adds to moving statistics that are zero.
+        They are derived from moving statistics that start at zero and are updated by one forward pass.
         """
         for variable in self._variables:
             variable.assign(tf.zeros_like(variable))

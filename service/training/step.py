@@ -1,6 +1,6 @@
-"""The training step: forward, backward, one sum over all replicas, one optimizer update.
+"""The compiled training step: forward, backward, one sum over all replicas, one optimizer update.
 
-K updates run in one call of a compiled graph, so that Python only starts them.
+Several updates run in one call of the compiled graph, which reduces the overhead of Python.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from service.training.loss_scale import LossScale
 from service.training.losses import predict_classes, training_losses, true_ranks
 
 Attach = Callable[[Batch], Batch]
-# AutoGraph rewrites every function that a graph calls, which takes as long as tracing it.
-# Only `_run_updates` has loops that need the rewriting.
+# AutoGraph rewrites every function that a graph calls, which takes as long as tracing it. Only `_run_updates`
+# has loops that need the rewriting.
 no_autograph = tf.autograph.experimental.do_not_convert
 TOTALS = 4  # sums over the examples of an epoch: loss, top-1 hits, top-5 hits, weight
 
 
 def attach_nothing(batch: Batch) -> Batch:
-    """Returns a batch that already has its images unchanged."""
+    """Returns the batch unchanged, for batches that already contain their images."""
     return batch
 
 
@@ -39,17 +39,17 @@ class StepOptions:
     Attributes:
         xla: Whether XLA compiles forward and backward pass, and on a single replica the gradients' mean.
         xla_update: Whether XLA compiles the optimizer update on a single replica; it cannot sum over several.
-        augment: Size of augmented images and the fill of their edges and erased boxes; the random parameters
-            are part of the batch.
+        augment: Size of augmented images, and fill of their edges and erased boxes. The random parameters are
+            part of the batch.
         attach: Adds the network's input to a batch: images (see `pipelines.input.batches.Batches.attach`) or
             features of frozen layers.
-        accumulate: Number of batches whose gradients make one update.
+        accumulate: Number of batches whose gradients are summed for one update.
         clip_norm: Maximum global norm of the gradient, after the sum over replicas; None for no limit.
         label_smoothing: Share of each label spread over all classes (see `example_losses`).
         class_weights: Factor on the loss for each class.
         ema_decay: Decay of the moving average of the weights, per update; None for no average.
-        scale_loss: Whether the loss is scaled, as float16 needs it.
-        record_rows: Whether results hold the row numbers of the batches that were trained on.
+        scale_loss: Whether to scale the loss, as required for float16.
+        record_rows: Whether results contain the row numbers of the trained batches.
     """
 
     xla: bool = False
@@ -71,10 +71,10 @@ class StepResult:
 
     Attributes:
         wait_seconds: Seconds spent waiting for input.
-        first_skipped: The first update whose gradient was not finite and that therefore changed nothing;
-            None if all were finite.
+        first_skipped: The first update that was skipped because its gradient was not finite; None if all were
+            finite.
         skipped: Number of such updates.
-        rows: int64 `[B]` for each batch of this worker, where rows are recorded.
+        rows: int64 `[B]` for each batch of this worker; empty if rows are not recorded.
     """
 
     wait_seconds: float
@@ -90,7 +90,7 @@ class Steps:
         network: Model from images, or from what `attach` adds, to logits.
         optimizer: Optimizer built in the same scope.
         weights: The variables to train.
-        rates: Learning rate of every update, float32 `[updates]`; the last one holds beyond the end.
+        rates: Learning rate of every update, float32 `[updates]`; later updates use the last one.
         strategy: Strategy from `choose_strategy`.
         options: Options of the step.
 
@@ -140,7 +140,7 @@ class Steps:
 
     @property
     def trace_count(self) -> int:
-        """How often the training was traced; more than once means that something changes between calls."""
+        """Number of times that the training was traced; above 1 if an argument changes between calls."""
         return int(self._run_updates.experimental_get_tracing_count())
 
     @property
@@ -212,8 +212,8 @@ class Steps:
     def _run_updates(
         self, batches: Iterator[Batch], update: tf.Tensor, updates: tf.Tensor, micro: tf.Tensor
     ) -> tuple[tf.Tensor, ...]:
-        # TensorFlow keeps int32 in host memory, which is right for the counters of the loop. What a step
-        # results in is int64, on the device, so that the loop never waits for it.
+        # TensorFlow keeps int32 in host memory, which suits the counters of the loop. Results of a step are
+        # int64, on the device, so that the loop never waits for them.
         wait_seconds = tf.constant(0.0, tf.float64)
         first_skipped = tf.constant(-1, tf.int64)
         skipped = tf.constant(0, tf.int64)
@@ -251,14 +251,14 @@ class Steps:
         return self._update(sums, self._learning_rate(update))
 
     @no_autograph
-    def _next_batch(self, batches: Iterator[Batch], waited: tf.Tensor) -> tuple[Batch, tf.Tensor]:
+    def _next_batch(self, batches: Iterator[Batch], wait_seconds: tf.Tensor) -> tuple[Batch, tf.Tensor]:
         """Returns the next batch, and the seconds waited for batches so far, this one included."""
         began = tf.timestamp()
         with tf.control_dependencies([began]):
             batch = next(batches)
-        # The clock is the host's: on a GPU the sum would otherwise be an operation of the device.
+        # On the CPU, like the clock: on a GPU, the sum would otherwise be an operation of the device.
         with tf.device("CPU:0"), tf.control_dependencies(self._local(batch["row"])):
-            return batch, waited + (tf.timestamp() - began)
+            return batch, wait_seconds + (tf.timestamp() - began)
 
     @no_autograph
     def _make_row_array(self, batches: tf.Tensor) -> tf.TensorArray:
@@ -308,7 +308,7 @@ class Steps:
             scaled_loss = loss * scale
         gradients = tape.gradient(scaled_loss, [v.value for v in self._weights])
 
-        # A mixed image counts as right with the label of its larger part.
+        # A prediction for a mixed image counts as correct if it is the label of the larger part.
         targets = labels
         if share is not None:
             targets = tf.where(share >= 0.5, labels, swap_neighbours(labels))
@@ -316,13 +316,13 @@ class Steps:
 
     @no_autograph
     def _accumulate(self, batch: Batch) -> None:
-        """Adds one replica's gradients of a batch to those of the batches before it."""
+        """Adds one replica's gradients of a batch to those of the previous batches."""
         for total, gradient in zip(self._accumulated, self._sum_gradients(batch), strict=True):
             total.assign_add(gradient)
 
     @no_autograph
     def _take_accumulated(self) -> list[tf.Tensor]:
-        """Returns what a replica has accumulated, and resets it to zero."""
+        """Returns the accumulated gradients of a replica, and resets them to zero."""
         sums = [tf.identity(total) for total in self._accumulated]
         for total, value in zip(self._accumulated, sums, strict=True):
             with tf.control_dependencies([value]):
@@ -335,7 +335,7 @@ class Steps:
 
     @no_autograph
     def _update(self, sums: Any, rate: tf.Tensor) -> tf.Tensor:
-        """Applies one update on all replicas, or on none if the gradient is not finite; returns which."""
+        """Applies one update on all replicas if the gradient is finite; returns whether training can continue."""
         gradients, norm = self._strategy.run(self._compiled_reduce, (sums,))
         is_finite = tf.math.is_finite(self._local(norm)[0])
         tf.cond(is_finite, lambda: self._compiled_apply(gradients, rate), lambda: None)
@@ -351,7 +351,7 @@ class Steps:
             self.average.update(self._optimizer.iterations.value)
 
     def _reduce_gradients(self, sums: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Returns the mean gradient over the examples of all replicas, clipped, and its norm before that."""
+        """Returns the mean gradient over the examples of all replicas, clipped, and its norm before clipping."""
         if self._strategy.num_replicas_in_sync > 1:
             sums = tf.distribute.get_replica_context().all_reduce("sum", sums)
         *gradients, weight = sums
@@ -375,7 +375,7 @@ class Steps:
         self._strategy.run(set_on_replica)
 
     def _local(self, value: Any) -> tuple[Any, ...]:
-        """The values of this worker's replicas."""
+        """Returns the values of this worker's replicas."""
         return self._strategy.experimental_local_results(value)
 
 
@@ -385,7 +385,7 @@ def _compile(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
 
 
 def _batch_totals(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:
-    """Returns what a batch adds to the totals, float64 `[TOTALS]`; zeros if its loss is not finite."""
+    """Computes the totals of a batch, float64 `[TOTALS]`; zeros if its loss is not finite."""
     top1 = tf.reduce_sum(tf.cast(predict_classes(logits) == labels, tf.float32) * weights)
     top5 = top1
     if logits.shape[-1] > 5:
@@ -395,7 +395,7 @@ def _batch_totals(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights
 
 
 def _sum_variable(value: tf.Tensor) -> tf.Variable:
-    """Returns a variable that each replica has for itself and that reads as the sum over all of them."""
+    """Creates a variable with a value per replica that reads as the sum over all replicas."""
     return tf.Variable(
         value,
         trainable=False,

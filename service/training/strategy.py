@@ -1,4 +1,4 @@
-"""The one place that decides which devices train together, and which slice of a batch each of them gets."""
+"""Chooses the distribution strategy, and distributes slices of each batch to its replicas."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pipelines.input.order import batch_per_worker
 from pipelines.input.tfdata import count_cores
 from pipelines.records import Batch
 
-# After so long a sum over the workers is an error; without a limit it hangs for ever.
+# Timeout of a sum over the workers, which would otherwise hang forever if one of them is lost.
 COLLECTIVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Which of the workers this process is.
+    """Rank of this worker, and size of its group.
 
     Attributes:
-        rank: Rank of this worker, from 0; worker 0 alone writes into the run directory.
+        rank: Rank of this worker, from 0; only worker 0 writes into the run directory.
         world_size: Number of workers that train together.
-        local_size: Workers on this machine, this one included; they share its memory.
-        attempt: How often the workers were restarted.
+        local_size: Number of workers on this machine, including this one; they share its memory.
+        attempt: Number of restarts of the workers so far.
     """
 
     rank: int = 0
@@ -45,12 +45,12 @@ SINGLE_WORKER = WorkerContext()
 def use_cores(count: int | None = None) -> None:
     """Limits the threads of this process to its share of the cores. Call it before TensorFlow computes.
 
-    At least two operations run side by side: on a single thread a step would run while the next batch is
-    requested, and its time would count as waiting for input. Where TensorFlow has computed before, as in a
-    notebook, its threads stay as they are.
+    At least two operations can run in parallel. On a single thread, a step would run while the next batch is
+    requested, and its time would count as waiting for input. If TensorFlow has computed before, as in a
+    notebook, its number of threads stays unchanged.
 
     Args:
-        count: Number of cores; None for all, or for what TensorFlow's own environment variables say.
+        count: Number of cores; None for all, or for the limits in TensorFlow's environment variables.
     """
     with suppress(RuntimeError):  # TensorFlow is already running
         if count is not None:
@@ -59,16 +59,16 @@ def use_cores(count: int | None = None) -> None:
 
 
 def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) -> tf.distribute.Strategy:
-    """Returns the strategy for the devices there are.
+    """Returns the strategy for the available devices.
 
-    One device needs none; `MirroredStrategy` takes several devices of one worker,
-    `MultiWorkerMirroredStrategy` several workers. The devices are GPUs if there are any, else the logical
+    That is the default strategy for one device, `MirroredStrategy` for several devices of one worker, and
+    `MultiWorkerMirroredStrategy` for several workers. The devices are GPUs if there are any, else the logical
     CPUs. Several workers find each other by `TF_CONFIG`, which Ray Train sets; their strategy has to be
     created before TensorFlow computes anything.
 
     Args:
         global_batch: Images per step over all replicas.
-        worker: Which of the workers this process is.
+        worker: Rank and group of this worker.
 
     Raises:
         ConfigError: The batch does not divide by the number of replicas.
@@ -104,7 +104,7 @@ def distribute_batches(
     Args:
         strategy: Strategy from `choose_strategy`.
         batches: Batches of the split.
-        worker: Which of the workers this process is.
+        worker: Rank and group of this worker.
         epoch: The first epoch.
         start_step: Step of the first epoch to start at.
         epochs: Number of epochs in a row.
@@ -135,7 +135,7 @@ def distribute_eager_batches(
     epochs: int = 1,
     stop_step: int | None = None,
 ) -> Iterator[Batch]:
-    """Yields the same batches to Python, up to a step of every epoch (see `distribute_batches`)."""
+    """Yields the batches of `distribute_batches` to Python, up to a step of every epoch."""
     local_replicas = strategy.num_replicas_in_sync // worker.world_size
     epoch_batches = batches.epoch(
         epoch, start_step, worker.rank, worker.world_size, epochs=epochs, stop_step=stop_step
@@ -145,7 +145,7 @@ def distribute_eager_batches(
 
 
 def _split(strategy: tf.distribute.Strategy, batch: Batch, local_replicas: int) -> Batch:
-    """Cuts a worker's batch `[B, ...]` into one of `[B / local_replicas, ...]` for each of its replicas."""
+    """Splits a worker's batch `[B, ...]` into one of `[B / local_replicas, ...]` for each of its replicas."""
 
     def spread(value: tf.Tensor) -> tf.Tensor:
         parts = tf.split(value, local_replicas)

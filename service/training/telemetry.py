@@ -1,4 +1,4 @@
-"""What others see of a run while it trains: Prometheus gauges, a TensorFlow profile, a log of the rows."""
+"""Telemetry of a run in training: Prometheus gauges, a TensorFlow profile, and a log of the rows."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ GAUGES = {
     "restarts": "How often the workers were restarted.",
     "epoch": "The epoch in progress.",
 }
-PROFILE_UPDATES = range(10, 20)  # those before trace the graph and adapt the length of a call
+PROFILE_UPDATES = range(10, 20)  # earlier updates trace the graph and adapt the length of a call
 ROWS_LOG = "GLASSBOX_ROWS_LOG"
 
 
 def create_gauges(config: RunConfig, run: Run) -> Sequence[ProgressListener]:
-    """Returns what updates the gauges that Ray exports to Prometheus; nothing in a process without Ray."""
+    """Creates the gauges that Ray exports to Prometheus; returns their listener, or none without Ray."""
     if "ray" not in sys.modules:
         return ()
     import ray
@@ -50,12 +50,12 @@ def create_gauges(config: RunConfig, run: Run) -> Sequence[ProgressListener]:
 
 
 def is_logging_rows() -> bool:
-    """Whether the environment variable `GLASSBOX_ROWS_LOG` asks for a log of the rows."""
+    """Tells whether the environment variable `GLASSBOX_ROWS_LOG` enables the log of rows."""
     return bool(os.environ.get(ROWS_LOG))
 
 
 def align_to_profile(update: int, updates: int) -> int:
-    """Shortens a call so that the profiled updates are one call of their own.
+    """Shortens a call so that the profiled updates form a separate call.
 
     Args:
         update: First update of the call.
@@ -77,7 +77,7 @@ def profile_once(run: Run, is_enabled: bool, update: int) -> Iterator[None]:
 
     Args:
         run: Run directory that receives the profile.
-        is_enabled: Whether this worker takes profiles at all.
+        is_enabled: Whether this worker takes profiles.
         update: First update of the block.
     """
     if not is_enabled or update < PROFILE_UPDATES.start or run.profile.exists():
@@ -91,11 +91,11 @@ def profile_once(run: Run, is_enabled: bool, update: int) -> Iterator[None]:
 
 
 class RowLog:
-    """Logs which rows a worker has trained on: a line `epoch step row row ...` for every batch.
+    """Logs the rows that a worker has trained on: a line `epoch step row row ...` for every batch.
 
-    The rows are those that the compiled step took from its input, and a call's are written when it has
-    ended. A worker that is killed has therefore logged every step that any checkpoint includes; what it
-    trained after its last line is repeated from a checkpoint.
+    The rows are those that the compiled step read, and are written after each call. A worker that is killed
+    has therefore logged every step that any checkpoint includes. Steps after its last line are repeated from
+    a checkpoint.
 
     Args:
         run: Run directory that receives the log.
@@ -108,7 +108,7 @@ class RowLog:
 
     @classmethod
     def from_environment(cls, run: Run, rank: int) -> RowLog | None:
-        """Returns a log if the environment asks for one (`is_logging_rows`)."""
+        """Returns a log if the environment enables it, see `is_logging_rows`."""
         return cls(run, rank) if is_logging_rows() else None
 
     def write(self, epoch: int, step: int, rows: Sequence[np.ndarray]) -> None:

@@ -1,4 +1,4 @@
-"""What runs in each worker: a process of Ray Train, or the process that the user started."""
+"""Entry points of a worker: in a process of Ray Train, or in the process that the user started."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Trains one run together with the other workers; the entry point that `TensorflowTrainer` calls.
 
     Args:
-        settings: `config`, the configuration of the run as plain values; `out`, its directory; `attempt`, how
-            often the workers were restarted; `launched`, when the driver started them, in seconds since 1970;
-            `workers` and `cpus`, the number of workers and the CPUs of each.
+        settings: `config`, the configuration of the run as plain values; `out`, its directory; `attempt`, the
+            number of restarts so far; `launched`, the start time in seconds since 1970; `workers` and `cpus`,
+            the number of workers and the CPUs of each.
 
     Raises:
         ConfigError: The run directory is not visible on this node.
@@ -45,7 +45,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             f"out={run.path} (not on {platform.node()})",
             "choose shared storage",
         )
-    # Several workers on one machine would each take all of its cores.
+    # Otherwise, several workers on one machine would each use all of its cores.
     use_cores(settings["cpus"] if worker.world_size > 1 else None)
     if worker.is_chief:
         run.add_timings(workers=began - settings["launched"], imports=time.time() - began)
@@ -55,8 +55,8 @@ def train_worker(settings: dict[str, Any]) -> None:
 def train_in_process(config: RunConfig, run: Run) -> None:
     """Trains a run in this process as its only worker, without Ray.
 
-    Threads and devices are those of a single worker of Ray that has the whole machine, so that both train to
-    the same bits.
+    Threads and devices are those of a single Ray worker with the whole machine, so that the results are equal
+    to the bit.
 
     Args:
         config: Configuration of the run.

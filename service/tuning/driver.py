@@ -1,4 +1,4 @@
-"""The driver of `glassbox tune`: runs the trials of a search with Ray Tune and ASHA, writes the results."""
+"""The driver of `glassbox tune`: runs the trials of a search with Ray Tune and ASHA, and writes the results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tune(plan: Plan, out: str | Path) -> Path:
 
     Args:
         plan: Search space and options.
-        out: Directory of the search, created where it is missing.
+        out: Directory of the search, created if it is missing.
 
     Returns:
         Path of the leaderboard.
@@ -66,7 +66,7 @@ def tune(plan: Plan, out: str | Path) -> Path:
     with lock_file(out / LOCK, refusal):
         write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False))
         _create_runs(runs, configs)
-        with ray_session(), _interrupt_on_sigterm(out):  # Ray installs a handler of its own
+        with ray_session(), _interrupt_on_sigterm(out):  # inside, because Ray installs its own handler
             _run_trials(plan, runs, out / RAY)
     return _write_results(plan, out, runs)
 
@@ -75,7 +75,7 @@ def _check_same(plan: Plan, out: Path) -> None:
     """Checks that a directory is new, or that of a search with the same plan.
 
     Raises:
-        ConfigError: It is neither.
+        ConfigError: The directory holds something else, or a different search.
     """
     if not out.exists() or (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
         return
@@ -99,12 +99,12 @@ def _check_same(plan: Plan, out: Path) -> None:
 
 
 def _check_trials(configs: Sequence[RunConfig]) -> None:
-    """Checks that the trials can start, each combination of model and images once."""
-    checked = {}
+    """Checks that the trials can start, once per combination of model and images."""
+    distinct = {}
     for config in configs:
         size = config.augment and config.augment.size
-        checked[(config.model, config.weights, config.custom_objects, str(config.data), size)] = config
-    for config in checked.values():
+        distinct[(config.model, config.weights, config.custom_objects, str(config.data), size)] = config
+    for config in distinct.values():
         check_can_start(config)
         check_model(config)
 
@@ -121,8 +121,8 @@ def _create_runs(runs: Sequence[Run], configs: Sequence[RunConfig]) -> None:
 def _run_trials(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
     """Runs all trials to their ends.
 
-    Ray Tune's own snapshots are not used to resume: they leave out what ASHA has seen. Instead, every trial
-    reports its finished epochs again.
+    Snapshots of Ray Tune are not used to resume, because they do not contain the state of ASHA. Instead,
+    every trial reports its finished epochs again.
     """
     import ray
     from ray import tune as ray_tune
@@ -178,14 +178,15 @@ def build_scheduler(plan: Plan, epochs: int) -> TrialScheduler:
 def _choose_resources(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> tuple[int, int]:
     """Chooses CPUs and GPUs of each trial.
 
-    Without options it is one GPU with an even share of its node's CPUs, or one CPU if there is no GPU.
+    The default is one GPU with an even share of its node's CPUs, or one CPU if there is no GPU.
 
     Args:
         plan: Options of the search.
         nodes: Resources of each node of the cluster, by name.
 
     Raises:
-        ConfigError: This machine has no room for a trial. A cluster may grow, so there it is only printed.
+        ConfigError: This machine is too small for a trial. On a cluster, which may grow, a message is printed
+            instead.
     """
     cpus_per_gpu = [int(node.get("CPU", 0) // node["GPU"]) for node in nodes if node.get("GPU", 0) >= 1]
     gpus = min(len(cpus_per_gpu), 1) if plan.gpus is None else plan.gpus
@@ -193,12 +194,16 @@ def _choose_resources(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> tuple
     if any(node.get("CPU", 0) >= cpus and node.get("GPU", 0) >= gpus for node in nodes):
         return cpus, gpus
 
-    found = ", ".join(f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes)
+    available = ", ".join(
+        f"{node.get('CPU', 0):.0f} CPUs and {node.get('GPU', 0):.0f} GPUs" for node in nodes
+    )
     if not os.environ.get("RAY_ADDRESS"):
         fix = "lower --cpus-per-trial or --gpus-per-trial"
-        raise ConfigError(f"room for a trial of {cpus} CPUs and {gpus} GPUs", f"nodes={found}", fix)
-    wanted = f"room for {cpus} CPUs and {gpus} GPUs"
-    print(f"waiting for a node with {wanted}; the nodes have {found}", flush=True)
+        raise ConfigError(f"room for a trial of {cpus} CPUs and {gpus} GPUs", f"nodes={available}", fix)
+    print(
+        f"waiting for a node with room for {cpus} CPUs and {gpus} GPUs; the nodes have {available}",
+        flush=True,
+    )
     return cpus, gpus
 
 
@@ -226,28 +231,28 @@ def _write_results(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
         f"Expect {best.score:.1%} of the {images:,} validation images in epoch {best.best_epoch}, and a "
         "little less of other images, because these chose it.",
     ]
-    head = "".join(f"# {line}\n" for line in comment)
+    header = "".join(f"# {line}\n" for line in comment)
     settings = yaml.safe_dump(search.settings_with(best.values), sort_keys=False)
-    write_atomically(out / BEST, head + settings)
+    write_atomically(out / BEST, header + settings)
     return page
 
 
 @contextmanager
 def _interrupt_on_sigterm(out: Path) -> Iterator[None]:
-    """Makes SIGTERM end the search as Ctrl-C does; each trial keeps its finished epochs.
+    """Makes SIGTERM end the search like Ctrl-C; each trial keeps its finished epochs.
 
     Raises:
-        Interrupted: The search was interrupted, by either.
+        Interrupted: The search was interrupted by SIGTERM or Ctrl-C.
     """
     environment = {
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ray Tune's own waits for every trial
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # that of Ray Tune waits for every trial
         "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # a trial that fails before an evaluation has no score
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the run directories hold everything
         "RAY_AIR_NEW_OUTPUT": "0",  # prints tables whatever the verbosity
     }
     for name, value in environment.items():
         os.environ.setdefault(name, value)
-    received = [int(signal.SIGINT)]  # Ray replaces what a handler raises by a KeyboardInterrupt of its own
+    received = [int(signal.SIGINT)]  # Ray replaces exceptions of a handler by its own KeyboardInterrupt
 
     def interrupt(number: int, frame: Any) -> None:
         received[0] = number

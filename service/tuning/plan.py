@@ -1,4 +1,4 @@
-"""The plan of a search: its options, stored next to its trials, so that it resumes with the same ones."""
+"""The plan of a search: its options, stored next to its trials, so that it resumes with the same options."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class Plan(Spec):
 
     Attributes:
         preset: Name of the preset that is varied.
-        settings: Settings of the preset, as they were when the search began.
+        settings: Settings of the preset at the start of the search.
         shards: Directory of the shard set.
         space: Search space as in its file: keys of a run, each with its choices or its range.
         trials: Number of runs; the first is the preset unchanged.
         seed: Seed of the drawn settings.
         grace: Epochs that every trial is trained for before it can be stopped.
-        reduction: Reduction factor of ASHA: one of so many trials at a rung continues.
+        reduction: Reduction factor of ASHA: at each rung, one in `reduction` trials continues.
         cpus: CPUs of each trial; None for one, or with GPUs an even share of the node.
         gpus: GPUs of each trial; None for one if the cluster has any.
-        restarts: How often a trial is started again after its process died.
+        restarts: Maximum number of restarts of a trial whose process died.
     """
 
-    # What cannot change when a search is resumed.
+    # Options that cannot change when a search is resumed.
     FIXED: ClassVar = ("preset", "settings", "shards", "space", "trials", "seed")
 
     preset: str
@@ -66,7 +66,7 @@ def read_plan(out: str | Path) -> Plan:
         out: Directory of the search.
 
     Raises:
-        ConfigError: There is no search, or its plan is damaged.
+        ConfigError: The directory is not a search, or its plan is damaged.
     """
     path = Path(out) / PLAN
     if not path.is_file():
@@ -115,7 +115,7 @@ def build_plan(options: argparse.Namespace) -> Plan:
 
 
 def _build_resumed(options: argparse.Namespace, named: dict[str, Any], tuning: dict[str, Any]) -> Plan:
-    """The stored plan with the changes that `--resume` allows."""
+    """Builds the stored plan with the changes that `--resume` allows."""
     refused = [name for name in named if name != "trials"] + options.overrides
     if "seed" in tuning:
         refused.append("seed")
@@ -130,6 +130,6 @@ def _build_resumed(options: argparse.Namespace, named: dict[str, Any], tuning: d
 
 
 def _select_options(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
-    """Those of some options that were given."""
+    """Returns the values of some options, without those that were left out."""
     values = {name: getattr(options, name) for name in names}
     return {name: value for name, value in values.items() if value is not None}

@@ -1,4 +1,4 @@
-"""The search space: which settings vary, and the values that each trial draws. No TensorFlow."""
+"""The search space: the settings that vary, and the values drawn for each trial. No TensorFlow."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Search:
             source: Where the values were written, for the error message.
 
         Raises:
-            ConfigError: A run cannot have these values.
+            ConfigError: The values are invalid for a run.
         """
         return build_config(self.preset, self.settings_with(values), self.shards, source)
 
@@ -107,7 +107,7 @@ class Search:
             trials: Number of trials.
 
         Raises:
-            ConfigError: A run cannot have a key or a value, alone or together with others that were drawn.
+            ConfigError: A key or value is invalid, alone or together with other drawn values.
         """
         self.config({}, "the preset or the command line")
         values = self.draw(1)

@@ -1,4 +1,4 @@
-"""One trial of a search, in a process of its own: a run that reports every epoch to Ray Tune."""
+"""One trial of a search, in a separate process: a run that reports every epoch to Ray Tune."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOCK_TIMEOUT_SECONDS = 60.0  # within which a process of an earlier search has t
 def train_trial(settings: dict[str, Any]) -> None:
     """Trains a run from its newest checkpoint to its end.
 
-    Ray Tune calls it, again after the process was killed. Epochs that are finished already are reported
-    first: Ray Tune forgets them when the search is started again, and compares other trials with them.
+    Ray Tune calls this function, also after the process was killed. Finished epochs are reported first,
+    because Ray Tune compares trials by them and forgets them when the search is restarted.
 
     Args:
         settings: `run`, the run directory; `cpus`, the CPUs of the trial.
@@ -79,11 +79,11 @@ def _wait_for_lock(run: Run) -> Iterator[None]:
 
 
 def record_end(run: Run, error: str = "") -> None:
-    """Records how a trial ended, if it could not do so itself: its process died, or Ray Tune stopped it.
+    """Records the end of a trial that could not record it itself: its process died, or Ray Tune stopped it.
 
     Args:
         run: Run of the trial.
-        error: Why the trial failed; empty if it did not fail.
+        error: Reason why the trial failed; empty if it did not fail.
     """
     from service.training.launch import current_time
 

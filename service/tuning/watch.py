@@ -1,4 +1,4 @@
-"""Messages of a search while it runs: a line for every epoch of every trial, and how trials end."""
+"""Prints the progress of a search: a line for every epoch of every trial, and for the end of each trial."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class TrialLog(tune.Callback):  # type: ignore[misc]
 
 
 def _find_reason(traceback: str) -> str:
-    """The line of a traceback that names the error."""
+    """Finds the line of a traceback that names the error."""
     lines = [line.strip() for line in traceback.splitlines() if line.strip()]
     if not lines:
         return "its process died"
