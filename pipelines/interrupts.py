@@ -14,8 +14,8 @@ def hold_interrupts() -> Iterator[None]:
     """Delays an interrupt until the end of the block; a second one is raised at once.
 
     Python drops an interrupt that arrives within a callback of its import system or while a Cython module
-    loads: about two of a hundred while Ray is imported. In other threads, and where a handler other than
-    Python's own is installed, nothing changes.
+    loads: about two of a hundred while Ray is imported. In other threads, and if a handler other than
+    Python's default is installed, nothing changes.
 
     Raises:
         KeyboardInterrupt: An interrupt arrived, whatever else the block raised.

@@ -92,7 +92,7 @@ class Batch(_Batch, total=False):
         label: int32 `[B]`, class indices.
         weight: float32 `[B]`, 0 for padding and 1 otherwise.
         row: int64 `[B]`, row numbers in the split; -1 for padding.
-        image: uint8 `[B, H, W, C]`; absent where the images are already in accelerator memory (see
+        image: uint8 `[B, H, W, C]`; absent if the images are already in accelerator memory (see
             `pipelines.input.cache`).
         affine: float32 `[B, 2, 3]`, maps output to input coordinates in the unit square.
         colour: float32 `[B, C, C + 1]`, a linear map of the colours and an offset.

@@ -66,8 +66,8 @@ def confusion_matrix(
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Computes the area under the ROC curve.
 
-    It is the probability that an image of class 1 scores higher than one of class 0, ties counted half: the
-    statistic of Mann and Whitney (1947) divided by the number of pairs.
+    That is the probability that an image of class 1 scores higher than one of class 0, ties counted half. It
+    equals the statistic of Mann and Whitney (1947) divided by the number of pairs.
 
     Args:
         labels: int `[N]`, 0 or 1, both present.

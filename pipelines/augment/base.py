@@ -151,7 +151,7 @@ class GeometricAugmentation(Augmentation):
 class ColourAugmentation(Augmentation):
     """A linear map of the channels. All of them are composed into one matrix, and applied in one pass.
 
-    Implement `matrices`, or `precompose` where the structure of the map saves work or rounding.
+    Implement `matrices`, or `precompose` if the structure of the map saves computation or rounding.
     """
 
     def matrices(self, values: Any, image: ImageShape) -> Floats:

@@ -51,7 +51,7 @@ def to_corners(boxes: Boxes, is_present: NDArray[np.bool_]) -> NDArray[np.float3
         is_present: Whether an image has a box, bool `[n]`.
 
     Returns:
-        float32 `[n, 4]`: `(ymin, xmin, ymax, xmax)` in [0, 1]; zeros where there is no box.
+        float32 `[n, 4]`: `(ymin, xmin, ymax, xmax)` in [0, 1]; zeros for images without a box.
     """
     top, left, height, width = boxes
     corners = np.stack([top, left, top + height, left + width], axis=-1)

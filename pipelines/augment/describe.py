@@ -49,7 +49,7 @@ def describe_draws(
 
 
 def _choose_mixing(mixing: Sequence[DrawnValues], index: int) -> Any:
-    """Returns the augmentation that mixes an image, or the first one where none does."""
+    """Returns the augmentation that mixes an image, or the first one if none does."""
     for augmentation, _, is_active in mixing:
         if is_active[index]:
             return augmentation

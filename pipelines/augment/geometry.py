@@ -17,7 +17,7 @@ class Transform(NamedTuple):
     """Affine maps of n images, from positions in the output to the input positions that they show.
 
     `x_input = a * x + b * y + c` and `y_input = d * x + e * y + f`. Each entry is float64 `[n]`, or a number
-    where it is the same for all images.
+    if it is the same for all images.
     """
 
     a: Entry

@@ -46,5 +46,5 @@ class Mixup(MixingAugmentation):
 
     @override
     def mix(self, images: Any, neighbours: Any, parameters: Any) -> tuple[Any, Any]:
-        own = parameters[:, None, None, None]  # [B, 1, 1, 1]
-        return own * images + (1 - own) * neighbours, parameters
+        share = parameters[:, None, None, None]  # [B, 1, 1, 1]
+        return share * images + (1 - share) * neighbours, parameters

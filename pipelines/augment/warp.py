@@ -87,7 +87,7 @@ def _warp(
 def _source_positions(
     affine: tf.Tensor, height: int, width: int, size: tuple[int, int]
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Computes where in an input of `height` and `width` each pixel of an output of `size` comes from.
+    """Computes the position in an input of `height` and `width` that each pixel of an output of `size` shows.
 
     The unit square is scaled to pixels before anything is multiplied, so that the identity, flips and whole
     shifts land exactly on pixel centers and blend nothing.

@@ -45,8 +45,8 @@ class UndecodableError(tf.errors.InvalidArgumentError):  # type: ignore[misc]
 def is_selected(data: DataSpec, is_decodable: bool) -> bool:
     """Tells whether DALI decodes: if requested, or with `auto` if it, a GPU and all options are available.
 
-    DALI can bring the whole process down over data that is not an image (seen with 2.4 on the CPU), so it
-    only gets images that were decoded once when the shard set was built.
+    DALI can crash the whole process on data that is not an image (seen with 2.4 on the CPU). It is therefore
+    used only for images that were decoded once when the shard set was built.
 
     Args:
         data: Requested backend and options.

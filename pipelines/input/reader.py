@@ -79,7 +79,7 @@ class ShardReader:
         return [shard.id(position) for _, shard, position in self._locate(rows)]
 
     def read_bboxes(self, rows: RowNumbers) -> list[Box | None]:
-        """Returns the boxes `(ymin, xmin, ymax, xmax)` in [0, 1] of some rows, None where unknown."""
+        """Returns the boxes `(ymin, xmin, ymax, xmax)` in [0, 1] of some rows, None if unknown."""
         return [shard.bbox(position) for _, shard, position in self._locate(rows)]
 
     def _locate(self, rows: RowNumbers) -> list[tuple[int, ShardRows, int]]:

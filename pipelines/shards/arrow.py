@@ -71,7 +71,7 @@ class ShardRows:
 def write_arrow(path: Path, records: Iterable[Record]) -> int:
     """Writes records to a file; the same records give the same bytes.
 
-    A shard is one record batch, or several where its images take more than `BATCH_BYTES`.
+    A shard is one record batch, or several if its images take more than `BATCH_BYTES`.
 
     Args:
         path: File to create.
@@ -209,7 +209,7 @@ def build_shard_rows(
 
 
 def read_column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1) -> NDArray[Any]:
-    """Returns a column of numbers over all record batches, `[n * width]`; a view where there is one batch."""
+    """Returns a column of numbers over all record batches, `[n * width]`; a view of a single batch."""
     parts = []
     for batch in batches:
         values = batch.column(name).buffers()[-1]
@@ -218,7 +218,7 @@ def read_column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1)
 
 
 def concatenate(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
-    """Concatenates any number of arrays, without copying where there is only one."""
+    """Concatenates any number of arrays, without copying if there is only one."""
     if len(parts) == 1:
         return parts[0]
     return np.concatenate([np.empty(0, dtype), *parts])

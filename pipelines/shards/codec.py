@@ -65,7 +65,7 @@ def sum_pixels(pixels: Pixels) -> NDArray[np.int64]:
     """Returns the number, sum and sum of squares of an image's pixels, which add up over images.
 
     All pixels count in images of up to 8,192 pixels. In larger ones, every k-th row counts k times, starting
-    with row k // 2, for the smallest k that leaves at most 8,192 pixels or one row: sums over all pixels
+    with row k // 2, for the smallest k that leaves at most 8,192 pixels or one row. Sums over all pixels
     would take half as long as decoding, and change the results for 2,000 photos by less than 0.1 of 255.
 
     Args:

@@ -43,7 +43,7 @@ def read_plain_header(data: bytes) -> Header | None:
         data: Content of an image file.
 
     Returns:
-        None for anything else, and where the header of a JPEG is damaged.
+        None for anything else, and for a JPEG with a damaged header.
 
     Raises:
         ValueError: A PNG is truncated or damaged.

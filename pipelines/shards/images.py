@@ -1,4 +1,4 @@
-"""Prepares source images for storage: as found where all decoders read them alike, else as a plain copy."""
+"""Prepares source images for storage: unchanged if all decoders agree on their pixels, else normalised."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class PreparedImage(NamedTuple):
         image: Content of the encoded file, JPEG or 8-bit PNG, or raw pixels (uint8 in row order).
         shape: `(height, width, channels)` of the stored image.
         pixel_sums: int64 `[3, 3]`: for R, G and B the number of pixels, their sum and the sum of their
-            squares (see `pipelines.shards.codec.sum_pixels`). None where only headers are checked.
+            squares (see `pipelines.shards.codec.sum_pixels`). None if only headers are checked.
     """
 
     image: bytes
@@ -67,9 +67,9 @@ class PreparedImage(NamedTuple):
 def prepare_image(image: bytes, spec: ShardSpec) -> PreparedImage:
     """Decides how an image is stored, and decodes it completely, which proves that it can be read.
 
-    With the encoding `as-found`, the bytes of two kinds of files are kept if they need no resizing and decode
-    without a warning: JPEGs that are greyscale or YCbCr and not rotated by EXIF, and 8-bit greyscale or RGB
-    PNGs. Any other image is normalised here, once, so that every decoder sees the same pixels:
+    With the encoding `as-found`, the bytes of JPEGs (greyscale or YCbCr, not rotated by EXIF) and of PNGs
+    (8-bit greyscale or RGB) are kept if they need no resizing and decode without a warning. Any other image
+    is normalised here, once, so that every decoder sees the same pixels:
 
     - rotated according to EXIF,
     - converted from CMYK or a palette to RGB,
@@ -177,7 +177,7 @@ def _normalise(picture: Image.Image, data: bytes) -> Image.Image:
 
 
 def _reduce_depth(picture: Image.Image, depth: int) -> Image.Image:
-    """Converts a PNG of any bit depth to 8 bits, and its transparent colour, which Pillow leaves as it is."""
+    """Converts a PNG of any bit depth to 8 bits, and also its transparent colour, unlike Pillow."""
     key = picture.info.pop("transparency", None)
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture).astype(np.uint32) >> 8).astype(np.uint8))

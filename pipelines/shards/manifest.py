@@ -32,7 +32,7 @@ class StoredFile(Spec):
 
 
 class ShardFile(StoredFile):
-    """One shard: its file and, where the format needs one, its index file.
+    """One shard: its file and, if the format needs one, its index file.
 
     Attributes:
         rows: Number of examples; a shard with 0 rows has no files.
@@ -57,7 +57,7 @@ class SplitManifest(Spec):
         shards: Shards in row order.
         class_counts: Rows per class, in the order of the classes.
         mean: Mean of R, G and B, 0 to 255, before images are encoded again; all equal for greyscale images.
-            Large images are sampled (see `pipelines.shards.codec.sum_pixels`). None where nothing was
+            Large images are sampled (see `pipelines.shards.codec.sum_pixels`). None if nothing was
             decoded.
         std: Standard deviation of the same pixels.
     """

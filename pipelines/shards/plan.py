@@ -33,8 +33,8 @@ class PlannedShard(Spec):
 def plan_shards(counts: Mapping[str, int], spec: ShardSpec) -> tuple[PlannedShard, ...]:
     """Plans a shard set. Every candidate is in exactly one shard, and no shard is empty.
 
-    If the source has no validation split, the last part of its train split becomes one: the share
-    `spec.validation`, but at least one image, unless the share is 0, and never all of them.
+    If the source has no validation split, the last `spec.validation` of its train split becomes one. Unless
+    this share is 0, at least one image is held out, but never all of them.
 
     Args:
         counts: Candidates per split of the source: `train` and optionally `validation`.

@@ -33,7 +33,7 @@ class ShardResult(Spec):
         shard: Entry of the shard in the manifest; the file of a shard without rows does not exist.
         class_counts: Rows per class, in the order of the classes.
         pixel_sums: `[3][3]`: for R, G and B the number of pixels, their sum and the sum of their squares;
-            zeros where nothing was decoded. Markers call them `moments`.
+            zeros if nothing was decoded. Markers call them `moments`.
         rejected: Number of candidates that are not in the shard.
     """
 
@@ -52,7 +52,7 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
         source: Source of the images.
         planned: Range of candidates to read, and the file to write.
         spec: Options of the shard set.
-        out: Directory of the shard set, where the complete shard is moved to.
+        out: Directory of the shard set that the complete shard is moved to.
         work: Directory on the same file system for the shard in progress and for the marker.
 
     Raises:

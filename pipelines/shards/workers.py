@@ -19,8 +19,8 @@ class BuildContext(NamedTuple):
     """The part of a task's arguments that all tasks of a build share.
 
     Attributes:
-        source: Ray's reference to the source, in a tuple, so that Ray does not send its content with every
-            task: a folder of a million images is a list of a million paths.
+        source: Ray's reference to the source, in a tuple. Otherwise, Ray would send its content with every
+            task; for a folder of a million images, that is a list of a million paths.
         spec: Options of the shard set.
         out: Directory of the shard set.
         work: Directory for shards in progress.

@@ -222,7 +222,7 @@ def _select_files(
 
 
 def _strip_top_folder(members: pa.Table, folders: set[bytes]) -> tuple[pa.Table, set[bytes]]:
-    """Removes the top folder from all paths where there is only one, other than `train`."""
+    """Removes the top folder from all paths if there is only one, other than `train`."""
     tops = {name for name in list_top_folders(members, folders) if not name.startswith(b".")}
     if len(tops) != 1 or tops == {b"train"}:
         return members, folders

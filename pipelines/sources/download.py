@@ -29,7 +29,7 @@ from pipelines.storage import hash_file, lock_file
 
 ATTEMPTS = 4  # number of attempts in a row without new bytes
 BACKOFF = 1.0  # seconds; the wait doubles with every further attempt
-MAX_WAIT = 60.0  # seconds, where a server asks for a longer wait
+MAX_WAIT = 60.0  # longest wait in seconds, even if a server asks for a longer one
 TIMEOUT = 30.0  # seconds without a byte
 MAX_BYTES = 2**41  # 2 TiB, more than any public set of images in one file: the server misbehaves
 CHUNK_BYTES = 2**20
@@ -107,15 +107,15 @@ def _download_and_verify(address: str, digest: str, path: Path) -> None:
     part = path.with_name(f"{path.name}.part")
     was_resumed = part.exists()
     _Download(address, part).run()
-    found = hash_file(part)
-    if found != digest and was_resumed:  # the earlier download may have been of another file
+    actual = hash_file(part)
+    if actual != digest and was_resumed:  # the earlier download may have been of another file
         part.unlink()
         _Download(address, part).run()
-        found = hash_file(part)
-    if found != digest:
+        actual = hash_file(part)
+    if actual != digest:
         part.unlink()
         fix = "ask the publisher for the right digest; do not use the file"
-        received = f"{_strip_secrets(address)}: sha256={found}"
+        received = f"{_strip_secrets(address)}: sha256={actual}"
         raise DataError(f"a file with sha256={digest}", received, fix)
     with part.open("rb") as file:
         os.fsync(file.fileno())

@@ -77,7 +77,7 @@ class FolderSource:
 def open_folder(argument: str) -> FolderSource:
     """Lists a folder of images; `pipelines.sources.layout.arrange_files` describes its layout and order.
 
-    Links to files are followed, links to folders only where they are class folders.
+    Links to files are followed, links to folders only if they are class folders.
 
     Args:
         argument: Path of the folder.

@@ -1,8 +1,8 @@
 """Renders the pictures of the synthetic source: objects on a textured ground, seen from above.
 
-Pixels are the same on every machine: random numbers come from the raw stream of a counter-based generator,
-and only operations that IEEE 754 rounds exactly are used (+ - * / sqrt: no sine, no power, no sum over an
-array, no matrix product).
+Pixels are the same on every machine. Random numbers come from the raw stream of a counter-based generator.
+Only operations that IEEE 754 rounds exactly are used (+ - * / sqrt), so there are no sines, powers, sums over
+arrays or matrix products.
 """
 
 from __future__ import annotations
@@ -236,7 +236,7 @@ def _draw_ball(draws: Draws) -> Ball:
     tilt = draws.between(-0.5, 0.5)
     flat = math.sqrt(1.0 - up * up)
     level = math.sqrt(1.0 - tilt * tilt)
-    # Neither axis points at the camera, where both patterns would be rings.
+    # Neither axis points at the camera, because both patterns would then be rings.
     first_axis = [cosine * flat, sine * flat, up]
     second_axis = [-level * sine - tilt * cosine * up, level * cosine - tilt * sine * up, tilt * flat]
     dark = draws.colour(0.1, 0.35, 0.25)

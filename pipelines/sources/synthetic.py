@@ -49,7 +49,7 @@ class SyntheticSource:
         self.options = _parse(options)
 
     def counts(self) -> Mapping[str, int]:
-        """Returns the number of pictures per split, without `validation` where its option is 0."""
+        """Returns the number of pictures per split, without `validation` if its option is 0."""
         return {split: self.options[split] for split in ("train", "validation") if self.options[split]}
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Example]:

@@ -59,7 +59,7 @@ def _add_build(subcommands: Subparsers[argparse.ArgumentParser]) -> None:
         "--validation",
         type=float,
         metavar="SHARE",
-        help="share held out where the source has no validation split (default: 0.2)",
+        help="share held out if the source has no validation split (default: 0.2)",
     )
     build.add_argument(
         "--check",

@@ -22,7 +22,7 @@ def best_epoch(accuracies: Sequence[float]) -> int | None:
 
 
 def column(epochs: Sequence[Mapping[str, float]], key: str) -> list[float]:
-    """Returns one metric over the epochs, NaN where an epoch lacks it; empty if all epochs lack it."""
+    """Returns one metric over the epochs, NaN for an epoch without it; empty if no epoch has it."""
     if not any(key in epoch for epoch in epochs):
         return []
     return [float(epoch.get(key, math.nan)) for epoch in epochs]

@@ -61,9 +61,9 @@ class History:
 
     Attributes:
         epochs: Metrics per epoch, see `service.runs.Run.metrics`.
-        images: Number of validation images, which bounds how precise an accuracy is; None where unknown.
-        majority_share: Accuracy of the majority-class baseline on them; None where unknown.
-        failure: Reason the run failed; empty if it did not.
+        images: Number of validation images, which limits the precision of an accuracy; None if unknown.
+        majority_share: Accuracy of the majority-class baseline on them; None if unknown.
+        failure: Reason why the run failed; empty if it did not.
     """
 
     epochs: Sequence[Mapping[str, float]]

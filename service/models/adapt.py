@@ -208,7 +208,7 @@ def _expose_logits(model: keras.Model, name: str, task: Task) -> tuple[keras.Ker
         return None, "it ends in the layers logits and probabilities"
     last = last_operation(model)
     units = int(model.output.shape[1])
-    described = f"{type(last).__name__} {last.name}"
+    layer_text = f"{type(last).__name__} {last.name}"
     if last.name == LOGITS and last is model.operations[-1]:
         return model.output, "its last layer is named logits, so its outputs are taken for logits"
 
@@ -223,12 +223,12 @@ def _expose_logits(model: keras.Model, name: str, task: Task) -> tuple[keras.Ker
     is_known = type(last).__module__.startswith("keras.")
     if is_known and (activation, units > 1) in (("softmax", True), ("sigmoid", False)):
         logits = _remove_activation(model, last, name)
-        note = f"it ends in {activation} ({described}), which training and evaluation apply to its logits"
+        note = f"it ends in {activation} ({layer_text}), which training and evaluation apply to its logits"
     elif is_known and activation == "linear" and type(last).__name__ in LINEAR_LAYERS:
         logits = model.output
-        note = f"its last layer ({described}) has no activation, so its outputs are taken for logits"
+        note = f"its last layer ({layer_text}) has no activation, so its outputs are taken for logits"
     else:
-        received = f"model={name} (ends in {described}, activation {activation}, {units} units)"
+        received = f"model={name} (ends in {layer_text}, activation {activation}, {units} units)"
         fix = "change the last layer, or name it logits where its outputs are logits"
         raise ConfigError(f"a head that is recognized: {HEADS}", received, fix)
     _compute_in_float32(last)

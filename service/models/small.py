@@ -47,7 +47,7 @@ def small_cnn(task: Task) -> keras.Model:
 
 
 def linear(task: Task) -> keras.Model:
-    """One weight per pixel and class: the baseline that fails where position must not matter.
+    """One weight per pixel and class: a baseline that fails if objects can be anywhere in an image.
 
     Args:
         task: Shape, classes, and the channel means and deviations that images are standardized with.

@@ -103,7 +103,8 @@ class LoopController:
 
         def reduce_on_replica() -> tf.Tensor:
             context = tf.distribute.get_replica_context()
-            own = numbers if context.replica_id_in_sync_group == 0 else tf.zeros_like(numbers)
-            return context.all_reduce("sum", tf.identity(own))
+            is_source = context.replica_id_in_sync_group == 0
+            summand = numbers if is_source else tf.zeros_like(numbers)
+            return context.all_reduce("sum", tf.identity(summand))
 
         return self._strategy.experimental_local_results(self._strategy.run(reduce_on_replica))[0]

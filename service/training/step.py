@@ -280,7 +280,7 @@ class Steps:
     def _sum_gradients(self, batch: Batch) -> list[tf.Tensor]:
         """Returns one replica's gradients, summed over its examples and scaled, and their weight."""
         batch = self._options.attach(batch)
-        # [B, H, W, C] float32, and [B] where images are mixed
+        # [B, H, W, C] float32, and [B] if images are mixed
         images, share = apply_augmentations(batch, self._options.augment)
         labels = batch["label"]  # [B] int32
         weights = batch["weight"]  # [B] float32, 0 for padding
@@ -335,7 +335,7 @@ class Steps:
 
     @no_autograph
     def _update(self, sums: Any, rate: tf.Tensor) -> tf.Tensor:
-        """Applies one update on all replicas if the gradient is finite; returns whether training can continue."""
+        """Applies one update on all replicas if the gradient is finite; returns whether it was valid."""
         gradients, norm = self._strategy.run(self._compiled_reduce, (sums,))
         is_finite = tf.math.is_finite(self._local(norm)[0])
         tf.cond(is_finite, lambda: self._compiled_apply(gradients, rate), lambda: None)
@@ -351,7 +351,7 @@ class Steps:
             self.average.update(self._optimizer.iterations.value)
 
     def _reduce_gradients(self, sums: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Returns the mean gradient over the examples of all replicas, clipped, and its norm before clipping."""
+        """Returns the clipped mean gradient over all examples and replicas, and its norm before clipping."""
         if self._strategy.num_replicas_in_sync > 1:
             sums = tf.distribute.get_replica_context().all_reduce("sum", sums)
         *gradients, weight = sums

@@ -1,4 +1,4 @@
-"""The driver of `glassbox tune`: runs the trials of a search with Ray Tune and ASHA, and writes the results."""
+"""The driver of `glassbox tune`: runs the trials of a search with Ray Tune and ASHA, and writes results."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ class Images(Protocol):
         """Reads the identifiers of some rows: the names of the images in their source."""
 
     def read_bboxes(self, rows: Sequence[int]) -> list[Box | None]:
-        """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None where unknown."""
+        """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None if unknown."""
 
     def iterate_batches(self) -> Iterable[Batch]:
         """Iterates over all images, in the order of the rows."""
@@ -72,7 +72,7 @@ class ShardImages:
         return self._reader.read_ids([int(row) for row in rows])
 
     def read_bboxes(self, rows: Sequence[int]) -> list[Box | None]:
-        """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None where unknown."""
+        """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None if unknown."""
         return self._reader.read_bboxes([int(row) for row in rows])
 
     def iterate_batches(self) -> Iterator[Batch]:

@@ -59,7 +59,7 @@ def build_drawing(
 
 
 def describe_peak(values: NDArray[np.float32]) -> str:
-    """Describes where a map has its maximum: `brightest in the upper left`; `empty` for a map of zeros."""
+    """Describes the position of a map's maximum: `brightest in the upper left`; `empty` for zeros."""
     if not values.max() > 0:
         return "empty"
     row, column = np.unravel_index(int(values.argmax()), values.shape)

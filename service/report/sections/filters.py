@@ -52,24 +52,24 @@ def build_section(
     layers = select_layers(network)
     if not layers or not count:
         return None
-    found = []
+    all_patterns = []
     states = []
     for layer in layers:
         filters = range(min(count, layer.shape[2]))
         size = choose_pattern_size(network, layer.name)
         layer_patterns = compute_filter_patterns(network, layer.name, filters, seed=seed, size=size)
-        found.append(layer_patterns)
+        all_patterns.append(layer_patterns)
         states.append(classify_filters(layer_patterns, _find_active(forward_pass, layer_patterns)))
     drawings = [
         _draw(provenance, layer_patterns, state, seed)
-        for layer_patterns, state in zip(found, states, strict=True)
+        for layer_patterns, state in zip(all_patterns, states, strict=True)
     ]
-    shown = []
+    views = []
     figures = []
     for layer, layer_patterns, state, picture in zip(
-        layers, found, states, album.add_all(drawings), strict=True
+        layers, all_patterns, states, album.add_all(drawings), strict=True
     ):
-        shown.append(
+        views.append(
             {
                 "layer": layer.name,
                 "picture": picture,
@@ -87,7 +87,7 @@ def build_section(
                 "dead": _list_dead(layer_patterns, state),
             }
         )
-    values = {"layers": shown, "omitted": len(network.convolutions) - len(layers), "steps": STEPS}
+    values = {"layers": views, "omitted": len(network.convolutions) - len(layers), "steps": STEPS}
     return Section("patterns", "Filter patterns", values, {"steps": STEPS, "seed": seed, "layers": figures})
 
 
@@ -101,11 +101,11 @@ def select_layers(network: Network) -> list[LayerInfo]:
     return [convolutions[index] for index in indices]
 
 
-def classify_filters(found: FilterPatterns, is_active: NDArray[np.bool_]) -> list[str]:
+def classify_filters(patterns: FilterPatterns, is_active: NDArray[np.bool_]) -> list[str]:
     """Classifies filters by whether anything activates them.
 
     Args:
-        found: Patterns of F filters.
+        patterns: Patterns of F filters.
         is_active: bool `[F]`, whether any example activates the filter.
 
     Returns:
@@ -113,7 +113,7 @@ def classify_filters(found: FilterPatterns, is_active: NDArray[np.bool_]) -> lis
         else `dead`.
     """
     states = []
-    for is_silent, is_active_on_images in zip(found.is_unresponsive, is_active, strict=True):
+    for is_silent, is_active_on_images in zip(patterns.is_unresponsive, is_active, strict=True):
         if not is_silent:
             states.append("active")
         elif is_active_on_images:
@@ -123,49 +123,55 @@ def classify_filters(found: FilterPatterns, is_active: NDArray[np.bool_]) -> lis
     return states
 
 
-def _find_active(forward_pass: ForwardPass, found: FilterPatterns) -> NDArray[np.bool_]:
+def _find_active(forward_pass: ForwardPass, patterns: FilterPatterns) -> NDArray[np.bool_]:
     """Finds the filters that any example activates, bool `[F]`."""
-    if not found.is_unresponsive.any() or not forward_pass.layer_outputs:
-        return np.zeros(len(found.filters), bool)
-    activity = forward_pass.layer_outputs[found.layer].mean_activation  # [N, C]
-    return np.asarray(activity.max(axis=0)[list(found.filters)] > 0)
+    if not patterns.is_unresponsive.any() or not forward_pass.layer_outputs:
+        return np.zeros(len(patterns.filters), bool)
+    activity = forward_pass.layer_outputs[patterns.layer].mean_activation  # [N, C]
+    return np.asarray(activity.max(axis=0)[list(patterns.filters)] > 0)
 
 
-def _list_dead(found: FilterPatterns, states: Sequence[str]) -> list[int]:
-    return [number for number, state in zip(found.filters, states, strict=True) if state == "dead"]
+def _list_dead(patterns: FilterPatterns, states: Sequence[str]) -> list[int]:
+    return [number for number, state in zip(patterns.filters, states, strict=True) if state == "dead"]
 
 
-def _scale(found: FilterPatterns) -> TileScaling:
-    size = found.images.shape[1:3]
+def _scale(patterns: FilterPatterns) -> TileScaling:
+    size = patterns.images.shape[1:3]
     return replace(compute_scaling(*size, smallest=SMALLEST, largest=max(size)), block=8, columns=COLUMNS)
 
 
-def _draw(provenance: Provenance, found: FilterPatterns, states: Sequence[str], seed: int) -> Drawing:
-    dead = _list_dead(found, states)
-    text = f"Patterns of {len(found.filters)} filters of {found.layer}"
+def _draw(provenance: Provenance, patterns: FilterPatterns, states: Sequence[str], seed: int) -> Drawing:
+    dead = _list_dead(patterns, states)
+    text = f"Patterns of {len(patterns.filters)} filters of {patterns.layer}"
     if dead:
         text += f"; dead: {', '.join(map(str, dead))}"
     origin = {
         "checkpoint": provenance.model_digest,
-        "layer": found.layer,
-        "filters": list(found.filters),
+        "layer": patterns.layer,
+        "filters": list(patterns.filters),
         "steps": STEPS,
         "seed": seed,
     }
-    picture = draw_sheet(deprocess_patterns(found.images), _scale(found), found.is_unresponsive)
+    picture = draw_sheet(deprocess_patterns(patterns.images), _scale(patterns), patterns.is_unresponsive)
     return Drawing(picture, "patterns", text, origin, "jpeg-444")
 
 
-def _describe_sheet(found: FilterPatterns) -> dict[str, Any]:
+def _describe_sheet(patterns: FilterPatterns) -> dict[str, Any]:
     """Returns the positions of the tiles and the filters they show, for the page's script."""
-    _, height, width, _ = found.images.shape
-    layout = compute_layout(height, width, len(found.filters), _scale(found))
-    return layout.build_page_data(found.final_activation, found.is_unresponsive, numbers=list(found.filters))
+    _, height, width, _ = patterns.images.shape
+    layout = compute_layout(height, width, len(patterns.filters), _scale(patterns))
+    return layout.build_page_data(
+        patterns.final_activation, patterns.is_unresponsive, numbers=list(patterns.filters)
+    )
 
 
-def _table(found: FilterPatterns, states: Sequence[str]) -> list[dict[str, Any]]:
+def _table(patterns: FilterPatterns, states: Sequence[str]) -> list[dict[str, Any]]:
     values = zip(
-        found.filters, found.initial_activation.tolist(), found.final_activation.tolist(), states, strict=True
+        patterns.filters,
+        patterns.initial_activation.tolist(),
+        patterns.final_activation.tolist(),
+        states,
+        strict=True,
     )
     return [
         {"filter": number, "before": before, "after": after, "state": state}

@@ -59,9 +59,9 @@ def build_section(
     ]
     pictures = album.add_all(_draw(provenance, examples, forward_pass, classes, key) for key in keys)
     pictures_by_key = dict(zip(keys, pictures, strict=True))
-    shown = []
+    views = []
     for n, (example, photo) in enumerate(zip(examples, photos, strict=True)):
-        shown.append(
+        views.append(
             {
                 "photo": photo,
                 "row": example.row,
@@ -84,7 +84,7 @@ def build_section(
         "methods": list(METHODS),
         "empty_in_last_layer": _compute_empty_share(forward_pass, layers[0]),
     }
-    values = {"examples": shown, "layers": layers, "methods": TITLES}
+    values = {"examples": views, "layers": layers, "methods": TITLES}
     return Section("gradcam", "Class activation heatmaps", values, figures)
 
 

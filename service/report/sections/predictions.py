@@ -89,7 +89,7 @@ def build_section(
         "accuracy": predictions.accuracy,
         "loss": predictions.loss,
     }
-    shown = [
+    views = [
         {
             "row": int(row),
             "predicted": example.predicted,
@@ -99,7 +99,7 @@ def build_section(
         for row, example in zip(rows, examples, strict=True)
     ]
     return Section(
-        "predictions", "Predictions", {"examples": examples, **figures}, {**figures, "shown": shown}
+        "predictions", "Predictions", {"examples": examples, **figures}, {**figures, "shown": views}
     )
 
 

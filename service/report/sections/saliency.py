@@ -58,10 +58,10 @@ def build_section(
         for method in METHODS
     ]
     pictures = album.add_all(drawings)
-    shown = []
+    views = []
     for n, example in enumerate(examples):
         pictures_of_example = pictures[n * len(METHODS) : (n + 1) * len(METHODS)]
-        shown.append(
+        views.append(
             {
                 "photo": photos[n],
                 "row": example.row,
@@ -80,7 +80,7 @@ def build_section(
         "seed": seed,
         "incomplete": maps.completeness_error.tolist(),
     }
-    values = {"examples": shown, "noisy": SMOOTHGRAD_SAMPLES, "steps": INTEGRATION_STEPS}
+    values = {"examples": views, "noisy": SMOOTHGRAD_SAMPLES, "steps": INTEGRATION_STEPS}
     return Section("saliency", "Saliency maps", values, figures)
 
 

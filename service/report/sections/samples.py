@@ -64,7 +64,7 @@ def build_section(
     drawings = [
         _draw(provenance, image, prediction) for image, prediction in zip(pixels, predictions, strict=True)
     ]
-    shown = [
+    views = [
         prediction | {"picture": picture}
         for prediction, picture in zip(predictions, album.add_all(drawings), strict=True)
     ]
@@ -72,7 +72,7 @@ def build_section(
     correct = sum(prediction["truth"] == prediction["top"][0]["name"] for prediction in labelled)
     counts = {"labelled": len(labelled), "correct": correct, "unreadable": unreadable}
     return Section(
-        "samples", "Sample images", {"predictions": shown, **counts}, {"samples": predictions, **counts}
+        "samples", "Sample images", {"predictions": views, **counts}, {"samples": predictions, **counts}
     )
 
 

@@ -55,16 +55,16 @@ def build_section(album: Album, provenance: Provenance, network: Network) -> Sec
     if not maps:
         return None
     pictures = iter(album.add_all(_to_drawing(provenance, weight_map) for weight_map in maps))
-    shown = []
+    views = []
     for title, group in groups.items():
         if group:
             items = [{"map": weight_map, "picture": next(pictures)} for weight_map in group]
-            shown.append({"title": title, "items": items})
+            views.append({"title": title, "items": items})
     limits = [
         {"layer": weight_map.layer, "what": weight_map.title, "limit": weight_map.limit}
         for weight_map in maps
     ]
-    return Section("weights", "Weights", {"groups": shown}, {"limits": limits})
+    return Section("weights", "Weights", {"groups": views}, {"limits": limits})
 
 
 def find_limit(weights: Floats) -> float:
