@@ -67,7 +67,8 @@ def outputs() -> Outputs:
     model.set_weights([right, right, np.array([[1.0]]), np.array([-10.0])])
     network = Network(model)
     options = ReportOptions(heatmap_images=3, activation_images=3)
-    examples = select_examples(predict(model, Rows().iterate_batches(), 1.0), Rows(), CLASSES, options)  # type: ignore[arg-type]
+    predictions = predict(model, Rows().iterate_batches(), 1.0)
+    examples = select_examples(predictions, Rows(), CLASSES, options)  # type: ignore[arg-type]
     return Outputs(network, examples, forward(network, examples, choose_heatmap_layers(network, 3)))
 
 
