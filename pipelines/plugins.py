@@ -53,6 +53,20 @@ def reference_file(reference: str) -> Path | None:
     return Path(match["file"]).expanduser() if match else None
 
 
+def find_sibling(file: Path, module: str) -> Path | None:
+    """Returns the module or package of a name next to a file, which the file cannot import; None without one.
+
+    Args:
+        file: Python file of the user.
+        module: Name of the module; dots are allowed.
+    """
+    name = module.partition(".")[0]
+    for sibling in (file.parent / f"{name}.py", file.parent / name / "__init__.py"):
+        if sibling.is_file() and sibling.resolve() != file.resolve():
+            return sibling.resolve()
+    return None
+
+
 def load_reference(reference: str, kind: str) -> Any:
     """Imports the object that a reference names.
 
@@ -197,10 +211,11 @@ def _import_file(path: Path, received: str) -> ModuleType:
         if isinstance(error, (GlassboxError, KeyboardInterrupt)):
             raise
         line = _find_line(error, str(path.resolve()))
+        fix = f"run `python {path}` and repair what it reports"
+        if isinstance(error, ModuleNotFoundError) and error.name and find_sibling(path, error.name):
+            fix = "put both files into a package and write FOLDER/package.module:NAME"
         raise ConfigError(
-            "a file that can be imported",
-            f"{received}: {_last_line(error)}{line}",
-            f"run `python {path}` and repair what it reports",
+            "a file that can be imported", f"{received}: {_last_line(error)}{line}", fix
         ) from error
     return module
 

@@ -60,6 +60,8 @@ class Registry(Generic[T]):
             return cast(T, load_entry_point(entry_points[name], self.kind))
         if self.group and is_reference(name):
             return cast(T, load_reference(name, self.kind))
+        if self.group and name.endswith(".py"):
+            raise ConfigError(f"a {self.kind} in a file", f"{self.kind}={name}", f"write {name}:NAME")
         fix = suggest(name, [*self._items, *entry_points])
         if self.group:
             fix += f", or file.py:NAME for a {self.kind} of your own"

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import shutil
+import sys
 import sysconfig
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -15,15 +17,47 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
-from pipelines.plugins import find_entry_points, is_reference, reference_file, split_reference
+from pipelines.plugins import (
+    find_entry_points,
+    find_sibling,
+    is_reference,
+    reference_file,
+    split_reference,
+)
 from pipelines.storage import hash_file
 from service.pretrained import is_weights_file
 
+ROOT = Path(__file__).resolve().parents[1]
 OWN_PACKAGES = ("glassbox", "pipelines", "service")
 FILE_SUFFIXES = (".py", ".keras", ".h5")
 LARGEST_DATA_FILE = 1_000_000  # bytes; larger files of a package are copied only if they are Python code
 LARGEST_PACKAGE = 64_000_000  # bytes
 ENTRY_POINT_GROUPS = ("glassbox.models", "glassbox.augmentations")
+
+
+def check_code(config: dict[str, Any]) -> None:
+    """Checks that a run can copy all user code that a configuration names. Imports nothing.
+
+    Args:
+        config: Configuration of a run as plain values.
+
+    Raises:
+        ConfigError: A file or package does not exist, or a file imports another one next to it, which would
+            not be copied.
+    """
+    names = find_names(config)
+    copied = {*find_packages(names), *OWN_PACKAGES}
+    for name in names:
+        file = reference_file(name)
+        if file is None and name.endswith(FILE_SUFFIXES):
+            file = Path(name).expanduser()
+        if file is None:
+            find_package(name)
+            continue
+        if not file.is_file():
+            raise ConfigError("a file that exists", f"file={name}", "correct the path")
+        if file.suffix == ".py":
+            _check_imports(file, name, copied)
 
 
 @dataclass
@@ -214,6 +248,44 @@ def is_installed(source: Path) -> bool:
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     is_below = any(source.is_relative_to(folder) for folder in folders if folder)
     return is_below or bool({"site-packages", "dist-packages"} & set(source.parts))
+
+
+def _check_imports(file: Path, name: str, copied: set[str]) -> None:
+    """Refuses a file with an import of another file of the user that is neither copied nor installed."""
+    for package in _list_imports(file):
+        if package in copied or package in sys.stdlib_module_names:
+            continue
+        other = find_sibling(file, package) or _find_imported(package)
+        if other is not None and not is_installed(other) and not other.is_relative_to(ROOT):
+            fix = "put both files into a package and write FOLDER/package.module:NAME, or install the other"
+            raise ConfigError(
+                "user code that imports only installed packages and its own",
+                f"{name} (imports {package} from {other})",
+                fix,
+            )
+
+
+def _list_imports(file: Path) -> list[str]:
+    """Returns the top-level packages that a file imports; none where it cannot be parsed."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []  # importing the file reports this, with the line
+    packages = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            packages += [alias.name.partition(".")[0] for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            packages.append(node.module.partition(".")[0])
+    return list(dict.fromkeys(packages))
+
+
+def _find_imported(package: str) -> Path | None:
+    """Finds file or folder of a top-level package without importing it; None if there is none."""
+    try:
+        return find_package(package)
+    except (ConfigError, ImportError, ValueError):  # ValueError: in `sys.modules` without a spec
+        return None
 
 
 def _describe_distribution(package: str) -> str:

@@ -26,6 +26,7 @@ from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
 from service.training.progress import show_progress, summarize_timings
+from service.user_code import check_code
 from service.version import read_version
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -132,6 +133,7 @@ def check_can_start(config: RunConfig) -> None:
         GlassboxError: The model, the shard set or the weights do not exist, or the images are too small.
     """
     check_name(config.model)
+    check_code(config.model_dump(mode="json"))
     load_manifest(config.shards)
     check_weights(config.model, config.weights)
     check_images(config.model, (*config.data.image_size, config.data.channels))
