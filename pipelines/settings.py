@@ -17,14 +17,13 @@ Ratio = Annotated[float, Field(gt=0.0, strict=True)]
 
 
 def parse_image_size(value: Any) -> Any:
-    """Turns `96` and `"96x64"` (height x width) into a pair; leaves any other value to pydantic."""
+    """Turns `96` and `"96x64"` (height x width) into a pair; leaves the sides of a pair to pydantic."""
     if isinstance(value, int) and not isinstance(value, bool):
         return (value, value)
-    if not isinstance(value, str):
+    if isinstance(value, list | tuple) and len(value) == 2:
         return value
-
-    sides = value.lower().split("x")
-    if len(sides) <= 2 and all(side.strip().isdecimal() for side in sides):
+    sides = value.lower().split("x") if isinstance(value, str) else []
+    if len(sides) in (1, 2) and all(side.strip().isdecimal() for side in sides):
         return (int(sides[0]), int(sides[-1]))
     raise ValueError("an image size is SIDE, HEIGHTxWIDTH or [HEIGHT, WIDTH] in pixels")
 
@@ -77,8 +76,9 @@ def check(spec: type[S], settings: dict[str, Any], where: str) -> S:
         raise ConfigError("a known key", f"{key}={value}", suggest(keys[-1], known))
     if first["type"] == "missing":
         raise ConfigError(f"a value for {key}", f"{where} without it", f"add {key}")
+    reason = first["msg"].removeprefix("Value error, ")
     raise ConfigError(
-        f"{key}: {first['msg'][0].lower()}{first['msg'][1:]}",
+        f"{key}: {reason[0].lower()}{reason[1:]}",
         f"{key}={value}",
         f"give {key} such a value in {where}",
     )

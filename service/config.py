@@ -143,7 +143,7 @@ class RunConfig(Spec):
     @field_validator("xla", mode="before")
     @classmethod
     def _read_yaml_switch(cls, value: Any) -> Any:
-        """YAML reads a bare `on` or `off` as a truth value."""
+        """Accepts a bare `on` or `off`, which YAML reads as a boolean."""
         if isinstance(value, bool):
             return "on" if value else "off"
         return value
@@ -346,7 +346,9 @@ def _split_key(key: str) -> list[str]:
 
 
 def _read_value(text: str) -> Any:
-    """Reads a number as people write it, else YAML, which would read `1e-4` as text and `010` as 8."""
+    """Reads a number as people write it, else YAML, where `1e-4` is text, `010` is 8 and `0x5` is 5."""
+    if re.fullmatch(r"\d+x\d+", text):
+        return text  # an image size
     for number in (int, float):
         try:
             return number(text)

@@ -51,6 +51,12 @@ def test_overrides_reach_into_groups_and_keep_the_rest() -> None:
     assert load_config("cats_dogs_small", "shards", ["epochs=010"]).epochs == 10
 
 
+@pytest.mark.parametrize("value", ["96x", "[96]", "[96,96,3]", "", "-96", "0x5", "0", "96.5", "x"])
+def test_a_wrong_image_size_is_one_clear_error(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"Expected data\.image_size.*Received: data\.image_size"):
+        load_config("cats_dogs_small", "shards", [f"data.image_size={value}"])
+
+
 @pytest.mark.parametrize("value", ["96", "96x96", "[96, 96]"])
 def test_an_image_size_is_written_in_several_ways(value: str) -> None:
     config = load_config("cats_dogs_small", "shards", [f"data.image_size={value}", f"augment.size={value}"])
