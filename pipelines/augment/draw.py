@@ -97,6 +97,22 @@ def signature(spec: AugmentSpec, data: DataSpec) -> dict[str, tuple[tuple[int, .
     return {name: (shape, np.float32) for name, shape in shapes.items()}
 
 
+def check_is_on(spec: AugmentSpec, data: DataSpec) -> None:
+    """Checks that an augmentation changes images at all.
+
+    Args:
+        spec: Settings of all augmentations.
+        data: Size and channels of the images.
+
+    Raises:
+        ConfigError: Nothing is turned on.
+    """
+    if not signature(spec, data):
+        raise ConfigError(
+            "an augmentation", "augment with nothing turned on", "turn something on, for example flip=true"
+        )
+
+
 def check_batch(spec: AugmentSpec, batch: int) -> None:
     """Checks that every image has a neighbour to be mixed with.
 

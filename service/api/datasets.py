@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.errors import ConfigError
 from pipelines.spec import AugmentSpec, DataSpec, check
 
 if TYPE_CHECKING:
@@ -51,6 +52,9 @@ class Dataset:
     ) -> None:
         from pipelines.input.batches import Batches
 
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int):
+            received = f"batch_size={batch_size!r}"
+            raise ConfigError("a whole number of examples per batch", received, "write batch_size=32")
         if augment is not None and not isinstance(augment, AugmentSpec):
             augment = check(AugmentSpec, dict(augment), "augment")
         self._augment = augment

@@ -166,6 +166,7 @@ def heatmaps(
 
     if method not in METHODS:
         raise ConfigError(f"one of {', '.join(METHODS)}", f"method={method}", suggest(method, METHODS))
+    images = np.asarray(images)
     network, names = _open_network(model, images, class_names, scale)
     if layer is None:
         if network.last_feature_map is None:
@@ -173,6 +174,12 @@ def heatmaps(
         layer = network.last_feature_map.name
     probabilities = _predict(network, images)
     labels = probabilities.argmax(axis=1) if classes is None else np.asarray(classes, np.int64)
+    if labels.shape != (len(images),) or not set(labels.tolist()) <= set(range(len(names))):
+        raise ConfigError(
+            f"one class from 0 to {len(names) - 1} per image, of {len(images)}",
+            f"classes={labels.tolist()}",
+            "pass one index per image, or leave classes out",
+        )
     result = CamExtractor(network, [layer], [method])(images, labels[:, None])
     maps = []
     for values in result.maps[layer, method][:, 0]:  # [h, w]
@@ -197,6 +204,7 @@ def activations(
     """
     import tensorflow as tf
 
+    image = np.asarray(image)
     network, _ = _open_network(model, image[None], None, scale)
     graph = network.compile_graph(lambda x: dict(network.run(x).outputs))
     outputs: dict[str, Any] = graph(image[None])
@@ -221,10 +229,10 @@ def _open_network(
         saved_names = saved.classes
     spec = input_spec(model)
     shape = (*spec.image_size, spec.channels)
-    if images.ndim != 4 or images.shape[1:] != shape:
+    if images.ndim != 4 or images.shape[1:] != shape or not len(images):
         raise ConfigError(
-            f"images of shape {shape}, as the model takes",
-            f"shape={images.shape[1:]}",
+            f"one or more images of shape {shape}, as the model takes",
+            f"images of shape {images.shape[1:]}" if len(images) else "no images",
             "read them at that size, for example with ShardSet.images(rows, size=...)",
         )
     count = class_count(model)

@@ -51,6 +51,8 @@ def report(
                 "a run without out", f"out={out}", "leave it out: the report of a run is written into the run"
             )
         return render_report(Run(path), shards, report_options, page_options)
+    if not path.exists():
+        raise ConfigError("a run directory or a model file", f"model={path} (does not exist)", "correct it")
     if shards is None or out is None:
         raise ConfigError("data and out with a model file", f"data={data} out={out}", "pass both")
     return render_model_report(

@@ -9,6 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.config import load_config as load_run_config
 from service.runs import Run
@@ -118,7 +121,8 @@ def load_config(
         ConfigError: The preset or a key is unknown, or a value has the wrong type.
     """
     changes = {**(overrides or {}), **settings}
-    return load_run_config(preset, os.fspath(data), [f"{key}={json.dumps(changes[key])}" for key in changes])
+    lines = [f"{key}={json.dumps(value, default=_to_plain)}" for key, value in changes.items()]
+    return load_run_config(preset, os.fspath(data), lines)
 
 
 def train(
@@ -153,7 +157,6 @@ def train(
         DataError: The shard set cannot be used.
         TrainingError: Training started and could not finish; `resume` continues it.
     """
-    from pipelines.errors import ConfigError
     from service.training.launch import train as train_run
 
     if isinstance(config, str):
@@ -206,6 +209,15 @@ def load_run(path: str | os.PathLike[str]) -> TrainedRun:
         ConfigError: The directory is not a run.
     """
     return TrainedRun(path)
+
+
+def _to_plain(value: Any) -> Any:
+    """Converts a path or a NumPy value to what JSON can hold."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    raise ConfigError("a plain value", f"{value!r} ({type(value).__name__})", "pass numbers, texts and lists")
 
 
 def _read_workers(workers: int | str | None, cpus: int | None, gpus: int | None) -> Any:

@@ -63,9 +63,9 @@ class ShardSet:
         import numpy as np
 
         from pipelines.input.batches import read_rows
-        from pipelines.spec import DataSpec
+        from pipelines.spec import DataSpec, check
 
-        data = DataSpec() if size is None else DataSpec(image_size=size)
+        data = check(DataSpec, {} if size is None else {"image_size": size}, "images")
         return np.asarray(read_rows(self.path, split, data, list(rows))["image"])[: len(rows)]
 
     def _repr_html_(self) -> str:
@@ -102,13 +102,13 @@ def build_shards(
     from pipelines.spec import ShardSpec, check
     from service.progress_bar import progress_bar
 
-    checked = check(ShardSpec, spec, "build_shards")
+    shard_spec = check(ShardSpec, spec, "build_shards")
 
     def open_again() -> Source:
         return open_source(source) if isinstance(source, str) else source
 
     with progress_bar("building shards") as update:
-        build(open_again(), Path(out), checked, update, workers, open_again)
+        build(open_again(), Path(out), shard_spec, update, workers, open_again)
     return open_shards(out)
 
 

@@ -47,11 +47,17 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         GlassboxError: See `service.report.pages.preview.render_preview` for the conditions.
     """
+    from pipelines.augment.draw import check_is_on
+    from pipelines.shards.manifest import load_manifest
     from pipelines.spec import AugmentSpec, check
     from service.config import load_config
 
     overrides = [f"augment.{override}" for override in options.augment] + options.overrides
     config = load_config(options.preset or "demo", options.shards, overrides)
+    augment = config.augment or AugmentSpec()
+    # Before TensorFlow is imported.
+    load_manifest(options.shards)
+    check_is_on(augment, config.data)
 
     from service.report.analysis.augmented import PreviewOptions
     from service.report.pages.preview import render_preview
@@ -67,7 +73,7 @@ def run(options: argparse.Namespace) -> None:
     page = render_preview(
         Path(options.shards),
         config.data,
-        config.augment or AugmentSpec(),
+        augment,
         preview_options,
         Path(options.out).absolute(),
     )

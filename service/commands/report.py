@@ -128,6 +128,9 @@ def _check_inputs(options: argparse.Namespace) -> None:
     """Checks that runs, model and shard set exist, before TensorFlow is imported."""
     for directory in options.directories:
         Run(directory).check_has_model()
+    if options.all and not Path(options.all).is_dir():
+        received = f"all={options.all} (no such directory)"
+        raise ConfigError("a directory that holds runs", received, "name the directory above the runs")
     if options.model:
         find_model_file(options.model)
     if options.data:

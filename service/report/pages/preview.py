@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pipelines.augment.draw import signature
+from pipelines.augment.draw import check_is_on
 from pipelines.errors import ConfigError
 from pipelines.input.reader import ShardReader
 from pipelines.spec import AugmentSpec, DataSpec
@@ -42,10 +42,7 @@ def render_preview(
             be written.
         DataError: The shard set cannot be used.
     """
-    if not signature(augment, data):
-        raise ConfigError(
-            "an augmentation", "augment with nothing turned on", "turn something on, for example flip=true"
-        )
+    check_is_on(augment, data)
     reader = ShardReader(shards, options.split)
     if not reader.rows:
         raise ConfigError(

@@ -175,3 +175,28 @@ def test_report_and_preview(tmp_path: Path, run: glassbox.TrainedRun, shards: gl
     assert preview.is_file()
     with pytest.raises(glassbox.ConfigError, match="data and out"):
         glassbox.report(run.path / "model.keras")
+
+
+def test_paths_and_numpy_values_are_settings(shards: glassbox.ShardSet, tmp_path: Path) -> None:
+    config = glassbox.load_config("demo", shards, model=tmp_path / "m.keras", epochs=np.int64(2))
+    assert config.model == str(tmp_path / "m.keras")
+    assert config.epochs == 2
+    with pytest.raises(glassbox.ConfigError, match="a plain value"):
+        glassbox.load_config("demo", shards, epochs=object())
+
+
+@pytest.mark.parametrize("classes", [[0], [0, 2], [0, -1]])
+def test_heatmaps_need_a_class_of_the_model_for_every_image(classes: list[int]) -> None:
+    with pytest.raises(glassbox.ConfigError, match="one class from 0 to 1 per image, of 2"):
+        glassbox.heatmaps(bright_corner_model(), np.zeros((2, 8, 8, 1), np.uint8), classes=classes)
+
+
+def test_wrong_arguments_are_errors_that_name_the_fix(shards: glassbox.ShardSet, tmp_path: Path) -> None:
+    with pytest.raises(glassbox.ConfigError, match="no images"):
+        glassbox.heatmaps(bright_corner_model(), np.zeros((0, 8, 8, 1), np.uint8))
+    with pytest.raises(glassbox.ConfigError, match="image_size"):
+        shards.images([0], size=-4)
+    with pytest.raises(glassbox.ConfigError, match="batch_size='4'"):
+        shards.dataset(batch_size="4")
+    with pytest.raises(glassbox.ConfigError, match="does not exist"):
+        glassbox.report(tmp_path / "no_such_run")

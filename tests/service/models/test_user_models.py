@@ -13,7 +13,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from training_samples import fit_run, noise_shards
+from training_samples import fit_run, noise_shards, read_checkpoint
 
 from pipelines.errors import ConfigError
 from service.config import load_config, load_run_config
@@ -23,8 +23,9 @@ from service.models import Task, build_model
 from service.models.adapt import adapt_model
 from service.models.check import check_model
 from service.models.weights import load_weights
+from service.report.job import render_report
 from service.runs import Run
-from service.training.launch import train
+from service.training.launch import resume, train
 
 ROOT = Path(__file__).resolve().parents[3]
 SHAPE = (12, 12, 3)
@@ -289,6 +290,53 @@ def test_a_run_needs_nothing_but_its_copy_of_the_code(
     assert len(moved.metrics()) == 3
     assert "accuracy" in done.stdout
     assert (moved.report / "index.html").is_file()
+
+
+AUGMENTATION = """
+import numpy as np
+from pipelines.augment.base import PixelAugmentation
+from pipelines.settings import Spec
+
+class Invert(PixelAugmentation):
+    class Settings(Spec):
+        probability: float = 0.5
+
+    streams = {"chance": 0}
+
+    def draw(self, numbers, image):
+        is_inverted = numbers.is_active & (numbers.uniform("chance") < self.settings.probability)
+        return is_inverted.astype(np.float32)
+
+    def apply(self, images, parameters):
+        share = parameters[:, None, None, None]
+        return (1 - share) * images + share * (255 - images)
+"""
+
+
+def test_an_augmentation_from_a_file_draws_the_same_after_the_file_is_gone(
+    shards: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "my files"
+    mine.mkdir()
+    (mine / "invert.py").write_text(AUGMENTATION)
+    augmented = settings("linear", f"augment.{mine}/invert.py:Invert.probability=0.25")
+    config = load_config("demo", shards, augmented)
+    whole = train(config, tmp_path / "whole", local=True)
+    plain = train(load_config("demo", shards, settings("linear")), tmp_path / "plain", local=True)
+    assert whole.metrics()[-1]["loss"] != plain.metrics()[-1]["loss"]
+
+    run = Run(tmp_path / "run")
+    run.create(config.model_dump(mode="json"))
+    assert "  code/invert.py:Invert:\n    probability: 0.25\n" in run.config_path.read_text()
+    fit_run(run.path, load_run_config(run), checks=3)
+    shutil.rmtree(mine)
+    moved = Run(run.path.rename(tmp_path / "moved"))
+    resume(moved.path, local=True)
+    for expected, array in zip(
+        read_checkpoint(whole, "epoch-0003"), read_checkpoint(moved, "epoch-0003"), strict=True
+    ):
+        np.testing.assert_array_equal(array, expected)
+    assert render_report(moved).is_file()
 
 
 def save_custom_model(folder: Path) -> Path:

@@ -116,7 +116,7 @@ def test_settings_of_weights_are_checked_before_ray_starts(tmp_path: Path) -> No
     for words, message in (
         (
             ["weights=imagenet"],
-            r"weights: value error, imagenet goes with vgg16, .* alone, not with small_cnn",
+            r"weights: imagenet goes with vgg16, .* alone, not with small_cnn",
         ),
         (
             ["weights=imagnet"],
