@@ -1,1 +1,1 @@
-"""Training and looking: models, the loop, run directories, reports, the command line."""
+"""Training, inference and reports: models, the training loop, run directories, and the command line."""

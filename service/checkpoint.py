@@ -270,11 +270,11 @@ def _check_same(path: Path, description: dict[str, Any], data: str, model: str |
             f"checkpoint={path} (of another one)",
             "put the old shards back, or start a new run",
         )
-    before = description.get("config", {}).get("model", model)
-    if model is None or _strip_folder(before) == _strip_folder(model):
+    saved_model = description.get("config", {}).get("model", model)
+    if model is None or _strip_folder(saved_model) == _strip_folder(model):
         return
     raise ConfigError(
-        f"the model the run began with, {before}",
+        f"the model the run began with, {saved_model}",
         f"model={model}",
         "put the old name back, or start a new run",
     )

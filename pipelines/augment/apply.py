@@ -54,7 +54,7 @@ def _build_passes(
 ) -> tuple[tuple[Pass, tuple[str, ...]], ...]:
     """Groups the changes after the warp into passes, each compiled by XLA as a whole or not at all.
 
-    With the augmentations of this package alone, that is one pass. The same augmentations give the same
+    With the augmentations of this package alone, that is one pass. Equal augmentations yield the same cached
     functions, which are therefore traced once.
 
     Args:
@@ -71,7 +71,7 @@ def _build_passes(
     if COLOUR in names:
         steps.append((True, COLOUR, None))
     steps += [(a.is_compiled, a.key, a) for a in changes]
-    # Images are mixed with what their neighbours were before any mixing, so all mixing is in one pass.
+    # Images are mixed with their neighbours before any mixing, so all mixing is in one pass.
     is_mixing_compiled = all(a.is_compiled for a in mixing)
     steps += [(is_mixing_compiled, a.key, a) for a in mixing]
 
@@ -110,7 +110,7 @@ def _build_pass(members: Sequence[tuple[str, Any]], is_compiled: bool) -> Pass:
 
 def _apply_colour(images: tf.Tensor, colour: tf.Tensor) -> tf.Tensor:
     """Applies the linear map of each image, `[B, C, C + 1]`, and clips to 0 to 255."""
-    # [B, 1, 1, C] each: the weight of one channel in all new ones; the last is what is added
+    # [B, 1, 1, C] each: the weights of one channel in all new ones, and the offset
     *weights, offset = tf.unstack(colour[:, None, None], axis=-1)
     channels = tf.split(images, len(weights), axis=-1)  # [B, H, W, 1] each
     terms = [weight * channel for weight, channel in zip(weights, channels, strict=True)]

@@ -78,7 +78,7 @@ class Augmentation(ABC):
             not part of this package; the name of the class unless it is set.
         Settings: Its fields of `AugmentSpec`, with default, range and description.
         streams: Names of the random numbers it draws, each with its index. Those of this package share one
-            sequence, so an index in use must never change meaning; any other has a sequence of its own.
+            sequence, so an index in use must never change meaning; every other one has a separate sequence.
         channels: Numbers of channels of the images it applies to.
         settings: Values of `Settings`; within this package the whole `AugmentSpec`.
     """

@@ -34,8 +34,8 @@ IDENTITY = Transform(1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 def compose(outer: Transform, inner: Transform) -> Transform:
     """Returns the maps that first do `inner`, then `outer`.
 
-    Written out, because a fused multiply-add in a matrix product would change the last bit: what is drawn for
-    a seed is the same on every processor.
+    Written out, because a fused multiply-add in a matrix product could change the last bit. This way, the
+    matrices for a seed are the same on every processor.
     """
     return Transform(
         a=outer.a * inner.a + outer.b * inner.d,

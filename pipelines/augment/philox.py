@@ -20,7 +20,7 @@ FOLD_BLOCK = 0xFFFFFFFF  # block number that `fold_in` uses and `uniform` never 
 
 
 def philox4x32(counter: ArrayLike, key: ArrayLike) -> Words:
-    """Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
+    """Computes Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
 
     Args:
         counter: 32-bit words, `[4, ...]`.

@@ -80,7 +80,7 @@ AugmentSpec.__doc__ = "\n".join(
 def list_augmentations(spec: AugmentSpec) -> tuple[Augmentation, ...]:
     """Returns all augmentations, on or off, those of this package first.
 
-    The same settings give the same objects, so that TensorFlow does not trace their functions again.
+    Equal settings yield the same objects, so that TensorFlow does not trace their functions again.
     """
     # Loaded on every call, because a user may have edited the file.
     extensions = tuple(load_extension(key) for key in spec.extensions)

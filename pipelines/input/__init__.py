@@ -1,1 +1,1 @@
-"""From a shard set to batches: which rows (`order`), their bytes (`reader`) and their pixels (`tfdata`)."""
+"""Reads batches from a shard set: the order of rows (`order`), their bytes (`reader`), pixels (`tfdata`)."""

@@ -35,7 +35,7 @@ SEARCH_ROWS = 1024  # images held in memory while searching for one that cannot 
 DRAW_ROWS = 4096  # rows whose augmentation is drawn at a time: a call costs as much as hundreds of rows
 BLOCK_BYTES = 4 << 20  # cached images that pass through Python at a time
 FILL_BATCH = 64  # images decoded at a time while a cache is filled
-# Shape without the batch, and dtype, of what every batch has besides images and augmentation.
+# Shape without the batch, and dtype, of the arrays of every batch except images and augmentation.
 LABEL_TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
     "label": ((), np.int32),
     "weight": ((), np.float32),
@@ -123,7 +123,7 @@ class Batches:
 
         Args:
             epoch: Number of the first epoch, from 0.
-            start_step: First step of the first epoch; what comes before is neither read nor decoded.
+            start_step: First step of the first epoch; earlier steps are neither read nor decoded.
             worker: Rank of the worker, from 0.
             workers: Number of workers that share every global batch; each takes a contiguous slice of it.
             replicas: Number of batches that the slice is divided into: one for each device of the worker.
@@ -149,9 +149,9 @@ class Batches:
         size = batch * batches_per_record
 
         def read_records() -> Iterator[Record]:
-            for n in range(epochs):
-                steps = range(0 if n else start_step, stop)
-                for rows, parameters in self._iterate_rows(epoch + n, steps, worker, workers):
+            for current in range(epoch, epoch + epochs):
+                steps = range(start_step if current == epoch else 0, stop)
+                for rows, parameters in self._iterate_rows(current, steps, worker, workers):
                     for start in range(0, len(rows), size):
                         part = slice(start, start + size)
                         drawn = {name: values[part] for name, values in parameters.items()}

@@ -1,1 +1,1 @@
-"""A source becomes a shard set: planned, built, described by a manifest."""
+"""Builds, verifies and opens shard sets, which are described by a manifest."""

@@ -64,7 +64,8 @@ def build_shards(
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
     fingerprint = source.fingerprint()
     about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
-    digest = hash_json([VERSION, *about.values(), source.classes, [planned.model_dump() for planned in plan]])
+    shards = [planned_shard.model_dump() for planned_shard in plan]
+    digest = hash_json([VERSION, *about.values(), source.classes, shards])
     with lock_build_directory(out.absolute(), digest, about) as directory:
         committed = directory.load_committed()
         if committed is not None:
@@ -146,8 +147,8 @@ def _build_missing_shards(
     workers: int | None,
 ) -> None:
     """Builds every shard that an earlier start did not complete, and adds up the results of all shards."""
-    for planned, result in directory.load_results(totals.plan):
-        totals.add(planned, result)
+    for planned_shard, result in directory.load_results(totals.plan):
+        totals.add(planned_shard, result)
     missing = totals.missing
     if not missing:
         progress(totals.candidates_done, totals.candidates)
@@ -155,8 +156,8 @@ def _build_missing_shards(
     with start_workers(source, spec, directory.out, directory.work, workers) as context:
         progress(totals.candidates_done, totals.candidates)
         with closing(build_on_workers(context, missing, workers)) as results:  # closing cancels running tasks
-            for planned, result in results:
-                totals.add(planned, result)
+            for planned_shard, result in results:
+                totals.add(planned_shard, result)
                 progress(totals.candidates_done, totals.candidates)
 
 

@@ -54,15 +54,15 @@ class BuildDirectory:
 
     def load_results(self, plan: Sequence[PlannedShard]) -> Iterator[tuple[PlannedShard, ShardResult]]:
         """Yields the shards that earlier starts completed."""
-        for planned in plan:
-            result = load_result(planned, self.out, self.work)
+        for planned_shard in plan:
+            result = load_result(planned_shard, self.out, self.work)
             if result is not None:
-                yield planned, result
+                yield planned_shard, result
 
     def read_rejections(self, plan: Sequence[PlannedShard]) -> Iterator[str]:
         """Yields a line of JSON for every rejected candidate, in the order of the plan."""
-        for planned in plan:
-            yield from read_rejections(planned, self.work)
+        for planned_shard in plan:
+            yield from read_rejections(planned_shard, self.work)
 
     def commit(self, manifest: Manifest, plan: Sequence[PlannedShard]) -> None:
         """Writes the list of rejected images, then the manifest, which commits the shard set.
@@ -84,7 +84,7 @@ class BuildDirectory:
 
     def discard(self, plan: Sequence[PlannedShard]) -> None:
         """Removes the shards of the build; the work folder is removed when the lock is released."""
-        stems = {Path(planned.file).stem for planned in plan}
+        stems = {Path(planned_shard.file).stem for planned_shard in plan}
         with report_write_errors(self.out):
             for path in self.out.iterdir():
                 if path.name.split(".")[0] in stems:

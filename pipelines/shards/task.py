@@ -45,12 +45,14 @@ class ShardResult(Spec):
     rejected: int
 
 
-def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Path, work: Path) -> ShardResult:
+def build_shard(
+    source: Source, planned_shard: PlannedShard, spec: ShardSpec, out: Path, work: Path
+) -> ShardResult:
     """Writes one shard, then its marker: one line with the result, and one per rejected candidate.
 
     Args:
         source: Source of the images.
-        planned: Range of candidates to read, and the file to write.
+        planned_shard: Range of candidates to read, and the file to write.
         spec: Options of the shard set.
         out: Directory of the shard set that the complete shard is moved to.
         work: Directory on the same file system for the shard in progress and for the marker.
@@ -64,7 +66,9 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
     rejected_lines: list[str] = []
 
     def read_records() -> Iterator[Record]:
-        for item in prepare_examples(source, planned.source_split, planned.start, planned.stop, spec):
+        for item in prepare_examples(
+            source, planned_shard.source_split, planned_shard.start, planned_shard.stop, spec
+        ):
             if isinstance(item, Rejected):
                 line = json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False)
                 rejected_lines.append(line + "\n")
@@ -79,7 +83,7 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
         received = f"{work.parent.parent} (not on {socket.gethostname()}, or removed)"
         raise ConfigError("an output directory that every worker sees", received, "choose a shared directory")
     with report_write_errors(out):
-        shard = write_shard(work, planned.file, read_records())
+        shard = write_shard(work, planned_shard.file, read_records())
         for file in shard.files:
             os.replace(work / file.file, out / file.file)
         result = ShardResult(
@@ -90,7 +94,7 @@ def build_shard(source: Source, planned: PlannedShard, spec: ShardSpec, out: Pat
         )
         marker = "".join([result.model_dump_json(by_alias=True) + "\n", *rejected_lines])
         # Not durable: without its marker, a shard is built again.
-        write_atomically(_get_marker_path(planned, work), marker, durable=False)
+        write_atomically(_get_marker_path(planned_shard, work), marker, durable=False)
     return result
 
 
@@ -153,10 +157,10 @@ def report_write_errors(out: Path) -> Iterator[None]:
         raise ConfigError("an output directory that can be written", f"out={out}: {reason}", fix) from None
 
 
-def load_result(planned: PlannedShard, out: Path, work: Path) -> ShardResult | None:
+def load_result(planned_shard: PlannedShard, out: Path, work: Path) -> ShardResult | None:
     """Loads the result that an earlier, interrupted build left for a shard, if its files are still there."""
     try:
-        with _get_marker_path(planned, work).open(encoding="utf-8") as lines:
+        with _get_marker_path(planned_shard, work).open(encoding="utf-8") as lines:
             result = ShardResult.model_validate_json(next(lines, ""))
         is_complete = all((out / file.file).stat().st_size == file.bytes for file in result.shard.files)
     except (OSError, ValidationError, UnicodeDecodeError):
@@ -164,12 +168,12 @@ def load_result(planned: PlannedShard, out: Path, work: Path) -> ShardResult | N
     return result if is_complete else None
 
 
-def read_rejections(planned: PlannedShard, work: Path) -> Iterator[str]:
+def read_rejections(planned_shard: PlannedShard, work: Path) -> Iterator[str]:
     """Yields the lines of JSON that describe the rejected candidates of a shard."""
-    with _get_marker_path(planned, work).open(encoding="utf-8") as lines:
+    with _get_marker_path(planned_shard, work).open(encoding="utf-8") as lines:
         next(lines)  # the result
         yield from lines
 
 
-def _get_marker_path(planned: PlannedShard, work: Path) -> Path:
-    return work / f"{planned.file}.done"
+def _get_marker_path(planned_shard: PlannedShard, work: Path) -> Path:
+    return work / f"{planned_shard.file}.done"

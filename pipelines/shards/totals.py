@@ -30,33 +30,35 @@ class ShardSetTotals:
 
     def __init__(self, plan: Sequence[PlannedShard], classes: int) -> None:
         self.plan = plan
-        self.candidates = sum(planned.candidates for planned in plan)
+        self.candidates = sum(planned_shard.candidates for planned_shard in plan)
         self.candidates_done = 0
         self.rejected = 0
         self._shards: dict[str, ShardFile] = {}
-        self._class_counts = {planned.split: np.zeros(classes, np.int64) for planned in plan}
+        self._class_counts = {planned_shard.split: np.zeros(classes, np.int64) for planned_shard in plan}
         # Python integers, because sums of squares over a large set exceed 64 bits
-        self._pixel_sums = {planned.split: np.zeros((3, 3), object) for planned in plan}
+        self._pixel_sums = {planned_shard.split: np.zeros((3, 3), object) for planned_shard in plan}
 
     @property
     def missing(self) -> list[PlannedShard]:
         """Shards that have not been added, in the order of the plan."""
-        return [planned for planned in self.plan if planned.file not in self._shards]
+        return [planned_shard for planned_shard in self.plan if planned_shard.file not in self._shards]
 
-    def add(self, planned: PlannedShard, result: ShardResult) -> None:
+    def add(self, planned_shard: PlannedShard, result: ShardResult) -> None:
         """Adds the result of one shard."""
-        self._shards[planned.file] = result.shard
-        self.candidates_done += planned.candidates
+        self._shards[planned_shard.file] = result.shard
+        self.candidates_done += planned_shard.candidates
         self.rejected += result.rejected
-        self._class_counts[planned.split] += result.class_counts
-        self._pixel_sums[planned.split] += np.array(result.pixel_sums, object)
+        self._class_counts[planned_shard.split] += result.class_counts
+        self._pixel_sums[planned_shard.split] += np.array(result.pixel_sums, object)
 
     def build_splits(self) -> dict[str, SplitManifest]:
         """Builds the manifest of every split with at least one row; shards without rows are left out."""
         return {name: self._build_split(name) for name, counts in self._class_counts.items() if counts.any()}
 
     def _build_split(self, name: str) -> SplitManifest:
-        shards = [self._shards[planned.file] for planned in self.plan if planned.split == name]
+        shards = [
+            self._shards[planned_shard.file] for planned_shard in self.plan if planned_shard.split == name
+        ]
         mean = None
         std = None
         pixel_sums = self._pixel_sums[name]

@@ -63,17 +63,17 @@ def build_on_workers(
     """Builds shards, at most `workers` at a time, and yields results as they arrive. See `run_tasks`."""
 
     def describe(index: int) -> str:
-        planned = missing[index]
-        return f"{planned.file}, images {planned.start} to {planned.stop - 1} of {planned.source_split}"
+        shard = missing[index]
+        return f"{shard.file}, images {shard.start} to {shard.stop - 1} of {shard.source_split}"
 
-    calls = [(context, planned) for planned in missing]
+    calls = [(context, planned_shard) for planned_shard in missing]
     with closing(run_tasks(_build, calls, describe, workers)) as results:
         for index, result in results:
             yield missing[index], result
 
 
-def _build(context: BuildContext, planned: PlannedShard) -> ShardResult:
-    return build_shard(_get_source(context.source[0]), planned, context.spec, context.out, context.work)
+def _build(context: BuildContext, planned_shard: PlannedShard) -> ShardResult:
+    return build_shard(_get_source(context.source[0]), planned_shard, context.spec, context.out, context.work)
 
 
 def _load_source(context: BuildContext) -> None:

@@ -46,7 +46,7 @@ def open_source(name: str, labelled: bool = True) -> Source:
     """Opens a source by its name.
 
     Args:
-        name: `KIND:ARGUMENT`, the name of a known data set, or that of a source of your own (see above).
+        name: `KIND:ARGUMENT`, the name of a known data set, or that of your own source (see above).
         labelled: Whether the source must have classes. If not, `photos:DIR` is a source as well.
 
     Raises:

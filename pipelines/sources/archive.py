@@ -44,7 +44,7 @@ SCAN = {".zip": scan_zip, ".tar": scan_tar, ".tar.gz": scan_tar_gz}
 
 MAX_MEMBER = 2**28  # bytes: the pixels of the largest image in a shard; workers hold one member at a time
 MAX_RATIO = 100  # image files hardly shrink, folders of tiny bitmaps by a factor of 50
-ALWAYS_ALLOWED = 2**30  # bytes to which any archive may expand, whatever the ratio
+ALWAYS_ALLOWED = 2**30  # bytes to which any archive may expand, regardless of the ratio
 
 SCHEMA = pa.schema(
     [

@@ -12,7 +12,7 @@ from pipelines.registry import Registry
 class Source(Protocol):
     """A finite, ordered collection of labelled images that can be read in ranges.
 
-    Ray sends a source to its workers, so it must be picklable, and what it reads must be reachable from them.
+    Ray sends a source to its workers, so it must be picklable, and its data must be reachable from them.
     """
 
     @property

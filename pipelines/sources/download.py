@@ -127,7 +127,7 @@ class _Download:
 
     Args:
         address: Address of the file, `https://...`.
-        part: File to write to; what it already holds is not downloaded again.
+        part: File to write to; bytes that it already holds are not downloaded again.
     """
 
     def __init__(self, address: str, part: Path) -> None:

@@ -1,1 +1,1 @@
-"""What each command of `glassbox` does, one file per command."""
+"""The commands of `glassbox`, one module per command."""

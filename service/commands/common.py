@@ -23,7 +23,7 @@ PRESET_HELP = "a name from 'glassbox presets', or a YAML file"
 CUSTOM_OBJECTS_HELP = (
     "package.module or FILE.py that defines the custom layers of the model; its code is imported"
 )
-MAX_TABLE_WIDTH = 1_000  # columns; a table is never wrapped, whatever the width of the terminal
+MAX_TABLE_WIDTH = 1_000  # columns; a table is never wrapped to the width of the terminal
 
 
 def add_command(

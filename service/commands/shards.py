@@ -132,8 +132,8 @@ def run_build(options: argparse.Namespace) -> None:
     from pipelines.spec import ShardSpec, check
 
     settings = {name: getattr(options, name) for name in ShardSpec.model_fields}
-    given = {name: value for name, value in settings.items() if value is not None}
-    spec = check(ShardSpec, given, "the command line")
+    requested = {name: value for name, value in settings.items() if value is not None}
+    spec = check(ShardSpec, requested, "the command line")
     check_request(Path(options.out), spec, options.workers)
     source = open_source(options.source)
     with progress_bar("building shards") as update:

@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         GlassboxError: See `service.training.launch` for the conditions.
     """
-    trained = _resume(options) if options.resume else _train(options)
-    print(f"finished: {trained.path}  (glassbox report {options.out})")
+    finished_run = _resume(options) if options.resume else _train(options)
+    print(f"finished: {finished_run.path}  (glassbox report {options.out})")
 
 
 def _train(options: argparse.Namespace) -> Run:

@@ -1,1 +1,1 @@
-"""What learning curves and predictions say about a run: findings in words, and label issues."""
+"""Diagnosis of a run from its learning curves and predictions: findings as text, and label issues."""

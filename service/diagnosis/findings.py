@@ -11,7 +11,7 @@ from service.diagnosis.curves import MIN_EPOCHS, Curve, accuracy_gap, column, fi
 from service.scores import standard_error
 
 SMALL_GAP = 0.02  # difference of accuracies that is negligible
-WIDE_GAP = 0.10  # difference of accuracies that is overfitting, whatever the loss does
+WIDE_GAP = 0.10  # difference of accuracies that counts as overfitting, regardless of the loss
 SIGNIFICANT = 2.0  # standard errors
 VERY_SIGNIFICANT = 3.0  # standard errors, for comparisons of the best of many epochs with the last
 MIN_LOSS_CHANGE = 0.02  # share of the loss that its change over the last third must exceed
@@ -87,7 +87,7 @@ class History:
         return "validation" if self.prefix else "training"
 
     def sampling_error(self, accuracy: float) -> float:
-        """Standard error of an accuracy due to the number of validation images; 0 if that is unknown."""
+        """Computes the standard error of an accuracy from the number of validation images; 0 if unknown."""
         if not self.images:
             return 0.0
         return standard_error(min(max(accuracy, 0.0), 1.0), self.images)

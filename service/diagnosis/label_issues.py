@@ -13,8 +13,7 @@ from pipelines.records import Batch
 from service.scores import losses
 
 MAX_IMAGES = 20_000  # largest number of training images to predict; rows are in random order
-# A label counts as contradicted only by a probability of at least the first value, and always by one above
-# the second, whatever the model's average confidence is.
+# Bounds of a class's threshold, regardless of the mean confidence of the model in this class.
 CONFIDENCE_BOUNDS = (0.6, 0.9)
 MEMORIZED = 0.995  # training accuracy above which wrong labels are memorized too, and no longer stand out
 

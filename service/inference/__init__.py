@@ -1,1 +1,1 @@
-"""Any Keras image classifier applied to any images: models, datasets, jobs and output tables."""
+"""Inference with any Keras image classifier: models, datasets, jobs and output tables."""

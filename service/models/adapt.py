@@ -200,7 +200,8 @@ def _expose_logits(model: keras.Model, name: str, task: Task) -> tuple[keras.Ker
     """Finds or creates the tensor of logits.
 
     Returns:
-        The output of a layer named `logits`, or None if the model needs no change; and what was inferred.
+        The output of a layer named `logits`, or None if the model needs no change; and a sentence
+        on the inference.
     """
     names = [layer.name for layer in model.layers]
     if names[-2:] == [LOGITS, PROBABILITIES]:

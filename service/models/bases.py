@@ -1,7 +1,7 @@
 """Networks pretrained on ImageNet by Keras, as bases for transfer learning.
 
-The layers of a base are not nested in a model of their own, so they keep their names. Preprocessing is part
-of the model. Stochastic depth is off, so that a frozen base always computes the same features for an image.
+The layers of a base are not nested in a submodel, so they keep their names. Preprocessing is part of the
+model. Stochastic depth is off, so that a frozen base always computes the same features for an image.
 """
 
 from __future__ import annotations

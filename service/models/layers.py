@@ -19,7 +19,7 @@ def standardize(image: keras.KerasTensor, task: Task) -> keras.KerasTensor:
         task: Means and deviations of the channels.
 
     Returns:
-        `[B, H, W, C]`, float32 whatever the precision.
+        `[B, H, W, C]`, float32 under any precision policy.
     """
     variance = [max(std, 1.0) ** 2 for std in task.std]  # a channel that is the same everywhere stays 0
     layer = keras.layers.Normalization(
@@ -36,7 +36,7 @@ def add_head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
         classes: Number of classes.
 
     Returns:
-        Probabilities, float32 whatever the precision: `[B, 1]` (of class 1) or `[B, classes]`.
+        Probabilities, float32 under any precision policy: `[B, 1]` (of class 1) or `[B, classes]`.
     """
     units = 1 if classes == 2 else classes
     logits = keras.layers.Dense(units, dtype="float32", name=LOGITS)(features)

@@ -126,7 +126,7 @@ def _find_state(run: Run, options: ReportOptions, page_options: PageOptions) -> 
     """Returns the state of a run that needs no new report; empty if one is due."""
     if run.status().get("state") != "finished":
         return NOT_FINISHED
-    with suppress(GlassboxError, OSError):  # rendering the report will name whatever is wrong
+    with suppress(GlassboxError, OSError):  # rendering the report will raise the error again
         if is_up_to_date(run, compute_fingerprint(run, find_shards(run), options, page_options)):
             return UP_TO_DATE
     return ""

@@ -44,7 +44,7 @@ from service.report.subject import (
 from service.runs import Run
 
 SectionBuilder = Callable[[Subject, Album], Section | None]
-Progress = Callable[[int, int, str], None]  # sections finished, sections in all, name of the next one
+Progress = Callable[[int, int, str], None]  # finished sections, number of all, name of the next one
 
 # The sections of a report, in the order in which they are built. Each entry connects the values of a subject
 # with the function that builds a section from them; it returns None if there is nothing to show.
@@ -270,16 +270,16 @@ def render(
     builders = list_sections() if sections is None else sections
     with publish(out) as directory:
         album = Album(directory)
-        built = []
+        built_sections = []
         for done, (name, build) in enumerate(builders.items()):
             progress(done, len(builders), name)
             section = build(subject, album)
             if section is not None:
-                built.append(section)
+                built_sections.append(section)
         content = page.Page(
             subject=subject,
             summary=summarize(subject),
-            sections=built,
+            sections=built_sections,
             album=album,
             options=page_options,
             fingerprint=fingerprint or {},

@@ -1,1 +1,1 @@
-"""Training: one loop for one device or many, inside a Ray Train worker."""
+"""Training: one loop for one device or many, in a Ray Train worker or in the current process."""

@@ -33,7 +33,7 @@ def check_some_updates(epoch: int, skipped: int, updates: int) -> None:
     Args:
         epoch: The epoch that was trained, from 1.
         skipped: Number of its updates that were skipped.
-        updates: Number of its updates in all.
+        updates: Number of all its updates.
 
     Raises:
         TrainingError: No update of the epoch had a finite gradient.

@@ -350,7 +350,7 @@ class _WorkerStart:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._began = time.monotonic()
-        self._before = self._read()
+        self._previous_start = self._read()
         self._has_started = False
 
     def _read(self) -> float | None:
@@ -359,7 +359,7 @@ class _WorkerStart:
 
     def check(self) -> None:
         """Raises a TrainingError if the workers have not started in time."""
-        self._has_started = self._has_started or self._read() != self._before
+        self._has_started = self._has_started or self._read() != self._previous_start
         seconds = time.monotonic() - self._began
         if not self._has_started and seconds > _start_timeout():
             raise TrainingError(

@@ -185,12 +185,12 @@ def precision_scope(policy: str) -> Iterator[None]:
     Args:
         policy: Name of a Keras dtype policy, such as `mixed_bfloat16`.
     """
-    before = keras.config.dtype_policy()
+    previous_policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy(policy)
     try:
         yield
     finally:
-        keras.config.set_dtype_policy(before)
+        keras.config.set_dtype_policy(previous_policy)
 
 
 def _average(strategy: tf.distribute.Strategy, variables: Sequence[tf.Variable]) -> None:

@@ -429,7 +429,7 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
 def train_eager_batches(
     steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int
 ) -> StepResult:
-    """Equivalent of `Steps.train` for batches that come from Python, such as those of DALI; slower.
+    """Does the same as `Steps.train` for batches that come from Python, such as those of DALI; slower.
 
     Args:
         steps: The compiled steps.

@@ -65,12 +65,14 @@ class PreciseStatistics:
         if not self._variables or not self._steps:
             yield
             return
-        before = [tf.identity(self._strategy.experimental_local_results(v)[0]) for v in self._variables]
+        moving_statistics = [
+            tf.identity(self._strategy.experimental_local_results(v)[0]) for v in self._variables
+        ]
         try:
             self._assign(self._measure())
             yield
         finally:
-            self._assign(before)
+            self._assign(moving_statistics)
 
     def _measure(self) -> list[tf.Tensor]:
         """Returns mean and variance of each layer in turn, float32 `[C]` each."""

@@ -119,5 +119,7 @@ class RowLog:
             step: Step of the first batch.
             rows: int64 `[B]` for each batch.
         """
-        lines = [" ".join(map(str, (epoch, step + n, *batch.tolist()))) for n, batch in enumerate(rows)]
+        lines = []
+        for batch_step, batch_rows in enumerate(rows, step):
+            lines.append(" ".join(map(str, (epoch, batch_step, *batch_rows.tolist()))))
         self._run.append_rows(self._rank, lines)

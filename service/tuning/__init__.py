@@ -1,1 +1,1 @@
-"""Hyperparameter search: many short runs on a Ray cluster, of which ASHA stops the weak ones early."""
+"""Hyperparameter search: many short runs on a Ray cluster; ASHA stops weak ones early."""

@@ -85,15 +85,15 @@ def _check_same(plan: Plan, out: Path) -> None:
             f"out={out}",
             "choose another --out or remove it",
         )
-    stored = read_plan(out)
+    stored_plan = read_plan(out)
     for name in Plan.FIXED:
-        before = getattr(stored, name)
-        now = getattr(plan, name)
-        is_extended = name == "trials" and now > before
-        if before != now and not is_extended:
+        stored_value = getattr(stored_plan, name)
+        value = getattr(plan, name)
+        is_extended = name == "trials" and value > stored_value
+        if stored_value != value and not is_extended:
             raise ConfigError(
-                f"the search that was begun at {out}, {name}={before}",
-                f"{name}={now}",
+                f"the search that was begun at {out}, {name}={stored_value}",
+                f"{name}={value}",
                 "use the same options, or another --out",
             )
 
@@ -258,10 +258,10 @@ def _interrupt_on_sigterm(out: Path) -> Iterator[None]:
         received[0] = number
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    previous_handler = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted(f"continue with: glassbox tune --resume --out {out}", 128 + received[0]) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)

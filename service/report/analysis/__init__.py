@@ -1,1 +1,1 @@
-"""From a model and images to arrays and figures; nothing here draws or writes HTML."""
+"""Computes arrays and figures from a model and images; nothing here draws or writes HTML."""

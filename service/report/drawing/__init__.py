@@ -1,1 +1,1 @@
-"""From arrays to pictures and plots; nothing here runs a model."""
+"""Draws pictures and plots from arrays; nothing here runs a model."""

@@ -1,1 +1,1 @@
-"""From sections to HTML files: the report, the comparison, the preview and the index pages."""
+"""Writes HTML files from sections: the report, the comparison, the preview and the index pages."""
