@@ -266,7 +266,7 @@ def _check_imports(file: Path, name: str, copied: set[str]) -> None:
 
 
 def _list_imports(file: Path) -> list[str]:
-    """Returns the top-level packages that a file imports; none where it cannot be parsed."""
+    """Returns the top-level packages that a file imports; none if it cannot be parsed."""
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError):
