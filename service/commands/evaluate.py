@@ -21,7 +21,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser = add_command(commands, "evaluate", "evaluate a model on a shard set", run)
     parser.add_argument("--model", required=True, metavar="FILE", help=MODEL_HELP)
     parser.add_argument("--data", required=True, metavar="SHARDS", help="the shard set")
-    parser.add_argument("--split", default="validation", metavar="SPLIT", help="(default: validation)")
+    parser.add_argument(
+        "--split", default="validation", metavar="SPLIT", help="split to evaluate (default: validation)"
+    )
     parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
     parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
     parser.add_argument("--workers", type=int, metavar="N", help=INFERENCE_WORKERS_HELP)

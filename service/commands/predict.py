@@ -31,7 +31,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="FILE",
         help="FILE.parquet or FILE.csv: id, class, probability of each class",
     )
-    parser.add_argument("--split", metavar="SPLIT", help="(default: all, one after the other)")
+    parser.add_argument(
+        "--split", metavar="SPLIT", help="split to predict (default: all, one after the other)"
+    )
     parser.add_argument(
         "--classes",
         nargs="+",

@@ -24,7 +24,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="key=value",
         help="change the augmentation: rotation=40 flip=true",
     )
-    parser.add_argument("--split", default="train", metavar="SPLIT", help="(default: train)")
+    parser.add_argument("--split", default="train", metavar="SPLIT", help="split to show (default: train)")
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="number of images (default: 8)")
     parser.add_argument(
         "--versions", type=int, default=4, metavar="N", help="epochs shown of each image (default: 4)"

@@ -29,19 +29,25 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--workers",
         metavar="N",
-        help="worker processes, or MIN:MAX (default: one, with the whole of the largest node)",
+        help="number of worker processes, or MIN:MAX (default: one, with the whole of the largest node)",
     )
     parser.add_argument(
-        "--cpus-per-worker", type=int, metavar="C", help="(default: an even share of the cluster)"
+        "--cpus-per-worker",
+        type=int,
+        metavar="C",
+        help="CPUs of each worker (default: an even share of the cluster)",
     )
     parser.add_argument(
-        "--gpus-per-worker", type=int, metavar="K", help="(default: an even share of the cluster)"
+        "--gpus-per-worker",
+        type=int,
+        metavar="K",
+        help="GPUs of each worker (default: an even share of the cluster)",
     )
     parser.add_argument(
         "--restarts",
         type=int,
         metavar="N",
-        help="restarts after lost workers that make no progress in between (default: 3)",
+        help="restarts in a row after lost workers, without a new checkpoint in between (default: 3)",
     )
     parser.add_argument(
         "--on-nan",

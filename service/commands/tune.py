@@ -43,10 +43,14 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         dest="cpus",
         type=int,
         metavar="C",
-        help="(default: 1, or with GPUs an even share)",
+        help="CPUs of each trial (default: 1, or with GPUs an even share)",
     )
     parser.add_argument(
-        "--gpus-per-trial", dest="gpus", type=int, metavar="K", help="(default: 1 if there are any)"
+        "--gpus-per-trial",
+        dest="gpus",
+        type=int,
+        metavar="K",
+        help="GPUs of each trial (default: 1 if there are any)",
     )
     parser.add_argument(
         "--restarts", type=int, metavar="N", help="restarts of a trial whose process died (default: 3)"
