@@ -16,7 +16,7 @@ from pipelines.sources import open_source
 from pipelines.sources.scene import Draws, render
 from pipelines.sources.synthetic import SyntheticSource
 
-KEYS = [(seed, split, index) for seed in (0, 1) for split in ("train", "validation") for index in range(4)]
+KEYS = list(itertools.product((0, 1), ("train", "validation"), range(4)))  # seed, split, index
 
 
 def find_differences(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
