@@ -133,9 +133,9 @@ def check_can_start(config: RunConfig) -> None:
         GlassboxError: The model, the shard set or the weights do not exist, or the images are too small.
     """
     check_name(config.model)
-    check_code(config.model_dump(mode="json"))
     load_manifest(config.shards)
     check_weights(config.model, config.weights)
+    check_code(config.model_dump(mode="json"))
     check_images(config.model, (*config.data.image_size, config.data.channels))
     if config.augment and config.augment.size:
         check_images(config.model, (*config.augment.size, config.data.channels), "augment.size")
