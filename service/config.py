@@ -224,7 +224,18 @@ def build_config(preset: str, settings: dict[str, Any], shards: str | Path, sour
     Raises:
         ConfigError: A key is unknown, or a value has the wrong type.
     """
-    settings = settings | {"preset": preset, "shards": str(Path(shards).absolute())}
+    settings = make_paths_absolute(settings)
+    settings |= {"preset": preset, "shards": str(Path(shards).absolute())}
+    return check(RunConfig, settings, source)
+
+
+def make_paths_absolute(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings in which files and folders of user code are absolute paths.
+
+    Args:
+        settings: Settings by key, groups nested.
+    """
+    settings = dict(settings)
     if isinstance(settings.get("model"), str):
         settings["model"] = _make_absolute(settings["model"])
     weights = str(settings.get("weights", NONE))
@@ -238,7 +249,7 @@ def build_config(preset: str, settings: dict[str, Any], shards: str | Path, sour
     if isinstance(settings.get("augment"), dict):
         augment = settings["augment"]
         settings["augment"] = {_make_absolute(str(key)): value for key, value in augment.items()}
-    return check(RunConfig, settings, source)
+    return settings
 
 
 def _make_absolute(name: str) -> str:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipelines.errors import ConfigError
 from pipelines.spec import Positive, Spec, check
-from service.config import read_preset, read_yaml, set_value
+from service.config import make_paths_absolute, read_preset, read_yaml, set_value
 from service.tuning.space import EXAMPLE, Search, parse_dimension
 
 PLAN = "tuning.yaml"
@@ -106,7 +106,7 @@ def build_plan(options: argparse.Namespace) -> Plan:
         raise ConfigError("a search space, a YAML file", f"space={space} (no such file)", EXAMPLE)
     fixed = {
         "preset": preset,
-        "settings": settings,
+        "settings": make_paths_absolute(settings),
         "shards": str(Path(options.data).absolute()),
         "space": read_yaml(space, "space"),
         "trials": options.trials,

@@ -133,6 +133,13 @@ def test_the_preset_that_a_search_writes_can_be_read(tmp_path: Path) -> None:
     assert load_config(str(path), "/shards").model_copy(update={"preset": "test"}) == found.config(values)
 
 
+def test_a_search_names_user_code_by_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "space.yaml").write_text("seed: {int: [1, 9]}")
+    words = "tune demo model=nets.py:build --space space.yaml --trials 2 --data shards --out search"
+    assert build_plan(parse_arguments(words.split())).settings["model"] == f"{tmp_path}/nets.py:build"
+
+
 def test_a_plan_from_the_command_line_and_its_continuation(tmp_path: Path) -> None:
     space = tmp_path / "space.yaml"
     out = str(tmp_path / "search")
