@@ -67,8 +67,8 @@ def test_sigterm(lab: Lab) -> None:
     assert cases.terminate_driver(lab).difference == 0
 
 
-def test_more_workers_than_there_is_room_for(lab: Lab) -> None:
-    nodes.request_too_many_workers(lab)
+def test_more_workers_than_there_is_room_for(lab_without_cluster: Lab) -> None:
+    nodes.request_too_many_workers(lab_without_cluster)
 
 
 @pytest.mark.slow
