@@ -52,9 +52,9 @@ def read_blocks(document: str) -> list[Block]:
 
 
 def write_photos(folder: Path) -> None:
-    """Noise that is dark in one class and bright in the other."""
+    """Noise, darker in one class than in the other."""
     generator = np.random.default_rng(0)
-    for low, name in ((0, "dark"), (128, "bright")):
+    for low, name in ((0, "cats"), (128, "dogs")):
         (folder / name).mkdir(parents=True)
         for number in range(PHOTOS):
             pixels = generator.integers(low, low + 128, (48, 64, 3)).astype(np.uint8)
