@@ -15,7 +15,7 @@ Command = Callable[[argparse.Namespace], None]
 MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory"
 SCALE_HELP = "factor on pixels of 0 to 255 (default: 1 if the model rescales its input itself, else 1/255)"
 TTA_HELP = "test-time augmentation: none, or flip to average with the mirror image (default: none)"
-INFERENCE_WORKERS_HELP = (
+WORKERS_HELP = (
     "maximum number of Ray tasks "
     "(default: one per CPU of the cluster at RAY_ADDRESS, else this process alone)"
 )
@@ -41,6 +41,14 @@ def add_command(
     parser = commands.add_parser(name, help=summary, description=description)
     parser.set_defaults(run=run)
     return parser
+
+
+def add_inference_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that `evaluate` and `predict` share."""
+    parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
+    parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
+    parser.add_argument("--workers", type=int, metavar="N", help=WORKERS_HELP)
+    parser.add_argument("--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP)
 
 
 def format_table(table: Table) -> str:

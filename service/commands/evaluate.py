@@ -4,16 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from service.commands.common import (
-    CUSTOM_OBJECTS_HELP,
-    INFERENCE_WORKERS_HELP,
-    MODEL_HELP,
-    SCALE_HELP,
-    TTA_HELP,
-    Subparsers,
-    add_command,
-    format_table,
-)
+from service.commands.common import MODEL_HELP, Subparsers, add_command, add_inference_options, format_table
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -24,10 +15,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--split", default="validation", metavar="SPLIT", help="split to evaluate (default: validation)"
     )
-    parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
-    parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
-    parser.add_argument("--workers", type=int, metavar="N", help=INFERENCE_WORKERS_HELP)
-    parser.add_argument("--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP)
+    add_inference_options(parser)
     parser.add_argument("--out", metavar="FILE.json", help="also write the scores to this file")
 
 

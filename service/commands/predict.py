@@ -4,15 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from service.commands.common import (
-    CUSTOM_OBJECTS_HELP,
-    INFERENCE_WORKERS_HELP,
-    MODEL_HELP,
-    SCALE_HELP,
-    TTA_HELP,
-    Subparsers,
-    add_command,
-)
+from service.commands.common import MODEL_HELP, Subparsers, add_command, add_inference_options
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -40,10 +32,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="NAME",
         help="class names (default: those of the run, else class_0, class_1, ...)",
     )
-    parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
-    parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
-    parser.add_argument("--workers", type=int, metavar="N", help=INFERENCE_WORKERS_HELP)
-    parser.add_argument("--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP)
+    add_inference_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
