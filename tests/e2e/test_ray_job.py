@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import subprocess
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -33,9 +34,15 @@ GAUGE_RANGES = {  # of a run that goes well
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def home() -> Iterator[Path]:
+    """A folder with a short path, because Ray puts sockets into it."""
+    with tempfile.TemporaryDirectory(prefix="gb", ignore_cleanup_errors=True) as path:
+        yield Path(path)
+
+
+@pytest.fixture(scope="module")
+def cluster(home: Path) -> Iterator[dict[str, str]]:
     """The environment variables of a client of a fresh cluster."""
-    home = tmp_path_factory.mktemp("h")
     dashboard = find_free_port()
     metrics = find_free_port()
     client = os.environ | {
