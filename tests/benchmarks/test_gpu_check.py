@@ -167,6 +167,7 @@ def check(figures: dict[str, Any], passed_by_part: dict[str, int]) -> None:
 
 
 @pytest.mark.e2e
+@pytest.mark.slow
 def test_smallest_form_runs_on_generated_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "REAL", tmp_path / "absent")
     monkeypatch.setattr(photos, "SIZE", 64)
