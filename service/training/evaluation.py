@@ -13,9 +13,10 @@ import tensorflow as tf
 from pipelines.input.batches import Batches
 from pipelines.records import Batch
 from service.scores import auc
+from service.training.distribute import distribute_eager_batches
 from service.training.losses import example_losses, predict_classes, true_ranks
 from service.training.step import Attach
-from service.training.strategy import SINGLE_WORKER, WorkerContext, distribute_eager_batches
+from service.training.strategy import SINGLE_WORKER, WorkerContext
 
 MAX_EVALUATIONS = 2**20  # more than any run has
 COLUMNS = ("loss", "rank", "predicted", "score")

@@ -30,6 +30,7 @@ from service.runs import Run, StoppedError
 from service.training.async_writer import AsyncWriter, ModelFile
 from service.training.checks import check_finite_losses, check_some_updates, check_stopping_metric
 from service.training.controller import LoopController
+from service.training.distribute import distribute_batches
 from service.training.evaluation import Evaluation
 from service.training.events import WriteEpoch, open_epoch_log
 from service.training.features import FeatureCache
@@ -38,7 +39,7 @@ from service.training.meter import Meter, PhaseTimer
 from service.training.schedule import find_stage, list_stages, updates_per_epoch
 from service.training.statistics import PreciseStatistics
 from service.training.step import StepResult, Steps
-from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strategy, distribute_batches
+from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strategy
 from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
 
 AfterEpoch = Callable[[Sequence[dict[str, float]]], None]

@@ -12,8 +12,9 @@ import tensorflow as tf
 
 from pipelines.input.batches import Batches
 from pipelines.records import Batch
+from service.training.distribute import distribute_eager_batches
 from service.training.features import StageNetwork
-from service.training.strategy import WorkerContext, distribute_eager_batches
+from service.training.strategy import WorkerContext
 
 EPOCH = 0  # number of an epoch whose order training does not use, because its epochs count from 1
 

@@ -1,26 +1,17 @@
-"""Which devices train, which batches they get, and the error for a batch that they cannot share."""
+"""Which devices train, and the error for a batch that they cannot share."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 import tensorflow as tf
-from training_samples import ROOT, config_for, noise_shards
+from training_samples import ROOT
 
 from pipelines.errors import ConfigError
-from pipelines.input.batches import Batches
-from pipelines.records import Batch
-from service.training.strategy import (
-    WorkerContext,
-    choose_strategy,
-    distribute_batches,
-    distribute_eager_batches,
-)
+from service.training.strategy import WorkerContext, choose_strategy
 
 
 def test_one_device_needs_no_strategy() -> None:
@@ -36,19 +27,6 @@ def test_a_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.Monk
 
 def test_only_worker_0_writes() -> None:
     assert [WorkerContext(rank, 2).is_chief for rank in (0, 1)] == [True, False]
-
-
-@pytest.mark.parametrize("distribute", [distribute_batches, distribute_eager_batches])
-def test_epochs_follow_each_other_from_any_step_on(
-    tmp_path: Path, distribute: Callable[..., Iterator[Batch]]
-) -> None:
-    config = config_for(noise_shards(tmp_path / "shards", rows=11, held_out=0))
-    batches = Batches(config.shards, "train", config.data, 4, seed=5)
-    iterator = distribute(tf.distribute.get_strategy(), batches, WorkerContext(), 2, 1, 2)
-    rows = [batch["row"].numpy().tolist() for batch in iterator]
-    steps = ((2, 1), (2, 2), (3, 0), (3, 1), (3, 2))  # epoch and step
-    assert rows == [batches.find_rows(epoch, step).tolist() for epoch, step in steps]
-    assert rows[1][3] == -1  # padding
 
 
 ON_ONE_CORE = """
