@@ -41,13 +41,14 @@ class WeightAverage:
             tf.Variable(
                 tf.convert_to_tensor(weight),
                 trainable=False,
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
+                # Each replica updates its own copy, without communication.
+                aggregation=tf.VariableAggregation.NONE,
             )
             for weight in self._weights
         ]
 
     def update(self, updates: tf.Tensor) -> None:
-        """Moves the average towards the current weights. Call it outside of the replicas, in a graph or not.
+        """Moves the average towards the current weights. Call it on every replica.
 
         Args:
             updates: Number of updates of the weights since the average started, the last one included;
@@ -55,9 +56,7 @@ class WeightAverage:
         """
         share = 1 - ema_decay(updates, self._decay)
         for average, weight in zip(self.variables, self._weights, strict=True):
-            self._strategy.extended.update(
-                average, lambda a, w: a.assign_sub(share * (a - w)), args=(weight,)
-            )
+            average.assign_sub(share * (average - weight))
 
     def restart(self) -> None:
         """Starts the average again at the current weights."""

@@ -17,7 +17,8 @@ class LossScale:
     """
 
     def __init__(self) -> None:
-        aggregation = tf.VariableAggregation.ONLY_FIRST_REPLICA
+        # Each replica updates its own copy, without communication.
+        aggregation = tf.VariableAggregation.NONE
         self._scale = tf.Variable(INITIAL_SCALE, trainable=False, aggregation=aggregation)
         self._finite_updates = tf.Variable(0.0, trainable=False, aggregation=aggregation)
         self.variables = [self._scale, self._finite_updates]
@@ -27,7 +28,7 @@ class LossScale:
         return tf.convert_to_tensor(self._scale)
 
     def update(self, is_finite: tf.Tensor) -> tf.Tensor:
-        """Adapts the scale to an update. Call it outside of the replicas.
+        """Adapts the scale to an update. Call it on every replica.
 
         Args:
             is_finite: Whether the gradient of the update was finite; bool scalar.

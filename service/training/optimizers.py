@@ -12,9 +12,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 
 import keras
+import tensorflow as tf
 
 from pipelines.errors import ConfigError
 from service.recipe import NO_DECAY, OptimizerSpec
+from service.training.strategy import find_replica_copy
 
 _OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,
@@ -45,6 +47,34 @@ def build_optimizer(spec: OptimizerSpec, variables: Sequence[keras.Variable]) ->
     excluded = [v for v in variables if any(fnmatchcase(v.path, pattern) for pattern in spec.no_decay)]
     optimizer.exclude_from_weight_decay(var_list=excluded)
     return optimizer
+
+
+def apply_gradients(
+    optimizer: keras.Optimizer,
+    gradients: Sequence[tf.Tensor],
+    weights: Sequence[keras.Variable],
+    rate: tf.Tensor,
+) -> None:
+    """Updates the weights on this replica, as `Optimizer.apply` does on all of them.
+
+    Keras' own method leaves the replica to visit every copy of every variable, which XLA cannot compile, and
+    sums the gradients once more. Call it on every replica, with the same gradients.
+
+    Args:
+        optimizer: Optimizer from `build_optimizer`, built for the weights.
+        gradients: Gradient of each weight, after the sum over all replicas.
+        weights: The variables to update.
+        rate: Learning rate of the update, float32 scalar.
+    """
+    find_replica_copy(optimizer.learning_rate.value).assign(rate)
+    for gradient, weight in zip(gradients, weights, strict=True):
+        if optimizer.weight_decay is not None and optimizer._use_weight_decay(weight):
+            factor = tf.cast(optimizer.weight_decay * rate, weight.dtype)
+            optimizer.assign_sub(weight, weight.value * factor)
+        optimizer.update_step(gradient, weight.value, rate)
+        if weight.constraint is not None:
+            weight.assign(weight.constraint(weight))
+    find_replica_copy(optimizer.iterations.value).assign_add(1)
 
 
 def check_no_decay(spec: OptimizerSpec, model: keras.Model) -> None:

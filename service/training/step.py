@@ -1,6 +1,7 @@
 """The compiled training step: forward, backward, one sum over all replicas, one optimizer update.
 
-Several updates run in one call of the compiled graph, which reduces the overhead of Python.
+Several updates run in one call of the compiled graph, which reduces the overhead of Python. XLA compiles what
+precedes the sum over the replicas, and what follows it, to one program each per replica.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from pipelines.spec import AugmentSpec
 from service.training.average import WeightAverage
 from service.training.loss_scale import LossScale
 from service.training.losses import predict_classes, training_losses, true_ranks
+from service.training.optimizers import apply_gradients
+from service.training.packing import Packing
+from service.training.strategy import find_replica_copy
 
 Attach = Callable[[Batch], Batch]
 # AutoGraph rewrites every function that a graph calls, which takes as long as tracing it. Only `_run_updates`
@@ -37,8 +41,8 @@ class StepOptions:
     """Options of the training step.
 
     Attributes:
-        xla: Whether XLA compiles forward and backward pass, and on a single replica the gradients' mean.
-        xla_update: Whether XLA compiles the optimizer update on a single replica; it cannot sum over several.
+        xla: Whether XLA compiles forward and backward pass.
+        xla_update: Whether XLA compiles the optimizer update.
         augment: Size of augmented images, and fill of their edges and erased boxes. The random parameters are
             part of the batch.
         attach: Adds the network's input to a batch: images (see `pipelines.input.batches.Batches.attach`) or
@@ -117,20 +121,18 @@ class Steps:
         self.rates = tf.constant(rates, tf.float32)
 
         optimizer.build(weights)
-        # The step sums gradients over the replicas itself; a second sum in the optimizer would scale them
-        # by the number of replicas.
-        optimizer._all_reduce_sum_gradients = lambda grads_and_vars: grads_and_vars
 
-        is_single = strategy.num_replicas_in_sync == 1
         self._compiled_forward_backward = _compile(self._forward_backward, options.xla)
-        self._compiled_reduce = _compile(self._reduce_gradients, options.xla and is_single)
-        self._compiled_apply = _compile(self._apply_gradients, options.xla_update and is_single)
+        self._compiled_update = _compile(self._apply_sums, options.xla_update)
 
         self._totals = _sum_variable(tf.zeros([TOTALS], tf.float64))
+        shapes = [*(v.shape for v in weights), ()]  # the last sum is the weight of the examples
+        # On a single replica nothing is summed, and packing would only be a copy.
+        self._packing = Packing(shapes) if strategy.num_replicas_in_sync > 1 else None
         self._accumulated: list[tf.Variable] = []
         if options.accumulate > 1:
-            self._accumulated = [_sum_variable(tf.zeros(v.shape)) for v in weights]
-            self._accumulated.append(_sum_variable(tf.zeros([])))  # the weight of the examples
+            sum_shapes = [(size,) for size in self._packing.sizes] if self._packing else shapes
+            self._accumulated = [_sum_variable(tf.zeros(shape)) for shape in sum_shapes]
         self._class_weights = None
         if options.class_weights is not None:
             self._class_weights = tf.constant(options.class_weights, tf.float32)
@@ -278,7 +280,7 @@ class Steps:
 
     @no_autograph
     def _sum_gradients(self, batch: Batch) -> list[tf.Tensor]:
-        """Returns one replica's gradients, summed over its examples and scaled, and their weight."""
+        """Returns one replica's gradients, summed over its examples and scaled, and their weight; packed."""
         batch = self._options.attach(batch)
         # [B, H, W, C] float32, and [B] if images are mixed
         images, share = apply_augmentations(batch, self._options.augment)
@@ -297,7 +299,10 @@ class Steps:
         share: tf.Tensor | None,
         scale: tf.Tensor,
     ) -> tuple[tf.Tensor, list[tf.Tensor]]:
-        """Returns the totals of a batch, float64 `[TOTALS]`, and its gradients with the examples' weight."""
+        """Returns the totals of a batch, float64 `[TOTALS]`, and its gradients with the examples' weight.
+
+        The gradients of several replicas are packed, to be summed.
+        """
         options = self._options
         with tf.GradientTape() as tape:
             logits = self._network(images, training=True)  # [B, classes], or [B, 1] for two classes
@@ -312,7 +317,10 @@ class Steps:
         targets = labels
         if share is not None:
             targets = tf.where(share >= 0.5, labels, swap_neighbours(labels))
-        return _batch_totals(loss, logits, targets, weights), [*gradients, tf.reduce_sum(weights)]
+        sums = [*gradients, tf.reduce_sum(weights)]
+        if self._packing:
+            sums = self._packing.pack(sums)
+        return _batch_totals(loss, logits, targets, weights), sums
 
     @no_autograph
     def _accumulate(self, batch: Batch) -> None:
@@ -336,31 +344,41 @@ class Steps:
     @no_autograph
     def _update(self, sums: Any, rate: tf.Tensor) -> tf.Tensor:
         """Applies one update on all replicas if the gradient is finite; returns whether it was valid."""
-        gradients, norm = self._strategy.run(self._compiled_reduce, (sums,))
-        is_finite = tf.math.is_finite(self._local(norm)[0])
-        tf.cond(is_finite, lambda: self._compiled_apply(gradients, rate), lambda: None)
-        if self.loss_scale is None:
-            return is_finite
-        return self.loss_scale.update(is_finite)
+        is_valid = self._strategy.run(self._update_on_replica, (sums, rate))
+        return self._local(is_valid)[0]
 
-    def _apply_gradients(self, gradients: Any, rate: tf.Tensor) -> None:
-        """Updates the weights on every replica, and their moving average."""
-        self._optimizer.learning_rate.assign(rate)
-        self._strategy.run(lambda gradients: self._optimizer.apply(gradients, self._weights), (gradients,))
-        if self.average:
-            self.average.update(self._optimizer.iterations.value)
-
-    def _reduce_gradients(self, sums: list[tf.Tensor]) -> tuple[list[tf.Tensor], tf.Tensor]:
-        """Returns the clipped mean gradient over all examples and replicas, and its norm before clipping."""
-        if self._strategy.num_replicas_in_sync > 1:
+    @no_autograph
+    def _update_on_replica(self, sums: list[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
+        if self._packing:
             sums = tf.distribute.get_replica_context().all_reduce("sum", sums)
-        *gradients, weight = sums
+        return self._compiled_update(sums, rate)
+
+    @no_autograph
+    def _apply_sums(self, sums: list[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
+        """Applies the sums over all replicas to the variables of this replica, unless they are not finite.
+
+        All replicas compute the same from the same sums, so that their variables stay equal.
+
+        Returns:
+            Whether training can continue.
+        """
+        *gradients, weight = self._packing.unpack(sums) if self._packing else sums
         divisor = weight * self.loss_scale.read() if self.loss_scale else weight
         gradients = [gradient / divisor for gradient in gradients]
         norm = tf.linalg.global_norm(gradients)
         if self._options.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._options.clip_norm, use_norm=norm)
-        return gradients, norm
+        is_finite = tf.math.is_finite(norm)
+        tf.cond(is_finite, lambda: self._apply_gradients(gradients, rate), lambda: None)
+        if self.loss_scale is None:
+            return is_finite
+        return self.loss_scale.update(is_finite)
+
+    def _apply_gradients(self, gradients: list[tf.Tensor], rate: tf.Tensor) -> None:
+        """Updates the weights of this replica, and their moving average."""
+        apply_gradients(self._optimizer, gradients, self._weights, rate)
+        if self.average:
+            self.average.update(find_replica_copy(self._optimizer.iterations.value))
 
     @tf.function
     def _set_state(self, epoch: tf.Tensor, step: tf.Tensor, seed: tf.Tensor, sums: tf.Tensor) -> None:

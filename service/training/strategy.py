@@ -86,3 +86,17 @@ def _create_strategy(worker: WorkerContext) -> tf.distribute.Strategy:
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
+
+
+def find_replica_copy(variable: tf.Variable) -> tf.Variable:
+    """Returns the copy of a variable that belongs to the calling replica.
+
+    A replica may assign to its copy without communication. Only what every replica computes alike, such as an
+    update from a sum over all of them, keeps the copies equal.
+
+    Args:
+        variable: A variable with a copy per replica, or a plain one.
+    """
+    copies = tf.distribute.get_strategy().experimental_local_results(variable)
+    replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
+    return copies[int(replica) % len(copies)]
