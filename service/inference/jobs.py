@@ -56,12 +56,10 @@ class SavedModel:
         Raises:
             ConfigError: The file is not a usable model.
         """
-        import tensorflow as tf
-
+        from service.devices import configure_devices
         from service.inference.classifier import load_model
 
-        for gpu in tf.config.list_physical_devices("GPU"):
-            tf.config.experimental.set_memory_growth(gpu, True)  # several processes may share it
+        configure_devices()
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / self.name
             path.write_bytes(self.content)
@@ -96,8 +94,10 @@ def open_model(path: str | Path, custom_objects: Sequence[str] = ()) -> tuple[Sa
     Raises:
         ConfigError: There is no such file or run, or it is not a usable model.
     """
+    from service.devices import configure_devices
     from service.inference.classifier import class_count, load_model
 
+    configure_devices()
     file = find_model_file(path)
     classes = None
     if Path(path).is_dir():

@@ -28,6 +28,7 @@ def train_worker(settings: dict[str, Any]) -> None:
     os.environ.pop("TF_USE_LEGACY_KERAS", None)  # Ray sets it; this project uses Keras 3
     import ray.train
 
+    from service.devices import configure_devices
     from service.training.loop import fit
     from service.training.strategy import WorkerContext, use_cores
 
@@ -45,6 +46,7 @@ def train_worker(settings: dict[str, Any]) -> None:
             f"out={run.path} (not on {platform.node()})",
             "choose shared storage",
         )
+    configure_devices()
     # Otherwise, several workers on one machine would each use all of its cores.
     use_cores(settings["cpus"] if worker.world_size > 1 else None)
     if worker.is_chief:
@@ -68,8 +70,10 @@ def train_in_process(config: RunConfig, run: Run) -> None:
     """
     began = time.time()
     with hold_interrupts():
+        from service.devices import configure_devices
         from service.training.loop import fit
         from service.training.strategy import use_cores
+    configure_devices()
     use_cores()
     run.add_timings(imports=time.time() - began)
     fit(config, run)

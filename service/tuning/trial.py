@@ -40,10 +40,12 @@ def train_trial(settings: dict[str, Any]) -> None:
 
 def _train(run: Run, cpus: int) -> None:
     began = time.perf_counter()
+    from service.devices import configure_devices
     from service.training.launch import current_time, describe_environment
     from service.training.loop import fit
     from service.training.strategy import use_cores
 
+    configure_devices()
     use_cores(cpus)  # the other cores are for other trials
     config = load_run_config(run)
     with _wait_for_lock(run):

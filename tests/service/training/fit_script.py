@@ -16,11 +16,11 @@ import os
 import sys
 
 import keras
-import tensorflow as tf
 from tiny_models import register_tiny_models
 from training_samples import StoppingRun, check_stops_at_every_call
 
 from service.config import RunConfig
+from service.devices import LOGICAL_DEVICES, configure_devices
 from service.runs import StoppedError
 from service.training import loop
 from service.training.learner import Learner
@@ -29,9 +29,8 @@ from service.training.telemetry import ROWS_LOG
 
 
 def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
-    if devices > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+    os.environ[LOGICAL_DEVICES] = str(devices)
+    configure_devices()
     if len(ports) > 1:
         addresses = [f"127.0.0.1:{port}" for port in ports]
         cluster = {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": rank}}
