@@ -11,7 +11,13 @@ import pytest
 
 from pipelines.errors import ConfigError
 from service.recipe import OptimizerSpec
-from service.training.optimizers import build_optimizer, check_no_decay, freeze_layers, matches
+from service.training.optimizers import (
+    apply_gradients,
+    build_optimizer,
+    check_no_decay,
+    freeze_layers,
+    matches,
+)
 
 RATES = (0.1, 0.2, 0.05)
 KERNEL = np.array([[0.5, -1.0], [2.0, 0.25]])
@@ -36,11 +42,10 @@ def build_dense_model() -> keras.Model:
 def train_dense(spec: OptimizerSpec) -> list[np.ndarray]:
     model = build_dense_model()
     optimizer = build_optimizer(spec, model.trainable_variables)
+    optimizer.build(model.trainable_variables)
     for rate, gradients in zip(RATES, GRADIENTS, strict=True):
-        optimizer.learning_rate.assign(rate)
-        optimizer.apply(
-            [keras.ops.convert_to_tensor(g, "float32") for g in gradients], model.trainable_variables
-        )
+        tensors = [keras.ops.convert_to_tensor(gradient, "float32") for gradient in gradients]
+        apply_gradients(optimizer, tensors, model.trainable_variables, keras.ops.convert_to_tensor(rate))
     return model.get_weights()
 
 
@@ -143,6 +148,28 @@ def test_rmsprop_with_momentum() -> None:
     np.testing.assert_allclose(
         train_dense(OptimizerSpec(name="rmsprop", momentum=0.9))[0], weights, rtol=1e-5
     )
+
+
+@pytest.mark.parametrize("name", ["sgd", "rmsprop", "adam", "adamw", "lamb", "lion"])
+def test_an_update_equals_that_of_keras(name: str) -> None:
+    spec = OptimizerSpec(name=name, learning_rate=0.1, weight_decay=0.01)
+    results = []
+    for is_keras in (False, True):
+        model = build_dense_model()
+        model.layers[-1].kernel.constraint = keras.constraints.NonNeg()
+        optimizer = build_optimizer(spec, model.trainable_variables)
+        optimizer.build(model.trainable_variables)
+        for gradients in GRADIENTS:
+            tensors = [keras.ops.convert_to_tensor(gradient, "float32") for gradient in gradients]
+            if is_keras:
+                optimizer.apply(tensors, model.trainable_variables)
+            else:
+                rate = keras.ops.convert_to_tensor(0.1, "float32")
+                apply_gradients(optimizer, tensors, model.trainable_variables, rate)
+        assert int(optimizer.iterations) == len(GRADIENTS)
+        results.append(model.get_weights())
+    for ours, theirs in zip(*results, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=0)
 
 
 def test_keras_never_clips() -> None:
