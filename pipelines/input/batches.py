@@ -13,7 +13,15 @@ import tensorflow as tf
 from pipelines.augment.draw import check_batch, draw, signature
 from pipelines.errors import ConfigError, DataError
 from pipelines.input import dali, tfdata
-from pipelines.input.cache import CacheBudget, DeviceImages, Images, Tier, gather_images
+from pipelines.input.cache import (
+    CacheBudget,
+    DeviceImages,
+    Images,
+    Tier,
+    allocate_words,
+    gather_images,
+    view_images,
+)
 from pipelines.input.order import (
     PADDING,
     Rows,
@@ -203,7 +211,18 @@ class Batches:
         """
         if self.tier.name == "none" or self._host is not None or self._device is not None:
             return
-        images = np.zeros((self.rows, *self._data.image_size, self._data.channels), np.uint8)
+        shape = (*self._data.image_size, self._data.channels)
+        if self.tier.name == "host":
+            images = np.zeros((self.rows, *shape), np.uint8)
+            self._decode_split(images)
+            self._host = images
+        else:
+            words = allocate_words(self.rows, shape)
+            self._decode_split(view_images(words, shape))
+            self._device = DeviceImages(self._cache.strategy, words, shape, self.tier.is_sharded)
+
+    def _decode_split(self, images: Images) -> None:
+        """Decodes all images of the split into an array, uint8 `[rows, H, W, C]`."""
         stored_order = np.arange(self.rows)
         steps = steps_per_epoch(self.rows, FILL_BATCH)
 
@@ -218,10 +237,6 @@ class Batches:
                 part = images[step * FILL_BATCH : (step + 1) * FILL_BATCH]
                 part[:] = batch["image"][: len(part)]
                 self._cache.progress(min((step + 1) * FILL_BATCH, self.rows), self.rows)
-        if self.tier.name == "host":
-            self._host = images
-        else:
-            self._device = DeviceImages(self._cache.strategy, images, self.tier.is_sharded)
 
     def _order(self, epoch: int) -> Rows:
         return epoch_order(self.rows, self._seed, epoch, self._reader.shard_rows, self._data.window)

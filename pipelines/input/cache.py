@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipelines.errors import ConfigError
 from pipelines.input.memory import measure_available_gpu_memory, measure_available_ram
 from pipelines.input.order import PADDING
+from pipelines.input.placement import ALIGNMENT, allocate, copy_to_device, list_devices
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
 
@@ -23,6 +24,7 @@ TierName = Literal["none", "host", "device"]
 SHARE = 0.5
 # Images are stored on a device as int64: uint8 cannot be summed over replicas, and int32 would stay in RAM.
 WORD_BYTES = 8
+ALIGNED_ROWS = ALIGNMENT // WORD_BYTES  # rows of words that take a multiple of the alignment
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class CacheBudget:
         if requested == "none":
             return Tier("none", "as requested")
         if self.gpu is None:
-            self.gpu = measure_available_gpu_memory() if tf.config.list_physical_devices("GPU") else 0
+            self.gpu = measure_available_gpu_memory() if tf.config.get_visible_devices("GPU") else 0
         if self.ram is None:
             self.ram = measure_available_ram() // self.workers
         reason = self._describe(size, content)
@@ -165,39 +167,38 @@ def gather_images(images: Images, rows: NDArray[np.int64]) -> Images:
 class DeviceImages:
     """Decoded images in the memory of the training devices, so that the host sends only row numbers.
 
+    The parts are built one after the other, each on the device of its replica. Memory at the peak: the words
+    of all images once on the host, and on each device its own part, without a copy. CPU devices use the
+    host's memory itself.
+
+    Building needs no communication between workers: one of them may take longer.
+
     Args:
         strategy: Strategy of the training.
-        images: uint8 `[rows, H, W, C]`; not needed afterwards.
+        words: Images as int64 `[rows, words]` from `allocate_words`, which must not change afterwards.
+        shape: Height, width and channels of an image.
         is_sharded: Whether each replica holds `1 / replicas` of the rows. They then exchange what a batch
             needs, with one sum over the replicas per step. Otherwise each replica holds all rows.
     """
 
-    def __init__(self, strategy: tf.distribute.Strategy, images: Images, is_sharded: bool = False) -> None:
-        self._shape = images.shape[1:]
+    def __init__(
+        self,
+        strategy: tf.distribute.Strategy,
+        words: NDArray[np.int64],
+        shape: tuple[int, ...],
+        is_sharded: bool = False,
+    ) -> None:
+        self._shape = shape
         self._replicas = strategy.num_replicas_in_sync if is_sharded else 1
-        # rows per replica; one black image if there are none
-        self._part = max(1, -(-len(images) // self._replicas))
-        words = _pack_words(images)
-        with strategy.scope():
-            self._words = tf.Variable(
-                # Empty, so that the assignment below takes over the memory of its value without a copy.
-                tf.zeros([0, words.shape[1]], tf.int64),
-                trainable=False,
-                shape=tf.TensorShape([None, words.shape[1]]),
-                synchronization=tf.VariableSynchronization.ON_READ,  # replicas may hold different rows
-                aggregation=tf.VariableAggregation.ONLY_FIRST_REPLICA,
-            )
-
-        def select_part(
-            context: tf.distribute.InputReplicaContext | tf.distribute.ReplicaContext,
-        ) -> tf.Tensor:
-            first = int(context.replica_id_in_sync_group) % self._replicas * self._part
+        self._part = count_part_rows(len(words), self._replicas)
+        # Tensors instead of a variable of the strategy, whose initial value workers would broadcast.
+        self.parts: list[tf.Tensor] = []
+        for replica, device in enumerate(list_devices(strategy)):
+            first = replica % self._replicas * self._part
             part = words[first : first + self._part]
-            missing = self._part - len(part)
-            return tf.constant(np.pad(part, ((0, missing), (0, 0))) if missing else part)
-
-        parts = strategy.experimental_distribute_values_from_function(select_part)
-        strategy.run(lambda part: self._words.assign(part), args=(parts,))
+            if not len(part):
+                part = allocate((1, words.shape[1]), np.int64)  # TensorFlow gathers from one row at least
+            self.parts.append(copy_to_device(part, device))
 
     def attach(self, batch: Batch) -> Batch:
         """Adds the images to a batch of row numbers. Must be called in the step of a replica.
@@ -214,10 +215,15 @@ class DeviceImages:
         pixels = tf.reshape(tf.bitcast(words, tf.uint8), [-1, words.shape[1] * WORD_BYTES])[:, :size]
         return {**batch, "image": tf.reshape(pixels, [rows.shape[0], *self._shape])}
 
+    def _get_part(self) -> tf.Tensor:
+        """Returns the words on the device of the current replica."""
+        replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
+        return self.parts[int(replica) % len(self.parts)]  # the replicas of a worker have consecutive numbers
+
     def _gather_local(self, rows: tf.Tensor) -> tf.Tensor:
         """Gathers the words of rows that this replica holds; zeros for all others."""
         is_held = (rows >= 0) & (rows < self._part)
-        words = tf.gather(tf.convert_to_tensor(self._words), tf.where(is_held, rows, 0))
+        words = tf.gather(self._get_part(), tf.where(is_held, rows, 0))
         return tf.where(is_held[:, None], words, tf.zeros_like(words))
 
     def _gather_global(self, rows: tf.Tensor) -> tf.Tensor:
@@ -237,13 +243,25 @@ class DeviceImages:
         return tf.reshape(words, [self._replicas, batch, -1])[tf.cast(replica, tf.int32)]
 
 
-def _pack_words(images: Images) -> NDArray[np.int64]:
-    """Packs images into rows of int64 `[rows, words]`, filled up with zeros."""
-    flat = images.reshape(len(images), int(np.prod(images.shape[1:])))
-    missing = -flat.shape[1] % WORD_BYTES
-    if missing:
-        flat = np.pad(flat, ((0, 0), (0, missing)))
-    return np.ascontiguousarray(flat).view(np.int64)
+def allocate_words(rows: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
+    """Allocates the memory of images in words, int64 `[rows, words]`; see `view_images`."""
+    return allocate((rows, -(-int(np.prod(shape)) // WORD_BYTES)), np.int64)
+
+
+def view_images(words: NDArray[np.int64], shape: tuple[int, ...]) -> Images:
+    """Returns the images within words, uint8 `[rows, H, W, C]`, as a view that can be written to."""
+    pixels = words.view(np.uint8)[:, : int(np.prod(shape))]  # the rest of the last word stays zero
+    return pixels.reshape(len(words), *shape)
+
+
+def count_part_rows(rows: int, replicas: int) -> int:
+    """Counts the rows that each replica holds; the last replicas may hold fewer, or none.
+
+    With one replica it holds all of them. Otherwise it is a multiple of `ALIGNED_ROWS`.
+    """
+    if replicas == 1:
+        return rows
+    return -(-rows // (replicas * ALIGNED_ROWS)) * ALIGNED_ROWS
 
 
 def format_bytes(size: float) -> str:
