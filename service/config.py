@@ -72,6 +72,8 @@ class RunConfig(Spec):
         checkpoint_minutes: Minutes between checkpoints within an epoch; None for checkpoints only at the ends
             of epochs.
         profile: Whether to record a TensorFlow profile of updates 10 to 19 of an epoch.
+        deterministic: Whether GPUs give the same bits in every run, which costs speed: deterministic kernels
+            of TensorFlow and XLA, without autotuning and without TF32. CPUs do so in any case.
     """
 
     preset: str
@@ -103,6 +105,7 @@ class RunConfig(Spec):
     keep_checkpoints: Positive = 2
     checkpoint_minutes: Ratio | None = 10.0
     profile: bool = False
+    deterministic: bool = False
 
     @field_validator("weights")
     @classmethod

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from pipelines.cpus import count_process_cpus
 from pipelines.input.memory import keep_freed_memory
 from pipelines.spec import DataSpec
 
@@ -158,7 +158,10 @@ def decode_images(images: tf.Tensor, shapes: tf.Tensor, data: DataSpec, encoding
 
     signature = tf.TensorSpec((*data.image_size, data.channels), tf.uint8)
     return tf.map_fn(
-        decode_stored, (images, shapes), fn_output_signature=signature, parallel_iterations=count_cores()
+        decode_stored,
+        (images, shapes),
+        fn_output_signature=signature,
+        parallel_iterations=count_process_cpus(),
     )
 
 
@@ -208,7 +211,7 @@ def find_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, 
     stored = (np.array([bytes(image) for image in images], object), np.asarray(shapes, np.int32))
     dataset = tf.data.Dataset.from_tensor_slices(stored).map(
         lambda image, shape: decode_images(image[None], shape[None], data, encoding),
-        num_parallel_calls=count_cores(),
+        num_parallel_calls=count_process_cpus(),
     )
     decodable = 0
     try:
@@ -217,13 +220,6 @@ def find_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, 
     except tf.errors.InvalidArgumentError:
         return decodable  # results come in order, so the next one failed
     return None
-
-
-def count_cores() -> int:
-    """Returns the number of cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _resize_if_needed(pixels: tf.Tensor, data: DataSpec) -> tf.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
+from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError
 from pipelines.records import Record, Rejected
 from pipelines.shards.manifest import FILE_NAME, load_manifest
@@ -224,9 +224,7 @@ def _is_decodable(image: Any, shape: np.ndarray, data: DataSpec, encoding: str) 
 
 def _prefetch(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """Yields `function(item)` in the order of the items, computed ahead of use in threads."""
-    from pipelines.input import tfdata
-
-    threads = int(os.environ.get("TF_NUM_INTRAOP_THREADS") or tfdata.count_cores())  # a worker's share
+    threads = count_process_cpus()
     pool = ThreadPoolExecutor(threads)
     pending: deque[Future[U]] = deque()
     try:

@@ -175,7 +175,7 @@ def should_use_xla(choice: str) -> bool:
     Args:
         choice: `on`, `off`, or `auto`: only on a GPU, because convolutions get slower on a CPU.
     """
-    return choice == "on" or (choice == "auto" and bool(tf.config.list_physical_devices("GPU")))
+    return choice == "on" or (choice == "auto" and bool(tf.config.get_visible_devices("GPU")))
 
 
 @contextmanager

@@ -123,6 +123,6 @@ class Meter:
 
 def _measure_memory() -> int:
     """Returns the peak memory in bytes: of the first GPU if there is one, else of this process."""
-    if tf.config.list_physical_devices("GPU"):
+    if tf.config.list_logical_devices("GPU"):
         return int(tf.config.experimental.get_memory_info("GPU:0")["peak"])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -18,8 +18,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     Args:
         settings: `config`, the configuration of the run as plain values; `out`, its directory; `attempt`, the
-            number of restarts so far; `launched`, the start time in seconds since 1970; `workers` and `cpus`,
-            the number of workers and the CPUs of each.
+            number of restarts so far; `launched`, the start time in seconds since 1970.
 
     Raises:
         ConfigError: The run directory is not visible on this node.
@@ -30,7 +29,7 @@ def train_worker(settings: dict[str, Any]) -> None:
 
     from service.devices import configure_devices
     from service.training.loop import fit
-    from service.training.strategy import WorkerContext, use_cores
+    from service.training.strategy import WorkerContext
 
     context = ray.train.get_context()
     worker = WorkerContext(
@@ -46,12 +45,12 @@ def train_worker(settings: dict[str, Any]) -> None:
             f"out={run.path} (not on {platform.node()})",
             "choose shared storage",
         )
-    configure_devices()
-    # Otherwise, several workers on one machine would each use all of its cores.
-    use_cores(settings["cpus"] if worker.world_size > 1 else None)
+    config = RunConfig.model_validate(settings["config"])
+    notify = run.notice if worker.is_chief else print
+    configure_devices(deterministic=config.deterministic, notify=notify)
     if worker.is_chief:
         run.add_timings(workers=began - settings["launched"], imports=time.time() - began)
-    fit(RunConfig.model_validate(settings["config"]), run, worker)
+    fit(config, run, worker)
 
 
 def train_in_process(config: RunConfig, run: Run) -> None:
@@ -72,8 +71,6 @@ def train_in_process(config: RunConfig, run: Run) -> None:
     with hold_interrupts():
         from service.devices import configure_devices
         from service.training.loop import fit
-        from service.training.strategy import use_cores
-    configure_devices()
-    use_cores()
+    configure_devices(deterministic=config.deterministic, notify=run.notice)
     run.add_timings(imports=time.time() - began)
     fit(config, run)

@@ -135,7 +135,7 @@ def _run_trials(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
     paths = [str(run.path) for run in runs]
     tuner = ray_tune.Tuner(
         ray_tune.with_resources(train_trial, {"cpu": cpus, "gpu": gpus}),
-        param_space={"run": ray_tune.grid_search(paths), "cpus": cpus},
+        param_space={"run": ray_tune.grid_search(paths)},
         tune_config=ray_tune.TuneConfig(scheduler=build_scheduler(plan, epochs)),
         run_config=ray_tune.RunConfig(
             name=f"tune-{time.time_ns()}",

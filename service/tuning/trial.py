@@ -24,7 +24,7 @@ def train_trial(settings: dict[str, Any]) -> None:
     because Ray Tune compares trials by them and forgets them when the search is restarted.
 
     Args:
-        settings: `run`, the run directory; `cpus`, the CPUs of the trial.
+        settings: `run`, the run directory.
     """
     run = Run(settings["run"])
     history = run.metrics()
@@ -33,21 +33,19 @@ def train_trial(settings: dict[str, Any]) -> None:
     if run.status().get("state") in END_STATES:
         return
     try:
-        _train(run, settings["cpus"])
+        _train(run)
     except GlassboxError as error:  # another attempt would end in the same way
         run.update_status(state="failed", reason=str(error))
 
 
-def _train(run: Run, cpus: int) -> None:
+def _train(run: Run) -> None:
     began = time.perf_counter()
     from service.devices import configure_devices
     from service.training.launch import current_time, describe_environment
     from service.training.loop import fit
-    from service.training.strategy import use_cores
 
-    configure_devices()
-    use_cores(cpus)  # the other cores are for other trials
     config = load_run_config(run)
+    configure_devices(deterministic=config.deterministic, notify=run.notice)
     with _wait_for_lock(run):
         run.update_status(
             state="starting",

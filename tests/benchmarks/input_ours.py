@@ -83,7 +83,8 @@ def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
     import tensorflow as tf
 
     from pipelines.input.memory import keep_freed_memory
-    from pipelines.input.tfdata import PARALLEL_BATCHES, PREFETCH, count_cores, decode
+    from pipelines.cpus import count_process_cpus
+    from pipelines.input.tfdata import PARALLEL_BATCHES, PREFETCH, decode
     from pipelines.spec import DataSpec
 
     def decode_one(image: tf.Tensor) -> tf.Tensor:
@@ -98,7 +99,7 @@ def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
     batches = tf.data.Dataset.from_tensor_slices(encoded).batch(batch)
     batches = batches.map(
         lambda images: tf.map_fn(
-            decode_one, images, fn_output_signature=output, parallel_iterations=count_cores()
+            decode_one, images, fn_output_signature=output, parallel_iterations=count_process_cpus()
         ),
         num_parallel_calls=PARALLEL_BATCHES,
     )

@@ -31,7 +31,7 @@ def test_a_trial_stopped_in_its_report_continues_after_it(
 
     monkeypatch.setattr(trial, "report_epoch", lambda history: report(history, 2))
     with pytest.raises(TrialStoppedError):
-        trial.train_trial({"run": str(run.path), "cpus": 1})
+        trial.train_trial({"run": str(run.path)})
     assert [len(history) for history in reports] == [1, 2]
     assert run.state() == "interrupted"  # no process trains this trial any more
     first = run.metrics()
@@ -43,24 +43,24 @@ def test_a_trial_stopped_in_its_report_continues_after_it(
         reports.append([line["val_accuracy"] for line in history])
 
     run.update_status(state="finished")  # as the search that stopped it records
-    trial.train_trial({"run": str(run.path), "cpus": 1})
+    trial.train_trial({"run": str(run.path)})
     assert ([len(history) for history in reports], run.metrics()) == ([1, 2], first)
 
     reports.clear()
     run.update_status(state="training")  # as after a search was killed
-    trial.train_trial({"run": str(run.path), "cpus": 1})
+    trial.train_trial({"run": str(run.path)})
     assert [len(history) for history in reports] == [1, 2, 3]  # the old metrics, then the new ones
     assert run.metrics()[:2] == first
     assert run.status()["state"] == "finished"
 
     reports.clear()
-    trial.train_trial({"run": str(run.path), "cpus": 1})  # a finished trial only reports
+    trial.train_trial({"run": str(run.path)})  # a finished trial only reports
     assert [len(history) for history in reports] == [1, 2, 3]
 
 
 @pytest.mark.heavy
 def test_an_error_of_the_configuration_ends_a_trial(tmp_path: Path) -> None:
     run = create_run(tmp_path / "run", config_for(noise_shards(tmp_path / "shards"), model="no_such_model"))
-    trial.train_trial({"run": str(run.path), "cpus": 1})
+    trial.train_trial({"run": str(run.path)})
     assert run.status()["state"] == "failed"
     assert "a known model" in run.status()["reason"]
