@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from pipelines.errors import GlassboxError
 from service.commands import diagnose, evaluate, predict, presets, preview, report, shards, train, tune
+from service.training.failures import translate_failures
 from service.version import read_version
 
 # In the order of the help.
@@ -34,15 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Arguments of the command line; None for those of the process.
 
     Returns:
-        The exit code: 0, or 2 for usage and configuration, 3 for data, 4 for training. A bug of glassbox
-        keeps its traceback and makes Python exit with 1.
+        The exit code: 0, or 2 for usage and configuration, 3 for data, 4 for training and for failures of
+        TensorFlow, a GPU or its driver. A bug of glassbox keeps its traceback and makes Python exit with 1.
     """
     options = parse_arguments(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages would bury ours
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipelines").setLevel(logging.INFO)
     try:
-        options.run(options)
+        with translate_failures():
+            options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from service.training.failures import translate_failures
+
 if TYPE_CHECKING:
     import keras
 
@@ -132,6 +134,7 @@ class Activations:
         return "".join(figures)
 
 
+@translate_failures()
 def heatmaps(
     model: str | os.PathLike[str] | keras.Model,
     images: np.ndarray,
@@ -189,6 +192,7 @@ def heatmaps(
     return Heatmaps(images, np.stack(maps), labels, probabilities, names, layer, method)
 
 
+@translate_failures()
 def activations(
     model: str | os.PathLike[str] | keras.Model, image: np.ndarray, *, scale: float | None = None
 ) -> Activations:

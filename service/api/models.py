@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from service.training.failures import translate_failures
+
 if TYPE_CHECKING:
     import keras
     import pyarrow as pa
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from service.inference.evaluate import Evaluation
 
 
+@translate_failures()
 def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ()) -> keras.Model:
     """Loads the model of a run, or any model file, in safe mode.
 
@@ -32,6 +35,7 @@ def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ())
     return open_model(os.fspath(path), custom_objects)[1]
 
 
+@translate_failures()
 def evaluate(
     model: str | os.PathLike[str],
     data: str | os.PathLike[str],
@@ -74,6 +78,7 @@ def evaluate(
     )
 
 
+@translate_failures()
 def predict(  # noqa: PLR0913 (keyword options of a public function)
     model: str | os.PathLike[str],
     data: str | os.PathLike[str],

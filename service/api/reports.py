@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.spec import AugmentSpec, DataSpec, check
+from service.training.failures import translate_failures
 
 
+@translate_failures()
 def report(
     model: str | os.PathLike[str],
     data: str | os.PathLike[str] | None = None,
@@ -60,6 +62,7 @@ def report(
     )
 
 
+@translate_failures()
 def preview(
     shards: str | os.PathLike[str],
     augment: AugmentSpec | Mapping[str, Any],

@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.config import load_config as load_run_config
 from service.runs import Run
+from service.training.failures import translate_failures
 
 if TYPE_CHECKING:
     import keras
@@ -125,6 +126,7 @@ def load_config(
     return load_run_config(preset, os.fspath(data), lines)
 
 
+@translate_failures()
 def train(
     config: RunConfig | str,
     data: str | os.PathLike[str] | None = None,
@@ -173,6 +175,7 @@ def train(
     return TrainedRun(train_run(config, os.fspath(out), spec, local=local).path)
 
 
+@translate_failures()
 def resume(
     run: str | os.PathLike[str],
     *,

@@ -15,6 +15,7 @@ from pipelines.errors import ConfigError, GlassboxError, TrainingError
 from service.checkpoint import list_checkpoints
 from service.config import RunConfig
 from service.runs import Run, StoppedError
+from service.training.failures import WorkerLostError, find_memory_failure, translate_failure
 
 RESCALE = "rescale"  # reason of a stop that continues with more workers
 POLL_SECONDS = 0.5  # interval between checks of the training
@@ -25,19 +26,7 @@ RAY_LIMITS = {  # environment variables of Ray, unless they are set
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",  # until a silent worker counts as lost
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # until there must be room for the workers
 }
-LOST_PEER_ERRORS = (  # raised by TensorFlow when another worker is gone
-    "AbortedError",
-    "CancelledError",
-    "DeadlineExceededError",
-    "UnavailableError",
-    "UnknownError",
-    "InternalError",
-)
 NO_ROOM_FIX = "request fewer or smaller workers, or add nodes"
-
-
-class WorkerLostError(Exception):
-    """A worker died or stopped responding, independently of the run."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +309,7 @@ def _train_once(config: RunConfig, run: Run, spec: WorkerSpec, group: Group, att
     try:
         _supervise(executor.submit(trainer.fit), config, run, spec, group)
     except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
-        cause = find_cause(error)
+        cause = find_cause(error, group.workers)
         is_expected = isinstance(cause, GlassboxError | WorkerLostError | StoppedError)
         raise cause from (None if is_expected else error)  # a bug keeps the worker's traceback
     finally:
@@ -394,11 +383,12 @@ class _GrowthCheck:
         return self._times_in_a_row == 2
 
 
-def find_cause(error: Exception) -> Exception:
+def find_cause(error: Exception, workers: int) -> Exception:
     """Finds the cause of the end of a training: an error in a worker, a stop, or the loss of a worker.
 
     Args:
         error: Error that Ray Train raised.
+        workers: Number of workers in the group.
 
     Returns:
         The most specific error of all workers: a `GlassboxError` before others, a lost worker last.
@@ -406,24 +396,25 @@ def find_cause(error: Exception) -> Exception:
     failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", error)}
     causes = []
     for _, failure in sorted(failures.items()):
-        causes.append(_translate(getattr(failure, "_base_exc", failure)))  # Ray wraps exceptions of workers
+        # Ray wraps exceptions of workers.
+        causes.append(_translate(getattr(failure, "_base_exc", failure), workers))
     return min(
         causes, key=lambda cause: (isinstance(cause, WorkerLostError), not isinstance(cause, GlassboxError))
     )
 
 
-def _translate(failure: Exception) -> Exception:
+def _translate(failure: Exception, workers: int) -> Exception:
     """Turns errors of Ray, TensorFlow and the operating system into errors of this package, if possible."""
     module = type(failure).__module__
     if module.startswith("ray."):
         reason = getattr(failure, "health_check_failure", failure)  # of a failed call to the worker
+        if memory_failure := find_memory_failure(str(reason)):
+            return memory_failure
         first_line = shorten(str(reason).split("\n")[0], 160).rstrip(".")
         return WorkerLostError(first_line or type(reason).__name__)
-    if module.startswith("tensorflow.") and type(failure).__name__ in LOST_PEER_ERRORS:
-        return WorkerLostError(f"another worker does not respond: {type(failure).__name__}")
     if isinstance(failure, OSError):
         return disk_error(failure)
-    return failure
+    return translate_failure(failure, workers)
 
 
 def disk_error(error: OSError) -> TrainingError:

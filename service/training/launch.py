@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import platform
 import signal
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.cluster import ray_session
+from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError, Interrupted
 from pipelines.shards.manifest import load_manifest
 from service.config import RunConfig, load_run_config
@@ -24,6 +24,7 @@ from service.models import check_name
 from service.models.check import check_model
 from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
+from service.training.failures import translate_failures
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
 from service.training.progress import show_progress, summarize_timings
 from service.user_code import check_code
@@ -215,7 +216,8 @@ def _train_locally(config: RunConfig, run: Run) -> None:
     from service.training.worker import train_in_process
 
     try:
-        train_in_process(config, run)
+        with translate_failures():
+            train_in_process(config, run)
     except OSError as error:
         raise disk_error(error) from None
 
@@ -259,7 +261,12 @@ def describe_environment() -> dict[str, Any]:
     """Returns the machine and the versions that a run is trained with, for its status."""
     packages = {"glassbox": read_version()}
     packages |= {name: version(name) for name in ("keras", "numpy", "pyarrow", "ray")}
-    return {"host": platform.node(), "cpus": os.cpu_count(), "python": platform.python_version(), **packages}
+    return {
+        "host": platform.node(),
+        "cpus": count_process_cpus(),
+        "python": platform.python_version(),
+        **packages,
+    }
 
 
 def current_time() -> str:

@@ -16,7 +16,8 @@ from ray.train.v2._internal.exceptions import (
 
 from pipelines.errors import ConfigError, DataError, TrainingError
 from service.runs import StoppedError
-from service.training.group import Group, WorkerLostError, WorkerSpec, find_cause, plan_groups
+from service.training.failures import WorkerLostError
+from service.training.group import Group, WorkerSpec, find_cause, plan_groups
 
 SMALL = {"CPU": 2.0}
 LARGE = {"CPU": 8.0, "GPU": 2.0}
@@ -131,27 +132,41 @@ def test_the_cause_is_the_workers_own_error() -> None:
     mine = DataError("a", "b", "c")
     bug = ZeroDivisionError("x")
     stop = StoppedError("y")
-    assert find_cause(fail_workers(r0=CUT_OFF, r1=mine)) is mine
-    assert find_cause(fail_workers(r0=mine, r1=CUT_OFF)) is mine
-    assert find_cause(fail_workers(r0=bug, r1=mine)) is mine
-    assert find_cause(fail_workers(r0=DEAD, r1=bug)) is bug
-    assert find_cause(fail_workers(r0=DEAD, r1=stop)) is stop
+    assert find_cause(fail_workers(r0=CUT_OFF, r1=mine), 2) is mine
+    assert find_cause(fail_workers(r0=mine, r1=CUT_OFF), 2) is mine
+    assert find_cause(fail_workers(r0=bug, r1=mine), 2) is mine
+    assert find_cause(fail_workers(r0=DEAD, r1=bug), 2) is bug
+    assert find_cause(fail_workers(r0=DEAD, r1=stop), 2) is stop
 
 
 def test_a_lost_worker_is_recognized() -> None:
     for error, message in (
         (fail_workers(r1=DEAD), "The actor is dead"),
-        (fail_workers(r0=CUT_OFF), "another worker does not respond: UnavailableError"),
+        (fail_workers(r0=CUT_OFF), "another worker does not respond: UnavailableError: Connection reset"),
         (ControllerError(WorkerGroupStartupFailedError("it did not start")), "it did not start"),
     ):
-        cause = find_cause(error)
+        cause = find_cause(error, 2)
         assert type(cause) is WorkerLostError
         assert str(cause) == message
 
 
-def test_any_other_error_of_tensorflow_is_a_bug() -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_failure_of_a_gpu_ends_the_run_although_the_other_worker_loses_its_peer(workers: int) -> None:
+    failure = tf.errors.InternalError(None, None, "CUDA_ERROR_LAUNCH_FAILED: unspecified launch failure")
+    cause = find_cause(fail_workers(r0=failure, r1=CUT_OFF), workers)
+    assert type(cause) is TrainingError
+    assert "CUDA_ERROR_LAUNCH_FAILED" in cause.received
+
+
+def test_a_worker_that_ray_ends_for_lack_of_memory_ends_the_run() -> None:
+    killed = RayActorError(error_msg="Task was killed due to the node running low on memory.")
+    cause = find_cause(fail_workers(r0=WorkerHealthCheckFailedError("a check failed", killed)), 2)
+    assert type(cause) is TrainingError
+
+
+def test_an_invalid_argument_of_tensorflow_is_a_bug() -> None:
     bug = tf.errors.InvalidArgumentError(None, None, "shapes")
-    assert find_cause(fail_workers(r0=bug, r1=DEAD)) is bug
+    assert find_cause(fail_workers(r0=bug, r1=DEAD), 2) is bug
 
 
 def test_a_full_disk_is_an_error_of_the_run() -> None:
@@ -159,6 +174,6 @@ def test_a_full_disk_is_an_error_of_the_run() -> None:
         (OSError(errno.ENOSPC, "No space left", "/run/x"), "/run/x: No space left"),
         (OSError(errno.ENOSPC, "No space left"), "No space left"),
     ):
-        cause = find_cause(fail_workers(r0=error))
+        cause = find_cause(fail_workers(r0=error), 1)
         assert type(cause) is TrainingError
         assert cause.received == f"error={reason}"
