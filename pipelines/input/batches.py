@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.augment.draw import check_batch, draw, signature
+from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError
 from pipelines.input import dali, tfdata
 from pipelines.input.cache import (
@@ -111,6 +113,20 @@ class Batches:
         self._host: Images | None = None
         self._device: DeviceImages | None = None
         self._failure: Exception | None = None
+        self._decoding_device: str | None = None
+        self._pipelines = 1
+
+    def for_replica(self, device: str, replicas: int) -> Batches:
+        """Returns the same batches for one of several replicas of this worker, where DALI decodes.
+
+        Args:
+            device: Name of the device that decodes, and holds the batches.
+            replicas: Number of replicas of this worker, which share its cores.
+        """
+        batches = copy.copy(self)
+        batches._decoding_device = device
+        batches._pipelines = replicas
+        return batches
 
     @property
     def is_eager(self) -> bool:
@@ -312,7 +328,9 @@ class Batches:
     def _decode(self, records: Records, types: dict[str, tf.TensorSpec], steps: int) -> Iterable[Batch]:
         encoding = self.manifest.encoding
         if dali.is_selected(self._data, self._is_decodable):
-            return dali.decode_batches(records, self._data, types["row"].shape[0], encoding)
+            threads = max(1, count_process_cpus() // self._pipelines)
+            batch = types["row"].shape[0]
+            return dali.decode_batches(records, self._data, batch, encoding, self._decoding_device, threads)
         return tfdata.decode_batches(self._remember_failure(records), types, self._data, encoding, steps)
 
     def _remember_failure(self, records: Records) -> Records:

@@ -7,16 +7,18 @@ them up. The batches reach TensorFlow through DLPack, without a copy.
 
 from __future__ import annotations
 
-import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError
+from pipelines.input.prefetch import prefetch
 from pipelines.input.tfdata import GREY
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
@@ -24,8 +26,9 @@ from pipelines.spec import DataSpec
 Array = NDArray[np.uint8]
 Record = dict[str, Any]
 
-AHEAD = 2  # batches decoded ahead of the consumer
-KEPT = 3  # batches whose memory DALI may not reuse yet: TensorFlow's steps on a GPU run asynchronously
+AHEAD = 2  # batches in DALI: one is decoded, one is next
+READY = 2  # batches decoded ahead of the consumer
+KEPT = 3  # batches taken last, whose memory DALI may not reuse yet: steps on a GPU run asynchronously
 # One black pixel as a PPM file, which becomes a black image of any size.
 BLACK = np.frombuffer(b"P6 1 1 255\n\0\0\0", np.uint8)
 
@@ -65,7 +68,7 @@ def is_selected(data: DataSpec, is_decodable: bool) -> bool:
     if data.backend != "auto":
         return data.backend == "dali"
     is_supported = is_decodable and data.decode == "exact"
-    return bool(is_supported and tf.config.list_physical_devices("GPU") and is_available())
+    return bool(is_supported and tf.config.get_visible_devices("GPU") and is_available())
 
 
 def is_available() -> bool:
@@ -78,13 +81,21 @@ def is_available() -> bool:
 
 
 def decode_batches(
-    records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, encoding: str
+    records: Callable[[], Iterable[Record]],
+    data: DataSpec,
+    batch: int,
+    encoding: str,
+    device: str | None = None,
+    threads: int | None = None,
 ) -> Iterator[Batch]:
-    """Decodes batches of encoded images, in the same order.
+    """Decodes batches of encoded images on one device, in the same order.
 
-    Python runs once per batch and only passes bytes; DALI decodes on its own threads while the caller
-    computes. The pipeline lives as long as the iterator: closing or deleting it ends the pipeline and its
-    threads.
+    A thread reads the records and passes their bytes to DALI, whose own threads decode, while the caller
+    computes. The caller's thread only wraps decoded memory as tensors. Threads and pipeline live as long as
+    the iterator: closing or deleting it ends them.
+
+    At the most, the images of `KEPT + READY + AHEAD + 1` batches are in memory: those that the caller may
+    still use, those that it has not taken yet, and those that are being decoded.
 
     Args:
         records: Returns a new iterator over batches. Each has `encoded`, a list of at most `batch` encoded
@@ -93,6 +104,8 @@ def decode_batches(
         data: Size and channels of the result.
         batch: Number of images per batch, B.
         encoding: Encoding of the shard set (see `pipelines.spec.ShardSpec`); only `raw` makes a difference.
+        device: Name of the device that decodes and holds the batches; None for the first GPU, or the CPU.
+        threads: Number of CPU threads of the pipeline; None for one per core.
 
     Returns:
         Batches with `image` uint8 `[B, H, W, C]`, black for padding, and every array except `encoded` and
@@ -112,61 +125,112 @@ def decode_batches(
         raise ConfigError(
             "NVIDIA DALI to be installed", "backend=dali", "install nvidia-dali-cuda120 or use backend=tfdata"
         )
-    return _iterate_batches(records, data, batch, encoding == "raw")
+    decoder = Decoder(data, batch, encoding == "raw", find_gpu(device), threads or count_process_cpus())
+    return _iterate_batches(records, decoder, device)
 
 
 def _iterate_batches(
-    records: Callable[[], Iterable[Record]], data: DataSpec, batch: int, is_raw: bool
+    records: Callable[[], Iterable[Record]], decoder: Decoder, device: str | None
 ) -> Iterator[Batch]:
-    in_progress: deque[Record] = deque()  # the oldest first
-
-    def feed() -> Iterator[list[Array]]:
-        for record in records():
-            images = _list_arrays(record, data, batch, is_raw)
-            in_progress.append(record)
-            yield images
-
-    pipeline = build_pipeline(feed(), data, batch, is_raw)
+    # TensorFlow frees a tensor when Python does, even if a step on a GPU still reads it, because it expects
+    # the memory to come from its own allocator, which reuses it in the order of the GPU's work. DALI does
+    # not know this order. So the memory is held from here until `KEPT` more batches have been taken. Counted
+    # is what the caller takes: batches that wait in the thread's queue are held by the queue, and do not
+    # shorten the time of those before them.
     outputs: deque[Any] = deque(maxlen=KEPT)
-    pipeline.schedule_run()  # draws from `feed`, whose errors pass unchanged
-    while in_progress:
-        record = in_progress.popleft()
-        try:
-            outputs.extend(pipeline.outputs())
-        except RuntimeError as error:
-            row = find_undecodable_row(record, data, is_raw)
-            if row is None:
-                raise  # something else went wrong
-            raise UndecodableError(row) from error
-        pipeline.schedule_run()  # decodes the next batch while the caller uses this one
-        image = tf.experimental.dlpack.from_dlpack(outputs[-1].as_tensor().__dlpack__())
-        names = [name for name in record if name not in ("encoded", "shape")]
-        arrays = {name: tf.convert_to_tensor(record[name]) for name in names}
-        yield cast(Batch, {"image": image, **arrays})
+    for output, arrays in prefetch(decoder.decode(records), READY):
+        outputs.append(output)
+        image = tf.experimental.dlpack.from_dlpack(output.as_tensor().__dlpack__())
+        # Here and not in the thread: on a GPU, copies wait for the step that is running.
+        with tf.device(device):
+            tensors = {name: tf.identity(tf.constant(values)) for name, values in arrays.items()}
+        yield cast(Batch, {"image": image, **tensors})
 
 
-def build_pipeline(source: Iterator[list[Array]], data: DataSpec, batch: int, is_raw: bool) -> Any:
+def find_gpu(device: str | None) -> int | None:
+    """Returns the number of the GPU with a device name, None for a CPU.
+
+    TensorFlow and DALI number the GPUs alike if they are selected by `CUDA_VISIBLE_DEVICES` alone.
+
+    Args:
+        device: Name of a device, such as `/device:GPU:1`; None for the first GPU, or the CPU.
+    """
+    if device is None:
+        return 0 if tf.config.get_visible_devices("GPU") else None
+    spec = tf.DeviceSpec.from_string(device)
+    return int(spec.device_index) if spec.device_type == "GPU" else None
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Settings of a pipeline.
+
+    Attributes:
+        data: Size and channels of the result.
+        batch: Number of images per batch.
+        is_raw: Whether the shard set stores raw pixels.
+        gpu: Number of the GPU that decodes; None to decode on the CPU.
+        threads: Number of CPU threads.
+    """
+
+    data: DataSpec
+    batch: int
+    is_raw: bool
+    gpu: int | None
+    threads: int
+
+    def decode(
+        self, records: Callable[[], Iterable[Record]]
+    ) -> Generator[tuple[Any, dict[str, Any]], None, None]:
+        """Yields the images of every record as a list of DALI's tensors, and the record's other arrays.
+
+        Raises:
+            UndecodableError: An image cannot be decoded.
+        """
+        in_progress: deque[Record] = deque()  # the oldest first
+
+        def feed() -> Iterator[list[Array]]:
+            for record in records():
+                images = _list_arrays(record, self)
+                in_progress.append(record)
+                yield images
+
+        pipeline = build_pipeline(feed(), self)
+        pipeline.schedule_run()  # draws from `feed`, whose errors pass unchanged
+        while in_progress:
+            record = in_progress.popleft()
+            try:
+                (output,) = pipeline.outputs()
+            except RuntimeError as error:
+                row = find_undecodable_row(record, self)
+                if row is None:
+                    raise  # something else went wrong
+                raise UndecodableError(row) from error
+            pipeline.schedule_run()  # decodes the next batch while the caller uses this one
+            yield output, {name: record[name] for name in record if name not in ("encoded", "shape")}
+
+
+def build_pipeline(source: Iterator[list[Array]], decoder: Decoder) -> Any:
     """Builds the pipeline from encoded images to uint8 `[batch, H, W, C]`, without starting it.
 
     Args:
         source: Iterator over batches, each a list of `batch` arrays: encoded bytes, or pixels `[h, w, C]`.
-        data: Size and channels of the result.
-        batch: Number of images per batch.
-        is_raw: Whether `source` yields raw pixels.
+        decoder: Settings of the pipeline.
     """
     from nvidia.dali import Pipeline, fn, types
 
-    has_gpu = bool(tf.config.list_physical_devices("GPU"))
+    data = decoder.data
+    has_gpu = decoder.gpu is not None
     options = {
-        "num_threads": len(os.sched_getaffinity(0)),
+        "num_threads": decoder.threads,
         "prefetch_queue_depth": AHEAD,
         "exec_dynamic": True,  # this executor does not reuse its results while anyone holds them
-        "device_id": 0 if has_gpu else None,
+        "device_id": decoder.gpu,
     }
-    layout: dict[str, Any] = {"layout": "HWC"} if is_raw else {"ndim": 1}
-    with Pipeline(batch_size=batch, **options) as pipeline:
+    layout: dict[str, Any] = {"layout": "HWC"} if decoder.is_raw else {"ndim": 1}
+    with Pipeline(batch_size=decoder.batch, **options) as pipeline:
         images = fn.external_source(source=source, batch=True, dtype=types.UINT8, **layout)
-        if not is_raw:
+        if not decoder.is_raw:
             images = fn.decoders.image(
                 images,
                 device="mixed" if has_gpu else "cpu",
@@ -181,17 +245,17 @@ def build_pipeline(source: Iterator[list[Array]], data: DataSpec, batch: int, is
     return pipeline
 
 
-def _list_arrays(record: Record, data: DataSpec, batch: int, is_raw: bool) -> list[Array]:
+def _list_arrays(record: Record, decoder: Decoder) -> list[Array]:
     """Returns one array per position of a batch, as DALI takes them; one black pixel for padding."""
     encoded = [np.frombuffer(image, np.uint8) for image in record["encoded"]]
-    padding = batch - len(encoded)
-    if not is_raw:
+    padding = decoder.batch - len(encoded)
+    if not decoder.is_raw:
         return encoded + [BLACK] * padding
     pixels = [
-        convert_pixels(image, shape, row, data)
+        convert_pixels(image, shape, row, decoder.data)
         for image, shape, row in zip(encoded, record["shape"], record["row"], strict=False)
     ]
-    return pixels + [np.zeros((1, 1, data.channels), np.uint8)] * padding
+    return pixels + [np.zeros((1, 1, decoder.data.channels), np.uint8)] * padding
 
 
 def convert_pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpec) -> Array:
@@ -218,10 +282,10 @@ def convert_pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpe
     return grey.astype(np.uint8)[..., None]
 
 
-def find_undecodable_row(record: Record, data: DataSpec, is_raw: bool) -> int | None:
+def find_undecodable_row(record: Record, decoder: Decoder) -> int | None:
     """Returns the first row of a batch whose image cannot be decoded by itself, or None."""
-    images = _list_arrays(record, data, len(record["encoded"]), is_raw)
-    pipeline = build_pipeline(([image] for image in images), data, 1, is_raw)
+    images = _list_arrays(record, replace(decoder, batch=len(record["encoded"])))
+    pipeline = build_pipeline(([image] for image in images), replace(decoder, batch=1))
     for row in record["row"][: len(images)]:
         try:
             pipeline.run()

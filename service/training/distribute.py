@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from itertools import islice
 
 import tensorflow as tf
 
 from pipelines.input.batches import Batches
+from pipelines.input.placement import list_devices
 from pipelines.records import Batch
 from service.training.strategy import WorkerContext
 
@@ -55,22 +58,66 @@ def distribute_eager_batches(
     epochs: int = 1,
     stop_step: int | None = None,
 ) -> Iterator[Batch]:
-    """Yields the batches of `distribute_batches` to Python, up to a step of every epoch."""
-    local_replicas = strategy.num_replicas_in_sync // worker.world_size
+    """Returns the batches of `distribute_batches` for Python, up to a step of every epoch.
+
+    Where DALI decodes, each replica has a pipeline of its own, on its own device. A cache is filled before
+    this returns.
+    """
+    devices = list_devices(strategy)
+    if batches.is_eager:
+        pipelines = []
+        for index, device in enumerate(devices):
+            replica = worker.rank * len(devices) + index
+            replica_batches = batches.for_replica(device, len(devices))
+            pipelines.append(
+                replica_batches.epoch(
+                    epoch,
+                    start_step,
+                    replica,
+                    worker.world_size * len(devices),
+                    epochs=epochs,
+                    stop_step=stop_step,
+                )
+            )
+        return _join_replicas(strategy, _zip_pipelines(pipelines))
+
     epoch_batches = batches.epoch(
-        epoch, start_step, worker.rank, worker.world_size, epochs=epochs, stop_step=stop_step
+        epoch, start_step, worker.rank, worker.world_size, len(devices), epochs, stop_step
     )
-    for batch in epoch_batches:
-        yield batch if local_replicas == 1 else _split(strategy, batch, local_replicas)
+    if len(devices) == 1:
+        return iter(epoch_batches)
+    return _join_replicas(strategy, _group_by_step(iter(epoch_batches), devices))
 
 
-def _split(strategy: tf.distribute.Strategy, batch: Batch, local_replicas: int) -> Batch:
-    """Splits a worker's batch `[B, ...]` into one of `[B / local_replicas, ...]` for each of its replicas."""
+def _zip_pipelines(pipelines: Sequence[Iterator[Batch]]) -> Iterator[Sequence[Batch]]:
+    """Yields the batches of every step, one of each pipeline; ends the pipelines when it is closed."""
+    with ExitStack() as stack:
+        for pipeline in pipelines:
+            stack.enter_context(closing(pipeline))
+        yield from zip(*pipelines, strict=True)
 
-    def spread(value: tf.Tensor) -> tf.Tensor:
-        parts = tf.split(value, local_replicas)
-        return strategy.experimental_distribute_values_from_function(
-            lambda context: parts[context.replica_id_in_sync_group % local_replicas]
-        )
 
-    return {name: spread(value) for name, value in batch.items()}
+def _group_by_step(batches: Iterator[Batch], devices: Sequence[str]) -> Iterator[Sequence[Batch]]:
+    """Yields the batches of every step, of which there is one for each device, on their devices."""
+    for first in batches:
+        parts = [first, *islice(batches, len(devices) - 1)]
+        yield [_place(part, device) for part, device in zip(parts, devices, strict=True)]
+
+
+def _place(batch: Batch, device: str) -> Batch:
+    with tf.device(device):
+        return {name: tf.identity(value) for name, value in batch.items()}
+
+
+def _join_replicas(strategy: tf.distribute.Strategy, steps: Iterator[Sequence[Batch]]) -> Iterator[Batch]:
+    """Joins the batches of every step, one for each replica of this worker, into one for `strategy.run`."""
+    with closing(steps):
+        for parts in steps:
+            yield parts[0] if len(parts) == 1 else _join(strategy, parts)
+
+
+def _join(strategy: tf.distribute.Strategy, parts: Sequence[Batch]) -> Batch:
+    # The function places nothing: its values stay on the devices that they are on.
+    return strategy.experimental_distribute_values_from_function(
+        lambda context: parts[context.replica_id_in_sync_group % len(parts)]
+    )

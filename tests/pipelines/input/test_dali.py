@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from pipelines.shards.images import prepare_image
 from pipelines.spec import DataSpec, ShardSpec
 
 BATCH = 4
+SECONDS = 60.0  # until a wait fails
 SIZE = (31, 45)
 GREY = DataSpec(image_size=(2, 3), channels=1)
 Records = Callable[[], Iterator[dict[str, Any]]]
@@ -209,16 +211,39 @@ def test_batches_outlive_the_pipeline() -> None:
 
 
 def test_prefetching_is_bounded() -> None:
-    records_read = 0
+    ahead = dali.READY + dali.AHEAD
+    produced = threading.Semaphore(0)
 
     def count_records() -> Iterator[dict[str, Any]]:
-        nonlocal records_read
         for record in make_records(SOLIDS, 1)():
-            records_read += 1
+            produced.release()
             yield record
 
-    next(dali.decode_batches(count_records, GREY, 1, "as-found"))
-    assert records_read == 3  # the first one, and two ahead
+    batches = dali.decode_batches(count_records, GREY, 1, "as-found")
+    next(batches)
+    for _ in range(1 + ahead):
+        assert produced.acquire(timeout=SECONDS)
+    assert not produced.acquire(timeout=0.01)
+    batches.close()
+
+
+def test_records_are_read_in_another_thread() -> None:
+    threads = set()
+
+    def record_threads() -> Iterator[dict[str, Any]]:
+        for record in make_records(SOLIDS)():
+            threads.add(threading.current_thread())
+            yield record
+
+    assert len(list(dali.decode_batches(record_threads, GREY, BATCH, "as-found"))) == 3
+    assert len(threads) == 1
+    assert threading.current_thread() not in threads
+
+
+def test_the_device_of_a_pipeline_is_a_number_of_a_gpu_or_the_cpu() -> None:
+    worker = "/job:worker/replica:0/task:3/device"
+    assert [dali.find_gpu(f"{worker}:GPU:2"), dali.find_gpu("/device:GPU:0")] == [2, 0]
+    assert [dali.find_gpu(f"{worker}:CPU:2"), dali.find_gpu("CPU:0")] == [None, None]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

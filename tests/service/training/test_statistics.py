@@ -109,7 +109,9 @@ def test_the_variance_of_bright_pixels_is_not_lost_in_their_square(second: float
     network = keras.Model(image, layer(image))
     stage_network = StageNetwork(network, network, lambda batch: batch, None)
     batch = {"image": tf.concat([tf.fill([4, 4, 4, 1], 201.3), tf.fill([4, 4, 4, 1], second)], 0)}
-    batches = SimpleNamespace(rows=8, global_batch=8, epoch=lambda *_, **__: [batch], data_errors=nullcontext)
+    batches = SimpleNamespace(
+        rows=8, global_batch=8, is_eager=False, epoch=lambda *_, **__: [batch], data_errors=nullcontext
+    )
     strategy = tf.distribute.get_strategy()
     statistics = PreciseStatistics(stage_network, strategy, batches, WorkerContext(), 8)
     with statistics.swap_in():
