@@ -142,7 +142,7 @@ def train_in_processes(
         seconds: Time after which the processes are killed.
         cores: Processor cores of each process, such as `0,1`; empty for all cores for all.
     """
-    ports = ",".join(str(port) for port in _find_free_ports(workers))
+    ports = ",".join(str(port) for port in find_free_ports(workers))
     settings = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
     prefixes = [["taskset", "--cpu-list", own] for own in cores] or [[]] * workers
     processes = []
@@ -163,6 +163,11 @@ def train_in_processes(
         code = processes[rank].returncode
         if code:
             raise AssertionError(f"worker {rank}: exit {code}\n{output[-4000:]}")
+
+
+def read_worker(run: Run, rank: int = 0) -> dict[str, Any]:
+    """Reads what a worker of `train_in_processes` has written about itself (see `fit_script.py`)."""
+    return dict(json.loads((run.path / f"worker-{rank}.json").read_text()))
 
 
 def read_checkpoint(run: Run, name: str, group: str | None = None) -> list[np.ndarray]:
@@ -193,7 +198,7 @@ def read_logged_rows(run: Run) -> dict[tuple[int, int], list[int]]:
     return rows_of_step
 
 
-def _find_free_ports(count: int) -> list[int]:
+def find_free_ports(count: int) -> list[int]:
     """Finds free ports outside the range that Ray's workers use (10002 to 19999)."""
     ports: list[int] = []
     while len(ports) < count:

@@ -82,7 +82,8 @@ class LoopController:
         command = self._decide(updates, seconds) if self._worker.is_chief else Command(0)
         if self._worker.world_size == 1:
             return command
-        numbers = tf.constant([command.updates, int(command.save), int(command.stop)], tf.int64)
+        # TensorFlow divides the result of a sum, for which it has no kernel with integers on a GPU.
+        numbers = tf.constant([command.updates, command.save, command.stop], tf.float32)
         count, save, stop = self._broadcast(numbers).numpy()
         return Command(int(count), bool(save), bool(stop))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -29,7 +29,7 @@ from service.recipe import should_stop
 from service.runs import Run, StoppedError
 from service.training.async_writer import AsyncWriter, ModelFile
 from service.training.checks import check_finite_losses, check_some_updates, check_stopping_metric
-from service.training.controller import LoopController
+from service.training.controller import Command, LoopController
 from service.training.distribute import distribute_batches
 from service.training.evaluation import Evaluation
 from service.training.events import WriteEpoch, open_epoch_log
@@ -41,6 +41,7 @@ from service.training.statistics import PreciseStatistics
 from service.training.step import StepResult, Steps
 from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strategy
 from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
+from service.training.watchdog import Watchdog
 
 AfterEpoch = Callable[[Sequence[dict[str, float]]], None]
 MAX_ROWS_IN_ERROR = 8  # largest number of rows of a bad batch that an error lists
@@ -71,7 +72,7 @@ def fit(
     try:
         loop.run_epochs(after_epoch)
     finally:
-        loop.writer.wait()
+        loop.close()
 
 
 class Loop:
@@ -89,6 +90,7 @@ class Loop:
         self.worker = worker
         self.timer = PhaseTimer()
         self.writer = AsyncWriter()
+        self.watchdog = Watchdog() if worker.world_size > 1 else None
 
         with self.timer.measure("setup"):
             self.strategy = choose_strategy(config.global_batch, worker)
@@ -156,6 +158,12 @@ class Loop:
         if self.worker.is_chief:
             self.run.add_timings(**self.timer.seconds)
 
+    def close(self) -> None:
+        """Waits for what is being written, and ends the threads of the loop."""
+        if self.watchdog:
+            self.watchdog.close()
+        self.writer.wait()
+
     def train_epoch(self) -> dict[str, float]:
         """Trains the remaining steps of the next epoch; returns its metrics and throughput."""
         start = self.position
@@ -165,25 +173,27 @@ class Loop:
         steps = self.learner.steps
         steps.start(epoch, step, self.config.seed, start.sums)
         self.meter.start(epoch, step * self.config.global_batch, start.seconds)
-        command = self.controller.next_command()
+        command = self._next_command()
 
         with self.train.data_errors():
             while step < self.train.steps:
                 if command.save and step > start.step:
-                    sums = steps.read_totals()
+                    with self._watch("save"):
+                        sums = steps.read_totals()
+                        self.learner.average_statistics()
                     seconds = self.meter.seconds
                     self._save(replace(start, step=step, sums=sums, seconds=seconds, skipped=skipped))
                 if command.stop:
                     self.writer.wait()
                     # A collective: if another worker ended first, Ray would end worker 0 while it writes.
-                    self.controller.next_command()
+                    self._next_command()
                     raise StoppedError(self.run.stop_requested() or "a request")
 
                 result, batches, seconds = self._run_updates(epoch, step, command.updates)
                 self._check(result, epoch)
                 step += batches
                 skipped += result.skipped
-                command = self.controller.next_command(math.ceil(batches / self.config.accumulate), seconds)
+                command = self._next_command(math.ceil(batches / self.config.accumulate), seconds)
 
         check_some_updates(epoch, skipped, updates_per_epoch(self.train.steps, self.config.accumulate))
         return self._compute_metrics(epoch, skipped)
@@ -195,10 +205,10 @@ class Loop:
             metrics: Metrics from `train_epoch`.
             log: Function that logs the metrics; None in workers other than the chief.
         """
-        self.learner.average_statistics()
         epoch = self.position.epoch + 1
+        is_due = self._should_evaluate(epoch)
         best_weights = None
-        with self._evaluation_state(epoch) as is_due:
+        with self._watch("evaluation" if is_due else "end of epoch"), self._evaluation_state(is_due):
             if self.evaluation and is_due:
                 with self.timer.measure("evaluation"):
                     metrics |= self.evaluation.compute_metrics()
@@ -242,7 +252,8 @@ class Loop:
         began = time.perf_counter()
         with profile_once(self.run, self.config.profile and self.worker.is_chief, update):
             run_updates = train_eager_batches if self.train.is_eager else Steps.train
-            result = run_updates(self.learner.steps, self.batches, update, updates, micro)
+            with self._watch(f"updates of stage {self.learner.stage}"):
+                result = run_updates(self.learner.steps, self.batches, update, updates, micro)
         seconds = time.perf_counter() - began
 
         if self.row_log:
@@ -289,7 +300,8 @@ class Loop:
 
     def _compute_metrics(self, epoch: int, skipped: int) -> dict[str, float]:
         """Computes the metrics of a trained epoch, in the order of a line of metrics."""
-        loss, top1, top5, weight = self.learner.steps.read_totals()
+        with self._watch("totals"):
+            loss, top1, top5, weight = self.learner.steps.read_totals()
         if not weight:  # every batch was skipped
             loss = top1 = top5 = math.nan
             weight = 1.0
@@ -304,7 +316,6 @@ class Loop:
 
     def _save(self, position: Position) -> None:
         """Starts writing a checkpoint within an epoch."""
-        self.learner.average_statistics()
         self.controller.mark_saved()
         if self.worker.is_chief:
             arrays = snapshot(self.learner.variables)
@@ -376,20 +387,32 @@ class Loop:
                 self.learner.stage_network, self.strategy, self.train, self.worker, images
             )
 
+    def _next_command(self, updates: int = 0, seconds: float = 0.0) -> Command:
+        with self._watch("command"):
+            return self.controller.next_command(updates, seconds)
+
+    def _watch(self, kind: str) -> AbstractContextManager[None]:
+        """Watches a block that waits for other workers; see `Watchdog.watch`."""
+        return self.watchdog.watch(kind) if self.watchdog else nullcontext()
+
+    def _should_evaluate(self, epoch: int) -> bool:
+        """Tells whether an epoch is evaluated, or need not be because there is no validation split."""
+        is_last = epoch == self.config.epochs
+        return self.evaluation is None or is_last or epoch % self.config.evaluate_every == 0
+
     @contextmanager
-    def _evaluation_state(self, epoch: int) -> Iterator[bool]:
+    def _evaluation_state(self, is_due: bool) -> Iterator[None]:
         """Swaps in the weights and statistics that are evaluated and saved, for a block.
 
-        Yields:
-            Whether this epoch is evaluated.
+        Args:
+            is_due: Whether this epoch is evaluated.
         """
-        is_last = epoch == self.config.epochs
-        is_due = self.evaluation is None or is_last or epoch % self.config.evaluate_every == 0
+        self.learner.average_statistics()
         with self.learner.use_evaluation_weights(), ExitStack() as stack:
             if is_due and self.statistics:
                 with self.timer.measure("evaluation"):
                     stack.enter_context(self.statistics.swap_in())
-            yield is_due
+            yield
 
     @contextmanager
     def _open_log(self) -> Iterator[WriteEpoch | None]:

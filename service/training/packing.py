@@ -1,4 +1,4 @@
-"""Packs gradients into a few flat buffers, so that a step needs a few large sums over the replicas, not hundreds."""
+"""Packs gradients into a few flat buffers, so that a step needs few large sums over the replicas."""
 
 from __future__ import annotations
 

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass
 
 import tensorflow as tf
+from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from pipelines.input.order import batch_per_worker
-from pipelines.input.tfdata import count_cores
-
-# Timeout of a sum over the workers, which would otherwise hang forever if one of them is lost.
-COLLECTIVE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -39,22 +35,6 @@ class WorkerContext:
 SINGLE_WORKER = WorkerContext()
 
 
-def use_cores(count: int | None = None) -> None:
-    """Limits the threads of this process to its share of the cores. Call it before TensorFlow computes.
-
-    At least two operations can run in parallel. On a single thread, a step would run while the next batch is
-    requested, and its time would count as waiting for input. If TensorFlow has computed before, as in a
-    notebook, its number of threads stays unchanged.
-
-    Args:
-        count: Number of cores; None for all, or for the limits in TensorFlow's environment variables.
-    """
-    with suppress(RuntimeError):  # TensorFlow is already running
-        if count is not None:
-            tf.config.threading.set_intra_op_parallelism_threads(count)
-        tf.config.threading.set_inter_op_parallelism_threads(max(count or count_cores(), 2))
-
-
 def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) -> tf.distribute.Strategy:
     """Returns the strategy for the available devices.
 
@@ -70,9 +50,6 @@ def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) ->
     Raises:
         ConfigError: The batch does not divide by the number of replicas.
     """
-    for gpu in tf.config.list_physical_devices("GPU"):
-        with suppress(RuntimeError):  # in use already, as in a notebook
-            tf.config.experimental.set_memory_growth(gpu, True)
     strategy = _create_strategy(worker)
     batch_per_worker(global_batch, strategy.num_replicas_in_sync)
     return strategy
@@ -80,12 +57,52 @@ def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) ->
 
 def _create_strategy(worker: WorkerContext) -> tf.distribute.Strategy:
     if worker.world_size > 1:
-        options = tf.distribute.experimental.CommunicationOptions(timeout_seconds=COLLECTIVE_SECONDS)
-        return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        return _create_multi_worker_strategy()
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
     if len(devices) > 1:
         return tf.distribute.MirroredStrategy([device.name for device in devices])
     return tf.distribute.get_strategy()
+
+
+def _create_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Creates the strategy of several workers: sums by NCCL between GPUs, in a ring between CPUs.
+
+    TensorFlow does not choose NCCL by itself. A timeout per sum is not set: TensorFlow keeps two threads
+    waiting for each one, for as long as it lasts. `Watchdog` detects a worker that does not respond.
+    """
+    implementations = tf.distribute.experimental.CommunicationImplementation
+    # Physical devices: listing the logical ones would start TensorFlow before the workers are connected.
+    has_gpus = bool(tf.config.get_visible_devices("GPU"))
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=implementations.NCCL if has_gpus else implementations.RING
+    )
+    if not has_gpus and count_logical_cpus() > 1:
+        return _LogicalCpuStrategy(options)
+    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+
+
+def count_logical_cpus() -> int:
+    """Returns the number of logical devices of the CPU, without starting TensorFlow."""
+    (cpu,) = tf.config.list_physical_devices("CPU")
+    return len(tf.config.get_logical_device_configuration(cpu) or [cpu])
+
+
+class _LogicalCpuExtended(CollectiveAllReduceExtended):  # type: ignore[misc]
+    """Uses all logical CPU devices of a worker, of which TensorFlow takes only the first."""
+
+    def _initialize_local_devices(
+        self, cluster_resolver: tf.distribute.cluster_resolver.ClusterResolver, worker_device: str
+    ) -> tuple[tuple[str, ...], str]:
+        devices = [f"{worker_device}/device:CPU:{index}" for index in range(count_logical_cpus())]
+        return tuple(devices), "CPU"
+
+
+class _LogicalCpuStrategy(tf.distribute.MultiWorkerMirroredStrategy):  # type: ignore[misc]
+    """Several logical CPU devices on each of several workers, to try many replicas without GPUs."""
+
+    def __init__(self, options: tf.distribute.experimental.CommunicationOptions) -> None:
+        extended = _LogicalCpuExtended(self, cluster_resolver=None, communication_options=options)
+        tf.distribute.Strategy.__init__(self, extended)
 
 
 def find_replica_copy(variable: tf.Variable) -> tf.Variable:

@@ -1,4 +1,4 @@
-"""Counts what TensorFlow has to launch for an update on the replicas of `GLASSBOX_LOGICAL_DEVICES`: [resnet50].
+"""Counts what TensorFlow launches for an update on the replicas of `GLASSBOX_LOGICAL_DEVICES`: [resnet50].
 
 Prints a JSON object for each recipe: the number of operations outside of XLA in the loop over the updates, of
 XLA programs, and of sums over the replicas.

@@ -4,8 +4,8 @@ Usage: `fit_script.py DEVICES RANK PORT[,PORT...] OUT[@CHECKS]...`
 
 Each OUT holds the config.yaml of a run. With CHECKS the run is asked to stop after worker 0 has checked for a
 request that many times, and its rows are logged. There is one port for each worker. At the end each OUT holds
-`worker-RANK.json` for each worker: how often it traced the step, and a digest of the variables of each of its
-replicas.
+`worker-RANK.json` for each worker: how often it traced the step, a digest of the variables of each of its
+replicas, and its number of threads after each call of the step.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 
 import keras
+import psutil
 from tiny_models import register_tiny_models
 from training_samples import StoppingRun, check_stops_at_every_call
 
@@ -23,6 +24,7 @@ from service.config import RunConfig
 from service.devices import LOGICAL_DEVICES, configure_devices
 from service.runs import StoppedError
 from service.training import loop
+from service.training.controller import Command
 from service.training.learner import Learner
 from service.training.strategy import WorkerContext, choose_strategy
 from service.training.telemetry import ROWS_LOG
@@ -47,13 +49,25 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
 
 def train_run(run: StoppingRun, worker: WorkerContext) -> None:
     training = loop.Loop(RunConfig.model_validate(run.config()), run, worker)
+    threads: list[int] = []
+    next_command = training.controller.next_command
+
+    def count_threads(*arguments: float) -> Command:
+        threads.append(psutil.Process().num_threads())
+        return next_command(*arguments)
+
+    training.controller.next_command = count_threads
     try:
         training.run_epochs()
     except StoppedError:
         return
     finally:
-        training.writer.wait()
-    summary = {"traces": training.learner.steps.trace_count, "replicas": hash_replicas(training.learner)}
+        training.close()
+    summary = {
+        "traces": training.learner.steps.trace_count,
+        "replicas": hash_replicas(training.learner),
+        "threads": threads,
+    }
     (run.path / f"worker-{worker.rank}.json").write_text(json.dumps(summary))
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from training_samples import (
     noise_shards,
     read_checkpoint,
     read_logged_rows,
+    read_worker,
     train_in_processes,
 )
 
@@ -78,6 +79,7 @@ CHECKS = 7  # five in the first epoch; the eighth, after two steps of the second
 GREYS = (100, 200)
 WHITE = 7  # a row that the second replica gets when the loss scale has settled
 SETUPS = {"two devices": (1, 2), "two workers": (2, 1)}  # workers, and devices of each
+LARGE_SETUPS = {"two workers of two devices": (2, 2), "four devices": (1, 4)}
 Runs = dict[tuple[str, str], Run]
 
 
@@ -89,6 +91,8 @@ def create_config(folder: Path, name: str) -> RunConfig:
 
 def list_names(setup: str) -> list[str]:
     """Returns the runs of a setup; with two workers, one run is stopped on the way."""
+    if setup in LARGE_SETUPS:
+        return ["everything"]
     names = [*RECIPES, *REPLICA_RECIPES]
     return [*names, "stopped"] if setup == "two workers" else names
 
@@ -112,7 +116,7 @@ def runs(folder: Path) -> Runs:
     trainings: list[Future[None]] = []
     # In parallel: most of the time is tracing, which uses one core.
     with ThreadPoolExecutor() as executor:
-        for setup, (workers, devices) in SETUPS.items():
+        for setup, (workers, devices) in (SETUPS | LARGE_SETUPS).items():
             arguments = []
             for name in list_names(setup):
                 run = create_run(folder / setup / name, create_config(folder, name))
@@ -130,12 +134,9 @@ def last_checkpoint(run: Run) -> str:
     return f"epoch-{run.config()['epochs']:04d}"
 
 
-def read_worker(run: Run, rank: int = 0) -> dict[str, Any]:
-    return dict(json.loads((run.path / f"worker-{rank}.json").read_text()))
-
-
-@pytest.mark.parametrize("setup", SETUPS)
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    ("setup", "recipe"), [*product(SETUPS, RECIPES), *product(LARGE_SETUPS, ["everything"])]
+)
 def test_several_replicas_learn_what_one_process_learns(runs: Runs, setup: str, recipe: str) -> None:
     one = runs["one", recipe]
     other = runs[setup, recipe]
