@@ -40,7 +40,7 @@ def main(devices: int, rank: int, ports: list[int], runs: list[str]) -> None:
     worker = WorkerContext(rank, world_size=len(ports), local_size=len(ports))
     strategy = choose_strategy(devices * len(ports), worker)
     # One strategy for all runs: the collectives of two in one process get mixed up.
-    loop.choose_strategy = lambda global_batch, worker: strategy
+    loop.choose_strategy = lambda global_batch, worker, augment: strategy
     for out in runs:
         path, _, checks = out.partition("@")
         os.environ[ROWS_LOG] = "1" if checks else ""
