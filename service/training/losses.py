@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
 
 from pipelines.augment.apply import swap_neighbours
@@ -35,7 +36,7 @@ def training_losses(
     logits: tf.Tensor,
     share: tf.Tensor | None,
     smoothing: float = 0.0,
-    class_weights: tf.Tensor | None = None,
+    class_weights: np.ndarray | None = None,
 ) -> tf.Tensor:
     """Returns the training loss of each example; for a mixture, over the labels of both neighbours.
 

@@ -133,9 +133,9 @@ class Steps:
         if options.accumulate > 1:
             sum_shapes = [(size,) for size in self._packing.sizes] if self._packing else shapes
             self._accumulated = [_sum_variable(tf.zeros(shape)) for shape in sum_shapes]
-        self._class_weights = None
+        self._class_weights: np.ndarray | None = None  # a constant of each compiled program
         if options.class_weights is not None:
-            self._class_weights = tf.constant(options.class_weights, tf.float32)
+            self._class_weights = np.float32(options.class_weights)
         self._dropout_seeds = [v for v in network.variables if "seed_generator_state" in v.path]
         self.average = WeightAverage(strategy, weights, options.ema_decay) if options.ema_decay else None
         self.loss_scale = LossScale() if options.scale_loss else None
