@@ -244,6 +244,7 @@ _PLACES = re.compile(
     r"the error could be from a previous operation|function call stack|original stack trace",
     re.IGNORECASE,
 )
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")  # TensorFlow prints causes in bold
 _ANNOTATIONS = re.compile(
     r"\{\{\w+ [^}]*\}\}|\s*\[Op:[^\]]*\]( name:.*)?|^\(\d+\)\s*|/job:\w+/replica:\d+/task:\d+/|\[_Xla[^\]]*\]"
 )
@@ -256,7 +257,7 @@ def list_causes(message: str) -> list[str]:
         message: Message with node names, stack traces and hints around its cause.
     """
     causes = []
-    for line in message.splitlines():
+    for line in _COLOURS.sub("", message).splitlines():
         text = _ANNOTATIONS.sub("", line.strip()).strip()
         if text and not _PLACES.match(text):
             causes.append(text)

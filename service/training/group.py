@@ -12,10 +12,17 @@ from textwrap import shorten
 from typing import Any
 
 from pipelines.errors import ConfigError, GlassboxError, TrainingError
+from pipelines.spec import AugmentSpec
 from service.checkpoint import list_checkpoints
 from service.config import RunConfig
 from service.runs import Run, StoppedError
 from service.training.failures import WorkerLostError, find_memory_failure, translate_failure
+from service.training.replicas import (
+    can_share,
+    choose_replicas,
+    describe_unused_devices,
+    find_even_batches,
+)
 
 RESCALE = "rescale"  # reason of a stop that continues with more workers
 POLL_SECONDS = 0.5  # interval between checks of the training
@@ -34,10 +41,11 @@ class WorkerSpec:
     """Number of workers, and resources of each worker.
 
     Attributes:
-        fewest: Minimum number of workers; None for one worker with the whole of the largest node.
+        fewest: Minimum number of workers; None for one worker with the largest node: all of its CPUs, and as
+            many of its GPUs as can share the batch evenly.
         most: Maximum number of workers; as many are started as fit into the cluster.
         cpus: CPUs of each worker; None for an even share of the cluster.
-        gpus: GPUs of each worker; None for an even share of the cluster.
+        gpus: GPUs of each worker; None for an even share of the cluster. They must share the batch evenly.
         restarts: Maximum number of restarts in a row, without progress in between, after a worker was lost.
     """
 
@@ -120,13 +128,16 @@ class Group:
 Nodes = Sequence[dict[str, float]]  # resources by name, for each node
 
 
-def plan_groups(spec: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Group, list[Group]]:
+def plan_groups(
+    spec: WorkerSpec, nodes: Nodes, global_batch: int, augment: AugmentSpec | None = None
+) -> tuple[Group, list[Group]]:
     """Plans the groups that a spec allows on nodes that are otherwise idle.
 
     Args:
         spec: The requested workers.
         nodes: Resources of every node.
         global_batch: Images per step, which the replicas have to share evenly.
+        augment: Augmentation, which may need an even batch on every replica; None for no augmentation.
 
     Returns:
         The smallest allowed group, and all groups that fit, the largest first.
@@ -135,33 +146,64 @@ def plan_groups(spec: WorkerSpec, nodes: Nodes, global_batch: int) -> tuple[Grou
         ConfigError: No allowed number of workers can share the batch evenly.
     """
     if spec.fewest is None or spec.most is None:
-        return _plan_single(spec, nodes)
+        return _plan_single(spec, nodes, global_batch, augment)
     gpus = _largest_share(spec.most, nodes, "GPU") if spec.gpus is None else spec.gpus
     most = max(min(spec.most, _count_slots(nodes, 1, gpus)), 1)  # as many as there are GPUs for
     cpus = spec.cpus or max(_largest_share(most, nodes, "CPU", gpus), 1)
 
     counts = range(spec.fewest, spec.most + 1)
-    even_counts = [count for count in counts if global_batch % (count * max(gpus, 1)) == 0]
+    even_counts = [count for count in counts if can_share(count * max(gpus, 1), global_batch, augment)]
     if not even_counts:
-        raise _build_batch_error(global_batch, replicas=spec.most * max(gpus, 1))
+        raise _build_batch_error(spec.most * max(gpus, 1), global_batch, augment)
     slots = _count_slots(nodes, cpus, gpus)
     groups = [Group(count, cpus, gpus) for count in reversed(even_counts) if count <= slots]
     return Group(even_counts[0], cpus, gpus), groups
 
 
-def _plan_single(spec: WorkerSpec, nodes: Nodes) -> tuple[Group, list[Group]]:
-    """Plans one worker with the whole of the largest node."""
-    node = max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
-    gpus = int(node.get("GPU", 0)) if spec.gpus is None else spec.gpus
+def _plan_single(
+    spec: WorkerSpec, nodes: Nodes, global_batch: int, augment: AugmentSpec | None
+) -> tuple[Group, list[Group]]:
+    """Plans one worker on the largest node, with as many GPUs as can share the batch evenly."""
+    node = _find_largest(nodes)
+    if spec.gpus is not None:
+        gpus = spec.gpus
+        if gpus > 1 and not can_share(gpus, global_batch, augment):
+            raise _build_batch_error(gpus, global_batch, augment)
+    else:
+        available = int(node.get("GPU", 0))
+        gpus = choose_replicas(available, global_batch, augment) if available else 0
     group = Group(1, spec.cpus or max(int(node.get("CPU", 1)), 1), gpus)
     has_room = _count_slots(nodes, group.cpus, gpus) > 0
     return group, [group] if has_room else []
 
 
-def _build_batch_error(global_batch: int, replicas: int) -> ConfigError:
+def _find_largest(nodes: Nodes) -> dict[str, float]:
+    """Finds the node with the most GPUs, and of those the one with the most CPUs."""
+    return max(nodes, key=lambda node: (node.get("GPU", 0), node.get("CPU", 0)), default={})
+
+
+def describe_unused_gpus(
+    spec: WorkerSpec, nodes: Nodes, group: Group, global_batch: int, augment: AugmentSpec | None
+) -> str | None:
+    """Returns the sentence about GPUs that a single worker leaves unused; None if there are none.
+
+    Args:
+        spec: The requested workers.
+        nodes: Resources of every node.
+        group: The planned worker.
+        global_batch: Images per step.
+        augment: Augmentation of the run; None for no augmentation.
+    """
+    is_requested = spec.fewest is not None or spec.gpus is not None
+    available = int(_find_largest(nodes).get("GPU", 0))
+    if is_requested or not available:
+        return None
+    return describe_unused_devices("GPUs", group.gpus, available, global_batch, augment)
+
+
+def _build_batch_error(replicas: int, global_batch: int, augment: AugmentSpec | None) -> ConfigError:
     """Returns the error for a batch that cannot be shared evenly, with the nearest sizes that can."""
-    smaller = global_batch // replicas * replicas
-    sizes = [size for size in (smaller, smaller + replicas) if size]
+    sizes = find_even_batches(replicas, global_batch, augment)
     return ConfigError(
         f"a batch that {replicas} replicas can share evenly",
         f"global_batch={global_batch}",
@@ -208,6 +250,7 @@ def train_on_cluster(config: RunConfig, run: Run, spec: WorkerSpec) -> None:
     try:
         while True:
             group = _wait_for_group(config, run, spec)
+            _report_unused_gpus(config, run, spec, group)
             checkpoints_before = list_checkpoints(run.checkpoints)
             try:
                 return _train_once(config, run, spec, group, attempt)
@@ -226,6 +269,13 @@ def train_on_cluster(config: RunConfig, run: Run, spec: WorkerSpec) -> None:
             attempt += 1
     finally:
         run.remove_ray_storage()
+
+
+def _report_unused_gpus(config: RunConfig, run: Run, spec: WorkerSpec, group: Group) -> None:
+    """Adds a notice about GPUs that cannot share the batch, once per run."""
+    note = describe_unused_gpus(spec, _list_nodes(), group, config.global_batch, config.augment)
+    if note and note not in run.status().get("notices", []):
+        run.notice(note)
 
 
 def _list_nodes() -> Nodes:
@@ -248,7 +298,7 @@ def _wait_for_group(config: RunConfig, run: Run, spec: WorkerSpec) -> Group:
             run.withdraw_stop()
         if reason := run.stop_requested():
             raise StoppedError(reason)
-        smallest, groups = plan_groups(spec, _list_nodes(), config.global_batch)
+        smallest, groups = plan_groups(spec, _list_nodes(), config.global_batch, config.augment)
         # Probing for a group that does not fit makes an autoscaling cluster grow.
         for group in groups or [smallest]:
             if _is_free(group) and groups:
@@ -376,7 +426,7 @@ class _GrowthCheck:
     def has_room_twice(self) -> bool:
         """Checks for room; True exactly at the second successful check in a row."""
         self._checked_at = time.monotonic()
-        _, groups = plan_groups(self._spec, _list_nodes(), self._config.global_batch)
+        _, groups = plan_groups(self._spec, _list_nodes(), self._config.global_batch, self._config.augment)
         more = groups[0].workers - self._group.workers if groups else 0
         has_room = more > 0 and _is_free(Group(more, self._group.cpus, self._group.gpus))
         self._times_in_a_row = self._times_in_a_row + 1 if has_room else 0

@@ -8,6 +8,8 @@ import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from pipelines.input.order import batch_per_worker
+from pipelines.spec import AugmentSpec
+from service.training.replicas import choose_replicas
 
 
 @dataclass(frozen=True)
@@ -35,10 +37,13 @@ class WorkerContext:
 SINGLE_WORKER = WorkerContext()
 
 
-def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) -> tf.distribute.Strategy:
+def choose_strategy(
+    global_batch: int, worker: WorkerContext = SINGLE_WORKER, augment: AugmentSpec | None = None
+) -> tf.distribute.Strategy:
     """Returns the strategy for the available devices.
 
-    That is the default strategy for one device, `MirroredStrategy` for several devices of one worker, and
+    That is the default strategy for one device, `MirroredStrategy` for several devices of one worker, of
+    which it uses as many as can share the batch evenly, and
     `MultiWorkerMirroredStrategy` for several workers. The devices are GPUs if there are any, else the logical
     CPUs. Several workers find each other by `TF_CONFIG`, which Ray Train sets; their strategy has to be
     created before TensorFlow computes anything.
@@ -46,22 +51,32 @@ def choose_strategy(global_batch: int, worker: WorkerContext = SINGLE_WORKER) ->
     Args:
         global_batch: Images per step over all replicas.
         worker: Rank and group of this worker.
+        augment: Augmentation, which may need an even batch on every replica; None for no augmentation.
 
     Raises:
-        ConfigError: The batch does not divide by the number of replicas.
+        ConfigError: The batch does not divide by the number of replicas of several workers.
     """
-    strategy = _create_strategy(worker)
+    strategy = _create_strategy(worker, global_batch, augment)
     batch_per_worker(global_batch, strategy.num_replicas_in_sync)
     return strategy
 
 
-def _create_strategy(worker: WorkerContext) -> tf.distribute.Strategy:
+def _create_strategy(
+    worker: WorkerContext, global_batch: int, augment: AugmentSpec | None
+) -> tf.distribute.Strategy:
     if worker.world_size > 1:
         return _create_multi_worker_strategy()
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    if len(devices) > 1:
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    devices = list_devices()
+    replicas = choose_replicas(len(devices), global_batch, augment)
+    if replicas > 1:
+        return tf.distribute.MirroredStrategy(devices[:replicas])
     return tf.distribute.get_strategy()
+
+
+def list_devices() -> list[str]:
+    """Returns the names of the devices that can train in this process: the GPUs, else the logical CPUs."""
+    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    return [device.name for device in devices]
 
 
 def _create_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:

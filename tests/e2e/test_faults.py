@@ -18,6 +18,9 @@ import fault_nodes as nodes
 import pytest
 from fault_lab import Lab, open_lab
 
+from pipelines.shards.manifest import load_manifest
+from service.checkpoint import newest_checkpoint
+
 pytestmark = pytest.mark.e2e
 
 
@@ -65,6 +68,78 @@ def test_a_killed_worker(lab: Lab) -> None:
 
 def test_sigterm(lab: Lab) -> None:
     assert cases.terminate_driver(lab).difference == 0
+
+
+# Evaluation allocates 70 TB. The first epoch is not evaluated, so that it leaves a checkpoint.
+HUNGRY = """
+import keras
+import tensorflow as tf
+from keras import layers
+
+@keras.saving.register_keras_serializable("hungry")
+class Hungry(layers.Layer):
+    def call(self, x, training=False):
+        if training:
+            return x
+        return x + tf.reduce_mean(tf.random.uniform([tf.shape(x)[0] * 2**21, 2**20]))
+
+def build(task):
+    image = keras.Input(task.shape)
+    x = Hungry()(layers.Flatten()(layers.Rescaling(1 / 255)(image)))
+    return keras.Model(image, layers.Dense(task.classes)(x))
+"""
+# Worker 1 fails with the error that TensorFlow raises for a GPU that has lost its memory.
+FAULTY = """
+import json
+import os
+import keras
+import tensorflow as tf
+from keras import layers
+
+@keras.saving.register_keras_serializable("faulty")
+class Faulty(layers.Layer):
+    def call(self, x, training=False):
+        worker = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
+        if training and worker == 1:
+            raise tf.errors.InternalError(None, None, "CUDA_ERROR_ECC_UNCORRECTABLE: uncorrectable ECC error")
+        return x
+
+def build(task):
+    image = keras.Input(task.shape)
+    x = Faulty()(layers.Flatten()(layers.Rescaling(1 / 255)(image)))
+    return keras.Model(image, layers.Dense(task.classes)(x))
+"""
+
+
+def write_model(lab: Lab, name: str, code: str) -> str:
+    path = lab.folder / f"{name}.py"
+    path.write_text(code)
+    return f"model={path}:build"
+
+
+def test_too_little_memory_ends_a_local_run_in_one_sentence(lab_without_cluster: Lab) -> None:
+    lab = lab_without_cluster
+    model = write_model(lab, "hungry", HUNGRY)
+    training = lab.train("hungry", "--local", model, "epochs=2", "evaluate_every=2")
+    output = training.wait_for_exit(4)
+    (sentence,) = (line for line in output.splitlines() if line.startswith("glassbox: "))
+    assert "Expected enough memory on this machine. Received: error=ResourceExhaustedError: OOM" in sentence
+    assert "smaller global_batch" in sentence
+
+    status = training.run.status()
+    assert status["state"] == "failed"
+    assert sentence == f"glassbox: {status['reason']}"
+    assert newest_checkpoint(training.run.checkpoints, load_manifest(lab.shards).digest()) is not None
+    assert len(training.run.metrics()) == 1
+
+
+@pytest.mark.slow
+def test_a_failing_gpu_of_one_of_two_workers_ends_the_run_without_a_restart(lab: Lab) -> None:
+    training = lab.train("faulty", "--workers", "2", write_model(lab, "faulty", FAULTY))
+    output = training.wait_for_exit(4)
+    assert "CUDA_ERROR_ECC_UNCORRECTABLE" in output
+    assert "a worker was lost" not in output
+    assert training.run.status()["state"] == "failed"
 
 
 def test_more_workers_than_there_is_room_for(lab_without_cluster: Lab) -> None:

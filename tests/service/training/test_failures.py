@@ -67,8 +67,8 @@ CASES = [
         "ResourceExhaustedError",
         GRAPH.format(
             node="random_uniform/RandomUniform",
-            cause="OOM when allocating tensor with shape[16777216,1048576] and type float on "
-            "/job:localhost/replica:0/task:0/device:CPU:0 by allocator mklcpu",
+            cause="\x1b[1m\x1b[31mOOM when allocating tensor with shape[16777216,1048576] and type float on "
+            "/job:localhost/replica:0/task:0/device:CPU:0 by allocator mklcpu\x1b[0m",
         ),
         "host memory",
     ),
@@ -233,7 +233,7 @@ def test_a_failure_of_the_run_itself_ends_it_with_its_cause(
     assert type_name in text
     assert "\n" not in text
     assert len(text) < 600
-    for place in ("{{", "[[", "/job:", "File", "Hint", "[Op:"):
+    for place in ("{{", "[[", "\x1b", "/job:", "File", "Hint", "[Op:"):
         assert place not in text
 
 

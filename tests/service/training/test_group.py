@@ -17,7 +17,7 @@ from ray.train.v2._internal.exceptions import (
 from pipelines.errors import ConfigError, DataError, TrainingError
 from service.runs import StoppedError
 from service.training.failures import WorkerLostError
-from service.training.group import Group, WorkerSpec, find_cause, plan_groups
+from service.training.group import Group, WorkerSpec, describe_unused_gpus, find_cause, plan_groups
 
 SMALL = {"CPU": 2.0}
 LARGE = {"CPU": 8.0, "GPU": 2.0}
@@ -75,6 +75,7 @@ def test_wrong_options_are_refused(options: Options, received: str) -> None:
         (WorkerSpec(2, 2), [LARGE], [(2, 4, 1)]),
         (WorkerSpec(2, 2), [GPUS, LARGE], [(2, 8, 4)]),  # both on the first node
         (WorkerSpec(2, 2), [{"CPU": 64.0}, LARGE], [(2, 4, 1)]),  # CPUs of nodes without a GPU do not help
+        (WorkerSpec(), [{"CPU": 16.0, "GPU": 5.0}], [(1, 16, 4)]),  # 5 GPUs cannot share 24 images
         (WorkerSpec(3, 3), [LARGE], []),  # three workers cannot have a GPU each
         (WorkerSpec(3, 3, gpus=0), [LARGE], [(3, 2, 0)]),
         (WorkerSpec(1, 4, cpus=1), [SMALL, {"CPU": 1.0}], [(3, 1, 0), (2, 1, 0), (1, 1, 0)]),
@@ -110,6 +111,21 @@ def test_a_batch_that_no_group_can_share_is_refused() -> None:
     assert refusal.value.fix == "use 6 or 9"
     with pytest.raises(ConfigError, match="4 replicas"):
         plan_groups(WorkerSpec(2, 2, gpus=2), [GPUS], 6)
+    with pytest.raises(ConfigError, match=r"5 replicas.*use 20 or 25"):  # requested, not the largest possible
+        plan_groups(WorkerSpec(gpus=5), [GPUS], 24)
+
+
+def test_gpus_that_one_worker_does_not_use_are_reported() -> None:
+    group, _ = plan_groups(WorkerSpec(), [GPUS], 20)
+    assert group.gpus == 5
+    note = describe_unused_gpus(WorkerSpec(), [GPUS], group, 20, None)
+    assert note == (
+        "training on 5 of 8 GPUs, because more cannot share a batch of 20 evenly; "
+        "global_batch=16 or 24 would use all 8"
+    )
+    assert describe_unused_gpus(WorkerSpec(gpus=4), [GPUS], Group(1, 16, 4), 20, None) is None
+    assert describe_unused_gpus(WorkerSpec(), [GPUS], Group(1, 16, 8), 24, None) is None
+    assert describe_unused_gpus(WorkerSpec(), [SMALL], Group(1, 2, 0), 20, None) is None
 
 
 def fail_workers(**failures: Exception) -> WorkerGroupError:

@@ -5,19 +5,27 @@ from __future__ import annotations
 import pytest
 import tensorflow as tf
 
-from pipelines.errors import ConfigError
+from pipelines.spec import AugmentSpec
 from service.training.strategy import WorkerContext, choose_strategy
+
+MIXED = {"mixup": 0.2}
 
 
 def test_one_device_needs_no_strategy() -> None:
     assert choose_strategy(5, WorkerContext()) is tf.distribute.get_strategy()
 
 
-def test_a_batch_that_does_not_divide_names_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("global_batch", "augment", "replicas"), [(28, {}, 4), (30, {}, 3), (28, MIXED, 2)])
+def test_as_many_of_the_devices_train_as_can_share_the_batch(
+    monkeypatch: pytest.MonkeyPatch, global_batch: int, augment: dict[str, float], replicas: int
+) -> None:
     devices = [tf.config.LogicalDevice(f"/cpu:{i}", "CPU") for i in range(4)]
     monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: devices if kind == "CPU" else [])
-    with pytest.raises(ConfigError, match="use 28 or 32"):
-        choose_strategy(30, WorkerContext())
+    strategy = choose_strategy(global_batch, WorkerContext(), AugmentSpec.model_validate(augment))
+    assert strategy.num_replicas_in_sync == replicas
+    assert strategy.extended.worker_devices == tuple(
+        f"/job:localhost/replica:0/task:0/device:CPU:{index}" for index in range(replicas)
+    )
 
 
 def test_only_worker_0_writes() -> None:
