@@ -23,6 +23,7 @@ from service.report.sections import (
     diagnosis,
     edges,
     filters,
+    health,
     heatmaps,
     linear_probes,
     predictions,
@@ -61,6 +62,12 @@ SECTIONS: dict[str, SectionBuilder] = {
     "curves": lambda subject, album: curves.build_section(
         epochs=subject.epochs,
         labels=subject.evaluation.labels,
+    ),
+    "health": lambda subject, album: health.build_section(
+        album,
+        health=subject.health,
+        read_picture=subject.read_picture,
+        shards_digest=subject.shards_digest,
     ),
     "training images": lambda subject, album: training_images.build_section(
         album,
@@ -190,17 +197,20 @@ def render_report(
         The path of `index.html`.
 
     Raises:
-        ConfigError: The run has no model yet, the shard set is missing or does not fit, or another process
-            renders this report.
+        ConfigError: The run has no model yet, the shard set is missing, does not fit or was replaced by
+            another one, or another process renders this report.
         DataError: The shard set is damaged.
     """
     options = options or ReportOptions()
     page_options = page_options or PageOptions()
     run.check_has_model()
+    is_own_data = shards is None
     shards = find_shards(run, shards)
     with hold_lease(run.report_lease_path) as lease:
         remove_unfinished(run.report)
         manifest = read_manifest(shards)
+        if is_own_data:
+            run.check_data(shards, manifest.digest())
         # Before anything else is read: later changes of the inputs make the report outdated.
         fingerprint = compute_fingerprint(run, shards, options, page_options)
         subject = open_run(run, shards, manifest, options)

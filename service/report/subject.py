@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 from pipelines.errors import ConfigError
+from pipelines.health.check import check_shards
+from pipelines.health.pictures import PictureReader
+from pipelines.health.report import Health
+from pipelines.records import Batch
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
 from pipelines.storage import hash_file
 from service.diagnosis.label_issues import MAX_IMAGES, limit_batches
+from service.inference.classes import ClassMatch, match_classes
 from service.inference.classifier import (
     Predictions,
     check_class_count,
-    infer_pixel_scale,
+    class_count,
     input_spec,
     load_model,
     predict,
 )
+from service.inference.inspection import interpret_model
+from service.inference.interpretation import Interpretation
+from service.inference.jobs import find_class_names, read_interpretation
+from service.inference.options import PredictOptions
 from service.report.analysis.examples import ReportExample, select_examples
 from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
 from service.report.analysis.images import Images, ShardImages
@@ -30,6 +40,8 @@ from service.report.analysis.run_facts import RunFacts, collect_model_facts, col
 from service.report.options import ReportOptions
 from service.report.sections.provenance import Provenance
 from service.runs import Run
+
+MAX_HEALTH_IMAGES = 50_000  # images whose health is checked for a report: about 20 seconds
 
 
 @dataclass(frozen=True)
@@ -42,10 +54,11 @@ class Subject:
         model_digest: SHA-256 of the model file.
         shards: Directory of the shard set.
         shards_digest: Digest of the shard set's manifest.
-        classes: Class names; labels are indices into them.
+        classes: Class names in the order of the outputs; labels are indices into them.
         training: Split the model was trained on.
         evaluation: Split the model is evaluated on: validation, or training if the shard set has no other.
-        scale: Factor on the pixels before they enter the model.
+        interpretation: How pixels enter the model and what its outputs mean.
+        match: How the classes of the shard set relate to the outputs of the model.
         facts: Facts about the run or the model, for the page.
         options: Content of the report.
         run: Run the model belongs to; None for a model without a run.
@@ -61,7 +74,8 @@ class Subject:
     classes: tuple[str, ...]
     training: Images
     evaluation: Images
-    scale: float
+    interpretation: Interpretation
+    match: ClassMatch
     facts: RunFacts
     options: ReportOptions = field(default_factory=ReportOptions)
     run: Run | None = None
@@ -71,12 +85,25 @@ class Subject:
     @cached_property
     def provenance(self) -> Provenance:
         """The model and the shard set, as recorded with every picture in the manifest."""
-        return Provenance(self.model_digest, self.shards_digest, self.scale, self.evaluation.split)
+        pixels = self.interpretation.pixels
+        return Provenance(
+            self.model_digest,
+            self.shards_digest,
+            pixels.scale,
+            self.evaluation.split,
+            pixels.offset,
+            self.interpretation.head,
+        )
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How pixels, outputs and classes were interpreted, a line each."""
+        return (*self.interpretation.notes, self.match.note)
 
     @cached_property
     def predictions(self) -> Predictions:
         """Predictions for every image of the evaluated split."""
-        return predict(self.model, self.evaluation.iterate_batches(), self.scale)
+        return self._predict(self.evaluation.iterate_batches())
 
     @cached_property
     def training_predictions(self) -> Predictions | None:
@@ -85,7 +112,23 @@ class Subject:
             return None
         if self.evaluation.split == self.training.split:
             return self.predictions
-        return predict(self.model, limit_batches(self.training.iterate_batches(), MAX_IMAGES), self.scale)
+        return self._predict(limit_batches(self.training.iterate_batches(), MAX_IMAGES))
+
+    def _predict(self, batches: Iterable[Batch]) -> Predictions:
+        return predict(self.model, batches, interpretation=self.interpretation)
+
+    @cached_property
+    def health(self) -> Health:
+        """The health of the shard set; of a large one, of its first images."""
+        return check_shards(self.shards, limit=MAX_HEALTH_IMAGES)
+
+    @cached_property
+    def _pictures(self) -> PictureReader:
+        return PictureReader(self.shards)
+
+    def read_picture(self, split: str, row: int) -> np.ndarray:
+        """Reads any image of the shard set in its own proportions, uint8 `[H, W, 1 or 3]`."""
+        return self._pictures.read(split, row)
 
     @property
     def rows_per_split(self) -> dict[str, int]:
@@ -95,7 +138,8 @@ class Subject:
     @cached_property
     def network(self) -> Network:
         """The model with access to the output of every layer."""
-        return Network(self.model, self.scale)
+        pixels = self.interpretation.pixels
+        return Network(self.model, pixels.scale, offset=pixels.offset, head=self.interpretation.head)
 
     @cached_property
     def examples(self) -> tuple[ReportExample, ...]:
@@ -205,6 +249,8 @@ def _open(
 ) -> Subject:
     model = load_model(model_path, custom_objects)
     check_class_count(model, manifest.classes)
+    names = find_class_names(model_path, history.get("run"), class_count(model))
+    match = match_classes(names.classes, manifest.classes, names.source)
     data = input_spec(model)
     splits = [
         split for split in ("validation", "train") if split in manifest.splits and manifest.splits[split].rows
@@ -215,16 +261,22 @@ def _open(
             f"shards={shards} (splits: {', '.join(manifest.splits)})",
             "name another one with --data",
         )
+    evaluation = ShardImages(shards, splits[0], data, match)
+    known = None if names.metadata is None else read_interpretation(names.metadata)
+    interpretation = interpret_model(
+        model, PredictOptions(options.scale, offset=options.offset, head=options.head), known, evaluation
+    )
     return Subject(
         name=name,
         model=model,
         model_digest=hash_file(model_path),
         shards=shards,
         shards_digest=manifest.digest(),
-        classes=manifest.classes,
-        training=ShardImages(shards, splits[-1], data),
-        evaluation=ShardImages(shards, splits[0], data),
-        scale=options.scale or infer_pixel_scale(model),
+        classes=match.names,
+        training=ShardImages(shards, splits[-1], data, match),
+        evaluation=evaluation,
+        interpretation=interpretation,
+        match=match,
         facts=facts,
         options=options,
         **history,

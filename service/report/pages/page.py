@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
 
@@ -23,14 +23,16 @@ from service.report.pages.scripts import Script, build_policy, embed_pictures, l
 from service.report.pages.summary import Summary, format_verdict, list_warnings
 from service.report.publish import KIND, MANIFEST, PAGE, VERSION
 from service.report.sections.section import Section
-from service.report.subject import Subject
+
+if TYPE_CHECKING:  # it loads Keras, which the pages without a model do not need
+    from service.report.subject import Subject
 
 T = TypeVar("T")
 
 # Name, title and sections of every view; a section that is not listed gets a separate view.
 VIEWS = (
     ("overview", "Overview", ("diagnosis", "curves")),
-    ("data", "Data", ("training_images", "augmentation", "rejected")),
+    ("data", "Data", ("health", "training_images", "augmentation", "rejected")),
     ("predictions", "Predictions", ("predictions", "confusion", "samples")),
     ("image", "Heatmaps", ("gradcam", "saliency")),
     ("layers", "Activations", ("activations",)),
@@ -121,6 +123,11 @@ class Page:
             for check in section.figures.get("checks", ())
         ]
 
+    @property
+    def alerts(self) -> list[str]:
+        """Warnings of the sections about mistakes that make the scores of the page wrong."""
+        return [str(alert) for section in self.sections for alert in section.figures.get("alerts", ())]
+
     def _build_view(self, name: str, title: str, sections: tuple[Section, ...]) -> View:
         pictures = [picture for section in sections for picture in find_instances(section.values, Picture)]
         if name in ("layers", "filters"):
@@ -148,7 +155,7 @@ def write(directory: Path, page: Page) -> None:
         summary=page.summary,
         verdict=format_verdict(page.summary),
         failed_checks=[check for check in page.checks if not check.is_passed],
-        warnings=list_warnings(page.summary, page.subject.facts.state),
+        warnings=[*page.alerts, *list_warnings(page.summary, page.subject.facts.state)],
     )
     if page.options.single_file:
         html = embed_pictures(html, directory)
@@ -191,7 +198,9 @@ def build_manifest(page: Page) -> dict[str, Any]:
         "name": subject.name,
         "checkpoint": subject.model_digest,
         "shards": subject.shards_digest,
-        "scale": subject.scale,
+        **subject.interpretation.describe(),
+        "classes": list(subject.classes),
+        "matching": subject.match.note,
         "options": subject.options.model_dump(mode="json"),
         "made_of": dict(page.fingerprint),
         "about": {

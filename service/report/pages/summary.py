@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 import statistics
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.diagnosis.curves import accuracy_gap, best_epoch, column
 from service.diagnosis.findings import SMALL_GAP, WIDE_GAP
-from service.report.subject import Subject
 from service.scores import majority_class_share, standard_error
+
+if TYPE_CHECKING:
+    from service.report.subject import Subject
 
 # Difference between the recorded accuracy and that of the saved model from which the page warns.
 MISMATCH = 0.005
