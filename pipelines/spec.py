@@ -45,8 +45,10 @@ class ShardSpec(Spec):
         shard_rows: Number of source images per shard.
         shard_mb: Target size of a shard in megabytes (10**6 bytes), used instead of `shard_rows`; the
             number of rows is estimated from the first images.
-        validation: Fraction of the images held out if the source has no validation split.
+        validation: Fraction of every class held out if the source has no validation split.
         check: `decode` decodes every image once, which proves it readable; `header` reads only its header.
+        levels: Values that become 0 and 255 in images of more than 8 bits: `MIN:MAX`, `full` for the whole
+            range, or `auto` for the smallest depth (8 to 16 bits) that holds the first images.
     """
 
     format: Literal["arrow", "tfrecord"] = "arrow"
@@ -56,6 +58,7 @@ class ShardSpec(Spec):
     shard_mb: Annotated[float, Field(gt=0.0)] | None = None
     validation: Fraction = 0.2
     check: Literal["decode", "header"] = "decode"
+    levels: Annotated[str, Field(pattern=r"^(auto|full|\d{1,5}:\d{1,5})$")] = "full"
 
 
 class DataSpec(Spec):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from contextlib import closing
 from itertools import islice
@@ -11,12 +12,16 @@ from pathlib import Path
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.records import Rejected
 from pipelines.shards.build_directory import BuildDirectory, check_output, lock_build_directory
+from pipelines.shards.images import CLIPPED, DARK, FULL, MAX_VALUE, find_deep_maximum, parse_levels
 from pipelines.shards.manifest import VERSION, Manifest
 from pipelines.shards.plan import plan_shards
 from pipelines.shards.task import prepare_examples
 from pipelines.shards.totals import ShardSetTotals
 from pipelines.shards.workers import build_on_workers, start_workers
 from pipelines.sources import Source
+from pipelines.sources.classes import build_empty_class_error
+from pipelines.sources.holdout import hold_out
+from pipelines.sources.splits import join_names
 from pipelines.spec import ShardSpec
 from pipelines.storage import hash_json
 
@@ -24,6 +29,8 @@ SAMPLE = 64  # images from which the rows of `shard_mb` are estimated
 SHOWN_REJECTIONS = 3  # in an error message
 
 Progress = Callable[[int, int], None]
+
+logger = logging.getLogger(__name__)
 
 
 def build_shards(
@@ -59,6 +66,8 @@ def build_shards(
             changed.
     """
     check_request(out, spec, workers)
+    source = hold_out(source, spec.validation)
+    spec, level_notes = _resolve_levels(source, spec)
     plan = plan_shards(source.counts(), _resolve_shard_rows(source, spec))
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
@@ -80,11 +89,12 @@ def build_shards(
             raise
         try:
             _check_unchanged(source.name, fingerprint, reopen)
-            manifest = _build_manifest(source, spec, directory, totals)
+            manifest = _build_manifest(source, spec, directory, totals, level_notes)
         except GlassboxError:
             directory.discard(plan)
             raise
         directory.commit(manifest, plan)
+    _log_warnings(manifest)
     return manifest
 
 
@@ -115,6 +125,14 @@ def check_request(out: Path, spec: ShardSpec, workers: int | None = None) -> Non
             f"shard_mb={spec.shard_mb} shard_rows={spec.shard_rows}",
             "leave one of them out",
         )
+    if spec.levels not in ("auto", FULL):
+        low, high = parse_levels(spec.levels)
+        if not low < high <= MAX_VALUE:
+            raise ConfigError(
+                f"levels MIN:MAX with 0 <= MIN < MAX <= {MAX_VALUE}",
+                f"levels={spec.levels}",
+                "write --levels 0:4095 for 12-bit data, for example",
+            )
     if workers is not None and workers < 1:
         raise ConfigError(
             "at least one worker", f"workers={workers}", "give a number from 1, or leave it out for all CPUs"
@@ -130,12 +148,48 @@ def _resolve_shard_rows(source: Source, spec: ShardSpec) -> ShardSpec:
     sizes = []
     for item in prepare_examples(source, "train", 0, count, spec):
         if not isinstance(item, Rejected):
-            record, _ = item
+            record, *_ = item
             sizes.append(len(record.image))
     rows = spec.shard_rows
     if sizes:
         rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes))
     return spec.model_copy(update={"shard_rows": max(rows, 1)})
+
+
+def _resolve_levels(source: Source, spec: ShardSpec) -> tuple[ShardSpec, tuple[str, ...]]:
+    """Replaces `levels="auto"` by the range of the smallest depth that holds the first images.
+
+    Returns:
+        The options, and a note if the range was chosen here.
+    """
+    if spec.levels != "auto":
+        return spec, ()
+    count = min(source.counts().get("train", 0), SAMPLE)
+    maxima = []
+    for item in source.read("train", 0, count):
+        maximum = None if isinstance(item, Rejected) else find_deep_maximum(item.image)
+        if maximum is not None:
+            maxima.append(maximum)
+    levels = FULL
+    if maxima:
+        depth = max(max(maxima).bit_length(), 8)
+        levels = FULL if depth == 16 else f"0:{2**depth - 1}"
+    note = f"levels: {levels} (largest value of {len(maxima)} 16-bit images of the first {count}: "
+    note += f"{max(maxima, default='none')})"
+    return spec.model_copy(update={"levels": levels}), (note,)
+
+
+def _log_warnings(manifest: Manifest) -> None:
+    """Logs what the user should look at before training on the shard set."""
+    for notice, count in manifest.notices.items():
+        if notice in (DARK, CLIPPED):
+            logger.warning("warning: %d images with %s", count, notice)
+    validation = manifest.splits.get("validation")
+    if validation is None:
+        return
+    names = [name for name, count in zip(manifest.classes, validation.class_counts, strict=True) if not count]
+    if names:
+        logger.warning("warning: no usable validation images of class %s", join_names(map(repr, names)))
 
 
 def _build_missing_shards(
@@ -176,17 +230,24 @@ def _check_unchanged(name: str, fingerprint: str, reopen: Callable[[], Source] |
 
 
 def _build_manifest(
-    source: Source, spec: ShardSpec, directory: BuildDirectory, totals: ShardSetTotals
+    source: Source,
+    spec: ShardSpec,
+    directory: BuildDirectory,
+    totals: ShardSetTotals,
+    level_notes: tuple[str, ...],
 ) -> Manifest:
     """Builds the manifest of all shards.
 
     Raises:
-        DataError: `train` has usable images of fewer than two classes.
+        DataError: `train` has usable images of fewer than two classes, or none of some class.
     """
     splits = totals.build_splits()
     class_counts = splits["train"].class_counts if "train" in splits else (0,) * len(source.classes)
     if sum(count > 0 for count in class_counts) < 2:
         raise _build_unusable_error(source, class_counts, directory, totals)
+    empty = [name for name, count in zip(source.classes, class_counts, strict=True) if not count]
+    if empty:
+        raise build_empty_class_error(source.name, empty)
     return Manifest(
         version=VERSION,
         format=spec.format,
@@ -197,6 +258,9 @@ def _build_manifest(
         classes=source.classes,
         splits=splits,
         rejected=totals.rejected,
+        levels=spec.levels,
+        notes=(*getattr(source, "notes", ()), *level_notes),
+        notices=dict(sorted(totals.notices.items())),
     )
 
 

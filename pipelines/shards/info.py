@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from pipelines.shards.images import FULL
 from pipelines.shards.manifest import Manifest, SplitManifest, load_manifest
-
-MAX_WIDTH = 10_000  # columns: rows are never wrapped, so that they can be searched
+from pipelines.shards.rejections import count_reasons
+from pipelines.text import render_table
 
 
 def describe_shards(directory: Path) -> str:
@@ -31,10 +30,18 @@ def describe_shards(directory: Path) -> str:
     facts.add_row("source", manifest.source)
     facts.add_row("fingerprint", manifest.fingerprint[:16])
     facts.add_row("images", f"{manifest.encoding}, {size}, in {manifest.format} files")
+    if manifest.levels != FULL:
+        facts.add_row("levels", f"{manifest.levels} become 0 to 255")
+    for note in manifest.notes:
+        facts.add_row("note", note)
     facts.add_row("rejected", f"{manifest.rejected}{reasons}")
+    for reason, count in count_reasons(directory).items():
+        facts.add_row("", f"{count}  {reason}")
+    for notice, count in manifest.notices.items():
+        facts.add_row("notice", f"{count}  {notice}")
 
     splits = [_describe_split(name, split) for name, split in manifest.splits.items()]
-    return "\n\n".join([_render(facts), _render(_build_class_table(manifest)), *splits])
+    return "\n\n".join([render_table(facts), render_table(_build_class_table(manifest)), *splits])
 
 
 def _build_class_table(manifest: Manifest) -> Table:
@@ -63,12 +70,3 @@ def _format_channels(values: tuple[float, ...] | None) -> str:
     if values is None:
         return "not computed"
     return " ".join(f"{value:.2f}" for value in values)
-
-
-def _render(table: Table) -> str:
-    """Returns a table as plain text, without spaces at the end of lines."""
-    # Markup and emoji codes are off: `[b]` or `:cat:` may be the name of a class.
-    console = Console(file=io.StringIO(), width=MAX_WIDTH, color_system=None, markup=False, emoji=False)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
 
 from pipelines.errors import DataError
 from pipelines.spec import Spec
@@ -86,6 +88,10 @@ class Manifest(Spec):
         classes: Class names in the order of their labels.
         splits: Splits by name, `train` first.
         rejected: Number of source images that are not in the set.
+        levels: Values that become 0 and 255 in images of more than 8 bits, `MIN:MAX`; `full` for the whole
+            range.
+        notes: What was decided when the source was read: splits, columns, classes, files not read.
+        notices: Number of images per kind of change or peculiarity, such as `first frame used (GIF)`.
     """
 
     version: int
@@ -97,6 +103,18 @@ class Manifest(Spec):
     classes: tuple[str, ...]
     splits: dict[str, SplitManifest]
     rejected: int
+    levels: str = "full"
+    notes: tuple[str, ...] = ()
+    notices: dict[str, int] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out newer fields that say nothing, so that the digests of existing sets stay the same."""
+        content: dict[str, Any] = serialize(self)
+        for name in ("levels", "notes", "notices"):
+            if getattr(self, name) == type(self).model_fields[name].get_default(call_default_factory=True):
+                content.pop(name)
+        return content
 
     def save(self, directory: Path) -> None:
         """Writes the manifest, which commits the shard set."""
@@ -129,7 +147,7 @@ def load_manifest(directory: str | Path) -> Manifest:
         raise DataError(
             "a complete shard set",
             f"data={directory} (no {FILE_NAME})",
-            f"build it with 'glassbox shards build SOURCE {directory}'",
+            f"build it with: {shlex.join(['glassbox', 'shards', 'build', 'SOURCE', str(directory)])}",
         )
     try:
         content = json.loads(path.read_bytes())

@@ -33,27 +33,31 @@ class PlannedShard(Spec):
 def plan_shards(counts: Mapping[str, int], spec: ShardSpec) -> tuple[PlannedShard, ...]:
     """Plans a shard set. Every candidate is in exactly one shard, and no shard is empty.
 
-    If the source has no validation split, the last `spec.validation` of its train split becomes one. Unless
-    this share is 0, at least one image is held out, but never all of them.
+    If there is no validation split, the last `spec.validation` of the train split becomes one. Unless this
+    share is 0, at least one image is held out, but never all of them. A source that knows its labels has been
+    divided class by class before (see `pipelines.sources.holdout`).
 
     Args:
-        counts: Candidates per split of the source: `train` and optionally `validation`.
+        counts: Candidates per split of the source: `train`, optionally `validation` and `test`.
         spec: Options of the shard set.
 
     Returns:
-        The shards in order: those of `train`, then those of `validation`.
+        The shards in order: those of `train`, then those of `validation` and `test`.
     """
     train = counts.get("train", 0)
     validation = counts.get("validation", 0)
+    test = _plan_split("test", "test", range(counts.get("test", 0)), spec)
     if validation or not spec.validation:
         return (
             *_plan_split("train", "train", range(train), spec),
             *_plan_split("validation", "validation", range(validation), spec),
+            *test,
         )
     held_out = min(max(round(train * spec.validation), 1), max(train - 1, 0))
     return (
         *_plan_split("train", "train", range(train - held_out), spec),
         *_plan_split("validation", "train", range(train - held_out, train), spec),
+        *test,
     )
 
 

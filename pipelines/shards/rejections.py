@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -18,12 +20,27 @@ def read_rejected_images(shards: Path, limit: int) -> tuple[tuple[str, str], ...
         shards: Directory of the shard set.
         limit: Number of images to read at most.
     """
-    rejections: list[tuple[str, str]] = []
+    return tuple(islice(_iterate_rejections(shards), limit))
+
+
+def count_reasons(shards: Path) -> dict[str, int]:
+    """Counts the rejected images by reason, the most frequent reason first.
+
+    Args:
+        shards: Directory of the shard set.
+
+    Returns:
+        Number of images by the part of their reason before a colon, which is the same for all such images.
+    """
+    counts = Counter(reason.partition(": ")[0] for _, reason in _iterate_rejections(shards))
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _iterate_rejections(shards: Path) -> Iterator[tuple[str, str]]:
     try:
         with (shards / REJECTED_FILE).open(encoding="utf-8") as lines:
-            for line in islice(lines, limit):
+            for line in lines:
                 entry = json.loads(line)
-                rejections.append((str(entry["id"]), str(entry["reason"])))
+                yield str(entry["id"]), str(entry["reason"])
     except (OSError, ValueError, KeyError, TypeError):
-        return tuple(rejections)
-    return tuple(rejections)
+        return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +24,10 @@ from pipelines.sources import Source
 from pipelines.spec import ShardSpec, Spec
 from pipelines.storage import write_atomically
 
-Row = tuple[Record, NDArray[np.int64] | None]  # with the sums of `pipelines.shards.images.PreparedImage`
+UNUSUAL_SUFFIXES = (".jfif", ".jpe")  # names that some programs give to JPEGs
+
+# A record with the sums and notices of `pipelines.shards.images.PreparedImage`.
+Row = tuple[Record, NDArray[np.int64] | None, tuple[str, ...]]
 
 
 class ShardResult(Spec):
@@ -35,6 +39,7 @@ class ShardResult(Spec):
         pixel_sums: `[3][3]`: for R, G and B the number of pixels, their sum and the sum of their squares;
             zeros if nothing was decoded. Markers call them `moments`.
         rejected: Number of candidates that are not in the shard.
+        notices: Number of images per kind of notice.
     """
 
     shard: ShardFile
@@ -43,6 +48,7 @@ class ShardResult(Spec):
         validation_alias=AliasChoices("moments", "pixel_sums"), serialization_alias="moments"
     )
     rejected: int
+    notices: dict[str, int] = Field(default_factory=dict)
 
 
 def build_shard(
@@ -64,6 +70,7 @@ def build_shard(
     class_counts = np.zeros(len(source.classes), np.int64)
     pixel_sums = np.zeros((3, 3), np.int64)
     rejected_lines: list[str] = []
+    notice_counts: Counter[str] = Counter()
 
     def read_records() -> Iterator[Record]:
         for item in prepare_examples(
@@ -73,8 +80,9 @@ def build_shard(
                 line = json.dumps({"id": item.id, "reason": item.reason}, ensure_ascii=False)
                 rejected_lines.append(line + "\n")
                 continue
-            record, sums = item
+            record, sums, notices = item
             class_counts[record.label] += 1
+            notice_counts.update(notices)
             if sums is not None:
                 np.add(pixel_sums, sums, out=pixel_sums)
             yield record
@@ -91,6 +99,7 @@ def build_shard(
             class_counts=tuple(class_counts.tolist()),
             pixel_sums=tuple(tuple(channel) for channel in pixel_sums.tolist()),
             rejected=len(rejected_lines),
+            notices=dict(sorted(notice_counts.items())),
         )
         marker = "".join([result.model_dump_json(by_alias=True) + "\n", *rejected_lines])
         # Not durable: without its marker, a shard is built again.
@@ -127,7 +136,11 @@ def _prepare_example(example: Example, spec: ShardSpec) -> Row | Rejected:
         except UnreadableImageError as error:
             return Rejected(example.id, str(error))
     record = Record(image.image, example.label, example.id, image.shape, example.bbox)
-    return record, image.pixel_sums
+    suffix = os.path.splitext(example.id)[1].lower()
+    notices = image.notices
+    if suffix in UNUSUAL_SUFFIXES:
+        notices = (*notices, f"suffix {suffix}")
+    return record, image.pixel_sums, notices
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 
 import numpy as np
@@ -26,6 +27,7 @@ class ShardSetTotals:
         candidates: Number of source images in the plan.
         candidates_done: Number of source images in the shards added so far.
         rejected: Number of source images that were rejected so far.
+        notices: Number of images per kind of notice so far.
     """
 
     def __init__(self, plan: Sequence[PlannedShard], classes: int) -> None:
@@ -33,6 +35,7 @@ class ShardSetTotals:
         self.candidates = sum(planned_shard.candidates for planned_shard in plan)
         self.candidates_done = 0
         self.rejected = 0
+        self.notices: Counter[str] = Counter()
         self._shards: dict[str, ShardFile] = {}
         self._class_counts = {planned_shard.split: np.zeros(classes, np.int64) for planned_shard in plan}
         # Python integers, because sums of squares over a large set exceed 64 bits
@@ -48,6 +51,7 @@ class ShardSetTotals:
         self._shards[planned_shard.file] = result.shard
         self.candidates_done += planned_shard.candidates
         self.rejected += result.rejected
+        self.notices.update(result.notices)
         self._class_counts[planned_shard.split] += result.class_counts
         self._pixel_sums[planned_shard.split] += np.array(result.pixel_sums, object)
 

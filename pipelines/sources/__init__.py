@@ -26,14 +26,18 @@ the group `glassbox.sources` makes it available as `thumbnails` and `thumbnails:
 
 from __future__ import annotations
 
+import inspect
+import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError, DataError, GlassboxError, suggest
 from pipelines.plugins import is_reference, load_reference, split_argument
 from pipelines.sources.base import DATASETS, SOURCES, UNLABELLED_SOURCES, Source
+from pipelines.sources.options import SourceOptions
 
-__all__ = ["DATASETS", "SOURCES", "UNLABELLED_SOURCES", "Source", "open_source"]
+__all__ = ["DATASETS", "SOURCES", "UNLABELLED_SOURCES", "Source", "SourceOptions", "open_source"]
 
 FORMS = (
     "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence, "
@@ -41,18 +45,32 @@ FORMS = (
 )
 _MEMBERS = ("name", "classes", "counts", "read", "fingerprint")  # of `Source`
 
+logger = logging.getLogger(__name__)
 
-def open_source(name: str, labelled: bool = True) -> Source:
-    """Opens a source by its name.
+
+def open_source(
+    name: str, labelled: bool = True, options: SourceOptions | None = None, log_notes: bool = True
+) -> Source:
+    """Opens a source by its name, and logs what it decided: splits, columns, classes, files not read.
 
     Args:
         name: `KIND:ARGUMENT`, the name of a known data set, or that of your own source (see above).
         labelled: Whether the source must have classes. If not, `photos:DIR` is a source as well.
+        options: Splits, columns and class names that the user specified.
+        log_notes: Whether to log the decisions; False where they have been logged before.
 
     Raises:
         ConfigError: The kind is unknown, its argument is missing, or your own source cannot be imported.
         DataError: The source exists but cannot be used.
     """
+    source = _open(name, labelled, options or SourceOptions())
+    if log_notes:
+        for note in getattr(source, "notes", ()):
+            logger.info("%s: %s", source.name, note)
+    return source
+
+
+def _open(name: str, labelled: bool, options: SourceOptions) -> Source:
     from pipelines.sources import (  # noqa: F401 (importing registers them)
         archive,
         cats_and_dogs,
@@ -66,17 +84,40 @@ def open_source(name: str, labelled: bool = True) -> Source:
 
     kind, _, argument = name.partition(":")
     if kind in DATASETS and not argument:
-        return DATASETS.get(kind)()
+        return _open_with_options(DATASETS.get(kind), (), options, name)
     if kind in SOURCES and argument:
-        return SOURCES.get(kind)(argument)
+        return _open_with_options(SOURCES.get(kind), (argument,), options, name)
     if kind in UNLABELLED_SOURCES and argument and not labelled:
-        return UNLABELLED_SOURCES.get(kind)(argument)
-    if kind not in SOURCES and kind in SOURCES.names():  # an entry point
+        return _open_with_options(UNLABELLED_SOURCES.get(kind), (argument,), options, name)
+    reference, argument_of_reference = split_argument(name)
+    is_plugin = kind not in SOURCES and (kind in SOURCES.names() or is_reference(reference))
+    if is_plugin and options.list_names():
+        raise _build_option_error(name, options.list_names())
+    if is_plugin and kind in SOURCES.names():  # an entry point
         return _open_plugin(SOURCES.get(kind), argument, name)
-    reference, argument = split_argument(name)
-    if kind not in SOURCES and is_reference(reference):
-        return _open_plugin(load_reference(reference, "source"), argument, name)
+    if is_plugin:
+        return _open_plugin(load_reference(reference, "source"), argument_of_reference, name)
     raise _build_unknown_error(name, labelled)
+
+
+def _open_with_options(
+    factory: Callable[..., Source], arguments: tuple[str, ...], options: SourceOptions, name: str
+) -> Source:
+    """Calls a factory, with the options if it takes any.
+
+    Raises:
+        ConfigError: An option is set that the source does not have.
+    """
+    if "options" in inspect.signature(factory).parameters:
+        return factory(*arguments, options=options)
+    if options.list_names():
+        raise _build_option_error(name, options.list_names())
+    return factory(*arguments)
+
+
+def _build_option_error(name: str, names: list[str]) -> ConfigError:
+    received = f"source={name} with {' '.join(names)}"
+    return ConfigError("options that this source has", received, f"leave {' and '.join(names)} out")
 
 
 def _open_plugin(factory: Any, argument: str, name: str) -> Source:

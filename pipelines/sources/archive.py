@@ -7,22 +7,28 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources.base import SOURCES
 from pipelines.sources.layout import (
+    MAX_FILE,
     PATH,
     SIZE,
+    TableTree,
     arrange_files,
     build_table,
     compute_fingerprint,
+    divide_table,
+    find_labels,
     list_top_folders,
     reject_by_name,
 )
@@ -38,11 +44,12 @@ from pipelines.sources.members import (
     scan_tar_gz,
     scan_zip,
 )
+from pipelines.sources.options import SourceOptions
+from pipelines.sources.splits import find_split_folders, find_split_of_folder
 
 SUFFIXES = {".zip": ".zip", ".tar": ".tar", ".tar.gz": ".tar.gz", ".tgz": ".tar.gz"}
 SCAN = {".zip": scan_zip, ".tar": scan_tar, ".tar.gz": scan_tar_gz}
 
-MAX_MEMBER = 2**28  # bytes: the pixels of the largest image in a shard; workers hold one member at a time
 MAX_RATIO = 100  # image files hardly shrink, folders of tiny bitmaps by a factor of 50
 ALWAYS_ALLOWED = 2**30  # bytes to which any archive may expand, regardless of the ratio
 
@@ -72,6 +79,7 @@ class ArchiveSource:
         length: Size of the file in bytes.
         splits: Per split, a table of all members in reading order, with the columns of `SCHEMA` and `label`.
         seek_points: Index of a `.tar.gz` for reading at any position, else None.
+        notes: Sentences about what was decided.
     """
 
     name: str
@@ -81,6 +89,7 @@ class ArchiveSource:
     length: int
     splits: Mapping[str, pa.Table]
     seek_points: pa.Buffer | None
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of members per split, whatever their suffix."""
@@ -99,6 +108,14 @@ class ArchiveSource:
         except OSError as error:
             received = f"{self.path}: {error.strerror or error}"
             raise DataError("an archive that can be read", received, "check the file") from None
+
+    def labels(self, split: str) -> NDArray[np.int32]:
+        """Returns the label of every member, -1 if it is not an image or cannot be read: int32 `[n]`."""
+        return find_labels(self.splits[split])
+
+    def divide(self, rows: Mapping[str, NDArray[np.int64]], note: str) -> ArchiveSource:
+        """Returns the source with the train split divided into rows, int64 `[n]` per split."""
+        return replace(self, splits=divide_table(self.splits, rows), notes=(*self.notes, note))
 
     def fingerprint(self) -> str:
         """Returns a digest over path, size and CRC-32 (zip) or time of change (tar) of every member.
@@ -130,11 +147,11 @@ class ArchiveSource:
         return Example(content, member["label"], identifier)
 
 
-def open_archive(argument: str) -> ArchiveSource:
-    """Lists an archive file; `pipelines.sources.layout.arrange_files` describes its layout and order.
+def open_archive(argument: str, options: SourceOptions | None = None) -> ArchiveSource:
+    """Lists an archive file; `pipelines.sources.splits` and `layout.arrange_files` describe its layout.
 
-    A single top folder other than `train` is ignored, so that a folder, an archive of it and an archive of
-    its content yield the same examples in the same order.
+    A single top folder that is not named like a split is ignored, so that a folder, an archive of it and an
+    archive of its content yield the same examples in the same order.
 
     Links are not followed. Links, devices, encrypted and too large members among the images are rejected, and
     so is a member that a later one of the same name would overwrite. In a large `.tar.gz`, every read
@@ -142,12 +159,14 @@ def open_archive(argument: str) -> ArchiveSource:
 
     Args:
         argument: Path of the archive.
+        options: Splits and class names that the user specified.
 
     Raises:
         ConfigError: The file does not exist, or its suffix is not in `SUFFIXES`.
         DataError: The archive is damaged, holds a path that leads out of it, expands to more than the
             limits, or holds fewer than two classes.
     """
+    options = options or SourceOptions()
     path = Path(argument).expanduser().absolute()
     kind = find_archive_kind(argument)
     if kind is None:
@@ -167,9 +186,13 @@ def open_archive(argument: str) -> ArchiveSource:
         received = f"{path}: {error or type(error).__name__}{_guess_kind(path, kind)}"
         raise DataError(f"a whole {kind} file", received, "copy or pack the file again") from None
     members, folders = _strip_top_folder(members, folders)
-    classes, splits = arrange_files(argument, members, folders)
-    splits = {split: _mark_overwritten(table) for split, table in splits.items()}
-    return ArchiveSource(f"archive:{argument}", classes, str(path), kind, length, splits, points)
+    layout = find_split_folders(f"archive:{argument}", TableTree(members, folders), options.splits)
+    arrangement = arrange_files(argument, members, layout.folders, folders, options.class_names)
+    splits = {split: _mark_overwritten(table) for split, table in arrangement.splits.items()}
+    notes = (*layout.describe(), *arrangement.notes)
+    return ArchiveSource(
+        f"archive:{argument}", arrangement.classes, str(path), kind, length, splits, points, notes
+    )
 
 
 SOURCES.register("archive")(open_archive)  # no decorator, which would hide the return type
@@ -214,19 +237,22 @@ def _select_files(
         problem = member.problem
         if problem and "link" in problem:
             links += 1
-        if not problem and member.size > MAX_MEMBER:
-            problem = f"larger than {MAX_MEMBER >> 20} MiB: {member.size} bytes"
+        if not problem and member.size > MAX_FILE:
+            problem = f"larger than {MAX_FILE >> 20} MiB: {member.size} bytes"
         yield member._replace(path=normalised, problem=problem)
     if links:
         logger.warning("%s: links=%d, which are not followed", path, links)
 
 
 def _strip_top_folder(members: pa.Table, folders: set[bytes]) -> tuple[pa.Table, set[bytes]]:
-    """Removes the top folder from all paths if there is only one, other than `train`."""
+    """Removes the top folder from all paths if there is only one, other than one named like a split."""
     tops = {name for name in list_top_folders(members, folders) if not name.startswith(b".")}
-    if len(tops) != 1 or tops == {b"train"}:
+    if len(tops) != 1:
         return members, folders
-    prefix = tops.pop() + b"/"
+    top = tops.pop()
+    if find_split_of_folder(os.fsdecode(top)) is not None:
+        return members, folders
+    prefix = top + b"/"
     batches = []
     for batch in members.to_batches():
         batch = batch.filter(pc.starts_with(batch["path"], pattern=prefix))

@@ -13,6 +13,10 @@ class Source(Protocol):
     """A finite, ordered collection of labelled images that can be read in ranges.
 
     Ray sends a source to its workers, so it must be picklable, and its data must be reachable from them.
+
+    A source may also have `notes`, a tuple of sentences about what it decided, which are printed and recorded
+    in the manifest; and `labels(split)`, the labels of all candidates as integers (-1: none) without reading
+    images, from which a validation split is held out class by class. Without it, the end of `train` is.
     """
 
     @property
@@ -24,7 +28,7 @@ class Source(Protocol):
         """Class names; the label of an example is an index into them."""
 
     def counts(self) -> Mapping[str, int]:
-        """Returns the number of candidate images per split: `train` and optionally `validation`."""
+        """Returns the number of candidate images per split: `train`, optionally `validation` and `test`."""
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
         """Yields candidates `start` to `stop` of a split, one item each, in an order that never changes."""

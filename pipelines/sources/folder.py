@@ -1,4 +1,4 @@
-"""Images in one folder per class: `DIR/CLASS/*`, or `DIR/train/CLASS/*` and `DIR/validation/CLASS/*`."""
+"""Images in one folder per class: `DIR/CLASS/*`, or `DIR/SPLIT/CLASS/*`."""
 
 from __future__ import annotations
 
@@ -6,23 +6,30 @@ import errno
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources.base import SOURCES
 from pipelines.sources.layout import (
+    MAX_FILE,
     PATH,
     SIZE,
-    VALIDATION_FOLDERS,
     arrange_files,
     build_table,
     compute_fingerprint,
+    divide_table,
+    find_labels,
+    is_image,
     reject_by_name,
 )
+from pipelines.sources.options import SourceOptions
+from pipelines.sources.splits import find_split_folders
 
 # Errors that mean that a file, or the file server, has disappeared.
 GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
@@ -38,12 +45,14 @@ class FolderSource:
         root: Absolute path of the folder.
         splits: Per split, a table of all files in reading order: `path` inside the folder, `size` in bytes
             and `label`.
+        notes: Sentences about what was decided.
     """
 
     name: str
     classes: tuple[str, ...]
     root: str
     splits: Mapping[str, pa.Table]
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of files per split, whatever their suffix."""
@@ -62,7 +71,15 @@ class FolderSource:
             if rejected is not None:
                 yield rejected
             else:
-                yield _read(os.path.join(os.fsencode(self.root), path), path.decode(), label, size)
+                yield read_file(os.path.join(os.fsencode(self.root), path), path.decode(), label, size)
+
+    def labels(self, split: str) -> NDArray[np.int32]:
+        """Returns the label of every file, -1 if it is not an image: int32 `[n]`."""
+        return find_labels(self.splits[split])
+
+    def divide(self, rows: Mapping[str, NDArray[np.int64]], note: str) -> FolderSource:
+        """Returns the source with the train split divided into rows, int64 `[n]` per split."""
+        return replace(self, splits=divide_table(self.splits, rows), notes=(*self.notes, note))
 
     def fingerprint(self) -> str:
         """Returns a digest over the path and the size of every file.
@@ -73,33 +90,94 @@ class FolderSource:
         return compute_fingerprint(self.classes, self.splits, ["size"])
 
 
-@SOURCES.register("folder")
-def open_folder(argument: str) -> FolderSource:
-    """Lists a folder of images; `pipelines.sources.layout.arrange_files` describes its layout and order.
+class DirectoryTree:
+    """Folders of a directory, a `pipelines.sources.splits.FolderTree`. Links to folders are followed.
 
-    Links to files are followed, links to folders only if they are class folders.
+    Args:
+        root: Absolute path of the directory.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._real_root = root.resolve()
+
+    def list_folders(self, path: str) -> list[str]:
+        """Returns the names of the folders directly inside a folder, sorted."""
+        folder = self._root / path
+        if not folder.is_dir():
+            return []
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir()]
+        return sorted(name for name in names if self._is_below(folder / name))
+
+    def has_images(self, path: str) -> bool:
+        """Tells whether there are images directly inside a folder."""
+        return self.count_images(path, limit=1) > 0
+
+    def count_images(self, path: str, limit: int | None = None) -> int:
+        """Returns the number of images directly inside a folder, at most `limit`."""
+        images = 0
+        with os.scandir(self._root / path) as entries:
+            for entry in entries:
+                is_hidden = entry.name.startswith(".")
+                images += not is_hidden and is_image(os.fsencode(entry.name)) and not entry.is_dir()
+                if images == limit:
+                    break
+        return images
+
+    def _is_below(self, folder: Path) -> bool:
+        return not self._real_root.is_relative_to(folder.resolve())  # no link to a parent folder
+
+
+@SOURCES.register("folder")
+def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSource:
+    """Lists a folder of images; `pipelines.sources.splits` and `layout.arrange_files` describe its layout.
+
+    Links to files are followed, links to folders only if they are split or class folders.
 
     Args:
         argument: Path of the folder.
+        options: Splits and class names that the user specified.
 
     Raises:
-        ConfigError: There is no such folder.
-        DataError: The folder cannot be listed, or holds fewer than two classes.
+        ConfigError: There is no such folder, or `splits` names one that does not exist.
+        DataError: The folder cannot be listed or understood, or holds fewer than two classes.
     """
+    options = options or SourceOptions()
     root = Path(argument).expanduser().absolute()
     if not root.is_dir():
         raise ConfigError("a folder", f"source=folder:{argument} (no such folder)", "check the path")
+    tree = DirectoryTree(root)
     try:
-        split_folders = _list_split_folders(root)
-        class_folders = [folder for split in split_folders for folder in _list_class_folders(root, split)]
+        layout = find_split_folders(f"folder:{argument}", tree, options.splits)
+        split_folders = list(dict.fromkeys(layout.folders.values()))
+        class_folders = [
+            root / folder / name for folder in split_folders for name in tree.list_folders(folder)
+        ]
         files = build_table(_walk_all(root, class_folders), pa.schema([PATH, SIZE]))
+        outside = sum(tree.count_images(folder) for folder in dict.fromkeys(["", *split_folders]))
     except OSError as error:
         received = f"{error.filename}: {error.strerror}"
         raise DataError("a folder that can be listed", received, "change its permissions") from None
-    folders = [folder for folder in (*split_folders, *class_folders) if folder != root]
-    names = [os.fsencode(folder.relative_to(root)) for folder in folders]
-    classes, splits = arrange_files(argument, files, names)
-    return FolderSource(f"folder:{argument}", classes, str(root), splits)
+    names = [os.fsencode(folder.relative_to(root)) for folder in class_folders]
+    try:
+        arrangement = arrange_files(argument, files, layout.folders, names, options.class_names)
+    except DataError as error:
+        raise _suggest_subfolder(error, argument, tree) from None
+    notes = [*layout.describe(), *arrangement.notes]
+    if outside:
+        notes.append(f"images outside of class folders, not read: {outside}")
+    return FolderSource(
+        f"folder:{argument}", arrangement.classes, str(root), arrangement.splits, tuple(notes)
+    )
+
+
+def _suggest_subfolder(error: DataError, argument: str, tree: DirectoryTree) -> DataError:
+    """Returns the error with a better fix if all images are in the only folder at the top."""
+    names = tree.list_folders("")
+    if len(names) == 1 and tree.list_folders(names[0]) and not tree.has_images(names[0]):
+        return DataError(error.expected, error.received, f"write folder:{argument.rstrip('/')}/{names[0]}")
+    return error
 
 
 def walk_files(root: bytes, folder: bytes) -> Iterator[tuple[bytes, int]]:
@@ -126,23 +204,6 @@ def _walk_all(root: Path, folders: list[Path]) -> Iterator[tuple[bytes, int]]:
         yield from walk_files(os.fsencode(root), os.fsencode(folder))
 
 
-def _list_split_folders(root: Path) -> list[Path]:
-    """Returns the folders that hold class folders."""
-    if not (root / "train").is_dir():
-        return [root]
-    for name in VALIDATION_FOLDERS:
-        validation = root / os.fsdecode(name)
-        if validation.is_dir():
-            return [root / "train", validation]
-    return [root / "train"]
-
-
-def _list_class_folders(root: Path, split: Path) -> list[Path]:
-    folders = [path for path in split.iterdir() if path.is_dir() and not path.name.startswith(".")]
-    top = root.resolve()
-    return [path for path in folders if not top.is_relative_to(path.resolve())]  # no link to a parent folder
-
-
 def _get_size(path: bytes) -> int:
     try:
         return os.stat(path).st_size
@@ -150,12 +211,26 @@ def _get_size(path: bytes) -> int:
         return -1
 
 
-def _read(path: bytes, identifier: str, label: int, size: int) -> Example | Rejected:
+def read_file(path: bytes, identifier: str, label: int, size: int) -> Example | Rejected:
+    """Reads one image file.
+
+    Args:
+        path: Path of the file.
+        identifier: Name of the image in its source.
+        label: Index of its class.
+        size: Size in bytes when the file was listed, -1 for a broken link.
+
+    Raises:
+        DataError: The file has disappeared since it was listed.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else opening a pipe would wait for a writer
         try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
                 return Rejected(identifier, "not a regular file")
+            if status.st_size > MAX_FILE:
+                return Rejected(identifier, f"larger than {MAX_FILE >> 20} MiB: {status.st_size} bytes")
             with open(descriptor, "rb", closefd=False) as file:
                 return Example(file.read(), label, identifier)
         finally:

@@ -5,15 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from rich.console import Console
 from rich.table import Table
+
+from pipelines.text import render_table
 
 # The type that `add_subparsers` returns; argparse has no public name for it.
 Subparsers = argparse._SubParsersAction
 Command = Callable[[argparse.Namespace], None]
 
+SPLITS_HELP = (
+    "folder of every split, such as train=Training,validation=Testing; train=. makes every folder a class "
+    "(default: found by the usual names)"
+)
+COLUMNS_HELP = (
+    "column or key of image, label, split and id, such as image=file,label=breed or image=train/{id}.jpg "
+    "(default: found by the usual names)"
+)
 MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory"
-SCALE_HELP = "factor on pixels of 0 to 255 (default: 1 if the model rescales its input itself, else 1/255)"
+SCALE_HELP = "factor on pixels of 0 to 255 (default: found by running the model; printed with the reason)"
+OFFSET_HELP = "with --scale: summand after the multiplication, such as --scale 0.00784 --offset -1"
+HEAD_HELP = "whether the outputs are probabilities or logits (default: found by running the model)"
 TTA_HELP = "test-time augmentation: none, or flip to average with the mirror image (default: none)"
 WORKERS_HELP = (
     "maximum number of Ray tasks "
@@ -23,7 +34,6 @@ PRESET_HELP = "a name from 'glassbox presets', or a YAML file"
 CUSTOM_OBJECTS_HELP = (
     "package.module or FILE.py that defines the custom layers of the model; its code is imported"
 )
-MAX_TABLE_WIDTH = 1_000  # columns; a table is never wrapped to the width of the terminal
 
 
 def add_command(
@@ -43,17 +53,27 @@ def add_command(
     return parser
 
 
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options on how to read a source."""
+    parser.add_argument("--splits", metavar="SPLIT=FOLDER,...", help=SPLITS_HELP)
+    parser.add_argument("--columns", metavar="ROLE=COLUMN,...", help=COLUMNS_HELP)
+
+
 def add_inference_options(parser: argparse.ArgumentParser) -> None:
     """Adds the options that `evaluate` and `predict` share."""
-    parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
+    add_interpretation_options(parser)
     parser.add_argument("--tta", default="none", metavar="MODE", help=TTA_HELP)
     parser.add_argument("--workers", type=int, metavar="N", help=WORKERS_HELP)
     parser.add_argument("--custom-objects", nargs="+", default=(), metavar="MODULE", help=CUSTOM_OBJECTS_HELP)
 
 
+def add_interpretation_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options on how pixels enter a model and what its outputs mean."""
+    parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
+    parser.add_argument("--offset", type=float, metavar="SUMMAND", help=OFFSET_HELP)
+    parser.add_argument("--head", metavar="KIND", help=HEAD_HELP)
+
+
 def format_table(table: Table) -> str:
-    """Renders a table as plain text, without trailing blanks."""
-    console = Console(width=MAX_TABLE_WIDTH, color_system=None)
-    with console.capture() as capture:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in capture.get().splitlines())
+    """Renders a table as plain text, one line per row; see `pipelines.text.render_table`."""
+    return render_table(table)

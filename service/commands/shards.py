@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import DataError
-from service.commands.common import Subparsers, add_command
+from service.commands import check_shards
+from service.commands.common import Subparsers, add_command, add_source_options
 from service.progress_bar import Update, progress_bar
 
 if TYPE_CHECKING:
     from pipelines.shards.manifest import Manifest
+    from pipelines.sources import Source, SourceOptions
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -26,6 +28,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     verify.add_argument("directory", metavar="SHARDS", help="the shard set")
     info = add_command(subcommands, "info", "describe a shard set", run_info)
     info.add_argument("directory", metavar="SHARDS", help="the shard set")
+    check_shards.add_parser(subcommands)
 
 
 def _add_build(subcommands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -59,12 +62,22 @@ def _add_build(subcommands: Subparsers[argparse.ArgumentParser]) -> None:
         "--validation",
         type=float,
         metavar="SHARE",
-        help="share held out if the source has no validation split (default: 0.2)",
+        help="share of every class held out if the source has no validation split (default: 0.2)",
     )
     build.add_argument(
         "--check",
         metavar="CHECK",
         help="decode every image, or read only its header: decode or header (default: decode)",
+    )
+    build.add_argument(
+        "--levels",
+        metavar="LEVELS",
+        help="values of images of more than 8 bits that become 0 and 255: auto, full or MIN:MAX "
+        "(default: full)",
+    )
+    add_source_options(build)
+    build.add_argument(
+        "--classes", metavar="FILE", help="file with a class name per line, in the order of the labels"
     )
     build.add_argument(
         "--workers",
@@ -135,13 +148,23 @@ def run_build(options: argparse.Namespace) -> None:
     requested = {name: value for name, value in settings.items() if value is not None}
     spec = check(ShardSpec, requested, "the command line")
     check_request(Path(options.out), spec, options.workers)
-    source = open_source(options.source)
+    source_options = _read_source_options(options)
+    source = open_source(options.source, options=source_options)
+
+    def reopen() -> Source:
+        return open_source(options.source, options=source_options, log_notes=False)
+
     with progress_bar("building shards") as update:
         clock = BuildClock(update)
-        manifest = build_shards(
-            source, Path(options.out), spec, clock, options.workers, lambda: open_source(options.source)
-        )
+        manifest = build_shards(source, Path(options.out), spec, clock, options.workers, reopen)
     print(clock.summarize(manifest, options.out))
+
+
+def _read_source_options(options: argparse.Namespace) -> SourceOptions:
+    from pipelines.sources.options import SourceOptions, read_class_names
+
+    names = None if options.classes is None else read_class_names(options.classes)
+    return SourceOptions(options.splits, options.columns, names)
 
 
 def run_verify(options: argparse.Namespace) -> None:

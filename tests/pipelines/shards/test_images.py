@@ -22,6 +22,7 @@ from image_samples import (
 )
 from PIL import Image, ImageCms
 
+from pipelines.shards import images
 from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.spec import ShardSpec
 
@@ -47,13 +48,30 @@ def add_alpha(alpha: int) -> np.ndarray:
 
 
 def test_transparency_is_blended_with_white():
-    assert np.array_equal(
-        decode_image(prepare_image(encode_image(add_alpha(0)), ShardSpec()).image),
-        np.full((3, 2, 3), 255, np.uint8),
-    )
     assert np.array_equal(decode_image(prepare_image(encode_image(add_alpha(255)), ShardSpec()).image), RGB)
+    partly = add_alpha(255)
+    partly[0, 0, 3] = 0
+    assert decode_image(prepare_image(encode_image(partly), ShardSpec()).image)[0, 0].tolist() == [255] * 3
     fifth = decode_image(prepare_image(encode_image(add_alpha(51)), ShardSpec()).image).astype(int)
     assert np.abs(fifth - (RGB / 5 + 255 * 4 / 5)).max() <= 1
+
+
+def build_bitmap_v4(pixels):
+    """Builds a 32-bit BMP with a V4 header, whose alpha mask is set and whose alpha is zero."""
+    height, width, _ = pixels.shape
+    rows = np.zeros((height, width, 4), np.uint8)
+    rows[..., :3] = pixels[::-1, :, ::-1]
+    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, rows.nbytes, 2835, 2835, 0, 0)
+    header += struct.pack("<4I", 0xFF0000, 0xFF00, 0xFF, 0xFF000000) + bytes(108 - len(header) - 16)
+    start = 14 + len(header)
+    return struct.pack("<2sIHHI", b"BM", start + rows.nbytes, 0, 0, start) + header + rows.tobytes()
+
+
+@pytest.mark.parametrize("image", [encode_image(add_alpha(0)), build_bitmap_v4(RGB)], ids=["png", "bmp v4"])
+def test_an_alpha_channel_that_is_zero_everywhere_is_no_alpha(image):
+    prepared = prepare_image(image, ShardSpec())
+    assert np.array_equal(decode_image(prepared.image), RGB)
+    assert prepared.notices == (images.IGNORED_ALPHA,)
 
 
 def test_a_transparent_colour_becomes_white():
@@ -70,6 +88,43 @@ def test_16_bit_values_keep_their_upper_8_bits():
     ).image
     assert decode_image(image).tolist() == [[0, 0, 1], [0x12, 0xFE, 0xFF]]
     assert image[24:26] == b"\x08\x00"
+
+
+def test_12_bit_values_in_16_bits_are_noticed_and_scaled_by_levels():
+    values = np.array([[0, 16], [2047, 4095]], np.uint16)
+    image = encode_image(values)
+    dark = prepare_image(image, ShardSpec())
+    assert (decode_image(dark.image).tolist(), dark.notices) == (
+        [[0, 0], [7, 15]],
+        (images.DEEP, images.DARK),
+    )
+    scaled = prepare_image(image, ShardSpec(levels="0:4095"))
+    assert decode_image(scaled.image).tolist() == [[0, 1], [127, 255]]
+    assert scaled.notices == (images.DEEP,)
+    clipped = prepare_image(image, ShardSpec(levels="16:2064"))
+    assert decode_image(clipped.image).tolist() == [[0, 0], [253, 255]]
+    assert clipped.notices == (images.DEEP, images.CLIPPED)
+
+
+def test_16_bit_colours_are_noticed_and_need_full_levels():
+    image = build_png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 1, 4095, 300))
+    assert prepare_image(image, ShardSpec()).notices == (images.DEEP, images.DARK)
+    with pytest.raises(UnreadableImageError, match="16 bits per colour"):
+        prepare_image(image, ShardSpec(levels="0:4095"))
+
+
+@pytest.mark.parametrize(
+    ("image", "maximum"),
+    [
+        (encode_image(np.array([[3, 999]], np.uint16)), 999),
+        (build_png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 1, 4095, 300)), 4095),
+        (encode_image(RGB), None),
+        (b"text", None),
+        (encode_image(np.array([[3, 999]], np.uint16))[:40], None),
+    ],
+)
+def test_the_largest_value_of_a_deep_image(image, maximum):
+    assert images.find_deep_maximum(image) == maximum
 
 
 def test_16_bit_rgb_becomes_8_bit():
@@ -138,7 +193,10 @@ def test_an_animation_is_reduced_to_its_first_frame(source):
     options = {"lossless": True} if source == "WEBP" else {}
     image = prepare_image(
         encode_image(frames[0], source, save_all=True, append_images=frames[1:], **options), ShardSpec()
-    ).image
+    )
+    assert image.notices == (f"first frame used ({source})",)
+    image = image.image
+    assert prepare_image(encode_image(frames[0], source, **options), ShardSpec()).notices == ()
     assert np.array_equal(decode_image(image), np.full((4, 4, 3), (255, 0, 0), np.uint8))
     assert b"acTL" not in image
 
@@ -151,9 +209,10 @@ def test_several_jpegs_in_one_file_are_reduced_to_the_first():
         append_images=[Image.new("RGB", (8, 8), (0, 0, 255))],
     )
     assert Image.open(io.BytesIO(image)).format == "MPO"
-    stored = prepare_image(image, ShardSpec()).image
-    assert read_format(stored) == "JPEG"
-    assert np.abs(decode_image(stored).astype(int) - (255, 0, 0)).max() <= 3
+    prepared = prepare_image(image, ShardSpec())
+    assert prepared.notices == ("first frame used (MPO)",)
+    assert read_format(prepared.image) == "JPEG"
+    assert np.abs(decode_image(prepared.image).astype(int) - (255, 0, 0)).max() <= 3
 
 
 TURNED = {
@@ -226,6 +285,18 @@ def test_a_jpeg_that_decodes_with_a_warning_is_copied():
         simplejpeg.decode_jpeg(extraneous)
     stored = prepare_image(extraneous, ShardSpec()).image
     assert np.abs(simplejpeg.decode_jpeg(stored).astype(int) - decode_image(image)).max() <= 4
+
+
+@pytest.mark.parametrize("missing", [1, 2])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"exif": make_orientation(6)}])
+def test_a_jpeg_that_lacks_only_its_end_marker_gets_one(options, missing):
+    image = encode_image(make_ramp(16, 24), "JPEG", quality=95, **options)
+    prepared = prepare_image(image[:-missing], ShardSpec())
+    assert prepared.image == prepare_image(image, ShardSpec()).image
+    assert prepared.notices == (images.COMPLETED_JPEG,)
+    for cut in (3, 11):
+        with pytest.raises(UnreadableImageError, match="truncated"):
+            prepare_image(image[:-cut], ShardSpec())
 
 
 def test_encoding_again_drops_metadata():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import numpy as np
@@ -87,3 +88,19 @@ def test_files_of_a_shard():
     assert ShardFile(file="s", bytes=1, sha256="", rows=0).files == ()
     shard = ShardFile(file="s", bytes=1, sha256="", rows=2, index=index)
     assert shard.files == (index, shard)
+
+
+def test_fields_that_say_nothing_are_not_written(directory):
+    """The digest of a set written before these fields existed stays the same, and its runs can resume."""
+    manifest = load_manifest(directory)
+    content = json.loads((directory / "manifest.json").read_text())
+    assert not {"levels", "notes", "notices"} & content.keys()
+    assert (
+        manifest.digest() == hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
+    )
+    changed = manifest.model_copy(
+        update={"levels": "0:4095", "notes": ("a note",), "notices": {"suffix .jpe": 2}}
+    )
+    changed.save(directory)
+    assert load_manifest(directory) == changed
+    assert changed.digest() != manifest.digest()

@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from pipelines.shards.plan import plan_shards
 from pipelines.spec import ShardSpec
 
-counts = st.fixed_dictionaries({"train": st.integers(0, 80)}, optional={"validation": st.integers(0, 80)})
+counts = st.fixed_dictionaries(
+    {"train": st.integers(0, 80)}, optional={"validation": st.integers(0, 80), "test": st.integers(0, 80)}
+)
 specs = st.builds(ShardSpec, shard_rows=st.integers(1, 40), validation=st.floats(0, 0.999))
 
 
@@ -20,6 +22,15 @@ def test_a_source_with_both_splits_is_divided_in_order():
         ("train-00001-of-00003.arrow", "train", "train", 2, 4),
         ("train-00002-of-00003.arrow", "train", "train", 4, 5),
         ("validation-00000-of-00001.arrow", "validation", "validation", 0, 2),
+    ]
+
+
+def test_a_test_split_stays_one():
+    plan = plan_shards({"train": 10, "test": 3}, ShardSpec(validation=0.2))
+    assert [(shard.file, shard.source_split, shard.start, shard.stop) for shard in plan] == [
+        ("train-00000-of-00001.arrow", "train", 0, 8),
+        ("validation-00000-of-00001.arrow", "train", 8, 10),
+        ("test-00000-of-00001.arrow", "test", 0, 3),
     ]
 
 
@@ -57,9 +68,8 @@ def test_every_candidate_is_in_one_shard(counts, spec):
 
 @settings(deadline=None)
 @given(counts, specs)
-def test_names_sort_in_row_order_and_count_their_shards(counts, spec):
+def test_names_of_a_split_sort_in_row_order_and_count_its_shards(counts, spec):
     plan = plan_shards(counts, spec)
-    assert [shard.file for shard in plan] == sorted(shard.file for shard in plan)
-    for split in ("train", "validation"):
+    for split in ("train", "validation", "test"):
         files = [shard.file for shard in plan if shard.split == split]
         assert files == [f"{split}-{index:05d}-of-{len(files):05d}.arrow" for index in range(len(files))]

@@ -76,7 +76,7 @@ def test_an_archive_is_read_like_its_folder(tmp_path, kind, top):
     assert source == open_source(f"archive:{path}")
     assert source.name == f"archive:{path}"
     assert source.classes == folder.classes == ("cat", "dog")
-    assert dict(source.counts()) == dict(folder.counts()) == {"train": 5, "validation": 2}
+    assert dict(source.counts()) == dict(folder.counts()) == {"train": 5, "validation": 2, "test": 1}
     for split, count in folder.counts().items():
         whole = list(source.read(split, 0, count))
         assert whole == list(folder.read(split, 0, count))
@@ -188,7 +188,7 @@ def test_a_sparse_member_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_member_that_is_too_large_is_rejected(tmp_path, kind, monkeypatch):
-    monkeypatch.setattr(archive, "MAX_MEMBER", 9)
+    monkeypatch.setattr(archive, "MAX_FILE", 9)
     path = pack(tmp_path / f"x.{kind}", PAIR | {"a/9.png": b"123456789", "a/10.png": b"1234567890"})
     found = {item.id: item for item in read_items(path)}
     assert found["a/9.png"] == Example(b"123456789", 0, "a/9.png")
@@ -410,6 +410,7 @@ def test_archives_without_files_are_refused(tmp_path, kind):
 
 
 def test_an_empty_class_folder_is_logged(tmp_path, caplog):
+    caplog.set_level("INFO")
     pack(tmp_path / "x.zip", [*PAIR.items(), ("empty/", b"")])
     assert open_source(f"archive:{tmp_path / 'x.zip'}").classes == ("a", "b")
     assert "'empty'" in caplog.text

@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
-from pipelines.sources import open_source
+from pipelines.sources import SourceOptions, open_source
+from pipelines.sources.options import read_class_names
 
 
 def fill(root, *paths):
@@ -40,25 +41,115 @@ def test_folders_are_classes(tmp_path):
     assert set(examples) == {"dog/a.jpg", "cat/a.JPEG", "cat/b.png", "dog/sub/c.webp"}
 
 
-@pytest.mark.parametrize("held_out", ["validation", "val", "test"])
-def test_train_and_another_folder_are_splits(tmp_path, held_out):
+def test_split_folders_share_one_numbering_of_the_classes(tmp_path, caplog):
     fill(
         tmp_path,
-        "train/a/1.png",
-        "train/b/2.png",
-        f"{held_out}/b/3.png",
-        f"{held_out}/c/4.png",
+        "Train/a/1.png",
+        "Train/b/2.png",
+        "Train/stray.png",
+        "Valid/b/3.png",
+        "test/a/4.png",
         "other/d/5.png",
+        "README.txt",
     )
+    caplog.set_level("INFO")
     source = open_source(f"folder:{tmp_path}")
-    assert source.classes == ("a", "b", "c")  # one numbering for both splits
-    assert read_labels(tmp_path) == {"train/a/1.png": 0, "train/b/2.png": 1}
-    assert read_labels(tmp_path, "validation") == {f"{held_out}/b/3.png": 1, f"{held_out}/c/4.png": 2}
+    assert source.classes == ("a", "b")
+    assert read_labels(tmp_path) == {"Train/a/1.png": 0, "Train/b/2.png": 1}
+    assert read_labels(tmp_path, "validation") == {"Valid/b/3.png": 1}
+    assert read_labels(tmp_path, "test") == {"test/a/4.png": 0}
+    assert source.notes == (
+        "splits: train=Train, validation=Valid, test=test",
+        "folders not read: 'other' (not the name of a split)",
+        "warning: no validation images of class 'a'",
+        "images outside of class folders, not read: 1",
+    )
+    assert source.notes[0] in caplog.text
 
 
-def test_validation_takes_precedence_over_test(tmp_path):
-    fill(tmp_path, "train/a/1.png", "train/b/2.png", "test/a/3.png", "validation/a/4.png")
-    assert list(read_labels(tmp_path, "validation")) == ["validation/a/4.png"]
+def test_splits_can_be_specified(tmp_path):
+    fill(tmp_path, "mine/a/1.png", "mine/b/2.png", "yours/a/3.png", "train/c/4.png")
+    options = SourceOptions(splits="train=mine,validation=yours")
+    source = open_source(f"folder:{tmp_path}", options=options)
+    assert dict(source.counts()) == {"train": 2, "validation": 1}
+    assert source.notes[:2] == (
+        "splits: train=mine, validation=yours",
+        "folders not read: 'train' (not in --splits)",
+    )
+    with pytest.raises(ConfigError, match="train=nowhere"):
+        open_source(f"folder:{tmp_path}", options=SourceOptions(splits="train=nowhere"))
+
+
+def test_a_class_may_be_named_train(tmp_path):
+    fill(tmp_path, "bus/1.png", "car/2.png", "train/3.png")
+    with pytest.raises(DataError, match=r"write --splits train=\. if every folder is a class"):
+        open_source(f"folder:{tmp_path}")
+    source = open_source(f"folder:{tmp_path}", options=SourceOptions(splits="train=."))
+    assert source.classes == ("bus", "car", "train")
+
+
+def test_an_option_that_a_source_does_not_have_is_refused():
+    with pytest.raises(ConfigError, match="leave --splits out"):
+        open_source("synthetic:evidence", options=SourceOptions(splits="train=."))
+
+
+def test_a_class_without_training_images_is_refused(tmp_path):
+    fill(tmp_path, "train/a/1.png", "train/b/2.png", "validation/later/3.png")
+    with pytest.raises(DataError, match="no training images of class 'later'"):
+        open_source(f"folder:{tmp_path}")
+
+
+def test_spellings_of_one_class_are_merged(tmp_path):
+    composed = "caf\u00e9"
+    decomposed = "cafe\u0301"  # as macOS stores it
+    fill(tmp_path, "train/Cat/1.png", "train/Cat/2.png", "train/cat/3.png")
+    fill(tmp_path, f"train/{composed}/4.png", f"validation/{decomposed}/5.png", "validation/CAT/6.png")
+    source = open_source(f"folder:{tmp_path}")
+    assert source.classes == ("Cat", composed)
+    assert sorted(read_labels(tmp_path).values()) == [0, 0, 0, 1]
+    assert sorted(read_labels(tmp_path, "validation").values()) == [0, 1]
+    assert any(
+        note.startswith("merged into the class 'Cat': 'CAT' and 'Cat' and 'cat'") for note in source.notes
+    )
+
+
+def test_a_file_of_class_names_sets_their_order_and_keeps_spellings_apart(tmp_path):
+    fill(tmp_path, "photos/a/1.png", "photos/A/2.png", "photos/b/3.png")
+    (tmp_path / "names.txt").write_text("b\nA\na\n")
+    names = read_class_names(tmp_path / "names.txt")
+    source = open_source(f"folder:{tmp_path / 'photos'}", options=SourceOptions(class_names=names))
+    assert source.classes == ("b", "A", "a")
+    assert {item.id: item.label for item in source.read("train", 0, 3)} == {
+        "a/1.png": 2,
+        "A/2.png": 1,
+        "b/3.png": 0,
+    }
+    with pytest.raises(DataError, match="unknown class 'b'"):
+        open_source(f"folder:{tmp_path / 'photos'}", options=SourceOptions(class_names=("A", "a")))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("a\n", "1 names"), ("a\na\n", "line 2: 'a'"), ("a\n\nb", "line 2: ''"), (None, "No such file")],
+)
+def test_a_wrong_file_of_class_names_is_refused(tmp_path, content, reason):
+    if content is not None:
+        (tmp_path / "names.txt").write_text(content)
+    with pytest.raises(ConfigError, match=reason):
+        read_class_names(tmp_path / "names.txt")
+
+
+def test_a_huge_file_is_rejected_without_reading_it(tmp_path):
+    fill(tmp_path, "a/1.png", "b/2.png")
+    with (tmp_path / "a/sparse.png").open("wb") as file:
+        file.truncate(2**40)
+    assert Rejected("a/sparse.png", f"larger than 256 MiB: {2**40} bytes") in read_items(tmp_path)
+
+
+def test_the_only_folder_at_the_top_is_suggested(tmp_path):
+    fill(tmp_path, "photos/a/1.png", "photos/b/2.png")
+    with pytest.raises(DataError, match=f"write folder:{tmp_path}/photos"):
+        open_source(f"folder:{tmp_path}")
 
 
 def test_ranges_cover_the_split_and_mix_the_classes(tmp_path):
@@ -111,11 +202,10 @@ def test_a_folder_without_images_is_no_class_and_is_logged(tmp_path, caplog):
         "train/b/2.png",
         "train/noimages/text.txt",
         "validation/a/3.png",
-        "validation/later/4.png",
     )
-    for name in ("train/empty", "train/later"):
-        (tmp_path / name).mkdir()
-    assert open_source(f"folder:{tmp_path}").classes == ("a", "b", "later")
+    (tmp_path / "train/empty").mkdir()
+    caplog.set_level("INFO")
+    assert open_source(f"folder:{tmp_path}").classes == ("a", "b")
     assert "'empty', 'noimages'" in caplog.text
     assert Rejected("train/noimages/text.txt", "not an image suffix: .txt") in read_items(tmp_path)
 

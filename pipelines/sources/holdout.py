@@ -1,0 +1,107 @@
+"""Holds out a share of every class of a source that has no validation split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from pipelines.records import Example, Rejected
+from pipelines.sources.base import Source
+
+
+@dataclass(frozen=True)
+class DividedSource:
+    """A source whose splits are rows of its train split.
+
+    Attributes:
+        source: Source that the rows are read from.
+        rows: Per split, int64 `[n]`: rows of `train`, ascending.
+        notes: Notes of the source, and one on the share held out.
+    """
+
+    source: Source
+    rows: Mapping[str, NDArray[np.int64]]
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Name of the source."""
+        return self.source.name
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names of the source."""
+        return self.source.classes
+
+    def counts(self) -> Mapping[str, int]:
+        """Returns the number of candidates per split, with those splits that stay as they are."""
+        unchanged = {split: n for split, n in self.source.counts().items() if split not in self.rows}
+        return {split: len(rows) for split, rows in self.rows.items()} | unchanged
+
+    def read(self, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
+        """Yields candidates `start` to `stop`, one run of consecutive rows of the source after the other."""
+        if split not in self.rows:
+            yield from self.source.read(split, start, stop)
+            return
+        rows = self.rows[split][start:stop]
+        for run in np.split(rows, np.flatnonzero(np.diff(rows) != 1) + 1):
+            if len(run):
+                yield from self.source.read("train", int(run[0]), int(run[-1]) + 1)
+
+    def fingerprint(self) -> str:
+        """Returns the digest of the source."""
+        return self.source.fingerprint()
+
+
+def hold_out(source: Source, share: float) -> Source:
+    """Divides the train split of a source in two if it has no validation split.
+
+    The share is taken from every class, so that a rare class is in both splits. Sources without `labels`
+    stay as they are.
+
+    Args:
+        source: Source to divide.
+        share: Share of every class that becomes the validation split; 0 for none.
+    """
+    counts = source.counts()
+    get_labels = getattr(source, "labels", None)
+    if not share or counts.get("validation") or not counts.get("train") or get_labels is None:
+        return source
+    is_held_out = select_held_out(get_labels("train"), share)
+    if not is_held_out.any():
+        return source
+    rows = {"train": np.flatnonzero(~is_held_out), "validation": np.flatnonzero(is_held_out)}
+    note = f"no validation split: {100 * share:.3g} % of each class of train held out"
+    divide: Any = getattr(source, "divide", None)
+    if divide is not None:
+        divided: Source = divide(rows, note)
+        return divided
+    return DividedSource(source, rows, (*getattr(source, "notes", ()), note))
+
+
+def select_held_out(labels: ArrayLike, share: float) -> NDArray[np.bool_]:
+    """Selects the last rows of every class: the rounded share, at least one, and never the whole class.
+
+    Args:
+        labels: Integers `[n]`, -1 for a row without a class, which is never held out.
+        share: Share of every class.
+
+    Returns:
+        Whether each row is held out, `[n]`.
+    """
+    labels = np.asarray(labels)
+    is_held_out = np.zeros(len(labels), bool)
+    order = np.argsort(labels, kind="stable")  # the rows of a class, in their order
+    starts = np.flatnonzero(np.diff(labels[order], prepend=-2))
+    stops = np.append(starts[1:], len(labels))
+    for start, stop in zip(starts, stops, strict=False):  # without labels, there is only a stop
+        images = int(stop - start)
+        if labels[order[start]] < 0:
+            continue
+        count = min(max(round(images * share), 1), images - 1)
+        is_held_out[order[stop - count : stop]] = True
+    return is_held_out
