@@ -25,6 +25,7 @@ SEEK_POINTS = 1000
 MIN_SPACING = 2**18  # bytes between two seek points: decompressing them takes a few milliseconds
 MAX_SPACING = 2**28  # the library divides by zero at 2**30, which ends the process
 ZIP_ENTRY = struct.Struct("<4s4xH16xHH")  # signature, compression method, lengths of name and extra field
+MAX_STAMP = 2**62  # seconds; also excludes infinity, and NaN, which no comparison includes
 UTF8_FLAG = 0x800
 ENCRYPTED_FLAG = 0x1
 
@@ -68,9 +69,24 @@ class DamagedMemberError(Exception):
 
 
 def scan_zip(path: Path) -> Iterator[Member]:
-    """Lists the central directory of a zip file, which takes about 600 bytes of memory per member."""
+    """Lists the central directory of a zip file, which takes about 600 bytes of memory per member.
+
+    The directory is compared with the header before each member: a member of another name is rejected.
+
+    Raises:
+        DataError: Two members share bytes of the file, as in a fabricated archive.
+    """
     # In Latin-1 every byte is a character, so the bytes of names can be recovered.
-    with zipfile.ZipFile(path, metadata_encoding="latin-1") as archive:
+    with path.open("rb") as file, zipfile.ZipFile(path, metadata_encoding="latin-1") as archive:
+        end_of_last = 0
+        previous = ""
+        for info in sorted(archive.infolist(), key=lambda info: info.header_offset):
+            if info.header_offset < end_of_last:
+                names = f"{info.orig_filename!r} and {previous!r}"
+                received = f"{path}: {names} share bytes of the file"
+                raise DataError("an archive whose members do not overlap", received, "use another archive")
+            end_of_last = _find_end(info)
+            previous = info.orig_filename
         for info in archive.infolist():
             encoding = "utf-8" if info.flag_bits & UTF8_FLAG else "latin-1"
             yield Member(
@@ -79,7 +95,7 @@ def scan_zip(path: Path) -> Iterator[Member]:
                 offset=info.header_offset,
                 stored=info.compress_size,
                 stamp=info.CRC,
-                problem=_check_zip_member(info),
+                problem=_check_zip_member(info) or _check_local_name(file, info),
             )
 
 
@@ -191,6 +207,30 @@ def _check_zip_member(info: zipfile.ZipInfo) -> str | None:
     return None
 
 
+def _find_end(info: zipfile.ZipInfo) -> int:
+    """Returns the position up to which a member takes at least."""
+    return info.header_offset + ZIP_ENTRY.size + len(info.orig_filename) + info.compress_size
+
+
+def _check_local_name(file: IO[bytes], info: zipfile.ZipInfo) -> str | None:
+    """Compares the name in the directory with that in the header before the member."""
+    file.seek(info.header_offset)
+    header = file.read(ZIP_ENTRY.size)
+    if len(header) < ZIP_ENTRY.size or not header.startswith(b"PK\3\4"):
+        return "no member where the directory of the archive says"
+    name_length = ZIP_ENTRY.unpack(header)[2]
+    local_name = file.read(name_length)
+    encoding = "utf-8" if info.flag_bits & UTF8_FLAG else "latin-1"
+    if local_name != info.orig_filename.encode(encoding):
+        return f"another name in its own header: {local_name.decode('utf-8', 'backslashreplace')!r}"
+    return None
+
+
+def _read_stamp(time: float) -> int:
+    """Returns the time of the last change in seconds; 0 for one that is not a number or too large."""
+    return int(time) if abs(time) < MAX_STAMP else 0
+
+
 def _check_tar_member(info: tarfile.TarInfo) -> str | None:
     """Returns the reason why a member cannot be read."""
     if info.issym() or info.islnk():
@@ -211,7 +251,7 @@ def _scan_headers(path: Path, file: IO[bytes]) -> Iterator[Member]:
                 size=info.size,
                 offset=info.offset_data,
                 stored=info.size,
-                stamp=int(info.mtime),
+                stamp=_read_stamp(info.mtime),
                 problem=_check_tar_member(info),
             )
         file.seek(archive.offset)

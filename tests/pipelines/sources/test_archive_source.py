@@ -259,6 +259,41 @@ def test_a_huge_header_is_not_read(tmp_path):
         open_source(f"archive:{tmp_path / 'x.tar'}")
 
 
+def test_one_flipped_bit_in_the_directory_makes_no_class(tmp_path):
+    path = pack(tmp_path / "x.zip", PAIR | {"a/3.png": b"three"})
+    data = bytearray(path.read_bytes())
+    data[data.rindex(b"a/3.png")] ^= 2  # the class folder a becomes c, in the directory only
+    path.write_bytes(data)
+    source = open_source(f"archive:{path}")
+    assert source.classes == ("a", "b")
+    assert Rejected("c/3.png", "another name in its own header: 'a/3.png'") in read_items(path)
+
+
+def test_members_that_share_one_header_are_refused(tmp_path):
+    path = pack(tmp_path / "x.zip", PAIR | {"a/3.png": b"three"})
+    data = bytearray(path.read_bytes())
+    entry = data.rindex(b"PK\1\2")
+    offset = struct.unpack_from("<I", data, data.index(b"PK\1\2") + 42)[0]
+    struct.pack_into("<I", data, entry + 42, offset)  # the last entry refers to the first member
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=r"'a/3\.png' and 'a/1\.png' share bytes of the file"):
+        open_source(f"archive:{path}")
+
+
+@pytest.mark.parametrize("time", ["inf", "-inf", "nan", "1e300"])
+def test_an_impossible_time_in_a_tar_does_no_harm(tmp_path, time):
+    info = tarfile.TarInfo("a/3.png")
+    info.pax_headers = {"mtime": time}
+    path = pack(tmp_path / "x.tar", [*PAIR.items(), (info, b"three")])
+    assert Example(b"three", 0, "a/3.png") in read_items(path)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_outside_of_class_folders_are_counted(tmp_path, kind):
+    path = pack(tmp_path / f"x.{kind}", PAIR | {"1.png": b"", "2.jpg": b"", "notes.txt": b"", ".3.png": b""})
+    assert open_source(f"archive:{path}").notes == ("images outside of class folders, not read: 2",)
+
+
 def test_an_encrypted_member_is_rejected(tmp_path):
     path = pack(tmp_path / "x.zip", PAIR | {"a/3.png": b"secret"})
     data = bytearray(path.read_bytes())
