@@ -78,7 +78,8 @@ CONTAINER: dict[str, Schema] = {
 }
 COMMAND: dict[str, Schema] = {"command": None, "args": None}
 # Ray containers have no command: the operator sets it.
-RAY_CONTAINER = CONTAINER | {"env": [{"name": NON_RAY_VARIABLE, "value": None}]}
+NODE_NAME: Schema = {"fieldRef": {"fieldPath": ("spec.nodeName",)}}
+RAY_CONTAINER = CONTAINER | {"env": [{"name": NON_RAY_VARIABLE, "value": None, "valueFrom": NODE_NAME}]}
 POD: dict[str, Schema] = {
     "serviceAccountName": None,
     "automountServiceAccountToken": (False,),

@@ -61,6 +61,19 @@ def test_last_stage_has_a_user_and_no_compiler() -> None:
     assert any(re.search(r"install .*\bbash\b", line) for line in BASE_STAGE)
 
 
+def test_gpu_image_can_decode_jpeg_in_hardware_and_use_infiniband() -> None:
+    environment = " ".join(find_arguments("ENV", LAST_STAGE)).split()
+    assert "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video" in environment
+    assert f"CUDA_CACHE_MAXSIZE={4 * 2**30}" in environment
+    assert "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1" in environment  # tasks without a GPU see none
+    (install,) = (line for line in find_arguments("RUN", LAST_STAGE) if "apt-get install" in line)
+    assert install.startswith('if [ "${ACCELERATOR}" = gpu ]; then')
+    assert {"libibverbs1", "ibverbs-providers"} <= set(install.split())
+    readme = (K8S / "README.md").read_text()
+    described = {setting.partition("=")[0] for setting in environment}
+    assert [name for name in sorted(described) if f"`{name}" not in readme] == []
+
+
 def test_image_has_the_standard_labels() -> None:
     (labels,) = find_arguments("LABEL", LAST_STAGE)
     for name in ("title", "description", "version", "revision", "base.name"):

@@ -76,6 +76,27 @@ def test_overlays_differ_in_images_gpus_and_priority() -> None:
     assert worker["priorityClassName"] == "glassbox-training"
 
 
+def test_compiled_kernels_outlive_the_pods_of_gpu_workers() -> None:
+    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in OVERLAYS)
+    claim = "PersistentVolumeClaim/cuda-cache"
+    assert claim in map(name_of, gpu)
+    assert claim not in map(name_of, cpu)
+    for pod in list_pods(gpu):
+        mounts = {
+            mount["mountPath"]: mount["name"]
+            for container in pod.spec["containers"]
+            for mount in container.get("volumeMounts") or []
+        }
+        assert ("/cuda-cache" in mounts) == (pod.role == "worker")
+    worker = next(pod for pod in list_pods(gpu) if pod.role == "worker").spec
+    volumes = {volume["name"]: volume for volume in worker["volumes"]}
+    assert volumes["cuda-cache"]["persistentVolumeClaim"] == {"claimName": "cuda-cache"}
+    values = {variable["name"]: variable.get("value") for variable in worker["containers"][0]["env"]}
+    assert values["CUDA_CACHE_PATH"] == "/cuda-cache/$(NODE_NAME)"  # two nodes never share a folder
+    assert values["CUDA_CACHE_MAXSIZE"] == str(4 * 2**30)
+    assert list(values).index("NODE_NAME") < list(values).index("CUDA_CACHE_PATH")
+
+
 def test_cron_job_reports_all_runs_and_mounts_shards_read_only(rendered: list[Document]) -> None:
     job = next(document for document in rendered if name_of(document) == "CronJob/report")
     (container,) = get_field(job, "spec.jobTemplate.spec.template.spec.containers")

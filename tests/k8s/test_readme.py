@@ -50,7 +50,7 @@ def test_overlay_in_the_readme_renders(tmp_path: Path) -> None:
         "there is no PersistentVolumeClaim photos"
     ]
     claims = [document["spec"] for document in documents if document["kind"] == "PersistentVolumeClaim"]
-    assert [claim["storageClassName"] for claim in claims] == ["shared", "shared"]
+    assert [claim["storageClassName"] for claim in claims] == ["shared"] * 3
 
 
 def test_commands_name_existing_objects(manifests: list[Document]) -> None:
