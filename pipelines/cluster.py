@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import chdir, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,22 @@ CONNECT_SECONDS = 5.0
 GRACE_SECONDS = 0.5  # time in which tasks may end by themselves before they are cancelled
 CANCEL_SECONDS = 60.0  # longest wait until cancelled tasks have ended
 OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions around, not images
+# Processes that share a GPU: while some read and decode, others compute. Each holds a CUDA context, a model
+# and the workspaces of its kernels, some gigabytes in all, so that four of them fit on a GPU of 16 GB.
+MAX_TASKS_PER_GPU = 4
+
+
+@dataclass(frozen=True)
+class TaskResources:
+    """What a task requests from Ray.
+
+    Attributes:
+        cpus: Number of CPUs, which also bounds the threads of the task.
+        gpus: Number of GPUs; below 1 for a share of one.
+    """
+
+    cpus: int = 1
+    gpus: float = 0.0
 
 
 @contextmanager
@@ -35,7 +53,8 @@ def ray_session() -> Iterator[None]:
     """
     address = os.environ.get("RAY_ADDRESS")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # leaves CUDA_VISIBLE_DEVICES unchanged
+    # Tasks that request no GPU see none: Ray empties their CUDA_VISIBLE_DEVICES. By default, they see all.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     # Ray reads these variables when it is imported, so they have no effect afterwards.
     if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ["RAY_AUTH_MODE"] = "token"
@@ -62,6 +81,42 @@ def count_cpus() -> int:
     return max(int(ray.cluster_resources().get("CPU", 1)), 1)
 
 
+def list_nodes() -> list[dict[str, float]]:
+    """Returns the resources of every node of the cluster, by the names of Ray."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def choose_task_resources(
+    nodes: Sequence[Mapping[str, float]], tasks: int, is_shared: bool = False
+) -> TaskResources:
+    """Chooses what each of some tasks requests that read images and compute on a GPU, if there is one.
+
+    Up to `MAX_TASKS_PER_GPU` tasks share a GPU and the CPUs that belong to it. Without GPUs, a task has one
+    CPU. Fewer tasks than that share everything, if nobody else uses the cluster.
+
+    Args:
+        nodes: Resources of every node, by the names of Ray.
+        tasks: Number of tasks, at least 1.
+        is_shared: Whether others may use the cluster, so that larger requests could wait for them.
+    """
+    gpu_nodes = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if gpu_nodes:
+        gpus = sum(int(node["GPU"]) for node in gpu_nodes)
+        cpus_per_gpu = max(min(int(node.get("CPU", 0) // node["GPU"]) for node in gpu_nodes), 1)
+        per_gpu = min(MAX_TASKS_PER_GPU, cpus_per_gpu)
+        if not is_shared:
+            per_gpu = min(per_gpu, math.ceil(tasks / gpus))
+        share = math.floor(10_000 / per_gpu) / 10_000  # Ray counts in units of 1/10,000
+        return TaskResources(cpus_per_gpu // per_gpu, share)
+
+    cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if is_shared or not cpus:
+        return TaskResources()
+    return TaskResources(max(min(sum(cpus) // tasks, min(cpus)), 1))
+
+
 def put_object(value: Any) -> Any:
     """Puts a value into Ray's object store and returns the reference to it."""
     import ray
@@ -75,7 +130,7 @@ def run_tasks(
     calls: Sequence[tuple[Any, ...]],
     describe: Callable[[int], str],
     limit: int | None = None,
-    gpus: int = 0,
+    resources: TaskResources = TaskResources(),
 ) -> Generator[tuple[int, Any], None, None]:
     """Runs `function(*call)` for every call as a Ray task; closing the generator cancels running tasks.
 
@@ -85,7 +140,7 @@ def run_tasks(
         describe: Returns the name of a task, by its index in `calls`, for error messages.
         limit: Number of tasks submitted at a time. None for two per CPU: with one task waiting, a worker does
             not sit idle while its result travels to the driver.
-        gpus: Number of GPUs that every task needs.
+        resources: What every task requests.
 
     Yields:
         Index in `calls` and return value, in the order in which tasks end.
@@ -97,7 +152,9 @@ def run_tasks(
     import ray
 
     _register_file_modules()
-    task = ray.remote(num_gpus=gpus)(function)
+    # By default, Ray starts a process for every task with a GPU, which would load TensorFlow and the model.
+    options = {"num_cpus": resources.cpus, "num_gpus": resources.gpus, "max_calls": 0}
+    task = ray.remote(**options)(function)
     limit = limit or 2 * count_cpus()
     running: dict[Any, int] = {}
     submitted = 0

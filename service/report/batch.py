@@ -10,7 +10,7 @@ from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.cluster import ray_session, run_tasks
+from pipelines.cluster import choose_task_resources, list_nodes, ray_session, run_tasks
 from pipelines.errors import ConfigError, GlassboxError
 from service.report.fingerprint import compute_fingerprint, is_up_to_date
 from service.report.lease import LeaseHeldError
@@ -19,6 +19,7 @@ from service.report.pages.index import write_index
 from service.report.publish import PAGE
 from service.report.subject import find_shards
 from service.runs import Run, find_runs
+from service.training.failures import translate_failures
 
 RENDERED = "rendered"
 UP_TO_DATE = "up to date"
@@ -161,7 +162,9 @@ def _render_until_worker_dies(
         return last
 
     try:
-        with closing(run_tasks(_render_task, calls, name_task)) as tasks:
+        is_shared = bool(os.environ.get("RAY_ADDRESS"))
+        resources = choose_task_resources(list_nodes(), len(calls), is_shared)
+        with closing(run_tasks(_render_task, calls, name_task, resources=resources)) as tasks:
             for index, (state, message, seconds) in tasks:
                 yield ReportOutcome(names[index], state, message, seconds)
     except ConfigError as error:
@@ -170,16 +173,18 @@ def _render_until_worker_dies(
 
 def _render_task(path: str, root: str, options: ReportOptions, single_file: bool) -> tuple[str, str, float]:
     """Renders one report in a worker process; returns its state, error message, and seconds."""
+    from service.devices import configure_devices
     from service.report.job import render_report
 
     start = time.perf_counter()
     run = Run(path)
-    _enable_memory_growth()
     page_options = PageOptions(single_file, os.path.relpath(Path(root) / PAGE, run.report))
     try:
+        configure_devices()
         if _find_state(run, options, page_options) == UP_TO_DATE:  # rendered by another job in the meantime
             return UP_TO_DATE, "", 0.0
-        render_report(run, options=options, page_options=page_options)
+        with translate_failures():
+            render_report(run, options=options, page_options=page_options)
     except LeaseHeldError as error:
         return ELSEWHERE, str(error), 0.0
     except GlassboxError as error:
@@ -187,12 +192,3 @@ def _render_task(path: str, root: str, options: ReportOptions, single_file: bool
     except Exception as error:  # noqa: BLE001 (one failed report must not end the job)
         return FAILED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}", 0.0
     return RENDERED, "", time.perf_counter() - start
-
-
-def _enable_memory_growth() -> None:
-    """Lets several tasks share a GPU: TensorFlow allocates all of its memory otherwise."""
-    import tensorflow as tf
-
-    for gpu in tf.config.list_physical_devices("GPU"):
-        with suppress(RuntimeError):  # this worker has used it before
-            tf.config.experimental.set_memory_growth(gpu, True)
