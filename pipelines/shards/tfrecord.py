@@ -22,7 +22,6 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-import google_crc32c
 import numpy as np
 import pyarrow as pa
 
@@ -39,6 +38,7 @@ from pipelines.shards.arrow import (
     read_column,
     report_damage,
 )
+from pipelines.sources.tfexample import compute_masked_crc
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -47,7 +47,6 @@ INDEX_SCHEMA = pa.schema(
         pa.field("bytes", pa.int64(), nullable=False),
     ]
 )
-UINT32 = 0xFFFFFFFF
 
 
 def write_tfrecord(path: Path, index: Path, records: Iterable[Record]) -> int:
@@ -70,9 +69,9 @@ def write_tfrecord(path: Path, index: Path, records: Iterable[Record]) -> int:
                 before, after = _serialize(record)
                 payload = before + record.image + after
                 length = struct.pack("<Q", len(payload))
-                header = length + _compute_masked_crc(length)
+                header = length + compute_masked_crc(length)
                 offsets.append(position + len(header) + len(before))
-                position += stream.write(b"".join((header, payload, _compute_masked_crc(payload))))
+                position += stream.write(b"".join((header, payload, compute_masked_crc(payload))))
             sizes = [len(record.image) for record in group]
             write(
                 [
@@ -153,9 +152,3 @@ def _encode_varint(value: int) -> bytes:
         value >>= 7
     septets.append(value)
     return bytes(septets)
-
-
-def _compute_masked_crc(data: bytes) -> bytes:
-    """Returns the checksum of TFRecord: CRC-32C, rotated by 15 bits, plus a constant."""
-    crc = google_crc32c.value(data)
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & UINT32)

@@ -40,8 +40,9 @@ from pipelines.sources.options import SourceOptions
 __all__ = ["DATASETS", "SOURCES", "UNLABELLED_SOURCES", "Source", "SourceOptions", "open_source"]
 
 FORMS = (
-    "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, idx:DIR, tfds:NAME, synthetic:evidence, "
-    "cats_and_dogs, or file.py:CLASS or package.module:CLASS for a source of your own"
+    "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, csv:FILE, parquet:FILE, webdataset:PATTERN, "
+    "tfrecord:PATTERN, idx:DIR, tfds:NAME, synthetic:evidence, cats_and_dogs, "
+    "or file.py:CLASS or package.module:CLASS for a source of your own"
 )
 _MEMBERS = ("name", "classes", "counts", "read", "fingerprint")  # of `Source`
 
@@ -74,12 +75,16 @@ def _open(name: str, labelled: bool, options: SourceOptions) -> Source:
     from pipelines.sources import (  # noqa: F401 (importing registers them)
         archive,
         cats_and_dogs,
+        csv_table,
         download,
         folder,
         idx,
+        parquet,
         photos,
         synthetic,
         tfds,
+        tfrecord,
+        webdataset,
     )
 
     kind, _, argument = name.partition(":")

@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[3]
         ("foldr:photos", "use folder"),
         ("http://host/x.zip", "use https"),
         ("cats_and_dog", "use cats_and_dogs"),
-        ("zebra", "use one of archive, cats_and_dogs, folder, https, idx, synthetic, tfds"),
+        (
+            "zebra",
+            "use one of archive, cats_and_dogs, csv, folder, https, idx, parquet, synthetic, tfds, tfrecord, webdataset",
+        ),
         ("folder", "write folder:DIR"),
         ("archive:", "write folder:DIR"),
         ("cats_and_dogs:all", "write folder:DIR"),

@@ -1,0 +1,189 @@
+"""TFRecord files of `tf.train.Example`: `tfrecord:PATTERN`, with the usual keys or those of shard sets."""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines.errors import DataError
+from pipelines.records import BBOX_COLUMN, Box, Example, Rejected
+from pipelines.sources.base import SOURCES
+from pipelines.sources.columns import find_column
+from pipelines.sources.layout import MAX_FILE
+from pipelines.sources.options import SourceOptions
+from pipelines.sources.patterns import expand_pattern, find_splits_of_files
+from pipelines.sources.table import Item, TableSource, build_source
+from pipelines.sources.tfexample import (
+    FOOTER_BYTES,
+    DamagedRecordError,
+    Values,
+    check_record,
+    find_records,
+    parse_example,
+)
+
+DAMAGE_FIX = "copy the file again, or export it again"
+GZIP = b"\x1f\x8b"
+
+
+class _Keys(NamedTuple):
+    """Keys of the features with image, label and identifier."""
+
+    image: str
+    label: str
+    id: str | None
+
+
+@dataclass(frozen=True)
+class RecordReader:
+    """Reads images from TFRecord files.
+
+    Attributes:
+        paths: Paths of the files.
+        key: Key of the image.
+    """
+
+    paths: tuple[str, ...]
+    key: str
+
+    def read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Example | Rejected]:
+        """Yields one image per row; damaged records are rejected.
+
+        Raises:
+            DataError: A file has disappeared.
+        """
+        for row in rows:
+            path = self.paths[row["file"]]
+            try:
+                with open(path, "rb") as file:
+                    file.seek(row["offset"])
+                    record = file.read(row["size"])
+                    check_record(record, file.read(FOOTER_BYTES))
+                features = parse_example(memoryview(record))
+            except DamagedRecordError as error:
+                yield Rejected(row["id"], str(error))
+                continue
+            except OSError as error:
+                received = f"{path}: {error.strerror or error}"
+                raise DataError("a file that can be read", received, "check the file") from None
+            image = bytes(features[self.key][0])  # type: ignore[arg-type]
+            yield Example(image, row["label"], row["id"], _read_box(features))
+
+
+@SOURCES.register("tfrecord")
+def open_tfrecords(argument: str, options: SourceOptions | None = None) -> TableSource:
+    """Lists the records of TFRecord files, without TensorFlow.
+
+    Args:
+        argument: Pattern of the files, such as `data/train-*.tfrecord`. A split in their names (`train`,
+            `val`, ...) is the split of their records. Class names are read from the manifest of a shard set
+            next to the files.
+        options: Keys and class names that the user specified.
+
+    Raises:
+        ConfigError: A file does not exist.
+        DataError: A file is damaged or cut off, a key is missing, or an image has several labels; see also
+            `build_source`.
+    """
+    options = options or SourceOptions()
+    name = f"tfrecord:{argument}"
+    paths = expand_pattern(name, argument)
+    splits, notes = find_splits_of_files(name, paths)
+    requested = options.parse_columns()
+    keys: _Keys | None = None
+    items: list[Item] = []
+    for index, (path, split) in enumerate(zip(paths, splits, strict=True)):
+        for offset, length, features in _read_records(path):
+            if keys is None:
+                keys = _find_keys(name, features, requested)
+                notes.append(f"keys: image={keys.image}, label={keys.label}")
+            item = Item(f"{path.name}/{offset:012d}", split, None, index, offset, length)
+            items.append(_build_item(features, keys, item))
+    if keys is None:
+        raise DataError("records", f"source={name}: records=0", "check the pattern")
+    if len({item.id for item in items}) < len(items):
+        items = [item._replace(id=f"{paths[item.file].name}/{item.offset:012d}") for item in items]
+    class_names = options.class_names
+    if class_names is None:
+        class_names = _read_manifest_names(paths[0])
+        if class_names:
+            notes.append("class names of the manifest next to the files")
+    return build_source(name, items, RecordReader(tuple(map(str, paths)), keys.image), class_names, notes)
+
+
+def _map_file(path: Path) -> memoryview:
+    """Maps a file to memory, for as long as there are views of it.
+
+    Raises:
+        DataError: The file cannot be read, or is compressed.
+    """
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(GZIP))
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if head else b""
+    except OSError as error:
+        received = f"{path}: {error.strerror or error}"
+        raise DataError("a file that can be read", received, "check the file") from None
+    if head == GZIP:
+        raise DataError("an uncompressed TFRecord file", f"{path} (compressed)", "decompress it with gunzip")
+    return memoryview(content)
+
+
+def _read_records(path: Path) -> Iterator[tuple[int, int, dict[str, Values]]]:
+    """Yields offset, length and features of every record of a file.
+
+    Raises:
+        DataError: The file is damaged or cut off, or a record is no `tf.train.Example`.
+    """
+    content = _map_file(path)
+    offset = 0
+    try:
+        for offset, length in find_records(content):
+            yield offset, length, parse_example(content[offset : offset + length])
+    except DamagedRecordError as error:
+        received = f"{path}: {error} (after byte {offset})"
+        raise DataError("a whole TFRecord file", received, DAMAGE_FIX) from None
+
+
+def _find_keys(source: str, features: Mapping[str, Values], requested: Mapping[str, str]) -> _Keys:
+    names = [name for name, values in features.items() if values]
+    image = str(find_column(source, "image", names, requested))
+    label = str(find_column(source, "label", names, requested))
+    return _Keys(image, label, find_column(source, "id", names, requested, is_required=False))
+
+
+def _build_item(features: Mapping[str, Values], keys: _Keys, item: Item) -> Item:
+    """Completes an item with the label and identifier of a record."""
+    labels = [
+        bytes(value) if isinstance(value, memoryview) else value for value in features.get(keys.label, [])
+    ]
+    images = features.get(keys.image, [])
+    problem = item.problem
+    if not images or not isinstance(images[0], memoryview) or not len(images[0]):
+        problem = "no bytes of an image"
+    elif len(images[0]) > MAX_FILE:
+        problem = f"larger than {MAX_FILE >> 20} MiB: {len(images[0])} bytes"
+    identifiers = features.get(keys.id, []) if keys.id else []
+    identifier = item.id
+    if identifiers and isinstance(identifiers[0], memoryview):
+        identifier = bytes(identifiers[0]).decode("utf-8", "backslashreplace") or item.id
+    return item._replace(id=identifier, label=labels, problem=problem)
+
+
+def _read_box(features: Mapping[str, Values]) -> Box | None:
+    """Returns the bounding box of a record of ours."""
+    values = [value for value in features.get(BBOX_COLUMN, []) if isinstance(value, float)]
+    return (values[0], values[1], values[2], values[3]) if len(values) == 4 else None
+
+
+def _read_manifest_names(path: Path) -> tuple[str, ...] | None:
+    """Returns the class names in the manifest next to a file of one of our shard sets; None without one."""
+    try:
+        names = json.loads((path.parent / "manifest.json").read_bytes())["classes"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return tuple(map(str, names))

@@ -1,0 +1,140 @@
+"""WebDataset shards: `webdataset:PATTERN`, tar files in which members of one name are a sample."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from pipelines.errors import DataError
+from pipelines.records import Example, Rejected
+from pipelines.sources.base import SOURCES
+from pipelines.sources.columns import find_column
+from pipelines.sources.layout import MAX_FILE, is_image
+from pipelines.sources.members import ARCHIVE_ERRORS, DamagedMemberError, Member, read_tar, scan_tar
+from pipelines.sources.options import SourceOptions
+from pipelines.sources.patterns import expand_pattern, find_splits_of_files
+from pipelines.sources.table import NO_LABEL, Item, TableSource, build_source
+
+MAX_LABEL = 2**20  # bytes of a label or a JSON
+LABEL_SUFFIXES = (".cls", ".json")
+
+
+@dataclass(frozen=True)
+class TarReader:
+    """Reads images from tar files.
+
+    Attributes:
+        paths: Paths of the files.
+    """
+
+    paths: tuple[str, ...]
+
+    def read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Example | Rejected]:
+        """Yields one image per row.
+
+        Raises:
+            DataError: A file has disappeared.
+        """
+        for row in rows:
+            path = self.paths[row["file"]]
+            try:
+                with open(path, "rb") as file:
+                    yield Example(read_tar(file, dict(row)), row["label"], row["id"])
+            except DamagedMemberError as error:
+                yield Rejected(row["id"], str(error))
+            except OSError as error:
+                received = f"{path}: {error.strerror or error}"
+                raise DataError("a file that can be read", received, "check the file") from None
+
+
+@dataclass
+class _Sample:
+    """Members of one name in a tar file."""
+
+    image: Member | None = None
+    labels: dict[str, bytes] = field(default_factory=dict)
+
+
+@SOURCES.register("webdataset")
+def open_webdataset(argument: str, options: SourceOptions | None = None) -> TableSource:
+    """Lists WebDataset shards. A sample is an image and its label, `.cls` or an entry of `.json`.
+
+    Args:
+        argument: Pattern of tar files, such as `data/train-{0000..0009}.tar`. A split in the names of the
+            files (`train`, `val`, ...) is the split of their samples.
+        options: Class names that the user specified, and the entry of `.json` that holds the label.
+
+    Raises:
+        ConfigError: A file does not exist.
+        DataError: A file is damaged or cut off, or an image has several labels; see also `build_source`.
+    """
+    options = options or SourceOptions()
+    name = f"webdataset:{argument}"
+    paths = expand_pattern(name, argument)
+    splits, notes = find_splits_of_files(name, paths)
+    requested = options.parse_columns()
+    items: list[Item] = []
+    for index, (path, split) in enumerate(zip(paths, splits, strict=True)):
+        for key, sample in _read_samples(path):
+            items.append(_build_item(name, key, sample, split, index, requested))
+    if len({item.id for item in items}) < len(items):  # names repeat from shard to shard
+        items = [item._replace(id=f"{paths[item.file].name}/{item.id}") for item in items]
+    reader = TarReader(tuple(map(str, paths)))
+    return build_source(name, items, reader, options.class_names, notes)
+
+
+def _read_samples(path: Path) -> Iterable[tuple[str, _Sample]]:
+    samples: dict[str, _Sample] = {}
+    try:
+        with path.open("rb") as file:
+            for member in scan_tar(path):
+                member_path = member.path.decode("utf-8", "backslashreplace")
+                folder, slash, file_name = member_path.removeprefix("./").rpartition("/")
+                stem, dot, suffix = file_name.partition(".")
+                if not dot or not stem or member_path.endswith("/"):
+                    continue
+                sample = samples.setdefault(f"{folder}{slash}{stem}", _Sample())
+                _add_member(file, sample, f".{suffix.lower()}", member)
+    except ARCHIVE_ERRORS as error:
+        received = f"{path}: {error or type(error).__name__}"
+        raise DataError("a whole tar file", received, "copy the file again") from None
+    return samples.items()
+
+
+def _add_member(file: IO[bytes], sample: _Sample, suffix: str, member: Member) -> None:
+    if is_image(member.path) and sample.image is None:
+        sample.image = member
+    elif suffix in LABEL_SUFFIXES and member.size <= MAX_LABEL and not member.problem:
+        file.seek(member.offset)
+        sample.labels[suffix] = file.read(member.size)
+
+
+def _build_item(
+    source: str, key: str, sample: _Sample, split: str, index: int, requested: Mapping[str, str]
+) -> Item:
+    if sample.image is None:
+        return Item(key, split, None, index, problem="no image in the sample")
+    suffix = sample.image.path.rpartition(b".")[2].decode("utf-8", "backslashreplace")
+    identifier = f"{key}.{suffix}"
+    problem = sample.image.problem
+    label: Any = None
+    if sample.image.size > MAX_FILE:
+        problem = f"larger than {MAX_FILE >> 20} MiB: {sample.image.size} bytes"
+    if ".cls" in sample.labels:
+        label = sample.labels[".cls"].decode("utf-8", "backslashreplace").strip()
+    elif ".json" in sample.labels:
+        try:
+            content = json.loads(sample.labels[".json"])
+        except ValueError:
+            content = None
+        if isinstance(content, dict):
+            column = find_column(source, "label", list(content), requested)
+            label = content[column]
+        else:
+            problem = problem or "the JSON of the sample is damaged"
+    else:
+        problem = problem or f"{NO_LABEL}: neither .cls nor .json"
+    return Item(identifier, split, label, index, sample.image.offset, sample.image.size, problem)
