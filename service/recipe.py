@@ -167,7 +167,8 @@ class EarlyStoppingSpec(Spec):
 
     Attributes:
         metric: Metric that has to improve: a loss falls, an accuracy rises.
-        patience: Epochs without a new best value after which the run stops.
+        patience: Epochs without a new best value after which the run stops, at the next epoch that is
+            evaluated.
         min_delta: Smallest change over the best value that counts as an improvement.
     """
 
@@ -186,16 +187,32 @@ def should_stop(history: Sequence[Mapping[str, float]], spec: EarlyStoppingSpec)
         history: Metrics per epoch, from the first epoch that counts.
         spec: Metric, patience and smallest improvement.
     """
+    best_index = find_last_improvement(history, spec)
+    epochs_since = len(history) if best_index is None else len(history) - 1 - best_index
+    is_evaluated = bool(history) and spec.metric in history[-1]
+    return is_evaluated and epochs_since >= spec.patience
+
+
+def find_last_improvement(history: Sequence[Mapping[str, float]], spec: EarlyStoppingSpec) -> int | None:
+    """Finds the index of the last epoch that improved the metric; None if no epoch has a value.
+
+    Epochs without the metric, because they were not evaluated, are skipped.
+
+    Args:
+        history: Metrics per epoch, from the first epoch that counts.
+        spec: Metric, patience and smallest improvement.
+    """
     sign = 1.0 if spec.metric.endswith("loss") else -1.0
     best = math.inf
-    epoch_of_best = -1
-    for epoch, metrics in enumerate(history):
-        value = sign * metrics.get(spec.metric, math.inf)
+    best_index = None
+    for index, metrics in enumerate(history):
+        if spec.metric not in metrics:
+            continue
+        value = sign * metrics[spec.metric]
         if value < best - spec.min_delta:
             best = value
-            epoch_of_best = epoch
-    is_evaluated = bool(history) and spec.metric in history[-1]
-    return is_evaluated and len(history) - 1 - epoch_of_best >= spec.patience
+            best_index = index
+    return best_index
 
 
 def validate_class_weights(value: Any) -> Any:

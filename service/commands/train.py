@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
@@ -73,7 +74,7 @@ def run(options: argparse.Namespace) -> None:
         GlassboxError: See `service.training.launch` for the conditions.
     """
     finished_run = _resume(options) if options.resume else _train(options)
-    print(f"finished: {finished_run.path}  (glassbox report {options.out})")
+    print(f"finished: {finished_run.path}  ({shlex.join(['glassbox', 'report', options.out])})")
 
 
 def _train(options: argparse.Namespace) -> Run:

@@ -1,11 +1,49 @@
-"""Checks that stop a run: invalid settings, and training that has diverged."""
+"""Decides when a run ends: after its last epoch, by early stopping, or because it has diverged."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from pipelines.errors import ConfigError, TrainingError
 from service.config import RunConfig
+from service.recipe import find_last_improvement, should_stop
+from service.training.schedule import list_stages
+
+
+def describe_end(config: RunConfig, history: Sequence[Mapping[str, float]]) -> str | None:
+    """Returns the sentence about the end of a run; None if a configuration has epochs left to train.
+
+    Args:
+        config: Configuration of the run, which may have changed since the epochs were trained.
+        history: Metrics of every finished epoch, oldest first.
+    """
+    if len(history) >= config.epochs:
+        return f"all {config.epochs} epochs are trained"
+    return describe_early_stop(config, history)
+
+
+def describe_early_stop(config: RunConfig, history: Sequence[Mapping[str, float]]) -> str | None:
+    """Returns the sentence about an early stop after the last epoch of a history; None if there is none.
+
+    Only the last stage of a run can be stopped early.
+
+    Args:
+        config: Configuration of the run.
+        history: Metrics of every finished epoch, oldest first.
+    """
+    spec = config.early_stopping
+    first = list_stages(config)[-1].first
+    epochs = history[first - 1 :]
+    if spec is None or len(history) >= config.epochs or not should_stop(epochs, spec):
+        return None
+    stop = f"stopped early after epoch {len(history)} of {config.epochs}"
+    best_index = find_last_improvement(epochs, spec)
+    if best_index is None:
+        return f"{stop}: {spec.metric} was not finite"
+    least = f" by more than {spec.min_delta:g}" if spec.min_delta else ""
+    best = epochs[best_index][spec.metric]
+    return f"{stop}: {spec.metric} has not improved{least} since epoch {first + best_index} ({best:.4f})"
 
 
 def check_stopping_metric(config: RunConfig, has_validation: bool) -> None:

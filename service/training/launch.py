@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import platform
+import shlex
 import signal
 import threading
 import time
@@ -24,6 +25,7 @@ from service.models import check_name
 from service.models.check import check_model
 from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
+from service.training.checks import describe_end
 from service.training.failures import translate_failures
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
 from service.training.progress import show_progress, summarize_timings
@@ -73,8 +75,9 @@ def train(
 
 
 def resume(out: str | Path, workers: WorkerSpec | None = None, *, local: bool = False) -> Run:
-    """Resumes a run from its newest checkpoint, with its own configuration; a finished run is left unchanged.
+    """Resumes a run from its newest checkpoint, with its configuration as it is now.
 
+    A finished run is left unchanged, unless its configuration has been changed and has epochs left to train.
     A run can be resumed locally or on a cluster, regardless of how it was started.
 
     Args:
@@ -93,8 +96,9 @@ def resume(out: str | Path, workers: WorkerSpec | None = None, *, local: bool = 
     config = load_run_config(run)
     load_manifest(config.shards)
     status = run.status()
-    has_ended = config.early_stopping is not None or len(run.metrics()) >= config.epochs
-    if status.get("state") == "finished" and has_ended:
+    end = describe_end(config, run.metrics())
+    if status.get("state") == "finished" and end:
+        print(f"nothing is left to train: {end}")
         return run
     spec = workers or WorkerSpec(**status.get("scale", {}))
     began = time.perf_counter()
@@ -193,7 +197,8 @@ def _launch(config: RunConfig, run: Run, spec: WorkerSpec, local: bool, began: f
 
 def _train_to_end(config: RunConfig, run: Run, spec: WorkerSpec, local: bool) -> None:
     """Trains a run, and records the reason in its status if it ends early."""
-    fix = f"continue with: glassbox train --resume{' --local' if local else ''} --out {run.path}"
+    command = ["glassbox", "train", "--resume", *(["--local"] if local else []), "--out", str(run.path)]
+    fix = f"continue with: {shlex.join(command)}"
     starting = "TensorFlow" if local else "Ray and TensorFlow"
     try:
         with show_progress(run, config.epochs, starting), _stop_on_sigterm(run):

@@ -25,10 +25,15 @@ from service.checkpoint import (
     snapshot,
 )
 from service.config import RunConfig
-from service.recipe import should_stop
 from service.runs import Run, StoppedError
 from service.training.async_writer import AsyncWriter, ModelFile
-from service.training.checks import check_finite_losses, check_some_updates, check_stopping_metric
+from service.training.checks import (
+    check_finite_losses,
+    check_some_updates,
+    check_stopping_metric,
+    describe_early_stop,
+    describe_end,
+)
 from service.training.controller import Command, LoopController
 from service.training.distribute import distribute_batches
 from service.training.evaluation import Evaluation
@@ -36,10 +41,11 @@ from service.training.events import WriteEpoch, open_epoch_log
 from service.training.features import FeatureCache
 from service.training.learner import Learner, build_learner, build_network, open_splits
 from service.training.meter import Meter, PhaseTimer
+from service.training.replicas import describe_unused_devices
 from service.training.schedule import find_stage, list_stages, updates_per_epoch
 from service.training.statistics import PreciseStatistics
 from service.training.step import StepResult, Steps
-from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strategy
+from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strategy, list_devices
 from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
 from service.training.watchdog import Watchdog
 
@@ -93,7 +99,8 @@ class Loop:
         self.watchdog = Watchdog() if worker.world_size > 1 else None
 
         with self.timer.measure("setup"):
-            self.strategy = choose_strategy(config.global_batch, worker)
+            self.strategy = choose_strategy(config.global_batch, worker, config.augment)
+            self._report_unused_devices()
             if config.augment:
                 check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
             cache = CacheBudget(self.strategy, worker.local_size)
@@ -146,7 +153,7 @@ class Loop:
             after_epoch: Called with the metrics of all epochs after every epoch has been written.
         """
         with self._open_log() as log:
-            while not self._has_ended():
+            while not describe_end(self.config, self.position.history):
                 if self._next_stage != self.learner.stage:
                     self._enter_stage()
                 metrics = self.train_epoch()
@@ -157,6 +164,30 @@ class Loop:
             self.writer.wait()
         if self.worker.is_chief:
             self.run.add_timings(**self.timer.seconds)
+            self._record_early_stop()
+
+    def _record_early_stop(self) -> None:
+        """States an early stop, with the best epoch, in the notices and as the reason in the status."""
+        reason = describe_early_stop(self.config, self.position.history)
+        if reason:
+            self.run.notice(reason)
+            self.run.update_status(reason=reason)
+
+    def _report_unused_devices(self) -> None:
+        """Adds a notice about devices that cannot share the batch."""
+        if self.worker.world_size > 1:
+            return
+        devices = list_devices()
+        kind = "GPUs" if "GPU" in devices[0] else "logical CPU devices"
+        note = describe_unused_devices(
+            kind,
+            self.strategy.num_replicas_in_sync,
+            len(devices),
+            self.config.global_batch,
+            self.config.augment,
+        )
+        if note:
+            self.run.notice(note)
 
     def close(self) -> None:
         """Waits for what is being written, and ends the threads of the loop."""
@@ -352,15 +383,6 @@ class Loop:
             self.evaluation = self._build_evaluation()
         if self.worker.is_chief:
             self.run.notice(f"features: {stage_network.tier or 'none: the first layers are trained'}")
-
-    def _has_ended(self) -> bool:
-        """Tells whether no epoch is left, or early stopping ends the last stage."""
-        if self.position.epoch >= self.config.epochs:
-            return True
-        if self.config.early_stopping is None:
-            return False
-        last_stage = list_stages(self.config)[-1]
-        return should_stop(self.position.history[last_stage.first - 1 :], self.config.early_stopping)
 
     def _build_evaluation(self) -> Evaluation | None:
         """Returns the evaluation of the current stage, if there is a validation split."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 import signal
 import time
@@ -262,6 +263,7 @@ def _interrupt_on_sigterm(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise Interrupted(f"continue with: glassbox tune --resume --out {out}", 128 + received[0]) from None
+        command = shlex.join(["glassbox", "tune", "--resume", "--out", str(out)])
+        raise Interrupted(f"continue with: {command}", 128 + received[0]) from None
     finally:
         signal.signal(signal.SIGTERM, previous_handler)

@@ -11,7 +11,7 @@ import yaml
 from pipelines.errors import ConfigError
 from pipelines.spec import check
 from service.config import RunConfig, load_config
-from service.recipe import EarlyStoppingSpec, class_weight_table, should_stop
+from service.recipe import EarlyStoppingSpec, class_weight_table, find_last_improvement, should_stop
 
 EVERYTHING = [
     "optimizer={name: sgd, momentum: 0.9, nesterov: true, weight_decay: 0.0001}",
@@ -151,6 +151,15 @@ def test_an_accuracy_has_to_increase() -> None:
     history = [{"val_accuracy": value} for value in (0.5, 0.6, 0.7, 0.7)]
     spec = EarlyStoppingSpec(metric="val_accuracy", patience=1)
     assert [should_stop(history[:n], spec) for n in (1, 2, 3, 4)] == [False, False, False, True]
+
+
+def test_an_accuracy_that_is_measured_every_other_epoch_is_not_compared_with_the_epochs_between() -> None:
+    values = (None, 0.5, None, 0.6, None, 0.7, None, 0.7, None, 0.7)
+    history = [{"loss": 1.0} if value is None else {"val_accuracy": value} for value in values]
+    spec = EarlyStoppingSpec(metric="val_accuracy", patience=4)
+    stops = [epochs for epochs in range(len(history) + 1) if should_stop(history[:epochs], spec)]
+    assert stops == [10]
+    assert find_last_improvement(history, spec) == 5
 
 
 def test_class_weights() -> None:

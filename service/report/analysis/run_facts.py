@@ -26,6 +26,7 @@ class RunFacts:
         state: State of the run, see `service.runs.Run.status`; empty for a model without a run.
         finished: Time at which training ended, `2026-05-01T12:00:00+00:00`; empty if unknown.
         seconds: Total duration of training in seconds; None if unknown.
+        early_stop: Sentence about the early stop of a finished run; empty if it trained all epochs.
         settings: The configuration, as names and formatted values.
         environment: Versions and hardware of the run, as names and formatted values.
         rejected: Ids and reasons of source images that are not in the shard set, the first `MAX_REJECTED`.
@@ -39,6 +40,7 @@ class RunFacts:
     state: str = ""
     finished: str = ""
     seconds: float | None = None
+    early_stop: str = ""
     settings: tuple[tuple[str, str], ...] = ()
     environment: tuple[tuple[str, str], ...] = ()
     rejected: tuple[tuple[str, str], ...] = field(default=(), repr=False)
@@ -71,6 +73,7 @@ def collect_run_facts(run: Run, config: dict[str, Any], shards: Path, manifest: 
         state=str(status.get("state", "")),
         finished=str(status.get("finished") or ""),
         seconds=float(seconds) if isinstance(seconds, int | float) else None,
+        early_stop=str(status.get("reason") or "") if status.get("state") == "finished" else "",
         settings=tuple(flatten_settings(config)),
         environment=tuple(flatten_settings(status.get("environment") or {})),
         rejected=read_rejected_images(shards, MAX_REJECTED),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,6 +81,62 @@ def test_the_status_records_how_a_run_ended(
     assert (status["state"], status["reason"]) == (state, reason)
     code = getattr(ended.value, "exit_code", None)
     assert code == {StoppedError: 143, KeyboardInterrupt: 130, ZeroDivisionError: None}.get(type(error), 4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "trains"),
+    [
+        ({}, False),
+        ({"epochs": 20}, False),  # the present patience has run out nevertheless
+        ({"early_stopping": None}, True),
+        ({"early_stopping": {"metric": "loss", "patience": 3}}, True),
+        ({"early_stopping": None, "epochs": 4}, False),
+    ],
+)
+def test_resuming_a_finished_run_asks_its_present_configuration(
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    changes: dict[str, Any],
+    trains: bool,
+) -> None:
+    """The losses of four epochs of nine, after which a patience of two has run out."""
+    run = Run(tmp_path / "run")
+    stopping = {"metric": "loss", "patience": 2}
+    run.create(config.model_dump(mode="json") | {"epochs": 9, "early_stopping": stopping} | changes)
+    run.write_metrics([{"epoch": n, "loss": loss} for n, loss in enumerate((3.0, 2.0, 2.5, 2.0), 1)])
+    run.update_status(state="finished")
+    trained: list[Run] = []
+    replace_training(monkeypatch, lambda config, run: trained.append(run))
+    launch.resume(run.path)
+    assert bool(trained) == trains
+    assert ("nothing is left to train" in capsys.readouterr().out) != trains
+
+
+def test_a_run_with_early_stopping_that_trained_all_epochs_trains_more_of_them(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    stopping = {"metric": "loss", "patience": 2}
+    run.create(config.model_dump(mode="json") | {"epochs": 5, "early_stopping": stopping})
+    run.write_metrics([{"epoch": n, "loss": 1 / n} for n in range(1, 4)])
+    run.update_status(state="finished")
+    trained: list[Run] = []
+    replace_training(monkeypatch, lambda config, run: trained.append(run))
+    launch.resume(run.path)
+    assert len(trained) == 1
+
+
+def test_the_command_to_continue_can_be_pasted_into_a_shell(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail_training(monkeypatch, KeyboardInterrupt())
+    out = tmp_path / "my run; rm $HOME"
+    with pytest.raises(Interrupted) as ended:
+        launch.train(config, out)
+    command = str(ended.value).partition("continue with: ")[2]
+    assert shlex.split(command) == ["glassbox", "train", "--resume", "--out", str(out)]
 
 
 @pytest.mark.parametrize("error", [DataError("a", "b", "c"), ConfigError("a", "b", "c")])

@@ -256,6 +256,13 @@ def test_a_run_that_stops_improving_ends(shards: Path, tmp_path: Path) -> None:
     config = config_for(shards, epochs=9, early_stopping=stopping, **PLAIN)
     run = fit_run(tmp_path / "run", config)
     assert len(run.metrics()) == 3
+    first_loss = run.metrics()[0]["loss"]
+    sentence = (
+        "stopped early after epoch 3 of 9: loss has not improved by more than 10 since epoch 1 "
+        f"({first_loss:.4f})"
+    )
+    assert run.status()["reason"] == sentence
+    assert sentence in run.status()["notices"]
     fit_run(run.path, config)  # has nothing left to do
     assert len(run.metrics()) == 3
 
