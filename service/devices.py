@@ -127,19 +127,22 @@ def _configure_gpus(notify: Callable[[str], None]) -> None:
     """
     import tensorflow as tf
 
-    if not tf.test.is_built_with_cuda() and not tf.config.get_visible_devices("GPU"):
-        return
     gpus = tf.config.get_visible_devices("GPU")
+    is_hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1") or tf.config.list_physical_devices("GPU")
+    if not gpus and (is_hidden or not tf.test.is_built_with_cuda()):
+        return
     built_for = tf.sysconfig.get_build_info().get("cuda_compute_capabilities", ())
     capabilities = [tf.config.experimental.get_device_details(gpu).get("compute_capability") for gpu in gpus]
     is_compiled_by_driver = needs_ptx([pair for pair in capabilities if pair], built_for)
-    if gpus or os.environ.get("CUDA_VISIBLE_DEVICES") not in ("", "-1"):
-        check_driver(is_compiled_by_driver)
+    check_driver(is_compiled_by_driver)  # also without a GPU: TensorFlow finds none if the driver is very old
     if is_compiled_by_driver and is_cuda_cache_empty():
         notify(
             "the CUDA driver compiles TensorFlow's kernels for this GPU: once, for minutes; they are kept in "
             f"{find_cuda_cache()}"
         )
+    if "CUDA_CACHE_PATH" in os.environ:
+        with suppress(OSError):
+            find_cuda_cache().mkdir(parents=True, exist_ok=True)
     for gpu in gpus:
         with suppress(RuntimeError):  # in use already, as in a notebook
             tf.config.experimental.set_memory_growth(gpu, True)

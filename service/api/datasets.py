@@ -51,12 +51,14 @@ class Dataset:
         **data: Any,
     ) -> None:
         from pipelines.input.batches import Batches
+        from service.devices import configure_devices
 
         if isinstance(batch_size, bool) or not isinstance(batch_size, int):
             received = f"batch_size={batch_size!r}"
             raise ConfigError("a whole number of examples per batch", received, "write batch_size=32")
         if augment is not None and not isinstance(augment, AugmentSpec):
             augment = check(AugmentSpec, dict(augment), "augment")
+        configure_devices()
         self._augment = augment
         self._batches = Batches(
             Path(shards),

@@ -64,7 +64,9 @@ class ShardSet:
 
         from pipelines.input.batches import read_rows
         from pipelines.spec import DataSpec, check
+        from service.devices import configure_devices
 
+        configure_devices()
         data = check(DataSpec, {} if size is None else {"image_size": size}, "images")
         return np.asarray(read_rows(self.path, split, data, list(rows))["image"])[: len(rows)]
 

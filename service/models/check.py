@@ -79,8 +79,10 @@ def define_task(data: DataSpec, manifest: Manifest, shards: str) -> Task:
 
 def build_and_check(config: RunConfig) -> tuple[str, ...]:
     """Builds a user's model in this process and checks it, see `check_model`."""
+    from service.devices import configure_devices
     from service.models.adapt import build_user_model
 
+    configure_devices(deterministic=config.deterministic)
     before = set(sys.modules)
     task = define_task(config.data, load_manifest(config.shards), config.shards)
     model, notes = build_user_model(config.model, task, config.custom_objects)

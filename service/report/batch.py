@@ -19,7 +19,6 @@ from service.report.pages.index import write_index
 from service.report.publish import PAGE
 from service.report.subject import find_shards
 from service.runs import Run, find_runs
-from service.training.failures import translate_failures
 
 RENDERED = "rendered"
 UP_TO_DATE = "up to date"
@@ -183,8 +182,7 @@ def _render_task(path: str, root: str, options: ReportOptions, single_file: bool
         configure_devices()
         if _find_state(run, options, page_options) == UP_TO_DATE:  # rendered by another job in the meantime
             return UP_TO_DATE, "", 0.0
-        with translate_failures():
-            render_report(run, options=options, page_options=page_options)
+        render_report(run, options=options, page_options=page_options)
     except LeaseHeldError as error:
         return ELSEWHERE, str(error), 0.0
     except GlassboxError as error:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import Registry
+from service.devices import configure_devices
 from service.report.drawing.album import Album
 from service.report.fingerprint import compute_fingerprint
 from service.report.lease import hold_lease
@@ -204,6 +205,7 @@ def render_report(
     options = options or ReportOptions()
     page_options = page_options or PageOptions()
     run.check_has_model()
+    configure_devices()
     is_own_data = shards is None
     shards = find_shards(run, shards)
     with hold_lease(run.report_lease_path) as lease:
@@ -248,6 +250,7 @@ def render_model_report(
         DataError: The shard set is damaged.
     """
     manifest = read_manifest(shards)
+    configure_devices()
     options = options or ReportOptions()
     subject = open_model(Path(model_path), shards, manifest, options, custom_objects)
     return render(subject, Path(out), page_options or PageOptions())

@@ -21,6 +21,7 @@ from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError, Interrupted
 from pipelines.shards.manifest import load_manifest
 from service.config import RunConfig, load_run_config
+from service.devices import read_logical_devices
 from service.models import check_name
 from service.models.check import check_model
 from service.pretrained import IMAGENET, cache_path, check_images, check_weights
@@ -56,7 +57,7 @@ def train(
     _check_workers(workers, local)
     check_paths_persist(out=Path(out), data=Path(config.shards))
     # Before anything is written, or Ray is started.
-    check_can_start(config)
+    check_can_start(config, in_process=local)
     notes = check_model(config, in_process=local)
     print(*notes, sep="\n", end="\n" if notes else "")
     run = Run(out)
@@ -126,17 +127,19 @@ def _connect(local: bool) -> AbstractContextManager[None]:
     return nullcontext() if local else ray_session()
 
 
-def check_can_start(config: RunConfig) -> None:
+def check_can_start(config: RunConfig, in_process: bool = False) -> None:
     """Checks, as far as possible without building the model, that a run can start.
 
     Weights that Keras publishes are downloaded here if they are not in the cache yet.
 
     Args:
         config: Configuration of the run.
+        in_process: Whether this process is going to train the run; any other needs no GPU.
 
     Raises:
         GlassboxError: The model, the shard set or the weights do not exist, or the images are too small.
     """
+    read_logical_devices()
     check_name(config.model)
     load_manifest(config.shards)
     check_weights(config.model, config.weights)
@@ -145,8 +148,10 @@ def check_can_start(config: RunConfig) -> None:
     if config.augment and config.augment.size:
         check_images(config.model, (*config.augment.size, config.data.channels), "augment.size")
     if config.weights == IMAGENET and not cache_path(config.model).is_file():
+        from service.devices import configure_devices
         from service.models.weights import fetch
 
+        configure_devices(use_gpu=in_process)
         fetch(config.model)
 
 

@@ -1,4 +1,4 @@
-"""Tasks of `predict` and `report` have a share of a GPU, other tasks see none, on a Ray that believes in two."""
+"""Tasks of `predict` and `report` share GPUs and other tasks see none, on a Ray that believes it has two."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from pipelines.cluster import TaskResources, ray_session, run_tasks
 from service.inference.datasets import Block, InferenceBatch, ShardDataset
+from service.inference.interpretation import Interpretation, PixelTransform
 from service.inference.jobs import InferenceJob, SavedModel, Throughput, run_inference
 from service.inference.options import PredictOptions
 from service.report import batch
@@ -59,7 +60,13 @@ def test_tasks_of_predict_share_the_gpus(cluster_with_gpus: None, tmp_path: Path
     model.save(tmp_path / "model.keras")
     shards = dim_and_bright(tmp_path / "shards")
     saved = SavedModel("model.keras", (tmp_path / "model.keras").read_bytes(), None)
-    job = InferenceJob(saved, PredictOptions(), ShardDataset(str(shards)), reduce)
+    job = InferenceJob(
+        model=saved,
+        options=PredictOptions(),
+        interpretation=Interpretation(PixelTransform(), "logits", "", ""),
+        dataset=ShardDataset(str(shards)),
+        reduce=reduce,
+    )
     blocks = [Block("train", start, start + 1) for start in range(6)]
     with closing(run_inference(job, None, blocks, 4, Throughput())) as results:
         seen = [described for _, (described,) in results]

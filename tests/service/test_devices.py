@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +19,7 @@ from service.devices import (
     read_logical_devices,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 BUILT_FOR = ("sm_60", "sm_70", "sm_80", "sm_89", "compute_90")  # TensorFlow 2.21
 PROPRIETARY = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  {}  Sat Aug 19 01:15:15 UTC 2023
 GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
@@ -136,3 +140,71 @@ def test_an_empty_cache_of_compiled_kernels_is_recognised(
         assert is_cuda_cache_empty()
         (tmp_path / name / "index").touch()
         assert not is_cuda_cache_empty()
+
+
+def run_python(*arguments: str, **environment: str) -> list[str]:
+    """Runs Python with this checkout, and returns the lines that it printed."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, *arguments]
+    result = subprocess.run(
+        command, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": paths} | environment
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout.splitlines()
+
+
+DESCRIBE = """
+import os
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+from service.devices import configure_devices
+configure_devices(deterministic=True)
+configure_devices(deterministic=True)
+import tensorflow as tf
+print(tf.config.threading.get_intra_op_parallelism_threads())
+print(tf.config.threading.get_inter_op_parallelism_threads())
+print(len(tf.config.list_logical_devices("CPU")))
+print(os.environ["XLA_FLAGS"])
+print(tf.config.experimental.tensor_float_32_execution_enabled())
+os.environ["GLASSBOX_LOGICAL_DEVICES"] = "2"
+try:
+    configure_devices()
+except Exception as error:
+    print(error)
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="a process cannot be kept to one core here")
+def test_a_process_has_the_devices_and_threads_that_it_may_use() -> None:
+    """On a single thread the step runs while the next batch is requested, and counts as waiting for input."""
+    flags = "--xla_cpu_max_isa=AVX2"
+    intra, inter, devices, xla_flags, tf32, error = run_python(
+        "-c", DESCRIBE, GLASSBOX_LOGICAL_DEVICES="3", XLA_FLAGS=flags
+    )
+    assert (intra, inter, devices) == ("1", "2", "3")
+    assert xla_flags == f"{flags} --xla_gpu_deterministic_ops=true"
+    assert tf32 == "False"
+    assert "TensorFlow has not computed yet. Received: GLASSBOX_LOGICAL_DEVICES=2" in error
+
+
+@pytest.mark.heavy
+def test_every_entry_lets_the_memory_of_gpus_grow_first(tmp_path: Path) -> None:
+    from report_samples import brightness_model, dim_and_bright, make_run, metrics
+
+    from service.config import load_config
+    from service.runs import Run
+
+    shards = dim_and_bright(tmp_path / "shards")
+    make_run(tmp_path / "runs" / "one", shards, brightness_model(), metrics(1))
+    Run(tmp_path / "runs" / "new").create(load_config("demo", shards).model_dump(mode="json"))
+    (tmp_path / "own.py").write_text("def build(task):\n    raise RuntimeError\n")
+    lines = run_python(str(ROOT / "tests/service/devices_script.py"), str(tmp_path))
+    outcomes = dict(line.split(": ", 1) for line in lines)
+    expected = "/physical_device:GPU:0 True before TensorFlow started"
+    assert {name: outcome for name, outcome in outcomes.items() if outcome != expected} == {}
+    assert len(outcomes) == 16
+
+
+def test_the_memory_of_gpus_is_configured_in_one_place() -> None:
+    files = [path for name in ("pipelines", "service") for path in (ROOT / name).rglob("*.py")]
+    assert [path.name for path in files if "set_memory_growth" in path.read_text()] == ["devices.py"]

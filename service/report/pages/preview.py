@@ -9,6 +9,7 @@ from pipelines.errors import ConfigError
 from pipelines.input.reader import ShardReader
 from pipelines.spec import AugmentSpec, DataSpec
 from pipelines.storage import write_atomically
+from service.devices import configure_devices
 from service.report.analysis.augmented import PreviewOptions, augment_images
 from service.report.drawing.album import Album
 from service.report.pages import page
@@ -50,6 +51,7 @@ def render_preview(
             f"split={options.split} of {shards} (empty)",
             "choose another one with --split",
         )
+    configure_devices()
     with publish(out, KIND) as directory:
         album = Album(directory)
         images = augment_images(shards, reader, data, augment, options)
