@@ -229,17 +229,22 @@ class DeviceImages:
     def _gather_global(self, rows: tf.Tensor) -> tf.Tensor:
         """Gathers the words of rows that any replica holds.
 
-        Each replica contributes its own rows of the global batch, and takes its slice of the sum.
+        Each replica contributes its own rows of the global batch, and takes its slice of the sum. The sums are
+        of floating-point numbers, which hold these integers exactly: TensorFlow splits the result of a sum, and
+        for integers it does so in RAM.
         """
         context = tf.distribute.get_replica_context()
         replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
         batch = rows.shape[0]
         position = tf.one_hot(replica, self._replicas, dtype=tf.int64)[:, None]  # [replicas, 1]
-        global_rows = tf.reshape(context.all_reduce("sum", position * rows), [-1])  # [replicas * B]
+        own_rows = tf.cast(position * rows, tf.float64)  # [replicas, B]
+        global_rows = tf.cast(tf.reshape(context.all_reduce("sum", own_rows), [-1]), tf.int64)  # [replicas * B]
         local_rows = tf.where(
             global_rows == PADDING, tf.constant(PADDING, tf.int64), global_rows - replica * self._part
         )
-        words = context.all_reduce("sum", self._gather_local(local_rows))  # [replicas * B, words]
+        pairs_of_bytes = tf.bitcast(self._gather_local(local_rows), tf.uint16)  # [replicas * B, words, 4]
+        sums = context.all_reduce("sum", tf.cast(pairs_of_bytes, tf.float32))
+        words = tf.bitcast(tf.cast(sums, tf.uint16), tf.int64)  # [replicas * B, words]
         return tf.reshape(words, [self._replicas, batch, -1])[tf.cast(replica, tf.int32)]
 
 

@@ -144,7 +144,9 @@ def _iterate_batches(
         # Here and not in the thread: on a GPU, copies wait for the step that is running.
         with tf.device(device):
             tensors = {name: tf.identity(tf.constant(values)) for name, values in arrays.items()}
-        yield cast(Batch, {"image": image, **tensors})
+            # The images are on this device already, except on one of several logical CPUs.
+            batch = {"image": tf.identity(image), **tensors}
+        yield cast(Batch, batch)
 
 
 def find_gpu(device: str | None) -> int | None:

@@ -20,6 +20,7 @@ from PIL import Image
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example
 from pipelines.sources.base import SOURCES
+from pipelines.sources.classes import build_empty_class_error
 
 PREFIXES = {"train": "train", "validation": "t10k"}
 UNSIGNED_BYTE = 0x08  # type of the values
@@ -34,10 +35,11 @@ class IdxSource:
 
     Attributes:
         name: Name of the source, `idx:DIR`.
-        classes: The labels from 0 to the largest one, as text.
+        classes: The labels that occur in the train split, ascending, as text.
         files: Per split, the paths of the images and of the labels.
         sizes: Number of images per split.
         digest: SHA-256 over all pixels and labels.
+        notes: Sentences about what was decided.
     """
 
     name: str
@@ -45,6 +47,7 @@ class IdxSource:
     files: Mapping[str, tuple[str, str]]
     sizes: Mapping[str, int]
     digest: str
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of images per split."""
@@ -52,13 +55,17 @@ class IdxSource:
 
     def read(self, split: str, start: int, stop: int) -> Iterator[Example]:
         """Yields images `start` to `stop` in the order of the files, each as an 8-bit greyscale PNG."""
-        image_path, label_path = self.files[split]
-        images = _read_array(image_path)
-        labels = _read_array(label_path)
+        images = _read_array(self.files[split][0])
+        labels = self.labels(split)
         for index in range(start, min(stop, len(labels))):
             file = io.BytesIO()
             Image.fromarray(images[index]).save(file, "PNG")
             yield Example(file.getvalue(), int(labels[index]), f"{PREFIXES[split]}/{index:06d}")
+
+    def labels(self, split: str) -> NDArray[np.int32]:
+        """Returns the index of the class of every image: int32 `[n]`."""
+        values = np.array([int(name) for name in self.classes])
+        return np.searchsorted(values, _read_array(self.files[split][1])).astype(np.int32)
 
     def fingerprint(self) -> str:
         """Returns a digest over all pixels and labels; it does not depend on compression."""
@@ -77,8 +84,8 @@ def open_idx(argument: str) -> IdxSource:
 
     Raises:
         ConfigError: There is no such folder.
-        DataError: A file is missing, damaged, or does not match its partner; or there are fewer than two
-            classes.
+        DataError: A file is missing, damaged, or does not match its partner; there are fewer than two
+            classes; or a label occurs in the validation split only.
     """
     root = Path(argument).expanduser().absolute()
     if not root.is_dir():
@@ -86,7 +93,7 @@ def open_idx(argument: str) -> IdxSource:
     digest = hashlib.sha256()
     files = {}
     sizes = {}
-    largest_label = 0
+    values: dict[str, set[int]] = {}
     for split, prefix in PREFIXES.items():
         image_name = f"{prefix}-images-idx3-ubyte"
         label_name = f"{prefix}-labels-idx1-ubyte"
@@ -100,12 +107,16 @@ def open_idx(argument: str) -> IdxSource:
         images, labels = _read_pair(*files[split])
         digest.update(repr((split, images.shape)).encode() + images.tobytes() + labels.tobytes())
         sizes[split] = len(labels)
-        largest_label = max(largest_label, int(labels.max()))
-    if largest_label < 1:
-        received = f"source={argument}: every label is 0"
+        values[split] = set(np.unique(labels).tolist())
+    if len(values["train"]) < 2:
+        received = f"source={argument}: every label is {values['train'].pop()}"
         raise DataError("at least two classes", received, "use other labels")
-    classes = tuple(str(label) for label in range(largest_label + 1))
-    return IdxSource(f"idx:{argument}", classes, files, sizes, digest.hexdigest())
+    untrained = set().union(*values.values()) - values["train"]
+    if untrained:
+        raise build_empty_class_error(f"idx:{argument}", map(str, sorted(untrained)))
+    classes = tuple(map(str, sorted(values["train"])))
+    mapping = ", ".join(f"{split}={PREFIXES[split]}" for split in files)
+    return IdxSource(f"idx:{argument}", classes, files, sizes, digest.hexdigest(), (f"splits: {mapping}",))
 
 
 def _find(root: Path, name: str) -> Path | None:

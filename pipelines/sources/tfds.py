@@ -13,6 +13,7 @@ from typing import Any
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources.base import SOURCES
+from pipelines.sources.splits import SPLITS, find_split_of_folder, join_names
 
 FOLDER_PREFIX = "folder="
 
@@ -29,6 +30,7 @@ class TfdsSource:
         keys: Names of the image feature and of the label feature.
         splits: Per split, the name of the data set's own split and its number of examples.
         digest: Digest that `fingerprint` returns.
+        notes: Sentences about what was decided.
     """
 
     name: str
@@ -38,6 +40,7 @@ class TfdsSource:
     keys: tuple[str, str]
     splits: Mapping[str, tuple[str, int]]
     digest: str
+    notes: tuple[str, ...] = ()
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of examples per split."""
@@ -96,8 +99,8 @@ class TfdsSource:
 def open_tfds(argument: str) -> TfdsSource:
     """Opens a data set that is prepared under `TFDS_DATA_DIR`, or an image folder.
 
-    Nothing is downloaded. `validation`, or else `test`, is the validation split. Images without a label are
-    rejected.
+    Nothing is downloaded. Splits are recognised by their names (see `pipelines.sources.splits`); others, such
+    as `unsupervised`, are not read. Images without a label are rejected.
 
     Args:
         argument: `NAME`, `NAME/CONFIG` or `NAME:VERSION`; or `folder=DIR` with `DIR/SPLIT/CLASS/*`.
@@ -112,8 +115,8 @@ def open_tfds(argument: str) -> TfdsSource:
     image, label = _find_keys(argument, info.features)
     classes = tuple(info.features[label].names)
     counts = {name: split.num_examples for name, split in info.splits.items()}
-    own_names = {"train": "train", "validation": "validation" if "validation" in counts else "test"}
-    splits = {split: (name, counts[name]) for split, name in own_names.items() if name in counts}
+    own_names = _find_splits(argument, list(counts))
+    splits = {split: (name, counts[name]) for split, name in own_names.items()}
     if "train" not in splits or len(classes) < 2:
         content_summary = f"splits={', '.join(counts) or 'none'} classes={', '.join(classes) or 'none'}"
         received = f"source=tfds:{argument}: {content_summary}"
@@ -126,7 +129,32 @@ def open_tfds(argument: str) -> TfdsSource:
         paths = [path for name in names for path, _ in _list_files(directory, name)]
         content.append([(os.path.relpath(path, directory), os.path.getsize(path)) for path in paths])
     digest = hashlib.sha256(repr((info.name, content)).encode()).hexdigest()
-    return TfdsSource(f"tfds:{argument}", classes, directory, is_folder, (image, label), splits, digest)
+    notes = [f"splits: {', '.join(f'{split}={name}' for split, name in own_names.items())}"]
+    unread = [name for name in counts if name not in own_names.values()]
+    if unread:
+        notes.append(f"splits not read: {join_names(unread)}")
+    return TfdsSource(
+        f"tfds:{argument}", classes, directory, is_folder, (image, label), splits, digest, tuple(notes)
+    )
+
+
+def _find_splits(argument: str, names: list[str]) -> dict[str, str]:
+    """Returns the data set's own name of every split.
+
+    Raises:
+        DataError: Two names stand for the same split.
+    """
+    own_names: dict[str, str] = {}
+    for split in SPLITS:
+        fitting = [name for name in names if find_split_of_folder(name) == split]
+        if split in fitting:
+            fitting = [split]
+        if len(fitting) > 1:
+            received = f"source=tfds:{argument}: {' and '.join(fitting)}"
+            raise DataError(f"one split for {split}", received, "rename or remove one of them")
+        if fitting:
+            own_names[split] = fitting[0]
+    return own_names
 
 
 def _find_folder(argument: str) -> str:

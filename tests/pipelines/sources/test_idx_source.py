@@ -28,10 +28,11 @@ def write_split(root, prefix, pixels, labels, suffix=".gz"):
 
 
 def test_images_become_greyscale_png(tmp_path):
-    write_split(tmp_path, "train", PIXELS, [2, 0, 1])
+    write_split(tmp_path, "train", PIXELS, [3, 1, 2])
     write_split(tmp_path, "t10k", PIXELS[:1] + 1, [3])
     source = open_source(f"idx:{tmp_path}")
-    assert source.classes == ("0", "1", "2", "3")
+    assert source.classes == ("1", "2", "3")  # as in EMNIST letters, where 0 never occurs
+    assert source.labels("train").tolist() == [2, 0, 1]
     assert dict(source.counts()) == {"train": 3, "validation": 1}
     second, third = source.read("train", 1, 9)
     assert (second.id, second.label, third.id, third.label) == ("train/000001", 0, "train/000002", 1)
@@ -39,7 +40,7 @@ def test_images_become_greyscale_png(tmp_path):
     assert (picture.format, picture.mode) == ("PNG", "L")
     assert np.array_equal(np.asarray(picture), PIXELS[1])
     (only,) = source.read("validation", 0, 1)
-    assert (only.id, only.label) == ("t10k/000000", 3)
+    assert (only.id, only.label) == ("t10k/000000", 2)
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(only.image))), PIXELS[0] + 1)
 
 
@@ -116,6 +117,10 @@ def test_a_missing_partner_is_named(tmp_path, missing):
 def test_a_missing_folder_and_a_single_class_are_reported(tmp_path):
     with pytest.raises(ConfigError, match="no such folder"):
         open_source(f"idx:{tmp_path / 'missing'}")
+    write_split(tmp_path, "train", PIXELS, [0, 0, 1])
+    write_split(tmp_path, "t10k", PIXELS, [0, 0, 2])
+    with pytest.raises(DataError, match="no training images of class '2'"):
+        open_source(f"idx:{tmp_path}")
     write_split(tmp_path, "train", PIXELS, [0, 0, 0])
     with pytest.raises(DataError, match="two classes"):
         open_source(f"idx:{tmp_path}")

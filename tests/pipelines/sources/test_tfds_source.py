@@ -69,7 +69,8 @@ def test_a_prepared_data_set(tiny):
     source = pickle.loads(pickle.dumps(open_source("tfds:glassbox_tiny")))
     assert source.name == "tfds:glassbox_tiny"
     assert source.classes == ("b", "a")
-    assert dict(source.counts()) == {"train": 9, "validation": 3}
+    assert dict(source.counts()) == {"train": 9, "test": 3}
+    assert source.notes == ("splits: train=train, test=test",)
     whole = list(source.read("train", 0, 9))
     expected = {encode_picture(20 * index, "JPEG"): index % 2 for index in range(9)}
     assert {item.image: item.label for item in whole} == expected
@@ -83,7 +84,7 @@ def test_ranges_cover_the_split(tiny):
 
 
 def test_an_image_without_a_label_is_rejected(tiny):
-    items = list(open_source("tfds:glassbox_tiny").read("validation", 0, 3))
+    items = list(open_source("tfds:glassbox_tiny").read("test", 0, 3))
     assert [item.reason for item in items if isinstance(item, Rejected)] == ["no label: -1"]
     assert all(item.id.startswith("test/") for item in items)
 
