@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +82,14 @@ class ShardSet:
 
 
 def build_shards(
-    source: str | Source, out: str | os.PathLike[str], *, workers: int | None = None, **spec: Any
+    source: str | Source,
+    out: str | os.PathLike[str],
+    *,
+    workers: int | None = None,
+    splits: str | None = None,
+    columns: str | None = None,
+    classes: Sequence[str] | None = None,
+    **spec: Any,
 ) -> ShardSet:
     """Builds a shard set from a source, or resumes an interrupted build. Shows a progress bar.
 
@@ -90,6 +98,9 @@ def build_shards(
             object.
         out: Directory to create.
         workers: Shards built at a time; None for one per CPU.
+        splits: Folder of every split, such as `train=Training,validation=Testing`; None to find them by name.
+        columns: Column per role, such as `image=file,label=breed`; None to find them by name.
+        classes: Class names in the order of their labels; None to derive them from the source.
         spec: Settings of `ShardSpec`, such as `encoding="jpeg:90"` or `validation=0.1`.
 
     Returns:
@@ -100,17 +111,22 @@ def build_shards(
         DataError: The source cannot be used.
     """
     from pipelines.shards.build import build_shards as build
-    from pipelines.sources import open_source
+    from pipelines.sources import SourceOptions, open_source
     from pipelines.spec import ShardSpec, check
     from service.progress_bar import progress_bar
 
     shard_spec = check(ShardSpec, spec, "build_shards")
 
-    def open_again() -> Source:
-        return open_source(source) if isinstance(source, str) else source
+    options = SourceOptions(splits, columns, None if classes is None else tuple(classes))
 
+    def open_again(log_notes: bool = False) -> Source:
+        if not isinstance(source, str):
+            return source
+        return open_source(source, options=options, log_notes=log_notes)
+
+    opened = open_again(log_notes=True)
     with progress_bar("building shards") as update:
-        build(open_again(), Path(out), shard_spec, update, workers, open_again)
+        build(opened, Path(out), shard_spec, update, workers, open_again)
     return open_shards(out)
 
 
