@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pipelines.input.batches import Batches
 from pipelines.input.cache import CacheBudget, Tier
+from pipelines.input.placement import allocate, copy_to_device, list_devices
 from pipelines.records import Batch
 from service.config import RunConfig
 from service.models.layers import build_logits_model, resize_input
@@ -119,7 +120,8 @@ class FeatureCache:
 
     def _create_table(self, base: keras.Model, split: str, tier: Tier) -> FeatureTable:
         batches = Batches(self._config.shards, split, self._config.data, BATCH)
-        return FeatureTable(base, batches, is_on_device=tier.name == "device")
+        device = list_devices(self.strategy)[0] if tier.name == "device" else "CPU:0"
+        return FeatureTable(base, batches, device)
 
 
 class FeatureTable:
@@ -128,13 +130,13 @@ class FeatureTable:
     Args:
         base: Model from images to features.
         batches: Batches of the split in stored order.
-        is_on_device: Whether the table is on the training device; otherwise in RAM.
+        device: Name of the device that holds the table.
     """
 
-    def __init__(self, base: keras.Model, batches: Batches, is_on_device: bool) -> None:
+    def __init__(self, base: keras.Model, batches: Batches, device: str) -> None:
         self._base = base
         self._batches = batches
-        self._device = None if is_on_device else "CPU:0"
+        self._device = device
         self._table: tf.Tensor | None = None
 
     def compute(self) -> None:
@@ -147,15 +149,14 @@ class FeatureTable:
             return
         predict = self._compile_base()
         # [rows + 1, ...]: the last row is for padding, a black image that batch statistics include
-        table = np.zeros((self._batches.rows + 1, *self._base.output.shape[1:]), np.float32)
+        table = allocate((self._batches.rows + 1, *self._base.output.shape[1:]), np.float32)
         table[-1] = predict(np.zeros((1, *self._base.input.shape[1:]), np.uint8))[0]
         with self._batches.data_errors():
             for batch in self._batches.epoch(0):
                 rows = np.asarray(batch["row"])
                 is_real = rows >= 0
                 table[rows[is_real]] = np.asarray(predict(batch["image"]), np.float32)[is_real]
-        with tf.device(self._device):
-            self._table = tf.constant(table)
+        self._table = copy_to_device(table, self._device)
 
     def _compile_base(self) -> Callable[[tf.Tensor], tf.Tensor]:
         def predict(images: tf.Tensor) -> tf.Tensor:
