@@ -48,7 +48,7 @@ def find_classes(
     notes = []
     for name, folders in groups.items():
         if len(folders) > 1:
-            spellings = " and ".join(repr(os.fsdecode(folder)) for folder in folders)
+            spellings = " and ".join(_show_spelling(os.fsdecode(folder)) for folder in folders)
             notes.append(
                 f"merged into the class {name!r}: {spellings} "
                 "(list both in a file for --classes to keep them apart)"
@@ -90,6 +90,11 @@ def build_empty_class_error(source: str, names: Iterable[str]) -> DataError:
 def normalise_name(name: str) -> str:
     """Returns a name with composed characters (NFC), as most systems but macOS write them."""
     return unicodedata.normalize("NFC", name)
+
+
+def _show_spelling(name: str) -> str:
+    """Returns a name in quotes; with escapes if its characters are decomposed, which no terminal shows."""
+    return repr(name) if name == normalise_name(name) else ascii(name)
 
 
 def _decode_name(source: str, folder: bytes) -> str:

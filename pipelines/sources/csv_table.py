@@ -19,7 +19,7 @@ from pipelines.sources.columns import find_column
 from pipelines.sources.folder import read_file
 from pipelines.sources.layout import SUFFIXES, reject_by_name
 from pipelines.sources.options import SourceOptions
-from pipelines.sources.splits import find_split_of_file, find_split_of_folder, join_names
+from pipelines.sources.splits import SPLITS, find_split_of_file, find_split_of_folder, join_names
 from pipelines.sources.table import Item, TableSource, build_several_labels_error, build_source
 
 DELIMITERS = (",", "\t", ";")
@@ -98,7 +98,8 @@ def open_csv(argument: str, options: SourceOptions | None = None) -> TableSource
         listing = _read_listing(name, file, table, options.parse_columns())
         notes.extend(listing.notes)
         items.extend(_build_items(root, file, listing, split))
-    return build_source(name, items, FileReader(str(root)), options.class_names, notes)
+    unique_notes = dict.fromkeys(notes)  # the columns are usually the same in every table
+    return build_source(name, items, FileReader(str(root)), options.class_names, unique_notes)
 
 
 def _find_tables(source: str, root: Path) -> tuple[dict[Path, str | None], list[str]]:
@@ -116,7 +117,7 @@ def _find_tables(source: str, root: Path) -> tuple[dict[Path, str | None], list[
     if "train" not in by_split or any(len(files) > 1 for files in by_split.values()):
         fix = f"write csv:FILE, such as {source}/FILE.csv"
         raise DataError("one CSV file per split, and one for train", f"source={source}: files={shown}", fix)
-    pairs = {split: files[0] for split, files in by_split.items()}
+    pairs = {split: by_split[split][0] for split in SPLITS if split in by_split}
     mapping = ", ".join(f"{split}={file.relative_to(root).as_posix()}" for split, file in pairs.items())
     notes = [f"splits: {mapping}"]
     if unread:

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from pipelines.errors import ConfigError
-from pipelines.sources.splits import find_split_of_file, join_names
+from pipelines.sources.splits import SPLITS, find_split_of_file, join_names
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
@@ -52,8 +52,8 @@ def find_splits_of_files(source: str, paths: list[Path]) -> tuple[list[str], lis
         received = f"source={source}: files={join_names(unclear)}"
         raise ConfigError("a split in the name of every file, or of none", received, "rename these files")
     known = [split for split in splits if split is not None]
-    counts = [f"{split} from {known.count(split)} files" for split in dict.fromkeys(known)]
-    return known, [f"splits: {', '.join(counts)}"]
+    counts = [f"{split} ({known.count(split)})" for split in SPLITS if split in known]
+    return known, [f"files of every split, by their names: {', '.join(counts)}"]
 
 
 def _expand_braces(pattern: str) -> list[str]:

@@ -253,9 +253,10 @@ def _check_class_first(source: str, tree: FolderTree, tops: list[str]) -> None:
 
 def _build_error(source: str, tops: list[str], named: Mapping[str, list[str]], reason: str) -> DataError:
     """Returns the error for a layout that can be understood in more than one way."""
-    pairs = [f"{split}={named[split][0]}" for split in SPLITS if split in named]
-    if "train" not in named:
-        pairs.insert(0, "train=FOLDER")
+    examples = {split: folders[0] for split, folders in named.items()}
+    if reason.startswith("no"):  # the folder named like train is none
+        examples["train"] = "FOLDER"
+    pairs = [f"{split}={examples[split]}" for split in SPLITS if split in examples]
     fix = (
         f"specify the splits, for example --splits {','.join(pairs)}; "
         "or write --splits train=. if every folder is a class, whatever its name"

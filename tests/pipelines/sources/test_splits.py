@@ -88,7 +88,7 @@ def test_a_test_folder_without_classes_is_not_read():
     [
         (make_tree("train", "val", "valid"), "2 folders for validation", "train=train,validation=val"),
         (make_tree("valid", "test"), "none for train", "train=FOLDER,validation=valid,test=test"),
-        (PathTree("train/1.png", "validation/a/1.png"), "no class folders in train", "train=train"),
+        (PathTree("train/1.png", "validation/a/1.png"), "no class folders in train", "train=FOLDER"),
         (PathTree("bus/1.png", "train/1.png"), "no class folders in train", r"train=\. if every folder"),
         (PathTree("bus/1.png", "train/old/1.png"), "bus may be classes next to train", r"train=\."),
         (PathTree("cat/train/1.png", "cat/test/1.png", "dog/train/1.png"), "cat/test", r"train=\."),

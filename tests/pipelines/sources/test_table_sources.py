@@ -234,7 +234,7 @@ def test_a_roboflow_export_has_a_table_per_split(folder):
     }
     assert (
         source.notes[0]
-        == "splits: test=test/_classes.csv, train=train/_classes.csv, validation=valid/_classes.csv"
+        == "splits: train=train/_classes.csv, validation=valid/_classes.csv, test=test/_classes.csv"
     )
 
 
