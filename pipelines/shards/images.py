@@ -233,7 +233,7 @@ def _normalise(picture: Image.Image, data: bytes, levels: str) -> tuple[Image.Im
     """Converts a picture to 8 bits and mode L or RGB, and returns notices on what was changed."""
     notices: list[str] = []
     if picture.format == "PNG" and picture.mode not in ("P", "PA"):
-        picture = _reduce_depth(picture, data[24], levels, notices)
+        picture = _reduce_depth(picture, data, levels, notices)
     bands = picture.getbands()
     if "A" in bands and picture.getchannel("A").getextrema() == (0, 0):
         notices.append(IGNORED_ALPHA)
@@ -247,35 +247,57 @@ def _normalise(picture: Image.Image, data: bytes, levels: str) -> tuple[Image.Im
     return picture, tuple(notices)
 
 
-def _reduce_depth(picture: Image.Image, depth: int, levels: str, notices: list[str]) -> Image.Image:
+def _reduce_depth(picture: Image.Image, data: bytes, levels: str, notices: list[str]) -> Image.Image:
     """Converts a PNG of any bit depth to 8 bits, and also its transparent colour, unlike Pillow.
 
     Args:
         picture: Picture as Pillow loaded it, which keeps 16 bits of greyscale only.
-        depth: Bits per value in the file.
+        data: Content of the file.
         levels: Values that become 0 and 255, `MIN:MAX`; `full` for the upper 8 bits.
         notices: List that notices on the depth are added to.
     """
+    depth = data[24]
     key = picture.info.pop("transparency", None)
     if depth == 16:
         notices.append(DEEP)
         if levels == FULL and _find_maximum(picture) < DARK_LIMIT:
             notices.append(DARK)
     if picture.mode.startswith("I"):
-        values = np.asarray(picture).astype(np.int64)  # [H, W]
-        low, high = parse_levels(levels)
-        if values.min() < low or values.max() > high:
-            notices.append(CLIPPED)
-        picture = Image.fromarray(_apply_levels(values, levels))
+        picture = Image.fromarray(_reduce_values(np.asarray(picture).astype(np.int64), levels, notices))
     elif depth == 16 and levels != FULL:
-        raise UnreadableImageError("16 bits per colour, which only --levels full can read")
+        values = _read_deep_colours(picture, data)  # [H, W, 3 or 4]
+        pixels = _reduce_values(values[..., :3], levels, notices)
+        alpha = (values[..., 3:] >> 8).astype(np.uint8)
+        picture = Image.fromarray(np.concatenate([pixels, alpha], axis=2))
     if isinstance(key, tuple):
-        picture.info["transparency"] = tuple(_reduce_value(value, depth) for value in key)
-    elif key is not None and depth == 16:
-        picture.info["transparency"] = int(_apply_levels(np.array([key]), levels)[0])
+        picture.info["transparency"] = tuple(_reduce_value(value, depth, levels) for value in key)
     elif key is not None:
-        picture.info["transparency"] = _reduce_value(key, depth)
+        picture.info["transparency"] = _reduce_value(key, depth, levels)
     return picture
+
+
+def _reduce_values(values: NDArray[np.int64], levels: str, notices: list[str]) -> Pixels:
+    """Maps values of 16 bits to 8 bits, and notices those outside of the levels."""
+    low, high = parse_levels(levels)
+    if values.min() < low or values.max() > high:
+        notices.append(CLIPPED)
+    return _apply_levels(values, levels)
+
+
+def _read_deep_colours(picture: Image.Image, data: bytes) -> NDArray[np.int64]:
+    """Returns all 16 bits of the colours of a PNG, of which Pillow keeps the upper 8: int64 `[H, W, C]`.
+
+    Raises:
+        UnreadableImageError: The picture is greyscale with alpha.
+    """
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as low_bytes:
+        if any(tile.args not in ("RGB;16B", "RGBA;16B") for tile in low_bytes.tile):
+            raise UnreadableImageError("16-bit greyscale with alpha, which only --levels full can read")
+        # Read as if the lower byte of every value came first, Pillow keeps the lower bytes.
+        tiles = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in low_bytes.tile]
+        low_bytes.tile = tiles
+        low_bytes.load()
+        return np.asarray(picture).astype(np.int64) << 8 | np.asarray(low_bytes).astype(np.int64)
 
 
 def _find_maximum(picture: Image.Image) -> int:
@@ -317,8 +339,10 @@ def find_deep_maximum(image: bytes) -> int | None:
         return None
 
 
-def _reduce_value(value: int, depth: int) -> int:
-    return value >> 8 if depth == 16 else value * 255 // (2**depth - 1)
+def _reduce_value(value: int, depth: int, levels: str) -> int:
+    if depth == 16:
+        return int(_apply_levels(np.array([value]), levels)[0])
+    return value * 255 // (2**depth - 1)
 
 
 def _shrink(pixels: Pixels, store_size: int) -> Pixels:

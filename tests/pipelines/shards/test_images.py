@@ -106,11 +106,17 @@ def test_12_bit_values_in_16_bits_are_noticed_and_scaled_by_levels():
     assert clipped.notices == (images.DEEP, images.CLIPPED)
 
 
-def test_16_bit_colours_are_noticed_and_need_full_levels():
-    image = build_png(1, 1, 16, 2, b"\0" + struct.pack(">3H", 1, 4095, 300))
+def test_levels_use_all_16_bits_of_colours():
+    image = build_png(2, 1, 16, 2, b"\0" + struct.pack(">6H", 1, 4095, 300, 16, 2047, 0))
     assert prepare_image(image, ShardSpec()).notices == (images.DEEP, images.DARK)
-    with pytest.raises(UnreadableImageError, match="16 bits per colour"):
-        prepare_image(image, ShardSpec(levels="0:4095"))
+    prepared = prepare_image(image, ShardSpec(levels="0:4095"))
+    assert decode_image(prepared.image).tolist() == [[[0, 255, 19], [1, 127, 0]]]
+    assert prepared.notices == (images.DEEP,)
+    opaque = build_png(1, 1, 16, 6, b"\0" + struct.pack(">4H", 1, 4095, 300, 65535))
+    assert decode_image(prepare_image(opaque, ShardSpec(levels="0:4095")).image).tolist() == [[[0, 255, 19]]]
+    grey = build_png(1, 1, 16, 4, b"\0" + struct.pack(">2H", 300, 65535))
+    with pytest.raises(UnreadableImageError, match="greyscale with alpha"):
+        prepare_image(grey, ShardSpec(levels="0:4095"))
 
 
 @pytest.mark.parametrize(
