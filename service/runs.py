@@ -2,6 +2,7 @@
 
 runs/<name>/config.yaml     configuration; files of the user are named as code/...
             metrics.jsonl   a line per epoch
+            data.json       class names, preprocessing, and digest of the shard set
             status.json     state, reason, timings, environment
             model.keras     the model of the best epoch
             checkpoints/    see service/checkpoint.py
@@ -26,6 +27,7 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import ConfigError
 from pipelines.storage import hash_file, hash_json, lock_file, replace_file, write_atomically
+from service.models.metadata import ModelMetadata, append_metadata
 from service.user_code import CodeCopy, describe_entry_points, find_names, list_modules, replace_names
 
 CONFIG = "config.yaml"
@@ -49,6 +51,7 @@ class Run:
         path: Absolute path of the directory.
         config_path: File with the configuration.
         metrics_path: Metrics, a line of JSON per epoch.
+        metadata_path: Class names, preprocessing, and digest of the shard set.
         status_path: State, timings and environment.
         model_path: The model of the best epoch so far.
         events: Folder of TensorBoard events.
@@ -64,6 +67,7 @@ class Run:
         self.path = Path(path).absolute()
         self.config_path = self.path / CONFIG
         self.metrics_path = self.path / "metrics.jsonl"
+        self.metadata_path = self.path / "data.json"
         self.status_path = self.path / "status.json"
         self.model_path = self.path / "model.keras"
         self.events = self.path / "events"
@@ -325,14 +329,65 @@ class Run:
         """Adds the seconds that some phases took to the timings in the status."""
         self.update_status(timings=self.status().get("timings", {}) | seconds)
 
+    def write_metadata(self, metadata: ModelMetadata) -> None:
+        """Records the classes, the preprocessing and the data of the run, before its first model is saved."""
+        write_atomically(self.metadata_path, metadata.to_json())
+
+    def read_metadata(self) -> ModelMetadata | None:
+        """Returns the recorded classes, preprocessing and data; None for runs of older versions.
+
+        Raises:
+            ConfigError: The file is damaged.
+        """
+        try:
+            return ModelMetadata.from_json(self.metadata_path.read_bytes(), str(self.metadata_path))
+        except FileNotFoundError:
+            return None
+
+    def read_data_digest(self) -> str | None:
+        """Returns the digest of the shard set that the run was trained on; None if it is not recorded.
+
+        Runs of older versions recorded it in their checkpoints only.
+        """
+        metadata = self.read_metadata()
+        if metadata is not None:
+            return metadata.data
+        for path in sorted(self.checkpoints.glob(f"{CHECKPOINT_PATTERN}/{CHECKPOINT_DESCRIPTION}")):
+            try:
+                return str(json.loads(path.read_text())["data"])
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+        return None
+
+    def check_data(self, shards: str | Path, digest: str) -> None:
+        """Checks that the shard set that the configuration names is still the one the run was trained on.
+
+        Args:
+            shards: Directory of the shard set.
+            digest: Digest of the manifest that is there now.
+
+        Raises:
+            ConfigError: Another shard set is there.
+        """
+        expected = self.read_data_digest()
+        if expected is not None and expected != digest:
+            raise ConfigError(
+                "the shard set the run was trained on",
+                f"shards={shards} (another one is there now)",
+                "put the old shards back, or name the shard set to use with --data",
+            )
+
     def write_model(self, save: Callable[[Path], None]) -> None:
-        """Replaces the model file atomically.
+        """Replaces the model file atomically; the metadata of the run, if recorded, becomes part of it.
 
         Args:
             save: Saves a model to a path that ends in `.keras`.
         """
+        metadata = self.read_metadata()
         with replace_file(self.model_path) as temporary:
             save(temporary)
+            if metadata is not None:
+                append_metadata(temporary, metadata)
 
     def append_rows(self, rank: int, lines: Sequence[str]) -> None:
         """Appends to the log of rows that a worker has trained on, see `service.training.telemetry.RowLog`.
@@ -357,6 +412,7 @@ class Run:
             "model": hash_file(self.model_path),
             "checkpoints": hash_json([[path.parent.name, hash_file(path)] for path in descriptions]),
             "config": hash_file(self.config_path),
+            "metadata": hash_file(self.metadata_path) if self.metadata_path.is_file() else None,
             "metrics": hash_file(self.metrics_path) if self.metrics_path.is_file() else None,
             "status": hash_json(reported),
         }

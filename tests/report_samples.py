@@ -11,6 +11,8 @@ import keras
 import numpy as np
 from shard_samples import make_record, write_shards
 
+from pipelines.shards.manifest import load_manifest
+from service.models.metadata import ModelMetadata
 from service.runs import Run
 
 
@@ -90,5 +92,7 @@ def make_run(
     run.write_metrics(epochs)
     run.update_status(state="finished")
     if model is not None:
-        model.save(run.model_path)
+        manifest = load_manifest(shards)
+        run.write_metadata(ModelMetadata(manifest.classes, manifest.digest(), (8, 8), 1))
+        run.write_model(model.save)
     return run

@@ -18,6 +18,7 @@ from service.training.failures import translate_failures
 if TYPE_CHECKING:
     import keras
 
+    from service.inference.interpretation import Interpretation
     from service.report.analysis.network import Network
 
 OPACITY = 0.55  # opacity of a heatmap over its image
@@ -223,14 +224,18 @@ def _open_network(
     import keras
 
     from pipelines.errors import ConfigError
-    from service.inference.classifier import class_count, infer_pixel_scale, input_spec
+    from service.inference.classifier import class_count, input_spec
+    from service.inference.inspection import interpret_model
     from service.inference.jobs import open_model
+    from service.inference.options import PredictOptions
     from service.report.analysis.network import Network
 
     saved_names: Sequence[str] | None = None
+    known: Interpretation | None = None
     if not isinstance(model, keras.Model):
         saved, model = open_model(os.fspath(model))
         saved_names = saved.classes
+        known = saved.interpretation
     spec = input_spec(model)
     shape = (*spec.image_size, spec.channels)
     if images.ndim != 4 or images.shape[1:] != shape or not len(images):
@@ -243,7 +248,9 @@ def _open_network(
     names = tuple(class_names or saved_names or (f"class_{label}" for label in range(count)))
     if len(names) != count:
         raise ConfigError(f"{count} class names", f"class_names={len(names)}", "name them all")
-    network = Network(model, infer_pixel_scale(model) if scale is None else scale)
+    interpretation = interpret_model(model, PredictOptions(scale), known, pixels=np.asarray(images, np.uint8))
+    pixels = interpretation.pixels
+    network = Network(model, pixels.scale, offset=pixels.offset, head=interpretation.head)
     return network, names
 
 

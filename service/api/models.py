@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from service.inference.evaluate import Evaluation
+    from service.inference.interpretation import Head
 
 
 @translate_failures()
@@ -36,12 +37,14 @@ def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ())
 
 
 @translate_failures()
-def evaluate(
+def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     model: str | os.PathLike[str],
     data: str | os.PathLike[str],
     split: str = "validation",
     *,
     scale: float | None = None,
+    offset: float | None = None,
+    head: Head | None = None,
     tta: str = "none",
     workers: int | None = None,
     custom_objects: Sequence[str] = (),
@@ -53,13 +56,15 @@ def evaluate(
         data: Shard set, or the directory of one.
         split: Name of the split.
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
+        offset: Summand after the multiplication; requires `scale`.
+        head: Whether the outputs are `probabilities` or `logits`; None infers it.
         tta: Test-time augmentation, `none` or `flip`.
         workers: Maximum number of Ray tasks; None for this process alone, or for the cluster at
             `RAY_ADDRESS`.
         custom_objects: Modules with the custom layers of the model, see `load_model`.
 
     Returns:
-        Accuracy, loss, top-5 accuracy, AUC and confusion matrix.
+        Accuracy, loss, top-5 accuracy, AUC and confusion matrix; `notes` says how the model was interpreted.
 
     Raises:
         ConfigError: The model cannot be used, or does not fit the shard set.
@@ -72,7 +77,7 @@ def evaluate(
         os.fspath(model),
         os.fspath(data),
         split,
-        options=PredictOptions(scale, tta),
+        options=PredictOptions(scale, tta, offset, head),
         workers=workers,
         custom_objects=custom_objects,
     )
@@ -86,6 +91,8 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     split: str | None = None,
     classes: Sequence[str] | None = None,
     scale: float | None = None,
+    offset: float | None = None,
+    head: Head | None = None,
     tta: str = "none",
     workers: int | None = None,
     custom_objects: Sequence[str] = (),
@@ -96,8 +103,10 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
         model: A run or run directory, or a model file made anywhere.
         data: Shard set, or a source such as `photos:DIR`.
         split: Name of the split; None for all of them.
-        classes: Class names; None for those of the run, else `class_0`, `class_1` and so on.
+        classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
+        offset: Summand after the multiplication; requires `scale`.
+        head: Whether the outputs are `probabilities` or `logits`; None infers it.
         tta: Test-time augmentation, `none` or `flip`.
         workers: Maximum number of Ray tasks; None for this process alone, or for the cluster at
             `RAY_ADDRESS`.
@@ -105,7 +114,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
 
     Returns:
         An Arrow table: `id`, `class`, and one float32 column of probabilities per class. Images that cannot
-        be decoded have no row.
+        be decoded have no row. The entry `glassbox` of its metadata says how the model was interpreted.
 
     Raises:
         ConfigError: The model, the data or the class names cannot be used.
@@ -124,7 +133,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
             out,
             split=split,
             classes=classes,
-            options=PredictOptions(scale, tta),
+            options=PredictOptions(scale, tta, offset, head),
             workers=workers,
             custom_objects=custom_objects,
         )

@@ -20,23 +20,28 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Evaluates the model, and prints its scores and confusion matrix.
+    """Evaluates the model, and prints how it was interpreted, its scores and its confusion matrix.
 
     Raises:
         GlassboxError: See `service.inference.evaluate.evaluate` for the conditions.
     """
+    from service.devices import configure_devices
     from service.inference.evaluate import evaluate
+    from service.inference.jobs import uses_cluster
     from service.inference.options import PredictOptions
 
+    if uses_cluster(options.workers):
+        configure_devices(use_gpu=False)
     evaluation = evaluate(
         options.model,
         options.data,
         options.split,
-        options=PredictOptions(options.scale, options.tta),
+        options=PredictOptions(options.scale, options.tta, options.offset, options.head),
         workers=options.workers,
         custom_objects=options.custom_objects,
         out=options.out,
     )
+    print(*evaluation.notes, sep="\n")
     scores = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.figures().items())
     print(f"{scores}  ({evaluation.images} images of split {options.split})")
     table = evaluation.confusion_table()

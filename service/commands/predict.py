@@ -30,30 +30,35 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--classes",
         nargs="+",
         metavar="NAME",
-        help="class names (default: those of the run, else class_0, class_1, ...)",
+        help="class names (default: those of the model, else class_0, class_1, ...)",
     )
     add_inference_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
-    """Writes the table, and prints how many images it covers.
+    """Writes the table, and prints how the model was interpreted and how many images the table covers.
 
     Raises:
         GlassboxError: See `service.inference.predict.predict` for the conditions.
     """
+    from service.devices import configure_devices
+    from service.inference.jobs import uses_cluster
     from service.inference.options import PredictOptions
     from service.inference.predict import predict
 
+    if uses_cluster(options.workers):
+        configure_devices(use_gpu=False)
     summary = predict(
         options.model,
         options.data,
         options.out,
         split=options.split,
         classes=options.classes,
-        options=PredictOptions(options.scale, options.tta),
+        options=PredictOptions(options.scale, options.tta, options.offset, options.head),
         workers=options.workers,
         custom_objects=options.custom_objects,
     )
+    print(*summary.notes, sep="\n")
     reasons = f" (reasons in {summary.rejected_path})" if summary.rejected else ""
     print(
         f"{options.out}: {summary.images} images, {summary.rejected} rejected{reasons}; {summary.throughput}"

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.shards.manifest import load_manifest
-from service.commands.common import CUSTOM_OBJECTS_HELP, SCALE_HELP, Subparsers, add_command
+from service.commands.common import (
+    CUSTOM_OBJECTS_HELP,
+    Subparsers,
+    add_command,
+    add_interpretation_options,
+)
 from service.inference.jobs import find_model_file
 from service.runs import Run
 
@@ -54,7 +59,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="FORMAT",
         help="format of feature-map sheets: auto, png, jpeg or webp (default: auto)",
     )
-    parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
+    add_interpretation_options(parser)
     parser.add_argument(
         "--custom-objects",
         nargs="+",
@@ -139,9 +144,12 @@ def _check_inputs(options: argparse.Namespace) -> None:
 
 def _read_options(options: argparse.Namespace) -> ReportOptions:
     from pipelines.spec import check
+    from service.inference.options import PredictOptions
     from service.report.options import ReportOptions
 
-    settings = {name: getattr(options, name) for name in ("scale", "samples", "seed", "sheets")}
+    PredictOptions(options.scale, offset=options.offset, head=options.head)  # checks them together
+    names = ("scale", "offset", "head", "samples", "seed", "sheets")
+    settings = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in settings.items() if value is not None}
     if "samples" in given:
         given["samples"] = Path(given["samples"]).absolute()  # Ray workers have another working directory

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,22 @@ import tensorflow as tf
 from pipelines.errors import ConfigError
 from pipelines.records import Batch
 from pipelines.spec import DataSpec
-from service.inference.custom_objects import collect_custom_objects, find_custom_names
+from service.inference.custom_objects import (
+    collect_custom_objects,
+    find_custom_names,
+    find_tensorflow_operations,
+)
+from service.inference.inspection import interpret_model
+from service.inference.interpretation import Interpretation
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
 from service.scores import losses
 
 LEGACY_SUFFIXES = {".h5", ".hdf5"}
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
-# Operations that mean "this model scales its own input" when they precede the first weights.
-INPUT_SCALING = {"Rescaling", "Normalization", "Divide", "TrueDivide", "Multiply", "Subtract"}
-ACTIVATION_LAYERS = {"Softmax", "Sigmoid"}
-# Layers after the head that only drop, reshape or pass on its values.
-PASS_THROUGH_LAYERS = {"Dropout", "Flatten", "Identity", "InputLayer", "Reshape"}
-MAX_REASON = 160  # characters of a library's message that are quoted in an error
+# Keras quotes the configuration of every enclosing object before the cause of an error, or after it.
+KERAS_CAUSE = "Exception encountered:"
+KERAS_CONFIG = "Full object config:"
+TOLERANCE = 2e-2  # by which a probability in half precision may leave [0, 1]
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,9 @@ def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Mo
         custom_objects: Modules that may be imported for custom layers of the model, as `package.module`,
             `FOLDER/package.module` or `file.py`. They are imported only if the model has such layers.
 
+    Returns:
+        The model. If its one output is in a dict or a list, it is returned with a plain output.
+
     Raises:
         ConfigError: The file is missing, is not a Keras model, needs code to be executed, or has custom
             layers that the modules do not define.
@@ -87,7 +94,7 @@ def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Mo
         )
     objects = _load_custom_objects(path, custom_objects)
     try:
-        return keras.saving.load_model(path, custom_objects=objects, compile=False, safe_mode=True)
+        model = keras.saving.load_model(path, custom_objects=objects, compile=False, safe_mode=True)
     except (
         ValueError,
         TypeError,
@@ -100,9 +107,10 @@ def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Mo
     ) as error:
         raise ConfigError(
             "a model made of Keras layers alone",
-            f"model={path} ({_first_line(error)})",
+            f"model={path} ({_find_cause(error)})",
             "save it without Lambda layers and without classes of your own",
         ) from None
+    return _select_output(model)
 
 
 def _load_custom_objects(path: Path, modules: Sequence[str]) -> dict[str, Any]:
@@ -111,6 +119,13 @@ def _load_custom_objects(path: Path, modules: Sequence[str]) -> dict[str, Any]:
         names = find_custom_names(path)
     except (ValueError, KeyError, OSError, zipfile.BadZipFile):
         return {}  # loading the file reports the reason
+    operations = find_tensorflow_operations(path)
+    if operations:
+        raise ConfigError(
+            "a model made of Keras layers alone",
+            f"model={path} (calls {', '.join(operations)} outside of any layer, as Keras 2 allowed)",
+            "replace these calls by layers, such as keras.layers.Softmax, and save it again",
+        )
     if not names:
         return {}
     objects = collect_custom_objects(modules)
@@ -136,11 +151,21 @@ def _is_model_file(path: Path) -> bool:
         return "config.json" in archive.namelist()
 
 
-def _first_line(error: Exception) -> str:
-    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    if len(line) > MAX_REASON:
-        line = line[: MAX_REASON - 1] + "…"
-    return line
+def _find_cause(error: Exception) -> str:
+    """Returns the innermost message of an error of Keras, which quotes whole configurations before it."""
+    innermost = str(error).rpartition(KERAS_CAUSE)[2].partition(KERAS_CONFIG)[0].strip()
+    return next(iter(innermost.splitlines()), "").strip() or type(error).__name__
+
+
+def _select_output(model: keras.Model) -> keras.Model:
+    """Returns a model with a plain output, if its one output is in a dict or in nested lists."""
+    outputs = list(getattr(model, "outputs", None) or [])
+    inputs = list(getattr(model, "inputs", None) or [])
+    if isinstance(model, keras.Sequential) or len(outputs) != 1 or len(inputs) != 1:
+        return model
+    if model.output is outputs[0] and model.input is inputs[0]:
+        return model
+    return keras.Model(inputs[0], outputs[0], name=model.name)
 
 
 def input_spec(model: keras.Model) -> DataSpec:
@@ -161,36 +186,21 @@ def input_spec(model: keras.Model) -> DataSpec:
     return DataSpec(image_size=shape[1:3], channels=shape[3])
 
 
-def infer_pixel_scale(model: keras.Model) -> float:
-    """Infers the factor that stored pixels, 0 to 255, are multiplied by before they enter a model.
-
-    A model that scales its input itself (a Rescaling or Normalization layer, or plain arithmetic ahead of
-    its first weights) takes 0 to 255: the factor is 1. Any other model is assumed to have been trained on
-    0 to 1, as is customary: the factor is 1/255.
-    """
-    for operation in _iterate_operations(model):
-        if type(operation).__name__ in INPUT_SCALING:
-            return 1.0
-        if getattr(operation, "weights", None):
-            break
-    return 1 / 255
-
-
-def _iterate_operations(model: keras.Model) -> Iterator[Any]:
-    """Yields every operation in graph order, those of nested models in their place."""
-    for operation in getattr(model, "operations", None) or model.layers:
-        if isinstance(operation, keras.Model):
-            yield from _iterate_operations(operation)
-        else:
-            yield operation
-
-
 def class_count(model: keras.Model) -> int:
     """Returns the number of classes a model distinguishes; a single output unit distinguishes two.
 
     Raises:
         ConfigError: The output is not `[B, units]`.
     """
+    outputs = getattr(model, "outputs", None) or []
+    if len(outputs) > 1:
+        shapes = ", ".join(str(tuple(output.shape)) for output in outputs)
+        names = f" named {', '.join(model.output)}" if isinstance(model.output, dict) else ""
+        raise ConfigError(
+            "a classifier with one output [batch, units]",
+            f"{len(outputs)} outputs{names}: {shapes}",
+            "save a model of one of them: keras.Model(model.input, OUTPUT)",
+        )
     shape = model.output_shape
     if not isinstance(shape, tuple) or len(shape) != 2 or not isinstance(shape[1], int):
         raise ConfigError(
@@ -221,24 +231,30 @@ class Classifier:
 
     Args:
         model: Model that ends in softmax, in one sigmoid unit, or in logits.
-        options: Pixel scale and test-time augmentation.
+        options: Pixel scale, head and test-time augmentation.
+        interpretation: How pixels enter the model and what its outputs mean; None decides it from the
+            options and the model alone, see `service.inference.inspection`.
 
     Attributes:
         data: Size and channels of the images the model takes.
         classes: Number of classes the model distinguishes.
+        interpretation: How pixels enter the model and what its outputs mean.
 
     Raises:
         ConfigError: The model is not such a classifier.
     """
 
-    def __init__(self, model: keras.Model, options: PredictOptions = DEFAULT_OPTIONS) -> None:
-        scale = options.scale
-        if scale is None:
-            scale = infer_pixel_scale(model)
+    def __init__(
+        self,
+        model: keras.Model,
+        options: PredictOptions = DEFAULT_OPTIONS,
+        interpretation: Interpretation | None = None,
+    ) -> None:
         self.data = input_spec(model)
         self.classes = class_count(model)
+        self.interpretation = interpretation or interpret_model(model, options)
         self._shape = (*self.data.image_size, self.data.channels)
-        self._predict = _compile(model, self._shape, scale, mirror=options.tta == "flip")
+        self._predict = _compile(model, self._shape, self.interpretation, mirror=options.tta == "flip")
 
     def __call__(self, images: Any, is_real: np.ndarray) -> np.ndarray:
         """Predicts float32 probabilities `[n, K]` for the n real images of a batch.
@@ -267,21 +283,33 @@ class Classifier:
                 "probability=nan",
                 "train it again with a smaller learning rate, or check whether --scale fits the model",
             )
+        if len(probabilities) and (probabilities.min() < -TOLERANCE or probabilities.max() > 1 + TOLERANCE):
+            raise ConfigError(
+                "probabilities from 0 to 1, as the outputs are interpreted",
+                f"outputs from {probabilities.min():.4g} to {probabilities.max():.4g}",
+                "pass --head logits",
+            )
         return probabilities
 
 
-def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = None) -> Predictions:
+def predict(
+    model: keras.Model,
+    batches: Iterable[Batch],
+    scale: float | None = None,
+    interpretation: Interpretation | None = None,
+) -> Predictions:
     """Predicts all images of some batches; rows with weight 0 are padding and left out.
 
     Args:
         model: Classifier, see `Classifier`.
         batches: Batches of one size, so that the graph is compiled once; NumPy arrays or tensors.
         scale: Factor on the pixels, see `PredictOptions`.
+        interpretation: How pixels enter the model and what its outputs mean, see `Classifier`.
 
     Raises:
         ConfigError: The model is not a classifier, or the images or labels do not fit it.
     """
-    classifier = Classifier(model, PredictOptions(scale))
+    classifier = Classifier(model, PredictOptions(scale), interpretation)
     probabilities = [np.zeros((0, classifier.classes), np.float32)]
     labels = [np.zeros(0, np.int32)]
     rows = [np.zeros(0, np.int64)]
@@ -300,13 +328,12 @@ def predict(model: keras.Model, batches: Iterable[Batch], scale: float | None = 
     return Predictions(np.concatenate(probabilities), truth, np.concatenate(rows))
 
 
-def _compile(model: keras.Model, shape: tuple[int, ...], scale: float, mirror: bool) -> Any:
+def _compile(model: keras.Model, shape: tuple[int, ...], interpretation: Interpretation, mirror: bool) -> Any:
     """Compiles a graph from uint8 images `[B, H, W, C]` to float32 probabilities `[B, K]`."""
-    to_probabilities = probability_head(model)
 
     def predict_once(images: tf.Tensor) -> tf.Tensor:
-        outputs = model(tf.cast(images, tf.float32) * scale, training=False)
-        return to_probabilities(tf.cast(outputs, tf.float32))
+        outputs = model(interpretation.pixels.apply(tf.cast(images, tf.float32)), training=False)
+        return _to_probabilities(tf.cast(outputs, tf.float32), interpretation)
 
     @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
     def predict_batch(images: tf.Tensor) -> tf.Tensor:
@@ -319,42 +346,15 @@ def _compile(model: keras.Model, shape: tuple[int, ...], scale: float, mirror: b
     return predict_batch
 
 
-def probability_head(model: keras.Model) -> Callable[[tf.Tensor], tf.Tensor]:
-    """Returns the function that turns a model's outputs `[B, units]` into probabilities `[B, K]`.
-
-    Raises:
-        ConfigError: The model ends in neither softmax, one sigmoid unit, nor logits.
-    """
-    activation = activation_name(last_operation(model))
-    units = model.output_shape[1]
-    if activation == "softmax" and units > 1:
-        return tf.identity
-    if activation == "linear" and units > 1:
-        return tf.nn.softmax
-    if activation == "sigmoid" and units == 1:
-        return lambda p: tf.concat([1 - p, p], axis=1)
-    if activation == "linear":
-        return lambda z: tf.concat([tf.sigmoid(-z), tf.sigmoid(z)], axis=1)
-    raise ConfigError(
-        "a model that ends in softmax, in one sigmoid unit or in logits",
-        f"{units} units with activation={activation}",
-        "retrain it with such a head",
-    )
-
-
-def last_operation(model: keras.Model) -> Any:
-    """Returns the last operation that changes values; later ones only drop, reshape or pass them on."""
-    for operation in reversed(list(_iterate_operations(model))):
-        if type(operation).__name__ not in PASS_THROUGH_LAYERS:
-            return operation
-    raise ConfigError("a model with layers", f"model={model.name} (empty)", "use a classifier")
-
-
-def activation_name(operation: Any) -> str:
-    """Returns the name of the activation that an operation ends with or is; `linear` without one."""
-    if type(operation).__name__ in ACTIVATION_LAYERS:
-        return type(operation).__name__.lower()
-    activation = getattr(operation, "activation", None)
-    if activation is None:
-        return "linear"
-    return getattr(activation, "__name__", type(operation).__name__)
+def _to_probabilities(outputs: tf.Tensor, interpretation: Interpretation) -> tf.Tensor:
+    """Turns the outputs of a model, `[B, units]`, into probabilities `[B, K]`."""
+    is_single = outputs.shape[1] == 1
+    if interpretation.head == "logits":
+        if is_single:
+            return tf.concat([tf.sigmoid(-outputs), tf.sigmoid(outputs)], axis=1)
+        return tf.nn.softmax(outputs)
+    if is_single:
+        return tf.concat([1 - outputs, outputs], axis=1)
+    if interpretation.is_normalized:
+        return outputs
+    return outputs / tf.reduce_sum(outputs, axis=1, keepdims=True)

@@ -24,6 +24,16 @@ _KERAS_MODULES = (
     keras.ops,
     keras.regularizers,
 )
+_FUNCTIONAL = "Functional"  # class of most models in HDF5 files; no module of Keras exports it
+# Classes in which Keras 2 saved calls of TensorFlow functions
+_KERAS_2_OPERATIONS = (
+    "TFOpLambda",
+    "SlicingOpLambda",
+    "TensorFlowOpLayer",
+    "ClassMethod",
+    "InstanceMethod",
+    "InstanceProperty",
+)
 
 
 def find_custom_names(path: Path) -> tuple[str, ...]:
@@ -36,6 +46,21 @@ def find_custom_names(path: Path) -> tuple[str, ...]:
         ValueError: The file holds no readable configuration.
     """
     names = dict.fromkeys(_iterate_custom_names(_read_model_config(path)))
+    return tuple(names)
+
+
+def find_tensorflow_operations(path: Path) -> tuple[str, ...]:
+    """Returns the TensorFlow functions, such as `tf.nn.softmax`, that a model calls outside of any layer.
+
+    Keras 2 saved such calls; Keras 3 cannot load them.
+
+    Args:
+        path: A `.keras` or `.h5` model file.
+
+    Raises:
+        ValueError: The file holds no readable configuration.
+    """
+    names = dict.fromkeys(_iterate_operation_names(_read_model_config(path)))
     return tuple(names)
 
 
@@ -82,6 +107,19 @@ def _iterate_custom_names(config: Any) -> Iterator[str]:
             yield from _iterate_custom_names(item)
 
 
+def _iterate_operation_names(config: Any) -> Iterator[str]:
+    if isinstance(config, list):
+        for item in config:
+            yield from _iterate_operation_names(item)
+    elif isinstance(config, dict):
+        if config.get("class_name") in _KERAS_2_OPERATIONS:
+            settings = config.get("config")
+            function = settings.get("function") if isinstance(settings, dict) else None
+            yield f"tf.{function}" if function else str(config["class_name"])
+        for item in config.values():
+            yield from _iterate_operation_names(item)
+
+
 def _read_name(config: dict[str, Any]) -> str:
     if config["class_name"] == "function":
         return str(config["config"])
@@ -94,6 +132,8 @@ def _is_builtin(config: dict[str, Any]) -> bool:
     if name == "function":
         return any(hasattr(module, str(config["config"])) for module in _KERAS_MODULES)
     if name.startswith("__"):  # tensors, lambdas and the like, which no module defines
+        return True
+    if name == _FUNCTIONAL and "module" not in config:
         return True
     if "module" in config:
         return f"{config['module']}.".startswith("keras.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from pipelines.shards.manifest import FILE_NAME, load_manifest
 from pipelines.shards.task import prepare_examples
 from pipelines.sources import Source, open_source
 from pipelines.spec import DataSpec, ShardSpec
+from service.inference.classes import ClassMatch
 
 if TYPE_CHECKING:
     from pipelines.input.batches import Batches
@@ -87,8 +89,9 @@ def open_dataset(data: str) -> ImageDataset:
         raise ConfigError(
             "a shard set or a source",
             f"data={data} (a folder without {FILE_NAME})",
-            f"pass photos:{data} to predict the images below it, "
-            f"or build a shard set with 'glassbox shards build folder:{data} OUT'",
+            f"pass {shlex.quote(f'photos:{data}')} to predict the images below it, "
+            "or build a shard set with: "
+            + shlex.join(["glassbox", "shards", "build", f"folder:{data}", "OUT"]),
         )
     return ShardDataset(str(path.absolute()))
 
@@ -136,6 +139,44 @@ class ShardDataset:
                     encoding=reader.manifest.encoding,
                 )
                 step += 1
+
+
+class LabelledRows:
+    """Images of a split with their labels, read by row.
+
+    Args:
+        directory: Path of the shard set.
+        split: Name of the split.
+        data: Size and channels of the images.
+        match: Maps labels of the shard set to outputs of the model.
+
+    Attributes:
+        labels: int32 `[N]`, the labels as indices of outputs.
+    """
+
+    def __init__(self, directory: str, split: str, data: DataSpec, match: ClassMatch) -> None:
+        from pipelines.input.reader import ShardReader
+
+        self._reader = ShardReader(directory, split)
+        self._data = data
+        self.labels = match.map_labels(self._reader.labels)
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """Reads some images, uint8 `[n, H, W, C]`; one that cannot be decoded is black."""
+        indices = np.asarray(rows)
+        places = [str(place) for place in range(len(indices))]
+        batch = _decode_batch(
+            images=self._reader.read_images(indices),
+            shapes=self._reader.read_shapes(indices),
+            ids=places,
+            labels=self.labels[indices],
+            data=self._data,
+            encoding=self._reader.manifest.encoding,
+        )
+        images = np.zeros((len(indices), *batch.images.shape[1:]), np.uint8)
+        for position, place in enumerate(batch.ids):
+            images[int(place)] = batch.images[position]
+        return images
 
 
 @lru_cache(maxsize=1)  # the blocks of a split follow each other

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from hashlib import sha256
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from rich.table import Table
 from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import load_manifest
 from pipelines.storage import write_atomically
-from service.inference.datasets import InferenceBatch, ShardDataset
+from service.inference.classes import ClassMatch, match_classes
+from service.inference.datasets import InferenceBatch, LabelledRows, ShardDataset
 from service.inference.jobs import (
     InferenceJob,
     Throughput,
@@ -38,7 +39,7 @@ class Evaluation:
     """Scores of a model on a split.
 
     Attributes:
-        classes: Class names; labels are indices into them.
+        classes: Class names in the order of the model's outputs; labels are indices into them.
         images: Number of images evaluated: the whole split.
         accuracy: Share of images whose most probable class is the true one.
         loss: Mean negative log likelihood of the true classes, in nats.
@@ -46,6 +47,7 @@ class Evaluation:
         auc: Area under the ROC curve; None unless there are two classes and both occur.
         confusion: int64 `[K, K]`: how often an image of a class (row) was predicted as a class (column).
         throughput: Images per second, and the time until the first result.
+        notes: How pixels, outputs and classes were interpreted, a line each.
     """
 
     classes: tuple[str, ...]
@@ -56,6 +58,7 @@ class Evaluation:
     auc: float | None
     confusion: np.ndarray
     throughput: Throughput
+    notes: tuple[str, ...] = ()
 
     def figures(self) -> dict[str, float]:
         """Returns the scores that are a single number, by the name they are printed with."""
@@ -75,7 +78,7 @@ class Evaluation:
             table.add_row(name, *map(str, counts))
         return table
 
-    def save(self, path: Path, provenance: dict[str, str]) -> None:
+    def save(self, path: Path, provenance: dict[str, Any]) -> None:
         """Writes the scores and their provenance as JSON.
 
         Args:
@@ -118,7 +121,7 @@ def evaluate(
         model: Any Keras model file, or a run directory.
         data: Directory of the shard set.
         split: Name of the split.
-        options: Pixel scale and test-time augmentation.
+        options: Pixel scale, head and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
         custom_objects: Modules that define the custom layers of the model, see `load_model`.
         out: JSON file to write the scores to; an existing file is replaced.
@@ -132,28 +135,35 @@ def evaluate(
     manifest = load_manifest(data)
     rows = manifest.get_split(split).rows
 
-    from service.inference.classifier import Classifier, check_class_count
+    from service.inference.classifier import Classifier, check_class_count, input_spec
+    from service.inference.inspection import interpret_model
 
     saved, net = open_model(model, custom_objects)
     check_class_count(net, manifest.classes)
-    _check_class_names(manifest.classes, saved.classes)
+    match = match_classes(saved.classes, manifest.classes, saved.class_source)
     throughput = Throughput()
     dataset = ShardDataset(str(Path(data).absolute()))
-    job = InferenceJob(saved, options, dataset, _score_batch)
+    sample = LabelledRows(dataset.directory, split, input_spec(net), match)
+    interpretation = interpret_model(net, options, saved.interpretation, sample)
+    classifier = Classifier(net, options, interpretation)
+    job = InferenceJob(saved, options, interpretation, dataset, partial(_score_batch, match=match))
     blocks = split_into_blocks({split: rows})
     scores: dict[int, list[BatchScores]] = {}
-    with closing(run_inference(job, Classifier(net, options), blocks, workers, throughput)) as results:
+    with closing(run_inference(job, classifier, blocks, workers, throughput)) as results:
         scores.update(results)
     in_order = [batch for index in sorted(scores) for batch in scores[index]]
-    evaluation = _summarize(in_order, manifest.classes, throughput)
+    notes = (*interpretation.notes, match.note)
+    evaluation = replace(_summarize(in_order, match.names, throughput), notes=notes)
     if path:
         provenance = {
             "model": str(model),
-            "model_sha256": sha256(saved.content).hexdigest(),
+            "model_sha256": saved.digest,
             "split": split,
             "tta": options.tta,
             "data": str(data),
             "data_digest": manifest.digest(),
+            "matching": match.note,
+            **interpretation.describe(),
         }
         evaluation.save(path, provenance)
     return evaluation
@@ -161,17 +171,6 @@ def evaluate(
 
 def _shorten(name: str) -> str:
     return name if len(name) <= NAME_WIDTH else name[: NAME_WIDTH - 1] + "…"
-
-
-def _check_class_names(classes: tuple[str, ...], expected: tuple[str, ...] | None) -> None:
-    """Checks the class names of a shard set against those of the run, if these are known."""
-    for label, (name, expected_name) in enumerate(zip(classes, expected or classes, strict=True)):
-        if name != expected_name:
-            raise ConfigError(
-                f"class {label} to be {expected_name!r}, as where the run was trained",
-                f"class={name!r}",
-                "pass --data with a shard set of the classes it was trained on",
-            )
 
 
 @dataclass(frozen=True)
@@ -193,7 +192,7 @@ class BatchScores:
     last_class: np.ndarray
 
 
-def _score_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchScores:
+def _score_batch(batch: InferenceBatch, probabilities: np.ndarray, match: ClassMatch) -> BatchScores:
     if batch.rejected:
         raise DataError(
             "images that can be decoded",
@@ -206,6 +205,7 @@ def _score_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchScore
         raise DataError(
             f"labels from 0 to {classes - 1}", f"label={labels.max()}", "build the shard set again"
         )
+    labels = match.map_labels(labels)
     return BatchScores(
         labels=labels,
         predicted=probabilities.argmax(axis=1).astype(np.int32),

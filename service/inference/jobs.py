@@ -13,15 +13,18 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipelines.cluster import ray_session, run_tasks
+from pipelines.cluster import choose_task_resources, list_nodes, ray_session, run_tasks
 from pipelines.errors import ConfigError, DataError
 from pipelines.shards.manifest import load_manifest
 from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch
+from service.inference.interpretation import Head, Interpretation, PixelTransform
+from service.models.metadata import ModelMetadata, read_metadata
 from service.progress_bar import progress_bar
 from service.runs import Run
 
@@ -41,14 +44,28 @@ class SavedModel:
     Attributes:
         name: File name of the model.
         content: Content of the model file.
-        classes: Class names from the shard set of its run; None if it no longer exists.
+        classes: Class names in the order of the outputs; None if they are not known.
         custom_objects: Modules that define the custom layers of the model.
+        metadata: Metadata of the file or of its run; None if there is none.
+        class_source: Where the class names come from, or why they are not known, as a phrase.
     """
 
     name: str
     content: bytes
     classes: tuple[str, ...] | None
     custom_objects: tuple[str, ...] = ()
+    metadata: ModelMetadata | None = None
+    class_source: str = ""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model file, in hexadecimal."""
+        return sha256(self.content).hexdigest()
+
+    @property
+    def interpretation(self) -> Interpretation | None:
+        """How pixels enter the model and what its outputs mean, as recorded in its metadata."""
+        return None if self.metadata is None else read_interpretation(self.metadata)
 
     def load(self) -> keras.Model:
         """Loads the model.
@@ -85,7 +102,7 @@ def find_model_file(path: str | Path) -> Path:
 
 
 def open_model(path: str | Path, custom_objects: Sequence[str] = ()) -> tuple[SavedModel, keras.Model]:
-    """Reads and loads a model file, or that of a run together with the class names of its shard set.
+    """Reads and loads a model file, or that of a run, together with its metadata.
 
     Args:
         path: Any Keras model file, or a run directory.
@@ -99,23 +116,90 @@ def open_model(path: str | Path, custom_objects: Sequence[str] = ()) -> tuple[Sa
 
     configure_devices()
     file = find_model_file(path)
-    classes = None
-    if Path(path).is_dir():
-        run = Run(path)
-        classes = _read_classes(run)
+    run = Run(path) if Path(path).is_dir() else None
+    if run is not None:
         custom_objects = (*custom_objects, *run.custom_objects())
     model = load_model(file, custom_objects)
-    if classes and len(classes) != class_count(model):
-        classes = None
-    return SavedModel(file.name, file.read_bytes(), classes, tuple(custom_objects)), model
+    names = find_class_names(file, run, class_count(model))
+    saved = SavedModel(
+        name=file.name,
+        content=file.read_bytes(),
+        classes=names.classes,
+        custom_objects=tuple(custom_objects),
+        metadata=names.metadata,
+        class_source=names.source,
+    )
+    return saved, model
 
 
-def _read_classes(run: Run) -> tuple[str, ...] | None:
-    """Reads the class names of a run's shard set; None if the shard set no longer exists."""
+@dataclass(frozen=True)
+class ClassNames:
+    """The class names of a model, and where they come from.
+
+    Attributes:
+        classes: Class names in the order of the outputs; None if they are not known.
+        source: Where they come from, or why they are not known, as a phrase.
+        metadata: Metadata of the file or of its run; None if there is none.
+    """
+
+    classes: tuple[str, ...] | None
+    source: str
+    metadata: ModelMetadata | None = None
+
+
+def find_class_names(file: Path, run: Run | None, count: int) -> ClassNames:
+    """Finds the class names of a model: in its file, in its run, or for older runs in their shard set.
+
+    Args:
+        file: The model file.
+        run: Run that it belongs to; None for a file alone.
+        count: Number of classes that the model distinguishes.
+
+    Raises:
+        ConfigError: The metadata is damaged, or is that of another model.
+    """
+    metadata = read_metadata(file)
+    source = "recorded in the model file"
+    if metadata is None and run is not None:
+        metadata = run.read_metadata()
+        source = "recorded in the run"
+    if metadata is not None:
+        if len(metadata.classes) != count:
+            raise ConfigError(
+                f"metadata of a model of {count} classes",
+                f"model={file} (metadata of {len(metadata.classes)} classes)",
+                "restore the file, or train again",
+            )
+        return ClassNames(metadata.classes, source, metadata)
+    if run is None:
+        return ClassNames(None, "the file has no class names")
+    return _find_names_of_old_run(run, count)
+
+
+def _find_names_of_old_run(run: Run, count: int) -> ClassNames:
+    """Reads the class names of the shard set of a run that has no record of them."""
+    shards = run.config().get("shards") or ""
     try:
-        return load_manifest(run.config().get("shards") or "").classes
+        manifest = load_manifest(shards)
     except DataError:
-        return None
+        return ClassNames(None, f"the run has no record of its classes, and shards={shards} no longer exists")
+    digest = run.read_data_digest()
+    is_other = len(manifest.classes) != count or (digest is not None and digest != manifest.digest())
+    if is_other:
+        return ClassNames(
+            None, f"the run has no record of its classes, and shards={shards} is another set now"
+        )
+    if digest is None:
+        source = f"the run has no record of its classes; those of shards={shards}, as it is now"
+        return ClassNames(manifest.classes, source)
+    return ClassNames(manifest.classes, "those of the shard set that the run was trained on")
+
+
+def read_interpretation(metadata: ModelMetadata) -> Interpretation:
+    """Returns how pixels enter a model and what its outputs mean, as recorded in its metadata."""
+    reason = "recorded when the model was trained"
+    head: Head = "logits" if metadata.head == "logits" else "probabilities"
+    return Interpretation(PixelTransform(metadata.scale, metadata.offset), head, reason, reason)
 
 
 @dataclass(frozen=True)
@@ -124,7 +208,8 @@ class InferenceJob:
 
     Attributes:
         model: Saved model that every worker loads.
-        options: Pixel scale and test-time augmentation.
+        options: Pixel scale, head and test-time augmentation.
+        interpretation: How pixels enter the model and what its outputs mean.
         dataset: Images to predict.
         reduce: Module-level function that maps a batch and its probabilities, float32 `[n, K]`, to the result
             of the batch.
@@ -132,6 +217,7 @@ class InferenceJob:
 
     model: SavedModel
     options: PredictOptions
+    interpretation: Interpretation
     dataset: ImageDataset
     reduce: Callable[[InferenceBatch, np.ndarray], Any]
 
@@ -165,6 +251,11 @@ class Throughput:
         return f"{seconds:.1f} s: {rate:.0f} images/s, first result after {self._first_result:.1f} s"
 
 
+def uses_cluster(workers: int | None) -> bool:
+    """Tells whether an inference runs on a Ray cluster, see `run_inference`."""
+    return bool(os.environ.get("RAY_ADDRESS")) or (workers or 1) > 1
+
+
 def run_inference(
     job: InferenceJob,
     classifier: Classifier,
@@ -195,9 +286,8 @@ def run_inference(
     """
     if workers is not None and workers < 1:
         raise ConfigError("at least 1 worker", f"workers={workers}", "leave --workers out, or give more")
-    wants_cluster = bool(os.environ.get("RAY_ADDRESS")) or (workers or 1) > 1
     total = sum(block.stop - block.start for block in blocks)
-    if wants_cluster and len(blocks) > 1:
+    if uses_cluster(workers) and len(blocks) > 1:
         results = _run_on_cluster(job, blocks, workers)
     else:
         results = _run_here(job, classifier, blocks)
@@ -225,17 +315,16 @@ def _run_on_cluster(
     with ray_session():
         import ray
 
-        gpus = int(ray.cluster_resources().get("GPU", 0) > 0)
+        is_shared = bool(os.environ.get("RAY_ADDRESS"))
+        resources = choose_task_resources(list_nodes(), min(len(blocks), workers or len(blocks)), is_shared)
         reference = (ray.put(job),)  # inside a tuple, so that Ray does not send the content with every task
         tasks = [(reference, block) for block in blocks]
-        with closing(run_tasks(_predict_block_task, tasks, describe, workers, gpus)) as results:
+        with closing(run_tasks(_predict_block_task, tasks, describe, workers, resources)) as results:
             yield from results
 
 
 def _predict_block_task(reference: tuple[Any], block: Block) -> list[Any]:
     """Predicts one block in a Ray worker."""
-    assigned_cpus = os.environ.get("OMP_NUM_THREADS", "1")  # set by Ray
-    os.environ.setdefault("TF_NUM_INTRAOP_THREADS", assigned_cpus)
     job, classifier = _load_job(reference[0])
     return _predict_block(job, classifier, block)
 
@@ -247,7 +336,7 @@ def _load_job(reference: Any) -> tuple[InferenceJob, Classifier]:
     from service.inference.classifier import Classifier
 
     job: InferenceJob = ray.get(reference)
-    return job, Classifier(job.model.load(), job.options)
+    return job, Classifier(job.model.load(), job.options, job.interpretation)
 
 
 def _predict_block(job: InferenceJob, classifier: Classifier, block: Block) -> list[Any]:

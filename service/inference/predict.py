@@ -15,10 +15,13 @@ import pyarrow as pa
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Rejected
 from pipelines.shards.task import report_write_errors
+from pipelines.spec import DataSpec
 from pipelines.storage import write_atomically
-from service.inference.datasets import ImageDataset, InferenceBatch, open_dataset
+from service.inference.classes import list_names
+from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch, open_dataset
 from service.inference.jobs import (
     InferenceJob,
+    SavedModel,
     Throughput,
     find_model_file,
     open_model,
@@ -28,6 +31,7 @@ from service.inference.jobs import (
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
 from service.inference.tables import TableSpool, check_output, open_spool
 
+METADATA_KEY = "glassbox"  # entry in the metadata of a Parquet file
 FIXED_COLUMNS = ("id", "class")  # followed by one column of probabilities per class
 BatchResult = tuple[list[str], np.ndarray, list[Rejected]]  # ids, probabilities [n, K], rejected images
 
@@ -41,12 +45,14 @@ class PredictionSummary:
         rejected: Number of images that could not be decoded.
         rejected_path: File that lists the rejected images, if there are any.
         throughput: Images per second, and the time until the first result.
+        notes: How pixels, outputs and classes were interpreted, a line each.
     """
 
     images: int
     rejected: int
     rejected_path: Path
     throughput: Throughput
+    notes: tuple[str, ...] = ()
 
 
 def predict(  # noqa: PLR0913 (keyword options of a public function)
@@ -62,6 +68,8 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
 ) -> PredictionSummary:
     """Predicts every image, and writes a table of id, class and class probabilities in their order.
 
+    A Parquet file also records how pixels and outputs were interpreted, in the entry `glassbox` of its
+    metadata.
     Images that cannot be decoded are listed in a file next to `out`, with the suffix `.rejected.jsonl`.
 
     Args:
@@ -69,8 +77,8 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
         data: Shard set, or a source such as `photos:DIR` for photos without classes.
         out: File to write, `.parquet` or `.csv`; an existing file is replaced.
         split: Name of the split; None for all of them, one after the other.
-        classes: Class names; None for those of the run, else `class_0`, `class_1` and so on.
-        options: Pixel scale and test-time augmentation.
+        classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
+        options: Pixel scale, head and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
         custom_objects: Modules that define the custom layers of the model, see `load_model`.
 
@@ -83,14 +91,24 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     dataset = open_dataset(data)
     rows = _select_splits(dataset, split, data)
 
-    from service.inference.classifier import Classifier
+    from service.inference.classifier import Classifier, class_count, input_spec
+    from service.inference.inspection import interpret_model
 
     saved, net = open_model(model, custom_objects)
-    classifier = Classifier(net, options)
-    names = _name_classes(classifier.classes, classes, saved.classes)
+    names = _name_classes(class_count(net), classes, saved.classes)
+    pixels = None
+    if saved.interpretation is None:
+        pixels = _read_first_images(dataset, rows, input_spec(net))
+    interpretation = interpret_model(net, options, saved.interpretation, pixels=pixels)
+    classifier = Classifier(net, options, interpretation)
+    notes = (*interpretation.notes, _describe_names(names, classes, saved))
     probability_columns = [(name, pa.float32()) for name in names]
-    schema = pa.schema([(name, pa.string()) for name in FIXED_COLUMNS] + probability_columns)
-    job = InferenceJob(saved, options, dataset, _collect_batch)
+    metadata = interpretation.describe() | {"model_sha256": saved.digest, "classes": notes[-1]}
+    schema = pa.schema(
+        [(name, pa.string()) for name in FIXED_COLUMNS] + probability_columns,
+        metadata={METADATA_KEY: json.dumps(metadata, ensure_ascii=False)},
+    )
+    job = InferenceJob(saved, options, interpretation, dataset, _collect_batch)
     throughput = Throughput()
     images = 0
     rejected_in_block: dict[int, list[Rejected]] = {}
@@ -109,7 +127,26 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
                 "check that these files are photos",
             )
         spool.write()
-    return PredictionSummary(images, len(rejected), rejected_path, throughput)
+    return PredictionSummary(images, len(rejected), rejected_path, throughput, notes)
+
+
+def _read_first_images(dataset: ImageDataset, rows: dict[str, int], data: DataSpec) -> np.ndarray:
+    """Reads the images of the first batch, uint8 `[n, H, W, C]`, on which the outputs are inspected."""
+    split = next(name for name, count in rows.items() if count)
+    block = Block(split, 0, min(BATCH, rows[split]))
+    batches = dataset.batches(block, data)
+    first = next(iter(batches))
+    return np.asarray(first.images)[: len(first.ids)]
+
+
+def _describe_names(names: Sequence[str], requested: Sequence[str] | None, saved: SavedModel) -> str:
+    if requested:
+        return f"classes: {list_names(names)}: as set by --classes"
+    if saved.classes:
+        return f"classes: {list_names(names)}: {saved.class_source}"
+    return (
+        f"classes: {list_names(names)}: by position, because {saved.class_source}; name them with --classes"
+    )
 
 
 def _select_splits(dataset: ImageDataset, split: str | None, data: str) -> dict[str, int]:
@@ -129,30 +166,36 @@ def _select_splits(dataset: ImageDataset, split: str | None, data: str) -> dict[
 
 
 def _name_classes(
-    count: int, requested: Sequence[str] | None, of_run: tuple[str, ...] | None
+    count: int, requested: Sequence[str] | None, of_model: tuple[str, ...] | None
 ) -> tuple[str, ...]:
     """Returns the class names, each of which becomes a column."""
-    names = tuple(requested or of_run or (f"class_{label}" for label in range(count)))
+    names = tuple(requested or of_model or (f"class_{label}" for label in range(count)))
     if len(names) != count:
         raise ConfigError(
             f"{count} class names, one for each class of the model",
             f"--classes with {len(names)}",
             "name them all",
         )
-    if requested and of_run and names != of_run:
+    are_columns = of_model is None or not _list_repeated(of_model)
+    if requested and of_model and names != of_model and are_columns:
         raise ConfigError(
-            f"the classes of the run: {', '.join(of_run)}",
-            f"classes={', '.join(requested)}",
-            "leave --classes out, or pass the model.keras of the run instead of the run",
+            f"the classes of the model: {list_names(of_model)}",
+            f"classes={list_names(requested)}",
+            "leave --classes out",
         )
-    repeated = [name for name, times in Counter((*FIXED_COLUMNS, *names)).items() if times > 1]
+    repeated = _list_repeated(names)
     if repeated:
         raise ConfigError(
             "class names that can be columns next to id and class",
             f"class={repeated[0]} twice",
-            "pass other names with --classes; for a run, pass its model.keras",
+            "pass other names with --classes, in the order of the outputs",
         )
     return names
+
+
+def _list_repeated(names: Sequence[str]) -> list[str]:
+    """Lists the class names that cannot be columns, because another column has the same name."""
+    return [name for name, times in Counter((*FIXED_COLUMNS, *names)).items() if times > 1]
 
 
 def _collect_batch(batch: InferenceBatch, probabilities: np.ndarray) -> BatchResult:

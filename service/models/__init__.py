@@ -18,8 +18,9 @@ A model function takes a `Task` and returns a Keras model with fresh weights:
 
 - The model is functional or Sequential, with one input of `task.shape`, and can be saved and loaded by Keras
   (custom layers have a `get_config`).
-- Pixels arrive as float32, 0 to 255. A model with no Rescaling, Normalization or arithmetic before its first
-  weights gets a layer `pixels` in front that divides them by 255; add a Rescaling layer to decide yourself.
+- Pixels arrive as float32, 0 to 255. A model that begins with weights gets a layer `pixels` in front that
+  divides them by 255. What precedes the first weights is run to find the range that it expects, for example
+  0 to 255 for a Rescaling layer; add one to decide yourself.
 - It ends in `task.classes` units with softmax or without an activation (logits), or, for two classes, in one
   unit with sigmoid or without an activation. The outputs of a last layer named `logits` are used as logits.
 - Training uses the logits. `adapt_model` in `service/models/adapt.py` finds them, adds the layers `logits`

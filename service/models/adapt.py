@@ -13,12 +13,10 @@ import keras
 
 from pipelines.errors import ConfigError, GlassboxError
 from pipelines.plugins import reference_file
-from service.inference.classifier import (
-    activation_name,
-    infer_pixel_scale,
-    last_operation,
-    load_model,
-)
+from service.inference.classifier import load_model
+from service.inference.graph import activation_name, last_operation
+from service.inference.inspection import decide_head, find_pixel_evidence
+from service.inference.interpretation import RAW
 from service.models.base import MODELS, Task, is_saved_model
 from service.models.layers import LOGITS, PROBABILITIES, add_probabilities
 
@@ -226,6 +224,7 @@ def _expose_logits(model: keras.Model, name: str, task: Task) -> tuple[keras.Ker
         logits = _remove_activation(model, last, name)
         note = f"it ends in {activation} ({layer_text}), which training and evaluation apply to its logits"
     elif is_known and activation == "linear" and type(last).__name__ in LINEAR_LAYERS:
+        _check_are_logits(model, layer_text, name)
         logits = model.output
         note = f"its last layer ({layer_text}) has no activation, so its outputs are taken for logits"
     else:
@@ -234,6 +233,20 @@ def _expose_logits(model: keras.Model, name: str, task: Task) -> tuple[keras.Ker
         raise ConfigError(f"a head that is recognized: {HEADS}", received, fix)
     _compute_in_float32(last)
     return keras.layers.Activation("linear", dtype="float32", name=LOGITS)(logits), note
+
+
+def _check_are_logits(model: keras.Model, layer_text: str, name: str) -> None:
+    """Refuses outputs that are probabilities although the last layer has no activation, as of an average."""
+    if isinstance(last_operation(model), keras.layers.Dense):
+        return  # unbounded, whatever precedes it
+    try:
+        head = decide_head(model)[0]
+    except ConfigError:  # bounded by its fresh weights
+        return
+    if head == "probabilities":
+        received = f"model={name} (ends in {layer_text}, whose outputs are probabilities)"
+        fix = "combine logits instead of probabilities, and end it in softmax"
+        raise ConfigError(f"a head that is recognized: {HEADS}", received, fix)
 
 
 def _check_own_head(model: keras.Model, name: str) -> None:
@@ -279,14 +292,17 @@ def build_save_error(name: str, error: Exception) -> ConfigError:
 
 
 def _accept_pixels(model: keras.Model, name: str) -> tuple[keras.Model, str]:
-    """Puts a division by 255 in front of a model that does not scale pixels itself.
+    """Puts a Rescaling layer in front of a model that does not take pixels of 0 to 255.
 
     Layers are copied, because a layer that is called twice has no single output.
     """
-    if infer_pixel_scale(model) == 1:
-        return model, "it scales pixels of 0 to 255 itself"
+    evidence = find_pixel_evidence(model)
+    chosen = evidence.candidates[0]
+    if chosen == RAW:
+        return model, f"it takes pixels of 0 to 255: {evidence.reason}"
     image = keras.Input(model.input.shape[1:], name="image")
-    pixels = keras.layers.Rescaling(1 / 255, dtype="float32", name="pixels")(image)
+    rescaling = keras.layers.Rescaling(chosen.scale, chosen.offset, dtype="float32", name="pixels")
+    pixels = rescaling(image)
 
     def call(layer: Any, *args: Any, **kwargs: Any) -> Any:
         scaled = keras.tree.map_structure(lambda value: pixels if value is image else value, args)
@@ -297,5 +313,5 @@ def _accept_pixels(model: keras.Model, name: str) -> tuple[keras.Model, str]:
     except (ValueError, TypeError, NotImplementedError) as error:
         raise build_save_error(name, error) from error
     adapted.set_weights(model.get_weights())
-    note = "it has no Rescaling or Normalization before its first weights, so pixels are divided by 255"
+    note = f"{evidence.reason}, so pixels are rescaled to {chosen.range}"
     return adapted, f"{note}; add a Rescaling layer to decide yourself"

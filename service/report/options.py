@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from pipelines.spec import Positive, Spec
+from service.inference.interpretation import Head
 
 
 class ReportOptions(Spec):
@@ -30,6 +31,8 @@ class ReportOptions(Spec):
         seed: Seed of noise, of random baselines and of every random choice of images.
         samples: Folder of images from outside the data set to predict; None leaves the section out.
         scale: Factor on the pixels before they enter the model; None infers it from the model.
+        offset: Summand after the multiplication; requires `scale`.
+        head: Whether the outputs are `probabilities` or `logits`; None infers it from the outputs.
     """
 
     training_images: Positive = 24
@@ -44,6 +47,8 @@ class ReportOptions(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     samples: Path | None = None
     scale: Annotated[float, Field(gt=0)] | None = None
+    offset: float | None = None
+    head: Head | None = None
 
 
 @dataclass(frozen=True)

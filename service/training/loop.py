@@ -15,6 +15,7 @@ from pipelines.errors import TrainingError
 from pipelines.input.cache import CacheBudget
 from pipelines.input.order import PADDING
 from pipelines.records import Batch
+from pipelines.shards.manifest import Manifest
 from service.checkpoint import (
     Arrays,
     Checkpoint,
@@ -25,6 +26,7 @@ from service.checkpoint import (
     snapshot,
 )
 from service.config import RunConfig
+from service.models.metadata import ModelMetadata
 from service.runs import Run, StoppedError
 from service.training.async_writer import AsyncWriter, ModelFile
 from service.training.checks import (
@@ -450,6 +452,7 @@ class Loop:
     def _prepare_run_directory(self, checkpoint: Checkpoint | None) -> None:
         """Resets the run directory to the position that this worker starts from."""
         remove_unfinished(self.run.checkpoints)
+        self.run.write_metadata(_describe_model(self.config, self.train.manifest))
         self.run.write_metrics(self.position.history)
         for path in checkpoint.damaged if checkpoint else ():
             self.run.notice(f"{path.name} is damaged: continuing from {self.position.name}")
@@ -459,6 +462,16 @@ class Loop:
         caches |= self.learner.stage_network.describe_cache()
         self.run.add_timings(**self.timer.seconds)
         self.run.update_status(state="training", caches=caches, world_size=self.strategy.num_replicas_in_sync)
+
+
+def _describe_model(config: RunConfig, manifest: Manifest) -> ModelMetadata:
+    """Describes the saved model: every one takes pixels of 0 to 255 and ends in probabilities."""
+    return ModelMetadata(
+        classes=manifest.classes,
+        data=manifest.digest(),
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+    )
 
 
 def _restore(learner: Learner, checkpoint: Checkpoint) -> None:

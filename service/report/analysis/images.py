@@ -10,6 +10,7 @@ import numpy as np
 
 from pipelines.records import Batch, Box
 from pipelines.spec import DataSpec
+from service.inference.classes import ClassMatch
 
 # Images that are decoded at a time.
 BATCH = 64
@@ -46,19 +47,23 @@ class ShardImages:
         shards: Directory of the shard set.
         split: Name of the split.
         data: Size and channels that the images are decoded to.
+        match: Maps labels of the shard set to outputs of the model; None if they are the same.
 
     Raises:
         DataError: The shard set cannot be read.
     """
 
-    def __init__(self, shards: Path, split: str, data: DataSpec) -> None:
+    def __init__(self, shards: Path, split: str, data: DataSpec, match: ClassMatch | None = None) -> None:
         from pipelines.input.reader import ShardReader
 
         self.shards = shards
         self.split = split
         self.data = data
         self._reader = ShardReader(shards, split)
+        self._match = match
         self.labels = np.asarray(self._reader.labels)
+        if match is not None:
+            self.labels = match.map_labels(self.labels)
 
     def read(self, rows: Sequence[int]) -> np.ndarray:
         """Reads the images of some rows, uint8 `[N, H, W, C]`."""
@@ -81,4 +86,8 @@ class ShardImages:
 
         batches = Batches(self.shards, self.split, self.data, BATCH)
         with batches.data_errors():
-            yield from batches.epoch(0)
+            for batch in batches.epoch(0):
+                if self._match is None:
+                    yield batch
+                else:
+                    yield {**batch, "label": self._match.map_labels(batch["label"])}

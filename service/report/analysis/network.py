@@ -1,13 +1,7 @@
-"""Gives reports access to the logits of a classifier, and to the input and output of every layer.
-
-Keras gives access to the outputs of a model's direct layers only, not to those of nested models. The graph is
-therefore replayed here, operation by operation. This requires one private method of Keras, called only in
-`replay_graph`; a test compares the result with the output of the model.
-"""
+"""Gives reports access to the logits of a classifier, and to the input and output of every layer."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -17,7 +11,10 @@ import keras
 import tensorflow as tf
 
 from pipelines.errors import ConfigError, suggest
-from service.inference.classifier import activation_name, class_count, last_operation, probability_head
+from service.inference.classifier import class_count
+from service.inference.graph import activation_name, last_operation, replay_graph
+from service.inference.inspection import decide_head
+from service.inference.interpretation import Head, PixelTransform
 
 CONVOLUTION_KINDS = {"Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"}
 # Operations whose output is their input, at most in another shape; they are not listed as layers.
@@ -36,11 +33,9 @@ FIXED_SIZE_KINDS = {"Flatten", "Reshape", "Dense", "CenterCrop", "RandomCrop", "
 # Layers that only change the size of feature maps.
 RESIZING_KINDS = {"MaxPooling2D", "AveragePooling2D", "ZeroPadding2D", "Cropping2D"}
 # Final activations by the name of `activation_name`.
-ACTIVATIONS = {"linear": tf.identity, "softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
+ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
+SMALLEST_PROBABILITY = 1e-7  # of which the logarithm is taken
 BFLOAT16_POLICY = "mixed_bfloat16"
-
-# Runs one operation: its path, the operation, its positional and its keyword arguments, to its output.
-RunOperation = Callable[[str, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -97,15 +92,17 @@ class Network:
     """A Keras classifier in inference mode, from pixels to logits.
 
     Args:
-        model: A functional or Sequential model, possibly nested, that ends in softmax, in one sigmoid unit,
-            or in raw logits.
+        model: A functional or Sequential model, possibly nested, whose outputs are probabilities or logits.
         scale: Factor on the pixels, 0 to 255, before they enter the model.
+        offset: Summand after that multiplication.
+        head: Whether the outputs are probabilities or logits; None decides it from the outputs.
         fast: Whether all layers but the last compute in bfloat16: up to twice as fast on processors that
             support it, and less exact.
 
     Attributes:
         model: The Keras model itself.
-        scale: Factor on the pixels before they enter the model.
+        pixels: Map from pixels of 0 to 255 to the input of the model.
+        head: Whether the outputs of the model are probabilities or logits.
         shape: Height, width and channels of the images.
         class_count: Number of classes.
         layers: Layers in the order in which they run, without those that pass their input on unchanged.
@@ -114,14 +111,23 @@ class Network:
         ConfigError: The model has another kind of output.
     """
 
-    def __init__(self, model: keras.Model, scale: float = 1.0, fast: bool = False) -> None:
-        probability_head(model)
+    def __init__(
+        self,
+        model: keras.Model,
+        scale: float = 1.0,
+        fast: bool = False,
+        *,
+        offset: float = 0.0,
+        head: Head | None = None,
+    ) -> None:
         self.model = model
-        self.scale = scale
+        self.pixels = PixelTransform(scale, offset)
+        self.head: Head = head or decide_head(model)[0]
         self._fast = fast
         self.shape: tuple[int, ...] = tuple(model.input_shape[1:])
         self.class_count = class_count(model)
         self._last_operation = last_operation(model)
+        self._removes_activation = self.head == "probabilities" and _ends_in_its_activation(model)
         self._symbolic_trace = self._trace_symbolically()
         self.layers = self._list_layers()
 
@@ -183,7 +189,7 @@ class Network:
 
         def run_operation(path: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             name = _make_unique(path, trace.outputs)
-            is_last = operation is self._last_operation
+            is_last = operation is self._last_operation and self._removes_activation
             if is_last:
                 y = _run_without_activation(operation, args, kwargs)
             else:
@@ -198,12 +204,14 @@ class Network:
                 raise _StopForwardPass
             return y
 
-        pixels = tf.cast(images, tf.float32) * self.scale
+        pixels = self.pixels.apply(tf.cast(images, tf.float32))
         if stop_after is not None:
             with suppress(_StopForwardPass):
                 replay_graph(self.model, pixels, run_operation)
             return trace
         z = tf.cast(replay_graph(self.model, pixels, run_operation), tf.float32)  # [B, units]
+        if self.head == "probabilities" and not self._removes_activation:
+            z = _invert_probabilities(z)
         logits = tf.concat([-z / 2, z / 2], axis=1) if z.shape[1] == 1 else z
         return Trace(logits, trace.operations, trace.inputs, trace.outputs)
 
@@ -251,36 +259,6 @@ class Network:
         return tuple(layers)
 
 
-def replay_graph(model: keras.Model, x: Any, run_operation: RunOperation, prefix: str = "") -> Any:
-    """Replays a model's graph, operation by operation, nested models included.
-
-    Args:
-        model: A functional or Sequential model.
-        x: Input of the model.
-        run_operation: Runs one operation in inference mode, given its path, itself and its arguments.
-        prefix: Path of this model, before the names of its operations.
-
-    Returns:
-        The output of the model.
-    """
-
-    def wrap(operation: Any) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            if isinstance(operation, keras.Model) and hasattr(operation, "layers"):
-                return replay_graph(operation, args[0], run_operation, f"{prefix}{operation.name}/")
-            if "training" in inspect.signature(operation.call).parameters:
-                kwargs["training"] = False
-            return run_operation(prefix + operation.name, operation, args, kwargs)
-
-        return call
-
-    if isinstance(model, keras.Sequential):
-        for layer in model.layers:
-            x = wrap(layer)(x)
-        return x
-    return model._run_through_graph(x, operation_fn=wrap)
-
-
 def _make_unique(path: str, names: dict[str, Any]) -> str:
     """Returns the path, or `path:2`, `path:3` and so on for further runs of a shared layer."""
     name = path
@@ -291,10 +269,27 @@ def _make_unique(path: str, names: dict[str, Any]) -> str:
     return name
 
 
+def _ends_in_its_activation(model: keras.Model) -> bool:
+    """Tells whether the outputs are softmax, or sigmoid of one unit, of logits inside the model."""
+    operation = last_operation(model)
+    function = getattr(operation, "activation", None)
+    is_of_keras = type(operation).__module__.startswith("keras.")
+    if function is not None:
+        is_of_keras = is_of_keras and getattr(function, "__module__", "").startswith("keras.")
+    expected = "sigmoid" if model.output_shape[1] == 1 else "softmax"
+    return is_of_keras and activation_name(operation) == expected
+
+
+def _invert_probabilities(probabilities: Any) -> Any:
+    """Returns logits `[B, units]` whose softmax, or sigmoid for one unit, are given probabilities."""
+    clipped = tf.clip_by_value(probabilities, SMALLEST_PROBABILITY, 1.0)
+    if probabilities.shape[1] > 1:
+        return tf.math.log(clipped)
+    return tf.math.log(clipped) - tf.math.log(tf.clip_by_value(1 - probabilities, SMALLEST_PROBABILITY, 1.0))
+
+
 def _run_without_activation(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Runs the last operation without its softmax or sigmoid."""
-    if activation_name(operation) == "linear":
-        return operation(*args, **kwargs)
     if not hasattr(operation, "activation"):
         # The operation is nothing but the activation.
         return args[0]

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from pipelines.errors import TrainingError
 from service.checkpoint import RunCheckpoint
+from service.inference.interpretation import Head
 from service.report.analysis.activations import find_inactive_channels, standardize_channels
 from service.report.analysis.gradcam import CamExtractor
 from service.report.analysis.network import LayerInfo, Network
@@ -43,13 +44,16 @@ class CheckpointOutputs:
     patterns: FilterPatterns | None = None
 
 
-def run_checkpoints(
+def run_checkpoints(  # noqa: PLR0913 (how the model is interpreted is three of them)
     model: keras.Model,
     scale: float,
     checkpoints: Sequence[RunCheckpoint],
     images: np.ndarray,
     labels: np.ndarray,
     filters: int = 0,
+    *,
+    offset: float = 0.0,
+    head: Head | None = None,
 ) -> list[CheckpointOutputs]:
     """Runs a model with the weights of every checkpoint; damaged checkpoints are left out.
 
@@ -60,8 +64,10 @@ def run_checkpoints(
         images: uint8 `[B, H, W, C]`.
         labels: True classes, int `[B]`.
         filters: Number of filter patterns per checkpoint; they take longer than everything else.
+        offset: Summand after the multiplication by `scale`.
+        head: Whether the outputs are probabilities or logits; None decides it from the outputs.
     """
-    network = Network(model, scale)
+    network = Network(model, scale, offset=offset, head=head)
     layers = choose_layers(network)
     run_images = network.compile_graph(lambda x: _collect_channels(network, x, layers))
     last = network.last_feature_map

@@ -9,7 +9,9 @@ import numpy as np
 
 from pipelines.errors import ConfigError
 from pipelines.storage import write_atomically
+from service.devices import configure_devices
 from service.diagnosis.curves import column
+from service.inference.classes import list_names
 from service.report.analysis.run_facts import RunFacts
 from service.report.drawing.album import Album
 from service.report.drawing.plots import Line, Plot
@@ -19,7 +21,7 @@ from service.report.pages.scripts import embed_pictures, load_scripts
 from service.report.pages.summary import Summary, summarize
 from service.report.publish import MANIFEST, PAGE, VERSION, publish
 from service.report.sections.compare import ROLES, ComparedRun, build_comparison
-from service.report.subject import find_shards, open_run, read_manifest
+from service.report.subject import Subject, find_shards, open_run, read_manifest
 from service.runs import Run
 
 KIND = "glassbox comparison"
@@ -53,11 +55,15 @@ def render_comparison(
     if len({run.path for run in runs}) < len(runs):
         names = " ".join(run.path.name for run in runs)
         raise ConfigError("different runs", f"runs={names}", "name each of them once")
+    configure_devices()
     subjects = []
     for run in runs:
         shards_of_run = find_shards(run, shards)
         manifest = read_manifest(shards_of_run)
+        if shards is None:
+            run.check_data(shards_of_run, manifest.digest())
         subjects.append(open_run(run, shards_of_run, manifest, options or ReportOptions()))
+    check_same_classes(subjects)
     results = [(subject.facts, summarize(subject)) for subject in subjects]
     compared = [
         ComparedRun(run, subject.name, subject.model, subject.provenance)
@@ -117,3 +123,19 @@ def _manifest(
         "figures": figures,
         "pictures": entries,
     }
+
+
+def check_same_classes(subjects: Sequence[Subject]) -> None:
+    """Checks that the models of several runs have the same classes in the same order.
+
+    Raises:
+        ConfigError: Two of them differ.
+    """
+    first = subjects[0]
+    for other in subjects[1:]:
+        if other.classes != first.classes:
+            raise ConfigError(
+                f"runs with the same classes in the same order: {list_names(first.classes)} ({first.name})",
+                f"classes={list_names(other.classes)} ({other.name})",
+                "compare runs that were trained on one shard set",
+            )

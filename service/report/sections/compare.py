@@ -211,6 +211,8 @@ def compute_timeline(compared: ComparedRun, selection: ImageSelection, filters: 
         selection.read(),
         selection.labels,
         filters,
+        offset=compared.provenance.offset,
+        head=compared.provenance.head,
     )
     undamaged = {output.epoch for output in outputs}
     damaged = [checkpoint.epoch for checkpoint in checkpoints if checkpoint.epoch not in undamaged]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from service.inference.interpretation import Head
 from service.report.analysis.examples import ReportExample
 from service.report.drawing.album import Drawing, draw_photo
 
@@ -19,12 +20,16 @@ class Provenance:
         shards_digest: Digest of the shard set's manifest.
         scale: Factor on the pixels before they enter the model.
         split: Split of the shard set that the examples are taken from.
+        offset: Summand after the multiplication by `scale`.
+        head: Whether the outputs of the model are `probabilities` or `logits`; None if not decided.
     """
 
     model_digest: str
     shards_digest: str
     scale: float
     split: str
+    offset: float = 0.0
+    head: Head | None = None
 
     def describe_images(self, split: str, rows: Sequence[int], **parameters: Any) -> dict[str, Any]:
         """Returns the manifest entry of a picture that shows stored images.
@@ -49,6 +54,8 @@ class Provenance:
             rows: Rows of the images in that split.
             **parameters: Anything else the picture depends on, such as the layer.
         """
+        if self.offset:
+            parameters = {"offset": self.offset} | parameters
         return self.describe_images(split, rows, checkpoint=self.model_digest, scale=self.scale, **parameters)
 
     def describe_example(self, example: ReportExample, **parameters: Any) -> dict[str, Any]:

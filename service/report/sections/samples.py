@@ -51,7 +51,8 @@ def build_section(
     """
     if folder is None:
         return None
-    classifier = Classifier(model, PredictOptions(provenance.scale))
+    options = PredictOptions(provenance.scale, offset=provenance.offset, head=provenance.head)
+    classifier = Classifier(model, options)
     files, pixels, unreadable = read_images(list_images(folder), classifier.data)
     probabilities = [np.zeros((0, classifier.classes), np.float32)]
     for start in range(0, len(pixels), BATCH):

@@ -1,12 +1,10 @@
-"""`Classifier` and `load_model`: exact probabilities, the inferred pixel scale, and errors."""
+"""`Classifier` and `load_model`: exact probabilities, files, and errors."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import zipfile
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -19,11 +17,11 @@ from service.inference.classifier import (
     PredictOptions,
     check_class_count,
     class_count,
-    infer_pixel_scale,
     input_spec,
     load_model,
     predict,
 )
+from service.inference.inspection import interpret_model
 
 L = keras.layers
 
@@ -131,32 +129,13 @@ def test_no_batches_give_empty_predictions():
 
 def test_one_graph_serves_all_batches():
     model = one_pixel_model([[1, -1]], [0, 0], "softmax")
+    interpretation = interpret_model(model)
     calls: list[int] = []
     original = model.call
     model.call = lambda *args, **kwargs: (calls.append(1), original(*args, **kwargs))[1]
-    predict(model, [batch([[[[1]]]], [0]), batch([[[[2]]]], [0]), batch([[[[3]]], [[[4]]]], [0, 1])])
+    batches = [batch([[[[1]]]], [0]), batch([[[[2]]]], [0]), batch([[[[3]]], [[[4]]]], [0, 1])]
+    predict(model, batches, interpretation=interpretation)
     assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("before", "scale"),
-    [
-        ([], 1 / 255),
-        ([L.Rescaling(1 / 255)], 1.0),
-        ([L.Normalization(mean=[10.0], variance=[4.0])], 1.0),
-        ([L.ZeroPadding2D(0), L.Rescaling(1 / 127.5, offset=-1)], 1.0),
-        # Scaling after the first weights says nothing about the input.
-        ([L.Conv2D(1, 1), L.Rescaling(2.0)], 1 / 255),
-        ([keras.Sequential([L.Rescaling(1 / 255), L.Conv2D(1, 1)])], 1.0),
-    ],
-)
-def test_inferred_pixel_scale(before, scale):
-    assert infer_pixel_scale(one_pixel_model([[1, 1]], [0, 0], "softmax", *before)) == scale
-
-
-def test_arithmetic_before_the_first_weights_means_scale_1():
-    inputs = keras.Input((1, 1, 1))
-    assert infer_pixel_scale(keras.Model(inputs, L.Dense(2)(L.Flatten()(inputs / 255)))) == 1.0
 
 
 def test_the_scale_is_applied_and_can_be_overridden():
@@ -201,9 +180,9 @@ def test_labels_images_and_heads_that_do_not_fit_are_errors():
         predict(model, [batch([[[[1]]]], [2])])
     with pytest.raises(ConfigError, match="images of shape"):
         predict(model, [batch([[[[1], [1]]]], [0])])
-    with pytest.raises(ConfigError, match="activation=tanh"):
+    with pytest.raises(ConfigError, match="2 units: outputs that stay within -1 and 1"):
         predict(one_pixel_model([[1, 1]], [0, 0], "tanh"), [])
-    with pytest.raises(ConfigError, match="2 units with activation=sigmoid"):
+    with pytest.raises(ConfigError, match="2 units: outputs within 0 and 1 whose rows sum to"):
         predict(one_pixel_model([[1, 1]], [0, 0], "sigmoid"), [])
 
 
@@ -287,17 +266,3 @@ def test_code_in_a_model_file_is_not_executed(tmp_path):
     with pytest.raises(ConfigError, match="Lambda") as caught:
         load_model(tmp_path / "lambda.keras")
     assert "\n" not in str(caught.value)
-
-
-def test_a_model_trained_elsewhere_keeps_its_accuracy(shared: Path):
-    images, labels = (
-        gzip.decompress((shared / "data/mnist" / f"t10k-{name}.gz").read_bytes())
-        for name in ("images-idx3-ubyte", "labels-idx1-ubyte")
-    )
-    digits = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28, 1)
-    truth = np.frombuffer(labels, np.uint8, offset=8)
-    model = load_model(shared / "seed_results/mnist_cnn.keras")
-    batches = [
-        batch(digits[i : i + 500], truth[i : i + 500].tolist(), first_row=i) for i in range(0, 10_000, 500)
-    ]
-    assert predict(model, batches).accuracy == pytest.approx(0.9833, abs=1e-6)

@@ -14,6 +14,7 @@ from shard_samples import make_record, write_shards
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
+from pipelines.shards.manifest import load_manifest
 from service.cli import main
 from service.commands.common import format_table
 from service.inference.evaluate import Evaluation, evaluate
@@ -108,18 +109,66 @@ def test_one_class_alone_has_no_auc(model, tmp_path):
     assert (result.auc, result.accuracy) == (None, 1.0)
 
 
-def test_class_names_are_compared_with_those_of_the_run(tmp_path):
+def test_class_names_are_those_of_the_model_whatever_became_of_its_shard_set(tmp_path):
+    """The labels of `other` are those of the images, under the other name: every prediction is reversed."""
     own = dim_and_bright(tmp_path / "own")
     other = dim_and_bright(tmp_path / "other", classes=("bright", "dim"))
     run = make_run(tmp_path / "run", own, brightness_model(), metrics(1))
-    assert evaluate(run.path, own, "validation").accuracy == 5 / 6
-    assert evaluate(run.model_path, other, "validation").accuracy == 5 / 6  # a model file has no class names
-    with pytest.raises(ConfigError, match=r"class 0 to be 'dim'.*Received: class='bright'"):
-        evaluate(run.path, other, "validation")
-    own.rename(tmp_path / "moved")  # the names are no longer known
-    assert evaluate(run.path, other, "validation").accuracy == 5 / 6
-    dim_and_bright(own, classes=("dim", "bright", "dark"))  # nor are those of another set in its place
-    assert evaluate(run.path, other, "validation").accuracy == 5 / 6
+    for model in (run.path, run.model_path):
+        assert evaluate(model, own).accuracy == 5 / 6
+        swapped = evaluate(model, other)
+        assert (swapped.accuracy, swapped.classes) == (1 / 6, ("dim", "bright"))
+        assert swapped.confusion.tolist() == [[1, 3], [2, 0]]
+        assert "another order" in swapped.notes[-1]
+    own.rename(tmp_path / "moved")
+    assert evaluate(run.path, other).accuracy == 1 / 6
+    dim_and_bright(own, classes=("dim", "bright", "dark"))  # another set in its place
+    assert evaluate(run.path, other).accuracy == 1 / 6
+    with pytest.raises(ConfigError, match="unknown to the model: x; missing: dim"):
+        evaluate(run.model_path, dim_and_bright(tmp_path / "x", classes=("x", "bright")))
+
+
+def test_a_file_without_class_names_is_evaluated_by_position_and_says_so(model, tmp_path):
+    result = evaluate(model, dim_and_bright(tmp_path / "data", classes=("a", "b")))
+    assert (result.accuracy, result.classes) == (5 / 6, ("a", "b"))
+    assert result.notes[-1] == (
+        "classes: by position (the file has no class names): output 0 is 'a', 1 is 'b'"
+    )
+
+
+def test_an_older_run_takes_the_names_of_its_shard_set_while_that_is_the_same(tmp_path):
+    own = dim_and_bright(tmp_path / "own")
+    run = make_run(tmp_path / "run", own, None, metrics(1))
+    brightness_model().save(run.model_path)
+    assert "the run has no record of its classes; those of" in evaluate(run.path, own).notes[-1]
+    description = run.checkpoints / "epoch-0001" / "checkpoint.json"
+    description.parent.mkdir()
+    description.write_text(json.dumps({"data": load_manifest(own).digest()}))
+    assert evaluate(run.path, own).notes[-1] == (
+        "classes: by name (those of the shard set that the run was trained on)"
+    )
+    own.rename(tmp_path / "moved")
+    assert "no longer exists" in evaluate(run.path, tmp_path / "moved").notes[-1]
+    dim_and_bright(own, classes=("bright", "dim"))
+    assert "is another set now" in evaluate(run.path, tmp_path / "moved").notes[-1]
+
+
+def test_scores_record_how_the_model_was_interpreted(model, tmp_path, capsys):
+    data = dim_and_bright(tmp_path / "data")
+    out = tmp_path / "scores.json"
+    arguments = ["evaluate", "--model", str(model), "--data", str(data), "--out", str(out)]
+    assert main(arguments) == 0
+    saved = json.loads(out.read_text())
+    assert (saved["scale"], saved["offset"], saved["head"]) == (1.0, 0.0, "probabilities")
+    printed = capsys.readouterr().out
+    assert all(line in printed for line in (*saved["interpretation"], saved["matching"]))
+    assert main([*arguments, "--scale", "0.5", "--offset", "-3", "--head", "probabilities"]) == 0
+    saved = json.loads(out.read_text())
+    assert (saved["scale"], saved["offset"]) == (0.5, -3.0)
+    assert (
+        "pixels: -3 to 124.5 (scale=0.5, offset=-3): as set by --scale and --offset"
+        in capsys.readouterr().out
+    )
 
 
 def test_an_image_that_cannot_be_decoded_is_named(model, tmp_path):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError
-from service.inference.classifier import activation_name, last_operation, load_model
+from service.inference.classifier import load_model
+from service.inference.graph import activation_name, last_operation
 
 L = keras.layers
 

@@ -177,16 +177,25 @@ def test_no_usable_image_is_an_error(model, tmp_path):
     assert not (tmp_path / "out.csv").exists()
 
 
-def test_class_names_come_from_the_run(tmp_path):
+def test_class_names_come_from_the_model_whatever_became_of_its_shard_set(tmp_path):
     run = make_run(tmp_path / "run", dim_and_bright(tmp_path / "own"), brightness_model(), metrics(1))
     other = str(dim_and_bright(tmp_path / "other", classes=("x", "y")))
-    predict(run.path, other, tmp_path / "out.parquet", split="train")
-    assert pq.read_schema(tmp_path / "out.parquet").names == ["id", "class", "dim", "bright"]
-    with pytest.raises(ConfigError, match=r"classes of the run: dim, bright.*Received: classes=x, y"):
-        predict(run.path, other, tmp_path / "out.parquet", classes=["x", "y"])
+    out = tmp_path / "out.parquet"
     (tmp_path / "own").rename(tmp_path / "gone")
-    predict(run.path, other, tmp_path / "out.parquet", classes=["x", "y"])
-    assert pq.read_schema(tmp_path / "out.parquet").names == ["id", "class", "x", "y"]
+    dim_and_bright(tmp_path / "own", classes=("bright", "dim"))  # another set in its place
+    for model in (run.path, run.model_path):
+        predict(model, other, out, split="train")
+        assert pq.read_schema(out).names == ["id", "class", "dim", "bright"]
+        with pytest.raises(ConfigError, match=r"classes of the model: dim, bright.*Received: classes=x, y"):
+            predict(model, other, out, classes=["x", "y"])
+
+
+def test_a_table_records_how_the_model_was_interpreted(model, tmp_path):
+    summary = predict(model, str(dim_and_bright(tmp_path / "data")), tmp_path / "out.parquet")
+    recorded = json.loads(pq.read_schema(tmp_path / "out.parquet").metadata[b"glassbox"])
+    assert (recorded["scale"], recorded["head"]) == (1.0, "probabilities")
+    assert [*recorded["interpretation"], recorded["classes"]] == list(summary.notes)
+    assert "by position, because the file has no class names" in recorded["classes"]
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 
 from pipelines.errors import ConfigError
 from service.config import load_config
-from service.inference.classifier import infer_pixel_scale, load_model
+from service.inference.classifier import load_model
+from service.inference.inspection import find_pixel_evidence
+from service.inference.interpretation import RAW
 from service.models import MODELS, Task, build_model
 from service.pretrained import BASES
 from service.report.analysis.network import Network
@@ -64,7 +66,7 @@ def test_a_saved_model_needs_no_code_of_this_package(name: str, tmp_path: Path) 
     model.save(tmp_path / "model.keras")
     saved = load_model(tmp_path / "model.keras")
     np.testing.assert_allclose(saved(images, training=False), model(images, training=False), atol=1e-6)
-    assert infer_pixel_scale(saved) == 1.0
+    assert find_pixel_evidence(saved).candidates == (RAW,)
     likely = np.asarray(keras.ops.softmax(Network(saved).run(images).logits))
     np.testing.assert_allclose(likely, saved(images, training=False), atol=1e-5)
 

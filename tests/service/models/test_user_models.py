@@ -121,11 +121,11 @@ def test_pixels_are_scaled_where_the_model_does_not_scale_them_itself() -> None:
     model = network(layers.Dense(3), scaled=False)
     expected = np.asarray(model(pixels() / 255))
     adapted, notes = adapt_model(model, "mine", task())
-    assert "pixels are divided by 255" in notes[1]
+    assert "pixels are rescaled to 0 to 1" in notes[1]
     logits = keras.Model(adapted.input, adapted.get_layer("logits").output)
     np.testing.assert_allclose(logits(pixels()), expected, rtol=1e-4, atol=1e-5)
     _, notes = adapt_model(network(layers.Dense(3)), "mine", task())
-    assert notes[1] == "model=mine: it scales pixels of 0 to 255 itself"
+    assert notes[1].startswith("model=mine: it takes pixels of 0 to 255: its graph turns this range into ")
 
 
 def two_inputs() -> keras.Model:

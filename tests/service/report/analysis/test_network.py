@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from pipelines.errors import ConfigError
-from service.report.analysis.network import Network, replay_graph
+from service.inference.graph import replay_graph
+from service.report.analysis.network import Network
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -184,3 +185,27 @@ def test_a_model_that_ends_in_another_activation_is_refused():
 def test_an_unknown_layer_is_an_error_that_suggests_a_name():
     with pytest.raises(ConfigError, match=r"layer=wrapped/base/iner.*use wrapped/base/inner"):
         Network(nested_model()).find_layer("wrapped/base/iner")
+
+
+@pytest.mark.parametrize("units", [1, 3])
+def test_probabilities_that_no_layer_computes_from_logits_have_logits_too(units):
+    """The head is an average of softmax or sigmoid outputs, whose inputs are not the logits of the model."""
+    keras.utils.set_random_seed(4)
+    image = keras.Input((4, 4, 1))
+    x = L.Flatten()(L.Conv2D(2, 3)(L.Rescaling(1 / 255)(image)))
+    activation = "sigmoid" if units == 1 else "softmax"
+    members = [L.Dense(units, activation=activation)(x) for _ in range(3)]
+    model = keras.Model(image, L.Average()(members))
+    images = random_images(5, 4, 4, 1)
+    logits = Network(model).run(images).logits
+    expected = model(images, training=False).numpy()
+    if units == 1:
+        expected = np.concatenate([1 - expected, expected], axis=1)
+    np.testing.assert_allclose(tf.nn.softmax(logits), expected, rtol=1e-5)
+
+
+def test_the_offset_is_added_after_the_scale():
+    image = keras.Input((1, 1, 1))
+    model = keras.Model(image, L.Dense(2, kernel_initializer="ones")(L.Flatten()(image)))
+    logits = Network(model, 1 / 127.5, offset=-1.0, head="logits").run(np.full((1, 1, 1, 1), 255.0)).logits
+    np.testing.assert_allclose(logits, [[1.0, 1.0]], rtol=1e-6)

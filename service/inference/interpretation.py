@@ -1,0 +1,80 @@
+"""How pixels enter a model and what its outputs mean, with the reasons. Does not import TensorFlow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Head = Literal["probabilities", "logits"]
+HEADS: tuple[Head, ...] = ("probabilities", "logits")
+
+PIXEL_FIX = "override with --scale and --offset"
+HEAD_FIX = "override with --head"
+
+
+@dataclass(frozen=True)
+class PixelTransform:
+    """The map from stored pixels, 0 to 255, to the values that enter a model: `pixel * scale + offset`.
+
+    Attributes:
+        scale: Factor on the stored pixels.
+        offset: Summand after the multiplication.
+    """
+
+    scale: float = 1.0
+    offset: float = 0.0
+
+    def apply(self, pixels: Any) -> Any:
+        """Maps float pixels of 0 to 255, an array or a tensor of any shape, to the input of the model."""
+        values = pixels * self.scale
+        return values + self.offset if self.offset else values
+
+    @property
+    def range(self) -> str:
+        """The smallest and largest input as text, such as `-1 to 1`."""
+        low = round(self.offset, 6) + 0.0
+        high = round(255 * self.scale + self.offset, 6) + 0.0
+        return f"{low:g} to {high:g}"
+
+    def __str__(self) -> str:
+        return f"{self.range} (scale={self.scale:.6g}, offset={self.offset:.6g})"
+
+
+UNIT = PixelTransform(1 / 255)
+RAW = PixelTransform(1.0)
+SIGNED = PixelTransform(1 / 127.5, -1.0)
+# The input ranges that models are trained on, the most common one first: it is assumed if nothing decides.
+CANDIDATES = (UNIT, RAW, SIGNED)
+
+
+@dataclass(frozen=True)
+class Interpretation:
+    """How pixels enter a model and what its outputs mean.
+
+    Attributes:
+        pixels: Map from stored pixels to the input of the model.
+        head: Whether the outputs are probabilities or logits.
+        pixels_reason: Why `pixels` was chosen, as a phrase.
+        head_reason: Why `head` was chosen, as a phrase.
+        is_normalized: Whether rows of probabilities sum to 1; otherwise they are divided by their sum.
+    """
+
+    pixels: PixelTransform
+    head: Head
+    pixels_reason: str
+    head_reason: str
+    is_normalized: bool = True
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """The decisions with their reasons, a line each, for the terminal and the footer of a report."""
+        return (f"pixels: {self.pixels}: {self.pixels_reason}", f"outputs: {self.head}: {self.head_reason}")
+
+    def describe(self) -> dict[str, Any]:
+        """Returns the decisions as plain values, for tables, score files and manifests."""
+        return {
+            "scale": self.pixels.scale,
+            "offset": self.pixels.offset,
+            "head": self.head,
+            "interpretation": list(self.notes),
+        }

@@ -1,0 +1,111 @@
+"""Metadata of a saved model: its classes, its preprocessing and its data, kept inside the `.keras` file.
+
+A `.keras` file is a zip archive, and Keras ignores members that it does not know: every `load_model` still
+reads the file. Saving a loaded model again with Keras drops the metadata.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.errors import ConfigError
+
+MEMBER = "glassbox.json"
+VERSION = 1
+EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)  # of a zip archive; the current time would make the bytes differ
+REGULAR_FILE = 0o100644 << 16
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """What a model needs besides its layers and weights.
+
+    Attributes:
+        classes: Class names in the order of the outputs.
+        data: Digest of the manifest of the shard set that the model was trained on.
+        image_size: Height and width of the images.
+        channels: Number of channels, 1 or 3.
+        scale: Factor on pixels of 0 to 255 before they enter the model.
+        offset: Summand after that multiplication.
+        head: Whether the outputs are `probabilities` or `logits`.
+    """
+
+    classes: tuple[str, ...]
+    data: str
+    image_size: tuple[int, int]
+    channels: int
+    scale: float = 1.0
+    offset: float = 0.0
+    head: str = "probabilities"
+
+    def to_json(self) -> str:
+        """Returns the metadata as a JSON document, the same bytes for the same content."""
+        return json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str) -> ModelMetadata:
+        """Reads a JSON document of `to_json`.
+
+        Args:
+            text: Content of the document.
+            source: File that it comes from, for the message.
+
+        Raises:
+            ConfigError: The document is damaged, or a newer version of the project wrote it.
+        """
+        try:
+            content: dict[str, Any] = json.loads(text)
+            if content["version"] > VERSION:
+                received = f"{source} (version {content['version']}, which is newer)"
+                raise ConfigError(
+                    f"metadata of version {VERSION}", received, "use the glassbox that wrote it"
+                )
+            height, width = content["image_size"]
+            return cls(
+                classes=tuple(str(name) for name in content["classes"]),
+                data=str(content["data"]),
+                image_size=(int(height), int(width)),
+                channels=int(content["channels"]),
+                scale=float(content["scale"]),
+                offset=float(content["offset"]),
+                head=str(content["head"]),
+            )
+        except (ValueError, TypeError, KeyError):
+            raise ConfigError(
+                "metadata of a model in JSON", f"{source} (damaged)", "restore the file, or train again"
+            ) from None
+
+
+def append_metadata(path: Path, metadata: ModelMetadata) -> None:
+    """Adds metadata to a `.keras` file that has none, without rewriting the rest of the file.
+
+    Args:
+        path: File that Keras has saved.
+        metadata: The metadata to add.
+    """
+    member = zipfile.ZipInfo(MEMBER, EARLIEST_DATE)
+    member.external_attr = REGULAR_FILE
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(member, metadata.to_json())
+
+
+def read_metadata(path: Path) -> ModelMetadata | None:
+    """Reads the metadata of a model file; None if it has none.
+
+    Raises:
+        ConfigError: The metadata is damaged, or of a newer version.
+    """
+    if not zipfile.is_zipfile(path):
+        return None
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if MEMBER not in archive.namelist():
+                return None
+            text = archive.read(MEMBER)
+    except zipfile.BadZipFile:
+        raise ConfigError("an undamaged model file", f"model={path}", "restore the file") from None
+    return ModelMetadata.from_json(text, f"{path}: {MEMBER}")
