@@ -62,7 +62,7 @@ def match_classes(names: Sequence[str] | None, classes: Sequence[str], source: s
         parts = [("unknown to the model", unknown), ("missing", missing)]
         received = "; ".join(f"{kind}: {list_names(group)}" for kind, group in parts if group)
         raise ConfigError(
-            f"a shard set of the classes that the model was trained on: {list_names(names)}",
+            f"a shard set of the classes of the model: {list_names(names)}{f' ({source})' if source else ''}",
             f"classes={list_names(classes)} ({received})",
             "pass --data with a shard set of these classes",
         )

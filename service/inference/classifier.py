@@ -108,7 +108,7 @@ def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Mo
         raise ConfigError(
             "a model made of Keras layers alone",
             f"model={path} ({_find_cause(error)})",
-            "save it without Lambda layers and without classes of your own",
+            "save it with this version of Keras, without Lambda layers and without classes of your own",
         ) from None
     return _select_output(model)
 

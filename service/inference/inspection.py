@@ -102,11 +102,12 @@ def interpret_model(
     sample = _draw_rows(images)
     if images is not None and len(sample):
         pixels = images.read(sample[:SAMPLE_BATCH])
-    head, head_reason, is_normalized = decide_head(model, options.head, pixels)
     if known is not None and options.head is None:
         head = known.head
         head_reason = known.head_reason
         is_normalized = known.is_normalized
+    else:
+        head, head_reason, is_normalized = decide_head(model, options.head, pixels)
 
     if options.pixels is not None:
         transform = options.pixels
@@ -260,7 +261,7 @@ def decide_head(
     sums_to_one = units == 1 or _sums_to_one(ordinary, tolerance)
     if requested is not None:
         return requested, "as set by --head", sums_to_one
-    count = f"{len(outputs)} images, noise and extreme inputs"
+    probes = f"for {len(outputs)} images and noise, extreme inputs included"
     if not len(outputs):
         return "logits", f"assumed, because no output is finite; {HEAD_FIX}", True
 
@@ -274,9 +275,9 @@ def decide_head(
     if units == 1:
         if activation_name(last_operation(model)) == "softmax":
             raise _refuse_head(units, "softmax over one unit, which is 1 for every image")
-        return "probabilities", f"one unit within 0 and 1 for {count}", True
+        return "probabilities", f"one unit within 0 and 1 {probes}", True
     if sums_to_one:
-        return "probabilities", f"values within 0 and 1, and rows that sum to 1, for {count}", True
+        return "probabilities", f"values within 0 and 1, and rows that sum to 1, {probes}", True
     sums = ordinary.sum(axis=1)
     span = f"{sums.min():.3g} to {sums.max():.3g}" if len(sums) else "nothing finite"
     received = f"outputs within 0 and 1 whose rows sum to {span}, as of independent sigmoids"
@@ -361,8 +362,7 @@ def compare_accuracies(
     left = tuple(candidates[index] for index in remaining)
     reason = f"accuracy on {count} labelled images is {listing}"
     if len(left) > 1:
-        ranges = " and ".join(candidate.range for candidate in left)
-        reason = f"{reason}, which does not decide between {ranges}"
+        reason = f"{reason}, which does not decide between {'; '.join(candidate.range for candidate in left)}"
     return PixelEvidence(left, reason)
 
 

@@ -24,7 +24,7 @@ def test_names_in_another_order_are_mapped_and_stated():
 
 
 def test_unknown_and_missing_names_are_refused():
-    expected = r"trained on: cat, dog.*classes=cat, eel \(unknown to the model: eel; missing: dog\)"
+    expected = r"of the model: cat, dog.*classes=cat, eel \(unknown to the model: eel; missing: dog\)"
     with pytest.raises(ConfigError, match=expected):
         match_classes(("cat", "dog"), ("cat", "eel"))
     with pytest.raises(ConfigError, match=r"\(missing: dog\)"):
