@@ -66,12 +66,12 @@ def build_shards(
             changed.
     """
     check_request(out, spec, workers)
+    fingerprint = source.fingerprint()  # of the source as `reopen` opens it, not of its divided splits
     source = hold_out(source, spec.validation)
     spec, level_notes = _resolve_levels(source, spec)
     plan = plan_shards(source.counts(), _resolve_shard_rows(source, spec))
     if not plan:
         raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
-    fingerprint = source.fingerprint()
     about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
     shards = [planned_shard.model_dump() for planned_shard in plan]
     digest = hash_json([VERSION, *about.values(), source.classes, shards])
@@ -89,7 +89,7 @@ def build_shards(
             raise
         try:
             _check_unchanged(source.name, fingerprint, reopen)
-            manifest = _build_manifest(source, spec, directory, totals, level_notes)
+            manifest = _build_manifest(source, fingerprint, spec, directory, totals, level_notes)
         except GlassboxError:
             directory.discard(plan)
             raise
@@ -231,6 +231,7 @@ def _check_unchanged(name: str, fingerprint: str, reopen: Callable[[], Source] |
 
 def _build_manifest(
     source: Source,
+    fingerprint: str,
     spec: ShardSpec,
     directory: BuildDirectory,
     totals: ShardSetTotals,
@@ -254,7 +255,7 @@ def _build_manifest(
         encoding=spec.encoding,
         store_size=spec.store_size,
         source=source.name,
-        fingerprint=source.fingerprint(),
+        fingerprint=fingerprint,
         classes=source.classes,
         splits=splits,
         rejected=totals.rejected,

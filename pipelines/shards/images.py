@@ -26,6 +26,8 @@ COPY_QUALITY = 95  # quality of JPEGs that have to be normalised
 FULL = "full"  # levels: the upper 8 of 16 bits
 MAX_VALUE = 2**16 - 1
 JPEG_START = b"\xff\xd8"
+# Raw modes of Pillow, which keeps the byte of a value that comes first, or here the one that comes last.
+LOW_BYTE_MODES = {"RGB;16B": "RGB;16L", "RGBA;16B": "RGBA;16L"}
 END_OF_IMAGE = b"\xff\xd9"  # last marker of a JPEG
 DARK_LIMIT = 2**12  # 16-bit values that are all below become 0 to 15 of 255
 
@@ -291,10 +293,11 @@ def _read_deep_colours(picture: Image.Image, data: bytes) -> NDArray[np.int64]:
         UnreadableImageError: The picture is greyscale with alpha.
     """
     with Image.open(io.BytesIO(data), formats=("PNG",)) as low_bytes:
-        if any(tile.args not in ("RGB;16B", "RGBA;16B") for tile in low_bytes.tile):
-            raise UnreadableImageError("16-bit greyscale with alpha, which only --levels full can read")
-        # Read as if the lower byte of every value came first, Pillow keeps the lower bytes.
-        tiles = [tile._replace(args=tile.args.replace("16B", "16L")) for tile in low_bytes.tile]
+        tiles = []
+        for tile in low_bytes.tile:
+            if tile.args not in LOW_BYTE_MODES:
+                raise UnreadableImageError("16-bit greyscale with alpha, which only --levels full can read")
+            tiles.append(tile._replace(args=LOW_BYTE_MODES[tile.args]))
         low_bytes.tile = tiles
         low_bytes.load()
         return np.asarray(picture).astype(np.int64) << 8 | np.asarray(low_bytes).astype(np.int64)

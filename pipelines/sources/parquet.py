@@ -45,7 +45,7 @@ class ParquetReader:
             DataError: A file has disappeared or is damaged.
         """
         place = None
-        images = None
+        images: Any = None
         start = 0
         for row in rows:
             if place != (row["file"], row["size"]):

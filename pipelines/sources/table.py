@@ -105,7 +105,7 @@ class TableSource:
     def labels(self, split: str) -> NDArray[np.int32]:
         """Returns the label of every image, -1 if it cannot be used: int32 `[n]`."""
         table = self.splits[split]
-        labels = table["label"].to_numpy().astype(np.int32)
+        labels: NDArray[np.int32] = table["label"].to_numpy().astype(np.int32)
         labels[pc.is_valid(table["problem"]).to_numpy()] = -1
         return labels
 

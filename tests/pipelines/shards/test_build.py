@@ -20,8 +20,9 @@ from list_source import (
 )
 from PIL import Image
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
+from pipelines.shards import images as images_module
 from pipelines.shards.build import build_shards
 from pipelines.shards.info import describe_shards
 from pipelines.shards.manifest import load_manifest
@@ -208,6 +209,68 @@ def test_checking_headers_only_gives_no_mean(tmp_path):
     assert manifest.splits["train"].rows == 5
     assert (manifest.splits["train"].mean, manifest.splits["train"].std) == (None, None)
     assert "mean (R G B)  not computed" in describe_shards(tmp_path / "set")
+
+
+def encode_deep(*values):
+    file = io.BytesIO()
+    Image.fromarray(np.array([values], np.uint16)).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_levels_are_chosen_once_for_the_whole_set(tmp_path):
+    images = [encode_deep(0, value) for value in (100, 1023, 700, 512)]
+    source = ListSource(
+        {"train": [Example(image, index % 2, str(index)) for index, image in enumerate(images)]}
+    )
+    manifest = build_shards(source, tmp_path / "set", ShardSpec(levels="auto", validation=0))
+    assert manifest.levels == "0:1023"
+    assert manifest.notes == ("levels: 0:1023 (largest value of 4 16-bit images of the first 4: 1023)",)
+    assert manifest.notices == {images_module.DEEP: 4}
+    rows = read_rows(tmp_path / "set", manifest, "train")
+    maxima = [np.asarray(Image.open(io.BytesIO(row["image"]))).max() for row in rows]
+    assert maxima == [25, 255, 174, 128]
+
+
+def test_nearly_black_images_cause_a_warning_with_their_number(tmp_path, caplog):
+    items = [*make_examples(2), *(Example(encode_deep(0, 4095), index, f"deep{index}") for index in (0, 1))]
+    manifest = build_shards(ListSource({"train": items}), tmp_path / "set", ShardSpec(validation=0))
+    assert manifest.notices == {images_module.DEEP: 2, images_module.DARK: 2}
+    assert "warning: 2 images with 16-bit values below 4096" in caplog.text
+
+
+def test_a_class_whose_training_images_are_all_unusable_is_refused(tmp_path):
+    items = [*make_examples(4), Example(b"text", 2, "broken.jpg")]
+    source = ListSource({"train": items}, classes=("ant", "bee", "cow"))
+    with pytest.raises(DataError, match="no training images of class 'cow'"):
+        build_shards(source, tmp_path / "set", ShardSpec(validation=0))
+    assert not (tmp_path / "set").exists()
+
+
+def test_three_splits_stay_three_and_a_missing_one_is_held_out(tmp_path):
+    names = [
+        f"{split}/{name}/{index}.png" for split in ("train", "test") for name in "ab" for index in range(5)
+    ]
+    for index, name in enumerate(names):
+        path = tmp_path / "photos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode_row(index))
+
+    def reopen():
+        return open_source(f"folder:{tmp_path / 'photos'}")
+
+    sets = []
+    for workers in (1, 2):
+        out = tmp_path / f"set{workers}"
+        manifest = build_shards(reopen(), out, ShardSpec(shard_rows=3), workers=workers, reopen=reopen)
+        sets.append((manifest, snapshot(out)))
+    assert sets[0] == sets[1]
+    assert manifest.fingerprint == reopen().fingerprint()
+    counts = {name: split.class_counts for name, split in manifest.splits.items()}
+    assert counts == {"train": (4, 4), "validation": (1, 1), "test": (5, 5)}
+    assert manifest.notes == (
+        "splits: train=train, test=test",
+        "no validation split: 20 % of each class of train held out",
+    )
 
 
 def test_the_manifest_records_how_images_are_stored(tmp_path):
