@@ -96,8 +96,8 @@ FAILURES = (
         "an NVIDIA driver and a GPU that this TensorFlow supports",
         f"{NEWER_DRIVER}, or compute on the CPU with CUDA_VISIBLE_DEVICES=-1",
         _compile(
-            r"CUDA_ERROR_(UNSUPPORTED_PTX_VERSION|INVALID_PTX|INVALID_IMAGE|NO_BINARY_FOR_GPU|INVALID_HANDLE)",
-            r"CUDA_ERROR_(SYSTEM_DRIVER_MISMATCH|COMPAT_NOT_SUPPORTED_ON_DEVICE)",
+            r"CUDA_ERROR_(UNSUPPORTED_PTX_VERSION|INVALID_PTX|INVALID_IMAGE|INVALID_HANDLE)",
+            r"CUDA_ERROR_(NO_BINARY_FOR_GPU|SYSTEM_DRIVER_MISMATCH|COMPAT_NOT_SUPPORTED_ON_DEVICE)",
             r"driver version is insufficient",
             r"no kernel image is available",
             r"unsupported toolchain",
