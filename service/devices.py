@@ -64,8 +64,8 @@ def configure_devices(
             tf.config.set_visible_devices([], "GPU")
     else:
         _configure_gpus(notify)
-    if deterministic:
-        _enable_determinism()
+    if deterministic and tf.config.get_visible_devices("GPU"):  # CPUs are deterministic in any case
+        enable_determinism()
     _limit_threads()
 
 
@@ -244,8 +244,8 @@ def is_cuda_cache_empty() -> bool:
         return True
 
 
-def _enable_determinism() -> None:
-    """Makes operations deterministic: those of TensorFlow and XLA, and products in full float32 on GPUs."""
+def enable_determinism() -> None:
+    """Makes operations on GPUs deterministic, those of TensorFlow and XLA, and products full float32."""
     import tensorflow as tf
 
     flags = os.environ.get("XLA_FLAGS", "").split()

@@ -6,6 +6,7 @@ precedes the sum over the replicas, and what follows it, to one program each per
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework.config import is_op_determinism_enabled
 
 from pipelines.augment.apply import apply_augmentations, swap_neighbours
 from pipelines.records import Batch
@@ -255,12 +257,12 @@ class Steps:
     @no_autograph
     def _next_batch(self, batches: Iterator[Batch], wait_seconds: tf.Tensor) -> tuple[Batch, tf.Tensor]:
         """Returns the next batch, and the seconds waited for batches so far, this one included."""
-        began = tf.timestamp()
+        began = _read_clock()
         with tf.control_dependencies([began]):
             batch = next(batches)
         # On the CPU, like the clock: on a GPU, the sum would otherwise be an operation of the device.
         with tf.device("CPU:0"), tf.control_dependencies(self._local(batch["row"])):
-            return batch, wait_seconds + (tf.timestamp() - began)
+            return batch, wait_seconds + (_read_clock() - began)
 
     @no_autograph
     def _make_row_array(self, batches: tf.Tensor) -> tf.TensorArray:
@@ -420,3 +422,13 @@ def _sum_variable(value: tf.Tensor) -> tf.Variable:
         synchronization=tf.VariableSynchronization.ON_READ,
         aggregation=tf.VariableAggregation.SUM,
     )
+
+
+def _read_clock() -> tf.Tensor:
+    """Returns the time in seconds in a graph, float64 scalar.
+
+    TensorFlow refuses its own operation for it where all operations have to be deterministic.
+    """
+    if is_op_determinism_enabled():
+        return tf.ensure_shape(tf.numpy_function(time.time, [], tf.float64), ())
+    return tf.timestamp()

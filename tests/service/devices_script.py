@@ -66,7 +66,7 @@ def list_entries(folder: Path) -> dict[str, Callable[[], Any]]:
         "task of predict": lambda: SavedModel("model.keras", content, None).load(),
         "task of report": lambda: _render_task(str(run.path), str(run.path.parent), ReportOptions(), False),
         "evaluate": lambda: glassbox.evaluate(run.path, shards),
-        "predict": lambda: glassbox.predict(run.path, str(shards), folder / "out.csv"),
+        "predict": lambda: glassbox.predict(run.path, str(shards)),
         "load_model": lambda: glassbox.load_model(run.path),
         "heatmaps": lambda: glassbox.heatmaps(run.path, images),
         "activations": lambda: glassbox.activations(run.path, images[0]),

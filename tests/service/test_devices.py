@@ -156,9 +156,11 @@ def run_python(*arguments: str, **environment: str) -> list[str]:
 DESCRIBE = """
 import os
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from service.devices import configure_devices
+from service.devices import configure_devices, enable_determinism
 configure_devices(deterministic=True)
-configure_devices(deterministic=True)
+assert not os.environ.get("XLA_FLAGS", "").count("deterministic")  # a process without GPUs has no need of it
+enable_determinism()
+enable_determinism()
 import tensorflow as tf
 print(tf.config.threading.get_intra_op_parallelism_threads())
 print(tf.config.threading.get_inter_op_parallelism_threads())
