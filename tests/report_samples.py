@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from shard_samples import make_record, write_shards
 
-from pipelines.shards.manifest import load_manifest
+from pipelines.shards.manifest import FILE_NAME, load_manifest
 from service.models.metadata import ModelMetadata
 from service.runs import Run
 
@@ -92,7 +92,8 @@ def make_run(
     run.write_metrics(epochs)
     run.update_status(state="finished")
     if model is not None:
-        manifest = load_manifest(shards)
-        run.write_metadata(ModelMetadata(manifest.classes, manifest.digest(), (8, 8), 1))
+        if (shards / FILE_NAME).is_file():
+            manifest = load_manifest(shards)
+            run.write_metadata(ModelMetadata(manifest.classes, manifest.digest(), (8, 8), 1))
         run.write_model(model.save)
     return run

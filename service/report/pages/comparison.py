@@ -134,8 +134,9 @@ def check_same_classes(subjects: Sequence[Subject]) -> None:
     first = subjects[0]
     for other in subjects[1:]:
         if other.classes != first.classes:
+            classes = f"{list_names(first.classes)}; {list_names(other.classes)}"
             raise ConfigError(
-                f"runs with the same classes in the same order: {list_names(first.classes)} ({first.name})",
-                f"classes={list_names(other.classes)} ({other.name})",
+                "runs with the same classes in the same order",
+                f"runs={first.name} and {other.name} (classes {classes})",
                 "compare runs that were trained on one shard set",
             )
