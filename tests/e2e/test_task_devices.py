@@ -89,8 +89,9 @@ def test_tasks_of_report_share_the_gpus(
 
     monkeypatch.setattr(batch, "run_tasks", run_and_record)
     runs = tmp_path / "runs"
+    shards = dim_and_bright(tmp_path / "shards")
     for name in ("a", "b", "c"):  # without a model, so that they end at once
-        run = make_run(runs / name, tmp_path / "nothing", brightness_model(), metrics(1))
+        run = make_run(runs / name, shards, brightness_model(), metrics(1))
         run.model_path.unlink()
     outcomes = batch.report_all(runs)
     assert {outcome.state for outcome in outcomes} == {batch.FAILED}
