@@ -136,7 +136,7 @@ bench-train: $(READY_DEV) ## images per second in the training loop, next to the
 bench-report: $(READY_DEV) ## CPU seconds of the report's pictures, next to tutorials and other libraries: an hour
 	$(BIN)/python tests/benchmarks/report.py $(BENCH)
 
-gpu-check: $(READY_DEV) ## correctness and speed on this machine's GPU: 10 minutes
+gpu-check: $(READY_DEV) ## correctness and speed on this machine's GPUs, one to eight: 10 minutes
 	$(BIN)/python tests/benchmarks/gpu_check.py $(BENCH)
 
 fault-table: $(READY_DEV) ## kill, stop and starve training, and tabulate how each fault ends: half an hour

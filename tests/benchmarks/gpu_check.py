@@ -16,11 +16,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+LOGICAL_DEVICES = "GLASSBOX_LOGICAL_DEVICES"  # environment variable: number of logical CPU devices
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent), str(HERE)]  # works without an installed project
 
 import gpu_results  # noqa: E402
@@ -28,14 +29,87 @@ import photos  # noqa: E402
 from gpu_results import Row  # noqa: E402
 from runner import log_progress  # noqa: E402
 
-# Title of every part, and its share of the time.
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the check.
+
+    Attributes:
+        title: Description of the part.
+        seconds: Its share of the time.
+        meaning: What its results mean, and where to look in the code.
+        uses_all_devices: Whether it runs on all devices; otherwise it sees a single one.
+    """
+
+    title: str
+    seconds: float
+    meaning: str
+    uses_all_devices: bool = False
+
+
+# The most valuable first: a part that runs out of time leaves less to the following ones.
 PARTS = {
-    "a": ("decoding with DALI", 60),
-    "b": ("augmentation on the device", 40),
-    "c": ("a step of every model", 220),
-    "d": ("the training loop", 100),
-    "e": ("training", 120),
-    "f": ("the report", 40),
+    "g": Part(
+        "the machine and the image",
+        50,
+        "What the image or the driver lacks costs speed or stops a run before any code of glassbox: "
+        "k8s/image/Dockerfile, k8s/overlays/gpu/workers.yaml, service/devices.py.",
+    ),
+    "e": Part(
+        "training",
+        100,
+        "Losses of a GPU that differ from those of a CPU mean a wrong kernel or a wrong step: "
+        "service/training/step.py, pipelines/augment/apply.py. Slow epochs with fast steps mean the loop: "
+        "service/training/loop.py.",
+    ),
+    "h": Part(
+        "several devices",
+        110,
+        "Other losses than one device mean wrong slices or sums: service/training/distribute.py, step.py, "
+        "packing.py, and for the sharded cache pipelines/input/cache.py. A low speed-up means sums or "
+        "input that wait: NCCL's messages are in the log; service/training/strategy.py.",
+        uses_all_devices=True,
+    ),
+    "i": Part(
+        "determinism",
+        70,
+        "Two runs that differ mean an operation without a deterministic kernel: service/devices.py. Only the "
+        "resumed run differs: state that a checkpoint lacks, service/checkpoint.py.",
+    ),
+    "j": Part(
+        "evaluate and predict",
+        30,
+        "Other probabilities than a CPU mean a wrong kernel, or pixels scaled differently: "
+        "service/inference/classifier.py. A low speed means decoding: service/inference/datasets.py.",
+    ),
+    "a": Part(
+        "decoding with DALI",
+        40,
+        "Different pixels mean that DALI decodes or resizes differently; a copy means that batches pass "
+        "through RAM: pipelines/input/dali.py.",
+    ),
+    "d": Part(
+        "the training loop",
+        60,
+        "A low ratio with waiting means the input: pipelines/input/batches.py. Without waiting it means what "
+        "the loop adds to a step: service/training/loop.py, controller.py.",
+    ),
+    "c": Part(
+        "a step of every model",
+        70,
+        "A loss that is not finite means a kernel or precision that fails; a low share of the peak means "
+        "that XLA is off or the batch is small: service/training/learner.py, step.py.",
+    ),
+    "b": Part(
+        "augmentation on the device",
+        20,
+        "Other pixels than on a CPU mean a wrong warp or colour pass: pipelines/augment/apply.py.",
+    ),
+    "f": Part(
+        "the report",
+        20,
+        "Heatmaps that are not finite, or patterns that do not respond: service/report/analysis.",
+    ),
 }
 DEFAULT_MINUTES = 9.5
 ENVIRONMENT_SECONDS = 90.0  # time limit of the description of the environment
@@ -63,23 +137,28 @@ def main(arguments: list[str] | None = None) -> int:
         if options.smallest:
             form = "smallest"
         note = _build_shards(options.data, options.images or IMAGES[form], Path(scratch))
-        settings["real"] = not note.startswith("generated")
+        settings["real"] = "generated" not in note
+        settings["devices"] = about["devices"]
         environment = about["environment"] | {
             "photos": note,
             "date": time.strftime("%Y-%m-%d"),
             "form": form,
         }
-        rows = list(_run_parts(options.part or list(PARTS), settings, log))
+        parts = [part for part in PARTS if part in (options.part or PARTS)]
+        rows = list(_run_parts(parts, settings, log))
         log_text = log.read_text(errors="replace")
     seconds = time.time() - start
-    report = gpu_results.format_report(environment, rows, seconds)
+    meanings = {part: PARTS[part].meaning for part in parts}
+    report = gpu_results.format_report(environment, rows, seconds, meanings)
     print(report)
     if options.out:
         figures = {"environment": environment, "seconds": seconds, "rows": [asdict(row) for row in rows]}
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "gpu-check.json").write_text(json.dumps(figures, indent=1) + "\n")
         (options.out / "gpu-check.txt").write_text(report + "\n")
-        (options.out / "gpu-check.md").write_text(gpu_results.format_markdown(rows) + "\n")
+        table = gpu_results.format_markdown(rows)
+        explanation = gpu_results.format_meanings(meanings)
+        (options.out / "gpu-check.md").write_text(f"{table}\n\n{explanation}\n")
         (options.out / "gpu-check.log").write_text(log_text)
     return 1 if gpu_results.find_failures(rows) else 0
 
@@ -119,7 +198,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def _describe_environment(settings: dict[str, Any], log: Path) -> dict[str, Any]:
     """Runs the process that imports TensorFlow and describes the machine."""
-    lines = list(_run_process("environment", settings, log, ENVIRONMENT_SECONDS))
+    lines = list(_run_process("environment", settings, log, ENVIRONMENT_SECONDS, dict(os.environ)))
     if len(lines) != 1 or "environment" not in lines[0]:
         raise SystemExit(
             f"Expected TensorFlow. Received: {log.read_text()[-2000:]}\n"
@@ -177,21 +256,60 @@ def _read_records(paths: list[Path], classes: list[str]) -> Iterator[Any]:
 
 def _run_parts(parts: list[str], settings: dict[str, Any], log: Path) -> Iterator[Row]:
     """Yields the rows of all parts; the time that a part does not use goes to the following ones."""
-    for index, part in enumerate(parts):
-        title, weight = PARTS[part]
+    for index, name in enumerate(parts):
+        part = PARTS[name]
         remaining = settings["deadline"] - time.time()
-        remaining_weight = sum(PARTS[other][1] for other in parts[index:])
-        seconds = remaining * weight / remaining_weight
-        log_progress(f"part {part}: {title}, at most {seconds:.0f} s")
-        for line in _run_process(part, settings | {"deadline": time.time() + seconds}, log, seconds):
-            row = Row(**line)
+        remaining_weight = sum(PARTS[other].seconds for other in parts[index:])
+        seconds = remaining * part.seconds / remaining_weight
+        log_progress(f"part {name}: {part.title}, at most {seconds:.0f} s. {part.meaning}")
+        for row in _run_part(name, settings | {"deadline": time.time() + seconds}, log, seconds):
             log_progress(gpu_results.format_text([row]).splitlines()[1])
             yield row
 
 
-def _run_process(part: str, settings: dict[str, Any], log: Path, seconds: float) -> Iterator[dict[str, Any]]:
-    """Yields the lines that a part prints; a failed row follows if it crashes or exceeds its time."""
-    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+def _run_part(name: str, settings: dict[str, Any], log: Path, seconds: float) -> Iterator[Row]:
+    """Yields the rows of a part.
+
+    If its process crashes, the check that was running has failed. If its time is over, that check is not
+    measured, which is no failure: compiling kernels takes minutes on a new GPU. Checks that were not started
+    are not measured in both cases.
+    """
+    environment = dict(os.environ) if PARTS[name].uses_all_devices else _pin_device()
+    waiting: list[str] = []
+    running = "whole part"
+    for line in _run_process(name, settings, log, seconds, environment):
+        if "checks" in line:
+            waiting = line["checks"]
+        elif "started" in line:
+            running = line["started"]
+            waiting.remove(running)
+        elif "row" in line:
+            yield Row(**line["row"])
+        elif "late" in line:
+            yield gpu_results.build_late_row(name, running, line["late"])
+            yield from (gpu_results.build_late_row(name, check, "no time left") for check in waiting)
+        elif "failed" in line:
+            yield Row(name, running, passed=False, note=f"failed: {line['failed']}")
+            note = "the process of this part has failed"
+            yield from (gpu_results.build_late_row(name, check, note) for check in waiting)
+
+
+def _pin_device() -> dict[str, str]:
+    """Returns the environment of a process that sees a single GPU, or a single CPU device."""
+    environment = dict(os.environ)
+    environment["CUDA_VISIBLE_DEVICES"] = environment.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    if environment.get(LOGICAL_DEVICES):
+        environment[LOGICAL_DEVICES] = "1"
+    return environment
+
+
+def _run_process(
+    part: str, settings: dict[str, Any], log: Path, seconds: float, environment: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """Yields the lines that a part prints, then `late` if its time is over, or `failed` if it crashes."""
+    environment |= {"TF_CPP_MIN_LOG_LEVEL": "2", "PYTHONUNBUFFERED": "1"}
+    # TensorFlow's kernels, compiled by the driver for a new GPU, exceed the default of 1 GiB.
+    environment.setdefault("CUDA_CACHE_MAXSIZE", str(4 << 30))
     command = [sys.executable, str(HERE / "gpu_part.py"), part, json.dumps(settings)]
     deadline = time.monotonic() + seconds
     with log.open("ab") as errors:
@@ -201,9 +319,9 @@ def _run_process(part: str, settings: dict[str, Any], log: Path, seconds: float)
     try:
         is_complete = yield from _read_lines(child, deadline)
         if not is_complete:
-            yield _build_failure(part, f"not done after {seconds:.0f} s")
+            yield {"late": f"not done after {seconds:.0f} s"}
         elif child.wait(timeout=EXIT_SECONDS):
-            yield _build_failure(part, f"the process ended with status {child.returncode}")
+            yield {"failed": f"the process ended with status {child.returncode}"}
     finally:
         if child.poll() is None:
             os.killpg(child.pid, signal.SIGKILL)
@@ -228,10 +346,6 @@ def _read_lines(child: subprocess.Popen[bytes], deadline: float) -> Iterator[dic
             *lines, unread = (unread + chunk).split(b"\n")
             for line in lines:
                 yield json.loads(line)
-
-
-def _build_failure(part: str, reason: str) -> dict[str, Any]:
-    return asdict(Row(part, "whole part", passed=False, note=f"failed: {reason}"))
 
 
 if __name__ == "__main__":

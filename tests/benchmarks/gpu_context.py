@@ -25,6 +25,10 @@ QUERY_SECONDS = 30
 THREAD_COUNTS = (1, 4, 8)
 
 
+class OutOfTimeError(Exception):
+    """A check was not done when its part had to end."""
+
+
 @dataclass(frozen=True)
 class CheckContext:
     """Where and for how long a part of the check runs.
@@ -34,12 +38,14 @@ class CheckContext:
         deadline: Time by which the part has to end, in seconds of `time.time()`.
         smallest: Whether to do the least work with which everything still runs.
         real: Whether the photos are real ones.
+        devices: Number of GPUs of the machine, or of logical CPU devices without one.
     """
 
     scratch: str
     deadline: float
     smallest: bool = False
     real: bool = False
+    devices: int = 1
 
     @property
     def shards(self) -> Path:
@@ -48,17 +54,33 @@ class CheckContext:
 
     @cached_property
     def has_gpu(self) -> bool:
-        """Whether TensorFlow detects a GPU; enables memory growth for all GPUs."""
+        """Whether TensorFlow detects a GPU; configures the devices of this process as a training does."""
         import tensorflow as tf
 
-        gpus = tf.config.list_physical_devices("GPU")
-        for gpu in gpus:
-            tf.config.experimental.set_memory_growth(gpu, True)
-        return bool(gpus)
+        from service.devices import configure_devices
 
-    def enable_memory_growth(self) -> None:
-        """Makes GPUs allocate memory on demand, which has to be set before any computation."""
-        _ = self.has_gpu
+        configure_devices()
+        return bool(tf.config.get_visible_devices("GPU"))
+
+    def count_devices(self) -> int:
+        """Counts the devices of this process that can train."""
+        from service.training.strategy import list_devices
+
+        _ = self.has_gpu  # configures them
+        return len(list_devices())
+
+    def warm_up(self) -> None:
+        """Prepares the device before any clock starts: loads libraries, and compiles a few kernels."""
+        import tensorflow as tf
+
+        if not self.has_gpu:
+            return
+        images = tf.zeros([8, 32, 32, 3])
+        kernel = tf.zeros([3, 3, 3, 8])
+        for compiled in (False, True):
+            convolve = tf.function(lambda x: tf.nn.conv2d(x, kernel, 1, "SAME"), jit_compile=compiled)
+            tf.reduce_sum(convolve(images)).numpy()
+        synchronize()
 
     @property
     def device(self) -> str:
@@ -149,9 +171,19 @@ def load_photos(
     return dict(read_rows(context.shards, "train", spec, rows.tolist()))
 
 
-def query_gpus() -> list[str]:
-    """Returns name, driver and memory of every GPU from the driver; an empty list without one."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
+def list_gpu_names(count: int) -> list[str]:
+    """Returns what `CUDA_VISIBLE_DEVICES` calls each of the visible GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return visible.split(",") if visible else [str(index) for index in range(count)]
+
+
+def query_gpus(fields: str = "name,driver_version,memory.total") -> list[str]:
+    """Returns some fields of every GPU from the driver; an empty list without one.
+
+    Args:
+        fields: Names of fields, as `nvidia-smi --help-query-gpu` lists them.
+    """
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=QUERY_SECONDS)
     except (OSError, subprocess.SubprocessError):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 ABSENT = "not measured"
@@ -37,9 +36,10 @@ class Row:
     passed: bool | None = None
     note: str = ""
 
-    def to_json(self) -> str:
-        """Serializes the row for the process that collects all rows."""
-        return json.dumps(asdict(self))
+
+def build_late_row(part: str, name: str, reason: str) -> Row:
+    """Builds the row of a check that ran out of time, which says nothing about what it checks."""
+    return Row(part, name, note=f"{ABSENT}: {reason}")
 
 
 def find_failures(rows: Sequence[Row]) -> list[Row]:
@@ -88,8 +88,15 @@ def format_markdown(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def format_report(environment: Mapping[str, Any], rows: Sequence[Row], seconds: float) -> str:
-    """Formats environment, table, failures and verdict."""
+def format_meanings(meanings: Mapping[str, str]) -> str:
+    """Formats what the results of each part mean, as a list in Markdown."""
+    return "\n".join(f"- {part}: {meaning}" for part, meaning in meanings.items())
+
+
+def format_report(
+    environment: Mapping[str, Any], rows: Sequence[Row], seconds: float, meanings: Mapping[str, str]
+) -> str:
+    """Formats environment, table, what it means, failures and verdict."""
     failures = find_failures(rows)
     judged = sum(row.passed is not None for row in rows)
     missing = sum(row.gpu is None for row in rows)
@@ -100,6 +107,8 @@ def format_report(environment: Mapping[str, Any], rows: Sequence[Row], seconds: 
             *(f"{name}: {value}" for name, value in environment.items()),
             "",
             format_text(rows),
+            "",
+            format_meanings(meanings),
             "",
             *(f"FAILED: {row.part} {row.name}: {row.note or row.goal}" for row in failures),
             verdict,
