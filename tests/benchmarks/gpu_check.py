@@ -57,14 +57,14 @@ PARTS = {
     ),
     "e": Part(
         "training",
-        100,
+        80,
         "Losses of a GPU that differ from those of a CPU mean a wrong kernel or a wrong step: "
         "service/training/step.py, pipelines/augment/apply.py. Slow epochs with fast steps mean the loop: "
         "service/training/loop.py.",
     ),
     "h": Part(
         "several devices",
-        110,
+        160,
         "Other losses than one device mean wrong slices or sums: service/training/distribute.py, step.py, "
         "packing.py, and for the sharded cache pipelines/input/cache.py. A low speed-up means sums or "
         "input that wait: NCCL's messages are in the log; service/training/strategy.py.",
@@ -72,7 +72,7 @@ PARTS = {
     ),
     "i": Part(
         "determinism",
-        70,
+        60,
         "Two runs that differ mean an operation without a deterministic kernel: service/devices.py. Only the "
         "resumed run differs: state that a checkpoint lacks, service/checkpoint.py.",
     ),
@@ -96,7 +96,7 @@ PARTS = {
     ),
     "c": Part(
         "a step of every model",
-        70,
+        50,
         "A loss that is not finite means a kernel or precision that fails; a low share of the peak means "
         "that XLA is off or the batch is small: service/training/learner.py, step.py.",
     ),

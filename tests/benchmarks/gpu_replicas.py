@@ -22,20 +22,18 @@ SMALLEST_SPEED = {"batch": 4, "updates": 2, "network": "linear"}
 
 
 def list_checks(context: CheckContext) -> Checks:
-    """Yields the numbers of devices of one process, the sharded cache, then two processes."""
-    for count in COUNTS:
-        yield f"{count} devices of one process", lambda count=count: compare_mirrored(context, count)
-    yield "sharded cache", lambda: compare_sharded(context)
+    """Yields all devices, two processes and the sharded cache, then smaller numbers of devices."""
+    largest, *others = sorted(COUNTS, key=lambda count: (count > context.devices, -count))
+    yield f"{largest} devices of one process", lambda: compare_mirrored(context, largest)
     yield "two processes", lambda: compare_processes(context)
+    yield "sharded cache", lambda: compare_sharded(context)
+    for count in others:
+        yield f"{count} devices of one process", lambda count=count: compare_mirrored(context, count)
 
 
 def build_settings(context: CheckContext, name: str, *, speed: bool) -> dict[str, Any]:
     """Returns the settings of a process that trains a run."""
-    run: dict[str, Any] = {
-        "deterministic": True
-    }  # TF32 off, or the loss of one device would differ from itself
-    if context.smallest:
-        run |= {"model": "linear", "epochs": 1}
+    run: dict[str, Any] = {"model": "linear", "epochs": 1} if context.smallest else {}
     settings: dict[str, Any] = {"shards": str(context.shards), "folder": context.scratch, "runs": {name: run}}
     if speed and (context.has_gpu or context.smallest):
         settings["speed"] = SMALLEST_SPEED if context.smallest else SPEED
