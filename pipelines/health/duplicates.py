@@ -17,11 +17,10 @@ MAX_PAIRS = 1_000_000  # similar pairs that are compared by their thumbnails
 # A pair is a duplicate if it differs much less than images differ from the most similar one of a sample, for
 # the 5 % of images with the smallest difference. One limit for all sets would be wrong: two handwritten ones
 # are more alike than a photo and its own detail.
-RATIO = 0.15
+RATIO = 0.12
 QUANTILE = 0.05
 MAX_DIFFERENCE = 0.05  # one minus the correlation of two thumbnails
 MIN_DIFFERENCE = 0.002  # of a JPEG of quality 20 or of half the size from its original
-SURE_DIFFERENCE = 0.005  # two different pictures are never this similar
 KINDS = ("identical", "similar", "mirrored")
 
 ReadGrey = Callable[[NDArray[np.int64]], NDArray[np.float32]]
@@ -137,7 +136,7 @@ def estimate_max_difference(sample: Sample) -> float:
     np.fill_diagonal(differences, 1)
     # In a set with many duplicates, these would hide how much pictures differ.
     is_hash_near = np.bitwise_count(sample.hashes[:, None] ^ sample.hashes) <= MAX_DISTANCE
-    differences[is_hash_near & (differences < SURE_DIFFERENCE)] = 1
+    differences[is_hash_near & (differences < MAX_DIFFERENCE)] = 1
     usual = float(np.quantile(differences.min(axis=1), QUANTILE))
     return float(np.clip(RATIO * usual, MIN_DIFFERENCE, MAX_DIFFERENCE))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.errors import ConfigError, GlassboxError
@@ -38,6 +39,13 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="number of label issues to list; 0 skips the search (default: 10)",
     )
+    parser.add_argument(
+        "--folds",
+        type=int,
+        metavar="K",
+        help="find label issues with K models, each trained without the images it then predicts: more "
+        "reliable than the saved model, and K times the training time",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -55,7 +63,7 @@ def run(options: argparse.Namespace) -> None:
         )
     path = Path(options.target)
     if path.is_dir():
-        lines = _diagnose_run(Run(path), options.data, options.labels)
+        lines = _diagnose_run(Run(path), options.data, options.labels, options.folds)
     else:
         lines = _diagnose_file(path, options.images)
     for line in lines:
@@ -67,15 +75,22 @@ def _diagnose_file(path: Path, images: int | None) -> Iterator[str]:
         yield from _format_findings(name, History(epochs, images))
 
 
-def _diagnose_run(run: Run, shards: str | None, max_issues: int) -> Iterator[str]:
+def _diagnose_run(run: Run, shards: str | None, max_issues: int, folds: int | None) -> Iterator[str]:
     manifest = _load_manifest(run, shards)
     yield from _format_findings(run.path.name, build_history(run, manifest))
     if not max_issues:
         return
     if manifest is None:
-        yield "  Labels. Not checked: the run's shard set was not found. Name it with --data."
+        yield (
+            "  Labels. Not checked: the shard set that the run was trained on was not found at "
+            f"shards={run.config().get('shards')}. Name it with --data."
+        )
     elif run.model_path.is_file():
-        label_issues = _find_label_issues(run, Path(shards or run.config()["shards"]), manifest, max_issues)
+        directory = Path(shards or run.config()["shards"])
+        if folds is None:
+            label_issues = _find_label_issues(run, directory, manifest, max_issues)
+        else:
+            label_issues = _cross_validate(run, directory, manifest, max_issues, folds)
         yield f"  Labels. {label_issues.message}"
         yield from (f"    {issue}" for issue in label_issues.issues)
         if label_issues.advice:
@@ -101,38 +116,69 @@ def build_history(run: Run, manifest: Manifest | None) -> History:
 def _find_label_issues(run: Run, shards: Path, manifest: Manifest, max_issues: int) -> LabelIssues:
     from pipelines.input.batches import Batches
     from pipelines.input.reader import ShardReader
+    from service.diagnosis.calibration import calibrate
     from service.diagnosis.label_issues import MAX_IMAGES, find_label_issues, limit_batches
-    from service.inference.classifier import (
-        check_class_count,
-        infer_pixel_scale,
-        input_spec,
-        load_model,
-        predict,
-    )
+    from service.inference.classes import match_classes
+    from service.inference.classifier import Predictions, check_class_count, input_spec, predict
+    from service.inference.datasets import LabelledRows
+    from service.inference.inspection import interpret_model
+    from service.inference.jobs import open_model
 
-    model = load_model(run.model_path, run.custom_objects())
+    saved, model = open_model(run.path)
     check_class_count(model, manifest.classes)
-    batches = Batches(shards, "train", input_spec(model), BATCH)
-    with batches.data_errors():
-        predictions = predict(model, limit_batches(batches.epoch(0), MAX_IMAGES), infer_pixel_scale(model))
+    match = match_classes(saved.classes, manifest.classes, saved.class_source)
+    data = input_spec(model)
+    sample = LabelledRows(str(shards), "train", data, match)
+    interpretation = interpret_model(model, known=saved.interpretation, images=sample)
+    for note in (*interpretation.notes, match.note):
+        print(f"  {note}")
+
+    def predict_split(split: str) -> Predictions:
+        batches = Batches(shards, split, data, BATCH)
+        with batches.data_errors():
+            predictions = predict(
+                model, limit_batches(batches.epoch(0), MAX_IMAGES), interpretation=interpretation
+            )
+        return replace(predictions, labels=match.map_labels(predictions.labels))
+
+    calibration = None
+    if "validation" in manifest.splits:
+        validation = predict_split("validation")
+        calibration = calibrate(validation.probabilities, validation.labels)
+    read_ids = ShardReader(shards, "train").read_ids
+    return find_label_issues(predict_split("train"), match.names, read_ids, max_issues, calibration)
+
+
+def _cross_validate(run: Run, shards: Path, manifest: Manifest, max_issues: int, folds: int) -> LabelIssues:
+    """Finds label issues with models that were trained without the images they predict."""
+    from pipelines.input.reader import ShardReader
+    from service.diagnosis.calibration import calibrate
+    from service.diagnosis.folds import predict_with_folds
+    from service.diagnosis.label_issues import find_label_issues
+
+    predictions = predict_with_folds(run, shards, folds)
+    calibration = calibrate(predictions.probabilities, predictions.labels)
+    read_ids = ShardReader(shards, "train").read_ids
     return find_label_issues(
-        predictions.probabilities,
-        predictions.labels,
-        predictions.rows,
-        manifest.classes,
-        ShardReader(shards, "train").read_ids,
-        max_issues,
+        predictions, manifest.classes, read_ids, max_issues, calibration, is_cross_validated=True
     )
 
 
 def _load_manifest(run: Run, shards: str | None) -> Manifest | None:
-    """Loads the manifest of the run's shard set; None if it no longer exists and no other was named."""
+    """Loads the manifest of the run's shard set.
+
+    Returns:
+        The manifest; None if no other one was named, and the set no longer exists or was replaced by another.
+    """
+    if shards:
+        return load_manifest(shards)
+    path = str(run.config().get("shards", ""))
     try:
-        return load_manifest(shards or str(run.config().get("shards", "")))
+        manifest = load_manifest(path)
+        run.check_data(path, manifest.digest())
     except GlassboxError:
-        if shards:
-            raise
         return None
+    return manifest
 
 
 def _format_findings(name: str, history: History) -> Iterator[str]:

@@ -1,21 +1,48 @@
-"""Finds label issues: training images whose label a trained model confidently contradicts."""
+"""Finds training images whose label a model confidently contradicts, and estimates how many are wrong."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.records import Batch
-from service.scores import losses
+from service.diagnosis.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
+from service.diagnosis.calibration import Calibration, compute_error_probabilities, estimate_noise_rate
+from service.scores import losses, majority_class_share
 
 MAX_IMAGES = 20_000  # largest number of training images to predict; rows are in random order
 # Bounds of a class's threshold, regardless of the mean confidence of the model in this class.
 CONFIDENCE_BOUNDS = (0.6, 0.9)
+# Skill (see `compute_skill`) below which nothing is listed: a two-class model with 59.9 % has 0.2.
+MIN_SKILL = 0.25
+MIN_PRECISION = 0.5  # expected share of wrong labels from which they are called label issues
 MEMORIZED = 0.995  # training accuracy above which wrong labels are memorized too, and no longer stand out
+
+
+class LabelledPredictions(Protocol):
+    """Predictions next to the labels, such as `service.inference.classifier.Predictions`.
+
+    Attributes:
+        probabilities: float32 `[N, K]`, one row per image.
+        labels: int32 `[N]`, class indices.
+        rows: int64 `[N]`, row numbers in the training split.
+    """
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Predicted probabilities."""
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Labels of the images."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """Row numbers of the images."""
 
 
 @dataclass(frozen=True)
@@ -47,43 +74,86 @@ class LabelIssue:
 
 @dataclass(frozen=True)
 class LabelIssues:
-    """The label issues of a training split.
+    """Training images whose label the model contradicts.
 
     Attributes:
         images: Number of training images that were predicted.
         accuracy: Share of them predicted as labelled, without augmentation or dropout.
-        count: Number of label issues.
+        skill: Share of the way from the majority-class baseline to an accuracy of 1, at most 1.
+        count: Number of images whose label is contradicted; 0 if the model has not learned enough to tell.
+        expected_precision: Expected share of wrong labels among these, 0 to 1; None if it cannot be estimated
+            because there are too few images that the model was not trained on.
+        noise_rate: Estimated share of wrong labels among all images; None if it cannot be estimated.
         issues: The most severe ones, the highest loss first.
+        is_cross_validated: Whether every image was predicted by a model that was not trained on it.
     """
 
     images: int
     accuracy: float
+    skill: float
     count: int
+    expected_precision: float | None
+    noise_rate: float | None
     issues: tuple[LabelIssue, ...]
+    is_cross_validated: bool = False
+
+    @property
+    def has_skill(self) -> bool:
+        """Whether the model is so much better than chance that its contradictions mean something."""
+        return self.skill >= MIN_SKILL
+
+    @property
+    def are_likely_wrong(self) -> bool:
+        """Whether most of the contradicted labels are expected to be wrong."""
+        return self.expected_precision is not None and self.expected_precision >= MIN_PRECISION
+
+    @property
+    def title(self) -> str:
+        """Heading of the list: hard examples, unless most of the labels are expected to be wrong."""
+        return "Label issues" if self.are_likely_wrong or not self.count else "Hard examples"
 
     @property
     def message(self) -> str:
         """The result in full sentences."""
-        message = (
-            f"The saved model predicts {self.accuracy:.1%} of {self.images:,} training images as labelled."
-        )
-        if self.accuracy > MEMORIZED:
+        if self.is_cross_validated:
+            subject = "Models that were trained without these images predict"
+        else:
+            subject = "The saved model predicts"
+        message = f"{subject} {self.accuracy:.1%} of {self.images:,} training images as labelled."
+        if not self.has_skill:
+            return (
+                f"{message} That is not clearly better than always predicting the most frequent class, so "
+                "the model cannot tell which labels are wrong."
+            )
+        if self.accuracy > MEMORIZED and not self.is_cross_validated:
             message += (
-                " It has memorized them, including wrong labels: "
-                "those stand out in the model of an earlier epoch, or in a regularized one."
+                " It has memorized them, including wrong labels: those stand out with --folds, in the model "
+                "of an earlier epoch, or in a regularized one."
             )
         if not self.count:
             return f"{message} No label issues were found."
-        issues = "label issue" if self.count == 1 else "label issues"
-        return (
-            f"{message} {self.count:,} {issues}: "
-            "the model is as confident in another class as it usually is in that class."
-        )
+        return f"{message} {self._describe_count()}"
+
+    def _describe_count(self) -> str:
+        if self.are_likely_wrong:
+            issues = "label issue" if self.count == 1 else "label issues"
+            return (
+                f"{self.count:,} {issues}: the model is as confident in another class as it usually is in "
+                f"that class. About {self.expected_precision:.0%} of these labels are expected to be wrong."
+            )
+        examples = "hard example" if self.count == 1 else "hard examples"
+        text = f"{self.count:,} {examples}, where the model is confident in another class."
+        if self.expected_precision is None:
+            return (
+                f"{text} How many of these labels are wrong is unknown: that takes at least "
+                f"{MIN_CALIBRATION_IMAGES} validation images, or --folds."
+            )
+        return f"{text} Most of their labels are probably right: at this accuracy, the model is often wrong."
 
     @property
     def advice(self) -> str:
-        """Suggested action, as a phrase; empty without label issues."""
-        if not self.count:
+        """Suggested action, as a phrase; empty unless most of the labels are expected to be wrong."""
+        if not self.count or not self.are_likely_wrong:
             return ""
         return "look at these images; correct their labels or remove them, and build the shard set again"
 
@@ -92,18 +162,22 @@ class LabelIssues:
         return {
             "images": self.images,
             "accuracy": self.accuracy,
+            "skill": self.skill,
             "label_issues": self.count,
+            "expected_precision": self.expected_precision,
+            "noise_rate": self.noise_rate,
+            "cross_validated": self.is_cross_validated,
             "issues": [vars(issue) for issue in self.issues],
         }
 
 
 def find_label_issues(
-    probabilities: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    rows: NDArray[np.int64],
+    predictions: LabelledPredictions,
     classes: Sequence[str],
     read_ids: Callable[[Sequence[int]], list[str]],
     max_issues: int = 10,
+    calibration: Calibration | None = None,
+    is_cross_validated: bool = False,
 ) -> LabelIssues:
     """Finds labels that a model confidently contradicts (confident learning; Northcutt et al., 2021).
 
@@ -111,30 +185,43 @@ def find_label_issues(
     is the mean probability of the class over the images labelled with it, clipped to `CONFIDENCE_BOUNDS`.
     Issues are ranked by their loss.
 
+    How many of these labels are wrong is estimated from the calibration: with the temperature fitted to
+    images the model was not trained on, the share of wrong labels among the training images is the one of the
+    highest likelihood, and Bayes' rule gives the probability that a label is wrong. On training images the
+    model is closer to the labels, also to the wrong ones, so the estimate is low rather than high.
+    `tests/benchmarks/README.md` compares it with the truth for labels that were flipped on purpose.
+
     Args:
-        probabilities: float32 `[N, K]`, predicted for training images.
-        labels: int32 `[N]`, the labels of these images.
-        rows: int64 `[N]`, their row numbers in the training split.
+        predictions: Predictions for training images.
         classes: Class names; labels are indices into them.
         read_ids: Returns the paths of the images in some rows.
         max_issues: Largest number of issues to list.
+        calibration: Calibration on images the model was not trained on; None if there are too few.
+        is_cross_validated: Whether every image was predicted by a model that was not trained on it.
     """
-    is_label = np.eye(len(classes), dtype=bool)[labels]  # [N, K]
-    images_per_class = is_label.sum(axis=0)  # [K]
-    confidence_sum = np.where(is_label, probabilities, 0).sum(axis=0)
-    mean_confidence = confidence_sum / np.maximum(images_per_class, 1)
-    threshold = np.where(images_per_class > 0, np.clip(mean_confidence, *CONFIDENCE_BOUNDS), np.inf)  # [K]
-    of_other_classes = np.where(is_label, -np.inf, probabilities)  # [N, K]
-    is_issue = (of_other_classes >= threshold).any(axis=1)  # [N]
+    probabilities = predictions.probabilities
+    labels = predictions.labels
+    accuracy = float((probabilities.argmax(axis=1) == labels).mean()) if len(labels) else float("nan")
+    skill = compute_skill(accuracy, labels)
+    is_issue = _find_contradictions(probabilities, labels)
+    if not skill >= MIN_SKILL:
+        is_issue[:] = False
+    noise_rate = None
+    expected_precision = None
+    if calibration is not None:
+        label_probabilities = calibration.compute_label_probabilities(probabilities, labels)
+        noise_rate = estimate_noise_rate(label_probabilities, len(classes))
+        errors = compute_error_probabilities(label_probabilities, noise_rate, len(classes))
+        expected_precision = float(errors[is_issue].mean()) if is_issue.any() else None
 
     loss = losses(probabilities, labels)
     by_loss = np.argsort(-loss[is_issue], kind="stable")
     most_severe = np.flatnonzero(is_issue)[by_loss][:max_issues]
     issues = []
-    for index, image_id in zip(most_severe, read_ids(rows[most_severe].tolist()), strict=True):
+    for index, image_id in zip(most_severe, read_ids(predictions.rows[most_severe].tolist()), strict=True):
         issues.append(
             LabelIssue(
-                row=int(rows[index]),
+                row=int(predictions.rows[index]),
                 id=image_id,
                 label=classes[labels[index]],
                 predicted=classes[int(probabilities[index].argmax())],
@@ -142,8 +229,46 @@ def find_label_issues(
                 loss=float(loss[index]),
             )
         )
-    accuracy = float((probabilities.argmax(axis=1) == labels).mean()) if len(labels) else float("nan")
-    return LabelIssues(len(labels), accuracy, int(is_issue.sum()), tuple(issues))
+    return LabelIssues(
+        images=len(labels),
+        accuracy=accuracy,
+        skill=skill,
+        count=int(is_issue.sum()),
+        expected_precision=expected_precision,
+        noise_rate=noise_rate,
+        issues=tuple(issues),
+        is_cross_validated=is_cross_validated,
+    )
+
+
+def compute_skill(accuracy: float, labels: NDArray[np.int32]) -> float:
+    """Computes how far an accuracy is on the way from the majority-class baseline to 1.
+
+    Args:
+        accuracy: Share of the labels that are predicted.
+        labels: int32 `[N]`, class indices.
+
+    Returns:
+        0 at the baseline, 1 for a perfect prediction, negative below the baseline; NaN without images.
+    """
+    if not len(labels):
+        return float("nan")
+    baseline = majority_class_share(labels)
+    if baseline == 1:
+        return accuracy - 1
+    return (accuracy - baseline) / (1 - baseline)
+
+
+def _find_contradictions(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Finds the images for which another class reaches its threshold, bool `[N]`."""
+    is_label = np.eye(probabilities.shape[1], dtype=bool)[labels]  # [N, K]
+    images_per_class = is_label.sum(axis=0)  # [K]
+    confidence_sum = np.where(is_label, probabilities, 0).sum(axis=0)
+    mean_confidence = confidence_sum / np.maximum(images_per_class, 1)
+    threshold = np.where(images_per_class > 0, np.clip(mean_confidence, *CONFIDENCE_BOUNDS), np.inf)  # [K]
+    of_other_classes = np.where(is_label, -np.inf, probabilities)  # [N, K]
+    is_contradicted: NDArray[np.bool_] = (of_other_classes >= threshold).any(axis=1)
+    return is_contradicted
 
 
 def limit_batches(batches: Iterable[Batch], images: int) -> Iterator[Batch]:

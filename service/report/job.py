@@ -55,10 +55,9 @@ SECTIONS: dict[str, SectionBuilder] = {
         album,
         subject.provenance,
         epochs=subject.epochs,
-        classes=subject.classes,
         training=subject.training,
         evaluation=subject.evaluation,
-        training_predictions=subject.training_predictions,
+        issues=subject.label_issues,
     ),
     "curves": lambda subject, album: curves.build_section(
         epochs=subject.epochs,

@@ -18,7 +18,8 @@ from pipelines.health.report import Health
 from pipelines.records import Batch
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
 from pipelines.storage import hash_file
-from service.diagnosis.label_issues import MAX_IMAGES, limit_batches
+from service.diagnosis.calibration import calibrate
+from service.diagnosis.label_issues import MAX_IMAGES, LabelIssues, find_label_issues, limit_batches
 from service.inference.classes import ClassMatch, match_classes
 from service.inference.classifier import (
     Predictions,
@@ -41,6 +42,7 @@ from service.report.options import ReportOptions
 from service.report.sections.provenance import Provenance
 from service.runs import Run
 
+LABEL_ISSUES = 12  # largest number of label issues shown
 MAX_HEALTH_IMAGES = 50_000  # images whose health is checked for a report: about 20 seconds
 
 
@@ -116,6 +118,18 @@ class Subject:
 
     def _predict(self, batches: Iterable[Batch]) -> Predictions:
         return predict(self.model, batches, interpretation=self.interpretation)
+
+    @cached_property
+    def label_issues(self) -> LabelIssues | None:
+        """Training images whose label the model contradicts; None without training images."""
+        if self.training_predictions is None:
+            return None
+        calibration = None
+        if self.evaluation.split != self.training.split:
+            calibration = calibrate(self.predictions.probabilities, self.predictions.labels)
+        return find_label_issues(
+            self.training_predictions, self.classes, self.training.read_ids, LABEL_ISSUES, calibration
+        )
 
     @cached_property
     def health(self) -> Health:

@@ -5,25 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from service.diagnosis.findings import History, diagnose
-from service.diagnosis.label_issues import LabelIssue, LabelIssues, find_label_issues
-from service.inference.classifier import Predictions
+from service.diagnosis.label_issues import LabelIssue, LabelIssues
 from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 from service.scores import majority_class_share
 
-LABEL_ISSUES = 12  # largest number of label issues shown
-
 
 def build_section(
     album: Album,
     provenance: Provenance,
     epochs: Sequence[dict[str, float]],
-    classes: Sequence[str],
     training: Images,
     evaluation: Images,
-    training_predictions: Predictions | None,
+    issues: LabelIssues | None,
 ) -> Section | None:
     """Builds the findings with their advice, and the pictures of the label issues.
 
@@ -31,25 +27,14 @@ def build_section(
         album: Album the pictures are added to.
         provenance: Model and shard set the pictures are recorded with in the manifest.
         epochs: Metrics per epoch, see `service.runs.Run.metrics`.
-        classes: Class names; labels are indices into them.
         training: Split the model was trained on.
         evaluation: Split the model is evaluated on.
-        training_predictions: Predictions for training images; None if there are no training images.
+        issues: Training images whose label the model contradicts; None if there are no training images.
 
     Returns:
         The section; None if there are neither metrics nor training images.
     """
     findings = diagnose(_history(epochs, evaluation)) if epochs else []
-    issues = None
-    if training_predictions is not None:
-        issues = find_label_issues(
-            training_predictions.probabilities,
-            training_predictions.labels,
-            training_predictions.rows,
-            classes,
-            training.read_ids,
-            LABEL_ISSUES,
-        )
     if issues is None and not findings:
         return None
     values = {

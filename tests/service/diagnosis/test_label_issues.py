@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from training_samples import config_for, fit_run
 
 from pipelines.errors import ConfigError, DataError
 from service.cli import main
+from service.diagnosis.calibration import calibrate
 from service.diagnosis.histories import read_histories
 from service.diagnosis.label_issues import find_label_issues
 
@@ -23,35 +26,39 @@ def names(rows) -> list[str]:
     return [f"image-{row}" for row in rows]
 
 
+class Scores(NamedTuple):
+    """Predictions of row numbers from `first` on."""
+
+    probabilities: np.ndarray
+    labels: np.ndarray
+    rows: np.ndarray
+
+
+def make_scores(probabilities: np.ndarray, labels: Sequence[int], first: int = 0) -> Scores:
+    return Scores(probabilities, np.array(labels, np.int32), np.arange(len(labels)) + first)
+
+
 def test_label_issues_in_closed_form() -> None:
-    """The mean confidence is 0.7 in class 0, and 0.36 in class 1, which is raised to 0.6."""
-    of_zero = np.array([0.9, 0.8, 0.4, 0.9, 0.72, 0.3], np.float32)
-    labels = np.array([0, 0, 0, 1, 1, 1], np.int32)
-    probabilities = np.stack([of_zero, 1 - of_zero], axis=1)
-    found = find_label_issues(probabilities, labels, np.arange(6) + 100, ["zero", "one"], names)
-    assert [issue.row for issue in found.issues] == [103, 104, 102]
-    assert (found.count, found.images, found.accuracy) == (3, 6, 0.5)
-    worst = found.issues[0]
+    """The mean confidence is 0.7 in class 0, and 0.36 in class 1, which is raised to 0.6.
+
+    Five more confident images of each class make the model good enough: 14 of 16 are predicted as labelled.
+    """
+    of_zero = np.array([0.9, 0.8, 0.4, 0.9, 0.72, 0.3] + [0.7] * 5 + [0.4] * 5, np.float32)
+    scores = make_scores(
+        np.stack([of_zero, 1 - of_zero], axis=1), [0, 0, 0, 1, 1, 1] + [0] * 5 + [1] * 5, 100
+    )
+    result = find_label_issues(scores, ["zero", "one"], names)
+    assert [issue.row for issue in result.issues] == [103, 104, 102]
+    assert (result.count, result.images, result.accuracy, result.skill) == (3, 16, 13 / 16, 5 / 8)
+    worst = result.issues[0]
     assert (worst.id, worst.label, worst.predicted) == ("image-103", "one", "zero")
     assert (worst.probability, worst.loss) == (pytest.approx(0.1), pytest.approx(-np.log(0.1), rel=1e-5))
-    assert (
-        len(
-            find_label_issues(
-                probabilities, labels, np.arange(6), ["zero", "one"], names, max_issues=1
-            ).issues
-        )
-        == 1
-    )
+    assert len(find_label_issues(scores, ["zero", "one"], names, max_issues=1).issues) == 1
 
 
 def test_an_uncertain_prediction_is_not_an_issue() -> None:
     probabilities = np.array([[0.45, 0.55], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]], np.float32)
-    assert (
-        find_label_issues(
-            probabilities, np.array([0, 0, 1, 1], np.int32), np.arange(4), ["a", "b"], names
-        ).count
-        == 0
-    )
+    assert find_label_issues(make_scores(probabilities, [0, 0, 1, 1]), ["a", "b"], names).count == 0
 
 
 @pytest.mark.parametrize(
@@ -61,27 +68,88 @@ def test_an_uncertain_prediction_is_not_an_issue() -> None:
 def test_confidence_bounds(confidence: float, odd: float, issues: int) -> None:
     """The threshold is the mean confidence within 0.6 and 0.9; one image of class 0 looks like class 1."""
     of_one = np.array([1 - confidence] * 30 + [odd] + [confidence] * 30, np.float32)
-    labels = np.array([0] * 31 + [1] * 30, np.int32)
-    assert (
-        find_label_issues(
-            np.stack([1 - of_one, of_one], axis=1), labels, np.arange(61), ["zero", "one"], names
-        ).count
-        == issues
-    )
+    scores = make_scores(np.stack([1 - of_one, of_one], axis=1), [0] * 31 + [1] * 30)
+    assert find_label_issues(scores, ["zero", "one"], names).count == issues
 
 
 def test_classes_without_images_and_no_images_at_all() -> None:
-    probabilities = np.array([[0.2, 0.1, 0.7], [0.9, 0.1, 0.0]], np.float32)
-    assert (
-        find_label_issues(
-            probabilities, np.array([0, 0], np.int32), np.arange(2), ["a", "b", "c"], names
-        ).count
-        == 0
-    )
-    none = find_label_issues(
-        probabilities[:0], np.zeros(0, np.int32), np.zeros(0, np.int64), ["a", "b", "c"], names
-    )
-    assert (none.count, none.issues) == (0, ())
+    probabilities = np.array([[0.7, 0.1, 0.2], [0.1, 0.9, 0.0], [0.9, 0.1, 0.0]], np.float32)
+    classes = ["a", "b", "c"]
+    assert find_label_issues(make_scores(probabilities, [0, 1, 0]), classes, names).count == 0
+    empty = find_label_issues(make_scores(probabilities[:0], []), classes, names)
+    assert (empty.count, empty.issues, empty.advice) == (0, (), "")
+    assert calibrate(probabilities, np.array([0, 1, 0], np.int32)) is None
+
+
+def simulate(
+    sharpness: float, noise_rate: float, temperature: float = 1.0, classes: int = 4, images: int = 6000
+) -> tuple[Scores, np.ndarray]:
+    """Simulates a model with known calibration, and labels of which a known share is wrong.
+
+    The true class follows the softmax of random logits of standard deviation `sharpness`; the model predicts
+    the softmax of these logits times `temperature`. Returns the predictions, and which labels are wrong.
+    """
+    random = np.random.default_rng(3)
+    logits = random.normal(0, sharpness, (images, classes))
+    truth = (logits + random.gumbel(size=logits.shape)).argmax(axis=1)  # a sample of the softmax
+    is_wrong = random.random(images) < noise_rate
+    labels = np.where(is_wrong, (truth + random.integers(1, classes, images)) % classes, truth)
+    exponentials = np.exp(logits * temperature - (logits * temperature).max(axis=1, keepdims=True))
+    probabilities = (exponentials / exponentials.sum(axis=1, keepdims=True)).astype(np.float32)
+    return make_scores(probabilities, labels.tolist()), is_wrong
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("noise_rate", [0.0, 0.05, 0.2])
+def test_temperature_and_noise_are_told_apart(temperature: float, noise_rate: float) -> None:
+    scores, _ = simulate(8.0, noise_rate, temperature)
+    calibration = calibrate(scores.probabilities, scores.labels)
+    assert calibration is not None
+    assert calibration.temperature == pytest.approx(temperature, rel=0.25)
+    assert calibration.noise_rate == pytest.approx(noise_rate, abs=0.015)
+
+
+@pytest.mark.parametrize("noise_rate", [0.0, 0.01, 0.05, 0.2])
+@pytest.mark.parametrize("sharpness", [1.5, 3.0, 8.0, 20.0])
+def test_the_expected_precision_is_that_of_the_list(sharpness: float, noise_rate: float) -> None:
+    """From models that are right in half of all cases to nearly perfect ones."""
+    scores, is_wrong = simulate(sharpness, noise_rate)
+    calibration = calibrate(scores.probabilities, scores.labels)
+    result = find_label_issues(scores, ["a", "b", "c", "d"], names, 10_000, calibration)
+    if not result.count:
+        return
+    rows = [issue.row for issue in result.issues]
+    assert result.expected_precision == pytest.approx(is_wrong[rows].mean(), abs=0.15)
+    assert result.are_likely_wrong == (result.expected_precision >= 0.5)
+    assert bool(result.advice) == result.are_likely_wrong
+
+
+def test_most_contradictions_of_a_weak_model_are_hard_examples() -> None:
+    scores, is_wrong = simulate(3.0, 0.01)
+    calibration = calibrate(scores.probabilities, scores.labels)
+    result = find_label_issues(scores, ["a", "b", "c", "d"], names, 10_000, calibration)
+    assert is_wrong[[issue.row for issue in result.issues]].mean() < 0.3
+    assert (result.title, result.advice) == ("Hard examples", "")
+    assert "Most of their labels are probably right" in result.message
+
+
+def test_without_calibration_nothing_is_advised() -> None:
+    scores, _ = simulate(8.0, 0.05)
+    result = find_label_issues(scores, ["a", "b", "c", "d"], names)
+    assert result.count > 0
+    assert (result.expected_precision, result.title, result.advice) == (None, "Hard examples", "")
+    assert "at least 100 validation images, or --folds" in result.message
+
+
+@pytest.mark.parametrize(("accuracy", "count"), [(0.599, 0), (0.62, 0), (0.7, 300)])
+def test_a_model_near_chance_lists_nothing(accuracy: float, count: int) -> None:
+    """1,000 images in two classes: the model is certain, and right as often as stated."""
+    right = round(1000 * accuracy)
+    labels = np.arange(1000) % 2
+    predicted = np.where(np.arange(1000) < right, labels, 1 - labels)
+    result = find_label_issues(make_scores(np.eye(2, dtype=np.float32)[predicted], labels), ["a", "b"], names)
+    assert result.count == count
+    assert ("not clearly better" in result.message) == (count == 0)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +170,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     splits = {
         split: [noise(split, row) for row in range(rows)]
-        for split, rows in (("train", 60), ("validation", 10))
+        for split, rows in (("train", 60), ("validation", 100))
     }
     shards = write_shards(folder / "shards", ("dark", "bright"), splits)
     config = config_for(

@@ -176,7 +176,7 @@ def test_the_manifest_accounts_for_every_file(run, manifest):
             kind = (origin.get("thumbnail_of") or picture["file"]).removeprefix("pictures/").split("-")[0]
             # Pictures of patterns and weights do not depend on the shards
             assert kind in ("patterns", "weights") or origin["shards"] == manifest["shards"]
-            assert kind == "training" or origin["checkpoint"] == manifest["checkpoint"]
+            assert kind in ("training", "health", "mean") or origin["checkpoint"] == manifest["checkpoint"]
     assert manifest["checkpoint"] == hash_file(run.model_path)
     assert manifest["shards"] == load_manifest(run.config()["shards"]).digest()
 
