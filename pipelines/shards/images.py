@@ -295,9 +295,10 @@ def _read_deep_colours(picture: Image.Image, data: bytes) -> NDArray[np.int64]:
     with Image.open(io.BytesIO(data), formats=("PNG",)) as low_bytes:
         tiles = []
         for tile in low_bytes.tile:
-            if tile.args not in LOW_BYTE_MODES:
+            mode = LOW_BYTE_MODES.get(str(tile.args))
+            if mode is None:
                 raise UnreadableImageError("16-bit greyscale with alpha, which only --levels full can read")
-            tiles.append(tile._replace(args=LOW_BYTE_MODES[tile.args]))
+            tiles.append(tile._replace(args=mode))
         low_bytes.tile = tiles
         low_bytes.load()
         return np.asarray(picture).astype(np.int64) << 8 | np.asarray(low_bytes).astype(np.int64)
@@ -345,7 +346,7 @@ def find_deep_maximum(image: bytes) -> int | None:
 def _reduce_value(value: int, depth: int, levels: str) -> int:
     if depth == 16:
         return int(_apply_levels(np.array([value]), levels)[0])
-    return value * 255 // (2**depth - 1)
+    return value * 255 // ((1 << depth) - 1)
 
 
 def _shrink(pixels: Pixels, store_size: int) -> Pixels:

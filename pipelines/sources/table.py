@@ -130,7 +130,7 @@ def build_source(
 
     Args:
         name: Name of the source, `KIND:ARGUMENT`.
-        items: All images.
+        items: All images, in any order.
         reader: Reads the images of rows.
         class_names: Names of all classes in the order of their labels; None to derive them from the labels.
         notes: Sentences about what was decided before.
