@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 import numpy as np
 
 from pipelines.cpus import count_process_cpus
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record, Rejected
 from pipelines.shards.manifest import FILE_NAME, load_manifest
 from pipelines.shards.task import prepare_examples
-from pipelines.sources import Source, open_source
+from pipelines.sources import Source, SourceOptions, open_source
 from pipelines.spec import DataSpec, ShardSpec
 from service.inference.classes import ClassMatch
 
@@ -75,8 +75,12 @@ class ImageDataset(Protocol):
         """
 
 
-def open_dataset(data: str) -> ImageDataset:
+def open_dataset(data: str, source_options: SourceOptions | None = None) -> ImageDataset:
     """Opens a shard set by its directory, or a source by its `kind:argument` name.
+
+    Args:
+        data: Directory of a shard set, or name of a source.
+        source_options: Splits and columns that the user specified for a source.
 
     Raises:
         ConfigError: Neither a shard set nor a source has this name.
@@ -84,7 +88,7 @@ def open_dataset(data: str) -> ImageDataset:
     """
     path = Path(data)
     if not path.is_dir():
-        return SourceDataset(open_source(data, labelled=False))
+        return SourceDataset(open_source(data, labelled=False, options=source_options))
     if not (path / FILE_NAME).is_file():
         raise ConfigError(
             "a shard set or a source",
@@ -96,6 +100,29 @@ def open_dataset(data: str) -> ImageDataset:
     return ShardDataset(str(path.absolute()))
 
 
+def open_labelled_dataset(
+    data: str | Path, source_options: SourceOptions | None = None
+) -> ShardDataset | SourceDataset:
+    """Opens a shard set by its directory, or a source with classes by its `kind:argument` name.
+
+    Args:
+        data: Directory of a shard set, or name of a source.
+        source_options: Splits and columns that the user specified for a source.
+
+    Raises:
+        ConfigError: No source has this name.
+        DataError: The shard set or source cannot be used, or the source has no labels.
+    """
+    if Path(data).is_dir() or ":" not in str(data):
+        load_manifest(data)  # raises if there is none
+        return ShardDataset(str(Path(data).absolute()))
+    source = open_source(str(data), options=source_options)
+    if getattr(source, "labels", None) is None:
+        fix = "build a shard set with: " + shlex.join(["glassbox", "shards", "build", str(data), "OUT"])
+        raise DataError("a source that knows its labels without reading images", f"data={data}", fix)
+    return SourceDataset(source)
+
+
 @dataclass(frozen=True)
 class ShardDataset:
     """The splits of a shard set.
@@ -105,6 +132,20 @@ class ShardDataset:
     """
 
     directory: str
+    skips_rejected = False  # what a shard set took is readable, unless it is damaged
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        return load_manifest(self.directory).classes
+
+    def compute_digest(self) -> str:
+        """Returns the digest of the content."""
+        return load_manifest(self.directory).digest()
+
+    def open_labelled(self, split: str, data: DataSpec, match: ClassMatch) -> LabelledRows:
+        """Opens a split for reading images with their labels by row."""
+        return LabelledRows(self.directory, split, data, match)
 
     def rows(self) -> Mapping[str, int]:
         """Returns the number of rows per split."""
@@ -179,6 +220,40 @@ class LabelledRows:
         return images
 
 
+class LabelledCandidates:
+    """Images of a split of a source with their labels, read by row.
+
+    Args:
+        dataset: Images of the source.
+        split: Name of the split.
+        data: Size and channels of the images.
+        match: Maps labels of the source to outputs of the model.
+
+    Attributes:
+        labels: int32 `[N]`, the labels of the usable images as indices of outputs.
+    """
+
+    def __init__(self, dataset: SourceDataset, split: str, data: DataSpec, match: ClassMatch) -> None:
+        labels = np.asarray(dataset.source.labels(split), np.int32)  # type: ignore[attr-defined]
+        self._candidates = np.flatnonzero(labels >= 0)
+        self._dataset = dataset
+        self._split = split
+        self._data = data
+        self.labels = match.map_labels(labels[self._candidates])
+
+    def read(self, rows: Sequence[int]) -> np.ndarray:
+        """Reads some images, uint8 `[n, H, W, C]`; one that cannot be used is black."""
+        height, width = self._data.image_size
+        images = np.zeros((len(rows), height, width, self._data.channels), np.uint8)
+        for place, row in enumerate(rows):
+            candidate = int(self._candidates[row])
+            block = Block(self._split, candidate, candidate + 1)
+            batch = next(iter(self._dataset.batches(block, self._data)))
+            if batch.ids:
+                images[place] = batch.images[0]
+        return images
+
+
 @lru_cache(maxsize=1)  # the blocks of a split follow each other
 def _open_split(directory: str, split: str, data: DataSpec) -> tuple[Batches, ShardReader]:
     from pipelines.input.batches import Batches
@@ -196,6 +271,20 @@ class SourceDataset:
     """
 
     source: Source
+    skips_rejected = True
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Class names in the order of the labels."""
+        return self.source.classes
+
+    def compute_digest(self) -> str:
+        """Returns the digest of the content."""
+        return self.source.fingerprint()
+
+    def open_labelled(self, split: str, data: DataSpec, match: ClassMatch) -> LabelledCandidates:
+        """Opens a split for reading images with their labels by row."""
+        return LabelledCandidates(self, split, data, match)
 
     def rows(self) -> Mapping[str, int]:
         """Returns the number of images per split, including those that will be rejected."""

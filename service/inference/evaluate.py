@@ -14,10 +14,15 @@ import numpy as np
 from rich.table import Table
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.shards.manifest import load_manifest
+from pipelines.sources import SourceOptions
 from pipelines.storage import write_atomically
 from service.inference.classes import ClassMatch, match_classes
-from service.inference.datasets import InferenceBatch, LabelledRows, ShardDataset
+from service.inference.datasets import (
+    InferenceBatch,
+    ShardDataset,
+    SourceDataset,
+    open_labelled_dataset,
+)
 from service.inference.jobs import (
     InferenceJob,
     Throughput,
@@ -105,7 +110,7 @@ class Evaluation:
             ) from None
 
 
-def evaluate(
+def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     model: str | Path,
     data: str | Path,
     split: str = "validation",
@@ -114,17 +119,21 @@ def evaluate(
     workers: int | None = None,
     custom_objects: Sequence[str] = (),
     out: str | Path | None = None,
+    source_options: SourceOptions | None = None,
 ) -> Evaluation:
     """Evaluates a model on every image of a split.
 
+    Images of a source that cannot be used are left out and counted in the notes.
+
     Args:
         model: Any Keras model file, or a run directory.
-        data: Directory of the shard set.
+        data: Directory of the shard set, or a source with labels, such as `folder:DIR`.
         split: Name of the split.
         options: Pixel scale, head and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
         custom_objects: Modules that define the custom layers of the model, see `load_model`.
         out: JSON file to write the scores to; an existing file is replaced.
+        source_options: Splits, columns and class names that the user specified for a source.
 
     Raises:
         ConfigError: The file is not a usable model, or does not fit the shard set.
@@ -132,28 +141,33 @@ def evaluate(
     """
     path = check_output(out, ".json") if out else None
     find_model_file(model)
-    manifest = load_manifest(data)
-    rows = manifest.get_split(split).rows
+    dataset = open_labelled_dataset(data, source_options)
+    rows = _find_rows(dataset, split)
 
     from service.inference.classifier import Classifier, check_class_count, input_spec
     from service.inference.inspection import interpret_model
 
     saved, net = open_model(model, custom_objects)
-    check_class_count(net, manifest.classes)
-    match = match_classes(saved.classes, manifest.classes, saved.class_source)
+    check_class_count(net, dataset.classes)
+    match = match_classes(saved.classes, dataset.classes, saved.class_source)
     throughput = Throughput()
-    dataset = ShardDataset(str(Path(data).absolute()))
-    sample = LabelledRows(dataset.directory, split, input_spec(net), match)
+    sample = dataset.open_labelled(split, input_spec(net), match)
     interpretation = interpret_model(net, options, saved.interpretation, sample)
     classifier = Classifier(net, options, interpretation)
-    job = InferenceJob(saved, options, interpretation, dataset, partial(_score_batch, match=match))
+    score = partial(_score_batch, match=match, skips_rejected=dataset.skips_rejected)
+    job = InferenceJob(saved, options, interpretation, dataset, score)
     blocks = split_into_blocks({split: rows})
     scores: dict[int, list[BatchScores]] = {}
     with closing(run_inference(job, classifier, blocks, workers, throughput)) as results:
         scores.update(results)
     in_order = [batch for index in sorted(scores) for batch in scores[index]]
-    notes = (*interpretation.notes, match.note)
-    evaluation = replace(_summarize(in_order, match.names, throughput), notes=notes)
+    notes = [*interpretation.notes, match.note]
+    rejected = sum(batch.rejected for batch in in_order)
+    if rejected:
+        notes.append(f"images left out, because they cannot be used: {rejected}")
+    if rejected == rows:
+        raise DataError("images that can be used", f"data={data}: all {rows} rejected", "check the source")
+    evaluation = replace(_summarize(in_order, match.names, throughput), notes=tuple(notes))
     if path:
         provenance = {
             "model": str(model),
@@ -161,12 +175,24 @@ def evaluate(
             "split": split,
             "tta": options.tta,
             "data": str(data),
-            "data_digest": manifest.digest(),
+            "data_digest": dataset.compute_digest(),
             "matching": match.note,
             **interpretation.describe(),
         }
         evaluation.save(path, provenance)
     return evaluation
+
+
+def _find_rows(dataset: ShardDataset | SourceDataset, split: str) -> int:
+    """Returns the number of images of a split.
+
+    Raises:
+        DataError: There is no such split, or it is empty.
+    """
+    rows = dataset.rows()
+    if not rows.get(split):
+        raise DataError(f"a split named one of {', '.join(rows)}", f"split={split}", "choose one of these")
+    return rows[split]
 
 
 def _shorten(name: str) -> str:
@@ -183,6 +209,7 @@ class BatchScores:
         ranks: int64 `[n]`, number of classes ranked above the true one.
         losses: float64 `[n]`, negative log likelihoods, in nats.
         last_class: float32 `[n]`, probability of the last class, for the ROC curve.
+        rejected: Number of images that were left out.
     """
 
     labels: np.ndarray
@@ -190,10 +217,13 @@ class BatchScores:
     ranks: np.ndarray
     losses: np.ndarray
     last_class: np.ndarray
+    rejected: int = 0
 
 
-def _score_batch(batch: InferenceBatch, probabilities: np.ndarray, match: ClassMatch) -> BatchScores:
-    if batch.rejected:
+def _score_batch(
+    batch: InferenceBatch, probabilities: np.ndarray, match: ClassMatch, skips_rejected: bool
+) -> BatchScores:
+    if batch.rejected and not skips_rejected:
         raise DataError(
             "images that can be decoded",
             f"id={batch.rejected[0].id}",
@@ -201,7 +231,7 @@ def _score_batch(batch: InferenceBatch, probabilities: np.ndarray, match: ClassM
         )
     labels = batch.labels
     classes = probabilities.shape[1]
-    if not 0 <= labels.min() <= labels.max() < classes:
+    if not 0 <= labels.min(initial=0) <= labels.max(initial=0) < classes:
         raise DataError(
             f"labels from 0 to {classes - 1}", f"label={labels.max()}", "build the shard set again"
         )
@@ -212,6 +242,7 @@ def _score_batch(batch: InferenceBatch, probabilities: np.ndarray, match: ClassM
         ranks=true_ranks(probabilities, labels),
         losses=losses(probabilities, labels),
         last_class=probabilities[:, -1],
+        rejected=len(batch.rejected),
     )
 
 

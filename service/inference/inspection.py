@@ -260,6 +260,8 @@ def decide_head(
     outputs = np.concatenate([ordinary, extreme])
     sums_to_one = units == 1 or _sums_to_one(ordinary, tolerance)
     if requested is not None:
+        if requested == "probabilities":
+            _check_within_bounds(ordinary, tolerance)
         return requested, "as set by --head", sums_to_one
     probes = f"for {len(outputs)} images and noise, extreme inputs included"
     if not len(outputs):
@@ -293,6 +295,16 @@ def _refuse_head(units: int, received: str) -> ConfigError:
     )
 
 
+def _check_within_bounds(outputs: NDArray[np.float32], tolerance: float) -> None:
+    """Refuses outputs outside of [0, 1] that the user declares to be probabilities."""
+    if len(outputs) and (outputs.min() < -tolerance or outputs.max() > 1 + tolerance):
+        raise ConfigError(
+            "probabilities from 0 to 1, as --head says",
+            f"outputs from {outputs.min():.4g} to {outputs.max():.4g}",
+            "pass --head logits, or leave --head out",
+        )
+
+
 def _sums_to_one(outputs: NDArray[np.float32], tolerance: float) -> bool:
     return bool(len(outputs)) and bool((np.abs(outputs.sum(axis=1) - 1) <= tolerance).all())
 
@@ -304,7 +316,7 @@ def _probe_outputs(
     shape = tuple(model.input_shape[1:])
     draw = np.random.default_rng(0)
     noise = draw.random((PROBE_IMAGES, *shape), np.float32)
-    ordinary = [noise, noise * 255]
+    ordinary: list[NDArray[Any]] = [noise, noise * 255]
     if images is not None and len(images):
         pixels = images[:PROBE_IMAGES].astype(np.float32)
         ordinary = [pixels / 255, pixels]
@@ -385,14 +397,13 @@ def _compile_classes(model: keras.Model, head: Head) -> Any:
         tf.TensorSpec((), tf.float32),
     ]
 
-    @tf.function(input_signature=signature)
     def predict_classes(images: tf.Tensor, scale: tf.Tensor, offset: tf.Tensor) -> tf.Tensor:
         outputs = model(tf.cast(images, tf.float32) * scale + offset, training=False)
         if outputs.shape[1] == 1:
             return tf.cast(outputs[:, 0] > threshold, tf.int64)
         return tf.argmax(outputs, axis=1)
 
-    return predict_classes
+    return tf.function(predict_classes, input_signature=signature, autograph=False)
 
 
 def _draw_rows(images: LabelledImages | None) -> list[int]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Rejected
 from pipelines.shards.task import report_write_errors
+from pipelines.sources import SourceOptions
 from pipelines.spec import DataSpec
 from pipelines.storage import write_atomically
 from service.inference.classes import list_names
@@ -65,6 +66,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     options: PredictOptions = DEFAULT_OPTIONS,
     workers: int | None = None,
     custom_objects: Sequence[str] = (),
+    source_options: SourceOptions | None = None,
 ) -> PredictionSummary:
     """Predicts every image, and writes a table of id, class and class probabilities in their order.
 
@@ -81,6 +83,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
         options: Pixel scale, head and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
         custom_objects: Modules that define the custom layers of the model, see `load_model`.
+        source_options: Splits and columns that the user specified for a source.
 
     Raises:
         ConfigError: The model, the data, the output or the class names cannot be used.
@@ -88,7 +91,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     """
     path = check_output(out, ".parquet", ".csv")
     find_model_file(model)
-    dataset = open_dataset(data)
+    dataset = open_dataset(data, source_options)
     rows = _select_splits(dataset, split, data)
 
     from service.inference.classifier import Classifier, class_count, input_spec

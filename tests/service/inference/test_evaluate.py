@@ -10,11 +10,12 @@ import keras
 import numpy as np
 import pytest
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
-from shard_samples import make_record, write_shards
+from shard_samples import encode_png, make_record, write_shards
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
 from pipelines.shards.manifest import load_manifest
+from pipelines.sources import SourceOptions
 from service.cli import main
 from service.commands.common import format_table
 from service.inference.evaluate import Evaluation, evaluate
@@ -219,3 +220,20 @@ def test_many_or_long_class_names_leave_the_table_readable():
 
     assert render(tuple(f"c{i}" for i in range(21))) is None
     assert "longer than…" in render(("longer than twelve", "b"))
+
+
+def test_a_source_is_evaluated_like_the_shard_set_made_from_it(model, tmp_path):
+    for row in range(6):
+        for split in ("train", "test"):
+            path = tmp_path / f"photos/{split}/{'bright' if row >= 2 else 'dim'}/{row}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(encode_png(np.full((8, 8, 3), 20 * row + 60, np.uint8)))
+    expected = evaluate(model, dim_and_bright(tmp_path / "data"), "validation")
+    (tmp_path / "photos/test/dim/text.png").write_text("this is text")
+    names = SourceOptions(class_names=("dim", "bright"))
+    result = evaluate(model, f"folder:{tmp_path / 'photos'}", "test", source_options=names)
+    assert (result.images, result.accuracy) == (expected.images, expected.accuracy) == (6, 5 / 6)
+    assert result.confusion.tolist() == expected.confusion.tolist()
+    assert result.notes[-1] == "images left out, because they cannot be used: 1"
+    with pytest.raises(DataError, match="a split named one of train, test"):
+        evaluate(model, f"folder:{tmp_path / 'photos'}", "validation")

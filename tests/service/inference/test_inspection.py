@@ -154,18 +154,19 @@ def test_a_head_that_is_neither_is_refused_with_the_choices_and_can_be_set():
 
 def test_logits_declared_as_probabilities_are_refused():
     model = keras.Sequential([L.Input((1, 2, 1)), L.Rescaling(-1 / 8), L.Flatten()])
-    classifier = Classifier(model, PredictOptions(scale=1.0, head="probabilities"))
     with pytest.raises(ConfigError, match="pass --head logits"):
-        classifier(np.array([[[[0], [255]]], [[[255], [0]]]], np.uint8), np.ones(2, bool))
+        Classifier(model, PredictOptions(scale=1.0, head="probabilities"))
 
 
 class Labelled:
-    """Images whose class is told by their brightness, and their labels."""
+    """Images whose class is told by their brightness, except for every nth of class 0, and their labels."""
 
-    def __init__(self, rows: int) -> None:
+    def __init__(self, rows: int, bright_step: int = 0) -> None:
         draw = np.random.default_rng(4)
         self.labels = (np.arange(rows) >= rows // 2).astype(np.int32)  # sorted by class, as in many folders
         levels = np.where(self.labels == 1, draw.integers(150, 256, rows), draw.integers(0, 106, rows))
+        if bright_step:
+            levels[: rows // 2 : bright_step] = 200
         self._images = np.broadcast_to(levels[:, None, None, None], (rows, 1, 1, 1)).astype(np.uint8)
 
     def read(self, rows: list[int]) -> np.ndarray:
@@ -185,6 +186,13 @@ def test_labelled_images_decide_between_input_ranges(threshold, expected):
     assert found.pixels == expected
     assert f"1.0000 at {expected.range}" in found.pixels_reason
     assert "assumed" not in found.pixels_reason
+
+
+def test_images_sorted_by_class_do_not_favour_a_range_that_predicts_their_first_class():
+    """At 0 to 1, everything is of class 0; at 0 to 255, every fourth image of class 0 is mistaken."""
+    images = Labelled(800, bright_step=4)
+    assert not images.labels[:64].any()
+    assert interpret_model(threshold_model(128), images=images).pixels == RAW
 
 
 def test_too_few_labelled_images_decide_nothing_and_the_assumption_is_stated():
