@@ -74,7 +74,7 @@ def check_shards(
     """Checks the health of a shard set.
 
     Every image is decoded once, JPEGs at a fraction of their size. This takes less time than decoding them
-    for training; what is computed from the thumbnails adds less than a tenth. Memory: 40 bytes an image.
+    for training; what is computed besides adds about a tenth. Memory: 40 bytes an image.
 
     Args:
         directory: Directory of the shard set.

@@ -57,7 +57,8 @@ def describe_sizes(health: Health) -> str:
 def describe_scope(health: Health) -> str:
     """Describes which images were read."""
     if health.images == health.total:
-        return f"{health.images:,} images in {len(health.classes):,} classes were checked."
+        classes = "class" if len(health.classes) == 1 else "classes"
+        return f"{health.images:,} images in {len(health.classes):,} {classes} were checked."
     return (
         f"The first {health.images:,} of {health.total:,} images were checked, of every split in proportion. "
         "'glassbox shards check' reads all of them."
