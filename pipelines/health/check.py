@@ -25,7 +25,7 @@ from pipelines.shards.manifest import Manifest, ShardFile, load_manifest
 SAMPLE = 1000  # images that stand for the set when the difference between two images is judged
 MEAN_SAMPLE = 300  # images per class behind a mean image, about
 MAX_CONSTANT_CONTRAST = 1.0  # grey levels; images below are decoded in full to see whether they are constant
-EXTREMES = 6  # darkest and brightest images that are listed
+EXTREMES = 5  # darkest and brightest images that are listed
 
 Progress = Callable[[int, int], None]
 

@@ -226,6 +226,7 @@ def test_the_page_shows_the_pictures(
     manifest = json.loads((out / "manifest.json").read_text())
     assert html.index(LEAK) < html.index("copies with different labels")
     assert html.index("leak.jpg") < html.index("same-file.jpg") < html.index("brighter.jpg")
+    assert "brightness 250 of 255; validation row 4" in html
     assert manifest["figures"]["leaked"] == [{"split": "validation", "also_in": "train", "images": 2}]
     assert all((out / entry["file"]).is_file() for entry in manifest["pictures"])
 
