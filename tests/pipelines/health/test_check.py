@@ -47,7 +47,7 @@ def make_set(directory: Path, format: str = "arrow") -> Path:
         make_jpeg(smaller, 1, "smaller.jpg"),
         make_jpeg(draw_picture(7), 0, "seven.jpg"),
         make_jpeg(draw_picture(7)[:, ::-1], 0, "mirrored.jpg"),
-        make_record(np.full((40, 40, 3), 250, np.uint8), 0, "white.png"),
+        make_record(np.full((40, 40, 3), (250, 250, 251), np.uint8), 0, "white.png"),
     ]
     splits = {"train": train, "validation": validation}
     return write_shards(directory, ("cats", "dogs"), splits, shard_rows=4, format=format)
