@@ -45,12 +45,17 @@ def run_processes(
             own = {**settings, "rank": rank, "addresses": addresses}
             processes.append(start_process(context, devices, own, path))
         outputs = [_wait(process, context) for process in processes]
+    except OutOfTimeError:
+        sys.stderr.write(path.read_text(errors="replace"))
+        raise
     finally:
         for process in processes:
             kill_process(process)
     for process in processes:
         if process.returncode:
-            lines = path.read_text(errors="replace").strip().splitlines() or ["no output"]
+            text = path.read_text(errors="replace")
+            sys.stderr.write(text)
+            lines = text.strip().splitlines() or ["no output"]
             raise RuntimeError(f"exit {process.returncode}: {lines[-1][:MAX_ERROR]}")
     return [json.loads(output) for output in outputs]
 
