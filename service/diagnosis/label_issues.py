@@ -144,9 +144,10 @@ class LabelIssues:
         examples = "hard example" if self.count == 1 else "hard examples"
         text = f"{self.count:,} {examples}, where the model is confident in another class."
         if self.expected_precision is None:
+            needed = "images" if self.is_cross_validated else "validation images, or --folds"
             return (
                 f"{text} How many of these labels are wrong is unknown: that takes at least "
-                f"{MIN_CALIBRATION_IMAGES} validation images, or --folds."
+                f"{MIN_CALIBRATION_IMAGES} {needed}."
             )
         return f"{text} Most of their labels are probably right: at this accuracy, the model is often wrong."
 

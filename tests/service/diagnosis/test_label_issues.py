@@ -190,6 +190,18 @@ def test_a_trained_network_reveals_the_wrong_labels(run: Path, capsys: pytest.Ca
     assert "60 training images" in output
 
 
+def test_cross_validated_models_reveal_the_wrong_labels(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with register_tiny_models():
+        assert main(["diagnose", str(run), "--folds", "2"]) == 0
+    output = capsys.readouterr().out
+    listed = [line.split()[1] for line in output.splitlines() if line.strip().startswith("row ")]
+    assert {str(row) for row in FLIPPED} <= set(listed)
+    assert "Models that were trained without these images predict" in output
+    assert main(["diagnose", str(run), "--folds", "1"]) == ConfigError.exit_code
+
+
 def test_the_command_without_labels_or_shard_set(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
