@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import argparse
 
-from service.commands.common import MODEL_HELP, Subparsers, add_command, add_inference_options
+from service.commands.common import (
+    MODEL_HELP,
+    Subparsers,
+    add_command,
+    add_inference_options,
+    add_source_options,
+)
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -33,6 +39,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         help="class names (default: those of the model, else class_0, class_1, ...)",
     )
     add_inference_options(parser)
+    add_source_options(parser)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -41,6 +48,7 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         GlassboxError: See `service.inference.predict.predict` for the conditions.
     """
+    from pipelines.sources import SourceOptions
     from service.devices import configure_devices
     from service.inference.jobs import uses_cluster
     from service.inference.options import PredictOptions
@@ -57,6 +65,7 @@ def run(options: argparse.Namespace) -> None:
         options=PredictOptions(options.scale, options.tta, options.offset, options.head),
         workers=options.workers,
         custom_objects=options.custom_objects,
+        source_options=SourceOptions(options.splits, options.columns),
     )
     print(*summary.notes, sep="\n")
     reasons = f" (reasons in {summary.rejected_path})" if summary.rejected else ""
