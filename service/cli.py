@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from pipelines.errors import GlassboxError
 from service.commands import diagnose, evaluate, predict, presets, preview, report, shards, train, tune
-from service.training.failures import translate_failures
+from service.failures import translate_failures
 from service.version import read_version
 
 # In the order of the help.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from service.training.failures import translate_failures
+from service.failures import translate_failures
 
 if TYPE_CHECKING:
     import keras

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from service.training.failures import translate_failures
+from service.failures import translate_failures
 
 if TYPE_CHECKING:
     import keras

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.spec import AugmentSpec, DataSpec, check
-from service.training.failures import translate_failures
+from service.failures import translate_failures
 
 
 @translate_failures()

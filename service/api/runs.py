@@ -14,8 +14,8 @@ import numpy as np
 from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.config import load_config as load_run_config
+from service.failures import translate_failures
 from service.runs import Run
-from service.training.failures import translate_failures
 
 if TYPE_CHECKING:
     import keras

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipelines.cluster import choose_task_resources, list_nodes, ray_session, run_tasks
 from pipelines.errors import ConfigError, GlassboxError
+from service.failures import translate_failure
 from service.report.fingerprint import compute_fingerprint, is_up_to_date
 from service.report.lease import LeaseHeldError
 from service.report.options import PageOptions, ReportOptions
@@ -188,5 +189,8 @@ def _render_task(path: str, root: str, options: ReportOptions, single_file: bool
     except GlassboxError as error:
         return FAILED, str(error), 0.0
     except Exception as error:  # noqa: BLE001 (one failed report must not end the job)
+        cause = translate_failure(error)
+        if isinstance(cause, GlassboxError):
+            return FAILED, str(cause), 0.0
         return FAILED, f"{type(error).__name__}: {error}\n{traceback.format_exc()}", 0.0
     return RENDERED, "", time.perf_counter() - start

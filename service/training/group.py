@@ -15,8 +15,8 @@ from pipelines.errors import ConfigError, GlassboxError, TrainingError
 from pipelines.spec import AugmentSpec
 from service.checkpoint import list_checkpoints
 from service.config import RunConfig
+from service.failures import WorkerLostError, find_memory_failure, translate_failure
 from service.runs import Run, StoppedError
-from service.training.failures import WorkerLostError, find_memory_failure, translate_failure
 from service.training.replicas import (
     can_share,
     choose_replicas,

@@ -22,12 +22,12 @@ from pipelines.errors import ConfigError, DataError, Interrupted
 from pipelines.shards.manifest import load_manifest
 from service.config import RunConfig, load_run_config
 from service.devices import read_logical_devices
+from service.failures import translate_failures
 from service.models import check_name
 from service.models.check import check_model
 from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
 from service.training.checks import describe_end
-from service.training.failures import translate_failures
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
 from service.training.progress import show_progress, summarize_timings
 from service.user_code import check_code

@@ -15,8 +15,8 @@ from ray.train.v2._internal.exceptions import (
 )
 
 from pipelines.errors import ConfigError, DataError, TrainingError
+from service.failures import WorkerLostError
 from service.runs import StoppedError
-from service.training.failures import WorkerLostError
 from service.training.group import Group, WorkerSpec, describe_unused_gpus, find_cause, plan_groups
 
 SMALL = {"CPU": 2.0}
