@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -22,7 +22,7 @@ TierName = Literal["none", "host", "device"]
 
 # Share of the free memory that decoded images may take; the rest is for the model and other processes.
 SHARE = 0.5
-# Images are stored on a device as int64: uint8 cannot be summed over replicas, and int32 would stay in RAM.
+# Images are stored on a device as int64: uint8 cannot be summed, and int32 would stay in RAM.
 WORD_BYTES = 8
 ALIGNED_ROWS = ALIGNMENT // WORD_BYTES  # rows of words that take a multiple of the alignment
 
@@ -177,8 +177,8 @@ class DeviceImages:
         strategy: Strategy of the training.
         words: Images as int64 `[rows, words]` from `allocate_words`, which must not change afterwards.
         shape: Height, width and channels of an image.
-        is_sharded: Whether each replica holds `1 / replicas` of the rows. They then exchange what a batch
-            needs, with one sum over the replicas per step. Otherwise each replica holds all rows.
+        is_sharded: Whether each replica holds `1 / replicas` of the rows. Then they send each other what
+            their batches need. Otherwise each replica holds all rows.
     """
 
     def __init__(
@@ -210,42 +210,49 @@ class DeviceImages:
             The batch with `image` uint8 `[B, H, W, C]`, black for padding.
         """
         rows = batch["row"]
-        words = self._gather_local(rows) if self._replicas == 1 else self._gather_global(rows)  # [B, words]
+        words = self._gather_words(rows)  # [B, words]
         size = int(np.prod(self._shape))
         pixels = tf.reshape(tf.bitcast(words, tf.uint8), [-1, words.shape[1] * WORD_BYTES])[:, :size]
         return {**batch, "image": tf.reshape(pixels, [rows.shape[0], *self._shape])}
 
-    def _get_part(self) -> tf.Tensor:
-        """Returns the words on the device of the current replica."""
-        replica = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
-        return self.parts[int(replica) % len(self.parts)]  # the replicas of a worker have consecutive numbers
-
-    def _gather_local(self, rows: tf.Tensor) -> tf.Tensor:
-        """Gathers the words of rows that this replica holds; zeros for all others."""
-        is_held = (rows >= 0) & (rows < self._part)
-        words = tf.gather(self._get_part(), tf.where(is_held, rows, 0))
-        return tf.where(is_held[:, None], words, tf.zeros_like(words))
-
-    def _gather_global(self, rows: tf.Tensor) -> tf.Tensor:
-        """Gathers the words of rows that any replica holds.
-
-        Each replica contributes its own rows of the global batch, and takes its slice of the sum. The sums are
-        of floating-point numbers, which hold these integers exactly: TensorFlow splits the result of a sum, and
-        for integers it does so in RAM.
-        """
+    def _gather_words(self, rows: tf.Tensor) -> tf.Tensor:
+        """Gathers the words of rows, int64 `[B]`, to the replica that calls; zeros for padding."""
         context = tf.distribute.get_replica_context()
-        replica = tf.cast(context.replica_id_in_sync_group, tf.int64)
-        batch = rows.shape[0]
-        position = tf.one_hot(replica, self._replicas, dtype=tf.int64)[:, None]  # [replicas, 1]
-        own_rows = tf.cast(position * rows, tf.float64)  # [replicas, B]
-        global_rows = tf.cast(tf.reshape(context.all_reduce("sum", own_rows), [-1]), tf.int64)  # [replicas * B]
-        local_rows = tf.where(
-            global_rows == PADDING, tf.constant(PADDING, tf.int64), global_rows - replica * self._part
+        if self._replicas > 1:
+            return context.merge_call(self._exchange, args=(rows,))
+        replica = int(tf.get_static_value(context.replica_id_in_sync_group))
+        # The replicas of a worker have consecutive numbers.
+        return self._gather_held(self.parts[replica % len(self.parts)], rows)
+
+    def _exchange(self, strategy: tf.distribute.Strategy, rows: Any) -> Any:
+        """Gathers the words of every replica's rows, whichever replicas hold them.
+
+        Each replica gathers all rows that it holds, and sends each other replica those of its batch. A sum by
+        the strategy would move twice as much, and split its result, which GPUs cannot do with int64.
+        """
+        rows_by_replica = strategy.experimental_local_results(rows)
+        batch = rows_by_replica[0].shape[0]
+        found: list[list[tf.Tensor]] = [[] for _ in self.parts]  # of each replica, by the replicas that hold
+        for holder, part in enumerate(self.parts):
+            with tf.device(part.device):
+                global_rows = tf.concat(rows_by_replica, axis=0)  # [replicas * B]
+                words = self._gather_held(part, global_rows - holder * self._part)
+                for replica, of_replica in enumerate(found):
+                    of_replica.append(words[replica * batch : (replica + 1) * batch])
+
+        sums = []
+        for part, of_replica in zip(self.parts, found, strict=True):
+            with tf.device(part.device):
+                sums.append(tf.add_n(of_replica))  # one of them is not zero
+        return strategy.experimental_distribute_values_from_function(
+            lambda context: sums[context.replica_id_in_sync_group]
         )
-        pairs_of_bytes = tf.bitcast(self._gather_local(local_rows), tf.uint16)  # [replicas * B, words, 4]
-        sums = context.all_reduce("sum", tf.cast(pairs_of_bytes, tf.float32))
-        words = tf.bitcast(tf.cast(sums, tf.uint16), tf.int64)  # [replicas * B, words]
-        return tf.reshape(words, [self._replicas, batch, -1])[tf.cast(replica, tf.int32)]
+
+    def _gather_held(self, part: tf.Tensor, rows: tf.Tensor) -> tf.Tensor:
+        """Gathers the words of rows of a part; zeros for rows outside of it, and for padding."""
+        is_held = (rows >= 0) & (rows < self._part)
+        words = tf.gather(part, tf.where(is_held, rows, 0))
+        return tf.where(is_held[:, None], words, tf.zeros_like(words))
 
 
 def allocate_words(rows: int, shape: tuple[int, ...]) -> NDArray[np.int64]:

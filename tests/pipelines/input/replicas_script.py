@@ -38,6 +38,8 @@ def read_images(strategy: tf.distribute.Strategy, shards: str, ram: int) -> dict
             parts = strategy.experimental_local_results(attach(batch))
             images[f"{ram}-{epoch}-{step}"] = np.concatenate(parts)
             images[f"{ram}-devices"] = np.array([part.backing_device for part in parts])
+            graph = attach.get_concrete_function(batch).graph
+            images[f"{ram}-operations"] = np.array([operation.type for operation in graph.get_operations()])
     return images
 
 

@@ -186,6 +186,15 @@ def test_attached_images_are_on_the_device_of_their_replica(
     assert [name[-5:] for name in found[f"{ram}-devices"]] == ["CPU:0", "CPU:1"]
 
 
+@pytest.mark.parametrize("ram", REPLICA_RAM)
+def test_no_images_are_split(replicas: tuple[Path, dict[str, np.ndarray]], ram: int) -> None:
+    """GPUs have no kernel for int64, so TensorFlow would move the images to the host and back."""
+    _, found = replicas
+    operations = set(found[f"{ram}-operations"].tolist())
+    assert "GatherV2" in operations
+    assert not operations & {"Split", "SplitV", "CollectiveReduceV2", "CollectiveReduceV3"}
+
+
 @pytest.mark.parametrize("is_sharded", [False, True])
 def test_building_the_parts_takes_no_memory_but_that_of_the_devices(
     replicas: tuple[Path, dict[str, np.ndarray]], is_sharded: bool
