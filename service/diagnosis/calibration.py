@@ -111,7 +111,8 @@ def _apply_temperature(
     scaled = logits / temperature
     exponentials = np.exp(scaled - scaled.max(axis=1, keepdims=True))  # [N, K]
     at_labels: NDArray[np.float64] = exponentials[np.arange(len(labels)), labels]
-    return at_labels / exponentials.sum(axis=1)
+    probabilities: NDArray[np.float64] = at_labels / exponentials.sum(axis=1)
+    return probabilities
 
 
 def _compute_likelihoods(label_probabilities: NDArray[np.float64], classes: int) -> NDArray[np.float64]:

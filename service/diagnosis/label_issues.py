@@ -268,8 +268,7 @@ def _find_contradictions(probabilities: NDArray[np.float32], labels: NDArray[np.
     mean_confidence = confidence_sum / np.maximum(images_per_class, 1)
     threshold = np.where(images_per_class > 0, np.clip(mean_confidence, *CONFIDENCE_BOUNDS), np.inf)  # [K]
     of_other_classes = np.where(is_label, -np.inf, probabilities)  # [N, K]
-    is_contradicted: NDArray[np.bool_] = (of_other_classes >= threshold).any(axis=1)
-    return is_contradicted
+    return np.asarray((of_other_classes >= threshold).any(axis=1), bool)
 
 
 def limit_batches(batches: Iterable[Batch], images: int) -> Iterator[Batch]:
