@@ -110,7 +110,12 @@ class _Painter:
         """Adds the mean image of a class, enlarged smoothly."""
         picture = Image.fromarray(pixels).resize((MEAN_SIDE, MEAN_SIDE), Image.Resampling.BICUBIC)
         origin = {"shards": self._shards_digest, "class": name}
-        drawing = Drawing(np.asarray(picture), "mean", f"Mean image of class {name}", origin)
+        drawing = Drawing(
+            np.asarray(picture),
+            "mean",
+            f"Mean image of class {name}, {pixels.shape[1]} x {pixels.shape[0]} pixels",
+            origin,
+        )
         return self._album.add_all([drawing])[0]
 
 
