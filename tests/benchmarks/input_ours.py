@@ -82,8 +82,8 @@ def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
     import numpy as np
     import tensorflow as tf
 
-    from pipelines.input.memory import keep_freed_memory
     from pipelines.cpus import count_process_cpus
+    from pipelines.input.memory import keep_freed_memory
     from pipelines.input.tfdata import PARALLEL_BATCHES, PREFETCH, decode
     from pipelines.spec import DataSpec
 

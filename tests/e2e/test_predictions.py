@@ -81,7 +81,9 @@ def test_scores_do_not_depend_on_the_number_of_workers(
     for name, workers in (("alone", ()), ("two", ("--workers", "2"))):
         glassbox("evaluate", *options, "--out", tmp_path / f"{name}.json", *workers)
         pixels, outputs, classes, scores, *table, throughput = capsys.readouterr().out.splitlines()
-        assert pixels.startswith("pixels: 0 to 255 (scale=1, offset=0): its graph turns this range into 0 to 1")
+        assert pixels.startswith(
+            "pixels: 0 to 255 (scale=1, offset=0): its graph turns this range into 0 to 1"
+        )
         assert outputs.startswith("outputs: probabilities: ")
         assert classes.startswith("classes: by position (the file has no class names)")
         assert re.fullmatch(summary, scores)

@@ -178,7 +178,7 @@ def test_a_network_of_dense_layers_has_no_feature_map():
 
 def test_a_model_that_ends_in_another_activation_is_refused():
     model = keras.Sequential([L.Input((4, 4, 1)), L.Flatten(), L.Dense(2, activation="tanh")])
-    with pytest.raises(ConfigError, match="within -1 and 1 .*as of tanh"):
+    with pytest.raises(ConfigError, match=r"within -1 and 1 .*as of tanh"):
         Network(model)
 
 
