@@ -6,10 +6,10 @@ import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -25,12 +25,13 @@ from service.inference.classes import ClassMatch
 if TYPE_CHECKING:
     from pipelines.input.batches import Batches
     from pipelines.input.reader import ShardReader
+    from service.models.metadata import ModelMetadata
 
 T = TypeVar("T")
 U = TypeVar("U")
+D = TypeVar("D", bound="ImageDataset")
 
 BATCH = 64  # images per batch
-DEFAULT_SHARD_SPEC = ShardSpec()  # images of a source are normalised as they would be in a default shard set
 UNDECODABLE = "cannot be decoded"
 
 
@@ -98,6 +99,18 @@ def open_dataset(data: str, source_options: SourceOptions | None = None) -> Imag
             + shlex.join(["glassbox", "shards", "build", f"folder:{data}", "OUT"]),
         )
     return ShardDataset(str(path.absolute()))
+
+
+def use_levels(dataset: D, metadata: ModelMetadata | None) -> D:
+    """Returns a dataset whose images of more than 8 bits are reduced like those that a model has learned.
+
+    Args:
+        dataset: Images to predict; those of a shard set are reduced already.
+        metadata: Metadata of the model; None if it has none.
+    """
+    if isinstance(dataset, SourceDataset) and metadata is not None:
+        return cast("D", replace(dataset, spec=ShardSpec(levels=metadata.levels)))
+    return dataset
 
 
 def open_labelled_dataset(
@@ -264,13 +277,15 @@ def _open_split(directory: str, split: str, data: DataSpec) -> tuple[Batches, Sh
 
 @dataclass(frozen=True)
 class SourceDataset:
-    """The images of a source, normalised as in a default shard set and therefore predicted alike.
+    """The images of a source, normalised as in a shard set and therefore predicted alike.
 
     Attributes:
         source: Source that the images are read from.
+        spec: Settings of the shard set.
     """
 
     source: Source
+    spec: ShardSpec = field(default_factory=ShardSpec)
     skips_rejected = True
 
     @property
@@ -299,7 +314,7 @@ class SourceDataset:
 
         def read_batch(start: int) -> InferenceBatch:
             stop = min(start + BATCH, block.stop)
-            items = list(prepare_examples(self.source, block.split, start, stop, DEFAULT_SHARD_SPEC))
+            items = list(prepare_examples(self.source, block.split, start, stop, self.spec))
             rejected = [item for item in items if isinstance(item, Rejected)]
             records: list[Record] = [item[0] for item in items if not isinstance(item, Rejected)]
             batch = _decode_batch(
@@ -308,7 +323,7 @@ class SourceDataset:
                 ids=[record.id for record in records],
                 labels=np.array([record.label for record in records], np.int32),
                 data=data,
-                encoding=DEFAULT_SHARD_SPEC.encoding,
+                encoding=self.spec.encoding,
             )
             return batch._replace(rejected=rejected + batch.rejected)
 

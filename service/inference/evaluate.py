@@ -22,6 +22,7 @@ from service.inference.datasets import (
     ShardDataset,
     SourceDataset,
     open_labelled_dataset,
+    use_levels,
 )
 from service.inference.jobs import (
     InferenceJob,
@@ -148,6 +149,7 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     from service.inference.inspection import interpret_model
 
     saved, net = open_model(model, custom_objects)
+    dataset = use_levels(dataset, saved.metadata)
     check_class_count(net, dataset.classes)
     match = match_classes(saved.classes, dataset.classes, saved.class_source)
     throughput = Throughput()

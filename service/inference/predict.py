@@ -19,7 +19,7 @@ from pipelines.sources import SourceOptions
 from pipelines.spec import DataSpec
 from pipelines.storage import write_atomically
 from service.inference.classes import list_names
-from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch, open_dataset
+from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch, open_dataset, use_levels
 from service.inference.jobs import (
     InferenceJob,
     SavedModel,
@@ -98,6 +98,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     from service.inference.inspection import interpret_model
 
     saved, net = open_model(model, custom_objects)
+    dataset = use_levels(dataset, saved.metadata)
     names = _name_classes(class_count(net), classes, saved.classes)
     pixels = None
     if saved.interpretation is None:

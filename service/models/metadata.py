@@ -32,6 +32,7 @@ class ModelMetadata:
         scale: Factor on pixels of 0 to 255 before they enter the model.
         offset: Summand after that multiplication.
         head: Whether the outputs are `probabilities` or `logits`.
+        levels: How images of more than 8 bits were reduced, see `pipelines.spec.ShardSpec.levels`.
     """
 
     classes: tuple[str, ...]
@@ -41,6 +42,7 @@ class ModelMetadata:
     scale: float = 1.0
     offset: float = 0.0
     head: str = "probabilities"
+    levels: str = "full"
 
     def to_json(self) -> str:
         """Returns the metadata as a JSON document, the same bytes for the same content."""
@@ -73,6 +75,7 @@ class ModelMetadata:
                 scale=float(content["scale"]),
                 offset=float(content["offset"]),
                 head=str(content["head"]),
+                levels=str(content["levels"]),
             )
         except (ValueError, TypeError, KeyError):
             raise ConfigError(

@@ -471,6 +471,7 @@ def _describe_model(config: RunConfig, manifest: Manifest) -> ModelMetadata:
         data=manifest.digest(),
         image_size=config.data.image_size,
         channels=config.data.channels,
+        levels=manifest.levels,
     )
 
 

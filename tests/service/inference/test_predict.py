@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet as pq
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 from shard_samples import encode_png, make_record, write_shards
@@ -20,6 +21,7 @@ from pipelines.shards.task import prepare_examples
 from pipelines.sources import open_source
 from pipelines.spec import ShardSpec
 from service.inference.predict import predict
+from service.models.metadata import ModelMetadata, append_metadata
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,20 @@ def test_a_source_gives_the_table_of_its_shard_set(model, tmp_path):
     predict(model, str(shards), tmp_path / "shards.parquet")
     assert pq.read_table(tmp_path / "source.parquet").equals(pq.read_table(tmp_path / "shards.parquet"))
     assert (result.images, result.rejected) == (137, 3)
+
+
+def test_deep_images_of_a_source_are_reduced_as_for_the_training_of_the_model(tmp_path):
+    """12 bits in 16-bit PNGs: 111 and 113 of 255 at levels 0:4095; nearly black at full levels."""
+    for name, value in (("dim", 111), ("bright", 113)):
+        picture = Image.fromarray(np.full((8, 8), value * 4095 // 255, np.uint16))
+        picture.save(tmp_path / f"{name}.png")
+    file = tmp_path / "model.keras"
+    brightness_model().save(file)
+    append_metadata(file, ModelMetadata(("dim", "bright"), "00", (8, 8), 1, levels="0:4095"))
+    predict(file, f"photos:{tmp_path}", tmp_path / "out.csv")
+    with (tmp_path / "out.csv").open(encoding="utf-8") as table:
+        classes = {row["id"]: row["class"] for row in csv.DictReader(table)}
+    assert classes == {"dim.png": "dim", "bright.png": "bright"}
 
 
 def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, monkeypatch):
