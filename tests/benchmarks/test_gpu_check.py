@@ -189,6 +189,7 @@ def check(figures: dict[str, Any], passed_by_part: dict[str, int]) -> None:
 def test_smallest_form_runs_on_generated_photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(photos, "REAL", tmp_path / "absent")
     monkeypatch.setattr(photos, "SIZE", 64)
+    monkeypatch.setenv("GLASSBOX_LOGICAL_DEVICES", "8")
     code, figures = run(tmp_path / "out", "--part", "a", "--part", "b", "--part", "f")
     check(figures, {"a": 3, "b": 1, "f": 2})
     assert code == 0
@@ -198,7 +199,8 @@ def test_smallest_form_runs_on_generated_photos(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_smallest_form_trains(tmp_path: Path) -> None:
+def test_smallest_form_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSBOX_LOGICAL_DEVICES", "8")
     code, figures = run(tmp_path / "out", "--part", "c", "--part", "d", "--part", "e")
     check(figures, {"c": 6, "d": 0, "e": 2})
     assert code == 0

@@ -12,6 +12,7 @@ import pytest
 
 SCRIPT = Path(__file__).parent / "count_operations.py"
 LIMIT = 60
+pytestmark = pytest.mark.heavy  # the script loads TensorFlow
 
 
 @pytest.mark.parametrize(
