@@ -337,8 +337,8 @@ def _read_lines(child: subprocess.Popen[bytes], deadline: float) -> Iterator[dic
     with selectors.DefaultSelector() as selector:
         selector.register(child.stdout, selectors.EVENT_READ)
         while True:
-            remaining = deadline - time.monotonic()
-            if remaining <= 0 or not selector.select(remaining):
+            # What has been written before the deadline still counts.
+            if not selector.select(max(deadline - time.monotonic(), 0.0)):
                 return False
             chunk = os.read(child.stdout.fileno(), 1 << 16)
             if not chunk:

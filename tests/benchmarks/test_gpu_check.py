@@ -20,6 +20,7 @@ from gpu_part import Checks, run_checks
 from gpu_results import Row
 
 BEHAVIOUR_FILE = "behaviour"  # tells the check below what to do
+STARTED_FILE = "started"  # exists once that check runs
 THIS_FILE = Part("this file", 600, "Nothing.")
 FINE = Row("x", "fine", gpu=1.0, passed=True)
 
@@ -27,11 +28,13 @@ FINE = Row("x", "fine", gpu=1.0, passed=True)
 def list_checks(context: CheckContext) -> Checks:
     """A part in a process of its own: the second of three checks does what the file says."""
     yield "fine", lambda: [FINE]
-    yield "other", lambda: misbehave(Path(context.scratch, BEHAVIOUR_FILE).read_text())
+    yield "other", lambda: misbehave(Path(context.scratch))
     yield "last", lambda: [Row("x", "last", cpu=3.0)]
 
 
-def misbehave(behaviour: str) -> list[Row]:
+def misbehave(scratch: Path) -> list[Row]:
+    (scratch / STARTED_FILE).touch()
+    behaviour = (scratch / BEHAVIOUR_FILE).read_text()
     if behaviour == "raise":
         raise ValueError("out of order\nand more")
     if behaviour == "hang":
@@ -77,6 +80,8 @@ def test_every_outcome_of_a_check_becomes_a_row(
     assert next(rows) == FINE
     (child,) = set(psutil.Process().children()) - children_before
     if behaviour == "hang":
+        while not (tmp_path / STARTED_FILE).exists():
+            time.sleep(0.01)
         monkeypatch.setattr(time, "monotonic", lambda: clock() + 600)
     other, last = rows
     assert (other.name, other.passed, other.note) == ("other", passed, note)

@@ -14,6 +14,7 @@ import pytest
 import ray
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
+from pipelines import cluster
 from pipelines.cluster import TaskResources, ray_session, run_tasks
 from service.inference.datasets import Block, InferenceBatch, ShardDataset
 from service.inference.interpretation import Interpretation, PixelTransform
@@ -28,6 +29,9 @@ pytestmark = pytest.mark.e2e
 def cluster_with_gpus() -> Iterator[None]:
     """A Ray of this process with 4 CPUs, which believes that there are two GPUs."""
     start = ray.init
+    # Other tests of this process may share a session, which would be used instead.
+    has_session = ray.is_initialized()
+    ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CUDA_VISIBLE_DEVICES", "RAY_ADDRESS", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
             patch.delenv(name, raising=False)
@@ -35,6 +39,8 @@ def cluster_with_gpus() -> Iterator[None]:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
         with ray_session():
             yield
+    if has_session:
+        cluster._connect(os.environ.get("RAY_ADDRESS"))
 
 
 def describe_devices() -> dict[str, Any]:
