@@ -20,13 +20,20 @@ from pipelines.sources.folder import read_file
 from pipelines.sources.layout import SUFFIXES, reject_by_name
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import SPLITS, find_split_of_file, find_split_of_folder, join_names
-from pipelines.sources.table import Item, TableSource, build_several_labels_error, build_source
+from pipelines.sources.table import (
+    Item,
+    TableSource,
+    build_all_rejected_error,
+    build_several_labels_error,
+    build_source,
+)
 
 DELIMITERS = (",", "\t", ";")
 SAMPLE = 20  # rows from which the folder and suffix of the images are found
 MAX_DEPTH = 2  # of the folders next to the table in which images are looked for
 _FIELD = re.compile(r"\{([^{}]+)\}")
 _OUTSIDE = re.compile(r"[A-Za-z]:|[A-Za-z]+://")
+OUTSIDE_REASON = "path outside of the source"
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,8 @@ def open_csv(argument: str, options: SourceOptions | None = None) -> TableSource
         listing = _read_listing(name, file, table, options.parse_columns())
         notes.extend(listing.notes)
         items.extend(_build_items(root, file, listing, split))
+    if items and all((item.problem or "").startswith(OUTSIDE_REASON) for item in items):
+        raise build_all_rejected_error(name, items, _suggest_place(root, items))
     unique_notes = dict.fromkeys(notes)  # the columns are usually the same in every table
     return build_source(name, items, FileReader(str(root)), options.class_names, unique_notes)
 
@@ -284,12 +293,22 @@ def _build_items(root: Path, file: Path, listing: _Listing, split: str | None) -
         if not value.strip():
             yield Item(f"{file.name}, row {row + 1}", row_split, label, problem="no path of an image")
         elif path is None:
-            yield Item(value, row_split, label, problem=f"path outside of the source: {value}")
+            yield Item(value, row_split, label, problem=f"{OUTSIDE_REASON}: {value}")
         else:
             path = f"{start}{path}"
             yield Item(
                 path, row_split, label, size=_get_size(root / path), problem=problem or _check(root, path)
             )
+
+
+def _suggest_place(root: Path, items: Sequence[Item]) -> str:
+    """Returns how to repair a table whose paths all lead out of its folder."""
+    paths = [item.id.strip().replace("\\", "/") for item in items]
+    if any(_OUTSIDE.match(path) for path in paths):
+        return "copy the images to the folder of the table, and write their paths relative to it"
+    folders = {os.path.dirname(os.path.normpath(root / path)) for path in paths}
+    folder = os.path.commonpath(folders)
+    return f"move the table to {folder}, or a folder above it, and write the paths relative to the table"
 
 
 def _check(root: Path, path: str) -> str | None:

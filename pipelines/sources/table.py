@@ -24,6 +24,7 @@ from pipelines.sources.layout import (
     hash_path,
     sort_rows,
 )
+from pipelines.sources.splits import join_names
 
 SCHEMA = pa.schema(
     [
@@ -139,14 +140,16 @@ def build_source(
             in the order, by the hash of its name as in a folder.
 
     Raises:
-        DataError: An image has several labels, there are fewer than two classes, or a class has no training
-            images.
+        DataError: An image has several labels, no image can be used, there are fewer than two classes, or a
+            class has no training images.
     """
     items = _reject_repeated(name, [_simplify_label(name, item) for item in items])
     class_names = _choose_names(items, class_names)
     if class_names is not None:
         find_label = _build_lookup(class_names)
         items = [_reject_unknown(item, find_label(item.label)) for item in items]
+    if items and all(item.problem is not None for item in items):
+        raise build_all_rejected_error(name, items, "correct the table, or use another one")
     images: dict[bytes, Counter[str]] = {}
     for item in items:
         if item.problem is None:
@@ -207,6 +210,21 @@ def build_several_labels_error(name: str, image: str, labels: Iterable[Any]) -> 
     """Returns the error for an image with more than one label."""
     received = f"source={name}: id={image}: labels={', '.join(map(str, labels))}"
     return DataError("one label per image", received, "choose one label for every image, or leave such out")
+
+
+def build_all_rejected_error(name: str, items: Sequence[Item], fix: str) -> DataError:
+    """Returns the error for a source of which every image has a problem, with the number of each reason.
+
+    Args:
+        name: Name of the source, `KIND:ARGUMENT`.
+        items: All images of the source.
+        fix: How the user can repair the source.
+    """
+    reasons = Counter(str(item.problem).partition(": ")[0] for item in items)
+    counts = [f"{reason} ({count})" for reason, count in reasons.most_common()]
+    first = items[0]
+    received = f"source={name}: rejected all {len(items)} images: {join_names(counts)}; the first: {first.id}"
+    return DataError("images that can be used", received, fix)
 
 
 def _reject_repeated(name: str, items: Iterable[Item]) -> list[Item]:

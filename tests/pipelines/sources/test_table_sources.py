@@ -288,6 +288,24 @@ def test_rows_that_cannot_be_used_are_counted(folder):
     assert source.labels("train").tolist().count(-1) == 10
 
 
+@pytest.mark.parametrize("start", ["../photos/", "{folder}/"])
+def test_a_table_whose_images_are_all_elsewhere_is_told_where_to_lie(folder, start):
+    tables = folder.parent / "tables"
+    tables.mkdir()
+    start = start.format(folder=folder)
+    write_csv(tables / "x.csv", ("path", "label"), [(start + name, label) for name, _, label in list_rows()])
+    with pytest.raises(DataError) as caught:
+        open_source(f"csv:{tables}/x.csv")
+    assert f"rejected all {len(TREE)} images: path outside of the source ({len(TREE)})" in str(caught.value)
+    assert f"move the table to {folder}, or a folder above it" in str(caught.value)
+
+
+def test_a_table_whose_images_are_all_missing_counts_the_reasons(folder):
+    write_csv(folder / "x.csv", ("path", "label"), [("train/cat/0.jpg", ""), ("gone.jpg", "dog")])
+    with pytest.raises(DataError, match=r"rejected all 2 images: no label \(1\), no such file \(1\)"):
+        open_source(f"csv:{folder}/x.csv")
+
+
 @pytest.mark.parametrize(
     ("header", "options", "reason"),
     [
