@@ -17,7 +17,7 @@ from pipelines.records import Example, Rejected
 from pipelines.sources.base import SOURCES
 from pipelines.sources.columns import find_column
 from pipelines.sources.folder import read_file
-from pipelines.sources.layout import SUFFIXES, reject_by_name
+from pipelines.sources.layout import SUFFIXES, is_image, reject_by_name
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import SPLITS, find_split_of_file, find_split_of_folder, join_names
 from pipelines.sources.table import (
@@ -169,7 +169,7 @@ def _read_table(file: Path) -> pa.Table:
     """Reads a table of text with a header; all values as text.
 
     Raises:
-        DataError: The file is empty, not UTF-8, or a row has too few or too many values.
+        DataError: The file is empty, not UTF-8, has no header, or a row has too few or too many values.
     """
     fix = "save the table as UTF-8 CSV with a header"
     try:
@@ -188,6 +188,11 @@ def _read_table(file: Path) -> pa.Table:
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError("a table with a header", f"{file}: {reason}", fix) from None
+    if any(is_image(name.encode()) for name in names):
+        received = f"{file}: first line={join_names(names)}, which looks like data"
+        raise DataError(
+            "a table with a header", received, "add a first line such as image,label to the table"
+        )
     if len(set(names)) < len(names):
         raise DataError("different names of columns", f"{file}: columns={', '.join(names)}", fix)
     return table

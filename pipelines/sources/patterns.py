@@ -14,15 +14,16 @@ _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MAX_FILES = 1_000_000
 
 
-def expand_pattern(source: str, pattern: str) -> list[Path]:
+def expand_pattern(source: str, pattern: str, file_pattern: str) -> list[Path]:
     """Returns the files that a pattern stands for, in order.
 
     Args:
         source: Name of the source for messages.
         pattern: Path with `{0000..0009}`, `{a,b}`, `*` and `?`.
+        file_pattern: Usual pattern of such files in a folder, for the message if `pattern` is a folder.
 
     Raises:
-        ConfigError: A file of a range is missing, or no file fits.
+        ConfigError: A file of a range is missing, no file fits, or the pattern is a folder.
     """
     paths: list[Path] = []
     missing = []
@@ -32,6 +33,10 @@ def expand_pattern(source: str, pattern: str) -> list[Path]:
         if not existing:
             missing.append(name)
         paths.extend(existing)
+    if missing and Path(missing[0]).is_dir():
+        kind = source.partition(":")[0]
+        fix = f"write '{kind}:{missing[0]}/{file_pattern}', with the quotes in a shell"
+        raise ConfigError("a pattern of files", f"source={source} (a directory)", fix)
     if missing:
         received = f"source={source} (no such file: {join_names(missing)})"
         raise ConfigError("files that exist", received, "correct the pattern, and quote it in the shell")

@@ -28,6 +28,7 @@ from pipelines.sources.tfexample import (
 
 DAMAGE_FIX = "copy the file again, or export it again"
 GZIP = b"\x1f\x8b"
+INDEX_SUFFIX = ".index.arrow"  # of the files next to the TFRecord files of our shard sets
 
 
 class _Keys(NamedTuple):
@@ -81,7 +82,7 @@ def open_tfrecords(argument: str, options: SourceOptions | None = None) -> Table
     Args:
         argument: Pattern of the files, such as `data/train-*.tfrecord`. A split in their names (`train`,
             `val`, ...) is the split of their records. Class names are read from the manifest of a shard set
-            next to the files.
+            next to the files, whose index files (`*.index.arrow`) are skipped.
         options: Keys and class names that the user specified.
 
     Raises:
@@ -91,7 +92,7 @@ def open_tfrecords(argument: str, options: SourceOptions | None = None) -> Table
     """
     options = options or SourceOptions()
     name = f"tfrecord:{argument}"
-    paths = expand_pattern(name, argument)
+    paths = [path for path in expand_pattern(name, argument, "*.tfrecord*") if not _is_index(path)]
     splits, notes = find_splits_of_files(name, paths)
     requested = options.parse_columns()
     keys: _Keys | None = None
@@ -113,6 +114,10 @@ def open_tfrecords(argument: str, options: SourceOptions | None = None) -> Table
         if class_names:
             notes.append("class names of the manifest next to the files")
     return build_source(name, items, RecordReader(tuple(map(str, paths)), keys.image), class_names, notes)
+
+
+def _is_index(path: Path) -> bool:
+    return path.name.endswith(INDEX_SUFFIX)
 
 
 def _map_file(path: Path) -> memoryview:

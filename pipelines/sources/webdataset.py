@@ -73,7 +73,7 @@ def open_webdataset(argument: str, options: SourceOptions | None = None) -> Tabl
     """
     options = options or SourceOptions()
     name = f"webdataset:{argument}"
-    paths = expand_pattern(name, argument)
+    paths = expand_pattern(name, argument, "*.tar")
     splits, notes = find_splits_of_files(name, paths)
     requested = options.parse_columns()
     items: list[Item] = []

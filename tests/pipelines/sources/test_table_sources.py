@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.records import Example, Rejected
+from pipelines.records import Example, Record, Rejected
+from pipelines.shards.tfrecord import write_tfrecord
 from pipelines.sources import SourceOptions, open_source
 from pipelines.sources.tfexample import compute_masked_crc
 
@@ -328,6 +329,7 @@ def test_a_missing_column_is_reported(folder, header, options, reason):
         (b"", "Empty|header"),
         (b"path,label\n1,2,3\n", "Expected 2 columns, got 3"),
         (b"\xff\xfe\x00", "codec"),
+        (b"a.jpg,cat\nb.jpg,dog\n", "first line=a.jpg, cat, which looks like data.*add a first line such as"),
     ],
 )
 def test_a_damaged_table_is_reported(tmp_path, content, reason):
@@ -347,6 +349,14 @@ def test_images_that_are_nowhere_are_reported(tmp_path):
 def test_a_missing_file_is_reported(tmp_path, kind):
     with pytest.raises(ConfigError, match=r"no such file|none"):
         open_source(f"{kind}:{tmp_path}/x-{{0..1}}.bin")
+
+
+@pytest.mark.parametrize(("kind", "pattern"), [("webdataset", "*.tar"), ("tfrecord", "*.tfrecord*")])
+def test_a_directory_in_place_of_a_pattern_is_reported(tmp_path, kind, pattern):
+    with pytest.raises(ConfigError) as caught:
+        open_source(f"{kind}:{tmp_path}/")
+    assert "(a directory)" in caught.value.received
+    assert f"write '{kind}:{tmp_path}/{pattern}'" in caught.value.fix
 
 
 def test_null_bytes_and_labels_in_parquet_are_counted(tmp_path):
@@ -412,6 +422,20 @@ def test_names_that_repeat_from_shard_to_shard_are_told_apart(tmp_path):
         ("0.tar/0.jpg", b"0", 0),
         ("1.tar/0.jpg", b"1", 1),
     }
+
+
+@pytest.mark.parametrize("pattern", ["*", "train*"])
+def test_a_tfrecord_shard_set_is_read_back(tmp_path, pattern):
+    records = [
+        Record(TREE[name], CLASSES.index(label), name, (1, 2, 3)) for name, _, label in list_rows("train")
+    ]
+    for part in range(2):
+        shard = tmp_path / f"train-{part:05d}.tfrecord"
+        write_tfrecord(shard, shard.with_suffix(".index.arrow"), records[part::2])
+    source = open_source(f"tfrecord:{tmp_path}/{pattern}")
+    (items,) = read_all(source).values()
+    read_back = {(item.id, item.image, source.classes[item.label]) for item in items}
+    assert read_back == {(record.id, record.image, str(record.label)) for record in records}
 
 
 def test_a_damaged_record_is_rejected_and_the_others_are_not(folder):
