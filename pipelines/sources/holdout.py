@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from pipelines.records import Example, Rejected
 from pipelines.sources.base import Source
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ class DividedSource:
 
 
 def hold_out(source: Source, share: float) -> Source:
-    """Divides the train split of a source in two if it has no validation split.
+    """Divides the train split of a source in two if it has no validation split, and logs that it did.
 
     The share is taken from every class, so that a rare class is in both splits. Sources without `labels`
     stay as they are.
@@ -76,6 +79,7 @@ def hold_out(source: Source, share: float) -> Source:
         return source
     rows = {"train": np.flatnonzero(~is_held_out), "validation": np.flatnonzero(is_held_out)}
     note = f"no validation split: {100 * share:.3g} % of each class of train held out"
+    logger.info("%s: %s", source.name, note)
     divide: Any = getattr(source, "divide", None)
     if divide is not None:
         divided: Source = divide(rows, note)

@@ -47,8 +47,10 @@ class LabelledSource:
         return "1"
 
 
-def test_a_source_of_your_own_is_divided_class_by_class():
+def test_a_source_of_your_own_is_divided_class_by_class(caplog):
+    caplog.set_level("INFO", "pipelines")
     source = hold_out(LabelledSource(), 0.2)
+    assert caplog.messages == ["numbers: no validation split: 20 % of each class of train held out"]
     assert isinstance(source, DividedSource)
     assert source.counts() == {"train": 40, "validation": 10, "test": 3}
     items = {split: list(source.read(split, 0, count)) for split, count in source.counts().items()}
