@@ -136,12 +136,6 @@ FAILURES = (
         _compile(r"CUDA_ERROR_", r"\bcuda\w*error\b", r"\bcuda error\b", r"\bXid\b"),
     ),
     FailureKind(
-        "XLA",
-        "a model that XLA can compile",
-        "train with xla=off",
-        _compile(r"XLA", r"\bHLO\b", r"tf2xla", r"JIT compilation failed", r"autotun"),
-    ),
-    FailureKind(
         "lost worker",
         "workers that respond",
         "check the network between the workers, then continue with --resume",
@@ -166,6 +160,12 @@ FAILURES = (
         ),
         ("AbortedError", "CancelledError", "DeadlineExceededError", "UnavailableError"),
         is_peer=True,
+    ),
+    FailureKind(
+        "XLA",
+        "a model that XLA can compile",
+        "train with xla=off",
+        _compile(r"\bXLA", r"\bHLO\b", r"tf2xla", r"JIT compilation failed", r"autotun"),
     ),
     # Also with several workers: the loss of a worker has one of the types or messages above. A restart would
     # repeat an internal error of the worker itself, and without end if there is a checkpoint in between.

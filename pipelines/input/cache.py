@@ -90,10 +90,7 @@ class CacheBudget:
         """
         if requested == "none":
             return Tier("none", "as requested")
-        if self.gpu is None:
-            self.gpu = measure_available_gpu_memory() if tf.config.get_visible_devices("GPU") else 0
-        if self.ram is None:
-            self.ram = measure_available_ram() // self.workers
+        self.measure()
         reason = self._describe(size, content)
         fits = self._find_fitting(size)
         name = self._choose_fastest(fits) if requested == "auto" else requested
@@ -104,6 +101,14 @@ class CacheBudget:
                 "use cache=auto or cache=none, or a smaller image_size",
             )
         return self._deduct(name, size, reason)
+
+    def measure(self) -> tuple[int, int]:
+        """Measures what is not known yet; returns the free bytes of RAM, and on each GPU."""
+        if self.gpu is None:
+            self.gpu = measure_available_gpu_memory() if tf.config.get_visible_devices("GPU") else 0
+        if self.ram is None:
+            self.ram = measure_available_ram() // self.workers
+        return self.ram, self.gpu
 
     @property
     def _replicas(self) -> int:
@@ -213,7 +218,7 @@ class DeviceImages:
         words = self._gather_words(rows)  # [B, words]
         size = int(np.prod(self._shape))
         pixels = tf.reshape(tf.bitcast(words, tf.uint8), [-1, words.shape[1] * WORD_BYTES])[:, :size]
-        return {**batch, "image": tf.reshape(pixels, [rows.shape[0], *self._shape])}
+        return {**batch, "image": tf.reshape(pixels, [-1, *self._shape])}
 
     def _gather_words(self, rows: tf.Tensor) -> tf.Tensor:
         """Gathers the words of rows, int64 `[B]`, to the replica that calls; zeros for padding."""

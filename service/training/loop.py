@@ -47,7 +47,13 @@ from service.training.replicas import describe_unused_devices
 from service.training.schedule import find_stage, list_stages, updates_per_epoch
 from service.training.statistics import PreciseStatistics
 from service.training.step import StepResult, Steps
-from service.training.strategy import SINGLE_WORKER, WorkerContext, choose_strategy, list_devices
+from service.training.strategy import (
+    SINGLE_WORKER,
+    WorkerContext,
+    choose_strategy,
+    find_minimum,
+    list_devices,
+)
 from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
 from service.training.watchdog import Watchdog
 
@@ -106,6 +112,8 @@ class Loop:
             if config.augment:
                 check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
             cache = CacheBudget(self.strategy, worker.local_size)
+            # All workers must choose the same caches: they would take different paths through the code.
+            cache.ram, cache.gpu = find_minimum(self.strategy, worker, cache.measure())
             self.train, self.validation = open_splits(config, cache)
             check_stopping_metric(config, self.validation is not None)
 

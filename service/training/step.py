@@ -30,6 +30,8 @@ Attach = Callable[[Batch], Batch]
 # AutoGraph rewrites every function that a graph calls, which takes as long as tracing it. Only `_run_updates`
 # has loops that need the rewriting.
 no_autograph = tf.autograph.experimental.do_not_convert
+# Without it, TensorFlow would join the buffers of a large model to one, by another copy.
+_KEEP_BUFFERS = tf.distribute.experimental.CommunicationOptions(bytes_per_pack=1)
 TOTALS = 4  # sums over the examples of an epoch: loss, top-1 hits, top-5 hits, weight
 
 
@@ -193,7 +195,9 @@ class Steps:
             update: Number of updates of the run that came before.
             is_last: Whether this is the last batch of its update, which is then applied.
         """
-        is_finite = bool(self._run_batch(batch, tf.constant(update, tf.int64), is_last))
+        flags = self._run_batch(batch, tf.constant(update, tf.int64), is_last)
+        # Waits for all replicas: memory of a batch that one of them still reads may be used for another.
+        is_finite = all(bool(flag) for flag in flags)
         rows = []
         if self._options.record_rows:
             rows = [np.concatenate([part.numpy() for part in self._local(batch["row"])])]
@@ -237,20 +241,21 @@ class Steps:
                     self._strategy.run(self._accumulate, (batch,))
                 sums = self._strategy.run(self._take_accumulated)
 
-            is_finite = self._update(sums, self._learning_rate(current))
+            is_finite = self._update(sums, self._learning_rate(current))[0]
             first_skipped = tf.where(is_finite | (skipped > 0), first_skipped, current)
             skipped += tf.cast(~is_finite, tf.int64)
 
         return wait_seconds, first_skipped, skipped, rows.stack()
 
     @tf.function
-    def _run_batch(self, batch: Batch, update: tf.Tensor, is_last: bool) -> tf.Tensor:
+    def _run_batch(self, batch: Batch, update: tf.Tensor, is_last: bool) -> tuple[tf.Tensor, ...]:
+        """Returns for each replica of this worker whether training can continue."""
         if self._options.accumulate == 1:
             sums = self._strategy.run(self._sum_gradients, (batch,))
             return self._update(sums, self._learning_rate(update))
-        self._strategy.run(self._accumulate, (batch,))
+        has_weight = self._strategy.run(self._accumulate, (batch,))
         if not is_last:
-            return tf.constant(True)
+            return self._local(has_weight)
         sums = self._strategy.run(self._take_accumulated)
         return self._update(sums, self._learning_rate(update))
 
@@ -325,10 +330,13 @@ class Steps:
         return _batch_totals(loss, logits, targets, weights), sums
 
     @no_autograph
-    def _accumulate(self, batch: Batch) -> None:
-        """Adds one replica's gradients of a batch to those of the previous batches."""
-        for total, gradient in zip(self._accumulated, self._sum_gradients(batch), strict=True):
+    def _accumulate(self, batch: Batch) -> tf.Tensor:
+        """Adds one replica's gradients of a batch to those of the previous batches; returns true."""
+        sums = self._sum_gradients(batch)
+        for total, gradient in zip(self._accumulated, sums, strict=True):
             total.assign_add(gradient)
+        weight = tf.reshape(sums[-1], [-1])[-1]
+        return weight >= 0
 
     @no_autograph
     def _take_accumulated(self) -> list[tf.Tensor]:
@@ -344,15 +352,18 @@ class Steps:
         return tf.gather(self.rates, tf.minimum(update, len(self.rates) - 1))
 
     @no_autograph
-    def _update(self, sums: Any, rate: tf.Tensor) -> tf.Tensor:
-        """Applies one update on all replicas if the gradient is finite; returns whether it was valid."""
-        is_valid = self._strategy.run(self._update_on_replica, (sums, rate))
-        return self._local(is_valid)[0]
+    def _update(self, sums: Any, rate: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        """Applies one update on all replicas if the gradient is finite.
+
+        Returns:
+            For each replica of this worker whether training can continue, the same for all.
+        """
+        return self._local(self._strategy.run(self._update_on_replica, (sums, rate)))
 
     @no_autograph
     def _update_on_replica(self, sums: list[tf.Tensor], rate: tf.Tensor) -> tf.Tensor:
         if self._packing:
-            sums = tf.distribute.get_replica_context().all_reduce("sum", sums)
+            sums = tf.distribute.get_replica_context().all_reduce("sum", sums, _KEEP_BUFFERS)
         return self._compiled_update(sums, rate)
 
     @no_autograph

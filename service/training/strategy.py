@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
@@ -69,7 +72,7 @@ def _create_strategy(
     devices = list_devices()
     replicas = choose_replicas(len(devices), global_batch, augment)
     if replicas > 1:
-        return tf.distribute.MirroredStrategy(devices[:replicas])
+        return _LocalStrategy(devices[:replicas])
     return tf.distribute.get_strategy()
 
 
@@ -92,14 +95,56 @@ def _create_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy
         implementation=implementations.NCCL if has_gpus else implementations.RING
     )
     if not has_gpus and count_logical_cpus() > 1:
-        return _LogicalCpuStrategy(options)
-    return tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+        strategy = _LogicalCpuStrategy(options)
+    else:
+        strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    # All workers have the same number of batches, so they need not ask each other for every one.
+    strategy.extended.experimental_enable_get_next_as_optional = False
+    return strategy
+
+
+def find_minimum(strategy: tf.distribute.Strategy, worker: WorkerContext, values: Sequence[int]) -> list[int]:
+    """Returns the smallest of each value over all workers. A collective: every worker must call it.
+
+    Args:
+        strategy: Strategy from `choose_strategy`.
+        worker: Rank and group of this worker.
+        values: Values of this worker, below 2**53.
+    """
+    if worker.world_size == 1:
+        return list(values)
+    own = np.zeros((worker.world_size, len(values)))
+    own[worker.rank] = values
+
+    @tf.function
+    def sum_tables() -> tf.Tensor:
+        def sum_on_replica() -> tf.Tensor:
+            context = tf.distribute.get_replica_context()
+            local_replicas = strategy.num_replicas_in_sync // worker.world_size
+            is_first = context.replica_id_in_sync_group % local_replicas == 0  # one replica per worker
+            return context.all_reduce("sum", tf.where(is_first, own, np.zeros_like(own)))
+
+        return strategy.experimental_local_results(strategy.run(sum_on_replica))[0]
+
+    return [int(value) for value in sum_tables().numpy().min(axis=0)]
 
 
 def count_logical_cpus() -> int:
     """Returns the number of logical devices of the CPU, without starting TensorFlow."""
     (cpu,) = tf.config.list_physical_devices("CPU")
     return len(tf.config.get_logical_device_configuration(cpu) or [cpu])
+
+
+# TensorFlow remembers the shapes of all sums of a process by their key; two trainings must not share keys.
+_KEY_BASES = itertools.count(0, 100_000)
+
+
+class _LocalStrategy(tf.distribute.MirroredStrategy):  # type: ignore[misc]
+    """The devices of one worker, in a process that may train several models one after the other."""
+
+    def __init__(self, devices: list[str]) -> None:
+        self._collective_key_base = next(_KEY_BASES)
+        super().__init__(devices)
 
 
 class _LogicalCpuExtended(CollectiveAllReduceExtended):  # type: ignore[misc]

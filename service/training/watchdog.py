@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import faulthandler
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 from tensorflow.python.eager import context
 from tensorflow.python.framework import errors
@@ -22,22 +22,20 @@ def abort_sums(message: str) -> None:
     context.context().abort_collective_ops(errors.UNAVAILABLE, message)
 
 
-def kill_process() -> None:
-    """Ends this process at once; Ray then starts a new group of workers."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def choose_limit(longest: float | None, limit: float) -> float | None:
+def choose_limit(seconds: Sequence[float], limit: float) -> float | None:
     """Chooses the seconds after which a call counts as stuck.
 
     Args:
-        longest: Seconds that the longest call of its kind has taken; None if it is the first.
+        seconds: Durations of the calls of its kind so far. The first one, which includes compiling, counts
+            only as long as there is no other.
         limit: Shortest limit.
 
     Returns:
         The limit in seconds; None for no limit.
     """
-    return None if longest is None else max(limit, SLOWDOWN * longest)
+    if not seconds:
+        return None
+    return max(limit, SLOWDOWN * max(seconds[1:] or seconds))
 
 
 class Watchdog:
@@ -48,12 +46,13 @@ class Watchdog:
     calls; a timeout of TensorFlow for each sum would cost two threads per sum.
 
     The first call of each kind has no limit, because the workers compile and fill caches at their own pace.
+    If aborting does not end the call, the process prints its stack traces and exits; Ray then starts a new
+    group of workers.
 
     Args:
         limit: Seconds after which a call counts as stuck, or more if calls of its kind take long.
-        grace: Seconds after which the process is killed if aborting did not end the call.
+        grace: Seconds after which the process exits if aborting did not end the call.
         abort: Aborts all sums, with a message.
-        kill: Ends the process.
     """
 
     def __init__(
@@ -61,13 +60,11 @@ class Watchdog:
         limit: float = LIMIT_SECONDS,
         grace: float = GRACE_SECONDS,
         abort: Callable[[str], None] = abort_sums,
-        kill: Callable[[], None] = kill_process,
     ) -> None:
         self._limit = limit
         self._grace = grace
         self._abort = abort
-        self._kill = kill
-        self._longest: dict[str, float] = {}  # seconds, by the kind of call
+        self._seconds: dict[str, list[float]] = {}  # durations of the first and the longest later call
         self._deadline: float | None = None
         self._is_closed = False
         self._changed = threading.Condition()
@@ -82,14 +79,14 @@ class Watchdog:
             kind: Name of the call; calls of the same name take about the same time.
         """
         began = time.monotonic()
-        longest = self._longest.get(kind)
-        limit = choose_limit(longest, self._limit)
+        limit = choose_limit(self._seconds.get(kind, []), self._limit)
         self._set_deadline(None if limit is None else began + limit)
         try:
             yield
         finally:
             self._set_deadline(None)
-        self._longest[kind] = max(longest or 0.0, time.monotonic() - began)
+        first, *later = [*self._seconds.get(kind, []), time.monotonic() - began]
+        self._seconds[kind] = [first, max(later)] if later else [first]
 
     def close(self) -> None:
         """Ends the thread."""
@@ -104,21 +101,24 @@ class Watchdog:
             self._changed.notify()
 
     def _watch_deadlines(self) -> None:
+        while (deadline := self._wait_until_late()) is not None:
+            # A thread of C, because aborting may hang and keep Python's lock.
+            faulthandler.dump_traceback_later(self._grace, exit=True)
+            self._abort("another worker has not taken part in a sum for too long")
+            with self._changed:
+                self._changed.wait_for(partial(self._has_ended, deadline))
+            faulthandler.cancel_dump_traceback_later()
+
+    def _has_ended(self, deadline: float) -> bool:
+        """Tells whether the call of a deadline has ended."""
+        return self._deadline != deadline or self._is_closed
+
+    def _wait_until_late(self) -> float | None:
+        """Waits until a call passes its deadline, and returns the deadline; None once this is closed."""
         with self._changed:
             while not self._is_closed:
-                if self._deadline is None:
-                    self._changed.wait()
-                    continue
-                remaining = self._deadline - time.monotonic()
-                if remaining > 0:
-                    self._changed.wait(remaining)
-                    continue
-                self._end_call(self._deadline)
-
-    def _end_call(self, deadline: float) -> None:
-        """Aborts the call of a deadline that has passed, and kills the process if that does not end it."""
-        self._abort("another worker has not taken part in a sum for too long")
-        has_ended = self._changed.wait_for(lambda: self._deadline != deadline or self._is_closed, self._grace)
-        if not has_ended:
-            self._kill()
-            self._deadline = None
+                remaining = None if self._deadline is None else self._deadline - time.monotonic()
+                if remaining is not None and remaining <= 0:
+                    return self._deadline
+                self._changed.wait(remaining)
+        return None

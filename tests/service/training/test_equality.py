@@ -54,6 +54,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "augment": {"size": [8, 8], "flip": True},
         "optimizer": SGD | {"learning_rate": 0.1},
     },
+    "cached": {"data": {"image_size": [12, 12], "cache": "device"}, "optimizer": SGD},
     # A single replica caches features, several do not.
     "frozen": {"freeze": "hidden", "optimizer": SGD, "augment": None},
 }
@@ -79,6 +80,7 @@ CHECKS = 7  # five in the first epoch; the eighth, after two steps of the second
 GREYS = (100, 200)
 WHITE = 7  # a row that the second replica gets when the loss scale has settled
 SETUPS = {"two devices": (1, 2), "two workers": (2, 1)}  # workers, and devices of each
+LARGE_RECIPES = ["everything", "cached"]
 LARGE_SETUPS = {"two workers of two devices": (2, 2), "four devices": (1, 4)}
 Runs = dict[tuple[str, str], Run]
 
@@ -92,7 +94,7 @@ def create_config(folder: Path, name: str) -> RunConfig:
 def list_names(setup: str) -> list[str]:
     """Returns the runs of a setup; with two workers, one run is stopped on the way."""
     if setup in LARGE_SETUPS:
-        return ["everything"]
+        return LARGE_RECIPES
     names = [*RECIPES, *REPLICA_RECIPES]
     return [*names, "stopped"] if setup == "two workers" else names
 
@@ -135,7 +137,7 @@ def last_checkpoint(run: Run) -> str:
 
 
 @pytest.mark.parametrize(
-    ("setup", "recipe"), [*product(SETUPS, RECIPES), *product(LARGE_SETUPS, ["everything"])]
+    ("setup", "recipe"), [*product(SETUPS, RECIPES), *product(LARGE_SETUPS, LARGE_RECIPES)]
 )
 def test_several_replicas_learn_what_one_process_learns(runs: Runs, setup: str, recipe: str) -> None:
     one = runs["one", recipe]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,6 +222,15 @@ def test_a_finished_run_is_left_as_it_is_until_it_gets_more_epochs(
     run.config_path.write_text(run.config_path.read_text().replace("epochs: 1", "epochs: 2"))
     launch.resume(run.path)
     assert epochs_trained == [1, 2]
+
+
+def test_the_environment_has_the_version_of_tensorflow_without_an_import() -> None:
+    script = (
+        "import sys; from service.training.launch import describe_environment; "
+        "print(describe_environment()['tensorflow'], 'tensorflow' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert re.fullmatch(r"2\.\d+\.\d+ False\n", done.stdout)
 
 
 def test_a_run_is_resumed_with_as_many_workers_as_before(

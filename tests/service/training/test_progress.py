@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 from pipelines.spec import DataSpec
+from service.config import RunConfig
+from service.recipe import EarlyStoppingSpec
 from service.runs import Run
+from service.training.checks import describe_early_stop
 from service.training.progress import (
     ProgressLines,
     find_input_hint,
@@ -107,6 +110,33 @@ def test_caches_notices_and_epochs_are_shown_once(run: Run) -> None:
     assert lines.read_new() == []
 
 
+def test_a_notice_before_the_caches_is_shown_once_and_hides_none_of_them(run: Run) -> None:
+    lines = ProgressLines(run, epochs=3)
+    run.notice("3 of 4 devices are used")
+    assert lines.read_new() == ["3 of 4 devices are used"]
+    run.update_status(caches={"train": "cache: host", "validation": "cache: none"})
+    assert lines.read_new() == ["train: cache: host", "validation: cache: none"]
+    assert lines.read_new() == []
+
+
+def test_the_notice_of_an_early_stop_follows_its_epoch(run: Run) -> None:
+    stopping = EarlyStoppingSpec(metric="loss", patience=1)
+    config = RunConfig(preset="test", shards="x", model="linear", epochs=3, early_stopping=stopping)
+    history = [{"epoch": 1.0, "loss": 1.0}, {"epoch": 2.0, "loss": 1.0}]
+    stop = describe_early_stop(config, history)
+    assert stop is not None
+    lines = ProgressLines(run, epochs=3)
+    run.notice("a worker was lost")
+    write_epochs(run, 2)
+    run.notice(stop)
+    assert lines.read_new() == [
+        "a worker was lost",
+        format_epoch(METRICS | {"epoch": 1}, 3),
+        format_epoch(METRICS, 3),
+        stop,
+    ]
+
+
 def test_epochs_that_a_restart_repeats_are_shown_again(run: Run) -> None:
     write_epochs(run, 2)
     lines = ProgressLines(run, epochs=3)
@@ -117,8 +147,8 @@ def test_epochs_that_a_restart_repeats_are_shown_again(run: Run) -> None:
 
 
 def test_the_last_epoch_is_shown_even_at_the_end(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
-    with show_progress(run, 3, "TensorFlow"):
+    with show_progress(run, 1, "TensorFlow"):
         write_epochs(run, 1)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "starting run: 3 epochs; TensorFlow can take a while to start"
-    assert lines[-1] == format_epoch(METRICS | {"epoch": 1}, 3)
+    assert lines[0] == "starting run: 1 epoch; TensorFlow can take a while to start"
+    assert lines[-1] == format_epoch(METRICS | {"epoch": 1}, 1)
