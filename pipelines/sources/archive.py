@@ -186,7 +186,9 @@ def open_archive(argument: str, options: SourceOptions | None = None) -> Archive
         received = f"{path}: {error or type(error).__name__}{_guess_kind(path, kind)}"
         raise DataError(f"a whole {kind} file", received, "copy or pack the file again") from None
     members, folders = _strip_top_folder(members, folders)
-    layout = find_split_folders(f"archive:{argument}", TableTree(members, folders), options.splits)
+    layout = find_split_folders(
+        f"archive:{argument}", TableTree(members, folders), options.splits, options.needs_train
+    )
     arrangement = arrange_files(argument, members, layout.folders, folders, options.class_names)
     splits = {split: _mark_overwritten(table) for split, table in arrangement.splits.items()}
     notes = (*layout.describe(), *arrangement.notes)

@@ -89,7 +89,7 @@ def open_csv(argument: str, options: SourceOptions | None = None) -> TableSource
     path = Path(argument).expanduser().absolute()
     if path.is_dir():
         root = path
-        files, notes = _find_tables(name, path)
+        files, notes = _find_tables(name, path, options.needs_train)
     elif path.is_file():
         root = path.parent
         files = {path: None}
@@ -111,7 +111,7 @@ def open_csv(argument: str, options: SourceOptions | None = None) -> TableSource
     return build_source(name, items, FileReader(str(root)), options.class_names, unique_notes)
 
 
-def _find_tables(source: str, root: Path) -> tuple[dict[Path, str | None], list[str]]:
+def _find_tables(source: str, root: Path, needs_train: bool) -> tuple[dict[Path, str | None], list[str]]:
     """Returns the tables of a folder with the split of each, and notes on the files not read."""
     tables = sorted([*root.glob("*.csv"), *root.glob("*/*.csv")])
     by_split: dict[str, list[Path]] = {}
@@ -123,7 +123,8 @@ def _find_tables(source: str, root: Path) -> tuple[dict[Path, str | None], list[
         else:
             by_split.setdefault(split, []).append(table)
     shown = join_names(table.relative_to(root).as_posix() for table in tables) or "none"
-    if "train" not in by_split or any(len(files) > 1 for files in by_split.values()):
+    is_incomplete = not by_split or (needs_train and "train" not in by_split)
+    if is_incomplete or any(len(files) > 1 for files in by_split.values()):
         fix = f"write csv:FILE, such as {source}/FILE.csv"
         raise DataError("one CSV file per split, and one for train", f"source={source}: files={shown}", fix)
     pairs = {split: by_split[split][0] for split in SPLITS if split in by_split}

@@ -149,7 +149,7 @@ def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSo
         raise ConfigError("a folder", f"source=folder:{argument} (no such folder)", "check the path")
     tree = DirectoryTree(root)
     try:
-        layout = find_split_folders(f"folder:{argument}", tree, options.splits)
+        layout = find_split_folders(f"folder:{argument}", tree, options.splits, options.needs_train)
         split_folders = list(dict.fromkeys(layout.folders.values()))
         class_folders = [
             root / folder / name for folder in split_folders for name in tree.list_folders(folder)

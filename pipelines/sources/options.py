@@ -19,11 +19,13 @@ class SourceOptions:
         columns: Column of every role, such as `image=file,label=breed`; `image=train/{id}.jpg` is a
             template of paths.
         class_names: Class names in the order of their labels.
+        needs_train: Whether a source without a train split is an error; False to evaluate or predict it.
     """
 
     splits: str | None = None
     columns: str | None = None
     class_names: tuple[str, ...] | None = None
+    needs_train: bool = True
 
     def list_names(self) -> list[str]:
         """Returns the command-line options that are set."""

@@ -78,11 +78,15 @@ class SplitFolders:
         return lines
 
 
-def parse_splits(text: str) -> dict[str, str]:
+def parse_splits(text: str, needs_train: bool = True) -> dict[str, str]:
     """Parses `--splits train=Training,validation=Testing`.
 
+    Args:
+        text: Value of the option.
+        needs_train: Whether it is an error if `train` has no folder.
+
     Raises:
-        ConfigError: A split is unknown or named twice, a folder is missing, or there is no `train`.
+        ConfigError: A split is unknown or named twice, a folder is missing, or `train` is needed and missing.
     """
     folders: dict[str, str] = {}
     for part in text.split(","):
@@ -93,7 +97,7 @@ def parse_splits(text: str) -> dict[str, str]:
             expected = f"SPLIT=FOLDER with a folder for each of {', '.join(SPLITS)} at most once"
             raise ConfigError(expected, f"splits={text}", f"write {EXAMPLE}, for example")
         folders[split] = folder
-    if "train" not in folders:
+    if needs_train and "train" not in folders:
         raise ConfigError("a folder for train", f"splits={text}", "add train=FOLDER")
     return folders
 
@@ -119,7 +123,9 @@ def find_split_of_file(path: str) -> str | None:
     return None
 
 
-def find_split_folders(source: str, tree: FolderTree, requested: str | None = None) -> SplitFolders:
+def find_split_folders(
+    source: str, tree: FolderTree, requested: str | None = None, needs_train: bool = True
+) -> SplitFolders:
     """Decides which folders hold the splits, or that the folders at the top are the classes.
 
     The usual names are recognised in any letter case: `train` and `valid`, `Training` and `Testing`,
@@ -131,6 +137,7 @@ def find_split_folders(source: str, tree: FolderTree, requested: str | None = No
         tree: Folders of the source.
         requested: Mapping that the user specified, such as `train=Training,validation=Testing`; `train=.`
             makes every folder at the top a class.
+        needs_train: Whether it is an error if there is no folder for `train`.
 
     Raises:
         ConfigError: The mapping names a folder that does not exist.
@@ -138,13 +145,13 @@ def find_split_folders(source: str, tree: FolderTree, requested: str | None = No
     """
     tops = [name for name in tree.list_folders("") if name not in IGNORED_FOLDERS]
     if requested is not None:
-        return _map_requested(source, tree, tops, parse_splits(requested))
+        return _map_requested(source, tree, tops, parse_splits(requested, needs_train))
 
     named = _group_by_split(tops)
     if not named:
         _check_class_first(source, tree, tops)
         return SplitFolders({"train": ""}, {})
-    return _map_named(source, tree, tops, named)
+    return _map_named(source, tree, tops, named, needs_train)
 
 
 def _group_by_split(names: Iterable[str]) -> dict[str, list[str]]:
@@ -158,7 +165,7 @@ def _group_by_split(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def _map_named(
-    source: str, tree: FolderTree, tops: list[str], named: Mapping[str, list[str]]
+    source: str, tree: FolderTree, tops: list[str], named: Mapping[str, list[str]], needs_train: bool
 ) -> SplitFolders:
     """Assigns folders to splits by their names.
 
@@ -179,12 +186,18 @@ def _map_named(
         else:
             unread[candidates[0]] = "no class folders in it"
     others = [top for top in tops if find_split_of_folder(top) is None]
-    if "train" not in folders:
+    if not needs_train and not folders:
+        received = f"source={source}: no class folders in {join_names(unread)}"
+        fix = "arrange the images as DIR/SPLIT/CLASS/IMAGE; photos:DIR predicts images without classes"
+        raise DataError("class folders inside the folders of the splits", received, fix)
+    if needs_train and "train" not in folders:
         reason = "no class folders in train" if "train" in named else "none for train"
         raise _build_error(source, tops, named, reason)
     with_images = [top for top in others if _holds_images(tree, top)]
     if len(named) == 1 and with_images:
-        raise _build_error(source, tops, named, f"{join_names(with_images)} may be classes next to train")
+        raise _build_error(
+            source, tops, named, f"{join_names(with_images)} may be classes next to {next(iter(named))}"
+        )
     unread.update((top, "not the name of a split") for top in others)
     return SplitFolders(folders, unread)
 

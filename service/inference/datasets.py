@@ -89,7 +89,7 @@ def open_dataset(data: str, source_options: SourceOptions | None = None) -> Imag
     """
     path = Path(data)
     if not path.is_dir():
-        return SourceDataset(open_source(data, labelled=False, options=source_options))
+        return SourceDataset(open_source(data, labelled=False, options=_allow_any_split(source_options)))
     if not (path / FILE_NAME).is_file():
         raise ConfigError(
             "a shard set or a source",
@@ -99,6 +99,11 @@ def open_dataset(data: str, source_options: SourceOptions | None = None) -> Imag
             + shlex.join(["glassbox", "shards", "build", f"folder:{data}", "OUT"]),
         )
     return ShardDataset(str(path.absolute()))
+
+
+def _allow_any_split(options: SourceOptions | None) -> SourceOptions:
+    """Returns the options for a source that may lack a train split, because nothing is learned from it."""
+    return replace(options or SourceOptions(), needs_train=False)
 
 
 def use_levels(dataset: D, metadata: ModelMetadata | None) -> D:
@@ -129,7 +134,7 @@ def open_labelled_dataset(
     if Path(data).is_dir() or ":" not in str(data):
         load_manifest(data)  # raises if there is none
         return ShardDataset(str(Path(data).absolute()))
-    source = open_source(str(data), options=source_options)
+    source = open_source(str(data), options=_allow_any_split(source_options))
     if getattr(source, "labels", None) is None:
         fix = "build a shard set with: " + shlex.join(["glassbox", "shards", "build", str(data), "OUT"])
         raise DataError("a source that knows its labels without reading images", f"data={data}", fix)

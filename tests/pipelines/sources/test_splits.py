@@ -100,6 +100,16 @@ def test_a_layout_that_fits_no_rule_is_refused(tree, reason, fix):
     assert reason in caught.value.received
 
 
+def test_a_source_to_evaluate_needs_no_train_split():
+    tree = make_tree("test")
+    assert find_split_folders("x", tree, needs_train=False).folders == {"test": "test"}
+    assert find_split_folders("x", tree, "test=test", needs_train=False).folders == {"test": "test"}
+    with pytest.raises(DataError, match="none for train"):
+        find_split_folders("x", tree)
+    with pytest.raises(DataError, match=r"no class folders in test.*photos:DIR"):
+        find_split_folders("x", PathTree("test/1.png"), needs_train=False)
+
+
 def test_a_requested_mapping_decides():
     tree = make_tree("a/one", "two", "train")
     layout = find_split_folders("x", tree, "test=two,train=a/one")

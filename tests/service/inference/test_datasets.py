@@ -1,0 +1,36 @@
+"""Sources to evaluate or predict are opened as they are; nothing is learned from them."""
+
+from __future__ import annotations
+
+import zipfile
+
+import pytest
+
+from pipelines.errors import DataError
+from pipelines.sources import open_source
+from service.inference.datasets import open_dataset, open_labelled_dataset
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder with nothing but a test split, and an archive and tables of it next to it."""
+    for name in ("cat", "dog"):
+        path = tmp_path / "set/test" / name / "1.jpg"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"image")
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for path in sorted((tmp_path / "set").rglob("*.jpg")):
+            archive.write(path, path.relative_to(tmp_path / "set"))
+    (tmp_path / "set/test.csv").write_text("path,label\ntest/cat/1.jpg,cat\ntest/dog/1.jpg,dog\n")
+    return tmp_path / "set"
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "csv"])
+def test_a_source_with_only_a_test_split_can_be_evaluated_and_predicted(folder, kind):
+    name = f"{kind}:{folder}{'.zip' if kind == 'archive' else ''}"
+    for open_images in (open_dataset, open_labelled_dataset):
+        dataset = open_images(name)
+        assert dict(dataset.rows()) == {"test": 2}
+        assert dataset.classes == ("cat", "dog")
+    with pytest.raises(DataError, match="train"):
+        open_source(name)
