@@ -19,6 +19,7 @@ from pipelines.records import Record, Rejected
 from pipelines.shards.manifest import FILE_NAME, load_manifest
 from pipelines.shards.task import prepare_examples
 from pipelines.sources import Source, SourceOptions, open_source
+from pipelines.sources.splits import find_split_of_folder
 from pipelines.spec import DataSpec, ShardSpec
 from service.inference.classes import ClassMatch
 
@@ -104,6 +105,19 @@ def open_dataset(data: str, source_options: SourceOptions | None = None) -> Imag
 def _allow_any_split(options: SourceOptions | None) -> SourceOptions:
     """Returns the options for a source that may lack a train split, because nothing is learned from it."""
     return replace(options or SourceOptions(), needs_train=False)
+
+
+def find_split(rows: Mapping[str, int], name: str) -> str:
+    """Returns the split that a name stands for: itself, or `validation` for `val`, if there is such a split.
+
+    Args:
+        rows: Number of images per split.
+        name: Name that the user specified.
+    """
+    usual_name = find_split_of_folder(name)
+    if name not in rows and usual_name is not None and usual_name in rows:
+        return usual_name
+    return name
 
 
 def use_levels(dataset: D, metadata: ModelMetadata | None) -> D:

@@ -21,6 +21,7 @@ from service.inference.datasets import (
     InferenceBatch,
     ShardDataset,
     SourceDataset,
+    find_split,
     open_labelled_dataset,
     use_levels,
 )
@@ -129,7 +130,7 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     Args:
         model: Any Keras model file, or a run directory.
         data: Directory of the shard set, or a source with labels, such as `folder:DIR`.
-        split: Name of the split.
+        split: Name of the split, or a usual one for it, such as `val`.
         options: Pixel scale, head and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
         custom_objects: Modules that define the custom layers of the model, see `load_model`.
@@ -143,6 +144,7 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     path = check_output(out, ".json") if out else None
     find_model_file(model)
     dataset = open_labelled_dataset(data, source_options)
+    split = find_split(dataset.rows(), split)
     rows = _find_rows(dataset, split)
 
     from service.inference.classifier import Classifier, check_class_count, input_spec

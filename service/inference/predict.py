@@ -19,7 +19,15 @@ from pipelines.sources import SourceOptions
 from pipelines.spec import DataSpec
 from pipelines.storage import write_atomically
 from service.inference.classes import list_names
-from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch, open_dataset, use_levels
+from service.inference.datasets import (
+    BATCH,
+    Block,
+    ImageDataset,
+    InferenceBatch,
+    find_split,
+    open_dataset,
+    use_levels,
+)
 from service.inference.jobs import (
     InferenceJob,
     SavedModel,
@@ -78,7 +86,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
         model: Any Keras model file, or a run directory.
         data: Shard set, or a source such as `photos:DIR` for photos without classes.
         out: File to write, `.parquet` or `.csv`; an existing file is replaced.
-        split: Name of the split; None for all of them, one after the other.
+        split: Name of the split, or a usual one for it, such as `val`; None for all, one after the other.
         classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
         options: Pixel scale, head and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
@@ -157,6 +165,7 @@ def _select_splits(dataset: ImageDataset, split: str | None, data: str) -> dict[
     """Returns the number of rows of the requested split, or of each split."""
     rows = dict(dataset.rows())
     if split is not None:
+        split = find_split(rows, split)
         if split not in rows:
             raise DataError(
                 f"a split named one of {', '.join(rows)}",

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.errors import DataError
 from pipelines.sources import open_source
-from service.inference.datasets import open_dataset, open_labelled_dataset
+from service.inference.datasets import find_split, open_dataset, open_labelled_dataset
 
 
 @pytest.fixture
@@ -34,3 +34,10 @@ def test_a_source_with_only_a_test_split_can_be_evaluated_and_predicted(folder, 
         assert dataset.classes == ("cat", "dog")
     with pytest.raises(DataError, match="train"):
         open_source(name)
+
+
+def test_usual_names_of_a_split_are_understood_unless_a_split_has_that_name():
+    rows = {"train": 2, "validation": 1}
+    assert [find_split(rows, name) for name in ("validation", "valid", "VAL")] == ["validation"] * 3
+    assert find_split(rows, "testing") == "testing"  # which the commands report as unknown
+    assert find_split({"val": 1, "validation": 1}, "val") == "val"
