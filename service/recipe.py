@@ -261,3 +261,8 @@ def class_weight_table(spec: ClassWeights, classes: Sequence[str], counts: Seque
                 "the name of a class", f"class_weights.{name}={factors[name]}", suggest(name, classes)
             )
     return np.array([factors.get(name, 1.0) for name in classes], np.float32)
+
+
+def format_epochs(count: int) -> str:
+    """Returns a number of epochs as text, such as `1 epoch` or `3 epochs`."""
+    return f"{count} epoch" if count == 1 else f"{count} epochs"

@@ -95,7 +95,7 @@ def _resume(options: argparse.Namespace) -> Run:
         raise ConfigError(
             "--resume with --out alone",
             "--preset, --data or key=value next to it",
-            "leave these out: a run keeps its own",
+            "leave these out: a run keeps its own; to train longer, raise epochs in config.yaml",
         )
 
     from service.training.launch import resume

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from service.diagnosis.curves import MIN_EPOCHS, Curve, accuracy_gap, column, fit_trend
+from service.recipe import format_epochs
 from service.scores import standard_error
 
 SMALL_GAP = 0.02  # difference of accuracies that is negligible
@@ -166,7 +167,7 @@ def _find_non_finite_failure(history: History) -> tuple[str, dict[str, Any]] | N
     if "finite" not in history.failure:
         return None
     count = len(history.epochs)
-    message = f"Training stopped after {count} epochs because a loss or a gradient was not finite."
+    message = f"Training stopped after {format_epochs(count)} because a loss or a gradient was not finite."
     return message, {"epoch": count + 1}
 
 
@@ -195,7 +196,7 @@ def _find_short_run(history: History) -> Finding | None:
     count = len(history.curve(f"{history.prefix}loss"))
     if count >= MIN_EPOCHS:
         return None
-    message = f"{_format_epochs(count)} measured: fewer than {MIN_EPOCHS} do not show a trend."
+    message = f"{format_epochs(count)} measured: fewer than {MIN_EPOCHS} do not show a trend."
     figures: dict[str, Any] = {"epochs": count}
     if history.prefix and len(history.curve("accuracy")):
         gap = _measure_gap(history)
@@ -266,7 +267,7 @@ def _find_overfitting(history: History) -> Finding | None:
         figures |= {"epoch": epoch, "lowest_loss": lowest, "loss": last}
         message = (
             f"From epoch {epoch} on: the validation loss is lowest there ({lowest:.3g}, smoothed over "
-            f"{_format_epochs(loss.window)}) and rises to {last:.3g}"
+            f"{format_epochs(loss.window)}) and rises to {last:.3g}"
             f"{_describe_training_loss_since(history.curve('loss'), epoch)}."
         )
     else:
@@ -320,7 +321,7 @@ def _find_improvement(history: History) -> Finding | None:
     figures = {"epochs": trend.epochs, "change": trend.change, "error": trend.error, "loss": level}
     if _is_falling(loss):
         message = (
-            f"Over the last {_format_epochs(trend.epochs)} the {history.split_name} loss fell by "
+            f"Over the last {format_epochs(trend.epochs)} the {history.split_name} loss fell by "
             f"{-trend.change:.2g} ± {trend.error:.1g}, to {level:.3g}."
         )
         return Finding("learning", message, advice, figures)
@@ -333,7 +334,7 @@ def _find_improvement(history: History) -> Finding | None:
         return None
     training_trend = fit_trend(training_loss)
     message = (
-        f"Over the last {_format_epochs(training_trend.epochs)} the training loss fell by "
+        f"Over the last {format_epochs(training_trend.epochs)} the training loss fell by "
         f"{-training_trend.change:.2g} ± {training_trend.error:.1g}, to {training_loss.smooth[-1]:.3g}, "
         f"and the validation loss changed by {trend.change:+.2g} ± {trend.error:.1g}. "
         f"The training accuracy is {gap.training:.1%} and the validation accuracy {gap.validation:.1%}, "
@@ -358,7 +359,7 @@ def _describe_plateau(history: History) -> Finding:
     accuracy = history.curve("accuracy")
     training = float(accuracy.smooth[-1]) if len(accuracy) else math.nan
     message = (
-        f"Over the last {_format_epochs(trend.epochs)} the {history.split_name} loss changed by "
+        f"Over the last {format_epochs(trend.epochs)} the {history.split_name} loss changed by "
         f"{trend.change:+.2g} ± {trend.error:.1g}."
     )
     figures: dict[str, Any] = {
@@ -388,7 +389,3 @@ def _describe_plateau(history: History) -> Finding:
         message += " The model does not fit even its training images."
         return Finding("underfitting", message, advice, figures)
     return Finding("plateau", message, advice, figures)
-
-
-def _format_epochs(count: int) -> str:
-    return f"{count} epoch" if count == 1 else f"{count} epochs"

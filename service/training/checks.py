@@ -10,6 +10,8 @@ from service.config import RunConfig
 from service.recipe import find_last_improvement, should_stop
 from service.training.schedule import list_stages
 
+EARLY_STOP = "stopped early"  # start of the sentence about an early stop
+
 
 def describe_end(config: RunConfig, history: Sequence[Mapping[str, float]]) -> str | None:
     """Returns the sentence about the end of a run; None if a configuration has epochs left to train.
@@ -19,6 +21,8 @@ def describe_end(config: RunConfig, history: Sequence[Mapping[str, float]]) -> s
         history: Metrics of every finished epoch, oldest first.
     """
     if len(history) >= config.epochs:
+        if config.epochs == 1:
+            return "its only epoch is trained"
         return f"all {config.epochs} epochs are trained"
     return describe_early_stop(config, history)
 
@@ -37,7 +41,7 @@ def describe_early_stop(config: RunConfig, history: Sequence[Mapping[str, float]
     epochs = history[first - 1 :]
     if spec is None or len(history) >= config.epochs or not should_stop(epochs, spec):
         return None
-    stop = f"stopped early after epoch {len(history)} of {config.epochs}"
+    stop = f"{EARLY_STOP} after epoch {len(history)} of {config.epochs}"
     best_index = find_last_improvement(epochs, spec)
     if best_index is None:
         return f"{stop}: {spec.metric} was not finite"

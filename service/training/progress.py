@@ -12,7 +12,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.spec import DataSpec
 from service.progress_bar import open_display
+from service.recipe import format_epochs
 from service.runs import Run
+from service.training.checks import EARLY_STOP
 
 POLL_SECONDS = 0.5
 SLOW_INPUT = 0.1  # share of the whole time spent waiting for input from which a hint is shown
@@ -116,7 +118,9 @@ def _watch(run: Run, epochs: int, starting: str, lines: ProgressLines, is_done: 
         TimeRemainingColumn(),
     )
     if not console.is_terminal:
-        console.print(f"starting {run.path.name}: {epochs} epochs; {starting} can take a while to start")
+        console.print(
+            f"starting {run.path.name}: {format_epochs(epochs)}; {starting} can take a while to start"
+        )
     with open_display(console, *columns) as bar:
         task = bar.add_task("starting", total=None, speed="")
         while True:
@@ -139,26 +143,31 @@ class ProgressLines:
     def __init__(self, run: Run, epochs: int) -> None:
         self._run = run
         self._epochs = epochs
+        self._caches = 0
         self._notices = 0
         self._metrics = len(run.metrics())
 
     def read_new(self) -> list[str]:
-        """Returns the caches and notices, then the epochs, that have been added since the last call."""
-        notices = _list_notices(self._run.status())
-        new = notices[self._notices :]
+        """Returns the caches, notices and epochs that have been added since the last call, in this order.
+
+        The notice of an early stop follows the epochs.
+        """
+        # Before the metrics, so that the notice of an early stop never precedes the epoch that it is about.
+        status = self._run.status()
+        caches = [f"{split}: {tier}" for split, tier in (status.get("caches") or {}).items()]
+        new = caches[self._caches :]
+        self._caches = max(self._caches, len(caches))
+
+        notices = status.get("notices", [])
+        new_notices = notices[self._notices :]
         self._notices = max(self._notices, len(notices))
+        new += [notice for notice in new_notices if not notice.startswith(EARLY_STOP)]
 
         metrics = self._run.metrics()
         first = min(self._metrics, len(metrics))  # after a restart there may be fewer
         new += [format_epoch(epoch, self._epochs) for epoch in metrics[first:]]
         self._metrics = len(metrics)
-        return new
-
-
-def _list_notices(status: dict[str, Any]) -> list[str]:
-    """Returns the cache of each split, once it is known, and the notices of the run."""
-    caches = [f"{split}: {tier}" for split, tier in (status.get("caches") or {}).items()]
-    return [*caches, *status.get("notices", [])]
+        return new + [notice for notice in new_notices if notice.startswith(EARLY_STOP)]
 
 
 def _update(bar: Progress, task: Any, progress: dict[str, Any] | None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.errors import ConfigError
 from service.config import RunConfig
-from service.recipe import ScheduleSpec, StageSpec
+from service.recipe import ScheduleSpec, StageSpec, format_epochs
 
 
 def updates_per_epoch(steps: int, accumulate: int) -> int:
@@ -148,6 +148,6 @@ def _count_warmup_updates(spec: ScheduleSpec, updates_per_epoch: int, updates: i
         raise ConfigError(
             "a warmup shorter than the training",
             f"schedule.{setting}={getattr(spec, setting)}",
-            f"warm up for fewer than {updates} updates ({epochs} epochs), or train longer",
+            f"warm up for fewer than {updates} updates ({format_epochs(epochs)}), or train longer",
         )
     return warmup

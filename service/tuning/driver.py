@@ -21,6 +21,7 @@ from pipelines.shards.manifest import load_manifest
 from pipelines.storage import lock_file, write_atomically
 from service.config import RunConfig
 from service.models.check import check_model
+from service.recipe import format_epochs
 from service.runs import Run
 from service.training.launch import check_can_start, check_paths_persist
 from service.tuning.plan import PLAN, Plan, read_plan
@@ -148,7 +149,8 @@ def _run_trials(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
     )
     resources = f"{cpus} CPUs and {gpus} GPUs each"
     print(
-        f"{len(runs)} trials of at most {epochs} epochs, with {resources}; TensorFlow takes a while to start"
+        f"{len(runs)} trials of at most {format_epochs(epochs)}, with {resources}; "
+        "TensorFlow takes a while to start"
     )
     try:
         tuner.fit()
