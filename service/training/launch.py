@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from service.training.progress import show_progress, summarize_timings
 from service.user_code import check_code
 from service.version import read_version
 
+TENSORFLOW = ("tensorflow", "tensorflow-cpu")  # distributions with the package `tensorflow`
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
@@ -271,6 +272,9 @@ def describe_environment() -> dict[str, Any]:
     """Returns the machine and the versions that a run is trained with, for its status."""
     packages = {"glassbox": read_version()}
     packages |= {name: version(name) for name in ("keras", "numpy", "pyarrow", "ray")}
+    for name in TENSORFLOW:
+        with suppress(PackageNotFoundError):
+            packages["tensorflow"] = version(name)  # from its metadata: an import takes seconds
     return {
         "host": platform.node(),
         "cpus": count_process_cpus(),

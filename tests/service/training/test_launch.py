@@ -18,6 +18,7 @@ import pytest
 
 from pipelines.errors import ConfigError, DataError, Interrupted, TrainingError
 from pipelines.shards.manifest import VERSION, Manifest
+from service.cli import main
 from service.config import RunConfig
 from service.runs import Run, StoppedError
 from service.training import launch
@@ -231,6 +232,13 @@ def test_the_environment_has_the_version_of_tensorflow_without_an_import() -> No
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert re.fullmatch(r"2\.\d+\.\d+ False\n", done.stdout)
+
+
+def test_resuming_with_more_epochs_is_refused_with_the_way_to_train_longer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["train", "--resume", "--out", "run", "epochs=3"]) == 2
+    assert "to train longer, raise epochs in config.yaml" in capsys.readouterr().err
 
 
 def test_a_run_is_resumed_with_as_many_workers_as_before(
