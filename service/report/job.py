@@ -83,6 +83,7 @@ SECTIONS: dict[str, SectionBuilder] = {
         model=subject.model,
         classes=subject.classes,
         folder=subject.options.samples,
+        levels=subject.levels,
     ),
     "predictions": lambda subject, album: predictions.build_section(
         album,
@@ -168,7 +169,7 @@ SECTIONS: dict[str, SectionBuilder] = {
     "rejected": lambda subject, album: rejected.build_section(
         count=subject.facts.rejected_count,
         listed=subject.facts.rejected,
-        kept=sum(subject.rows_per_split.values()),
+        kept=subject.image_count,
     ),
 }
 

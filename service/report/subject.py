@@ -62,6 +62,8 @@ class Subject:
         interpretation: How pixels enter the model and what its outputs mean.
         match: How the classes of the shard set relate to the outputs of the model.
         facts: Facts about the run or the model, for the page.
+        image_count: Number of images in all splits of the shard set.
+        levels: How images of more than 8 bits were reduced, see `pipelines.spec.ShardSpec.levels`.
         options: Content of the report.
         run: Run the model belongs to; None for a model without a run.
         epochs: Metrics per epoch, see `service.runs.Run.metrics`; empty for a model without a run.
@@ -79,6 +81,8 @@ class Subject:
     interpretation: Interpretation
     match: ClassMatch
     facts: RunFacts
+    image_count: int
+    levels: str = "full"
     options: ReportOptions = field(default_factory=ReportOptions)
     run: Run | None = None
     epochs: tuple[dict[str, float], ...] = ()
@@ -143,11 +147,6 @@ class Subject:
     def read_picture(self, split: str, row: int) -> np.ndarray:
         """Reads any image of the shard set in its own proportions, uint8 `[H, W, 1 or 3]`."""
         return self._pictures.read(split, row)
-
-    @property
-    def rows_per_split(self) -> dict[str, int]:
-        """Number of images in each split of the shard set that the report shows."""
-        return {images.split: len(images.labels) for images in (self.training, self.evaluation)}
 
     @cached_property
     def network(self) -> Network:
@@ -292,6 +291,8 @@ def _open(
         interpretation=interpretation,
         match=match,
         facts=facts,
+        image_count=sum(split.rows for split in manifest.splits.values()),
+        levels=manifest.levels if names.metadata is None else names.metadata.levels,
         options=options,
         **history,
     )

@@ -24,7 +24,6 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp"}
 FILES = 100  # largest number of images
 TOP = 3  # number of classes whose probabilities are shown
 BATCH = 32
-AS_FOUND = ShardSpec()
 
 
 def build_section(
@@ -33,6 +32,7 @@ def build_section(
     model: keras.Model,
     classes: Sequence[str],
     folder: Path | None,
+    levels: str = "full",
 ) -> Section | None:
     """Builds a grid of sample images with their predictions.
 
@@ -42,6 +42,7 @@ def build_section(
         model: Classifier that predicts the images.
         classes: Class names; outputs of the model are in this order.
         folder: Folder of the images; None leaves the section out.
+        levels: Levels of the model's training images, see `pipelines.spec.ShardSpec.levels`.
 
     Returns:
         The section; None without a folder.
@@ -51,9 +52,10 @@ def build_section(
     """
     if folder is None:
         return None
+    spec = ShardSpec(levels=levels)
     options = PredictOptions(provenance.scale, offset=provenance.offset, head=provenance.head)
     classifier = Classifier(model, options)
-    files, pixels, unreadable = read_images(list_images(folder), classifier.data)
+    files, pixels, unreadable = read_images(list_images(folder), classifier.data, spec)
     probabilities = [np.zeros((0, classifier.classes), np.float32)]
     for start in range(0, len(pixels), BATCH):
         batch, is_real = _pad(pixels[start : start + BATCH])
@@ -97,12 +99,15 @@ def _numeric_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def read_images(files: Sequence[Path], data: DataSpec) -> tuple[list[Path], np.ndarray, list[str]]:
+def read_images(
+    files: Sequence[Path], data: DataSpec, spec: ShardSpec
+) -> tuple[list[Path], np.ndarray, list[str]]:
     """Reads image files as a shard set would store them, at the size of the model's input.
 
     Args:
         files: Image files to read.
         data: Size and channels of the model's input.
+        spec: Settings of the shard set.
 
     Returns:
         Files that could be read, their pixels uint8 `[N, H, W, C]`, and the names of the other files.
@@ -112,9 +117,9 @@ def read_images(files: Sequence[Path], data: DataSpec) -> tuple[list[Path], np.n
     pixels = [np.zeros((0, *data.image_size, data.channels), np.uint8)]
     for file in files:
         try:
-            prepared = prepare_image(file.read_bytes(), AS_FOUND)
+            prepared = prepare_image(file.read_bytes(), spec)
             shapes = np.array([prepared.shape], np.int32)
-            pixels.append(tfdata.decode_all([prepared.image], shapes, data, AS_FOUND.encoding))
+            pixels.append(tfdata.decode_all([prepared.image], shapes, data, spec.encoding))
             readable.append(file)
         except (UnreadableImageError, OSError):
             unreadable.append(file.name)

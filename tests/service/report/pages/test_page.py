@@ -13,6 +13,7 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 from pipelines.registry import Registry
 from pipelines.shards.rejections import read_rejected_images
 from service.cli import main
+from service.models.metadata import ModelMetadata, append_metadata
 from service.report.analysis.run_facts import MAX_REJECTED, flatten_settings, format_setting
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.formatting import difference, duration, number, points
@@ -24,7 +25,7 @@ from service.report.pages.page import find_instances, load_templates
 from service.report.pages.scripts import build_policy, embed_pictures, load_scripts
 from service.report.sections import rejected
 from service.report.sections.section import Section
-from service.report.subject import find_shards, open_run, read_manifest
+from service.report.subject import find_shards, open_model, open_run, read_manifest
 from service.runs import Run
 
 SMALL = ReportOptions(training_images=2, predictions=2)
@@ -34,7 +35,7 @@ MINUS = "\N{MINUS SIGN}"
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("page")
-    shards = dim_and_bright(folder / "shards")
+    shards = dim_and_bright(folder / "shards", ("train", "validation", "test"))
     manifest = shards / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"rejected": 0', '"rejected": 60'))
     lines = [f'{{"id": "a/{n}.jpg", "reason": "ends in the <middle>"}}\n' for n in range(60)]
@@ -99,8 +100,21 @@ def test_settings_are_formatted_for_readers():
 def test_rejected_images_are_listed(run):
     html = html_of(run)
     assert "60 images of the source could not be used" in html
+    assert "not among the 18 images of the shard set" in html  # the test split included
     assert "The first 50 are listed." in html
     assert html.count("ends in the &lt;middle&gt;") == 50
+
+
+def test_deep_samples_are_reduced_as_for_the_training_of_the_model(run, tmp_path):
+    """A bright image of 12 bits in a 16-bit PNG: 125 of 255 at levels 0:4095, nearly black at full levels."""
+    file = tmp_path / "model.keras"
+    brightness_model().save(file)
+    append_metadata(file, ModelMetadata(("dim", "bright"), "00", (8, 8), 1, levels="0:4095"))
+    Image.fromarray(np.full((8, 8), 2007, np.uint16)).save(tmp_path / "bright.png")
+    shards = find_shards(run)
+    subject = open_model(file, shards, read_manifest(shards), ReportOptions(samples=tmp_path))
+    section = SECTIONS["samples"](subject, Album(tmp_path))
+    assert section.values["predictions"][0]["top"][0]["name"] == "bright"
 
 
 @pytest.mark.parametrize(
