@@ -192,7 +192,8 @@ def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report
     browser.run(
         f"[...{SHEET}.querySelectorAll('button')].find((b) => b.textContent === 'Sort by activation').click()"
     )
-    browser.until(f"{SHEET}.querySelector('[aria-pressed=true]') && {status} !== ''")
+    # The sheet is drawn anew once its picture is decoded, and only then starts at the first channel.
+    browser.until(f"{SHEET}.querySelector('[aria-pressed=true]') && !{SHEET}.querySelector('canvas').hidden")
     browser.run(f"{SHEET}.querySelector('.sheet').focus()")
     order = []
     for _ in range(3):
