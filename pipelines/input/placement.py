@@ -31,8 +31,13 @@ def list_devices(strategy: tf.distribute.Strategy) -> list[str]:
     """Lists the names of the devices of this worker's replicas, in the order of the replicas."""
     if tf.distribute.has_strategy() or strategy is not tf.distribute.get_strategy():
         return list(strategy.extended.worker_devices)
+    return list_local_devices()[:1]  # the default strategy, which does not name its device
+
+
+def list_local_devices() -> list[str]:
+    """Lists the names of the devices that can train in this process: the GPUs, else the logical CPUs."""
     devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    return [devices[0].name]  # the default strategy, which does not name its device
+    return [device.name for device in devices]
 
 
 def copy_to_device(array: NDArray[Any], device: str) -> tf.Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import tensorflow as tf
 
 from service.runs import Run
-from service.training.strategy import WorkerContext
+from service.training.strategy import WorkerContext, sum_over_workers
 
 CALL_SECONDS = 0.25  # target duration of a call, short enough for stop requests and the progress bar
 MAX_UPDATES = 64  # largest number of updates per call; more would not reduce the overhead noticeably
@@ -82,9 +82,9 @@ class LoopController:
         command = self._decide(updates, seconds) if self._worker.is_chief else Command(0)
         if self._worker.world_size == 1:
             return command
-        # TensorFlow divides the result of a sum, for which it has no kernel with integers on a GPU.
+        # The others send zeros.
         numbers = tf.constant([command.updates, command.save, command.stop], tf.float32)
-        count, save, stop = self._broadcast(numbers).numpy()
+        count, save, stop = self._sum(numbers).numpy()
         return Command(int(count), bool(save), bool(stop))
 
     def _decide(self, updates: int, seconds: float) -> Command:
@@ -99,13 +99,5 @@ class LoopController:
         return Command(self._updates, self._should_stop or is_due, self._should_stop)
 
     @tf.function
-    def _broadcast(self, numbers: tf.Tensor) -> tf.Tensor:
-        """Returns worker 0's numbers on every worker: a sum to which the others add zeros."""
-
-        def reduce_on_replica() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            is_source = context.replica_id_in_sync_group == 0
-            summand = numbers if is_source else tf.zeros_like(numbers)
-            return context.all_reduce("sum", tf.identity(summand))
-
-        return self._strategy.experimental_local_results(self._strategy.run(reduce_on_replica))[0]
+    def _sum(self, numbers: tf.Tensor) -> tf.Tensor:
+        return sum_over_workers(self._strategy, self._worker, numbers)

@@ -16,7 +16,7 @@ from service.scores import auc
 from service.training.distribute import distribute_eager_batches
 from service.training.losses import example_losses, predict_classes, true_ranks
 from service.training.step import Attach
-from service.training.strategy import SINGLE_WORKER, WorkerContext
+from service.training.strategy import SINGLE_WORKER, WorkerContext, sum_over_workers
 
 MAX_EVALUATIONS = 2**20  # more than any run has
 COLUMNS = ("loss", "rank", "predicted", "score")
@@ -117,14 +117,7 @@ class Evaluation:
     @tf.function
     def _sum_tables(self, table: tf.Tensor) -> tf.Tensor:
         """Returns the sum of the workers' tables, in which each row is written by one of them."""
-        local_replicas = self._strategy.num_replicas_in_sync // self._worker.world_size
-
-        def sum_on_replica() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            is_first = context.replica_id_in_sync_group % local_replicas == 0  # one replica per worker
-            return context.all_reduce("sum", tf.where(is_first, table, tf.zeros_like(table)))
-
-        return self._strategy.experimental_local_results(self._strategy.run(sum_on_replica))[0]
+        return sum_over_workers(self._strategy, self._worker, table)
 
 
 def _write_scores(scores: ReplicaScores, table: np.ndarray) -> None:

@@ -14,6 +14,7 @@ from pipelines.augment.draw import check_batch
 from pipelines.errors import TrainingError
 from pipelines.input.cache import CacheBudget
 from pipelines.input.order import PADDING
+from pipelines.input.placement import list_local_devices
 from pipelines.records import Batch
 from pipelines.shards.manifest import Manifest
 from service.checkpoint import (
@@ -52,7 +53,6 @@ from service.training.strategy import (
     WorkerContext,
     choose_strategy,
     find_minimum,
-    list_devices,
 )
 from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
 from service.training.watchdog import Watchdog
@@ -112,8 +112,9 @@ class Loop:
             if config.augment:
                 check_batch(config.augment, config.global_batch // self.strategy.num_replicas_in_sync)
             cache = CacheBudget(self.strategy, worker.local_size)
-            # All workers must choose the same caches: they would take different paths through the code.
-            cache.ram, cache.gpu = find_minimum(self.strategy, worker, cache.measure())
+            if worker.world_size > 1:
+                # They must choose the same caches, or they would take different paths through the code.
+                cache.ram, cache.gpu = find_minimum(self.strategy, worker, cache.measure())
             self.train, self.validation = open_splits(config, cache)
             check_stopping_metric(config, self.validation is not None)
 
@@ -187,7 +188,7 @@ class Loop:
         """Adds a notice about devices that cannot share the batch."""
         if self.worker.world_size > 1:
             return
-        devices = list_devices()
+        devices = list_local_devices()
         kind = "GPUs" if "GPU" in devices[0] else "logical CPU devices"
         note = describe_unused_devices(
             kind,

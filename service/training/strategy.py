@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import tensorflow as tf
 from tensorflow.python.distribute.collective_all_reduce_strategy import CollectiveAllReduceExtended
 
 from pipelines.input.order import batch_per_worker
+from pipelines.input.placement import list_local_devices
 from pipelines.spec import AugmentSpec
 from service.training.replicas import choose_replicas
 
@@ -69,17 +71,11 @@ def _create_strategy(
 ) -> tf.distribute.Strategy:
     if worker.world_size > 1:
         return _create_multi_worker_strategy()
-    devices = list_devices()
+    devices = list_local_devices()
     replicas = choose_replicas(len(devices), global_batch, augment)
     if replicas > 1:
         return _LocalStrategy(devices[:replicas])
     return tf.distribute.get_strategy()
-
-
-def list_devices() -> list[str]:
-    """Returns the names of the devices that can train in this process: the GPUs, else the logical CPUs."""
-    devices = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    return [device.name for device in devices]
 
 
 def _create_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy:
@@ -103,6 +99,25 @@ def _create_multi_worker_strategy() -> tf.distribute.MultiWorkerMirroredStrategy
     return strategy
 
 
+def sum_over_workers(strategy: tf.distribute.Strategy, worker: WorkerContext, value: tf.Tensor) -> tf.Tensor:
+    """Returns the sum of a tensor over all workers. A collective: call it in a `tf.function` on every worker.
+
+    Args:
+        strategy: Strategy from `choose_strategy`.
+        worker: Rank and group of this worker.
+        value: Summand of this worker, of the same shape on all workers; floating, because TensorFlow divides
+            the result of a sum, for which it has no kernel with integers on a GPU.
+    """
+    local_replicas = strategy.num_replicas_in_sync // worker.world_size
+
+    def sum_on_replica() -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        is_first = context.replica_id_in_sync_group % local_replicas == 0  # one replica per worker
+        return context.all_reduce("sum", tf.where(is_first, value, tf.zeros_like(value)))
+
+    return strategy.experimental_local_results(strategy.run(sum_on_replica))[0]
+
+
 def find_minimum(strategy: tf.distribute.Strategy, worker: WorkerContext, values: Sequence[int]) -> list[int]:
     """Returns the smallest of each value over all workers. A collective: every worker must call it.
 
@@ -111,22 +126,10 @@ def find_minimum(strategy: tf.distribute.Strategy, worker: WorkerContext, values
         worker: Rank and group of this worker.
         values: Values of this worker, below 2**53.
     """
-    if worker.world_size == 1:
-        return list(values)
     own = np.zeros((worker.world_size, len(values)))
     own[worker.rank] = values
-
-    @tf.function
-    def sum_tables() -> tf.Tensor:
-        def sum_on_replica() -> tf.Tensor:
-            context = tf.distribute.get_replica_context()
-            local_replicas = strategy.num_replicas_in_sync // worker.world_size
-            is_first = context.replica_id_in_sync_group % local_replicas == 0  # one replica per worker
-            return context.all_reduce("sum", tf.where(is_first, own, np.zeros_like(own)))
-
-        return strategy.experimental_local_results(strategy.run(sum_on_replica))[0]
-
-    return [int(value) for value in sum_tables().numpy().min(axis=0)]
+    table = tf.function(partial(sum_over_workers, strategy, worker))(tf.constant(own))
+    return [int(value) for value in table.numpy().min(axis=0)]
 
 
 def count_logical_cpus() -> int:

@@ -64,10 +64,10 @@ class CheckContext:
 
     def count_devices(self) -> int:
         """Counts the devices of this process that can train."""
-        from service.training.strategy import list_devices
+        from pipelines.input.placement import list_local_devices
 
         _ = self.has_gpu  # configures them
-        return len(list_devices())
+        return len(list_local_devices())
 
     def warm_up(self) -> None:
         """Prepares the device before any clock starts: loads libraries, and compiles a few kernels."""
