@@ -23,7 +23,8 @@ def count_process_cpus(proc: Path = PROC, cgroup: Path = CGROUP) -> int:
         proc: Mount point of procfs.
         cgroup: Mount point of the control groups.
     """
-    limits = [float(_count_affinity()), read_cpu_quota(proc, cgroup), find_assigned_cpus()]
+    assigned = (find_assigned_resources() or {}).get("CPU") or None
+    limits = [float(_count_affinity()), read_cpu_quota(proc, cgroup), assigned]
     return max(math.ceil(min(limit for limit in limits if limit is not None)), 1)
 
 
@@ -47,8 +48,8 @@ def read_cpu_quota(proc: Path = PROC, cgroup: Path = CGROUP) -> float | None:
     return min(quotas, default=None)
 
 
-def find_assigned_cpus() -> float | None:
-    """Returns the CPUs that Ray has assigned to this task or worker; None outside of one.
+def find_assigned_resources() -> dict[str, float] | None:
+    """Returns what Ray has assigned to this task or worker, such as `CPU` and `GPU`; None outside of one.
 
     Does not import Ray, which a process of Ray has imported already.
     """
@@ -58,8 +59,7 @@ def find_assigned_cpus() -> float | None:
     context = ray.get_runtime_context()
     if context.worker.mode != ray.WORKER_MODE:  # the driver
         return None
-    cpus = context.get_assigned_resources().get("CPU")
-    return float(cpus) if cpus else None
+    return dict(context.get_assigned_resources())
 
 
 def _count_affinity() -> int:

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from pipelines.cpus import count_process_cpus
+from pipelines.cpus import count_process_cpus, find_assigned_resources
 from pipelines.errors import ConfigError
 
 LOGICAL_DEVICES = "GLASSBOX_LOGICAL_DEVICES"  # environment variable: number of logical CPU devices
@@ -111,12 +111,8 @@ def _split_cpu(count: int) -> None:
 
 def _has_no_assigned_gpu() -> bool:
     """Tells whether this is a task or worker of Ray that has requested no GPU."""
-    ray = sys.modules.get("ray")
-    if ray is None or not hasattr(ray, "get_runtime_context") or not ray.is_initialized():
-        return False
-    context = ray.get_runtime_context()
-    is_worker = context.worker.mode == ray.WORKER_MODE
-    return is_worker and not context.get_assigned_resources().get("GPU")
+    assigned = find_assigned_resources()
+    return assigned is not None and not assigned.get("GPU")
 
 
 def _configure_gpus(notify: Callable[[str], None]) -> None:

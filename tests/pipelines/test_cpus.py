@@ -65,5 +65,6 @@ def test_the_smallest_quota_on_the_way_to_the_root_counts(tmp_path: Path) -> Non
 def test_cpus_are_limited_by_what_ray_has_assigned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nowhere = tmp_path / "nowhere"
     for assigned, expected in ((4.0, 4), (0.5, 1), (100.0, 64), (None, 64)):
-        monkeypatch.setattr(cpus, "find_assigned_cpus", lambda value=assigned: value)
+        resources = {"GPU": 1.0} if assigned is None else {"CPU": assigned}
+        monkeypatch.setattr(cpus, "find_assigned_resources", lambda value=resources: value)
         assert count_process_cpus(nowhere, nowhere) == expected
