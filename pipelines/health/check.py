@@ -32,31 +32,19 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Features:
-    """Features of all images that were read, in the order of splits and rows, see `ShardFeatures`.
+    """Features of all images that were read, in the order of splits and rows.
 
     Attributes:
         splits: Names of the splits.
         rows: Number of images that were read in each split: its first ones.
-        labels: int32 `[n]`, class indices.
-        shapes: int32 `[n, 3]`, height, width and channels.
-        contents: uint64 `[n]`, digests of the stored bytes.
-        hashes: uint64 `[n]`, perceptual hashes.
-        brightness: float32 `[n]`, mean luma, 0 to 255.
-        contrast: float32 `[n]`, standard deviation of the luma.
-        sampled: int64 `[m]`, indices of the images in `sample`.
-        sample: uint8 `[m, SIDE, SIDE, 3]`, thumbnails in colour.
+        images: Features of the images, as of a single shard.
+        sampled: int64 `[m]`, indices of the images in `images.sample`.
     """
 
     splits: tuple[str, ...]
     rows: tuple[int, ...]
-    labels: NDArray[np.int32]
-    shapes: NDArray[np.int32]
-    contents: NDArray[np.uint64]
-    hashes: NDArray[np.uint64]
-    brightness: NDArray[np.float32]
-    contrast: NDArray[np.float32]
+    images: ShardFeatures
     sampled: NDArray[np.int64]
-    sample: NDArray[np.uint8]
 
     def locate(self, index: int) -> tuple[str, int]:
         """Returns split and row of an image."""
@@ -97,27 +85,29 @@ def check_shards(
     features = _collect_features(directory, manifest, shards, progress or (lambda done, total: None), workers)
     reader = _ImageReader(directory, manifest, features)
     duplicates = find_duplicates(
-        features.contents,
-        features.hashes,
-        features.contrast,
+        features.images.contents,
+        features.images.hashes,
+        features.images.contrast,
         _select_sample(features),
         reader.read_grey,
         reader.has_same_pixels,
     )
-    candidates = np.flatnonzero(features.contrast < MAX_CONSTANT_CONTRAST)
+    candidates = np.flatnonzero(features.images.contrast < MAX_CONSTANT_CONTRAST)
     constant = [index for index in candidates.tolist() if reader.is_constant(index)]
-    by_brightness = np.argsort(features.brightness, kind="stable")
+    by_brightness = np.argsort(features.images.brightness, kind="stable")
     darkest = by_brightness[:EXTREMES].tolist()
     brightest = by_brightness[::-1][:EXTREMES].tolist()
     return Health(
         classes=manifest.classes,
         class_counts={name: split.class_counts for name, split in manifest.splits.items()},
-        images=len(features.labels),
+        images=len(features.images.labels),
         duplicates=_name_duplicates(duplicates, reader),
         has_all_duplicates=duplicates.is_complete,
-        sizes=_measure_sizes(features.shapes),
-        darkest=tuple(zip(reader.name(darkest), features.brightness[darkest].tolist(), strict=True)),
-        brightest=tuple(zip(reader.name(brightest), features.brightness[brightest].tolist(), strict=True)),
+        sizes=_measure_sizes(features.images.shapes),
+        darkest=tuple(zip(reader.name(darkest), features.images.brightness[darkest].tolist(), strict=True)),
+        brightest=tuple(
+            zip(reader.name(brightest), features.images.brightness[brightest].tolist(), strict=True)
+        ),
         constant=tuple(reader.name(constant)),
         mean_images=_compute_mean_images(features, len(manifest.classes)),
     )
@@ -144,7 +134,7 @@ class _ImageReader:
         for index in indices:
             split, row = self._features.locate(index)
             (image_id,) = self._readers[split].read_ids([row])
-            label = int(self._features.labels[index])
+            label = int(self._features.images.labels[index])
             names.append(ImageName(split, row, image_id, self._classes[label]))
         return names
 
@@ -155,7 +145,7 @@ class _ImageReader:
         for split, count in zip(self._features.splits, self._features.rows, strict=True):
             positions = np.flatnonzero((indices >= start) & (indices < start + count))
             images = self._readers[split].read_images(indices[positions] - start)
-            shapes = self._features.shapes[indices[positions]].tolist()
+            shapes = self._features.images.shapes[indices[positions]].tolist()
             for position, image, shape in zip(positions.tolist(), images, shapes, strict=True):
                 grey[position] = compute_thumbnail(image, shape, self._encoding, channels=1)[..., 0]
             start += count
@@ -173,7 +163,7 @@ class _ImageReader:
 
     def has_same_pixels(self, one: int, other: int) -> bool:
         """Tells whether two images have the same shape and pixels."""
-        if tuple(self._features.shapes[one]) != tuple(self._features.shapes[other]):
+        if tuple(self._features.images.shapes[one]) != tuple(self._features.images.shapes[other]):
             return False
         return np.array_equal(self.decode(one), self.decode(other))
 
@@ -185,7 +175,7 @@ class _ImageReader:
     def _read(self, index: int) -> tuple[memoryview, Sequence[int]]:
         split, row = self._features.locate(index)
         (image,) = self._readers[split].read_images([row])
-        return image, self._features.shapes[index].tolist()
+        return image, self._features.images.shapes[index].tolist()
 
 
 def _select_shards(manifest: Manifest, limit: int | None) -> list[tuple[str, ShardFile]]:
@@ -235,14 +225,14 @@ def _collect_features(
         name: np.concatenate([getattr(EMPTY, name), *(getattr(scan, name) for scan in results)])
         for name in ShardFeatures._fields
     }
-    return Features(tuple(rows), tuple(rows.values()), sampled=np.concatenate(sampled), **columns)
+    return Features(tuple(rows), tuple(rows.values()), ShardFeatures(**columns), np.concatenate(sampled))
 
 
 def _select_sample(features: Features) -> Sample:
     """Selects thumbnails that stand for the set, evenly spread over those that were kept."""
     positions = np.linspace(0, len(features.sampled) - 1, min(SAMPLE, len(features.sampled))).astype(np.int64)
-    grey = convert_to_grey(features.sample[positions])
-    return Sample(features.hashes[features.sampled[positions]], grey)
+    grey = convert_to_grey(features.images.sample[positions])
+    return Sample(features.images.hashes[features.sampled[positions]], grey)
 
 
 def _run(
@@ -287,10 +277,10 @@ def _list_quartiles(values: NDArray[Any]) -> tuple[float, float, float]:
 
 def _compute_mean_images(features: Features, classes: int) -> tuple[NDArray[np.uint8] | None, ...]:
     """Returns the mean thumbnail of a sample of every class, uint8 `[SIDE, SIDE, 3]`; None without images."""
-    labels = features.labels[features.sampled]
+    labels = features.images.labels[features.sampled]
     means: list[NDArray[np.uint8] | None] = []
     for label in range(classes):
-        thumbnails = features.sample[labels == label]
+        thumbnails = features.images.sample[labels == label]
         if len(thumbnails):
             means.append(thumbnails.mean(axis=0).round().astype(np.uint8))
         else:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
-from pipelines.sources.base import SOURCES
+from pipelines.sources.base import SOURCES, build_read_error
 from pipelines.sources.layout import (
     MAX_FILE,
     PATH,
@@ -106,8 +106,7 @@ class ArchiveSource:
                 for member in self.splits[split].slice(start, stop - start).to_pylist():
                     yield self._read_member(file, member)
         except OSError as error:
-            received = f"{self.path}: {error.strerror or error}"
-            raise DataError("an archive that can be read", received, "check the file") from None
+            raise build_read_error(self.path, error, "an archive") from None
 
     def labels(self, split: str) -> NDArray[np.int32]:
         """Returns the label of every member, -1 if it is not an image or cannot be read: int32 `[n]`."""

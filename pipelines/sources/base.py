@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Protocol
 
+from pipelines.errors import DataError
 from pipelines.records import Example, Rejected
 from pipelines.registry import Registry
 
@@ -40,3 +42,14 @@ class Source(Protocol):
 SOURCES: Registry[Callable[..., Source]] = Registry("source", group="glassbox.sources")  # `KIND:ARGUMENT`
 UNLABELLED_SOURCES: Registry[Callable[[str], Source]] = Registry("source without classes")
 DATASETS: Registry[Callable[[], Source]] = Registry("data set")  # known by name, without an argument
+
+
+def build_read_error(path: Path | str, error: OSError, expected: str = "a file") -> DataError:
+    """Returns the error for a file of a source that the operating system cannot read.
+
+    Args:
+        path: Path of the file.
+        error: What the operating system reports.
+        expected: Kind of file for the message, with its article.
+    """
+    return DataError(f"{expected} that can be read", f"{path}: {error.strerror or error}", "check the file")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pipelines.errors import DataError
 from pipelines.records import BBOX_COLUMN, Box, Example, Rejected
-from pipelines.sources.base import SOURCES
+from pipelines.sources.base import SOURCES, build_read_error
 from pipelines.sources.columns import find_column
 from pipelines.sources.layout import MAX_FILE
 from pipelines.sources.options import SourceOptions
@@ -69,8 +69,7 @@ class RecordReader:
                 yield Rejected(row["id"], str(error))
                 continue
             except OSError as error:
-                received = f"{path}: {error.strerror or error}"
-                raise DataError("a file that can be read", received, "check the file") from None
+                raise build_read_error(path, error) from None
             image = bytes(features[self.key][0])  # type: ignore[arg-type]
             yield Example(image, row["label"], row["id"], _read_box(features))
 
@@ -131,8 +130,7 @@ def _map_file(path: Path) -> memoryview:
             head = file.read(len(GZIP))
             content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if head else b""
     except OSError as error:
-        received = f"{path}: {error.strerror or error}"
-        raise DataError("a file that can be read", received, "check the file") from None
+        raise build_read_error(path, error) from None
     if head == GZIP:
         raise DataError("an uncompressed TFRecord file", f"{path} (compressed)", "decompress it with gunzip")
     return memoryview(content)

@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from pipelines.errors import DataError
 from pipelines.records import Example, Rejected
-from pipelines.sources.base import SOURCES
+from pipelines.sources.base import SOURCES, build_read_error
 from pipelines.sources.columns import find_column
 from pipelines.sources.layout import MAX_FILE, is_image
 from pipelines.sources.members import ARCHIVE_ERRORS, DamagedMemberError, Member, read_tar, scan_tar
@@ -46,8 +46,7 @@ class TarReader:
             except DamagedMemberError as error:
                 yield Rejected(row["id"], str(error))
             except OSError as error:
-                received = f"{path}: {error.strerror or error}"
-                raise DataError("a file that can be read", received, "check the file") from None
+                raise build_read_error(path, error) from None
 
 
 @dataclass
