@@ -28,7 +28,7 @@ def choose_limit(seconds: Sequence[float], limit: float) -> float | None:
     Args:
         seconds: Durations of the calls of its kind so far. The first one, which includes compiling, counts
             only as long as there is no other.
-        limit: Shortest limit.
+        limit: Seconds that a call may take at least, however short the calls before it were.
 
     Returns:
         The limit in seconds; None for no limit.
