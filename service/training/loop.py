@@ -172,7 +172,6 @@ class Loop:
                 if after_epoch:
                     self.writer.wait()
                     after_epoch(self.position.history)
-            self.writer.wait()
         if self.worker.is_chief:
             self.run.add_timings(**self.timer.seconds)
             self._record_early_stop()
@@ -449,14 +448,20 @@ class Loop:
 
     @contextmanager
     def _open_log(self) -> Iterator[WriteEpoch | None]:
-        """Yields the function that logs the metrics of an epoch; None in workers other than the chief."""
+        """Yields the function that logs the metrics of an epoch; None in workers other than the chief.
+
+        The log is closed after the pending write, which uses it, has ended: also where the block raises.
+        """
         has_validation = self.validation is not None
         with (
             open_epoch_log(self.config, self.run, has_validation)
             if self.worker.is_chief
             else nullcontext() as log
         ):
-            yield log
+            try:
+                yield log
+            finally:
+                self.writer.wait()
 
     def _prepare_run_directory(self, checkpoint: Checkpoint | None) -> None:
         """Resets the run directory to the position that this worker starts from."""

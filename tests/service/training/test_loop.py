@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training_samples import (
+    check_stops_at_every_call,
     config_for,
     create_run,
     fit_run,
@@ -249,6 +252,33 @@ def test_a_checkpoint_exists_before_the_metrics_of_its_epoch(shards: Path, tmp_p
         (1, ["epoch-0001"], True),
         (2, ["epoch-0001", "epoch-0002"], True),
     ]
+
+
+def test_an_interrupted_run_writes_what_is_pending_before_its_log_is_closed(
+    shards: Path, tmp_path: Path
+) -> None:
+    interrupted = threading.Event()
+
+    class InterruptedRun(Run):
+        def stop_requested(self) -> str | None:
+            if not list(self.checkpoints.glob("epoch-*")):
+                return None
+            interrupted.set()
+            raise KeyboardInterrupt
+
+        def write_metrics(self, epochs: Any) -> None:
+            if epochs:
+                interrupted.wait()
+                time.sleep(0.3)  # a log that does not wait for this write is closed by now
+            super().write_metrics(epochs)
+
+    config = config_for(shards, epochs=1000, **PLAIN)
+    create_run(tmp_path / "run", config)
+    run = InterruptedRun(tmp_path / "run")
+    with check_stops_at_every_call(), pytest.raises(KeyboardInterrupt):
+        fit(config, run)
+    assert [path.name for path in run.checkpoints.iterdir()] == ["epoch-0001"]
+    assert [epoch["epoch"] for epoch in run.metrics()] == [1]
 
 
 def test_a_run_that_stops_improving_ends(shards: Path, tmp_path: Path) -> None:
