@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from training_samples import (
-    check_stops_at_every_call,
     config_for,
     create_run,
     fit_run,
@@ -255,29 +254,32 @@ def test_a_checkpoint_exists_before_the_metrics_of_its_epoch(shards: Path, tmp_p
 
 
 def test_an_interrupted_run_writes_what_is_pending_before_its_log_is_closed(
-    shards: Path, tmp_path: Path
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    interrupted = threading.Event()
+    is_writing = threading.Event()
+    is_interrupted = threading.Event()
+    evaluations = iter([{"val_loss": 1.0, "val_accuracy": 0.5}])
 
-    class InterruptedRun(Run):
-        def stop_requested(self) -> str | None:
-            if not list(self.checkpoints.glob("epoch-*")):
-                return None
-            interrupted.set()
-            raise KeyboardInterrupt
+    def evaluate(evaluation: Evaluation) -> dict[str, float]:
+        for metrics in evaluations:
+            return metrics
+        is_writing.wait()
+        is_interrupted.set()
+        raise KeyboardInterrupt
 
+    class SlowRun(Run):
         def write_metrics(self, epochs: Any) -> None:
             if epochs:
-                interrupted.wait()
+                is_writing.set()
+                is_interrupted.wait()
                 time.sleep(0.3)  # a log that does not wait for this write is closed by now
             super().write_metrics(epochs)
 
-    config = config_for(shards, epochs=1000, **PLAIN)
-    create_run(tmp_path / "run", config)
-    run = InterruptedRun(tmp_path / "run")
-    with check_stops_at_every_call(), pytest.raises(KeyboardInterrupt):
-        fit(config, run)
-    assert [path.name for path in run.checkpoints.iterdir()] == ["epoch-0001"]
+    monkeypatch.setattr(Evaluation, "compute_metrics", evaluate)
+    create_run(tmp_path / "run", config_for(shards, epochs=9, **PLAIN))
+    run = SlowRun(tmp_path / "run")
+    with pytest.raises(KeyboardInterrupt):
+        fit(config_for(shards, epochs=9, **PLAIN), run)
     assert [epoch["epoch"] for epoch in run.metrics()] == [1]
 
 
