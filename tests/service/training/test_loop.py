@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorboardX import SummaryWriter
 from training_samples import (
     config_for,
     create_run,
@@ -273,13 +274,22 @@ def test_an_interrupted_run_writes_what_is_pending_before_its_log_is_closed(
                 is_writing.set()
                 is_interrupted.wait()
                 time.sleep(0.3)  # a log that does not wait for this write is closed by now
+                events.append("metrics written")
             super().write_metrics(epochs)
 
+    def close(writer: SummaryWriter) -> None:
+        events.append("log closed")
+        original_close(writer)
+
+    events: list[str] = []
+    original_close = SummaryWriter.close
+    monkeypatch.setattr(SummaryWriter, "close", close)
     monkeypatch.setattr(Evaluation, "compute_metrics", evaluate)
     create_run(tmp_path / "run", config_for(shards, epochs=9, **PLAIN))
     run = SlowRun(tmp_path / "run")
     with pytest.raises(KeyboardInterrupt):
         fit(config_for(shards, epochs=9, **PLAIN), run)
+    assert events == ["metrics written", "log closed", "log closed"]
     assert [epoch["epoch"] for epoch in run.metrics()] == [1]
 
 
