@@ -102,13 +102,13 @@ def open_csv(argument: str, options: SourceOptions | None = None) -> TableSource
         if split not in (None, "train") and len(table.column_names) < 2:
             notes.append(f"not read: {file.relative_to(root).as_posix()} (no column of labels)")
             continue
-        listing = _read_listing(name, file, table, options.parse_columns())
+        listing = _read_listing(name, file, table, options)
         notes.extend(listing.notes)
         items.extend(_build_items(root, file, listing, split))
     if items and all((item.problem or "").startswith(OUTSIDE_REASON) for item in items):
         raise build_all_rejected_error(name, items, _suggest_place(root, items))
     unique_notes = dict.fromkeys(notes)  # the columns are usually the same in every table
-    return build_source(name, items, FileReader(str(root)), options.class_names, unique_notes)
+    return build_source(name, items, FileReader(str(root)), options, unique_notes)
 
 
 def _find_tables(source: str, root: Path, needs_train: bool) -> tuple[dict[Path, str | None], list[str]]:
@@ -135,7 +135,8 @@ def _find_tables(source: str, root: Path, needs_train: bool) -> tuple[dict[Path,
     return {file: split for split, file in pairs.items()}, notes
 
 
-def _read_listing(source: str, file: Path, table: pa.Table, requested: Mapping[str, str]) -> _Listing:
+def _read_listing(source: str, file: Path, table: pa.Table, options: SourceOptions) -> _Listing:
+    requested = options.parse_columns()
     columns = table.column_names
     template = requested.get("image", "")
     if "{" in template:
@@ -146,8 +147,8 @@ def _read_listing(source: str, file: Path, table: pa.Table, requested: Mapping[s
         image = str(find_column(source, "image", columns, requested))
         paths, notes = _locate_images(source, file.parent, image, table[image].to_pylist())
     split = find_column(source, "split", columns, requested, is_required=False)
-    label, labels = _read_labels(source, table, image, split, requested, paths)
-    chosen = f"columns: image={image}, label={label}" + (f", split={split}" if split else "")
+    label, labels = _read_labels(source, table, image, split, options, paths)
+    chosen = f"columns: image={image}, label={label or 'none'}" + (f", split={split}" if split else "")
     splits = None if split is None else table[split].to_pylist()
     return _Listing(paths, labels, splits, [chosen, *notes])
 
@@ -204,19 +205,21 @@ def _read_labels(
     table: pa.Table,
     image: str,
     split: str | None,
-    requested: Mapping[str, str],
+    options: SourceOptions,
     paths: list[str],
-) -> tuple[str, list[Any]]:
-    """Returns the name of the label column, and the label of every row."""
+) -> tuple[str | None, list[Any]]:
+    """Returns the name of the label column, and the label of every row; None where there is none."""
+    requested = options.parse_columns()
     others = [name for name in table.column_names if name not in (image, split)]
     if "label" not in requested:
         flags = {name: [value.strip() for value in table[name].to_pylist()] for name in others}
         if len(others) > 1 and all(set(values) <= {"0", "1"} for values in flags.values()):
             return "columns of 0 and 1", _read_flags(source, flags, paths)
-        if len(others) == 1 and "{" not in image:
+        if len(others) == 1 and "{" not in image and options.needs_labels:
             return others[0], table[others[0]].to_pylist()
-    label = str(find_column(source, "label", table.column_names, requested))
-    return label, table[label].to_pylist()
+    label = find_column(source, "label", others, requested, options.needs_labels)
+    labels = [None] * len(table) if label is None else table[label].to_pylist()
+    return label, labels
 
 
 def _read_flags(source: str, flags: Mapping[str, list[str]], paths: list[str]) -> list[str | None]:

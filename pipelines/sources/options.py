@@ -20,12 +20,14 @@ class SourceOptions:
             template of paths.
         class_names: Class names in the order of their labels.
         needs_train: Whether a source without a train split is an error; False to evaluate or predict it.
+        needs_labels: Whether a table without labels is an error; False to predict its images.
     """
 
     splits: str | None = None
     columns: str | None = None
     class_names: tuple[str, ...] | None = None
     needs_train: bool = True
+    needs_labels: bool = True
 
     def list_names(self) -> list[str]:
         """Returns the command-line options that are set."""

@@ -97,12 +97,12 @@ def open_parquet(argument: str, options: SourceOptions | None = None) -> TableSo
     requested = options.parse_columns()
     schema = _read_schema(paths[0])
     image = str(find_column(name, "image", schema.names, requested))
-    label = str(find_column(name, "label", schema.names, requested))
+    label = find_column(name, "label", schema.names, requested, options.needs_labels)
     split_column = find_column(name, "split", schema.names, requested, is_required=False)
     _check_image_type(name, image, schema)
     known_names = _read_hugging_face_names(schema, label)
-    class_names = options.class_names or known_names
-    chosen = f"columns: image={image}, label={label}" + (f", split={split_column}" if split_column else "")
+    chosen = f"columns: image={image}, label={label or 'none'}"
+    chosen += f", split={split_column}" if split_column else ""
     notes.append(chosen)
     if known_names and options.class_names is None:
         notes.append(f"class names of the file: {len(known_names)}")
@@ -113,7 +113,7 @@ def open_parquet(argument: str, options: SourceOptions | None = None) -> TableSo
     if len({item.id for item in items}) < len(items):
         items = [item._replace(id=_name_row(paths[item.file], root, item.offset)) for item in items]
     reader = ParquetReader(tuple(map(str, paths)), image)
-    return build_source(name, items, reader, class_names, notes, order_by_place=True)
+    return build_source(name, items, reader, options, notes, order_by_place=True, class_names=known_names)
 
 
 def _read_schema(path: Path) -> pa.Schema:
@@ -134,7 +134,7 @@ def _check_image_type(source: str, column: str, schema: pa.Schema) -> None:
     raise DataError("a column of bytes, or of structs with bytes", received, fix)
 
 
-def _read_hugging_face_names(schema: pa.Schema, label: str) -> tuple[str, ...] | None:
+def _read_hugging_face_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
     """Returns the class names that the Hugging Face library stores in the metadata of the file."""
     try:
         content = json.loads((schema.metadata or {})[b"huggingface"])
@@ -145,7 +145,7 @@ def _read_hugging_face_names(schema: pa.Schema, label: str) -> tuple[str, ...] |
 
 
 def _list_rows(
-    path: Path, root: Path, index: int, split: str, columns: tuple[str, str, str | None]
+    path: Path, root: Path, index: int, split: str, columns: tuple[str, str | None, str | None]
 ) -> Iterator[Item]:
     """Lists the rows of a file without reading the images.
 
@@ -162,7 +162,7 @@ def _list_rows(
         number = 0
         for group in range(parquet.num_row_groups):
             table = parquet.read_row_group(group, columns=names)
-            labels = table[label].to_pylist()
+            labels = table[label].to_pylist() if label else [None] * len(table)
             paths = _read_paths(table, image) if has_paths else [None] * len(table)
             row_splits = table[split_column].to_pylist() if split_column else [split] * len(table)
             for row_label, row_path, row_split in zip(labels, paths, row_splits, strict=True):

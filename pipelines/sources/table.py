@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
@@ -24,6 +24,7 @@ from pipelines.sources.layout import (
     hash_path,
     sort_rows,
 )
+from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import join_names
 
 SCHEMA = pa.schema(
@@ -123,9 +124,10 @@ def build_source(
     name: str,
     items: Sequence[Item],
     reader: RowReader,
-    class_names: tuple[str, ...] | None,
+    options: SourceOptions,
     notes: Iterable[str] = (),
     order_by_place: bool = False,
+    class_names: tuple[str, ...] | None = None,
 ) -> TableSource:
     """Builds a source from a list of images: derives classes and labels, and sorts into reading order.
 
@@ -133,18 +135,30 @@ def build_source(
         name: Name of the source, `KIND:ARGUMENT`.
         items: All images, in any order.
         reader: Reads the images of rows.
-        class_names: Names of all classes in the order of their labels; None to derive them from the labels.
+        options: Class names that the user specified, and whether the images need labels.
         notes: Sentences about what was decided before.
         order_by_place: Whether images that are stored next to each other (equal `file` and `size`) stay
             together, because single ones are expensive to read. Otherwise every image has a place of its own
             in the order, by the hash of its name as in a folder.
+        class_names: Class names that the source itself has, in the order of their labels; those of the user
+            come first. None to derive them from the labels.
+
+    Returns:
+        The source. Where labels are not needed and no image has one, it has no classes; all labels are -1.
 
     Raises:
         DataError: An image has several labels, no image can be used, there are fewer than two classes, or a
             class has no training images.
     """
-    items = _reject_repeated(name, [_simplify_label(name, item) for item in items])
-    class_names = _choose_names(items, class_names)
+    items = [_simplify_label(name, item) for item in items]
+    is_labelled = options.needs_labels or any(item.label is not None for item in items)
+    if not is_labelled:
+        items = [_accept_without_label(item) for item in items]
+    items = _reject_repeated(name, items)
+    if not is_labelled:
+        splits = _build_splits(items, lambda label: -1, order_by_place)
+        return TableSource(name, (), splits, reader, (*notes, "no labels"))
+    class_names = _choose_names(items, options.class_names or class_names)
     if class_names is not None:
         find_label = _build_lookup(class_names)
         items = [_reject_unknown(item, find_label(item.label)) for item in items]
@@ -158,7 +172,14 @@ def build_source(
     classes = find_classes(name, images, class_names)
     if class_names is None:
         find_label = _build_lookup(classes.names)
+    splits = _build_splits(items, find_label, order_by_place)
+    return TableSource(name, classes.names, splits, reader, (*notes, *classes.notes))
 
+
+def _build_splits(
+    items: Sequence[Item], find_label: Callable[[Any], int], order_by_place: bool
+) -> dict[str, pa.Table]:
+    """Builds the table of every split that has images, in reading order."""
     splits = {}
     for split in ("train", "validation", "test"):
         rows = []
@@ -173,7 +194,7 @@ def build_source(
         if rows:
             table = build_table(rows, SCHEMA)
             splits[split] = _sort(table, np.array(hashes, np.uint64), order_by_place)
-    return TableSource(name, classes.names, splits, reader, (*notes, *classes.notes))
+    return splits
 
 
 def _sort(table: pa.Table, hashes: NDArray[np.uint64], order_by_place: bool) -> pa.Table:
@@ -204,6 +225,11 @@ def _simplify_label(name: str, item: Item) -> Item:
     if item.problem is None and (label is None or label == "" or label != label):  # NaN differs from itself
         return item._replace(label=None, problem=NO_LABEL)
     return item._replace(label=label)
+
+
+def _accept_without_label(item: Item) -> Item:
+    has_only_no_label = (item.problem or "").partition(": ")[0] == NO_LABEL
+    return item._replace(problem=None) if has_only_no_label else item
 
 
 def build_several_labels_error(name: str, image: str, labels: Iterable[Any]) -> DataError:

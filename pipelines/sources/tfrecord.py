@@ -35,7 +35,7 @@ class _Keys(NamedTuple):
     """Keys of the features with image, label and identifier."""
 
     image: str
-    label: str
+    label: str | None
     id: str | None
 
 
@@ -93,26 +93,24 @@ def open_tfrecords(argument: str, options: SourceOptions | None = None) -> Table
     name = f"tfrecord:{argument}"
     paths = [path for path in expand_pattern(name, argument, "*.tfrecord*") if not _is_index(path)]
     splits, notes = find_splits_of_files(name, paths)
-    requested = options.parse_columns()
     keys: _Keys | None = None
     items: list[Item] = []
     for index, (path, split) in enumerate(zip(paths, splits, strict=True)):
         for offset, length, features in _read_records(path):
             if keys is None:
-                keys = _find_keys(name, features, requested)
-                notes.append(f"keys: image={keys.image}, label={keys.label}")
+                keys = _find_keys(name, features, options)
+                notes.append(f"keys: image={keys.image}, label={keys.label or 'none'}")
             item = Item(f"{path.name}/{offset:012d}", split, None, index, offset, length)
             items.append(_build_item(features, keys, item))
     if keys is None:
         raise DataError("records", f"source={name}: records=0", "check the pattern")
     if len({item.id for item in items}) < len(items):
         items = [item._replace(id=f"{paths[item.file].name}/{item.offset:012d}") for item in items]
-    class_names = options.class_names
-    if class_names is None:
-        class_names = _read_manifest_names(paths[0])
-        if class_names:
-            notes.append("class names of the manifest next to the files")
-    return build_source(name, items, RecordReader(tuple(map(str, paths)), keys.image), class_names, notes)
+    class_names = None if options.class_names else _read_manifest_names(paths[0])
+    if class_names:
+        notes.append("class names of the manifest next to the files")
+    reader = RecordReader(tuple(map(str, paths)), keys.image)
+    return build_source(name, items, reader, options, notes, class_names=class_names)
 
 
 def _is_index(path: Path) -> bool:
@@ -152,17 +150,19 @@ def _read_records(path: Path) -> Iterator[tuple[int, int, dict[str, Values]]]:
         raise DataError("a whole TFRecord file", received, DAMAGE_FIX) from None
 
 
-def _find_keys(source: str, features: Mapping[str, Values], requested: Mapping[str, str]) -> _Keys:
+def _find_keys(source: str, features: Mapping[str, Values], options: SourceOptions) -> _Keys:
+    requested = options.parse_columns()
     names = [name for name, values in features.items() if values]
     image = str(find_column(source, "image", names, requested))
-    label = str(find_column(source, "label", names, requested))
+    label = find_column(source, "label", names, requested, options.needs_labels)
     return _Keys(image, label, find_column(source, "id", names, requested, is_required=False))
 
 
 def _build_item(features: Mapping[str, Values], keys: _Keys, item: Item) -> Item:
     """Completes an item with the label and identifier of a record."""
     labels = [
-        bytes(value) if isinstance(value, memoryview) else value for value in features.get(keys.label, [])
+        bytes(value) if isinstance(value, memoryview) else value
+        for value in (features.get(keys.label, []) if keys.label else [])
     ]
     images = features.get(keys.image, [])
     problem = item.problem

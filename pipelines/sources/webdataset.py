@@ -74,15 +74,14 @@ def open_webdataset(argument: str, options: SourceOptions | None = None) -> Tabl
     name = f"webdataset:{argument}"
     paths = expand_pattern(name, argument, "*.tar")
     splits, notes = find_splits_of_files(name, paths)
-    requested = options.parse_columns()
     items: list[Item] = []
     for index, (path, split) in enumerate(zip(paths, splits, strict=True)):
         for key, sample in _read_samples(path):
-            items.append(_build_item(name, key, sample, split, index, requested))
+            items.append(_build_item(name, key, sample, split, index, options))
     if len({item.id for item in items}) < len(items):  # names repeat from shard to shard
         items = [item._replace(id=f"{paths[item.file].name}/{item.id}") for item in items]
     reader = TarReader(tuple(map(str, paths)))
-    return build_source(name, items, reader, options.class_names, notes)
+    return build_source(name, items, reader, options, notes)
 
 
 def _read_samples(path: Path) -> Iterable[tuple[str, _Sample]]:
@@ -112,7 +111,7 @@ def _add_member(file: IO[bytes], sample: _Sample, suffix: str, member: Member) -
 
 
 def _build_item(
-    source: str, key: str, sample: _Sample, split: str, index: int, requested: Mapping[str, str]
+    source: str, key: str, sample: _Sample, split: str, index: int, options: SourceOptions
 ) -> Item:
     if sample.image is None:
         return Item(key, split, None, index, problem="no image in the sample")
@@ -130,8 +129,9 @@ def _build_item(
         except ValueError:
             content = None
         if isinstance(content, dict):
-            column = find_column(source, "label", list(content), requested)
-            label = content[column]
+            requested = options.parse_columns()
+            column = find_column(source, "label", list(content), requested, options.needs_labels)
+            label = content[column] if column else None
         else:
             problem = problem or "the JSON of the sample is damaged"
     else:

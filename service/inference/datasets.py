@@ -90,7 +90,8 @@ def open_dataset(data: str, source_options: SourceOptions | None = None) -> Imag
     """
     path = Path(data)
     if not path.is_dir():
-        return SourceDataset(open_source(data, labelled=False, options=_allow_any_split(source_options)))
+        options = replace(_allow_any_split(source_options), needs_labels=False)
+        return SourceDataset(open_source(data, labelled=False, options=options))
     if not (path / FILE_NAME).is_file():
         raise ConfigError(
             "a shard set or a source",

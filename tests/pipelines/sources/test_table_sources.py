@@ -176,6 +176,43 @@ def test_a_source_is_read_like_the_folder_it_was_made_from(folder, kind):
     assert labels == [item.label for item in examples["train"]]
 
 
+def export_without_labels(kind, folder):
+    """Writes the images of the train split without labels; returns the name of the source."""
+    names = [name for name, *_ in list_rows("train")]
+    out = folder.parent / "unlabelled"
+    out.mkdir()
+    if kind == "csv":
+        write_csv(folder / "test.csv", ("filename", "width", "height"), [(name, 9, 8) for name in names])
+        return f"csv:{folder}/test.csv"
+    if kind == "parquet":
+        pq.write_table(pa.table({"image": [TREE[name] for name in names]}), out / "test.parquet")
+    elif kind == "webdataset":
+        write_tar(out / "test.tar", [(name, TREE[name]) for name in names])
+    else:
+        records = [frame_record(encode_example(**{"image/encoded": TREE[name]})) for name in names]
+        (out / "test.tfrecord").write_bytes(b"".join(records))
+    return f"{kind}:{out}" + ("" if kind == "parquet" else "/*")
+
+
+@pytest.mark.parametrize("kind", EXPORTS)
+def test_a_source_without_labels_can_be_predicted_but_not_built(folder, kind):
+    name = export_without_labels(kind, folder)
+    source = open_source(name, labelled=False, options=SourceOptions(needs_train=False, needs_labels=False))
+    assert source.classes == ()
+    items = [item for items in read_all(source).values() for item in items]
+    expected = [content for path, content in TREE.items() if path.startswith("train")]
+    assert sorted(item.image for item in items) == sorted(expected)
+    assert {item.label for item in items} == {-1}
+    with pytest.raises(DataError, match="label"):
+        open_source(name)
+
+
+def test_labels_are_read_where_they_are_not_needed(folder):
+    source = open_source(export_csv(folder), labelled=False, options=SourceOptions(needs_labels=False))
+    assert source.classes == CLASSES
+    assert source.labels("train").min() == 0
+
+
 def test_the_rows_of_a_row_group_follow_each_other(folder):
     source = open_source(export_parquet(folder))
     groups = source.splits["train"]["size"].to_pylist()
