@@ -76,6 +76,10 @@ def check(spec: type[S], settings: dict[str, Any], where: str) -> S:
         raise ConfigError("a known key", f"{key}={value}", suggest(keys[-1], known))
     if first["type"] == "missing":
         raise ConfigError(f"a value for {key}", f"{where} without it", f"add {key}")
+    if first["type"] == "model_type":
+        group = _find_group(spec, keys).list_keys()
+        fix = f"set them one by one, such as {key}.{group[0]}=VALUE, or leave {key} out"
+        raise ConfigError(f"{key} as a group of settings: {', '.join(group)}", f"{key}={value}", fix)
     reason = first["msg"].removeprefix("Value error, ")
     raise ConfigError(
         f"{key}: {reason[0].lower()}{reason[1:]}",

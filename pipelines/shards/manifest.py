@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pipelines.storage import write_atomically
 VERSION = 2
 FILE_NAME = "manifest.json"
 BUILD_AGAIN = "build the shard set again"
+_SOURCE_NAME = re.compile(r"[a-z_]+:(?!//)")  # such as folder:photos, in contrast to s3://bucket/set
 
 
 class StoredFile(Spec):
@@ -143,6 +145,9 @@ def load_manifest(directory: str | Path) -> Manifest:
         DataError: There is no manifest, it is damaged, or a newer version of the project wrote it.
     """
     path = Path(directory) / FILE_NAME
+    if not path.is_file() and _SOURCE_NAME.match(str(directory)) and not Path(directory).exists():
+        fix = f"build one of it first: {shlex.join(['glassbox', 'shards', 'build', str(directory), 'OUT'])}"
+        raise DataError("a shard set", f"data={directory} (a source)", fix)
     if not path.is_file():
         raise DataError(
             "a complete shard set",

@@ -29,7 +29,10 @@ class ClassFolders(NamedTuple):
 
 
 def find_classes(
-    source: str, images: Mapping[bytes, Counter[str]], class_names: tuple[str, ...] | None = None
+    source: str,
+    images: Mapping[bytes, Counter[str]],
+    class_names: tuple[str, ...] | None = None,
+    fix: str = LAYOUT_FIX,
 ) -> ClassFolders:
     """Derives the classes from the names of folders, or of any other labels.
 
@@ -38,6 +41,7 @@ def find_classes(
         images: Per folder, its number of images in every split.
         class_names: Names of all classes in the order of their labels; None for the sorted names of the
             folders. Names that differ only in case stay apart if they are listed here.
+        fix: What the error for fewer than two classes advises.
 
     Raises:
         DataError: There are fewer than two classes, a name is not UTF-8 or not in `class_names`, or a class
@@ -60,7 +64,7 @@ def find_classes(
         raise DataError("classes that the file of class names lists", received, "add them to that file")
     if len(groups) < 2:
         received = f"source={source}: classes={', '.join(groups) or 'none'}"
-        raise DataError("images of at least two classes", received, LAYOUT_FIX)
+        raise DataError("images of at least two classes", received, fix)
 
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     for name, folders in groups.items():

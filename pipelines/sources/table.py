@@ -169,7 +169,7 @@ def build_source(
         if item.problem is None:
             label = item.label if class_names is None else class_names[find_label(item.label)]
             images.setdefault(os.fsencode(str(label)), Counter())[item.split] += 1
-    classes = find_classes(name, images, class_names)
+    classes = find_classes(name, images, class_names, "name the labels with --columns label=COLUMN")
     if class_names is None:
         find_label = _build_lookup(classes.names)
     splits = _build_splits(items, find_label, order_by_place)

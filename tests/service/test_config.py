@@ -98,6 +98,11 @@ def test_an_augmentation_of_your_own_is_a_key_on_the_command_line(tmp_path: Path
         (["optimizer.learning_rate=yes"], "learning_rate=True"),
         (["optimizer.nesterov=true"], "nesterov goes with sgd alone"),
         (["stages=[{epochs: 5, learning_rat: 1}]"], "stages.0.learning_rat=1. Fix: use learning_rate"),
+        (
+            ["early_stopping=2"],
+            "as a group of settings: metric, patience, min_delta. Received: early_stopping=2",
+        ),
+        (["optimizer=adam"], "such as optimizer.name=VALUE"),
         (["shards=elsewhere"], "use --preset and --data"),
         (["preset=other"], "use --preset and --data"),
     ],

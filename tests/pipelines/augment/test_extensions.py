@@ -280,7 +280,7 @@ def test_mixing_from_outside_takes_turns_with_mixup(kinds: str) -> None:
             {"{file}": {"probability": 2.0}},
             r":Solarize\.probability: input should be less than or equal to 1",
         ),
-        ({"{file}": 0.5}, r":Solarize: input should be a valid dictionary"),
+        ({"{file}": 0.5}, r":Solarize as a group of settings: threshold, probability"),
         ({"{missing}": True}, r"Python file\. Received: augmentation=.*missing\.py"),
         ({"{file}x": True}, "Fix: use Solarize"),
         ({"pipelines.augment.philox:uniform": True}, "derives from .*PixelAugmentation.*augment.*=uniform"),

@@ -73,6 +73,11 @@ def test_an_entry_of_the_wrong_type_is_named(directory):
         load_manifest(directory)
 
 
+def test_a_source_in_place_of_a_shard_set_is_reported():
+    with pytest.raises(DataError, match="build one of it first: glassbox shards build folder:photos OUT"):
+        load_manifest("folder:photos")
+
+
 def test_a_missing_manifest_is_reported(tmp_path):
     with pytest.raises(DataError, match="a complete shard set"):
         load_manifest(tmp_path)
