@@ -102,6 +102,22 @@ def test_a_link_to_a_section_opens_its_view(browser: Chrome, report: Path) -> No
     assert not browser.run("document.querySelector('#view-data').hidden")
 
 
+TABS_AND_HEADING = """(() => {
+    const tabs = document.querySelector("nav.views").getBoundingClientRect();
+    const heading = document.querySelector("#ID h2").getBoundingClientRect();
+    return {top: tabs.top, bottom: tabs.bottom, heading: heading.top};
+})()"""
+
+
+def test_the_tabs_stay_in_view(browser: Chrome, report: Path) -> None:
+    browser.open(report, "#settings")
+    positions = browser.run(TABS_AND_HEADING.replace("ID", "settings"))
+    assert positions["top"] == 0
+    assert positions["heading"] >= positions["bottom"]  # the tabs do not cover what the link leads to
+    browser.run("scrollTo(0, 1e6)")
+    assert browser.run(TABS_AND_HEADING.replace("ID", "settings"))["top"] == 0
+
+
 def test_predictions_are_filtered(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-predictions")
     assert browser.run(SHOWN) == ["incorrect", *["correct"] * 5]
