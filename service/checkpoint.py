@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -64,6 +64,11 @@ class Position:
         """The epoch with the best score, the first of equal ones; 0 before the first epoch ends."""
         scores = [score(metrics, self.history) for metrics in self.history]
         return scores.index(max(scores)) + 1 if scores else 0
+
+    @property
+    def best_name(self) -> str:
+        """Name of the checkpoint at the end of the best epoch."""
+        return Position(self.data, self.history[: self.best_epoch]).name
 
 
 @dataclass(frozen=True)
@@ -218,13 +223,26 @@ def save_checkpoint(
         entries["sha256"] = hash_file(temporary / STATE)
         (temporary / CHECKPOINT_DESCRIPTION).write_text(json.dumps(entries, indent=2) + "\n")
 
-    best = Position(position.data, position.history[: position.best_epoch]).name
-    checkpoints = list_checkpoints(directory)
-    end = checkpoints.index(target) + 1
-    for checkpoint in [*checkpoints[:end][:-keep], *checkpoints[end:]]:
-        if checkpoint.name != best:
-            shutil.rmtree(checkpoint)
+    names = [path.name for path in list_checkpoints(directory)]
+    for name in find_obsolete(names, target.name, position.best_name, keep):
+        shutil.rmtree(directory / name)
     return target
+
+
+def find_obsolete(names: Iterable[str], newest: str, best: str, keep: int) -> list[str]:
+    """Finds the checkpoints that a run does not keep after the newest one is saved, oldest first.
+
+    Checkpoints of later positions are among them: training skipped them because they were damaged.
+
+    Args:
+        names: Names of all checkpoints, the newest included.
+        newest: Name of the checkpoint that was saved last.
+        best: Name of the checkpoint of the best epoch.
+        keep: Number of newest checkpoints that are kept.
+    """
+    ordered = sort_checkpoints(names)
+    end = ordered.index(newest) + 1
+    return [name for name in [*ordered[:end][:-keep], *ordered[end:]] if name != best]
 
 
 def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> Checkpoint | None:
@@ -301,12 +319,28 @@ def list_checkpoints(directory: Path) -> list[Path]:
     Args:
         directory: The run's `checkpoints`.
     """
+    names = [path.name for path in directory.glob(CHECKPOINT_PATTERN)]
+    return [directory / name for name in sort_checkpoints(names)]
+
+
+def sort_checkpoints(names: Iterable[str]) -> list[str]:
+    """Sorts names of checkpoints by their positions, oldest first; leaves out other names.
+
+    Args:
+        names: Names such as `epoch-0003` or `epoch-0003-step-0000120`.
+    """
     positions = []
-    for path in directory.glob(CHECKPOINT_PATTERN):
-        name = NAME.fullmatch(path.name)
-        if name:
-            positions.append((int(name[1]), int(name[2] or 0), path))
-    return [path for _, _, path in sorted(positions)]
+    for name in names:
+        match = NAME.fullmatch(name)
+        if match:
+            positions.append((int(match[1]), int(match[2] or 0), name))
+    return [name for _, _, name in sorted(positions)]
+
+
+def find_epoch(name: str) -> int:
+    """Returns the number of finished epochs at a checkpoint, from its name; 0 for other names."""
+    match = NAME.fullmatch(name)
+    return int(match[1]) if match else 0
 
 
 def _read_whole(path: Path) -> dict[str, Any] | None:

@@ -32,6 +32,13 @@ from service.user_code import CodeCopy, describe_entry_points, find_names, list_
 
 CONFIG = "config.yaml"
 CODE = "code"
+METRICS = "metrics.jsonl"
+METADATA = "data.json"
+STATUS = "status.json"
+MODEL = "model.keras"
+CHECKPOINTS = "checkpoints"
+EVENTS = "events"
+REPORT = "report"
 CHECKPOINT_PATTERN = "epoch-*"
 CHECKPOINT_DESCRIPTION = "checkpoint.json"
 UNFINISHED_STATES = ("starting", "training")
@@ -66,14 +73,14 @@ class Run:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
         self.config_path = self.path / CONFIG
-        self.metrics_path = self.path / "metrics.jsonl"
-        self.metadata_path = self.path / "data.json"
-        self.status_path = self.path / "status.json"
-        self.model_path = self.path / "model.keras"
-        self.events = self.path / "events"
+        self.metrics_path = self.path / METRICS
+        self.metadata_path = self.path / METADATA
+        self.status_path = self.path / STATUS
+        self.model_path = self.path / MODEL
+        self.events = self.path / EVENTS
         self.profile = self.events / "profile"
-        self.checkpoints = self.path / "checkpoints"
-        self.report = self.path / "report"
+        self.checkpoints = self.path / CHECKPOINTS
+        self.report = self.path / REPORT
         self.code = self.path / CODE
         self.ray_storage = self.path / ".ray"
         self.report_lease_path = self.path / ".report.lock"
