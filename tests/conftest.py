@@ -13,6 +13,8 @@ from light_tier import get_import_closure, guard_session, is_heavy_test
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 
+pytest_plugins = ("stores",)  # fixtures: s3_server, bucket, proxy
+
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 # What `make test-processors` runs with the kernels of other processors
