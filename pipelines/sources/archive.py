@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
+from pipelines.remote.files import fetch_object
+from pipelines.remote.uri import Location, parse_location
 from pipelines.sources.base import SOURCES, build_read_error
 from pipelines.sources.layout import (
     MAX_FILE,
@@ -32,6 +34,7 @@ from pipelines.sources.layout import (
     list_top_folders,
     reject_by_name,
 )
+from pipelines.sources.locations import hash_version, parse_source_location
 from pipelines.sources.members import (
     ARCHIVE_ERRORS,
     DamagedMemberError,
@@ -46,6 +49,7 @@ from pipelines.sources.members import (
 )
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import find_split_folders, find_split_of_folder
+from pipelines.storage import hash_json
 
 SUFFIXES = {".zip": ".zip", ".tar": ".tar", ".tar.gz": ".tar.gz", ".tgz": ".tar.gz"}
 SCAN = {".zip": scan_zip, ".tar": scan_tar, ".tar.gz": scan_tar_gz}
@@ -71,15 +75,18 @@ logger = logging.getLogger(__name__)
 class ArchiveSource:
     """A zip or tar file of images, opened by `open_archive`. Every worker must see it under the same path.
 
+    An archive in an object store is downloaded to the cache folder of every host that reads it.
+
     Attributes:
         name: Name of the source, `archive:FILE`.
         classes: Names of the class folders, sorted.
-        path: Absolute path of the file.
+        path: Absolute path or URI of the file.
         kind: Kind of archive: `.zip`, `.tar` or `.tar.gz`.
         length: Size of the file in bytes.
         splits: Per split, a table of all members in reading order, with the columns of `SCHEMA` and `label`.
         seek_points: Index of a `.tar.gz` for reading at any position, else None.
         notes: Sentences about what was decided.
+        stamp: Hash of the version of an object in a store, else 0.
     """
 
     name: str
@@ -90,6 +97,7 @@ class ArchiveSource:
     splits: Mapping[str, pa.Table]
     seek_points: pa.Buffer | None
     notes: tuple[str, ...] = ()
+    stamp: int = 0
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of members per split, whatever their suffix."""
@@ -119,18 +127,22 @@ class ArchiveSource:
     def fingerprint(self) -> str:
         """Returns a digest over path, size and CRC-32 (zip) or time of change (tar) of every member.
 
-        It does not detect a member of a tar that was replaced by one with the same size and time.
+        It does not detect a member of a tar that was replaced by one with the same size and time. For an
+        archive in a store it also covers its etag.
         """
-        return compute_fingerprint(self.classes, self.splits, ["size", "stamp"])
+        digest = compute_fingerprint(self.classes, self.splits, ["size", "stamp"])
+        return hash_json([digest, self.stamp]) if self.stamp else digest
 
     def _open(self) -> IO[bytes]:
-        length = os.path.getsize(self.path)
-        if length != self.length:
+        location = parse_location(self.path)
+        path, stamp = _fetch(location)
+        length = path.stat().st_size
+        if (length, stamp) != (self.length, self.stamp):
             received = f"{self.path}: bytes={length}, before {self.length}"
             raise DataError("an archive that does not change", received, "start again")
         if self.seek_points is None:
-            return open(self.path, "rb")
-        return open_with_seek_points(self.path, self.seek_points)
+            return path.open("rb")
+        return open_with_seek_points(str(path), self.seek_points)
 
     def _read_member(self, file: IO[bytes], member: dict[str, Any]) -> Example | Rejected:
         rejected = reject_by_name(member["path"])
@@ -157,7 +169,8 @@ def open_archive(argument: str, options: SourceOptions | None = None) -> Archive
     decompresses from the last seek point on: a `.tar` or `.zip` is faster.
 
     Args:
-        argument: Path of the archive.
+        argument: Path of the archive, or its URI in an object store, from where it is downloaded once per
+            host.
         options: Splits and class names that the user specified.
 
     Raises:
@@ -166,24 +179,28 @@ def open_archive(argument: str, options: SourceOptions | None = None) -> Archive
             limits, or holds fewer than two classes.
     """
     options = options or SourceOptions()
-    path = Path(argument).expanduser().absolute()
     kind = find_archive_kind(argument)
+    location = parse_source_location("archive", argument)
     if kind is None:
         expected = f"an archive: {', '.join(SUFFIXES)}"
         raise ConfigError(expected, f"source=archive:{argument}", "pack the images as one of these")
+    path, stamp = _fetch(location)
     if not path.is_file():
         fix = f"write folder:{argument}" if path.is_dir() else "check the path"
         raise ConfigError("an archive file", f"source=archive:{argument} (no such file)", fix)
     folders: set[bytes] = set()
     try:
         length = path.stat().st_size
-        members = build_table(_select_files(path, SCAN[kind](path), length, folders), SCHEMA)
+        members = build_table(_select_files(location, SCAN[kind](path), length, folders), SCHEMA)
         points = None
         if kind == ".tar.gz":
             points = build_seek_points(path, pc.max(members["offset"]).as_py() or 0)
     except ARCHIVE_ERRORS as error:
-        received = f"{path}: {error or type(error).__name__}{_guess_kind(path, kind)}"
+        received = f"{location}: {error or type(error).__name__}{_guess_kind(path, kind)}"
         raise DataError(f"a whole {kind} file", received, "copy or pack the file again") from None
+    except DataError as error:  # names the copy of an object
+        received = error.received.replace(str(path), str(location))
+        raise DataError(error.expected, received, error.fix) from None
     members, folders = _strip_top_folder(members, folders)
     layout = find_split_folders(
         f"archive:{argument}", TableTree(members, folders), options.splits, options.needs_train
@@ -192,11 +209,19 @@ def open_archive(argument: str, options: SourceOptions | None = None) -> Archive
     splits = {split: _mark_overwritten(table) for split, table in arrangement.splits.items()}
     notes = (*layout.describe(), *arrangement.notes)
     return ArchiveSource(
-        f"archive:{argument}", arrangement.classes, str(path), kind, length, splits, points, notes
+        f"archive:{argument}", arrangement.classes, str(location), kind, length, splits, points, notes, stamp
     )
 
 
 SOURCES.register("archive")(open_archive)  # no decorator, which would hide the return type
+
+
+def _fetch(location: Location) -> tuple[Path, int]:
+    """Returns the local path of an archive, and the version of the object that it is a copy of, else 0."""
+    if isinstance(location, Path):
+        return location, 0
+    path, info = fetch_object(location)
+    return path, hash_version(info)
 
 
 def find_archive_kind(path: str) -> str | None:
@@ -208,7 +233,7 @@ def find_archive_kind(path: str) -> str | None:
 
 
 def _select_files(
-    path: Path, members: Iterator[Member], length: int, folders: set[bytes]
+    path: Location, members: Iterator[Member], length: int, folders: set[bytes]
 ) -> Iterator[Member]:
     """Yields the files among the members with normalised paths, and adds the folders to `folders`.
 

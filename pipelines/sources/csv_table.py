@@ -6,20 +6,25 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
 import pyarrow.csv
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
+from pipelines.remote.files import is_file, read_file
+from pipelines.remote.uri import Location, Uri, is_uri, parse_location
 from pipelines.sources.base import SOURCES
 from pipelines.sources.columns import find_column
-from pipelines.sources.folder import read_file
+from pipelines.sources.folder import read_file as read_image
 from pipelines.sources.layout import SUFFIXES, is_image, reject_by_name
+from pipelines.sources.locations import find_objects, hash_version, map_files, parse_source_location
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import SPLITS, find_split_of_file, find_split_of_folder, join_names
+from pipelines.sources.store_folder import list_store_files, read_object
 from pipelines.sources.table import (
     Item,
     TableSource,
@@ -32,29 +37,128 @@ DELIMITERS = (",", "\t", ";")
 SAMPLE = 20  # rows from which the folder and suffix of the images are found
 MAX_DEPTH = 2  # of the folders next to the table in which images are looked for
 _FIELD = re.compile(r"\{([^{}]+)\}")
-_OUTSIDE = re.compile(r"[A-Za-z]:|[A-Za-z]+://")
+_OUTSIDE = re.compile(r"[A-Za-z]:|[A-Za-z][\w+.-]*://")
 OUTSIDE_REASON = "path outside of the source"
+NO_FILE = "no such file"
+UNKNOWN_SIZE = -2  # of an object before it is looked up
+STORE_SCHEMES = ("s3://", "gs://", "az://")  # of images outside of the folder of the table
 
 
 @dataclass(frozen=True)
 class FileReader:
-    """Reads image files below a folder.
+    """Reads image files below a folder, and objects of stores.
 
     Attributes:
-        root: Absolute path of the folder.
+        root: Absolute path or URI of the folder.
     """
 
     root: str
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Example | Rejected]:
-        """Yields one image per row.
+        """Yields one image per row; with several requests in flight if some are in a store.
 
         Raises:
             DataError: A file has disappeared.
         """
-        for row in rows:
-            path = os.path.join(os.fsencode(self.root), row["path"])
-            yield read_file(path, row["id"], row["label"], row["size"])
+        return map_files([self.root, *(row["id"] for row in rows)], self._read_row, rows)
+
+    def _read_row(self, row: Mapping[str, Any]) -> Example | Rejected:
+        location = _join(parse_location(self.root), row["id"])
+        if isinstance(location, Uri):
+            return read_object(location, row["id"], row["label"], row["size"])
+        path = os.path.join(os.fsencode(self.root), row["path"])
+        return read_image(path, row["id"], row["label"], row["size"])
+
+
+class _File(NamedTuple):
+    """Size of a file in bytes, and a hash of its version if it is an object of a store, else 0."""
+
+    size: int
+    version: int = 0
+
+
+class _Folder(Protocol):
+    """The folder of a table. Paths are inside it and have `/` between their parts."""
+
+    root: Location
+
+    def list_tables(self) -> list[str]:
+        """Returns the CSV files in the folder and in its subfolders, sorted."""
+
+    def list_folders(self, path: str) -> list[str]:
+        """Returns the names of the visible folders directly inside a folder, sorted."""
+
+    def find(self, path: str) -> _File | None:
+        """Finds a file; None if there is none."""
+
+
+class _Directory:
+    """A folder on a disk.
+
+    Args:
+        root: Absolute path.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root: Location = root
+        self._path = root
+
+    def list_tables(self) -> list[str]:
+        tables = [*self._path.glob("*.csv"), *self._path.glob("*/*.csv")]
+        return sorted(table.relative_to(self._path).as_posix() for table in tables)
+
+    def list_folders(self, path: str) -> list[str]:
+        entries = (self._path / path).iterdir()
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+
+    def find(self, path: str) -> _File | None:
+        try:
+            return _File((self._path / path).stat().st_size)
+        except (OSError, ValueError):
+            return None
+
+
+class _StoreFolder:
+    """A folder of an object store; all objects below it are listed when the first one is needed.
+
+    Args:
+        root: URI of the folder.
+    """
+
+    def __init__(self, root: Uri) -> None:
+        self.root: Location = root
+        self._uri = root
+
+    @cached_property
+    def _files(self) -> dict[str, _File]:
+        table = list_store_files(self._uri)
+        columns = (table[name].to_pylist() for name in ("path", "size", "stamp"))
+        return {os.fsdecode(path): _File(size, version) for path, size, version in zip(*columns, strict=True)}
+
+    @cached_property
+    def _folders(self) -> dict[str, set[str]]:
+        folders: dict[str, set[str]] = {}
+        for path in self._files:
+            folder = path.rpartition("/")[0]
+            while folder and folder.rpartition("/")[2] not in folders.get(folder.rpartition("/")[0], ()):
+                parent, _, name = folder.rpartition("/")
+                folders.setdefault(parent, set()).add(name)
+                folder = parent
+        return folders
+
+    def list_tables(self) -> list[str]:
+        return sorted(path for path in self._files if path.endswith(".csv") and path.count("/") <= 1)
+
+    def list_folders(self, path: str) -> list[str]:
+        return sorted(self._folders.get(path, ()))
+
+    def find(self, path: str) -> _File | None:
+        return self._files.get(path)
+
+
+def _join(root: Location, path: str) -> Location:
+    """Returns the location of a path inside a folder, or of a URI as it is."""
+    return parse_location(path) if is_uri(path) else root / path
 
 
 class _Listing(NamedTuple):
@@ -68,14 +172,14 @@ class _Listing(NamedTuple):
 
 @SOURCES.register("csv")
 def open_csv(argument: str, options: SourceOptions | None = None) -> TableSource:
-    """Lists the images of a table, whose paths are relative to its folder.
+    """Lists the images of a table, whose paths are relative to its folder, or URIs of object stores.
 
     The table has a header. Columns are found by their usual names, or given by `--columns`; columns of 0 and
     1 after the file name are classes, as Roboflow exports them. Where the paths lack a folder or a suffix, as
     in many exports of Kaggle, these are found and printed; `--columns image=train/{id}.jpg` specifies them.
 
     Args:
-        argument: Path of the table; or of a folder with a table per split: `train.csv`,
+        argument: Path or URI of the table; or of a folder with a table per split: `train.csv`,
             `train/_classes.csv`.
         options: Columns and class names that the user specified.
 
@@ -86,56 +190,72 @@ def open_csv(argument: str, options: SourceOptions | None = None) -> TableSource
     """
     options = options or SourceOptions()
     name = f"csv:{argument}"
-    path = Path(argument).expanduser().absolute()
-    if path.is_dir():
-        root = path
-        files, notes = _find_tables(name, path, options.needs_train)
-    elif path.is_file():
-        root = path.parent
-        files = {path: None}
-        notes = []
+    location = parse_source_location("csv", argument)
+    folder, table_name = _open_folder(name, location)
+    if table_name is None:
+        files, notes = _find_tables(name, folder, options.needs_train)
     else:
-        raise ConfigError("a CSV file or a folder", f"source={name} (no such file)", "check the path")
+        files = {table_name: None}
+        notes = []
     items: list[Item] = []
     for file, split in files.items():
-        table = _read_table(file)
+        table = _read_table(folder.root / file)
         if split not in (None, "train") and len(table.column_names) < 2:
-            notes.append(f"not read: {file.relative_to(root).as_posix()} (no column of labels)")
+            notes.append(f"not read: {file} (no column of labels)")
             continue
-        listing = _read_listing(name, file, table, options)
+        listing = _read_listing(name, folder, file, table, options)
         notes.extend(listing.notes)
-        items.extend(_build_items(root, file, listing, split))
+        items.extend(_build_items(folder, file, listing, split))
+    items = _look_up_objects(items)
     if items and all((item.problem or "").startswith(OUTSIDE_REASON) for item in items):
-        raise build_all_rejected_error(name, items, _suggest_place(root, items))
+        raise build_all_rejected_error(name, items, _suggest_place(folder.root, items))
     unique_notes = dict.fromkeys(notes)  # the columns are usually the same in every table
-    return build_source(name, items, FileReader(str(root)), options, unique_notes)
+    return build_source(name, items, FileReader(str(folder.root)), options, unique_notes)
 
 
-def _find_tables(source: str, root: Path, needs_train: bool) -> tuple[dict[Path, str | None], list[str]]:
+def _open_folder(source: str, location: Location) -> tuple[_Folder, str | None]:
+    """Returns the folder of a table, and the name of the table; None if the location is a folder of some.
+
+    Raises:
+        ConfigError: There is neither a file nor a folder.
+    """
+    if isinstance(location, Path) and location.is_dir():
+        return _Directory(location), None
+    if not is_file(location):
+        if isinstance(location, Path) or location.name.endswith(".csv"):
+            raise ConfigError("a CSV file or a folder", f"source={source} (no such file)", "check the path")
+        return _StoreFolder(location), None
+    parent = location.parent
+    return _Directory(parent) if isinstance(parent, Path) else _StoreFolder(parent), location.name
+
+
+def _find_tables(source: str, folder: _Folder, needs_train: bool) -> tuple[dict[str, str | None], list[str]]:
     """Returns the tables of a folder with the split of each, and notes on the files not read."""
-    tables = sorted([*root.glob("*.csv"), *root.glob("*/*.csv")])
-    by_split: dict[str, list[Path]] = {}
+    tables = folder.list_tables()
+    by_split: dict[str, list[str]] = {}
     unread = []
     for table in tables:
-        split = find_split_of_file(table.relative_to(root).as_posix())
+        split = find_split_of_file(table)
         if split is None:
-            unread.append(table.relative_to(root).as_posix())
+            unread.append(table)
         else:
             by_split.setdefault(split, []).append(table)
-    shown = join_names(table.relative_to(root).as_posix() for table in tables) or "none"
+    shown = join_names(tables) or "none"
     is_incomplete = not by_split or (needs_train and "train" not in by_split)
     if is_incomplete or any(len(files) > 1 for files in by_split.values()):
         fix = f"write csv:FILE, such as {source}/FILE.csv"
         raise DataError("one CSV file per split, and one for train", f"source={source}: files={shown}", fix)
     pairs = {split: by_split[split][0] for split in SPLITS if split in by_split}
-    mapping = ", ".join(f"{split}={file.relative_to(root).as_posix()}" for split, file in pairs.items())
+    mapping = ", ".join(f"{split}={file}" for split, file in pairs.items())
     notes = [f"splits: {mapping}"]
     if unread:
         notes.append(f"files not read: {join_names(unread)}")
     return {file: split for split, file in pairs.items()}, notes
 
 
-def _read_listing(source: str, file: Path, table: pa.Table, options: SourceOptions) -> _Listing:
+def _read_listing(
+    source: str, folder: _Folder, file: str, table: pa.Table, options: SourceOptions
+) -> _Listing:
     requested = options.parse_columns()
     columns = table.column_names
     template = requested.get("image", "")
@@ -145,7 +265,8 @@ def _read_listing(source: str, file: Path, table: pa.Table, options: SourceOptio
         notes: list[str] = []
     else:
         image = str(find_column(source, "image", columns, requested))
-        paths, notes = _locate_images(source, file.parent, image, table[image].to_pylist())
+        base = file.rpartition("/")[0]
+        paths, notes = _locate_images(source, folder, base, image, table[image].to_pylist())
     split = find_column(source, "split", columns, requested, is_required=False)
     label, labels = _read_labels(source, table, image, split, options, paths)
     chosen = f"columns: image={image}, label={label or 'none'}" + (f", split={split}" if split else "")
@@ -167,7 +288,7 @@ def _fill_template(source: str, template: str, table: pa.Table) -> list[str]:
     return paths
 
 
-def _read_table(file: Path) -> pa.Table:
+def _read_table(file: Location) -> pa.Table:
     """Reads a table of text with a header; all values as text.
 
     Raises:
@@ -175,12 +296,12 @@ def _read_table(file: Path) -> pa.Table:
     """
     fix = "save the table as UTF-8 CSV with a header"
     try:
-        with file.open("rb") as stream:
-            header = stream.readline().decode("utf-8-sig")
+        content = read_file(file)
+        header = content.partition(b"\n")[0].decode("utf-8-sig")
         delimiter = max(DELIMITERS, key=header.count)
         names = [name.strip().strip('"') for name in header.rstrip("\r\n").split(delimiter)]
         table = pa.csv.read_csv(
-            file,
+            pa.BufferReader(content),
             read_options=pa.csv.ReadOptions(column_names=names, skip_rows=1),
             parse_options=pa.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
             convert_options=pa.csv.ConvertOptions(
@@ -233,64 +354,83 @@ def _read_flags(source: str, flags: Mapping[str, list[str]], paths: list[str]) -
     return labels
 
 
-def _locate_images(source: str, root: Path, column: str, values: list[str]) -> tuple[list[str], list[str]]:
+def _locate_images(
+    source: str, folder: _Folder, base: str, column: str, values: list[str]
+) -> tuple[list[str], list[str]]:
     """Completes the values of a column to paths of existing files.
 
+    Args:
+        source: Name of the source for messages.
+        folder: Folder of the source.
+        base: Path of the folder of the table inside it.
+        column: Name of the column.
+        values: Values of the column.
+
     Returns:
-        The paths inside `root`, and a note if a folder or suffix was added.
+        The paths inside the folder of the table, and a note if a folder or suffix was added.
 
     Raises:
         DataError: The first values are no files under any folder and suffix, or under several.
     """
     sample = [value for value in values[:SAMPLE] if value]
-    if not sample or any(_resolve(root, value) is None or (root / value).is_file() for value in sample):
+    if not sample or any(_is_final(folder, base, value) for value in sample):
         return values, []
+    start = f"{base}/" if base else ""
     templates = []
-    for folder in _list_folders(root, MAX_DEPTH):
+    for inner in _list_folders(folder, base, MAX_DEPTH):
         for suffix in ("", *sorted(os.fsdecode(suffix) for suffix in SUFFIXES)):
-            if any((root / folder / f"{value}{suffix}").is_file() for value in sample):
-                templates.append((folder, suffix))
+            path = f"{start}{inner}/" if inner else start
+            if any(folder.find(f"{path}{value}{suffix}") is not None for value in sample):
+                templates.append((inner, suffix))
     if len(templates) == 1:
-        folder, suffix = templates[0]
-        start = f"{folder}/" if folder else ""
+        inner, suffix = templates[0]
+        start = f"{inner}/" if inner else ""
         return [f"{start}{value}{suffix}" if value else "" for value in values], [
             f"images found as {start}{{{column}}}{suffix}"
         ]
-    shown = " and ".join(f"{folder}/{{{column}}}{suffix}" for folder, suffix in templates[:3])
+    shown = " and ".join(f"{inner}/{{{column}}}{suffix}" for inner, suffix in templates[:3])
     received = f"source={source}: {column}={sample[0]} ({shown or 'no such file'})"
     fix = f"write --columns image=FOLDER/{{{column}}}.jpg"
     raise DataError("paths of image files, relative to the folder of the table", received, fix)
 
 
-def _list_folders(root: Path, depth: int) -> list[str]:
+def _is_final(folder: _Folder, base: str, value: str) -> bool:
+    """Tells whether a value is the path of a file, a URI, or leads out of the folder of the table."""
+    path = _resolve(folder.root, base, value)
+    return path is None or is_uri(path) or folder.find(path) is not None
+
+
+def _list_folders(folder: _Folder, base: str, depth: int) -> list[str]:
+    """Lists the folders below the folder of the table, and itself, as paths inside it."""
+    start = f"{base}/" if base else ""
     folders = [""]
     level = [""]
     for _ in range(depth):
         level = [
-            f"{folder}/{path.name}".lstrip("/")
-            for folder in level
-            for path in sorted((root / folder).iterdir())
-            if path.is_dir() and not path.name.startswith(".")
+            f"{inner}/{name}".lstrip("/")
+            for inner in level
+            for name in folder.list_folders(f"{start}{inner}".rstrip("/"))
         ]
         folders.extend(level)
     return folders
 
 
-def _resolve(root: Path, value: str) -> str | None:
-    """Returns the path inside `root` with `/` between its parts, None if it leads out of it."""
+def _resolve(root: Location, base: str, value: str) -> str | None:
+    """Returns the path inside `root` with `/` between its parts, or a URI; None if it leads elsewhere."""
     path = value.strip().replace("\\", "/")
+    if is_uri(path):
+        return path if path.startswith(STORE_SCHEMES) else None
     if path.startswith("/"):
-        inside = os.path.relpath(path, root)
+        inside = os.path.relpath(path, root) if isinstance(root, Path) else ".."
         return None if inside.startswith("..") else inside
     parts = [part for part in path.split("/") if part not in ("", ".")]
     if _OUTSIDE.match(path) or ".." in parts or "\0" in path:
         return None
-    return "/".join(parts)
+    return "/".join([*filter(None, [base]), *parts])
 
 
-def _build_items(root: Path, file: Path, listing: _Listing, split: str | None) -> Iterator[Item]:
-    folder = file.parent.relative_to(root).as_posix()
-    start = "" if folder == "." else f"{folder}/"
+def _build_items(folder: _Folder, file: str, listing: _Listing, split: str | None) -> Iterator[Item]:
+    base, _, name = file.rpartition("/")
     for row, (value, label) in enumerate(zip(listing.paths, listing.labels, strict=True)):
         row_split = split or "train"
         problem = None
@@ -298,38 +438,47 @@ def _build_items(root: Path, file: Path, listing: _Listing, split: str | None) -
             found = find_split_of_folder(listing.splits[row])
             problem = None if found else f"unknown split: {listing.splits[row]!r}"
             row_split = found or row_split
-        path = _resolve(file.parent, value)
+        path = _resolve(folder.root, base, value)
         if not value.strip():
-            yield Item(f"{file.name}, row {row + 1}", row_split, label, problem="no path of an image")
+            yield Item(f"{name}, row {row + 1}", row_split, label, problem="no path of an image")
         elif path is None:
             yield Item(value, row_split, label, problem=f"{OUTSIDE_REASON}: {value}")
+        elif is_uri(path):
+            yield Item(path, row_split, label, size=UNKNOWN_SIZE, problem=problem or _check_name(path))
         else:
-            path = f"{start}{path}"
-            yield Item(
-                path, row_split, label, size=_get_size(root / path), problem=problem or _check(root, path)
-            )
+            found_file = folder.find(path)
+            problem = problem or _check_name(path) or (None if found_file else NO_FILE)
+            size, version = found_file or _File(-1)
+            yield Item(path, row_split, label, offset=version, size=size, problem=problem)
 
 
-def _suggest_place(root: Path, items: Sequence[Item]) -> str:
+def _look_up_objects(items: list[Item]) -> list[Item]:
+    """Completes the items that are URIs with the size of the object.
+
+    Raises:
+        GlassboxError: A store cannot be reached, or denies access.
+    """
+    rows = [row for row, item in enumerate(items) if item.size == UNKNOWN_SIZE and item.problem is None]
+    objects = find_objects(parse_location(items[row].id) for row in rows)
+    for row, info in zip(rows, objects, strict=True):
+        if info is None:
+            items[row] = items[row]._replace(size=-1, problem=NO_FILE)
+        else:
+            items[row] = items[row]._replace(offset=hash_version(info), size=info.size)
+    return items
+
+
+def _suggest_place(root: Location, items: Sequence[Item]) -> str:
     """Returns how to repair a table whose paths all lead out of its folder."""
     paths = [item.id.strip().replace("\\", "/") for item in items]
-    if any(_OUTSIDE.match(path) for path in paths):
+    if any(_OUTSIDE.match(path) for path in paths) or isinstance(root, Uri):
         return "copy the images to the folder of the table, and write their paths relative to it"
     folders = {os.path.dirname(os.path.normpath(root / path)) for path in paths}
     folder = os.path.commonpath(folders)
     return f"move the table to {folder}, or a folder above it, and write the paths relative to the table"
 
 
-def _check(root: Path, path: str) -> str | None:
-    """Returns the reason why a path is not that of an image."""
+def _check_name(path: str) -> str | None:
+    """Returns the reason why a path cannot be that of an image."""
     rejected = reject_by_name(path.encode("utf-8", "surrogateescape"))
-    if rejected is not None:
-        return rejected.reason
-    return None if os.path.exists(root / path) else "no such file"
-
-
-def _get_size(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):
-        return -1
+    return None if rejected is None else rejected.reason

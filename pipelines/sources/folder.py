@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
+from pipelines.remote.uri import Uri, is_uri
 from pipelines.sources.base import SOURCES
 from pipelines.sources.layout import (
     MAX_FILE,
     PATH,
     SIZE,
+    TableTree,
     arrange_files,
     build_table,
     compute_fingerprint,
@@ -28,8 +30,10 @@ from pipelines.sources.layout import (
     is_image,
     reject_by_name,
 )
+from pipelines.sources.locations import parse_source_location
 from pipelines.sources.options import SourceOptions
-from pipelines.sources.splits import find_split_folders
+from pipelines.sources.splits import FolderTree, find_split_folders
+from pipelines.sources.store_folder import STAMP, list_store_files, read_objects
 
 # Errors that mean that a file, or the file server, has disappeared.
 GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
@@ -42,9 +46,9 @@ class FolderSource:
     Attributes:
         name: Name of the source, `folder:DIR`.
         classes: Names of the class folders, sorted.
-        root: Absolute path of the folder.
-        splits: Per split, a table of all files in reading order: `path` inside the folder, `size` in bytes
-            and `label`.
+        root: Absolute path or URI of the folder.
+        splits: Per split, a table of all files in reading order: `path` inside the folder, `size` in bytes,
+            `label`, and for objects of a store `stamp`, a hash of the version.
         notes: Sentences about what was decided.
     """
 
@@ -65,6 +69,9 @@ class FolderSource:
             DataError: A file has disappeared since the folder was listed.
         """
         files = self.splits[split].slice(start, stop - start)
+        if is_uri(self.root):
+            yield from read_objects(self.root, files.to_pylist())
+            return
         columns = [files[name].to_pylist() for name in ("path", "label", "size")]
         for path, label, size in zip(*columns, strict=True):
             rejected = reject_by_name(path)
@@ -85,9 +92,11 @@ class FolderSource:
         """Returns a digest over the path and the size of every file.
 
         It changes if files were added, removed, renamed, moved to another class or changed in size, and is
-        the same for a copy of the folder. It does not detect changes that keep the size.
+        the same for a copy of the folder. It does not detect changes that keep the size. For objects of a
+        store it also covers their etags, and so detects every change; copies may have other etags.
         """
-        return compute_fingerprint(self.classes, self.splits, ["size"])
+        columns = ["size", STAMP.name] if is_uri(self.root) else ["size"]
+        return compute_fingerprint(self.classes, self.splits, columns)
 
 
 class DirectoryTree:
@@ -136,7 +145,7 @@ def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSo
     Links to files are followed, links to folders only if they are split or class folders.
 
     Args:
-        argument: Path of the folder.
+        argument: Path of the folder, or its URI in an object store.
         options: Splits and class names that the user specified.
 
     Raises:
@@ -144,7 +153,9 @@ def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSo
         DataError: The folder cannot be listed or understood, or holds fewer than two classes.
     """
     options = options or SourceOptions()
-    root = Path(argument).expanduser().absolute()
+    root = parse_source_location("folder", argument)
+    if isinstance(root, Uri):
+        return _open_store_folder(root, argument, options)
     if not root.is_dir():
         raise ConfigError("a folder", f"source=folder:{argument} (no such folder)", "check the path")
     tree = DirectoryTree(root)
@@ -172,7 +183,28 @@ def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSo
     )
 
 
-def _suggest_subfolder(error: DataError, argument: str, tree: DirectoryTree) -> DataError:
+def _open_store_folder(root: Uri, argument: str, options: SourceOptions) -> FolderSource:
+    """Lists a folder of an object store, with the same rules as for a directory.
+
+    Raises:
+        ConfigError: There is nothing below the folder, or `splits` names one that does not exist.
+        DataError: The folder cannot be understood, or holds fewer than two classes.
+    """
+    name = f"folder:{argument}"
+    files = list_store_files(root)
+    if not len(files):
+        raise ConfigError("a folder with images", f"source={name} (no objects below it)", "check the address")
+    tree = TableTree(files, ())
+    layout = find_split_folders(name, tree, options.splits, options.needs_train)
+    try:
+        arrangement = arrange_files(argument, files, layout.folders, (), options.class_names)
+    except DataError as error:
+        raise _suggest_subfolder(error, argument, tree) from None
+    notes = (*layout.describe(), *arrangement.notes)
+    return FolderSource(name, arrangement.classes, str(root), arrangement.splits, notes)
+
+
+def _suggest_subfolder(error: DataError, argument: str, tree: FolderTree) -> DataError:
     """Returns the error with a better fix if all images are in the only folder at the top."""
     names = tree.list_folders("")
     if len(names) == 1 and tree.list_folders(names[0]) and not tree.has_images(names[0]):

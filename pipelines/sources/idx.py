@@ -6,7 +6,6 @@ import gzip
 import hashlib
 import io
 import math
-import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,8 +18,12 @@ from PIL import Image
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example
+from pipelines.remote.files import is_file, read_file
+from pipelines.remote.store import stat
+from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.sources.base import SOURCES
 from pipelines.sources.classes import build_empty_class_error
+from pipelines.sources.locations import hash_version, parse_source_location
 
 PREFIXES = {"train": "train", "validation": "t10k"}
 UNSIGNED_BYTE = 0x08  # type of the values
@@ -36,7 +39,7 @@ class IdxSource:
     Attributes:
         name: Name of the source, `idx:DIR`.
         classes: The labels that occur in the train split, ascending, as text.
-        files: Per split, the paths of the images and of the labels.
+        files: Per split, the paths or URIs of the images and of the labels.
         sizes: Number of images per split.
         digest: SHA-256 over all pixels and labels.
         notes: Sentences about what was decided.
@@ -80,15 +83,15 @@ def open_idx(argument: str) -> IdxSource:
     are read and checked completely.
 
     Args:
-        argument: Path of the folder.
+        argument: Path of the folder, or its URI in an object store.
 
     Raises:
         ConfigError: There is no such folder.
         DataError: A file is missing, damaged, or does not match its partner; there are fewer than two
             classes; or a label occurs in the validation split only.
     """
-    root = Path(argument).expanduser().absolute()
-    if not root.is_dir():
+    root = parse_source_location("idx", argument)
+    if isinstance(root, Path) and not root.is_dir():
         raise ConfigError("a folder", f"source=idx:{argument} (no such folder)", "check the path")
     digest = hashlib.sha256()
     files = {}
@@ -119,14 +122,14 @@ def open_idx(argument: str) -> IdxSource:
     return IdxSource(f"idx:{argument}", classes, files, sizes, digest.hexdigest(), (f"splits: {mapping}",))
 
 
-def _find(root: Path, name: str) -> Path | None:
+def _find(root: Location, name: str) -> Location | None:
     for path in (root / f"{name}.gz", root / name):
-        if path.is_file():
+        if is_file(path):
             return path
     return None
 
 
-def _require(path: Path | None, root: Path, name: str) -> Path:
+def _require(path: Location | None, root: Location, name: str) -> Location:
     if path is None:
         raise DataError(
             f"a file {name}.gz or {name}",
@@ -156,26 +159,41 @@ def _read_pair(image_path: str, label_path: str) -> tuple[Array, Array]:
 
 def _read_array(path: str) -> Array:
     try:
-        stat = os.stat(path)
-        return _parse(path, stat.st_size, stat.st_mtime_ns)
+        location = parse_location(path)
+        if isinstance(location, Uri):
+            return _parse(path, *_find_version(location))
+        status = location.stat()
+        return _parse(path, status.st_size, status.st_mtime_ns)
     except OSError as error:  # a bad gzip header is one too
         received = f"{path}: {error.strerror or error}"
         raise DataError("a readable IDX file", received, DAMAGE_FIX) from None
 
 
+def _find_version(uri: Uri) -> tuple[int, int]:
+    """Returns size and version of an object.
+
+    Raises:
+        DataError: It does not exist.
+    """
+    info = stat(uri)
+    if info is None:
+        raise DataError("a file that exists", f"{uri} (no such object)", DAMAGE_FIX)
+    return info.size, hash_version(info)
+
+
 @lru_cache(maxsize=2)  # the images and labels of one split, which many shards read
-def _parse(path: str, size: int, mtime_ns: int) -> Array:
+def _parse(path: str, size: int, version: int) -> Array:
     """Reads an IDX file of unsigned bytes.
 
     The file consists of two zeros, the type, the number of dimensions, each dimension as a big-endian
     uint32, and the values.
 
     Args:
-        path: Path of the file, with suffix `.gz` if it is compressed.
+        path: Path or URI of the file, with suffix `.gz` if it is compressed.
         size: Size of the file, part of the cache's key.
-        mtime_ns: Time of the last change, part of the cache's key.
+        version: Time of the last change or hash of the etag, part of the cache's key.
     """
-    content = Path(path).read_bytes()
+    content = read_file(parse_location(path))
     if path.endswith(".gz"):
         try:
             content = gzip.decompress(content)

@@ -17,6 +17,7 @@ from typing import IO, Any, NamedTuple, cast
 import pyarrow as pa
 
 from pipelines.errors import DataError
+from pipelines.remote.uri import Location
 
 MAX_HEADER = 2**20  # bytes: a tar member's name is held in memory; real ones have a few thousand at most
 MAX_TRAILER = 2**26  # bytes: tar fills its last record with zeros, a few KiB
@@ -133,7 +134,7 @@ def scan_tar(path: Path) -> Iterator[Member]:
         DataError: The file ends before the archive does.
     """
     with path.open("rb") as file:
-        yield from _scan_headers(path, file)
+        yield from scan_headers(path, file)
 
 
 def scan_tar_gz(path: Path) -> Iterator[Member]:
@@ -143,7 +144,7 @@ def scan_tar_gz(path: Path) -> Iterator[Member]:
         DataError: The file ends before the archive does.
     """
     with gzip.open(path) as file:
-        yield from _scan_headers(path, cast(IO[bytes], file))
+        yield from scan_headers(path, cast(IO[bytes], file))
         end = file.tell()
         while file.read(MAX_HEADER):  # up to the end of the file, where the CRC-32 is
             if file.tell() > end + MAX_TRAILER:
@@ -240,7 +241,16 @@ def _check_tar_member(info: tarfile.TarInfo) -> str | None:
     return None
 
 
-def _scan_headers(path: Path, file: IO[bytes]) -> Iterator[Member]:
+def scan_headers(path: Location, file: IO[bytes]) -> Iterator[Member]:
+    """Lists the tar in an open file, which may be moved between two members.
+
+    Args:
+        path: Path or URI of the file, for messages.
+        file: The tar, decompressed.
+
+    Raises:
+        DataError: The file ends before the archive does.
+    """
     headers = cast(IO[bytes], _HeaderFile(file))
     with closing(tarfile.TarFile(fileobj=headers, errors="surrogateescape")) as archive:
         while info := archive.next():

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import ConfigError
+from pipelines.remote.files import read_file
+from pipelines.remote.uri import Uri, parse_location
 
 ROLES = ("image", "label", "split", "id")
+MAX_NAMES_FILE = 2**26  # bytes of a file of class names in a store
 
 
 @dataclass(frozen=True)
@@ -52,14 +55,20 @@ class SourceOptions:
         return columns
 
 
-def read_class_names(path: str | Path) -> tuple[str, ...]:
+def read_class_names(path: str | Path | Uri) -> tuple[str, ...]:
     """Reads a file of class names, one per line in the order of the labels.
+
+    Args:
+        path: Path or URI of the file.
 
     Raises:
         ConfigError: The file cannot be read as UTF-8, has fewer than two names, or a name twice or empty.
     """
     try:
-        lines = Path(path).expanduser().read_text("utf-8-sig").rstrip().splitlines()
+        location = parse_location(path)
+        if isinstance(location, Path):
+            location = location.expanduser()
+        lines = read_file(location, MAX_NAMES_FILE).decode("utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError("a text file of class names", f"classes={path}: {reason}", "check it") from None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +13,20 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
+from pipelines.remote.files import is_file
+from pipelines.remote.store import list_objects
+from pipelines.remote.uri import Location, parse_location
 from pipelines.sources.base import SOURCES
 from pipelines.sources.columns import find_column
 from pipelines.sources.layout import MAX_FILE
+from pipelines.sources.locations import compute_stamp, map_files, open_location, parse_source_location
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.patterns import find_splits_of_files
 from pipelines.sources.splits import find_split_of_folder
 from pipelines.sources.table import Item, TableSource, build_source
 
 DAMAGE_FIX = "copy the file again, or export it again"
+FOOTER_BUFFER = 2**16  # bytes per request, unless more is read at once
 PARQUET_ERRORS = (pa.ArrowException, OSError, ValueError)
 
 
@@ -31,7 +35,7 @@ class ParquetReader:
     """Reads the image column of Parquet files, one row group at a time.
 
     Attributes:
-        paths: Paths of the files.
+        paths: Paths or URIs of the files.
         column: Name of the image column: bytes, or a struct with `bytes`.
     """
 
@@ -64,9 +68,9 @@ class ParquetReader:
         """Returns the images of a row group, and the number of its first row in the file."""
         path = self.paths[file]
         try:
-            parquet = pq.ParquetFile(path)
-            start = sum(parquet.metadata.row_group(index).num_rows for index in range(group))
-            return parquet.read_row_group(group, columns=[self.column])[self.column], start
+            with _open_parquet(parse_location(path)) as parquet:
+                start = sum(parquet.metadata.row_group(index).num_rows for index in range(group))
+                return parquet.read_row_group(group, columns=[self.column])[self.column], start
         except PARQUET_ERRORS as error:
             raise _build_damage_error(path, error) from None
 
@@ -79,8 +83,8 @@ def open_parquet(argument: str, options: SourceOptions | None = None) -> TableSo
     well. Row groups are read in a fixed random order, and the rows of a group one after the other.
 
     Args:
-        argument: Path of a file, or of a folder. A split in the names of its files is the split of their
-            rows; a column `split` does the same.
+        argument: Path or URI of a file, or of a folder. A split in the names of its files is the split of
+            their rows; a column `split` does the same.
         options: Columns and class names that the user specified.
 
     Raises:
@@ -89,9 +93,9 @@ def open_parquet(argument: str, options: SourceOptions | None = None) -> TableSo
     """
     options = options or SourceOptions()
     name = f"parquet:{argument}"
-    root = Path(argument).expanduser().absolute()
-    paths = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
-    if not paths or not paths[0].is_file():
+    root = parse_source_location("parquet", argument)
+    paths = _find_files(root)
+    if not paths:
         raise ConfigError("a Parquet file or a folder of some", f"source={name} (none)", "check the path")
     splits, notes = find_splits_of_files(name, paths)
     requested = options.parse_columns()
@@ -108,17 +112,38 @@ def open_parquet(argument: str, options: SourceOptions | None = None) -> TableSo
         notes.append(f"class names of the file: {len(known_names)}")
 
     items: list[Item] = []
-    for index, (path, split) in enumerate(zip(paths, splits, strict=True)):
-        items.extend(_list_rows(path, root, index, split, (image, label, split_column)))
+    columns = (image, label, split_column)
+    for file_items in map_files(
+        map(str, paths),
+        lambda index: list(_list_rows(paths[index], root, index, splits[index], columns)),
+        range(len(paths)),
+    ):
+        items.extend(file_items)
     if len({item.id for item in items}) < len(items):
         items = [item._replace(id=_name_row(paths[item.file], root, item.offset)) for item in items]
     reader = ParquetReader(tuple(map(str, paths)), image)
-    return build_source(name, items, reader, options, notes, order_by_place=True, class_names=known_names)
+    source = build_source(name, items, reader, options, notes, order_by_place=True, class_names=known_names)
+    return replace(source, stamp=compute_stamp(paths))
 
 
-def _read_schema(path: Path) -> pa.Schema:
+def _find_files(root: Location) -> list[Location]:
+    """Returns the Parquet file, or those below a folder, sorted."""
+    if isinstance(root, Path):
+        files: list[Location] = sorted(root.rglob("*.parquet")) if root.is_dir() else [root]
+        return [file for file in files if isinstance(file, Path) and file.is_file()]
+    if is_file(root):
+        return [root]
+    return sorted(info.uri for info in list_objects(root) if info.uri.name.endswith(".parquet"))
+
+
+def _open_parquet(path: Location) -> pq.ParquetFile:
+    return pq.ParquetFile(path if isinstance(path, Path) else open_location(path, FOOTER_BUFFER))
+
+
+def _read_schema(path: Location) -> pa.Schema:
     try:
-        return pq.read_schema(path)
+        with _open_parquet(path) as parquet:
+            return parquet.schema_arrow
     except PARQUET_ERRORS as error:
         raise _build_damage_error(str(path), error) from None
 
@@ -145,7 +170,7 @@ def _read_hugging_face_names(schema: pa.Schema, label: str | None) -> tuple[str,
 
 
 def _list_rows(
-    path: Path, root: Path, index: int, split: str, columns: tuple[str, str | None, str | None]
+    path: Location, root: Location, index: int, split: str, columns: tuple[str, str | None, str | None]
 ) -> Iterator[Item]:
     """Lists the rows of a file without reading the images.
 
@@ -154,7 +179,7 @@ def _list_rows(
     """
     image, label, split_column = columns
     try:
-        parquet = pq.ParquetFile(path)
+        parquet = _open_parquet(path)
         if not {name for name in columns if name} <= set(parquet.schema_arrow.names):
             raise ValueError(f"columns {', '.join(parquet.schema_arrow.names)}")
         has_paths = "path" in _list_fields(parquet.schema_arrow.field(image).type)
@@ -183,8 +208,8 @@ def _read_paths(table: pa.Table, image: str) -> list[str | None]:
     return [None if value is None else value["path"] for value in table[image].to_pylist()]
 
 
-def _name_row(path: Path, root: Path, number: int) -> str:
-    name = path.name if path == root else os.fspath(path.relative_to(root))
+def _name_row(path: Location, root: Location, number: int) -> str:
+    name = path.name if path == root else str(path.relative_to(root))  # type: ignore[arg-type]
     return f"{name}/{number:08d}"
 
 

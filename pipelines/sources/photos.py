@@ -8,9 +8,12 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.errors import ConfigError, DataError
+from pipelines.remote.uri import Uri
 from pipelines.sources.base import UNLABELLED_SOURCES
 from pipelines.sources.folder import FolderSource, walk_files
 from pipelines.sources.layout import PATH, SIZE, build_table, is_image
+from pipelines.sources.locations import parse_source_location
+from pipelines.sources.store_folder import list_store_files
 
 SPLIT = "photos"
 
@@ -22,7 +25,7 @@ def open_photos(argument: str) -> FolderSource:
     Hidden files and folders are left out; links to files are followed, links to folders are not.
 
     Args:
-        argument: Path of the folder.
+        argument: Path of the folder, or its URI in an object store.
 
     Returns:
         A source without classes and with one split, `photos`, whose labels are all -1.
@@ -31,17 +34,27 @@ def open_photos(argument: str) -> FolderSource:
         ConfigError: There is no such folder.
         DataError: The folder cannot be listed, or holds no image.
     """
-    root = Path(argument).expanduser().absolute()
-    if not root.is_dir():
-        raise ConfigError("a folder", f"source=photos:{argument} (no such folder)", "check the path")
-    try:
-        files = build_table(walk_files(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
-    except OSError as error:
-        received = f"{error.filename}: {error.strerror}"
-        raise DataError("a folder that can be listed", received, "change its permissions") from None
+    root = parse_source_location("photos", argument)
+    files = list_store_files(root) if isinstance(root, Uri) else _list_files(root, argument)
     if not any(is_image(path.as_py()) for path in files["path"]):
         received = f"source=photos:{argument}: files={len(files)}, images=0"
         raise DataError("a folder with images", received, "check the path")
     labels = pa.array([-1] * len(files), pa.int32())
     table = files.sort_by("path").append_column("label", labels).combine_chunks()
     return FolderSource(f"photos:{argument}", (), str(root), {SPLIT: table})
+
+
+def _list_files(root: Path, argument: str) -> pa.Table:
+    """Lists path and size of the files below a directory.
+
+    Raises:
+        ConfigError: There is no such folder.
+        DataError: The folder cannot be listed.
+    """
+    if not root.is_dir():
+        raise ConfigError("a folder", f"source=photos:{argument} (no such folder)", "check the path")
+    try:
+        return build_table(walk_files(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
+    except OSError as error:
+        received = f"{error.filename}: {error.strerror}"
+        raise DataError("a folder that can be listed", received, "change its permissions") from None

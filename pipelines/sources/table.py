@@ -26,6 +26,7 @@ from pipelines.sources.layout import (
 )
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import join_names
+from pipelines.storage import hash_json
 
 SCHEMA = pa.schema(
     [
@@ -45,7 +46,7 @@ class Item(NamedTuple):
         split: Split that it belongs to.
         label: Label as found: a name, a number, a list of them, or None.
         file: Number of the file that holds it.
-        offset: Place in that file.
+        offset: Place in that file; for an object of a store that is one image, a hash of its version.
         size: Number of bytes there, or another number that its reader needs.
         problem: Reason why the image cannot be used, or None.
     """
@@ -76,6 +77,7 @@ class TableSource:
         splits: Per split, a table with the columns of `SCHEMA` in reading order.
         reader: Reads the images of rows.
         notes: Sentences about what was decided.
+        stamp: Digest over the versions of files that are objects of a store; empty for local files.
     """
 
     name: str
@@ -83,6 +85,7 @@ class TableSource:
     splits: Mapping[str, pa.Table]
     reader: RowReader
     notes: tuple[str, ...] = ()
+    stamp: str = ""
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of images per split, including those that cannot be used."""
@@ -116,8 +119,12 @@ class TableSource:
         return replace(self, splits=divide_table(self.splits, rows), notes=(*self.notes, note))
 
     def fingerprint(self) -> str:
-        """Returns a digest over names, labels, places and sizes of all images."""
-        return compute_fingerprint(self.classes, self.splits, ["label", "offset", "size"])
+        """Returns a digest over names, labels, places and sizes of all images.
+
+        It does not detect files of the same size with other images on a disk; in a store, it covers etags.
+        """
+        digest = compute_fingerprint(self.classes, self.splits, ["label", "offset", "size"])
+        return hash_json([digest, self.stamp]) if self.stamp else digest
 
 
 def build_source(

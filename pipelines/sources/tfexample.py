@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import google_crc32c
 
@@ -47,6 +47,29 @@ def find_records(content: memoryview) -> Iterator[tuple[int, int]]:
         if position > len(content):
             raise DamagedRecordError(f"cut off in the record at byte {start}")
         yield start, length
+
+
+def stream_records(file: IO[bytes]) -> Iterator[tuple[int, memoryview]]:
+    """Yields offset and content of every record of an open TFRecord file, from its position on.
+
+    It checks the lengths, not the records.
+
+    Raises:
+        DamagedRecordError: The file is cut off, or is no TFRecord file.
+    """
+    position = 0
+    while header := file.read(HEADER_BYTES):
+        if len(header) < HEADER_BYTES:
+            raise DamagedRecordError(f"cut off at byte {position}")
+        if compute_masked_crc(header[:8]) != header[8:]:
+            raise DamagedRecordError(f"no record at byte {position}")
+        (length,) = struct.unpack("<Q", header[:8])
+        start = position + HEADER_BYTES
+        content = file.read(length + FOOTER_BYTES)
+        if len(content) < length + FOOTER_BYTES:
+            raise DamagedRecordError(f"cut off in the record at byte {start}")
+        yield start, memoryview(content)[:length]
+        position = start + length + FOOTER_BYTES
 
 
 def check_record(record: bytes, footer: bytes) -> None:

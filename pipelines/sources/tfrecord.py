@@ -5,15 +5,21 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from pipelines.errors import DataError
 from pipelines.records import BBOX_COLUMN, Box, Example, Rejected
+from pipelines.remote.errors import ObjectMissingError
+from pipelines.remote.files import read_file
+from pipelines.remote.ranges import open_object
+from pipelines.remote.store import read_range
+from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.sources.base import SOURCES, build_read_error
 from pipelines.sources.columns import find_column
 from pipelines.sources.layout import MAX_FILE
+from pipelines.sources.locations import compute_stamp, map_files
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.patterns import expand_pattern, find_splits_of_files
 from pipelines.sources.table import Item, TableSource, build_source
@@ -24,9 +30,11 @@ from pipelines.sources.tfexample import (
     check_record,
     find_records,
     parse_example,
+    stream_records,
 )
 
 DAMAGE_FIX = "copy the file again, or export it again"
+STREAM_BUFFER = 2**23  # bytes per request while all records of an object are listed
 GZIP = b"\x1f\x8b"
 INDEX_SUFFIX = ".index.arrow"  # of the files next to the TFRecord files of our shard sets
 
@@ -44,7 +52,7 @@ class RecordReader:
     """Reads images from TFRecord files.
 
     Attributes:
-        paths: Paths of the files.
+        paths: Paths or URIs of the files.
         key: Key of the image.
     """
 
@@ -52,26 +60,28 @@ class RecordReader:
     key: str
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Example | Rejected]:
-        """Yields one image per row; damaged records are rejected.
+        """Yields one image per row; with several requests in flight if the files are in a store.
+
+        Damaged records are rejected.
 
         Raises:
             DataError: A file has disappeared.
         """
-        for row in rows:
-            path = self.paths[row["file"]]
-            try:
-                with open(path, "rb") as file:
-                    file.seek(row["offset"])
-                    record = file.read(row["size"])
-                    check_record(record, file.read(FOOTER_BYTES))
-                features = parse_example(memoryview(record))
-            except DamagedRecordError as error:
-                yield Rejected(row["id"], str(error))
-                continue
-            except OSError as error:
-                raise build_read_error(path, error) from None
-            image = bytes(features[self.key][0])  # type: ignore[arg-type]
-            yield Example(image, row["label"], row["id"], _read_box(features))
+        return map_files(self.paths, self._read_row, rows)
+
+    def _read_row(self, row: Mapping[str, Any]) -> Example | Rejected:
+        path = parse_location(self.paths[row["file"]])
+        try:
+            content = memoryview(_read_part(path, row["offset"], row["size"] + FOOTER_BYTES))
+            record = content[: row["size"]]
+            check_record(bytes(record), bytes(content[row["size"] :]))
+            features = parse_example(record)
+        except DamagedRecordError as error:
+            return Rejected(row["id"], str(error))
+        except OSError as error:
+            raise build_read_error(str(path), error) from None
+        image = bytes(features[self.key][0])  # type: ignore[arg-type]
+        return Example(image, row["label"], row["id"], _read_box(features))
 
 
 @SOURCES.register("tfrecord")
@@ -79,9 +89,9 @@ def open_tfrecords(argument: str, options: SourceOptions | None = None) -> Table
     """Lists the records of TFRecord files, without TensorFlow.
 
     Args:
-        argument: Pattern of the files, such as `data/train-*.tfrecord`. A split in their names (`train`,
-            `val`, ...) is the split of their records. Class names are read from the manifest of a shard set
-            next to the files, whose index files (`*.index.arrow`) are skipped.
+        argument: Pattern of the paths or URIs of the files, such as `data/train-*.tfrecord`. A split in their
+            names (`train`, `val`, ...) is the split of their records. Class names are read from the manifest
+            of a shard set next to the files, whose index files (`*.index.arrow`) are skipped.
         options: Keys and class names that the user specified.
 
     Raises:
@@ -93,27 +103,38 @@ def open_tfrecords(argument: str, options: SourceOptions | None = None) -> Table
     name = f"tfrecord:{argument}"
     paths = [path for path in expand_pattern(name, argument, "*.tfrecord*") if not _is_index(path)]
     splits, notes = find_splits_of_files(name, paths)
-    keys: _Keys | None = None
-    items: list[Item] = []
-    for index, (path, split) in enumerate(zip(paths, splits, strict=True)):
-        for offset, length, features in _read_records(path):
-            if keys is None:
-                keys = _find_keys(name, features, options)
-                notes.append(f"keys: image={keys.image}, label={keys.label or 'none'}")
-            item = Item(f"{path.name}/{offset:012d}", split, None, index, offset, length)
-            items.append(_build_item(features, keys, item))
-    if keys is None:
+    first = next((record for path in paths for record in _read_records(path)), None)
+    if first is None:
         raise DataError("records", f"source={name}: records=0", "check the pattern")
+    keys = _find_keys(name, first[2], options)
+    notes.append(f"keys: image={keys.image}, label={keys.label or 'none'}")
+
+    def list_items(index: int) -> list[Item]:
+        path = paths[index]
+        file_items = []
+        for offset, length, features in _read_records(path):
+            item = Item(_name_record(path, offset), splits[index], None, index, offset, length)
+            file_items.append(_build_item(features, keys, item))
+        return file_items
+
+    items: list[Item] = []
+    for file_items in map_files(map(str, paths), list_items, range(len(paths))):
+        items.extend(file_items)
     if len({item.id for item in items}) < len(items):
-        items = [item._replace(id=f"{paths[item.file].name}/{item.offset:012d}") for item in items]
+        items = [item._replace(id=_name_record(paths[item.file], item.offset)) for item in items]
     class_names = None if options.class_names else _read_manifest_names(paths[0])
     if class_names:
         notes.append("class names of the manifest next to the files")
     reader = RecordReader(tuple(map(str, paths)), keys.image)
-    return build_source(name, items, reader, options, notes, class_names=class_names)
+    source = build_source(name, items, reader, options, notes, class_names=class_names)
+    return replace(source, stamp=compute_stamp(paths))
 
 
-def _is_index(path: Path) -> bool:
+def _name_record(path: Location, offset: int) -> str:
+    return f"{path.name}/{offset:012d}"
+
+
+def _is_index(path: Location) -> bool:
     return path.name.endswith(INDEX_SUFFIX)
 
 
@@ -130,19 +151,37 @@ def _map_file(path: Path) -> memoryview:
     except OSError as error:
         raise build_read_error(path, error) from None
     if head == GZIP:
-        raise DataError("an uncompressed TFRecord file", f"{path} (compressed)", "decompress it with gunzip")
+        raise _build_compressed_error(path)
     return memoryview(content)
 
 
-def _read_records(path: Path) -> Iterator[tuple[int, int, dict[str, Values]]]:
+def _read_part(path: Location, start: int, size: int) -> bytes:
+    """Reads some bytes of a file; fewer if a local file is cut off.
+
+    Raises:
+        OSError: A local file cannot be read.
+        GlassboxError: An object cannot be read, or is cut off.
+    """
+    if isinstance(path, Uri):
+        return read_range(path, start, size)
+    with path.open("rb") as file:
+        file.seek(start)
+        return file.read(size)
+
+
+def _read_records(path: Location) -> Iterator[tuple[int, int, dict[str, Values]]]:
     """Yields offset, length and features of every record of a file.
 
     Raises:
         DataError: The file is damaged or cut off, or a record is no `tf.train.Example`.
     """
-    content = _map_file(path)
     offset = 0
     try:
+        if isinstance(path, Uri):
+            for offset, record in stream_records(_open_stream(path)):
+                yield offset, len(record), parse_example(record)
+            return
+        content = _map_file(path)
         for offset, length in find_records(content):
             yield offset, length, parse_example(content[offset : offset + length])
     except DamagedRecordError as error:
@@ -183,10 +222,27 @@ def _read_box(features: Mapping[str, Values]) -> Box | None:
     return (values[0], values[1], values[2], values[3]) if len(values) == 4 else None
 
 
-def _read_manifest_names(path: Path) -> tuple[str, ...] | None:
+def _open_stream(uri: Uri) -> IO[bytes]:
+    """Opens an object to be read from the start to the end.
+
+    Raises:
+        DataError: The object does not exist, or is compressed.
+    """
+    file = open_object(uri, STREAM_BUFFER)
+    if file.read(len(GZIP)) == GZIP:
+        raise _build_compressed_error(uri)
+    file.seek(0)
+    return file
+
+
+def _build_compressed_error(path: Location) -> DataError:
+    return DataError("an uncompressed TFRecord file", f"{path} (compressed)", "decompress it with gunzip")
+
+
+def _read_manifest_names(path: Location) -> tuple[str, ...] | None:
     """Returns the class names in the manifest next to a file of one of our shard sets; None without one."""
     try:
-        names = json.loads((path.parent / "manifest.json").read_bytes())["classes"]
-    except (OSError, ValueError, KeyError, TypeError):
+        names = json.loads(read_file(path.parent / "manifest.json"))["classes"]
+    except (OSError, ObjectMissingError, ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, names))

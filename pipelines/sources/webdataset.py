@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
 from pipelines.errors import DataError
 from pipelines.records import Example, Rejected
+from pipelines.remote.store import read_range
+from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.sources.base import SOURCES, build_read_error
 from pipelines.sources.columns import find_column
 from pipelines.sources.layout import MAX_FILE, is_image
-from pipelines.sources.members import ARCHIVE_ERRORS, DamagedMemberError, Member, read_tar, scan_tar
+from pipelines.sources.locations import compute_stamp, map_files, open_location
+from pipelines.sources.members import ARCHIVE_ERRORS, DamagedMemberError, Member, read_tar, scan_headers
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.patterns import expand_pattern, find_splits_of_files
 from pipelines.sources.table import NO_LABEL, Item, TableSource, build_source
 
 MAX_LABEL = 2**20  # bytes of a label or a JSON
 LABEL_SUFFIXES = (".cls", ".json")
+HEADER_BUFFER = 2**14  # bytes per request: the headers and the label of a sample, but not its image
 
 
 @dataclass(frozen=True)
@@ -27,26 +30,30 @@ class TarReader:
     """Reads images from tar files.
 
     Attributes:
-        paths: Paths of the files.
+        paths: Paths or URIs of the files.
     """
 
     paths: tuple[str, ...]
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[Example | Rejected]:
-        """Yields one image per row.
+        """Yields one image per row; with several requests in flight if the files are in a store.
 
         Raises:
             DataError: A file has disappeared.
         """
-        for row in rows:
-            path = self.paths[row["file"]]
-            try:
-                with open(path, "rb") as file:
-                    yield Example(read_tar(file, dict(row)), row["label"], row["id"])
-            except DamagedMemberError as error:
-                yield Rejected(row["id"], str(error))
-            except OSError as error:
-                raise build_read_error(path, error) from None
+        return map_files(self.paths, self._read_row, rows)
+
+    def _read_row(self, row: Mapping[str, Any]) -> Example | Rejected:
+        path = parse_location(self.paths[row["file"]])
+        if isinstance(path, Uri):
+            return Example(read_range(path, row["offset"], row["size"]), row["label"], row["id"])
+        try:
+            with path.open("rb") as file:
+                return Example(read_tar(file, dict(row)), row["label"], row["id"])
+        except DamagedMemberError as error:
+            return Rejected(row["id"], str(error))
+        except OSError as error:
+            raise build_read_error(path, error) from None
 
 
 @dataclass
@@ -62,8 +69,8 @@ def open_webdataset(argument: str, options: SourceOptions | None = None) -> Tabl
     """Lists WebDataset shards. A sample is an image and its label, `.cls` or an entry of `.json`.
 
     Args:
-        argument: Pattern of tar files, such as `data/train-{0000..0009}.tar`. A split in the names of the
-            files (`train`, `val`, ...) is the split of their samples.
+        argument: Pattern of the paths or URIs of tar files, such as `data/train-{0000..0009}.tar`. A split in
+            the names of the files (`train`, `val`, ...) is the split of their samples.
         options: Class names that the user specified, and the entry of `.json` that holds the label.
 
     Raises:
@@ -75,20 +82,22 @@ def open_webdataset(argument: str, options: SourceOptions | None = None) -> Tabl
     paths = expand_pattern(name, argument, "*.tar")
     splits, notes = find_splits_of_files(name, paths)
     items: list[Item] = []
-    for index, (path, split) in enumerate(zip(paths, splits, strict=True)):
-        for key, sample in _read_samples(path):
+    files = map_files(map(str, paths), _read_samples, paths)
+    for index, (samples, split) in enumerate(zip(files, splits, strict=True)):
+        for key, sample in samples:
             items.append(_build_item(name, key, sample, split, index, options))
     if len({item.id for item in items}) < len(items):  # names repeat from shard to shard
         items = [item._replace(id=f"{paths[item.file].name}/{item.id}") for item in items]
     reader = TarReader(tuple(map(str, paths)))
-    return build_source(name, items, reader, options, notes)
+    source = build_source(name, items, reader, options, notes)
+    return replace(source, stamp=compute_stamp(paths))
 
 
-def _read_samples(path: Path) -> Iterable[tuple[str, _Sample]]:
+def _read_samples(path: Location) -> Iterable[tuple[str, _Sample]]:
     samples: dict[str, _Sample] = {}
     try:
-        with path.open("rb") as file:
-            for member in scan_tar(path):
+        with open_location(path, HEADER_BUFFER) as file:
+            for member in scan_headers(path, file):
                 member_path = member.path.decode("utf-8", "backslashreplace")
                 folder, slash, file_name = member_path.removeprefix("./").rpartition("/")
                 stem, dot, suffix = file_name.partition(".")

@@ -1,0 +1,89 @@
+"""Whole files wherever they are: a copy of an object in the cache folder, or the local file itself."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from pipelines.errors import ConfigError
+from pipelines.remote.folder import find_cache_folder
+from pipelines.remote.store import ObjectInfo, download, read_bytes, stat
+from pipelines.remote.uri import Location, Uri
+from pipelines.storage import hash_json, lock_file
+
+FOLDER = "files"  # in the cache folder
+SPARE_BYTES = 2**28  # of the disk that a copy leaves free
+
+
+def read_file(location: Location, limit: int | None = None) -> bytes:
+    """Reads a whole file.
+
+    Args:
+        location: Path or URI.
+        limit: Largest size in bytes of an object; None for any.
+
+    Raises:
+        OSError: A local file cannot be read.
+        GlassboxError: An object cannot be read.
+    """
+    return location.read_bytes() if isinstance(location, Path) else read_bytes(location, limit)
+
+
+def is_file(location: Location) -> bool:
+    """Tells whether there is a file or an object.
+
+    Raises:
+        GlassboxError: The store cannot be reached, or denies access.
+    """
+    return location.is_file() if isinstance(location, Path) else stat(location) is not None
+
+
+def fetch_file(location: Location) -> Path:
+    """Returns a local path with the content of a file; an object is downloaded to the cache folder.
+
+    An object is downloaded once per host, whichever process asks first, and again when it has changed.
+
+    Args:
+        location: Path, which is returned as it is, or URI.
+
+    Raises:
+        ConfigError: There is no such object, or the cache folder has no room for it.
+        GlassboxError: The object cannot be read.
+    """
+    return location if isinstance(location, Path) else fetch_object(location)[0]
+
+
+def fetch_object(uri: Uri) -> tuple[Path, ObjectInfo]:
+    """Returns the local copy of an object, see `fetch_file`, and size and version of the object."""
+    info = stat(uri)
+    if info is None:
+        raise ConfigError("an object that exists", f"{uri} (no such object)", "check the address")
+    version = hash_json([str(uri), info.size, info.etag or str(info.modified)])
+    folder = find_cache_folder() / FOLDER / version[:32]
+    path = folder / uri.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock_file(folder / ".lock"):
+            if not path.is_file():
+                _check_room(info, folder)
+                download(uri, path, info.size)
+    except OSError as error:
+        raise ConfigError(
+            "a cache folder that can be written",
+            f"{folder}: {error.strerror or error}",
+            "free space, change permissions, or set GLASSBOX_CACHE to another folder",
+        ) from None
+    return path, info
+
+
+def _check_room(info: ObjectInfo, folder: Path) -> None:
+    """Refuses an object that would fill the disk.
+
+    Raises:
+        ConfigError: The disk of the cache folder has too little space.
+    """
+    free = shutil.disk_usage(folder).free
+    if info.size + SPARE_BYTES > free:
+        received = f"{info.uri}: bytes={info.size}, free={free}"
+        fix = "free space, or set GLASSBOX_CACHE to a folder on a larger disk"
+        raise ConfigError(f"room for the object in {folder.parent}", received, fix)
