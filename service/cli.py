@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from pipelines.errors import GlassboxError
 from service.commands import diagnose, evaluate, predict, presets, preview, report, shards, train, tune
+from service.commands.locations import check_locations
 from service.failures import translate_failures
 from service.version import read_version
 
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("pipelines").setLevel(logging.INFO)
     try:
+        check_locations(options)
         with translate_failures():
             options.run(options)
         sys.stdout.flush()
@@ -70,7 +72,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     Raises:
         SystemExit: The arguments are invalid; the reason has been printed to stderr.
     """
-    parser = _build_parser()
+    parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     takes_overrides = hasattr(options, "overrides")
     if not takes_overrides or any(argument.startswith("-") for argument in rest):
@@ -80,7 +82,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """Builds the parser of the whole command line."""
     parser = argparse.ArgumentParser(
         "glassbox", description="Train image classifiers on GPUs, and see what they learned."
     )
