@@ -237,13 +237,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
 
     The environment is set for the session, so that a Ray that starts later hands it to its workers.
     """
-    with run_s3_server(tmp_path_factory.mktemp("seaweedfs")) as server:
-        with pytest.MonkeyPatch.context() as patch:
-            for name in FOREIGN_VARIABLES:
-                patch.delenv(name, raising=False)
-            for name, value in get_client_environment(server.endpoint).items():
-                patch.setenv(name, value)
-            yield server
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    with run_s3_server(folder) as server, pytest.MonkeyPatch.context() as patch:
+        for name in FOREIGN_VARIABLES:
+            patch.delenv(name, raising=False)
+        for name, value in get_client_environment(server.endpoint).items():
+            patch.setenv(name, value)
+        yield server
 
 
 @pytest.fixture
