@@ -1,0 +1,469 @@
+"""Reads the files of a shard set on a store through a cache on local disk, which a host's processes share."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import threading
+import weakref
+from collections import Counter, OrderedDict, deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from time import monotonic, sleep, time_ns
+from typing import Protocol
+
+from pipelines.errors import DataError, GlassboxError
+from pipelines.open_file import OpenFile
+from pipelines.remote.disk import (
+    CacheFolder,
+    Fetch,
+    Outcome,
+    describe_lack,
+    open_cache,
+    report_folder_errors,
+)
+from pipelines.remote.folder import format_gigabytes
+from pipelines.remote.metrics import Counters, StoreMetrics
+from pipelines.remote.schedule import CacheEntry, Schedule
+from pipelines.remote.store import download, read_range
+from pipelines.remote.uri import Uri
+
+logger = logging.getLogger(__name__)
+
+WHOLE_BYTES = 64 * 2**20  # a file up to this size is fetched whole where a part of it is read
+THREADS = 4  # of a pass, that fetch ahead
+OPEN_FILES = 256  # kept open by a pass; Linux allows 1024 per process by default
+KNOWN_USES = 65_536  # files whose last use is remembered; it tells hits from misses
+RETRY_SECONDS = 0.5  # until it is tried again to fetch ahead, where there was no space
+ROOM_SECONDS = 0.05  # until it is tried again to fetch a file that a thread waits for
+MAX_PAUSE_SECONDS = 30.0  # after failures of the store, while fetching ahead
+PATIENCE_SECONDS = 600.0  # that a thread waits for other processes to free space
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class StoredObject(Protocol):
+    """A file of a shard set, as its manifest describes it."""
+
+    @property
+    def file(self) -> str:
+        """Name, relative to the shard set."""
+
+    @property
+    def bytes(self) -> int:
+        """Size of the file."""
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the content in hexadecimal."""
+
+
+class CachedFiles:
+    """The files of a shard set on a store; see `pipelines.shards.files.ShardFiles`.
+
+    Args:
+        location: URI of the shard set.
+        cache_gb: Budget from the configuration in units of 10**9 bytes; None if it is not set.
+
+    Raises:
+        ConfigError: The cache folder cannot be written.
+    """
+
+    def __init__(self, location: Uri, cache_gb: float | None = None) -> None:
+        cache = open_cache(cache_gb)
+        cache.shrink()
+        source = _Source(cache, location)
+        self._connect(source, _Pass(source), cache_gb)
+
+    def _connect(self, source: _Source, files: _Pass, cache_gb: float | None) -> None:
+        self._source = source
+        self._pass = files
+        self._cache_gb = cache_gb
+        # The threads of a pass do not refer to this object, so that they end with it.
+        weakref.finalize(self, files.close)
+
+    def fetch(self, file: StoredObject) -> Path:
+        """Returns the local path of a whole, verified file, which is kept until `close`.
+
+        Raises:
+            DataError: The store has no such file, or one with other content, or does not respond.
+            ConfigError: The cache has no space.
+        """
+        return self._pass.pin(self._source.describe_entry(file))
+
+    @contextmanager
+    def open(self, files: Sequence[StoredObject]) -> Iterator[Sequence[OpenFile]]:
+        """Opens files for the length of a block, and fetches those that are missing.
+
+        Raises:
+            DataError: The store has no such file, or one with other content, or does not respond.
+            ConfigError: The cache has no space.
+        """
+        entries = [self._source.describe_entry(file) for file in files]
+        with self._pass.borrow(entries) as opened:
+            yield opened
+
+    def read_range(self, file: StoredObject, start: int, size: int) -> bytes:
+        """Reads part of a file; fetches it whole if it is small.
+
+        Raises:
+            DataError: The file is missing, or ends before.
+        """
+        entry = self._source.describe_entry(file)
+        if entry.bytes > WHOLE_BYTES and not self._source.cache.find(entry):
+            with self._source.counters.measure_wait():
+                return read_range(self._source.location / entry.name, start, size)
+        path = self._pass.pin(entry)
+        return OpenFile(path, self.describe(file)).read(start, size)
+
+    def describe(self, file: StoredObject) -> str:
+        """Returns the URI of a file."""
+        return str(self._source.location / file.file)
+
+    def plan(self, windows: Iterable[Sequence[StoredObject]]) -> CachedFiles:
+        """Returns access for one pass, whose files are fetched ahead and kept until their next use is far.
+
+        Raises:
+            ConfigError: The cache cannot hold two windows.
+        """
+        describe = self._source.describe_entry
+        schedule = Schedule(([describe(file) for file in window] for window in windows), self._budget)
+        self.check_window(schedule.find_need(), "two windows of shards are in use at a time")
+        planned = CachedFiles.__new__(CachedFiles)
+        planned._connect(self._source, _Pass(self._source, schedule), self._cache_gb)
+        return planned
+
+    def advance(self, window: int) -> None:
+        """Announces that all windows of the plan before number `window` have been read."""
+        self._pass.advance(window)
+
+    def refetch(self, file: StoredObject) -> bool:
+        """Removes the local copy of a file that turned out to be damaged; the next use fetches it again."""
+        self._pass.discard(self._source.describe_entry(file))
+        return True
+
+    def check_window(self, needed: int, window: str) -> None:
+        """Checks that the cache can hold what is read at a time.
+
+        Args:
+            needed: Number of bytes.
+            window: What needs them, for the message.
+
+        Raises:
+            ConfigError: The budget is smaller; the message has the number needed.
+        """
+        if needed > self._budget:
+            raise describe_lack(self._source.cache.budget, needed, window)
+
+    def metrics(self) -> StoreMetrics:
+        """Returns what was fetched, used and waited for since the set was opened."""
+        return self._source.read_metrics()
+
+    def describe_cache(self) -> str:
+        """Returns budget and folder of the cache, for people."""
+        cache = self._source.cache
+        return f"shard cache: {cache.budget} in {cache.folder}"
+
+    def close(self) -> None:
+        """Ends the plan, and lets go of all files."""
+        self._pass.close()
+
+    @property
+    def _budget(self) -> int:
+        return self._source.cache.budget.bytes
+
+    def __reduce__(self) -> tuple[type[CachedFiles], tuple[Uri, float | None]]:
+        return CachedFiles, (self._source.location, self._cache_gb)  # a plan belongs to its process
+
+
+class _Source:
+    """A shard set on a store, and what all passes of a process over it share."""
+
+    def __init__(self, cache: CacheFolder, location: Uri) -> None:
+        self.cache = cache
+        self.location = location
+        self.counters = Counters()
+        self._name = cache.add_set(location)
+        self._fetched_before = cache.read_fetched(self._name)
+        # Time of the last use by this process, of the files that were used last.
+        self._used_at: OrderedDict[str, int] = OrderedDict()
+        self._opened_at = time_ns()
+        self._lock = threading.Lock()
+
+    def describe_entry(self, file: StoredObject) -> CacheEntry:
+        """Returns how the cache knows a file; other content of the same object is another entry."""
+        name = re.sub(r"[^\w.-]", "_", file.file)[-100:]
+        return CacheEntry(f"{self._name}/{file.sha256[:16]}-{name}", file.file, file.bytes, file.sha256)
+
+    def count_use(self, entry: CacheEntry) -> None:
+        """Counts that a window uses a file: a hit if nobody has fetched it since its use before."""
+        with self._lock:
+            used_before = self._used_at.pop(entry.key, self._opened_at)
+            self._used_at[entry.key] = time_ns()
+            if len(self._used_at) > KNOWN_USES:
+                self._used_at.popitem(last=False)
+        fetched_at = self.cache.read_fetch_time(entry)
+        self.counters.add_use(entry.bytes, fetched_at is not None and fetched_at < used_before)
+
+    def read_metrics(self) -> StoreMetrics:
+        """Returns what was fetched, used and waited for so far."""
+        files, size = self.cache.read_fetched(self._name)
+        files_before, size_before = self._fetched_before
+        return self.counters.read(files - files_before, size - size_before)
+
+
+class _Pass:
+    """One pass over a shard set: the files it uses now, and the threads that fetch what it needs next.
+
+    Without a schedule, nothing is fetched ahead, and files are in use only while they are borrowed.
+    """
+
+    def __init__(self, source: _Source, schedule: Schedule | None = None) -> None:
+        self._source = source
+        self._cache = source.cache
+        self._schedule = schedule
+        self._user = self._cache.open_user(source.location)
+        self._condition = threading.Condition()
+        self._is_closed = False
+        self._borrowed: Counter[str] = Counter()
+        self._pinned: dict[str, CacheEntry] = {}
+        self._in_use: dict[str, int] = {}  # bytes of the files in use, as published
+        self._open_files: dict[str, OpenFile] = {}
+        self._sizes: dict[str, int] = {}
+        self._queue: deque[tuple[CacheEntry, int]] = deque()  # what is to be fetched ahead
+        self._resume_at = 0.0
+        self._failures = 0
+        if schedule is not None:
+            with self._condition:
+                self._publish()
+            for number in range(THREADS):
+                threading.Thread(
+                    target=self._fetch_ahead, name=f"glassbox-fetch-{number}", daemon=True
+                ).start()
+
+    @contextmanager
+    def borrow(self, entries: Sequence[CacheEntry]) -> Iterator[list[OpenFile]]:
+        """Opens files for the length of a block."""
+        self._take(entries)
+        try:
+            self._obtain_all(entries)
+            yield [self._open(entry) for entry in entries]
+        finally:
+            self._give_back(entries)
+
+    def pin(self, entry: CacheEntry) -> Path:
+        """Returns the path of a file that is in use until the end of the pass."""
+        with self._condition:
+            if entry.key not in self._pinned:
+                self._pinned[entry.key] = entry
+                self._source.count_use(entry)
+                self._publish()
+        path = self._cache.find(entry)
+        if path is not None:
+            return path
+        with self._source.counters.measure_wait():
+            return self._obtain(entry)
+
+    def advance(self, window: int) -> None:
+        """Ends the use of all windows before number `window`."""
+        with self._condition:
+            if self._schedule is not None and self._schedule.advance(window):
+                self._publish()
+
+    def discard(self, entry: CacheEntry) -> None:
+        """Removes a damaged file from the cache, unless it has been replaced since it was opened."""
+        with self._condition:
+            opened = self._open_files.pop(entry.key, None)
+        path = self._cache.find(entry)
+        if opened is not None:
+            self._cache.remove(entry, opened.inode)
+        elif path is not None:
+            self._cache.remove(entry, path.stat().st_ino)
+
+    def close(self) -> None:
+        """Ends the pass and its threads."""
+        with self._condition:
+            if self._is_closed:
+                return
+            self._is_closed = True
+            self._open_files.clear()
+            self._condition.notify_all()
+        self._user.close()
+
+    def _take(self, entries: Sequence[CacheEntry]) -> None:
+        """Makes files in use, so that nobody evicts them."""
+        keys = {entry.key for entry in entries}
+        with self._condition:
+            if self._schedule is not None:
+                new = self._schedule.request(keys)
+            else:
+                new = [entry for entry in entries if not self._borrowed[entry.key]]
+            self._borrowed.update(keys)
+            for entry in entries:
+                self._sizes[entry.key] = entry.bytes
+            for entry in new:
+                self._source.count_use(entry)
+            if new or not keys <= self._in_use.keys():
+                self._publish()
+                self._cache.touch(new)
+
+    def _give_back(self, entries: Sequence[CacheEntry]) -> None:
+        with self._condition:
+            for key in {entry.key for entry in entries}:
+                self._borrowed[key] -= 1
+                if not self._borrowed[key]:
+                    del self._borrowed[key]
+                    self._sizes.pop(key, None)
+            if self._schedule is None:
+                self._publish()
+
+    def _publish(self) -> None:
+        """Tells all processes of the host what this pass uses and needs next; the caller holds the lock."""
+        if self._is_closed:
+            return
+        in_use = {entry.key: entry.bytes for entry in self._pinned.values()}
+        in_use |= {key: self._sizes[key] for key in self._borrowed}
+        upcoming: list[tuple[CacheEntry, int]] = []
+        if self._schedule is not None:
+            in_use |= {entry.key: entry.bytes for entry in self._schedule.list_current()}
+            upcoming = list(self._schedule.list_upcoming())
+        for key in self._open_files.keys() - in_use.keys():
+            del self._open_files[key]  # an evicted file takes space as long as it is open
+        self._in_use = in_use
+        next_use = {entry.key: distance for entry, distance in upcoming if entry.key not in in_use}
+        self._user.publish(list(in_use), next_use)
+        self._queue = deque(upcoming)
+        self._resume_at = 0.0
+        self._condition.notify_all()
+
+    def _obtain_all(self, entries: Sequence[CacheEntry]) -> None:
+        """Waits until some files are complete; fetches those that nobody else fetches."""
+        missing = [entry for entry in entries if not self._cache.find(entry)]
+        if not missing:
+            return
+        with self._source.counters.measure_wait():
+            if len(missing) == 1:
+                self._obtain(missing[0])
+                return
+            with ThreadPoolExecutor(min(THREADS, len(missing))) as pool:
+                for _ in pool.map(self._obtain, missing):
+                    pass
+
+    def _obtain(self, entry: CacheEntry) -> Path:
+        """Waits until a file is complete, or fetches it.
+
+        Raises:
+            DataError: The store has no such file, or one with other content, or does not respond.
+            ConfigError: The cache has no space.
+        """
+        deadline = monotonic() + PATIENCE_SECONDS
+        while True:
+            path = self._cache.find(entry)
+            if path is not None:
+                return path
+            with report_folder_errors(self._cache.folder):
+                outcome = self._cache.reserve(entry)
+            if outcome.fetch is not None:
+                self._fetch_with_space(outcome.fetch)
+            elif outcome.state == "fetching":
+                self._cache.wait_for_fetch(entry)
+            elif outcome.state == "full":
+                self._check_space(entry, outcome, deadline)
+                sleep(ROOM_SECONDS)
+
+    def _check_space(self, entry: CacheEntry, outcome: Outcome, deadline: float) -> None:
+        """Checks that it makes sense to wait for space.
+
+        Raises:
+            ConfigError: The files that this pass uses at the same time exceed the budget.
+            DataError: Other processes have not freed space for a long time.
+        """
+        with self._condition:
+            needed = sum(self._in_use.values())
+        if needed > self._cache.budget.bytes:
+            raise describe_lack(self._cache.budget, needed, "these shards are in use at the same time")
+        if monotonic() > deadline:
+            uri = self._source.location / entry.name
+            users = ", ".join(sorted({str(user) for user in outcome.blockers})) or "nobody"
+            raise DataError(
+                f"space in the shard cache for {uri} ({format_gigabytes(entry.bytes)})",
+                f"budget={self._cache.budget}, used by {users}",
+                "set data.cache_gb or GLASSBOX_CACHE_GB to a larger number, or run fewer jobs on this host",
+            )
+
+    def _fetch_with_space(self, fetch: Fetch) -> None:
+        """Fetches a file; where the disk is full, once more after files that nobody uses are evicted.
+
+        Raises:
+            ConfigError: The disk is full.
+        """
+        try:
+            self._fetch(fetch)
+        except OSError as error:
+            can_retry = error.errno in NO_SPACE and self._cache.evict_for(fetch.entry.bytes)
+            outcome = self._cache.reserve(fetch.entry) if can_retry else Outcome("full")
+            with report_folder_errors(self._cache.folder):
+                if outcome.fetch is None and outcome.state == "full":
+                    raise
+                if outcome.fetch is not None:
+                    self._fetch(outcome.fetch)
+
+    def _fetch(self, fetch: Fetch) -> None:
+        entry = fetch.entry
+        try:
+            download(self._source.location / entry.name, fetch.path, entry.bytes, entry.sha256)
+        except BaseException:
+            self._cache.abandon(fetch)
+            raise
+        self._cache.complete(fetch)
+
+    def _open(self, entry: CacheEntry) -> OpenFile:
+        """Opens a complete file in use, unless it is open."""
+        with self._condition:
+            opened = self._open_files.pop(entry.key, None)
+        while opened is None:
+            path = self._obtain(entry)
+            with report_folder_errors(path), suppress(FileNotFoundError):  # discarded by another process
+                opened = OpenFile(path, str(self._source.location / entry.name))
+        with self._condition:
+            self._open_files[entry.key] = opened
+            while len(self._open_files) > OPEN_FILES:
+                del self._open_files[next(iter(self._open_files))]
+        return opened
+
+    def _fetch_ahead(self) -> None:
+        """Fetches what is needed next, in a thread, until the pass ends."""
+        while True:
+            with self._condition:
+                while not self._is_closed and (not self._queue or monotonic() < self._resume_at):
+                    pause = self._resume_at - monotonic() if self._queue else None
+                    self._condition.wait(pause)
+                if self._is_closed:
+                    return
+                entry, distance = self._queue.popleft()
+            try:
+                has_space = self._try_fetch_ahead(entry, distance)
+            except (GlassboxError, OSError) as error:
+                # A thread that needs the file tries again, and reports what is wrong.
+                logger.debug("%s was not fetched ahead: %s", entry.name, error)
+                with self._condition:
+                    self._failures += 1
+                    self._resume_at = monotonic() + min(2.0**self._failures, MAX_PAUSE_SECONDS)
+                continue
+            with self._condition:
+                if has_space:
+                    self._failures = 0
+                else:
+                    self._queue.appendleft((entry, distance))
+                    self._resume_at = monotonic() + RETRY_SECONDS
+
+    def _try_fetch_ahead(self, entry: CacheEntry, distance: int) -> bool:
+        """Fetches a file unless it is there, or being fetched; returns False if there is no space for it."""
+        if self._cache.find(entry):
+            return True
+        outcome = self._cache.reserve(entry, distance)
+        if outcome.fetch is not None:
+            self._fetch(outcome.fetch)
+        return outcome.state not in ("full", "busy")

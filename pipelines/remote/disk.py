@@ -1,0 +1,528 @@
+"""The shard cache on disk, shared by the processes of a host: complete files, fetches in progress, and users.
+
+Processes agree through kernel locks, which are free as soon as their owner ends, however it ends:
+
+    lock                       held while the folder is read to decide something, and changed
+    sets/SET/location          URI of a shard set
+    sets/SET/fetched.json      files and bytes that were ever fetched for it
+    sets/SET/DIGEST-NAME       a complete, verified file
+    fetches/SET~DIGEST-NAME/   a file that is being fetched; its `lock` is held by the process that fetches it
+    users/TOKEN.lock, .json    a pass over a shard set; the lock is held as long as it lives
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from time import time_ns
+from typing import Any, Literal
+
+from pipelines.errors import ConfigError
+from pipelines.remote.folder import Budget, find_cache_folder, format_gigabytes, read_budget
+from pipelines.remote.schedule import CachedFile, CacheEntry, choose_victims
+from pipelines.remote.uri import Uri
+from pipelines.storage import hash_json, write_atomically
+
+FOLDER = "shards"  # in the cache folder
+LOCATION = "location"
+FETCHED = "fetched.json"
+RESERVATION = "reservation.json"
+MAX_FETCHES = 8  # files of a host that are fetched ahead of use at a time
+FOLDER_FIX = "free space, change permissions, or set GLASSBOX_CACHE to another folder"
+
+
+@dataclass(frozen=True)
+class UserTable:
+    """What a pass needs, as other processes see it.
+
+    Attributes:
+        pid: Process of the pass.
+        command: Its command line, shortened.
+        location: URI of the shard set.
+        in_use: Keys of the files in use, which nobody evicts.
+        next_use: Number of bytes that the pass needs before each file that it needs later.
+    """
+
+    pid: int
+    command: str
+    location: str
+    in_use: tuple[str, ...] = ()
+    next_use: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"process {self.pid} ({self.command})"
+
+
+@dataclass(frozen=True)
+class SetInfo:
+    """What the cache holds of one shard set.
+
+    Attributes:
+        location: URI of the shard set.
+        files: Number of complete files.
+        bytes: Size of these files together.
+        users: The passes that use it now.
+    """
+
+    location: str
+    files: int
+    bytes: int
+    users: tuple[UserTable, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the attempt to start a fetch.
+
+    Attributes:
+        state: `complete`: the file is in the cache. `fetching`: another thread or process fetches it. `full`:
+            nothing can be evicted for it now. `busy`: enough files are fetched ahead already. `reserved`:
+            the caller must fetch it.
+        fetch: The fetch, if `reserved`.
+        blockers: The users whose files take the space, if `full`.
+    """
+
+    state: Literal["complete", "fetching", "full", "busy", "reserved"]
+    fetch: Fetch | None = None
+    blockers: tuple[UserTable, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Space in the cache for a file that the caller fetches.
+
+    Attributes:
+        entry: File that the space is for.
+        folder: Folder of the fetch, which holds nothing but the file and what is needed to fetch it.
+        path: Path that the file is fetched to.
+        descriptor: Open file that holds the lock of the fetch.
+    """
+
+    entry: CacheEntry
+    folder: Path
+    path: Path
+    descriptor: int
+
+
+class CacheFolder:
+    """The files of the shard cache.
+
+    Args:
+        folder: Existing folder of the shard cache.
+        budget: Bytes that the files may take.
+
+    Attributes:
+        folder: Folder of the shard cache.
+        budget: Bytes that the files may take.
+    """
+
+    def __init__(self, folder: Path, budget: Budget) -> None:
+        self.folder = folder
+        self.budget = budget
+        self._sets = folder / "sets"
+        self._fetches = folder / "fetches"
+        self._users = folder / "users"
+        for path in (self._sets, self._fetches, self._users):
+            path.mkdir(parents=True, exist_ok=True)
+
+    def add_set(self, location: Uri) -> str:
+        """Creates the folder of a shard set; returns its name."""
+        digest = hash_json(str(location))[:12]
+        # The name is for people: two sets whose URIs end alike have different digests.
+        name = f"{location.name[:40]}-{digest}".replace("~", "-")
+        path = self._sets / name
+        with self._exclusive():
+            path.mkdir(exist_ok=True)
+            if not (path / LOCATION).exists():
+                write_atomically(path / LOCATION, str(location), durable=False)
+        return name
+
+    def find(self, entry: CacheEntry) -> Path | None:
+        """Returns the path of a file if it is complete, else None."""
+        path = self._sets / entry.key
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            return None
+        return path if size == entry.bytes else None
+
+    def reserve(self, entry: CacheEntry, distance: int | None = None) -> Outcome:
+        """Reserves space for a file that is about to be fetched, and evicts others for it.
+
+        Args:
+            entry: File that is needed.
+            distance: Number of bytes that are needed before it, if it is fetched ahead; None if a thread is
+                waiting for it.
+        """
+        with self._exclusive():
+            if self.find(entry):
+                return Outcome("complete")
+            # A file of another size is damaged, such as by a power failure.
+            (self._sets / entry.key).unlink(missing_ok=True)
+            fetches = self._list_fetches()
+            if entry.key in fetches:
+                return Outcome("fetching")
+            if distance is not None and len(fetches) >= MAX_FETCHES:
+                return Outcome("busy")
+
+            cached = list(self._list_complete())
+            taken = sum(file.bytes for file in cached) + sum(fetches.values())
+            excess = taken + entry.bytes - self.budget.bytes
+            if excess > 0:
+                users = list(self._list_users())
+                victims = _choose_victims(cached, users, excess, distance)
+                if victims is None:
+                    return Outcome("full", blockers=tuple(user for user in users if user.in_use))
+                for victim in victims:
+                    (self._sets / victim.key).unlink(missing_ok=True)
+            return Outcome("reserved", self._start_fetch(entry))
+
+    def evict_for(self, needed: int) -> bool:
+        """Evicts files that are not in use, `needed` bytes of them; returns whether there were enough."""
+        with self._exclusive():
+            victims = _choose_victims(list(self._list_complete()), list(self._list_users()), needed, None)
+            for victim in victims or ():
+                (self._sets / victim.key).unlink(missing_ok=True)
+            return victims is not None
+
+    def shrink(self) -> None:
+        """Evicts files that are not in use until the budget is kept, such as after it was lowered."""
+        excess = self.count_bytes() - self.budget.bytes
+        if excess > 0:
+            self.evict_for(excess)
+
+    def complete(self, fetch: Fetch) -> None:
+        """Moves a fetched, verified file to its place, and ends the fetch."""
+        path = self._sets / fetch.entry.key
+        with self._exclusive():
+            os.utime(fetch.path)
+            os.replace(fetch.path, path)
+            self._count_fetch(path.parent, fetch.entry.bytes)
+            self._end_fetch(fetch)
+
+    def abandon(self, fetch: Fetch) -> None:
+        """Ends a fetch that has failed."""
+        with self._exclusive():
+            self._end_fetch(fetch)
+
+    def wait_for_fetch(self, entry: CacheEntry) -> None:
+        """Waits until nobody fetches a file any more: it is complete, or the fetch has failed."""
+        try:
+            descriptor = os.open(self._fetch_folder(entry.key) / "lock", os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        finally:
+            os.close(descriptor)
+
+    def remove(self, entry: CacheEntry, inode: int) -> None:
+        """Removes a damaged file, unless somebody has already replaced it.
+
+        Args:
+            entry: The damaged file.
+            inode: Inode of the file that was found damaged.
+        """
+        path = self._sets / entry.key
+        with self._exclusive(), suppress(FileNotFoundError):
+            if path.stat().st_ino == inode:
+                path.unlink()
+
+    def touch(self, entries: Iterable[CacheEntry]) -> None:
+        """Sets the time of the last use of some files to now."""
+        for entry in entries:
+            path = self._sets / entry.key
+            with suppress(OSError):  # it may not be there yet, or belong to another user
+                os.utime(path, ns=(time_ns(), path.stat().st_mtime_ns))
+
+    def read_fetch_time(self, entry: CacheEntry) -> int | None:
+        """Returns when a complete file was fetched, in nanoseconds since 1970; None if it is not complete."""
+        path = self.find(entry)
+        if path is None:
+            return None
+        try:
+            return path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def read_fetched(self, name: str) -> tuple[int, int]:
+        """Returns the number of files, and of bytes, that were ever fetched for a set."""
+        return _read_counters(self._sets / name / FETCHED)
+
+    def open_user(self, location: Uri) -> User:
+        """Registers a pass of this process over a shard set."""
+        token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[:60].strip() or "python"
+        user = User(self, token, UserTable(os.getpid(), command, str(location)))
+        with self._exclusive():
+            user.create()
+        return user
+
+    def list_sets(self) -> list[SetInfo]:
+        """Returns what the cache holds of every shard set, by location."""
+        with self._exclusive():
+            files = list(self._list_complete())
+            users = list(self._list_users())
+        sets = []
+        for folder in self._list_set_folders():
+            location = _read_location(folder)
+            own = [file for file in files if file.key.startswith(f"{folder.name}/")]
+            own_users = tuple(user for user in users if user.location == location)
+            sets.append(SetInfo(location, len(own), sum(file.bytes for file in own), own_users))
+        return sorted(sets, key=lambda info: info.location)
+
+    def count_bytes(self) -> int:
+        """Returns the bytes of all files, with those reserved for fetches in progress."""
+        with self._exclusive():
+            return sum(file.bytes for file in self._list_complete()) + sum(self._list_fetches().values())
+
+    def clear(self, location: str | None) -> int:
+        """Removes the files of a shard set, or of all.
+
+        Args:
+            location: URI of the set; None for all sets.
+
+        Returns:
+            Number of bytes that were removed.
+
+        Raises:
+            ConfigError: A process uses them.
+        """
+        removed = 0
+        with self._exclusive():
+            self._list_fetches()  # removes those of dead processes
+            users = [user for user in self._list_users() if location in (None, user.location)]
+            if users:
+                raise ConfigError(
+                    "a cache that is not in use",
+                    f"{users[0].location} is used by {', '.join(sorted({str(user) for user in users}))}",
+                    "wait until it ends, or end it",
+                )
+            for file in list(self._list_complete()):
+                folder = (self._sets / file.key).parent
+                if location in (None, _read_location(folder)):
+                    removed += file.bytes
+            for folder in self._list_set_folders():
+                if location in (None, _read_location(folder)):
+                    shutil.rmtree(folder)
+        return removed
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Holds the lock of the folder; for moments only, because all processes of the host share it."""
+        descriptor = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def _list_set_folders(self) -> list[Path]:
+        return [path for path in self._sets.iterdir() if path.is_dir()]
+
+    def _list_complete(self) -> Iterator[CachedFile]:
+        for folder in self._list_set_folders():
+            with os.scandir(folder) as files:
+                for file in files:
+                    if file.name in (LOCATION, FETCHED) or file.name.startswith("."):
+                        continue
+                    status = file.stat()
+                    yield CachedFile(f"{folder.name}/{file.name}", status.st_size, status.st_atime_ns)
+
+    def _list_fetches(self) -> dict[str, int]:
+        """Returns the bytes reserved for each file being fetched, by key; removes fetches of dead processes."""
+        fetches = {}
+        for folder in list(self._fetches.iterdir()):
+            descriptor = _try_lock(folder / "lock")
+            if descriptor is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+                os.close(descriptor)
+                continue
+            reservation = json.loads((folder / RESERVATION).read_text())
+            fetches[reservation["key"]] = reservation["bytes"]
+        return fetches
+
+    def _list_users(self) -> Iterator[UserTable]:
+        """Yields the tables of all users that live; removes those of dead processes."""
+        # Tables are written under the lock of the folder, so that these are of processes that were killed.
+        for rest in self._users.glob(".tmp-*"):
+            rest.unlink(missing_ok=True)
+        for lock in list(self._users.glob("*.lock")):
+            table = lock.with_suffix(".json")
+            descriptor = _try_lock(lock)
+            if descriptor is not None:
+                lock.unlink(missing_ok=True)
+                table.unlink(missing_ok=True)
+                os.close(descriptor)
+                continue
+            content = json.loads(table.read_text())
+            yield UserTable(**content | {"in_use": tuple(content["in_use"])})
+
+    def _fetch_folder(self, key: str) -> Path:
+        return self._fetches / key.replace("/", "~")
+
+    def _start_fetch(self, entry: CacheEntry) -> Fetch:
+        folder = self._fetch_folder(entry.key)
+        folder.mkdir()
+        try:
+            descriptor = _create_lock(folder / "lock")
+            # Without the lock, the folder of a process that dies here is removed by the next one.
+            (folder / RESERVATION).write_text(json.dumps({"key": entry.key, "bytes": entry.bytes}))
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        return Fetch(entry, folder, folder / Path(entry.key).name, descriptor)
+
+    def _end_fetch(self, fetch: Fetch) -> None:
+        # Before the lock is released, so that those waiting for it find the folder gone.
+        shutil.rmtree(fetch.folder, ignore_errors=True)
+        os.close(fetch.descriptor)
+
+    def _count_fetch(self, folder: Path, size: int) -> None:
+        files, count = _read_counters(folder / FETCHED)
+        with suppress(OSError):  # on a full disk; the file itself is in its place
+            content = json.dumps({"files": files + 1, "bytes": count + size})
+            write_atomically(folder / FETCHED, content, durable=False)
+
+
+class User:
+    """A pass over a shard set, visible to all processes of the host while it is open.
+
+    Args:
+        cache: The folder of the cache.
+        token: Unique name of the user.
+        table: Its process and shard set.
+    """
+
+    def __init__(self, cache: CacheFolder, token: str, table: UserTable) -> None:
+        self._cache = cache
+        self._path = cache.folder / "users" / f"{token}.json"
+        self._table = asdict(table)
+        self._descriptor: int | None = None
+
+    def create(self) -> None:
+        """Writes the table and takes the lock; the caller holds the lock of the folder."""
+        self._descriptor = _create_lock(self._path.with_suffix(".lock"))
+        self._write()
+
+    def publish(self, in_use: Sequence[str], next_use: Mapping[str, int]) -> None:
+        """Replaces the files in use, and those needed later.
+
+        When it returns, a file in use that is complete stays so.
+        """
+        self._table |= {"in_use": list(in_use), "next_use": dict(next_use)}
+        with self._cache._exclusive():
+            self._write()
+
+    def close(self) -> None:
+        """Ends the pass: its files may be evicted."""
+        if self._descriptor is None:
+            return
+        with self._cache._exclusive():
+            self._path.unlink(missing_ok=True)
+            self._path.with_suffix(".lock").unlink(missing_ok=True)
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def _write(self) -> None:
+        write_atomically(self._path, json.dumps(self._table), durable=False)
+
+
+def open_cache(cache_gb: float | None = None) -> CacheFolder:
+    """Opens the shard cache of this host, and creates its folder if it is missing.
+
+    Args:
+        cache_gb: Budget from the configuration in units of 10**9 bytes; None if it is not set.
+
+    Raises:
+        ConfigError: The folder cannot be written, or the budget is not a number.
+    """
+    folder = find_cache_folder() / FOLDER
+    with report_folder_errors(folder):
+        cache = CacheFolder(folder, Budget(0, "not known yet"))
+        cache.budget = read_budget(cache_gb, folder, cache.count_bytes())
+    return cache
+
+
+@contextmanager
+def report_folder_errors(folder: Path) -> Iterator[None]:
+    """Turns errors of the operating system about the cache folder into an error with a fix."""
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ConfigError("a cache folder that can be written", f"{folder}: {reason}", FOLDER_FIX) from None
+
+
+def describe_lack(budget: Budget, needed: int, purpose: str) -> ConfigError:
+    """Returns the error for a budget that is too small.
+
+    Args:
+        budget: Budget that does not suffice.
+        needed: Number of bytes that suffice.
+        purpose: What needs them.
+    """
+    needed_gb = format_gigabytes(needed)
+    return ConfigError(
+        f"a shard cache of at least {needed_gb}: {purpose}",
+        f"budget={budget}",
+        f"set data.cache_gb or GLASSBOX_CACHE_GB to at least {needed_gb.removesuffix(' GB')}, "
+        "or read fewer shards at a time with a smaller data.window",
+    )
+
+
+def _choose_victims(
+    cached: Sequence[CachedFile], users: Sequence[UserTable], needed: int, distance: int | None
+) -> list[CachedFile] | None:
+    """Chooses the files to evict, given what all users need; see `choose_victims`."""
+    protected: set[str] = set()
+    next_use: dict[str, int] = {}
+    for user in users:
+        protected.update(user.in_use)
+        for key, use in user.next_use.items():
+            next_use[key] = min(use, next_use.get(key, use))
+    return choose_victims(cached, protected, next_use, needed, distance)
+
+
+def _try_lock(path: Path) -> int | None:
+    """Takes the lock of a process that has ended; returns None if its owner lives."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except FileNotFoundError:  # the folder has just been removed
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    return descriptor
+
+
+def _create_lock(path: Path) -> int:
+    """Creates a file and holds its lock; returns its descriptor."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
+
+
+def _read_location(folder: Path) -> str:
+    try:
+        return (folder / LOCATION).read_text()
+    except OSError:
+        return folder.name
+
+
+def _read_counters(path: Path) -> tuple[int, int]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return int(content["files"]), int(content["bytes"])
+    except (OSError, ValueError, KeyError):
+        return 0, 0
