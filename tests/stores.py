@@ -175,14 +175,15 @@ def launch_server(folder: Path, ports: list[int]) -> subprocess.Popen[bytes]:
     options = [f"-{role}.port={port}" for role, port in zip(roles, ports[:4], strict=True)]
     options += [f"-{role}.port.grpc={port}" for role, port in zip(roles, ports[4:], strict=True)]
     options += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.iam=false", "-master.telemetry=false"]
-    options += ["-master.volumeSizeLimitMB=256", "-volume.max=40", "-volume.preStopSeconds=0"]
+    options += ["-master.volumeSizeLimitMB=256", "-volume.max=1000", "-volume.preStopSeconds=0"]
     # The server must not outlive a test process that is killed.
     guard = ["setpriv", "--pdeathsig", "KILL"] if shutil.which("setpriv") else []
     command = [*guard, weed, "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-filer", "-s3"]
     with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            [*command, f"-s3.config={configuration}", *options], cwd=folder, stdout=log, stderr=log
-        )
+        # Each bucket has volumes of its own, of which the server would otherwise create seven at once.
+        environment = os.environ | {"WEED_MASTER_VOLUME_GROWTH_COPY_1": "1"}
+        arguments = [*command, f"-s3.config={configuration}", *options]
+        return subprocess.Popen(arguments, cwd=folder, env=environment, stdout=log, stderr=log)
 
 
 def wait_for_server(process: subprocess.Popen[bytes], server: S3Server) -> bool:
