@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import fnmatch
 import json
+import os
 import shutil
 import socket
 import struct
