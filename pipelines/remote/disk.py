@@ -338,7 +338,7 @@ class CacheFolder:
                     yield CachedFile(f"{folder.name}/{file.name}", status.st_size, status.st_atime_ns)
 
     def _list_fetches(self) -> dict[str, int]:
-        """Returns the bytes reserved for each file being fetched, by key; removes fetches of dead processes."""
+        """Returns the bytes reserved for each fetch in progress, by key; removes those of dead processes."""
         fetches = {}
         for folder in list(self._fetches.iterdir()):
             descriptor = _try_lock(folder / "lock")
