@@ -34,6 +34,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError, DataError, GlassboxError, suggest
 from pipelines.plugins import is_reference, load_reference, split_argument
+from pipelines.remote.uri import Uri, is_uri, parse_location
 from pipelines.sources.base import DATASETS, SOURCES, UNLABELLED_SOURCES, Source
 from pipelines.sources.options import SourceOptions
 
@@ -152,13 +153,18 @@ def _open_plugin(factory: Any, argument: str, name: str) -> Source:
 
 def _build_unknown_error(name: str, labelled: bool) -> ConfigError:
     """Returns the error for a name that is not that of a source, with suggestions."""
+    from pipelines.sources.archive import find_archive_kind
+
     kind = name.partition(":")[0]
     forms = FORMS if labelled else f"photos:DIR, {FORMS}"
     known = [*SOURCES.names(), *DATASETS.names()]
     if not labelled:
         known.extend(UNLABELLED_SOURCES.names())
     fix = f"write {forms}"
-    if kind not in known:
+    location = parse_location(name) if is_uri(name) else None  # refuses an unknown scheme, or a query
+    if isinstance(location, Uri) and not location.is_read_only:
+        fix = f"write {'archive' if find_archive_kind(location.name) else 'folder'}:{location}"
+    elif kind not in known:
         path = Path(name).expanduser()
         if name and path.exists():
             fix = f"write {'folder' if path.is_dir() else 'archive'}:{name}"
