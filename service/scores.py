@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 # Probabilities are clipped to this value, so that one confident mistake cannot make the loss infinite.
 SMALLEST = 1e-7
 TOP = 5
+BOOTSTRAP_DRAWS = 2000
 
 
 def losses(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -86,6 +87,44 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def standard_error(accuracy: float, images: int) -> float:
     """Computes the standard error of an accuracy measured on some number of images."""
     return math.sqrt(accuracy * (1 - accuracy) / max(images, 1))
+
+
+def bootstrap_interval(values: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Computes a confidence interval of a mean over images: the percentile bootstrap (Efron, 1979).
+
+    Args:
+        values: Value of every image, float `[N]`.
+        seed: Seed of the resampling.
+        level: Probability that the interval covers the mean.
+
+    Returns:
+        Lower and upper bound; infinite for fewer than two images, which show no variation.
+    """
+    if len(values) < 2:
+        return -math.inf, math.inf
+    draws = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAP_DRAWS, len(values)))
+    means = np.asarray(values, np.float64)[draws].mean(axis=1)
+    tail = (1 - level) / 2
+    low, high = np.quantile(means, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def is_better_than_majority(predicted: np.ndarray, labels: np.ndarray, seed: int) -> bool:
+    """Tells whether predictions are clearly more often correct than always the most frequent class.
+
+    The images are resampled, each with both predictions: clear means that the bootstrap interval of the
+    difference is above 0.
+
+    Args:
+        predicted: Predicted classes, int `[N]`.
+        labels: True classes, int `[N]`.
+        seed: Seed of the resampling.
+    """
+    if not len(labels):
+        return False
+    majority = np.bincount(labels).argmax()
+    gains = (predicted == labels).astype(np.float64) - (labels == majority)
+    return bootstrap_interval(gains, seed)[0] > 0
 
 
 def majority_class_share(labels: np.ndarray) -> float:

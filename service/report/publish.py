@@ -16,7 +16,7 @@ from pipelines.storage import sync
 MANIFEST = "manifest.json"
 PAGE = "index.html"
 KIND = "glassbox report"
-VERSION = 5  # version of the page and its manifest; reports of another version are rendered again
+VERSION = 6  # version of the page and its manifest; reports of another version are rendered again
 
 
 def read_kind(directory: Path) -> str:

@@ -6,8 +6,16 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from service.scores import auc, confusion_matrix, losses, true_ranks
+from service.scores import (
+    auc,
+    bootstrap_interval,
+    confusion_matrix,
+    is_better_than_majority,
+    losses,
+    true_ranks,
+)
 
 
 def ints(*values: int) -> np.ndarray:
@@ -61,3 +69,29 @@ def test_auc_equals_counting_every_pair():
     scores = draw.integers(0, 20, 300) / 20  # many ties
     won = scores[labels == 1][:, None] - scores[labels == 0][None]
     assert auc(labels, scores) == pytest.approx(((won > 0) + 0.5 * (won == 0)).mean(), rel=1e-12)
+
+
+def test_the_bootstrap_interval_is_that_of_scipy():
+    values = np.random.default_rng(3).exponential(size=40)
+    expected = scipy.stats.bootstrap((values,), np.mean, n_resamples=9999, method="percentile", rng=0)
+    low, high = bootstrap_interval(values, seed=0)
+    width = expected.confidence_interval.high - expected.confidence_interval.low
+    assert low == pytest.approx(expected.confidence_interval.low, abs=0.05 * width)
+    assert high == pytest.approx(expected.confidence_interval.high, abs=0.05 * width)
+    assert bootstrap_interval(values, seed=0) == (low, high)
+    assert bootstrap_interval(values[:1], seed=0) == (-math.inf, math.inf)
+
+
+@pytest.mark.parametrize(
+    ("correct", "images", "is_better"), [(50, 100, False), (56, 100, False), (75, 100, True), (20, 20, True)]
+)
+def test_a_model_must_be_clearly_better_than_the_most_frequent_class(correct, images, is_better):
+    labels = np.arange(images) % 2
+    predicted = np.where(np.arange(images) < correct, labels, 1 - labels)
+    assert is_better_than_majority(predicted, labels, seed=0) == is_better
+
+
+def test_the_most_frequent_class_is_not_better_than_itself():
+    labels = np.array([1] * 90 + [0] * 10)
+    assert not is_better_than_majority(np.ones(100, np.int64), labels, seed=0)
+    assert not is_better_than_majority(labels[:0], labels[:0], seed=0)

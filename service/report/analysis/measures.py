@@ -71,22 +71,35 @@ def randomize_weights(model: keras.Model, seed: int, last_only: bool = False) ->
 
 @dataclass(frozen=True)
 class PerturbationCurves:
-    """Deletion and insertion curves (Petsiuk et al., 2018, RISE).
+    """Deletion and insertion curves of N images (Petsiuk et al., 2018, RISE).
 
     Attributes:
-        deletion: Mean probability with 0, 10, ... 100 % of the pixels removed, float64 `[STEPS + 1]`.
-        insertion: Mean probability with 0, 10, ... 100 % of the pixels present, float64 `[STEPS + 1]`.
+        deletions: Probability with 0, 10, ... 100 % of the pixels removed, float64 `[N, STEPS + 1]`.
+        insertions: Probability with 0, 10, ... 100 % of the pixels present, float64 `[N, STEPS + 1]`.
     """
 
-    deletion: Floats
-    insertion: Floats
+    deletions: Floats
+    insertions: Floats
 
     @property
-    def auc(self) -> tuple[float, float]:
-        """Areas under the deletion and the insertion curve, in [0, 1]; small and large if faithful."""
-        deletion = float(np.trapezoid(self.deletion, dx=1 / STEPS))
-        insertion = float(np.trapezoid(self.insertion, dx=1 / STEPS))
-        return deletion, insertion
+    def deletion(self) -> Floats:
+        """Mean deletion curve, float64 `[STEPS + 1]`."""
+        return np.asarray(self.deletions.mean(axis=0))
+
+    @property
+    def insertion(self) -> Floats:
+        """Mean insertion curve, float64 `[STEPS + 1]`."""
+        return np.asarray(self.insertions.mean(axis=0))
+
+    def compute_areas(self) -> tuple[Floats, Floats]:
+        """Computes the areas under the curves of every image, in [0, 1]; small and large if faithful.
+
+        Returns:
+            Areas under the deletion and the insertion curves, float64 `[N]` each.
+        """
+        deletion = np.trapezoid(self.deletions, dx=1 / STEPS, axis=1)
+        insertion = np.trapezoid(self.insertions, dx=1 / STEPS, axis=1)
+        return np.asarray(deletion), np.asarray(insertion)
 
 
 def compute_perturbation_curves(
@@ -108,15 +121,17 @@ def compute_perturbation_curves(
     rank = np.argsort(order, axis=1).reshape(count, height, width, 1)  # 0 for the first pixel to remove
     mean_colour = images.mean(axis=(1, 2), keepdims=True)  # [N, 1, 1, C]
     rows = np.arange(count)
-    deletion = []
-    insertion = []
+    deletions = []
+    insertions = []
     for step in range(STEPS + 1):
         is_selected = rank < round(step / STEPS * height * width)
         without_selected = predict(np.where(is_selected, mean_colour, images))
         only_selected = predict(np.where(is_selected, images, mean_colour))
-        deletion.append(float(without_selected[rows, classes].mean()))
-        insertion.append(float(only_selected[rows, classes].mean()))
-    return PerturbationCurves(np.array(deletion), np.array(insertion))
+        deletions.append(without_selected[rows, classes])
+        insertions.append(only_selected[rows, classes])
+    return PerturbationCurves(
+        np.stack(deletions, axis=1).astype(np.float64), np.stack(insertions, axis=1).astype(np.float64)
+    )
 
 
 def find_peak(values: Floats) -> tuple[float, float]:
@@ -197,18 +212,19 @@ def find_distractor(image: Floats, box: Box) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class LocalizationScores:
-    """Agreement of heatmaps with known bounding boxes. Each score alone can be high for wrong heatmaps.
+    """Agreement of N heatmaps with known bounding boxes. Each score alone can be high for wrong heatmaps.
 
     Attributes:
-        pointing_game: Fraction of heatmaps whose maximum lies in the box (Zhang et al., 2016).
-        energy: Mean fraction of a heatmap's sum that lies in the box (Wang et al., 2020).
-        distraction: Fraction of heatmaps whose maximum lies at the strongest edges outside the box.
+        hits: Whether the maximum of a heatmap lies in the box, the pointing game of Zhang et al. (2016);
+            bool `[N]`.
+        energies: Fraction of a heatmap's sum that lies in the box (Wang et al., 2020), float64 `[N]`.
+        distractions: Whether the maximum lies at the strongest edges outside the box, bool `[N]`.
         chance: Mean area of the boxes, which is the score of random heatmaps in pointing game and energy.
     """
 
-    pointing_game: float
-    energy: float
-    distraction: float
+    hits: NDArray[np.bool_]
+    energies: Floats
+    distractions: NDArray[np.bool_]
     chance: float
 
 
@@ -239,8 +255,8 @@ def score_localization(
         top, left, bottom, right = box
         areas.append((bottom - top) * (right - left))
     return LocalizationScores(
-        pointing_game=float(np.mean(hits)),
-        energy=float(np.mean(energies)),
-        distraction=float(np.mean(distractions)),
+        hits=np.array(hits, np.bool_),
+        energies=np.array(energies, np.float64),
+        distractions=np.array(distractions, np.bool_),
         chance=float(np.mean(areas)),
     )

@@ -105,6 +105,7 @@ class Network:
         head: Whether the outputs of the model are probabilities or logits.
         shape: Height, width and channels of the images.
         class_count: Number of classes.
+        has_one_unit: Whether the output is a single unit, whose sign decides between two classes.
         layers: Layers in the order in which they run, without those that pass their input on unchanged.
 
     Raises:
@@ -126,6 +127,7 @@ class Network:
         self._fast = fast
         self.shape: tuple[int, ...] = tuple(model.input_shape[1:])
         self.class_count = class_count(model)
+        self.has_one_unit = model.output_shape[1] == 1
         self._last_operation = last_operation(model)
         self._removes_activation = self.head == "probabilities" and _ends_in_its_activation(model)
         self._symbolic_trace = self._trace_symbolically()

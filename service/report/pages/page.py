@@ -68,12 +68,12 @@ class CheckResult:
 
     Attributes:
         name: Name of the check.
-        is_passed: Whether the check passed.
+        is_passed: Whether the check passed; None if that cannot be decided.
         message: One sentence on the result.
     """
 
     name: str
-    is_passed: bool
+    is_passed: bool | None
     message: str
 
     def figures(self) -> dict[str, Any]:
@@ -118,7 +118,7 @@ class Page:
     def checks(self) -> list[CheckResult]:
         """The results of all checks, in the order of the sections."""
         return [
-            CheckResult(str(check["name"]), bool(check["passed"]), str(check["words"]))
+            CheckResult(str(check["name"]), check["passed"], str(check["words"]))
             for section in self.sections
             for check in section.figures.get("checks", ())
         ]
@@ -154,7 +154,7 @@ def write(directory: Path, page: Page) -> None:
         facts=page.subject.facts,
         summary=page.summary,
         verdict=format_verdict(page.summary),
-        failed_checks=[check for check in page.checks if not check.is_passed],
+        failed_checks=[check for check in page.checks if check.is_passed is False],
         warnings=[*page.alerts, *list_warnings(page.summary, page.subject.facts.state)],
     )
     if page.options.single_file:

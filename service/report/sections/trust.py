@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from service.report.analysis.network import Network
 from service.report.drawing.formatting import percent
 from service.report.drawing.plots import Line, Plot
 from service.report.sections.section import Section
+from service.scores import bootstrap_interval, is_better_than_majority, majority_class_share
 
 RANDOMIZATIONS = 3  # sets of shuffled weights, whose correlations are averaged
 # Thresholds of the checks.
@@ -41,27 +43,52 @@ Floats = NDArray[np.floating]
 
 @dataclass(frozen=True)
 class SanityCheck:
-    """One test that meaningful heatmaps pass.
+    """One test that meaningful heatmaps pass, measured on a sample of images.
 
     Attributes:
         name: Name of the test.
-        value: The measured value.
+        value: Mean of the measured value over the images.
+        interval: 95 % confidence interval of the mean, from the bootstrap over images.
         requirement: Condition on the value, as text.
-        is_passed: Whether the value meets the requirement.
+        bounds: Range that the condition allows.
         message: One sentence that interprets the value.
+        has_verdict: Whether the test can pass or fail: not for a model that has learned nothing, whose
+            heatmaps have nothing to show.
     """
 
     name: str
     value: float
+    interval: tuple[float, float]
     requirement: str
-    is_passed: bool
+    bounds: tuple[float, float]
     message: str
+    has_verdict: bool = True
+
+    @property
+    def is_passed(self) -> bool | None:
+        """True if the whole interval meets the requirement, False if none of it does, None otherwise."""
+        if not self.has_verdict:
+            return None
+        low, high = self.interval
+        lower, upper = self.bounds
+        if lower <= low and high <= upper:
+            return True
+        return False if high < lower or low > upper else None
+
+    @property
+    def outcome(self) -> str:
+        """The result in one word or two."""
+        if not self.has_verdict:
+            return "no verdict"
+        return {True: "passed", False: "failed", None: "inconclusive"}[self.is_passed]
 
     def figures(self) -> dict[str, Any]:
         """Returns the check for the manifest."""
+        low, high = self.interval
         return {
             "name": self.name,
             "value": self.value,
+            "interval": [low, high] if math.isfinite(low) else None,
             "needs": self.requirement,
             "passed": self.is_passed,
             "words": self.message,
@@ -98,13 +125,16 @@ def build_section(
     truth = predictions.labels[indices].astype(np.int64)
     second = np.argsort(-predictions.probabilities[indices], axis=1, kind="stable")[:, 1]
 
+    has_learned = is_better_than_majority(predictions.classes, predictions.labels, seed)
+
     extractor = CamExtractor(network, [layer], ["signed"], classes=3)
     classes = np.stack([predicted, second, truth], axis=1)  # [N, 3]
     maps = _compute_maps(extractor, pixels, classes)  # [N, 3, h, w]
-    checks = check_randomization(*_correlate_with_other_weights(extractor, pixels, classes, maps, seed))
-    checks.append(check_second_class(compute_mean_correlation(maps[:, 0], maps[:, 1])))
+    checks = check_randomization(*_correlate_with_other_weights(extractor, pixels, classes, maps, seed), seed)
+    if not network.has_one_unit:  # a single logit has one heatmap; its negative is that of the other class
+        checks.append(check_second_class(correlate(maps[:, 0], maps[:, 1]), seed))
     by_map, by_chance = _compute_curves(network, pixels, predicted, maps[:, 0], seed)
-    checks += check_perturbations(by_map, by_chance)
+    checks += check_perturbations(by_map, by_chance, seed)
     boxes = images.read_bboxes(rows)
     with_box = [n for n, box in enumerate(boxes) if box is not None]
     if with_box:
@@ -112,8 +142,13 @@ def build_section(
             [np.maximum(maps[n, 2], 0) for n in with_box],
             [pixels[n] for n in with_box],
             [boxes[n] for n in with_box],
+            seed,
         )
+    checks = [replace(check, has_verdict=has_learned) for check in checks]
     values = {
+        "has_learned": has_learned,
+        "accuracy": float((predictions.classes == predictions.labels).mean()),
+        "baseline": majority_class_share(predictions.labels),
         "images": len(rows),
         "split": images.split,
         "layer": layer,
@@ -132,93 +167,104 @@ def build_section(
     return Section("trust", "Heatmap sanity checks", values, figures)
 
 
-def compute_mean_correlation(maps: Floats, others: Floats) -> float:
-    """Computes the mean rank correlation of heatmaps `[N, h, w]`, each with its counterpart in `others`."""
-    return float(np.mean([spearman(a, b) for a, b in zip(maps, others, strict=True)]))
+def correlate(maps: Floats, others: Floats) -> Floats:
+    """Computes the rank correlation of every heatmap of `[N, h, w]` with its counterpart, float64 `[N]`."""
+    return np.array([spearman(a, b) for a, b in zip(maps, others, strict=True)])
 
 
-def check_randomization(same: float, shuffled: float) -> list[SanityCheck]:
+def check_randomization(same: Floats, shuffled: Floats, seed: int) -> list[SanityCheck]:
     """Checks that heatmaps are reproducible, and that they change with the weights.
 
     Args:
-        same: Correlation with the heatmaps of the same weights, computed again.
-        shuffled: Correlation with the heatmaps of shuffled weights.
+        same: Correlation of every heatmap with that of the same weights, computed again, `[N]`.
+        shuffled: Correlation of every heatmap with that of shuffled weights, `[N]`.
+        seed: Seed of the bootstrap.
     """
-    depends_on_weights = abs(shuffled) < SHUFFLED_WEIGHTS
-    if depends_on_weights:
-        effect = "changes the heatmaps"
-        conclusion = "they show what the model learned"
-    else:
-        effect = "hardly changes the heatmaps"
-        conclusion = "they show the image, not what the model learned"
-    return [
-        SanityCheck(
-            "Reproducibility",
-            same,
-            "1.00",
-            same > SAME_WEIGHTS,
-            f"Computed again with the same weights, the heatmaps correlate by {same:.2f} (Spearman).",
-        ),
-        SanityCheck(
-            "Weight randomization",
-            shuffled,
-            f"between -{SHUFFLED_WEIGHTS} and {SHUFFLED_WEIGHTS}",
-            depends_on_weights,
-            f"Shuffling the weights {effect} (Spearman {shuffled:.2f}): {conclusion}.",
-        ),
-    ]
+    value = float(same.mean())
+    reproducibility = _build_check(
+        "Reproducibility",
+        same,
+        seed,
+        "1.00",
+        (SAME_WEIGHTS, math.inf),
+        f"Computed again with the same weights, the heatmaps correlate by {value:.2f} (Spearman).",
+    )
+    value = float(shuffled.mean())
+    randomization = _build_check(
+        "Weight randomization",
+        shuffled,
+        seed,
+        f"between -{SHUFFLED_WEIGHTS} and {SHUFFLED_WEIGHTS}",
+        (-SHUFFLED_WEIGHTS, SHUFFLED_WEIGHTS),
+        f"With shuffled weights, the heatmaps correlate by {value:.2f} (Spearman): ",
+    )
+    conclusion = {
+        True: "they depend on what the model learned.",
+        False: "they show the image rather than what the model learned.",
+        None: "too uncertain to tell whether they depend on what the model learned.",
+    }[randomization.is_passed]
+    return [reproducibility, replace(randomization, message=randomization.message + conclusion)]
 
 
-def check_second_class(correlation: float) -> SanityCheck:
+def check_second_class(correlations: Floats, seed: int) -> SanityCheck:
     """Checks that heatmaps depend on the class: a map that is the same for all classes explains none of them.
 
     Args:
-        correlation: Correlation of the heatmaps of the two most probable classes.
+        correlations: Correlation of the heatmaps of the two most probable classes per image, `[N]`.
+        seed: Seed of the bootstrap.
     """
-    is_different = correlation < SECOND_CLASS
-    verdict = "differs" if is_different else "is much the same"
-    return SanityCheck(
+    value = float(correlations.mean())
+    verdict = "differs" if value <= SECOND_CLASS else "is much the same"
+    return _build_check(
         "Class sensitivity",
-        correlation,
-        f"below {SECOND_CLASS}",
-        is_different,
-        f"The heatmap of the second most probable class {verdict} (Spearman {correlation:.2f}).",
+        correlations,
+        seed,
+        f"at most {SECOND_CLASS}",
+        (-math.inf, SECOND_CLASS),
+        f"The heatmap of the second most probable class {verdict} (Spearman {value:.2f}).",
     )
 
 
-def check_perturbations(by_map: PerturbationCurves, by_chance: PerturbationCurves) -> list[SanityCheck]:
+def check_perturbations(
+    by_map: PerturbationCurves, by_chance: PerturbationCurves, seed: int
+) -> list[SanityCheck]:
     """Checks that the pixels a heatmap marks matter more to the prediction than random pixels.
+
+    The value is the difference between the areas under the two curves of an image.
 
     Args:
         by_map: Curves with the pixels in the order of the heatmaps, the brightest first.
         by_chance: Curves with the pixels in random order.
+        seed: Seed of the bootstrap.
     """
-    deletion, insertion = by_map.auc
-    random_deletion, random_insertion = by_chance.auc
-    falls_faster = deletion < random_deletion
-    rises_faster = insertion > random_insertion
+    deletion, insertion = by_map.compute_areas()
+    random_deletion, random_insertion = by_chance.compute_areas()
+    falls_faster = deletion.mean() < random_deletion.mean()
+    rises_faster = insertion.mean() > random_insertion.mean()
     return [
-        SanityCheck(
+        _build_check(
             "Deletion",
-            deletion,
-            f"below {random_deletion:.2f} (random order)",
-            falls_faster,
+            deletion - random_deletion,
+            seed,
+            "at most 0",
+            (-math.inf, 0.0),
             f"Removing the brightest places first lowers the probability {_describe_speed(falls_faster)} "
-            f"than random order (area {deletion:.2f}, random {random_deletion:.2f}).",
+            f"than random order (area {deletion.mean():.2f}, random {random_deletion.mean():.2f}).",
         ),
-        SanityCheck(
+        _build_check(
             "Insertion",
-            insertion,
-            f"above {random_insertion:.2f} (random order)",
-            rises_faster,
+            insertion - random_insertion,
+            seed,
+            "at least 0",
+            (0.0, math.inf),
             f"Revealing the brightest places first raises the probability {_describe_speed(rises_faster)} "
-            f"than random order (area {insertion:.2f}, random {random_insertion:.2f}).",
+            f"than random order (area {insertion.mean():.2f}, random {random_insertion.mean():.2f}).",
         ),
     ]
 
 
 def check_localization(
-    maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box]
+    maps: Sequence[Floats], images: Sequence[Floats], boxes: Sequence[Box], seed: int
 ) -> list[SanityCheck]:
     """Checks that heatmaps find the object, by three scores that are conclusive only together.
 
@@ -226,32 +272,52 @@ def check_localization(
         maps: Heatmaps `[h, w]` of the true classes, at least 0.
         images: The images they belong to, `[H, W, C]`.
         boxes: Bounding box of the object in each image.
+        seed: Seed of the bootstrap.
     """
     scores = score_localization(maps, images, boxes)
     chance = f"(random: {percent(scores.chance, 0)})"
+    hits = float(scores.hits.mean())
+    energy = float(scores.energies.mean())
+    distraction = float(scores.distractions.mean())
     return [
-        SanityCheck(
+        _build_check(
             "Pointing game",
-            scores.pointing_game,
+            scores.hits,
+            seed,
             f"at least {POINTING}",
-            scores.pointing_game >= POINTING,
-            f"{percent(scores.pointing_game)} of the heatmaps peak on the object {chance}.",
+            (POINTING, math.inf),
+            f"{percent(hits)} of the heatmaps peak on the object {chance}.",
         ),
-        SanityCheck(
+        _build_check(
             "Energy in the bounding box",
-            scores.energy,
+            scores.energies,
+            seed,
             f"at least {ENERGY}",
-            scores.energy >= ENERGY,
-            f"{percent(scores.energy)} of the heatmap energy lies on the object {chance}.",
+            (ENERGY, math.inf),
+            f"{percent(energy)} of the heatmap energy lies on the object {chance}.",
         ),
-        SanityCheck(
+        _build_check(
             "Distraction by edges",
-            scores.distraction,
+            scores.distractions,
+            seed,
             f"at most {DISTRACTED}",
-            scores.distraction <= DISTRACTED,
-            f"{percent(scores.distraction)} of the heatmaps peak at the strongest edges outside the object.",
+            (-math.inf, DISTRACTED),
+            f"{percent(distraction)} of the heatmaps peak at the strongest edges outside the object.",
         ),
     ]
+
+
+def _build_check(
+    name: str,
+    values: Floats | NDArray[np.bool_],
+    seed: int,
+    requirement: str,
+    bounds: tuple[float, float],
+    message: str,
+) -> SanityCheck:
+    """Builds a check from the values of the images, `[N]`."""
+    interval = bootstrap_interval(values, seed)
+    return SanityCheck(name, float(values.mean()), interval, requirement, bounds, message)
 
 
 def _describe_speed(is_faster: bool) -> str:
@@ -266,15 +332,19 @@ def _compute_maps(extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarr
 
 def _correlate_with_other_weights(
     extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
-) -> tuple[float, float]:
-    """Computes the correlation with heatmaps of the same weights, and the mean one for shuffled weights."""
+) -> tuple[Floats, Floats]:
+    """Correlates every heatmap with that of the same weights, and with those of shuffled weights on average.
+
+    Returns:
+        Correlations of the same and of shuffled weights, float64 `[N]` each.
+    """
     correlations = []
     for draw in range(RANDOMIZATIONS):
         with randomize_weights(extractor.network.model, seed + draw):
             shuffled = _compute_maps(extractor, pixels, classes)
-        correlations.append(compute_mean_correlation(maps[:, 0], shuffled[:, 0]))
+        correlations.append(correlate(maps[:, 0], shuffled[:, 0]))
     again = _compute_maps(extractor, pixels, classes)
-    return compute_mean_correlation(maps[:, 0], again[:, 0]), float(np.mean(correlations))
+    return correlate(maps[:, 0], again[:, 0]), np.mean(correlations, axis=0)
 
 
 def _compute_curves(

@@ -8,7 +8,12 @@ import pytest
 import tensorflow as tf
 
 from service.inference.classifier import predict
-from service.report.analysis.measures import compute_edge_strength, score_localization
+from service.report.analysis.measures import (
+    STEPS,
+    PerturbationCurves,
+    compute_edge_strength,
+    score_localization,
+)
 from service.report.analysis.network import Network
 from service.report.sections import trust
 from service.report.sections.section import Section
@@ -31,8 +36,8 @@ def test_correct_maps_pass_all_scores_and_wrong_ones_fail_at_least_one():
         right[(y + 6) // 2, (x + 6) // 2] = 3
         images.append(image), maps.append(right), boxes.append((y / 32, x / 32, (y + 12) / 32, (x + 12) / 32))
 
-    def passes(wrong) -> list[bool]:
-        return [check.is_passed for check in trust.check_localization(wrong, images, boxes)]
+    def passes(wrong) -> list[bool | None]:
+        return [check.is_passed for check in trust.check_localization(wrong, images, boxes, 0)]
 
     assert passes(maps) == [True, True, True]
     assert score_localization(maps, images, boxes).chance == pytest.approx((12 / 32) ** 2)
@@ -140,7 +145,7 @@ def test_a_network_that_looks_at_the_object_passes():
 @pytest.mark.parametrize(
     ("correlation", "same", "shuffled", "second"),
     [
-        (0.5, False, False, False),
+        (0.6, False, False, False),
         (-0.5, False, False, True),
         (0.2, False, True, True),
         (1.0, True, False, False),
@@ -149,10 +154,66 @@ def test_a_network_that_looks_at_the_object_passes():
 def test_heatmaps_that_are_alike_or_opposite_where_they_should_not_be_fail(
     correlation, same, shuffled, second
 ):
-    reproducibility, randomization = trust.check_randomization(correlation, correlation)
-    assert reproducibility.is_passed == same
-    assert randomization.is_passed == shuffled
-    assert trust.check_second_class(correlation).is_passed == second
+    correlations = np.full(9, correlation)
+    reproducibility, randomization = trust.check_randomization(correlations, correlations, 0)
+    assert reproducibility.is_passed is same
+    assert randomization.is_passed is shuffled
+    assert trust.check_second_class(correlations, 0).is_passed is second
+
+
+@pytest.mark.parametrize(
+    ("value", "spread", "outcome"),
+    [(0.3, 0.1, "passed"), (0.45, 1.0, "inconclusive"), (0.55, 1.0, "inconclusive"), (0.7, 0.1, "failed")],
+)
+def test_a_check_passes_only_if_its_interval_is_clear_of_the_bound(value, spread, outcome):
+    """The bound is 0.5; 24 images, half of them above and half below the mean."""
+    correlations = value + spread * np.tile([-1.0, 1.0], 12)
+    check = trust.check_second_class(correlations, seed=0)
+    assert check.outcome == outcome
+    low, high = check.interval
+    # The standard error is spread / sqrt(24), and the interval about four of them wide.
+    assert high - low == pytest.approx(2 * 1.96 * spread / np.sqrt(24), rel=0.15)
+    assert low < value < high
+
+
+def test_one_image_decides_nothing():
+    assert trust.check_second_class(np.array([-1.0]), seed=0).outcome == "inconclusive"
+
+
+def perturbation_curves(areas: list[float]) -> PerturbationCurves:
+    """Constant curves with these areas."""
+    constant = np.repeat(np.array(areas)[:, None], STEPS + 1, axis=1)
+    return PerturbationCurves(constant, constant)
+
+
+def test_curves_are_compared_image_by_image():
+    """The areas differ more from image to image than from map to chance, but on every image alike."""
+    by_map = perturbation_curves([0.1, 0.5, 0.9] * 8)
+    by_chance = perturbation_curves([0.15, 0.55, 0.95] * 8)
+    deletion, insertion = trust.check_perturbations(by_map, by_chance, seed=0)
+    assert (deletion.outcome, insertion.outcome) == ("passed", "failed")
+    assert (deletion.value, insertion.value) == pytest.approx((-0.05, -0.05))
+    by_chance = perturbation_curves([0.95, 0.15, 0.55] * 8)
+    deletion, insertion = trust.check_perturbations(by_map, by_chance, seed=0)
+    assert (deletion.outcome, insertion.outcome) == ("inconclusive", "inconclusive")
+
+
+def test_the_heatmaps_of_a_model_that_has_learned_nothing_get_no_verdict():
+    section = build_section(colour_model(trained=False), Spots(), 24)
+    assert section is not None
+    assert not section.values["has_learned"]
+    assert {check.outcome for check in section.values["checks"]} == {"no verdict"}
+    assert {check["passed"] for check in section.figures["checks"]} == {None}
+
+
+def test_a_single_logit_has_no_heatmap_of_another_class():
+    model = colour_model()
+    one_unit = keras.Sequential([*model.layers[:-1], L.Dense(1, activation="sigmoid")])
+    one_unit.build((None, 16, 16, 3))
+    one_unit.layers[-1].set_weights([np.array([[-3.0], [3.0]]), np.zeros(1)])
+    checks = checks_of(one_unit, Spots())
+    assert "Class sensitivity" not in checks
+    assert checks["Pointing game"]["passed"]
 
 
 def test_images_without_a_bounding_box_are_not_scored_by_one():
