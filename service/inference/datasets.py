@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record, Rejected
+from pipelines.shards.images import DEEP
 from pipelines.shards.manifest import FILE_NAME, load_manifest
 from pipelines.shards.task import prepare_examples
 from pipelines.sources import Source, SourceOptions, open_source
@@ -34,6 +36,8 @@ D = TypeVar("D", bound="ImageDataset")
 
 BATCH = 64  # images per batch
 UNDECODABLE = "cannot be decoded"
+
+logger = logging.getLogger(__name__)
 
 
 class Block(NamedTuple):
@@ -124,12 +128,28 @@ def find_split(rows: Mapping[str, int], name: str) -> str:
 def use_levels(dataset: D, metadata: ModelMetadata | None) -> D:
     """Returns a dataset whose images of more than 8 bits are reduced like those that a model has learned.
 
+    Images of a shard set are reduced already. If that was done otherwise, this is logged.
+
     Args:
-        dataset: Images to predict; those of a shard set are reduced already.
+        dataset: Images to predict.
         metadata: Metadata of the model; None if it has none.
     """
-    if isinstance(dataset, SourceDataset) and metadata is not None:
+    if metadata is None:
+        return dataset
+    if isinstance(dataset, SourceDataset):
         return cast("D", replace(dataset, spec=ShardSpec(levels=metadata.levels)))
+    if isinstance(dataset, ShardDataset):
+        manifest = load_manifest(dataset.directory)
+        count = manifest.notices.get(DEEP, 0)
+        if count and manifest.levels != metadata.levels:
+            logger.warning(
+                "warning: %d images of more than 8 bits were reduced with levels %s, but the model was"
+                " trained with levels %s; build the shard set with --levels %s",
+                count,
+                manifest.levels,
+                metadata.levels,
+                metadata.levels,
+            )
     return dataset
 
 

@@ -195,7 +195,8 @@ def _find_rows(dataset: ShardDataset | SourceDataset, split: str) -> int:
     """
     rows = dataset.rows()
     if not rows.get(split):
-        raise DataError(f"a split named one of {', '.join(rows)}", f"split={split}", "choose one of these")
+        fix = f"choose one with --split, such as --split {next(iter(rows), split)}"
+        raise DataError(f"a split named one of {', '.join(rows)}", f"data without split={split}", fix)
     return rows[split]
 
 
