@@ -11,7 +11,8 @@ from PIL import Image
 
 from pipelines.records import Record
 from pipelines.shards.formats import write_shard
-from pipelines.shards.manifest import VERSION, Manifest, SplitManifest
+from pipelines.shards.manifest import VERSION, InlineSplit, Manifest, SplitManifest
+from pipelines.shards.split_index import index_shard, write_split
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -37,8 +38,9 @@ def write_shards(
     *,
     format: str = "arrow",
     encoding: str = "as-found",
+    version: int = VERSION,
 ) -> Path:
-    """Writes a shard set, `shard_rows` rows to a shard."""
+    """Writes a shard set, `shard_rows` rows to a shard; version 2 lists the shards in the manifest."""
     directory.mkdir(parents=True)
     manifests = {}
     for split, records in splits.items():
@@ -48,11 +50,14 @@ def write_shards(
             for start in starts
         ]
         counts = np.bincount([record.label for record in records], minlength=len(classes)).tolist()
-        manifests[split] = SplitManifest(
-            shards=tuple(shards), class_counts=tuple(counts), mean=(1.0,) * 3, std=(1.0,) * 3
-        )
+        figures = {"class_counts": tuple(counts), "mean": (1.0,) * 3, "std": (1.0,) * 3}
+        if version == 2:
+            manifests[split] = InlineSplit(shards=tuple(shards), **figures)
+            continue
+        parts = [(shard, index_shard(directory, shard)) for shard in shards]
+        manifests[split] = SplitManifest(**dict(write_split(directory, split, format, parts)), **figures)
     Manifest(
-        version=VERSION,
+        version=version,
         format=format,
         encoding=encoding,
         store_size=None,

@@ -20,7 +20,9 @@ from pipelines.health.scan import EMPTY, ShardFeatures, scan_shard
 from pipelines.health.thumbnails import SIDE, compute_thumbnail, convert_to_grey, decode_image
 from pipelines.input.reader import ShardReader
 from pipelines.shards.arrow import DAMAGE_FIX
-from pipelines.shards.manifest import Manifest, ShardFile, load_manifest
+from pipelines.shards.files import ShardFiles, open_files
+from pipelines.shards.manifest import Manifest, load_manifest
+from pipelines.shards.split_index import SetShard, SetShards, ShardCalls
 
 SAMPLE = 1000  # images that stand for the set when the difference between two images is judged
 MEAN_SAMPLE = 300  # images per class behind a mean image, about
@@ -81,8 +83,9 @@ def check_shards(
         )
     directory = Path(directory).absolute()
     manifest = load_manifest(directory)
-    shards = _select_shards(manifest, limit)
-    features = _collect_features(directory, manifest, shards, progress or (lambda done, total: None), workers)
+    files = open_files(directory)
+    shards = _select_shards(files, manifest, limit)
+    features = _collect_features(files, manifest, shards, progress or (lambda done, total: None), workers)
     reader = _ImageReader(directory, manifest, features)
     duplicates = find_duplicates(
         features.images.contents,
@@ -172,55 +175,55 @@ class _ImageReader:
         pixels = self.decode(index)
         return bool((pixels == pixels[0, 0]).all())
 
-    def _read(self, index: int) -> tuple[memoryview, Sequence[int]]:
+    def _read(self, index: int) -> tuple[bytes, Sequence[int]]:
         split, row = self._features.locate(index)
         (image,) = self._readers[split].read_images([row])
         return image, self._features.images.shapes[index].tolist()
 
 
-def _select_shards(manifest: Manifest, limit: int | None) -> list[tuple[str, ShardFile]]:
-    """Returns the shards to read with their split: the first ones of every split, in proportion."""
+def _select_shards(files: ShardFiles, manifest: Manifest, limit: int | None) -> Sequence[SetShard]:
+    """Returns the shards to read: the first ones of every split, in proportion."""
+    shards = SetShards(files, manifest)
     total = sum(split.rows for split in manifest.splits.values())
-    share = 1.0 if limit is None else min(limit / max(total, 1), 1.0)
+    if limit is None or limit >= total:
+        return shards
     selected = []
-    for name, split in manifest.splits.items():
-        rows = 0
-        for shard in split.shards:
-            if rows >= share * split.rows:
-                break
-            selected.append((name, shard))
-            rows += shard.rows
+    rows = dict.fromkeys(manifest.splits, 0)
+    for set_shard in shards:
+        if rows[set_shard.split] < limit / total * manifest.splits[set_shard.split].rows:
+            selected.append(set_shard)
+            rows[set_shard.split] += set_shard.shard.rows
     return selected
 
 
 def _collect_features(
-    directory: Path,
+    files: ShardFiles,
     manifest: Manifest,
-    shards: Sequence[tuple[str, ShardFile]],
+    shards: Sequence[SetShard],
     progress: Progress,
     workers: int | None,
 ) -> Features:
     """Scans shards, in this process or as Ray tasks."""
-    total = sum(shard.rows for _, shard in shards)
+    total = sum(set_shard.shard.rows for set_shard in shards)
     sample_size = max(SAMPLE, MEAN_SAMPLE * len(manifest.classes))
     per_shard = -(-sample_size // max(len(shards), 1))
-    calls = [(directory, shard, manifest.encoding, per_shard) for _, shard in shards]
+    calls = ShardCalls(files, shards, manifest.encoding, per_shard)
     results = [EMPTY] * len(shards)
     done = 0
     progress(done, total)
     with closing(_run(calls, workers)) as scans:
         for index, scan in scans:
             results[index] = scan
-            done += shards[index][1].rows
+            done += shards[index].shard.rows
             progress(done, total)
 
     rows = dict.fromkeys(manifest.splits, 0)
     sampled = [np.zeros(0, np.int64)]
     start = 0
-    for (split, shard), scan in zip(shards, results, strict=True):
-        rows[split] += shard.rows
+    for set_shard, scan in zip(shards, results, strict=True):
+        rows[set_shard.split] += set_shard.shard.rows
         sampled.append(np.arange(start, start + len(scan.sample)))
-        start += shard.rows
+        start += set_shard.shard.rows
     columns = {
         name: np.concatenate([getattr(EMPTY, name), *(getattr(scan, name) for scan in results)])
         for name in ShardFeatures._fields
@@ -244,7 +247,7 @@ def _run(
             yield index, scan_shard(*call)
         return
     with ray_session():
-        yield from run_tasks(scan_shard, calls, lambda index: str(calls[index][1].file), workers)
+        yield from run_tasks(scan_shard, calls, lambda index: str(calls[index][1].shard.file), workers)
 
 
 def _name_duplicates(duplicates: Duplicates, reader: _ImageReader) -> tuple[DuplicateImages, ...]:

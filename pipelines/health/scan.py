@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -12,8 +11,10 @@ from numpy.typing import NDArray
 from pipelines.errors import DataError
 from pipelines.health.thumbnails import SIDE, compute_hashes, compute_thumbnail, convert_to_grey
 from pipelines.shards.arrow import DAMAGE_FIX
+from pipelines.shards.files import ShardFiles
 from pipelines.shards.formats import ShardRows, open_shard
 from pipelines.shards.manifest import ShardFile
+from pipelines.shards.split_index import SetShard
 
 
 class ShardFeatures(NamedTuple):
@@ -38,29 +39,34 @@ class ShardFeatures(NamedTuple):
     sample: NDArray[np.uint8]
 
 
-def scan_shard(directory: Path, shard: ShardFile, encoding: str, sample_size: int) -> ShardFeatures:
+def scan_shard(files: ShardFiles, set_shard: SetShard, encoding: str, sample_size: int) -> ShardFeatures:
     """Computes the features of all images of one shard.
 
     Args:
-        directory: Directory of the shard set.
-        shard: Entry of the shard in the manifest.
+        files: Files of the shard set.
+        set_shard: Entry of the shard.
         encoding: Encoding of the images, `raw` or that of image files.
         sample_size: Number of images whose thumbnails are returned.
 
     Raises:
         DataError: A file or an image is damaged.
     """
+    shard = set_shard.shard
     if not shard.rows:
         return EMPTY
-    rows = open_shard(directory, shard)
+    with open_shard(files, shard) as rows:
+        return _scan_rows(shard, rows, encoding, sample_size)
+
+
+def _scan_rows(shard: ShardFile, rows: ShardRows, encoding: str, sample_size: int) -> ShardFeatures:
     sample_size = min(sample_size, rows.rows)
     sample = np.empty((sample_size, SIDE, SIDE, 3), np.uint8)
     thumbnails = np.empty((rows.rows, SIDE, SIDE, 1), np.uint8)
     contents = np.empty(rows.rows, np.uint64)
     shapes = rows.shapes.tolist()
     for row in range(rows.rows):
-        image = rows.image(row)
-        if not rows.is_sound(row):
+        image = rows.read_image(row)
+        if not rows.is_sound(row, image):
             raise describe_damage(shard, rows, row, "image or label is not what was written")
         contents[row] = xxhash.xxh3_64_intdigest(image)
         try:

@@ -1,88 +1,169 @@
-"""Reads rows of a split at random from memory-mapped shards, and checks every image against its checksum."""
+"""Reads rows of a split at random, wherever its shards are, and checks every image against its checksum."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import lru_cache
+import copy
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import DataError
-from pipelines.records import Box, compute_checksum
-from pipelines.shards.arrow import DAMAGE_FIX
-from pipelines.shards.formats import ShardRows, format_paths, open_shard
+from pipelines.open_file import DAMAGE_FIX
+from pipelines.records import BBOX_COLUMN, Box, compute_checksum
+from pipelines.shards.arrow import RowColumns
+from pipelines.shards.files import ShardFiles, open_files
+from pipelines.shards.formats import describe_shard, read_table
 from pipelines.shards.manifest import load_manifest
+from pipelines.shards.split_index import open_table
 
-MAPPED_SHARDS = 16_384  # number of shards mapped at a time; Linux allows 65,530 maps per process
+CACHED_ROWS = 2**21  # rows whose columns are kept in memory: 36 bytes each
+MIN_CACHED_SHARDS = 16
+CACHED_TABLES = 64  # shards whose identifiers and bounding boxes are kept in memory
+READ_ROWS = 128  # images that are read at a time, so that no more than as many shards are open
 
 RowNumbers = Sequence[int] | NDArray[np.int64]
+ShardNumbers = Sequence[int] | NDArray[np.int64]
 
 
 class ShardReader:
     """Random access to the rows of one split.
 
-    Opening a reader maps the files and reads the labels; images are read and checked on demand.
+    Opening a reader reads the manifest and the table of shards, but touches no shard. Images are read on
+    demand, by position, and checked. The number of open files and the memory are bounded.
 
     Args:
-        directory: Shard set to read from.
+        location: Shard set to read from.
         split: Name of a split in its manifest.
+        cache_gb: Largest size of the local cache in units of 10**9 bytes, for a set on a store; None for the
+            default.
 
     Attributes:
         manifest: The manifest of the shard set.
         split: Name of the split.
         rows: Number of examples.
-        labels: Class indices of all rows, int32 `[rows]`.
-        shard_rows: Rows of every shard, in row order.
+        shard_rows: int64 `[shards]`, rows of every shard, in row order.
 
     Raises:
-        DataError: The shard set or the split does not exist, or one of its files is missing, truncated or
-            differs from the manifest.
+        DataError: The shard set or the split does not exist, or its table of shards is missing or damaged.
     """
 
-    def __init__(self, directory: str | Path, split: str) -> None:
-        self.manifest = load_manifest(directory)
+    def __init__(self, location: str | Path, split: str, cache_gb: float | None = None) -> None:
+        self.manifest = load_manifest(location)
         self.split = split
-        self._directory = Path(directory)
-        self._shards = self.manifest.get_split(split).shards
-        self._open_shard = lru_cache(MAPPED_SHARDS)(self._map_shard)
-        self.shard_rows = tuple(shard.rows for shard in self._shards)
-        self._ends = np.cumsum(self.shard_rows, dtype=np.int64)  # row number after the last of each shard
-        self.rows = sum(self.shard_rows)
-        self.labels = np.empty(self.rows, np.int32)
-        for index, end in enumerate(self._ends):
-            self.labels[end - self.shard_rows[index] : end] = self._open_shard(index).labels
+        files: ShardFiles = open_files(location, cache_gb)
+        table = open_table(files, self.manifest, split)
+        self._files = files
+        self._table = table
+        self.shard_rows = self._table.rows
+        self._ends = np.cumsum(self.shard_rows)  # row number after the last of each shard
+        self.rows = int(self.shard_rows.sum())
+        mean_rows = self.rows // max(len(self.shard_rows), 1)
+        cached_shards = max(CACHED_ROWS // max(mean_rows, 1), MIN_CACHED_SHARDS)
+        # None of these refers to the reader: without cycles, its files are closed with its last reference.
+        self._read_columns = lru_cache(cached_shards)(table.read_columns)
+        self._get_shard = lru_cache(cached_shards)(table.get_shard)
+        self._read_table = lru_cache(CACHED_TABLES)(lambda shard: read_table(files, table.get_shard(shard)))
 
-    def read_images(self, rows: RowNumbers) -> list[memoryview]:
-        """Returns the stored images of some rows in the given order, as views of the mapped files.
+    @cached_property
+    def labels(self) -> NDArray[np.int32]:
+        """Class indices of all rows, int32 `[rows]`; read when they are first used.
 
         Raises:
-            DataError: A row does not exist, or its image or label differs from what was written; names file,
-                row and id.
+            DataError: The index of rows is missing or damaged.
         """
+        parts = [self._table.read_columns(number).labels for number in range(len(self.shard_rows))]
+        return np.concatenate([np.empty(0, np.int32), *parts])
+
+    def read_labels(self, rows: RowNumbers) -> NDArray[np.int32]:
+        """Returns the class indices of some rows, int32 `[n]`."""
+        labels = [columns.labels[position] for _, columns, position in self._locate(rows)]
+        return np.array(labels, np.int32)
+
+    def read_images(self, rows: RowNumbers) -> list[bytes]:
+        """Reads the stored images of some rows, in the given order.
+
+        Raises:
+            DataError: A row does not exist, a file is missing or truncated, or an image or label differs from
+                what was written; names file, row and id.
+        """
+        images: list[bytes] = []
+        for start in range(0, len(rows), READ_ROWS):
+            images += self._read_group(list(self._find(rows[start : start + READ_ROWS])))
+        return images
+
+    def _read_group(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Reads some images by shard and position, with all of their shards open at the same time."""
+        shards = list(dict.fromkeys(shard for shard, _ in places))
         images = []
-        for row, shard, position in self._locate(rows):
-            image = shard.image(position)
-            if compute_checksum(image, int(self.labels[row])) != shard.checksums[position]:
-                raise self._describe_damage(row)
-            images.append(image)
+        with self._files.open([self._get_shard(shard) for shard in shards]) as opened:
+            files = dict(zip(shards, opened, strict=True))
+            for shard, position in places:
+                columns = self._read_columns(shard)
+                image = files[shard].read(columns.starts.item(position), columns.sizes.item(position))
+                if compute_checksum(image, columns.labels.item(position)) != columns.checksums.item(position):
+                    raise self._describe_damage(shard, position)
+                images.append(image)
         return images
 
     def read_shapes(self, rows: RowNumbers) -> NDArray[np.int32]:
         """Returns height, width and channels of the stored images of some rows, int32 `[n, 3]`."""
-        shapes = [shard.shapes[position] for _, shard, position in self._locate(rows)]
+        shapes = [columns.shapes[position] for _, columns, position in self._locate(rows)]
         return np.array(shapes, np.int32).reshape(-1, 3)
 
     def read_ids(self, rows: RowNumbers) -> list[str]:
         """Returns the identifiers of some rows: their paths in the source."""
-        return [shard.id(position) for _, shard, position in self._locate(rows)]
+        return [str(self._read_table(shard)["id"][position].as_py()) for shard, position in self._find(rows)]
 
     def read_bboxes(self, rows: RowNumbers) -> list[Box | None]:
         """Returns the boxes `(ymin, xmin, ymax, xmax)` in [0, 1] of some rows, None if unknown."""
-        return [shard.bbox(position) for _, shard, position in self._locate(rows)]
+        boxes: list[Box | None] = []
+        for shard, position in self._find(rows):
+            box = self._read_table(shard)[BBOX_COLUMN][position].as_py()
+            boxes.append(None if box is None else (box[0], box[1], box[2], box[3]))
+        return boxes
 
-    def _locate(self, rows: RowNumbers) -> list[tuple[int, ShardRows, int]]:
+    def plan(self, windows: Iterable[ShardNumbers]) -> ShardReader:
+        """Returns a reader for one pass over the split, whose shards a cache can fetch ahead and keep.
+
+        Args:
+            windows: Shards in the order of their use, as positions in `shard_rows`, in groups that are read
+                at the same time; may be endless.
+        """
+        files = ([self._table.get_shard(int(number)) for number in window] for window in windows)
+        reader = copy.copy(self)
+        reader._files = self._files.plan(files)
+        return reader
+
+    def advance(self, window: int) -> None:
+        """Announces that all windows of the plan before number `window` have been read."""
+        self._files.advance(window)
+
+    def check_window(self, shards: int, window: str) -> None:
+        """Checks that a cache can hold twice as many bytes as any `shards` shards have.
+
+        Args:
+            shards: Number of shards that are read at a time.
+            window: Setting of the window, for the message.
+
+        Raises:
+            ConfigError: The cache is smaller; the message names the number needed.
+        """
+        largest = np.sort(self._table.bytes)[::-1][: 2 * shards]
+        self._files.check_window(int(largest.sum()), window)
+
+    def metrics(self) -> Any:
+        """Returns what was fetched from a store so far, None for a local set."""
+        return self._files.metrics()
+
+    def close(self) -> None:
+        """Ends the plan, and lets go of all files."""
+        self._files.close()
+
+    def _find(self, rows: RowNumbers) -> Iterator[tuple[int, int]]:
         """Finds the shard of every row, and its position in that shard.
 
         Raises:
@@ -96,19 +177,19 @@ class ShardReader:
                 f"row={numbers[is_outside][0]}",
                 "choose a row in this range",
             )
-        indices = np.searchsorted(self._ends, numbers, side="right")
-        positions = numbers - (self._ends - self.shard_rows)[indices]
-        shards = map(self._open_shard, indices.tolist())
-        return list(zip(numbers.tolist(), shards, positions.tolist(), strict=True))
+        shards = np.searchsorted(self._ends, numbers, side="right")
+        positions = numbers - (self._ends[shards] - self.shard_rows[shards])
+        return zip(shards.tolist(), positions.tolist(), strict=True)
 
-    def _map_shard(self, index: int) -> ShardRows:
-        return open_shard(self._directory, self._shards[index])
+    def _locate(self, rows: RowNumbers) -> Iterator[tuple[int, RowColumns, int]]:
+        """Finds the shard of every row, the columns of that shard, and the position in them."""
+        for shard, position in self._find(rows):
+            yield shard, self._read_columns(shard), position
 
-    def _describe_damage(self, row: int) -> DataError:
+    def _describe_damage(self, shard: int, position: int) -> DataError:
         """Returns the error that names file, row and id of a damaged image."""
-        index = int(np.searchsorted(self._ends, row, side="right"))
-        position = row - int(self._ends[index]) + self.shard_rows[index]
+        row = int(self._ends[shard] - self.shard_rows[shard]) + position
         (name,) = self.read_ids([row])
-        files = format_paths(self._directory, self._shards[index])
+        files = describe_shard(self._files, self._get_shard(shard))
         received = f"{files}: row={position} of the file, row={row} of split {self.split!r}, id={name}"
         return DataError("image and label as they were written", received, DAMAGE_FIX)

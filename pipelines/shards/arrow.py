@@ -1,8 +1,8 @@
-"""Shards as uncompressed Arrow IPC files, which can be memory-mapped and read at any row."""
+"""Shards as uncompressed Arrow IPC files, which can be read at any row."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,49 +14,62 @@ import xxhash
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipelines.errors import DataError
+from pipelines.open_file import DAMAGE_FIX, OpenFile
 from pipelines.records import BBOX_COLUMN, RECORD_SCHEMA, Box, Record, compute_checksum
 
 BATCH_BYTES = 64 * 2**20  # images of one record batch; Arrow allows 2 GiB, but a worker has less memory
 DIGEST_KEY = b"digest"  # in the metadata of a record batch, see `_compute_digest`
 DIGEST_COLUMNS = ("id", BBOX_COLUMN, "shape")  # those that the checksums of rows do not cover
-DAMAGE_FIX = "copy the file again, or build the shard set again"
+COLUMNS = tuple(name for name in RECORD_SCHEMA.names if name != "image")
 
 
 @dataclass(frozen=True)
-class ShardRows:
-    """The `n` rows of an open shard, in memory-mapped files; no file descriptor is kept open.
+class RowColumns:
+    """Where the images of the `n` rows of a shard are, and what is stored about them.
 
     Attributes:
-        data: Content of the file that holds the images.
-        starts: int64 `[n]`, offset of every image in `data`.
-        sizes: int64 `[n]`, number of bytes of every image.
         labels: int32 `[n]`, class indices.
-        checksums: uint64 `[n]`, as written by `pipelines.records.compute_checksum`; see `is_sound`.
+        starts: int64 `[n]`, offset of every image in the file that holds the images.
+        sizes: int32 `[n]`, number of bytes of every image.
+        checksums: uint64 `[n]`, as written by `pipelines.records.compute_checksum`.
         shapes: int32 `[n, 3]`, height, width and channels.
-        table: Arrow table with the columns of identifiers and bounding boxes.
     """
 
-    data: memoryview
-    starts: NDArray[np.int64]
-    sizes: NDArray[np.int64]
     labels: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    sizes: NDArray[np.int32]
     checksums: NDArray[np.uint64]
     shapes: NDArray[np.int32]
-    table: Any
 
     @property
     def rows(self) -> int:
         """Number of rows."""
         return len(self.labels)
 
-    def image(self, row: int) -> memoryview:
-        """Returns the stored bytes of one image, without copying or checking them."""
-        start = int(self.starts[row])
-        return self.data[start : start + int(self.sizes[row])]
 
-    def is_sound(self, row: int) -> bool:
-        """Tells whether image and label have the checksum that was written with them."""
-        return compute_checksum(self.image(row), int(self.labels[row])) == int(self.checksums[row])
+@dataclass(frozen=True)
+class ShardRows(RowColumns):
+    """The `n` rows of an open shard.
+
+    Attributes:
+        file: File that holds the images.
+        table: Arrow table with the columns of identifiers and bounding boxes.
+    """
+
+    file: OpenFile
+    table: Any
+
+    def read_image(self, row: int) -> bytes:
+        """Reads the stored bytes of one image, without checking them.
+
+        Raises:
+            DataError: The file was truncated after it was opened.
+        """
+        return self.file.read(int(self.starts[row]), int(self.sizes[row]))
+
+    def is_sound(self, row: int, image: bytes) -> bool:
+        """Tells whether image and label of a row have the checksum that was written with them."""
+        return compute_checksum(image, int(self.labels[row])) == int(self.checksums[row])
 
     def id(self, row: int) -> str:
         """Returns the identifier of one row."""
@@ -89,25 +102,48 @@ def write_arrow(path: Path, records: Iterable[Record]) -> int:
     return rows
 
 
-def open_arrow(path: Path) -> ShardRows:
-    """Memory-maps a shard file.
+def read_arrow(path: Path) -> tuple[RowColumns, Any]:
+    """Reads all columns of a shard file except the images.
+
+    Returns:
+        Columns of numbers, and an Arrow table with identifiers and bounding boxes.
 
     Raises:
         DataError: `write_arrow` did not write the file, or its columns are damaged. Images are not checked.
     """
     with report_damage(path):
-        file = map_file(path)
-        batches = read_batches(file, RECORD_SCHEMA)
-        starts = []
-        sizes = []
-        for batch in batches:
-            images = batch.column("image")
-            _, ends_buffer, data = images.buffers()
-            ends = np.frombuffer(ends_buffer, np.int32, len(images) + 1).astype(np.int64)
-            base = data.address - file.address if data.size else 0
-            starts.append(base + ends[:-1])
-            sizes.append(np.diff(ends))
-        return build_shard_rows(file, concatenate(starts, np.int64), concatenate(sizes, np.int64), batches)
+        batches = read_batches(path, RECORD_SCHEMA, COLUMNS)
+        starts, sizes = _find_images(path)
+        return build_row_columns(starts, sizes, batches, path.stat().st_size), build_table(batches)
+
+
+def read_arrow_table(path: Path) -> Any:
+    """Reads the Arrow table with identifiers and bounding boxes of a shard file.
+
+    Raises:
+        DataError: `write_arrow` did not write the file, or its columns are damaged.
+    """
+    with report_damage(path):
+        return build_table(read_batches(path, RECORD_SCHEMA, COLUMNS))
+
+
+def _find_images(path: Path) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+    """Finds the images in a shard file that `write_arrow` wrote: their offsets and sizes, each `[n]`."""
+    # Arrow reads a column of images only as a whole, so the file is mapped for a moment. Only the offsets
+    # are touched.
+    with pa.memory_map(str(path)) as stream:
+        content = stream.read_buffer()
+    file = pa.ipc.open_file(pa.BufferReader(content))
+    starts = []
+    sizes = []
+    for index in range(file.num_record_batches):
+        images = file.get_batch(index).column("image")
+        _, ends_buffer, data = images.buffers()
+        ends = np.frombuffer(ends_buffer, np.int32, len(images) + 1).astype(np.int64)
+        base = data.address - content.address if data.size else 0
+        starts.append(base + ends[:-1])
+        sizes.append(np.diff(ends).astype(np.int32))
+    return _concatenate(starts, np.int64), _concatenate(sizes, np.int32)
 
 
 @contextmanager
@@ -156,56 +192,74 @@ def _build_bytes_column(values: list[bytes], kind: Any) -> Any:
     )
 
 
-def map_file(path: Path) -> Any:
-    """Memory-maps a file; the descriptor is closed, the mapping lives as long as the buffer."""
-    with pa.memory_map(str(path)) as file:
-        return file.read_buffer()
+def read_batches(path: Path, schema: Any, columns: Sequence[str]) -> list[Any]:
+    """Reads some columns of a file, batch by batch, and checks its `DIGEST_COLUMNS`.
 
-
-def read_batches(content: Any, schema: Any) -> list[Any]:
-    """Reads the record batches of a memory-mapped file and checks its `DIGEST_COLUMNS`.
+    Args:
+        path: Arrow IPC file.
+        schema: All columns that the file must have.
+        columns: Names of the columns to read, among them `DIGEST_COLUMNS`. No others are read.
 
     Raises:
         ValueError: The file has other columns, or they are damaged.
     """
-    file = pa.ipc.open_file(pa.BufferReader(content))
-    if not file.schema.equals(schema):
-        raise ValueError(f"the columns are not {', '.join(schema.names)}")
-    batches = []
-    for index in range(file.num_record_batches):
-        batch, metadata = file.get_batch_with_custom_metadata(index)
-        batch.validate()
-        if metadata is None or metadata.to_dict().get(DIGEST_KEY) != _compute_digest(batch):
-            raise ValueError(f"damaged columns in record batch {index}")
-        batches.append(batch)
+    with pa.OSFile(str(path), "rb") as stream:
+        if not pa.ipc.open_file(stream).schema.equals(schema):
+            raise ValueError(f"the columns are not {', '.join(schema.names)}")
+        fields = [schema.get_field_index(name) for name in columns]
+        file = pa.ipc.open_file(stream, options=pa.ipc.IpcReadOptions(included_fields=fields))
+        batches = []
+        for index in range(file.num_record_batches):
+            batch, metadata = file.get_batch_with_custom_metadata(index)
+            batch.validate()
+            if metadata is None or metadata.to_dict().get(DIGEST_KEY) != _compute_digest(batch):
+                raise ValueError(f"damaged columns in record batch {index}")
+            batches.append(batch)
     return batches
 
 
-def build_shard_rows(
-    data: Any, starts: NDArray[np.int64], sizes: NDArray[np.int64], batches: list[Any]
-) -> ShardRows:
-    """Builds the rows of a shard.
+def build_row_columns(
+    starts: NDArray[np.int64],
+    sizes: NDArray[np.signedinteger[Any]],
+    batches: list[Any],
+    file_bytes: int,
+) -> RowColumns:
+    """Builds the columns of a shard's rows.
 
     Args:
-        data: Buffer with the content of the file that holds the images.
-        starts: int64 `[n]`, offset of every image in `data`.
-        sizes: int64 `[n]`, number of bytes of every image.
+        starts: int64 `[n]`, offset of every image in the file that holds the images.
+        sizes: int32 or int64 `[n]`, number of bytes of every image.
         batches: Record batches with all other columns.
+        file_bytes: Size of the file that holds the images.
 
     Raises:
-        ValueError: An image exceeds `data`.
+        ValueError: An image exceeds the file.
     """
-    if len(starts) and not 0 <= starts.min() <= (starts + sizes).max() <= data.size:
-        raise ValueError("an image outside of the file")
-    return ShardRows(
-        data=memoryview(data).cast("B"),  # Arrow declares signed bytes
-        starts=starts,
-        sizes=sizes,
+    check_ranges(starts, sizes, file_bytes)
+    return RowColumns(
         labels=read_column(batches, "label", np.int32),
+        starts=starts,
+        sizes=sizes.astype(np.int32, copy=False),
         checksums=read_column(batches, "checksum", np.uint64),
         shapes=read_column(batches, "shape", np.int32, 3).reshape(-1, 3),  # [n * 3] -> [n, 3]
-        table=pa.Table.from_batches(batches, None if batches else RECORD_SCHEMA),
     )
+
+
+def build_table(batches: list[Any]) -> Any:
+    """Builds the Arrow table with identifiers and bounding boxes."""
+    return pa.Table.from_batches(batches, None if batches else RECORD_SCHEMA).select(["id", BBOX_COLUMN])
+
+
+def check_ranges(starts: NDArray[np.int64], sizes: NDArray[np.signedinteger[Any]], file_bytes: int) -> None:
+    """Checks that all images lie inside their file.
+
+    Raises:
+        ValueError: An image exceeds the file.
+    """
+    if not len(starts):
+        return
+    if min(starts.min(), sizes.min()) < 0 or max(starts.max(), (starts + sizes).max()) > file_bytes:
+        raise ValueError("an image outside of the file")
 
 
 def read_column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1) -> NDArray[Any]:
@@ -214,10 +268,10 @@ def read_column(batches: list[Any], name: str, dtype: DTypeLike, width: int = 1)
     for batch in batches:
         values = batch.column(name).buffers()[-1]
         parts.append(np.frombuffer(values, dtype, len(batch) * width))
-    return concatenate(parts, dtype)
+    return _concatenate(parts, dtype)
 
 
-def concatenate(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
+def _concatenate(parts: list[NDArray[Any]], dtype: DTypeLike) -> NDArray[Any]:
     """Concatenates any number of arrays, without copying if there is only one."""
     if len(parts) == 1:
         return parts[0]

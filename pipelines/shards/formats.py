@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import DataError
+from pipelines.open_file import DAMAGE_FIX, OpenFile
 from pipelines.records import Record
-from pipelines.shards.arrow import DAMAGE_FIX, ShardRows, open_arrow, write_arrow
+from pipelines.shards.arrow import RowColumns, ShardRows, read_arrow, read_arrow_table, write_arrow
+from pipelines.shards.files import ShardFiles
 from pipelines.shards.manifest import ShardFile, StoredFile
-from pipelines.shards.tfrecord import open_tfrecord, write_tfrecord
+from pipelines.shards.tfrecord import read_index, write_tfrecord
 from pipelines.storage import hash_file, replace_file, sync
 
-__all__ = ["ShardRows", "format_paths", "get_index_name", "open_shard", "write_shard"]
+__all__ = [
+    "ShardRows",
+    "describe_shard",
+    "get_index_name",
+    "open_shard",
+    "read_columns",
+    "read_table",
+    "write_shard",
+]
 
 
 def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardFile:
@@ -56,31 +68,73 @@ def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardF
     return ShardFile(rows=rows, index=describe_file(index), **describe_file(path).model_dump())
 
 
-def open_shard(directory: Path, shard: ShardFile) -> ShardRows:
-    """Memory-maps a shard and compares it with the manifest; images are checked when they are read.
+@contextmanager
+def open_shard(files: ShardFiles, shard: ShardFile) -> Iterator[ShardRows]:
+    """Opens a shard for the length of a block and compares it with the manifest; images are read on demand.
 
     Args:
-        directory: Directory of the shard set.
-        shard: The shard's entry in the manifest.
+        files: Files of the shard set.
+        shard: Entry of the shard in the manifest.
 
     Raises:
         DataError: A file of the shard is missing, damaged or differs from the manifest; the message names it.
     """
-    path = find_file(directory, shard)
-    index = find_file(directory, shard.index) if shard.index else None
-    rows = open_tfrecord(path, index) if index else open_arrow(path)
-    if rows.rows != shard.rows:
-        raise DataError(
-            f"a shard file of {shard.rows} rows",
-            f"{format_paths(directory, shard)}: rows={rows.rows}",
-            DAMAGE_FIX,
-        )
-    return rows
+    with files.open(shard.files) as opened:
+        columns, table = _read_shard(files, shard, opened)
+        yield ShardRows(**vars(columns), file=opened[-1], table=table)
 
 
-def format_paths(directory: Path, shard: ShardFile) -> str:
+def read_columns(files: ShardFiles, shard: ShardFile) -> RowColumns:
+    """Reads from a shard where its images are, and its columns of numbers.
+
+    Raises:
+        DataError: As `open_shard`.
+    """
+    needed = (shard.index or shard,)
+    with files.open(needed) as opened:
+        columns, _ = _read_shard(files, shard, opened)
+        return columns
+
+
+def read_table(files: ShardFiles, shard: ShardFile) -> Any:
+    """Reads the Arrow table with identifiers and bounding boxes of a shard.
+
+    Raises:
+        DataError: As `open_shard`.
+    """
+    needed = (shard.index or shard,)
+    with files.open(needed) as opened:
+        if shard.index:
+            _, table = _read_shard(files, shard, opened)
+            return table
+        table = read_arrow_table(opened[0].path)
+        _check_rows(files, shard, table.num_rows)
+        return table
+
+
+def _read_shard(files: ShardFiles, shard: ShardFile, opened: Sequence[OpenFile]) -> tuple[RowColumns, Any]:
+    """Reads all columns of a shard except the images, and compares their number of rows with the manifest.
+
+    Args:
+        files: Files of the shard set.
+        shard: Entry of the shard in the manifest.
+        opened: Its files, that with the columns first.
+    """
+    path = opened[0].path
+    columns, table = read_index(path, shard.bytes) if shard.index else read_arrow(path)
+    _check_rows(files, shard, columns.rows)
+    return columns, table
+
+
+def _check_rows(files: ShardFiles, shard: ShardFile, rows: int) -> None:
+    if rows != shard.rows:
+        received = f"{describe_shard(files, shard)}: rows={rows}"
+        raise DataError(f"a shard file of {shard.rows} rows", received, DAMAGE_FIX)
+
+
+def describe_shard(files: ShardFiles, shard: ShardFile) -> str:
     """Returns the paths of a shard's files for errors that cannot tell which of them is damaged."""
-    path = str(directory / shard.file)
+    path = files.describe(shard)
     return f"{path} or its index {shard.index.file}" if shard.index else path
 
 
@@ -92,18 +146,3 @@ def get_index_name(file: str) -> str:
 def describe_file(path: Path) -> StoredFile:
     """Returns the name, size and digest of a file on disk."""
     return StoredFile(file=path.name, bytes=path.stat().st_size, sha256=hash_file(path))
-
-
-def find_file(directory: Path, file: StoredFile) -> Path:
-    """Returns the path of a file of a shard set.
-
-    Raises:
-        DataError: The file is missing, or its size is not that in the manifest.
-    """
-    path = directory / file.file
-    if not path.is_file():
-        raise DataError("every shard file of the manifest", f"{path} (missing)", DAMAGE_FIX)
-    size = path.stat().st_size
-    if size != file.bytes:
-        raise DataError(f"a shard file of {file.bytes} bytes", f"{path}: bytes={size}", DAMAGE_FIX)
-    return path

@@ -7,9 +7,11 @@ from pathlib import Path
 from rich.table import Table
 
 from pipelines.shards.images import FULL
-from pipelines.shards.manifest import Manifest, SplitManifest, load_manifest
+from pipelines.shards.manifest import InlineSplit, Manifest, SplitManifest, load_manifest
 from pipelines.shards.rejections import count_reasons
 from pipelines.text import render_table
+
+SHOWN_CLASSES = 10
 
 
 def describe_shards(directory: Path) -> str:
@@ -45,21 +47,25 @@ def describe_shards(directory: Path) -> str:
 
 
 def _build_class_table(manifest: Manifest) -> Table:
-    """Builds a table with one row per class, its count in every split, and the totals."""
+    """Builds a table with the first classes, their counts in every split, and the totals."""
     table = Table("class", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name in manifest.splits:
         table.add_column(name, justify="right")
-    for index, name in enumerate(manifest.classes):
+    for index, name in enumerate(manifest.classes[:SHOWN_CLASSES]):
         table.add_row(name, *(str(split.class_counts[index]) for split in manifest.splits.values()))
+    more = len(manifest.classes) - SHOWN_CLASSES
+    if more > 0:
+        counts = [sum(split.class_counts[SHOWN_CLASSES:]) for split in manifest.splits.values()]
+        table.add_row(f"... and {more} more", *map(str, counts))
     table.add_row("all", *(str(split.rows) for split in manifest.splits.values()))
     return table
 
 
-def _describe_split(name: str, split: SplitManifest) -> str:
-    megabytes = sum(shard.bytes for shard in split.shards) / 1e6
+def _describe_split(name: str, split: SplitManifest | InlineSplit) -> str:
+    megabytes = split.bytes / 1e6
     return "\n".join(
         [
-            f"{name}: {len(split.shards)} files, {megabytes:.1f} MB",
+            f"{name}: {split.shard_count} files, {megabytes:.1f} MB",
             f"  mean (R G B)  {_format_channels(split.mean)}",
             f"  std  (R G B)  {_format_channels(split.std)}",
         ]

@@ -7,15 +7,16 @@ import json
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from pipelines.errors import DataError
 from pipelines.spec import Spec
 from pipelines.storage import write_atomically
 
-VERSION = 2
+VERSION = 3
+INLINE_VERSION = 2  # lists the shards in the manifest itself
 FILE_NAME = "manifest.json"
 BUILD_AGAIN = "build the shard set again"
 _SOURCE_NAME = re.compile(r"[a-z_]+:(?!//)")  # such as folder:photos, in contrast to s3://bucket/set
@@ -55,7 +56,35 @@ class ShardFile(StoredFile):
 
 
 class SplitManifest(Spec):
-    """One split.
+    """One split. Its size does not depend on the number of shards, which are listed in a sidecar.
+
+    Attributes:
+        rows: Number of examples in the split.
+        shard_count: Number of shards that hold them.
+        bytes: Size of all files of the shards.
+        file_pattern: Names of the shard files, with the number of the shard as `{number:05d}`.
+        table: Sidecar with one line per shard (see `pipelines.shards.split_index`).
+        index: Sidecar with one line per row: label, position in the shard, checksum and shape.
+        class_counts: Rows per class, in the order of the classes.
+        mean: Mean of R, G and B, 0 to 255, before images are encoded again; all equal for greyscale images.
+            Large images are sampled (see `pipelines.shards.codec.sum_pixels`). None if nothing was
+            decoded.
+        std: Standard deviation of the same pixels.
+    """
+
+    rows: int
+    shard_count: int
+    bytes: int
+    file_pattern: Annotated[str, Field(pattern=r"^[^{}/]*\{number:05d\}[^{}/]*$")]
+    table: StoredFile
+    index: StoredFile
+    class_counts: tuple[int, ...]
+    mean: tuple[float, float, float] | None
+    std: tuple[float, float, float] | None
+
+
+class InlineSplit(Spec):
+    """One split of a manifest of version 2, which lists the shards itself.
 
     Attributes:
         shards: Shards in row order.
@@ -76,12 +105,22 @@ class SplitManifest(Spec):
         """Number of examples in the split."""
         return sum(shard.rows for shard in self.shards)
 
+    @property
+    def shard_count(self) -> int:
+        """Number of shards that hold them."""
+        return len(self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all files of the shards."""
+        return sum(file.bytes for shard in self.shards for file in shard.files)
+
 
 class Manifest(Spec):
     """Everything that readers need to know about a shard set.
 
     Attributes:
-        version: Version of the file format.
+        version: Version of the file format; sets of version 2 are read, but no longer written.
         format: File format of the shards, `arrow` or `tfrecord`.
         encoding: Encoding of the images (see `pipelines.spec.ShardSpec`).
         store_size: Longest shorter side of the images in pixels, None for no limit.
@@ -103,11 +142,20 @@ class Manifest(Spec):
     source: str
     fingerprint: str
     classes: tuple[str, ...]
-    splits: dict[str, SplitManifest]
+    splits: dict[str, SplitManifest | InlineSplit]
     rejected: int
     levels: str = "full"
     notes: tuple[str, ...] = ()
     notices: dict[str, int] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_splits(self) -> Manifest:
+        """Makes sure that the splits are described as in the version of the manifest."""
+        kind = InlineSplit if self.version == INLINE_VERSION else SplitManifest
+        for name, split in self.splits.items():
+            if not isinstance(split, kind):
+                raise ValueError(f"splits.{name} is not described as in version {self.version}")
+        return self
 
     @model_serializer(mode="wrap")
     def _omit_defaults(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -126,7 +174,7 @@ class Manifest(Spec):
         """Returns the SHA-256 of the content: shard sets with the same digest hold the same rows."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
-    def get_split(self, name: str) -> SplitManifest:
+    def get_split(self, name: str) -> SplitManifest | InlineSplit:
         """Returns a split by name.
 
         Raises:
@@ -157,7 +205,7 @@ def load_manifest(directory: str | Path) -> Manifest:
     try:
         content = json.loads(path.read_bytes())
         version = content["version"]
-        if version == VERSION:
+        if version in (INLINE_VERSION, VERSION):
             return Manifest.model_validate(content, strict=False)
     except (ValueError, TypeError, KeyError) as error:  # a ValidationError is a ValueError
         received = f"{path}: {_describe_error(error)}"

@@ -21,18 +21,19 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.records import BBOX_COLUMN, RECORD_SCHEMA, Record
 from pipelines.shards.arrow import (
-    ShardRows,
+    RowColumns,
     build_columns,
     build_number_column,
-    build_shard_rows,
+    build_row_columns,
+    build_table,
     group_records,
-    map_file,
     open_writer,
     read_batches,
     read_column,
@@ -84,22 +85,25 @@ def write_tfrecord(path: Path, index: Path, records: Iterable[Record]) -> int:
     return rows
 
 
-def open_tfrecord(path: Path, index: Path) -> ShardRows:
-    """Memory-maps a shard file.
+def read_index(index: Path, file_bytes: int) -> tuple[RowColumns, Any]:
+    """Reads the index file of a shard.
 
     Args:
-        path: TFRecord file with the images.
         index: Arrow file with the offsets of the images and all other columns.
+        file_bytes: Size of the TFRecord file with the images.
+
+    Returns:
+        Columns of numbers, and an Arrow table with identifiers and bounding boxes.
 
     Raises:
         DataError: The index was not written by `write_tfrecord`, or belongs to another file. Images are not
             checked.
     """
     with report_damage(index):
-        batches = read_batches(map_file(index), INDEX_SCHEMA)
+        batches = read_batches(index, INDEX_SCHEMA, INDEX_SCHEMA.names)
         starts = read_column(batches, "offset", np.int64)
         sizes = read_column(batches, "bytes", np.int64)
-        return build_shard_rows(map_file(path), starts, sizes, batches)
+        return build_row_columns(starts, sizes, batches, file_bytes), build_table(batches)
 
 
 def _serialize(record: Record) -> tuple[bytes, bytes]:

@@ -13,9 +13,17 @@ from numpy.typing import NDArray
 
 from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import DataError
-from pipelines.shards.formats import ShardRows, open_shard
+from pipelines.shards.files import ShardFiles, open_files
+from pipelines.shards.formats import ShardRows, open_shard, read_table
 from pipelines.shards.images import UnreadableImageError, prepare_image
-from pipelines.shards.manifest import FILE_NAME, Manifest, ShardFile, StoredFile, load_manifest
+from pipelines.shards.manifest import (
+    FILE_NAME,
+    InlineSplit,
+    Manifest,
+    ShardFile,
+    load_manifest,
+)
+from pipelines.shards.split_index import SetShard, SetShards, ShardCalls, read_part
 from pipelines.spec import ShardSpec
 from pipelines.storage import hash_file
 
@@ -39,9 +47,9 @@ class ShardCheck(NamedTuple):
 def verify_shards(directory: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Checks all files of a shard set.
 
-    Per file: its size and SHA-256, the number of rows, and for every row the label, the checksum and
-    whether the image decodes. Over all files: that no identifier occurs twice, and the class counts of the
-    manifest.
+    Per file: its size and SHA-256, the number of rows, and for every row the label, the checksum, whether the
+    image decodes and whether the index of the split says the same. Over all files: that no identifier occurs
+    twice, and the class counts of the manifest.
 
     Args:
         directory: Directory of the shard set. Every worker must see it under the same path.
@@ -56,59 +64,91 @@ def verify_shards(directory: Path, progress: Callable[[int, int], None] | None =
     """
     directory = Path(directory).absolute()
     manifest = load_manifest(directory)
-    shards = [shard for split in manifest.splits.values() for shard in split.shards]
-    total = sum(shard.rows for shard in shards)
+    files = open_files(directory)
+    shards = SetShards(files, manifest)
+    total = sum(split.rows for split in manifest.splits.values())
     done = 0
     if progress is not None:
         progress(done, total)
 
-    calls = [(directory, shard, manifest.encoding, len(manifest.classes)) for shard in shards]
+    index_problems = _check_indices(files, manifest)
+    calls = ShardCalls(files, shards, manifest.encoding, len(manifest.classes))
     results: dict[int, ShardCheck] = {}
-    with ray_session(), closing(run_tasks(check_shard, calls, lambda index: shards[index].file)) as tasks:
+    tasks = run_tasks(check_shard, calls, lambda index: shards[index].shard.file)
+    with ray_session(), closing(tasks):
         for index, result in tasks:
             results[index] = result
-            done += shards[index].rows
+            done += shards[index].shard.rows
             if progress is not None:
                 progress(done, total)
 
     ordered = [results[index] for index in range(len(shards))]
-    duplicates = _find_duplicates(directory, shards, ordered)
+    duplicates = _find_duplicates(files, shards, ordered)
     problems = [result.problem or duplicate for result, duplicate in zip(ordered, duplicates, strict=True)]
-    return [problem for problem in problems if problem] + _check_class_counts(manifest, ordered)
+    shard_problems = [problem for problem in problems if problem]
+    return index_problems + shard_problems + _check_class_counts(manifest, ordered)
 
 
-def check_shard(directory: Path, shard: ShardFile, encoding: str, classes: int) -> ShardCheck:
+def _check_indices(files: ShardFiles, manifest: Manifest) -> list[str]:
+    """Returns a line for every split whose index of rows is damaged."""
+    problems = []
+    for split in manifest.splits.values():
+        if isinstance(split, InlineSplit):
+            continue
+        try:
+            if hash_file(files.fetch(split.index)) != split.index.sha256:
+                problems.append(f"{split.index.file}: the SHA-256 differs")
+        except DataError as error:
+            problems.append(f"{split.index.file}: {_describe_error(error)}")
+    return problems
+
+
+def check_shard(files: ShardFiles, set_shard: SetShard, encoding: str, classes: int) -> ShardCheck:
     """Checks one shard by itself.
 
     Args:
-        directory: Directory of the shard set.
-        shard: Entry of the shard in the manifest.
+        files: Files of the shard set.
+        set_shard: Entry of the shard, and its part of the index.
         encoding: Encoding of the images, `raw` or that of image files.
         classes: Number of classes of the shard set.
     """
+    shard = set_shard.shard
     try:
-        altered = [file for file in shard.files if _is_altered(directory, file)]
-        rows = open_shard(directory, shard)
-        problem = _find_bad_row(shard, rows, encoding, classes)
+        with files.open(shard.files) as opened, open_shard(files, shard) as rows:
+            pairs = zip(shard.files, opened, strict=True)
+            altered = [file for file, local in pairs if hash_file(local.path) != file.sha256]
+            problem = _find_bad_row(shard, rows, encoding, classes)
+            if problem is None and set_shard.part is not None:
+                problem = _compare_with_index(files, set_shard, rows)
+            id_hashes = [xxhash.xxh3_64_intdigest(rows.id(row).encode()) for row in range(rows.rows)]
     except (DataError, OSError) as error:
-        reason = str(error)
-        if isinstance(error, DataError):
-            reason = f"expected {error.expected}, received {error.received}"
+        reason = _describe_error(error)
         file = next((file.file for file in shard.files if file.file in reason), shard.file)
         return ShardCheck(f"{file}: {reason}", None, np.empty(0, np.uint64))
     if altered and problem is None:
         problem = f"{altered[0].file}: the SHA-256 differs, although every row is as it was written"
     valid_labels = rows.labels[(rows.labels >= 0) & (rows.labels < classes)]
-    id_hashes = [xxhash.xxh3_64_intdigest(rows.id(row).encode()) for row in range(rows.rows)]
     return ShardCheck(problem, np.bincount(valid_labels, minlength=classes), np.array(id_hashes, np.uint64))
 
 
-def _is_altered(directory: Path, file: StoredFile) -> bool:
-    """Tells whether a file has the right size but another digest; `open_shard` reports wrong sizes."""
-    path = directory / file.file
-    if not path.is_file() or path.stat().st_size != file.bytes:
-        return False
-    return hash_file(path) != file.sha256
+def _describe_error(error: Exception) -> str:
+    if isinstance(error, DataError):
+        return f"expected {error.expected}, received {error.received}"
+    return str(error)
+
+
+def _compare_with_index(files: ShardFiles, set_shard: SetShard, rows: ShardRows) -> str | None:
+    """Describes the first row of a shard about which the index of the split says something else."""
+    if set_shard.part is None:
+        return None
+    indexed = read_part(files, set_shard.part, set_shard.shard)
+    for name in ("labels", "starts", "sizes", "checksums", "shapes"):
+        is_different = getattr(indexed, name) != getattr(rows, name)
+        if is_different.any():
+            row = int(np.argwhere(is_different)[0, 0])
+            place = f"row={row} of {set_shard.shard.file}"
+            return f"{set_shard.part.index.file}: {name} of {place} differ from that file"
+    return None
 
 
 def _find_bad_row(shard: ShardFile, rows: ShardRows, encoding: str, classes: int) -> str | None:
@@ -122,13 +162,13 @@ def _find_bad_row(shard: ShardFile, rows: ShardRows, encoding: str, classes: int
 
 def _check_row(rows: ShardRows, row: int, encoding: str, classes: int) -> str | None:
     """Returns the reason why a row is bad, or None."""
-    if not rows.is_sound(row):
+    image = rows.read_image(row)
+    if not rows.is_sound(row, image):
         return "image, label or checksum is not what was written"
     label = int(rows.labels[row])
     if not 0 <= label < classes:
         return f"label={label}, expected 0 to {classes - 1}"
     shape = tuple(rows.shapes[row].tolist())
-    image = bytes(rows.image(row))
     if encoding == "raw":
         is_right_size = len(image) == shape[0] * shape[1] * shape[2]
         return None if is_right_size else f"bytes={len(image)}, expected those of shape={shape}"
@@ -140,7 +180,7 @@ def _check_row(rows: ShardRows, row: int, encoding: str, classes: int) -> str | 
 
 
 def _find_duplicates(
-    directory: Path, shards: Sequence[ShardFile], results: Sequence[ShardCheck]
+    files: ShardFiles, shards: Sequence[SetShard], results: Sequence[ShardCheck]
 ) -> list[str | None]:
     """Describes, for every shard, its first row whose identifier occurred in an earlier row."""
     hashes = np.concatenate([np.empty(0, np.uint64), *(result.id_hashes for result in results)])
@@ -150,7 +190,7 @@ def _find_duplicates(
 
     problems: list[str | None] = []
     start = 0
-    for shard, result in zip(shards, results, strict=True):
+    for index, result in enumerate(results):
         stop = start + len(result.id_hashes)
         repeated_rows = np.flatnonzero(is_repeated[start:stop])
         start = stop
@@ -158,7 +198,8 @@ def _find_duplicates(
             problems.append(None)
             continue
         row = int(repeated_rows[0])
-        identifier = open_shard(directory, shard).id(row)
+        shard = shards[index].shard
+        identifier = str(read_table(files, shard)["id"][row].as_py())
         problems.append(f"{shard.file}: row={row} id={identifier}: an earlier row has this id")
     return problems
 
@@ -171,7 +212,7 @@ def _check_class_counts(manifest: Manifest, results: Sequence[ShardCheck]) -> li
     problems = []
     remaining = iter(results)
     for name, split in manifest.splits.items():
-        counts = [next(remaining).class_counts for _ in split.shards]
+        counts = [next(remaining).class_counts for _ in range(split.shard_count)]
         readable = [count for count in counts if count is not None]
         if len(readable) < len(counts):
             continue

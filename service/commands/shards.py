@@ -120,8 +120,7 @@ class BuildClock:
         """
         seconds = max(time.perf_counter() - self._ready, 1e-9)
         images = sum(split.rows for split in manifest.splits.values())
-        files = [file for split in manifest.splits.values() for shard in split.shards for file in shard.files]
-        megabytes = sum(file.bytes for file in files) / 1e6
+        megabytes = sum(split.bytes for split in manifest.splits.values()) / 1e6
         share = 1 - self._resumed / self._total if self._total else 0.0  # of the set that this build made
         speed = f"{share * images / seconds:.0f} images/s, {share * megabytes / seconds:.1f} MB/s"
         resumed = f", after {self._resumed} candidates of an interrupted build" if self._resumed else ""
@@ -189,7 +188,7 @@ def run_verify(options: argparse.Namespace) -> None:
         )
     splits = load_manifest(directory).splits.values()
     rows = sum(split.rows for split in splits)
-    shards = sum(len(split.shards) for split in splits)
+    shards = sum(split.shard_count for split in splits)
     print(f"verified: {rows} images in {shards} shards, every checksum, count and image")
 
 

@@ -14,7 +14,8 @@ from pipelines.errors import ConfigError
 from pipelines.input.reader import ShardReader
 from pipelines.records import Record
 from pipelines.shards.formats import write_shard
-from pipelines.shards.manifest import Manifest, SplitManifest, load_manifest
+from pipelines.shards.manifest import VERSION, Manifest, SplitManifest, load_manifest
+from pipelines.shards.split_index import index_shard, write_split
 from service.runs import Run
 
 SHARD_ROWS = 1024
@@ -67,16 +68,21 @@ def write_subset(
         reader = ShardReader(shards, source)
         source_labels = labels[source] if labels and source in labels else reader.labels
         original = manifest.get_split(source)
-        files = []
+        shards_with_parts = []
         for start in range(0, len(rows), SHARD_ROWS):
             part = rows[start : start + SHARD_ROWS]
             records = _read_records(reader, part, source_labels)
-            files.append(write_shard(out, f"{name}-{start // SHARD_ROWS:05d}.{manifest.format}", records))
+            shard = write_shard(out, f"{name}-{start // SHARD_ROWS:05d}.{manifest.format}", records)
+            shards_with_parts.append((shard, index_shard(out, shard)))
         counts = np.bincount(source_labels[rows], minlength=len(manifest.classes))
+        sidecars = write_split(out, name, manifest.format, shards_with_parts)
         splits[name] = SplitManifest(
-            shards=tuple(files), class_counts=tuple(counts.tolist()), mean=original.mean, std=original.std
+            **dict(sidecars),
+            class_counts=tuple(counts.tolist()),
+            mean=original.mean,
+            std=original.std,
         )
-    Manifest.model_validate(dict(manifest) | {"splits": splits}).save(out)
+    Manifest.model_validate(dict(manifest) | {"version": VERSION, "splits": splits}).save(out)
     return out
 
 

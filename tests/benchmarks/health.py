@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -23,9 +24,11 @@ from pipelines.health.neighbours import find_neighbours
 from pipelines.health.scan import scan_shard
 from pipelines.health.thumbnails import SIDE, compute_thumbnail, decode_image
 from pipelines.records import Record
+from pipelines.shards.files import open_files
 from pipelines.shards.formats import ShardRows, open_shard, write_shard
 from pipelines.shards.images import prepare_image
 from pipelines.shards.manifest import VERSION, Manifest, SplitManifest, load_manifest
+from pipelines.shards.split_index import SetShards, index_shard, write_split
 from pipelines.spec import ShardSpec
 
 PHOTOS = Path(__file__).resolve().parents[3] / "shared" / "data" / "cats_and_dogs_filtered"
@@ -83,9 +86,9 @@ def write_set(directory: Path, splits: dict[str, list[Record]]) -> Path:
             write_shard(directory, f"{split}-{start:05d}.arrow", records[start : start + 256])
             for start in starts
         ]
-        manifests[split] = SplitManifest(
-            shards=tuple(shards), class_counts=(len(records),), mean=None, std=None
-        )
+        parts = [(shard, index_shard(directory, shard)) for shard in shards]
+        sidecars = write_split(directory, split, "arrow", parts)
+        manifests[split] = SplitManifest(**dict(sidecars), class_counts=(len(records),), mean=None, std=None)
     Manifest(
         version=VERSION,
         format="arrow",
@@ -130,26 +133,28 @@ def measure_cost(records: list[Record], scratch: Path) -> dict[str, float]:
     """Compares the CPU time of the check with that of decoding the same photos, per photo."""
     directory = write_set(scratch / "cost", {"train": records})
     manifest = load_manifest(directory)
-    shards = manifest.splits["train"].shards
-    opened = [open_shard(directory, shard) for shard in shards]
+    files = open_files(directory)
+    shards = SetShards(files, manifest)
+    stack = ExitStack()
+    opened = [stack.enter_context(open_shard(files, set_shard.shard)) for set_shard in shards]
 
     def decode(rows: ShardRows) -> None:
         for row, shape in enumerate(rows.shapes.tolist()):
-            decode_image(rows.image(row), shape, manifest.encoding)
+            decode_image(rows.read_image(row), shape, manifest.encoding)
 
     def shrink(rows: ShardRows) -> None:
         for row, shape in enumerate(rows.shapes.tolist()):
-            compute_thumbnail(rows.image(row), shape, manifest.encoding, channels=1)
+            compute_thumbnail(rows.read_image(row), shape, manifest.encoding, channels=1)
 
     def decode_reduced(rows: ShardRows) -> None:
         for row in range(rows.rows):
-            simplejpeg.decode_jpeg(rows.image(row), "GRAY", min_height=SIDE, min_width=SIDE)
+            simplejpeg.decode_jpeg(rows.read_image(row), "GRAY", min_height=SIDE, min_width=SIDE)
 
     steps: dict[str, Callable[[], object]] = {
         "decoding": lambda: [decode(rows) for rows in opened],
         "decoding at a fraction of the size": lambda: [decode_reduced(rows) for rows in opened],
         "thumbnails": lambda: [shrink(rows) for rows in opened],
-        "scan": lambda: [scan_shard(directory, shard, manifest.encoding, 0) for shard in shards],
+        "scan": lambda: [scan_shard(files, set_shard, manifest.encoding, 0) for set_shard in shards],
         "whole check": lambda: check_shards(directory),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
@@ -158,6 +163,7 @@ def measure_cost(records: list[Record], scratch: Path) -> dict[str, float]:
             start = time.process_time()
             step()
             seconds[name].append(time.process_time() - start)
+    stack.close()
     return {name: statistics.median(values) / len(records) * 1e6 for name, values in seconds.items()}
 
 

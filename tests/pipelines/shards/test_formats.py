@@ -14,7 +14,9 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.records import Record
 from pipelines.shards import arrow
+from pipelines.shards.files import LocalFiles
 from pipelines.shards.formats import ShardRows, open_shard, write_shard
+from pipelines.shards.manifest import ShardFile
 
 ROOT = Path(__file__).resolve().parents[3]
 FORMATS = ("arrow", "tfrecord")
@@ -30,10 +32,10 @@ RECORDS = [
 ]
 
 
-def read_records(rows: ShardRows) -> list[Record]:
+def list_records(rows: ShardRows) -> list[Record]:
     return [
         Record(
-            bytes(rows.image(row)),
+            rows.read_image(row),
             int(rows.labels[row]),
             rows.id(row),
             tuple(rows.shapes[row].tolist()),
@@ -41,6 +43,11 @@ def read_records(rows: ShardRows) -> list[Record]:
         )
         for row in range(rows.rows)
     ]
+
+
+def read_records(directory: Path, shard: ShardFile) -> list[Record]:
+    with open_shard(LocalFiles(directory), shard) as rows:
+        return list_records(rows)
 
 
 def list_files(directory: Path) -> list[str]:
@@ -54,16 +61,16 @@ def test_rows_are_read_as_written(
 ) -> None:
     monkeypatch.setattr(arrow, "BATCH_BYTES", batch_bytes)
     shard = write_shard(tmp_path, f"s.{suffix}", iter(RECORDS))
-    rows = open_shard(tmp_path, shard)
-    assert read_records(rows) == RECORDS
-    assert (rows.rows, shard.rows) == (7, 7)
-    assert (rows.labels.dtype, rows.checksums.dtype, rows.shapes.dtype, rows.shapes.shape) == (
-        np.int32,
-        np.uint64,
-        np.int32,
-        (7, 3),
-    )
-    assert all(rows.is_sound(row) for row in range(7))
+    with open_shard(LocalFiles(tmp_path), shard) as rows:
+        assert list_records(rows) == RECORDS
+        assert (rows.rows, shard.rows) == (7, 7)
+        assert (rows.labels.dtype, rows.checksums.dtype, rows.shapes.dtype, rows.shapes.shape) == (
+            np.int32,
+            np.uint64,
+            np.int32,
+            (7, 3),
+        )
+        assert all(rows.is_sound(row, rows.read_image(row)) for row in range(7))
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -99,7 +106,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(OSError, match="gone"):
         write_shard(tmp_path, f"s.{suffix}", fail())
     assert list_files(tmp_path) == before
-    assert read_records(open_shard(tmp_path, old)) == RECORDS[:2]
+    assert read_records(tmp_path, old) == RECORDS[:2]
 
 
 @pytest.mark.parametrize("name", ["s.arrow", "s.tfrecord", "s.index.arrow"])
@@ -117,14 +124,14 @@ def test_an_incomplete_file_is_named(tmp_path: Path, name: str, damage: str) -> 
         "grown": f": bytes={len(whole) + 1}",
     }[damage]
     with pytest.raises(DataError, match=rf"/{name}{received}\. Fix: copy the file again, or build"):
-        open_shard(tmp_path, shard)
+        read_records(tmp_path, shard)
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_wrong_number_of_rows_is_named(tmp_path: Path, suffix: str) -> None:
     shard = write_shard(tmp_path, f"s.{suffix}", RECORDS)
     with pytest.raises(DataError, match=rf"8 rows. Received: .*s\.{suffix}.*: rows=7\."):
-        open_shard(tmp_path, shard.model_copy(update={"rows": 8}))
+        read_records(tmp_path, shard.model_copy(update={"rows": 8}))
 
 
 def test_the_index_of_another_shard_is_refused(tmp_path: Path) -> None:
@@ -133,7 +140,7 @@ def test_the_index_of_another_shard_is_refused(tmp_path: Path) -> None:
         tmp_path, "other.tfrecord", [Record(b"x" * 5000, 0, "x", (1, 1, 1)) for _ in range(7)]
     )
     with pytest.raises(DataError, match=r"other\.index\.arrow: an image outside of the file"):
-        open_shard(tmp_path, shard.model_copy(update={"index": other.index}))
+        read_records(tmp_path, shard.model_copy(update={"index": other.index}))
 
 
 @pytest.mark.parametrize("name", ["s.arrow", "s.tfrecord", "s.index.arrow"])
@@ -146,10 +153,11 @@ def test_no_flipped_byte_makes_a_wrong_row(tmp_path: Path, name: str) -> None:
 
     def read_or_fail() -> list[Record] | str:
         try:
-            rows = open_shard(tmp_path, shard)
+            with open_shard(LocalFiles(tmp_path), shard) as rows:
+                is_sound = all(rows.is_sound(row, rows.read_image(row)) for row in range(7))
+                return list_records(rows) if is_sound else f"row of {name}"
         except DataError as error:
             return str(error)
-        return read_records(rows) if all(rows.is_sound(row) for row in range(7)) else f"row of {name}"
 
     errors = 0
     for at in range(0, len(whole), 5):
@@ -167,10 +175,11 @@ def test_writing_and_reading_import_nothing_heavy(tmp_path: Path, suffix: str) -
 import sys
 from pathlib import Path
 from pipelines.records import Record
+from pipelines.shards.files import LocalFiles
 from pipelines.shards.formats import open_shard, write_shard
 shard = write_shard(Path({str(tmp_path)!r}), "s.{suffix}", [Record(b"x", 0, "x", (1, 1, 1))])
-rows = open_shard(Path({str(tmp_path)!r}), shard)
-print(bytes(rows.image(0)), rows.id(0), {{"pandas", "tensorflow", "ray"}} & set(sys.modules))
+with open_shard(LocalFiles(Path({str(tmp_path)!r})), shard) as rows:
+    print(rows.read_image(0), rows.id(0), {{"pandas", "tensorflow", "ray"}} & set(sys.modules))
 """
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True

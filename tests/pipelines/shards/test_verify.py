@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from shard_samples import make_record, write_shards
 
 from pipelines.errors import DataError
 from pipelines.records import Record
+from pipelines.shards.files import LocalFiles
 from pipelines.shards.manifest import Manifest, load_manifest
+from pipelines.shards.split_index import SetShards, index_shard, write_split
 from pipelines.shards.verify import check_shard, verify_shards
 
 CLASSES = ("ant", "bee", "cat")
@@ -24,7 +27,10 @@ RECORDS = [
 FORMATS = ("arrow", "tfrecord")
 
 
-def write_set(directory: Path, records: Sequence[Record] = RECORDS, **options: str) -> Path:
+KINDS = [(format, version) for format in FORMATS for version in (2, 3)]
+
+
+def write_set(directory: Path, records: Sequence[Record] = RECORDS, **options: Any) -> Path:
     """Writes shards of 3, 3 and 2 rows."""
     return write_shards(directory / "shards", CLASSES, {"train": records}, 3, **options)
 
@@ -32,9 +38,10 @@ def write_set(directory: Path, records: Sequence[Record] = RECORDS, **options: s
 def find_problems(directory: Path) -> list[str | None]:
     """Returns the problem of every shard, without Ray."""
     manifest = load_manifest(directory)
+    files = LocalFiles(directory)
     return [
-        check_shard(directory, shard, manifest.encoding, len(CLASSES)).problem
-        for shard in manifest.splits["train"].shards
+        check_shard(files, shard, manifest.encoding, len(CLASSES)).problem
+        for shard in SetShards(files, manifest)
     ]
 
 
@@ -56,9 +63,24 @@ def change_manifest(directory: Path, change: dict[str, object]) -> None:
     Manifest.model_validate(content).save(directory)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
-def test_an_intact_set_has_no_problems(tmp_path: Path, suffix: str) -> None:
-    assert find_problems(write_set(tmp_path, format=suffix)) == [None, None, None]
+@pytest.mark.parametrize(("suffix", "version"), KINDS)
+def test_an_intact_set_has_no_problems(tmp_path: Path, suffix: str, version: int) -> None:
+    assert find_problems(write_set(tmp_path, format=suffix, version=version)) == [None, None, None]
+
+
+def test_an_index_that_differs_from_a_shard_is_named(tmp_path: Path) -> None:
+    """Each file is intact by its own digest, but the index is that of other images."""
+    directory = write_set(tmp_path)
+    shards = [entry.shard for entry in SetShards(LocalFiles(directory), load_manifest(directory))]
+    parts = [index_shard(directory, shard) for shard in shards]
+    shapes = np.array([record.shape for record in RECORDS[3:6]], np.int32)
+    changed_shapes = np.array([(3, 5, 3), (3, 7, 3), (3, 7, 3)], np.int32)
+    assert parts[1].count(shapes.tobytes()) == 1
+    parts[1] = parts[1].replace(shapes.tobytes(), changed_shapes.tobytes())
+    sidecars = write_split(directory, "train", "arrow", zip(shards, parts, strict=True))
+    change_manifest(directory, dict(sidecars))
+    problem = "train.rows.arrow: shapes of row=1 of train-00003.arrow differ from that file"
+    assert find_problems(directory) == [None, problem, None]
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -155,7 +177,7 @@ def test_an_index_that_was_exchanged_is_named(tmp_path: Path) -> None:
 
 
 def test_a_wrong_number_of_rows_is_named(tmp_path: Path) -> None:
-    directory = write_set(tmp_path)
+    directory = write_set(tmp_path, version=2)
     content = load_manifest(directory).model_dump()
     content["splits"]["train"]["shards"][1]["rows"] = 2
     Manifest.model_validate(content).save(directory)
@@ -173,9 +195,9 @@ def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 class TestWholeSets:
     def test_a_sound_set(self, tmp_path: Path) -> None:
-        for suffix in FORMATS:
+        for suffix, version in KINDS:
             calls: list[tuple[int, int]] = []
-            directory = write_set(tmp_path / suffix, format=suffix)
+            directory = write_set(tmp_path / f"{suffix}-{version}", format=suffix, version=version)
             before = {path.name: path.read_bytes() for path in directory.iterdir()}
             assert (
                 verify_shards(directory, lambda done, total, calls=calls: calls.append((done, total))) == []
@@ -207,6 +229,14 @@ class TestWholeSets:
         assert verify_shards(directory) == [
             "train-00006.arrow: row=1 id=folder/2.png: an earlier row has this id"
         ]
+
+    def test_a_changed_index_is_named(self, tmp_path: Path) -> None:
+        directory = write_set(tmp_path)
+        shape = np.array(RECORDS[4].shape, np.int32).tobytes()
+        replace_bytes(directory / "train.rows.arrow", shape, shape[::-1])
+        index, shard = verify_shards(directory)
+        assert index == "train.rows.arrow: the SHA-256 differs"
+        assert "train.rows.arrow: other content for the rows of train-00003.arrow" in shard
 
     def test_wrong_class_counts_are_named(self, tmp_path: Path) -> None:
         directory = write_set(tmp_path)
