@@ -11,6 +11,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.errors import ConfigError, suggest
 from pipelines.plugins import is_reference, reference_file
+from pipelines.remote.files import is_file, read_file, resolve_location
+from pipelines.remote.uri import Location, is_uri, parse_location
 from pipelines.spec import AugmentSpec, DataSpec, Fraction, Positive, Ratio, Spec, check
 from service.pretrained import BASES, IMAGENET, KERAS_SUFFIX, NONE, SAVED, is_weights_file
 from service.recipe import (
@@ -26,6 +28,7 @@ from service.recipe import (
 from service.runs import CONFIG, Run
 
 PRESETS = Path(__file__).parent / "presets"
+MAX_YAML_BYTES = 2**24  # of an object that is read as a preset
 
 
 class RunConfig(Spec):
@@ -33,11 +36,12 @@ class RunConfig(Spec):
 
     Attributes:
         preset: Name of the preset that the run started from.
-        shards: Directory of the shard set.
-        model: A registered name, `file.py:function`, `package.module:function` or `file.keras`, see
-            `service.models`.
+        shards: Path or URI of the shard set.
+        model: A registered name, `file.py:function`, `package.module:function`, or path or URI of a
+            `file.keras`, see `service.models`.
         weights: First weights: `none` for fresh ones; `imagenet`, for the bases that Keras has trained;
-            `saved`, for those in the file of `model=file.keras`; or a file (see `service.models.weights`).
+            `saved`, for those in the file of `model=file.keras`; or path or URI of a file (see
+            `service.models.weights`).
         custom_objects: Modules that define custom layers of a `.keras` file: `package.module` or `file.py`.
         data: How images become batches.
         augment: Random changes of training images; None for no augmentation.
@@ -167,12 +171,12 @@ def preset_comment(name: str) -> str:
     return "\n".join(comment)
 
 
-def load_config(preset: str, shards: str | Path, overrides: list[str] | None = None) -> RunConfig:
+def load_config(preset: str, shards: str | Location, overrides: list[str] | None = None) -> RunConfig:
     """Composes the configuration of a run.
 
     Args:
-        preset: Name of a preset, or the path of a YAML file of the same form.
-        shards: Directory of the shard set.
+        preset: Name of a preset, or path or URI of a YAML file of the same form.
+        shards: Path or URI of the shard set.
         overrides: `key=value` settings; dots reach into groups (`optimizer.learning_rate=0.01`).
 
     Raises:
@@ -199,51 +203,65 @@ def read_preset(preset: str) -> tuple[str, dict[str, Any]]:
     """Reads name and settings of a preset.
 
     Args:
-        preset: Name of a preset, or the path of a YAML file of the same form, such as the `config.yaml` of a
-            run.
+        preset: Name of a preset, or path or URI of a YAML file of the same form, such as the `config.yaml` of
+            a run.
 
     Raises:
         ConfigError: There is no such preset, or it is not valid YAML.
     """
-    path = Path(preset) if preset.endswith((".yaml", ".yml")) else PRESETS / f"{preset}.yaml"
-    if not path.is_file():
+    is_path = is_uri(preset) or preset.endswith((".yaml", ".yml"))
+    path = parse_location(preset) if is_path else PRESETS / f"{preset}.yaml"
+    if not is_file(path):
         raise ConfigError(
             "a known preset or a YAML file", f"preset={preset}", suggest(preset, preset_names())
         )
     if path.name == CONFIG:
-        return path.stem, Run(path.parent).config()
+        return path.stem, _open_run(path.parent).config()
     return path.stem, read_yaml(path, "preset")
 
 
-def build_config(preset: str, settings: dict[str, Any], shards: str | Path, source: str) -> RunConfig:
+def _open_run(location: Location) -> Run:
+    """Opens a run directory, or fetches the configuration and the code of a run on a store."""
+    if isinstance(location, Path):
+        return Run(location)
+
+    from service.mirror.fetch import fetch_run
+
+    return fetch_run(location, ("config",))
+
+
+def build_config(preset: str, settings: dict[str, Any], shards: str | Location, source: str) -> RunConfig:
     """Builds and validates the configuration of a run.
 
     Args:
         preset: Name of the preset that the settings come from.
         settings: Settings by key, groups nested.
-        shards: Directory of the shard set.
+        shards: Path or URI of the shard set.
         source: Where the settings were written, for the error message.
 
     Raises:
         ConfigError: A key is unknown, or a value has the wrong type.
     """
     settings = make_paths_absolute(settings)
-    settings |= {"preset": preset, "shards": str(Path(shards).absolute())}
+    settings |= {"preset": preset, "shards": str(resolve_location(shards))}
     return check(RunConfig, settings, source)
 
 
 def make_paths_absolute(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings in which files and folders of user code are absolute paths.
+    """Returns settings in which files and folders of user code are absolute paths. URIs stay as they are.
 
     Args:
         settings: Settings by key, groups nested.
+
+    Raises:
+        ConfigError: A URI has an unknown scheme, or names code.
     """
     settings = dict(settings)
     if isinstance(settings.get("model"), str):
         settings["model"] = _make_absolute(settings["model"])
     weights = str(settings.get("weights", NONE))
     if is_weights_file(weights):
-        settings["weights"] = str(Path(weights).expanduser().absolute())
+        settings["weights"] = _make_absolute(weights, is_path=True)
     modules = settings.get("custom_objects")
     if isinstance(modules, str):
         modules = [modules]
@@ -255,9 +273,19 @@ def make_paths_absolute(settings: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _make_absolute(name: str) -> str:
-    """Makes the path in the name of a file or of user code absolute; returns other names unchanged."""
-    is_path = name.endswith((".py", KERAS_SUFFIX)) or reference_file(name) is not None
+def _make_absolute(name: str, is_path: bool = False) -> str:
+    """Makes the path in the name of a file or of user code absolute; returns other names unchanged.
+
+    Raises:
+        ConfigError: The name is a URI of an unknown scheme, or of code: a run executes only local code.
+    """
+    if is_uri(name):
+        location = parse_location(name)
+        if ".py" in location.name:
+            fix = "copy the code to a local file or package, and name that"
+            raise ConfigError("user code on a disk of this machine", f"file={location}", fix)
+        return str(location)
+    is_path = is_path or name.endswith((".py", KERAS_SUFFIX)) or reference_file(name) is not None
     is_in_folder = "/" in name and is_reference(name)
     if is_path or is_in_folder:
         return str(Path(name).expanduser().absolute())
@@ -288,18 +316,18 @@ def _construct_text(loader: _ValueLoader, node: yaml.ScalarNode) -> str:
 _ValueLoader.add_constructor("tag:yaml.org,2002:yaml", _construct_text)
 
 
-def read_yaml(path: Path, name: str) -> dict[str, Any]:
+def read_yaml(path: Location, name: str) -> dict[str, Any]:
     """Reads a YAML file of keys and values.
 
     Args:
-        path: The YAML file.
+        path: Path or URI of the file.
         name: What the file is, for the error message.
 
     Raises:
         ConfigError: The file is not valid YAML, or does not hold keys and values.
     """
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        settings = yaml.load(read_file(path, MAX_YAML_BYTES).decode(), Loader=_Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise ConfigError("a YAML file", f"{name}={path}: {reason}", "correct its syntax") from None

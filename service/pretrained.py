@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import ConfigError
+from pipelines.remote.files import is_file
+from pipelines.remote.uri import parse_location
 
 NONE = "none"
 IMAGENET = "imagenet"
@@ -52,15 +54,15 @@ def check_weights(model: str, weights: str) -> None:
 
     Args:
         model: Name of the model in the configuration.
-        weights: `none`, `imagenet`, `saved` or the path of a file.
+        weights: `none`, `imagenet`, `saved`, or path or URI of a file.
 
     Raises:
         ConfigError: The file does not exist, or has another suffix.
     """
     if not is_weights_file(weights):
         return
-    path = Path(weights)
-    if not path.is_file():
+    path = parse_location(weights)
+    if not is_file(path):
         raise ConfigError(
             "imagenet, none or a file with weights", f"weights={weights} (no such file)", "correct the path"
         )

@@ -24,6 +24,8 @@ from pipelines.plugins import (
     reference_file,
     split_reference,
 )
+from pipelines.remote.files import fetch_file, is_file
+from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.storage import hash_file
 from service.pretrained import is_weights_file
 
@@ -48,14 +50,16 @@ def check_code(config: dict[str, Any]) -> None:
     names = find_names(config)
     copied = {*find_packages(names), *OWN_PACKAGES}
     for name in names:
-        file = reference_file(name)
+        file: Location | None = reference_file(name)
         if file is None and name.endswith(FILE_SUFFIXES):
-            file = Path(name).expanduser()
+            file = _parse_file(name)
         if file is None:
             find_package(name)
             continue
-        if not file.is_file():
+        if not is_file(file):
             raise ConfigError("a file that exists", f"file={name}", "correct the path")
+        if isinstance(file, Uri):
+            continue
         if file.suffix == ".py":
             _check_imports(file, name, copied)
 
@@ -80,7 +84,8 @@ class CodeCopy:
         """Copies the file or package that a name refers to.
 
         Args:
-            name: `file.py:NAME`, `[FOLDER/]package.module[:NAME]`, or a `.py`, `.keras` or `.h5` file.
+            name: `file.py:NAME`, `[FOLDER/]package.module[:NAME]`, or a `.py`, `.keras` or `.h5` file; the
+                latter two also as URIs.
 
         Returns:
             The name of the copy relative to the folder, in the same form; None for code that is installed.
@@ -92,7 +97,7 @@ class CodeCopy:
         if file is not None:
             stored = f"{self._add_file(file, name)}:{name.rpartition(':')[2]}"
         elif name.endswith(FILE_SUFFIXES):
-            stored = self._add_file(Path(name).expanduser(), name)
+            stored = self._add_file(fetch_file(_parse_file(name)), name)
         else:
             package_name = self._add_package(name)
             if package_name is None:
@@ -248,6 +253,11 @@ def is_installed(source: Path) -> bool:
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     is_below = any(source.is_relative_to(folder) for folder in folders if folder)
     return is_below or bool({"site-packages", "dist-packages"} & set(source.parts))
+
+
+def _parse_file(name: str) -> Location:
+    location = parse_location(name)
+    return location.expanduser() if isinstance(location, Path) else location
 
 
 def _check_imports(file: Path, name: str, copied: set[str]) -> None:

@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 from pipelines.errors import ConfigError
 from pipelines.remote.folder import find_cache_folder
 from pipelines.remote.store import ObjectInfo, download, read_bytes, stat
-from pipelines.remote.uri import Location, Uri
+from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.storage import hash_json, lock_file
 
 FOLDER = "files"  # in the cache folder
 SPARE_BYTES = 2**28  # of the disk that a copy leaves free
+
+
+def resolve_location(text: str | os.PathLike[str] | Uri) -> Location:
+    """Returns an absolute path, or the URI of an object store.
+
+    Args:
+        text: Path or URI, or an object that stands for one, such as `glassbox.ShardSet`.
+
+    Raises:
+        ConfigError: The scheme is unknown, or the URI is not complete; see `parse_location`.
+    """
+    location = parse_location(text if isinstance(text, Uri) else os.fspath(text))
+    return location.absolute() if isinstance(location, Path) else location
 
 
 def read_file(location: Location, limit: int | None = None) -> bytes:

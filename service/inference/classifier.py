@@ -15,6 +15,8 @@ import tensorflow as tf
 
 from pipelines.errors import ConfigError
 from pipelines.records import Batch
+from pipelines.remote.files import fetch_file
+from pipelines.remote.uri import Location, parse_location
 from pipelines.spec import DataSpec
 from service.inference.custom_objects import (
     collect_custom_objects,
@@ -68,11 +70,11 @@ class Predictions:
         return float(losses(self.probabilities, self.labels).mean())
 
 
-def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Model:
+def load_model(path: str | Location, custom_objects: Sequence[str] = ()) -> keras.Model:
     """Loads a `.keras` or an older `.h5` file in safe mode: no code of the file is executed.
 
     Args:
-        path: The model file.
+        path: Path or URI of the model file.
         custom_objects: Modules that may be imported for custom layers of the model, as `package.module`,
             `FOLDER/package.module` or `file.py`. They are imported only if the model has such layers.
 
@@ -83,7 +85,7 @@ def load_model(path: str | Path, custom_objects: Sequence[str] = ()) -> keras.Mo
         ConfigError: The file is missing, is not a Keras model, needs code to be executed, or has custom
             layers that the modules do not define.
     """
-    path = Path(path)
+    path = fetch_file(parse_location(path))
     if not path.is_file():
         raise ConfigError(
             "a saved model", f"model={path} (no such file)", "name a .keras file or a finished run"

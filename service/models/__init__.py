@@ -5,7 +5,8 @@
     small_cnn                 a model of this package, or of an installed one (entry points `glassbox.models`)
     file.py:function          a function in a file
     package.module:function   a function in an importable package; FOLDER/package.module:function in any other
-    file.keras                the architecture saved in a file; with `weights=saved` its weights too
+    file.keras                the architecture saved in a file or object (`s3://BUCKET/file.keras`); with
+                              `weights=saved` its weights too
 
 A model function takes a `Task` and returns a Keras model with fresh weights:
 
@@ -30,11 +31,12 @@ A model function takes a `Task` and returns a Keras model with fresh weights:
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
 from pipelines.plugins import is_reference, reference_file
+from pipelines.remote.files import is_file
+from pipelines.remote.uri import parse_location
 from service.models.base import MODELS, Builder, Task, is_saved_model
 from service.user_code import find_package
 
@@ -89,9 +91,9 @@ def check_name(name: str) -> None:
     Raises:
         ConfigError: The name is unknown, or the file or package does not exist.
     """
-    file = Path(name) if is_saved_model(name) else reference_file(name)
+    file = parse_location(name) if is_saved_model(name) else reference_file(name)
     if file is not None:
-        if not file.is_file():
+        if not is_file(file):
             raise ConfigError("a model in a file", f"model={name} (no such file)", "correct the path")
     elif is_reference(name):
         find_package(name)

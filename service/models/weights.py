@@ -7,6 +7,8 @@ from pathlib import Path
 import keras
 
 from pipelines.errors import ConfigError
+from pipelines.remote.files import fetch_file
+from pipelines.remote.uri import parse_location
 from pipelines.storage import lock_file
 from service.inference.classifier import load_model
 from service.models.bases import FEATURES, build_base
@@ -82,10 +84,11 @@ def _load_donor(name: str, weights: str, custom_objects: tuple[str, ...]) -> ker
     if weights == IMAGENET:
         fetch(name)
         return _build_published(name)
-    if Path(weights).suffix == KERAS_SUFFIX:
-        return load_model(weights, custom_objects)
+    path = fetch_file(parse_location(weights))
+    if path.suffix == KERAS_SUFFIX:
+        return load_model(path, custom_objects)
     try:
-        return build_base(name, weights=weights)
+        return build_base(name, weights=str(path))
     # Keras raises these for other layers, other shapes, and files that are not HDF5.
     except (ValueError, OSError, KeyError, TypeError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:160]

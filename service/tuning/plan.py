@@ -9,6 +9,8 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 
 from pipelines.errors import ConfigError
+from pipelines.remote.files import is_file, resolve_location
+from pipelines.remote.uri import parse_location
 from pipelines.spec import Positive, Spec, check
 from service.config import make_paths_absolute, read_preset, read_yaml, set_value
 from service.tuning.space import EXAMPLE, Search, parse_dimension
@@ -101,13 +103,13 @@ def build_plan(options: argparse.Namespace) -> Plan:
     preset, settings = read_preset(options.preset)
     for override in options.overrides:
         set_value(settings, override)
-    space = Path(options.space)
-    if not space.is_file():
+    space = parse_location(options.space)
+    if not is_file(space):
         raise ConfigError("a search space, a YAML file", f"space={space} (no such file)", EXAMPLE)
     fixed = {
         "preset": preset,
         "settings": make_paths_absolute(settings),
-        "shards": str(Path(options.data).absolute()),
+        "shards": str(resolve_location(options.data)),
         "space": read_yaml(space, "space"),
         "trials": options.trials,
     }
