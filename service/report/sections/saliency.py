@@ -10,7 +10,7 @@ import numpy as np
 from service.report.analysis.examples import ReportExample
 from service.report.analysis.network import Network
 from service.report.analysis.saliency import (
-    INTEGRATION_STEPS,
+    COMPLETENESS_TOLERANCE,
     SMOOTHGRAD_NOISE,
     SMOOTHGRAD_SAMPLES,
     Saliency,
@@ -69,6 +69,8 @@ def build_section(
                 "predicted": classes[example.predicted],
                 "maps": list(zip(METHODS.values(), pictures_of_example, strict=True)),
                 "incomplete": float(maps.completeness_error[n]),
+                "is_incomplete": bool(maps.completeness_error[n] > COMPLETENESS_TOLERANCE),
+                "steps": int(maps.steps[n]),
             }
         )
     figures = {
@@ -76,11 +78,11 @@ def build_section(
         "classes": [classes[label] for label in labels],
         "noisy": SMOOTHGRAD_SAMPLES,
         "spread": SMOOTHGRAD_NOISE,
-        "steps": INTEGRATION_STEPS,
+        "steps": maps.steps.tolist(),
         "seed": seed,
         "incomplete": maps.completeness_error.tolist(),
     }
-    values = {"examples": views, "noisy": SMOOTHGRAD_SAMPLES, "steps": INTEGRATION_STEPS}
+    values = {"examples": views, "noisy": SMOOTHGRAD_SAMPLES}
     return Section("saliency", "Saliency maps", values, figures)
 
 

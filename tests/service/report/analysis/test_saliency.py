@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from service.report.analysis.network import Network
-from service.report.analysis.saliency import SMOOTHGRAD_NOISE, SMOOTHGRAD_SAMPLES, compute_saliency
+from service.report.analysis.saliency import (
+    COMPLETENESS_TOLERANCE,
+    INTEGRATION_STEPS,
+    MAX_INTEGRATION_STEPS,
+    SMOOTHGRAD_NOISE,
+    SMOOTHGRAD_SAMPLES,
+    compute_saliency,
+)
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -50,6 +57,32 @@ def test_integrated_gradients_sum_to_the_difference_to_a_black_image():
     np.testing.assert_allclose(
         saliency.completeness_error, error / np.abs(saliency.logit_difference), rtol=1e-3
     )
+
+
+def steep_network(width: float) -> Network:
+    """A network whose logit rises by 1 where the first pixel passes from 100 to 100 + `width`."""
+    model = keras.Sequential(
+        [L.Input((1, 2, 1)), L.Conv2D(2, 1, activation="relu"), L.Flatten(), L.Dense(2, use_bias=False)]
+    )
+    weights = np.array([[1, 0], [-1, 0], [0, 0], [0, 0]]) / width
+    model.set_weights([np.ones((1, 1, 1, 2)), np.array([-100.0, -100.0 - width]), weights])
+    return Network(model, head="logits")
+
+
+def test_steps_are_doubled_until_integrated_gradients_are_complete():
+    images = np.array([[[[200], [0]]], [[[90], [0]]]], np.uint8)
+    saliency = compute_saliency(steep_network(width=3), images, np.array([0, 0]))
+    assert saliency.steps[0] > INTEGRATION_STEPS  # of which each is wider than the rise
+    assert saliency.steps[1] == INTEGRATION_STEPS  # nothing rises on the way to 90
+    assert saliency.completeness_error.max() <= COMPLETENESS_TOLERANCE
+    assert saliency.integrated_gradients[0, 0, 0, 0] == pytest.approx(1, rel=COMPLETENESS_TOLERANCE)
+
+
+def test_incomplete_integrated_gradients_are_reported():
+    images = np.array([[[[200], [0]]]], np.uint8)
+    saliency = compute_saliency(steep_network(width=0.01), images, np.array([0]))
+    assert saliency.steps.tolist() == [MAX_INTEGRATION_STEPS]
+    assert saliency.completeness_error[0] > COMPLETENESS_TOLERANCE
 
 
 def test_smoothgrad_finds_gradients_that_a_flat_region_hides():
