@@ -42,9 +42,10 @@ class ShardSpec(Spec):
         encoding: `as-found` keeps the bytes of an image if all decoders agree on its pixels;
             `jpeg:QUALITY`, `png` and `raw` (uint8 pixels) re-encode every image.
         store_size: Longest allowed shorter side in pixels; larger images are scaled down. None: no limit.
-        shard_rows: Number of source images per shard.
+        shard_rows: Number of source images per shard. If neither this nor `shard_mb` is set, shards have
+            about 96 MB; smaller sets have about 16 train shards, of at least 32 images each.
         shard_mb: Target size of a shard in megabytes (10**6 bytes), used instead of `shard_rows`; the
-            number of rows is estimated from the first images.
+            number of rows is estimated from a sample of the images.
         validation: Fraction of every class held out if the source has no validation split.
         check: `decode` decodes every image once, which proves it readable; `header` reads only its header.
         levels: Values that become 0 and 255 in images of more than 8 bits: `MIN:MAX`, `full` for the whole
@@ -54,7 +55,7 @@ class ShardSpec(Spec):
     format: Literal["arrow", "tfrecord"] = "arrow"
     encoding: Annotated[str, Field(pattern=r"^(as-found|jpeg:([1-9]\d?|100)|png|raw)$")] = "as-found"
     store_size: Positive | None = None
-    shard_rows: Positive = 256
+    shard_rows: Positive | None = None
     shard_mb: Annotated[float, Field(gt=0.0)] | None = None
     validation: Fraction = 0.2
     check: Literal["decode", "header"] = "decode"

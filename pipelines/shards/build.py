@@ -4,38 +4,66 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import TypeAlias
 
 from pipelines.errors import ConfigError, DataError, GlassboxError
 from pipelines.records import Rejected
-from pipelines.shards.build_directory import BuildDirectory, check_output, lock_build_directory
+from pipelines.remote.errors import StoreError
+from pipelines.remote.uri import Location, Uri, parse_location
+from pipelines.shards.build_directory import BuildDirectory, check_directory, lock_build_directory
+from pipelines.shards.build_store import StoreBuild, check_prefix, lease_build
 from pipelines.shards.images import CLIPPED, DARK, FULL, MAX_VALUE, find_deep_maximum, parse_levels
-from pipelines.shards.manifest import VERSION, Manifest
-from pipelines.shards.plan import plan_shards
-from pipelines.shards.task import prepare_examples
+from pipelines.shards.manifest import VERSION, Manifest, ShardFile
+from pipelines.shards.plan import MissingShards, PlannedShard, ShardPlan, choose_shard_rows, plan_shards
+from pipelines.shards.rejections import REJECTED_FILE
+from pipelines.shards.task import prepare_examples, read_examples
 from pipelines.shards.totals import ShardSetTotals
 from pipelines.shards.workers import build_on_workers, start_workers
 from pipelines.sources import Source
+from pipelines.sources.base import build_change_error
 from pipelines.sources.classes import build_empty_class_error
 from pipelines.sources.holdout import hold_out
 from pipelines.sources.splits import join_names
 from pipelines.spec import ShardSpec
 from pipelines.storage import hash_json
 
-SAMPLE = 64  # images from which the rows of `shard_mb` are estimated
+SAMPLE = 64  # images from which the size of a stored image is estimated
+SAMPLED_PLACES = 8  # in the train split, from which the sample is taken
 SHOWN_REJECTIONS = 3  # in an error message
 
 Progress = Callable[[int, int], None]
+Build: TypeAlias = BuildDirectory | StoreBuild  # the claimed output
 
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class BuildJob:
+    """What is built, as decided before the first shard.
+
+    Attributes:
+        source: Source of the images, with the validation split held out.
+        fingerprint: Digest of the whole source.
+        spec: Options with everything chosen.
+        plan: Shards to write.
+        notes: What was decided about the options.
+    """
+
+    source: Source
+    fingerprint: str
+    spec: ShardSpec
+    plan: ShardPlan
+    notes: tuple[str, ...]
+
+
 def build_shards(
     source: Source,
-    out: Path,
+    out: str | Location,
     spec: ShardSpec,
     progress: Progress | None = None,
     workers: int | None = None,
@@ -43,18 +71,20 @@ def build_shards(
 ) -> Manifest:
     """Builds a shard set; the bytes depend on the source and `spec` only, not on the number of workers.
 
-    Every worker must see the source and `out` under the same path. A build that was interrupted by a kill
-    or an error resumes when it is started again with the same arguments. If the source is unusable, `out` is
-    removed again.
+    Every worker must see the source and `out` under the same path, unless they are in an object store. A
+    build that was interrupted by a kill or an error resumes when it is started again with the same arguments,
+    on another host if `out` is in a store. If the source is unusable, `out` is removed again.
 
     Args:
         source: Source of the images.
-        out: Directory to create.
-        spec: Options of the shard set.
+        out: Directory to create, or URI in an object store.
+        spec: Options of the shard set. Without a size of shards, one is chosen (see
+            `pipelines.shards.plan.choose_shard_rows`).
         progress: Called with the number of images done and in total: first when the workers are ready, then
             after every shard.
         workers: Largest number of shards built at a time; None for one per CPU of the cluster.
-        reopen: Opens the source again at the end. If its fingerprint differs by then, nothing is committed.
+        reopen: Opens the source again at the end, unless it has a method `check_unchanged`. If its
+            fingerprint differs by then, nothing is committed.
 
     Returns:
         The manifest of the shard set, as saved.
@@ -65,48 +95,75 @@ def build_shards(
         DataError: No image is usable, `train` has images of fewer than two classes, or the source failed or
             changed.
     """
-    check_request(out, spec, workers)
-    fingerprint = source.fingerprint()  # of the source as `reopen` opens it, not of its divided splits
-    source = hold_out(source, spec.validation)
-    spec, level_notes = _resolve_levels(source, spec)
-    plan = plan_shards(source.counts(), _resolve_shard_rows(source, spec))
-    if not plan:
-        raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
-    about = {"the content of the source": fingerprint, "the options": spec.model_dump_json()}
-    shards = [planned_shard.model_dump() for planned_shard in plan]
-    digest = hash_json([VERSION, *about.values(), source.classes, shards])
-    with lock_build_directory(out.absolute(), digest, about) as directory:
-        committed = directory.load_committed()
+    location = parse_location(out)
+    check_request(location, spec, workers)
+    job = _plan_job(source, spec)
+    about = {"the content of the source": job.fingerprint, "the options": job.spec.model_dump_json()}
+    digest = hash_json([VERSION, *about.values(), source.classes, job.plan.describe()])
+    with _claim_output(location, digest, about) as build:
+        committed = build.load_committed()
         if committed is not None:
             return committed
 
-        totals = ShardSetTotals(plan, len(source.classes))
+        totals = ShardSetTotals(job.plan, len(source.classes))
         try:
-            _build_missing_shards(source, spec, directory, totals, progress or _ignore_progress, workers)
-        except GlassboxError:
-            if not totals.candidates_done:  # otherwise, the next start resumes from the finished shards
-                directory.discard(plan)
+            _build_missing_shards(job, build, totals, progress or _ignore_progress, workers)
+        except GlassboxError as error:
+            if not totals.candidates_done:  # otherwise, the next start resumes from the complete shards
+                _discard(build, job.plan, error)
             raise
         try:
-            _check_unchanged(source.name, fingerprint, reopen)
-            manifest = _build_manifest(source, fingerprint, spec, directory, totals, level_notes)
-        except GlassboxError:
-            directory.discard(plan)
+            _check_unchanged(job, reopen)
+            _check_usable(job, build, totals)
+        except DataError as error:
+            _discard(build, job.plan, error)
             raise
-        directory.commit(manifest, plan)
+        with build.open_commit_folder() as folder:
+            manifest = _write_manifest(job, build, totals, folder)
+            build.commit(folder)
     _log_warnings(manifest)
     return manifest
+
+
+def _plan_job(source: Source, spec: ShardSpec) -> BuildJob:
+    """Decides everything that the bytes of the shards depend on.
+
+    Raises:
+        DataError: The source has no images, or cannot be read.
+    """
+    fingerprint = source.fingerprint()  # of the source as `reopen` opens it, not of its divided splits
+    source = hold_out(source, spec.validation)
+    spec, notes = _resolve_levels(source, spec)
+    spec = _resolve_shard_rows(source, spec)
+    plan = plan_shards(source.counts(), spec)
+    if not plan:
+        raise DataError("at least one image", f"source={source.name}: images=0", "check the path")
+    return BuildJob(source, fingerprint, spec, plan, notes)
+
+
+def _discard(build: Build, plan: ShardPlan, error: GlassboxError) -> None:
+    """Removes the shards of a build that failed for good; after a failure of a store, they are kept."""
+    if not isinstance(error, StoreError):
+        build.discard(plan)
+
+
+def _claim_output(
+    location: Location, digest: str, about: dict[str, str]
+) -> AbstractContextManager[BuildDirectory] | AbstractContextManager[StoreBuild]:
+    if isinstance(location, Uri):
+        return lease_build(location, digest, about)
+    return lock_build_directory(location.absolute(), digest, about)
 
 
 def _ignore_progress(done: int, total: int) -> None:
     pass
 
 
-def check_request(out: Path, spec: ShardSpec, workers: int | None = None) -> None:
+def check_request(out: str | Location, spec: ShardSpec, workers: int | None = None) -> None:
     """Checks what can be checked before the source is opened, which may take long.
 
     Args:
-        out: Directory to create.
+        out: Directory to create, or URI in an object store.
         spec: Options of the shard set.
         workers: Largest number of shards built at a time; None for one per CPU of the cluster.
 
@@ -119,7 +176,7 @@ def check_request(out: Path, spec: ShardSpec, workers: int | None = None) -> Non
             f"check=header encoding={spec.encoding} store_size={spec.store_size}",
             "use check=decode, or store images as found",
         )
-    if spec.shard_mb is not None and "shard_rows" in spec.model_fields_set:
+    if spec.shard_mb is not None and spec.shard_rows is not None:
         raise ConfigError(
             "one size of shards",
             f"shard_mb={spec.shard_mb} shard_rows={spec.shard_rows}",
@@ -137,23 +194,49 @@ def check_request(out: Path, spec: ShardSpec, workers: int | None = None) -> Non
         raise ConfigError(
             "at least one worker", f"workers={workers}", "give a number from 1, or leave it out for all CPUs"
         )
-    check_output(out)
+    location = parse_location(out)
+    if isinstance(location, Uri):
+        check_prefix(location)
+    else:
+        check_directory(location)
 
 
 def _resolve_shard_rows(source: Source, spec: ShardSpec) -> ShardSpec:
-    """Replaces `shard_mb` by the number of rows that gives this size, estimated from the first images."""
-    count = min(source.counts().get("train", 0), SAMPLE)
-    if spec.shard_mb is None or not count:
+    """Sets the number of rows per shard from `shard_mb`, or from the number and the size of the images."""
+    images = source.counts().get("train", 0)
+    if spec.shard_rows is not None or not images:
         return spec
-    sizes = []
-    for item in prepare_examples(source, "train", 0, count, spec):
-        if not isinstance(item, Rejected):
-            record, *_ = item
-            sizes.append(len(record.image))
-    rows = spec.shard_rows
-    if sizes:
-        rows = int(spec.shard_mb * 1e6 * len(sizes) / sum(sizes))
-    return spec.model_copy(update={"shard_rows": max(rows, 1)})
+    sizes = list(_sample_sizes(source, images, spec))
+    image_bytes = sum(sizes) / len(sizes) if sizes else 0.0
+    if spec.shard_mb is None:
+        rows = choose_shard_rows(images, image_bytes)
+    elif sizes:
+        rows = max(int(spec.shard_mb * 1e6 / image_bytes), 1)
+    else:
+        rows = choose_shard_rows(images, 0.0)
+    return spec.model_copy(update={"shard_rows": rows})
+
+
+def _sample_sizes(source: Source, images: int, spec: ShardSpec) -> Iterator[int]:
+    """Yields the sizes of some training images as they will be stored, in bytes.
+
+    Args:
+        source: Source of the images.
+        images: Number of training images.
+        spec: Options of the shard set.
+    """
+    is_stored_as_found = spec.encoding == "as-found" and spec.store_size is None
+    count = max(min(images, SAMPLE) // SAMPLED_PLACES, 1)  # images per place
+    starts = sorted({place * (images - count) // (SAMPLED_PLACES - 1) for place in range(SAMPLED_PLACES)})
+    for start in starts:
+        if is_stored_as_found:
+            for item in read_examples(source, "train", start, start + count):
+                if not isinstance(item, Rejected):
+                    yield len(item.image)
+            continue
+        for prepared in prepare_examples(source, "train", start, start + count, spec):
+            if not isinstance(prepared, Rejected):
+                yield len(prepared[0].image)
 
 
 def _resolve_levels(source: Source, spec: ShardSpec) -> tuple[ShardSpec, tuple[str, ...]]:
@@ -193,87 +276,97 @@ def _log_warnings(manifest: Manifest) -> None:
 
 
 def _build_missing_shards(
-    source: Source,
-    spec: ShardSpec,
-    directory: BuildDirectory,
+    job: BuildJob,
+    build: Build,
     totals: ShardSetTotals,
     progress: Progress,
     workers: int | None,
 ) -> None:
     """Builds every shard that an earlier start did not complete, and adds up the results of all shards."""
-    for planned_shard, result in directory.load_results(totals.plan):
+    is_complete = bytearray(len(job.plan))
+    for planned_shard, result in build.load_results(job.plan):
         totals.add(planned_shard, result)
-    missing = totals.missing
+        is_complete[planned_shard.index] = 1
+    missing = MissingShards(job.plan, is_complete)
     if not missing:
         progress(totals.candidates_done, totals.candidates)
         return
-    with start_workers(source, spec, directory.out, directory.work, workers) as context:
+    with start_workers(job.source, job.spec, build.output, workers) as context:
         progress(totals.candidates_done, totals.candidates)
-        with closing(build_on_workers(context, missing, workers)) as results:  # closing cancels running tasks
+        # Closing the generator cancels running tasks.
+        with closing(build_on_workers(job.source, context, missing, workers)) as results:
             for planned_shard, result in results:
+                build.check_lease()
                 totals.add(planned_shard, result)
                 progress(totals.candidates_done, totals.candidates)
 
 
-def _check_unchanged(name: str, fingerprint: str, reopen: Callable[[], Source] | None) -> None:
+def _check_unchanged(job: BuildJob, reopen: Callable[[], Source] | None) -> None:
     """Makes sure that the source did not change: the images read may be neither its old nor its new content.
 
     Raises:
-        DataError: The fingerprint differs from that at the start.
+        DataError: The source differs from what it was at the start.
     """
-    if reopen is not None and reopen().fingerprint() != fingerprint:
-        raise DataError(
-            "a source that does not change while it is read",
-            f"source={name} (changed since the build began)",
-            "build again when nothing changes it any more",
-        )
+    check_unchanged = getattr(job.source, "check_unchanged", None)
+    if check_unchanged is not None:
+        check_unchanged()
+        return
+    if reopen is not None and reopen().fingerprint() != job.fingerprint:
+        raise build_change_error(job.source.name)
 
 
-def _build_manifest(
-    source: Source,
-    fingerprint: str,
-    spec: ShardSpec,
-    directory: BuildDirectory,
-    totals: ShardSetTotals,
-    level_notes: tuple[str, ...],
-) -> Manifest:
-    """Builds the manifest of all shards.
+def _check_usable(job: BuildJob, build: Build, totals: ShardSetTotals) -> None:
+    """Makes sure that there are training images of every class.
 
     Raises:
         DataError: `train` has usable images of fewer than two classes, or none of some class.
     """
-    splits = totals.build_splits()
-    class_counts = splits["train"].class_counts if "train" in splits else (0,) * len(source.classes)
+    class_counts = totals.get_class_counts("train")
     if sum(count > 0 for count in class_counts) < 2:
-        raise _build_unusable_error(source, class_counts, directory, totals)
-    empty = [name for name, count in zip(source.classes, class_counts, strict=True) if not count]
+        raise _build_unusable_error(job, build, totals)
+    empty = [name for name, count in zip(job.source.classes, class_counts, strict=True) if not count]
     if empty:
-        raise build_empty_class_error(source.name, empty)
-    return Manifest(
+        raise build_empty_class_error(job.source.name, empty)
+
+
+def _write_manifest(job: BuildJob, build: Build, totals: ShardSetTotals, folder: Path) -> Manifest:
+    """Writes the manifest of all shards, the tables that it refers to, and the list of rejected images."""
+    with (folder / REJECTED_FILE).open("wb") as rejected:
+
+        def read_results() -> Iterator[tuple[PlannedShard, ShardFile, bytes]]:
+            for planned_shard, marker in build.read_markers(job.plan):
+                rejected.writelines(map(str.encode, marker.rejected_lines))
+                yield planned_shard, marker.result.shard, marker.row_part
+
+        splits = totals.build_splits(folder, read_results())
+    manifest = Manifest(
         version=VERSION,
-        format=spec.format,
-        encoding=spec.encoding,
-        store_size=spec.store_size,
-        source=source.name,
-        fingerprint=fingerprint,
-        classes=source.classes,
+        format=job.spec.format,
+        encoding=job.spec.encoding,
+        store_size=job.spec.store_size,
+        source=job.source.name,
+        fingerprint=job.fingerprint,
+        classes=job.source.classes,
         splits=splits,
         rejected=totals.rejected,
-        levels=spec.levels,
-        notes=(*getattr(source, "notes", ()), *level_notes),
+        levels=job.spec.levels,
+        notes=(*getattr(job.source, "notes", ()), *job.notes),
         notices=dict(sorted(totals.notices.items())),
     )
+    manifest.save(folder)
+    return manifest
 
 
-def _build_unusable_error(
-    source: Source, class_counts: tuple[int, ...], directory: BuildDirectory, totals: ShardSetTotals
-) -> DataError:
+def _build_unusable_error(job: BuildJob, build: Build, totals: ShardSetTotals) -> DataError:
     """Returns the error for a source without enough usable images, with the first reasons for rejection."""
-    usable = ", ".join(f"{name}={count}" for name, count in zip(source.classes, class_counts, strict=True))
-    first = [json.loads(line) for line in islice(directory.read_rejections(totals.plan), SHOWN_REJECTIONS)]
+    class_counts = zip(job.source.classes, totals.get_class_counts("train"), strict=True)
+    usable = ", ".join(f"{name}={count}" for name, count in class_counts)
+    lines = (line for _, marker in build.read_markers(job.plan) for line in marker.rejected_lines)
+    first = [json.loads(line) for line in islice(lines, SHOWN_REJECTIONS)]
     reasons = "; ".join(f"{entry['id']}: {entry['reason']}" for entry in first) or "none"
+    received = f"source={job.source.name}: usable images in train: {usable}; "
     return DataError(
         "usable train images of at least two classes",
-        f"source={source.name}: usable images in train: {usable}; rejected={totals.rejected} ({reasons})",
+        f"{received}rejected={totals.rejected} ({reasons})",
         "repair the images, or choose another source",
     )

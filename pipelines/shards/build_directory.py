@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ConfigError
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
-from pipelines.shards.plan import PlannedShard
-from pipelines.shards.rejections import REJECTED_FILE
-from pipelines.shards.task import ShardResult, load_result, read_rejections, report_write_errors
-from pipelines.storage import lock_file, replace_file, sync, write_atomically
+from pipelines.shards.markers import Marker, ShardResult, get_marker_name, read_marker, read_result
+from pipelines.shards.output import (
+    DESCRIPTION_FILE,
+    WORK_FOLDER,
+    FolderOutput,
+    build_differing_error,
+    build_occupied_error,
+    build_refusal,
+    report_write_errors,
+)
+from pipelines.shards.plan import PlannedShard, ShardPlan
+from pipelines.storage import lock_file, sync, write_atomically
 
-WORK_FOLDER = ".building"  # inside the shard set, until it is complete
+COMMIT_FOLDER = "commit"  # in the work directory: the files that are written last
 REMOVE_ATTEMPTS = 50
 REMOVE_SECONDS = 0.1  # wait between two attempts
 
@@ -35,6 +44,7 @@ class BuildDirectory:
     Attributes:
         out: Directory of the shard set.
         work: Directory for shards in progress, and for the marker of each shard until the build is complete.
+        output: What workers need to know of the directory.
         made_directory: Whether the build created `out`.
         is_over: Whether nothing is left to resume.
     """
@@ -42,8 +52,12 @@ class BuildDirectory:
     def __init__(self, out: Path, description: Mapping[str, Any]) -> None:
         self.out = out
         self.work = out / WORK_FOLDER / description["digest"][:16]
+        self.output = FolderOutput(out, self.work)
         self.made_directory = bool(description["made_directory"])
         self.is_over = False
+
+    def check_lease(self) -> None:
+        """Does nothing: the lock of a directory cannot be lost."""
 
     def load_committed(self) -> Manifest | None:
         """Returns the manifest if an earlier start committed the shard set."""
@@ -52,56 +66,70 @@ class BuildDirectory:
         self.is_over = True
         return load_manifest(self.out)
 
-    def load_results(self, plan: Sequence[PlannedShard]) -> Iterator[tuple[PlannedShard, ShardResult]]:
-        """Yields the shards that earlier starts completed."""
+    def load_results(self, plan: ShardPlan) -> Iterator[tuple[PlannedShard, ShardResult]]:
+        """Yields the shards that earlier starts completed, if their files are still there."""
         for planned_shard in plan:
-            result = load_result(planned_shard, self.out, self.work)
-            if result is not None:
+            try:
+                with (self.work / get_marker_name(planned_shard.file)).open("rb") as file:
+                    result = read_result(file)
+            except OSError:
+                continue
+            if result is not None and self._has_files(result):
                 yield planned_shard, result
 
-    def read_rejections(self, plan: Sequence[PlannedShard]) -> Iterator[str]:
-        """Yields a line of JSON for every rejected candidate, in the order of the plan."""
-        for planned_shard in plan:
-            yield from read_rejections(planned_shard, self.work)
-
-    def commit(self, manifest: Manifest, plan: Sequence[PlannedShard]) -> None:
-        """Writes the list of rejected images, then the manifest, which commits the shard set.
+    def read_markers(self, plan: ShardPlan) -> Iterator[tuple[PlannedShard, Marker]]:
+        """Yields the marker of every shard, in the order of the plan.
 
         Raises:
-            ConfigError: A file cannot be written.
-            DataError: A shard is not in the directory, although a worker wrote it.
+            ConfigError: A shard or its marker is not in the directory, although a worker wrote it.
         """
+        for planned_shard in plan:
+            path = self.work / get_marker_name(planned_shard.file)
+            marker = None
+            if path.is_file():
+                with path.open("rb") as file:
+                    marker = read_marker(file)
+            if marker is None or not self._has_files(marker.result):
+                raise ConfigError(
+                    "an output directory that every worker sees",
+                    f"{self.out / planned_shard.file} (missing or truncated)",
+                    "choose a shared directory",
+                )
+            yield planned_shard, marker
+
+    @contextmanager
+    def open_commit_folder(self) -> Iterator[Path]:
+        """Yields an empty directory for the files that are written last."""
+        folder = self.work / COMMIT_FOLDER
         with report_write_errors(self.out):
-            self._check_files(manifest)
-            with (
-                replace_file(self.out / REJECTED_FILE) as temporary,
-                temporary.open("w", encoding="utf-8") as lines,
-            ):
-                lines.writelines(self.read_rejections(plan))
-            sync(self.out)
-            manifest.save(self.out)
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            yield folder
+
+    def commit(self, folder: Path) -> None:
+        """Moves the files of a folder into the shard set, the manifest last, which commits it."""
+        names = sorted(path.name for path in folder.iterdir() if path.name != FILE_NAME)
+        for name in names:
+            sync(folder / name)
+            os.replace(folder / name, self.out / name)
+        sync(self.out)
+        os.replace(folder / FILE_NAME, self.out / FILE_NAME)
+        sync(self.out)
         self.is_over = True
 
-    def discard(self, plan: Sequence[PlannedShard]) -> None:
+    def discard(self, plan: ShardPlan) -> None:
         """Removes the shards of the build; the work folder is removed when the lock is released."""
-        stems = {Path(planned_shard.file).stem for planned_shard in plan}
-        with report_write_errors(self.out):
-            for path in self.out.iterdir():
-                if path.name.split(".")[0] in stems:
-                    path.unlink()
+        with report_write_errors(self.out), os.scandir(self.out) as entries:
+            for entry in entries:
+                if plan.owns_file(entry.name):
+                    os.unlink(entry.path)
         self.is_over = True
 
-    def _check_files(self, manifest: Manifest) -> None:
-        for split in manifest.splits.values():
-            for shard in split.shards:
-                for file in shard.files:
-                    path = self.out / file.file
-                    if not path.is_file() or path.stat().st_size != file.bytes:
-                        raise DataError(
-                            "an output directory that every worker sees",
-                            f"{path} (missing or truncated)",
-                            "choose a shared directory",
-                        )
+    def _has_files(self, result: ShardResult) -> bool:
+        try:
+            return all((self.out / file.file).stat().st_size == file.bytes for file in result.shard.files)
+        except OSError:
+            return False
 
 
 @contextmanager
@@ -119,19 +147,14 @@ def lock_build_directory(out: Path, digest: str, about: Mapping[str, str]) -> It
     """
     work_folder = out / WORK_FOLDER
     directory = None
-    refusal = ConfigError(
-        "an output directory without another builder",
-        f"out={out} (another builder is at work)",
-        "wait until it ends, or stop it",
-    )
     try:
         with ExitStack() as stack:
             with report_write_errors(out):
                 is_new = not out.exists()
                 if not work_folder.is_dir():
-                    _check_empty(out)
+                    check_directory(out)
                     work_folder.mkdir(parents=True, exist_ok=True)
-                stack.enter_context(lock_file(work_folder / "lock", refusal))
+                stack.enter_context(lock_file(work_folder / "lock", build_refusal(out)))
                 description = {"digest": digest, "made_directory": is_new, "about": dict(about)}
                 directory = BuildDirectory(out, _load_or_write_description(out, description))
                 directory.work.mkdir(exist_ok=True)
@@ -146,7 +169,7 @@ def lock_build_directory(out: Path, digest: str, about: Mapping[str, str]) -> It
                 out.rmdir()
 
 
-def check_output(out: Path) -> None:
+def check_directory(out: Path) -> None:
     """Makes sure, without locking it, that a build may start or resume in a directory.
 
     Raises:
@@ -160,18 +183,12 @@ def _check_empty(out: Path) -> None:
     if not out.exists():
         return
     if not out.is_dir() or any(path.name != WORK_FOLDER for path in out.iterdir()):
-        raise _build_occupied_error(out)
-
-
-def _build_occupied_error(out: Path) -> ConfigError:
-    return ConfigError(
-        "an output that does not exist yet", f"out={out}", "choose another directory or remove it"
-    )
+        raise build_occupied_error(out)
 
 
 def _load_or_write_description(out: Path, description: dict[str, Any]) -> dict[str, Any]:
     """Returns the description of the earlier start that is resumed, else writes and returns the given one."""
-    path = out / WORK_FOLDER / "build.json"
+    path = out / WORK_FOLDER / DESCRIPTION_FILE
     if not path.is_file():
         try:
             _check_empty(out)
@@ -185,14 +202,8 @@ def _load_or_write_description(out: Path, description: dict[str, Any]) -> dict[s
     if earlier["digest"] == description["digest"]:
         return earlier
     if (out / FILE_NAME).is_file():
-        raise _build_occupied_error(out)
-    about = description["about"]
-    changed = [name for name, value in about.items() if earlier["about"].get(name) != value]
-    raise ConfigError(
-        "an output directory of its own",
-        f"out={out} (an unfinished build, which differs: {', '.join(changed)})",
-        "repeat the source and options of that build to finish it, or remove the directory",
-    )
+        raise build_occupied_error(out)
+    raise build_differing_error(out, earlier["about"], description["about"])
 
 
 def _remove(work_folder: Path) -> None:

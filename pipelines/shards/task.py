@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AliasChoices, Field, ValidationError
 
-from pipelines.errors import ConfigError, DataError, GlassboxError
+from pipelines.errors import DataError, GlassboxError
 from pipelines.records import Example, Record, Rejected
 from pipelines.shards.formats import write_shard
 from pipelines.shards.images import UnreadableImageError, prepare_image
-from pipelines.shards.manifest import ShardFile
+from pipelines.shards.markers import Marker, ShardResult, get_marker_name, read_row_part
+from pipelines.shards.output import BuildOutput, report_write_errors
 from pipelines.shards.plan import PlannedShard
 from pipelines.sources import Source
-from pipelines.spec import ShardSpec, Spec
-from pipelines.storage import write_atomically
+from pipelines.spec import ShardSpec
 
 UNUSUAL_SUFFIXES = (".jfif", ".jpe")  # names that some programs give to JPEGs
 
@@ -30,29 +27,8 @@ UNUSUAL_SUFFIXES = (".jfif", ".jpe")  # names that some programs give to JPEGs
 Row = tuple[Record, NDArray[np.int64] | None, tuple[str, ...]]
 
 
-class ShardResult(Spec):
-    """Result of building one shard.
-
-    Attributes:
-        shard: Entry of the shard in the manifest; the file of a shard without rows does not exist.
-        class_counts: Rows per class, in the order of the classes.
-        pixel_sums: `[3][3]`: for R, G and B the number of pixels, their sum and the sum of their squares;
-            zeros if nothing was decoded. Markers call them `moments`.
-        rejected: Number of candidates that are not in the shard.
-        notices: Number of images per kind of notice.
-    """
-
-    shard: ShardFile
-    class_counts: tuple[int, ...]
-    pixel_sums: tuple[tuple[int, ...], ...] = Field(
-        validation_alias=AliasChoices("moments", "pixel_sums"), serialization_alias="moments"
-    )
-    rejected: int
-    notices: dict[str, int] = Field(default_factory=dict)
-
-
 def build_shard(
-    source: Source, planned_shard: PlannedShard, spec: ShardSpec, out: Path, work: Path
+    source: Source, planned_shard: PlannedShard, spec: ShardSpec, output: BuildOutput
 ) -> ShardResult:
     """Writes one shard, then its marker: one line with the result, and one per rejected candidate.
 
@@ -60,8 +36,7 @@ def build_shard(
         source: Source of the images.
         planned_shard: Range of candidates to read, and the file to write.
         spec: Options of the shard set.
-        out: Directory of the shard set that the complete shard is moved to.
-        work: Directory on the same file system for the shard in progress and for the marker.
+        output: Directory or object store that receives the shard and the marker.
 
     Raises:
         DataError: The source can no longer be read; the message names the image.
@@ -87,13 +62,9 @@ def build_shard(
                 np.add(pixel_sums, sums, out=pixel_sums)
             yield record
 
-    if not work.is_dir():
-        received = f"{work.parent.parent} (not on {socket.gethostname()}, or removed)"
-        raise ConfigError("an output directory that every worker sees", received, "choose a shared directory")
-    with report_write_errors(out):
-        shard = write_shard(work, planned_shard.file, read_records())
-        for file in shard.files:
-            os.replace(work / file.file, out / file.file)
+    output.check_visible()
+    with report_write_errors(output), output.open_scratch() as scratch:
+        shard = write_shard(scratch, planned_shard.file, read_records())
         result = ShardResult(
             shard=shard,
             class_counts=tuple(class_counts.tolist()),
@@ -101,9 +72,8 @@ def build_shard(
             rejected=len(rejected_lines),
             notices=dict(sorted(notice_counts.items())),
         )
-        marker = "".join([result.model_dump_json(by_alias=True) + "\n", *rejected_lines])
-        # Not durable: without its marker, a shard is built again.
-        write_atomically(_get_marker_path(planned_shard, work), marker, durable=False)
+        marker = Marker(result, read_row_part(scratch, shard), tuple(rejected_lines))
+        output.publish(scratch, shard.files, get_marker_name(planned_shard.file), marker.encode())
     return result
 
 
@@ -116,6 +86,16 @@ def prepare_examples(
         DataError: The source fails or ends too early, or an image causes an unexpected error; the message
             names the image.
     """
+    for item in read_examples(source, split, start, stop):
+        yield item if isinstance(item, Rejected) else _prepare_example(item, spec)
+
+
+def read_examples(source: Source, split: str, start: int, stop: int) -> Iterator[Example | Rejected]:
+    """Reads candidates `start` to `stop` of a split.
+
+    Raises:
+        DataError: The source fails or ends too early; the message names the image.
+    """
     items = source.read(split, start, stop)
     for index in range(start, stop):
         with _add_image_to_errors(f"image {index} of {split}"):
@@ -126,7 +106,7 @@ def prepare_examples(
                 f"source={source.name}: {index - start} after number {start}",
                 "leave the source unchanged while it is read",
             )
-        yield item if isinstance(item, Rejected) else _prepare_example(item, spec)
+        yield item
 
 
 def _prepare_example(example: Example, spec: ShardSpec) -> Row | Rejected:
@@ -155,38 +135,3 @@ def _add_image_to_errors(image: str) -> Iterator[None]:
         raise DataError(
             "an image that can be read", received, "repair or remove it, and start the build again"
         ) from error
-
-
-@contextmanager
-def report_write_errors(out: Path) -> Iterator[None]:
-    """Turns errors of the operating system, such as a full disk, into a `ConfigError`."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        if error.filename:
-            reason += f" ({error.filename})"
-        fix = "free space or change permissions and run the same command again, or choose another place"
-        raise ConfigError("an output directory that can be written", f"out={out}: {reason}", fix) from None
-
-
-def load_result(planned_shard: PlannedShard, out: Path, work: Path) -> ShardResult | None:
-    """Loads the result that an earlier, interrupted build left for a shard, if its files are still there."""
-    try:
-        with _get_marker_path(planned_shard, work).open(encoding="utf-8") as lines:
-            result = ShardResult.model_validate_json(next(lines, ""))
-        is_complete = all((out / file.file).stat().st_size == file.bytes for file in result.shard.files)
-    except (OSError, ValidationError, UnicodeDecodeError):
-        return None
-    return result if is_complete else None
-
-
-def read_rejections(planned_shard: PlannedShard, work: Path) -> Iterator[str]:
-    """Yields the lines of JSON that describe the rejected candidates of a shard."""
-    with _get_marker_path(planned_shard, work).open(encoding="utf-8") as lines:
-        next(lines)  # the result
-        yield from lines
-
-
-def _get_marker_path(planned_shard: PlannedShard, work: Path) -> Path:
-    return work / f"{planned_shard.file}.done"

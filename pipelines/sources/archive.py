@@ -120,9 +120,9 @@ class ArchiveSource:
         """Returns the label of every member, -1 if it is not an image or cannot be read: int32 `[n]`."""
         return find_labels(self.splits[split])
 
-    def divide(self, rows: Mapping[str, NDArray[np.int64]], note: str) -> ArchiveSource:
-        """Returns the source with the train split divided into rows, int64 `[n]` per split."""
-        return replace(self, splits=divide_table(self.splits, rows), notes=(*self.notes, note))
+    def divide(self, is_held_out: NDArray[np.bool_], note: str) -> ArchiveSource:
+        """Returns the source with some rows of the train split as validation split: bool `[n]`."""
+        return replace(self, splits=divide_table(self.splits, is_held_out), notes=(*self.notes, note))
 
     def fingerprint(self) -> str:
         """Returns a digest over path, size and CRC-32 (zip) or time of change (tar) of every member.

@@ -16,9 +16,15 @@ class Source(Protocol):
 
     Ray sends a source to its workers, so it must be picklable, and its data must be reachable from them.
 
-    A source may also have `notes`, a tuple of sentences about what it decided, which are printed and recorded
-    in the manifest; and `labels(split)`, the labels of all candidates as integers (-1: none) without reading
-    images, from which a validation split is held out class by class. Without it, the end of `train` is.
+    A source may also have
+
+    - `notes`, a tuple of sentences about what it decided, which are printed and recorded in the manifest;
+    - `labels(split)`, the labels of all candidates as integers (-1: none) without reading images, from which
+      a validation split is held out class by class. Without it, the end of `train` is;
+    - `select(split, start, stop)`, a small source that reads only these candidates, under the same numbers.
+      It is sent with each task. Without it, the whole source is sent to every worker once;
+    - `check_unchanged()`, which raises a `DataError` if the source changed since it was opened. Without it,
+      the source is opened again at the end of a build, and its fingerprint compared.
     """
 
     @property
@@ -42,6 +48,19 @@ class Source(Protocol):
 SOURCES: Registry[Callable[..., Source]] = Registry("source", group="glassbox.sources")  # `KIND:ARGUMENT`
 UNLABELLED_SOURCES: Registry[Callable[[str], Source]] = Registry("source without classes")
 DATASETS: Registry[Callable[[], Source]] = Registry("data set")  # known by name, without an argument
+
+
+def build_change_error(name: str) -> DataError:
+    """Returns the error for a source that changed while a shard set was built from it.
+
+    Args:
+        name: Name of the source, and what changed if that is known.
+    """
+    return DataError(
+        "a source that does not change while it is read",
+        f"source={name} (changed since the build began)",
+        "build again when nothing changes it any more",
+    )
 
 
 def build_read_error(path: Path | str, error: OSError, expected: str = "a file") -> DataError:

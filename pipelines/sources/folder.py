@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import queue
 import stat
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +21,15 @@ from numpy.typing import NDArray
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.remote.uri import Uri, is_uri
-from pipelines.sources.base import SOURCES
+from pipelines.sources.base import SOURCES, build_change_error
 from pipelines.sources.layout import (
     MAX_FILE,
     PATH,
     SIZE,
     TableTree,
+    arrange_batches,
     arrange_files,
+    build_batches,
     build_table,
     compute_fingerprint,
     divide_table,
@@ -30,10 +37,16 @@ from pipelines.sources.layout import (
     is_image,
     reject_by_name,
 )
+from pipelines.sources.listing import TablePart
 from pipelines.sources.locations import parse_source_location
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import FolderTree, find_split_folders
 from pipelines.sources.store_folder import STAMP, list_store_files, read_objects
+
+SCHEMA = pa.schema([PATH, SIZE])
+FOLDER_SCHEMA = pa.schema([PATH, pa.field("modified", pa.int64(), nullable=False)])
+LISTING_THREADS = 16  # a file server takes milliseconds to list a folder
+QUEUED_BATCHES = 32
 
 # Errors that mean that a file, or the file server, has disappeared.
 GONE = (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EHOSTDOWN)
@@ -50,13 +63,15 @@ class FolderSource:
         splits: Per split, a table of all files in reading order: `path` inside the folder, `size` in bytes,
             `label`, and for objects of a store `stamp`, a hash of the version.
         notes: Sentences about what was decided.
+        folders: Folders that were listed on a disk, with the columns of `FOLDER_SCHEMA`.
     """
 
     name: str
     classes: tuple[str, ...]
     root: str
-    splits: Mapping[str, pa.Table]
+    splits: Mapping[str, Any]
     notes: tuple[str, ...] = ()
+    folders: pa.Table = field(default_factory=lambda: FOLDER_SCHEMA.empty_table())
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of files per split, whatever their suffix."""
@@ -84,9 +99,27 @@ class FolderSource:
         """Returns the label of every file, -1 if it is not an image: int32 `[n]`."""
         return find_labels(self.splits[split])
 
-    def divide(self, rows: Mapping[str, NDArray[np.int64]], note: str) -> FolderSource:
-        """Returns the source with the train split divided into rows, int64 `[n]` per split."""
-        return replace(self, splits=divide_table(self.splits, rows), notes=(*self.notes, note))
+    def divide(self, is_held_out: NDArray[np.bool_], note: str) -> FolderSource:
+        """Returns the source with some files of the train split as validation split: bool `[n]`."""
+        return replace(self, splits=divide_table(self.splits, is_held_out), notes=(*self.notes, note))
+
+    def select(self, split: str, start: int, stop: int) -> FolderSource:
+        """Returns a small source that reads only some files of a split, under the same numbers."""
+        part = TablePart(self.splits[split], start, stop)
+        return replace(self, splits={split: part}, notes=(), folders=FOLDER_SCHEMA.empty_table())
+
+    def check_unchanged(self) -> None:
+        """Makes sure that no file was added to a folder or removed from it since it was listed.
+
+        Reading compares the size of every file with the list. A store is not listed again.
+
+        Raises:
+            DataError: A folder has changed.
+        """
+        for batch in self.folders.to_batches():
+            for path, modified in zip(batch["path"].to_pylist(), batch["modified"].to_pylist(), strict=True):
+                if _get_modification_time(path) != modified:
+                    raise build_change_error(f"{self.name}: {os.fsdecode(path)}")
 
     def fingerprint(self) -> str:
         """Returns a digest over the path and the size of every file.
@@ -165,21 +198,27 @@ def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSo
         class_folders = [
             root / folder / name for folder in split_folders for name in tree.list_folders(folder)
         ]
-        files = build_table(_walk_all(root, class_folders), pa.schema([PATH, SIZE]))
         outside = sum(tree.count_images(folder) for folder in dict.fromkeys(["", *split_folders]))
+        names = [os.fsencode(folder.relative_to(root)) for folder in class_folders]
+        walk = ParallelWalk(os.fsencode(root), map(os.fsencode, class_folders))
+        arrangement = arrange_batches(
+            argument, walk.iterate_batches(), SCHEMA, layout.folders, names, options.class_names
+        )
     except OSError as error:
         received = f"{error.filename}: {error.strerror}"
         raise DataError("a folder that can be listed", received, "change its permissions") from None
-    names = [os.fsencode(folder.relative_to(root)) for folder in class_folders]
-    try:
-        arrangement = arrange_files(argument, files, layout.folders, names, options.class_names)
     except DataError as error:
         raise _suggest_subfolder(error, argument, tree) from None
     notes = [*layout.describe(), *arrangement.notes]
     if outside:
         notes.append(f"images outside of class folders, not read: {outside}")
     return FolderSource(
-        f"folder:{argument}", arrangement.classes, str(root), arrangement.splits, tuple(notes)
+        f"folder:{argument}",
+        arrangement.classes,
+        str(root),
+        arrangement.splits,
+        tuple(notes),
+        build_table(sorted(walk.folders), FOLDER_SCHEMA),
     )
 
 
@@ -212,35 +251,124 @@ def _suggest_subfolder(error: DataError, argument: str, tree: FolderTree) -> Dat
     return error
 
 
-def walk_files(root: bytes, folder: bytes) -> Iterator[tuple[bytes, int]]:
-    """Yields the path inside `root` and the size of every file below a folder, except hidden ones.
+class ParallelWalk:
+    """Lists the files below some folders, several folders at a time, except hidden ones.
+
+    Args:
+        root: Absolute path that the paths of files are relative to.
+        folders: Absolute paths of the folders.
+
+    Attributes:
+        folders: Path and time of change of every folder listed so far.
+    """
+
+    def __init__(self, root: bytes, folders: Iterable[bytes]) -> None:
+        self.folders: list[tuple[bytes, int]] = []
+        self._prefix = len(os.path.join(root, b""))
+        self._waiting = list(folders)
+
+    def iterate_batches(self) -> Iterator[pa.RecordBatch]:
+        """Yields path and size of all files, with the columns of `SCHEMA`. Can be called once.
+
+        Raises:
+            OSError: A folder cannot be listed.
+        """
+        results: queue.Queue[_Listed | OSError] = queue.Queue(QUEUED_BATCHES)
+        stop = threading.Event()
+        with ThreadPoolExecutor(LISTING_THREADS, "listing") as pool:
+            try:
+                running = 0
+                while running or self._waiting:
+                    while self._waiting and running < 2 * LISTING_THREADS:
+                        pool.submit(self._list_folder, self._waiting.pop(), results, stop)
+                        running += 1
+                    listed = results.get()
+                    if isinstance(listed, OSError):
+                        raise listed
+                    self._waiting.extend(listed.subfolders)
+                    running -= listed.is_last
+                    if listed.batch is not None:
+                        yield listed.batch
+            finally:
+                stop.set()
+                pool.shutdown(wait=False, cancel_futures=True)
+                _drain(results)
+
+    def _list_folder(
+        self, folder: bytes, results: queue.Queue[_Listed | OSError], stop: threading.Event
+    ) -> None:
+        try:
+            self.folders.append((folder, os.stat(folder).st_mtime_ns))
+            prefix = os.path.join(folder, b"")[self._prefix :]
+            subfolders: list[bytes] = []
+            with os.scandir(folder) as entries:
+                rows = _iterate_files(entries, prefix, subfolders)
+                for batch in build_batches(rows, SCHEMA):
+                    if stop.is_set():
+                        return
+                    results.put(_Listed(batch, [], is_last=False))
+            results.put(_Listed(None, subfolders, is_last=True))
+        except OSError as error:
+            results.put(error)
+
+
+class _Listed(NamedTuple):
+    """Result of listing a part of a folder.
+
+    Attributes:
+        batch: Files, with the columns of `SCHEMA`.
+        subfolders: Folders to list as well.
+        is_last: Whether the folder is listed completely.
+    """
+
+    batch: pa.RecordBatch | None
+    subfolders: list[bytes]
+    is_last: bool
+
+
+def _iterate_files(
+    entries: Iterable[os.DirEntry[bytes]], prefix: bytes, subfolders: list[bytes]
+) -> Iterator[tuple[bytes, int]]:
+    """Yields path and size of the visible files in a folder, and adds its visible subfolders to a list."""
+    for entry in entries:
+        name = entry.name
+        if name.startswith(b"."):
+            continue
+        if not entry.is_dir():
+            yield prefix + name, _get_size(entry)
+        elif not entry.is_symlink():
+            subfolders.append(entry.path)
+
+
+def _drain(results: queue.Queue[_Listed | OSError]) -> None:
+    """Makes room in a queue, so that threads that wait for it end."""
+    with contextlib.suppress(queue.Empty):
+        while True:
+            results.get_nowait()
+
+
+def list_files(root: Path) -> pa.Table:
+    """Lists path and size of the files below a folder, except hidden ones, in memory and in no order.
 
     Raises:
         OSError: A folder cannot be listed.
     """
-
-    def fail(error: OSError) -> None:
-        raise error
-
-    start = len(os.path.join(root, b""))
-    for directory, folders, names in os.walk(folder, onerror=fail):
-        folders[:] = [name for name in folders if not name.startswith(b".")]
-        for name in names:
-            if not name.startswith(b"."):
-                path = os.path.join(directory, name)
-                yield path[start:], _get_size(path)
+    walk = ParallelWalk(os.fsencode(root), [os.fsencode(root)])
+    return pa.Table.from_batches(list(walk.iterate_batches()), SCHEMA)
 
 
-def _walk_all(root: Path, folders: list[Path]) -> Iterator[tuple[bytes, int]]:
-    for folder in folders:
-        yield from walk_files(os.fsencode(root), os.fsencode(folder))
-
-
-def _get_size(path: bytes) -> int:
+def _get_size(entry: os.DirEntry[bytes]) -> int:
     try:
-        return os.stat(path).st_size
+        return entry.stat().st_size
     except OSError:  # a broken link, which is rejected when it is read
         return -1
+
+
+def _get_modification_time(folder: bytes) -> int | None:
+    try:
+        return os.stat(folder).st_mtime_ns
+    except OSError:
+        return None
 
 
 def read_file(path: bytes, identifier: str, label: int, size: int) -> Example | Rejected:
@@ -253,7 +381,7 @@ def read_file(path: bytes, identifier: str, label: int, size: int) -> Example | 
         size: Size in bytes when the file was listed, -1 for a broken link.
 
     Raises:
-        DataError: The file has disappeared since it was listed.
+        DataError: The file has disappeared since it was listed, or has another size now.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # else opening a pipe would wait for a writer
@@ -264,7 +392,7 @@ def read_file(path: bytes, identifier: str, label: int, size: int) -> Example | 
             if status.st_size > MAX_FILE:
                 return Rejected(identifier, f"larger than {MAX_FILE >> 20} MiB: {status.st_size} bytes")
             with open(descriptor, "rb", closefd=False) as file:
-                return Example(file.read(), label, identifier)
+                content = file.read()
         finally:
             os.close(descriptor)
     except OSError as error:
@@ -275,3 +403,6 @@ def read_file(path: bytes, identifier: str, label: int, size: int) -> Example | 
                 "make sure that the folder is available and nothing changes it, then start again",
             ) from None
         return Rejected(identifier, f"cannot be read: {error.strerror}")
+    if size >= 0 and len(content) != size:
+        raise build_change_error(f"{os.fsdecode(path)}: bytes={len(content)}, before {size}")
+    return Example(content, label, identifier)

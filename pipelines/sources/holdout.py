@@ -13,6 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from pipelines.records import Example, Rejected
 from pipelines.sources.base import Source
 
+CHUNK = 65536  # rows examined at a time
+
 logger = logging.getLogger(__name__)
 
 
@@ -77,13 +79,13 @@ def hold_out(source: Source, share: float) -> Source:
     is_held_out = select_held_out(get_labels("train"), share)
     if not is_held_out.any():
         return source
-    rows = {"train": np.flatnonzero(~is_held_out), "validation": np.flatnonzero(is_held_out)}
     note = f"no validation split: {100 * share:.3g} % of each class of train held out"
     logger.info("%s: %s", source.name, note)
     divide: Any = getattr(source, "divide", None)
     if divide is not None:
-        divided: Source = divide(rows, note)
+        divided: Source = divide(is_held_out, note)
         return divided
+    rows = {"train": np.flatnonzero(~is_held_out), "validation": np.flatnonzero(is_held_out)}
     return DividedSource(source, rows, (*getattr(source, "notes", ()), note))
 
 
@@ -97,15 +99,22 @@ def select_held_out(labels: ArrayLike, share: float) -> NDArray[np.bool_]:
     Returns:
         Whether each row is held out, `[n]`.
     """
-    labels = np.asarray(labels)
+    labels = np.asarray(labels, None if len(labels) else np.int32)  # type: ignore[arg-type]
+    starts = range(0, len(labels), CHUNK)  # temporary arrays with a value per row would be too large
+    counts = np.zeros(max(labels.max(initial=-1) + 1, 1), np.int64)
+    for start in starts:
+        part = labels[start : start + CHUNK]
+        counts += np.bincount(part[part >= 0], minlength=len(counts))
+    held_out = np.minimum(np.maximum([round(count * share) for count in counts.tolist()], 1), counts - 1)
+    stays = counts - held_out  # images of each class that stay
+    before = np.zeros(len(counts), np.int64)  # images of each class in the rows before
     is_held_out = np.zeros(len(labels), bool)
-    order = np.argsort(labels, kind="stable")  # the rows of a class, in their order
-    starts = np.flatnonzero(np.diff(labels[order], prepend=-2))
-    stops = np.append(starts[1:], len(labels))
-    for start, stop in zip(starts, stops, strict=False):  # without labels, there is only a stop
-        images = int(stop - start)
-        if labels[order[start]] < 0:
-            continue
-        count = min(max(round(images * share), 1), images - 1)
-        is_held_out[order[stop - count : stop]] = True
+    for start in starts:
+        part = labels[start : start + CHUNK]
+        order = np.argsort(part, kind="stable")  # the rows of a class, in their order
+        order = order[np.searchsorted(part[order], 0) :]  # those with a class
+        classes = part[order]
+        number = np.arange(len(order)) - np.searchsorted(classes, classes)  # of each row in its class
+        is_held_out[start + order] = before[classes] + number >= stays[classes]
+        before += np.bincount(classes, minlength=len(counts))
     return is_held_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,23 +17,31 @@ from numpy.typing import NDArray
 
 from pipelines.records import Rejected
 from pipelines.sources.classes import find_classes
+from pipelines.sources.listing import CHUNK, MEMORY_BYTES, FileTable, TableSorter, TableWriter
 
 SUFFIXES = frozenset({b".jpg", b".jpeg", b".jpe", b".jfif", b".png", b".bmp", b".gif", b".webp"})
 MAX_FILE = 2**28  # bytes: the pixels of the largest image in a shard; workers hold one file at a time
 PATH = pa.field("path", pa.large_binary(), nullable=False)
 SIZE = pa.field("size", pa.int64(), nullable=False)
-CHUNK = 65536  # rows converted to Python objects at a time
+# Added while files are arranged
+HASH = pa.field("hash", pa.uint64(), nullable=False)
+SPLIT = pa.field("split", pa.int8(), nullable=False)
+FOLDER = pa.field("folder", pa.int32(), nullable=False)
+LABEL = pa.field("label", pa.int32())
 
 
 def build_table(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     """Collects rows in columns, which take about 60 bytes per file; Python objects would take 250."""
+    return pa.Table.from_batches(list(build_batches(rows, schema)), schema)
+
+
+def build_batches(rows: Iterable[tuple[Any, ...]], schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """Yields rows as batches of columns."""
     iterator = iter(rows)
-    batches = []
     while chunk := list(islice(iterator, CHUNK)):
         columns = zip(*chunk, strict=True)
         arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
-        batches.append(pa.record_batch(arrays, schema=schema))
-    return pa.Table.from_batches(batches, schema)
+        yield pa.record_batch(arrays, schema=schema)
 
 
 class Arrangement(NamedTuple):
@@ -40,12 +49,13 @@ class Arrangement(NamedTuple):
 
     Attributes:
         classes: Class names, sorted, or in the order that the user specified.
-        splits: Per split, the files in reading order, with a column `label`: int32, -1 without a class.
+        splits: Per split, the files in reading order, with a column `label`: int32, -1 without a class. Large
+            tables are on disk, unless all files were given in memory.
         notes: Sentences about what was decided.
     """
 
     classes: tuple[str, ...]
-    splits: dict[str, pa.Table]
+    splits: dict[str, Any]
     notes: tuple[str, ...]
 
 
@@ -57,7 +67,7 @@ class TableTree:
         folders: Paths of folders, which may be empty.
     """
 
-    def __init__(self, files: pa.Table, folders: Iterable[bytes]) -> None:
+    def __init__(self, files: FileTable, folders: Iterable[bytes]) -> None:
         self._children: dict[str, set[str]] = {}
         self._with_images: set[str] = set()
         paths = set(folders)
@@ -92,6 +102,33 @@ def arrange_files(
     folders: Collection[bytes] = (),
     class_names: tuple[str, ...] | None = None,
 ) -> Arrangement:
+    """Assigns files to splits and classes, in memory. See `arrange_batches`.
+
+    Args:
+        source: Name of the source for messages.
+        files: Table with a column `path` and any other columns.
+        split_folders: Per split, the folder of its class folders.
+        folders: Paths of folders, which may be empty.
+        class_names: Names of all classes in the order of their labels; None for those of the folders.
+
+    Raises:
+        DataError: The classes cannot be determined.
+    """
+    batches = files.to_batches(max_chunksize=CHUNK)
+    return arrange_batches(
+        source, batches, files.schema, split_folders, folders, class_names, memory_bytes=math.inf
+    )
+
+
+def arrange_batches(
+    source: str,
+    batches: Iterable[pa.RecordBatch],
+    schema: pa.Schema,
+    split_folders: Mapping[str, str],
+    folders: Collection[bytes] = (),
+    class_names: tuple[str, ...] | None = None,
+    memory_bytes: float = MEMORY_BYTES,
+) -> Arrangement:
     """Assigns files to splits and classes by their paths, and sorts them into reading order.
 
     Folders inside a class folder belong to the class. Hidden files and folders are left out, and so are
@@ -104,79 +141,125 @@ def arrange_files(
 
     Args:
         source: Name of the source for messages.
-        files: Table with a column `path` (bytes, `/` between the parts) and any other columns. Files with a
+        batches: Files with a column `path` (bytes, `/` between the parts) and any other columns. Files with a
             `problem` do not make their folder a class.
+        schema: Names and types of the columns.
         split_folders: Per split, the folder of its class folders (see `pipelines.sources.splits`).
-        folders: Paths of folders, which may be empty.
+        folders: Paths of folders, which may be empty; complete only after the last batch.
         class_names: Names of all classes in the order of their labels; None for those of the folders.
+        memory_bytes: Size of a table from which it is kept on disk.
 
     Raises:
         DataError: There are fewer than two classes, the name of a class is not UTF-8 or not one of
             `class_names`, or a class has no training images.
     """
-    prefixes = _build_prefixes(split_folders)
-    splits = tuple(prefixes)
-    split_index = np.full(len(files), -1, np.int8)
-    folder_index = np.zeros(len(files), np.int32)
-    path_hash = np.zeros(len(files), np.uint64)
-    folder_indices: dict[bytes, int] = {}  # class folders in the order of their first file
-    images: dict[bytes, Counter[str]] = {}  # images per class folder and split
-    outside = 0
-    is_usable = _find_usable(files)
-    for row, path in enumerate(_iterate_paths(files)):
-        location = _locate(path, prefixes)
-        if location is None:
-            outside += is_image(path) and not _is_hidden(path)
-            continue
-        split, folder = location
-        split_index[row] = splits.index(split)
-        folder_index[row] = folder_indices.setdefault(folder, len(folder_indices))
-        path_hash[row] = hash_path(path)
-        if is_usable[row] and is_image(path):
-            images.setdefault(folder, Counter())[split] += 1
+    locator = _Locator(split_folders)
+    sorter = TableSorter(pa.schema([*schema, HASH, SPLIT, FOLDER]), memory_bytes)
+    for batch in batches:
+        sorter.add(locator.locate(batch))
+    class_folders = find_classes(source, locator.images, class_names)
 
-    locations = [_locate(folder + b"/", prefixes) for folder in folders]
-    listed_folders = {location[1] for location in locations if location is not None}
-    class_folders = find_classes(source, images, class_names)
-    empty = sorted(map(os.fsdecode, (folder_indices.keys() | listed_folders) - images.keys()))
+    unused_folders = locator.folder_indices.keys() | locator.list_class_folders(folders)
+    empty = sorted(map(os.fsdecode, unused_folders - locator.images.keys()))
     notes = [*class_folders.notes]
     if empty:
         notes.append(f"not a class, because there are no images: {', '.join(map(repr, empty))}")
-    if outside:
-        notes.append(f"images outside of class folders, not read: {outside}")
-    label_of_folder = np.array(
-        [class_folders.labels.get(folder, -1) for folder in folder_indices] or [-1], np.int32
-    )
+    if locator.outside:
+        notes.append(f"images outside of class folders, not read: {locator.outside}")
 
-    tables = {}
-    for index, split in enumerate(splits):
-        order = sort_rows(files, np.flatnonzero(split_index == index), path_hash)
-        labels = pa.array(label_of_folder[folder_index[order]])
-        tables[split] = files.take(order).append_column("label", labels).combine_chunks()
+    labels = [class_folders.labels.get(folder, -1) for folder in locator.folder_indices]
+    label_of_folder = np.array(labels or [-1], np.int32)
+    writers = [TableWriter(pa.schema([*schema, LABEL]), memory_bytes) for _ in locator.splits]
+    for batch in sorter.iterate_batches():
+        split_index = batch["split"].to_numpy()
+        label = pa.array(label_of_folder[batch["folder"].to_numpy()])
+        rows = batch.select(schema.names).append_column(LABEL, label)
+        for index, writer in enumerate(writers):
+            writer.add(rows.filter(pa.array(split_index == index)) if len(writers) > 1 else rows)
+    tables = {split: writer.finish() for split, writer in zip(locator.splits, writers, strict=True)}
     return Arrangement(class_folders.names, tables, tuple(notes))
 
 
-def divide_table(
-    splits: Mapping[str, pa.Table], rows: Mapping[str, NDArray[np.int64]]
-) -> dict[str, pa.Table]:
-    """Divides the table of `train`, and leaves the other splits as they are.
+class _Locator:
+    """Finds split and class folder of files, and counts what it finds.
+
+    Args:
+        split_folders: Per split, the folder of its class folders.
+
+    Attributes:
+        splits: Names of the splits.
+        folder_indices: Numbers of the class folders, in the order of their first file.
+        images: Images per class folder and split.
+        outside: Number of images outside of class folders.
+    """
+
+    def __init__(self, split_folders: Mapping[str, str]) -> None:
+        self._prefixes = _build_prefixes(split_folders)
+        self.splits = tuple(self._prefixes)
+        self.folder_indices: dict[bytes, int] = {}
+        self.images: dict[bytes, Counter[str]] = {}
+        self.outside = 0
+
+    def locate(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """Returns the files inside of class folders, with the columns `HASH`, `SPLIT` and `FOLDER`."""
+        is_inside = np.zeros(len(batch), bool)
+        path_hash = np.zeros(len(batch), np.uint64)
+        split_index = np.zeros(len(batch), np.int8)
+        folder_index = np.zeros(len(batch), np.int32)
+        is_usable = _find_usable(batch)
+        for row, path in enumerate(batch["path"].to_pylist()):
+            location = _locate(path, self._prefixes)
+            if location is None:
+                self.outside += is_image(path) and not _is_hidden(path)
+                continue
+            split, folder = location
+            is_inside[row] = True
+            split_index[row] = self.splits.index(split)
+            folder_index[row] = self.folder_indices.setdefault(folder, len(self.folder_indices))
+            path_hash[row] = hash_path(path)
+            if is_usable[row] and is_image(path):
+                self.images.setdefault(folder, Counter())[split] += 1
+        for field, values in ((HASH, path_hash), (SPLIT, split_index), (FOLDER, folder_index)):
+            batch = batch.append_column(field, pa.array(values))
+        return batch if is_inside.all() else batch.filter(pa.array(is_inside))
+
+    def list_class_folders(self, folders: Iterable[bytes]) -> set[bytes]:
+        """Returns the class folders among some folders, which may be empty."""
+        locations = [_locate(folder + b"/", self._prefixes) for folder in folders]
+        return {location[1] for location in locations if location is not None}
+
+
+def divide_table(splits: Mapping[str, Any], is_held_out: NDArray[np.bool_]) -> dict[str, Any]:
+    """Divides the table of `train` in `train` and `validation`, and leaves the other splits as they are.
 
     Args:
         splits: Table per split.
-        rows: Per split, int64 `[n]`: rows of `train`.
+        is_held_out: Whether each row of `train` becomes one of `validation`: bool `[n]`.
     """
-    divided = {split: splits["train"].take(indices).combine_chunks() for split, indices in rows.items()}
-    return divided | {split: table for split, table in splits.items() if split not in rows}
+    table = splits["train"]
+    memory_bytes = math.inf if isinstance(table, pa.Table) else MEMORY_BYTES
+    writers = {split: TableWriter(table.schema, memory_bytes) for split in ("train", "validation")}
+    start = 0
+    for batch in table.to_batches(max_chunksize=CHUNK):
+        mask = is_held_out[start : start + len(batch)]
+        writers["train"].add(batch.filter(pa.array(~mask)))
+        writers["validation"].add(batch.filter(pa.array(mask)))
+        start += len(batch)
+    divided = {split: writer.finish() for split, writer in writers.items()}
+    return divided | {split: table for split, table in splits.items() if split not in divided}
 
 
-def find_labels(files: pa.Table) -> NDArray[np.int32]:
+def find_labels(files: FileTable) -> NDArray[np.int32]:
     """Returns the labels of files, -1 for those whose name or problem excludes them: int32 `[n]`."""
-    labels = files["label"].to_numpy().copy()
-    labels[~_find_usable(files)] = -1
-    for row, path in enumerate(_iterate_paths(files)):
-        if not is_image(path):
-            labels[row] = -1
-    return labels  # type: ignore[no-any-return]
+    labels = np.empty(len(files), np.int32)
+    start = 0
+    for batch in files.to_batches(max_chunksize=CHUNK):
+        is_excluded = ~_find_usable(batch)
+        for row, path in enumerate(batch["path"].to_pylist()):
+            is_excluded[row] |= not is_image(path)
+        labels[start : start + len(batch)] = np.where(is_excluded, -1, batch["label"].to_numpy())
+        start += len(batch)
+    return labels
 
 
 def hash_path(path: bytes) -> int:
@@ -201,38 +284,49 @@ def is_image(path: bytes) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES
 
 
-def compute_fingerprint(
-    classes: tuple[str, ...], splits: Mapping[str, pa.Table], columns: Iterable[str]
-) -> str:
+def compute_fingerprint(classes: tuple[str, ...], splits: Mapping[str, Any], columns: Iterable[str]) -> str:
     """Computes a digest over the classes, the path of every file, and some integer columns."""
     digest = hashlib.sha256(repr(classes).encode())
     for split, table in sorted(splits.items()):
         digest.update(repr((split, len(table))).encode())
         for batch in table.to_batches(max_chunksize=CHUNK):
-            paths = batch["path"].to_pylist()
-            lengths = np.array([len(path) for path in paths], "<i8")
-            digest.update(lengths.tobytes() + b"".join(paths))
+            lengths = pc.binary_length(batch["path"]).to_numpy().astype("<i8")
+            digest.update(lengths.tobytes() + _join_values(batch["path"], int(lengths.sum())))
             for column in columns:
                 digest.update(batch[column].to_numpy(zero_copy_only=False).astype("<i8").tobytes())
     return digest.hexdigest()
 
 
-def list_top_folders(files: pa.Table, folders: Iterable[bytes]) -> set[bytes]:
+def _join_values(values: pa.LargeBinaryArray, size: int) -> bytes:
+    """Returns all values one after the other, which is how Arrow stores them.
+
+    Args:
+        values: Array without nulls.
+        size: Number of bytes of all values.
+    """
+    if not size:
+        return b""
+    _, offsets, data = values.buffers()
+    (start,) = np.frombuffer(offsets, np.int64, 1, 8 * values.offset)
+    return bytes(memoryview(data)[start : start + size])
+
+
+def list_top_folders(files: FileTable, folders: Iterable[bytes]) -> set[bytes]:
     """Returns the names of the folders at the top."""
     tops = {path.partition(b"/")[0] for path in _iterate_paths(files) if b"/" in path}
     return tops | {folder.partition(b"/")[0] for folder in folders}
 
 
-def _iterate_paths(files: pa.Table) -> Iterator[bytes]:
-    for batch in files.select(["path"]).to_batches(max_chunksize=CHUNK):
+def _iterate_paths(files: FileTable) -> Iterator[bytes]:
+    for batch in files.to_batches(max_chunksize=CHUNK):
         yield from batch["path"].to_pylist()
 
 
-def _find_usable(files: pa.Table) -> NDArray[np.bool_]:
+def _find_usable(batch: pa.RecordBatch) -> NDArray[np.bool_]:
     """Returns whether each file can be read, as far as its entry says: bool `[n]`."""
-    if "problem" not in files.column_names:
-        return np.ones(len(files), bool)
-    is_usable: NDArray[np.bool_] = pc.is_null(files["problem"]).to_numpy()
+    if "problem" not in batch.schema.names:
+        return np.ones(len(batch), bool)
+    is_usable: NDArray[np.bool_] = pc.is_null(batch["problem"]).to_numpy(zero_copy_only=False)
     return is_usable
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -10,8 +9,8 @@ import pyarrow as pa
 from pipelines.errors import ConfigError, DataError
 from pipelines.remote.uri import Uri
 from pipelines.sources.base import UNLABELLED_SOURCES
-from pipelines.sources.folder import FolderSource, walk_files
-from pipelines.sources.layout import PATH, SIZE, build_table, is_image
+from pipelines.sources.folder import FolderSource, list_files
+from pipelines.sources.layout import is_image
 from pipelines.sources.locations import parse_source_location
 from pipelines.sources.store_folder import list_store_files
 
@@ -54,7 +53,7 @@ def _list_files(root: Path, argument: str) -> pa.Table:
     if not root.is_dir():
         raise ConfigError("a folder", f"source=photos:{argument} (no such folder)", "check the path")
     try:
-        return build_table(walk_files(os.fsencode(root), os.fsencode(root)), pa.schema([PATH, SIZE]))
+        return list_files(root)
     except OSError as error:
         received = f"{error.filename}: {error.strerror}"
         raise DataError("a folder that can be listed", received, "change its permissions") from None

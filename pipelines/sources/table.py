@@ -114,9 +114,9 @@ class TableSource:
         labels[pc.is_valid(table["problem"]).to_numpy()] = -1
         return labels
 
-    def divide(self, rows: Mapping[str, NDArray[np.int64]], note: str) -> TableSource:
-        """Returns the source with the train split divided into rows, int64 `[n]` per split."""
-        return replace(self, splits=divide_table(self.splits, rows), notes=(*self.notes, note))
+    def divide(self, is_held_out: NDArray[np.bool_], note: str) -> TableSource:
+        """Returns the source with some rows of the train split as validation split: bool `[n]`."""
+        return replace(self, splits=divide_table(self.splits, is_held_out), notes=(*self.notes, note))
 
     def fingerprint(self) -> str:
         """Returns a digest over names, labels, places and sizes of all images.

@@ -13,6 +13,9 @@ import pyarrow as pa
 from PIL import Image
 
 from pipelines.records import Example, Rejected
+from pipelines.shards.files import open_files
+from pipelines.shards.manifest import ShardFile
+from pipelines.shards.split_index import open_table
 from pipelines.storage import hash_file
 
 Candidate = Example | Rejected
@@ -67,8 +70,15 @@ def make_examples(count: int) -> list[Candidate]:
     return [Example(encode_row(index, index + 1), index % 2, f"{index}.png") for index in range(count)]
 
 
+def list_shards(directory: Path, manifest, split: str) -> list[ShardFile]:
+    """Lists the shards of a split that have rows."""
+    table = open_table(open_files(directory), manifest, split)
+    return [table.get_shard(number) for number in range(len(table.rows))]
+
+
 def read_rows(directory: Path, manifest, split: str) -> list[dict]:
-    tables = [pa.ipc.open_file(directory / shard.file).read_all() for shard in manifest.splits[split].shards]
+    shards = list_shards(directory, manifest, split)
+    tables = [pa.ipc.open_file(directory / shard.file).read_all() for shard in shards]
     return pa.concat_tables(tables).to_pylist()
 
 

@@ -13,6 +13,7 @@ from list_source import (
     ListSource,
     encode_noise,
     encode_row,
+    list_shards,
     make_examples,
     read_rows,
     register_by_value,
@@ -53,12 +54,17 @@ def test_a_whole_shard_set(tmp_path):
         "manifest.json",
         "rejected.jsonl",
         *(f"train-0000{index}-of-00003.arrow" for index in range(3)),
+        "train.rows.arrow",
+        "train.shards.arrow",
         "validation-00000-of-00001.arrow",
+        "validation.rows.arrow",
+        "validation.shards.arrow",
     ]
-    assert [shard.rows for shard in manifest.splits["train"].shards] == [2, 2, 1]
+    shards = list_shards(out, manifest, "train")
+    assert [shard.rows for shard in shards] == [2, 2, 1]
     assert all(
         (shard.sha256, shard.bytes) == (hash_file(out / shard.file), (out / shard.file).stat().st_size)
-        for shard in manifest.splits["train"].shards
+        for shard in shards
     )
     assert [(row["image"], row["label"], row["id"]) for row in read_rows(out, manifest, "train")] == [
         (e.image, e.label, e.id) for e in make_examples(5)
@@ -106,11 +112,11 @@ def test_rejected_images_are_listed_in_order_and_empty_shards_left_out(tmp_path)
     manifest = build_shards(
         ListSource({"train": items}), tmp_path / "set", ShardSpec(shard_rows=2, validation=0)
     )
-    assert [shard.file for shard in manifest.splits["train"].shards] == [
+    assert [shard.file for shard in list_shards(tmp_path / "set", manifest, "train")] == [
         "train-00000-of-00003.arrow",
         "train-00002-of-00003.arrow",
     ]
-    assert len(list((tmp_path / "set").glob("*.arrow"))) == 2
+    assert len(list((tmp_path / "set").glob("train-*.arrow"))) == 2
     assert [json.loads(line) for line in (tmp_path / "set/rejected.jsonl").read_text().splitlines()] == [
         {"id": "text.jpg", "reason": "not a JPEG, PNG, BMP, GIF or WebP image, or a damaged header"},
         {"id": "2.txt", "reason": "not an image suffix: .txt"},
@@ -168,18 +174,18 @@ def test_the_rows_of_a_shard_follow_from_its_megabytes(tmp_path):
     source = ListSource({"train": items})
     spec = ShardSpec(shard_mb=5.2 * np.mean(sizes) / 1e6)
     manifest = build_shards(source, tmp_path / "set", spec)
-    assert [shard.rows for shard in manifest.splits["train"].shards] == [5, 5, 5, 5, 4]
+    assert [shard.rows for shard in list_shards(tmp_path / "set", manifest, "train")] == [5, 5, 5, 5, 4]
     # Estimated from what is stored, not from what is read.
     small = ShardSpec(shard_mb=2.5 * 32 * 32 / 1e6, encoding="raw", store_size=32)
     manifest = build_shards(source, tmp_path / "small", small)
-    assert {shard.rows for shard in manifest.splits["train"].shards} == {2}
+    assert {shard.rows for shard in list_shards(tmp_path / "small", manifest, "train")} == {2}
 
 
 def test_a_shard_smaller_than_an_image_holds_one(tmp_path):
     manifest = build_shards(
         ListSource({"train": make_examples(4)}), tmp_path / "set", ShardSpec(shard_mb=1e-6, validation=0)
     )
-    assert [shard.rows for shard in manifest.splits["train"].shards] == [1, 1, 1, 1]
+    assert [shard.rows for shard in list_shards(tmp_path / "set", manifest, "train")] == [1, 1, 1, 1]
 
 
 @pytest.mark.parametrize(
@@ -277,7 +283,7 @@ def test_the_manifest_records_how_images_are_stored(tmp_path):
     spec = ShardSpec(format="tfrecord", encoding="jpeg:70", store_size=8, validation=0)
     manifest = build_shards(ListSource({"train": make_examples(4)}), tmp_path / "set", spec)
     assert (manifest.format, manifest.encoding, manifest.store_size) == ("tfrecord", "jpeg:70", 8)
-    (shard,) = manifest.splits["train"].shards
+    (shard,) = list_shards(tmp_path / "set", manifest, "train")
     assert [(file.bytes, file.sha256) for file in shard.files] == [
         ((tmp_path / "set" / file.file).stat().st_size, hash_file(tmp_path / "set" / file.file))
         for file in shard.files

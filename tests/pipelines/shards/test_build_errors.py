@@ -11,6 +11,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.shards import task
 from pipelines.shards.build import build_shards
+from pipelines.shards.output import FolderOutput
 from pipelines.shards.plan import plan_shards
 from pipelines.spec import ShardSpec
 
@@ -149,7 +150,9 @@ def test_a_source_that_ends_too_early_is_an_error(tmp_path):
     with pytest.raises(
         DataError, match=r"Expected 4 images of train\. Received: source=list:test: 3 after number 0"
     ):
-        build_shards(Short({"train": make_examples(4)}), tmp_path / "set", ShardSpec(validation=0))
+        build_shards(
+            Short({"train": make_examples(4)}), tmp_path / "set", ShardSpec(shard_rows=4, validation=0)
+        )
 
 
 def test_a_full_disk_keeps_finished_shards(tmp_path, disk):
@@ -203,4 +206,4 @@ def test_an_output_that_a_worker_does_not_see_is_reported(tmp_path):
     source = ListSource({"train": make_examples(4)})
     (planned, *_) = plan_shards(source.counts(), ShardSpec())
     with pytest.raises(ConfigError, match=f"every worker sees. Received: {tmp_path}"):
-        task.build_shard(source, planned, ShardSpec(), tmp_path, tmp_path / ".building/0")
+        task.build_shard(source, planned, ShardSpec(), FolderOutput(tmp_path, tmp_path / ".building/0"))

@@ -14,7 +14,8 @@ from list_source import ListSource, make_examples, register_by_value, snapshot
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.shards.build import build_shards
-from pipelines.shards.build_directory import WORK_FOLDER, lock_build_directory
+from pipelines.shards.build_directory import lock_build_directory
+from pipelines.shards.output import WORK_FOLDER, FolderOutput
 from pipelines.shards.plan import plan_shards
 from pipelines.shards.task import build_shard
 from pipelines.spec import ShardSpec
@@ -211,9 +212,9 @@ def test_a_worker_that_outlives_its_build_leaves_nothing(tmp_path, image):
     source = ListSource({"train": make_examples(4)}, before_read=remove_work_folder)
     (planned,), out, work = plan_in_work_folder(tmp_path, source)
     with pytest.raises(ConfigError, match="can be written"):
-        build_shard(source, planned, ShardSpec(), out, work)
+        build_shard(source, planned, ShardSpec(), FolderOutput(out, work))
     with pytest.raises(ConfigError, match="every worker sees"):
-        build_shard(source, planned, ShardSpec(), out, work)
+        build_shard(source, planned, ShardSpec(), FolderOutput(out, work))
     assert list(out.iterdir()) == []
 
 

@@ -82,7 +82,7 @@ def test_a_source_in_a_file_becomes_a_shard_set(ray_cluster: None, file: Path, t
     assert manifest.source == "squares:6"
     assert manifest.classes == ("dark", "bright")
     assert manifest.splits["train"].class_counts == (3, 3)
-    assert len(manifest.splits["train"].shards) == 3
+    assert manifest.splits["train"].shard_count == 3
 
 
 def test_the_argument_follows_the_class(file: Path) -> None:
