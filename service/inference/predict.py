@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Rejected
-from pipelines.shards.task import report_write_errors
+from pipelines.shards.output import report_write_errors
 from pipelines.sources import SourceOptions
 from pipelines.spec import DataSpec
 from pipelines.storage import write_atomically

@@ -12,7 +12,7 @@ from pyarrow import csv, feather
 from pyarrow import parquet as pq
 
 from pipelines.errors import ConfigError
-from pipelines.shards.task import report_write_errors
+from pipelines.shards.output import report_write_errors
 from pipelines.storage import replace_file
 
 GROUP_VALUES = 2**24  # values per row group of Parquet: 64 MiB of float32
