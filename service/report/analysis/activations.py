@@ -72,7 +72,12 @@ def _collect_layer(layer: LayerInfo, values: tf.Tensor) -> LayerOutputs:
     if not layer.is_feature_map:
         return VectorOutputs(values, sparsity)
     height, width, _ = layer.shape
-    tiles = quantize_channels(standardize_channels(values), compute_shrink_factor(height, width))
+    if height * width == 1:  # the only position of a channel is compared with the other channels
+        mean, variance = tf.nn.moments(values, axes=3, keepdims=True)
+        levels = standardize_channels(values, mean, tf.sqrt(variance))
+    else:
+        levels = standardize_channels(values)
+    tiles = quantize_channels(levels, compute_shrink_factor(height, width))
     mean_activation = tf.reduce_mean(tf.nn.relu(values), axis=(1, 2))
     return FeatureMapOutputs(tiles, mean_activation, find_inactive_channels(values), sparsity)
 
@@ -110,11 +115,22 @@ def standardize_vector(values: np.ndarray) -> np.ndarray:
 
 
 def find_inactive_channels(values: Any) -> tf.Tensor:
-    """Finds channels that are never above zero, or constant: `[B, H, W, C]` to bool `[B, C]`."""
+    """Finds channels that show nothing: constant over all positions, or zero in a map of one position.
+
+    Channels that are negative throughout are not inactive: only an activation function could make them zero.
+
+    Args:
+        values: Feature maps, float `[B, H, W, C]`.
+
+    Returns:
+        bool `[B, C]`; True for channels with NaN.
+    """
     highest = tf.reduce_max(values, axis=(1, 2))
     lowest = tf.reduce_min(values, axis=(1, 2))
     # Written so that channels with NaN count as inactive.
-    return ~((highest > 0) & (highest > lowest))
+    if values.shape[1] * values.shape[2] == 1:
+        return ~((highest > 0) | (highest < 0))
+    return ~(highest > lowest)
 
 
 def quantize_channels(levels: Any, shrink: int) -> tf.Tensor:

@@ -106,17 +106,32 @@ def test_large_maps_are_averaged_in_blocks_whose_last_ones_repeat_the_edge():
     ("values", "is_inactive"),
     [
         ([0, 0], True),
-        ([-1, -2], True),
-        ([-1, 0], True),
+        ([-1, -2], False),
+        ([-1, 0], False),
         ([3, 3], True),
+        ([-3, -3], True),
+        ([0], True),
+        ([3], False),
+        ([-3], False),
+        ([np.nan], True),
         ([0, 1], False),
         ([-1, 1], False),
         ([np.nan, 1], True),
     ],
 )
-def test_a_channel_is_inactive_if_it_is_constant_or_never_above_zero(values, is_inactive):
+def test_a_channel_is_inactive_if_it_is_constant_or_a_single_zero(values, is_inactive):
     channel = tf.constant([[values]], tf.float32)[..., None]
     assert find_inactive_channels(channel).numpy().tolist() == [[is_inactive]]
+
+
+def test_maps_of_one_pixel_are_standardized_over_the_channels():
+    layers = [L.GlobalAveragePooling2D(keepdims=True, name="p"), L.Flatten(), L.Dense(2)]
+    network = Network(keras.Sequential([L.Input((1, 2, 4)), *layers]))
+    image = np.array([[[[0, 2, 10, 12], [0, 2, 10, 12]]]], np.uint8)
+    outputs = compute_activations(network, image)["p"]
+    assert outputs.is_inactive.tolist() == [[True, False, False, False]]
+    expected = standardize_vector(np.array([0.0, 2.0, 10.0, 12.0]))
+    np.testing.assert_allclose(outputs.tiles[0, 0, 0], expected * (253 / 255), atol=1)
 
 
 def test_negative_values_do_not_lower_the_mean_activation():
