@@ -323,6 +323,38 @@ def list_checkpoints(directory: Path) -> list[Path]:
     return [directory / name for name in sort_checkpoints(names)]
 
 
+@dataclass(frozen=True)
+class NewestCheckpoint:
+    """The newest checkpoint of a run, and which others the run keeps.
+
+    Attributes:
+        name: Name of the checkpoint.
+        best: Name of the checkpoint of the best epoch.
+        keep: Number of newest checkpoints that are kept.
+    """
+
+    name: str
+    best: str
+    keep: int
+
+
+def describe_newest(directory: Path) -> NewestCheckpoint | None:
+    """Describes the newest checkpoint that has a record, damaged or not; None if there is none.
+
+    Args:
+        directory: The run's `checkpoints`.
+    """
+    for path in reversed(list_checkpoints(directory)):
+        try:
+            description = json.loads((path / CHECKPOINT_DESCRIPTION).read_text())
+            position = Position(str(description["data"]), tuple(description["history"]))
+            keep = int(description["config"]["keep_checkpoints"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        return NewestCheckpoint(path.name, position.best_name, keep)
+    return None
+
+
 def sort_checkpoints(names: Iterable[str]) -> list[str]:
     """Sorts names of checkpoints by their positions, oldest first; leaves out other names.
 

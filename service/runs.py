@@ -17,6 +17,7 @@ import json
 import os
 import platform
 import shutil
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,6 +87,8 @@ class Run:
         self.report_lease_path = self.path / ".report.lock"
         self._code_manifest_path = self.code / "manifest.json"
         self._lock_path = self.path / ".lock"
+        self._holder_path = self.path / ".holder"
+        self._status_lock = threading.RLock()  # the mirror of a run on a store adds notices from its thread
         self._stop_path = self.path / ".stop"
 
     def create(self, config: dict[str, Any], notes: Sequence[str] = ()) -> None:
@@ -245,6 +248,14 @@ class Run:
         except (Timeout, OSError):  # OSError: the file is read-only, so the state is unknown
             return True
 
+    def record_holder(self, holder: str) -> None:
+        """Records which host trains the run, in a copy of a run on a store, where no lock tells it.
+
+        Args:
+            holder: Name of the host; empty if nobody trains the run.
+        """
+        write_atomically(self._holder_path, holder, durable=False)
+
     def config(self) -> dict[str, Any]:
         """Returns the configuration of the run as plain values; names of the user's files are absolute paths.
 
@@ -298,7 +309,8 @@ class Run:
 
     def notice(self, text: str) -> None:
         """Adds a sentence to the notices, each of which is shown to the user once during training."""
-        self.update_status(notices=[*self.status().get("notices", []), text])
+        with self._status_lock:
+            self.update_status(notices=[*self.status().get("notices", []), text])
 
     def status(self) -> dict[str, Any]:
         """Returns the recorded state of the run; empty before it started.
@@ -319,22 +331,28 @@ class Run:
         """
         status = self.status()
         state = str(status.get("state", ""))
-        is_local = status.get("environment", {}).get("host") == platform.node()
-        if state in UNFINISHED_STATES and is_local and not self._is_locked():
-            return "interrupted"
-        return state
+        if state not in UNFINISHED_STATES:
+            return state
+        if self._holder_path.is_file():  # a copy of a run on a store
+            is_trained = self._holder_path.read_text() != ""
+        else:
+            is_local = status.get("environment", {}).get("host") == platform.node()
+            is_trained = not is_local or self._is_locked()
+        return state if is_trained else "interrupted"
 
     def update_status(self, **changes: Any) -> None:
         """Changes entries of the status. One process at a time: the driver before and after the worker.
 
         It is not flushed to disk, because training must not wait for it.
         """
-        text = json.dumps(self.status() | changes, indent=2) + "\n"
-        write_atomically(self.status_path, text, durable=False)
+        with self._status_lock:
+            text = json.dumps(self.status() | changes, indent=2) + "\n"
+            write_atomically(self.status_path, text, durable=False)
 
     def add_timings(self, **seconds: float) -> None:
         """Adds the seconds that some phases took to the timings in the status."""
-        self.update_status(timings=self.status().get("timings", {}) | seconds)
+        with self._status_lock:
+            self.update_status(timings=self.status().get("timings", {}) | seconds)
 
     def write_metadata(self, metadata: ModelMetadata) -> None:
         """Records the classes, the preprocessing and the data of the run, before its first model is saved."""

@@ -36,7 +36,13 @@ FORBIDDEN = [
 # Files of a run directory, and the attributes of `Run` that are their paths
 RUN_FILES = ("config.yaml", "metrics.jsonl", "status.json", "checkpoint.json", "state.npz", "epoch-")
 RUN_PATHS = ("config_path", "metrics_path", "status_path", "checkpoints")
-RUN_OWNERS = ("service.runs", "service.checkpoint")
+RUN_OWNERS = (
+    "service.runs",
+    "service.checkpoint",
+    "service.mirror.fetch",
+    "service.mirror.folder",
+    "service.mirror.plan",
+)
 
 # What opens shards: pyarrow's IPC files, memory maps, TFRecord files, and the manifest by name
 SHARD_WORDS = ("memory_map", "RecordBatchFileReader", "open_file", "open_stream", "TFRecordDataset")

@@ -8,7 +8,10 @@ import shlex
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
+from pipelines.remote.uri import is_uri
 from service.commands.common import CUSTOM_OBJECTS_HELP, PRESET_HELP, Subparsers, add_command
+
+OUT_HELP = "the run directory to create: a path, or an address on a store such as s3://bucket/runs/first"
 
 if TYPE_CHECKING:
     from service.runs import Run
@@ -20,7 +23,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser = add_command(commands, "train", "train a model on a shard set", run)
     parser.add_argument("--preset", metavar="NAME", help=PRESET_HELP)
     parser.add_argument("--data", metavar="SHARDS", help="the shard set")
-    parser.add_argument("--out", required=True, metavar="RUN", help="the run directory to create")
+    parser.add_argument("--out", required=True, metavar="RUN", help=OUT_HELP)
     parser.add_argument(
         "--resume", action="store_true", help="resume the run at --out from its newest checkpoint"
     )
@@ -74,7 +77,8 @@ def run(options: argparse.Namespace) -> None:
         GlassboxError: See `service.training.launch` for the conditions.
     """
     finished_run = _resume(options) if options.resume else _train(options)
-    print(f"finished: {finished_run.path}  ({shlex.join(['glassbox', 'report', options.out])})")
+    out = options.out if is_uri(options.out) else finished_run.path
+    print(f"finished: {out}  ({shlex.join(['glassbox', 'report', options.out])})")
 
 
 def _train(options: argparse.Namespace) -> Run:

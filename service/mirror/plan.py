@@ -1,4 +1,4 @@
-"""Decides in which order the files of a run are uploaded, so that the run on the store is whole at any time."""
+"""Decides in which order the files of a run are uploaded, so that it is whole on the store at any time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from enum import Enum
 
 from service.checkpoint import STATE, find_epoch, find_obsolete, sort_checkpoints
-from service.runs import CHECKPOINT_DESCRIPTION, CHECKPOINTS, CODE, CONFIG, METADATA, METRICS, MODEL, STATUS
+from service.runs import (
+    CHECKPOINT_DESCRIPTION,
+    CHECKPOINTS,
+    CODE,
+    CONFIG,
+    EVENTS,
+    METADATA,
+    METRICS,
+    MODEL,
+    STATUS,
+)
 
 
 class Action(Enum):
@@ -172,6 +182,11 @@ def is_record(name: str) -> bool:
 def _is_part_of_checkpoint(name: str, part: str) -> bool:
     folder, _, file = name.rpartition("/")
     return file == part and folder.startswith(f"{CHECKPOINTS}/") and folder.count("/") == 1
+
+
+def is_progress(name: str) -> bool:
+    """Tells whether a file changes all the time, so that it is uploaded at intervals."""
+    return name == STATUS or name.startswith(f"{EVENTS}/") or name.endswith(".log")
 
 
 def find_folder(name: str) -> str:

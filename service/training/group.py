@@ -16,6 +16,7 @@ from pipelines.spec import AugmentSpec
 from service.checkpoint import list_checkpoints
 from service.config import RunConfig
 from service.failures import WorkerLostError, find_memory_failure, translate_failure
+from service.mirror.output import RunOutput
 from service.runs import Run, StoppedError
 from service.training.replicas import (
     can_share,
@@ -231,18 +232,19 @@ def _largest_share(workers: int, nodes: Nodes, resource: str, gpus: int = 0) -> 
     return min(total, 1)
 
 
-def train_on_cluster(config: RunConfig, run: Run, spec: WorkerSpec) -> None:
+def train_on_cluster(config: RunConfig, output: RunOutput, spec: WorkerSpec) -> None:
     """Trains a run to its end on workers of the connected cluster, and restarts them after one is lost.
 
     Args:
         config: Configuration of the run.
-        run: Run directory, which every node sees.
+        output: Where the run is written: a directory that every node sees, or a store.
         spec: The requested workers.
 
     Raises:
         GlassboxError: A mistake that the user can correct, or too many lost workers.
         StoppedError: A stop was requested.
     """
+    run = output.run
     for name, limit in RAY_LIMITS.items():
         os.environ.setdefault(name, limit)
     lost_in_a_row = 0
@@ -253,7 +255,7 @@ def train_on_cluster(config: RunConfig, run: Run, spec: WorkerSpec) -> None:
             _report_unused_gpus(config, run, spec, group)
             checkpoints_before = list_checkpoints(run.checkpoints)
             try:
-                return _train_once(config, run, spec, group, attempt)
+                return _train_once(config, output, spec, group, attempt)
             except StoppedError:
                 if run.stop_requested() != RESCALE:
                     raise
@@ -330,8 +332,23 @@ def _is_free(group: Group) -> bool:
         remove_placement_group(probe)
 
 
-def _train_once(config: RunConfig, run: Run, spec: WorkerSpec, group: Group, attempt: int) -> None:
+def _train_once(config: RunConfig, output: RunOutput, spec: WorkerSpec, group: Group, attempt: int) -> None:
     """Runs one group of workers until it ends."""
+    store = output.hand_over(attempt)
+    try:
+        _run_group(config, output.run, spec, group, attempt, store)
+    finally:
+        output.take_back()
+
+
+def _run_group(
+    config: RunConfig,
+    run: Run,
+    spec: WorkerSpec,
+    group: Group,
+    attempt: int,
+    store: dict[str, Any] | None,
+) -> None:
     import ray.train
     from ray.train.tensorflow import TensorflowTrainer
 
@@ -340,6 +357,7 @@ def _train_once(config: RunConfig, run: Run, spec: WorkerSpec, group: Group, att
     settings = {
         "config": config.model_dump(mode="json"),
         "out": str(run.path),
+        "store": store,
         "attempt": attempt,
         "launched": time.time(),
     }

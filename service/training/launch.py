@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ from typing import Any
 from pipelines.cluster import ray_session
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError, Interrupted
+from pipelines.remote.errors import StoreError
+from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import load_manifest
 from service.config import RunConfig, load_run_config
 from service.devices import read_logical_devices
 from service.failures import translate_failures
+from service.mirror.output import RunOutput, open_output
 from service.models import check_name
 from service.models.check import check_model
 from service.pretrained import IMAGENET, cache_path, check_images, check_weights
@@ -38,75 +42,84 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 
 
 def train(
-    config: RunConfig, out: str | Path, workers: WorkerSpec | None = None, *, local: bool = False
+    config: RunConfig, out: str | Location, workers: WorkerSpec | None = None, *, local: bool = False
 ) -> Run:
     """Trains a new run.
 
     Args:
         config: Configuration of the run.
-        out: Run directory to create.
+        out: Run directory to create, local or on a store.
         workers: Workers on the Ray cluster; None for one.
         local: Whether to train in this process, without Ray.
 
     Returns:
-        The finished run.
+        The finished run; of one on a store, the local copy.
 
     Raises:
         GlassboxError: A mistake that the user can correct; if it is in the configuration or the data, no
             directory is left behind.
     """
     _check_workers(workers, local)
-    check_paths_persist(out=Path(out), data=Path(config.shards))
+    location = parse_location(out)
+    check_paths_persist(out=location, data=parse_location(config.shards))
     # Before anything is written, or Ray is started.
     check_can_start(config, in_process=local)
     notes = check_model(config, in_process=local)
     print(*notes, sep="\n", end="\n" if notes else "")
-    run = Run(out)
-    run.check_free()
     began = time.perf_counter()
-    with _connect(local):
-        run.create(config.model_dump(mode="json"), notes)
-        config = load_run_config(run)  # user code is named by its copy in the run
-        try:
-            _launch(config, run, workers or WorkerSpec(), local, began)
-        except (ConfigError, DataError):
-            if not run.has_checkpoints():
-                run.remove()
-            raise
+    with open_output(location, True, partial(_format_resume, local)) as output:
+        run = output.run
+        run.check_free()
+        with _connect(local):
+            run.create(config.model_dump(mode="json"), notes)
+            config = load_run_config(run)  # user code is named by its copy in the run
+            try:
+                _launch(config, output, workers or WorkerSpec(), local, began)
+            except (ConfigError, DataError) as error:
+                if not run.has_checkpoints() and not isinstance(error, StoreError):
+                    output.discard()
+                raise
     return run
 
 
-def resume(out: str | Path, workers: WorkerSpec | None = None, *, local: bool = False) -> Run:
+def resume(out: str | Location, workers: WorkerSpec | None = None, *, local: bool = False) -> Run:
     """Resumes a run from its newest checkpoint, with its configuration as it is now.
 
     A finished run is left unchanged, unless its configuration has been changed and has epochs left to train.
     A run can be resumed locally or on a cluster, regardless of how it was started.
 
     Args:
-        out: The run directory.
+        out: The run directory, local or on a store.
         workers: Workers on the Ray cluster; None for as many as before.
         local: Whether to train in this process, without Ray.
 
     Returns:
-        The finished run.
+        The finished run; of one on a store, the local copy.
 
     Raises:
         GlassboxError: A mistake that the user can correct; the checkpoints stay unchanged.
     """
     _check_workers(workers, local)
-    run = Run(out)
-    config = load_run_config(run)
-    load_manifest(config.shards)
-    status = run.status()
-    end = describe_end(config, run.metrics())
-    if status.get("state") == "finished" and end:
-        print(f"nothing is left to train: {end}")
-        return run
-    spec = workers or WorkerSpec(**status.get("scale", {}))
     began = time.perf_counter()
-    with _connect(local):
-        _launch(config, run, spec, local, began)
+    with open_output(parse_location(out), False, partial(_format_resume, local)) as output:
+        run = output.run
+        config = load_run_config(run)
+        load_manifest(config.shards)
+        status = run.status()
+        end = describe_end(config, run.metrics())
+        if status.get("state") == "finished" and end:
+            output.start()
+            print(f"nothing is left to train: {end}")
+            return run
+        spec = workers or WorkerSpec(**status.get("scale", {}))
+        with _connect(local):
+            _launch(config, output, spec, local, began)
     return run
+
+
+def _format_resume(local: bool, name: str) -> str:
+    """Returns the command that resumes a run."""
+    return shlex.join(["glassbox", "train", "--resume", *(["--local"] if local else []), "--out", name])
 
 
 def _check_workers(workers: WorkerSpec | None, local: bool) -> None:
@@ -156,11 +169,11 @@ def check_can_start(config: RunConfig, in_process: bool = False) -> None:
         fetch(config.model)
 
 
-def check_paths_persist(**paths: Path) -> None:
+def check_paths_persist(**paths: Location) -> None:
     """Refuses paths inside the copy of the project that a Ray job works in, which is deleted after the job.
 
     Args:
-        paths: Paths by the name of their option.
+        paths: Paths by the name of their option; those on a store persist.
 
     Raises:
         ConfigError: A path is inside that copy; names the first one.
@@ -169,7 +182,7 @@ def check_paths_persist(**paths: Path) -> None:
     if "runtime_resources" not in here.parts:  # where Ray unpacks --working-dir
         return
     for name, path in paths.items():
-        if path.absolute().is_relative_to(here):
+        if isinstance(path, Path) and path.absolute().is_relative_to(here):
             raise ConfigError(
                 "an absolute path that outlives the job",
                 f"{name}={path}",
@@ -177,8 +190,9 @@ def check_paths_persist(**paths: Path) -> None:
             )
 
 
-def _launch(config: RunConfig, run: Run, spec: WorkerSpec, local: bool, began: float) -> None:
+def _launch(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool, began: float) -> None:
     """Trains a run under its lock, and keeps its status up to date."""
+    run = output.run
     with run.hold_lock(), _translate_full_disk():
         timings = {} if local else {"ray": time.perf_counter() - began}
         run.withdraw_stop()
@@ -194,25 +208,29 @@ def _launch(config: RunConfig, run: Run, spec: WorkerSpec, local: bool, began: f
             finished=None,
             notices=[],
         )
-        _train_to_end(config, run, spec, local)
+        output.start()
+        _train_to_end(config, output, spec, local)
         run.add_timings(total=time.perf_counter() - began)
         run.update_status(state="finished", finished=current_time())
         status = run.status()
         print(summarize_timings(status["timings"], config.data, _cache_tier(status)))
 
 
-def _train_to_end(config: RunConfig, run: Run, spec: WorkerSpec, local: bool) -> None:
+def _train_to_end(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool) -> None:
     """Trains a run, and records the reason in its status if it ends early."""
-    command = ["glassbox", "train", "--resume", *(["--local"] if local else []), "--out", str(run.path)]
-    fix = f"continue with: {shlex.join(command)}"
+    run = output.run
+    fix = f"continue with: {_format_resume(local, output.name)}"
     starting = "TensorFlow" if local else "Ray and TensorFlow"
     try:
         with show_progress(run, config.epochs, starting), _stop_on_sigterm(run):
             if local:
                 _train_locally(config, run)
             else:
-                train_on_cluster(config, run, spec)
+                train_on_cluster(config, output, spec)
     except StoppedError as stop:
+        if output.loss:
+            _record_end(run, "failed", str(output.loss))
+            raise output.loss from None
         _record_end(run, "interrupted", f"stopped by {stop}; --resume continues from the last checkpoint")
         raise Interrupted(f"saved; {fix}", 128 + signal.SIGTERM) from None
     except KeyboardInterrupt:

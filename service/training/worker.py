@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import platform
 import time
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from pipelines.errors import ConfigError
 from pipelines.interrupts import hold_interrupts
-from service.config import RunConfig
+from service.config import RunConfig, load_run_config
+from service.mirror.output import open_in_worker
 from service.runs import Run
 
 
@@ -17,8 +19,9 @@ def train_worker(settings: dict[str, Any]) -> None:
     """Trains one run together with the other workers; the entry point that `TensorflowTrainer` calls.
 
     Args:
-        settings: `config`, the configuration of the run as plain values; `out`, its directory; `attempt`, the
-            number of restarts so far; `launched`, the start time in seconds since 1970.
+        settings: `config`, the configuration of the run as plain values; `out`, its directory; `store`, how
+            to open a run on a store, or None; `attempt`, the number of restarts so far; `launched`, the start
+            time in seconds since 1970.
 
     Raises:
         ConfigError: The run directory is not visible on this node.
@@ -38,19 +41,29 @@ def train_worker(settings: dict[str, Any]) -> None:
         local_size=context.get_local_world_size(),
         attempt=settings["attempt"],
     )
-    run = Run(settings["out"])
+    if settings["store"]:
+        directory: AbstractContextManager[Run] = open_in_worker(settings["store"], worker.is_chief)
+    else:
+        directory = nullcontext(_find_shared_run(settings["out"]))
+    with directory as run:
+        config = load_run_config(run) if settings["store"] else RunConfig.model_validate(settings["config"])
+        notify = run.notice if worker.is_chief else print
+        configure_devices(deterministic=config.deterministic, notify=notify)
+        if worker.is_chief:
+            run.add_timings(workers=began - settings["launched"], imports=time.time() - began)
+        fit(config, run, worker)
+
+
+def _find_shared_run(path: str) -> Run:
+    """Returns the run in a directory that every node sees."""
+    run = Run(path)
     if not run.exists():
         raise ConfigError(
             "a run directory that every node sees",
             f"out={run.path} (not on {platform.node()})",
-            "choose shared storage",
+            "choose shared storage, or a store such as --out s3://bucket/runs/first",
         )
-    config = RunConfig.model_validate(settings["config"])
-    notify = run.notice if worker.is_chief else print
-    configure_devices(deterministic=config.deterministic, notify=notify)
-    if worker.is_chief:
-        run.add_timings(workers=began - settings["launched"], imports=time.time() - began)
-    fit(config, run, worker)
+    return run
 
 
 def train_in_process(config: RunConfig, run: Run) -> None:

@@ -17,6 +17,7 @@ import yaml
 
 from pipelines.cluster import ray_session
 from pipelines.errors import ConfigError, Interrupted, TrainingError
+from pipelines.remote.uri import is_uri, parse_location
 from pipelines.shards.manifest import load_manifest
 from pipelines.storage import lock_file, write_atomically
 from service.config import RunConfig
@@ -51,8 +52,14 @@ def tune(plan: Plan, out: str | Path) -> Path:
         TrainingError: No trial has a result.
         Interrupted: The search was interrupted; the same command resumes it.
     """
+    if is_uri(out):
+        raise ConfigError(
+            "a local folder, or one that all nodes share, for a search",
+            f"out={out}",
+            "search there, then copy best.yaml and the trials to the store",
+        )
     out = Path(out).absolute()
-    check_paths_persist(out=out, data=Path(plan.shards))
+    check_paths_persist(out=out, data=parse_location(plan.shards))
     if "validation" not in load_manifest(plan.shards).splits:
         raise ConfigError(
             "a shard set with a validation split, to judge the trials by",

@@ -39,7 +39,7 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
 
 def replace_training(monkeypatch: pytest.MonkeyPatch, work: Callable[[RunConfig, Run], None]) -> None:
     """Lets a function take the place of the training on the cluster."""
-    monkeypatch.setattr(launch, "train_on_cluster", lambda config, run, workers: work(config, run))
+    monkeypatch.setattr(launch, "train_on_cluster", lambda config, output, workers: work(config, output.run))
 
 
 def fail_training(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
