@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from pipelines.health.report import DuplicateImages, Health, ImageName, ImageSiz
 from pipelines.health.scan import EMPTY, ShardFeatures, scan_shard
 from pipelines.health.thumbnails import SIDE, compute_thumbnail, convert_to_grey, decode_image
 from pipelines.input.reader import ShardReader
-from pipelines.shards.arrow import DAMAGE_FIX
+from pipelines.open_file import DAMAGE_FIX
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Location
 from pipelines.shards.files import ShardFiles, open_files
 from pipelines.shards.manifest import Manifest, load_manifest
 from pipelines.shards.split_index import SetShard, SetShards, ShardCalls
@@ -56,7 +57,7 @@ class Features:
 
 
 def check_shards(
-    directory: Path,
+    directory: str | Location,
     progress: Progress | None = None,
     workers: int | None = None,
     limit: int | None = None,
@@ -67,7 +68,7 @@ def check_shards(
     for training; what is computed besides adds about a tenth. Memory: 40 bytes an image.
 
     Args:
-        directory: Directory of the shard set.
+        directory: Path or URI of the shard set.
         progress: Called with the number of images read and in total.
         workers: Maximum number of Ray tasks; None for one per CPU of the cluster at `RAY_ADDRESS`, or for
             this process alone if the variable is not set.
@@ -81,7 +82,7 @@ def check_shards(
         raise ConfigError(
             "at least one worker", f"workers={workers}", "name a larger number, or leave it out"
         )
-    directory = Path(directory).absolute()
+    directory = resolve_location(directory)
     manifest = load_manifest(directory)
     files = open_files(directory)
     shards = _select_shards(files, manifest, limit)
@@ -120,12 +121,12 @@ class _ImageReader:
     """Reads images of the set by their index in the features.
 
     Args:
-        directory: Directory of the shard set.
+        directory: Path or URI of the shard set.
         manifest: Manifest of that shard set.
         features: Features that the indices refer to.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, features: Features) -> None:
+    def __init__(self, directory: Location, manifest: Manifest, features: Features) -> None:
         self._features = features
         self._encoding = manifest.encoding
         self._classes = manifest.classes

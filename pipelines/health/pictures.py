@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 from PIL import Image
 
 from pipelines.errors import DataError
 from pipelines.health.thumbnails import decode_image
 from pipelines.input.reader import ShardReader
-from pipelines.shards.arrow import DAMAGE_FIX
+from pipelines.open_file import DAMAGE_FIX
+from pipelines.remote.uri import Location
 from pipelines.shards.codec import Pixels, from_pillow, to_pillow
 
 MAX_SIDE = 320  # pixels, enough for pictures next to each other
@@ -20,10 +19,10 @@ class PictureReader:
     """Reads images of any split, with their proportions.
 
     Args:
-        directory: Directory of the shard set.
+        directory: Path or URI of the shard set.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Location) -> None:
         self._directory = directory
         self._readers: dict[str, ShardReader] = {}
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import DataError
 from pipelines.health.thumbnails import SIDE, compute_hashes, compute_thumbnail, convert_to_grey
-from pipelines.shards.arrow import DAMAGE_FIX
+from pipelines.open_file import DAMAGE_FIX
 from pipelines.shards.files import ShardFiles
 from pipelines.shards.formats import ShardRows, open_shard
 from pipelines.shards.manifest import ShardFile

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from pipelines.errors import DataError
 from pipelines.open_file import DAMAGE_FIX
 from pipelines.records import BBOX_COLUMN, Box, compute_checksum
+from pipelines.remote.uri import Location
 from pipelines.shards.arrow import RowColumns
 from pipelines.shards.files import ShardFiles, open_files
 from pipelines.shards.formats import describe_shard, read_table
@@ -36,7 +36,7 @@ class ShardReader:
     demand, by position, and checked. The number of open files and the memory are bounded.
 
     Args:
-        location: Shard set to read from.
+        location: Directory of the shard set, or its address in an object store.
         split: Name of a split in its manifest.
         cache_gb: Largest size of the local cache in units of 10**9 bytes, for a set on a store; None for the
             default.
@@ -51,7 +51,7 @@ class ShardReader:
         DataError: The shard set or the split does not exist, or its table of shards is missing or damaged.
     """
 
-    def __init__(self, location: str | Path, split: str, cache_gb: float | None = None) -> None:
+    def __init__(self, location: str | Location, split: str, cache_gb: float | None = None) -> None:
         self.manifest = load_manifest(location)
         self.split = split
         files: ShardFiles = open_files(location, cache_gb)

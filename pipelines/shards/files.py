@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from pipelines.errors import DataError
 from pipelines.open_file import DAMAGE_FIX, OpenFile
+from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import StoredFile
 
 OPEN_FILES = 256  # kept open at a time; Linux allows 1024 per process by default
@@ -157,14 +158,18 @@ class LocalFiles:
         return LocalFiles, (self._directory,)  # open files cannot be sent to another process
 
 
-def open_files(location: str | Path, cache_gb: float | None = None) -> ShardFiles:
+def open_files(location: str | Location, cache_gb: float | None = None) -> ShardFiles:
     """Opens the files of a shard set.
 
     Args:
-        location: Directory of the shard set.
-        cache_gb: Largest size of the local cache in units of 10**9 bytes, where the set is on a store.
+        location: Directory of the shard set, or its address in an object store.
+        cache_gb: Largest size of the local cache in units of 10**9 bytes, where the set is on a store; None
+            for the default.
     """
-    return LocalFiles(Path(location))
+    location = parse_location(location)
+    if isinstance(location, Path):
+        return LocalFiles(location)
+    raise NotImplementedError(location)
 
 
 class OpenFiles:

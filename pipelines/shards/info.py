@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from rich.table import Table
 
+from pipelines.remote.uri import Location
 from pipelines.shards.images import FULL
 from pipelines.shards.manifest import InlineSplit, Manifest, SplitManifest, load_manifest
 from pipelines.shards.rejections import count_reasons
@@ -14,8 +13,11 @@ from pipelines.text import render_table
 SHOWN_CLASSES = 10
 
 
-def describe_shards(directory: Path) -> str:
+def describe_shards(directory: Location) -> str:
     """Returns a description of a shard set for people: its origin, encoding, classes and splits.
+
+    Args:
+        directory: Path or URI of the shard set.
 
     Raises:
         DataError: There is no shard set, or its manifest is damaged.

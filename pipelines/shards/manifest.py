@@ -12,12 +12,16 @@ from typing import Annotated, Any
 from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from pipelines.errors import DataError
+from pipelines.remote.errors import ObjectMissingError
+from pipelines.remote.files import read_file
+from pipelines.remote.uri import Location, parse_location
 from pipelines.spec import Spec
 from pipelines.storage import write_atomically
 
 VERSION = 3
 INLINE_VERSION = 2  # lists the shards in the manifest itself
 FILE_NAME = "manifest.json"
+MAX_BYTES = 2**30  # of a manifest in a store; one of version 2 lists all shards
 BUILD_AGAIN = "build the shard set again"
 _SOURCE_NAME = re.compile(r"[a-z_]+:(?!//)")  # such as folder:photos, in contrast to s3://bucket/set
 
@@ -186,27 +190,31 @@ class Manifest(Spec):
         return self.splits[name]
 
 
-def load_manifest(directory: str | Path) -> Manifest:
+def load_manifest(directory: str | Location) -> Manifest:
     """Reads the manifest of a shard set.
 
+    Args:
+        directory: Path or URI of the shard set.
+
     Raises:
+        ConfigError: The scheme of the URI is unknown.
         DataError: There is no manifest, it is damaged, or a newer version of the project wrote it.
     """
-    path = Path(directory) / FILE_NAME
-    if not path.is_file() and _SOURCE_NAME.match(str(directory)) and not Path(directory).exists():
+    location = parse_location(directory)
+    path = location / FILE_NAME
+    is_missing = isinstance(path, Path) and not path.is_file()
+    if is_missing and _SOURCE_NAME.match(str(directory)) and not Path(str(directory)).exists():
         fix = f"build one of it first: {shlex.join(['glassbox', 'shards', 'build', str(directory), 'OUT'])}"
         raise DataError("a shard set", f"data={directory} (a source)", fix)
-    if not path.is_file():
-        raise DataError(
-            "a complete shard set",
-            f"data={directory} (no {FILE_NAME})",
-            f"build it with: {shlex.join(['glassbox', 'shards', 'build', 'SOURCE', str(directory)])}",
-        )
+    if is_missing:
+        raise _build_missing_error(directory)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_file(path, MAX_BYTES))
         version = content["version"]
         if version in (INLINE_VERSION, VERSION):
             return Manifest.model_validate(content, strict=False)
+    except ObjectMissingError:
+        raise _build_missing_error(directory) from None
     except (ValueError, TypeError, KeyError) as error:  # a ValidationError is a ValueError
         received = f"{path}: {_describe_error(error)}"
         raise DataError(f"a manifest of version {VERSION}", received, BUILD_AGAIN) from None
@@ -216,6 +224,14 @@ def load_manifest(directory: str | Path) -> Manifest:
         fix = "read it with the newer glassbox that wrote it, or build the shard set again with this one"
         raise DataError(f"a manifest of version {VERSION}", f"{received}, which is newer", fix)
     raise DataError(f"a manifest of version {VERSION}", received, BUILD_AGAIN)
+
+
+def _build_missing_error(directory: str | Location) -> DataError:
+    return DataError(
+        "a complete shard set",
+        f"data={directory} (no {FILE_NAME})",
+        f"build it with: {shlex.join(['glassbox', 'shards', 'build', 'SOURCE', str(directory)])}",
+    )
 
 
 def _describe_error(error: Exception) -> str:

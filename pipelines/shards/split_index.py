@@ -189,7 +189,7 @@ class _SplitWriter:
         self._names = re.compile(rf"{re.escape(split)}-(\d+)([^/]*)")
         self._split = split
         self._schema = TABLE_SCHEMAS[file_format]
-        self._lines: list[tuple[Any, ...]] = []
+        self._lines: list[list[Any]] = []
         self._stack = ExitStack()
         self._table = self._open(table, self._schema)
         self._index_stream = self._stack.enter_context(pa.OSFile(str(index), "wb"))
@@ -213,9 +213,9 @@ class _SplitWriter:
         self._index.write_batch(pa.ipc.read_record_batch(pa.py_buffer(part), ROW_SCHEMA))
         offset = self._index_stream.tell() - len(part)
         digest = bytes.fromhex(shard.sha256)
-        line = (number, shard.rows, shard.bytes, digest, offset, len(part), xxhash.xxh3_64_intdigest(part))
+        line = [number, shard.rows, shard.bytes, digest, offset, len(part), xxhash.xxh3_64_intdigest(part)]
         if shard.index is not None:
-            line += (shard.index.bytes, bytes.fromhex(shard.index.sha256))
+            line += [shard.index.bytes, bytes.fromhex(shard.index.sha256)]
         self._lines.append(line)
         if len(self._lines) == BATCH_SHARDS:
             self._flush()
@@ -296,13 +296,13 @@ class IndexPart(NamedTuple):
     """The part of an index that describes the rows of one shard.
 
     Attributes:
-        index: The index of the split.
+        file: The index of the split.
         start: Position of the part in the index.
         size: Number of bytes of the part.
         digest: XXH3-64 of these bytes.
     """
 
-    index: StoredFile
+    file: StoredFile
     start: int
     size: int
     digest: int
@@ -319,11 +319,11 @@ def read_part(files: ShardFiles, part: IndexPart, shard: ShardFile) -> RowColumn
     Raises:
         DataError: The index is missing or damaged; the message names it.
     """
-    content = files.read_range(part.index, part.start, part.size)
+    content = files.read_range(part.file, part.start, part.size)
     is_sound = xxhash.xxh3_64_intdigest(content) == part.digest
     columns = parse_rows(content) if is_sound else None
     if columns is None or columns.rows != shard.rows:
-        received = f"{files.describe(part.index)}: other content for the rows of {shard.file}"
+        received = f"{files.describe(part.file)}: other content for the rows of {shard.file}"
         raise DataError("an index of rows as it was written", received, DAMAGE_FIX)
     return columns
 
@@ -493,7 +493,7 @@ class StoredTable:
     def get_part(self, number: int) -> IndexPart:
         """Returns the part of the index that describes a shard."""
         return IndexPart(
-            index=self._split.index,
+            file=self._split.index,
             start=int(self._columns["index_offset"][number]),
             size=int(self._columns["index_bytes"][number]),
             digest=int(self._columns["index_digest"][number]),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +12,10 @@ from numpy.typing import NDArray
 
 from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import DataError
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Location
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Location
 from pipelines.shards.files import ShardFiles, open_files
 from pipelines.shards.formats import ShardRows, open_shard, read_table
 from pipelines.shards.images import UnreadableImageError, prepare_image
@@ -44,7 +47,7 @@ class ShardCheck(NamedTuple):
     id_hashes: NDArray[np.uint64]
 
 
-def verify_shards(directory: Path, progress: Callable[[int, int], None] | None = None) -> list[str]:
+def verify_shards(directory: str | Location, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """Checks all files of a shard set.
 
     Per file: its size and SHA-256, the number of rows, and for every row the label, the checksum, whether the
@@ -52,7 +55,7 @@ def verify_shards(directory: Path, progress: Callable[[int, int], None] | None =
     twice, and the class counts of the manifest.
 
     Args:
-        directory: Directory of the shard set. Every worker must see it under the same path.
+        directory: Path or URI of the shard set. Every worker must see it under the same path.
         progress: Called with the number of rows checked and in total.
 
     Returns:
@@ -62,7 +65,7 @@ def verify_shards(directory: Path, progress: Callable[[int, int], None] | None =
         DataError: There is no shard set, or its manifest is damaged.
         ConfigError: Workers died while they checked shards.
     """
-    directory = Path(directory).absolute()
+    directory = resolve_location(directory)
     manifest = load_manifest(directory)
     files = open_files(directory)
     shards = SetShards(files, manifest)
@@ -147,7 +150,7 @@ def _compare_with_index(files: ShardFiles, set_shard: SetShard, rows: ShardRows)
         if is_different.any():
             row = int(np.argwhere(is_different)[0, 0])
             place = f"row={row} of {set_shard.shard.file}"
-            return f"{set_shard.part.index.file}: {name} of {place} differ from that file"
+            return f"{set_shard.part.file.file}: {name} of {place} differ from that file"
     return None
 
 
