@@ -191,12 +191,6 @@ CLUSTER: dict[str, Fault] = {
         "/shards",
         "volumeMounts[/shards]: mounted twice",
     ),
-    "a missing ConfigMap": (
-        "Job/shards-from-s3",
-        f"spec.template.spec.{C}.envFrom.0.configMapRef.name",
-        "s3",
-        "envFrom.configMapRef.name",
-    ),
     "a missing flavor": (
         "ClusterQueue/glassbox",
         "spec.resourceGroups.0.flavors.0.name",
@@ -240,12 +234,6 @@ CLUSTER: dict[str, Fault] = {
         "spec.egress.0.ports.0.port",
         54,
         "does not reach the name service at port ('UDP', 53)",
-    ),
-    "the cloud metadata service reachable": (
-        "NetworkPolicy/s3",
-        "spec.egress.0.to.0.ipBlock.except",
-        REMOVED,
-        "reaches the address 169.254.169.254 at port 443",
     ),
     "a policy that selects no pods": (
         "NetworkPolicy/ray-api",

@@ -24,7 +24,6 @@ POD = "spec.template.spec"
 SUBMITTER = "spec.submitterPodTemplate.spec"
 CRON_JOB = "CronJob/report"
 CLIENT = "glassbox/ray-client"
-S3 = "NetworkPolicy/s3"
 API = "NetworkPolicy/ray-api"
 
 FIELDS: dict[str, Fault] = {
@@ -242,18 +241,6 @@ FIELDS: dict[str, Fault] = {
         1,
         "terminationGracePeriodSeconds",
     ),
-    "an undefined variable": (
-        "Job/shards-from-s3",
-        f"{POD}.{C}.args.0",
-        "s3://$(BUCKETS)/a",
-        "args: there is no variable BUCKETS",
-    ),
-    "a shell variable without a shell": (
-        "Job/shards-from-s3",
-        f"{POD}.{C}.args.0",
-        "s3://${BUCKET}/a",
-        "args: no shell expands",
-    ),
     "covered resources in another order": (
         "ClusterQueue/glassbox",
         "spec.resourceGroups.0.coveredResources",
@@ -320,19 +307,6 @@ FIELDS: dict[str, Fault] = {
         [{"key": "app.kubernetes.io/component", "operator": "DoesNotExist"}],
         "podSelector.matchExpressions",
     ),
-    "all of IPv6": (
-        S3,
-        "spec.egress.0.to",
-        with_item({"ipBlock": {"cidr": "::/0"}}),
-        "reaches the address 2001:db8::7",
-    ),
-    "the cluster's own addresses": (
-        S3,
-        "spec.egress.0.to.0.ipBlock.except.0",
-        REMOVED,
-        "reaches the address 10.1.2.3",
-    ),
-    "an invalid CIDR": (S3, "spec.egress.0.to.0.ipBlock.cidr", "0.0.0.0/33", "ipBlock.cidr"),
     "DNS at any address": (
         "NetworkPolicy/names",
         "spec.egress.0.to",
@@ -356,12 +330,6 @@ FIELDS: dict[str, Fault] = {
         f"{CRON}.template.metadata.labels.ray~io/cluster",
         "glassbox",
         "CronJob/report cronjob reaches RayCluster/glassbox head at port 6379",
-    ),
-    "a web server with access to object stores": (
-        WEB,
-        "spec.template.metadata.labels.glassbox/s3-client",
-        "true",
-        "reports deployment reaches an object store",
     ),
     "unrestricted egress for clients": (
         "NetworkPolicy/ray-client",

@@ -240,12 +240,6 @@ PODS: dict[str, Fault] = {
         "glassbox train --presets demo --out /runs/a",
         "spec.entrypoint",
     ),
-    "a missing script": (
-        "Job/shards-from-s3",
-        f"spec.template.spec.{C}.command.1",
-        "/sync/copy.py",
-        "containers[sync].args",
-    ),
     "an image of another version": (
         JOB,
         f"spec.template.spec.{C}.image",

@@ -16,6 +16,7 @@ import lint_ray
 import lint_references
 import lint_resources
 import lint_security
+import lint_store
 import lint_versions
 from kube_pods import list_pods, name_of
 from kube_render import Document
@@ -39,6 +40,7 @@ CHECKS = (
     lint_commands.check,
     lint_versions.check,
     lint_network.check,
+    lint_store.check,
 )
 
 

@@ -17,8 +17,10 @@ import yaml
 Document = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
-OVERLAYS = ("cpu-dev", "gpu")
-COMPONENTS = ("monitoring", "kueue", "s3")
+VOLUME_OVERLAYS = ("cpu-dev", "gpu")
+OVERLAYS = (*VOLUME_OVERLAYS, "buckets")
+COMPONENTS = ("monitoring", "kueue")
+IDENTITIES = ("identity-aws", "identity-gcp", "identity-azure")  # one of them, with the component `buckets`
 
 
 class StrictLoader(yaml.SafeLoader):
@@ -78,6 +80,7 @@ def render_overlay(directory: Path, overlay: str, components: Sequence[str]) -> 
     return run_kustomize(directory)
 
 
-def load_rayjob_example() -> list[Document]:
-    """Loads `examples/rayjob.yaml`."""
-    return load_documents((K8S / "examples/rayjob.yaml").read_text())
+def load_rayjob_example(overlay: str = "gpu") -> list[Document]:
+    """Loads the example of a training that runs on the cluster of an overlay."""
+    name = "rayjob-buckets.yaml" if overlay == "buckets" else "rayjob.yaml"
+    return load_documents((K8S / "examples" / name).read_text())

@@ -126,8 +126,6 @@ def _check_words(
     if words and words[0] != "/bin/bash":
         yield from _check_paths(where, words, pod, container)
         yield from _check_variables(where, words, container, settings)
-    if words[:1] == ["python3"] and len(words) > 1 and words[1].startswith("/"):
-        yield from _check_script_file(where, words[1], pod, container, settings)
 
 
 def _check_program(where: str, words: Sequence[str], nodes: Nodes = ()) -> Iterator[str]:
@@ -138,22 +136,6 @@ def _check_program(where: str, words: Sequence[str], nodes: Nodes = ()) -> Itera
             yield f"{where}: {error}"
     elif words[1:2] == ["-m"] and importlib.util.find_spec(words[2]) is None:
         yield f"{where}: there is no module {words[2]}"
-
-
-def _check_script_file(
-    where: str, path: str, pod: Pod, container: Document, settings: Settings
-) -> Iterator[str]:
-    """Checks that a script is a key of a ConfigMap that is mounted at its folder."""
-    folder, _, file = path.rpartition("/")
-    mounts = container.get("volumeMounts") or []
-    volume_names = {mount["name"] for mount in mounts if mount["mountPath"] == folder}
-    config_maps = [
-        get_field(volume, "configMap").get("name")
-        for volume in pod.spec.get("volumes") or []
-        if volume["name"] in volume_names
-    ]
-    if not any(file in settings.get(name, {}) for name in config_maps):
-        yield f"{where}: there is no {file} at {folder}"
 
 
 def _check_variables(

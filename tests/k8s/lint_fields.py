@@ -60,7 +60,7 @@ CONTAINER: dict[str, Schema] = {
     "image": None,
     "imagePullPolicy": ("Always", "IfNotPresent"),
     "env": [{"name": VARIABLE, "value": None, "valueFrom": {"secretKeyRef": {"name": None, "key": None}}}],
-    "envFrom": [{"configMapRef": {"name": None}, "secretRef": {"name": None}}],
+    "envFrom": [{"configMapRef": {"name": None}}],
     "ports": [{"name": PORT_NAME, "containerPort": PORT, "protocol": ("TCP",)}],
     "resources": {"requests": None, "limits": None},
     "securityContext": {
@@ -134,6 +134,13 @@ JOB: dict[str, Schema] = {
     "activeDeadlineSeconds": None,
     "template": pod_template(CONTAINER | COMMAND, restartPolicy=("Never", "OnFailure")),
 }
+METADATA: dict[str, Schema] = {"name": None, "namespace": ("glassbox",), "labels": LABELS}
+# Identities at the cloud providers: AWS, Google Cloud, Azure.
+IDENTITY_ANNOTATIONS: Schema = {
+    "eks.amazonaws.com/role-arn": re.compile(r"arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+"),
+    "iam.gke.io/gcp-service-account": re.compile(r"[a-z][-a-z0-9]+@[-a-z0-9.]+\.iam\.gserviceaccount\.com"),
+    "azure.workload.identity/client-id": re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
+}
 PEER: Schema = {
     "podSelector": SELECTOR,
     "namespaceSelector": SELECTOR,
@@ -196,15 +203,14 @@ SPECS: dict[str, Schema] = {
 }
 DOCUMENTS: dict[str, dict[str, Schema]] = {kind: {"spec": schema} for kind, schema in SPECS.items()} | {
     "Namespace": {},
-    "ServiceAccount": {"automountServiceAccountToken": (False,)},
+    "ServiceAccount": {
+        "automountServiceAccountToken": (False,),
+        "metadata": METADATA | {"annotations": IDENTITY_ANNOTATIONS},
+    },
     "ConfigMap": {"data": None},
     "PriorityClass": {"value": range(1, 10**9 + 1), "preemptionPolicy": ("Never",), "description": None},
 }
-COMMON: dict[str, Schema] = {
-    "apiVersion": None,
-    "kind": None,
-    "metadata": {"name": None, "namespace": ("glassbox",), "labels": LABELS},
-}
+COMMON: dict[str, Schema] = {"apiVersion": None, "kind": None, "metadata": METADATA}
 
 
 def check(documents: list[Document]) -> Iterator[str]:

@@ -12,8 +12,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import NamedTuple
 
-from kube_pods import Pod, get_field, list_pods, name_of
+from kube_pods import get_field, list_pods, name_of
 from kube_render import Document
+from lint_store import find_identity, uses_store
 
 OWN_NAMESPACE = "glassbox"
 GCS = 6379
@@ -30,8 +31,21 @@ DNS = (53, ("UDP", 53))
 OPERATOR = ("ray-system", {"app.kubernetes.io/component": "kuberay-operator"})
 PROMETHEUS = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
 CLIENT_LABELS = {"glassbox/ray-client": "true"}  # users may set them on pods of their own
+
+Port = int | tuple[str, int]  # a TCP port, or a protocol and a port
+
+GKE_METADATA = 988
+# Where pods with an identity receive their credentials, other than at public addresses, by the annotation of
+# their service account
+IDENTITY_ENDPOINTS: dict[str, set[tuple[str, Port]]] = {
+    "eks.amazonaws.com/role-arn": {("169.254.170.23", HTTP)},
+    "iam.gke.io/gcp-service-account": {("169.254.169.254", HTTP), ("169.254.169.252", GKE_METADATA)},
+    "azure.workload.identity/client-id": set(),
+}
 EXTERNAL_ADDRESSES = (
     "169.254.169.254",  # the metadata service of cloud providers
+    "169.254.169.252",  # the same on GKE
+    "169.254.170.23",  # the agent of EKS Pod Identity
     "10.1.2.3",
     "172.16.0.9",
     "192.168.1.2",
@@ -39,8 +53,6 @@ EXTERNAL_ADDRESSES = (
     "2001:db8::7",
     "fd00:ec2::254",
 )
-
-Port = int | tuple[str, int]  # a TCP port, or a protocol and a port
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,8 @@ class Endpoint:
         namespace_labels: Labels of the namespace in addition to its name.
         address: IP address of an external endpoint.
         role: Role of a pod of the manifests, as in `kube_pods.Pod`.
-        secrets: Names of the secrets that the pod's environment contains.
+        uses_store: True for a pod that has the settings of the object store.
+        identity: Annotation of its service account that gives it an identity; empty for none.
     """
 
     name: str
@@ -63,7 +76,8 @@ class Endpoint:
     namespace_labels: dict[str, str] = field(default_factory=dict)
     address: str = ""
     role: str = ""
-    secrets: frozenset[str] = frozenset()
+    uses_store: bool = False
+    identity: str = ""
 
 
 class Expectation(NamedTuple):
@@ -109,7 +123,13 @@ def check(documents: list[Document]) -> Iterator[str]:
     if not any(_denies_all(policy) for policy in policies):
         yield "NetworkPolicy: spec.podSelector, policyTypes: no policy denies everything by default"
     endpoints = [
-        Endpoint(f"{pod.owner} {pod.role}", labels=pod.labels, role=pod.role, secrets=_find_secrets(pod))
+        Endpoint(
+            f"{pod.owner} {pod.role}",
+            labels=pod.labels,
+            role=pod.role,
+            uses_store=uses_store(pod),
+            identity=find_identity(pod, documents),
+        )
         for pod in list_pods(documents)
     ]
     has_monitoring = any(document.get("kind") == "PodMonitor" for document in documents)
@@ -236,15 +256,6 @@ def _check_block(block: Document) -> Iterator[str]:
             yield f"except: {part} is not within {network}"
 
 
-def _find_secrets(pod: Pod) -> frozenset[str]:
-    names = [
-        get_field(source, "secretRef").get("name")
-        for _, container in pod.containers()
-        for source in container.get("envFrom") or []
-    ]
-    return frozenset(filter(None, names))
-
-
 def _expect(
     sources: Iterable[Endpoint], targets: Iterable[Endpoint], ports: Iterable[Port], is_allowed: bool
 ) -> Iterator[Expectation]:
@@ -286,6 +297,8 @@ def _list_egress_expectations(endpoint: Endpoint) -> Iterator[Expectation]:
     yield from _expect(sources, [NAME_SERVICE], DNS, True)
     yield from _expect(sources, [OTHER_SYSTEM_POD, OBJECT_STORE, *EXTERNAL], DNS, False)
     yield from _expect(sources, [NAME_SERVICE, OTHER_SYSTEM_POD], [HTTPS, JOB_API], False)
-    yield from _expect(sources, EXTERNAL, [HTTP, HTTPS, JOB_API], False)
+    allowed = IDENTITY_ENDPOINTS.get(endpoint.identity, set()) if endpoint.uses_store else set()
+    for target, port in product(EXTERNAL, (HTTP, HTTPS, JOB_API, GKE_METADATA)):
+        yield Expectation(endpoint, target, port, (target.address, port) in allowed)
     yield from _expect(sources, [OBJECT_STORE], [HTTP], False)
-    yield from _expect(sources, [OBJECT_STORE], [HTTPS], "s3-credentials" in endpoint.secrets)
+    yield from _expect(sources, [OBJECT_STORE], [HTTPS], endpoint.uses_store)

@@ -13,10 +13,7 @@ from kube_quantities import parse_quantity
 from kube_render import Document
 
 # Secrets with their keys; commands in k8s/README.md create them.
-SECRETS = {
-    "glassbox-ray-token": {"auth_token"},
-    "s3-credentials": {"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"},
-}
+SECRETS = {"glassbox-ray-token": {"auth_token"}}
 CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
 VOLUME_SOURCES = {
     "configMap": ("ConfigMap", "name"),

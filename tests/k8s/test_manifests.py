@@ -14,9 +14,11 @@ from kube_lint import find_problems
 from kube_pods import get_field, list_pods, name_of
 from kube_render import (
     COMPONENTS,
+    IDENTITIES,
     K8S,
     OVERLAYS,
     ROOT,
+    VOLUME_OVERLAYS,
     Document,
     load_rayjob_example,
     render_overlay,
@@ -34,7 +36,12 @@ pytestmark = pytest.mark.heavy  # the lint reads the options of `ray start` from
 )
 def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
     overlay, components = request.param
-    return render_overlay(tmp_path_factory.mktemp("k"), overlay, components) + load_rayjob_example()
+    documents = render_overlay(tmp_path_factory.mktemp("k"), overlay, components)
+    return documents + load_rayjob_example(overlay)
+
+
+def has_store(documents: list[Document]) -> bool:
+    return "ConfigMap/store" in map(name_of, documents)
 
 
 def test_lint_finds_no_problem(rendered: list[Document]) -> None:
@@ -43,9 +50,9 @@ def test_lint_finds_no_problem(rendered: list[Document]) -> None:
 
 def test_pods_of_all_templates_are_rendered(rendered: list[Document]) -> None:
     pods = list_pods(rendered)
-    roles = ["cronjob", "deployment", "head", "job", "submitter", "worker"]
-    if "CronJob/runs-to-s3" in map(name_of, rendered):
-        roles += ["cronjob", "job"]
+    roles = ["cronjob", "head", "job", "submitter", "worker"]
+    if not has_store(rendered):
+        roles.append("deployment")
     assert sorted(pod.role for pod in pods) == sorted(roles)
     init_containers = [where for pod in pods for where, _ in pod.containers() if "initContainers" in where]
     assert init_containers == [
@@ -59,7 +66,7 @@ def test_each_component_works_alone(component: str, tmp_path: Path) -> None:
 
 
 def test_overlays_differ_in_images_gpus_and_priority() -> None:
-    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in OVERLAYS)
+    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in VOLUME_OVERLAYS)
     priority = "PriorityClass/glassbox-training"
     assert priority not in map(name_of, cpu)
     priority_class = next(document for document in gpu if name_of(document) == priority)
@@ -77,7 +84,7 @@ def test_overlays_differ_in_images_gpus_and_priority() -> None:
 
 
 def test_compiled_kernels_outlive_the_pods_of_gpu_workers() -> None:
-    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in OVERLAYS)
+    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in VOLUME_OVERLAYS)
     claim = "PersistentVolumeClaim/cuda-cache"
     assert claim in map(name_of, gpu)
     assert claim not in map(name_of, cpu)
@@ -100,15 +107,20 @@ def test_compiled_kernels_outlive_the_pods_of_gpu_workers() -> None:
 def test_cron_job_reports_all_runs_and_mounts_shards_read_only(rendered: list[Document]) -> None:
     job = next(document for document in rendered if name_of(document) == "CronJob/report")
     (container,) = get_field(job, "spec.jobTemplate.spec.template.spec.containers")
-    assert container["command"] + container["args"] == ["glassbox", "report", "--all", "/runs"]
-    assert [mount["name"] for mount in container["volumeMounts"] if mount.get("readOnly")] == ["shards"]
+    is_store = has_store(rendered)
+    runs = "$(STORE)/runs" if is_store else "/runs"
+    assert container["command"] + container["args"] == ["glassbox", "report", "--all", runs]
+    read_only = [mount["name"] for mount in container["volumeMounts"] if mount.get("readOnly")]
+    assert read_only == ([] if is_store else ["shards"])
 
 
 def test_shards_job_keeps_an_existing_shard_set(rendered: list[Document], tmp_path: Path) -> None:
     (container,) = next(pod for pod in list_pods(rendered) if pod.owner == "Job/shards").spec["containers"]
     out = tmp_path / "a set"
     glassbox = tmp_path / "glassbox"
-    glassbox.write_text('#!/bin/bash\nprintf "%s|" "$@"\nexit 3\n')
+    # `shards info` finds a set in the bucket; in a volume, the file is enough.
+    info = 'if [ "$2" = info ]; then test -f "$3/manifest.json"; exit; fi'
+    glassbox.write_text(f'#!/bin/bash\n{info}\nprintf "%s|" "$@"\nexit 3\n')
     glassbox.chmod(0o755)
     environment = {variable["name"]: variable["value"] for variable in container["env"]}
     environment |= {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OUT": str(out)}
@@ -124,7 +136,39 @@ def test_shards_job_keeps_an_existing_shard_set(rendered: list[Document], tmp_pa
     assert run_job() == (0, "")
 
 
+@pytest.mark.parametrize("overlay", VOLUME_OVERLAYS)
+@pytest.mark.parametrize("identity", IDENTITIES)
+def test_cluster_with_a_bucket_has_no_shared_volume_and_an_identity(
+    overlay: str, identity: str, tmp_path: Path
+) -> None:
+    documents = render_overlay(tmp_path, overlay, ["buckets", identity])
+    # The cache for kernels of the overlay `gpu` is still a volume; the overlay `buckets` has none.
+    claims = [document for document in documents if document["kind"] == "PersistentVolumeClaim"]
+    assert [claim["metadata"]["name"] for claim in claims] == ["cuda-cache"] * (overlay == "gpu")
+    others = [document for document in documents if document not in claims]
+    assert [problem for problem in find_problems(others) if "cuda-cache" not in problem] == []
+    settings = next(document["data"] for document in documents if name_of(document) == "ConfigMap/store")
+    accounts = {
+        document["metadata"]["name"]: document["metadata"].get("annotations")
+        for document in documents
+        if document["kind"] == "ServiceAccount"
+    }
+    assert set(accounts) == {"ray", "jobs"}
+    assert all(accounts.values())
+    assert not re.search("SECRET|ACCESS_KEY|PASSWORD", str(settings) + str(accounts))
+
+
+def test_overlay_for_buckets_has_no_volume_that_outlives_its_pods() -> None:
+    documents = run_kustomize(K8S / "overlays/buckets")
+    assert [document for document in documents if document["kind"] == "PersistentVolumeClaim"] == []
+    sources = {key for pod in list_pods(documents) for volume in pod.spec["volumes"] for key in volume}
+    assert sources == {"name", "emptyDir"}
+
+
 def test_web_server_mounts_runs_read_only(rendered: list[Document]) -> None:
+    if has_store(rendered):
+        assert "Deployment/reports" not in map(name_of, rendered)
+        return
     web = next(pod for pod in list_pods(rendered) if pod.role == "deployment").spec
     (container,) = web["containers"]
     writable = {mount["mountPath"] for mount in container["volumeMounts"] if not mount.get("readOnly")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from faults_buckets import BUCKETS
 from faults_cluster import CLUSTER
 from faults_fields import FIELDS
 from faults_pods import PODS
@@ -41,6 +42,29 @@ def test_fault_is_reported(fault: str, manifests: list[Document]) -> None:
     if not any(message in problem for problem in problems):  # the lint is faster than the schemas
         problems += validate_schemas(broken, SCHEMA)
     assert any(message in problem for problem in problems), problems
+
+
+@pytest.fixture(scope="module")
+def bucket_manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    """The overlay without shared volumes, with its RayJob example."""
+    documents = render_overlay(tmp_path_factory.mktemp("b"), "buckets", ()) + load_rayjob_example("buckets")
+    assert find_problems(documents, SCHEMA) == []
+    return documents
+
+
+@pytest.mark.parametrize("fault", BUCKETS)
+def test_fault_in_a_cluster_without_volumes_is_reported(fault: str, bucket_manifests: list[Document]) -> None:
+    owner, path, value, message = BUCKETS[fault]
+    problems = lint(apply_fault(bucket_manifests, owner, path, value))
+    assert any(message in problem for problem in problems), problems
+
+
+def test_shared_volume_next_to_a_bucket_is_reported(
+    manifests: list[Document], bucket_manifests: list[Document]
+) -> None:
+    claims = [document for document in manifests if document["kind"] == "PersistentVolumeClaim"]
+    problems = lint([*bucket_manifests, claims[0]])
+    assert any("a bucket replaces shared volumes" in problem for problem in problems), problems
 
 
 @pytest.mark.parametrize("owner", MISSING_DOCUMENTS)

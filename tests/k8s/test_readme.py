@@ -34,15 +34,16 @@ COMMANDS = list_commands(TEXT)
 
 @pytest.fixture(scope="module")
 def manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
-    """The overlay with the most documents: `gpu` with all components."""
-    return render_overlay(tmp_path_factory.mktemp("k"), "gpu", COMPONENTS)
+    """The overlay with the most documents, `gpu` with all components, and the overlay for buckets."""
+    documents = render_overlay(tmp_path_factory.mktemp("k"), "gpu", COMPONENTS)
+    return documents + run_kustomize(K8S / "overlays/buckets")
 
 
 @pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
 def test_overlay_in_the_readme_renders(tmp_path: Path) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     (tmp_path / "my-cluster").mkdir()
-    kustomization, photos_patch = YAML
+    kustomization, photos_patch, _ = YAML
     (tmp_path / "my-cluster/kustomization.yaml").write_text(kustomization + photos_patch)
     documents = run_kustomize(tmp_path / "my-cluster")
     assert lint(documents) == [  # the reader creates this claim
@@ -51,6 +52,18 @@ def test_overlay_in_the_readme_renders(tmp_path: Path) -> None:
     ]
     claims = [document["spec"] for document in documents if document["kind"] == "PersistentVolumeClaim"]
     assert [claim["storageClassName"] for claim in claims] == ["shared"] * 3
+
+
+@pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
+def test_overlay_for_a_bucket_in_the_readme_renders(tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    (tmp_path / "my-cluster").mkdir()
+    (tmp_path / "my-cluster/kustomization.yaml").write_text(YAML[2])
+    documents = run_kustomize(tmp_path / "my-cluster")
+    assert lint(documents) == []
+    text = str(documents)
+    assert "s3://my-team" in text
+    assert text.count("role/my-team") == 2
 
 
 def test_commands_name_existing_objects(manifests: list[Document]) -> None:
@@ -96,6 +109,8 @@ def test_table_of_connections_is_complete(manifests: list[Document]) -> None:
     assert {port for port in ports if port not in table} == set()
     labels = {f"{key}={value}" for key, value in re.findall(r"'(glassbox/[\w-]+)': '(\w+)'", str(policies))}
     assert len(labels) == 3
+    addresses = re.findall(r"169\.254\.\d+\.\d+(?=/32)", str(policies))
+    assert {address for address in addresses if address not in table} == set()
     assert {label for label in labels if label not in table} == set()
 
 

@@ -1,0 +1,93 @@
+"""Checks what a cluster without shared volumes needs: a bucket, a cache on the node, and identities."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from kube_pods import Pod, get_field, list_pods
+from kube_quantities import parse_quantity
+from kube_render import Document
+
+SETTINGS = "store"  # name of the ConfigMap
+STORE = re.compile(r"(s3|gs|az)://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]")  # a bucket, without a slash at the end
+# The identity that belongs to a kind of store
+IDENTITIES = {
+    "s3": "eks.amazonaws.com/role-arn",
+    "gs": "iam.gke.io/gcp-service-account",
+    "az": "azure.workload.identity/client-id",
+}
+AZURE_LABEL = {"azure.workload.identity/use": "true"}  # asks the webhook of AKS for a token
+MAX_SHARE = 0.95  # of the volume, for the cache; the rest is for what is being written
+
+
+def check(documents: list[Document]) -> Iterator[str]:
+    """Yields problems, each with the field that causes it."""
+    for document in documents:
+        if document.get("kind") != "ConfigMap" or get_field(document, "metadata.name") != SETTINGS:
+            continue
+        settings = {key: str(value) for key, value in get_field(document, "data").items()}
+        store = settings.get("STORE", "")
+        if not STORE.fullmatch(store):
+            yield f"ConfigMap/{SETTINGS}: data.STORE: must be SCHEME://BUCKET, is {store}"
+            continue
+        yield from _check_pods(documents, settings)
+        yield from _check_claims(documents)
+
+
+def uses_store(pod: Pod) -> bool:
+    """Returns whether a pod has the settings of the object store."""
+    sources = [source for _, container in pod.containers() for source in container.get("envFrom") or []]
+    return any(get_field(source, "configMapRef").get("name") == SETTINGS for source in sources)
+
+
+def find_identity(pod: Pod, documents: list[Document]) -> str:
+    """Returns the annotation that gives the service account of a pod an identity, or an empty string."""
+    for document in documents:
+        is_account = document.get("kind") == "ServiceAccount"
+        if not is_account or document["metadata"].get("name") != pod.spec.get("serviceAccountName"):
+            continue
+        annotations = get_field(document, "metadata.annotations")
+        return next((name for name in IDENTITIES.values() if name in annotations), "")
+    return ""
+
+
+def _check_pods(documents: list[Document], settings: dict[str, str]) -> Iterator[str]:
+    scheme = settings["STORE"].partition(":")[0]
+    for pod in list_pods(documents):
+        if not uses_store(pod):
+            continue
+        where = f"{pod.owner}: {pod.path}"
+        if find_identity(pod, documents) != IDENTITIES[scheme]:
+            yield f"{where}.serviceAccountName: its account has no annotation {IDENTITIES[scheme]}"
+        if scheme == "az" and not AZURE_LABEL.items() <= pod.labels.items():
+            yield f"{where.removesuffix('.spec')}.metadata.labels: must contain {AZURE_LABEL}"
+        for container in pod.spec.get("containers") or []:
+            yield from _check_cache(f"{where}.containers[{container.get('name')}]", pod, container, settings)
+
+
+def _check_cache(where: str, pod: Pod, container: Document, settings: dict[str, str]) -> Iterator[str]:
+    """Checks that the cache is on a volume of the node that is larger than its budget."""
+    variables = {variable["name"]: variable.get("value") for variable in container.get("env") or []}
+    values = settings | {name: str(value) for name, value in variables.items()}
+    folder = values.get("GLASSBOX_CACHE", "")
+    mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts") or []}
+    mount = mounts.get(folder, {})
+    volumes = {volume["name"]: volume for volume in pod.spec.get("volumes") or []}
+    directory = volumes.get(mount.get("name", ""), {}).get("emptyDir")
+    if directory is None or directory.get("medium") or mount.get("readOnly"):
+        yield f"{where}.volumeMounts: no writable emptyDir on disk at GLASSBOX_CACHE ({folder})"
+        return
+    size = parse_quantity(directory.get("sizeLimit")) or 0.0
+    budget = float(values.get("GLASSBOX_CACHE_GB", "inf")) * 1e9
+    if budget > MAX_SHARE * size:
+        yield (
+            f"{where}.env: GLASSBOX_CACHE_GB must be at most {MAX_SHARE:.0%} of the volume at {folder}: "
+            f"{budget:.0f} of {size:.0f} bytes"
+        )
+
+
+def _check_claims(documents: list[Document]) -> Iterator[str]:
+    for document in documents:
+        if document.get("kind") == "PersistentVolumeClaim" and "ReadWriteMany" in str(document):
+            yield f"PersistentVolumeClaim/{document['metadata']['name']}: a bucket replaces shared volumes"
