@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipelines.errors import ConfigError
+from pipelines.remote.files import resolve_location
 from pipelines.spec import AugmentSpec, DataSpec, check
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class Dataset:
     `weight` float32 `[B]` (0 marks padding of the last batch), `row` int64 `[B]` (-1 for padding).
 
     Args:
-        shards: Shard set, or the directory of one.
+        shards: Shard set, or path or URI of one.
         split: Name of the split.
         batch_size: Examples per batch.
         seed: Seed of the shuffle; None keeps the stored order.
@@ -61,7 +61,7 @@ class Dataset:
         configure_devices()
         self._augment = augment
         self._batches = Batches(
-            Path(shards),
+            resolve_location(shards),
             split,
             check(DataSpec, data, "Dataset"),
             batch_size,

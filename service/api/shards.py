@@ -6,9 +6,10 @@ import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Location, Uri
 from pipelines.shards.manifest import Manifest, load_manifest
 
 if TYPE_CHECKING:
@@ -21,14 +22,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShardSet:
-    """A shard set on disk. Can be passed wherever a path to a shard set is expected.
+    """A shard set on a disk or a store. Can be passed wherever a path to a shard set is expected.
 
     Attributes:
-        path: Directory of the shard set.
+        path: Path of its directory, or its URI.
         manifest: Its manifest: classes, encoding, and the shards, counts and pixel statistics of every split.
     """
 
-    path: Path
+    path: Location
     manifest: Manifest
 
     def __fspath__(self) -> str:
@@ -83,7 +84,7 @@ class ShardSet:
 
 def build_shards(
     source: str | Source,
-    out: str | os.PathLike[str],
+    out: str | os.PathLike[str] | Uri,
     *,
     workers: int | None = None,
     splits: str | None = None,
@@ -94,9 +95,9 @@ def build_shards(
     """Builds a shard set from a source, or resumes an interrupted build. Shows a progress bar.
 
     Args:
-        source: Name of a source, such as `folder:DIR`, `archive:FILE` or `package.module:Class`; or a source
-            object.
-        out: Directory to create.
+        source: Name of a source, such as `folder:DIR`, `folder:s3://BUCKET/photos`, `archive:FILE` or
+            `package.module:Class`; or a source object.
+        out: Path or URI of the directory to create.
         workers: Shards built at a time; None for one per CPU.
         splits: Folder of every split, such as `train=Training,validation=Testing`; None to find them by name.
         columns: Column per role, such as `image=file,label=breed`; None to find them by name.
@@ -116,6 +117,7 @@ def build_shards(
     from service.progress_bar import progress_bar
 
     shard_spec = check(ShardSpec, spec, "build_shards")
+    location = resolve_location(out)
 
     options = SourceOptions(splits, columns, None if classes is None else tuple(classes))
 
@@ -126,17 +128,19 @@ def build_shards(
 
     opened = open_again(log_notes=True)
     with progress_bar("building shards") as update:
-        build(opened, Path(out), shard_spec, update, workers, open_again)
-    return open_shards(out)
+        build(opened, location, shard_spec, update, workers, open_again)
+    return open_shards(location)
 
 
-def open_shards(path: str | os.PathLike[str]) -> ShardSet:
+def open_shards(path: str | os.PathLike[str] | Uri) -> ShardSet:
     """Opens an existing shard set.
 
     Args:
-        path: Directory of the shard set.
+        path: Directory of the shard set, or its URI, such as `s3://BUCKET/shards`.
 
     Raises:
+        ConfigError: The scheme of the URI is unknown.
         DataError: There is no shard set, or its manifest is damaged.
     """
-    return ShardSet(Path(path).absolute(), load_manifest(Path(path)))
+    location = resolve_location(path)
+    return ShardSet(location, load_manifest(location))

@@ -21,7 +21,8 @@ COLUMNS_HELP = (
     "column or key of image, label, split and id, such as image=file,label=breed or image=train/{id}.jpg "
     "(default: found by the usual names)"
 )
-MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory"
+MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory; path or URI"
+SHARDS_HELP = "the shard set; path or URI, such as s3://BUCKET/shards"
 SCALE_HELP = "factor on pixels of 0 to 255 (default: found by running the model; printed with the reason)"
 OFFSET_HELP = "with --scale: summand after the multiplication, such as --scale 0.00784 --offset -1"
 HEAD_HELP = "whether the outputs are probabilities or logits (default: found by running the model)"
@@ -30,7 +31,7 @@ WORKERS_HELP = (
     "maximum number of Ray tasks "
     "(default: one per CPU of the cluster at RAY_ADDRESS, else this process alone)"
 )
-PRESET_HELP = "a name from 'glassbox presets', or a YAML file"
+PRESET_HELP = "a name from 'glassbox presets', or path or URI of a YAML file"
 CUSTOM_OBJECTS_HELP = (
     "package.module or FILE.py that defines the custom layers of the model; its code is imported"
 )

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import DataError
+from pipelines.remote.uri import parse_location
 from service.commands import check_shards
-from service.commands.common import Subparsers, add_command, add_source_options
+from service.commands.common import SHARDS_HELP, Subparsers, add_command, add_source_options
 from service.progress_bar import Update, progress_bar
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     verify = add_command(
         subcommands, "verify", "verify every byte, count and image of a shard set", run_verify
     )
-    verify.add_argument("directory", metavar="SHARDS", help="the shard set")
+    verify.add_argument("directory", metavar="SHARDS", help=SHARDS_HELP)
     info = add_command(subcommands, "info", "describe a shard set", run_info)
-    info.add_argument("directory", metavar="SHARDS", help="the shard set")
+    info.add_argument("directory", metavar="SHARDS", help=SHARDS_HELP)
     check_shards.add_parser(subcommands)
 
 
@@ -36,10 +36,13 @@ def _add_build(subcommands: Subparsers[argparse.ArgumentParser]) -> None:
     build.add_argument(
         "source",
         metavar="SOURCE",
-        help="folder:DIR, archive:FILE, synthetic:evidence and others; an unknown name lists all of them",
+        help="folder:DIR, archive:FILE, synthetic:evidence and others; an unknown name lists all of them; "
+        "DIR and FILE may be on a store, such as folder:s3://BUCKET/photos",
     )
     build.add_argument(
-        "out", metavar="OUT", help="directory to create; the same command resumes an interrupted build"
+        "out",
+        metavar="OUT",
+        help="directory to create, on a disk or a store; the same command resumes an interrupted build",
     )
     build.add_argument("--format", metavar="FORMAT", help="arrow or tfrecord (default: arrow)")
     build.add_argument(
@@ -146,7 +149,7 @@ def run_build(options: argparse.Namespace) -> None:
     settings = {name: getattr(options, name) for name in ShardSpec.model_fields}
     requested = {name: value for name, value in settings.items() if value is not None}
     spec = check(ShardSpec, requested, "the command line")
-    check_request(Path(options.out), spec, options.workers)
+    check_request(options.out, spec, options.workers)
     source_options = _read_source_options(options)
     source = open_source(options.source, options=source_options)
 
@@ -155,7 +158,7 @@ def run_build(options: argparse.Namespace) -> None:
 
     with progress_bar("building shards") as update:
         clock = BuildClock(update)
-        manifest = build_shards(source, Path(options.out), spec, clock, options.workers, reopen)
+        manifest = build_shards(source, options.out, spec, clock, options.workers, reopen)
     print(clock.summarize(manifest, options.out))
 
 
@@ -175,7 +178,7 @@ def run_verify(options: argparse.Namespace) -> None:
     from pipelines.shards.manifest import load_manifest
     from pipelines.shards.verify import verify_shards
 
-    directory = Path(options.directory)
+    directory = parse_location(options.directory)
     with progress_bar("verifying shards") as update:
         damaged = verify_shards(directory, update)
     for file in damaged:
@@ -200,4 +203,4 @@ def run_info(options: argparse.Namespace) -> None:
     """
     from pipelines.shards.info import describe_shards
 
-    print(describe_shards(Path(options.directory)))
+    print(describe_shards(parse_location(options.directory)))
