@@ -14,8 +14,6 @@ from pipelines.cluster import ray_session, run_tasks
 from pipelines.errors import DataError
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import Location
-from pipelines.remote.files import resolve_location
-from pipelines.remote.uri import Location
 from pipelines.shards.files import ShardFiles, open_files
 from pipelines.shards.formats import ShardRows, open_shard, read_table
 from pipelines.shards.images import UnreadableImageError, prepare_image
