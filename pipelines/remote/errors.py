@@ -70,8 +70,10 @@ def is_transient(error: BaseException) -> bool:
         return False
     if _is_about_identity(error) or _is_about_options(error):
         return False
+    if "configured region" in str(error):
+        return False
     status = read_status(error)
-    return status is None or status >= 500 or status in (408, 409, 425, 429)
+    return status is None or (status >= 500 and status != 501) or status in (408, 409, 425, 429)
 
 
 def translate_error(error: BaseException, uri: Uri) -> StoreError:
@@ -105,7 +107,7 @@ def translate_error(error: BaseException, uri: Uri) -> StoreError:
             received,
             "renew the session, or use a profile or workload identity, which are renewed while a run lasts",
         )
-    if code in _REGION:
+    if code in _REGION or "configured region" in str(error):
         return AccessDeniedError(
             f"the region of {bucket_word} {uri.bucket!r} for {uri}",
             received,
@@ -117,6 +119,8 @@ def translate_error(error: BaseException, uri: Uri) -> StoreError:
             f"response={'the object exists' if kind == 'AlreadyExistsError' else 'the object has changed'}",
             "read it again, or use another name",
         )
+    if code == "InvalidRange" or status == 416:
+        return CorruptObjectError(f"more bytes in {uri}", received, "upload the object again")
     if kind == "FileNotFoundError" or status == 404:
         return ObjectMissingError(f"an object at {uri}", received, "check the name and the bucket")
     is_denied = kind in ("PermissionDeniedError", "UnauthenticatedError") or status in (401, 403)
@@ -165,6 +169,8 @@ def _describe_response(error: BaseException, status: int | None) -> str:
         name = HTTPStatus(status).phrase if status in HTTPStatus._value2member_map_ else "status"
         return f"{status} {name}"
     first_line = _scrub(str(error).split("\n", 1)[0])
+    if "configured region" in first_line:
+        return "redirect"
     reason = re.search(
         r"(error sending request|timed out|connection [a-z ]+|error decoding response body)", str(error)
     )

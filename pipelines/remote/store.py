@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -112,30 +112,7 @@ def list_objects(prefix: Uri) -> Iterator[ObjectInfo]:
         StoreError: The bucket is missing, or the store denies access or does not respond.
     """
     _refuse_read_only(prefix, "list")
-    client = open_client(prefix)
-    retries = Retries(prefix)
-    last: str | None = None
-    # An empty object whose successor lies below it is a folder that a console or file system has left.
-    marker: ObjectInfo | None = None
-    while True:
-        try:
-            for chunk in client.list(prefix.key or None, offset=last, chunk_size=LIST_CHUNK):
-                retries.restart()
-                for meta in chunk:
-                    info = _describe(Uri(prefix.scheme, prefix.bucket, meta["path"]), meta)
-                    if marker is not None and not info.uri.key.startswith(f"{marker.uri.key}/"):
-                        yield marker
-                    marker = None
-                    last = info.uri.key
-                    if info.size == 0:
-                        marker = info
-                    else:
-                        yield info
-            break
-        except _client_errors() as error:
-            retries.pause_after(error)
-    if marker is not None and marker.uri != prefix:
-        yield marker
+    return drop_markers(_list_pages(prefix))
 
 
 def list_folder(prefix: Uri) -> tuple[list[str], list[ObjectInfo]]:
@@ -307,6 +284,43 @@ def delete(uri: Uri) -> None:
             raise
 
 
+def drop_markers(objects: Iterable[ObjectInfo]) -> Iterator[ObjectInfo]:
+    """Yields the objects without the empty ones, such as consoles create, that stand for a folder.
+
+    A marker is listed directly before the objects in its folder.
+    """
+    waiting: ObjectInfo | None = None
+    for info in objects:
+        if waiting is not None and not info.uri.key.startswith(f"{waiting.uri.key}/"):
+            yield waiting
+        waiting = None
+        if info.size == 0:
+            waiting = info
+        else:
+            yield info
+    if waiting is not None:
+        yield waiting
+
+
+def _list_pages(prefix: Uri) -> Iterator[ObjectInfo]:
+    """Yields what the store lists; after a failure, it resumes after the last object."""
+    client = open_client(prefix)
+    retries = Retries(prefix)
+    last: str | None = None
+    while True:
+        try:
+            for chunk in client.list(prefix.key or None, offset=last, chunk_size=LIST_CHUNK):
+                retries.restart()
+                for meta in chunk:
+                    last = meta["path"]
+                    info = _describe(Uri(prefix.scheme, prefix.bucket, last), meta)
+                    if info.uri != prefix:
+                        yield info
+            return
+        except _client_errors() as error:
+            retries.pause_after(error)
+
+
 def _confirm_write(uri: Uri, data: bytes, failure: ConflictError, is_first: bool) -> str:
     """Returns the tag of an object written by an attempt without a response, else raises the failure."""
     if is_first:
@@ -318,15 +332,13 @@ def _confirm_write(uri: Uri, data: bytes, failure: ConflictError, is_first: bool
 
 
 def _download_verified(uri: Uri, path: Path, size: int | None, sha256: str | None) -> None:
-    length, digest = _transfer(uri, path)
-    if size is not None and length != size:
-        raise CorruptObjectError(f"{size} bytes in {uri}", f"size={length}", "upload the object again")
+    digest = _transfer(uri, path, size)
     if sha256 is not None and digest != sha256:
         raise CorruptObjectError(f"SHA-256 {sha256} of {uri}", f"sha256={digest}", "upload the object again")
 
 
-def _transfer(uri: Uri, path: Path) -> tuple[int, str]:
-    """Writes an object to a file; returns its length in bytes and its SHA-256 in hexadecimal."""
+def _transfer(uri: Uri, path: Path, expected_size: int | None) -> str:
+    """Writes an object to a file, unless it has another size; returns its SHA-256 in hexadecimal."""
     from obstore.exceptions import NotSupportedError, PreconditionError
 
     client = open_client(uri)
@@ -342,6 +354,11 @@ def _transfer(uri: Uri, path: Path) -> tuple[int, str]:
                 response = client.get(uri.key, options=resume)
                 tag = response.meta["e_tag"]
                 size = response.meta["size"]
+                if expected_size is not None and size != expected_size:
+                    # Before a byte is written: a larger object may exceed the space reserved for it.
+                    raise CorruptObjectError(
+                        f"{expected_size} bytes in {uri}", f"size={size}", "upload the object again"
+                    )
                 for chunk in response.stream(min_chunk_size=DOWNLOAD_CHUNK):
                     file.write(chunk)
                     digest.update(chunk)
@@ -350,7 +367,7 @@ def _transfer(uri: Uri, path: Path) -> tuple[int, str]:
                         furthest = position
                         retries.restart()
                 if position >= size:
-                    return position, digest.hexdigest()
+                    return digest.hexdigest()
             except (PreconditionError, NotSupportedError):
                 # The object was replaced meanwhile, or the server sends whole objects only.
                 file.seek(0)
