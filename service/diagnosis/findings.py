@@ -103,17 +103,27 @@ class Gap:
         validation: Validation accuracy, 0 to 1.
         gap: Training minus validation accuracy.
         error: Standard error of the gap.
+        epochs: Number of last epochs over which the medians of both accuracies are taken.
     """
 
     training: float
     validation: float
     gap: float
     error: float
+    epochs: int
 
     @property
     def is_significant(self) -> bool:
         """Whether the gap exceeds both its error and `SMALL_GAP`."""
         return self.gap > max(SIGNIFICANT * self.error, SMALL_GAP)
+
+    def describe(self) -> str:
+        """Returns a clause with both accuracies, and the epochs that they are taken from."""
+        where = "in the last epoch" if self.epochs == 1 else f"medians of the last {self.epochs} epochs"
+        return (
+            f"the training accuracy is {self.training:.1%} and the validation accuracy "
+            f"{self.validation:.1%} ({where})"
+        )
 
 
 def diagnose(history: History) -> list[Finding]:
@@ -200,10 +210,7 @@ def _find_short_run(history: History) -> Finding | None:
     figures: dict[str, Any] = {"epochs": count}
     if history.prefix and len(history.curve("accuracy")):
         gap = _measure_gap(history)
-        message += (
-            f" So far the training accuracy is {gap.training:.1%} and the validation accuracy "
-            f"{gap.validation:.1%}."
-        )
+        message += f" So far, {gap.describe()}."
         figures |= {
             "training_accuracy": gap.training,
             "validation_accuracy": gap.validation,
@@ -241,7 +248,8 @@ def _measure_gap(history: History) -> Gap:
     validation_accuracy = float(validation.smooth[-1])
     error = math.hypot(history.sampling_error(validation_accuracy), training.error, validation.error)
     gap = accuracy_gap(training_accuracy, validation_accuracy)
-    return Gap(training_accuracy, validation_accuracy, gap, error)
+    epochs = min(max(training.window, validation.window) // 2 + 1, len(training))
+    return Gap(training_accuracy, validation_accuracy, gap, error, epochs)
 
 
 def _find_overfitting(history: History) -> Finding | None:
@@ -274,10 +282,7 @@ def _find_overfitting(history: History) -> Finding | None:
         epoch = _first_epoch_of_gap(history, SIGNIFICANT * gap.error)
         figures |= {"epoch": epoch}
         message = f"From epoch {epoch} on, the training accuracy is clearly above the validation accuracy."
-    message += (
-        f" At the end, the training accuracy is {gap.training:.1%} and the validation accuracy "
-        f"{gap.validation:.1%}: a gap of {gap.gap * 100:.1f} points"
-    )
+    message += f" At the end, {gap.describe()}: a gap of {gap.gap * 100:.1f} points"
     message += f", with a standard error of {gap.error * 100:.1f}." if gap.error else "."
     message += (
         " The model memorizes its training images."
@@ -337,8 +342,7 @@ def _find_improvement(history: History) -> Finding | None:
         f"Over the last {format_epochs(training_trend.epochs)} the training loss fell by "
         f"{-training_trend.change:.2g} ± {training_trend.error:.1g}, to {training_loss.smooth[-1]:.3g}, "
         f"and the validation loss changed by {trend.change:+.2g} ± {trend.error:.1g}. "
-        f"The training accuracy is {gap.training:.1%} and the validation accuracy {gap.validation:.1%}, "
-        "which is no clear gap."
+        f"At the end, {gap.describe()}, which is no clear gap."
     )
     figures |= {"training_change": training_trend.change, "gap": gap.gap, "gap_error": gap.error}
     return Finding("learning", message, advice, figures)
@@ -368,13 +372,11 @@ def _describe_plateau(history: History) -> Finding:
         "error": trend.error,
         "training_accuracy": training,
     }
-    gap = Gap(training, training, 0.0, 0.0)
+    gap = Gap(training, training, 0.0, 0.0, 1)
     if history.prefix and len(accuracy):
         gap = _measure_gap(history)
         figures |= {"validation_accuracy": gap.validation, "gap": gap.gap, "error": gap.error}
-        message += (
-            f" The training accuracy is {gap.training:.1%} and the validation accuracy {gap.validation:.1%}."
-        )
+        message += f" At the end, {gap.describe()}."
     if training >= FITTED_ACCURACY and gap.gap <= WIDE_GAP:
         advice = "nothing more of the same kind: the model fits its training images"
         return Finding("converged", message, advice, figures)

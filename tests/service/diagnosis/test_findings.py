@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,23 @@ def test_one_bad_epoch_at_the_end_does_not_count() -> None:
     of = healthy(30, fall=0.0)
     of[-1] |= {"val_loss": 2.0, "val_accuracy": 0.5}
     assert kinds(of) == ["underfitting"]
+
+
+def test_a_finding_states_the_epochs_that_its_accuracies_are_from() -> None:
+    of = healthy(30, fall=0.0, noise=0.01)
+    for number, epoch in enumerate(of):
+        epoch["accuracy"] += 0.003 * (number % 5)
+        epoch["val_accuracy"] -= 0.004 * (number % 7)
+    (finding,) = diagnose(History(of, 1000, 0.5))
+    found = re.search(r"\(medians of the last (\d+) epochs\)", finding.message)
+    assert found
+    last = of[-int(found[1]) :]
+    training = np.median([epoch["accuracy"] for epoch in last])
+    validation = np.median([epoch["val_accuracy"] for epoch in last])
+    assert (
+        f"the training accuracy is {training:.1%} and the validation accuracy {validation:.1%} ("
+        in finding.message
+    )
 
 
 def test_a_run_that_still_learns_has_its_rate() -> None:
