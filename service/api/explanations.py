@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Uri
 from service.failures import translate_failures
 
 if TYPE_CHECKING:
@@ -137,7 +139,7 @@ class Activations:
 
 @translate_failures()
 def heatmaps(
-    model: str | os.PathLike[str] | keras.Model,
+    model: str | os.PathLike[str] | Uri | keras.Model,
     images: np.ndarray,
     *,
     classes: Sequence[int] | None = None,
@@ -195,7 +197,7 @@ def heatmaps(
 
 @translate_failures()
 def activations(
-    model: str | os.PathLike[str] | keras.Model, image: np.ndarray, *, scale: float | None = None
+    model: str | os.PathLike[str] | Uri | keras.Model, image: np.ndarray, *, scale: float | None = None
 ) -> Activations:
     """Computes the outputs of every layer for one image.
 
@@ -233,7 +235,7 @@ def _open_network(
     saved_names: Sequence[str] | None = None
     known: Interpretation | None = None
     if not isinstance(model, keras.Model):
-        saved, model = open_model(os.fspath(model))
+        saved, model = open_model(str(resolve_location(model)))
         saved_names = saved.classes
         known = saved.interpretation
     spec = input_spec(model)

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Uri
 from service.failures import translate_failures
 
 if TYPE_CHECKING:
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 
 
 @translate_failures()
-def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ()) -> keras.Model:
+def load_model(path: str | os.PathLike[str] | Uri, custom_objects: Sequence[str] = ()) -> keras.Model:
     """Loads the model of a run, or any model file, in safe mode.
 
     Args:
-        path: A run or run directory, or a `.keras` file.
+        path: A run, or path or URI of a run directory or of a `.keras` file.
         custom_objects: `package.module` or `FILE.py` that defines the custom layers of the model; their code
             is imported.
 
@@ -33,13 +35,13 @@ def load_model(path: str | os.PathLike[str], custom_objects: Sequence[str] = ())
     """
     from service.inference.jobs import open_model
 
-    return open_model(os.fspath(path), custom_objects)[1]
+    return open_model(str(resolve_location(path)), custom_objects)[1]
 
 
 @translate_failures()
 def evaluate(  # noqa: PLR0913 (keyword options of a public function)
-    model: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Uri,
+    data: str | os.PathLike[str] | Uri,
     split: str = "validation",
     *,
     scale: float | None = None,
@@ -52,8 +54,8 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     """Evaluates a model on a split of a shard set. Shows a progress bar.
 
     Args:
-        model: A run or run directory, or a model file made anywhere.
-        data: Shard set, or the directory of one.
+        model: A run, or path or URI of a run directory or of a model file made anywhere.
+        data: Shard set, or path or URI of one.
         split: Name of the split.
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
         offset: Summand after the multiplication; requires `scale`.
@@ -74,8 +76,8 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     from service.inference.options import PredictOptions
 
     return evaluate_model(
-        os.fspath(model),
-        os.fspath(data),
+        str(resolve_location(model)),
+        _name_data(data),
         split,
         options=PredictOptions(scale, tta, offset, head),
         workers=workers,
@@ -85,8 +87,8 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
 
 @translate_failures()
 def predict(  # noqa: PLR0913 (keyword options of a public function)
-    model: str | os.PathLike[str],
-    data: str | os.PathLike[str],
+    model: str | os.PathLike[str] | Uri,
+    data: str | os.PathLike[str] | Uri,
     *,
     split: str | None = None,
     classes: Sequence[str] | None = None,
@@ -100,8 +102,8 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     """Predicts every image of a shard set or source. Shows a progress bar.
 
     Args:
-        model: A run or run directory, or a model file made anywhere.
-        data: Shard set, or a source such as `photos:DIR`.
+        model: A run, or path or URI of a run directory or of a model file made anywhere.
+        data: Shard set, or path or URI of one, or a source such as `photos:DIR`.
         split: Name of the split; None for all of them.
         classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
@@ -128,8 +130,8 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "predictions.parquet"
         predict_to_file(
-            os.fspath(model),
-            os.fspath(data),
+            str(resolve_location(model)),
+            _name_data(data),
             out,
             split=split,
             classes=classes,
@@ -138,3 +140,8 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
             custom_objects=custom_objects,
         )
         return parquet.read_table(out)
+
+
+def _name_data(data: str | os.PathLike[str] | Uri) -> str:
+    """Returns the text for a path, a URI or the name of a source."""
+    return str(data) if isinstance(data, Uri) else os.fspath(data)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.errors import ConfigError
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Location, Uri
 from service.config import RunConfig
 from service.config import load_config as load_run_config
 from service.failures import translate_failures
@@ -25,42 +27,54 @@ if TYPE_CHECKING:
 class TrainedRun:
     """A run directory: its metrics, configuration, status and model.
 
+    Of a run on a store, what is asked for is fetched each time, so that it is up to date.
+
     Args:
-        path: The run directory.
+        path: The run directory, or its URI.
 
     Raises:
-        ConfigError: The directory is not a run.
+        ConfigError: The directory is not a run, or the scheme of the URI is unknown.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._run = Run(os.fspath(path))
-        self._run.config()  # raises if this is not a run
+    def __init__(self, path: str | os.PathLike[str] | Uri) -> None:
+        self._location = resolve_location(path)
+        self._open("config").config()  # raises if this is not a run
+
+    def _open(self, part: str) -> Run:
+        """Returns the run, or a local copy of a run on a store with an up-to-date part."""
+        if isinstance(self._location, Path):
+            return Run(self._location)
+
+        from service.mirror.fetch import fetch_run
+
+        return fetch_run(self._location, (part,))
 
     def __fspath__(self) -> str:
-        return str(self._run.path)
+        return str(self._location)
 
     def __repr__(self) -> str:
-        return f"TrainedRun({str(self._run.path)!r}, state={self.state!r}, epochs={len(self._run.metrics())})"
+        epochs = len(self._open("metrics").metrics())
+        return f"TrainedRun({str(self._location)!r}, state={self.state!r}, epochs={epochs})"
 
     @property
-    def path(self) -> Path:
-        """The run directory."""
-        return self._run.path
+    def path(self) -> Location:
+        """Path of the run directory, or its URI."""
+        return self._location
 
     @property
     def state(self) -> str:
         """State of the run: `starting`, `training`, `finished`, `interrupted` or `failed`."""
-        return self._run.state()
+        return self._open("status").state()
 
     @property
     def config(self) -> dict[str, Any]:
         """The configuration the run was started with."""
-        return self._run.config()
+        return self._open("config").config()
 
     @property
     def status(self) -> dict[str, Any]:
         """State, reason, timings in seconds, caches and environment."""
-        return self._run.status()
+        return self._open("status").status()
 
     def metrics(self) -> pa.Table:
         """Returns the metrics as an Arrow table with one row per epoch.
@@ -71,7 +85,7 @@ class TrainedRun:
         """
         import pyarrow as pa
 
-        epochs = self._run.metrics()
+        epochs = self._open("metrics").metrics()
         names = list(dict.fromkeys(name for epoch in epochs for name in epoch))
         return pa.table({name: [epoch.get(name) for epoch in epochs] for name in names})
 
@@ -89,7 +103,7 @@ class TrainedRun:
 
     def _repr_html_(self) -> str:
         title = f"<b>{html.escape(self.path.name)}</b> ({html.escape(self.state)})"
-        epochs = self._run.metrics()
+        epochs = self._open("metrics").metrics()
         if not epochs:
             return title
         names = [name for name in ("loss", "accuracy", "val_loss", "val_accuracy") if name in epochs[-1]]
@@ -106,15 +120,15 @@ MAX_HTML_EPOCHS = 20  # number of newest epochs in the table of a notebook
 
 def load_config(
     preset: str,
-    data: str | os.PathLike[str],
+    data: str | os.PathLike[str] | Uri,
     overrides: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> RunConfig:
     """Composes the configuration of a run.
 
     Args:
-        preset: Name of a preset (`glassbox presets` lists them), or the path of a YAML file.
-        data: Shard set, or the directory of one.
+        preset: Name of a preset (`glassbox presets` lists them), or path or URI of a YAML file.
+        data: Shard set, or path or URI of one.
         overrides: Settings by dotted key, such as `{"optimizer.learning_rate": 0.01, "data.image_size": 96}`.
         settings: Top-level settings, such as `epochs=5` or `model="my_model.py:build"`.
 
@@ -123,14 +137,14 @@ def load_config(
     """
     changes = {**(overrides or {}), **settings}
     lines = [f"{key}={json.dumps(value, default=_to_plain)}" for key, value in changes.items()]
-    return load_run_config(preset, os.fspath(data), lines)
+    return load_run_config(preset, resolve_location(data), lines)
 
 
 @translate_failures()
 def train(
     config: RunConfig | str,
-    data: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] = "run",
+    data: str | os.PathLike[str] | Uri | None = None,
+    out: str | os.PathLike[str] | Uri = "run",
     *,
     local: bool = False,
     workers: int | str | None = None,
@@ -142,8 +156,8 @@ def train(
 
     Args:
         config: A configuration from `load_config`, or the name of a preset.
-        data: Shard set, with the name of a preset.
-        out: The run directory to create.
+        data: Shard set, or path or URI of one, with the name of a preset.
+        out: Path or URI of the run directory to create.
         local: Train in this process without Ray, which starts within seconds; the weights are the same to the
             bit as with one Ray worker on the same machine.
         workers: Worker processes, or `"MIN:MAX"`; None for one with the whole of the largest node.
@@ -172,12 +186,14 @@ def train(
             "change the configuration with load_config",
         )
     spec = _read_workers(workers, cpus_per_worker, gpus_per_worker)
-    return TrainedRun(train_run(config, os.fspath(out), spec, local=local).path)
+    location = resolve_location(out)
+    train_run(config, str(location), spec, local=local)
+    return TrainedRun(location)
 
 
 @translate_failures()
 def resume(
-    run: str | os.PathLike[str],
+    run: str | os.PathLike[str] | Uri,
     *,
     local: bool = False,
     workers: int | str | None = None,
@@ -187,7 +203,7 @@ def resume(
     """Resumes a run from its newest checkpoint with its own configuration; a finished run is left alone.
 
     Args:
-        run: The run directory.
+        run: Path or URI of the run directory.
         local: Continue in this process without Ray, whichever way the run was started.
         workers: Worker processes, or `"MIN:MAX"`; None for as many as before.
         cpus_per_worker: CPUs of each worker.
@@ -199,14 +215,16 @@ def resume(
     from service.training.launch import resume as resume_run
 
     spec = _read_workers(workers, cpus_per_worker, gpus_per_worker)
-    return TrainedRun(resume_run(os.fspath(run), spec, local=local).path)
+    location = resolve_location(run)
+    resume_run(str(location), spec, local=local)
+    return TrainedRun(location)
 
 
-def load_run(path: str | os.PathLike[str]) -> TrainedRun:
+def load_run(path: str | os.PathLike[str] | Uri) -> TrainedRun:
     """Opens a run directory, finished or not.
 
     Args:
-        path: The run directory.
+        path: The run directory, or its URI, such as `s3://BUCKET/runs/first`.
 
     Raises:
         ConfigError: The directory is not a run.
