@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Location, Uri
 from pipelines.spec import AugmentSpec, DataSpec, check
 from service.failures import translate_failures
 
@@ -64,19 +66,19 @@ def report(
 
 @translate_failures()
 def preview(
-    shards: str | os.PathLike[str],
+    shards: str | os.PathLike[str] | Uri,
     augment: AugmentSpec | Mapping[str, Any],
-    out: str | os.PathLike[str] = "preview",
+    out: str | os.PathLike[str] | Uri = "preview",
     *,
     data: Mapping[str, Any] | None = None,
     **options: Any,
-) -> Path:
+) -> Location:
     """Renders training images next to their augmented versions, exactly as training sees them.
 
     Args:
-        shards: Shard set, or the directory of one.
+        shards: Shard set, or path or URI of one.
         augment: Augmentation, an `AugmentSpec` or its settings as a dict: `{"rotation": 40, "flip": True}`.
-        out: Directory of the page; an older preview is replaced.
+        out: Directory of the page, or its URI; an older preview is replaced.
         data: Settings of `DataSpec`, such as `{"image_size": 96}`.
         options: Settings of `PreviewOptions`: `split`, `seed`, `epoch`, `rows`, `versions`.
 
@@ -93,9 +95,9 @@ def preview(
     if not isinstance(augment, AugmentSpec):
         augment = check(AugmentSpec, dict(augment), "augment")
     return render_preview(
-        Path(shards),
+        resolve_location(shards),
         check(DataSpec, dict(data or {}), "data"),
         augment,
         check(PreviewOptions, options, "preview"),
-        Path(out).absolute(),
+        resolve_location(out),
     )

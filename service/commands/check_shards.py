@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from pathlib import Path
 
 from pipelines.errors import DataError
-from service.commands.common import WORKERS_HELP, Subparsers, add_command
+from pipelines.remote.files import resolve_location
+from service.commands.common import SHARDS_HELP, WORKERS_HELP, Subparsers, add_command
 from service.progress_bar import progress_bar
 
 
@@ -17,12 +17,12 @@ def add_parser(subcommands: Subparsers[argparse.ArgumentParser]) -> None:
     parser = add_command(
         subcommands, "check", "find duplicates, imbalance and unusual images before training", run
     )
-    parser.add_argument("directory", metavar="SHARDS", help="the shard set")
+    parser.add_argument("directory", metavar="SHARDS", help=SHARDS_HELP)
     parser.add_argument("--json", action="store_true", help="print every figure as JSON")
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="also render a page with pictures to this directory; replaces an older one",
+        help="also render a page with pictures to this directory, or its URI; replaces an older one",
     )
     parser.add_argument(
         "--strict", action="store_true", help="exit with code 3 if there is a warning, for automated checks"
@@ -40,14 +40,14 @@ def run(options: argparse.Namespace) -> None:
     from pipelines.health.check import check_shards
     from pipelines.health.text import describe_health
 
-    shards = Path(options.directory).absolute()
+    shards = resolve_location(options.directory)
     with progress_bar("checking images") as update:
         health = check_shards(shards, update, options.workers)
     page = None
     if options.out:
         from service.report.pages.health import render_health
 
-        page = render_health(shards, health, Path(options.out).absolute())
+        page = render_health(shards, health, resolve_location(options.out))
     if options.json:
         print(json.dumps(health.figures(), indent=1, ensure_ascii=False))
     else:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from service.commands.common import Subparsers, add_command
+from pipelines.remote.files import resolve_location
+from service.commands.common import PRESET_HELP, SHARDS_HELP, Subparsers, add_command
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     """Adds `preview` to the command line."""
     parser = add_command(commands, "preview", "render augmented training images as an HTML page", run)
-    parser.add_argument("shards", metavar="SHARDS", help="the shard set")
+    parser.add_argument("shards", metavar="SHARDS", help=SHARDS_HELP)
     parser.add_argument(
         "--preset",
         metavar="NAME",
-        help="preset that gives image size, seed and augmentation (default: demo, which has no augmentation)",
+        help=f"preset that gives image size, seed and augmentation: {PRESET_HELP} "
+        "(default: demo, which has no augmentation)",
     )
     parser.add_argument(
         "--augment",
@@ -34,7 +35,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--out",
         default="preview",
         metavar="DIR",
-        help="directory of the page; replaces an older preview (default: preview)",
+        help="directory of the page, or its URI; replaces an older preview (default: preview)",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change data or seed: data.image_size=64 seed=3"
@@ -71,10 +72,10 @@ def run(options: argparse.Namespace) -> None:
     }
     preview_options = check(PreviewOptions, settings, "the command line")
     page = render_preview(
-        Path(options.shards),
+        resolve_location(options.shards),
         config.data,
         augment,
         preview_options,
-        Path(options.out).absolute(),
+        resolve_location(options.out),
     )
     print(f"open {page}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Annotated, Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
 from pipelines.input.order import PADDING, Rows, epoch_order
 from pipelines.input.reader import ShardReader
+from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec
 
 
@@ -73,12 +74,12 @@ class AugmentedImage:
 
 
 def augment_images(
-    shards: Path, reader: ShardReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions
+    shards: Location, reader: ShardReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions
 ) -> list[AugmentedImage]:
     """Augments the first images of an epoch exactly as training does, in this epoch and the following ones.
 
     Args:
-        shards: Directory of the shard set.
+        shards: Path or URI of the shard set.
         reader: Reader of the split.
         data: Size and channels of the images.
         augment: Ranges that the parameters are drawn from.
@@ -98,7 +99,7 @@ def augment_images(
 
 
 def _augment_rows(
-    shards: Path,
+    shards: Location,
     reader: ShardReader,
     data: DataSpec,
     augment: AugmentSpec,
@@ -153,7 +154,7 @@ def _find_neighbours(reader: ShardReader, data: DataSpec, seed: int, epoch: int,
     return np.asarray(np.append(order, PADDING)[neighbours])
 
 
-def _read_images(shards: Path, split: str, data: DataSpec, rows: Rows) -> NDArray[np.uint8]:
+def _read_images(shards: Location, split: str, data: DataSpec, rows: Rows) -> NDArray[np.uint8]:
     """Reads decoded images, uint8 `[n, H, W, C]`; black for padding."""
     from pipelines.input.batches import read_rows
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipelines.health.pictures import PictureReader
 from pipelines.health.report import Health
+from pipelines.remote.uri import Location
 from pipelines.shards.manifest import load_manifest
 from pipelines.storage import write_atomically
 from service.report.drawing.album import Album
@@ -17,16 +16,16 @@ KIND = "glassbox health"
 VERSION = 1  # of the page and its manifest
 
 
-def render_health(shards: Path, health: Health, out: Path) -> Path:
+def render_health(shards: Location, health: Health, out: Location) -> Location:
     """Renders the health of a shard set as a page, completely or not at all.
 
     Args:
-        shards: Directory of the shard set.
+        shards: Path or URI of the shard set.
         health: Result of its check.
-        out: Directory for the page; a health page in it is replaced.
+        out: Directory for the page, or its URI; a health page in it is replaced.
 
     Returns:
-        The path of `index.html`.
+        Path or URI of `index.html`.
 
     Raises:
         ConfigError: `out` holds something else, or cannot be written.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pipelines.augment.draw import check_is_on
 from pipelines.errors import ConfigError
 from pipelines.input.reader import ShardReader
+from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec
 from pipelines.storage import write_atomically
 from service.devices import configure_devices
@@ -21,22 +20,22 @@ VERSION = 1  # of the page and its manifest
 
 
 def render_preview(
-    shards: Path, data: DataSpec, augment: AugmentSpec, options: PreviewOptions, out: Path
-) -> Path:
+    shards: Location, data: DataSpec, augment: AugmentSpec, options: PreviewOptions, out: Location
+) -> Location:
     """Renders a page of originals next to their augmented versions, completely or not at all.
 
     The versions are exactly the images that a training run with this seed uses in those epochs, including the
     images mixed in, provided that the batch on every replica is even.
 
     Args:
-        shards: Directory of the shard set.
+        shards: Path or URI of the shard set.
         data: Size and channels of the images.
         augment: Ranges that the parameters are drawn from.
         options: Images and epochs to show.
-        out: Directory for the page; a preview in it is replaced.
+        out: Directory for the page, or its URI; a preview in it is replaced.
 
     Returns:
-        The path of `index.html`.
+        Path or URI of `index.html`.
 
     Raises:
         ConfigError: No augmentation is on, there is nothing to show, or `out` holds something else or cannot
