@@ -197,15 +197,26 @@ class _Source:
         name = re.sub(r"[^\w.-]", "_", file.file)[-100:]
         return CacheEntry(f"{self._name}/{file.sha256[:16]}-{name}", file.file, file.bytes, file.sha256)
 
-    def count_use(self, entry: CacheEntry) -> None:
-        """Counts that a window uses a file: a hit if nobody has fetched it since its use before."""
+    def count_use(self, entry: CacheEntry, is_in_use: bool) -> None:
+        """Counts that a window uses a file: a hit if nobody has fetched it since the end of its use before.
+
+        Args:
+            entry: File that the window uses.
+            is_in_use: Whether another window of the same pass uses it now.
+        """
         with self._lock:
-            used_before = self._used_at.pop(entry.key, self._opened_at)
-            self._used_at[entry.key] = time_ns()
+            used_before = self._used_at.get(entry.key, self._opened_at)
+        fetched_at = self.cache.read_fetch_time(entry)
+        is_old = fetched_at is not None and fetched_at < used_before
+        self.counters.add_use(entry.bytes, is_old or is_in_use)
+
+    def end_use(self, key: str) -> None:
+        """Notes the time at which a file is no longer in use."""
+        with self._lock:
+            self._used_at[key] = time_ns()
+            self._used_at.move_to_end(key)
             if len(self._used_at) > KNOWN_USES:
                 self._used_at.popitem(last=False)
-        fetched_at = self.cache.read_fetch_time(entry)
-        self.counters.add_use(entry.bytes, fetched_at is not None and fetched_at < used_before)
 
     def read_metrics(self) -> StoreMetrics:
         """Returns what was fetched, used and waited for so far."""
@@ -232,7 +243,8 @@ class _Pass:
         self._in_use: dict[str, int] = {}  # bytes of the files in use, as published
         self._open_files: dict[str, OpenFile] = {}
         self._sizes: dict[str, int] = {}
-        self._queue: deque[tuple[CacheEntry, int]] = deque()  # what is to be fetched ahead
+        self._queue: deque[tuple[CacheEntry, int]] = deque()  # what is to be fetched ahead, and its distance
+        self._horizon = 0  # largest distance of a file for which others are evicted
         self._resume_at = 0.0
         self._failures = 0
         if schedule is not None:
@@ -258,7 +270,7 @@ class _Pass:
         with self._condition:
             if entry.key not in self._pinned:
                 self._pinned[entry.key] = entry
-                self._source.count_use(entry)
+                self._source.count_use(entry, entry.key in self._in_use)
                 self._publish()
         path = self._cache.find(entry)
         if path is not None:
@@ -304,7 +316,7 @@ class _Pass:
             for entry in entries:
                 self._sizes[entry.key] = entry.bytes
             for entry in new:
-                self._source.count_use(entry)
+                self._source.count_use(entry, entry.key in self._in_use)
             if new or not keys <= self._in_use.keys():
                 self._publish()
                 self._cache.touch(new)
@@ -329,8 +341,11 @@ class _Pass:
         if self._schedule is not None:
             in_use |= {entry.key: entry.bytes for entry in self._schedule.list_current()}
             upcoming = list(self._schedule.list_upcoming())
+            self._horizon = self._schedule.find_horizon()
         for key in self._open_files.keys() - in_use.keys():
             del self._open_files[key]  # an evicted file takes space as long as it is open
+        for key in self._in_use.keys() - in_use.keys():
+            self._source.end_use(key)
         self._in_use = in_use
         next_use = {entry.key: distance for entry, distance in upcoming if entry.key not in in_use}
         self._user.publish(list(in_use), next_use)
@@ -463,7 +478,9 @@ class _Pass:
         """Fetches a file unless it is there, or being fetched; returns False if there is no space for it."""
         if self._cache.find(entry):
             return True
-        outcome = self._cache.reserve(entry, distance)
+        # Nothing is evicted for windows after the next one: the files in use, which can be evicted when they
+        # are needed, may be needed later again than those that could be evicted now.
+        outcome = self._cache.reserve(entry, distance, should_evict=distance <= self._horizon)
         if outcome.fetch is not None:
             self._fetch(outcome.fetch)
         return outcome.state not in ("full", "busy")

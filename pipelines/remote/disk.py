@@ -154,13 +154,14 @@ class CacheFolder:
             return None
         return path if size == entry.bytes else None
 
-    def reserve(self, entry: CacheEntry, distance: int | None = None) -> Outcome:
+    def reserve(self, entry: CacheEntry, distance: int | None = None, should_evict: bool = True) -> Outcome:
         """Reserves space for a file that is about to be fetched, and evicts others for it.
 
         Args:
             entry: File that is needed.
             distance: Number of bytes that are needed before it, if it is fetched ahead; None if a thread is
                 waiting for it.
+            should_evict: Whether other files may be evicted.
         """
         with self._exclusive():
             if self.find(entry):
@@ -178,7 +179,7 @@ class CacheFolder:
             excess = taken + entry.bytes - self.budget.bytes
             if excess > 0:
                 users = list(self._list_users())
-                victims = _choose_victims(cached, users, excess, distance)
+                victims = _choose_victims(cached, users, excess, distance) if should_evict else None
                 if victims is None:
                     return Outcome("full", blockers=tuple(user for user in users if user.in_use))
                 for victim in victims:
@@ -203,7 +204,7 @@ class CacheFolder:
         """Moves a fetched, verified file to its place, and ends the fetch."""
         path = self._sets / fetch.entry.key
         with self._exclusive():
-            os.utime(fetch.path)
+            os.utime(fetch.path, ns=(time_ns(), time_ns()))  # the kernel's own clock is coarser
             os.replace(fetch.path, path)
             self._count_fetch(path.parent, fetch.entry.bytes)
             self._end_fetch(fetch)

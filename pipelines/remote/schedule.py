@@ -119,6 +119,10 @@ class Schedule:
                     yield entry, distance
             distance += sum(entry.bytes for entry in window)
 
+    def find_horizon(self) -> int:
+        """Returns the distance of the first window that is not in use."""
+        return sum(entry.bytes for entry in self.list_current())
+
     def find_need(self) -> int:
         """Returns the bytes that the next two windows take together."""
         while len(self._windows) < 2 and self._read_window():

@@ -1,9 +1,9 @@
-"""Reads the windows of a shard set through the cache, as a training worker does; prints the digest of all bytes.
+"""Reads the windows of a shard set through the cache, as a training worker does, and prints their digest.
 
     cache_script.py LOCATION CACHE_GB FILES WINDOWS [hold]
 
-`FILES` is a JSON list of `[file, bytes, sha256]`, `WINDOWS` a JSON list of lists of indices into it. With `hold`, the
-process stops in the first window, with its files open, until its standard input ends.
+`FILES` is a JSON list of `[file, bytes, sha256]`, `WINDOWS` a JSON list of lists of indices into it. With
+`hold`, the process stops in the first window, with a file open, until its standard input ends.
 """
 
 from __future__ import annotations

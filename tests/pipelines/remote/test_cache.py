@@ -1,4 +1,4 @@
-"""The shard cache: one fetch per object and host, the budget, eviction, restarts, faults and killed processes."""
+"""The shard cache: one fetch per object and host, budget, eviction, restarts, faults, killed processes."""
 
 from __future__ import annotations
 
