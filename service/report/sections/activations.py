@@ -71,6 +71,7 @@ def build_section(
                     _describe_layer(layer, layers[layer.name], n, pictures, sheet_format)
                     for layer in network.layers
                 ],
+                "outputs": _name_outputs(network, layers, n, classes),
             }
         )
     table = [summarize_layer(layer, layers[layer.name], len(examples)) for layer in network.layers]
@@ -120,6 +121,26 @@ def _draw_layers(
                     Drawing(draw_vector(standardize_vector(units)), stem, f"{text}; {example.name}", origin)
                 )
     return drawings
+
+
+def _name_outputs(
+    network: Network, layers: Mapping[str, LayerOutputs], n: int, classes: Sequence[str]
+) -> dict[str, Any] | None:
+    """Returns the outputs of the model for image `n` by class.
+
+    Returns:
+        Kind of the values, `logit` or `probability`, and a name and value per class; None if there are more
+        than `LISTED_UNITS` classes. A single unit is that of the second class, and has a value for either.
+    """
+    outputs = layers[network.layers[-1].name]
+    if isinstance(outputs, FeatureMapOutputs) or len(classes) > LISTED_UNITS:
+        return None
+    values = outputs.values[n].tolist()
+    if network.has_one_unit:
+        (value,) = values
+        values = [-value if network.returns_logits else 1 - value, value]
+    kind = "logit" if network.returns_logits else "probability"
+    return {"kind": kind, "values": list(zip(classes, values, strict=True))}
 
 
 def _describe_layer(

@@ -79,7 +79,10 @@ def build_section(
     figures = {
         "rows": [example.row for example in examples],
         "classes": [[classes[label] for label in example.classes] for example in examples],
-        "logits": [forward_pass.logits[n][example.classes].tolist() for n, example in enumerate(examples)],
+        "probabilities": [
+            _compute_probabilities(forward_pass.logits[n])[example.classes].tolist()
+            for n, example in enumerate(examples)
+        ],
         "layers": layers,
         "methods": list(METHODS),
         "empty_in_last_layer": _compute_empty_share(forward_pass, layers[0]),
@@ -131,6 +134,16 @@ def _describe_map(
 
 
 def _list_classes(example: ReportExample, logits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the classes of an example that have heatmaps, the highest logit first."""
+    """Returns the classes of an example that have heatmaps, the most probable one first."""
+    probabilities = _compute_probabilities(logits)
     labels = sorted(example.classes.tolist(), key=lambda label: -logits[label])
-    return [{"key": str(label), "name": classes[label], "logit": float(logits[label])} for label in labels]
+    return [
+        {"key": str(label), "name": classes[label], "probability": float(probabilities[label])}
+        for label in labels
+    ]
+
+
+def _compute_probabilities(logits: np.ndarray) -> np.ndarray:
+    """Computes the softmax of the logits of one image, `[K]` to float64 `[K]`."""
+    exponentials = np.exp(logits.astype(np.float64) - logits.max())
+    return np.asarray(exponentials / exponentials.sum())

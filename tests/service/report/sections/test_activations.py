@@ -59,8 +59,8 @@ class Pair:
         ]
 
 
-def build_activations(folder: Path, count: int) -> Section | None:
-    """Builds the section for the first examples of the pair."""
+def mean_model() -> keras.Model:
+    """A model of one logit: ten times the mean, minus 3."""
     model = keras.Sequential(
         [
             L.Input((1, 4, 1)),
@@ -70,6 +70,12 @@ def build_activations(folder: Path, count: int) -> Section | None:
         ]
     )
     model.set_weights([np.ones((1, 1, 1, 1)), np.zeros(1), np.array([[10.0]]), np.array([-3.0])])
+    return model
+
+
+def build_activations(folder: Path, count: int, model: keras.Model | None = None) -> Section | None:
+    """Builds the section for the first examples of the pair."""
+    model = model or mean_model()
     scale = 1 / 255
     network = Network(model, scale)
     predictions = predict(model, Pair().iterate_batches(), scale)
@@ -103,6 +109,26 @@ def test_every_image_is_shown_with_its_own_activations(tmp_path):
         np.testing.assert_array_equal(photo[0, ::28], Pair.pixels[row, 0, :, 0])
         assert layers["mean"]["values"] == pytest.approx([mean], rel=1e-6)
         assert layers["logits"]["values"] == pytest.approx([10 * mean - 3], rel=1e-5)
+        outputs = example["outputs"]
+        assert outputs["kind"] == "logit"
+        assert [name for name, _ in outputs["values"]] == list(CLASSES)
+        assert [value for _, value in outputs["values"]] == pytest.approx([3 - 10 * mean, 10 * mean - 3])
+
+
+def test_probabilities_that_are_no_sigmoid_of_keras_are_listed_by_class(tmp_path):
+    inputs = L.Input((1, 4, 1))
+    logit = L.Dense(1)(L.GlobalAveragePooling2D(name="mean")(L.Conv2D(1, 1)(inputs)))
+    model = keras.Model(
+        inputs, L.Rescaling(0.5, offset=0.25, name="squeezed")(L.Activation("sigmoid")(logit))
+    )
+    model.set_weights([np.ones((1, 1, 1, 1)), np.zeros(1), np.array([[10.0]]), np.array([-3.0])])
+    section = build_activations(tmp_path, 2, model)
+    assert section is not None
+    for example, mean in zip(section.values["examples"], [0.1, 0.5], strict=True):
+        probability = 0.5 / (1 + np.exp(3 - 10 * mean)) + 0.25
+        outputs = example["outputs"]
+        assert outputs["kind"] == "probability"
+        assert [value for _, value in outputs["values"]] == pytest.approx([1 - probability, probability])
 
 
 def test_without_examples_there_is_no_section(tmp_path):
