@@ -26,6 +26,7 @@ from service.recipe import (
     validate_class_weights,
 )
 from service.runs import CONFIG, Run
+from service.user_code import build_code_error
 
 PRESETS = Path(__file__).parent / "presets"
 MAX_YAML_BYTES = 2**24  # of an object that is read as a preset
@@ -282,8 +283,7 @@ def _make_absolute(name: str, is_path: bool = False) -> str:
     if is_uri(name):
         location = parse_location(name)
         if ".py" in location.name:
-            fix = "copy the code to a local file or package, and name that"
-            raise ConfigError("user code on a disk of this machine", f"file={location}", fix)
+            raise build_code_error(location)
         return str(location)
     is_path = is_path or name.endswith((".py", KERAS_SUFFIX)) or reference_file(name) is not None
     is_in_folder = "/" in name and is_reference(name)

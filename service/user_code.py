@@ -64,6 +64,12 @@ def check_code(config: dict[str, Any]) -> None:
             _check_imports(file, name, copied)
 
 
+def build_code_error(location: Location) -> ConfigError:
+    """Returns the error for user code on a store: a command executes only local code."""
+    fix = "copy the code to a local file or package, and name that"
+    return ConfigError("user code on a disk of this machine", f"file={location}", fix)
+
+
 @dataclass
 class CodeCopy:
     """Copies of user files in a folder.

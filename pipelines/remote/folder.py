@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.errors import ConfigError
+from pipelines.remote.uri import parse_location
 
 FOLDER = "GLASSBOX_CACHE"  # environment variable: the cache folder
 BUDGET = "GLASSBOX_CACHE_GB"  # environment variable: bytes of the shard cache, in units of 10**9
@@ -20,10 +21,16 @@ def find_cache_folder() -> Path:
     """Returns the cache folder: `GLASSBOX_CACHE`, or `glassbox` in the user's cache directory.
 
     The folder may not exist yet.
+
+    Raises:
+        ConfigError: `GLASSBOX_CACHE` is a URI of a store.
     """
     folder = os.environ.get(FOLDER)
     if folder:
-        return Path(folder).expanduser().absolute()
+        location = parse_location(folder)
+        if not isinstance(location, Path):
+            raise ConfigError("a folder on a local disk", f"{FOLDER}={location}", f"set {FOLDER} to a path")
+        return location.expanduser().absolute()
     user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     return user.absolute() / "glassbox"
 

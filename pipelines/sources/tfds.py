@@ -12,6 +12,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
+from pipelines.remote.uri import parse_location
 from pipelines.sources.base import SOURCES
 from pipelines.sources.splits import SPLITS, find_split_of_folder, join_names
 
@@ -158,7 +159,11 @@ def _find_splits(argument: str, names: list[str]) -> dict[str, str]:
 
 
 def _find_folder(argument: str) -> str:
-    path = Path(argument.removeprefix(FOLDER_PREFIX)).expanduser().absolute()
+    location = parse_location(argument.removeprefix(FOLDER_PREFIX))
+    if not isinstance(location, Path):
+        fix = f"write folder:{location}, which reads the same layout"
+        raise ConfigError("a folder on a disk", f"source=tfds:{argument}", fix)
+    path = location.expanduser().absolute()
     if not path.is_dir():
         raise ConfigError("a folder", f"source=tfds:{argument} (no such folder)", "check the path")
     return str(path)

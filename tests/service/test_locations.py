@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from service.cli import build_parser, main
+from service.commands.locations import SOURCE_KINDS, check_locations
 
 # Options whose values are no locations, by their destination
 OTHER_OPTIONS = {
@@ -93,3 +94,83 @@ def test_an_unknown_scheme_is_refused_in_one_sentence(
     assert output.err.startswith("glassbox: Expected a path or an address that starts with s3://")
     assert output.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("option", ["model", "weights", "custom_objects"])
+@pytest.mark.parametrize("command", ["train", "tune", "preview"])
+def test_an_unknown_scheme_in_a_setting_is_refused(
+    command: str,
+    option: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {
+        "train": ["--preset=demo", "--data=plain", "--out=plain"],
+        "tune": ["demo", "--space=plain", "--trials=1", "--data=plain", "--out=plain"],
+        "preview": ["plain"],
+    }
+    assert main([command, *options[command], f"{option}={UNKNOWN}"]) == 2
+    assert "scheme=ftp" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("kind", SOURCE_KINDS)
+def test_an_unknown_scheme_in_a_source_is_refused(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["shards", "build", f"{kind}:s4://bucket/photos", "plain"]) == 2
+    assert "scheme=s4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("command", "dest"), [option for option in LOCATION_OPTIONS if option[1] in ("out", "custom_objects")]
+)
+def test_an_output_on_the_web_and_code_on_a_store_are_refused(
+    command: str,
+    dest: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(build_arguments(command, dest, "https://host/folder/name.py")) == 2
+    expected = "an output that can be written" if dest == "out" else "user code on a disk"
+    assert capsys.readouterr().err.startswith(f"glassbox: Expected {expected}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_uri_becomes_a_path_and_other_texts_stay_as_they_are() -> None:
+    texts = {
+        "file:///data/x": "/data/x",
+        "csv:file:///data/x%20y.csv": "csv:/data/x y.csv",
+        "model=file:///m.keras": "model=/m.keras",
+        "s3://bucket/x": "s3://bucket/x",
+        "folder:gs://bucket/x": "folder:gs://bucket/x",
+        "own.py:Source:hdfs://x": "own.py:Source:hdfs://x",  # its own business
+        "https://host/x.zip?key=1#sha256=0": "https://host/x.zip?key=1#sha256=0",
+        "epochs=5": "epochs=5",
+    }
+    options = argparse.Namespace(texts=list(texts), one="file:///data/x", number=3, none=None)
+    check_locations(options)
+    assert options.texts == list(texts.values())
+    assert (options.one, options.number, options.none) == ("/data/x", 3, None)
+
+
+def test_every_text_option_is_known_to_be_a_location_or_not() -> None:
+    """A new option has to be added to `OTHER_OPTIONS`, unless it is a path."""
+    assert {dest for _, dest in LOCATION_OPTIONS} == {
+        "all",
+        "classes",
+        "custom_objects",
+        "data",
+        "directories",
+        "directory",
+        "model",
+        "out",
+        "preset",
+        "samples",
+        "shards",
+        "source",
+        "space",
+        "target",
+    }
