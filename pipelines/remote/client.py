@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 from datetime import timedelta
 from typing import Any
@@ -121,7 +122,9 @@ def _open_gcs(bucket: str, options: Any, retry_config: Any) -> Any:
     if emulator:
         address = emulator if "://" in emulator else f"http://{emulator}"
         options["allow_http"] = address.startswith("http://")
-        config: Any = {"base_url": address, "skip_signature": True}
+        # An unsigned client would still ask for a token before it writes; this account has none to ask for.
+        account = {"gcs_base_url": address, "disable_oauth": True, "client_email": "", "private_key": ""}
+        config: Any = {"service_account_key": json.dumps(account | {"private_key_id": ""})}
         return GCSStore(bucket, config=config, client_options=options, retry_config=retry_config)
     provider = find_google_provider()
     return GCSStore(bucket, client_options=options, retry_config=retry_config, credential_provider=provider)
