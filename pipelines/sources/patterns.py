@@ -33,13 +33,18 @@ def expand_pattern(source: str, pattern: str, file_pattern: str) -> list[Locatio
         ConfigError: A file of a range is missing, no file fits, or the pattern is a folder.
         GlassboxError: A store cannot be reached, or denies access.
     """
-    location = parse_source_location(source.partition(":")[0], pattern)
-    is_remote = isinstance(location, Uri)
-    find_files = _find_objects if is_remote else _find_local_files
+    parse_source_location(source.partition(":")[0], pattern)  # refuses what cannot be read
+    location = parse_location(pattern)
+    found: Iterator[Sequence[Location]]
+    if isinstance(location, Path):
+        names = _expand_braces(str(location.expanduser()))
+        found = _find_local_files(names)
+    else:
+        names = _expand_braces(pattern)
+        found = _find_objects(names)
     paths: list[Location] = []
     missing = []
-    names = _expand_braces(pattern if is_remote else str(Path(pattern).expanduser()))
-    for name, files in zip(names, find_files(names), strict=True):
+    for name, files in zip(names, found, strict=True):
         if not files:
             missing.append(name)
         paths.extend(files)

@@ -28,7 +28,7 @@ def list_store_files(root: Uri) -> pa.Table:
     The folders of the first level, or of the second one if these are few, are listed at the same time.
 
     Args:
-        root: The folder.
+        root: URI of the folder.
 
     Returns:
         Table with the columns of `SCHEMA`: path inside the folder, size in bytes, and a hash of the version.
@@ -97,8 +97,8 @@ def _read_row(folder: Any, row: Mapping[str, Any]) -> Example | Rejected:
 
 def _list_level(root: Uri, folders: Iterable[Uri]) -> tuple[list[Uri], list[tuple[bytes, int, int]]]:
     """Returns the folders directly inside some folders, and rows of the objects directly inside them."""
-    inner_folders = []
-    rows = []
+    inner_folders: list[Uri] = []
+    rows: list[tuple[bytes, int, int]] = []
     for folder, (names, objects) in zip(folders, map_ahead(list_folder, folders, LISTINGS), strict=True):
         inner_folders.extend(folder / name for name in names if not name.startswith("."))
         rows.extend(_build_rows(root, objects))
