@@ -95,19 +95,25 @@ class ShardReader:
             images += self._read_group(list(self._find(rows[start : start + READ_ROWS])))
         return images
 
-    def _read_group(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+    def _read_group(self, places: Sequence[tuple[int, int]], can_refetch: bool = True) -> list[bytes]:
         """Reads some images by shard and position, with all of their shards open at the same time."""
         shards = list(dict.fromkeys(shard for shard, _ in places))
         images = []
+        damage = None
         with self._files.open([self._get_shard(shard) for shard in shards]) as opened:
             files = dict(zip(shards, opened, strict=True))
             for shard, position in places:
                 columns = self._read_columns(shard)
                 image = files[shard].read(columns.starts.item(position), columns.sizes.item(position))
                 if compute_checksum(image, columns.labels.item(position)) != columns.checksums.item(position):
-                    raise self._describe_damage(shard, position)
+                    damage = (shard, position)
+                    break
                 images.append(image)
-        return images
+        if damage is None:
+            return images
+        if can_refetch and self._files.refetch(self._get_shard(damage[0])):
+            return self._read_group(places, can_refetch=False)
+        raise self._describe_damage(*damage)
 
     def read_shapes(self, rows: RowNumbers) -> NDArray[np.int32]:
         """Returns height, width and channels of the stored images of some rows, int32 `[n, 3]`."""

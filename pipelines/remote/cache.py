@@ -197,12 +197,12 @@ class _Source:
         name = re.sub(r"[^\w.-]", "_", file.file)[-100:]
         return CacheEntry(f"{self._name}/{file.sha256[:16]}-{name}", file.file, file.bytes, file.sha256)
 
-    def count_use(self, entry: CacheEntry, is_in_use: bool) -> None:
-        """Counts that a window uses a file: a hit if nobody has fetched it since the end of its use before.
+    def count_use(self, entry: CacheEntry, is_in_use: bool = False) -> None:
+        """Counts that a window uses a file: a hit if nobody has fetched it since its use before ended.
 
         Args:
             entry: File that the window uses.
-            is_in_use: Whether another window of the same pass uses it now.
+            is_in_use: Whether its use before has not ended.
         """
         with self._lock:
             used_before = self._used_at.get(entry.key, self._opened_at)
@@ -270,7 +270,7 @@ class _Pass:
         with self._condition:
             if entry.key not in self._pinned:
                 self._pinned[entry.key] = entry
-                self._source.count_use(entry, entry.key in self._in_use)
+                self._source.count_use(entry)
                 self._publish()
         path = self._cache.find(entry)
         if path is not None:
@@ -315,11 +315,18 @@ class _Pass:
             self._borrowed.update(keys)
             for entry in entries:
                 self._sizes[entry.key] = entry.bytes
-            for entry in new:
-                self._source.count_use(entry, entry.key in self._in_use)
+            self._count_uses(new)
             if new or not keys <= self._in_use.keys():
                 self._publish()
                 self._cache.touch(new)
+
+    def _count_uses(self, new: Sequence[CacheEntry]) -> None:
+        """Counts the files of windows that have just begun."""
+        added = [entry for entry in new if entry.key not in self._in_use]
+        # With lanes, a window continues with most of the files of the one before it. If it has no others, it
+        # is the same window in the next epoch.
+        for entry in added or new:
+            self._source.count_use(entry, is_in_use=not added)
 
     def _give_back(self, entries: Sequence[CacheEntry]) -> None:
         with self._condition:

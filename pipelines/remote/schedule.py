@@ -102,26 +102,28 @@ class Schedule:
         return True
 
     def list_current(self) -> list[CacheEntry]:
-        """Returns the files of the windows in use."""
-        return [entry for window in self._current_windows() for entry in window]
+        """Returns the files of the windows in use, each once."""
+        windows = (self._windows[index] for index in range(self._count_in_use()))
+        return list({entry.key: entry for window in windows for entry in window}.values())
 
     def list_upcoming(self) -> Iterator[tuple[CacheEntry, int]]:
         """Yields the files that are needed next, in order, each once, with their distance.
 
         The distance is the number of bytes that are needed before them, from the windows in use on.
         """
-        distance = 0
         known: set[str] = set()
-        for window in self._windows:
+        for window, distance in self._measure_distances():
             for entry in window:
                 if entry.key not in known:
                     known.add(entry.key)
                     yield entry, distance
-            distance += sum(entry.bytes for entry in window)
 
     def find_horizon(self) -> int:
         """Returns the distance of the first window that is not in use."""
-        return sum(entry.bytes for entry in self.list_current())
+        for number, (_, distance) in enumerate(self._measure_distances(), self.first):
+            if number > self.last:
+                return distance
+        return 0
 
     def find_need(self) -> int:
         """Returns the bytes that the next two windows take together."""
@@ -130,8 +132,17 @@ class Schedule:
         entries = {entry.key: entry for window in [*self._windows][:2] for entry in window}
         return sum(entry.bytes for entry in entries.values())
 
-    def _current_windows(self) -> list[Window]:
-        return [self._windows[index] for index in range(self.last - self.first + 1)]
+    def _count_in_use(self) -> int:
+        return self.last - self.first + 1
+
+    def _measure_distances(self) -> Iterator[tuple[Window, int]]:
+        """Yields every window with its distance; what it shares with the window before counts once."""
+        distance = 0
+        before: set[str] = set()
+        for window in self._windows:
+            yield window, distance
+            distance += sum(entry.bytes for entry in window if entry.key not in before)
+            before = {entry.key for entry in window}
 
     def _look_ahead(self) -> None:
         """Reads windows until two are known after those in use, and as many as can change what is evicted.
@@ -140,8 +151,7 @@ class Schedule:
         all files fit, they are the windows in which every file occurs twice.
         """
         while True:
-            in_use = self.last - self.first + 1
-            has_two = len(self._windows) >= in_use + 2
+            has_two = len(self._windows) >= self._count_in_use() + 2
             is_far = self._bytes >= HORIZON * self._budget or self._bytes >= 2 * self._distinct > 0
             if has_two and (is_far or self._files >= MAX_LOOKAHEAD):
                 return

@@ -169,7 +169,9 @@ def open_files(location: str | Location, cache_gb: float | None = None) -> Shard
     location = parse_location(location)
     if isinstance(location, Path):
         return LocalFiles(location)
-    raise NotImplementedError(location)
+    from pipelines.remote.cache import CachedFiles
+
+    return CachedFiles(location, cache_gb)
 
 
 class OpenFiles:

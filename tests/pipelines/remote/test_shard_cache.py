@@ -197,6 +197,23 @@ def test_half_of_the_set_fits_and_eviction_is_by_next_use(site: ObjectSite, fold
     assert planned.metrics().hit_rate == 1 - fetches / 64
 
 
+def test_windows_that_overlap_count_what_is_new_in_them(site: ObjectSite, folder: Path) -> None:
+    files = site.add_files(3, SIZE)
+    lanes = [files[:2], [files[0], files[2]]]  # one lane begins a window, the other continues with its own
+    planned = open_set(site).plan([*lanes, files, files])
+    read_files(planned, files[:2])
+    read_files(planned, files[2:])
+    planned.advance(1)
+    assert planned.metrics().used_bytes == 3 * SIZE
+    assert planned.metrics().hit_rate == 0
+    planned.advance(2)
+    for window in (2, 3):  # the whole set, in two epochs
+        read_files(planned, files)
+        planned.advance(window)
+    assert planned.metrics().used_bytes == 6 * SIZE
+    assert planned.metrics().hit_rate == 0.5
+
+
 def test_an_evicted_file_is_not_kept_open(site: ObjectSite, folder: Path) -> None:
     files = site.add_files(8, SIZE)
     windows = [[file] for file in files]
