@@ -58,6 +58,21 @@ UPLOAD_PART = 8 << 20
 UPLOAD_PARTS_AT_A_TIME = 8
 MAX_PARTS = 9_000
 LIST_CHUNK = 1_000
+# Types with which a browser shows objects that it opens from the store.
+CONTENT_TYPES = {
+    ".css": "text/css",
+    ".csv": "text/csv; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".jpeg": "image/jpeg",
+    ".jpg": "image/jpeg",
+    ".js": "text/javascript",
+    ".json": "application/json",
+    ".jsonl": "text/plain; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+    ".webp": "image/webp",
+    ".yaml": "text/plain; charset=utf-8",
+}
 
 
 @dataclass(frozen=True)
@@ -238,7 +253,13 @@ def upload(path: Path, uri: Uri, if_absent: bool = False, if_match: str | None =
     part = max(UPLOAD_PART, -(-size // MAX_PARTS))
 
     def send() -> Any:
-        return client.put(uri.key, path, chunk_size=part, max_concurrency=UPLOAD_PARTS_AT_A_TIME)
+        return client.put(
+            uri.key,
+            path,
+            attributes=_choose_attributes(uri),
+            chunk_size=part,
+            max_concurrency=UPLOAD_PARTS_AT_A_TIME,
+        )
 
     return _read_tag(uri, _request(send, uri))
 
@@ -251,16 +272,22 @@ def write_bytes(uri: Uri, data: bytes, if_absent: bool = False, if_match: str | 
     write it was, let the content identify its writer.
     """
     _refuse_read_only(uri, "write")
+    attributes = _choose_attributes(uri)
     if not if_absent and if_match is None:
         client = open_client(uri)
-        return _read_tag(uri, _request(lambda: client.put(uri.key, data, use_multipart=False), uri))
+
+        def send() -> Any:
+            return client.put(uri.key, data, attributes=attributes, use_multipart=False)
+
+        return _read_tag(uri, _request(send, uri))
     mode: Any = "create" if if_absent else {"version" if uri.scheme == "gs" else "e_tag": if_match}
     # The client must not repeat the request by itself: the second attempt would meet the first one's object.
     client = open_client(uri, retries=False)
     retries = Retries(uri)
     while True:
         try:
-            return _read_tag(uri, client.put(uri.key, data, mode=mode, use_multipart=False))
+            result = client.put(uri.key, data, attributes=attributes, mode=mode, use_multipart=False)
+            return _read_tag(uri, result)
         except _client_errors() as error:
             failure = translate_error(error, uri)
             if isinstance(failure, ConflictError):
@@ -391,6 +418,11 @@ def _client_errors() -> tuple[type[Exception], ...]:
 
 def _describe(uri: Uri, meta: Any) -> ObjectInfo:
     return ObjectInfo(uri, int(meta["size"]), _read_tag(uri, meta), meta["last_modified"])
+
+
+def _choose_attributes(uri: Uri) -> dict[str, str]:
+    content_type = CONTENT_TYPES.get(uri.suffix.lower())
+    return {"Content-Type": content_type} if content_type else {}
 
 
 def _read_tag(uri: Uri, meta: Any) -> str:
