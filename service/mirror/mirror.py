@@ -91,11 +91,8 @@ class Mirror:
         )
         self._thread.start()
 
-    def finish(self, seconds: float = FINAL_SECONDS) -> StoreError | None:
-        """Uploads what is left and ends the thread.
-
-        Args:
-            seconds: Time limit; what is not uploaded then stays in the local folder.
+    def finish(self) -> StoreError | None:
+        """Uploads what is left within `FINAL_SECONDS`, and ends the thread.
 
         Returns:
             The failure of the store; None if everything was uploaded, or the lease was lost.
@@ -105,13 +102,13 @@ class Mirror:
             return self._failure
         self._thread = None
         self._should_finish.set()
-        thread.join(seconds)
+        thread.join(FINAL_SECONDS)
         self._is_abandoned.set()
         if self._bug:
             raise self._bug
         if self._loss or not thread.is_alive():
             return None
-        reason = self._outage.reason if self._outage else f"no response within {seconds:.0f} s"
+        reason = self._outage.reason if self._outage else f"no response within {FINAL_SECONDS:.0f} s"
         return StoreUnavailableError(
             "a store that takes the run", f"out={self._uri} ({reason})", "try again later"
         )
@@ -144,7 +141,7 @@ class Mirror:
             self._bug = error
 
     def _mirror_until_finished(self, read_stop: bool) -> None:
-        pause = POLL_SECONDS
+        pause = 0.0
         while True:
             is_last = self._should_finish.wait(pause)
             if self._loss or self._is_abandoned.is_set():
@@ -163,7 +160,7 @@ class Mirror:
                 continue
             except StoreError as error:
                 self._record_failure(error)
-                pause = min(2 * pause, PROGRESS_SECONDS)
+                pause = min(max(2 * pause, POLL_SECONDS), PROGRESS_SECONDS)
                 if is_last and self._is_abandoned.wait(POLL_SECONDS):  # `finish` waits no longer
                     return
                 continue
@@ -281,7 +278,7 @@ class Mirror:
             f"continues, the run is saved at {self._run.path}, and is uploaded when the store responds"
         )
         local = str(self._run.path)
-        self._run.update_status(mirror={"uri": str(self._uri), "state": "not uploaded", "local": local})
+        self._run.update_status(mirror={"uri": str(self._uri), "state": "behind", "local": local})
 
     def _end_outage(self) -> None:
         outage = self._outage
@@ -289,4 +286,4 @@ class Mirror:
         if outage and outage.is_reported:
             seconds = time.monotonic() - outage.began
             self._run.notice(f"{self._uri} takes the run again, after {seconds:.0f} s: it is uploaded")
-            self._run.update_status(mirror={"uri": str(self._uri), "state": "uploaded"})
+            self._run.update_status(mirror={"uri": str(self._uri), "state": "mirrored"})

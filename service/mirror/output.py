@@ -130,6 +130,7 @@ class StoreOutput(RunOutput):
         """Starts the upload of the run that has been created or opened."""
         self._adopt_record()
         delete(self.uri / STOP)
+        self.run.update_status(mirror={"uri": self.name, "state": "mirrored"})
         self._mirror.start()
 
     def hand_over(self, attempt: int) -> Settings | None:
@@ -198,7 +199,7 @@ class StoreOutput(RunOutput):
             self._follower.stop()
         failure = self._mirror.finish()
         if failure and self.run.path.exists():
-            state = {"uri": self.name, "state": "not uploaded", "local": str(self.run.path)}
+            state = {"uri": self.name, "state": "behind", "local": str(self.run.path)}
             self.run.update_status(mirror=state)
         self._lease.stop_renewing()
         if failure is None and self.loss is None:

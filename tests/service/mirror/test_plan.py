@@ -1,4 +1,4 @@
-"""The order of uploads: at every prefix, the run on the store can be resumed and names nothing that is missing."""
+"""The order of uploads: after every step, the run on the store can be resumed and names nothing missing."""
 
 from __future__ import annotations
 
