@@ -192,6 +192,23 @@ def test_a_plot_follows_the_width_of_the_window(browser: Chrome, report: Path, o
     assert browser.run("document.documentElement.scrollWidth <= 700")
 
 
+TICK_WIDTHS = """(names => {
+    const context = document.createElement("canvas").getContext("2d");
+    context.font = "12px system-ui, sans-serif";
+    return Math.max(...names.map((name) => context.measureText(shorten(name)).width));
+})(NAMES)"""
+
+
+@pytest.mark.parametrize("width", [340, 900])
+def test_names_of_many_layers_do_not_overlap(browser: Chrome, report: Path, width: int) -> None:
+    browser.open(report)
+    names = json.dumps([f"efficientnet/block{n}a_expand_convolution" for n in range(200)] + ["logits"])
+    space = browser.run(f"tickSpace({{ticks: {names}}}, {width}).space")
+    assert browser.run(TICK_WIDTHS.replace("NAMES", names)) <= space <= width / 2
+    assert browser.run("shorten('logits')") == "logits"
+    assert browser.run("shorten('efficientnet/block1a_expand')") == "\u2026et/block1a_expand"
+
+
 def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-layers")
     browser.run("document.querySelector('#view-layers .sheet').closest('details').open = true")

@@ -96,12 +96,22 @@ def fit_linear_probes(
 
 
 def choose_layers(network: Network) -> list[LayerInfo]:
-    """Chooses the layers to probe: all that do more than rescale, or some of them spread over the depth."""
+    """Chooses the layers to probe: all that do more than rescale, or some of them spread over the depth.
+
+    Side branches without positions, such as those of squeeze-and-excitation, are left out: they hold a
+    summary of the image next to the path that keeps it, and the curves would fall and rise at each of them.
+    """
     layers = [layer for layer in network.layers if layer.kind not in SKIPPED_KINDS]
+    last_map = max((n for n, layer in enumerate(layers) if _has_positions(layer)), default=-1)
+    layers = [layer for n, layer in enumerate(layers) if n > last_map or _has_positions(layer)]
     if not layers:
         return []
     indices = np.linspace(0, len(layers) - 1, min(MAX_LAYERS, len(layers))).round().astype(int)
     return [layers[index] for index in np.unique(indices)]
+
+
+def _has_positions(layer: LayerInfo) -> bool:
+    return layer.is_feature_map and layer.shape[0] * layer.shape[1] > 1
 
 
 def predict_with_ridge(

@@ -16,6 +16,17 @@ function plot(figure) {
 const formatValue = (data, value) => (value == null ? "\u2013" : minus(data.percent ? `${(value * 100).toFixed(1)}%` : String(+value.toPrecision(4))));
 const formatX = (data, index) => (data.ticks.length ? data.ticks[index] : String(+data.x[index].toPrecision(4)));
 
+// Names of layers can be long paths, of which the end tells them apart.
+const LONGEST_TICK = 18;
+const shorten = (name) => (name.length > LONGEST_TICK ? `\u2026${name.slice(1 - LONGEST_TICK)}` : name);
+
+// The least distance of two ticks in pixels: names must not overlap.
+function tickSpace(data, width) {
+  if (!data.ticks.length) return {};
+  const longest = Math.max(...data.ticks.map((name) => shorten(name).length));
+  return { space: Math.min(7 * longest + 12, width / 2) };
+}
+
 function options(data, width, readout) {
   const font = "12px system-ui, sans-serif", soft = colour("--soft"), grid = { stroke: colour("--line"), width: 1 };
   const levels = data.levels.map(([value]) => value), whole = data.x.every(Number.isInteger);
@@ -36,9 +47,9 @@ function options(data, width, readout) {
       label: line.name, stroke: colour(`--${line.role}`), width: 2, spanGaps: true, points: { show: data.x.length <= 16, size: 6, fill: colour(`--${line.role}`) },
     }))],
     axes: [
-      { ...axis, size: 40, label: data.x_label, labelFont: font, labelSize: 18, grid: { show: false },
+      { ...axis, size: 40, ...tickSpace(data, width), label: data.x_label, labelFont: font, labelSize: 18, grid: { show: false },
         ...(whole ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000] } : {}),
-        values: (u, ticks) => ticks.map((tick) => (data.ticks.length ? data.ticks[data.x.indexOf(tick)] ?? "" : minus(String(+tick.toPrecision(6))))) },
+        values: (u, ticks) => ticks.map((tick) => (data.ticks.length ? shorten(data.ticks[data.x.indexOf(tick)] ?? "") : minus(String(+tick.toPrecision(6))))) },
       { ...axis, size: 52, values: (u, ticks) => ticks.map((tick) => minus(data.percent ? `${+(tick * 100).toFixed(1)}%` : String(+tick.toPrecision(6)))) },
     ],
     hooks: {

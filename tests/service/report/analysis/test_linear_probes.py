@@ -89,6 +89,19 @@ def averaging_network() -> Network:
     return Network(keras.Model(image, L.Dense(2, name="logits")(L.Flatten()(halves))), 1 / 255)
 
 
+def test_side_branches_without_positions_are_not_probed():
+    image = keras.Input((8, 8, 1))
+    x = L.Conv2D(4, 3, name="first")(image)
+    summary = L.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
+    gate = L.Conv2D(4, 1, activation="sigmoid", name="excite")(summary)
+    flat = L.Dense(4, name="gate")(L.Flatten(name="flat")(gate))
+    x = L.Multiply(name="scaled")([x, L.Reshape((1, 1, 4), name="unflat")(flat)])
+    x = L.GlobalAveragePooling2D(name="pool")(L.Conv2D(4, 3, name="second")(x))
+    network = Network(keras.Model(image, L.Dense(2, name="logits")(x)))
+    names = [layer.name for layer in linear_probes.choose_layers(network)]
+    assert names == ["first", "scaled", "second", "pool", "logits"]
+
+
 def noise_images(count: int) -> tuple[np.ndarray, np.ndarray]:
     """Images of noise and their labels; those of class 1 have a brighter first half."""
     images = RNG.integers(0, 256, (count, 16, 16, 1)).astype(np.uint8)
