@@ -25,8 +25,7 @@ PATH = pa.field("path", pa.large_binary(), nullable=False)
 SIZE = pa.field("size", pa.int64(), nullable=False)
 # Added while files are arranged
 HASH = pa.field("hash", pa.uint64(), nullable=False)
-SPLIT = pa.field("split", pa.int8(), nullable=False)
-FOLDER = pa.field("folder", pa.int32(), nullable=False)
+PLACE = pa.field("place", pa.int32(), nullable=False)
 LABEL = pa.field("label", pa.int32())
 
 
@@ -154,28 +153,30 @@ def arrange_batches(
             `class_names`, or a class has no training images.
     """
     locator = _Locator(split_folders)
-    sorter = TableSorter(pa.schema([*schema, HASH, SPLIT, FOLDER]), memory_bytes)
+    sorter = TableSorter(pa.schema([*schema, HASH, PLACE]), memory_bytes)
     for batch in batches:
         sorter.add(locator.locate(batch))
-    class_folders = find_classes(source, locator.images, class_names)
+    images = locator.count_images()
+    class_folders = find_classes(source, images, class_names)
 
-    unused_folders = locator.folder_indices.keys() | locator.list_class_folders(folders)
-    empty = sorted(map(os.fsdecode, unused_folders - locator.images.keys()))
+    all_folders = {folder for _, folder in locator.places} | locator.list_class_folders(folders)
+    empty = sorted(map(os.fsdecode, all_folders - images.keys()))
     notes = [*class_folders.notes]
     if empty:
         notes.append(f"not a class, because there are no images: {', '.join(map(repr, empty))}")
     if locator.outside:
         notes.append(f"images outside of class folders, not read: {locator.outside}")
 
-    labels = [class_folders.labels.get(folder, -1) for folder in locator.folder_indices]
-    label_of_folder = np.array(labels or [-1], np.int32)
+    labels = [class_folders.labels.get(folder, -1) for _, folder in locator.places]
+    label_of_place = np.array(labels or [-1], np.int32)
+    split_of_place = np.array([locator.splits.index(split) for split, _ in locator.places] or [-1])
     writers = [TableWriter(pa.schema([*schema, LABEL]), memory_bytes) for _ in locator.splits]
     for batch in sorter.iterate_batches():
-        split_index = batch["split"].to_numpy()
-        label = pa.array(label_of_folder[batch["folder"].to_numpy()])
-        rows = batch.select(schema.names).append_column(LABEL, label)
+        place = batch["place"].to_numpy()
+        rows = batch.select(schema.names).append_column(LABEL, pa.array(label_of_place[place]))
         for index, writer in enumerate(writers):
-            writer.add(rows.filter(pa.array(split_index == index)) if len(writers) > 1 else rows)
+            is_in_split = split_of_place[place] == index
+            writer.add(rows if is_in_split.all() else rows.filter(pa.array(is_in_split)))
     tables = {split: writer.finish() for split, writer in zip(locator.splits, writers, strict=True)}
     return Arrangement(class_folders.names, tables, tuple(notes))
 
@@ -188,40 +189,63 @@ class _Locator:
 
     Attributes:
         splits: Names of the splits.
-        folder_indices: Numbers of the class folders, in the order of their first file.
-        images: Images per class folder and split.
+        places: Split and name of every class folder of a split that has files.
         outside: Number of images outside of class folders.
     """
 
     def __init__(self, split_folders: Mapping[str, str]) -> None:
         self._prefixes = _build_prefixes(split_folders)
+        self._indices: dict[tuple[str, bytes], int] = {}
+        self._images: Counter[int] = Counter()
         self.splits = tuple(self._prefixes)
-        self.folder_indices: dict[bytes, int] = {}
-        self.images: dict[bytes, Counter[str]] = {}
+        self.places: list[tuple[str, bytes]] = []
         self.outside = 0
 
     def locate(self, batch: pa.RecordBatch) -> pa.RecordBatch:
-        """Returns the files inside of class folders, with the columns `HASH`, `SPLIT` and `FOLDER`."""
-        is_inside = np.zeros(len(batch), bool)
-        path_hash = np.zeros(len(batch), np.uint64)
-        split_index = np.zeros(len(batch), np.int8)
-        folder_index = np.zeros(len(batch), np.int32)
-        is_usable = _find_usable(batch)
-        for row, path in enumerate(batch["path"].to_pylist()):
-            location = _locate(path, self._prefixes)
-            if location is None:
-                self.outside += is_image(path) and not _is_hidden(path)
-                continue
-            split, folder = location
-            is_inside[row] = True
-            split_index[row] = self.splits.index(split)
-            folder_index[row] = self.folder_indices.setdefault(folder, len(self.folder_indices))
-            path_hash[row] = hash_path(path)
-            if is_usable[row] and is_image(path):
-                self.images.setdefault(folder, Counter())[split] += 1
-        for field, values in ((HASH, path_hash), (SPLIT, split_index), (FOLDER, folder_index)):
-            batch = batch.append_column(field, pa.array(values))
+        """Returns the files inside of class folders, with the columns `HASH` and `PLACE`."""
+        paths = batch["path"].to_pylist()
+        place = np.fromiter(self._iterate_places(paths), np.int32, len(paths))
+        with_suffix = np.fromiter(map(is_image, paths), bool, len(paths))
+        is_inside = place >= 0
+        is_counted = is_inside & with_suffix & _find_usable(batch)
+        for index, count in enumerate(np.bincount(place[is_counted]).tolist()):
+            self._images[index] += count
+        for row in np.flatnonzero(~is_inside & with_suffix).tolist():
+            self.outside += not _is_hidden(paths[row])
+        batch = batch.append_column(HASH, pa.array(_hash_paths(paths)))
+        batch = batch.append_column(PLACE, pa.array(place))
         return batch if is_inside.all() else batch.filter(pa.array(is_inside))
+
+    def count_images(self) -> dict[bytes, Counter[str]]:
+        """Returns the number of images per class folder and split, of class folders that have any."""
+        images: dict[bytes, Counter[str]] = {}
+        for index, (split, folder) in enumerate(self.places):
+            if self._images[index]:
+                images.setdefault(folder, Counter())[split] += self._images[index]
+        return images
+
+    def _iterate_places(self, paths: Iterable[bytes]) -> Iterator[int]:
+        """Yields the index in `places` of every file, or -1. Files of one folder follow each other."""
+        newest: bytes | None = None
+        index = -1
+        for path in paths:
+            folder, _, name = path.rpartition(b"/")
+            if name.startswith(b"."):
+                yield -1
+                continue
+            if folder != newest:
+                newest = folder
+                index = self._find_place(path)
+            yield index
+
+    def _find_place(self, path: bytes) -> int:
+        location = _locate(path, self._prefixes)
+        if location is None:
+            return -1
+        if location not in self._indices:
+            self._indices[location] = len(self.places)
+            self.places.append(location)
+        return self._indices[location]
 
     def list_class_folders(self, folders: Iterable[bytes]) -> set[bytes]:
         """Returns the class folders among some folders, which may be empty."""
@@ -254,10 +278,9 @@ def find_labels(files: FileTable) -> NDArray[np.int32]:
     labels = np.empty(len(files), np.int32)
     start = 0
     for batch in files.to_batches(max_chunksize=CHUNK):
-        is_excluded = ~_find_usable(batch)
-        for row, path in enumerate(batch["path"].to_pylist()):
-            is_excluded[row] |= not is_image(path)
-        labels[start : start + len(batch)] = np.where(is_excluded, -1, batch["label"].to_numpy())
+        with_suffix = np.fromiter(map(is_image, batch["path"].to_pylist()), bool, len(batch))
+        is_labelled = with_suffix & _find_usable(batch)
+        labels[start : start + len(batch)] = np.where(is_labelled, batch["label"].to_numpy(), -1)
         start += len(batch)
     return labels
 
@@ -265,6 +288,11 @@ def find_labels(files: FileTable) -> NDArray[np.int32]:
 def hash_path(path: bytes) -> int:
     """Returns the 64-bit hash that determines the place of a file in the reading order."""
     return int.from_bytes(hashlib.blake2b(path, digest_size=8).digest(), "big")
+
+
+def _hash_paths(paths: Iterable[bytes]) -> NDArray[np.uint64]:
+    digests = b"".join([hashlib.blake2b(path, digest_size=8).digest() for path in paths])
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
 
 
 def reject_by_name(path: bytes) -> Rejected | None:
@@ -281,7 +309,8 @@ def reject_by_name(path: bytes) -> Rejected | None:
 
 def is_image(path: bytes) -> bool:
     """Tells whether a path has the suffix of an image."""
-    return os.path.splitext(path)[1].lower() in SUFFIXES
+    dot = path.rfind(b".")
+    return dot > 0 and path[dot:].lower() in SUFFIXES and path[dot - 1 : dot] != b"/"
 
 
 def compute_fingerprint(classes: tuple[str, ...], splits: Mapping[str, Any], columns: Iterable[str]) -> str:

@@ -99,7 +99,7 @@ def test_an_interrupted_build_resumes_from_what_is_in_the_store(bucket, tmp_path
     assert len(complete) >= 3
     assert "sets/a/manifest.json" not in bucket.list_keys()
     assert "sets/a/.building/lease" not in keys
-    with pytest.raises(ConfigError, match="unfinished build.*differs: the options"):
+    with pytest.raises(ConfigError, match=r"unfinished build.*differs: the options"):
         build_shards(make_source(), out, ShardSpec(shard_rows=3))
 
     # One complete shard is lost, one is truncated, and one marker is damaged.
