@@ -41,6 +41,7 @@ RETRY_SECONDS = 0.5  # until it is tried again to fetch ahead, where there was n
 ROOM_SECONDS = 0.05  # until it is tried again to fetch a file that a thread waits for
 MAX_PAUSE_SECONDS = 30.0  # after failures of the store, while fetching ahead
 PATIENCE_SECONDS = 600.0  # that a thread waits for other processes to free space
+TWO_WINDOWS = "two windows of shards are in use at a time"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -130,7 +131,7 @@ class CachedFiles:
         """
         describe = self._source.describe_entry
         schedule = Schedule(([describe(file) for file in window] for window in windows), self._budget)
-        self.check_window(schedule.find_need(), "two windows of shards are in use at a time")
+        self._check_budget(schedule.find_need(), TWO_WINDOWS)
         planned = CachedFiles.__new__(CachedFiles)
         planned._connect(self._source, _Pass(self._source, schedule), self._cache_gb)
         return planned
@@ -148,14 +149,17 @@ class CachedFiles:
         """Checks that the cache can hold what is read at a time.
 
         Args:
-            needed: Number of bytes.
-            window: What needs them, for the message.
+            needed: Number of bytes that two windows take.
+            window: Setting of the window, for the message.
 
         Raises:
             ConfigError: The budget is smaller; the message has the number needed.
         """
+        self._check_budget(needed, f"{TWO_WINDOWS} ({window})")
+
+    def _check_budget(self, needed: int, purpose: str) -> None:
         if needed > self._budget:
-            raise describe_lack(self._source.cache.budget, needed, window)
+            raise describe_lack(self._source.cache.budget, needed, purpose)
 
     def metrics(self) -> StoreMetrics:
         """Returns what was fetched, used and waited for since the set was opened."""
