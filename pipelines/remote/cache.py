@@ -165,11 +165,6 @@ class CachedFiles:
         """Returns what was fetched, used and waited for since the set was opened."""
         return self._source.read_metrics()
 
-    def describe_cache(self) -> str:
-        """Returns budget and folder of the cache, for people."""
-        cache = self._source.cache
-        return f"shard cache: {cache.budget} in {cache.folder}"
-
     def close(self) -> None:
         """Ends the plan, and lets go of all files."""
         self._pass.close()
@@ -226,7 +221,8 @@ class _Source:
         """Returns what was fetched, used and waited for so far."""
         files, size = self.cache.read_fetched(self._name)
         files_before, size_before = self._fetched_before
-        return self.counters.read(files - files_before, size - size_before)
+        cache = f"shard cache: {self.cache.budget} in {self.cache.folder}"
+        return self.counters.read(files - files_before, size - size_before, cache)
 
 
 class _Pass:

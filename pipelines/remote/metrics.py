@@ -19,6 +19,7 @@ class StoreMetrics:
         used_bytes: Size of the files that this process has used, counted again in every window.
         hit_bytes: Size of those that were in the cache because of an earlier window or run.
         wait_seconds: Seconds that threads of this process have waited for a file.
+        cache: Budget and folder of the shard cache, for people.
     """
 
     fetched_files: int = 0
@@ -26,6 +27,18 @@ class StoreMetrics:
     used_bytes: int = 0
     hit_bytes: int = 0
     wait_seconds: float = 0.0
+    cache: str = ""
+
+    def __add__(self, other: StoreMetrics) -> StoreMetrics:
+        """Adds the metrics of another shard set."""
+        return StoreMetrics(
+            self.fetched_files + other.fetched_files,
+            self.fetched_bytes + other.fetched_bytes,
+            self.used_bytes + other.used_bytes,
+            self.hit_bytes + other.hit_bytes,
+            self.wait_seconds + other.wait_seconds,
+            self.cache or other.cache,
+        )
 
     @property
     def hit_rate(self) -> float:
@@ -64,9 +77,15 @@ class Counters:
             with self._lock:
                 self._wait_seconds += perf_counter() - began
 
-    def read(self, fetched_files: int, fetched_bytes: int) -> StoreMetrics:
-        """Returns the sums, together with what the host has fetched."""
+    def read(self, fetched_files: int, fetched_bytes: int, cache: str) -> StoreMetrics:
+        """Returns the sums, together with what the host has fetched.
+
+        Args:
+            fetched_files: Number of files that the host has fetched.
+            fetched_bytes: Size of these files together.
+            cache: Budget and folder of the cache, for people.
+        """
         with self._lock:
             return StoreMetrics(
-                fetched_files, fetched_bytes, self._used_bytes, self._hit_bytes, self._wait_seconds
+                fetched_files, fetched_bytes, self._used_bytes, self._hit_bytes, self._wait_seconds, cache
             )

@@ -7,10 +7,11 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from pipelines.errors import DataError
 from pipelines.open_file import DAMAGE_FIX, OpenFile
+from pipelines.remote.metrics import StoreMetrics
 from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import StoredFile
 
@@ -75,7 +76,7 @@ class ShardFiles(Protocol):
             ConfigError: The cache is smaller; the message names the number needed.
         """
 
-    def metrics(self) -> Any:
+    def metrics(self) -> StoreMetrics | None:
         """Returns what was fetched from a store so far, None for local files."""
 
     def close(self) -> None:
