@@ -69,3 +69,17 @@ def suggest(name: str, known: Iterable[str]) -> str:
     if len(names) == 1:
         return f"use {names[0]}"
     return "use one of " + ", ".join(names)
+
+
+def name_multiples(number: int, factor: int) -> str:
+    """Names the multiples of a factor next to a number, without 0, for a fix: `32 or 40`."""
+    below = number // factor * factor
+    return " or ".join(str(multiple) for multiple in (below, below + factor) if multiple)
+
+
+def name_divisors(number: int, near: int) -> str:
+    """Names the divisors of a number next to another number, for a fix: `2 or 4`."""
+    divisors = [divisor for divisor in range(1, number + 1) if number % divisor == 0]
+    below = [divisor for divisor in divisors if divisor < near][-1:]
+    above = [divisor for divisor in divisors if divisor > near][:1]
+    return " or ".join(map(str, below + above))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from pipelines.augment.spec import AugmentSpec
+from pipelines.errors import name_multiples
 from pipelines.settings import (
     Fraction,
     ImageSize,
@@ -62,6 +63,9 @@ class ShardSpec(Spec):
     levels: Annotated[str, Field(pattern=r"^(auto|full|\d{1,5}:\d{1,5})$")] = "full"
 
 
+Mix = Annotated[dict[str, Ratio], Field(min_length=1)] | None
+
+
 class DataSpec(Spec):
     """Settings for reading stored images as batches.
 
@@ -74,6 +78,16 @@ class DataSpec(Spec):
         cache: Memory that holds decoded images between epochs: none (`none`), RAM (`host`), accelerator
             memory (`device`), or the fastest of these that fits (`auto`).
         window: Number of shards that are shuffled together, one window after the other; None shuffles all.
+        lanes: Number of lanes that the shards are divided into. Each fills its own part of every batch, so
+            that a worker reads only the shards of its lanes: about once the set in all, not once for each
+            worker. Must divide the batch and the window, and be divisible by the number of workers. The
+            order depends on it: 1 is the order without lanes.
+        mix: Shard sets to train on, with their weights: `{photos: 0.7, s3://bucket/drawings: 0.3}`. The
+            classes must be the same; validation images come from the set named by `--data` alone.
+        epoch_images: Images per epoch of a mix; None ends an epoch when the first of the sets has been seen
+            once. What an epoch leaves of a set is used by the next ones.
+        cache_gb: Largest size of the local cache of shards from an object store, in units of 10**9 bytes;
+            None for `GLASSBOX_CACHE_GB`, or a share of the disk.
     """
 
     image_size: ImageSize = (150, 150)
@@ -82,3 +96,23 @@ class DataSpec(Spec):
     decode: Literal["exact", "fast"] = "exact"
     cache: Literal["auto", "none", "host", "device"] = "auto"
     window: Positive | None = None
+    lanes: Positive = 1
+    mix: Mix = None
+    epoch_images: Positive | None = None
+    cache_gb: Ratio | None = None
+
+    @field_validator("lanes")
+    @classmethod
+    def _validate_lanes(cls, value: int, info: ValidationInfo) -> int:
+        window = info.data.get("window")
+        if window is not None and window % value:
+            sizes = name_multiples(window, value)
+            raise ValueError(f"{value} lanes do not divide data.window={window}: use data.window={sizes}")
+        return value
+
+    @field_validator("epoch_images")
+    @classmethod
+    def _validate_epoch_images(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and not info.data.get("mix"):
+            raise ValueError("only the epochs of a mix have a number of images: set data.mix as well")
+        return value

@@ -5,11 +5,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from pipelines.augment.draw import check_batch, draw, signature
 from pipelines.cpus import count_process_cpus
@@ -24,18 +24,13 @@ from pipelines.input.cache import (
     gather_images,
     view_images,
 )
-from pipelines.input.order import (
-    PADDING,
-    Rows,
-    batch_per_worker,
-    check_seed,
-    epoch_order,
-    global_batch_rows,
-    steps_per_epoch,
-    worker_slice,
-)
-from pipelines.input.reader import ShardReader
+from pipelines.input.mix import AnyReader, list_draws, list_set_rows, open_reader
+from pipelines.input.order import PADDING, EpochOrder, OrderSpec, batch_per_worker, steps_per_epoch
+from pipelines.input.passes import Pass, PassReader
+from pipelines.input.windows import Rows
 from pipelines.records import Batch
+from pipelines.remote.metrics import StoreMetrics
+from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec
 
 Record = dict[str, Any]
@@ -57,9 +52,10 @@ class Batches:
     """The batches of one split, epoch by epoch.
 
     Args:
-        shards: Shard set to read from.
+        shards: Path or URI of the shard set to read from.
         split: Name of a split in its manifest.
-        data: Size and channels of the images, decoder, and shuffling window.
+        data: Size and channels of the images, decoder, window and lanes of the order, and the sets that are
+            mixed in place of the training split.
         global_batch: Examples per step over all workers.
         seed: Seed of the shuffling and the augmentation; None keeps the stored order.
         augment: Ranges of the random parameters; requires a seed.
@@ -67,8 +63,8 @@ class Batches:
             which is not cached.
 
     Attributes:
-        rows: Number of examples in the split.
-        labels: Class indices of all rows, int32 `[rows]`.
+        rows: Number of stored examples in the split.
+        epoch_rows: Number of examples in an epoch: `rows`, except for a mix with a seed.
         steps: Number of steps per epoch.
         classes: Names of the classes, by index.
         manifest: The manifest of the shard set.
@@ -82,7 +78,7 @@ class Batches:
 
     def __init__(
         self,
-        shards: Path | str,
+        shards: Location | str,
         split: str,
         data: DataSpec,
         global_batch: int,
@@ -93,18 +89,17 @@ class Batches:
     ) -> None:
         if augment is not None and seed is None:
             raise ConfigError("a seed where images are augmented", "seed=None", "set a seed")
-        if seed is not None:
-            check_seed(seed)
-        self._reader = ShardReader(shards, split)
+        self._reader = open_reader(shards, split, data)
         self._data = data
         self._seed = seed
         self._augment = augment
         self.manifest = self._reader.manifest
         self.classes = self.manifest.classes
         self.rows = self._reader.rows
-        self.labels = self._reader.labels
         self.global_batch = global_batch
-        self.steps = steps_per_epoch(self.rows, global_batch)
+        self._order = self._build_order_spec()
+        self.epoch_rows = self._order.rows
+        self.steps = steps_per_epoch(self.epoch_rows, global_batch)
         # The builder decoded every image if it measured their mean or stored raw pixels.
         has_mean = self.manifest.get_split(split).mean is not None
         self._is_decodable = has_mean or self.manifest.encoding == "raw"
@@ -115,6 +110,24 @@ class Batches:
         self._failure: Exception | None = None
         self._decoding_device: str | None = None
         self._pipelines = 1
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """Class indices of all rows, int32 `[rows]`; read when they are first used."""
+        return self._reader.labels
+
+    def _build_order_spec(self) -> OrderSpec:
+        lanes = self._data.lanes
+        if self._seed is None and self.global_batch % lanes:
+            lanes = 1  # rows in stored order may be read in batches of any size
+        return OrderSpec(
+            list_set_rows(self._reader),
+            self.global_batch,
+            self._seed,
+            None if self._seed is None else self._data.window,
+            lanes,
+            list_draws(self._reader),
+        )
 
     def for_replica(self, device: str, replicas: int) -> Batches:
         """Returns the same batches for one of several replicas of this worker, where DALI decodes.
@@ -169,24 +182,61 @@ class Batches:
             check_batch(self._augment, batch)
         self.fill_cache()
         stop = self.steps if stop_step is None else stop_step
+        steps = Pass(self._order, epoch, epochs, start_step, stop, worker, workers)
+        self._check_window(workers)
         batches_per_record = self._choose_batches_per_record(batch)
-        size = batch * batches_per_record
 
         def read_records() -> Iterator[Record]:
-            for current in range(epoch, epoch + epochs):
-                steps = range(start_step if current == epoch else 0, stop)
-                for rows, parameters in self._iterate_rows(current, steps, worker, workers):
-                    for start in range(0, len(rows), size):
-                        part = slice(start, start + size)
-                        drawn = {name: values[part] for name, values in parameters.items()}
-                        yield self._build_labels(rows[part]) | drawn | self._read_images(rows[part])
+            return self._read_pass(steps, batch, replicas, batches_per_record)
 
         count = (epochs * stop - start_step) * replicas
         return self._build_batches(read_records, batch, batches_per_record, count)
 
+    def _check_window(self, workers: int) -> None:
+        """Checks that a cache of remote shards can hold what one of the workers reads at a time.
+
+        Raises:
+            ConfigError: It cannot; the message names the number of bytes needed.
+        """
+        if self._seed is None or self.tier.name != "none":
+            return
+        window = self._data.window
+        shards = len(self._reader.shard_rows) if window is None else window
+        lanes_of_worker = max(1, self._order.lanes // workers)
+        self._reader.check_window(
+            -(-shards * lanes_of_worker // self._order.lanes),
+            f"data.window={'all' if window is None else window}, data.lanes={self._order.lanes}",
+        )
+
+    def _read_pass(self, steps: Pass, batch: int, replicas: int, batches_per_record: int) -> Iterator[Record]:
+        """Reads the records of a pass, each with one or several batches."""
+        size = batch * batches_per_record
+        reading = PassReader(self._reader, steps) if self.tier.name == "none" else None
+        try:
+            for epoch, first_step, rows, parameters in self._iterate_rows(steps):
+                for start in range(0, len(rows), size):
+                    part = slice(start, start + size)
+                    drawn = {name: values[part] for name, values in parameters.items()}
+                    labels = self._build_labels(rows[part])
+                    if reading is None:
+                        yield labels | drawn | self._read_decoded(rows[part])
+                        continue
+                    images = self._read_stored(rows[part], reading.reader)
+                    steps_read = (start + size) // (batch * replicas)
+                    if steps_read:
+                        reading.finish(epoch, first_step + steps_read - 1)
+                    yield labels | drawn | images
+        finally:
+            if reading is not None:
+                reading.close()
+
+    def read_store_metrics(self) -> StoreMetrics | None:
+        """Returns what was fetched from a store so far; None for local shard sets."""
+        return self._reader.metrics()
+
     def find_rows(self, epoch: int, step: int) -> Rows:
         """Returns the rows of a global batch, int64 `[global_batch]`, -1 for padding."""
-        return global_batch_rows(self._order(epoch), step, self.global_batch)
+        return EpochOrder(self._order, epoch).find_rows(range(step, step + 1))[0]
 
     def attach(self, batch: Batch) -> Batch:
         """Adds the images to a batch if they are in device memory. Call it in the step of a replica."""
@@ -239,13 +289,20 @@ class Batches:
 
     def _decode_split(self, images: Images) -> None:
         """Decodes all images of the split into an array, uint8 `[rows, H, W, C]`."""
-        stored_order = np.arange(self.rows)
+        stored_order = OrderSpec(list_set_rows(self._reader), FILL_BATCH)
         steps = steps_per_epoch(self.rows, FILL_BATCH)
 
         def read_records() -> Iterator[Record]:
-            for step in range(steps):
-                rows = global_batch_rows(stored_order, step, FILL_BATCH)
-                yield self._build_labels(rows) | self._read_stored(rows)
+            reading = PassReader(self._reader, Pass(stored_order, 0, 1, 0, steps))
+            order = EpochOrder(stored_order, 0)
+            try:
+                for step in range(steps):
+                    rows = order.find_rows(range(step, step + 1))[0]
+                    images = self._read_stored(rows, reading.reader)
+                    reading.finish(0, step)
+                    yield self._build_labels(rows) | images
+            finally:
+                reading.close()
 
         types = {name: tf.TensorSpec((FILL_BATCH,), dtype) for name, (_, dtype) in LABEL_TYPES.items()}
         with self.data_errors():
@@ -254,9 +311,6 @@ class Batches:
                 part[:] = batch["image"][: len(part)]
                 self._cache.progress(min((step + 1) * FILL_BATCH, self.rows), self.rows)
 
-    def _order(self, epoch: int) -> Rows:
-        return epoch_order(self.rows, self._seed, epoch, self._reader.shard_rows, self._data.window)
-
     def _choose_batches_per_record(self, batch: int) -> int:
         """Chooses how many batches pass through Python at a time: several, if images are already decoded."""
         if self.tier.name == "none":
@@ -264,42 +318,36 @@ class Batches:
         image_bytes = 1 if self._host is None else int(np.prod(self._host.shape[1:]))
         return max(1, BLOCK_BYTES // (batch * image_bytes))
 
-    def _iterate_rows(
-        self, epoch: int, steps: range, worker: int, workers: int
-    ) -> Iterator[tuple[Rows, Record]]:
-        """Iterates over this worker's rows, several steps at a time, and the parameters drawn for them."""
-        order = self._order(epoch)
-        steps_per_draw = max(1, DRAW_ROWS * workers // self.global_batch)
-        for start in range(steps.start, steps.stop, steps_per_draw):
-            slices = []
-            for step in range(start, min(start + steps_per_draw, steps.stop)):
-                batch_rows = global_batch_rows(order, step, self.global_batch)
-                slices.append(worker_slice(batch_rows, worker, workers))
-            rows = np.concatenate(slices)
-            parameters: Record = {}
-            if self._augment is not None and self._seed is not None:
-                parameters = draw(self._augment, self._seed, epoch, rows, self._data)
-            yield rows, parameters
+    def _iterate_rows(self, steps: Pass) -> Iterator[tuple[int, int, Rows, Record]]:
+        """Iterates over the rows of a pass, several steps at a time: epoch, first step, rows, parameters."""
+        steps_per_draw = max(1, DRAW_ROWS * steps.workers // self.global_batch)
+        for epoch, steps_of_epoch in steps.iterate_steps():
+            order = EpochOrder(self._order, epoch)
+            for start in range(steps_of_epoch.start, steps_of_epoch.stop, steps_per_draw):
+                stop = min(start + steps_per_draw, steps_of_epoch.stop)
+                rows = order.find_rows(range(start, stop), steps.worker, steps.workers).reshape(-1)
+                parameters: Record = {}
+                if self._augment is not None and self._seed is not None:
+                    parameters = draw(self._augment, self._seed, epoch, rows, self._data)
+                yield epoch, start, rows, parameters
 
     def _build_labels(self, rows: Rows) -> Record:
         """Builds label, weight and row of some rows, of which the last ones may be padding."""
         real = rows[rows != PADDING]
-        label = np.pad(self.labels[real], (0, len(rows) - len(real)))
+        # Those of all rows need far less memory than their decoded images.
+        found = self._reader.read_labels(real) if self.tier.name == "none" else self.labels[real]
+        label = np.pad(found, (0, len(rows) - len(real)))
         return {"label": label, "weight": (rows != PADDING).astype(np.float32), "row": rows}
 
-    def _read_images(self, rows: Rows) -> Record:
-        """Reads the images of some rows as the tier holds them."""
-        if self.tier.name == "device":
-            return {}
-        if self._host is not None:
-            return {"image": gather_images(self._host, rows)}
-        return self._read_stored(rows)
+    def _read_decoded(self, rows: Rows) -> Record:
+        """Reads the decoded images of some rows, unless they are attached on the device."""
+        return {} if self._host is None else {"image": gather_images(self._host, rows)}
 
-    def _read_stored(self, rows: Rows) -> Record:
+    def _read_stored(self, rows: Rows, reader: AnyReader) -> Record:
         """Reads the stored images of some rows, and their shapes, padded with zeros."""
         real = rows[rows != PADDING]
-        shapes = np.pad(self._reader.read_shapes(real), ((0, len(rows) - len(real)), (0, 0)))
-        return {"encoded": self._reader.read_images(real), "shape": shapes}
+        shapes = np.pad(reader.read_shapes(real), ((0, len(rows) - len(real)), (0, 0)))
+        return {"encoded": reader.read_images(real), "shape": shapes}
 
     def _build_batches(
         self, records: Records, batch: int, batches_per_record: int, count: int
@@ -352,19 +400,19 @@ class Batches:
         return {name: tf.TensorSpec((batch, *shape), dtype) for name, (shape, dtype) in types.items()}
 
 
-def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int]) -> Batch:
+def read_rows(shards: Location | str, split: str, data: DataSpec, rows: Sequence[int]) -> Batch:
     """Reads some rows of a split as one batch of NumPy arrays, decoded by tf.data.
 
     Args:
-        shards: Shard set to read from.
+        shards: Path or URI of the shard set to read from.
         split: Name of a split in its manifest.
-        data: Size and channels of the images.
+        data: Size and channels of the images; with a mix, the training rows are those of all its sets.
         rows: Row numbers, in any order.
 
     Raises:
         DataError: The shard set cannot be used, a row does not exist, or an image cannot be decoded.
     """
-    reader = ShardReader(shards, split)
+    reader = open_reader(shards, split, data)
     stored = reader.read_images(rows)
     try:
         images = tfdata.decode_all(stored, reader.read_shapes(rows), data, reader.manifest.encoding)
@@ -373,10 +421,10 @@ def read_rows(shards: Path | str, split: str, data: DataSpec, rows: Sequence[int
         raise
     numbers = np.asarray(rows, np.int64)
     weight = np.ones(len(numbers), np.float32)
-    return Batch(image=images, label=reader.labels[numbers], weight=weight, row=numbers)
+    return Batch(image=images, label=reader.read_labels(numbers), weight=weight, row=numbers)
 
 
-def _check_decodable(reader: ShardReader, rows: Sequence[int], data: DataSpec) -> None:
+def _check_decodable(reader: AnyReader, rows: Sequence[int], data: DataSpec) -> None:
     """Checks that some rows can be read and decoded.
 
     Raises:
@@ -388,7 +436,7 @@ def _check_decodable(reader: ShardReader, rows: Sequence[int], data: DataSpec) -
         raise _describe_undecodable(reader, rows[index]) from None
 
 
-def _describe_undecodable(reader: ShardReader, row: int) -> DataError:
+def _describe_undecodable(reader: AnyReader, row: int) -> DataError:
     (name,) = reader.read_ids([row])
     fix = "repair or remove this image and build the shard set again"
     return DataError(f"images of split {reader.split!r} that can be decoded", f"row={row} id={name}", fix)

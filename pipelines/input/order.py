@@ -2,71 +2,354 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import groupby
+from operator import itemgetter
 
 import numpy as np
-from numpy.typing import NDArray
 
-from pipelines.errors import ConfigError
-
-Rows = NDArray[np.int64]
+from pipelines.errors import ConfigError, name_divisors, name_multiples
+from pipelines.input.mixture import Mixture
+from pipelines.input.windows import Rows, ShardOrder, WindowedRange
 
 PADDING = -1  # row number that fills up the last batch of an epoch
 SEED_LIMIT = 2**64  # a seed is one 64-bit word of the generator's key
 
+# Step in which a window begins, the lane and set that it belongs to, and its shards.
+WindowEvent = tuple[int, tuple[int, int], Rows]
 
-def epoch_order(
-    rows: int, seed: int | None, epoch: int, shard_rows: Sequence[int] = (), window: int | None = None
-) -> Rows:
-    """Returns the order in which an epoch visits the rows of a split.
 
-    The permutation sorts one 64-bit word per row, drawn from the raw stream of Philox4x64-10 with the
-    key `(seed, epoch)`. Raw streams never change between versions of NumPy; its shuffling methods may.
+@dataclass(frozen=True)
+class OrderSpec:
+    """What the order of a split depends on, except for the number of the epoch.
 
-    With a window, the shards are shuffled the same way and taken `window` at a time; the rows of each such
-    group are shuffled together. At any time, no more than `window` shards are being read.
-
-    Args:
-        rows: Number of rows in the split.
-        seed: Seed of the shuffling, 0 to 2**64 - 1; None keeps the stored order.
-        epoch: Number of the epoch, from 0.
-        shard_rows: Rows of every shard, in row order; required with a window.
-        window: Number of shards that are shuffled together; None, or as many as there are, for all.
-
-    Returns:
-        int64 `[rows]`, every row exactly once.
+    Attributes:
+        shard_rows: Rows of every shard, int64 `[shards]`, for each set; all sets together are numbered in
+            this order, rows and shards alike.
+        global_batch: Examples per step over all workers.
+        seed: Seed of the shuffling, 0 to 2**64 - 1; None keeps the stored order of all sets.
+        window: Number of shards that are shuffled together, over all lanes and for each set; None for all.
+        lanes: Number of lanes. Each fills its own part of every batch, from its own shards.
+        draws: Images of every set in an epoch; None for every row once.
 
     Raises:
-        ConfigError: The seed is out of range, or the window smaller than 1.
-        ValueError: The shards do not add up to the rows.
+        ConfigError: The seed or the window is out of range, or the lanes do not divide batch or window.
     """
-    if window is not None and window < 1:
-        raise ConfigError("a window of at least 1 shard", f"window={window}", "choose a larger window")
-    if seed is None:
-        return np.arange(rows, dtype=np.int64)
-    check_seed(seed)
-    words = _draw_words(seed, epoch, rows)
-    if window is None:
-        return np.argsort(words, kind="stable").astype(np.int64, copy=False)
-    if sum(shard_rows) != rows:
-        raise ValueError(f"shards of {sum(shard_rows)} rows for an order of {rows}")
 
-    ends = np.cumsum(shard_rows, dtype=np.int64)
-    starts = ends - shard_rows
-    shards = np.argsort(_draw_words(seed, epoch, len(ends), stream=1), kind="stable")
-    parts = [np.empty(0, np.int64)]
-    for first in range(0, len(shards), window):
-        group = np.sort(shards[first : first + window])
-        rows_of_group = np.concatenate([np.arange(starts[shard], ends[shard]) for shard in group])
-        parts.append(rows_of_group[np.argsort(words[rows_of_group], kind="stable")])
-    return np.concatenate(parts)
+    shard_rows: tuple[Rows, ...]
+    global_batch: int
+    seed: int | None = None
+    window: int | None = None
+    lanes: int = 1
+    draws: tuple[int, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if self.window is not None and self.window < 1:
+            raise ConfigError(
+                "a window of at least 1 shard", f"window={self.window}", "choose a larger window"
+            )
+        if self.seed is not None:
+            check_seed(self.seed)
+        check_lanes(self.lanes, self.global_batch, self.window)
+
+    @property
+    def rows(self) -> int:
+        """Number of examples in an epoch."""
+        if self.draws is not None and self.seed is not None:
+            return sum(self.draws)
+        return sum(int(rows.sum()) for rows in self.shard_rows)
 
 
-def _draw_words(seed: int, epoch: int, count: int, stream: int = 0) -> NDArray[np.uint64]:
-    """Draws the first words of a stream of a key; the stream is the highest word of the counter."""
-    key = np.array([seed, epoch], np.uint64)
-    counter = np.array([0, 0, 0, stream], np.uint64)
-    return np.random.Philox(counter=counter, key=key).random_raw(count)
+class EpochOrder:
+    """The rows of every step of one epoch, as a pure function of `OrderSpec` and the epoch.
+
+    The shards of a set are visited in a random order. The rows of `window` shards in a row are shuffled
+    together: they are sorted by one 64-bit word per row, from the raw stream of Philox4x64-10 with the key
+    `(seed, epoch)`. Only the windows that a step needs are computed.
+
+    With several lanes, the visited shards are divided into one range of equal length for each lane. Lane `l`
+    fills positions `l * B` to `(l + 1) * B` of every batch, `B = global_batch / lanes`. A worker reads the
+    shards of the lanes in its slice of the batch, and those at the two ends of its range in part.
+
+    A set of a mix that is not drawn completely is continued in the next epoch where this one ends, and is
+    shuffled again when all of its rows have been drawn.
+
+    Args:
+        spec: What the order depends on.
+        epoch: Number of the epoch, from 0.
+
+    Attributes:
+        steps: Number of batches; the last one may be padded.
+    """
+
+    def __init__(self, spec: OrderSpec, epoch: int) -> None:
+        self._spec = spec
+        self._epoch = epoch
+        self.steps = steps_per_epoch(spec.rows, spec.global_batch)
+        self._lane_size = spec.global_batch // spec.lanes
+        self._lane_rows = self._count_lane_rows()
+        self._lane_starts = np.cumsum(self._lane_rows) - self._lane_rows
+        self._mixture: Mixture | None = None
+        sets = (np.concatenate(spec.shard_rows),) if spec.seed is None else spec.shard_rows
+        draws = tuple(int(rows.sum()) for rows in sets)
+        if spec.seed is not None and spec.draws is not None:
+            draws = spec.draws
+            self._mixture = Mixture(draws, spec.seed, epoch)
+        first_shards = np.cumsum([0, *(len(rows) for rows in sets)])
+        first_rows = np.cumsum([0, *(int(rows.sum()) for rows in sets)])
+        self._sets = [
+            _SetStream(spec, rows, draws[index], 2 * index, int(first_shards[index]), int(first_rows[index]))
+            for index, rows in enumerate(sets)
+        ]
+        self._lanes: dict[int, _Lane] = {}
+
+    def find_rows(self, steps: range, worker: int = 0, workers: int = 1) -> Rows:
+        """Returns the rows of a worker's contiguous part of some global batches.
+
+        Args:
+            steps: Consecutive steps of the epoch.
+            worker: Rank of the worker, 0 to `workers` - 1.
+            workers: Number of workers that share the batch.
+
+        Returns:
+            int64 `[len(steps), global_batch // workers]`; `PADDING` beyond the end of the epoch.
+
+        Raises:
+            ConfigError: The batch cannot be divided evenly.
+        """
+        size = batch_per_worker(self._spec.global_batch, workers)
+        start = worker * size
+        first, last = self._find_lanes(worker, workers)
+        parts = []
+        for index in range(first, last):
+            lane = self._open_lane(index)
+            begin = steps.start * self._lane_size
+            end = steps.stop * self._lane_size
+            rows = lane.take(min(begin, lane.rows), min(end, lane.rows))
+            padded = np.pad(rows, (0, end - begin - len(rows)), constant_values=PADDING)
+            parts.append(padded.reshape(len(steps), self._lane_size))
+        offset = start - first * self._lane_size
+        return np.concatenate(parts, axis=1)[:, offset : offset + size]
+
+    def iterate_windows(
+        self, start_step: int = 0, worker: int = 0, workers: int = 1
+    ) -> Iterator[tuple[int, Rows]]:
+        """Iterates over the shards that a worker reads, in the order in which they are needed.
+
+        Args:
+            start_step: First step that is read.
+            worker: Rank of the worker, 0 to `workers` - 1.
+            workers: Number of workers that share the batch.
+
+        Yields:
+            Step, and numbers of the shards that are read from this step on, those that are new last,
+            int64 `[n]`, whenever a window begins in one of the lanes or sets. The batch of this step may
+            also take rows from the shards of the step before, whose window ends in it.
+        """
+        events = []
+        for index in range(*self._find_lanes(worker, workers)):
+            lane = self._open_lane(index)
+            events += lane.list_windows(min(start_step * self._lane_size, lane.rows))
+        current: dict[tuple[int, int], Rows] = {}
+        by_step = groupby(heapq.merge(*events, key=itemgetter(0)), key=itemgetter(0))
+        for step, group in by_step:
+            new: dict[tuple[int, int], list[Rows]] = {}
+            for _, key, shards in group:
+                current.pop(key, None)
+                new.setdefault(key, []).append(shards)
+            current |= {key: np.concatenate(parts) for key, parts in new.items()}
+            yield step, np.concatenate(list(current.values()))
+
+    def _count_lane_rows(self) -> Rows:
+        """Counts the rows of every lane: as many as its positions, so that all padding is at the end."""
+        lanes = np.arange(self._spec.lanes)
+        if self.steps == 0:
+            return np.zeros(len(lanes), np.int64)
+        full_steps = self.steps - 1
+        remaining = self._spec.rows - full_steps * self._spec.global_batch - lanes * self._lane_size
+        rows: Rows = full_steps * self._lane_size + np.clip(remaining, 0, self._lane_size)
+        return rows
+
+    def _find_lanes(self, worker: int, workers: int) -> tuple[int, int]:
+        """Returns the first lane of a worker's slice, and the one after the last."""
+        size = batch_per_worker(self._spec.global_batch, workers)
+        return worker * size // self._lane_size, -(-(worker + 1) * size // self._lane_size)
+
+    def _open_lane(self, index: int) -> _Lane:
+        if index not in self._lanes:
+            start = int(self._lane_starts[index])
+            stop = start + int(self._lane_rows[index])
+            self._lanes[index] = _Lane(
+                index, self._epoch, self._sets, self._mixture, start, stop, self._lane_size
+            )
+        return self._lanes[index]
+
+
+class _SetStream:
+    """The rows of one set, pass after pass without end; its passes are shuffled like epochs.
+
+    Args:
+        spec: What the order depends on.
+        shard_rows: Rows of every shard of the set.
+        draws: Rows that an epoch takes from the set.
+        stream: Stream of the words of the set.
+        first_shard: Number of its first shard among those of all sets.
+        first_row: Number of its first row among those of all sets.
+    """
+
+    def __init__(
+        self, spec: OrderSpec, shard_rows: Rows, draws: int, stream: int, first_shard: int, first_row: int
+    ) -> None:
+        self._spec = spec
+        self._shard_rows = shard_rows
+        self._stream = stream
+        self.draws = draws
+        self.rows = int(shard_rows.sum())
+        self.first_shard = first_shard
+        self.first_row = first_row
+        self._open_order = lru_cache(maxsize=2)(self._shuffle_shards)
+
+    def _shuffle_shards(self, number: int) -> ShardOrder:
+        return ShardOrder(self._shard_rows, self._spec.seed, number, self._stream)
+
+    def open_range(self, number: int, start: int, stop: int) -> WindowedRange:
+        """Opens a range of positions of one pass over the set.
+
+        Args:
+            number: Number of the pass, from 0.
+            start: First position that is read.
+            stop: Position after the last one.
+        """
+        window = self._spec.window
+        if window is not None:
+            window //= self._spec.lanes
+        return WindowedRange(self._open_order(number), start, stop, window)
+
+
+class _LaneDraws:
+    """The rows that one lane takes from one set in an epoch.
+
+    Args:
+        source: All rows of the set, without end.
+        epoch: Number of the epoch.
+        start: First draw of the lane among those of the set in this epoch.
+        stop: Draw after the last one.
+    """
+
+    def __init__(self, source: _SetStream, epoch: int, start: int, stop: int) -> None:
+        self._source = source
+        self._first = epoch * source.draws + start  # position in the stream
+        self._last = epoch * source.draws + stop
+        self._open_range = lru_cache(maxsize=2)(self._open_pass)
+
+    def _open_pass(self, number: int) -> tuple[int, WindowedRange]:
+        """Returns the first position that this lane takes of a pass over the set, and its range."""
+        begin = number * self._source.rows
+        start = max(self._first - begin, 0)
+        stop = min(self._last - begin, self._source.rows)
+        return start, self._source.open_range(number, start, stop)
+
+    def take(self, start: int, stop: int) -> Rows:
+        """Returns the rows of draws `start` to `stop` of this lane."""
+        position = self._first + start
+        end = self._first + stop
+        parts = [np.empty(0, np.int64)]
+        while position < end:
+            number, place = divmod(position, self._source.rows)
+            count = min(end - position, self._source.rows - place)
+            first, windowed = self._open_range(number)
+            parts.append(windowed.take(place - first, place - first + count))
+            position += count
+        return np.concatenate(parts) + self._source.first_row
+
+    def iterate_windows(self, start: int) -> Iterator[tuple[int, Rows]]:
+        """Yields the first draw of every window, and its shards, from that of draw `start` on."""
+        position = self._first + start
+        while position < self._last:
+            number, place = divmod(position, self._source.rows)
+            first, windowed = self._open_range(number)
+            for begin, shards in windowed.iterate_windows(place - first):
+                draw = number * self._source.rows + first + begin - self._first
+                yield draw, shards + self._source.first_shard
+            position = (number + 1) * self._source.rows
+
+
+class _Lane:
+    """The rows of one lane in one epoch.
+
+    Args:
+        index: Number of the lane.
+        epoch: Number of the epoch.
+        sets: The sets that rows are taken from.
+        mixture: Set of every position of the epoch; None for one set.
+        start: First position of the lane in the epoch.
+        stop: Position after the last one.
+        size: Rows of the lane in a batch.
+
+    Attributes:
+        rows: Number of rows of the lane.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        epoch: int,
+        sets: Sequence[_SetStream],
+        mixture: Mixture | None,
+        start: int,
+        stop: int,
+        size: int,
+    ) -> None:
+        self.rows = stop - start
+        self._index = index
+        self._start = start
+        self._size = size
+        self._mixture = mixture
+        self._first_draws = self._count_draws(start)
+        last_draws = self._count_draws(stop)
+        self._draws = [
+            _LaneDraws(source, epoch, int(self._first_draws[index]), int(last_draws[index]))
+            for index, source in enumerate(sets)
+        ]
+
+    def _count_draws(self, position: int) -> Rows:
+        """Returns the draws of every set before a position of the epoch, int64 `[sets]`."""
+        return np.array([position]) if self._mixture is None else self._mixture.count(position)
+
+    def take(self, start: int, stop: int) -> Rows:
+        """Returns the rows at positions `start` to `stop` of the lane."""
+        if self._mixture is None:
+            return self._draws[0].take(start, stop)
+        sets = self._mixture.read(self._start + start, self._start + stop)
+        first_draws = self._mixture.count(self._start + start) - self._first_draws
+        rows = np.empty(stop - start, np.int64)
+        for index, draws in enumerate(self._draws):
+            is_of_set = sets == index
+            first = int(first_draws[index])
+            rows[is_of_set] = draws.take(first, first + int(is_of_set.sum()))
+        return rows
+
+    def list_windows(self, position: int) -> list[Iterator[WindowEvent]]:
+        """Returns an iterator over the windows of every set, from those at a position of the lane on."""
+        first_draws = self._count_draws(self._start + position) - self._first_draws
+        return [
+            self._iterate_windows(index, position, int(first_draw))
+            for index, first_draw in enumerate(first_draws)
+        ]
+
+    def _iterate_windows(self, set_index: int, position: int, first_draw: int) -> Iterator[WindowEvent]:
+        for draw, shards in self._draws[set_index].iterate_windows(first_draw):
+            begin = max(position, self._find_position(set_index, draw))
+            yield begin // self._size, (self._index, set_index), shards
+
+    def _find_position(self, set_index: int, draw: int) -> int:
+        """Returns the position in the lane of a draw of a set."""
+        if self._mixture is None:
+            return draw
+        return self._mixture.find_position(set_index, draw + int(self._first_draws[set_index])) - self._start
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:
@@ -80,39 +363,6 @@ def steps_per_epoch(rows: int, global_batch: int) -> int:
     return -(-rows // global_batch)
 
 
-def global_batch_rows(order: Rows, step: int, global_batch: int) -> Rows:
-    """Returns the rows of one step over all workers.
-
-    Args:
-        order: int64 `[rows]` from `epoch_order`.
-        step: Number of the step in the epoch, from 0.
-        global_batch: Examples per step over all workers.
-
-    Returns:
-        int64 `[global_batch]`; `PADDING` beyond the end of the order.
-    """
-    rows = order[step * global_batch : (step + 1) * global_batch]
-    return np.pad(rows, (0, global_batch - len(rows)), constant_values=PADDING)
-
-
-def worker_slice(rows: Rows, worker: int, workers: int) -> Rows:
-    """Returns one worker's contiguous part of a global batch.
-
-    Args:
-        rows: Rows of the global batch, int64 `[global_batch]`.
-        worker: Rank of the worker, 0 to `workers` - 1.
-        workers: Number of workers that share the batch.
-
-    Returns:
-        int64 `[global_batch // workers]`.
-
-    Raises:
-        ConfigError: The batch cannot be divided evenly.
-    """
-    size = batch_per_worker(len(rows), workers)
-    return rows[worker * size : (worker + 1) * size]
-
-
 def batch_per_worker(global_batch: int, workers: int) -> int:
     """Returns the number of examples per step and worker.
 
@@ -120,12 +370,55 @@ def batch_per_worker(global_batch: int, workers: int) -> int:
         ConfigError: The batch cannot be divided evenly; the message names the nearest ones that can.
     """
     if global_batch % workers:
-        below = global_batch // workers * workers
-        nearest = " or ".join(str(size) for size in (below, below + workers) if size)
+        nearest = name_multiples(global_batch, workers)
         raise ConfigError(
             f"a batch that {workers} workers can share evenly", f"batch={global_batch}", f"use {nearest}"
         )
     return global_batch // workers
+
+
+def check_lanes(lanes: int, global_batch: int, window: int | None) -> None:
+    """Checks that lanes can share batches and windows evenly.
+
+    Args:
+        lanes: Number of lanes.
+        global_batch: Examples per step over all workers.
+        window: Number of shards that are shuffled together, over all lanes; None for all.
+
+    Raises:
+        ConfigError: They cannot; the message names the nearest values that can.
+    """
+    if lanes < 1:
+        raise ConfigError("at least 1 lane", f"lanes={lanes}", "choose more lanes")
+    if global_batch % lanes:
+        sizes = name_multiples(global_batch, lanes)
+        fix = f"use a batch of {sizes}, or {name_divisors(global_batch, lanes)} lanes"
+        raise ConfigError(
+            f"a batch that {lanes} lanes can share evenly", f"batch={global_batch} lanes={lanes}", fix
+        )
+    if window is not None and window % lanes:
+        sizes = name_multiples(window, lanes)
+        fix = f"use a window of {sizes}, or {name_divisors(window, lanes)} lanes"
+        raise ConfigError(
+            f"a window that {lanes} lanes can share evenly", f"window={window} lanes={lanes}", fix
+        )
+
+
+def check_lane_workers(lanes: int, workers: int) -> None:
+    """Checks that every lane belongs to one worker; a single lane may be shared by all.
+
+    Args:
+        lanes: Number of lanes.
+        workers: Number of workers that share every batch.
+
+    Raises:
+        ConfigError: The workers do not divide the lanes; the message names the nearest numbers that do.
+    """
+    if lanes > 1 and lanes % workers:
+        fix = f"use {name_divisors(lanes, workers)} workers, or {name_multiples(lanes, workers)} lanes"
+        raise ConfigError(
+            "a number of workers that divides data.lanes", f"workers={workers} lanes={lanes}", fix
+        )
 
 
 def check_seed(seed: int) -> None:

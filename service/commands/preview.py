@@ -69,6 +69,7 @@ def run(options: argparse.Namespace) -> None:
         "rows": options.rows,
         "versions": options.versions,
         "seed": config.seed,
+        "global_batch": config.global_batch,
     }
     preview_options = check(PreviewOptions, settings, "the command line")
     page = render_preview(

@@ -112,16 +112,16 @@ def raw_tensorflow(shards: str, batch: int, size: int = 0) -> Rounds:
 
 def order_and_reader(shards: str, batch: int) -> Rounds:
     """Computes the order and reads the rows with their checksums: everything that precedes decoding."""
-    from pipelines.input.order import epoch_order, global_batch_rows, steps_per_epoch
+    from pipelines.input.order import EpochOrder, OrderSpec
     from pipelines.input.reader import ShardReader
 
     reader = ShardReader(shards, SPLIT)
     epoch = 0
     yield None
     while True:
-        order = epoch_order(reader.rows, SEED, epoch)
-        for step in range(steps_per_epoch(reader.rows, batch)):
-            rows = global_batch_rows(order, step, batch)
+        order = EpochOrder(OrderSpec((reader.shard_rows,), batch, SEED), epoch)
+        for step in range(order.steps):
+            rows = order.find_rows(range(step, step + 1))[0]
             reader.read_images(rows[rows >= 0])
         epoch += 1
         yield None

@@ -13,10 +13,13 @@ from pydantic import Field
 from pipelines.augment.base import Fact
 from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
-from pipelines.input.order import PADDING, Rows, epoch_order
-from pipelines.input.reader import ShardReader
+from pipelines.input.mix import AnyReader, list_draws, list_set_rows
+from pipelines.input.order import PADDING, EpochOrder, OrderSpec
+from pipelines.input.windows import Rows
 from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec
+
+SEARCH_STEPS = 256  # steps whose rows are in memory while an image is searched for
 
 
 class PreviewOptions(Spec):
@@ -28,6 +31,7 @@ class PreviewOptions(Spec):
         epoch: Number of the first epoch shown.
         rows: Number of images: the first ones of that epoch.
         versions: Number of epochs in which each image is shown.
+        global_batch: Images per step of the training run, in which images are mixed in pairs.
     """
 
     split: str = "train"
@@ -35,6 +39,7 @@ class PreviewOptions(Spec):
     epoch: Annotated[int, Field(ge=0, lt=2**31)] = 1
     rows: Positive = 8
     versions: Positive = 4
+    global_batch: Positive = 32
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,7 @@ class AugmentedImage:
 
 
 def augment_images(
-    shards: Location, reader: ShardReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions
+    shards: Location, reader: AnyReader, data: DataSpec, augment: AugmentSpec, options: PreviewOptions
 ) -> list[AugmentedImage]:
     """Augments the first images of an epoch exactly as training does, in this epoch and the following ones.
 
@@ -85,14 +90,18 @@ def augment_images(
         augment: Ranges that the parameters are drawn from.
         options: Number of images, epochs and the seed.
     """
-    rows = _order_rows(reader, data, options.seed, options.epoch)[: options.rows]
+    order = _open_order(reader, data, options, options.epoch)
+    steps = range(min(order.steps, -(-options.rows // options.global_batch)))
+    rows = order.find_rows(steps).reshape(-1)
+    rows = rows[rows != PADDING][: options.rows]
     epochs = range(options.epoch, options.epoch + options.versions)
     by_epoch = [_augment_rows(shards, reader, data, augment, options, rows, epoch) for epoch in epochs]
     ids = reader.read_ids(rows)
+    labels = reader.read_labels(rows)
     originals = _read_images(shards, options.split, data, rows)
     images = []
     for index, row in enumerate(rows.tolist()):
-        label = reader.manifest.classes[reader.labels[row]]
+        label = reader.manifest.classes[labels[index]]
         versions = tuple(versions_of_epoch[index] for versions_of_epoch in by_epoch)
         images.append(AugmentedImage(row, ids[index], label, originals[index], versions))
     return images
@@ -100,7 +109,7 @@ def augment_images(
 
 def _augment_rows(
     shards: Location,
-    reader: ShardReader,
+    reader: AnyReader,
     data: DataSpec,
     augment: AugmentSpec,
     options: PreviewOptions,
@@ -110,7 +119,7 @@ def _augment_rows(
     """Augments some rows as in one epoch."""
     from pipelines.augment.apply import apply_augmentations
 
-    neighbours = _find_neighbours(reader, data, options.seed, epoch, rows)
+    neighbours = _find_neighbours(_open_order(reader, data, options, epoch), rows)
     # Images are mixed in pairs: each image at 2i, its neighbour at 2i + 1.
     pairs = np.stack([rows, neighbours], axis=1).reshape(-1)
     parameters = draw(augment, options.seed, epoch, pairs, data)
@@ -133,25 +142,42 @@ def _augment_rows(
     return versions
 
 
-def _name_neighbour(fact: Fact, reader: ShardReader, neighbour: int) -> Fact:
+def _name_neighbour(fact: Fact, reader: AnyReader, neighbour: int) -> Fact:
     """Adds the class and the file of the neighbour to a fact about the image mixed in."""
     if not fact.of_neighbour:
         return fact
-    label = reader.manifest.classes[reader.labels[neighbour]]
+    label = reader.manifest.classes[reader.read_labels([neighbour])[0]]
     file = PurePosixPath(reader.read_ids([neighbour])[0]).name
     return replace(fact, value=f"{fact.value} {label}, {file}", of_neighbour=False)
 
 
-def _order_rows(reader: ShardReader, data: DataSpec, seed: int, epoch: int) -> Rows:
-    return epoch_order(reader.rows, seed, epoch, reader.shard_rows, data.window)
+def _open_order(reader: AnyReader, data: DataSpec, options: PreviewOptions, epoch: int) -> EpochOrder:
+    spec = OrderSpec(
+        list_set_rows(reader),
+        options.global_batch,
+        options.seed,
+        data.window,
+        data.lanes,
+        list_draws(reader),
+    )
+    return EpochOrder(spec, epoch)
 
 
-def _find_neighbours(reader: ShardReader, data: DataSpec, seed: int, epoch: int, rows: Rows) -> Rows:
+def _find_neighbours(order: EpochOrder, rows: Rows) -> Rows:
     """Finds the row that each row is mixed with in an epoch, `[rows]`; padding for a row without one."""
-    order = _order_rows(reader, data, seed, epoch)
-    positions = np.argsort(order)[rows]
-    neighbours = np.minimum(positions ^ 1, len(order))
-    return np.asarray(np.append(order, PADDING)[neighbours])
+    neighbours = np.full(len(rows), PADDING)
+    missing = set(rows.tolist())
+    for start in range(0, order.steps, SEARCH_STEPS):
+        batches = order.find_rows(range(start, min(start + SEARCH_STEPS, order.steps)))
+        # A batch is mixed in pairs: its rows at 2i and 2i + 1.
+        paired = np.pad(batches, ((0, 0), (0, batches.shape[1] % 2)), constant_values=PADDING)
+        for step, position in zip(*np.isin(batches, list(missing)).nonzero(), strict=True):
+            row = int(batches[step, position])
+            neighbours[rows == row] = paired[step, position ^ 1]
+            missing.discard(row)
+        if not missing:
+            break
+    return neighbours
 
 
 def _read_images(shards: Location, split: str, data: DataSpec, rows: Rows) -> NDArray[np.uint8]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.augment.draw import check_is_on
 from pipelines.errors import ConfigError
-from pipelines.input.reader import ShardReader
+from pipelines.input.mix import open_reader
 from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec
 from pipelines.storage import write_atomically
@@ -43,7 +43,7 @@ def render_preview(
         DataError: The shard set cannot be used.
     """
     check_is_on(augment, data)
-    reader = ShardReader(shards, options.split)
+    reader = open_reader(shards, options.split, data)
     if not reader.rows:
         raise ConfigError(
             "a split with images",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.augment.draw import signature
-from pipelines.input.reader import ShardReader
+from pipelines.input.mix import open_reader
 from pipelines.spec import AugmentSpec, DataSpec, check
 from service.report.analysis.augmented import PreviewOptions, augment_images
 from service.report.drawing.album import Album
@@ -44,8 +44,9 @@ def build_section(
         seed=int(config.get("seed", 0)),
         rows=IMAGES,
         versions=min(VERSIONS, max(1, epoch_count)),
+        global_batch=int(config.get("global_batch", 32)),
     )
-    reader = ShardReader(shards, split)
+    reader = open_reader(shards, split, data)
     augmented = augment_images(shards, reader, data, augment, options)
     images = add_augmented_images(album, augmented, reader.manifest.digest(), split)
     values = {"images": images, "ranges": augment.list_changed(), "seed": options.seed}

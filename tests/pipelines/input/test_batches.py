@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import tensorflow as tf
+from order_oracle import epoch_order
 from shard_samples import write_shards as write_shard_set
 from tiny_shards import solid, solids
 
@@ -15,7 +16,6 @@ from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, DataError
 from pipelines.input.batches import Batches, read_rows
 from pipelines.input.cache import CacheBudget
-from pipelines.input.order import epoch_order
 from pipelines.records import Record
 from pipelines.spec import AugmentSpec, DataSpec
 

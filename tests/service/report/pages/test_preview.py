@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from order_oracle import epoch_order
 from PIL import Image
 from shard_samples import make_record, write_shards
 
@@ -17,7 +18,6 @@ from pipelines.augment.apply import apply_augmentations
 from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, GlassboxError
-from pipelines.input.order import epoch_order
 from pipelines.spec import AugmentSpec, DataSpec
 from service.report.analysis.augmented import PreviewOptions
 from service.report.drawing.album import Album
