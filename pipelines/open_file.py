@@ -10,6 +10,10 @@ from pipelines.errors import DataError
 DAMAGE_FIX = "copy the file again, or build the shard set again"
 
 
+class DamagedFileError(DataError):
+    """A file ends too early or cannot be read."""
+
+
 class OpenFile:
     """A file that several threads can read at any position; closed with the last reference to this object.
 
@@ -36,7 +40,7 @@ class OpenFile:
         """Reads `size` bytes from position `start`.
 
         Raises:
-            DataError: The file ends before, or cannot be read.
+            DamagedFileError: The file ends before, or cannot be read.
         """
         try:
             data = os.pread(self._descriptor, size, start)
@@ -47,7 +51,7 @@ class OpenFile:
                 data += rest
         except (OSError, OverflowError, ValueError) as error:
             received = f"{self._name}: {getattr(error, 'strerror', None) or error}"
-            raise DataError("a file that can be read", received, DAMAGE_FIX) from None
+            raise DamagedFileError("a file that can be read", received, DAMAGE_FIX) from None
         return data
 
     def read_ahead(self, start: int, size: int) -> None:
@@ -55,10 +59,10 @@ class OpenFile:
         if hasattr(os, "posix_fadvise"):
             os.posix_fadvise(self._descriptor, start, size, os.POSIX_FADV_WILLNEED)
 
-    def _build_truncated_error(self, end: int) -> DataError:
+    def _build_truncated_error(self, end: int) -> DamagedFileError:
         size = os.fstat(self._descriptor).st_size
         received = f"{self._name}: bytes={size} (truncated)"
-        return DataError(f"a file of at least {end} bytes", received, DAMAGE_FIX)
+        return DamagedFileError(f"a file of at least {end} bytes", received, DAMAGE_FIX)
 
     def __del__(self) -> None:
         if self._descriptor >= 0:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError
+from pipelines.input.memory import keep_freed_memory
 from pipelines.input.prefetch import prefetch
 from pipelines.input.tfdata import GREY
 from pipelines.records import Batch
@@ -125,6 +126,7 @@ def decode_batches(
         raise ConfigError(
             "NVIDIA DALI to be installed", "backend=dali", "install nvidia-dali-cuda120 or use backend=tfdata"
         )
+    keep_freed_memory()  # for the images that are read
     decoder = Decoder(data, batch, encoding == "raw", find_gpu(device), threads or count_process_cpus())
     return _iterate_batches(records, decoder, device)
 

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, lru_cache
-from typing import Any
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.cpus import count_process_cpus
 from pipelines.errors import DataError
-from pipelines.open_file import DAMAGE_FIX
+from pipelines.open_file import DAMAGE_FIX, DamagedFileError, OpenFile
 from pipelines.records import BBOX_COLUMN, Box, compute_checksum
+from pipelines.remote.metrics import StoreMetrics
 from pipelines.remote.uri import Location
 from pipelines.shards.arrow import RowColumns
 from pipelines.shards.files import ShardFiles, open_files
@@ -24,9 +28,48 @@ CACHED_ROWS = 2**21  # rows whose columns are kept in memory: 36 bytes each
 MIN_CACHED_SHARDS = 16
 CACHED_TABLES = 64  # shards whose identifiers and bounding boxes are kept in memory
 READ_ROWS = 128  # images that are read at a time, so that no more than as many shards are open
+READ_THREADS = 4  # at most; copying from the page cache takes longer than the checksum
+PARALLEL_BYTES = 2**20  # of images that are read at a time; threads do not pay for less
 
 RowNumbers = Sequence[int] | NDArray[np.int64]
 ShardNumbers = Sequence[int] | NDArray[np.int64]
+
+
+class _StoredImage(NamedTuple):
+    """Where an image is, and what it must be.
+
+    Attributes:
+        file: File that holds the image.
+        shard: Position of the shard in the split.
+        position: Position of the image in the shard.
+        start: Offset of the image in the file.
+        size: Number of bytes.
+        label: Class index.
+        checksum: Checksum of image and label.
+    """
+
+    file: OpenFile
+    shard: int
+    position: int
+    start: int
+    size: int
+    label: int
+    checksum: int
+
+
+class _DamagedImageError(Exception):
+    """An image is not what was written.
+
+    Args:
+        image: The image.
+        reason: Error that says why, if the checksum does not.
+    """
+
+    def __init__(self, image: _StoredImage, reason: DataError | None = None) -> None:
+        super().__init__(str(reason))
+        self.shard = image.shard
+        self.position = image.position
+        self.reason = reason
 
 
 class ShardReader:
@@ -61,6 +104,7 @@ class ShardReader:
         self.shard_rows = self._table.rows
         self._ends = np.cumsum(self.shard_rows)  # row number after the last of each shard
         self.rows = int(self.shard_rows.sum())
+        self._threads = min(READ_THREADS, count_process_cpus())
         mean_rows = self.rows // max(len(self.shard_rows), 1)
         cached_shards = max(CACHED_ROWS // max(mean_rows, 1), MIN_CACHED_SHARDS)
         # None of these refers to the reader: without cycles, its files are closed with its last reference.
@@ -95,25 +139,52 @@ class ShardReader:
             images += self._read_group(list(self._find(rows[start : start + READ_ROWS])))
         return images
 
-    def _read_group(self, places: Sequence[tuple[int, int]], can_refetch: bool = True) -> list[bytes]:
-        """Reads some images by shard and position, with all of their shards open at the same time."""
+    def _read_group(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Reads some images by shard and position; a damaged shard is fetched again, once."""
+        fetched_again: set[int] = set()
+        while True:
+            try:
+                return self._read_places(places)
+            except _DamagedImageError as damage:
+                shard = damage.shard
+                if shard in fetched_again or not self._files.refetch(self._get_shard(shard)):
+                    raise (damage.reason or self._describe_damage(shard, damage.position)) from None
+                fetched_again.add(shard)
+
+    def _read_places(self, places: Sequence[tuple[int, int]]) -> list[bytes]:
+        """Reads some images, with all of their shards open at the same time.
+
+        Raises:
+            _DamagedImageError: An image or its label differs from what was written, or the file is truncated.
+        """
         shards = list(dict.fromkeys(shard for shard, _ in places))
-        images = []
-        damage = None
         with self._files.open([self._get_shard(shard) for shard in shards]) as opened:
             files = dict(zip(shards, opened, strict=True))
+            images = []
             for shard, position in places:
                 columns = self._read_columns(shard)
-                image = files[shard].read(columns.starts.item(position), columns.sizes.item(position))
-                if compute_checksum(image, columns.labels.item(position)) != columns.checksums.item(position):
-                    damage = (shard, position)
-                    break
+                image = _StoredImage(
+                    file=files[shard],
+                    shard=shard,
+                    position=position,
+                    start=columns.starts.item(position),
+                    size=columns.sizes.item(position),
+                    label=columns.labels.item(position),
+                    checksum=columns.checksums.item(position),
+                )
+                image.file.read_ahead(image.start, image.size)
                 images.append(image)
-        if damage is None:
-            return images
-        if can_refetch and self._files.refetch(self._get_shard(damage[0])):
-            return self._read_group(places, can_refetch=False)
-        raise self._describe_damage(*damage)
+
+            total = sum(image.size for image in images)
+            if total < PARALLEL_BYTES or self._threads == 1:
+                return _read_all(images)
+            part = -(-len(images) // self._threads)
+            parts = [images[start : start + part] for start in range(0, len(images), part)]
+            return list(chain.from_iterable(self._pool.map(_read_all, parts)))
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(self._threads, "read-images")
 
     def read_shapes(self, rows: RowNumbers) -> NDArray[np.int32]:
         """Returns height, width and channels of the stored images of some rows, int32 `[n, 3]`."""
@@ -161,7 +232,7 @@ class ShardReader:
         largest = np.sort(self._table.bytes)[::-1][: 2 * shards]
         self._files.check_window(int(largest.sum()), window)
 
-    def metrics(self) -> Any:
+    def metrics(self) -> StoreMetrics | None:
         """Returns what was fetched from a store so far, None for a local set."""
         return self._files.metrics()
 
@@ -199,3 +270,21 @@ class ShardReader:
         files = describe_shard(self._files, self._get_shard(shard))
         received = f"{files}: row={position} of the file, row={row} of split {self.split!r}, id={name}"
         return DataError("image and label as they were written", received, DAMAGE_FIX)
+
+
+def _read_all(images: Sequence[_StoredImage]) -> list[bytes]:
+    """Reads some images and compares them with their checksums.
+
+    Raises:
+        _DamagedImageError: An image or its label differs from what was written, or the file is truncated.
+    """
+    contents = []
+    for image in images:
+        try:
+            content = image.file.read(image.start, image.size)
+        except DamagedFileError as error:
+            raise _DamagedImageError(image, error) from None
+        if compute_checksum(content, image.label) != image.checksum:
+            raise _DamagedImageError(image)
+        contents.append(content)
+    return contents
