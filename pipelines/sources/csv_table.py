@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -60,7 +61,8 @@ class FileReader:
         Raises:
             DataError: A file has disappeared.
         """
-        return map_files([self.root, *(row["id"] for row in rows)], self._read_row, rows)
+        locations = [self.root, *(row["id"] for row in rows)]
+        return map_files(locations, self._read_row, rows, itemgetter("size"))
 
     def _read_row(self, row: Mapping[str, Any]) -> Example | Rejected:
         location = _join(parse_location(self.root), row["id"])

@@ -56,16 +56,22 @@ def open_location(location: Location, buffer_bytes: int) -> BinaryIO:
     return location.open("rb") if isinstance(location, Path) else open_object(location, buffer_bytes)
 
 
-def map_files(paths: Iterable[str], function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
+def map_files(
+    paths: Iterable[str],
+    function: Callable[[T], U],
+    items: Iterable[T],
+    get_bytes: Callable[[T], int] | None = None,
+) -> Iterator[U]:
     """Calls a function on items in their order; if one of the files is in a store, on threads ahead of use.
 
     Args:
         paths: Files that the function reads, as paths and URIs.
         function: Reads one item.
         items: Arguments of the calls.
+        get_bytes: Size of the result of an item, see `map_ahead`.
     """
     if any(map(is_uri, paths)):
-        return map_ahead(function, items)
+        return map_ahead(function, items, get_bytes=get_bytes)
     return map(function, items)
 
 

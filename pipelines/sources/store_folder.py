@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
@@ -58,7 +59,7 @@ def read_objects(root: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Examp
         GlassboxError: An object has disappeared, or cannot be read.
     """
     folder = parse_location(root)
-    return map_ahead(lambda row: _read_row(folder, row), rows)
+    return map_ahead(lambda row: _read_row(folder, row), rows, get_bytes=itemgetter("size"))
 
 
 def read_object(uri: Uri, identifier: str, label: int, size: int) -> Example | Rejected:

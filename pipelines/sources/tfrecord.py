@@ -6,6 +6,7 @@ import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -67,7 +68,7 @@ class RecordReader:
         Raises:
             DataError: A file has disappeared.
         """
-        return map_files(self.paths, self._read_row, rows)
+        return map_files(self.paths, self._read_row, rows, itemgetter("size"))
 
     def _read_row(self, row: Mapping[str, Any]) -> Example | Rejected:
         path = parse_location(self.paths[row["file"]])

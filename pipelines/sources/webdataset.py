@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 from typing import IO, Any
 
 from pipelines.errors import DataError
@@ -41,7 +42,7 @@ class TarReader:
         Raises:
             DataError: A file has disappeared.
         """
-        return map_files(self.paths, self._read_row, rows)
+        return map_files(self.paths, self._read_row, rows, itemgetter("size"))
 
     def _read_row(self, row: Mapping[str, Any]) -> Example | Rejected:
         path = parse_location(self.paths[row["file"]])

@@ -82,3 +82,13 @@ def test_a_short_read_requests_no_more_than_the_buffer(bucket: Bucket, proxy: Fa
 def test_a_missing_object_is_named(bucket: Bucket):
     with pytest.raises(DataError, match=f"{bucket.url}/none"):
         open_object(parse_location(f"{bucket.url}/none"), 512)
+
+
+def test_results_that_are_too_large_together_are_not_in_memory_together():
+    calls = []
+    size = ranges.AHEAD_BYTES // 2 + 1
+    results = map_ahead(calls.append, [size] * 3 + [1] * 3, 4, lambda item: item)
+    for expected in (1, 2):
+        next(results)
+        assert len(calls) == expected
+    assert len(list(results)) == 4
