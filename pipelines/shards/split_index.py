@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -35,8 +36,6 @@ from pipelines.shards.formats import describe_file, get_index_name, read_columns
 from pipelines.shards.manifest import InlineSplit, Manifest, ShardFile, SplitManifest, StoredFile
 from pipelines.spec import Spec
 from pipelines.storage import replace_file, sync
-
-BATCH_SHARDS = 4096  # lines of a record batch of the table
 
 ROW_SCHEMA = pa.schema(
     [
@@ -189,15 +188,12 @@ class _SplitWriter:
         self._names = re.compile(rf"{re.escape(split)}-(\d+)([^/]*)")
         self._split = split
         self._schema = TABLE_SCHEMAS[file_format]
-        self._lines: list[list[Any]] = []
+        # Raw values of every column: 64 bytes a shard
+        self._columns = [bytearray() for _ in self._schema]
+        self._table_path = table
         self._stack = ExitStack()
-        self._table = self._open(table, self._schema)
         self._index_stream = self._stack.enter_context(pa.OSFile(str(index), "wb"))
         self._index = self._stack.enter_context(pa.ipc.new_file(self._index_stream, ROW_SCHEMA))
-
-    def _open(self, path: Path, schema: Any) -> Any:
-        stream = self._stack.enter_context(pa.OSFile(str(path), "wb"))
-        return self._stack.enter_context(pa.ipc.new_file(stream, schema))
 
     def __enter__(self) -> _SplitWriter:
         return self
@@ -205,7 +201,7 @@ class _SplitWriter:
     def __exit__(self, kind: type[BaseException] | None, *exception: object) -> None:
         with self._stack:
             if kind is None:
-                self._flush()
+                self._write_table()
 
     def add(self, shard: ShardFile, part: bytes) -> None:
         """Adds one shard and its part of the index."""
@@ -216,9 +212,9 @@ class _SplitWriter:
         line = [number, shard.rows, shard.bytes, digest, offset, len(part), xxhash.xxh3_64_intdigest(part)]
         if shard.index is not None:
             line += [shard.index.bytes, bytes.fromhex(shard.index.sha256)]
-        self._lines.append(line)
-        if len(self._lines) == BATCH_SHARDS:
-            self._flush()
+        for field, column, value in zip(self._schema, self._columns, line, strict=True):
+            is_digest = isinstance(value, bytes)
+            column += value if is_digest else value.to_bytes(field.type.bit_width // 8, sys.byteorder)
         self.rows += shard.rows
         self.shard_count += 1
         self.bytes += sum(file.bytes for file in shard.files)
@@ -235,19 +231,17 @@ class _SplitWriter:
             raise ValueError(f"{file} does not follow the pattern {self.file_pattern}")
         return number
 
-    def _flush(self) -> None:
-        """Writes the collected lines as one record batch."""
-        if not self._lines:
-            return
-        columns = []
-        for field, values in zip(self._schema, zip(*self._lines, strict=True), strict=True):
-            if pa.types.is_fixed_size_binary(field.type):
-                content = pa.py_buffer(b"".join(values))
-                columns.append(pa.Array.from_buffers(field.type, len(values), [None, content]))
-            else:
-                columns.append(build_number_column(values, field.type.to_pandas_dtype()))
-        self._table.write_batch(pa.record_batch(columns, schema=self._schema))
-        self._lines = []
+    def _write_table(self) -> None:
+        """Writes the table of shards as one record batch, whose columns readers use in place."""
+        columns = [
+            pa.Array.from_buffers(field.type, self.shard_count, [None, pa.py_buffer(column)])
+            for field, column in zip(self._schema, self._columns, strict=True)
+        ]
+        with (
+            pa.OSFile(str(self._table_path), "wb") as stream,
+            pa.ipc.new_file(stream, self._schema) as table,
+        ):
+            table.write_batch(pa.record_batch(columns, schema=self._schema))
 
 
 class ShardTable(Protocol):
