@@ -215,7 +215,10 @@ def activations(
     network, _ = _open_network(model, image[None], None, scale)
     graph = network.compile_graph(lambda x: dict(network.run(x).outputs))
     outputs: dict[str, Any] = graph(image[None])
-    values = {layer.name: tf.cast(outputs[layer.name], tf.float32).numpy()[0] for layer in network.layers}
+    values = {
+        layer.name: tf.cast(layer.arrange(outputs[layer.name]), tf.float32).numpy()[0]
+        for layer in network.layers
+    }
     return Activations(image, values)
 
 

@@ -62,6 +62,7 @@ MODULES = {  # function of the same name -> module in this package
     "resnet50v2": "bases",
     "small_cnn": "small",
     "vgg16": "bases",
+    "vit_tiny": "transformer",
     "xception": "bases",
 }
 

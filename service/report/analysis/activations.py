@@ -62,7 +62,7 @@ def collect_layer_outputs(network: Network, trace: Trace) -> dict[str, LayerOutp
     """Collects the outputs of all layers from a trace, by layer name; called in the graph that runs it."""
     outputs = {}
     for layer in network.layers:
-        values = tf.cast(trace.outputs[layer.name], tf.float32)
+        values = tf.cast(layer.arrange(trace.outputs[layer.name]), tf.float32)
         outputs[layer.name] = _collect_layer(layer, values)
     return outputs
 

@@ -30,16 +30,16 @@ class ForwardPass:
 
 
 def choose_heatmap_layers(network: Network, count: int) -> list[str]:
-    """Chooses up to `count` layers: the last feature map, and convolutions spread evenly over the depth.
+    """Chooses up to `count` layers: the last feature map, and convolutions or blocks spread over the depth.
 
     Returns:
-        Names of the layers, the last one first; none for a network without convolutions.
+        Names of the layers, the last one first; none for a network without feature maps.
     """
     last = network.last_feature_map
     if last is None:
         return []
-    earlier = [layer.name for layer in network.convolutions if layer.name != last.name]
-    if earlier and not last.is_convolution:
+    earlier = [layer.name for layer in network.block_outputs if layer.name != last.name]
+    if earlier and not last.is_convolution and not last.has_tokens:
         # The last convolution computed the last feature map.
         earlier = earlier[:-1]
     if not earlier:

@@ -44,7 +44,7 @@ class CamExtractor:
 
     Args:
         network: The network to explain.
-        layers: Names of layers with outputs `[B, H, W, C]`.
+        layers: Names of layers with outputs `[B, H, W, C]`, or with tokens.
         methods: Names of the methods.
         classes: Number of classes explained per image.
         extra_outputs: Function of the trace to tensors `[B, ...]` in any structure, run in the same graph.
@@ -62,7 +62,7 @@ class CamExtractor:
         extra_outputs: Callable[[Trace], Any] = lambda trace: (),
     ) -> None:
         self.network = network
-        self._layers = tuple(network.find_layer(name).name for name in layers)
+        self._layers = tuple(network.find_layer(name) for name in layers)
         self._methods = tuple(methods)
         self._extra_outputs = extra_outputs
         self._graph = network.compile_graph(self._compute, tf.TensorSpec((None, classes), tf.int32))
@@ -84,29 +84,32 @@ class CamExtractor:
         logits, maps, extras = tf.nest.map_structure(
             lambda *tensors: np.concatenate([tensor.numpy() for tensor in tensors]), *batches
         )
-        keys = [(layer, method) for layer in self._layers for method in self._methods]
+        keys = [(layer.name, method) for layer in self._layers for method in self._methods]
         return CamResult(logits, dict(zip(keys, maps, strict=True)), extras)
 
     def _compute(self, images: tf.Tensor, classes: tf.Tensor) -> tuple[tf.Tensor, list[tf.Tensor], Any]:
         """Computes logits, maps `[B, M, h, w]` of every layer and method, and extra outputs, in the graph."""
+        names = {layer.name for layer in self._layers}
         with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
 
             def watch_layers(name: str, y: tf.Tensor) -> None:
-                if name in self._layers:
+                if name in names:
                     tape.watch(y)
 
             trace = self.network.run(images, on_output=watch_layers)
-        outputs = [trace.outputs[layer] for layer in self._layers]
+        outputs = [trace.outputs[layer.name] for layer in self._layers]
         gradients_by_class = []  # [M][layers][B, h, w, C]
         for labels in tf.unstack(classes, axis=1):
             seed = tf.one_hot(labels, self.network.class_count)  # [B, K], selects the logits
             gradients = tape.gradient(trace.logits, outputs, seed, unconnected_gradients="zero")
             gradients_by_class.append(gradients)
         maps = []
-        for output, layer_gradients in zip(outputs, zip(*gradients_by_class, strict=True), strict=True):
-            values = tf.cast(output, tf.float32)
+        gradients_by_layer = zip(*gradients_by_class, strict=True)
+        for layer, output, gradients in zip(self._layers, outputs, gradients_by_layer, strict=True):
+            values = tf.cast(layer.arrange(output), tf.float32)
+            gradient_maps = [tf.cast(layer.arrange(gradient), tf.float32) for gradient in gradients]
             for method in self._methods:
-                cams = [compute_cam(values, tf.cast(g, tf.float32), method) for g in layer_gradients]
+                cams = [compute_cam(values, gradient, method) for gradient in gradient_maps]
                 maps.append(tf.stack(cams, axis=1))  # [B, M, h, w]
         return trace.logits, maps, self._extra_outputs(trace)
 

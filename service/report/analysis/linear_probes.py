@@ -191,7 +191,7 @@ def _extract_features(
     def extract(x: tf.Tensor) -> list[tuple[list[tf.Tensor], tf.Tensor]]:
         outputs = network.run(x).outputs
         values = [x]
-        values += [tf.cast(outputs[layer.name], tf.float32) for layer in layers]
+        values += [tf.cast(layer.arrange(outputs[layer.name]), tf.float32) for layer in layers]
         return [(pool_features(y), compute_sparsity(y)) for y in values]
 
     graph = network.compile_graph(extract)

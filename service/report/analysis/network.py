@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -36,11 +37,16 @@ RESIZING_KINDS = {"MaxPooling2D", "AveragePooling2D", "ZeroPadding2D", "Cropping
 ACTIVATIONS = {"softmax": tf.nn.softmax, "sigmoid": tf.sigmoid}
 SMALLEST_PROBABILITY = 1e-7  # of which the logarithm is taken
 BFLOAT16_POLICY = "mixed_bfloat16"
+PROBE_BATCH = 3  # images of the symbolic trace; outputs of another length are not one per image
+MAX_EXTRA_TOKENS = 5  # tokens in front of those of the patches: class, distillation, registers
+ATTENTION_KINDS = {"MultiHeadAttention", "GroupedQueryAttention"}
 
 
 @dataclass(frozen=True)
 class LayerInfo:
     """A layer with an output that can be analysed.
+
+    The tokens of a transformer are analysed as a feature map of the patches that they belong to.
 
     Attributes:
         name: Path of the layer: the names of the nested models it is in, and its own. The second run of a
@@ -48,17 +54,31 @@ class LayerInfo:
         kind: Class name of the layer, such as `Conv2D`.
         shape: Shape of the output for one image: `(H, W, C)` or `(units,)`.
         operation: The Keras layer or operation.
+        extra_tokens: Number of tokens in front of those of the patches, which belong to no place in the
+            image; None if the output is not a sequence of tokens.
     """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     operation: Any = field(compare=False, repr=False)
+    extra_tokens: int | None = None
 
     @property
     def is_feature_map(self) -> bool:
-        """Whether the output is `[B, H, W, C]`."""
+        """Whether the output is `[B, H, W, C]`, or tokens that can be arranged so."""
         return len(self.shape) == 3
+
+    @property
+    def has_tokens(self) -> bool:
+        """Whether the output is a sequence of tokens, `[B, T, C]`."""
+        return self.extra_tokens is not None
+
+    def arrange(self, output: Any) -> Any:
+        """Arranges tokens `[B, T, C]` as a feature map `[B, H, W, C]`; returns other outputs unchanged."""
+        if self.extra_tokens is None:
+            return output
+        return tf.reshape(output[:, self.extra_tokens :], (-1, *self.shape))
 
     @property
     def is_convolution(self) -> bool:
@@ -145,19 +165,39 @@ class Network:
 
     @property
     def last_feature_map(self) -> LayerInfo | None:
-        """The last feature map of full resolution; None without convolutions.
+        """The last feature map of full resolution; None without convolutions and tokens.
 
-        That is the output of the last convolution, or of an activation or the like between it and pooling.
+        That is the output of the last convolution, or of an activation or the like between it and pooling. Of
+        a transformer it is the last layer of tokens; with a class token, the one before the last attention,
+        because only the class token reaches the logits from there on.
         """
-        if not self.convolutions:
+        first = next((layer for layer in self.layers if layer.is_convolution or layer.has_tokens), None)
+        if first is None:
             return None
-        first = self.layers.index(self.convolutions[0])
         feature_maps = [
             layer
-            for layer in self.layers[first:]
+            for layer in self.layers[self.layers.index(first) :]
             if layer.is_feature_map and layer.kind not in RESIZING_KINDS and max(layer.shape[:2]) > 1
         ]
-        return feature_maps[-1] if feature_maps else None
+        if not feature_maps:
+            return None
+        last = feature_maps[-1]
+        if not last.extra_tokens:
+            return last
+        kinds = [layer.kind in ATTENTION_KINDS for layer in feature_maps]
+        if not any(kinds):
+            return last
+        attention = len(kinds) - 1 - kinds[::-1].index(True)
+        return feature_maps[max(attention - 1, 0)]
+
+    @property
+    def block_outputs(self) -> tuple[LayerInfo, ...]:
+        """The layers that a heatmap can be computed for: convolutions, and sums of the tokens of a block."""
+        return tuple(
+            layer
+            for layer in self.layers
+            if layer.is_convolution or (layer.has_tokens and layer.kind == "Add")
+        )
 
     def find_layer(self, name: str) -> LayerInfo:
         """Returns the layer of that name.
@@ -248,22 +288,55 @@ class Network:
         return nullcontext()
 
     def _trace_symbolically(self) -> Trace:
-        """Traces a batch of unknown size, to get shapes without computing anything."""
+        """Traces a small batch, to get shapes without computing anything."""
         traces: list[Trace] = []
-        images = tf.TensorSpec((None, *self.shape), tf.float32)
+        images = tf.TensorSpec((PROBE_BATCH, *self.shape), tf.float32)
         graph = tf.function(lambda x: traces.append(self.run(x)), autograph=False)
         graph.get_concrete_function(images)
         return traces[0]
 
     def _list_layers(self) -> tuple[LayerInfo, ...]:
         layers = []
+        grid: tuple[int, int] | None = None
         for name, y in self._symbolic_trace.outputs.items():
             operation = self._symbolic_trace.operations[name]
             kind = type(operation).__name__
-            has_features = getattr(y, "ndim", 0) in (2, 4)
-            if has_features and kind not in PASS_THROUGH_KINDS and not kind.startswith("Random"):
-                layers.append(LayerInfo(name, kind, tuple(y.shape[1:]), operation))
+            shape = tuple(getattr(y, "shape", ()))
+            if not shape or shape[0] != PROBE_BATCH:
+                continue
+            if len(shape) == 4:
+                grid = (shape[1], shape[2])
+            if kind in PASS_THROUGH_KINDS or kind.startswith("Random"):
+                continue
+            if len(shape) in (2, 4):
+                layers.append(LayerInfo(name, kind, shape[1:], operation))
+            elif len(shape) == 3:
+                layout = find_token_layout(shape[1], grid)
+                if layout is not None:
+                    height, width, extra = layout
+                    layers.append(LayerInfo(name, kind, (height, width, shape[2]), operation, extra))
         return tuple(layers)
+
+
+def find_token_layout(tokens: int, grid: tuple[int, int] | None) -> tuple[int, int, int] | None:
+    """Finds the patches that the tokens of a transformer belong to.
+
+    Args:
+        tokens: Length of the sequence.
+        grid: Height and width of the last feature map before it; None without one.
+
+    Returns:
+        Height and width in patches, and the number of tokens in front of those of the patches; None if the
+        sequence has neither the size of the feature map nor that of a square.
+    """
+    for extra in range(min(MAX_EXTRA_TOKENS, tokens - 2) + 1):
+        if grid is not None and grid[0] * grid[1] == tokens - extra:
+            return (*grid, extra)
+    for extra in (0, 1):
+        side = math.isqrt(tokens - extra)
+        if side > 1 and side * side == tokens - extra:
+            return side, side, extra
+    return None
 
 
 def _make_unique(path: str, names: dict[str, Any]) -> str:
