@@ -8,14 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.errors import ConfigError, GlassboxError
+from pipelines.remote.files import fetch_file, resolve_location
+from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import Manifest, load_manifest
 from service.commands.common import Subparsers, add_command
 from service.diagnosis.findings import History, diagnose
 from service.diagnosis.histories import read_histories
 from service.diagnosis.label_issues import LabelIssues
+from service.mirror.fetch import fetch_run
 from service.runs import Run
 
 BATCH = 64
+METRICS_SUFFIXES = (".json", ".jsonl")  # of objects in a store; without one, it is a run
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -24,10 +28,14 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         commands, "diagnose", "describe learning curves in words, and find label issues", run
     )
     parser.add_argument(
-        "target", metavar="RUN", help="a run directory, a metrics.jsonl, or a JSON file with Keras histories"
+        "target",
+        metavar="RUN",
+        help="a run directory, a metrics.jsonl, or a JSON file with Keras histories; path or URI",
     )
     parser.add_argument(
-        "--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)"
+        "--data",
+        metavar="SHARDS",
+        help="the shard set, path or URI (default: the one the run was trained on)",
     )
     parser.add_argument(
         "--images", type=int, metavar="N", help="number of validation images behind a file of metrics"
@@ -61,13 +69,26 @@ def run(options: argparse.Namespace) -> None:
             f"labels={options.labels} images={options.images}",
             "correct it, or leave it out",
         )
-    path = Path(options.target)
+    path = _fetch_target(options.target, is_model_needed=options.labels > 0)
     if path.is_dir():
         lines = _diagnose_run(Run(path), options.data, options.labels, options.folds)
     else:
         lines = _diagnose_file(path, options.images)
     for line in lines:
         print(line)
+
+
+def _fetch_target(target: str, is_model_needed: bool) -> Path:
+    """Returns a local run directory or file of metrics; of a run in a store, a copy of what is needed."""
+    location = parse_location(target)
+    if isinstance(location, Path):
+        return location
+    if location.suffix in METRICS_SUFFIXES or location.is_read_only:
+        return fetch_file(location)
+    parts = ["metrics", "status"]
+    if is_model_needed:
+        parts.append("model")
+    return fetch_run(location, parts).path
 
 
 def _diagnose_file(path: Path, images: int | None) -> Iterator[str]:
@@ -86,11 +107,11 @@ def _diagnose_run(run: Run, shards: str | None, max_issues: int, folds: int | No
             f"shards={run.config().get('shards')}. Name it with --data."
         )
     elif run.model_path.is_file():
-        directory = Path(shards or run.config()["shards"])
+        location = resolve_location(shards or run.config()["shards"])
         if folds is None:
-            label_issues = _find_label_issues(run, directory, manifest, max_issues)
+            label_issues = _find_label_issues(run, location, manifest, max_issues)
         else:
-            label_issues = _cross_validate(run, directory, manifest, max_issues, folds)
+            label_issues = _cross_validate(run, location, manifest, max_issues, folds)
         yield f"  Labels. {label_issues.message}"
         yield from (f"    {issue}" for issue in label_issues.issues)
         if label_issues.advice:
@@ -113,7 +134,7 @@ def build_history(run: Run, manifest: Manifest | None) -> History:
     )
 
 
-def _find_label_issues(run: Run, shards: Path, manifest: Manifest, max_issues: int) -> LabelIssues:
+def _find_label_issues(run: Run, shards: Location, manifest: Manifest, max_issues: int) -> LabelIssues:
     from pipelines.input.batches import Batches
     from pipelines.input.reader import ShardReader
     from service.diagnosis.calibration import calibrate
@@ -149,7 +170,9 @@ def _find_label_issues(run: Run, shards: Path, manifest: Manifest, max_issues: i
     return find_label_issues(predict_split("train"), match.names, read_ids, max_issues, calibration)
 
 
-def _cross_validate(run: Run, shards: Path, manifest: Manifest, max_issues: int, folds: int) -> LabelIssues:
+def _cross_validate(
+    run: Run, shards: Location, manifest: Manifest, max_issues: int, folds: int
+) -> LabelIssues:
     """Finds label issues with models that were trained without the images they predict."""
     from pipelines.input.reader import ShardReader
     from service.diagnosis.calibration import calibrate

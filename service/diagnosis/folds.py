@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from pipelines.errors import ConfigError
 from pipelines.input.reader import ShardReader
 from pipelines.records import Record
+from pipelines.remote.uri import Location
 from pipelines.shards.formats import write_shard
 from pipelines.shards.manifest import VERSION, Manifest, SplitManifest, load_manifest
 from pipelines.shards.split_index import index_shard, write_split
@@ -45,7 +46,7 @@ def assign_folds(labels: NDArray[np.int32], folds: int, seed: int) -> NDArray[np
 
 
 def write_subset(
-    shards: Path,
+    shards: Location,
     out: Path,
     selections: Mapping[str, tuple[str, NDArray[np.int64]]],
     labels: Mapping[str, NDArray[np.int32]] | None = None,
@@ -53,7 +54,7 @@ def write_subset(
     """Writes some images of a shard set as a new one.
 
     Args:
-        shards: Directory of the shard set to read.
+        shards: Path or URI of the shard set to read.
         out: Directory to create.
         selections: For every split of the new set, the split to read and the rows to take from it.
         labels: Labels of the splits to read, if they differ from those that are stored.
@@ -101,7 +102,7 @@ class FoldPredictions(NamedTuple):
 
 
 def predict_with_folds(
-    run: Run, shards: Path, folds: int, report: Callable[[str], None] = print
+    run: Run, shards: Location, folds: int, report: Callable[[str], None] = print
 ) -> FoldPredictions:
     """Trains one model per fold with the settings of a run, each without the fold that it then predicts.
 
@@ -110,7 +111,7 @@ def predict_with_folds(
 
     Args:
         run: Run whose configuration is used.
-        shards: Directory of its shard set.
+        shards: Path or URI of its shard set.
         folds: Number of models to train.
         report: Called with a line before each training.
 

@@ -17,6 +17,8 @@ import numpy as np
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record, Rejected
+from pipelines.remote.files import is_file
+from pipelines.remote.uri import Uri, is_uri, parse_location
 from pipelines.shards.images import DEEP
 from pipelines.shards.manifest import FILE_NAME, load_manifest
 from pipelines.shards.task import prepare_examples
@@ -85,13 +87,15 @@ def open_dataset(data: str, source_options: SourceOptions | None = None) -> Imag
     """Opens a shard set by its directory, or a source by its `kind:argument` name.
 
     Args:
-        data: Directory of a shard set, or name of a source.
+        data: Path or URI of a shard set, or name of a source.
         source_options: Splits and columns that the user specified for a source.
 
     Raises:
         ConfigError: Neither a shard set nor a source has this name.
         DataError: The shard set or source cannot be used.
     """
+    if is_shard_set_uri(data):
+        return ShardDataset(data)
     path = Path(data)
     if not path.is_dir():
         options = replace(_allow_any_split(source_options), needs_labels=False)
@@ -105,6 +109,18 @@ def open_dataset(data: str, source_options: SourceOptions | None = None) -> Imag
             + shlex.join(["glassbox", "shards", "build", f"folder:{data}", "OUT"]),
         )
     return ShardDataset(str(path.absolute()))
+
+
+def is_shard_set_uri(data: str) -> bool:
+    """Tells whether a name is the URI of a shard set, neither a source nor an archive on the web.
+
+    Raises:
+        StoreError: The store denies access or does not respond.
+    """
+    if not is_uri(data) or data.lower().startswith(("http://", "https://")):
+        return False
+    location = parse_location(data)
+    return isinstance(location, Uri) and is_file(location / FILE_NAME)
 
 
 def _allow_any_split(options: SourceOptions | None) -> SourceOptions:
@@ -159,13 +175,15 @@ def open_labelled_dataset(
     """Opens a shard set by its directory, or a source with classes by its `kind:argument` name.
 
     Args:
-        data: Directory of a shard set, or name of a source.
+        data: Path or URI of a shard set, or name of a source.
         source_options: Splits and columns that the user specified for a source.
 
     Raises:
         ConfigError: No source has this name.
         DataError: The shard set or source cannot be used, or the source has no labels.
     """
+    if is_shard_set_uri(str(data)):
+        return ShardDataset(str(data))
     if Path(data).is_dir() or ":" not in str(data):
         load_manifest(data)  # raises if there is none
         return ShardDataset(str(Path(data).absolute()))
@@ -181,7 +199,7 @@ class ShardDataset:
     """The splits of a shard set.
 
     Attributes:
-        directory: Path of the shard set.
+        directory: Path or URI of the shard set.
     """
 
     directory: str
@@ -220,7 +238,7 @@ class ShardDataset:
                 for batch in batches.epoch(0, step, stop_step=last_step):
                     rows = np.asarray(batch["row"])
                     rows = rows[rows >= 0]  # padding has row -1
-                    yield InferenceBatch(batch["image"], reader.labels[rows], reader.read_ids(rows), [])
+                    yield InferenceBatch(batch["image"], reader.read_labels(rows), reader.read_ids(rows), [])
                     step += 1
             except tf.errors.OpError:  # decode this batch image by image, then continue after it
                 rows = np.arange(step * BATCH, min((step + 1) * BATCH, reader.rows))
@@ -228,7 +246,7 @@ class ShardDataset:
                     images=reader.read_images(rows),
                     shapes=reader.read_shapes(rows),
                     ids=reader.read_ids(rows),
-                    labels=reader.labels[rows],
+                    labels=reader.read_labels(rows),
                     data=data,
                     encoding=reader.manifest.encoding,
                 )
@@ -239,7 +257,7 @@ class LabelledRows:
     """Images of a split with their labels, read by row.
 
     Args:
-        directory: Path of the shard set.
+        directory: Path or URI of the shard set.
         split: Name of the split.
         data: Size and channels of the images.
         match: Maps labels of the shard set to outputs of the model.

@@ -28,13 +28,13 @@ from service.inference.datasets import (
 from service.inference.jobs import (
     InferenceJob,
     Throughput,
-    find_model_file,
+    fetch_model,
     open_model,
     run_inference,
     split_into_blocks,
 )
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
-from service.inference.tables import check_output
+from service.inference.outputs import open_output
 from service.scores import TOP, auc, confusion_matrix, losses, true_ranks
 
 MAX_TABLE_CLASSES = 20  # a larger confusion matrix is unreadable as text
@@ -128,21 +128,48 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     Images of a source that cannot be used are left out and counted in the notes.
 
     Args:
-        model: Any Keras model file, or a run directory.
-        data: Directory of the shard set, or a source with labels, such as `folder:DIR`.
+        model: Any Keras model file, or a run directory; path or URI.
+        data: Shard set, path or URI, or a source with labels, such as `folder:DIR`.
         split: Name of the split, or a usual one for it, such as `val`.
         options: Pixel scale, head and test-time augmentation.
         workers: Maximum number of Ray tasks, see `service.inference.jobs.run_inference`.
         custom_objects: Modules that define the custom layers of the model, see `load_model`.
-        out: JSON file to write the scores to; an existing file is replaced.
+        out: JSON file to write the scores to, path or URI; an existing file is replaced.
         source_options: Splits, columns and class names that the user specified for a source.
 
     Raises:
         ConfigError: The file is not a usable model, or does not fit the shard set.
         DataError: The shard set cannot be used, or an image cannot be decoded.
     """
-    path = check_output(out, ".json") if out else None
-    find_model_file(model)
+    request = partial(
+        _evaluate,
+        model,
+        data,
+        split,
+        options=options,
+        workers=workers,
+        custom_objects=custom_objects,
+        source_options=source_options,
+    )
+    if not out:
+        return request(path=None)
+    with open_output(out, ".json") as output:
+        return request(path=output.path)
+
+
+def _evaluate(  # noqa: PLR0913 (the options of `evaluate`)
+    model: str | Path,
+    data: str | Path,
+    split: str,
+    *,
+    options: PredictOptions,
+    workers: int | None,
+    custom_objects: Sequence[str],
+    source_options: SourceOptions | None,
+    path: Path | None,
+) -> Evaluation:
+    """Evaluates a model, see `evaluate`, and writes the scores to a local file."""
+    file = fetch_model(model)
     dataset = open_labelled_dataset(data, source_options)
     split = find_split(dataset.rows(), split)
     rows = _find_rows(dataset, split)
@@ -150,7 +177,7 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     from service.inference.classifier import Classifier, check_class_count, input_spec
     from service.inference.inspection import interpret_model
 
-    saved, net = open_model(model, custom_objects)
+    saved, net = open_model(file, custom_objects)
     dataset = use_levels(dataset, saved.metadata)
     check_class_count(net, dataset.classes)
     match = match_classes(saved.classes, dataset.classes, saved.class_source)

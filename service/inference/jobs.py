@@ -21,9 +21,12 @@ import numpy as np
 
 from pipelines.cluster import choose_task_resources, list_nodes, ray_session, run_tasks
 from pipelines.errors import ConfigError, DataError
+from pipelines.remote.files import fetch_file, resolve_location
+from pipelines.remote.uri import Uri
 from pipelines.shards.manifest import load_manifest
 from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch
 from service.inference.interpretation import Head, Interpretation, PixelTransform
+from service.mirror.fetch import fetch_run
 from service.models.metadata import ModelMetadata, read_metadata
 from service.progress_bar import progress_bar
 from service.runs import Run
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     from service.inference.classifier import Classifier
     from service.inference.options import PredictOptions
 
+MODEL_SUFFIXES = (".keras", ".h5", ".hdf5")  # of objects in a store; without one, it is a run
 BLOCK = 16 * BATCH  # rows: about a second of work, and some megabytes of results
 
 
@@ -98,6 +102,27 @@ def find_model_file(path: str | Path) -> Path:
         raise ConfigError(
             "a saved model", f"model={path} (no such file)", "name a .keras file or a finished run"
         )
+    return path
+
+
+def fetch_model(model: str | Path | Uri) -> Path:
+    """Returns a local model file, or a local run directory with a model, without loading it.
+
+    Args:
+        model: A model file or a run directory; path or URI. What is in a store is copied to the cache folder.
+
+    Raises:
+        ConfigError: There is no such file or object, or no run with a saved model.
+        StoreError: The store denies access or does not respond.
+    """
+    location = resolve_location(model)
+    if isinstance(location, Path):
+        path = location
+    elif location.suffix in MODEL_SUFFIXES or location.is_read_only:
+        path = fetch_file(location)
+    else:
+        path = fetch_run(location, ("model",)).path
+    find_model_file(path)
     return path
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Rejected
+from pipelines.remote.uri import Location
 from pipelines.shards.output import report_write_errors
 from pipelines.sources import SourceOptions
 from pipelines.spec import DataSpec
@@ -32,14 +33,16 @@ from service.inference.jobs import (
     InferenceJob,
     SavedModel,
     Throughput,
-    find_model_file,
+    fetch_model,
     open_model,
     run_inference,
     split_into_blocks,
 )
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
-from service.inference.tables import TableSpool, check_output, open_spool
+from service.inference.outputs import Output, open_output
+from service.inference.tables import TableSpool, open_spool
 
+REJECTED_SUFFIX = ".rejected.jsonl"
 METADATA_KEY = "glassbox"  # entry in the metadata of a Parquet file
 FIXED_COLUMNS = ("id", "class")  # followed by one column of probabilities per class
 BatchResult = tuple[list[str], np.ndarray, list[Rejected]]  # ids, probabilities [n, K], rejected images
@@ -59,7 +62,7 @@ class PredictionSummary:
 
     images: int
     rejected: int
-    rejected_path: Path
+    rejected_path: Location
     throughput: Throughput
     notes: tuple[str, ...] = ()
 
@@ -83,9 +86,9 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     Images that cannot be decoded are listed in a file next to `out`, with the suffix `.rejected.jsonl`.
 
     Args:
-        model: Any Keras model file, or a run directory.
-        data: Shard set, or a source such as `photos:DIR` for photos without classes.
-        out: File to write, `.parquet` or `.csv`; an existing file is replaced.
+        model: Any Keras model file, or a run directory; path or URI.
+        data: Shard set, path or URI, or a source such as `photos:DIR` for photos without classes.
+        out: File to write, `.parquet` or `.csv`, path or URI; an existing file is replaced.
         split: Name of the split, or a usual one for it, such as `val`; None for all, one after the other.
         classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
         options: Pixel scale, head and test-time augmentation.
@@ -97,15 +100,41 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
         ConfigError: The model, the data, the output or the class names cannot be used.
         DataError: The data is damaged, or no image can be decoded.
     """
-    path = check_output(out, ".parquet", ".csv")
-    find_model_file(model)
+    with open_output(out, ".parquet", ".csv", companions=(REJECTED_SUFFIX,)) as output:
+        return _predict(
+            model,
+            data,
+            output,
+            split=split,
+            classes=classes,
+            options=options,
+            workers=workers,
+            custom_objects=custom_objects,
+            source_options=source_options,
+        )
+
+
+def _predict(  # noqa: PLR0913 (the options of `predict`)
+    model: str | Path,
+    data: str,
+    output: Output,
+    *,
+    split: str | None,
+    classes: Sequence[str] | None,
+    options: PredictOptions,
+    workers: int | None,
+    custom_objects: Sequence[str],
+    source_options: SourceOptions | None,
+) -> PredictionSummary:
+    """Writes the table and the list of rejected images to local files, see `predict`."""
+    file = fetch_model(model)
     dataset = open_dataset(data, source_options)
     rows = _select_splits(dataset, split, data)
 
     from service.inference.classifier import Classifier, class_count, input_spec
     from service.inference.inspection import interpret_model
 
-    saved, net = open_model(model, custom_objects)
+    saved, net = open_model(file, custom_objects)
     dataset = use_levels(dataset, saved.metadata)
     names = _name_classes(class_count(net), classes, saved.classes)
     pixels = None
@@ -124,14 +153,15 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     throughput = Throughput()
     images = 0
     rejected_in_block: dict[int, list[Rejected]] = {}
-    with open_spool(path, schema) as spool:
+    with open_spool(output.path, schema) as spool:
         results = run_inference(job, classifier, split_into_blocks(rows), workers, throughput)
         with closing(results):
             for index, batches in results:
                 images += _spool_block(spool, index, batches, schema)
                 rejected_in_block[index] = [item for *_, rejected in batches for item in rejected]
         rejected = [item for _, items in sorted(rejected_in_block.items()) for item in items]
-        rejected_path = _write_rejections(path, rejected)
+        _write_rejections(output.path.with_suffix(REJECTED_SUFFIX), rejected)
+        rejected_path = output.locate_companion(REJECTED_SUFFIX)
         if not images:
             raise DataError(
                 "images that can be decoded",
@@ -230,13 +260,11 @@ def _spool_block(spool: TableSpool, index: int, batches: list[BatchResult], sche
     return len(ids)
 
 
-def _write_rejections(out: Path, rejected: list[Rejected]) -> Path:
+def _write_rejections(path: Path, rejected: list[Rejected]) -> None:
     """Lists rejected images next to the table; without any, removes the list of a previous table."""
-    path = out.with_suffix(".rejected.jsonl")
-    with report_write_errors(out.parent):
+    with report_write_errors(path.parent):
         if rejected:
             lines = [json.dumps(asdict(item), ensure_ascii=False) + "\n" for item in rejected]
             write_atomically(path, "".join(lines))
         else:
             path.unlink(missing_ok=True)
-    return path

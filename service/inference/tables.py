@@ -11,41 +11,11 @@ import pyarrow as pa
 from pyarrow import csv, feather
 from pyarrow import parquet as pq
 
-from pipelines.errors import ConfigError
 from pipelines.shards.output import report_write_errors
 from pipelines.storage import replace_file
 
 GROUP_VALUES = 2**24  # values per row group of Parquet: 64 MiB of float32
 GROUP_ROWS = 2**16
-
-
-def check_output(out: str | Path, *suffixes: str) -> Path:
-    """Checks that an output file can be written; an existing file will be replaced.
-
-    Args:
-        out: The file to write.
-        suffixes: Suffixes that are supported, such as `.csv`.
-
-    Returns:
-        The absolute path.
-
-    Raises:
-        ConfigError: The suffix is not supported, the directory does not exist, or `out` is a directory.
-    """
-    path = Path(out).absolute()
-    if path.suffix not in suffixes:
-        kinds = " or ".join(suffixes)
-        raise ConfigError(
-            f"an output that ends in {kinds}", f"out={out}", f"choose a name that ends in {kinds}"
-        )
-    if path.is_dir() or not path.parent.is_dir():
-        problem = "is a directory" if path.is_dir() else "its directory does not exist"
-        raise ConfigError(
-            "an output file that can be written",
-            f"out={out} ({problem})",
-            "create its directory, or choose another --out",
-        )
-    return path
 
 
 class TableSpool:

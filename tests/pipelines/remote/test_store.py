@@ -330,12 +330,17 @@ def test_wrong_keys_are_denied_and_not_repeated(root: Uri, monkeypatch: pytest.M
         assert "hunter2" not in str(caught.value)
 
 
-def test_keys_come_from_a_profile(root: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_and_endpoint_come_from_a_profile(
+    root: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "credentials").write_text(
         f"[team]\naws_access_key_id={os.environ['AWS_ACCESS_KEY_ID']}\naws_secret_access_key={SECRET_KEY}\n"
     )
-    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    (tmp_path / "config").write_text(f"[profile team]\nendpoint_url = {endpoint}\n")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL", "AWS_ALLOW_HTTP"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
     monkeypatch.setenv("AWS_PROFILE", "team")
     store.write_bytes(root / "a", b"x")

@@ -170,7 +170,7 @@ def test_a_damaged_shard_is_an_error_and_leaves_the_previous_table(model, tmp_pa
         ("dim", "bright"),
         {"train": [make_record(grey(row), 0, f"{row}") for row in range(100)]},
     )
-    (shard,) = shards.glob("*.arrow")
+    (shard,) = shards.glob("train-*.arrow")
     content = bytearray(shard.read_bytes())
     place = content.index(encode_png(grey(80)))
     content[place + 60] ^= 1
