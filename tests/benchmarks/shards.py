@@ -23,27 +23,47 @@ AS_FOUND = "ours: as found, all decoded"
 HEADER = "ours: as found, --check header"
 ENCODED = "ours: jpeg:90"
 SCALED = "ours: jpeg:90 --store-size 256"
-TFDS = "tensorflow-datasets, not decoded"
-IMG2DATASET = "img2dataset, as found"
 IMG2DATASET_SCALED = "img2dataset, jpeg 90 at 256"
+# Peers by title: function, and whether it takes the number of processes
+PEERS = {
+    "img2dataset": ("img2dataset", True),
+    "webdataset ShardWriter": ("webdataset", True),
+    "mosaicml-streaming MDSWriter": ("mosaicml_streaming", True),
+    "tensorflow-datasets": ("tensorflow_datasets", False),
+}
+# Checks that are added to the loops of peers that have none
+DECODED = "all decoded"
+NOT_DECODED = "headers checked"
 
 GOALS = (
     Goal(AS_FOUND, AS_FOUND, LIMIT, 0.75, ">= 0.75 of the limit"),
     Goal(HEADER, HEADER, COPY, 0.5, ">= 0.5 of cp -r + sync"),
     Goal(ENCODED, ENCODED, ENCODE, 0.85, ">= 0.85 of decode + encode"),
     Goal(SCALED, SCALED, SCALE, 0.85, ">= 0.85 of decode + scale + encode"),
-    Goal(TFDS, HEADER, TFDS, 1.0, "ours, header >= 1 x this"),
-    Goal(IMG2DATASET, AS_FOUND, IMG2DATASET, 1.0, "ours, as found >= 1 x this"),
+    *(
+        Goal(f"{peer}, {DECODED}", AS_FOUND, f"{peer}, {DECODED}", 1.0, "ours, as found >= 1 x this")
+        for peer in PEERS
+    ),
+    *(
+        Goal(f"{peer}, {NOT_DECODED}", HEADER, f"{peer}, {NOT_DECODED}", 1.0, "ours, header >= 1 x this")
+        for peer in PEERS
+    ),
     Goal(IMG2DATASET_SCALED, SCALED, IMG2DATASET_SCALED, 1.0, "ours, at 256 >= 1 x this"),
 )
 
 
-def list_candidates(photos: Path, scratch: Path, img2dataset_python: str | None) -> list[Candidate]:
+def list_candidates(photos: Path, scratch: Path, peers_python: str | None) -> list[Candidate]:
     """Returns all candidates in the order of the table."""
     raw = {"folder": str(photos), "cores": CORES}
     build = {"folder": str(photos), "scratch": str(scratch)}
-    img2dataset = build | {"cores": CORES}
-    python = img2dataset_python or sys.executable
+    python = peers_python or sys.executable
+    peers = []
+    for check, decode in ((DECODED, True), (NOT_DECODED, False)):
+        for peer, (function, takes_cores) in PEERS.items():
+            settings = build | {"decode": decode} | ({"cores": CORES} if takes_cores else {})
+            peer_python = python if takes_cores else sys.executable
+            name = f"{peer}, {check}"
+            peers.append(Candidate(name, f"shards_peers:{function}", settings, python=peer_python))
     scaled = {"quality": 90, "size": 256}
     ours = "shards_ours:ours"
     return [
@@ -57,9 +77,10 @@ def list_candidates(photos: Path, scratch: Path, img2dataset_python: str | None)
         Candidate(ENCODED, ours, build | {"encoding": "jpeg:90"}, process="ours"),
         Candidate(SCALED, ours, build | {"encoding": "jpeg:90", "store_size": 256}, process="ours"),
         Candidate("ours: command line, with Ray's start", "shards_ours:command_line", build),
-        Candidate(TFDS, "shards_peers:tensorflow_datasets", build),
-        Candidate(IMG2DATASET, "shards_peers:img2dataset", img2dataset, python=python),
-        Candidate(IMG2DATASET_SCALED, "shards_peers:img2dataset", img2dataset | scaled, python=python),
+        *peers,
+        Candidate(
+            IMG2DATASET_SCALED, "shards_peers:img2dataset", build | {"cores": CORES} | scaled, python=python
+        ),
     ]
 
 
@@ -67,7 +88,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Runs the benchmark and returns its figures."""
     parser = runner.build_parser(__doc__ or "")
     parser.add_argument(
-        "--img2dataset-python", metavar="PATH", help="a Python with img2dataset (default: this one)"
+        "--peers-python",
+        metavar="PATH",
+        help="a Python with img2dataset, webdataset, mosaicml-streaming and simplejpeg (default: this one)",
     )
     parser.add_argument(
         "--large",
@@ -79,7 +102,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         return large.run(options)
 
     def build(photos: Path, scratch: Path) -> Benchmark:
-        return Benchmark(list_candidates(photos, scratch, options.img2dataset_python), GOALS, LIMITS)
+        return Benchmark(list_candidates(photos, scratch, options.peers_python), GOALS, LIMITS)
 
     return runner.run(TITLE, options, build)
 

@@ -2,18 +2,104 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from worker import Rounds
 
+SHARD_BYTES = 96 * 10**6
 
-def tensorflow_datasets(folder: str, scratch: str) -> Rounds:
+
+def check_image(content: bytes, decode: bool) -> bytes:
+    """Checks a JPEG with the decoder of this project, completely or only its header; returns its bytes."""
+    import simplejpeg
+
+    if decode:
+        simplejpeg.decode_jpeg(content, strict=True)
+    else:
+        simplejpeg.decode_jpeg_header(content, strict=True)
+    return content
+
+
+def webdataset(folder: str, scratch: str, cores: int, decode: bool) -> Rounds:
+    """The `ShardWriter` of webdataset in one process per core, with a digest of every shard added."""
+    import webdataset as wds
+
+    def compute_digest(name: str) -> None:
+        with open(name, "rb") as file:
+            hashlib.file_digest(file, "sha256")
+
+    def write(out: Path, paths: Sequence[Path], labels: dict[str, int]) -> None:
+        pattern = str(out / "%05d.tar")
+        with wds.ShardWriter(
+            pattern, maxcount=10**9, maxsize=SHARD_BYTES, post=compute_digest, verbose=0
+        ) as writer:
+            for path in paths:
+                image = check_image(path.read_bytes(), decode)
+                name = f"{path.parent.name}/{path.stem}"
+                writer.write({"__key__": name, "jpg": image, "cls": labels[path.parent.name]})
+
+    yield from _write_parts(folder, scratch, cores, write)
+
+
+def mosaicml_streaming(folder: str, scratch: str, cores: int, decode: bool) -> Rounds:
+    """The `MDSWriter` of mosaicml-streaming in one process per core, with its digests of the shards."""
+    from streaming import MDSWriter
+    from streaming.base.util import merge_index
+
+    def write(out: Path, paths: Sequence[Path], labels: dict[str, int]) -> None:
+        columns = {"image": "bytes", "label": "int", "id": "str"}
+        with MDSWriter(columns=columns, out=str(out), hashes=["sha256"], size_limit=SHARD_BYTES) as writer:
+            for path in paths:
+                image = check_image(path.read_bytes(), decode)
+                name = f"{path.parent.name}/{path.name}"
+                writer.write({"image": image, "label": labels[path.parent.name], "id": name})
+
+    yield from _write_parts(folder, scratch, cores, write, lambda out: merge_index(str(out), keep_local=True))
+
+
+def _write_parts(
+    folder: str,
+    scratch: str,
+    cores: int,
+    write: Callable[[Path, Sequence[Path], dict[str, int]], None],
+    finish: Callable[[Path], None] | None = None,
+) -> Rounds:
+    """Runs rounds in which every process writes a part of the photos to a folder of its own."""
+    yield None
+    while True:
+        out = Path(scratch) / f"peer-{os.getpid()}"
+        start = time.perf_counter()
+        paths = sorted(Path(folder).glob("*/*"))
+        names = sorted({path.parent.name for path in paths})
+        labels = {name: index for index, name in enumerate(names)}
+        processes = []
+        for core in range(cores):
+            part = out / str(core)
+            part.mkdir(parents=True)
+            arguments = (part, paths[core::cores], labels)
+            processes.append(multiprocessing.get_context("fork").Process(target=write, args=arguments))
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        if any(process.exitcode for process in processes):
+            raise RuntimeError("a process failed")
+        if finish is not None:
+            finish(out)
+        duration = time.perf_counter() - start
+        shutil.rmtree(out)
+        yield duration
+
+
+def tensorflow_datasets(folder: str, scratch: str, decode: bool) -> Rounds:
     """A plain `GeneratorBasedBuilder` of tensorflow-datasets, which stores the undecoded bytes."""
     import tensorflow_datasets as tfds
 
@@ -33,6 +119,7 @@ def tensorflow_datasets(folder: str, scratch: str) -> Rounds:
 
         def _generate_examples(self) -> Iterator[tuple[str, dict[str, str]]]:
             for path in sorted(Path(folder).glob("*/*")):
+                check_image(path.read_bytes(), decode)
                 yield f"{path.parent.name}/{path.name}", {"image": str(path), "label": path.parent.name}
 
     tfds.disable_progress_bar()
@@ -47,9 +134,14 @@ def tensorflow_datasets(folder: str, scratch: str) -> Rounds:
 
 
 def img2dataset(
-    folder: str, scratch: str, cores: int, quality: int | None = None, size: int | None = None
+    folder: str,
+    scratch: str,
+    cores: int,
+    quality: int | None = None,
+    size: int | None = None,
+    decode: bool = True,
 ) -> Rounds:
-    """img2dataset on `file:` URLs with one process per core.
+    """img2dataset on `file:` URLs with one process per core. It decodes every image itself.
 
     The reported seconds come from img2dataset's own statistics, which exclude the start of its processes.
     """
@@ -65,7 +157,8 @@ def img2dataset(
         "output_format": "webdataset",
         "processes_count": cores,
         "thread_count": 16,
-        "number_sample_per_shard": 256,
+        "number_sample_per_shard": 1000,
+        "disable_all_reencoding": not decode,
     }
     if quality is None:
         options |= {"resize_mode": "no", "skip_reencode": True}
