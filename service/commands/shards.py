@@ -54,7 +54,7 @@ def _add_build(subcommands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="PIXELS",
         help="scale larger images down to this shorter side (default: keep the size)",
     )
-    build.add_argument("--shard-rows", type=int, metavar="N", help="images per shard (default: 256)")
+    build.add_argument("--shard-rows", type=int, metavar="N", help="images per shard (default: about 96 MB)")
     build.add_argument(
         "--shard-mb",
         type=float,
