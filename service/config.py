@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
-from pipelines.errors import ConfigError, suggest
+from pipelines.errors import ConfigError, name_multiples, suggest
 from pipelines.plugins import is_reference, reference_file
 from pipelines.remote.files import is_file, read_file, resolve_location
 from pipelines.remote.uri import Location, is_uri, parse_location
@@ -120,6 +120,15 @@ class RunConfig(Spec):
             raise ValueError(f"imagenet goes with {', '.join(BASES)} alone, not with {model}")
         if value == SAVED and not model.endswith(KERAS_SUFFIX):
             raise ValueError(f"saved goes with model=file.keras alone, not with {model}")
+        return value
+
+    @field_validator("global_batch")
+    @classmethod
+    def _validate_global_batch(cls, value: int, info: ValidationInfo) -> int:
+        lanes = info.data["data"].lanes if "data" in info.data else 1
+        if value % lanes:
+            sizes = name_multiples(value, lanes)
+            raise ValueError(f"data.lanes={lanes} does not divide it: use global_batch={sizes}")
         return value
 
     @field_validator("class_weights", mode="before")
@@ -268,6 +277,10 @@ def make_paths_absolute(settings: dict[str, Any]) -> dict[str, Any]:
         modules = [modules]
     if isinstance(modules, list):
         settings["custom_objects"] = [_make_absolute(str(name)) for name in modules]
+    data = settings.get("data")
+    if isinstance(data, dict) and isinstance(data.get("mix"), dict):
+        mix = {str(resolve_location(str(name))): weight for name, weight in data["mix"].items()}
+        settings["data"] = data | {"mix": mix}
     if isinstance(settings.get("augment"), dict):
         augment = settings["augment"]
         settings["augment"] = {_make_absolute(str(key)): value for key, value in augment.items()}

@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from pipelines import errors
 from pipelines.augment.colour import LUMA
 from pipelines.errors import ConfigError, GlassboxError
+from pipelines.input.mixed_manifest import load_training_manifest
 from pipelines.plugins import FILE_MODULE_PREFIX
-from pipelines.shards.manifest import Manifest, load_manifest
+from pipelines.shards.manifest import Manifest
 from pipelines.spec import DataSpec, check
 from service.config import RunConfig
 from service.models import Task, check_name, is_user_model
@@ -84,7 +85,7 @@ def build_and_check(config: RunConfig) -> tuple[str, ...]:
 
     configure_devices(deterministic=config.deterministic)
     before = set(sys.modules)
-    task = define_task(config.data, load_manifest(config.shards), config.shards)
+    task = define_task(config.data, load_training_manifest(config.shards, config.data), config.shards)
     model, notes = build_user_model(config.model, task, config.custom_objects)
     _check_imports(config, before)
     _check_can_be_saved(model, config)

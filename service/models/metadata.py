@@ -33,6 +33,8 @@ class ModelMetadata:
         offset: Summand after that multiplication.
         head: Whether the outputs are `probabilities` or `logits`.
         levels: How images of more than 8 bits were reduced, see `pipelines.spec.ShardSpec.levels`.
+        mix: The sets that the model was trained on, if there are several: their locations, weights, digests
+            and row numbers. `data` covers all of them.
     """
 
     classes: tuple[str, ...]
@@ -43,10 +45,15 @@ class ModelMetadata:
     offset: float = 0.0
     head: str = "probabilities"
     levels: str = "full"
+    mix: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Returns the metadata as a JSON document, the same bytes for the same content."""
-        return json.dumps({"version": VERSION} | asdict(self), indent=2, ensure_ascii=False) + "\n"
+        content = {"version": VERSION} | asdict(self)
+        del content["mix"]
+        if self.mix:
+            content["mix"] = list(self.mix)
+        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> ModelMetadata:
@@ -76,6 +83,7 @@ class ModelMetadata:
                 offset=float(content["offset"]),
                 head=str(content["head"]),
                 levels=str(content["levels"]),
+                mix=tuple(dict(mixed) for mixed in content.get("mix", ())),
             )
         except (ValueError, TypeError, KeyError):
             raise ConfigError(

@@ -20,9 +20,9 @@ from typing import Any
 from pipelines.cluster import ray_session
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError, Interrupted
+from pipelines.input.mixed_manifest import describe_mix, load_training_manifest
 from pipelines.remote.errors import StoreError
 from pipelines.remote.uri import Location, parse_location
-from pipelines.shards.manifest import load_manifest
 from service.config import RunConfig, load_run_config
 from service.devices import read_logical_devices
 from service.failures import translate_failures
@@ -64,6 +64,8 @@ def train(
     check_paths_persist(out=location, data=parse_location(config.shards))
     # Before anything is written, or Ray is started.
     check_can_start(config, in_process=local)
+    for line in describe_mix(load_training_manifest(config.shards, config.data)):
+        print(line)
     notes = check_model(config, in_process=local)
     print(*notes, sep="\n", end="\n" if notes else "")
     began = time.perf_counter()
@@ -104,7 +106,7 @@ def resume(out: str | Location, workers: WorkerSpec | None = None, *, local: boo
     with open_output(parse_location(out), False, partial(_format_resume, local)) as output:
         run = output.run
         config = load_run_config(run)
-        load_manifest(config.shards)
+        load_training_manifest(config.shards, config.data)
         status = run.status()
         end = describe_end(config, run.metrics())
         if status.get("state") == "finished" and end:
@@ -155,7 +157,7 @@ def check_can_start(config: RunConfig, in_process: bool = False) -> None:
     """
     read_logical_devices()
     check_name(config.model)
-    load_manifest(config.shards)
+    load_training_manifest(config.shards, config.data)
     check_weights(config.model, config.weights)
     check_code(config.model_dump(mode="json"))
     check_images(config.model, (*config.data.image_size, config.data.channels))

@@ -13,7 +13,8 @@ import numpy as np
 from pipelines.augment.draw import check_batch
 from pipelines.errors import TrainingError
 from pipelines.input.cache import CacheBudget
-from pipelines.input.order import PADDING
+from pipelines.input.mixed_manifest import MixedManifest
+from pipelines.input.order import PADDING, check_lane_workers
 from pipelines.input.placement import list_local_devices
 from pipelines.records import Batch
 from pipelines.shards.manifest import Manifest
@@ -107,6 +108,7 @@ class Loop:
         self.watchdog = Watchdog() if worker.world_size > 1 else None
 
         with self.timer.measure("setup"):
+            check_lane_workers(config.data.lanes, worker.world_size)
             self.strategy = choose_strategy(config.global_batch, worker, config.augment)
             self._report_unused_devices()
             if config.augment:
@@ -152,7 +154,7 @@ class Loop:
             config.checkpoint_minutes,
         )
         listeners = create_gauges(config, run) if worker.is_chief else ()
-        self.meter = Meter(run, config.epochs, self.train.rows, listeners)
+        self.meter = Meter(run, config.epochs, self.train.epoch_rows, listeners)
         self.row_log = RowLog.from_environment(run, worker.rank)
         if worker.is_chief:
             self._prepare_run_directory(checkpoint)
@@ -480,12 +482,14 @@ class Loop:
 
 def _describe_model(config: RunConfig, manifest: Manifest) -> ModelMetadata:
     """Describes the saved model: every one takes pixels of 0 to 255 and ends in probabilities."""
+    mix = manifest.mix if isinstance(manifest, MixedManifest) else ()
     return ModelMetadata(
         classes=manifest.classes,
         data=manifest.digest(),
         image_size=config.data.image_size,
         channels=config.data.channels,
         levels=manifest.levels,
+        mix=tuple(mixed.model_dump() for mixed in mix),
     )
 
 

@@ -47,7 +47,7 @@ class PreciseStatistics:
         self._strategy = strategy
         self._batches = batches
         self._worker = worker
-        full_batches = batches.rows // batches.global_batch
+        full_batches = batches.epoch_rows // batches.global_batch
         self._steps = min(math.ceil(images / batches.global_batch), full_batches)
         self._layers = [layer for layer in find_batch_norms(stage_network.network) if layer.trainable]
         self._variables: list[tf.Variable] = []
