@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -235,3 +236,9 @@ def describe_mix(manifest: Manifest) -> tuple[str, ...]:
             f"mix: {mixed.location}: {mixed.epoch_images:,} of {mixed.rows:,} images per epoch ({share:.1%})"
         )
     return tuple(lines)
+
+
+def find_set(mix: Sequence[MixedSet], row: int) -> MixedSet:
+    """Returns the set of a mix that a row comes from."""
+    first_rows = [mixed.first_row for mixed in mix]
+    return mix[bisect_right(first_rows, row) - 1]

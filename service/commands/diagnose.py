@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipelines.errors import ConfigError, GlassboxError
+from pipelines.input.mixed_manifest import MixedManifest, load_training_manifest, select_mix
 from pipelines.remote.files import fetch_file, resolve_location
 from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import Manifest, load_manifest
@@ -108,6 +109,12 @@ def _diagnose_run(run: Run, shards: str | None, max_issues: int, folds: int | No
         )
     elif run.model_path.is_file():
         location = resolve_location(shards or run.config()["shards"])
+        if folds is not None and isinstance(manifest, MixedManifest):
+            raise ConfigError(
+                "a run on one shard set for --folds",
+                f"run={run.path} (trained on a mix of {len(manifest.mix)})",
+                "name one of its sets with --data, or leave out --folds",
+            )
         if folds is None:
             label_issues = _find_label_issues(run, location, manifest, max_issues)
         else:
@@ -136,7 +143,7 @@ def build_history(run: Run, manifest: Manifest | None) -> History:
 
 def _find_label_issues(run: Run, shards: Location, manifest: Manifest, max_issues: int) -> LabelIssues:
     from pipelines.input.batches import Batches
-    from pipelines.input.reader import ShardReader
+    from pipelines.input.mix import open_reader
     from service.diagnosis.calibration import calibrate
     from service.diagnosis.label_issues import MAX_IMAGES, find_label_issues, limit_batches
     from service.inference.classes import match_classes
@@ -148,7 +155,8 @@ def _find_label_issues(run: Run, shards: Location, manifest: Manifest, max_issue
     saved, model = open_model(run.path)
     check_class_count(model, manifest.classes)
     match = match_classes(saved.classes, manifest.classes, saved.class_source)
-    data = input_spec(model)
+    mix = select_mix(run.config(), shards)
+    data = input_spec(model).model_copy(update={"mix": mix.mix})
     sample = LabelledRows(str(shards), "train", data, match)
     interpretation = interpret_model(model, known=saved.interpretation, images=sample)
     for note in (*interpretation.notes, match.note):
@@ -166,7 +174,7 @@ def _find_label_issues(run: Run, shards: Location, manifest: Manifest, max_issue
     if "validation" in manifest.splits:
         validation = predict_split("validation")
         calibration = calibrate(validation.probabilities, validation.labels)
-    read_ids = ShardReader(shards, "train").read_ids
+    read_ids = open_reader(shards, "train", data).read_ids
     return find_label_issues(predict_split("train"), match.names, read_ids, max_issues, calibration)
 
 
@@ -197,7 +205,7 @@ def _load_manifest(run: Run, shards: str | None) -> Manifest | None:
         return load_manifest(shards)
     path = str(run.config().get("shards", ""))
     try:
-        manifest = load_manifest(path)
+        manifest = load_training_manifest(path, select_mix(run.config(), path))
         run.check_data(path, manifest.digest())
     except GlassboxError:
         return None

@@ -140,7 +140,8 @@ def predict_with_folds(
             report(f"fold {fold + 1} of {folds}: training on {len(remaining):,} images")
             selections = {"train": ("train", remaining), "validation": ("train", held_out)}
             subset = write_subset(shards, Path(folder) / f"shards-{fold}", selections)
-            fold_config = config.model_copy(update={"shards": str(subset)})
+            data = config.data.model_copy(update={"mix": None, "epoch_images": None})
+            fold_config = config.model_copy(update={"shards": str(subset), "data": data})
             fold_run = train(fold_config, Path(folder) / f"run-{fold}", local=True)
             predicted, rows = _predict_split(fold_run, subset)
             probabilities[held_out[rows]] = predicted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ from PIL import Image
 
 from pipelines.health.report import KIND_NAMES, DuplicateImages, Health, ImageName
 from pipelines.health.text import describe_scope, describe_sizes, select_classes, sort_duplicates
+from pipelines.input.mixed_manifest import MixedSet
 from service.report.drawing.album import Album, Drawing, Picture, draw_photo
 from service.report.sections.section import Section
 
@@ -53,7 +54,13 @@ class ShownClass:
     mean: Picture | None
 
 
-def build_section(album: Album, health: Health, read_picture: ReadPicture, shards_digest: str) -> Section:
+def build_section(
+    album: Album,
+    health: Health,
+    read_picture: ReadPicture,
+    shards_digest: str,
+    mix: Sequence[MixedSet] = (),
+) -> Section:
     """Builds the tables and pictures of a check.
 
     Args:
@@ -61,6 +68,8 @@ def build_section(album: Album, health: Health, read_picture: ReadPicture, shard
         health: Result of the check.
         read_picture: Returns the pixels of an image, uint8 `[H, W, 1 or 3]`, by split and row.
         shards_digest: Digest of the shard set's manifest, recorded with every picture.
+        mix: The sets that the training images come from, if there are several; those in the check are the
+            images of the set named by `--data` alone.
     """
     painter = _Painter(album, read_picture, shards_digest)
     groups = sort_duplicates(health.duplicates)[:MAX_GROUPS]
@@ -74,6 +83,7 @@ def build_section(album: Album, health: Health, read_picture: ReadPicture, shard
         "darkest": painter.add_with_values(health.darkest),
         "brightest": painter.add_with_values(health.brightest),
         "constant": painter.add(health.constant[:MAX_CONSTANT]),
+        "mix": mix,
     }
     figures = health.figures() | {"alerts": list(health.alerts)}
     return Section("health", "Dataset health", values, figures)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.input.mixed_manifest import MixedSet, find_set
 from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
 from service.report.sections.provenance import Provenance
@@ -20,6 +21,7 @@ def build_section(
     classes: Sequence[str],
     input_shape: tuple[int, ...],
     count: int,
+    mix: Sequence[MixedSet] = (),
 ) -> Section:
     """Builds a grid of training images, grouped by class.
 
@@ -30,6 +32,7 @@ def build_section(
         classes: Class names; labels are indices into them.
         input_shape: Height, width and channels of the model's input.
         count: Number of images to show, at most.
+        mix: The sets that the images come from, if there are several.
     """
     rows = select_rows(images.labels, count).tolist()
     groups: dict[str, list[Picture]] = {}
@@ -38,7 +41,7 @@ def build_section(
         picture = album.add_photo(
             pixels,
             "training",
-            f"Training image {row}, {label}: {name}",
+            f"Training image {row}, {label}: {name}{_describe_origin(mix, row)}",
             **provenance.describe_images(images.split, [row]),
         )
         groups.setdefault(label, []).append(picture)
@@ -50,6 +53,7 @@ def build_section(
         "rows": len(images.labels),
         "classes": len(classes),
         "size": (height, width),
+        "mix": mix,
     }
     figures = {
         "images": len(images.labels),
@@ -59,7 +63,14 @@ def build_section(
         "channels": channels,
         "shown_rows": rows,
     }
+    if mix:
+        figures["mix"] = [mixed.model_dump() for mixed in mix]
+        figures["shown_sets"] = [find_set(mix, row).location for row in rows]
     return Section("training_images", "Training images", values, figures)
+
+
+def _describe_origin(mix: Sequence[MixedSet], row: int) -> str:
+    return f" ({find_set(mix, row).location})" if mix else ""
 
 
 def select_rows(labels: NDArray[np.int32], count: int) -> NDArray[np.int64]:
