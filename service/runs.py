@@ -316,7 +316,7 @@ class Run:
         """Returns the recorded state of the run; empty before it started.
 
         Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, caches,
-        notices, timings (seconds), environment.
+        notices, timings (seconds), environment, store (bytes, hit rate and seconds, for shards on a store).
         """
         try:
             return dict(json.loads(self.status_path.read_text()))

@@ -33,7 +33,7 @@ from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
 from service.training.checks import describe_end
 from service.training.group import WorkerSpec, disk_error, train_on_cluster
-from service.training.progress import show_progress, summarize_timings
+from service.training.progress import format_store, show_progress, summarize_timings
 from service.user_code import check_code
 from service.version import read_version
 
@@ -216,6 +216,8 @@ def _launch(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool,
         run.update_status(state="finished", finished=current_time())
         status = run.status()
         print(summarize_timings(status["timings"], config.data, _cache_tier(status)))
+        if status.get("store"):
+            print(format_store(status["store"]))
 
 
 def _train_to_end(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool) -> None:

@@ -17,6 +17,7 @@ from pipelines.input.mixed_manifest import MixedManifest
 from pipelines.input.order import PADDING, check_lane_workers
 from pipelines.input.placement import list_local_devices
 from pipelines.records import Batch
+from pipelines.remote.metrics import StoreMetrics
 from pipelines.shards.manifest import Manifest
 from service.checkpoint import (
     Arrays,
@@ -55,7 +56,13 @@ from service.training.strategy import (
     choose_strategy,
     find_minimum,
 )
-from service.training.telemetry import RowLog, align_to_profile, create_gauges, profile_once
+from service.training.telemetry import (
+    RowLog,
+    align_to_profile,
+    create_gauges,
+    describe_store,
+    profile_once,
+)
 from service.training.watchdog import Watchdog
 
 AfterEpoch = Callable[[Sequence[dict[str, float]]], None]
@@ -176,7 +183,17 @@ class Loop:
                     after_epoch(self.position.history)
         if self.worker.is_chief:
             self.run.add_timings(**self.timer.seconds)
+            self.run.update_status(store=describe_store(self._read_store_metrics()) or None)
             self._record_early_stop()
+
+    def _read_store_metrics(self) -> StoreMetrics | None:
+        """Returns what was read from a store for both splits; None for local shard sets."""
+        metrics = self.train.read_store_metrics()
+        validation = self.validation.read_store_metrics() if self.validation else None
+        if metrics is None or validation is None:
+            return metrics or validation
+        # What is fetched is counted for the whole set.
+        return metrics + replace(validation, fetched_files=0, fetched_bytes=0)
 
     def _record_early_stop(self) -> None:
         """States an early stop, with the best epoch, in the notices and as the reason in the status."""
@@ -316,6 +333,7 @@ class Loop:
                 step_seconds=seconds / batches,
                 checkpoint_age_seconds=self.controller.checkpoint_age,
                 restarts=self.worker.attempt,
+                **describe_store(self._read_store_metrics()),
             )
 
     def _check(self, result: StepResult, epoch: int) -> None:
@@ -475,6 +493,9 @@ class Loop:
         caches = {"train": str(self.train.tier)}
         if self.validation:
             caches["validation"] = str(self.validation.tier)
+        store = self._read_store_metrics()
+        if store is not None:
+            caches["shards"] = store.cache
         caches |= self.learner.stage_network.describe_cache()
         self.run.add_timings(**self.timer.seconds)
         self.run.update_status(state="training", caches=caches, world_size=self.strategy.num_replicas_in_sync)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pipelines.remote.folder import format_gigabytes
 from pipelines.spec import DataSpec
 from service.progress_bar import open_display
 from service.recipe import format_epochs
@@ -67,6 +68,19 @@ def summarize_timings(timings: Mapping[str, float], data: DataSpec, tier: str) -
     if hint:
         lines.append(hint)
     return "\n".join(lines)
+
+
+def format_store(values: Mapping[str, float]) -> str:
+    """Returns as text how much was fetched from a store, how much its cache helped, and the time waited.
+
+    Args:
+        values: Values of the progress or the status (see `service.training.telemetry.describe_store`).
+    """
+    fetched = format_gigabytes(int(values["store_fetched_bytes"]))
+    return (
+        f"{fetched} fetched from the store, {values['store_hit_rate']:.0%} of use from its cache, "
+        f"{values['store_wait_seconds']:.1f} s waiting for it"
+    )
 
 
 def find_input_hint(timings: Mapping[str, float], data: DataSpec, tier: str) -> str | None:
@@ -180,6 +194,8 @@ def _update(bar: Progress, task: Any, progress: dict[str, Any] | None) -> None:
     details.append(f"{progress['input_wait']:.0%} waiting for input")
     if "memory_bytes" in progress:
         details.append(f"{progress['memory_bytes'] / 1e9:.1f} GB")
+    if "store_fetched_bytes" in progress:
+        details.append(format_store(progress))
     bar.update(
         task,
         completed=images,

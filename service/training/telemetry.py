@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from pipelines.remote.metrics import StoreMetrics
 from service.config import RunConfig
 from service.runs import Run
 from service.training.meter import ProgressListener
@@ -23,6 +24,9 @@ GAUGES = {
     "checkpoint_age_seconds": "Seconds since the last checkpoint.",
     "restarts": "How often the workers were restarted.",
     "epoch": "The epoch in progress.",
+    "store_fetched_bytes": "Bytes that the host of worker 0 has fetched from the store.",
+    "store_hit_rate": "Share of the bytes used that did not have to be fetched from the store again.",
+    "store_wait_seconds": "Seconds that threads of worker 0 have waited for the store.",
 }
 PROFILE_UPDATES = range(10, 20)  # earlier updates trace the graph and adapt the length of a call
 ROWS_LOG = "GLASSBOX_ROWS_LOG"
@@ -47,6 +51,17 @@ def create_gauges(config: RunConfig, run: Run) -> Sequence[ProgressListener]:
                 gauge.set(float(progress[name]), tags)
 
     return (update,)
+
+
+def describe_store(metrics: StoreMetrics | None) -> dict[str, float]:
+    """Returns what was read from a store as values of the progress and the status; none for local data."""
+    if metrics is None:
+        return {}
+    return {
+        "store_fetched_bytes": float(metrics.fetched_bytes),
+        "store_hit_rate": metrics.hit_rate,
+        "store_wait_seconds": metrics.wait_seconds,
+    }
 
 
 def is_logging_rows() -> bool:
