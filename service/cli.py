@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.errors import GlassboxError
-from service.commands import diagnose, evaluate, predict, presets, preview, report, shards, train, tune
+from service.commands import cache, diagnose, evaluate, predict, presets, preview, report, shards, train, tune
 from service.commands.locations import check_locations
 from service.failures import translate_failures
 from service.version import read_version
@@ -26,6 +26,7 @@ COMMANDS = (
     diagnose,
     tune,
     presets,
+    cache,
 )
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def format_gigabytes(count: int) -> str:
     digits = 2 if count >= GIGABYTE else 6
     unit = GIGABYTE // 10**digits
     return f"{math.ceil(count / unit) / 10**digits:.{digits}f}".rstrip("0").rstrip(".") + " GB"
+
+
+def measure_folder(folder: Path) -> int:
+    """Returns the size of all files below a folder in bytes; 0 if it does not exist."""
+    size = 0
+    for path in folder.rglob("*"):
+        with suppress(FileNotFoundError):  # it has just been removed
+            size += path.stat().st_size if path.is_file() else 0
+    return size
 
 
 def _parse_gigabytes(text: str) -> float:
