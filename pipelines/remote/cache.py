@@ -74,8 +74,9 @@ class CachedFiles:
 
     def __init__(self, location: Uri, cache_gb: float | None = None) -> None:
         cache = open_cache(cache_gb)
-        cache.shrink()
-        source = _Source(cache, location)
+        with report_folder_errors(cache.folder):
+            cache.shrink()
+            source = _Source(cache, location)
         self._connect(source, _Pass(source), cache_gb)
 
     def _connect(self, source: _Source, files: _Pass, cache_gb: float | None) -> None:
@@ -424,9 +425,9 @@ class _Pass:
         try:
             self._fetch(fetch)
         except OSError as error:
-            can_retry = error.errno in NO_SPACE and self._cache.evict_for(fetch.entry.bytes)
-            outcome = self._cache.reserve(fetch.entry) if can_retry else Outcome("full")
             with report_folder_errors(self._cache.folder):
+                can_retry = error.errno in NO_SPACE and self._cache.evict_for(fetch.entry.bytes)
+                outcome = self._cache.reserve(fetch.entry) if can_retry else Outcome("full")
                 if outcome.fetch is None and outcome.state == "full":
                     raise
                 if outcome.fetch is not None:

@@ -263,7 +263,7 @@ class CacheFolder:
         token = f"{os.getpid()}-{secrets.token_hex(4)}"
         command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[:60].strip() or "python"
         user = User(self, token, UserTable(os.getpid(), command, str(location)))
-        with self._exclusive():
+        with report_folder_errors(self.folder), self._exclusive():
             user.create()
         return user
 
@@ -333,7 +333,11 @@ class CacheFolder:
         for folder in self._list_set_folders():
             with os.scandir(folder) as files:
                 for file in files:
-                    if file.name in (LOCATION, FETCHED) or file.name.startswith("."):
+                    if file.name.startswith(".tmp-"):
+                        # Written under the lock of the folder, by a process that was killed.
+                        Path(file.path).unlink(missing_ok=True)
+                        continue
+                    if file.name in (LOCATION, FETCHED):
                         continue
                     status = file.stat()
                     yield CachedFile(f"{folder.name}/{file.name}", status.st_size, status.st_atime_ns)
@@ -365,7 +369,13 @@ class CacheFolder:
                 os.close(descriptor)
                 continue
             content = json.loads(table.read_text())
-            yield UserTable(**content | {"in_use": tuple(content["in_use"])})
+            yield UserTable(
+                pid=content["pid"],
+                command=content["command"],
+                location=content["location"],
+                in_use=tuple(content["in_use"]),
+                next_use=content["next_use"],
+            )
 
     def _fetch_folder(self, key: str) -> Path:
         return self._fetches / key.replace("/", "~")
@@ -412,7 +422,13 @@ class User:
     def create(self) -> None:
         """Writes the table and takes the lock; the caller holds the lock of the folder."""
         self._descriptor = _create_lock(self._path.with_suffix(".lock"))
-        self._write()
+        try:
+            self._write()
+        except OSError:
+            self._path.with_suffix(".lock").unlink()
+            os.close(self._descriptor)
+            self._descriptor = None
+            raise
 
     def publish(self, in_use: Sequence[str], next_use: Mapping[str, int]) -> None:
         """Replaces the files in use, and those needed later.
@@ -420,7 +436,7 @@ class User:
         When it returns, a file in use that is complete stays so.
         """
         self._table |= {"in_use": list(in_use), "next_use": dict(next_use)}
-        with self._cache._exclusive():
+        with report_folder_errors(self._cache.folder), self._cache._exclusive():
             self._write()
 
     def close(self) -> None:
