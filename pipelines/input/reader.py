@@ -44,7 +44,7 @@ class _StoredImage(NamedTuple):
         position: Position of the image in the shard.
         start: Offset of the image in the file.
         size: Number of bytes.
-        label: Class index.
+        label: Class index that the checksum covers.
         checksum: Checksum of image and label.
     """
 
@@ -61,7 +61,7 @@ class _DamagedImageError(Exception):
     """An image is not what was written.
 
     Args:
-        image: The image.
+        image: Place of the damaged image.
         reason: Error that says why, if the checksum does not.
     """
 

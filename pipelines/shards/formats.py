@@ -88,7 +88,7 @@ def read_columns(files: ShardFiles, shard: ShardFile) -> RowColumns:
     """Reads from a shard where its images are, and its columns of numbers.
 
     Raises:
-        DataError: As `open_shard`.
+        DataError: The file that holds them is missing, damaged or differs from the manifest.
     """
     needed = (shard.index or shard,)
     with files.open(needed) as opened:
@@ -100,7 +100,7 @@ def read_table(files: ShardFiles, shard: ShardFile) -> Any:
     """Reads the Arrow table with identifiers and bounding boxes of a shard.
 
     Raises:
-        DataError: As `open_shard`.
+        DataError: The file that holds them is missing, damaged or differs from the manifest.
     """
     needed = (shard.index or shard,)
     with files.open(needed) as opened:

@@ -43,10 +43,16 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 def test_shard_set(job: Path) -> None:
     manifest = json.loads((job / "shards" / "manifest.json").read_text())
-    shards = {split: entry["shards"] for split, entry in manifest["splits"].items()}
-    assert [shard["rows"] for shard in shards["train"]] == [32, 32, 6]
-    files = [shard["file"] for split in shards.values() for shard in split]
-    assert {path.name for path in (job / "shards").iterdir()} == {"manifest.json", "rejected.jsonl", *files}
+    splits = manifest["splits"]
+    assert [(split["rows"], split["shard_count"]) for split in splits.values()] == [(70, 3), (30, 1)]
+    sidecars = [split[name]["file"] for split in splits.values() for name in ("table", "index")]
+    files = [
+        split["file_pattern"].format(number=number)
+        for split in splits.values()
+        for number in range(split["shard_count"])
+    ]
+    names = {path.name for path in (job / "shards").iterdir()}
+    assert names == {"manifest.json", "rejected.jsonl", *sidecars, *files}
     output = glassbox("shards", "info", job / "shards")
     assert all(name in output for name in manifest["classes"])
 

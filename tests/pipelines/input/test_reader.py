@@ -177,6 +177,21 @@ def test_few_files_are_open_at_a_time(directory: Path, monkeypatch: pytest.Monke
     assert len(os.listdir("/proc/self/fd")) == before
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 20])
+def test_images_come_in_order_from_any_number_of_threads(
+    arrow: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    monkeypatch.setattr(reader_module, "PARALLEL_BYTES", 1)
+    monkeypatch.setattr(reader_module, "READ_THREADS", threads)
+    monkeypatch.setattr(reader_module, "count_process_cpus", lambda: 64)
+    reader = ShardReader(arrow, "train")
+    rows = [7, 0, 3, 3, 2, 6, 1, 5, 4]
+    assert reader.read_images(rows) == [RECORDS[row].image for row in rows]
+    replace_bytes(arrow / "train-00003.arrow", b"bytes of 4", b"bytes oF 4")
+    with pytest.raises(DataError, match="row=4"):
+        reader.read_images(rows)
+
+
 def test_few_columns_are_kept_in_memory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "CACHED_ROWS", 1)
     monkeypatch.setattr(reader_module, "MIN_CACHED_SHARDS", 1)
@@ -188,6 +203,7 @@ def test_few_columns_are_kept_in_memory(directory: Path, monkeypatch: pytest.Mon
 def test_threads_share_a_reader(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that one thread closes for another are still read to the end."""
     monkeypatch.setattr(files.OpenFiles.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(reader_module, "PARALLEL_BYTES", 1)
     reader = ShardReader(directory, "train")
     rows = list(range(8)) * 50
     with ThreadPoolExecutor(4) as pool:

@@ -70,3 +70,25 @@ def test_a_terminal_without_the_characters_of_a_class_shows_escapes(directory, e
     expected = r"\u65e5\u672c\u8a9e" if encoding == "ascii" else "日本語"
     (line,) = (line for line in result.stdout.decode(encoding).splitlines() if expected in line)
     assert line.split() == [expected, "2", "1", "2"]
+
+
+@pytest.mark.parametrize(("classes", "more"), [(10, []), (11, ["...", "and", "1", "more", "1"])])
+def test_ten_classes_are_listed_and_the_others_counted(tmp_path, classes, more):
+    records = [
+        shard_samples.make_record(np.zeros((2, 2), np.uint8), index, str(index)) for index in range(classes)
+    ]
+    names = [f"kind{index}" for index in range(classes)]
+    directory = shard_samples.write_shards(tmp_path / "set", names, {"train": records})
+    lines = [line.split() for line in describe_shards(directory).splitlines()]
+    assert [line for line in lines if line and line[0] in (*names, "...")] == [
+        *([name, "1"] for name in names[:10]),
+        *([more] if more else []),
+    ]
+    assert ["all", str(classes)] in lines
+
+
+@pytest.mark.parametrize("version", [2, 3])
+def test_both_versions_are_described_alike(tmp_path, version):
+    records = [shard_samples.make_record(np.zeros((2, 2), np.uint8), 0, str(index)) for index in range(4)]
+    directory = shard_samples.write_shards(tmp_path / "set", ("a",), {"train": records}, 2, version=version)
+    assert "train: 2 files, 0.0 MB" in describe_shards(directory)
