@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from stores import Bucket
 
 from service.cli import build_parser, main
 from service.commands.locations import SOURCE_KINDS, check_locations
@@ -68,7 +69,7 @@ def build_arguments(command: str, dest: str, value: str) -> list[str]:
     parser = dict(find_commands(build_parser()))[command]
     arguments = command.split()
     for action in parser._actions:
-        is_needed = action.required and not isinstance(action, argparse._HelpAction)
+        is_needed = action.required and action.dest not in OTHER_OPTIONS
         if action.dest != dest and not is_needed:
             continue
         text = value if action.dest == dest else "plain"
@@ -94,6 +95,28 @@ def test_an_unknown_scheme_is_refused_in_one_sentence(
     assert output.err.startswith("glassbox: Expected a path or an address that starts with s3://")
     assert output.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.e2e
+def test_an_object_that_does_not_exist_is_an_error_and_never_a_local_folder(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
+    named = []
+    for command, dest in LOCATION_OPTIONS:
+        if command.startswith("cache"):  # needs no shard set
+            continue
+        code = main(build_arguments(command, dest, f"{bucket.url}/none.yaml"))
+        error = capsys.readouterr().err
+        assert code in (2, 3), (command, dest, error)
+        assert error.startswith("glassbox: Expected "), (command, dest)
+        assert not list(tmp_path.glob("s3:*")), (command, dest)
+        if f"{bucket.url}/none.yaml" in error:
+            named.append(dest)
+    inputs = {dest for _, dest in LOCATION_OPTIONS} - {"out", "custom_objects", "location"}
+    assert inputs - set(named) <= {"samples", "space"}  # of which others are missing first
+    assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
 
 @pytest.mark.parametrize("option", ["model", "weights", "custom_objects"])
@@ -165,6 +188,7 @@ def test_every_text_option_is_known_to_be_a_location_or_not() -> None:
         "data",
         "directories",
         "directory",
+        "location",
         "model",
         "out",
         "preset",
