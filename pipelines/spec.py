@@ -38,7 +38,7 @@ class ShardSpec(Spec):
     """Settings for building a shard set from a source.
 
     Attributes:
-        format: `arrow` (Arrow IPC file, memory-mapped) or `tfrecord` (`tf.train.Example`, readable by any
+        format: `arrow` (Arrow IPC file) or `tfrecord` (`tf.train.Example`, readable by any
             TensorFlow program).
         encoding: `as-found` keeps the bytes of an image if all decoders agree on its pixels;
             `jpeg:QUALITY`, `png` and `raw` (uint8 pixels) re-encode every image.
