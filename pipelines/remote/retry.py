@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
 
 from pipelines.errors import ConfigError
@@ -21,6 +24,23 @@ TIMEOUT_VARIABLE = "GLASSBOX_STORE_TIMEOUT"
 DEFAULT_TIMEOUT_S = 180.0
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
+
+
+_limit: ContextVar[float] = ContextVar("limit", default=math.inf)
+
+
+@contextmanager
+def limit_retries(seconds: float) -> Iterator[None]:
+    """Limits the time of retries in a block, for callers that try again by themselves.
+
+    Args:
+        seconds: Limit for every operation of this thread in the block.
+    """
+    token = _limit.set(seconds)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
 
 
 def read_timeout() -> float:
@@ -55,13 +75,13 @@ class Retries:
     def __init__(self, uri: Uri) -> None:
         self.uri = uri
         self.count = 0
-        self._deadline = time.monotonic() + read_timeout()
+        self._deadline = time.monotonic() + min(read_timeout(), _limit.get())
         self._random = secrets.SystemRandom()
 
     def restart(self) -> None:
         """Starts the time limit again, after progress."""
         self.count = 0
-        self._deadline = time.monotonic() + read_timeout()
+        self._deadline = time.monotonic() + min(read_timeout(), _limit.get())
 
     def pause_after(self, error: Exception) -> None:
         """Waits before the next attempt.

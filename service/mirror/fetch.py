@@ -89,7 +89,7 @@ def _fetch_parts(uri: Uri, run: Run, record: Record, parts: Collection[str]) -> 
         if info is not None:
             _fetch_object(info, name, run, record)
     objects = _list_run(uri)
-    _check_exists(uri, objects)
+    check_exists(uri, objects)
     newest = sort_checkpoints(list_complete(objects))[-1:]
     wanted = {name for name in objects if _find_part(name, newest) & set(parts)}
     for name in sorted(wanted - {STATUS, METRICS}):
@@ -169,7 +169,7 @@ def pull_run(uri: Uri, run: Run, record: Record) -> list[str]:
         OSError: The folder cannot be written.
     """
     objects = {name: info for name, info in _list_run(uri).items() if is_mirrored(name)}
-    _check_exists(uri, objects)
+    check_exists(uri, objects)
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     damaged, newest = _pull_checkpoint(uri, objects, run, record)
     is_part = {name: is_record(name) or is_state(name) for name in objects}
@@ -240,8 +240,17 @@ def _list_run(uri: Uri) -> dict[str, ObjectInfo]:
     return {info.uri.relative_to(uri): info for info in list_objects(uri)}
 
 
-def _check_exists(uri: Uri, objects: Objects) -> None:
-    if CONFIG not in objects:
+def check_exists(uri: Uri, names: Collection[str]) -> None:
+    """Checks that there is a run among the objects below an address.
+
+    Args:
+        uri: Address of the run.
+        names: Names of the objects below it.
+
+    Raises:
+        ConfigError: There is no run.
+    """
+    if CONFIG not in names:
         raise ConfigError(
             "a run directory", f"run={uri} (no {CONFIG})", "name the --out of a 'glassbox train'"
         )

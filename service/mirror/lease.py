@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, replace
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.remote.errors import ConflictError, ObjectMissingError, StoreError
+from pipelines.remote.retry import limit_retries
 from pipelines.remote.store import delete, read_version, stat, write_bytes
 from pipelines.remote.uri import Uri
 
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 LEASE = ".lease"
 SECONDS_VARIABLE = "GLASSBOX_LEASE_SECONDS"
 LEASE_SECONDS = 60.0
+RELEASE_SECONDS = 10.0  # for which the end of a run waits for the store; then the lease expires
 # Stores round the times of objects to seconds.
 TIME_RESOLUTION = 2.0
 # Bytes of a lease are few; anything larger is not one.
@@ -246,7 +248,7 @@ class RunLease:
     def release(self) -> None:
         """Leaves the run to other processes, if this process still holds the lease."""
         self.stop_renewing()
-        with self._lock:
+        with self._lock, limit_retries(RELEASE_SECONDS):
             if not self._lost and self.generation:
                 self._try_write(replace(self._mine, is_released=True), if_match=self._etag)
 
@@ -260,7 +262,8 @@ class RunLease:
     ) -> None:
         while not is_done.wait(self.seconds / 4):
             try:
-                self.renew()
+                with limit_retries(self.seconds / 4):
+                    self.renew()
             except LeaseLostError as error:
                 if not is_done.is_set():
                     on_lost(error)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from textwrap import shorten
 
 from pipelines.remote.errors import ConflictError, ObjectMissingError, StoreError, StoreUnavailableError
+from pipelines.remote.retry import limit_retries
 from pipelines.remote.store import delete, read_bytes, stat, upload, write_bytes
 from pipelines.remote.uri import Uri
 from service.mirror.folder import Record, Snapshot, UploadedFile, read_version, take_snapshot
@@ -22,6 +23,7 @@ STOP = ".stop"
 POLL_SECONDS = 1.0  # between looks at the local folder
 PROGRESS_SECONDS = 10.0  # between uploads of progress and events
 STOP_CHECK_SECONDS = 5.0  # between checks for a stop request on the store
+RETRY_SECONDS = 10.0  # of a request, before the next look at the folder
 NOTICE_SECONDS = 60.0  # length of an outage after which the user is told
 FINAL_SECONDS = 120.0  # for which the end of a run waits for the store
 # A condition can be put on an upload in one request only, which a store limits to 5 GB.
@@ -134,7 +136,8 @@ class Mirror:
 
     def _run_thread(self, read_stop: bool) -> None:
         try:
-            self._mirror_until_finished(read_stop)
+            with limit_retries(RETRY_SECONDS):
+                self._mirror_until_finished(read_stop)
         except LeaseLostError as error:
             self.lose(error)
         except Exception as error:  # noqa: BLE001 - raised again by `finish`, in the thread of the training

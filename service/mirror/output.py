@@ -14,7 +14,7 @@ from pipelines.remote.store import ObjectInfo, delete, read_bytes, stat, write_b
 from pipelines.remote.uri import Location, Uri
 from pipelines.storage import lock_file, write_atomically
 from service.checkpoint import sort_checkpoints
-from service.mirror.fetch import list_remote_files, pull_run, refresh_record
+from service.mirror.fetch import check_exists, list_remote_files, pull_run, refresh_record
 from service.mirror.folder import Record, find_local_folder, set_aside, take_snapshot
 from service.mirror.lease import LeaseContent, LeaseLostError, RunLease
 from service.mirror.mirror import STOP, Mirror
@@ -80,6 +80,7 @@ class StoreOutput(RunOutput):
         self._mirror = Mirror(self.run, uri, self._lease, self._record)
         self._follower: Follower | None = None
         self._lost: LeaseLostError | None = None
+        self._unreachable: StoreError | None = None  # why the run could not be taken back
 
     @property
     def loss(self) -> LeaseLostError | None:
@@ -119,6 +120,8 @@ class StoreOutput(RunOutput):
             LeaseHeldError: Another process trains the run.
             StoreError: The store denies access or does not respond.
         """
+        if not self.run.exists():
+            check_exists(self.uri, list_remote_files(self.uri))
         previous = self._acquire()
         try:
             self._update_folder(previous)
@@ -139,7 +142,7 @@ class StoreOutput(RunOutput):
         Args:
             attempt: Number of groups of workers before this one.
         """
-        failure = self._mirror.finish()
+        failure = self._mirror.finish() or self._unreachable
         if failure:
             raise failure
         if self.loss:
@@ -161,23 +164,28 @@ class StoreOutput(RunOutput):
         """Takes the run back after the workers have ended, with what they have written.
 
         Raises:
-            StoreError: The store denies access or does not respond.
+            StoreError: The store denies access or does not respond, and the run is on another host.
         """
         if self._follower:
             self._follower.stop()
             self._follower = None
-        current = self._lease.read()
-        if current and current.session != self._lease.session:
-            self._lost = self._lease.describe_loss(current)
-            return
-        previous = self._acquire()
         record = Record.load(self.run.path)
         is_shared = record.holder != self._record.holder
-        was_trained = previous is not None and previous.holder != self._lease.holder
-        if was_trained and not is_shared:
-            pull_run(self.uri, self.run, record)
-        self._replace_record(record)
-        self.start()
+        try:
+            current = self._lease.read()
+            if current and current.session != self._lease.session:
+                self._lost = self._lease.describe_loss(current)
+                return
+            previous = self._acquire()
+            was_trained = previous is not None and previous.holder != self._lease.holder
+            if was_trained and not is_shared:
+                pull_run(self.uri, self.run, record)
+            self._replace_record(record)
+            self.start()
+        except StoreError as error:
+            self._unreachable = error
+            if not is_shared:
+                raise
 
     def discard(self) -> None:
         """Removes a run that could not start, from the store too."""
@@ -197,7 +205,7 @@ class StoreOutput(RunOutput):
         """
         if self._follower:
             self._follower.stop()
-        failure = self._mirror.finish()
+        failure = self._mirror.finish() or self._unreachable
         if failure and self.run.path.exists():
             state = {"uri": self.name, "state": "behind", "local": str(self.run.path)}
             self.run.update_status(mirror=state)

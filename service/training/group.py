@@ -7,11 +7,13 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from textwrap import shorten
 from typing import Any
 
 from pipelines.errors import ConfigError, GlassboxError, TrainingError
+from pipelines.remote.errors import StoreError
 from pipelines.spec import AugmentSpec
 from service.checkpoint import list_checkpoints
 from service.config import RunConfig
@@ -337,8 +339,11 @@ def _train_once(config: RunConfig, output: RunOutput, spec: WorkerSpec, group: G
     store = output.hand_over(attempt)
     try:
         _run_group(config, output.run, spec, group, attempt, store)
-    finally:
-        output.take_back()
+    except BaseException:
+        with suppress(StoreError):  # what ended the training matters more
+            output.take_back()
+        raise
+    output.take_back()
 
 
 def _run_group(
