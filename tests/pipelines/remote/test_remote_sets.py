@@ -1,4 +1,4 @@
-"""What describes, verifies and checks a shard set does so alike for a local set and for its copy on a store."""
+"""Shard sets on a store are described, verified and checked like their local copies."""
 
 from __future__ import annotations
 
