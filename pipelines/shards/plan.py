@@ -155,7 +155,7 @@ class MissingShards(Sequence[PlannedShard]):
     """Shards of a plan that are not complete yet, as positions in the plan.
 
     Args:
-        plan: All shards.
+        plan: All shards of the set.
         is_complete: A byte per shard of the plan: 0 for the missing ones.
     """
 

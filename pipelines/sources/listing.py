@@ -1,4 +1,4 @@
-"""Tables of files that may exceed memory: collected, sorted and read in batches, on disk if they are large."""
+"""Tables of files that may exceed memory: collected, sorted and read in batches, on disk where large."""
 
 from __future__ import annotations
 

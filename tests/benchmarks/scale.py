@@ -104,8 +104,9 @@ def _build_result(shard: PlannedShard) -> ShardResult:
     counts = np.bincount(np.arange(shard.candidates) % CLASSES, minlength=CLASSES)
     size = shard.candidates * IMAGE_BYTES
     file = ShardFile(file=shard.file, rows=shard.candidates, bytes=size, sha256="0" * 64)
-    pixels = ((1, 1, 1),) * 3
-    return ShardResult(shard=file, class_counts=tuple(counts.tolist()), moments=pixels, rejected=0)  # type: ignore[call-arg]
+    return ShardResult(
+        shard=file, class_counts=tuple(counts.tolist()), pixel_sums=((1, 1, 1),) * 3, rejected=0
+    )
 
 
 def _build_parts(plan: ShardPlan) -> Iterator[tuple[PlannedShard, ShardFile, bytes]]:

@@ -1,7 +1,6 @@
 """Measures how fast a build uploads its shards to an S3 server, compared with the client alone.
 
-`python tests/benchmarks/upload.py`: starts SeaweedFS on this machine, and uploads the same shards both ways, in
-turns.
+`python tests/benchmarks/upload.py`: starts SeaweedFS on this machine, and uploads the same shards both ways.
 """
 
 from __future__ import annotations
