@@ -30,8 +30,8 @@ RAY_VERSION := $(shell sed -n 's/^ray==\([0-9.]*\).*/\1/p' .lock/cpu.txt)
 IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shards check test test-all test-processors lint format lock clean \
-  image image-test bench-input bench-shards bench-train bench-report gpu-check fault-table reproduce
+.PHONY: help setup demo shards check test test-all test-stores test-processors lint format lock clean \
+  image image-test bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table reproduce
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -78,6 +78,10 @@ test: $(READY_DEV) $(KUBECTL) ## all tests but the long ones: minutes, before ev
 
 test-all: test ## all tests, also the long ones, which train on real data and kill workers: an hour
 	$(PYTEST) -m slow
+
+test-stores: $(READY_DEV) ## the tests of object stores, also the long ones (and emulators, where they are installed)
+	$(PYTEST) tests/test_stores.py tests/pipelines/remote tests/service/mirror \
+	  $(sort $(wildcard tests/*/test_*store*.py tests/*/*/test_*store*.py) tests/e2e/test_emulators.py)
 
 test-processors: $(READY_DEV) ## the numeric tests as on processors without AVX-512, and with oneDNN
 	TF_ENABLE_ONEDNN_OPTS=0 XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(PYTEST) -m numeric $(PARALLEL)
@@ -129,6 +133,9 @@ bench-input: $(READY_DEV) ## images per second from shards to batches, next to o
 
 bench-shards: $(READY_DEV) ## images per second from a folder to shards, next to other builders
 	$(BIN)/python tests/benchmarks/shards.py $(BENCH)
+
+bench-store: $(READY_DEV) ## images per second from an object store, next to local disk and other libraries
+	$(BIN)/python tests/benchmarks/store.py $(BENCH)
 
 bench-train: $(READY_DEV) ## images per second in the training loop, next to the bare step and model.fit
 	$(BIN)/python tests/benchmarks/train.py $(BENCH)

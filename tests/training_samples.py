@@ -24,7 +24,12 @@ ROOT = SCRIPT.parents[3]
 
 
 def noise_shards(
-    directory: Path, rows: int = 27, held_out: int = 10, classes: int = 2, white: int | None = None
+    directory: Path,
+    rows: int = 27,
+    held_out: int = 10,
+    classes: int = 2,
+    white: int | None = None,
+    shard_rows: int = 1000,
 ) -> Path:
     """Writes a shard set of noise, 12x12 pixels in RGB, each class a little brighter than the one before.
 
@@ -34,6 +39,7 @@ def noise_shards(
         held_out: Number of validation images; 0 for no validation split.
         classes: Number of classes, which take turns.
         white: Row of a training image whose pixels are all 255; None for no such image.
+        shard_rows: Images per shard.
     """
     draw = np.random.default_rng(0)
 
@@ -49,10 +55,10 @@ def noise_shards(
         for split, count in (("train", rows), ("validation", held_out))
         if count
     }
-    return write_shards(directory, tuple(f"class{i}" for i in range(classes)), splits)
+    return write_shards(directory, tuple(f"class{i}" for i in range(classes)), splits, shard_rows)
 
 
-def config_for(shards: Path, **changes: Any) -> RunConfig:
+def config_for(shards: Path | str, **changes: Any) -> RunConfig:
     """Returns the configuration of three epochs of a model of two layers, with augmentation.
 
     On 27 images an epoch is four steps, the last of them padded.

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +26,7 @@ DOCUMENTS = (
     "README.md",
     "CONTRIBUTING.md",
     "pipelines/README.md",
+    "pipelines/remote/README.md",
     "service/training/README.md",
     "service/report/README.md",
     "tests/README.md",
@@ -77,15 +80,25 @@ def test_commands_of_a_document_run(document: str, tmp_path: Path) -> None:
     (tmp_path / ".venv").symlink_to(sys.prefix)
     environment = os.environ | {"PATH": f"{sys.prefix}/bin:{os.environ['PATH']}"}
     environment.pop("RAY_ADDRESS", None)
+    environment["GLASSBOX_CACHE"] = str(tmp_path / "cache")
+    try:
+        run_blocks(document, tmp_path, environment)
+    finally:
+        for path in tmp_path.glob("*.pid"):  # of servers that the document leaves running
+            with suppress(ProcessLookupError):
+                os.kill(int(path.read_text()), signal.SIGKILL)
+
+
+def run_blocks(document: str, folder: Path, environment: dict[str, str]) -> None:
     for block in read_blocks(document):
         file = FILE_NAME.match(block.code)
         if file and block.language in ("python", "yaml"):
-            (tmp_path / file[1]).write_text(block.code)
+            (folder / file[1]).write_text(block.code)
         elif block.reason is None and block.language in ("python", "sh"):
             program = ["bash", "-eu", "-c"] if block.language == "sh" else [sys.executable, "-c"]
             result = subprocess.run(
                 [*program, block.code],
-                cwd=tmp_path,
+                cwd=folder,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
