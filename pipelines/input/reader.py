@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import DataError
+from pipelines.input.memory import keep_freed_memory
 from pipelines.open_file import DAMAGE_FIX, DamagedFileError, OpenFile
 from pipelines.records import BBOX_COLUMN, Box, compute_checksum
 from pipelines.remote.metrics import StoreMetrics
@@ -184,6 +185,7 @@ class ShardReader:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
+        keep_freed_memory()  # otherwise, every thread would get new pages for every image
         return ThreadPoolExecutor(self._threads, "read-images")
 
     def read_shapes(self, rows: RowNumbers) -> NDArray[np.int32]:
