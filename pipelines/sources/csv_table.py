@@ -67,7 +67,7 @@ class FileReader:
     def _read_row(self, row: Mapping[str, Any]) -> Example | Rejected:
         location = _join(parse_location(self.root), row["id"])
         if isinstance(location, Uri):
-            return read_object(location, row["id"], row["label"], row["size"])
+            return read_object(location, row["id"], row["label"], row["size"], row["offset"])
         path = os.path.join(os.fsencode(self.root), row["path"])
         return read_image(path, row["id"], row["label"], row["size"])
 

@@ -26,9 +26,7 @@ from pipelines.sources.layout import (
     MAX_FILE,
     PATH,
     SIZE,
-    TableTree,
     arrange_batches,
-    arrange_files,
     build_batches,
     build_table,
     compute_fingerprint,
@@ -41,7 +39,8 @@ from pipelines.sources.listing import TablePart
 from pipelines.sources.locations import parse_source_location
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import FolderTree, find_split_folders
-from pipelines.sources.store_folder import STAMP, list_store_files, read_objects
+from pipelines.sources.store_folder import SCHEMA as STORE_SCHEMA
+from pipelines.sources.store_folder import STAMP, StoreTree, iterate_store_files, read_objects
 
 SCHEMA = pa.schema([PATH, SIZE])
 FOLDER_SCHEMA = pa.schema([PATH, pa.field("modified", pa.int64(), nullable=False)])
@@ -111,7 +110,8 @@ class FolderSource:
     def check_unchanged(self) -> None:
         """Makes sure that no file was added to a folder or removed from it since it was listed.
 
-        Reading compares the size of every file with the list. A store is not listed again.
+        Reading compares the size of every file with the list, and of an object also its version. A store is
+        not listed again.
 
         Raises:
             DataError: A folder has changed.
@@ -230,17 +230,27 @@ def _open_store_folder(root: Uri, argument: str, options: SourceOptions) -> Fold
         DataError: The folder cannot be understood, or holds fewer than two classes.
     """
     name = f"folder:{argument}"
-    files = list_store_files(root)
-    if not len(files):
+    tree = StoreTree(root)
+    if not tree.list_folders("") and not tree.has_images(""):
         raise ConfigError("a folder with images", f"source={name} (no objects below it)", "check the address")
-    tree = TableTree(files, ())
     layout = find_split_folders(name, tree, options.splits, options.needs_train)
+    split_folders = list(dict.fromkeys(layout.folders.values()))
+    class_folders = []
+    for split_folder in split_folders:
+        start = f"{split_folder}/" if split_folder else ""
+        class_folders.extend(root / f"{start}{folder}" for folder in tree.list_folders(split_folder))
+    batches = iterate_store_files(root, class_folders)
     try:
-        arrangement = arrange_files(argument, files, layout.folders, (), options.class_names)
+        arrangement = arrange_batches(
+            argument, batches, STORE_SCHEMA, layout.folders, (), options.class_names
+        )
     except DataError as error:
         raise _suggest_subfolder(error, argument, tree) from None
-    notes = (*layout.describe(), *arrangement.notes)
-    return FolderSource(name, arrangement.classes, str(root), arrangement.splits, notes)
+    notes = [*layout.describe(), *arrangement.notes]
+    outside = sum(tree.count_images(folder) for folder in dict.fromkeys(["", *split_folders]))
+    if outside:
+        notes.append(f"images outside of class folders, not read: {outside}")
+    return FolderSource(name, arrangement.classes, str(root), arrangement.splits, tuple(notes))
 
 
 def _suggest_subfolder(error: DataError, argument: str, tree: FolderTree) -> DataError:

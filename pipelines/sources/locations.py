@@ -92,8 +92,12 @@ def hash_version(info: ObjectInfo | None) -> int:
     """Returns 63 bits that differ between versions of an object, by its etag or its time of change."""
     if info is None:
         return 0
-    version = info.etag or str(info.modified)
-    return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "big") >> 1
+    return hash_etag(info.etag or str(info.modified))
+
+
+def hash_etag(etag: str) -> int:
+    """Returns 63 bits of a hash of an etag."""
+    return int.from_bytes(hashlib.blake2b(etag.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def compute_stamp(locations: Iterable[Location]) -> str:

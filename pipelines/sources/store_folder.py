@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import queue
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from operator import itemgetter
 from typing import Any
 
@@ -12,19 +16,106 @@ import pyarrow as pa
 from pipelines.errors import DataError
 from pipelines.records import Example, Rejected
 from pipelines.remote.ranges import map_ahead
-from pipelines.remote.store import ObjectInfo, list_folder, list_objects, read_bytes
+from pipelines.remote.store import ObjectInfo, list_folder, list_objects, read_version
 from pipelines.remote.uri import Uri, parse_location
-from pipelines.sources.layout import MAX_FILE, PATH, SIZE, build_table, reject_by_name
-from pipelines.sources.locations import hash_version
+from pipelines.sources.layout import (
+    MAX_FILE,
+    PATH,
+    SIZE,
+    build_batches,
+    build_table,
+    is_image,
+    reject_by_name,
+)
+from pipelines.sources.locations import hash_etag, hash_version
 
 STAMP = pa.field("stamp", pa.int64(), nullable=False)
 SCHEMA = pa.schema([PATH, SIZE, STAMP])
 LISTINGS = 16  # folders listed at the same time
+QUEUED_BATCHES = 4
 MIN_FOLDERS = 32  # of the level that is listed in parallel, if there are as many
 
 
+class StoreTree:
+    """Folders of an object store, a `pipelines.sources.splits.FolderTree`. Each is listed once, when needed.
+
+    Args:
+        root: URI of the folder at the top.
+    """
+
+    def __init__(self, root: Uri) -> None:
+        self._root = root
+        self._levels: dict[str, tuple[list[str], int]] = {}
+
+    def list_folders(self, path: str) -> list[str]:
+        """Returns the names of the folders directly inside a folder, sorted."""
+        return self._list(path)[0]
+
+    def has_images(self, path: str) -> bool:
+        """Tells whether there are images directly inside a folder."""
+        return self.count_images(path) > 0
+
+    def count_images(self, path: str) -> int:
+        """Returns the number of images directly inside a folder."""
+        return self._list(path)[1]
+
+    def _list(self, path: str) -> tuple[list[str], int]:
+        if path not in self._levels:
+            names, objects = list_folder(self._root / path if path else self._root)
+            folders = [name for name in names if not name.startswith(".")]
+            files = [info.uri.name for info in objects if not info.uri.name.startswith(".")]
+            self._levels[path] = (folders, sum(is_image(os.fsencode(name)) for name in files))
+        return self._levels[path]
+
+
+def iterate_store_files(root: Uri, folders: Sequence[Uri]) -> Iterator[pa.RecordBatch]:
+    """Yields the objects below some folders in batches, with the columns of `SCHEMA`, except hidden ones.
+
+    Several folders are listed at the same time; the batches have no particular order.
+
+    Args:
+        root: Folder that the paths are relative to.
+        folders: The folders to list.
+
+    Raises:
+        GlassboxError: The store cannot be reached, or denies access.
+    """
+    results: queue.Queue[pa.RecordBatch | Exception | None] = queue.Queue(QUEUED_BATCHES)
+    stop = threading.Event()
+
+    def list_one(folder: Uri) -> None:
+        try:
+            for batch in build_batches(_list_below(root, folder), SCHEMA):
+                results.put(batch)
+                if stop.is_set():
+                    return
+            results.put(None)
+        except Exception as error:  # noqa: BLE001 (raised in the thread that reads the results)
+            results.put(error)
+
+    with ThreadPoolExecutor(LISTINGS, "listing") as pool:
+        try:
+            for folder in folders:
+                pool.submit(list_one, folder)
+            remaining = len(folders)
+            while remaining:
+                result = results.get()
+                if isinstance(result, Exception):
+                    raise result
+                if result is None:
+                    remaining -= 1
+                else:
+                    yield result
+        finally:
+            stop.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            with suppress(queue.Empty):  # makes room, so that threads that wait for it end
+                while True:
+                    results.get_nowait()
+
+
 def list_store_files(root: Uri) -> pa.Table:
-    """Lists the objects below a folder of a store, except hidden ones, and those that stand for a folder.
+    """Lists the objects below a folder of a store, except hidden ones, in memory.
 
     The folders of the first level, or of the second one if these are few, are listed at the same time.
 
@@ -52,7 +143,7 @@ def read_objects(root: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Examp
 
     Args:
         root: URI of the folder.
-        rows: Path inside the folder in bytes, `label` and `size` of each object.
+        rows: Path inside the folder in bytes, `label`, `size` and `stamp` of each object.
 
     Raises:
         DataError: An object has changed since the folder was listed.
@@ -62,7 +153,7 @@ def read_objects(root: str, rows: Iterable[Mapping[str, Any]]) -> Iterator[Examp
     return map_ahead(lambda row: _read_row(folder, row), rows, get_bytes=itemgetter("size"))
 
 
-def read_object(uri: Uri, identifier: str, label: int, size: int) -> Example | Rejected:
+def read_object(uri: Uri, identifier: str, label: int, size: int, stamp: int) -> Example | Rejected:
     """Reads one image.
 
     Args:
@@ -70,18 +161,21 @@ def read_object(uri: Uri, identifier: str, label: int, size: int) -> Example | R
         identifier: Name of the image in its source.
         label: Index of its class.
         size: Size in bytes when it was listed.
+        stamp: Hash of its version when it was listed.
 
     Raises:
-        DataError: The object has another size now.
+        DataError: The object has changed.
         GlassboxError: The object has disappeared, or cannot be read.
     """
     if size > MAX_FILE:
         return Rejected(identifier, f"larger than {MAX_FILE >> 20} MiB: {size} bytes")
-    content = bytes(read_bytes(uri, MAX_FILE))
-    if len(content) != size:
+    content, etag = read_version(uri, MAX_FILE)
+    has_other_etag = etag is not None and hash_etag(etag) != stamp
+    if len(content) != size or has_other_etag:
+        version = "another" if has_other_etag else "the same"
         raise DataError(
             "objects that do not change while they are read",
-            f"{uri}: bytes={len(content)}, before {size}",
+            f"{uri}: bytes={len(content)}, before {size}; etag={version}",
             "make sure that nothing changes them, then start again",
         )
     return Example(content, label, identifier)
@@ -93,7 +187,7 @@ def _read_row(folder: Any, row: Mapping[str, Any]) -> Example | Rejected:
     if rejected is not None:
         return rejected
     name = path.decode()
-    return read_object(folder / name, name, row["label"], row["size"])
+    return read_object(folder / name, name, row["label"], row["size"], row["stamp"])
 
 
 def _list_level(root: Uri, folders: Iterable[Uri]) -> tuple[list[Uri], list[tuple[bytes, int, int]]]:

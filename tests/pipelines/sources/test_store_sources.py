@@ -162,6 +162,18 @@ def test_a_source_on_a_store_is_read_like_its_copy_on_a_disk(export, bucket: Buc
     assert remote.fingerprint() == open_source(remote.name).fingerprint()
 
 
+def test_splits_and_notes_are_those_of_a_folder_on_a_disk(bucket: Bucket, tmp_path):
+    folder = write_tree(tmp_path / "photos")
+    for extra in ("train/outside.jpg", "train/cat/.hidden.jpg", "other/readme.txt", "train/empty/readme.txt"):
+        (folder / extra).parent.mkdir(exist_ok=True)
+        (folder / extra).write_bytes(b"x")
+    bucket.upload_folder(folder, "photos")
+    local = open_source(f"folder:{folder}")
+    remote = open_source(f"folder:{bucket.url}/photos")
+    assert remote.notes == local.notes
+    assert remote.counts() == local.counts()
+
+
 def test_photos_without_classes_are_read(bucket: Bucket, tmp_path):
     bucket.upload_folder(write_tree(tmp_path / "photos"), "all")
     (images,) = read_all(open_source(f"photos:{bucket.url}/all", labelled=False)).values()
@@ -195,6 +207,9 @@ def test_an_object_that_changed_or_disappeared_is_named(bucket: Bucket, tmp_path
     source = open_source(f"folder:{bucket.url}/photos")
     bucket.put("photos/train/cat/3 a.jpg", b"other")
     with pytest.raises(DataError, match=r"cat/3 a\.jpg: bytes=5, before"):
+        read_all(source)
+    bucket.put("photos/train/cat/3 a.jpg", TREE["train/cat/3 a.jpg"][::-1])  # of the same size
+    with pytest.raises(DataError, match=r"cat/3 a\.jpg: .*etag=another"):
         read_all(source)
     bucket.delete("photos/train/cat/3 a.jpg")
     with pytest.raises(DataError, match=f"{bucket.url}/photos/train/cat/3 a.jpg"):
