@@ -231,14 +231,14 @@ def _open_network(
     from pipelines.errors import ConfigError
     from service.inference.classifier import class_count, input_spec
     from service.inference.inspection import interpret_model
-    from service.inference.jobs import open_model
+    from service.inference.jobs import fetch_model, open_model
     from service.inference.options import PredictOptions
     from service.report.analysis.network import Network
 
     saved_names: Sequence[str] | None = None
     known: Interpretation | None = None
     if not isinstance(model, keras.Model):
-        saved, model = open_model(str(resolve_location(model)))
+        saved, model = open_model(fetch_model(resolve_location(model)))
         saved_names = saved.classes
         known = saved.interpretation
     spec = input_spec(model)

@@ -33,9 +33,9 @@ def load_model(path: str | os.PathLike[str] | Uri, custom_objects: Sequence[str]
         ConfigError: The model does not exist, needs code to be executed, or has custom layers that are not
             defined.
     """
-    from service.inference.jobs import open_model
+    from service.inference.jobs import fetch_model, open_model
 
-    return open_model(str(resolve_location(path)), custom_objects)[1]
+    return open_model(fetch_model(resolve_location(path)), custom_objects)[1]
 
 
 @translate_failures()

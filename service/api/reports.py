@@ -15,52 +15,59 @@ from service.failures import translate_failures
 
 @translate_failures()
 def report(
-    model: str | os.PathLike[str],
-    data: str | os.PathLike[str] | None = None,
-    out: str | os.PathLike[str] | None = None,
+    model: str | os.PathLike[str] | Uri,
+    data: str | os.PathLike[str] | Uri | None = None,
+    out: str | os.PathLike[str] | Uri | None = None,
     *,
     single_file: bool = False,
     custom_objects: Sequence[str] = (),
     **options: Any,
-) -> Path:
+) -> Location:
     """Renders the HTML report of a run, or of any model file.
 
     Args:
-        model: A run or run directory, or a `.keras` file.
-        data: Shard set; required with a model file, and with a run whose shard set was moved.
-        out: Directory of the page; required with a model file. A run's report is written into the run.
+        model: A run, or path or URI of a run directory or of a `.keras` file.
+        data: Shard set, or path or URI of one; required with a model file, and with a run whose shard set was
+            moved.
+        out: Directory of the page, or its URI; required with a model file. A run's report is written into the
+            run.
         single_file: Embed the pictures in the page, to share it as one file.
         custom_objects: With a model file: modules with the custom layers of the model.
         options: Settings of `ReportOptions`, such as `patterns=4` or `seed=1`.
 
     Returns:
-        The path of `index.html`.
+        Path or URI of `index.html`.
 
     Raises:
         ConfigError: There is no such run or model, or it does not fit the shard set.
         DataError: The shard set is damaged.
     """
     from pipelines.errors import ConfigError
-    from service.report.job import render_model_report, render_report
+    from service.inference.jobs import MODEL_SUFFIXES, fetch_model
+    from service.report.job import render_model_report, render_reported_run
     from service.report.options import PageOptions, ReportOptions
-    from service.runs import Run
+    from service.report.reported import ReportedRun
+    from service.runs import REPORT
 
     report_options = check(ReportOptions, options, "report")
     page_options = PageOptions(single_file)
-    path = Path(os.fspath(model))
-    shards = None if data is None else Path(os.fspath(data))
-    if path.is_dir():
+    location = resolve_location(model)
+    shards = None if data is None else resolve_location(data)
+    is_run = location.is_dir() if isinstance(location, Path) else location.suffix not in MODEL_SUFFIXES
+    if is_run:
         if out is not None:
             raise ConfigError(
                 "a run without out", f"out={out}", "leave it out: the report of a run is written into the run"
             )
-        return render_report(Run(path), shards, report_options, page_options)
-    if not path.exists():
-        raise ConfigError("a run directory or a model file", f"model={path} (does not exist)", "correct it")
+        reported = ReportedRun(location.name, location, location / REPORT)
+        return render_reported_run(reported, shards, report_options, page_options)
+    if isinstance(location, Path) and not location.exists():
+        received = f"model={location} (does not exist)"
+        raise ConfigError("a run directory or a model file", received, "correct it")
     if shards is None or out is None:
         raise ConfigError("data and out with a model file", f"data={data} out={out}", "pass both")
     return render_model_report(
-        path, shards, Path(out).absolute(), report_options, page_options, custom_objects
+        fetch_model(location), shards, resolve_location(out), report_options, page_options, custom_objects
     )
 
 
