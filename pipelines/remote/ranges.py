@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, BinaryIO, TypeVar, cast
 
-from pipelines.errors import DataError
+from pipelines.remote.errors import ObjectMissingError
 from pipelines.remote.store import read_range, stat
 from pipelines.remote.uri import Uri
 
@@ -71,11 +71,12 @@ def open_object(uri: Uri, buffer_bytes: int) -> BinaryIO:
             start to the end.
 
     Raises:
-        DataError: There is no such object.
+        ObjectMissingError: There is no such object.
+        StoreError: The store denies access or does not respond.
     """
     info = stat(uri)
     if info is None:
-        raise DataError("an object that exists", f"{uri} (no such object)", "check the address")
+        raise ObjectMissingError("an object that exists", f"{uri} (no such object)", "check the address")
     return cast(BinaryIO, io.BufferedReader(_ObjectFile(uri, info.size), buffer_bytes))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from stores import Bucket, FaultProxy
 
-from pipelines.errors import DataError
 from pipelines.remote import ranges
+from pipelines.remote.errors import ObjectMissingError
 from pipelines.remote.ranges import map_ahead, open_object
 from pipelines.remote.uri import parse_location
 
@@ -80,7 +80,7 @@ def test_a_short_read_requests_no_more_than_the_buffer(bucket: Bucket, proxy: Fa
 
 
 def test_a_missing_object_is_named(bucket: Bucket):
-    with pytest.raises(DataError, match=f"{bucket.url}/none"):
+    with pytest.raises(ObjectMissingError, match=f"{bucket.url}/none"):
         open_object(parse_location(f"{bucket.url}/none"), 512)
 
 
