@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.shards.plan import plan_shards
+from pipelines.shards.plan import MissingShards, choose_shard_rows, plan_shards
 from pipelines.spec import ShardSpec
 
 counts = st.fixed_dictionaries(
@@ -73,3 +73,56 @@ def test_names_of_a_split_sort_in_row_order_and_count_its_shards(counts, spec):
     for split in ("train", "validation", "test"):
         files = [shard.file for shard in plan if shard.split == split]
         assert files == [f"{split}-{index:05d}-of-{len(files):05d}.arrow" for index in range(len(files))]
+
+
+@pytest.mark.parametrize(
+    ("images", "image_bytes", "rows"),
+    [
+        (1_280_000, 110_000, 872),  # 96 MB
+        (2_000, 110_000, 125),  # 16 shards
+        (100, 110_000, 32),  # not fewer than 32
+        (1_000_000, 10**9, 1),
+        (0, 0.0, 32),
+        (10**9, 0.0, 62_500_000),
+    ],
+)
+def test_the_size_of_shards_follows_from_number_and_size_of_the_images(images, image_bytes, rows):
+    assert choose_shard_rows(images, image_bytes) == rows
+
+
+@settings(deadline=None)
+@given(counts, specs)
+def test_a_shard_by_its_position_is_that_of_the_iteration(counts, spec):
+    plan = plan_shards(counts, spec)
+    assert [plan[index] for index in range(len(plan))] == list(plan)
+    assert [shard.index for shard in plan] == list(range(len(plan)))
+    assert sum(shard.candidates for shard in plan) == plan.candidates
+    is_complete = bytes(index % 3 == 0 for index in range(len(plan)))
+    missing = MissingShards(plan, is_complete)
+    assert list(missing) == [shard for shard in plan if shard.index % 3]
+    with pytest.raises(IndexError):
+        plan[len(plan)]
+
+
+def test_a_plan_of_a_billion_shards_is_computed_on_access():
+    plan = plan_shards({"train": 10**9}, ShardSpec(shard_rows=1, validation=0))
+    assert len(plan) == 10**9
+    assert plan[-1].file == "train-999999999-of-1000000000.arrow"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_owned"),
+    [
+        ("train-00001-of-00003.arrow", True),
+        ("train-00001-of-00003.index.arrow", True),
+        ("train-00003-of-00003.arrow", False),
+        ("train-1-of-3.arrow", False),
+        ("train-00001-of-00004.arrow", False),
+        ("test-00001-of-00003.arrow", False),
+        ("manifest.json", False),
+        ("train.rows.arrow", False),
+    ],
+)
+def test_files_of_a_plan_are_recognised(name, is_owned):
+    plan = plan_shards({"train": 5}, ShardSpec(shard_rows=2, validation=0))
+    assert plan.owns_file(name) is is_owned
