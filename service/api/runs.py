@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 class TrainedRun:
     """A run directory: its metrics, configuration, status and model.
 
-    Of a run on a store, what is asked for is fetched each time, so that it is up to date.
+    For a run on a store, every access fetches the current content.
 
     Args:
         path: The run directory, or its URI.
