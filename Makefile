@@ -135,6 +135,8 @@ bench-shards: $(READY_DEV) ## images per second from a folder to shards, next to
 	$(BIN)/python tests/benchmarks/shards.py $(BENCH)
 
 bench-store: $(READY_DEV) ## images per second from an object store, next to local disk and other libraries
+	$(BIN)/python tests/benchmarks/first_batch.py
+	$(BIN)/python tests/benchmarks/upload.py
 	$(BIN)/python tests/benchmarks/store.py $(BENCH)
 
 bench-train: $(READY_DEV) ## images per second in the training loop, next to the bare step and model.fit
