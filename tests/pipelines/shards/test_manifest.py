@@ -50,7 +50,7 @@ def test_an_older_version_must_be_built_again(directory, version):
 
 def test_splits_of_another_version_are_refused(directory):
     change_entries(directory, version=2)
-    with pytest.raises(DataError, match="splits.train is not described as in version 2"):
+    with pytest.raises(DataError, match=r"splits\.train is not described as in version 2"):
         load_manifest(directory)
 
 
