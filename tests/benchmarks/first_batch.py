@@ -1,7 +1,7 @@
 """Measures the time to the first batch of a shard set in a store, from an empty cache, by number of rows.
 
 The manifest and its sidecars are complete; of the shards, which are all alike, only those of the first
-windows are uploaded. `python tests/benchmarks/first_batch.py --rows 10000 1000000 100000000`; the largest needs 8 GB.
+windows are uploaded. `python tests/benchmarks/first_batch.py --rows 10000 100000000`; the latter needs 8 GB.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[:0] = [str(folder) for folder in Path(__file__).resolve().parents[1:3]]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from stores import Bucket, get_client_environment, run_s3_server
 
