@@ -96,12 +96,15 @@ class Trace:
         operations: Operations by name, in the order in which they ran.
         inputs: First argument of every operation, by its name.
         outputs: Output of every operation, by its name.
+        attention: Attention weights of every attention layer, `[B, heads, queries, keys]`, by its name; only
+            if they were requested.
     """
 
     logits: Any
     operations: dict[str, Any]
     inputs: dict[str, Any]
     outputs: dict[str, Any]
+    attention: dict[str, Any] = field(default_factory=dict)
 
 
 class _StopForwardPass(Exception):  # noqa: N818 (control flow, not an error)
@@ -224,6 +227,7 @@ class Network:
         images: Any,
         on_output: Callable[[str, Any], None] | None = None,
         stop_after: str | None = None,
+        with_attention: bool = False,
     ) -> Trace:
         """Runs a batch.
 
@@ -231,6 +235,7 @@ class Network:
             images: Tensor `[B, H, W, C]`, 0 to 255.
             on_output: Called with the name and the output of every operation, before the output is used.
             stop_after: Name of the last operation that runs; None runs all. The trace has no logits then.
+            with_attention: Whether the trace contains the attention weights.
         """
         trace = Trace(None, {}, {}, {})
 
@@ -239,6 +244,9 @@ class Network:
             is_last = operation is self._last_operation and self._removes_activation
             if is_last:
                 y = _run_without_activation(operation, args, kwargs)
+            elif with_attention and type(operation).__name__ in ATTENTION_KINDS:
+                y, weights = operation(*args, **kwargs, return_attention_scores=True)
+                trace.attention[name] = weights
             else:
                 with self._precision_of(operation):
                     y = operation(*args, **kwargs)
@@ -260,7 +268,7 @@ class Network:
         if self.head == "probabilities" and not self._removes_activation:
             z = _invert_probabilities(z)
         logits = tf.concat([-z / 2, z / 2], axis=1) if z.shape[1] == 1 else z
-        return Trace(logits, trace.operations, trace.inputs, trace.outputs)
+        return Trace(logits, trace.operations, trace.inputs, trace.outputs, trace.attention)
 
     def compile_graph(
         self,

@@ -34,7 +34,7 @@ VIEWS = (
     ("overview", "Overview", ("diagnosis", "curves")),
     ("data", "Data", ("health", "training_images", "augmentation", "rejected")),
     ("predictions", "Predictions", ("predictions", "confusion", "samples")),
-    ("image", "Heatmaps", ("gradcam", "saliency")),
+    ("image", "Heatmaps", ("gradcam", "attention", "saliency")),
     ("layers", "Activations", ("activations",)),
     ("filters", "Filters", ("patterns", "weights", "edges")),
     ("trust", "Sanity checks", ("trust", "linear_probes")),
