@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.records import RECORD_SCHEMA, Record, compute_checksum
 from pipelines.shards import arrow
-from pipelines.shards.arrow import open_arrow, write_arrow
+from pipelines.shards.arrow import read_arrow, read_arrow_table, write_arrow
 
 RECORDS = [
     Record(b"one", 1, "a b/ä.png", (1, 3, 1)),
@@ -71,24 +73,39 @@ def test_every_record_batch_is_measured_separately(tmp_path, monkeypatch):
 
 def test_a_file_without_rows(tmp_path):
     assert write_arrow(tmp_path / "s", []) == 0
-    assert open_arrow(tmp_path / "s").rows == 0
+    columns, table = read_arrow(tmp_path / "s")
+    assert (columns.rows, table.num_rows) == (0, 0)
 
 
 def test_empty_images(tmp_path):
     write_arrow(tmp_path / "s", [Record(b"", 0, "", (0, 0, 0))] * 2)
-    rows = open_arrow(tmp_path / "s")
-    assert [bytes(rows.image(row)) for row in range(2)] == [b"", b""]
+    columns, _ = read_arrow(tmp_path / "s")
+    assert columns.sizes.tolist() == [0, 0]
 
 
-def test_an_image_is_a_view_of_the_file(tmp_path):
+@pytest.mark.parametrize("limit", [1, 55, 2**20])
+def test_the_columns_say_where_the_images_are(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr(arrow, "BATCH_BYTES", limit)
     write_arrow(tmp_path / "s", RECORDS)
-    rows = open_arrow(tmp_path / "s")
-    image = rows.image(2)
-    with (tmp_path / "s").open("r+b") as file:
-        file.seek(int(rows.starts[2]))
-        file.write(b"T")
-    assert image.tobytes() == b"T" + b"hree" + b"three" * 9
-    assert [rows.is_sound(row) for row in range(3)] == [True, True, False]
+    columns, table = read_arrow(tmp_path / "s")
+    content = (tmp_path / "s").read_bytes()
+    places = zip(columns.starts.tolist(), columns.sizes.tolist(), strict=True)
+    assert [content[start : start + size] for start, size in places] == [record.image for record in RECORDS]
+    assert table["id"].to_pylist() == [record.id for record in RECORDS]
+    assert read_arrow_table(tmp_path / "s").equals(table)
+
+
+def test_the_columns_are_read_without_the_images(tmp_path):
+    images = [Record(bytes(10**6), 0, str(row), (1, 1, 1)) for row in range(20)]
+    write_arrow(tmp_path / "s", images)
+
+    def count_read_bytes():
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    before = count_read_bytes()
+    read_arrow_table(tmp_path / "s")
+    read_arrow(tmp_path / "s")
+    assert count_read_bytes() - before < 10**6
 
 
 @pytest.mark.parametrize(
@@ -113,7 +130,7 @@ def test_a_change_of_a_column_without_checksums_is_found(tmp_path, column, buffe
     with pytest.raises(
         DataError, match=r"undamaged Arrow IPC file. Received: .*s: damaged columns in record batch 0\. Fix"
     ):
-        open_arrow(tmp_path / "s")
+        read_arrow(tmp_path / "s")
 
 
 def test_a_file_without_digests_is_refused(tmp_path):
@@ -121,4 +138,4 @@ def test_a_file_without_digests_is_refused(tmp_path):
     with pa.OSFile(str(tmp_path / "t"), "wb") as stream, pa.ipc.new_file(stream, RECORD_SCHEMA) as writer:
         writer.write_table(pa.ipc.open_file(tmp_path / "s").read_all())
     with pytest.raises(DataError, match="damaged columns"):
-        open_arrow(tmp_path / "t")
+        read_arrow(tmp_path / "t")
