@@ -195,7 +195,7 @@ def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSo
     try:
         layout = find_split_folders(f"folder:{argument}", tree, options.splits, options.needs_train)
         split_folders = list(dict.fromkeys(layout.folders.values()))
-        class_folders = [
+        class_folders: list[Path] = [
             root / folder / name for folder in split_folders for name in tree.list_folders(folder)
         ]
         outside = sum(tree.count_images(folder) for folder in dict.fromkeys(["", *split_folders]))

@@ -19,6 +19,7 @@ from stores import get_client_environment
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Rejected
 from pipelines.remote import lease
+from pipelines.remote.errors import AccessDeniedError
 from pipelines.remote.uri import parse_location
 from pipelines.shards import build_store
 from pipelines.shards.build import build_shards
@@ -110,6 +111,23 @@ def test_an_interrupted_build_resumes_from_what_is_in_the_store(bucket, tmp_path
     progress = []
     build_shards(make_source(), out, SPEC, lambda done, total: progress.append(done))
     assert progress[0] == 2 * (len(complete) - 3)
+    build_shards(make_source(), tmp_path / "local", SPEC)
+    assert download(bucket, tmp_path) == snapshot(tmp_path / "local")
+
+
+def test_the_manifest_is_uploaded_last_and_a_failed_upload_is_resumed(bucket, proxy, tmp_path, make_source):
+    """The driver uses the proxy, the workers the server itself."""
+    out = f"{bucket.url}/sets/a"
+    fault = proxy.inject("status", method="PUT", key="*/train.rows.arrow", status=403, code="AccessDenied")
+    with pytest.raises(AccessDeniedError, match=r"train\.rows\.arrow"):
+        build_shards(make_source(), out, SPEC)
+    assert "sets/a/manifest.json" not in bucket.list_keys()
+    assert fault.times == 0 or fault not in proxy.faults
+    progress = []
+    build_shards(make_source(), out, SPEC, lambda done, total: progress.append(done))
+    assert progress == [12]
+    puts = [request.key.rpartition("/")[2] for request in proxy.requests if request.method == "PUT"]
+    assert [name for name in puts if name != "lease"][-1] == "manifest.json"
     build_shards(make_source(), tmp_path / "local", SPEC)
     assert download(bucket, tmp_path) == snapshot(tmp_path / "local")
 
