@@ -235,7 +235,7 @@ def _open_store_folder(root: Uri, argument: str, options: SourceOptions) -> Fold
         raise ConfigError("a folder with images", f"source={name} (no objects below it)", "check the address")
     layout = find_split_folders(name, tree, options.splits, options.needs_train)
     split_folders = list(dict.fromkeys(layout.folders.values()))
-    class_folders = []
+    class_folders: list[Uri] = []
     for split_folder in split_folders:
         start = f"{split_folder}/" if split_folder else ""
         class_folders.extend(root / f"{start}{folder}" for folder in tree.list_folders(split_folder))
