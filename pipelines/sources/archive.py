@@ -20,7 +20,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.remote.files import fetch_object
 from pipelines.remote.uri import Location, parse_location
-from pipelines.sources.base import SOURCES, build_read_error
+from pipelines.sources.base import SOURCES, build_change_error, build_read_error
 from pipelines.sources.layout import (
     MAX_FILE,
     PATH,
@@ -87,6 +87,7 @@ class ArchiveSource:
         seek_points: Index of a `.tar.gz` for reading at any position, else None.
         notes: Sentences about what was decided.
         stamp: Hash of the version of an object in a store, else 0.
+        modified: Time of change of a file on a disk in nanoseconds, else 0.
     """
 
     name: str
@@ -98,6 +99,7 @@ class ArchiveSource:
     seek_points: pa.Buffer | None
     notes: tuple[str, ...] = ()
     stamp: int = 0
+    modified: int = 0
 
     def counts(self) -> Mapping[str, int]:
         """Returns the number of members per split, whatever their suffix."""
@@ -132,6 +134,22 @@ class ArchiveSource:
         """
         digest = compute_fingerprint(self.classes, self.splits, ["size", "stamp"])
         return hash_json([digest, self.stamp]) if self.stamp else digest
+
+    def check_unchanged(self) -> None:
+        """Makes sure that the file is the one whose members were listed, without listing them again.
+
+        Raises:
+            DataError: The file has changed.
+        """
+        location = parse_location(self.path)
+        path, stamp = _fetch(location)
+        try:
+            status = path.stat()
+        except OSError:
+            raise build_change_error(self.name) from None
+        modified = status.st_mtime_ns if isinstance(location, Path) else 0
+        if (status.st_size, stamp, modified) != (self.length, self.stamp, self.modified):
+            raise build_change_error(self.name)
 
     def _open(self) -> IO[bytes]:
         location = parse_location(self.path)
@@ -190,7 +208,8 @@ def open_archive(argument: str, options: SourceOptions | None = None) -> Archive
         raise ConfigError("an archive file", f"source=archive:{argument} (no such file)", fix)
     folders: set[bytes] = set()
     try:
-        length = path.stat().st_size
+        status = path.stat()
+        length = status.st_size
         members = build_table(_select_files(location, SCAN[kind](path), length, folders), SCHEMA)
         points = None
         if kind == ".tar.gz":
@@ -209,7 +228,16 @@ def open_archive(argument: str, options: SourceOptions | None = None) -> Archive
     splits = {split: _mark_overwritten(table) for split, table in arrangement.splits.items()}
     notes = (*layout.describe(), *arrangement.notes)
     return ArchiveSource(
-        f"archive:{argument}", arrangement.classes, str(location), kind, length, splits, points, notes, stamp
+        f"archive:{argument}",
+        arrangement.classes,
+        str(location),
+        kind,
+        length,
+        splits,
+        points,
+        notes,
+        stamp,
+        modified=status.st_mtime_ns if isinstance(location, Path) else 0,
     )
 
 

@@ -533,3 +533,19 @@ def test_a_source_of_many_members_is_small_when_pickled(tmp_path):
     pickled = pickle.dumps(source, 5, buffer_callback=buffers.append)
     assert len(pickled) < 5000
     assert sum(buffer.raw().nbytes for buffer in buffers) < 100 * len(tree)
+
+
+@pytest.mark.parametrize("change", ["none", "replaced", "removed"])
+def test_an_archive_that_changed_is_noticed_without_a_second_listing(tmp_path, change):
+    path = tmp_path / "a.zip"
+    pack(path, PAIR)
+    source = open_source(f"archive:{path}")
+    if change == "none":
+        pickle.loads(pickle.dumps(source)).check_unchanged()
+        return
+    content = path.read_bytes()
+    path.unlink()
+    if change == "replaced":
+        path.write_bytes(content)
+    with pytest.raises(DataError, match="changed since the build began"):
+        source.check_unchanged()
