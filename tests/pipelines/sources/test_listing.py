@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -119,6 +120,8 @@ def folder(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     for name in ("cat/0.jpg", "cat/deep/1.jpg", "dog/2.jpg"):
         (tmp_path / name).write_bytes(name.encode())
+    for name in ("cat/deep", "cat", "dog"):
+        os.utime(tmp_path / name, (1, 1))  # clocks of file systems are coarse
     return tmp_path
 
 
