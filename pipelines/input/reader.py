@@ -27,6 +27,7 @@ from pipelines.shards.split_index import open_table
 
 CACHED_ROWS = 2**21  # rows whose columns are kept in memory: 36 bytes each
 MIN_CACHED_SHARDS = 16
+MAX_CACHED_SHARDS = 8192  # each takes 2 kilobytes besides its columns
 CACHED_TABLES = 64  # shards whose identifiers and bounding boxes are kept in memory
 READ_ROWS = 128  # images that are read at a time, so that no more than as many shards are open
 READ_THREADS = 4  # at most; copying from the page cache takes longer than the checksum
@@ -107,7 +108,7 @@ class ShardReader:
         self.rows = int(self.shard_rows.sum())
         self._threads = min(READ_THREADS, count_process_cpus())
         mean_rows = self.rows // max(len(self.shard_rows), 1)
-        cached_shards = max(CACHED_ROWS // max(mean_rows, 1), MIN_CACHED_SHARDS)
+        cached_shards = min(max(CACHED_ROWS // max(mean_rows, 1), MIN_CACHED_SHARDS), MAX_CACHED_SHARDS)
         # None of these refers to the reader: without cycles, its files are closed with its last reference.
         self._read_columns = lru_cache(cached_shards)(table.read_columns)
         self._get_shard = lru_cache(cached_shards)(table.get_shard)

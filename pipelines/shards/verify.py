@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from typing import NamedTuple
 
@@ -74,20 +74,30 @@ def verify_shards(directory: str | Location, progress: Callable[[int, int], None
 
     index_problems = _check_indices(files, manifest)
     calls = ShardCalls(files, shards, manifest.encoding, len(manifest.classes))
-    results: dict[int, ShardCheck] = {}
+    # Class counts are added up at once: a thousand of them for every shard would not fit in memory.
+    problems: list[str | None] = [None] * len(shards)
+    id_hashes = [np.empty(0, np.uint64)] * len(shards)
+    class_counts = {name: np.zeros(len(manifest.classes), np.int64) for name in manifest.splits}
+    unreadable_splits = set()
     tasks = run_tasks(check_shard, calls, lambda index: shards[index].shard.file)
     with ray_session(), closing(tasks):
         for index, result in tasks:
-            results[index] = result
+            problems[index] = result.problem
+            id_hashes[index] = result.id_hashes
+            split = shards[index].split
+            if result.class_counts is None:
+                unreadable_splits.add(split)
+            else:
+                class_counts[split] += result.class_counts
             done += shards[index].shard.rows
             if progress is not None:
                 progress(done, total)
 
-    ordered = [results[index] for index in range(len(shards))]
-    duplicates = _find_duplicates(files, shards, ordered)
-    problems = [result.problem or duplicate for result, duplicate in zip(ordered, duplicates, strict=True)]
-    shard_problems = [problem for problem in problems if problem]
-    return index_problems + shard_problems + _check_class_counts(manifest, ordered)
+    duplicates = _find_duplicates(files, shards, id_hashes)
+    found = [problem or duplicate for problem, duplicate in zip(problems, duplicates, strict=True)]
+    shard_problems = [problem for problem in found if problem]
+    counts = {name: count for name, count in class_counts.items() if name not in unreadable_splits}
+    return index_problems + shard_problems + _check_class_counts(manifest, counts)
 
 
 def _check_indices(files: ShardFiles, manifest: Manifest) -> list[str]:
@@ -181,18 +191,18 @@ def _check_row(rows: ShardRows, row: int, encoding: str, classes: int) -> str | 
 
 
 def _find_duplicates(
-    files: ShardFiles, shards: Sequence[SetShard], results: Sequence[ShardCheck]
+    files: ShardFiles, shards: Sequence[SetShard], id_hashes: Sequence[NDArray[np.uint64]]
 ) -> list[str | None]:
     """Describes, for every shard, its first row whose identifier occurred in an earlier row."""
-    hashes = np.concatenate([np.empty(0, np.uint64), *(result.id_hashes for result in results)])
+    hashes = np.concatenate([np.empty(0, np.uint64), *id_hashes])
     is_repeated = np.ones(len(hashes), bool)
     _, first_rows = np.unique(hashes, return_index=True)
     is_repeated[first_rows] = False
 
     problems: list[str | None] = []
     start = 0
-    for index, result in enumerate(results):
-        stop = start + len(result.id_hashes)
+    for index, shard_hashes in enumerate(id_hashes):
+        stop = start + len(shard_hashes)
         repeated_rows = np.flatnonzero(is_repeated[start:stop])
         start = stop
         if not len(repeated_rows):
@@ -205,22 +215,17 @@ def _find_duplicates(
     return problems
 
 
-def _check_class_counts(manifest: Manifest, results: Sequence[ShardCheck]) -> list[str]:
+def _check_class_counts(manifest: Manifest, class_counts: Mapping[str, NDArray[np.int64]]) -> list[str]:
     """Returns a line for every split whose rows per class differ from the manifest.
 
-    Splits with a shard that cannot be read are left out.
+    Args:
+        manifest: Manifest of the shard set.
+        class_counts: Rows per class, int64 `[classes]`, of the splits that can be read.
     """
     problems = []
-    remaining = iter(results)
-    for name, split in manifest.splits.items():
-        counts = [next(remaining).class_counts for _ in range(split.shard_count)]
-        readable = [count for count in counts if count is not None]
-        if len(readable) < len(counts):
-            continue
-        actual = [0] * len(manifest.classes)
-        if readable:
-            actual = np.sum(readable, axis=0, dtype=int).tolist()
-        expected = list(split.class_counts)
+    for name, counts in class_counts.items():
+        actual = counts.tolist()
+        expected = list(manifest.splits[name].class_counts)
         if actual != expected:
             problems.append(f"{FILE_NAME}: split={name}: class_counts={expected}, found {actual}")
     return problems
