@@ -63,7 +63,7 @@ def test_every_row_comes_once_and_padding_at_the_very_end(spec: OrderSpec, epoch
     assert len(batches) - spec.rows < spec.global_batch
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(specs(), EPOCHS)
 def test_batches_do_not_depend_on_the_number_of_workers(spec: OrderSpec, epoch: int) -> None:
     whole = read_epoch(spec, epoch)
@@ -72,7 +72,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(spec: OrderSpec, epoch: 
             np.testing.assert_array_equal(read_epoch(spec, epoch, workers), whole)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(specs(), EPOCHS, st.integers(1, 7))
 def test_resuming_at_every_step_gives_the_rest(spec: OrderSpec, epoch: int, ahead: int) -> None:
     """Whatever number of steps is computed at a time."""
@@ -94,7 +94,9 @@ def test_windows_announce_what_every_step_reads(spec: OrderSpec, epoch: int, dat
     shard_of_row = np.repeat(np.arange(len(shard_rows)), shard_rows)
     start = data.draw(st.integers(0, order.steps - 1))
     for worker in range(spec.lanes):
-        windows = dict(order.iterate_windows(start, worker, spec.lanes))
+        items = list(order.iterate_windows(start, worker, spec.lanes))
+        windows = dict(items)
+        assert [step for step, _ in items] == sorted(windows)
         before: set[int] = set()
         current: set[int] = set()
         for step in range(start, order.steps):
