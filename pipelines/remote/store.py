@@ -428,6 +428,8 @@ def _choose_attributes(uri: Uri) -> dict[str, str]:
 def _read_tag(uri: Uri, meta: Any) -> str:
     """Returns what identifies a version for conditional writes: on GCS its generation, else its tag."""
     tag: str | None = meta["version"] if uri.scheme == "gs" else meta["e_tag"]
+    if tag and uri.scheme == "az" and not tag.startswith('"'):
+        return f'"{tag}"'  # Azure's listings leave out the quotes, which its responses and conditions have
     return tag or ""
 
 

@@ -12,6 +12,7 @@ from emulators import EMULATORS
 from pipelines.remote import store
 from pipelines.remote.errors import ConflictError, ObjectMissingError
 from pipelines.remote.uri import Uri, parse_location
+from pipelines.sources import open_source
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -75,3 +76,31 @@ def test_conditional_writes_have_one_winner(root: Uri) -> None:
 def test_a_missing_bucket_is_named(root: Uri) -> None:
     with pytest.raises(ObjectMissingError, match="no-such-bucket"):
         store.read_bytes(Uri(root.scheme, "no-such-bucket", "key"))
+
+
+def test_sources_are_read_like_local_ones(root: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
+    lines = ["image,label"]
+    for name in ("cat", "dög"):
+        for index in range(3):
+            path = tmp_path / "photos" / name / f"{index} a.jpg"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(f"{name}{index}".encode())
+            store.upload(path, root / "photos" / name / path.name)
+            lines.append(f"{name}/{path.name},{name}")
+    (tmp_path / "photos/all.csv").write_text("\n".join(lines))
+    store.upload(tmp_path / "photos/all.csv", root / "photos/all.csv")
+    for kind, end in (("folder", "photos"), ("csv", "photos/all.csv")):
+        remote = open_source(f"{kind}:{root}/{end}")
+        local = open_source(f"{kind}:{tmp_path}/{end}")
+        assert list(remote.read("train", 0, 6)) == list(local.read("train", 0, 6))
+        assert remote.fingerprint() == open_source(remote.name).fingerprint()
+
+
+def test_listings_have_the_tags_of_single_objects(root: Uri) -> None:
+    uri = root / "tags/object"
+    tag = store.write_bytes(uri, b"content")
+    (info,) = store.list_objects(root / "tags")
+    _, (listed,) = store.list_folder(root / "tags")
+    expected = "" if root.scheme == "gs" else tag  # which lists no generations
+    assert (info.etag, listed.etag) == (expected, expected)
