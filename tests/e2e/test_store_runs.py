@@ -20,7 +20,7 @@ LEASE = {"GLASSBOX_LEASE_SECONDS": "10"}
 
 @pytest.fixture
 def lab() -> Iterator[Lab]:
-    """A cluster whose head has room for one worker; every node and the driver have a cache folder of their own."""
+    """A cluster whose head has room for one worker; nodes and drivers have cache folders of their own."""
     with tempfile.TemporaryDirectory(prefix="gb", ignore_cleanup_errors=True) as path:
         lab = Lab(Path(path), 1)
         lab.env |= LEASE | {"GLASSBOX_CACHE": f"{path}/head"}
