@@ -272,3 +272,34 @@ def test_class_names_are_read_from_a_store(bucket: Bucket):
     assert read_class_names(f"{bucket.url}/names.txt") == ("cat", "Ünicorn")
     with pytest.raises((ConfigError, DataError), match=f"{bucket.url}/missing.txt"):
         read_class_names(f"{bucket.url}/missing.txt")
+
+
+def test_a_whole_bucket_is_a_folder(bucket: Bucket, tmp_path):
+    bucket.upload_folder(write_tree(tmp_path / "photos"))
+    source = open_source(f"folder:{bucket.url}/")
+    assert read_all(source) == read_all(open_source(f"folder:{tmp_path}/photos"))
+
+
+def test_tar_files_are_listed_without_reading_the_images(bucket: Bucket, proxy: FaultProxy, tmp_path):
+    with tarfile.open(tmp_path / "train.tar", "w") as file:
+        for index in range(10):
+            for suffix, content in (("jpg", bytes(200_000)), ("cls", b"%d" % (index % 2))):
+                info = tarfile.TarInfo(f"{index}.{suffix}")
+                info.size = len(content)
+                file.addfile(info, io.BytesIO(content))
+    bucket.upload_folder(tmp_path)
+    source = open_source(f"webdataset:{bucket.url}/train.tar")
+    assert source.counts() == {"train": 10}
+    assert proxy.count_bytes("GET", "*/train.tar") < 12 * 2**14
+    proxy.requests.clear()
+    read_all(source)
+    assert proxy.count_bytes("GET", "*/train.tar") == 10 * 200_000
+
+
+def test_a_connection_that_breaks_changes_nothing(bucket: Bucket, proxy: FaultProxy, tmp_path):
+    bucket.upload_folder(write_tree(tmp_path / "photos"), "photos")
+    source = open_source(f"folder:{bucket.url}/photos")
+    proxy.inject("status", times=3)
+    proxy.inject("reset", times=2, after=3)
+    proxy.inject("truncate", times=2, after=3)
+    assert read_all(source) == read_all(open_source(f"folder:{tmp_path}/photos"))
