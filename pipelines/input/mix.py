@@ -16,6 +16,7 @@ from pipelines.input.mixed_manifest import SPLIT, mix_manifests
 from pipelines.input.reader import RowNumbers, ShardNumbers, ShardReader
 from pipelines.input.windows import Rows
 from pipelines.records import Box
+from pipelines.remote.metrics import StoreMetrics
 from pipelines.remote.uri import Location
 from pipelines.shards.manifest import load_manifest
 from pipelines.spec import DataSpec
@@ -103,7 +104,7 @@ class MixedReader:
             reader.advance(window)
 
     def check_window(self, shards: int, window: str) -> None:
-        """Checks that a cache can hold twice as many bytes as any `shards` shards of each set have.
+        """Checks that a cache can hold twice as many bytes as any `shards` shards of all sets have.
 
         Args:
             shards: Number of shards that are read at a time.
@@ -112,12 +113,19 @@ class MixedReader:
         Raises:
             ConfigError: The cache is smaller; the message names the number needed.
         """
-        for reader in self._readers:
-            reader.check_window(shards, window)
+        sizes = [reader.count_window_bytes(shards) for reader in self._readers]
+        for reader, size in zip(self._readers, sizes, strict=True):
+            if size:
+                reader.check_window(shards, f"{window} for each set of data.mix", sum(sizes) - size)
 
-    def metrics(self) -> Any:
-        """Returns what was fetched from stores so far for the first set on one, None for local sets."""
-        return next((m for reader in self._readers if (m := reader.metrics()) is not None), None)
+    def metrics(self) -> StoreMetrics | None:
+        """Returns what was fetched from stores so far for all sets, None for local ones."""
+        total = None
+        for reader in self._readers:
+            metrics = reader.metrics()
+            if metrics is not None:
+                total = metrics if total is None else total + metrics
+        return total
 
     def close(self) -> None:
         """Ends the plan, and lets go of all files."""

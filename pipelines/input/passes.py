@@ -59,7 +59,7 @@ class PassReader:
 
     Args:
         reader: Reader of the split.
-        steps: The pass.
+        steps: Steps that are read.
 
     Attributes:
         reader: Reader for the rows of this pass.

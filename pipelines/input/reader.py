@@ -222,18 +222,24 @@ class ShardReader:
         """Announces that all windows of the plan before number `window` have been read."""
         self._files.advance(window)
 
-    def check_window(self, shards: int, window: str) -> None:
+    def count_window_bytes(self, shards: int) -> int:
+        """Returns the bytes of two windows of `shards` shards at most; 0 for a set that needs no cache."""
+        if self.metrics() is None:
+            return 0
+        return int(np.sort(self._table.bytes)[::-1][: 2 * shards].sum())
+
+    def check_window(self, shards: int, window: str, other_bytes: int = 0) -> None:
         """Checks that a cache can hold twice as many bytes as any `shards` shards have.
 
         Args:
             shards: Number of shards that are read at a time.
             window: Setting of the window, for the message.
+            other_bytes: Bytes that other sets need in the cache at the same time.
 
         Raises:
             ConfigError: The cache is smaller; the message names the number needed.
         """
-        largest = np.sort(self._table.bytes)[::-1][: 2 * shards]
-        self._files.check_window(int(largest.sum()), window)
+        self._files.check_window(self.count_window_bytes(shards) + other_bytes, window)
 
     def metrics(self) -> StoreMetrics | None:
         """Returns what was fetched from a store so far, None for a local set."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from pipelines.augment.draw import signature
 from pipelines.input.mix import open_reader
+from pipelines.input.mixed_manifest import select_mix
+from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec, check
 from service.report.analysis.augmented import PreviewOptions, augment_images
 from service.report.drawing.album import Album
@@ -18,7 +19,7 @@ VERSIONS = 4  # largest number of epochs in which each image is shown
 
 
 def build_section(
-    album: Album, shards: Path, split: str, config: dict[str, Any], epoch_count: int
+    album: Album, shards: Location, split: str, config: dict[str, Any], epoch_count: int
 ) -> Section | None:
     """Builds the augmented images exactly as used in training, with the parameters drawn for each.
 
@@ -37,6 +38,8 @@ def build_section(
     """
     augment = check(AugmentSpec, config.get("augment") or {}, "config.yaml")
     data = check(DataSpec, config.get("data") or {}, "config.yaml")
+    mix = select_mix(config, shards)
+    data = data.model_copy(update={"mix": mix.mix, "epoch_images": mix.epoch_images})
     if not signature(augment, data):
         return None
     options = PreviewOptions(
