@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from emulators import EMULATORS
 
@@ -104,3 +105,34 @@ def test_listings_have_the_tags_of_single_objects(root: Uri) -> None:
     _, (listed,) = store.list_folder(root / "tags")
     expected = "" if root.scheme == "gs" else tag  # which lists no generations
     assert (info.etag, listed.etag) == (expected, expected)
+
+
+def test_a_set_is_built_trained_on_and_mirrored(
+    root: Uri, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from training_samples import config_for, noise_shards, read_checkpoint
+
+    from pipelines.shards.build import build_shards
+    from pipelines.shards.manifest import load_manifest
+    from pipelines.sources import open_source
+    from pipelines.spec import ShardSpec
+    from service.training import launch
+
+    monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
+    source = open_source("synthetic:evidence,train=24,validation=8,size=16")
+    build_shards(source, root / "built", ShardSpec(shard_rows=8))
+    build_shards(source, tmp_path / "built", ShardSpec(shard_rows=8))
+    assert load_manifest(root / "built") == load_manifest(tmp_path / "built")
+
+    local = noise_shards(tmp_path / "set", shard_rows=6)
+    for path in local.iterdir():
+        store.upload(path, root / "set" / path.name)
+    changes = {"epochs": 2, "data": {"image_size": [12, 12], "window": 2, "cache": "none"}, "model": "linear"}
+    expected = launch.train(config_for(local, **changes), tmp_path / "run", local=True)
+    run = launch.train(config_for(str(root / "set"), **changes), str(root / "run"), local=True)
+    for array, other in zip(
+        read_checkpoint(run, "epoch-0002"), read_checkpoint(expected, "epoch-0002"), strict=True
+    ):
+        np.testing.assert_array_equal(array, other)
+    names = {item.uri.name for item in store.list_objects(root / "run")}
+    assert {"config.yaml", "status.json", "metrics.jsonl", "state.npz"} <= names

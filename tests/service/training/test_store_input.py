@@ -43,13 +43,13 @@ def reference(local_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list
 def remote_config(
     local_set: Path, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> RunConfig:
-    """The configuration of the same training from a bucket, with a cache of about half the set."""
+    """The configuration of the same training from a bucket, with a cache of less than the set."""
     bucket.upload_folder(local_set, "set")
     monkeypatch.setattr("pipelines.remote.retry.FIRST_PAUSE_S", 0.01)
     monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "30")
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
     total = sum(path.stat().st_size for path in local_set.rglob("*") if path.is_file())
-    return config_for(f"{bucket.url}/set", data=WINDOW | {"cache_gb": 0.6 * total / 1e9})
+    return config_for(f"{bucket.url}/set", data=WINDOW | {"cache_gb": 0.8 * total / 1e9})
 
 
 def read_last(run: Run) -> list[np.ndarray]:
