@@ -56,6 +56,7 @@ def test_no_more_calls_are_made_than_are_needed_soon():
     assert len(calls) <= 5
 
 
+@pytest.mark.e2e
 def test_an_object_is_read_like_a_file(bucket: Bucket, monkeypatch):
     monkeypatch.setattr(ranges, "PART_BYTES", 1000)  # so that reads are divided
     content = np.random.default_rng(1).bytes(50_000)
@@ -71,6 +72,7 @@ def test_an_object_is_read_like_a_file(bucket: Bucket, monkeypatch):
         assert file.read() == content[-10:]
 
 
+@pytest.mark.e2e
 def test_a_short_read_requests_no_more_than_the_buffer(bucket: Bucket, proxy: FaultProxy):
     bucket.put("large", bytes(10**6))
     with open_object(parse_location(f"{bucket.url}/large"), 512) as file:
@@ -79,6 +81,7 @@ def test_a_short_read_requests_no_more_than_the_buffer(bucket: Bucket, proxy: Fa
     assert proxy.count_bytes("GET", "*/large") == 512
 
 
+@pytest.mark.e2e
 def test_a_missing_object_is_named(bucket: Bucket):
     with pytest.raises(ObjectMissingError, match=f"{bucket.url}/none"):
         open_object(parse_location(f"{bucket.url}/none"), 512)

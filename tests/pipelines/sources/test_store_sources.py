@@ -23,6 +23,8 @@ from pipelines.shards.tfrecord import write_tfrecord
 from pipelines.sources import open_source
 from pipelines.sources.options import read_class_names
 
+pytestmark = pytest.mark.e2e
+
 CLASSES = ("cat", "dog", "Ünicorn")
 TREE = {
     f"{split}/{name}/{index} a.jpg": f"{split} {name} {index}".encode() * (index + 1)
