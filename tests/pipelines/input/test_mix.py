@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from object_site import ObjectSite
 from shard_samples import make_record, write_shards
 
 from pipelines.errors import ConfigError, DataError
@@ -20,7 +21,7 @@ from pipelines.input.mixed_manifest import (
 )
 from pipelines.input.mixture import Mixture, compute_draws
 from pipelines.input.order import EpochOrder, OrderSpec
-from pipelines.input.passes import Pass
+from pipelines.input.passes import Pass, PassReader
 from pipelines.input.reader import ShardReader
 from pipelines.records import Record
 from pipelines.shards.manifest import load_manifest
@@ -203,3 +204,38 @@ def test_every_set_plans_its_own_part_of_the_windows(
         [[shard - 3 for shard in window if shard >= 3] for window in windows],
     ]
     assert sorted({shard for window in windows for shard in window if shard < 3}) == [0, 1, 2]
+
+
+def test_a_mix_on_stores_shares_one_small_cache(
+    tmp_path: Path, sets: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row of two epochs is that of the local sets, with a cache of less than all shards."""
+    monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
+    needed = 0
+    others = 0
+    for name in sets:
+        files = list(Path(name).iterdir())
+        shards = sorted(path.stat().st_size for path in files if path.name.startswith("train-0"))
+        needed += sum(shards[-2:])
+        others += sum(path.stat().st_size for path in files) - sum(shards)
+    local = MixedReader(sets[0], DataSpec(mix=dict.fromkeys(sets, 1)))
+    with ObjectSite().serve() as one, ObjectSite().serve() as other:
+        for site, name in zip((one, other), sets, strict=True):
+            site.objects |= {path.name: path.read_bytes() for path in Path(name).iterdir()}
+        mix = {one.location: 1, other.location: 1}
+        remote = MixedReader(one.location, DataSpec(mix=mix, cache_gb=(needed + others) / 1e9))
+        with pytest.raises(ConfigError, match=r"for each set of data\.mix"):
+            MixedReader(one.location, DataSpec(mix=mix, cache_gb=(needed - 1) / 1e9)).check_window(
+                1, "window=1"
+            )
+        spec = OrderSpec(local.set_shard_rows, 2, 5, 1, draws=(7, 7))
+        steps = Pass(spec, 0, 2, 0, 7)
+        reading = PassReader(remote, steps)
+        for epoch, steps_of_epoch in steps.iterate_steps():
+            for step in steps_of_epoch:
+                rows = EpochOrder(spec, epoch).find_rows(range(step, step + 1))[0]
+                assert reading.reader.read_images(rows) == local.read_images(rows)
+                reading.finish(epoch, step)
+        reading.close()
+        metrics = remote.metrics()
+    assert metrics.used_bytes > 0
