@@ -178,3 +178,24 @@ def test_a_preset_may_be_a_file(tmp_path: Path) -> None:
         mine.write_text(text)
         with pytest.raises(ConfigError, match=message):
             load_config(str(mine), "shards")
+
+
+def test_the_sets_of_a_mix_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = load_config("demo", "shards", ["data.mix={photos: 0.7, s3://bucket/drawings: 0.3}"])
+    assert config.data.mix == {str(tmp_path / "photos"): 0.7, "s3://bucket/drawings": 0.3}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.mix={}"], r"data\.mix"),
+        (["data.mix={photos: 0}"], r"data\.mix\.\S*photos"),
+        (["data.epoch_images=100"], r"set data\.mix as well"),
+        (["global_batch=20", "data.lanes=8"], r"data\.lanes=8 does not divide it: use global_batch=16 or 24"),
+        (["data.window=12", "data.lanes=8"], r"use data\.window=8 or 16"),
+    ],
+)
+def test_mixes_and_lanes_that_do_not_fit_are_refused(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("demo", "shards", overrides)
