@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from stores import Bucket
 
 from pipelines.errors import ConfigError
 from pipelines.plugins import load_reference
-from service.user_code import check_code
+from service.config import load_config
+from service.user_code import CodeCopy, check_code, find_names
 
 
 def write(path: Path, text: str) -> Path:
@@ -64,3 +66,30 @@ def test_the_fix_of_an_import_next_to_the_file_is_a_package(tmp_path: Path) -> N
     write(tmp_path / "sibling_of_mine.py", "")
     with pytest.raises(ConfigError, match=r"put both files into a package and write FOLDER/package"):
         load_reference(f"{file}:build", "model")
+
+
+@pytest.mark.e2e
+def test_a_model_on_a_store_is_copied_like_a_local_one(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
+    bucket.put("models/m.keras", b"model")
+    bucket.put("weights.h5", b"weights")
+    bucket.put("own.yaml", f"model: {bucket.url}/models/m.keras\nweights: {bucket.url}/weights.h5\n".encode())
+    config = load_config(f"{bucket.url}/own.yaml", f"{bucket.url}/shards")
+    settings = config.model_dump(mode="json")
+    assert settings["shards"] == f"{bucket.url}/shards"
+    check_code(settings)
+    copy = CodeCopy(tmp_path / "code")
+    stored = [copy.add(name) for name in find_names(settings)]
+    assert stored == ["m.keras", "weights.h5"]
+    assert (tmp_path / "code/m.keras").read_bytes() == b"model"
+    assert copy.originals["m.keras"] == f"{bucket.url}/models/m.keras"
+    with pytest.raises(ConfigError, match="missing"):
+        check_code({"model": f"{bucket.url}/missing.keras"})
+
+
+def test_code_on_a_store_is_refused() -> None:
+    for setting in ("model=s3://bucket/own.py:build", "custom_objects=[s3://bucket/own.py]"):
+        with pytest.raises(ConfigError, match="user code on a disk"):
+            load_config("demo", "data", [setting])
