@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
 from pipelines.remote.uri import is_uri
-from service.commands.common import CUSTOM_OBJECTS_HELP, PRESET_HELP, Subparsers, add_command
+from service.commands.common import CUSTOM_OBJECTS_HELP, PRESET_HELP, SHARDS_HELP, Subparsers, add_command
 
 OUT_HELP = "the run directory to create: a path, or an address on a store such as s3://bucket/runs/first"
 
@@ -22,7 +22,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     """Adds `train` to the command line."""
     parser = add_command(commands, "train", "train a model on a shard set", run)
     parser.add_argument("--preset", metavar="NAME", help=PRESET_HELP)
-    parser.add_argument("--data", metavar="SHARDS", help="the shard set")
+    parser.add_argument("--data", metavar="SHARDS", help=SHARDS_HELP)
     parser.add_argument("--out", required=True, metavar="RUN", help=OUT_HELP)
     parser.add_argument(
         "--resume", action="store_true", help="resume the run at --out from its newest checkpoint"

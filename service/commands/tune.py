@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from service.commands.common import PRESET_HELP, Subparsers, add_command
+from service.commands.common import PRESET_HELP, SHARDS_HELP, Subparsers, add_command
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -19,12 +19,12 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--trials", type=int, metavar="N", help="number of trials; the first is the preset as it is"
     )
-    parser.add_argument("--data", metavar="SHARDS", help="the shard set")
+    parser.add_argument("--data", metavar="SHARDS", help=SHARDS_HELP)
     parser.add_argument(
         "--out",
         required=True,
         metavar="DIR",
-        help="directory of the search; the same command resumes an interrupted search",
+        help="local directory of the search; the same command resumes an interrupted search",
     )
     parser.add_argument(
         "--resume", action="store_true", help="resume the search at --out with its own settings"
