@@ -206,7 +206,10 @@ class RunLease:
             if self._try_write(content, if_match=self._etag):
                 self._renewed_at = began
                 return
-            found = self._read()
+            try:
+                found = self._read()
+            except ConfigError:  # not a lease any more
+                found = None
             if found and self._may_hand_over and found[0].session == self.session:
                 self._is_handed_over = found[0].holder != self.holder
             if self._is_handed_over:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from textwrap import shorten
 
@@ -25,6 +26,7 @@ PROGRESS_SECONDS = 10.0  # between uploads of progress and events
 STOP_CHECK_SECONDS = 5.0  # between checks for a stop request on the store
 RETRY_SECONDS = 10.0  # of a request, before the next look at the folder
 NOTICE_SECONDS = 60.0  # length of an outage after which the user is told
+QUIET_SECONDS = 3.0  # after which the end of a run says what it waits for
 FINAL_SECONDS = 120.0  # for which the end of a run waits for the store
 # A condition can be put on an upload in one request only, which a store limits to 5 GB.
 MAX_CONDITIONAL_BYTES = 4 << 30
@@ -104,6 +106,9 @@ class Mirror:
             return self._failure
         self._thread = None
         self._should_finish.set()
+        thread.join(min(QUIET_SECONDS, FINAL_SECONDS))
+        if thread.is_alive():
+            print(f"uploading what is left of {self._uri}", flush=True)
         thread.join(FINAL_SECONDS)
         self._is_abandoned.set()
         if self._bug:
@@ -111,9 +116,10 @@ class Mirror:
         if self._loss or not thread.is_alive():
             return None
         reason = self._outage.reason if self._outage else f"no response within {FINAL_SECONDS:.0f} s"
-        return StoreUnavailableError(
-            "a store that takes the run", f"out={self._uri} ({reason})", "try again later"
+        self._failure = StoreUnavailableError(
+            "a store that takes the run", f"out={self._uri} ({reason})", "continue with --resume"
         )
+        return self._failure
 
     def upload_all(self) -> None:
         """Uploads what has changed, in the order of its dependencies.
@@ -161,8 +167,8 @@ class Mirror:
             except FolderChangedError:
                 pause = 0.1
                 continue
-            except StoreError as error:
-                self._record_failure(error)
+            except (StoreError, OSError) as error:  # a full disk ends the training, not the mirror
+                self._record_failure(error.received if isinstance(error, StoreError) else str(error))
                 pause = min(max(2 * pause, POLL_SECONDS), PROGRESS_SECONDS)
                 if is_last and self._is_abandoned.wait(POLL_SECONDS):  # `finish` waits no longer
                     return
@@ -266,27 +272,35 @@ class Mirror:
         if not self._run.stop_requested():
             self._run.request_stop(reason or "a request")
 
-    def _record_failure(self, error: StoreError) -> None:
+    def _record_failure(self, reason: str) -> None:
         now = time.monotonic()
         if self._outage is None:
-            self._outage = Outage(now, error.received)
-            logger.info("%s: not uploaded: %s", self._uri, error)
-        self._outage.reason = error.received
+            self._outage = Outage(now, reason)
+            logger.info("%s: not uploaded: %s", self._uri, reason)
+        self._outage.reason = reason
         if self._outage.is_reported or now - self._outage.began < NOTICE_SECONDS:
             return
         self._outage.is_reported = True
-        reason = shorten(error.received, 160)
-        self._run.notice(
-            f"{self._uri} has not taken the run for {now - self._outage.began:.0f} s ({reason}): training "
-            f"continues, the run is saved at {self._run.path}, and is uploaded when the store responds"
+        local = self._run.path
+        seconds = now - self._outage.began
+        self._report(
+            f"{self._uri} has not taken the run for {seconds:.0f} s ({shorten(reason, 160)}): "
+            f"training continues, the run is saved at {local}, and is uploaded when the store responds",
+            {"uri": str(self._uri), "state": "behind", "local": str(local)},
         )
-        local = str(self._run.path)
-        self._run.update_status(mirror={"uri": str(self._uri), "state": "behind", "local": local})
 
     def _end_outage(self) -> None:
         outage = self._outage
         self._outage = None
         if outage and outage.is_reported:
             seconds = time.monotonic() - outage.began
-            self._run.notice(f"{self._uri} takes the run again, after {seconds:.0f} s: it is uploaded")
-            self._run.update_status(mirror={"uri": str(self._uri), "state": "mirrored"})
+            self._report(
+                f"{self._uri} takes the run again, after {seconds:.0f} s: it is uploaded",
+                {"uri": str(self._uri), "state": "mirrored"},
+            )
+
+    def _report(self, notice: str, state: dict[str, str]) -> None:
+        """Adds a notice to the status, and how the store is doing."""
+        with suppress(OSError):  # on a full disk, which ends the training
+            self._run.notice(notice)
+            self._run.update_status(mirror=state)

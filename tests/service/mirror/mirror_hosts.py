@@ -10,7 +10,7 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("train_script.py")
 ROOT = SCRIPT.parents[3]
-LEASE_SECONDS = 4.0
+LEASE_SECONDS = 3.0
 
 
 @dataclass
