@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from pipelines.remote.metrics import StoreMetrics
 from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import StoredFile
 
-OPEN_FILES = 256  # kept open at a time; Linux allows 1024 per process by default
+SHARE_OF_FILES = 8  # a set keeps at most one of so many files open that the process may open
+MAX_OPEN_FILES = 4096
 
 
 class ShardFiles(Protocol):
@@ -179,11 +181,11 @@ class OpenFiles:
     """Open files by name; of more than `limit`, those that were used last.
 
     Args:
-        limit: Number of files that are kept open.
+        limit: Number of files that are kept open; None to derive it from the limit of the process.
     """
 
-    def __init__(self, limit: int = OPEN_FILES) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit or choose_open_files()
         self._files: OrderedDict[str, OpenFile] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -211,3 +213,11 @@ class OpenFiles:
         """Removes all files."""
         with self._lock:
             self._files.clear()
+
+
+def choose_open_files() -> int:
+    """Chooses how many files of a set are kept open: 128 where a process may open 1024, as is common."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return MAX_OPEN_FILES
+    return min(max(allowed // SHARE_OF_FILES, 1), MAX_OPEN_FILES)

@@ -192,6 +192,16 @@ def test_images_come_in_order_from_any_number_of_threads(
         reader.read_images(rows)
 
 
+@pytest.mark.parametrize(
+    ("allowed", "kept"), [(1024, 128), (20_000, 2500), (2**20, 4096), (-1, 4096), (4, 1)]
+)
+def test_open_files_are_a_share_of_what_the_process_may_open(
+    monkeypatch: pytest.MonkeyPatch, allowed: int, kept: int
+) -> None:
+    monkeypatch.setattr(files.resource, "getrlimit", lambda kind: (allowed, allowed))
+    assert files.choose_open_files() == kept
+
+
 def test_few_columns_are_kept_in_memory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader_module, "CACHED_ROWS", 1)
     monkeypatch.setattr(reader_module, "MIN_CACHED_SHARDS", 1)
