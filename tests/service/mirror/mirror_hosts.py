@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-SCRIPT = Path(__file__).with_name("train_script.py")
+SCRIPT = Path(__file__).with_name("mirror_script.py")
 ROOT = SCRIPT.parents[3]
 LEASE_SECONDS = 3.0
 

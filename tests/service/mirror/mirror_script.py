@@ -1,6 +1,6 @@
 """A training without a model, in a process of its own: it writes a run on a store as the loop writes it.
 
-    python train_script.py URI new|resume EPOCHS SECONDS_PER_STEP
+    python mirror_script.py URI new|resume EPOCHS SECONDS_PER_STEP
 
 The variables follow from those before, so that their last values show whether a step was lost or repeated.
 """

@@ -13,6 +13,8 @@ from pipelines.remote.uri import Uri
 from service.mirror import lease as lease_module
 from service.mirror.lease import LeaseHeldError, LeaseLostError, RunLease
 
+pytestmark = pytest.mark.e2e
+
 
 def is_unknown(lease: object) -> bool:
     """Nothing is known about the holder of a lease."""

@@ -19,6 +19,8 @@ from service.mirror.fetch import fetch_run, find_remote_runs, pull_run
 from service.mirror.folder import Record
 from service.runs import Run
 
+pytestmark = pytest.mark.e2e
+
 DATA = "digest"
 
 
