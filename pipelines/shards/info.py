@@ -6,11 +6,9 @@ from rich.table import Table
 
 from pipelines.remote.uri import Location
 from pipelines.shards.images import FULL
-from pipelines.shards.manifest import InlineSplit, Manifest, SplitManifest, load_manifest
+from pipelines.shards.manifest import SHOWN_CLASSES, InlineSplit, Manifest, SplitManifest, load_manifest
 from pipelines.shards.rejections import count_reasons
 from pipelines.text import render_table
-
-SHOWN_CLASSES = 10
 
 
 def describe_shards(directory: Location) -> str:

@@ -21,6 +21,7 @@ from pipelines.storage import write_atomically
 VERSION = 3
 INLINE_VERSION = 2  # lists the shards in the manifest itself
 FILE_NAME = "manifest.json"
+SHOWN_CLASSES = 10  # in descriptions for people; the others are counted
 MAX_BYTES = 2**30  # of a manifest in a store; one of version 2 lists all shards
 BUILD_AGAIN = "build the shard set again"
 _SOURCE_NAME = re.compile(r"[a-z_]+:(?!//)")  # such as folder:photos, in contrast to s3://bucket/set

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import Location, Uri
-from pipelines.shards.manifest import Manifest, load_manifest
+from pipelines.shards.manifest import SHOWN_CLASSES, Manifest, load_manifest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,10 +73,17 @@ class ShardSet:
         return np.asarray(read_rows(self.path, split, data, list(rows))["image"])[: len(rows)]
 
     def _repr_html_(self) -> str:
-        header = "".join(f"<th>{html.escape(name)}</th>" for name in ("split", "images", *self.classes))
+        names = ["split", "images", *self.classes[:SHOWN_CLASSES]]
+        more = len(self.classes) - SHOWN_CLASSES
+        if more > 0:
+            names.append(f"... and {more} more")
+        header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
         rows = []
         for name, split in self.manifest.splits.items():
-            cells = "".join(f"<td>{value:,}</td>" for value in (split.rows, *split.class_counts))
+            counts = [split.rows, *split.class_counts[:SHOWN_CLASSES]]
+            if more > 0:
+                counts.append(sum(split.class_counts[SHOWN_CLASSES:]))
+            cells = "".join(f"<td>{value:,}</td>" for value in counts)
             rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
         title = f"<b>Shard set</b> {html.escape(str(self.path))}"
         return f"{title}<table><tr>{header}</tr>{''.join(rows)}</table>"
