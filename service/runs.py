@@ -9,6 +9,9 @@ runs/<name>/config.yaml     configuration; files of the user are named as code/.
             code/           copies of the user's files, and manifest.json with their digests
             events/         TensorBoard
             report/         the page
+
+On a store, the objects have the same names, see `service/mirror`. Hidden files are not part of the run: locks,
+requests to stop, and in the local folder of a run on a store `.mirror.json`, the record of its uploads.
 """
 
 from __future__ import annotations
