@@ -95,7 +95,7 @@ class TrainedRun:
 
         return load_model(self)
 
-    def report(self, **options: Any) -> Path:
+    def report(self, **options: Any) -> Location:
         """Renders the HTML report of the run; see `glassbox.report`."""
         from .reports import report
 

@@ -19,7 +19,10 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser = add_command(commands, "evaluate", "evaluate a model on a shard set or a source", run)
     parser.add_argument("--model", required=True, metavar="FILE", help=MODEL_HELP)
     parser.add_argument(
-        "--data", required=True, metavar="SHARDS", help="a shard set, folder:DIR, csv:FILE and others"
+        "--data",
+        required=True,
+        metavar="SHARDS",
+        help="a shard set (path or URI), folder:DIR, csv:FILE and others",
     )
     parser.add_argument(
         "--split", default="validation", metavar="SPLIT", help="split to evaluate (default: validation)"
@@ -29,7 +32,7 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--classes", metavar="FILE", help="file with a class name per line, in the order of a source's labels"
     )
-    parser.add_argument("--out", metavar="FILE.json", help="also write the scores to this file")
+    parser.add_argument("--out", metavar="FILE.json", help="also write the scores to this file; path or URI")
 
 
 def run(options: argparse.Namespace) -> None:

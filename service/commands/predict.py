@@ -21,13 +21,13 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--data",
         required=True,
         metavar="SHARDS",
-        help="a shard set, photos:DIR, folder:DIR, archive:FILE and others",
+        help="a shard set (path or URI), photos:DIR, folder:DIR, archive:FILE and others",
     )
     parser.add_argument(
         "--out",
         required=True,
         metavar="FILE",
-        help="FILE.parquet or FILE.csv: id, class, probability of each class",
+        help="FILE.parquet or FILE.csv, path or URI: id, class, probability of each class",
     )
     parser.add_argument(
         "--split", metavar="SPLIT", help="split to predict (default: all, one after the other)"

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError, TrainingError
+from pipelines.remote.files import resolve_location
+from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import load_manifest
 from service.commands.common import (
     CUSTOM_OBJECTS_HELP,
@@ -14,8 +16,9 @@ from service.commands.common import (
     add_command,
     add_interpretation_options,
 )
-from service.inference.jobs import find_model_file
-from service.runs import Run
+from service.inference.jobs import fetch_model
+from service.mirror.fetch import fetch_run
+from service.runs import REPORT, Run
 
 if TYPE_CHECKING:
     from service.report.options import ReportOptions
@@ -34,21 +37,28 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "directories",
         nargs="*",
         metavar="RUN",
-        help="a run directory; the report goes to RUN/report/index.html",
+        help="a run directory, path or URI; the report goes to RUN/report/index.html",
     )
     parser.add_argument(
         "--all",
         metavar="RUNS",
-        help="all finished runs below a directory whose reports are missing or out of date",
+        help="all finished runs below a directory or URI whose reports are missing or out of date",
     )
     parser.add_argument(
         "--compare", action="store_true", help="compare several runs, or the checkpoints of one run"
     )
-    parser.add_argument("--model", metavar="FILE", help="a model file made anywhere, instead of a run")
     parser.add_argument(
-        "--data", metavar="SHARDS", help="the shard set (default: the one the run was trained on)"
+        "--model", metavar="FILE", help="a model file made anywhere, path or URI, instead of a run"
     )
-    parser.add_argument("--out", metavar="DIR", help="with --model or --compare: the directory to create")
+    parser.add_argument(
+        "--data", metavar="SHARDS", help="the shard set, path or URI (default: that of the run)"
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="with --model or --compare: the directory to create, path or URI; "
+        "with --all: where the reports go, such as another bucket (default: into the runs)",
+    )
     parser.add_argument(
         "--single-file", action="store_true", help="embed the pictures in the page, to share it as one file"
     )
@@ -111,11 +121,11 @@ def _check_options(options: argparse.Namespace) -> None:
             f"runs={' '.join(runs)}",
             "name one, add --compare, or use --all for the directory above them",
         )
-    if options.out and not model and not options.compare:
+    if options.out and runs and not options.compare:
         raise ConfigError(
             "a run without --out",
-            f"run={' '.join(runs) or options.all} out={options.out}",
-            "leave --out out: the report of a run is written into the run",
+            f"run={' '.join(runs)} out={options.out}",
+            "leave --out out: the report of a run is written into the run; with --all it can go elsewhere",
         )
     if options.custom_objects and not model:
         raise ConfigError(
@@ -132,12 +142,17 @@ def _check_options(options: argparse.Namespace) -> None:
 def _check_inputs(options: argparse.Namespace) -> None:
     """Checks that runs, model and shard set exist, before TensorFlow is imported."""
     for directory in options.directories:
-        Run(directory).check_has_model()
-    if options.all and not Path(options.all).is_dir():
+        location = parse_location(directory)
+        if isinstance(location, Path):
+            Run(location).check_has_model()
+        else:
+            fetch_run(location).config()
+    root = parse_location(options.all or "")
+    if options.all and isinstance(root, Path) and not root.is_dir():
         received = f"all={options.all} (no such directory)"
         raise ConfigError("a directory that holds runs", received, "name the directory above the runs")
     if options.model:
-        find_model_file(options.model)
+        fetch_model(options.model)
     if options.data:
         load_manifest(options.data)
 
@@ -152,25 +167,37 @@ def _read_options(options: argparse.Namespace) -> ReportOptions:
     settings = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in settings.items() if value is not None}
     if "samples" in given:
-        given["samples"] = Path(given["samples"]).absolute()  # Ray workers have another working directory
+        given["samples"] = _find_samples(given["samples"])
     return check(ReportOptions, given, "the command line")
 
 
-def _data_path(options: argparse.Namespace) -> Path | None:
-    return Path(options.data) if options.data else None
+def _find_samples(text: str) -> Path:
+    """Returns the absolute path of the samples, because Ray workers have another working directory."""
+    location = parse_location(text)
+    if isinstance(location, Path):
+        return location.absolute()
+    raise ConfigError(
+        "a local folder of pictures", f"samples={location}", "copy them to a folder, and name that"
+    )
+
+
+def _find_data(options: argparse.Namespace) -> Location | None:
+    return parse_location(options.data) if options.data else None
 
 
 def _report_run(options: argparse.Namespace) -> None:
     report_options = _read_options(options)
 
-    from service.report.job import render_report
+    from service.report.job import render_reported_run
     from service.report.options import PageOptions
+    from service.report.reported import ReportedRun
     from service.report.watch import show_report_progress
 
-    run = Run(options.directories[0])
+    location = resolve_location(options.directories[0])
+    reported = ReportedRun(location.name, location, location / REPORT)
     page_options = PageOptions(options.single_file)
     with show_report_progress() as update:
-        page = render_report(run, _data_path(options), report_options, page_options, update)
+        page = render_reported_run(reported, _find_data(options), report_options, page_options, update)
     print(f"open {page}")
 
 
@@ -181,9 +208,9 @@ def _report_model(options: argparse.Namespace) -> None:
     from service.report.options import PageOptions
 
     page = render_model_report(
-        Path(options.model),
-        Path(options.data),
-        Path(options.out).absolute(),
+        fetch_model(options.model),
+        parse_location(options.data),
+        resolve_location(options.out),
         report_options,
         PageOptions(options.single_file),
         options.custom_objects,
@@ -197,16 +224,25 @@ def _report_all(options: argparse.Namespace) -> None:
     from service.report.batch import FAILED, format_summary, report_all
     from service.report.watch import show_batch_progress
 
-    root = Path(options.all).absolute()
+    root = resolve_location(options.all)
+    out = resolve_location(options.out) if options.out else None
     with show_batch_progress() as observer:
-        outcomes = report_all(root, report_options, options.single_file, observer)
+        outcomes = report_all(root, report_options, options.single_file, observer, out)
     print(format_summary(outcomes))
     failed = [outcome.name for outcome in outcomes if outcome.state == FAILED]
     if failed:
         raise TrainingError(
             "a report of every finished run", f"failed={', '.join(failed)}", "see the reason for each above"
         )
-    print(f"open {root / 'index.html'}")
+    print(f"open {(out or root) / 'index.html'}")
+
+
+def _open_run(directory: str) -> Run:
+    """Returns a run directory, or a local copy of what a report shows of a run in a store."""
+    from service.report.reported import PARTS
+
+    location = parse_location(directory)
+    return Run(location) if isinstance(location, Path) else fetch_run(location, PARTS)
 
 
 def _compare(options: argparse.Namespace) -> None:
@@ -216,9 +252,9 @@ def _compare(options: argparse.Namespace) -> None:
     from service.report.pages.comparison import render_comparison
 
     page = render_comparison(
-        [Run(directory) for directory in options.directories],
-        Path(options.out or DEFAULT_COMPARISON).absolute(),
-        _data_path(options),
+        [_open_run(directory) for directory in options.directories],
+        resolve_location(options.out or DEFAULT_COMPARISON),
+        _find_data(options),
         report_options,
         PageOptions(options.single_file),
     )

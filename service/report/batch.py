@@ -5,22 +5,26 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.cluster import choose_task_resources, list_nodes, ray_session, run_tasks
-from pipelines.errors import ConfigError, GlassboxError
+from pipelines.errors import ConfigError, DataError, GlassboxError
+from pipelines.remote.errors import StoreError
+from pipelines.remote.uri import Location, Uri
 from service.failures import translate_failure
-from service.report.fingerprint import compute_fingerprint, is_up_to_date
+from service.report.fingerprint import compute_fingerprint, find_published_shards, is_up_to_date
 from service.report.lease import LeaseHeldError
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import write_index
 from service.report.publish import PAGE
+from service.report.reported import ReportedRun, find_home_link, find_reported_runs
 from service.report.subject import find_shards
-from service.runs import Run, find_runs
 
+EXAMINED_AT_A_TIME = 16  # runs
 RENDERED = "rendered"
 UP_TO_DATE = "up to date"
 NOT_FINISHED = "not finished"
@@ -48,7 +52,7 @@ class ReportOutcome:
 class BatchObserver:
     """Receives the progress of the job over all runs; this one ignores it."""
 
-    def on_start(self, runs: Sequence[Run], names: Sequence[str]) -> None:
+    def on_start(self, runs: Sequence[ReportedRun], names: Sequence[str]) -> None:
         """Called with the runs whose reports will be rendered, and their names, in this order."""
 
     def on_outcome(self, outcome: ReportOutcome) -> None:
@@ -56,28 +60,32 @@ class BatchObserver:
 
 
 def report_all(
-    root: Path,
+    root: Location,
     options: ReportOptions | None = None,
     single_file: bool = False,
     observer: BatchObserver | None = None,
+    out: Location | None = None,
 ) -> list[ReportOutcome]:
     """Renders the reports that are missing or out of date, and the index page of all runs.
 
-    Overlapping jobs share the work: a run whose report another process renders is skipped.
+    Overlapping jobs share the work: a run whose report another process renders is skipped. Of a run in a
+    store that has not changed, only the versions of its objects and the summary of its report are read.
 
     Args:
-        root: Directory that holds run directories, at any depth.
+        root: Directory that holds run directories, at any depth, or its URI.
         options: Content of the reports.
         single_file: Whether pictures are embedded in the pages.
         observer: Receives the progress of the job.
+        out: Directory for the reports and the index page, or its URI; None to publish each report in its run.
 
     Returns:
         An outcome for every run, sorted by name; and one named `index.html`, if that could not be written.
 
     Raises:
         ConfigError: The directory does not exist, or there is no Ray cluster.
+        StoreError: The bucket is missing, or the store denies access or does not respond.
     """
-    if not root.is_dir():
+    if isinstance(root, Path) and not root.is_dir():
         raise ConfigError(
             "a directory that holds runs",
             f"all={root} (no such directory)",
@@ -85,23 +93,22 @@ def report_all(
         )
     options = options or ReportOptions()
     observer = observer or BatchObserver()
-    runs = {str(run.path.relative_to(root)): run for run in find_runs(root)}
+    runs = {run.name: run for run in find_reported_runs(root, out)}
     outcomes = {}
     due = {}
-    for name, run in runs.items():
-        state = _find_state(run, options, PageOptions(single_file))
+    for name, state in _find_states(runs, options, PageOptions(single_file)):
         if state:
             outcomes[name] = ReportOutcome(name, state)
         else:
-            due[name] = run
+            due[name] = runs[name]
     observer.on_start(list(due.values()), list(due))
-    for outcome in _render_all(due, root, options, single_file):
+    for outcome in _render_all(due, options, single_file):
         outcomes[outcome.name] = outcome
         observer.on_outcome(outcome)
     failures = {outcome.name: outcome.message for outcome in outcomes.values() if outcome.state == FAILED}
     try:
-        write_index(root, runs, failures)
-    except ConfigError as error:
+        write_index(root if out is None else out, runs, failures)
+    except (ConfigError, StoreError) as error:
         outcomes[PAGE] = ReportOutcome(PAGE, FAILED, str(error))
         observer.on_outcome(outcomes[PAGE])
     return [outcomes[name] for name in sorted(outcomes)]
@@ -123,18 +130,41 @@ def format_summary(outcomes: Sequence[ReportOutcome]) -> str:
     return f"{line}: {', '.join(failed)}" if failed else line
 
 
-def _find_state(run: Run, options: ReportOptions, page_options: PageOptions) -> str:
+def _find_states(
+    runs: Mapping[str, ReportedRun], options: ReportOptions, page_options: PageOptions
+) -> list[tuple[str, str]]:
+    """Returns name and state of each run; examines several at a time, because a store responds late."""
+    with ThreadPoolExecutor(EXAMINED_AT_A_TIME) as threads:
+        states = threads.map(lambda run: _find_state(run, options, page_options), runs.values())
+        return list(zip(runs, states, strict=True))
+
+
+def _find_state(reported: ReportedRun, options: ReportOptions, page_options: PageOptions) -> str:
     """Returns the state of a run that needs no new report; empty if one is due."""
-    if run.status().get("state") != "finished":
+    if isinstance(reported.location, Uri):
+        return _find_remote_state(reported, options, page_options)
+    if reported.read_state() != "finished":
         return NOT_FINISHED
     with suppress(GlassboxError, OSError):  # rendering the report will raise the error again
-        if is_up_to_date(run, compute_fingerprint(run, find_shards(run), options, page_options)):
+        shards = find_shards(reported.fetch())
+        if is_up_to_date(reported, compute_fingerprint(reported, shards, options, page_options)):
             return UP_TO_DATE
     return ""
 
 
+def _find_remote_state(reported: ReportedRun, options: ReportOptions, page_options: PageOptions) -> str:
+    """Does the same for a run in a store, and reads its status only if the report is not up to date."""
+    published = reported.read_published()
+    with suppress(DataError, OSError, KeyError, TypeError):
+        shards = find_published_shards(published)
+        fingerprint = compute_fingerprint(reported, shards, options, page_options)
+        if published["made_of"] == fingerprint and reported.has_page(published):
+            return UP_TO_DATE
+    return "" if reported.read_state() == "finished" else NOT_FINISHED
+
+
 def _render_all(
-    due: dict[str, Run], root: Path, options: ReportOptions, single_file: bool
+    due: dict[str, ReportedRun], options: ReportOptions, single_file: bool
 ) -> Iterator[ReportOutcome]:
     """Renders reports as tasks; if one kills its worker, it fails alone, and the others are restarted."""
     if not due:
@@ -142,17 +172,17 @@ def _render_all(
     remaining = dict(due)
     with ray_session():
         while remaining:
-            for outcome in _render_until_worker_dies(dict(remaining), root, options, single_file):
+            for outcome in _render_until_worker_dies(dict(remaining), options, single_file):
                 del remaining[outcome.name]
                 yield outcome
 
 
 def _render_until_worker_dies(
-    due: dict[str, Run], root: Path, options: ReportOptions, single_file: bool
+    due: dict[str, ReportedRun], options: ReportOptions, single_file: bool
 ) -> Iterator[ReportOutcome]:
     """Renders reports as tasks; ends early, with a failure of its report, when a task kills its worker."""
     names = list(due)
-    calls = [(str(due[name].path), str(root), options, single_file) for name in names]
+    calls = [(due[name], options, single_file) for name in names]
     last = names[0]
 
     def name_task(index: int) -> str:
@@ -171,19 +201,20 @@ def _render_until_worker_dies(
         yield ReportOutcome(last, FAILED, str(error))
 
 
-def _render_task(path: str, root: str, options: ReportOptions, single_file: bool) -> tuple[str, str, float]:
+def _render_task(reported: ReportedRun, options: ReportOptions, single_file: bool) -> tuple[str, str, float]:
     """Renders one report in a worker process; returns its state, error message, and seconds."""
     from service.devices import configure_devices
-    from service.report.job import render_report
+    from service.report.job import render_reported_run
 
     start = time.perf_counter()
-    run = Run(path)
-    page_options = PageOptions(single_file, os.path.relpath(Path(root) / PAGE, run.report))
+    page_options = PageOptions(single_file, find_home_link(reported.name))
     try:
         configure_devices()
-        if _find_state(run, options, page_options) == UP_TO_DATE:  # rendered by another job in the meantime
+        if (
+            _find_state(reported, options, page_options) == UP_TO_DATE
+        ):  # rendered by another job in the meantime
             return UP_TO_DATE, "", 0.0
-        render_report(run, options=options, page_options=page_options)
+        render_reported_run(reported, options=options, page_options=page_options)
     except LeaseHeldError as error:
         return ELSEWHERE, str(error), 0.0
     except GlassboxError as error:

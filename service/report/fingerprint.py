@@ -2,55 +2,97 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
-from pipelines.shards.manifest import load_manifest
+from pipelines.errors import DataError
+from pipelines.remote.files import resolve_location
+from pipelines.remote.store import stat
+from pipelines.remote.uri import Location, Uri
+from pipelines.shards.manifest import FILE_NAME, load_manifest
 from pipelines.storage import hash_json
 from service.report.options import PageOptions, ReportOptions
-from service.report.publish import MANIFEST, PAGE, VERSION
+from service.report.publish import VERSION
+from service.report.reported import ReportedRun
 from service.runs import Run
 from service.version import read_version
 
 
 def compute_fingerprint(
-    run: Run, shards: Path, options: ReportOptions, page_options: PageOptions
+    reported: ReportedRun | Run,
+    shards: Location,
+    options: ReportOptions,
+    page_options: PageOptions,
 ) -> dict[str, Any]:
     """Computes the digests of a report's inputs: model, checkpoints, metrics, data and options.
 
     Args:
-        run: Run with a saved model.
-        shards: Directory of its shard set.
+        reported: Run with a saved model.
+        shards: Path or URI of its shard set.
         options: Content of the report.
         page_options: Format of the page.
 
     Raises:
         DataError: There is no shard set.
         OSError: A file of the run is missing.
+        StoreError: The store denies access or does not respond.
     """
+    if isinstance(reported, Run):
+        reported = ReportedRun.from_run(reported)
     parameters = {"options": options.model_dump(mode="json"), "single_file": page_options.single_file}
-    return {
+    fingerprint = {
         "version": f"{VERSION} of {read_version()}",
-        **run.hash_contents(),
-        "shards": load_manifest(shards).digest(),
+        **reported.hash_inputs(),
+        "shards": hash_shards(shards),
         "parameters": hash_json(parameters),
     }
+    if isinstance(reported.location, Uri):
+        # With it, `is_up_to_date` need not read the configuration of a run in a store.
+        fingerprint["data"] = str(shards)
+    return fingerprint
 
 
-def is_up_to_date(run: Run, fingerprint: dict[str, Any]) -> bool:
+def hash_shards(shards: Location) -> str:
+    """Returns the digest of a shard set's manifest, or its version in a store.
+
+    Raises:
+        DataError: There is no shard set.
+        StoreError: The store denies access or does not respond.
+    """
+    if not isinstance(shards, Uri):
+        return load_manifest(shards).digest()
+    info = stat(shards / FILE_NAME)
+    if info is None:
+        raise DataError(
+            "the shard set the model was trained on",
+            f"shards={shards} (no {FILE_NAME} in it)",
+            "restore it, or name its new place with --data",
+        )
+    return info.etag
+
+
+def is_up_to_date(reported: ReportedRun | Run, fingerprint: dict[str, Any]) -> bool:
     """Tells whether the report of a run is complete and was rendered from the same inputs.
 
     Args:
-        run: Run whose report is checked.
+        reported: Run whose report is checked.
         fingerprint: Digests of the current inputs, see `compute_fingerprint`.
     """
+    if isinstance(reported, Run):
+        reported = ReportedRun.from_run(reported)
     try:
-        manifest = json.loads((run.report / MANIFEST).read_bytes())
-        files = [PAGE]
-        if not manifest["single_file"]:
-            files += [picture["file"] for picture in manifest["pictures"]]
-        is_complete = all((run.report / file).is_file() for file in files)
-        return bool(manifest["made_of"] == fingerprint) and is_complete
+        published = reported.read_published()
+        return bool(published["made_of"] == fingerprint) and reported.has_page(published)
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def find_published_shards(published: dict[str, Any]) -> Location:
+    """Returns the shard set that the report of a run in a store was made with.
+
+    Args:
+        published: Summary of the report, see `ReportedRun.read_published`.
+
+    Raises:
+        KeyError: The summary has no record of it.
+    """
+    return resolve_location(published["made_of"]["data"])

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import Registry
+from pipelines.remote.uri import Location, Uri
 from service.devices import configure_devices
 from service.report.drawing.album import Album
 from service.report.fingerprint import compute_fingerprint
-from service.report.lease import hold_lease
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages import page
 from service.report.pages.summary import summarize
 from service.report.publish import PAGE, publish, remove_unfinished
+from service.report.reported import ReportedRun
 from service.report.sections import (
     activations,
+    attention,
     augmentation,
     compare,
     confusion,
@@ -68,6 +70,7 @@ SECTIONS: dict[str, SectionBuilder] = {
         health=subject.health,
         read_picture=subject.read_picture,
         shards_digest=subject.shards_digest,
+        mix=subject.mix,
     ),
     "training images": lambda subject, album: training_images.build_section(
         album,
@@ -76,6 +79,7 @@ SECTIONS: dict[str, SectionBuilder] = {
         classes=subject.classes,
         input_shape=subject.network.shape,
         count=subject.options.training_images,
+        mix=subject.mix,
     ),
     "samples": lambda subject, album: samples.build_section(
         album,
@@ -102,6 +106,13 @@ SECTIONS: dict[str, SectionBuilder] = {
         subject.provenance,
         examples=subject.examples,
         forward_pass=subject.forward_pass,
+        classes=subject.classes,
+    ),
+    "attention": lambda subject, album: attention.build_section(
+        album,
+        subject.provenance,
+        network=subject.network,
+        examples=subject.examples,
         classes=subject.classes,
     ),
     "saliency": lambda subject, album: saliency.build_section(
@@ -180,7 +191,7 @@ MORE_SECTIONS: Registry[SectionBuilder] = Registry("report section", group="glas
 
 def render_report(
     run: Run,
-    shards: Path | None = None,
+    shards: Location | None = None,
     options: ReportOptions | None = None,
     page_options: PageOptions | None = None,
     progress: Progress = lambda done, total, name: None,
@@ -189,7 +200,7 @@ def render_report(
 
     Args:
         run: Run with a saved model.
-        shards: Directory of the shard set, if it is no longer where the run was trained.
+        shards: Path or URI of the shard set, if it is no longer where the run was trained.
         options: Content of the report.
         page_options: Format of the page.
         progress: Called with sections finished, sections in all, and the name of the next one.
@@ -202,42 +213,66 @@ def render_report(
             another one, or another process renders this report.
         DataError: The shard set is damaged.
     """
+    render_reported_run(ReportedRun.from_run(run), shards, options, page_options, progress)
+    return run.report / PAGE
+
+
+def render_reported_run(
+    reported: ReportedRun,
+    shards: Location | None = None,
+    options: ReportOptions | None = None,
+    page_options: PageOptions | None = None,
+    progress: Progress = lambda done, total, name: None,
+) -> Location:
+    """Renders the report of a run, each in a directory or in a store; see `render_report`.
+
+    A run in a store is copied to the cache folder, as far as its report shows it.
+
+    Returns:
+        Path or URI of `index.html`.
+    """
     options = options or ReportOptions()
     page_options = page_options or PageOptions()
-    run.check_has_model()
+    if isinstance(reported.location, Path):
+        reported.fetch().check_has_model()
     configure_devices()
     is_own_data = shards is None
-    shards = find_shards(run, shards)
-    with hold_lease(run.report_lease_path) as lease:
-        remove_unfinished(run.report)
-        manifest = read_manifest(shards)
+    with reported.hold_lease() as lease:
+        if isinstance(reported.report, Path):
+            remove_unfinished(reported.report)
+        run = reported.fetch()
+        run.check_has_model()
+        shards = find_shards(run, shards)
+        manifest = read_manifest(shards, run)
         if is_own_data:
-            run.check_data(shards, manifest.digest())
+            run.check_data(str(shards), manifest.digest())
         # Before anything else is read: later changes of the inputs make the report outdated.
-        fingerprint = compute_fingerprint(run, shards, options, page_options)
+        fingerprint = compute_fingerprint(reported, shards, options, page_options)
+        if isinstance(reported.location, Uri):
+            run = reported.fetch()  # what has changed between the first copy and the fingerprint
         subject = open_run(run, shards, manifest, options)
 
         def publish_progress(done: int, total: int, name: str) -> None:
             lease.renew(f"{done}/{total} {name}")  # an error if the lease was lost
             progress(done, total, name)
 
-        return render(subject, run.report, page_options, fingerprint, publish_progress)
+        return render(subject, reported.report, page_options, fingerprint, publish_progress)
 
 
 def render_model_report(
     model_path: Path,
-    shards: Path,
-    out: Path,
+    shards: Location,
+    out: Location,
     options: ReportOptions | None = None,
     page_options: PageOptions | None = None,
     custom_objects: Sequence[str] = (),
-) -> Path:
+) -> Location:
     """Renders a report of a model without a run: everything except its training history.
 
     Args:
         model_path: A `.keras` file.
-        shards: Directory of a shard set with images of the model's classes.
-        out: Directory for the page; a report in it is replaced.
+        shards: Path or URI of a shard set with images of the model's classes.
+        out: Directory for the page, or its URI; a report in it is replaced.
         options: Content of the report.
         page_options: Format of the page.
         custom_objects: Modules that define the custom layers of the model.
@@ -253,22 +288,22 @@ def render_model_report(
     configure_devices()
     options = options or ReportOptions()
     subject = open_model(Path(model_path), shards, manifest, options, custom_objects)
-    return render(subject, Path(out), page_options or PageOptions())
+    return render(subject, out, page_options or PageOptions())
 
 
 def render(
     subject: Subject,
-    out: Path,
+    out: Location,
     page_options: PageOptions,
     fingerprint: Mapping[str, Any] | None = None,
     progress: Progress = lambda done, total, name: None,
     sections: Mapping[str, SectionBuilder] | None = None,
-) -> Path:
+) -> Location:
     """Renders a report completely or not at all.
 
     Args:
         subject: Model, data and options of the report.
-        out: Directory for the page; a report in it is replaced.
+        out: Directory for the page, or its URI; a report in it is replaced.
         page_options: Format of the page.
         fingerprint: Digests of the report's inputs, for its manifest.
         progress: Called with sections finished, sections in all, and the name of the next one.

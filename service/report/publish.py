@@ -1,4 +1,4 @@
-"""Publishes a report atomically: readers see either the old page or the new one, never a mixture."""
+"""Publishes a page in a directory or a store: readers see either the old page or the new one."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.remote.store import ObjectMissingError, delete, list_objects, read_bytes, upload, write_bytes
+from pipelines.remote.uri import Location, Uri
 from pipelines.storage import sync
 
 MANIFEST = "manifest.json"
 PAGE = "index.html"
+SUMMARY = "summary.json"  # in a store: the part of the manifest that a job over all runs reads
+SUMMARY_KEYS = ("kind", "version", "made_of", "about", "checks", "thumbnails", "single_file")
+SUMMARY_FIGURES = {"summary": None, "curves": ("epochs",)}  # figures in the summary: all, or some keys
+PICTURES = "pictures"  # folder of files whose names contain a digest of their content
+UPLOADS_AT_A_TIME = 16
 KIND = "glassbox report"
 VERSION = 6  # version of the page and its manifest; reports of another version are rendered again
 
@@ -33,7 +43,7 @@ def is_report(directory: Path) -> bool:
 
 
 @contextmanager
-def publish(out: Path, kind: str = KIND) -> Iterator[Path]:
+def publish(out: Location, kind: str = KIND) -> Iterator[Path]:
     """Yields an empty directory, whose content replaces the page at `out` once the block succeeds.
 
     Names of pictures contain a digest, so new pictures can be stored next to old ones. The page is replaced
@@ -41,15 +51,22 @@ def publish(out: Path, kind: str = KIND) -> Iterator[Path]:
     another was killed, find a complete page at any time.
 
     Args:
-        out: Directory of the page; a page of the same kind in it is replaced.
+        out: Directory of the page, or its URI; a page of the same kind in it is replaced.
         kind: Kind of page, as recorded in its manifest.
 
     Yields:
-        A temporary directory next to `out`.
+        A temporary directory; on a disk, next to `out`.
 
     Raises:
         ConfigError: `out` holds something else, or cannot be written.
+        StoreError: The store denies access or does not respond.
     """
+    if isinstance(out, Uri):
+        _check_replaceable(out, kind)
+        with tempfile.TemporaryDirectory(prefix="glassbox-page-") as folder:
+            yield Path(folder)
+            _upload_page(Path(folder), out, kind)
+        return
     noun = kind.rpartition(" ")[2]
     is_other = not out.is_dir() or any(out.iterdir())
     if out.exists() and read_kind(out) != kind and is_other:
@@ -100,3 +117,71 @@ def _replace(temporary: Path, out: Path) -> None:
             with suppress(OSError):
                 path.rmdir()
     sync(out)
+
+
+def _check_replaceable(out: Uri, kind: str) -> None:
+    """Checks that there is nothing but a page of the same kind at a URI.
+
+    Raises:
+        ConfigError: There is something else.
+    """
+    if read_remote_json(out / MANIFEST).get("kind") == kind:
+        return
+    # The pictures of a job that was killed, and hidden files such as leases, are no obstacle.
+    names = (info.uri.relative_to(out) for info in list_objects(out))
+    other = next((name for name in names if not name.startswith((".", f"{PICTURES}/"))), None)
+    if other is not None:
+        noun = kind.rpartition(" ")[2]
+        raise ConfigError(
+            f"an empty prefix or an older {noun}",
+            f"out={out} (holds something else, such as {other})",
+            "choose another --out or remove it",
+        )
+
+
+def _upload_page(directory: Path, out: Uri, kind: str) -> None:
+    """Replaces the page at a URI: pictures, page, manifest and summary; then removes what is not used."""
+    existing = {info.uri.relative_to(out): info.size for info in list_objects(out)}
+    sizes = {
+        path.relative_to(directory).as_posix(): path.stat().st_size
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+    last = [name for name in (PAGE, MANIFEST) if name in sizes]
+    first = [name for name in sizes if name not in last]
+    new = [
+        name for name in first if not (name.startswith(f"{PICTURES}/") and existing.get(name) == sizes[name])
+    ]
+    with ThreadPoolExecutor(UPLOADS_AT_A_TIME) as threads:
+        list(threads.map(lambda name: upload(directory / name, out / name), sorted(new)))
+        for name in last:
+            upload(directory / name, out / name)
+        names = set(sizes)
+        if kind == KIND:
+            names.add(SUMMARY)
+            manifest = json.loads((directory / MANIFEST).read_bytes())
+            write_bytes(out / SUMMARY, json.dumps(summarize_manifest(manifest)).encode())
+        unused = [name for name in existing if name not in names and not name.startswith(".")]
+        list(threads.map(lambda name: delete(out / name), unused))
+
+
+def summarize_manifest(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a report's manifest that tells its inputs, and what the index page shows."""
+    figures = {}
+    for section, keys in SUMMARY_FIGURES.items():
+        values = manifest["figures"].get(section, {})
+        figures[section] = values if keys is None else _select(values, keys)
+    return {**_select(manifest, SUMMARY_KEYS), "figures": figures}
+
+
+def _select(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    return {key: values[key] for key in keys if key in values}
+
+
+def read_remote_json(uri: Uri) -> dict[str, Any]:
+    """Returns a JSON object in a store; empty if it does not exist or is damaged."""
+    try:
+        content = json.loads(read_bytes(uri))
+    except (ObjectMissingError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -15,8 +15,12 @@ from pipelines.errors import ConfigError
 from pipelines.health.check import check_shards
 from pipelines.health.pictures import PictureReader
 from pipelines.health.report import Health
+from pipelines.input.mixed_manifest import MixedManifest, MixedSet, load_training_manifest, select_mix
 from pipelines.records import Batch
-from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
+from pipelines.remote.files import is_file
+from pipelines.remote.uri import Location, parse_location
+from pipelines.shards.manifest import FILE_NAME, Manifest
+from pipelines.spec import DataSpec
 from pipelines.storage import hash_file
 from service.diagnosis.calibration import calibrate
 from service.diagnosis.label_issues import MAX_IMAGES, LabelIssues, find_label_issues, limit_batches
@@ -54,7 +58,7 @@ class Subject:
         name: Name of the run, or of the model file.
         model: The trained classifier.
         model_digest: SHA-256 of the model file.
-        shards: Directory of the shard set.
+        shards: Path or URI of the shard set.
         shards_digest: Digest of the shard set's manifest.
         classes: Class names in the order of the outputs; labels are indices into them.
         training: Split the model was trained on.
@@ -64,6 +68,7 @@ class Subject:
         facts: Facts about the run or the model, for the page.
         image_count: Number of images in all splits of the shard set.
         levels: How images of more than 8 bits were reduced, see `pipelines.spec.ShardSpec.levels`.
+        mix: The sets that the training images come from, if there are several.
         options: Content of the report.
         run: Run the model belongs to; None for a model without a run.
         epochs: Metrics per epoch, see `service.runs.Run.metrics`; empty for a model without a run.
@@ -73,7 +78,7 @@ class Subject:
     name: str
     model: keras.Model
     model_digest: str
-    shards: Path
+    shards: Location
     shards_digest: str
     classes: tuple[str, ...]
     training: Images
@@ -83,6 +88,7 @@ class Subject:
     facts: RunFacts
     image_count: int
     levels: str = "full"
+    mix: tuple[MixedSet, ...] = ()
     options: ReportOptions = field(default_factory=ReportOptions)
     run: Run | None = None
     epochs: tuple[dict[str, float], ...] = ()
@@ -173,12 +179,12 @@ class Subject:
         return forward(self.network, self.examples, layers)
 
 
-def open_run(run: Run, shards: Path, manifest: Manifest, options: ReportOptions) -> Subject:
+def open_run(run: Run, shards: Location, manifest: Manifest, options: ReportOptions) -> Subject:
     """Opens the subject of a run's report.
 
     Args:
         run: Run with a saved model.
-        shards: Directory of the shard set the report is made with.
+        shards: Path or URI of the shard set the report is made with.
         manifest: Manifest of that shard set.
         options: Content of the report.
 
@@ -203,7 +209,7 @@ def open_run(run: Run, shards: Path, manifest: Manifest, options: ReportOptions)
 
 def open_model(
     model_path: Path,
-    shards: Path,
+    shards: Location,
     manifest: Manifest,
     options: ReportOptions,
     custom_objects: Sequence[str] = (),
@@ -212,7 +218,7 @@ def open_model(
 
     Args:
         model_path: A `.keras` file.
-        shards: Directory of a shard set with images of the model's classes.
+        shards: Path or URI of a shard set with images of the model's classes.
         manifest: Manifest of that shard set.
         options: Content of the report.
         custom_objects: Modules that define the custom layers of the model.
@@ -224,36 +230,41 @@ def open_model(
     return _open(model_path.stem, model_path, shards, manifest, options, facts, custom_objects)
 
 
-def find_shards(run: Run, override: Path | None = None) -> Path:
+def find_shards(run: Run, override: Location | None = None) -> Location:
     """Finds the shard set of a run.
 
     Args:
         run: Run whose configuration names the shard set.
-        override: Directory of the shard set, if it is no longer where the run was trained.
+        override: Path or URI of the shard set, if it is no longer where the run was trained.
     """
-    return Path(override or run.config().get("shards") or "")
+    shards = str(override or run.config().get("shards") or "")
+    return parse_location(shards)
 
 
-def read_manifest(shards: Path) -> Manifest:
-    """Reads the manifest of a shard set.
+def read_manifest(shards: Location, run: Run | None = None) -> Manifest:
+    """Reads the manifest of a shard set, with the mix of a run that was trained on several.
+
+    Args:
+        shards: Path or URI of the shard set.
+        run: Run whose report it is; None for a model without a run.
 
     Raises:
-        ConfigError: The directory holds no shard set.
+        ConfigError: There is no shard set.
         DataError: The manifest is damaged.
     """
-    if not (shards / FILE_NAME).is_file():
+    if not is_file(shards / FILE_NAME):
         raise ConfigError(
             "the shard set the model was trained on",
             f"shards={shards} (no {FILE_NAME} in it)",
             "name its directory with --data",
         )
-    return load_manifest(shards)
+    return load_training_manifest(shards, DataSpec() if run is None else select_mix(run.config(), shards))
 
 
 def _open(
     name: str,
     model_path: Path,
-    shards: Path,
+    shards: Location,
     manifest: Manifest,
     options: ReportOptions,
     facts: RunFacts,
@@ -264,7 +275,9 @@ def _open(
     check_class_count(model, manifest.classes)
     names = find_class_names(model_path, history.get("run"), class_count(model))
     match = match_classes(names.classes, manifest.classes, names.source)
-    data = input_spec(model)
+    mix = manifest.mix if isinstance(manifest, MixedManifest) else ()
+    weights = {mixed.location: mixed.weight for mixed in mix}
+    data = input_spec(model).model_copy(update={"mix": weights or None})
     splits = [
         split for split in ("validation", "train") if split in manifest.splits and manifest.splits[split].rows
     ]
@@ -293,6 +306,7 @@ def _open(
         facts=facts,
         image_count=sum(split.rows for split in manifest.splits.values()),
         levels=manifest.levels if names.metadata is None else names.metadata.levels,
+        mix=mix,
         options=options,
         **history,
     )

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from service.progress_bar import can_animate, open_display
 from service.report.batch import FAILED, RENDERED, BatchObserver, ReportOutcome
 from service.report.lease import read_progress
-from service.runs import Run
+from service.report.reported import ReportedRun
 
 POLL_SECONDS = 0.5
 MAX_BARS = 16  # largest number of runs with a separate bar
@@ -29,13 +29,13 @@ class ProgressBars(BatchObserver):
     def __init__(self, console: Console, progress: Progress) -> None:
         self._console = console
         self._progress = progress
-        self._remaining: dict[str, Run] = {}
+        self._remaining: dict[str, ReportedRun] = {}
         self._bars: dict[str, TaskID] = {}
         self._total = 0
         self._done = 0
         self._all_runs = progress.add_task("reports", total=None, visible=False)
 
-    def on_start(self, runs: Sequence[Run], names: Sequence[str]) -> None:
+    def on_start(self, runs: Sequence[ReportedRun], names: Sequence[str]) -> None:
         """Shows the bar over all runs."""
         self._remaining = dict(zip(names, runs, strict=True))
         self._total = len(runs)
@@ -58,7 +58,9 @@ class ProgressBars(BatchObserver):
     def refresh(self) -> None:
         """Reads the current section of each report from its lease, and updates the bars."""
         for name, run in list(self._remaining.items())[:MAX_BARS]:
-            counts, _, section = read_progress(run.report_lease_path).partition(" ")
+            if run.lease_path is None:
+                continue
+            counts, _, section = read_progress(run.lease_path).partition(" ")
             done, _, total = counts.partition("/")
             if not done.isdigit() or name not in self._remaining:
                 continue

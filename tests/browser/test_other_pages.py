@@ -19,6 +19,7 @@ from service.report.pages.index import write_index
 from service.report.pages.leaderboard import Trial, rank_trials, write_leaderboard
 from service.report.pages.preview import render_preview
 from service.report.pages.reproduction import Experiment, PublishedResult, write_reproduction
+from service.report.reported import ReportedRun
 from service.runs import Run
 from service.tuning.space import parse_dimension
 
@@ -72,10 +73,11 @@ def pages(report: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
         ),
         Experiment("vgg16", PublishedResult(0.9, 100, None), missing_reason="no weights"),
     ]
+    reported = {name: ReportedRun(name, run.path, run.report) for name, run in runs.items()}
     return {
         "leaderboard": write_leaderboard(folder, "demo", trials, space, 6),
         "reproduction": write_reproduction(folder / "reproduction", published, "2 CPUs"),
-        "index": write_index(root, runs, {"<i>odd</i>": "Expected better. Received: worse."}),
+        "index": write_index(root, reported, {"<i>odd</i>": "Expected better. Received: worse."}),
         "comparison": render_comparison([runs["good"], runs["better"]], folder / "comparison"),
         "single": single,
         "preview": preview,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from pipelines.records import Batch, Box
+from pipelines.remote.uri import Location
 from pipelines.spec import DataSpec
 from service.inference.classes import ClassMatch
 
@@ -46,20 +46,20 @@ class ShardImages:
     Args:
         shards: Directory of the shard set.
         split: Name of the split.
-        data: Size and channels that the images are decoded to.
+        data: Size and channels that the images are decoded to, and the mix that they come from.
         match: Maps labels of the shard set to outputs of the model; None if they are the same.
 
     Raises:
         DataError: The shard set cannot be read.
     """
 
-    def __init__(self, shards: Path, split: str, data: DataSpec, match: ClassMatch | None = None) -> None:
-        from pipelines.input.reader import ShardReader
+    def __init__(self, shards: Location, split: str, data: DataSpec, match: ClassMatch | None = None) -> None:
+        from pipelines.input.mix import open_reader
 
         self.shards = shards
         self.split = split
         self.data = data
-        self._reader = ShardReader(shards, split)
+        self._reader = open_reader(shards, split, data)
         self._match = match
         self.labels = np.asarray(self._reader.labels)
         if match is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pipelines.remote.uri import Location
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.rejections import read_rejected_images
 from service.runs import Run
@@ -54,13 +55,13 @@ class RunFacts:
         return f"{self.name}: {self.preset} on {self.source}"
 
 
-def collect_run_facts(run: Run, config: dict[str, Any], shards: Path, manifest: Manifest) -> RunFacts:
+def collect_run_facts(run: Run, config: dict[str, Any], shards: Location, manifest: Manifest) -> RunFacts:
     """Collects the facts about a run.
 
     Args:
         run: Run whose status is read.
         config: Configuration of the run.
-        shards: Directory of the shard set.
+        shards: Path or URI of the shard set.
         manifest: Manifest of the shard set.
     """
     status = run.status()
@@ -81,12 +82,12 @@ def collect_run_facts(run: Run, config: dict[str, Any], shards: Path, manifest: 
     )
 
 
-def collect_model_facts(path: Path, shards: Path, manifest: Manifest) -> RunFacts:
+def collect_model_facts(path: Path, shards: Location, manifest: Manifest) -> RunFacts:
     """Collects the facts about a model without a run.
 
     Args:
         path: The model file.
-        shards: Directory of the shard set.
+        shards: Path or URI of the shard set.
         manifest: Manifest of the shard set.
     """
     return RunFacts(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from pipelines.errors import ConfigError
+from pipelines.remote.uri import Location
 from pipelines.storage import write_atomically
 from service.devices import configure_devices
 from service.diagnosis.curves import column
@@ -29,17 +29,17 @@ KIND = "glassbox comparison"
 
 def render_comparison(
     runs: Sequence[Run],
-    out: Path,
-    shards: Path | None = None,
+    out: Location,
+    shards: Location | None = None,
     options: ReportOptions | None = None,
     page_options: PageOptions | None = None,
-) -> Path:
+) -> Location:
     """Renders a page that shows runs side by side over their epochs, completely or not at all.
 
     Args:
         runs: Runs with saved models and checkpoints, on one shard set.
-        out: Directory for the page; a comparison in it is replaced.
-        shards: Directory of the shard set, if it is no longer where the runs were trained.
+        out: Directory for the page, or its URI; a comparison in it is replaced.
+        shards: Path or URI of the shard set, if it is no longer where the runs were trained.
         options: Content of the page.
         page_options: Format of the page.
 
@@ -59,9 +59,9 @@ def render_comparison(
     subjects = []
     for run in runs:
         shards_of_run = find_shards(run, shards)
-        manifest = read_manifest(shards_of_run)
+        manifest = read_manifest(shards_of_run, run)
         if shards is None:
-            run.check_data(shards_of_run, manifest.digest())
+            run.check_data(str(shards_of_run), manifest.digest())
         subjects.append(open_run(run, shards_of_run, manifest, options or ReportOptions()))
     check_same_classes(subjects)
     results = [(subject.facts, summarize(subject)) for subject in subjects]

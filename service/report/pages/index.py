@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from pipelines.errors import ConfigError
+from pipelines.remote.store import ConflictError, ObjectMissingError, read_version, write_bytes
+from pipelines.remote.uri import Location, Uri
 from pipelines.storage import write_atomically
 from service.report.lease import LEASE_SECONDS, hold_lease
 from service.report.pages.page import render
 from service.report.pages.scripts import load_scripts
-from service.report.publish import MANIFEST, PAGE, is_report
-from service.runs import Run
+from service.report.publish import PAGE
+from service.report.reported import ReportedRun
 
 GENERATOR = '<meta name="generator" content="glassbox runs">'  # identifies an index page
+READ_AT_A_TIME = 16  # reports in a store
 SPARKLINE = (120, 28)  # width and height of the small curve, in pixels
 
 
@@ -46,41 +50,74 @@ class Row:
     state: str
 
 
-def write_index(root: Path, runs: Mapping[str, Run], failures: Mapping[str, str]) -> Path:
+def write_index(root: Location, runs: Mapping[str, ReportedRun], failures: Mapping[str, str]) -> Location:
     """Writes the index page of all runs, completely or not at all.
 
     Args:
-        root: Directory of the page.
+        root: Directory of the page, or its URI.
         runs: Runs by their names.
         failures: Error messages of reports that could not be rendered, by the names of their runs.
 
     Returns:
-        The path of the page.
+        Path or URI of the page.
 
     Raises:
         ConfigError: Another page is in its place, or it cannot be written.
+        StoreError: The store denies access or does not respond.
     """
+    if isinstance(root, Uri):
+        return _write_remote_index(root, runs, failures)
     path = root / PAGE
-    with hold_lease(root / ".reports.lock", wait=2 * LEASE_SECONDS):
-        if path.exists() and GENERATOR not in path.read_text(errors="replace"):
-            raise ConfigError(
-                "no other page in place of the index of all runs",
-                f"{path} (holds something else)",
-                "move it elsewhere",
-            )
-        rows = [_build_row(root, name, run, failures.get(name, "")) for name, run in runs.items()]
-        rows.sort(key=lambda row: str(row.manifest.get("about", {}).get("finished", "")), reverse=True)
-        html = render(
-            "index.html", load_scripts(plots=False), rows=rows, generator=GENERATOR, sparkline=SPARKLINE
-        )
-        try:
-            if not path.exists() or path.read_text() != html:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with hold_lease(root / ".reports.lock", wait=2 * LEASE_SECONDS):
+            old = path.read_text(errors="replace") if path.exists() else None
+            _check_generator(path, old)
+            html = _render_index(root, runs, failures)
+            if old != html:
                 write_atomically(path, html)
-        except OSError as error:
-            raise ConfigError(
-                "a directory that can be written", f"{path}: {error.strerror}", "check its permissions"
-            ) from None
+    except OSError as error:
+        raise ConfigError(
+            "a directory that can be written", f"{path}: {error.strerror}", "check its permissions"
+        ) from None
     return path
+
+
+def _write_remote_index(root: Uri, runs: Mapping[str, ReportedRun], failures: Mapping[str, str]) -> Uri:
+    """Replaces the page in a store; starts again if another job has replaced it in the meantime."""
+    uri = root / PAGE
+    while True:
+        try:
+            old, tag = read_version(uri)
+        except ObjectMissingError:
+            old, tag = b"", ""
+        _check_generator(uri, old.decode(errors="replace") if tag else None)
+        html = _render_index(root, runs, failures).encode()
+        if html == old:
+            return uri
+        with suppress(ConflictError):
+            write_bytes(uri, html, if_absent=not tag, if_match=tag or None)
+            return uri
+
+
+def _check_generator(path: Location, old: str | None) -> None:
+    if old is not None and GENERATOR not in old:
+        raise ConfigError(
+            "no other page in place of the index of all runs",
+            f"{path} (holds something else)",
+            "move it elsewhere",
+        )
+
+
+def _render_index(root: Location, runs: Mapping[str, ReportedRun], failures: Mapping[str, str]) -> str:
+    with ThreadPoolExecutor(READ_AT_A_TIME) as threads:
+        rows = list(
+            threads.map(lambda name: _build_row(root, runs[name], failures.get(name, "")), sorted(runs))
+        )
+    rows.sort(key=lambda row: str(row.manifest.get("about", {}).get("finished", "")), reverse=True)
+    return render(
+        "index.html", load_scripts(plots=False), rows=rows, generator=GENERATOR, sparkline=SPARKLINE
+    )
 
 
 def compute_sparkline(values: Sequence[float]) -> str:
@@ -106,9 +143,9 @@ def compute_sparkline(values: Sequence[float]) -> str:
     return " ".join(points)
 
 
-def _build_row(root: Path, name: str, run: Run, failure: str) -> Row:
-    manifest = _read_manifest(run)
-    state = str(run.status().get("state", "not started"))
+def _build_row(root: Location, run: ReportedRun, failure: str) -> Row:
+    manifest = run.read_published()
+    state = run.read_state()
     figures = manifest.get("figures", {})
     summary = figures.get("summary", {})
     epochs = figures.get("curves", {}).get("epochs", [])
@@ -118,12 +155,12 @@ def _build_row(root: Path, name: str, run: Run, failure: str) -> Row:
     note = failure.partition("\n")[0]
     if not note and state != "finished":
         note = f"not finished: {state}"
-    folder = quote(run.report.relative_to(root).as_posix())
+    folder = quote(_find_relative_path(run.report, root))
     pictures = [
         {**picture, "file": f"{folder}/{picture['file']}"} for picture in manifest.get("thumbnails", ())
     ]
     return Row(
-        name,
+        run.name,
         f"{folder}/{PAGE}" if manifest else "",
         manifest,
         accuracy,
@@ -140,7 +177,7 @@ def _list_accuracies(epochs: Sequence[Mapping[str, Any]]) -> list[float]:
     return [float(epoch[key]) for epoch in epochs if isinstance(epoch.get(key), int | float)]
 
 
-def _read_manifest(run: Run) -> dict[str, Any]:
-    if not is_report(run.report) or not (run.report / PAGE).is_file():
-        return {}
-    return dict(json.loads((run.report / MANIFEST).read_bytes()))
+def _find_relative_path(report: Location, root: Location) -> str:
+    if isinstance(report, Uri) and isinstance(root, Uri):
+        return report.relative_to(root)
+    return Path(str(report)).relative_to(str(root)).as_posix()
