@@ -10,8 +10,8 @@ runs/<name>/config.yaml     configuration; files of the user are named as code/.
             events/         TensorBoard
             report/         the page
 
-On a store, the objects have the same names, see `service/mirror`. Hidden files are not part of the run: locks,
-requests to stop, and in the local folder of a run on a store `.mirror.json`, the record of its uploads.
+On a store, the objects have the same names, see `service/mirror`. Hidden files are not part of the run:
+locks, requests to stop, and in the local folder of a run on a store `.mirror.json`, the record of its uploads.
 """
 
 from __future__ import annotations
