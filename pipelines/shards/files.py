@@ -103,9 +103,13 @@ class LocalFiles:
             DataError: The file is missing or has another size.
         """
         path = self._directory / file.file
-        if not path.is_file():
-            raise DataError("every shard file of the manifest", f"{path} (missing)", DAMAGE_FIX)
-        size = path.stat().st_size
+        try:
+            size = path.stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            raise DataError("every shard file of the manifest", f"{path} (missing)", DAMAGE_FIX) from None
+        except OSError as error:
+            received = f"{path}: {error.strerror or error}"
+            raise DataError("a shard file that can be read", received, DAMAGE_FIX) from None
         if size != file.bytes:
             raise DataError(f"a shard file of {file.bytes} bytes", f"{path}: bytes={size}", DAMAGE_FIX)
         return path
