@@ -11,7 +11,7 @@ runs/<name>/config.yaml     configuration; files of the user are named as code/.
             report/         the page
 
 On a store, the objects have the same names, see `service/mirror`. Hidden files are not part of the run:
-locks, requests to stop, and in the local folder of a run on a store `.mirror.json`, the record of its uploads.
+locks, requests to stop, and in the local folder of a run on a store `.mirror.json`, a record of the uploads.
 """
 
 from __future__ import annotations
