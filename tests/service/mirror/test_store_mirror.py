@@ -240,3 +240,14 @@ def test_a_new_run_is_refused_where_something_exists(hosts: list[Host], bucket: 
     assert process.returncode == 2
     assert "Expected a run directory" in output
     assert bucket.list_keys("nothing") == []
+
+
+def test_failed_uploads_and_lost_responses_are_repeated(
+    hosts: list[Host], bucket: Bucket, proxy: FaultProxy, tmp_path: Path
+) -> None:
+    for name in ("config.yaml", "state.npz", "checkpoint.json", "metrics.jsonl", ".lease"):
+        proxy.inject("status", method="PUT", key=f"*{name}", status=503)
+        proxy.inject("reset", method="PUT", key=f"*{name}")  # after the store has written the object
+    hosts[0].train("new", epochs=3)
+    assert proxy.faults == []
+    assert len(pull(bucket, tmp_path / "copy").metrics()) == 3
