@@ -107,7 +107,8 @@ def report_all(
         observer.on_outcome(outcome)
     failures = {outcome.name: outcome.message for outcome in outcomes.values() if outcome.state == FAILED}
     try:
-        write_index(root if out is None else out, runs, failures)
+        finished = [name for name, outcome in outcomes.items() if outcome.state in (RENDERED, UP_TO_DATE)]
+        write_index(root if out is None else out, runs, failures, finished)
     except (ConfigError, StoreError) as error:
         outcomes[PAGE] = ReportOutcome(PAGE, FAILED, str(error))
         observer.on_outcome(outcomes[PAGE])

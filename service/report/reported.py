@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from pipelines.errors import ConfigError
 from pipelines.remote.lease import Lease, hold_lease
 from pipelines.remote.store import list_folder, stat
 from pipelines.remote.uri import Location, Uri
@@ -118,7 +119,7 @@ class ReportedRun:
             ConfigError: The lease cannot be written.
         """
         if isinstance(self.report, Path):
-            self.report.parent.mkdir(parents=True, exist_ok=True)
+            _create_directory(self.report.parent)
             with local_lease.hold_lease(self.report.parent / LEASE) as held:
                 yield held
             return
@@ -195,6 +196,15 @@ def hash_remote_contents(uri: Uri) -> dict[str, Any]:
         "metrics": tags.get(METRICS),
         "status": tags.get(STATUS),
     }
+
+
+def _create_directory(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            "a directory that can be written", f"{path}: {error.strerror}", "choose another --out"
+        ) from None
 
 
 def _join(location: Location, name: str) -> Location:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,13 +50,19 @@ class Row:
     state: str
 
 
-def write_index(root: Location, runs: Mapping[str, ReportedRun], failures: Mapping[str, str]) -> Location:
+def write_index(
+    root: Location,
+    runs: Mapping[str, ReportedRun],
+    failures: Mapping[str, str],
+    finished: Collection[str] = (),
+) -> Location:
     """Writes the index page of all runs, completely or not at all.
 
     Args:
         root: Directory of the page, or its URI.
         runs: Runs by their names.
         failures: Error messages of reports that could not be rendered, by the names of their runs.
+        finished: Names of runs that are known to be finished, so that their state is not read.
 
     Returns:
         Path or URI of the page.
@@ -66,14 +72,14 @@ def write_index(root: Location, runs: Mapping[str, ReportedRun], failures: Mappi
         StoreError: The store denies access or does not respond.
     """
     if isinstance(root, Uri):
-        return _write_remote_index(root, runs, failures)
+        return _write_remote_index(root, runs, failures, finished)
     path = root / PAGE
     try:
         root.mkdir(parents=True, exist_ok=True)
         with hold_lease(root / ".reports.lock", wait=2 * LEASE_SECONDS):
             old = path.read_text(errors="replace") if path.exists() else None
             _check_generator(path, old)
-            html = _render_index(root, runs, failures)
+            html = _render_index(root, runs, failures, finished)
             if old != html:
                 write_atomically(path, html)
     except OSError as error:
@@ -83,7 +89,9 @@ def write_index(root: Location, runs: Mapping[str, ReportedRun], failures: Mappi
     return path
 
 
-def _write_remote_index(root: Uri, runs: Mapping[str, ReportedRun], failures: Mapping[str, str]) -> Uri:
+def _write_remote_index(
+    root: Uri, runs: Mapping[str, ReportedRun], failures: Mapping[str, str], finished: Collection[str]
+) -> Uri:
     """Replaces the page in a store; starts again if another job has replaced it in the meantime."""
     uri = root / PAGE
     while True:
@@ -92,7 +100,7 @@ def _write_remote_index(root: Uri, runs: Mapping[str, ReportedRun], failures: Ma
         except ObjectMissingError:
             old, tag = b"", ""
         _check_generator(uri, old.decode(errors="replace") if tag else None)
-        html = _render_index(root, runs, failures).encode()
+        html = _render_index(root, runs, failures, finished).encode()
         if html == old:
             return uri
         with suppress(ConflictError):
@@ -109,11 +117,15 @@ def _check_generator(path: Location, old: str | None) -> None:
         )
 
 
-def _render_index(root: Location, runs: Mapping[str, ReportedRun], failures: Mapping[str, str]) -> str:
+def _render_index(
+    root: Location, runs: Mapping[str, ReportedRun], failures: Mapping[str, str], finished: Collection[str]
+) -> str:
+    def build_row(name: str) -> Row:
+        state = "finished" if name in finished else runs[name].read_state()
+        return _build_row(root, runs[name], state, failures.get(name, ""))
+
     with ThreadPoolExecutor(READ_AT_A_TIME) as threads:
-        rows = list(
-            threads.map(lambda name: _build_row(root, runs[name], failures.get(name, "")), sorted(runs))
-        )
+        rows = list(threads.map(build_row, sorted(runs)))
     rows.sort(key=lambda row: str(row.manifest.get("about", {}).get("finished", "")), reverse=True)
     return render(
         "index.html", load_scripts(plots=False), rows=rows, generator=GENERATOR, sparkline=SPARKLINE
@@ -143,9 +155,8 @@ def compute_sparkline(values: Sequence[float]) -> str:
     return " ".join(points)
 
 
-def _build_row(root: Location, run: ReportedRun, failure: str) -> Row:
+def _build_row(root: Location, run: ReportedRun, state: str, failure: str) -> Row:
     manifest = run.read_published()
-    state = run.read_state()
     figures = manifest.get("figures", {})
     summary = figures.get("summary", {})
     epochs = figures.get("curves", {}).get("epochs", [])
