@@ -113,7 +113,7 @@ def build_shards(
                 _discard(build, job.plan, error)
             raise
         try:
-            _check_unchanged(job, reopen)
+            _check_unchanged(source, job.fingerprint, reopen)
             _check_usable(job, build, totals)
         except DataError as error:
             _discard(build, job.plan, error)
@@ -301,18 +301,18 @@ def _build_missing_shards(
                 progress(totals.candidates_done, totals.candidates)
 
 
-def _check_unchanged(job: BuildJob, reopen: Callable[[], Source] | None) -> None:
+def _check_unchanged(source: Source, fingerprint: str, reopen: Callable[[], Source] | None) -> None:
     """Makes sure that the source did not change: the images read may be neither its old nor its new content.
 
     Raises:
         DataError: The source differs from what it was at the start.
     """
-    check_unchanged = getattr(job.source, "check_unchanged", None)
+    check_unchanged = getattr(source, "check_unchanged", None)
     if check_unchanged is not None:
         check_unchanged()
         return
-    if reopen is not None and reopen().fingerprint() != job.fingerprint:
-        raise build_change_error(job.source.name)
+    if reopen is not None and reopen().fingerprint() != fingerprint:
+        raise build_change_error(source.name)
 
 
 def _check_usable(job: BuildJob, build: Build, totals: ShardSetTotals) -> None:

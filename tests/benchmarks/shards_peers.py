@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +27,11 @@ def check_image(content: bytes, decode: bool) -> bytes:
     else:
         simplejpeg.decode_jpeg_header(content, strict=True)
     return content
+
+
+def flush(folder: Path) -> None:
+    """Waits until everything is on disk, as this project's builder does with every shard."""
+    subprocess.run(["sync", "--file-system", str(folder)], check=True)
 
 
 def webdataset(folder: str, scratch: str, cores: int, decode: bool) -> Rounds:
@@ -94,6 +100,7 @@ def _write_parts(
             raise RuntimeError("a process failed")
         if finish is not None:
             finish(out)
+        flush(out)
         duration = time.perf_counter() - start
         shutil.rmtree(out)
         yield duration
@@ -128,6 +135,7 @@ def tensorflow_datasets(folder: str, scratch: str, decode: bool) -> Rounds:
         out = Path(scratch) / "tfds"
         start = time.perf_counter()
         Photos(data_dir=out).download_and_prepare()
+        flush(out)
         duration = time.perf_counter() - start
         shutil.rmtree(out)
         yield duration

@@ -253,6 +253,21 @@ def test_a_source_that_changes_during_the_build_is_refused(tmp_path):
     build_shards(source, out, ShardSpec(), reopen=lambda: ListSource({"train": make_examples(4)}))
 
 
+def test_a_source_that_can_check_itself_is_not_opened_again(tmp_path):
+    class CheckedSource(ListSource):
+        def labels(self, split):
+            return [item.label for item in self.splits[split]]
+
+        def check_unchanged(self):
+            (tmp_path / "checked").touch()
+
+    def fail():
+        raise AssertionError("opened again")
+
+    build_shards(CheckedSource({"train": make_examples(4)}), tmp_path / "set", ShardSpec(), reopen=fail)
+    assert (tmp_path / "checked").exists()
+
+
 def test_images_rejected_by_an_earlier_start_are_listed(tmp_path):
     items = [
         Rejected(f"{i}", "no") if i % 3 == 0 else Example(e.image, e.label, e.id)
