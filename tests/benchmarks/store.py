@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import tarfile
 import tempfile
@@ -16,21 +17,21 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before the folder of tests of the same name
 
 import runner
+import simplejpeg
 from harness import CORES, Candidate
 from results import LIMIT, Benchmark, Goal
+from shard_samples import write_shards
 from stores import Bucket, get_client_environment, run_s3_server
 
-from pipelines.shards.build import build_shards
-from pipelines.sources import open_source
-from pipelines.spec import ShardSpec
+from pipelines.records import Record
 
 BATCH = 64
 SIZE = 150
 WINDOW = 4
-SHARD_MB = 1.0
-TAR_IMAGES = 100
+SHARD_MB = 16  # of all libraries
 TITLE = f"Input from an object store (SeaweedFS on this machine), batches of {BATCH}"
 
 CLIENT = "raw: obstore fetches all shards"
@@ -113,19 +114,44 @@ def set_environment(variables: dict[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def write_tars(photos: Path, bucket: Bucket) -> None:
-    """Uploads the photos as tar files of 100, as webdataset reads them."""
-    paths = sorted(photos.glob("*/*"))
+def list_photos(photos: Path, copies: int) -> list[Path]:
+    """Returns the photos in a random order, each several times."""
+    paths = sorted(photos.glob("*/*")) * copies
+    random.Random(0).shuffle(paths)
+    return paths
+
+
+def count_shard_images(paths: list[Path]) -> int:
+    """Returns how many of the photos make up a shard."""
+    return max(1, int(SHARD_MB * 1e6 * len(paths) / sum(path.stat().st_size for path in paths)))
+
+
+def write_set(paths: list[Path], folder: Path) -> None:
+    """Writes the photos as a shard set, without the builder, which needs Ray."""
     classes = sorted({path.parent.name for path in paths})
-    for start in range(0, len(paths), TAR_IMAGES):
-        name = f"{start // TAR_IMAGES:05d}.tar"
-        with tarfile.open(photos.parent / name, "w") as archive:
-            for number, path in enumerate(paths[start : start + TAR_IMAGES], start):
+    records = []
+    for number, path in enumerate(paths):
+        image = path.read_bytes()
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(image)
+        channels = 1 if colours == "Gray" else 3
+        label = classes.index(path.parent.name)
+        records.append(Record(image, label, f"{number:08d}", (height, width, channels)))
+    write_shards(folder, classes, {"train": records}, shard_rows=count_shard_images(paths))
+
+
+def write_tars(paths: list[Path], folder: Path, bucket: Bucket) -> None:
+    """Uploads the photos as tar files, as webdataset reads them."""
+    classes = sorted({path.parent.name for path in paths})
+    size = count_shard_images(paths)
+    for start in range(0, len(paths), size):
+        name = f"{start // size:05d}.tar"
+        with tarfile.open(folder / name, "w") as archive:
+            for number, path in enumerate(paths[start : start + size], start):
                 archive.add(path.resolve(), f"{number:08d}.jpg")
-                label = photos.parent / "label"
+                label = folder / "label"
                 label.write_text(str(classes.index(path.parent.name)))
                 archive.add(label, f"{number:08d}.cls")
-        bucket.put(f"tars/{name}", (photos.parent / name).read_bytes())
+        bucket.put(f"tars/{name}", (folder / name).read_bytes())
 
 
 def print_cpu_per_gigabyte(figures: dict[str, Any], megabytes: float) -> None:
@@ -141,21 +167,27 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     """Runs the benchmark and returns its figures."""
     parser = runner.build_parser(__doc__ or "")
     parser.add_argument("--peers-python", metavar="PATH", default=sys.executable, help="see above")
+    parser.add_argument("--copies", type=int, default=8, help="times that each photo is in the sets")
     options = parser.parse_args(arguments)
     size = 0.0
 
     def build_for(bucket: Bucket) -> Callable[[Path, Path], Benchmark]:
         def build(photos: Path, scratch: Path) -> Benchmark:
             nonlocal size
+            paths = list_photos(photos, options.copies)
+            size = sum(path.stat().st_size for path in paths) / 1e6
             shards = scratch / "shards"
-            spec = ShardSpec(validation=0.0, shard_mb=SHARD_MB)
-            build_shards(open_source(f"folder:{photos}"), shards, spec)
+            write_set(paths, shards)
             bucket.upload_folder(shards, "set")
-            write_tars(photos, bucket)
-            for path in photos.glob("*/*"):
-                bucket.put(f"photos/{path.parent.name}/{path.name}", path.read_bytes())
-            size = sum(path.stat().st_size for path in photos.glob("*/*")) / 1e6
-            return Benchmark(list_candidates(shards, bucket, scratch, options.peers_python), GOALS, (CLIENT,))
+            write_tars(paths, scratch, bucket)
+            if not options.only or any(word in RAY for word in options.only):
+                for number, path in enumerate(paths):
+                    bucket.put(f"photos/{path.parent.name}/{number}.jpg", path.read_bytes())
+            candidates = list_candidates(shards, bucket, scratch, options.peers_python)
+            for candidate in candidates:
+                if candidate.function == "store_peers:streaming":
+                    candidate.settings["copies"] = options.copies
+            return Benchmark(candidates, GOALS, (CLIENT,), images=len(paths))
 
         return build
 

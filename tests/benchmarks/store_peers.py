@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import glob
 import os
-import shutil
 from typing import Any
 
 from worker import Rounds
 
-SHARD_BYTES = 1_000_000
+SHARD_BYTES = 16_000_000
 SHUFFLE_BUFFER = 1000
 URL_SECONDS = 86_400
 
 
-def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool) -> Rounds:
-    """mosaicml-streaming: shards of 1 MB, its default shuffle over blocks of 262,144 images.
+def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool, copies: int) -> Rounds:
+    """mosaicml-streaming: shards of 16 MB, its default shuffle over blocks of 262,144 images.
 
     Args:
         bucket: Name of the bucket; the shards are written to it first.
@@ -23,6 +22,7 @@ def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool
         batch: Images per batch.
         workers: Number of PyTorch's worker processes.
         is_cold: Whether every round starts with an empty cache.
+        copies: Times that each photo is in the set.
     """
     from streaming import MDSWriter, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
@@ -33,13 +33,12 @@ def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool
     columns = {"image": "bytes", "label": "int"}
     with MDSWriter(out=written, columns=columns, hashes=["xxh64"], size_limit=SHARD_BYTES) as writer:
         for label, folder in enumerate(sorted(glob.glob(f"{scratch}/photos/*"))):
-            for path in sorted(glob.glob(f"{folder}/*")):
+            for path in sorted(glob.glob(f"{folder}/*")) * copies:
                 with open(path, "rb") as file:
                     writer.write({"image": file.read(), "label": label})
     upload(written, bucket, f"mds-{name}")
-    local = f"{scratch}/streaming-{name}"
 
-    def open_loader() -> Any:
+    def open_loader(local: str) -> Any:
         clean_stale_shared_memory()
         dataset = StreamingDataset(
             remote=f"s3://{bucket}/mds-{name}",
@@ -50,12 +49,14 @@ def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool
         )
         return DataLoader(dataset, batch_size=batch, num_workers=workers, collate_fn=list)
 
-    loader = open_loader()
+    number = 0
+    loader = open_loader(f"{scratch}/streaming-{name}")
     yield None
     while True:
         if is_cold:
-            shutil.rmtree(local, ignore_errors=True)
-            loader = open_loader()
+            number += 1
+            del loader  # the library refuses a second dataset with the same folder
+            loader = open_loader(f"{scratch}/streaming-{name}-{number}")
         for _ in loader:
             pass
         yield None

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # before the folder of tests of the same name
 
 from stores import get_client_environment, run_s3_server
 

@@ -119,7 +119,7 @@ def test_a_set_is_built_trained_on_and_mirrored(
     from service.training import launch
 
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
-    source = open_source("synthetic:evidence,train=24,validation=8,size=16")
+    source = open_source("synthetic:evidence,train=24,validation=8,size=32")
     build_shards(source, root / "built", ShardSpec(shard_rows=8))
     build_shards(source, tmp_path / "built", ShardSpec(shard_rows=8))
     assert load_manifest(root / "built") == load_manifest(tmp_path / "built")

@@ -29,13 +29,13 @@ def models() -> None:
 @pytest.fixture(scope="module")
 def local_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shard set of noise on local disk."""
-    return noise_shards(tmp_path_factory.mktemp("sets") / "set", rows=43, shard_rows=6)
+    return noise_shards(tmp_path_factory.mktemp("sets") / "set", rows=300, shard_rows=40)
 
 
 @pytest.fixture(scope="module")
 def reference(local_set: Path, tmp_path_factory: pytest.TempPathFactory) -> list[np.ndarray]:
     """The last checkpoint of the training on local disk."""
-    run = fit_run(tmp_path_factory.mktemp("runs") / "local", config_for(local_set, data=WINDOW))
+    run = fit_run(tmp_path_factory.mktemp("runs") / "local", config_for(local_set, data=WINDOW, epochs=2))
     return read_last(run)
 
 
@@ -49,7 +49,7 @@ def remote_config(
     monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "30")
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
     total = sum(path.stat().st_size for path in local_set.rglob("*") if path.is_file())
-    return config_for(f"{bucket.url}/set", data=WINDOW | {"cache_gb": 0.8 * total / 1e9})
+    return config_for(f"{bucket.url}/set", data=WINDOW | {"cache_gb": 0.9 * total / 1e9}, epochs=2)
 
 
 def read_last(run: Run) -> list[np.ndarray]:
@@ -58,7 +58,7 @@ def read_last(run: Run) -> list[np.ndarray]:
 
 def flip_all(proxy: FaultProxy) -> None:
     for index in range(8):
-        proxy.inject("flip", key=f"*/train-{6 * index:05d}.arrow", after=700)
+        proxy.inject("flip", key=f"*/train-{40 * index:05d}.arrow", after=700)
 
 
 def interrupt_connections(proxy: FaultProxy) -> None:
