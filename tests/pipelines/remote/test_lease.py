@@ -10,6 +10,7 @@ import pytest
 from pipelines.errors import ConfigError
 from pipelines.remote import lease
 from pipelines.remote.lease import hold_lease
+from pipelines.remote.store import stat
 from pipelines.remote.uri import parse_location
 
 REFUSAL = ConfigError("no other holder", "lease=held", "wait")
@@ -57,23 +58,16 @@ def test_a_holder_that_was_replaced_knows_it_and_leaves_the_lease_alone(bucket, 
     assert bucket.get("a/lease") == b"{}"
 
 
-def test_of_two_that_find_an_expired_lease_one_gets_it(bucket, uri):
+def test_of_two_that_find_an_expired_lease_the_second_is_refused(bucket, uri, monkeypatch):
     bucket.put("a/lease", b"{}")
-    outcomes = []
-    is_over = threading.Barrier(2)
+    monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.0)
 
-    def take():
-        try:
-            with hold_lease(uri, REFUSAL):
-                outcomes.append("held")
-                is_over.wait()
-        except ConfigError:
-            outcomes.append("refused")
-            is_over.wait()
+    def look_before_another_takes_over(looked_up):
+        info = stat(looked_up)
+        bucket.put("a/lease", b"other")
+        return info
 
-    threads = [threading.Thread(target=take) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(outcomes) == ["held", "refused"]
+    monkeypatch.setattr(lease, "stat", look_before_another_takes_over)
+    with pytest.raises(ConfigError, match="no other holder"), hold_lease(uri, REFUSAL):
+        pass
+    assert bucket.get("a/lease") == b"other"
