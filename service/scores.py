@@ -132,3 +132,21 @@ def majority_class_share(labels: np.ndarray) -> float:
     if not len(labels):
         return math.nan
     return float(np.bincount(labels).max() / len(labels))
+
+
+def compute_skill(accuracy: float, labels: NDArray[np.int32]) -> float:
+    """Computes how far an accuracy is on the way from the majority-class baseline to 1.
+
+    Args:
+        accuracy: Share of the labels that are predicted.
+        labels: int32 `[N]`, class indices.
+
+    Returns:
+        0 at the baseline, 1 for a perfect prediction, negative below the baseline; NaN without images.
+    """
+    if not len(labels):
+        return math.nan
+    baseline = majority_class_share(labels)
+    if baseline == 1:
+        return accuracy - 1
+    return (accuracy - baseline) / (1 - baseline)

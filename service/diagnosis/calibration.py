@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from service.scores import compute_skill
+
 MIN_IMAGES = 100  # fewer do not determine a temperature
 MAX_IMAGES = 5_000  # more do not change it
 TEMPERATURES = np.exp(np.linspace(-1.5, 2.5, 41))  # 0.22 to 12
@@ -21,10 +23,12 @@ class Calibration:
     Attributes:
         temperature: Divisor of the logits: above 1 for an overconfident model.
         noise_rate: Estimated share of wrong labels among the images it was fitted to.
+        skill: Skill of the model on these images (see `service.scores.compute_skill`).
     """
 
     temperature: float
     noise_rate: float
+    skill: float
 
     def compute_label_probabilities(
         self, probabilities: NDArray[np.float32], labels: NDArray[np.int32]
@@ -66,7 +70,8 @@ def calibrate(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> 
         likelihoods = _compute_likelihoods(label_probabilities, probabilities.shape[1])
         index = int(likelihoods.argmax())
         best = max(best, (float(likelihoods[index]), float(temperature), float(NOISE_RATES[index])))
-    return Calibration(temperature=best[1], noise_rate=best[2])
+    accuracy = float((logits.argmax(axis=1) == labels).mean())
+    return Calibration(temperature=best[1], noise_rate=best[2], skill=compute_skill(accuracy, labels))
 
 
 def estimate_noise_rate(label_probabilities: NDArray[np.float64], classes: int) -> float:

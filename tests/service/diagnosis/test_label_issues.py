@@ -120,7 +120,8 @@ def test_the_expected_precision_is_that_of_the_list(sharpness: float, noise_rate
         return
     rows = [issue.row for issue in result.issues]
     assert result.expected_precision == pytest.approx(is_wrong[rows].mean(), abs=0.15)
-    assert result.are_likely_wrong == (result.expected_precision >= 0.5)
+    assert result.unseen_skill is not None
+    assert result.are_likely_wrong == (result.expected_precision >= 0.5 and result.unseen_skill >= 0.6)
     assert bool(result.advice) == result.are_likely_wrong
 
 
@@ -131,6 +132,24 @@ def test_most_contradictions_of_a_weak_model_are_hard_examples() -> None:
     assert is_wrong[[issue.row for issue in result.issues]].mean() < 0.3
     assert (result.title, result.advice) == ("Hard examples", "")
     assert "Most of their labels are probably right" in result.message
+
+
+def test_a_model_that_is_confidently_wrong_on_unseen_images_gives_no_advice() -> None:
+    """Its mistakes look like wrong labels: a quarter of all images, and as confident as the rest."""
+    random = np.random.default_rng(5)
+    labels = np.arange(2000) % 2
+    predicted = np.where(random.random(2000) < 0.74, labels, 1 - labels)
+    confidence = random.uniform(0.7, 0.98, 2000)
+    of_one = np.where(predicted == 1, confidence, 1 - confidence).astype(np.float32)
+    scores = make_scores(np.stack([1 - of_one, of_one], axis=1), labels.tolist())
+    calibration = calibrate(scores.probabilities, scores.labels)
+    assert calibration is not None
+    assert calibration.skill == pytest.approx(0.48, abs=0.04)
+    result = find_label_issues(scores, ["a", "b"], names, 10_000, calibration)
+    assert result.expected_precision is not None
+    assert result.expected_precision > 0.5  # none of the labels is wrong
+    assert (result.title, result.advice) == ("Hard examples", "")
+    assert "cannot be told" in result.message
 
 
 def test_without_calibration_nothing_is_advised() -> None:
