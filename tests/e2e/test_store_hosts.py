@@ -88,13 +88,16 @@ def test_a_stopped_run_is_on_the_store_and_continues_elsewhere(
 ) -> None:
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "reader"))
     out = f"{bucket.url}/runs/first"
-    reference = lab.train_reference(1)
-    training = train(lab, "--workers", "1", "--out", out)
+    training = train(lab, "--workers", "1", "--out", out, "epochs=100000")
     training.wait_for(lambda: count_epochs(bucket) >= 1)
     training.process.terminate()
     output = training.wait_for_exit(143)
     assert f"saved; continue with: glassbox train --resume --out {out}" in output
+    epochs = count_epochs(bucket) + 3
+    config = bucket.get("runs/first/config.yaml")
+    bucket.put("runs/first/config.yaml", config.replace(b"epochs: 100000", b"epochs: %d" % epochs))
     train(lab, "--resume", "--out", out, driver="another").wait_for_exit()
+    reference = lab.train_reference(1, f"epochs={epochs}")
     uri = parse_location(out)
     assert isinstance(uri, Uri)
     run = fetch_run(uri, ("metrics", "status", "newest"))
