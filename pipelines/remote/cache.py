@@ -39,6 +39,7 @@ OPEN_FILES = 256  # kept open by a pass; Linux allows 1024 per process by defaul
 KNOWN_USES = 65_536  # files whose last use is remembered; it tells hits from misses
 RETRY_SECONDS = 0.5  # until it is tried again to fetch ahead, where there was no space
 ROOM_SECONDS = 0.05  # until it is tried again to fetch a file that a thread waits for
+IDLE_SECONDS = 5.0  # until a thread with nothing to fetch checks again whether its pass has ended
 MAX_PAUSE_SECONDS = 30.0  # after failures of the store, while fetching ahead
 PATIENCE_SECONDS = 600.0  # that a thread waits for other processes to free space
 TWO_WINDOWS = "two windows of shards are in use at a time"
@@ -461,7 +462,7 @@ class _Pass:
         while True:
             with self._condition:
                 while not self._is_closed and (not self._queue or monotonic() < self._resume_at):
-                    pause = self._resume_at - monotonic() if self._queue else None
+                    pause = self._resume_at - monotonic() if self._queue else IDLE_SECONDS
                     self._condition.wait(pause)
                 if self._is_closed:
                     return

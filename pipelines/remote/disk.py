@@ -368,7 +368,10 @@ class CacheFolder:
                 table.unlink(missing_ok=True)
                 os.close(descriptor)
                 continue
-            content = json.loads(table.read_text())
+            try:
+                content = json.loads(table.read_text())
+            except FileNotFoundError:  # it has just been closed
+                continue
             yield UserTable(
                 pid=content["pid"],
                 command=content["command"],
@@ -440,14 +443,16 @@ class User:
             self._write()
 
     def close(self) -> None:
-        """Ends the pass: its files may be evicted."""
+        """Ends the pass: its files may be evicted.
+
+        Takes no lock, because the garbage collector may call this in a thread that holds that of the folder.
+        """
         if self._descriptor is None:
             return
-        with self._cache._exclusive():
-            self._path.unlink(missing_ok=True)
-            self._path.with_suffix(".lock").unlink(missing_ok=True)
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._path.unlink(missing_ok=True)
+        self._path.with_suffix(".lock").unlink(missing_ok=True)
+        os.close(self._descriptor)
+        self._descriptor = None
 
     def _write(self) -> None:
         write_atomically(self._path, json.dumps(self._table), durable=False)

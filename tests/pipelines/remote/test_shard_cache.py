@@ -42,7 +42,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of the shard cache."""
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GLASSBOX_CACHE_GB", raising=False)
-    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "1")
+    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "60")
     return tmp_path / "cache" / "shards"
 
 
@@ -279,6 +279,31 @@ def test_the_threads_of_a_pass_end_with_its_last_reference(site: ObjectSite, fol
         thread.join(60)
         assert not thread.is_alive()
     assert open_cache().list_sets()[0].users == ()
+
+
+def test_a_pass_may_be_collected_while_its_thread_holds_the_lock_of_the_folder(
+    site: ObjectSite, folder: Path
+) -> None:
+    """The garbage collector runs anywhere, so that a pass that ends must not wait for a lock."""
+    files = site.add_files(1, SIZE)
+    script = f"""
+import gc, json, sys
+from object_site import SiteFile
+from pipelines.remote.cache import CachedFiles
+from pipelines.remote.uri import parse_location
+cached = CachedFiles(parse_location({site.location!r}))
+cycle = [cached.plan([[SiteFile(*{[files[0].file, files[0].bytes, files[0].sha256]!r})]])]
+cycle.append(cycle)
+del cycle
+with cached._source.cache._exclusive():
+    gc.collect()
+print("done")
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    result = subprocess.run(
+        [sys.executable, "-c", script], env=environment, timeout=60, capture_output=True, text=True
+    )
+    assert result.stdout == "done\n", result.stderr
 
 
 # ---------------------------------------------------------------- the budget
