@@ -89,6 +89,16 @@ def test_not_a_run(tmp_path: Path) -> None:
         Run(tmp_path).config()
 
 
+@pytest.mark.parametrize(("holder", "state"), [("some-host", "training"), ("", "interrupted")])
+def test_the_copy_of_a_run_on_a_store_has_the_state_that_its_lease_tells(
+    tmp_path: Path, holder: str, state: str
+) -> None:
+    run = Run(tmp_path)
+    run.update_status(state="training", environment={"host": platform.node()})
+    run.record_holder(holder)
+    assert run.state() == state
+
+
 @pytest.mark.parametrize(
     ("recorded", "host", "is_locked", "state"),
     [
