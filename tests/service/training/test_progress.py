@@ -15,6 +15,7 @@ from service.training.progress import (
     ProgressLines,
     find_input_hint,
     format_epoch,
+    format_store,
     show_progress,
     summarize_timings,
 )
@@ -46,6 +47,12 @@ def test_an_epoch_is_one_line() -> None:
     line = format_epoch(METRICS | {"val_top5": 0.9}, 10)
     scores = "loss 0.5000  accuracy 0.7500  val_loss 0.6000  val_accuracy 0.7000  val_top5 0.9000"
     assert line == f"epoch 2/10  {scores}  100 images/s  input wait 25%  12.3 s"
+
+
+def test_what_was_read_from_a_store_is_one_line() -> None:
+    values = {"store_fetched_bytes": 1.5e9, "store_hit_rate": 0.4449, "store_wait_seconds": 2.06}
+    line = "1.5 GB fetched from the store, 44% of use from its cache, 2.1 s waiting for it"
+    assert format_store(values) == line
 
 
 def test_timings_are_listed_longest_first() -> None:
