@@ -35,7 +35,6 @@ def expand_pattern(source: str, pattern: str, file_pattern: str) -> list[Locatio
     """
     parse_source_location(source.partition(":")[0], pattern)  # refuses what cannot be read
     location = parse_location(pattern)
-    found: Iterator[Sequence[Location]]
     if isinstance(location, Path):
         names = _expand_braces(str(location.expanduser()))
         found = _find_local_files(names)
@@ -58,14 +57,14 @@ def expand_pattern(source: str, pattern: str, file_pattern: str) -> list[Locatio
     return list(dict.fromkeys(paths))
 
 
-def _find_local_files(names: list[str]) -> Iterator[list[Path]]:
+def _find_local_files(names: list[str]) -> Iterator[Sequence[Location]]:
     """Yields the files that each of some paths with `*` and `?` stands for, in order."""
     for name in names:
         candidates = sorted(glob.glob(name)) if glob.has_magic(name) else [name]
         yield [Path(path).absolute() for path in candidates if Path(path).is_file()]
 
 
-def _find_objects(names: list[str]) -> Iterator[list[Uri]]:
+def _find_objects(names: list[str]) -> Iterator[Sequence[Location]]:
     """Yields the objects that each of some URIs with `*` and `?` stands for, in order."""
     return map_ahead(_find_matching_objects, names)
 
