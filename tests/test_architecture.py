@@ -47,6 +47,7 @@ RUN_OWNERS = (
 # What opens shards: pyarrow's IPC files, memory maps, TFRecord files, and the manifest by name
 SHARD_WORDS = ("memory_map", "RecordBatchFileReader", "open_file", "open_stream", "TFRecordDataset")
 SHARD_OWNER = "pipelines.shards"
+LISTINGS = "pipelines.sources.listing"  # has Arrow files of its own, which are temporary
 
 
 def is_inside(module: str, package: str) -> bool:
@@ -187,7 +188,7 @@ def test_only_the_shards_package_opens_shards() -> None:
     wrong = {
         name: uses
         for name, module in MODULES.items()
-        if not is_inside(name, SHARD_OWNER)
+        if not is_inside(name, SHARD_OWNER) and name != LISTINGS
         if (uses := find_shard_uses(module.path.read_text()))
     }
     assert wrong == {}

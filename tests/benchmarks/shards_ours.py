@@ -105,6 +105,8 @@ def ours(folder: str, scratch: str, **spec: Any) -> Rounds:
         )
         return open_seconds + time.perf_counter() - progress_times[0]
 
+    # Ray lowers the priority of its workers, which on a busy machine would compare priorities, not builders.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     with ray_session():
         yield from _run_in_new_directories(scratch, "ours", work)
 
