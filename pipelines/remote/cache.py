@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import re
 import threading
 import weakref
@@ -41,6 +42,7 @@ RETRY_SECONDS = 0.5  # until it is tried again to fetch ahead, where there was n
 ROOM_SECONDS = 0.05  # until it is tried again to fetch a file that a thread waits for
 IDLE_SECONDS = 5.0  # until a thread with nothing to fetch checks again whether its pass has ended
 MAX_PAUSE_SECONDS = 30.0  # after failures of the store, while fetching ahead
+OWN_PATIENCE_SECONDS = 5.0  # that a thread waits where only this process can free space
 PATIENCE_SECONDS = 600.0  # that a thread waits for other processes to free space
 TWO_WINDOWS = "two windows of shards are in use at a time"
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -133,7 +135,7 @@ class CachedFiles:
         """
         describe = self._source.describe_entry
         schedule = Schedule(([describe(file) for file in window] for window in windows), self._budget)
-        self._check_budget(schedule.find_need(), TWO_WINDOWS)
+        self._check_budget(schedule.find_need() + self._pass.count_pinned(), TWO_WINDOWS)
         planned = CachedFiles.__new__(CachedFiles)
         planned._connect(self._source, _Pass(self._source, schedule), self._cache_gb)
         return planned
@@ -280,6 +282,11 @@ class _Pass:
         with self._source.counters.measure_wait():
             return self._obtain(entry)
 
+    def count_pinned(self) -> int:
+        """Returns the bytes of the files that are in use until the end of the pass."""
+        with self._condition:
+            return sum(entry.bytes for entry in self._pinned.values())
+
     def advance(self, window: int) -> None:
         """Ends the use of all windows before number `window`."""
         with self._condition:
@@ -382,7 +389,7 @@ class _Pass:
             DataError: The store has no such file, or one with other content, or does not respond.
             ConfigError: The cache has no space.
         """
-        deadline = monotonic() + PATIENCE_SECONDS
+        began = monotonic()
         while True:
             path = self._cache.find(entry)
             if path is not None:
@@ -394,21 +401,29 @@ class _Pass:
             elif outcome.state == "fetching":
                 self._cache.wait_for_fetch(entry)
             elif outcome.state == "full":
-                self._check_space(entry, outcome, deadline)
+                self._check_space(entry, outcome, monotonic() - began)
                 sleep(ROOM_SECONDS)
 
-    def _check_space(self, entry: CacheEntry, outcome: Outcome, deadline: float) -> None:
+    def _check_space(self, entry: CacheEntry, outcome: Outcome, waited: float) -> None:
         """Checks that it makes sense to wait for space.
 
+        Args:
+            entry: File that is needed.
+            outcome: Result of the last attempt to reserve space.
+            waited: Seconds since the first attempt.
+
         Raises:
-            ConfigError: The files that this pass uses at the same time exceed the budget.
+            ConfigError: The files that this process uses at the same time exceed the budget.
             DataError: Other processes have not freed space for a long time.
         """
         with self._condition:
             needed = sum(self._in_use.values())
+        # Another pass of this process may be about to free space, or may be waiting for this one.
+        if waited > OWN_PATIENCE_SECONDS and all(user.pid == os.getpid() for user in outcome.blockers):
+            needed = max(needed, outcome.needed)
         if needed > self._cache.budget.bytes:
-            raise describe_lack(self._cache.budget, needed, "these shards are in use at the same time")
-        if monotonic() > deadline:
+            raise describe_lack(self._cache.budget, needed, "these files are in use at the same time")
+        if waited > PATIENCE_SECONDS:
             uri = self._source.location / entry.name
             users = ", ".join(sorted({str(user) for user in outcome.blockers})) or "nobody"
             raise DataError(

@@ -88,11 +88,13 @@ class Outcome:
             the caller must fetch it.
         fetch: The fetch, if `reserved`.
         blockers: The users whose files take the space, if `full`.
+        needed: Number of bytes of all files in use with the new one, if `full`.
     """
 
     state: Literal["complete", "fetching", "full", "busy", "reserved"]
     fetch: Fetch | None = None
     blockers: tuple[UserTable, ...] = ()
+    needed: int = 0
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,10 @@ class CacheFolder:
                 users = list(self._list_users())
                 victims = _choose_victims(cached, users, excess, distance) if should_evict else None
                 if victims is None:
-                    return Outcome("full", blockers=tuple(user for user in users if user.in_use))
+                    in_use = {key for user in users for key in user.in_use} - {entry.key}
+                    needed = sum(file.bytes for file in cached if file.key in in_use) + entry.bytes
+                    blockers = tuple(user for user in users if user.in_use)
+                    return Outcome("full", blockers=blockers, needed=needed + sum(fetches.values()))
                 for victim in victims:
                     (self._sets / victim.key).unlink(missing_ok=True)
             return Outcome("reserved", self._start_fetch(entry))

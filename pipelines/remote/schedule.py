@@ -102,8 +102,12 @@ class Schedule:
         return True
 
     def list_current(self) -> list[CacheEntry]:
-        """Returns the files of the windows in use, each once."""
-        windows = (self._windows[index] for index in range(self._count_in_use()))
+        """Returns the files of the windows in use, each once; of the last two, if a batch needs more.
+
+        Such a batch borrows what it needs of the earlier ones.
+        """
+        in_use = self._count_in_use()
+        windows = (self._windows[index] for index in range(max(in_use - 2, 0), in_use))
         return list({entry.key: entry for window in windows for entry in window}.values())
 
     def list_upcoming(self) -> Iterator[tuple[CacheEntry, int]]:

@@ -519,9 +519,36 @@ def test_a_thread_that_waits_for_space_too_long_names_the_process_that_has_it(
 ) -> None:
     files = site.add_files(2, SIZE)
     monkeypatch.setattr("pipelines.remote.cache.PATIENCE_SECONDS", 0.0)
-    first = open_set(site, SIZE)
-    with first.open(files[:1]), pytest.raises(DataError, match=f"used by process {os.getpid()} "):
+    holder = start_reader(site, files, [[0], [0]], SIZE, "hold")
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == "holding\n"
+    with pytest.raises(DataError, match=f"used by .*process {holder.pid} "):
         read_files(open_set(site, SIZE), files[1:])
+    kill(holder)
+
+
+def test_space_that_only_this_process_could_free_is_an_error_with_the_number(
+    site: ObjectSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = site.add_files(2, SIZE)
+    monkeypatch.setattr("pipelines.remote.cache.OWN_PATIENCE_SECONDS", 0.0)
+    first = open_set(site, SIZE)
+    first.fetch(files[0])
+    with pytest.raises(ConfigError, match=r"at least 0\.0002 GB"):
+        first.plan([files[1:]])
+    with pytest.raises(ConfigError, match=r"at least 0\.0002 GB"):
+        read_files(open_set(site, SIZE), files[1:])
+
+
+def test_a_batch_of_many_windows_needs_its_own_files_and_the_last_windows(
+    site: ObjectSite, folder: Path
+) -> None:
+    files = site.add_files(12, SIZE)
+    windows = [files[start : start + 3] for start in range(0, 12, 3)]
+    planned = open_set(site, 8 * SIZE).plan(windows)
+    read_files(planned, [files[2], files[5], files[8]])  # with the rest of two windows, 7 files
+    planned.advance(2)
+    read_files(planned, [files[9]])
 
 
 def test_a_process_that_is_stopped_by_a_signal_leaves_nothing_behind(site: ObjectSite, folder: Path) -> None:
