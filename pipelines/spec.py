@@ -101,6 +101,10 @@ class DataSpec(Spec):
     epoch_images: Positive | None = None
     cache_gb: Ratio | None = None
 
+    def __hash__(self) -> int:
+        """Hashes all settings; TensorFlow and caches need it, and a mix has no hash of its own."""
+        return hash(self.model_dump_json())
+
     @field_validator("lanes")
     @classmethod
     def _validate_lanes(cls, value: int, info: ValidationInfo) -> int:

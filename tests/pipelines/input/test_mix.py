@@ -163,6 +163,11 @@ def test_images_per_epoch_are_those_of_a_mix_alone() -> None:
         DataSpec(epoch_images=5)
 
 
+def test_settings_with_a_mix_can_be_a_key() -> None:
+    settings = {DataSpec(mix={"a": 1.0}), DataSpec(mix={"a": 1.0}), DataSpec(mix={"a": 2.0}), DataSpec()}
+    assert len(settings) == 3
+
+
 def test_every_block_has_the_exact_share_of_every_set() -> None:
     mixture = Mixture([7000, 3000], 1, 0)
     sets = mixture.read(0, 10_000)
