@@ -22,7 +22,7 @@ from pipelines.remote.uri import Location
 from pipelines.shards.arrow import RowColumns
 from pipelines.shards.files import ShardFiles, open_files
 from pipelines.shards.formats import describe_shard, read_table
-from pipelines.shards.manifest import load_manifest
+from pipelines.shards.manifest import SplitManifest, load_manifest
 from pipelines.shards.split_index import open_table
 
 CACHED_ROWS = 2**21  # rows whose columns are kept in memory: 36 bytes each
@@ -223,10 +223,17 @@ class ShardReader:
         self._files.advance(window)
 
     def count_window_bytes(self, shards: int) -> int:
-        """Returns the bytes of two windows of `shards` shards at most; 0 for a set that needs no cache."""
+        """Returns the bytes that a cache must hold for two windows of at most `shards` shards.
+
+        They include the tables and indices of all splits, which stay in the cache. 0 for a local set.
+        """
         if self.metrics() is None:
             return 0
-        return int(np.sort(self._table.bytes)[::-1][: 2 * shards].sum())
+        size = int(np.sort(self._table.bytes)[::-1][: 2 * shards].sum())
+        for split in self.manifest.splits.values():
+            if isinstance(split, SplitManifest):
+                size += split.table.bytes + split.index.bytes
+        return size
 
     def check_window(self, shards: int, window: str, other_bytes: int = 0) -> None:
         """Checks that a cache can hold twice as many bytes as any `shards` shards have.
