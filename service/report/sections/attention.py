@@ -93,7 +93,8 @@ def compute_entropy(heads: np.ndarray) -> float:
 def _choose_layers(attention: Attention) -> list[int]:
     """Chooses some attention layers spread over the depth, the first and the last among them."""
     count = len(attention.layers)
-    return np.unique(np.linspace(0, count - 1, min(MAX_LAYERS, count)).round().astype(int)).tolist()
+    chosen = np.linspace(0, count - 1, min(MAX_LAYERS, count)).round().astype(int)
+    return [int(layer) for layer in np.unique(chosen)]
 
 
 def _draw_rollout(
