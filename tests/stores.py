@@ -103,7 +103,7 @@ class Bucket:
         self._open().delete(key)
 
     def list_keys(self, prefix: str = "") -> list[str]:
-        """Returns all keys that start with the prefix, sorted."""
+        """Returns all keys below a prefix, which ends at a slash or at the end of a key, sorted."""
         pages = self._open().list(prefix or None)
         return sorted(entry["path"] for page in pages for entry in page)
 
