@@ -16,6 +16,8 @@ from service.training import launch
 from service.tuning.driver import tune
 from service.tuning.plan import Plan
 
+pytestmark = pytest.mark.heavy
+
 SETTINGS = {"epochs": 2, "optimizer": {"name": "sgd", "learning_rate": 0.05, "momentum": 0.9}, "ema": 0.9}
 
 
