@@ -88,7 +88,12 @@ Runs = dict[tuple[str, str], Run]
 def create_config(folder: Path, name: str) -> RunConfig:
     shards = {"replicas": "greys", "overflow": "white"}.get(name, "noise")
     recipes = RECIPES | REPLICA_RECIPES | {"stopped": STOPPED}
-    return config_for(folder / shards, **recipes[name])
+    settings = recipes[name]
+    if name == "stopped":
+        mix = {str(folder / "noise"): 2, str(folder / "white"): 1}
+        data = {"image_size": [12, 12], "window": 4, "lanes": 2, "mix": mix, "epoch_images": 27}
+        settings = settings | {"data": data}
+    return config_for(folder / shards, **settings)
 
 
 def list_names(setup: str) -> list[str]:
@@ -102,7 +107,7 @@ def list_names(setup: str) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("equality")
-    noise_shards(folder / "noise")
+    noise_shards(folder / "noise", shard_rows=4)
     noise_shards(folder / "white", white=WHITE)
     greys = []
     for label, grey in enumerate(GREYS):

@@ -68,6 +68,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "stages": STAGES,
         "optimizer": SGD,
     },
+    "mix": {"optimizer": SGD, "epochs": 2},
 }
 
 
@@ -75,7 +76,12 @@ RECIPES: dict[str, dict[str, Any]] = {
 def test_a_run_that_is_resumed_at_every_step_ends_with_the_same_bits(
     shards: Path, tmp_path: Path, recipe: str
 ) -> None:
-    config = config_for(shards, steps_per_call=1, **RECIPES[recipe])
+    settings = RECIPES[recipe]
+    if recipe == "mix":
+        other = noise_shards(tmp_path / "other", rows=11, held_out=0, shard_rows=2)
+        mix = {str(shards): 1, str(other): 3}
+        settings = settings | {"data": {"image_size": [12, 12], "window": 2, "mix": mix, "epoch_images": 19}}
+    config = config_for(shards, steps_per_call=1, **settings)
     straight = fit_run(tmp_path / "straight", config)
     run = Run(tmp_path / "stopped")
     updates = config.epochs * -(-steps_per_epoch(19, config.global_batch) // config.accumulate)
@@ -85,6 +91,12 @@ def test_a_run_that_is_resumed_at_every_step_ends_with_the_same_bits(
     assert_equal_runs(straight, run, f"epoch-{config.epochs:04d}")
     if recipe == "stages":  # the factor on the loss, and the updates it has lasted: those of the second stage
         assert [float(v) for v in read_checkpoint(run, "epoch-0003", "training")[-2:]] == [INITIAL_SCALE, 4.0]
+    if recipe == "mix":
+        sets = run.read_metadata().mix
+        assert [(one["location"], one["first_row"], one["epoch_images"]) for one in sets] == [
+            (str(shards), 0, 5),
+            (str(other), 19, 14),
+        ]
 
 
 def test_stages_have_their_own_rates_and_trainable_layers(shards: Path, tmp_path: Path) -> None:
