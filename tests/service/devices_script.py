@@ -21,6 +21,7 @@ from service.models.check import build_and_check
 from service.report.batch import _render_task
 from service.report.options import ReportOptions
 from service.report.pages.comparison import render_comparison
+from service.report.reported import ReportedRun
 from service.runs import Run
 from service.training.worker import train_in_process
 from service.tuning.trial import train_trial
@@ -64,7 +65,7 @@ def list_entries(folder: Path) -> dict[str, Callable[[], Any]]:
         "train_trial": lambda: train_trial({"run": str(new_run.path)}),
         "build_and_check": lambda: build_and_check(user_config),
         "task of predict": lambda: SavedModel("model.keras", content, None).load(),
-        "task of report": lambda: _render_task(str(run.path), str(run.path.parent), ReportOptions(), False),
+        "task of report": lambda: _render_task(ReportedRun.from_run(run), ReportOptions(), False),
         "evaluate": lambda: glassbox.evaluate(run.path, shards),
         "predict": lambda: glassbox.predict(run.path, str(shards)),
         "load_model": lambda: glassbox.load_model(run.path),

@@ -18,6 +18,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from cryptography import x509
@@ -264,7 +265,9 @@ def test_a_server_that_stays_busy_is_an_error(server):
 
 def test_retry_after_is_respected(server, monkeypatch):
     waits = []
-    monkeypatch.setattr(download.time, "sleep", waits.append)
+    # Of urllib3 alone: other threads of the process sleep as well.
+    clock = SimpleNamespace(**(vars(time) | {"sleep": waits.append}))
+    monkeypatch.setattr("urllib3.util.retry.time", clock)
     server.script = [
         {"status": 503, "headers": {"Retry-After": "7"}},
         {"status": 503, "headers": {"Retry-After": "9999"}},

@@ -111,6 +111,7 @@ def test_a_suspended_process_that_lost_its_lease_stops_without_writing(
 ) -> None:
     suspended, other, _ = hosts
     process = start_and_upload(suspended, bucket)
+    wait_until(lambda: "runs/first/metrics.jsonl" in bucket.list_keys("runs/first/"))
     process.send_signal(signal.SIGSTOP)
     epochs = bucket.get("runs/first/metrics.jsonl").count(b"\n")
     other.train(epochs=epochs + 2)

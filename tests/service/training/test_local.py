@@ -19,6 +19,7 @@ from training_samples import ROOT, check_stops_at_every_call, config_for, noise_
 
 from pipelines.errors import ConfigError, Interrupted
 from service.config import RunConfig
+from service.mirror import output
 from service.runs import Run
 from service.training import launch
 from service.training.group import WorkerSpec
@@ -96,7 +97,7 @@ def stop_within_an_epoch(config: RunConfig, path: Path, monkeypatch: pytest.Monk
             return next(requests)
 
     with monkeypatch.context() as patch, check_stops_at_every_call():
-        patch.setattr(launch, "Run", StoppingRun)
+        patch.setattr(output, "Run", StoppingRun)
         with pytest.raises(Interrupted):
             launch.train(config, path, local=True)
     run = Run(path)

@@ -110,7 +110,12 @@ def test_the_variance_of_bright_pixels_is_not_lost_in_their_square(second: float
     stage_network = StageNetwork(network, network, lambda batch: batch, None)
     batch = {"image": tf.concat([tf.fill([4, 4, 4, 1], 201.3), tf.fill([4, 4, 4, 1], second)], 0)}
     batches = SimpleNamespace(
-        rows=8, global_batch=8, is_eager=False, epoch=lambda *_, **__: [batch], data_errors=nullcontext
+        rows=8,
+        epoch_rows=8,
+        global_batch=8,
+        is_eager=False,
+        epoch=lambda *_, **__: [batch],
+        data_errors=nullcontext,
     )
     strategy = tf.distribute.get_strategy()
     statistics = PreciseStatistics(stage_network, strategy, batches, WorkerContext(), 8)
