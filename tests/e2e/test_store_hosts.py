@@ -88,17 +88,18 @@ def test_a_stopped_run_is_on_the_store_and_continues_elsewhere(
 ) -> None:
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "reader"))
     out = f"{bucket.url}/runs/first"
-    training = train(lab, "--workers", "1", "--out", out, "epochs=100000")
+    training = train(lab, "--workers", "1", "--out", out, "epochs=5000")
     training.wait_for(lambda: count_epochs(bucket) >= 1)
     training.process.terminate()
     output = training.wait_for_exit(143)
     assert f"saved; continue with: glassbox train --resume --out {out}" in output
     epochs = count_epochs(bucket) + 3
     config = bucket.get("runs/first/config.yaml")
-    bucket.put("runs/first/config.yaml", config.replace(b"epochs: 100000", b"epochs: %d" % epochs))
+    bucket.put("runs/first/config.yaml", config.replace(b"epochs: 5000", b"epochs: %d" % epochs))
     train(lab, "--resume", "--out", out, driver="another").wait_for_exit()
     uri = parse_location(out)
     assert isinstance(uri, Uri)
-    run = fetch_run(uri, ("metrics", "status"))
+    run = fetch_run(uri, ("metrics", "status", "newest"))
     assert run.status()["state"] == "finished"
     assert [line["epoch"] for line in run.metrics()] == list(range(1, epochs + 1))
+    assert compute_difference(run, lab.train_reference(1, f"epochs={epochs}")) == 0
