@@ -11,9 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.errors import DataError
 from pipelines.input.mixed_manifest import SPLIT, mix_manifests
-from pipelines.input.reader import RowNumbers, ShardNumbers, ShardReader
+from pipelines.input.reader import RowNumbers, ShardNumbers, ShardReader, check_rows
 from pipelines.input.windows import Rows
 from pipelines.records import Box
 from pipelines.remote.metrics import StoreMetrics
@@ -138,14 +137,7 @@ class MixedReader:
         Raises:
             DataError: A row does not exist.
         """
-        numbers = np.asarray(rows, np.int64)
-        is_outside = (numbers < 0) | (numbers >= self.rows)
-        if is_outside.any():
-            raise DataError(
-                f"a row of {self.split!r} from 0 to {self.rows - 1}",
-                f"row={numbers[is_outside][0]}",
-                "choose a row in this range",
-            )
+        numbers = check_rows(rows, self.rows, self.split)
         sets = np.searchsorted(self._ends, numbers, side="right")
         results: list[Any] = [None] * len(numbers)
         for index in np.unique(sets).tolist():

@@ -262,14 +262,7 @@ class ShardReader:
         Raises:
             DataError: A row does not exist.
         """
-        numbers = np.asarray(rows, np.int64)
-        is_outside = (numbers < 0) | (numbers >= self.rows)
-        if is_outside.any():
-            raise DataError(
-                f"a row of {self.split!r} from 0 to {self.rows - 1}",
-                f"row={numbers[is_outside][0]}",
-                "choose a row in this range",
-            )
+        numbers = check_rows(rows, self.rows, self.split)
         shards = np.searchsorted(self._ends, numbers, side="right")
         positions = numbers - (self._ends[shards] - self.shard_rows[shards])
         return zip(shards.tolist(), positions.tolist(), strict=True)
@@ -304,3 +297,28 @@ def _read_all(images: Sequence[_StoredImage]) -> list[bytes]:
             raise _DamagedImageError(image)
         contents.append(content)
     return contents
+
+
+def check_rows(rows: RowNumbers, count: int, split: str) -> NDArray[np.int64]:
+    """Checks that rows exist.
+
+    Args:
+        rows: Row numbers of a split.
+        count: Number of rows in the split.
+        split: Name of the split for the message.
+
+    Returns:
+        The row numbers, int64 `[n]`.
+
+    Raises:
+        DataError: A row does not exist; names the first such row.
+    """
+    numbers = np.asarray(rows, np.int64)
+    is_outside = (numbers < 0) | (numbers >= count)
+    if is_outside.any():
+        raise DataError(
+            f"a row of {split!r} from 0 to {count - 1}",
+            f"row={numbers[is_outside][0]}",
+            "choose a row in this range",
+        )
+    return numbers
