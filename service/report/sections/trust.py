@@ -147,7 +147,7 @@ def build_section(
     checks = [replace(check, has_verdict=has_learned) for check in checks]
     values = {
         "has_learned": has_learned,
-        "accuracy": float((predictions.classes == predictions.labels).mean()),
+        "accuracy": predictions.accuracy,
         "baseline": majority_class_share(predictions.labels),
         "images": len(rows),
         "split": images.split,
