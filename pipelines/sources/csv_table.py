@@ -98,7 +98,7 @@ class _Directory:
     """A folder on a disk.
 
     Args:
-        root: Absolute path.
+        root: Absolute path of the folder that holds the tables and the images.
     """
 
     def __init__(self, root: Path) -> None:
