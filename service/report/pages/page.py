@@ -31,12 +31,18 @@ T = TypeVar("T")
 
 # Name, title and sections of every view; a section that is not listed gets a separate view.
 VIEWS = (
-    ("overview", "Overview", ("diagnosis", "curves")),
+    ("overview", "Overview", ("diagnosis", "curves", "dynamics")),
     ("data", "Data", ("health", "training_images", "augmentation", "rejected")),
-    ("predictions", "Predictions", ("predictions", "confusion", "samples")),
+    (
+        "predictions",
+        "Predictions",
+        ("predictions", "confusion", "class_scores", "thresholds", "calibration", "embedding", "samples"),
+    ),
+    ("gallery", "Gallery", ("gallery",)),
+    ("network", "Network", ("architecture",)),
     ("image", "Heatmaps", ("gradcam", "attention", "saliency")),
     ("layers", "Activations", ("activations",)),
-    ("filters", "Filters", ("patterns", "weights", "edges")),
+    ("filters", "Filters", ("patterns", "top_crops", "ablation", "weights", "edges")),
     ("trust", "Sanity checks", ("trust", "linear_probes")),
     ("compare", "Checkpoints", ("compare",)),
 )

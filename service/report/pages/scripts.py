@@ -14,7 +14,13 @@ from pathlib import Path
 from markupsafe import Markup
 
 PLOTTING = ("uplot.min.js",)
-PAGE_SCRIPTS = ("tools.js", "plots.js", "sheets.js", "page.js")  # in this order: they share one scope
+# In this order: they share one scope.
+PAGE_SCRIPTS = (
+    "tools.js",
+    "plots.js",
+    "sheets.js",
+    "page.js",
+)
 
 
 @dataclass(frozen=True)
