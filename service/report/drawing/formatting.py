@@ -1,12 +1,15 @@
-"""Number formats of the pages, also used as filters in the templates."""
+"""Formats of numbers and fragment identifiers of the pages, also used as filters in the templates."""
 
 from __future__ import annotations
 
 import math
+import re
 
 # Shown instead of a missing value.
 NO_VALUE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+# Characters of a name that a fragment identifier keeps.
+PLAIN = re.compile(r"[A-Za-z0-9/_-]")
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
@@ -61,3 +64,12 @@ def duration(seconds: float | None) -> str:
             text = f"{whole // size} {name}"
             return f"{text} {rest} {smaller_name}" if rest else text
     return f"{whole} s"
+
+
+def anchor(name: str) -> str:
+    """Formats a name, such as that of a layer, as a fragment identifier; different names stay different.
+
+    Letters, digits, `-`, `_` and the `/` between nested models are kept; any other character becomes its
+    code point between dots, so that a colon keeps its meaning in addresses.
+    """
+    return "".join(letter if PLAIN.match(letter) else f".{ord(letter):x}." for letter in name)

@@ -253,6 +253,7 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     environment.filters["number"] = formatting.number
     environment.filters["points"] = formatting.points
     environment.filters["duration"] = formatting.duration
+    environment.filters["anchor"] = formatting.anchor
     return environment
 
 

@@ -1,0 +1,18 @@
+"""Formats of fragment identifiers; those of numbers are tested with the pages that show them."""
+
+from __future__ import annotations
+
+import re
+
+from service.report.drawing.formatting import anchor
+
+
+def test_the_anchor_of_a_layer_is_legible_and_has_no_colon_or_space():
+    assert anchor("block1_conv1") == "block1_conv1"
+    assert anchor("efficientnetv2-b0/stem_conv") == "efficientnetv2-b0/stem_conv"
+    assert re.fullmatch(r"[!-9;-~]+", anchor("Faltung ä:2"))
+
+
+def test_different_names_have_different_anchors():
+    names = ["a/b", "a-b", "a_b", "a b", "a:b", "a.b", "a.3a.b", "ab", "a.20.b"]
+    assert len({anchor(name) for name in names}) == len(names)
