@@ -23,22 +23,29 @@ class ReportExample:
     """An image that the report examines closely.
 
     Attributes:
-        row: Row of the image in its split.
+        row: Row of the image in its split; None for an image from a file.
         pixels: uint8 `[H, W, C]`.
-        truth: Label of the true class.
+        truth: Label of the true class; None if it is not known.
         predicted: Label of the most probable class.
         probability: Probability of the predicted class.
         classes: Labels of the classes that heatmaps explain, int `[M]`.
         name: Short description of the image for alternative texts.
+        file: Name of the file that the image comes from; empty for an image of a shard set.
     """
 
-    row: int
+    row: int | None
     pixels: np.ndarray
-    truth: int
+    truth: int | None
     predicted: int
     probability: float
     classes: np.ndarray
     name: str
+    file: str = ""
+
+    @property
+    def title(self) -> str:
+        """What identifies the image: `row 17`, or the name of its file."""
+        return self.file if self.row is None else f"row {self.row}"
 
 
 def choose_examples(predictions: Predictions, count: int) -> np.ndarray:

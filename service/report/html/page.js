@@ -1,12 +1,18 @@
 // The behaviour of the page. Without scripts all sections are visible, one below the other.
 
+// A fragment names an element and, after a colon, the state of its controls: `#saliency:image=2,layer=1`.
+function readFragment() {
+  const [id, state = ""] = decodeURIComponent(location.hash.slice(1)).split(":");
+  return { id, state: Object.fromEntries(new URLSearchParams(state.replaceAll(",", "&"))) };
+}
+
 // ---- views: one at a time, selected by the URL fragment ----
 function views() {
   const sections = all("[data-view]"), links = all("nav.views a");
   if (!sections.length) return;
   const title = document.title;
   function show(isNavigation) {
-    const id = decodeURIComponent(location.hash.slice(1)), target = id ? document.getElementById(id) : null;
+    const { id } = readFragment(), target = id ? document.getElementById(id) : null;
     const owner = target ? target.closest("[data-view]") : null;
     if (isNavigation && target && !owner) return; // an element outside the views, such as the target of the skip link
     const view = owner || sections[0];
@@ -26,9 +32,28 @@ function views() {
   show(false);
 }
 
+// Sets a control as a user would; it stays as it is if it does not offer the value.
+function setControl(control, value) {
+  const before = control.value;
+  if (control.type === "radio") {
+    if (before !== value) return;
+    control.checked = true;
+  } else {
+    control.value = value;
+    if (control.value !== value) control.value = before;
+  }
+  control.dispatchEvent(new Event("input", { bubbles: true }));
+}
+
 // ---- panels: selects, sliders and radio buttons decide which elements are shown ----
+// A panel inside another one also follows the controls of the outer one: one selector can serve a whole view.
 function panels(root) {
-  const controls = all("[data-key]", root), parts = all("[data-when]", root).map((part) => [part, JSON.parse(part.dataset.when)]);
+  const enclosing = (element) => element.parentElement.closest("[data-panels]");
+  const own = (selector, panel) => all(selector, panel).filter((element) => enclosing(element) === panel);
+  const outer = [];
+  for (let panel = enclosing(root); panel; panel = enclosing(panel)) outer.unshift(panel);
+  const ownControls = own("[data-key]", root), controls = outer.flatMap((panel) => own("[data-key]", panel)).concat(ownControls);
+  const parts = own("[data-when]", root).map((part) => [part, JSON.parse(part.dataset.when)]);
   const isActive = (control) => (control.type !== "radio" || control.checked) && !control.closest("[data-when][hidden]");
   function readControls() {
     return Object.fromEntries(controls.filter(isActive).map((control) => [control.dataset.key, control.value]));
@@ -40,15 +65,24 @@ function panels(root) {
         part.hidden = Object.entries(when).some(([key, value]) => key in values && values[key] !== "" && ![value].flat().map(String).includes(values[key]));
       }
     }
-    for (const control of controls) {
+    for (const control of ownControls) {
       if (!control.dataset.labels) continue;
       const label = JSON.parse(control.dataset.labels)[control.value - (control.min || 0)] ?? control.value;
       control.setAttribute("aria-valuetext", label);
-      all(`[data-output="${control.dataset.key}"]`, root).forEach((output) => { output.textContent = label; });
+      own(`[data-output="${control.dataset.key}"]`, root).forEach((output) => { output.textContent = label; });
     }
-    all("[data-empty]", root).forEach((note) => { note.hidden = parts.some(([part]) => !part.hidden); });
+    own("[data-empty]", root).forEach((note) => { note.hidden = parts.some(([part]) => !part.hidden); });
   }
-  root.addEventListener("input", (event) => event.target.matches("[data-key]") && update());
+  function applyFragment() {
+    const { id, state } = readFragment(), target = document.getElementById(id);
+    if (!target || !(root.contains(target) || target.contains(root))) return;
+    for (const control of ownControls) {
+      if (control.dataset.key in state) setControl(control, state[control.dataset.key]);
+    }
+  }
+  (outer[0] ?? root).addEventListener("input", (event) => event.target.matches("[data-key]") && update());
+  addEventListener("hashchange", applyFragment);
+  applyFragment();
   update();
 }
 

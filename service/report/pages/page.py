@@ -22,6 +22,7 @@ from service.report.options import PageOptions
 from service.report.pages.scripts import Script, build_policy, embed_pictures, load_scripts
 from service.report.pages.summary import Summary, format_verdict, list_warnings
 from service.report.publish import KIND, MANIFEST, PAGE, VERSION
+from service.report.sections.examples import ShownExample
 from service.report.sections.section import Section
 
 if TYPE_CHECKING:  # it loads Keras, which the pages without a model do not need
@@ -66,6 +67,11 @@ class View:
     title: str
     sections: tuple[Section, ...]
     picture: Picture | None = None
+
+    @property
+    def examples(self) -> tuple[ShownExample, ...]:
+        """The images among which the selector of the view chooses; none for a view without a selector."""
+        return max((section.examples for section in self.sections), key=len, default=())
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,11 @@ class Provenance:
             example: Image the picture was computed from.
             **parameters: Anything else the picture depends on, such as the layer.
         """
-        return self.describe_outputs(self.split, [example.row], **parameters)
+        if example.row is not None:
+            return self.describe_outputs(self.split, [example.row], **parameters)
+        if self.offset:
+            parameters = {"offset": self.offset} | parameters
+        return {"image": example.file, "checkpoint": self.model_digest, "scale": self.scale, **parameters}
 
 
 def draw_examples(examples: Sequence[ReportExample], provenance: Provenance) -> list[Drawing]:

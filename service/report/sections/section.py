@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.report.sections.examples import ShownExample
+
 
 @dataclass(frozen=True)
 class Section:
@@ -17,6 +19,8 @@ class Section:
         values: Values the template renders, available to it as `values`.
         figures: Every number the section shows, for the manifest.
         template: Template file of a section defined outside this package; None for `html/<id>.html`.
+        examples: Images that the section shows one at a time: its view has one selector for them, the key
+            `image` of the page's controls.
     """
 
     id: str
@@ -24,3 +28,4 @@ class Section:
     values: dict[str, Any]
     figures: dict[str, Any]
     template: Path | None = None
+    examples: tuple[ShownExample, ...] = ()
