@@ -23,6 +23,7 @@ from service.inference.custom_objects import (
     find_custom_names,
     find_tensorflow_operations,
 )
+from service.inference.graph import run_with_features
 from service.inference.inspection import interpret_model
 from service.inference.interpretation import Interpretation
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
@@ -33,6 +34,8 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Keras quotes the configuration of every enclosing object before the cause of an error, or after it.
 KERAS_CAUSE = "Exception encountered:"
 KERAS_CONFIG = "Full object config:"
+MAX_FEATURE_IMAGES = 5_000  # of which the features are kept
+MAX_FEATURE_VALUES = 1 << 25  # features kept in all: 128 MiB
 TOLERANCE = 2e-2  # by which a probability in half precision may leave [0, 1]
 
 
@@ -68,6 +71,21 @@ class Predictions:
         if not len(self.labels):
             return math.nan
         return float(losses(self.probabilities, self.labels).mean())
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the last layer of a model receives for n of the N predicted images: the penultimate features.
+
+    Attributes:
+        values: float32 `[n, F]`; feature maps and tokens are averaged over their positions.
+        indices: int64 `[n]`, indices into the predictions, ascending and evenly spaced.
+        layer: Path of the layer that receives them.
+    """
+
+    values: np.ndarray
+    indices: np.ndarray
+    layer: str
 
 
 def load_model(path: str | Location, custom_objects: Sequence[str] = ()) -> keras.Model:
@@ -236,11 +254,14 @@ class Classifier:
         options: Pixel scale, head and test-time augmentation.
         interpretation: How pixels enter the model and what its outputs mean; None decides it from the
             options and the model alone, see `service.inference.inspection`.
+        with_features: Whether the features of `predict_with_features` are computed.
 
     Attributes:
         data: Size and channels of the images the model takes.
         classes: Number of classes the model distinguishes.
         interpretation: How pixels enter the model and what its outputs mean.
+        feature_layer: Path of the layer that receives the features; empty before the first batch, and
+            without features.
 
     Raises:
         ConfigError: The model is not such a classifier.
@@ -251,12 +272,15 @@ class Classifier:
         model: keras.Model,
         options: PredictOptions = DEFAULT_OPTIONS,
         interpretation: Interpretation | None = None,
+        with_features: bool = False,
     ) -> None:
         self.data = input_spec(model)
         self.classes = class_count(model)
         self.interpretation = interpretation or interpret_model(model, options)
         self._shape = (*self.data.image_size, self.data.channels)
-        self._predict = _compile(model, self._shape, self.interpretation, mirror=options.tta == "flip")
+        self.feature_layer = ""
+        self._has_mirror = options.tta == "flip"
+        self._predict = self._compile(model, with_features)
 
     def __call__(self, images: Any, is_real: np.ndarray) -> np.ndarray:
         """Predicts float32 probabilities `[n, K]` for the n real images of a batch.
@@ -272,13 +296,28 @@ class Classifier:
         Raises:
             ConfigError: The images have another shape, or a probability is not finite.
         """
+        return self.predict_with_features(images, is_real)[0]
+
+    def predict_with_features(self, images: Any, is_real: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predicts as a call does, and returns float32 features `[n, F]` with the probabilities.
+
+        F is 0 unless the classifier was made `with_features`.
+
+        Args:
+            images: uint8 `[B, H, W, C]`, an array or a tensor.
+            is_real: bool `[B]`; False marks padding.
+
+        Raises:
+            ConfigError: The images have another shape, or a probability is not finite.
+        """
         if tuple(images.shape[1:]) != self._shape:
             raise ConfigError(
                 f"images of shape {self._shape}, as the model takes",
                 f"shape={tuple(images.shape[1:])}",
                 "read them at that size",
             )
-        probabilities: np.ndarray = self._predict(tf.convert_to_tensor(images)).numpy()[is_real]
+        outputs, features = self._predict(tf.convert_to_tensor(images))
+        probabilities: np.ndarray = outputs.numpy()[is_real]
         if not np.isfinite(probabilities).all():
             raise ConfigError(
                 "finite probabilities from the model",
@@ -291,7 +330,31 @@ class Classifier:
                 f"outputs from {probabilities.min():.4g} to {probabilities.max():.4g}",
                 "pass --head logits",
             )
-        return probabilities
+        return probabilities, features.numpy()[is_real]
+
+    def _compile(self, model: keras.Model, with_features: bool) -> Any:
+        """Compiles a graph from uint8 images `[B, H, W, C]` to probabilities `[B, K]` and features `[B, F]`."""
+        interpretation = self.interpretation
+
+        def run(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            pixels = interpretation.pixels.apply(tf.cast(images, tf.float32))
+            if with_features:
+                outputs, received, self.feature_layer = run_with_features(model, pixels)
+                features = _average_positions(tf.cast(received, tf.float32))
+            else:
+                outputs = model(pixels, training=False)
+                features = tf.zeros((tf.shape(images)[0], 0))
+            return _to_probabilities(tf.cast(outputs, tf.float32), interpretation), features
+
+        @tf.function(input_signature=[tf.TensorSpec((None, *self._shape), tf.uint8)])
+        def predict_batch(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            probabilities, features = run(images)
+            if self._has_mirror:
+                mirrored, _ = run(images[:, :, ::-1])  # [B, H, W, C], left and right swapped
+                probabilities = (probabilities + mirrored) / 2
+            return probabilities, features
+
+        return predict_batch
 
 
 def predict(
@@ -311,15 +374,50 @@ def predict(
     Raises:
         ConfigError: The model is not a classifier, or the images or labels do not fit it.
     """
-    classifier = Classifier(model, PredictOptions(scale), interpretation)
+    return _predict_batches(Classifier(model, PredictOptions(scale), interpretation), batches)[0]
+
+
+def predict_with_features(
+    model: keras.Model, batches: Iterable[Batch], images: int, interpretation: Interpretation
+) -> tuple[Predictions, Features]:
+    """Predicts all images of some batches, and keeps the features of some of them, in one pass.
+
+    Features are kept for at most `MAX_FEATURE_IMAGES` images, and of fewer if the features are large.
+
+    Args:
+        model: Classifier, see `Classifier`; a functional or Sequential model.
+        batches: Batches of one size; NumPy arrays or tensors.
+        images: Number of images in all batches.
+        interpretation: How pixels enter the model and what its outputs mean.
+
+    Raises:
+        ConfigError: The model is not a classifier, or the images or labels do not fit it.
+    """
+    classifier = Classifier(model, interpretation=interpretation, with_features=True)
+    return _predict_batches(classifier, batches, images)
+
+
+def _predict_batches(
+    classifier: Classifier, batches: Iterable[Batch], images: int = 0
+) -> tuple[Predictions, Features]:
+    """Predicts all images, and keeps the features of some of them; of none if `images` is 0."""
     probabilities = [np.zeros((0, classifier.classes), np.float32)]
     labels = [np.zeros(0, np.int32)]
     rows = [np.zeros(0, np.int64)]
+    features: list[np.ndarray] = []
+    indices = [np.zeros(0, np.int64)]
+    done = 0
     for batch in batches:
         is_real = np.asarray(batch["weight"]) > 0
-        probabilities.append(classifier(batch["image"], is_real))
+        batch_probabilities, batch_features = classifier.predict_with_features(batch["image"], is_real)
+        probabilities.append(batch_probabilities)
         labels.append(np.asarray(batch["label"], np.int32)[is_real])
         rows.append(np.asarray(batch["row"], np.int64)[is_real])
+        batch_indices = np.arange(done, done + len(batch_features))
+        is_kept = _select_evenly(batch_indices, images, batch_features.shape[1])
+        features.append(batch_features[is_kept])
+        indices.append(batch_indices[is_kept])
+        done += len(batch_features)
     truth = np.concatenate(labels)
     if len(truth) and not 0 <= truth.min() <= truth.max() < classifier.classes:
         raise ConfigError(
@@ -327,25 +425,36 @@ def predict(
             f"label={truth.max()}",
             "pass --data with the shard set it was trained on",
         )
-    return Predictions(np.concatenate(probabilities), truth, np.concatenate(rows))
+    values = np.concatenate(features) if features else np.zeros((0, 0), np.float32)
+    return (
+        Predictions(np.concatenate(probabilities), truth, np.concatenate(rows)),
+        Features(values, np.concatenate(indices), classifier.feature_layer),
+    )
 
 
-def _compile(model: keras.Model, shape: tuple[int, ...], interpretation: Interpretation, mirror: bool) -> Any:
-    """Compiles a graph from uint8 images `[B, H, W, C]` to float32 probabilities `[B, K]`."""
+def _select_evenly(indices: np.ndarray, images: int, size: int) -> np.ndarray:
+    """Selects the images whose features are kept, evenly spaced among all.
 
-    def predict_once(images: tf.Tensor) -> tf.Tensor:
-        outputs = model(interpretation.pixels.apply(tf.cast(images, tf.float32)), training=False)
-        return _to_probabilities(tf.cast(outputs, tf.float32), interpretation)
+    Args:
+        indices: int64 `[B]`, indices of the images of a batch.
+        images: Number of images in all batches.
+        size: Number of features of an image.
 
-    @tf.function(input_signature=[tf.TensorSpec((None, *shape), tf.uint8)])
-    def predict_batch(images: tf.Tensor) -> tf.Tensor:
-        probabilities = predict_once(images)
-        if mirror:
-            mirrored = predict_once(images[:, :, ::-1])  # [B, H, W, C], left and right swapped
-            probabilities = (probabilities + mirrored) / 2
-        return probabilities
+    Returns:
+        bool `[B]`.
+    """
+    if not images or not size:
+        return np.zeros(len(indices), np.bool_)
+    count = min(images, MAX_FEATURE_IMAGES, max(MAX_FEATURE_VALUES // size, 1))
+    # The image at which the number of images kept so far increases.
+    return np.asarray((indices + 1) * count // images > indices * count // images)
 
-    return predict_batch
+
+def _average_positions(values: tf.Tensor) -> tf.Tensor:
+    """Averages feature maps `[B, h, w, C]` or tokens `[B, T, C]` over their positions, to `[B, C]`."""
+    if values.shape.rank <= 2:
+        return values
+    return tf.reduce_mean(values, axis=list(range(1, values.shape.rank - 1)))
 
 
 def _to_probabilities(outputs: tf.Tensor, interpretation: Interpretation) -> tf.Tensor:

@@ -85,6 +85,34 @@ def run_to_first_weights(model: keras.Model, x: Any) -> tuple[Any, str]:
     return received[-1]
 
 
+def run_with_features(model: keras.Model, x: Any) -> tuple[Any, Any, str]:
+    """Runs a batch through a model, and returns its output with what the last layer with a kernel receives.
+
+    Args:
+        model: A functional or Sequential model.
+        x: float32 `[B, H, W, C]`.
+
+    Returns:
+        The output of the model; the input of its last layer with a kernel, or of its last operation if no
+        layer has one; and the path of that layer.
+    """
+    received: list[tuple[Any, str]] = []
+    is_kernel_reached = False
+
+    def run_operation(path: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        nonlocal is_kernel_reached
+        inputs = keras.tree.flatten(args)
+        has_kernel = not _has_values_per_channel(operation, inputs)
+        if inputs and (has_kernel or not is_kernel_reached):
+            received.append((inputs[0], path))
+        is_kernel_reached = is_kernel_reached or has_kernel
+        return operation(*args, **kwargs)
+
+    output = replay_graph(model, x, run_operation)
+    features, path = received[-1]
+    return output, features, path
+
+
 def _has_values_per_channel(operation: Any, inputs: list[Any]) -> bool:
     """Tells whether all weights of an operation, if it has any, are vectors of one value per channel."""
     weights = getattr(operation, "weights", None) or []

@@ -26,12 +26,14 @@ from service.diagnosis.calibration import calibrate
 from service.diagnosis.label_issues import MAX_IMAGES, LabelIssues, find_label_issues, limit_batches
 from service.inference.classes import ClassMatch, match_classes
 from service.inference.classifier import (
+    Features,
     Predictions,
     check_class_count,
     class_count,
     input_spec,
     load_model,
     predict,
+    predict_with_features,
 )
 from service.inference.inspection import interpret_model
 from service.inference.interpretation import Interpretation
@@ -115,7 +117,18 @@ class Subject:
     @cached_property
     def predictions(self) -> Predictions:
         """Predictions for every image of the evaluated split."""
-        return self._predict(self.evaluation.iterate_batches())
+        return self._evaluated[0]
+
+    @cached_property
+    def features(self) -> Features:
+        """What the last layer receives for images of the evaluated split; for some of many images."""
+        return self._evaluated[1]
+
+    @cached_property
+    def _evaluated(self) -> tuple[Predictions, Features]:
+        """Predictions and features of the evaluated split, from one pass over its images."""
+        batches = self.evaluation.iterate_batches()
+        return predict_with_features(self.model, batches, len(self.evaluation.labels), self.interpretation)
 
     @cached_property
     def training_predictions(self) -> Predictions | None:

@@ -20,6 +20,7 @@ from service.inference.classifier import (
     input_spec,
     load_model,
     predict,
+    predict_with_features,
 )
 from service.inference.inspection import interpret_model
 
@@ -266,3 +267,59 @@ def test_code_in_a_model_file_is_not_executed(tmp_path):
     with pytest.raises(ConfigError, match="Lambda") as caught:
         load_model(tmp_path / "lambda.keras")
     assert "\n" not in str(caught.value)
+
+
+def nested_model() -> keras.Model:
+    inner_input = L.Input((8, 8, 4))
+    inner = keras.Model(
+        inner_input, L.BatchNormalization()(L.Conv2D(6, 3, activation="relu")(inner_input)), name="backbone"
+    )
+    x = inputs = L.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, padding="same")(L.Rescaling(1 / 255)(x))
+    x = L.Dropout(0.5)(L.GlobalAveragePooling2D()(inner(x)))
+    return keras.Model(inputs, L.Activation("sigmoid")(L.Dense(1, name="head")(x)))
+
+
+def convolution_head() -> keras.Model:
+    """The last layer with a kernel receives feature maps, as that of MobileNetV3 does."""
+    x = inputs = L.Input((8, 8, 3))
+    x = L.Conv2D(5, 3, activation="relu", name="features")(L.Rescaling(1 / 255)(x))
+    x = L.GlobalAveragePooling2D()(L.Conv2D(3, 1, name="head")(x))
+    return keras.Model(inputs, L.Softmax()(x))
+
+
+@pytest.mark.parametrize("build", [nested_model, convolution_head])
+def test_features_are_what_the_head_receives_and_leave_the_predictions_as_they_are(build):
+    keras.utils.set_random_seed(0)
+    model = build()
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3))
+    batches = [
+        batch(images[:8], [0] * 8),
+        batch(images[8:16], [1] * 8, first_row=8),
+        batch([*images[16:], *images[:4]], [1] * 8, [1.0] * 4 + [0.0] * 4, first_row=16),
+    ]
+    interpretation = interpret_model(model, PredictOptions())
+    found, features = predict_with_features(model, batches, 20, interpretation)
+    plain = predict(model, batches, interpretation=interpretation)
+    np.testing.assert_array_equal(found.probabilities, plain.probabilities)
+    assert features.indices.tolist() == list(range(20))
+    assert features.layer == "head"
+    kernel, bias = model.get_layer("head").get_weights()
+    logits = features.values @ kernel.reshape(-1, kernel.shape[-1]) + bias
+    # The mean over positions and a convolution of one pixel can be exchanged.
+    if logits.shape[1] == 1:
+        expected = 1 / (1 + np.exp(-logits[:, 0]))
+    else:
+        exponentials = np.exp(logits)
+        expected = exponentials[:, 1] / exponentials.sum(axis=1)
+    np.testing.assert_allclose(expected, plain.probabilities[:, 1], rtol=1e-4)
+
+
+def test_features_of_many_images_are_kept_for_evenly_spaced_ones(monkeypatch):
+    monkeypatch.setattr("service.inference.classifier.MAX_FEATURE_IMAGES", 4)
+    model = one_pixel_model([[1, 2, -1]], [0, 0.5, 0], "softmax")
+    batches = [batch([[[[value]]] for value in range(n, n + 5)], [0] * 5, first_row=n) for n in (0, 5)]
+    found, features = predict_with_features(model, batches, 10, interpret_model(model, PredictOptions()))
+    assert len(found.labels) == 10
+    assert features.indices.tolist() == [2, 4, 7, 9]
+    np.testing.assert_allclose(features.values[:, 0] * 255, [2, 4, 7, 9], rtol=1e-5)
