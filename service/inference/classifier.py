@@ -333,7 +333,7 @@ class Classifier:
         return probabilities, features.numpy()[is_real]
 
     def _compile(self, model: keras.Model, with_features: bool) -> Any:
-        """Compiles a graph from uint8 images `[B, H, W, C]` to probabilities `[B, K]` and features `[B, F]`."""
+        """Compiles a graph from uint8 images `[B, H, W, C]` to probabilities `[B, K]`, features `[B, F]`."""
         interpretation = self.interpretation
 
         def run(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
