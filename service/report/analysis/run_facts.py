@@ -49,10 +49,8 @@ class RunFacts:
 
     @property
     def title(self) -> str:
-        """Title of the page: name, preset and source."""
-        if not self.preset:
-            return f"{self.name} on {self.source}"
-        return f"{self.name}: {self.preset} on {self.source}"
+        """Title of the page: the preset, or the name of a model without a run, and the data."""
+        return f"{self.preset or self.name} on {shorten_source(self.source)}"
 
 
 def collect_run_facts(run: Run, config: dict[str, Any], shards: Location, manifest: Manifest) -> RunFacts:
@@ -96,6 +94,17 @@ def collect_model_facts(path: Path, shards: Location, manifest: Manifest) -> Run
         rejected=read_rejected_images(shards, MAX_REJECTED),
         rejected_count=manifest.rejected,
     )
+
+
+def shorten_source(source: str) -> str:
+    """Shortens the source of a shard set to its name, such as `photos` for `folder:/data/photos`.
+
+    Args:
+        source: Source as recorded in a manifest: a kind, and a path, a URI or a name.
+    """
+    name = source.rstrip("/").rpartition("/")[2]
+    kind, _, rest = name.partition(":")
+    return rest if kind in ("folder", "archive") else name
 
 
 def flatten_settings(settings: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -42,6 +42,7 @@ class Plot:
         levels: Values marked by a horizontal, dashed line, each with a text.
         shade: Whether the area between the first two lines is filled.
         ticks: Names of the x values if they are not numbers.
+        caption: What the plot shows and how to read it, printed below it.
     """
 
     title: str
@@ -53,6 +54,7 @@ class Plot:
     levels: tuple[tuple[float, str], ...] = ()
     shade: bool = False
     ticks: tuple[str, ...] = ()
+    caption: str = ""
 
     @property
     def is_empty(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -47,6 +48,19 @@ VIEWS = (
     ("trust", "Sanity checks", ("trust", "linear_probes")),
     ("compare", "Checkpoints", ("compare",)),
 )
+# Sections that fill one of the two columns of a wide window when two of them follow each other.
+HALF_WIDTH = frozenset(
+    {
+        "diagnosis",
+        "curves",
+        "confusion",
+        "class_scores",
+        "thresholds",
+        "calibration",
+        "trust",
+        "linear_probes",
+    }
+)
 WIDE = 2  # ratio of width to height above which a picture is a sheet of channels
 # Views whose thumbnails represent a run, the best first.
 THUMBNAILS = ("predictions", "image", "filters", "layers", "data")
@@ -72,6 +86,11 @@ class View:
     def examples(self) -> tuple[ShownExample, ...]:
         """The images among which the selector of the view chooses; none for a view without a selector."""
         return max((section.examples for section in self.sections), key=len, default=())
+
+    @property
+    def half_width(self) -> frozenset[str]:
+        """Ids of the sections that share a row with a neighbour in a wide window."""
+        return pair_sections([section.id for section in self.sections])
 
 
 @dataclass(frozen=True)
@@ -147,6 +166,19 @@ class Page:
             sheets = [picture for picture in pictures if picture.width > WIDE * picture.height]
             pictures = sheets or pictures
         return View(name, title, sections, add_thumbnail(self.album, pictures[0]) if pictures else None)
+
+
+def pair_sections(ids: Sequence[str]) -> frozenset[str]:
+    """Selects the sections that are drawn in pairs: two of half width that follow each other.
+
+    Args:
+        ids: Ids of the sections of a view, in order.
+    """
+    paired: set[str] = set()
+    for first, second in itertools.pairwise(ids):
+        if first in HALF_WIDTH and second in HALF_WIDTH and first not in paired:
+            paired |= {first, second}
+    return frozenset(paired)
 
 
 def write(directory: Path, page: Page) -> None:

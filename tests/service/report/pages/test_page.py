@@ -14,14 +14,19 @@ from pipelines.registry import Registry
 from pipelines.shards.rejections import read_rejected_images
 from service.cli import main
 from service.models.metadata import ModelMetadata, append_metadata
-from service.report.analysis.run_facts import MAX_REJECTED, flatten_settings, format_setting
+from service.report.analysis.run_facts import (
+    MAX_REJECTED,
+    flatten_settings,
+    format_setting,
+    shorten_source,
+)
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.formatting import difference, duration, number, points
 from service.report.drawing.plots import Line, Plot
 from service.report.drawing.thumbnails import SIDE, add_thumbnail
 from service.report.job import SECTIONS, list_sections, render, render_report
 from service.report.options import PageOptions, ReportOptions
-from service.report.pages.page import find_instances, load_templates
+from service.report.pages.page import find_instances, load_templates, pair_sections
 from service.report.pages.scripts import build_policy, embed_pictures, load_scripts
 from service.report.sections import rejected
 from service.report.sections.section import Section
@@ -62,9 +67,28 @@ def html_of(run: Run) -> str:
     return (run.report / "index.html").read_text()
 
 
-def test_the_title_names_the_run_its_preset_and_its_data(run):
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("folder:/data/photos/", "photos"),
+        ("folder:photos", "photos"),
+        ("archive:/data/photos.zip", "photos.zip"),
+        ("folder:s3://bucket/teams/photos", "photos"),
+        ("synthetic:evidence", "synthetic:evidence"),
+    ],
+)
+def test_the_name_of_a_source_is_the_last_part_of_its_path(source, name):
+    assert shorten_source(source) == name
+
+
+def test_two_sections_of_half_width_that_follow_each_other_share_a_row():
+    ids = ["curves", "diagnosis", "health", "confusion", "thresholds", "calibration", "gallery", "trust"]
+    assert pair_sections(ids) == {"curves", "diagnosis", "confusion", "thresholds"}
+
+
+def test_the_title_names_the_preset_the_data_and_the_run(run):
     html = html_of(run)
-    assert re.search(r"<title>(.*?)</title>", html).group(1) == "tuesday: tiny on folder:tiny · glassbox"
+    assert re.search(r"<title>(.*?)</title>", html).group(1) == "tiny on tiny (tuesday) · glassbox"
     assert "trained in 1 h 2 min" in html
     assert "2026-05-01 12:34" in html
 
