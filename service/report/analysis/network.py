@@ -240,7 +240,7 @@ class Network:
         trace = Trace(None, {}, {}, {})
 
         def run_operation(path: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            name = _make_unique(path, trace.outputs)
+            name = make_unique(path, trace.outputs)
             is_last = operation is self._last_operation and self._removes_activation
             if is_last:
                 y = _run_without_activation(operation, args, kwargs)
@@ -347,7 +347,7 @@ def find_token_layout(tokens: int, grid: tuple[int, int] | None) -> tuple[int, i
     return None
 
 
-def _make_unique(path: str, names: dict[str, Any]) -> str:
+def make_unique(path: str, names: dict[str, Any]) -> str:
     """Returns the path, or `path:2`, `path:3` and so on for further runs of a shared layer."""
     name = path
     run = 1
