@@ -16,6 +16,7 @@ import numpy as np
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.storage import hash_file, replace_directory
+from service.milestones import find_milestone_epoch
 from service.runs import CHECKPOINT_DESCRIPTION, CHECKPOINT_PATTERN, Run, score
 
 STATE = "state.npz"
@@ -115,11 +116,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class RunCheckpoint:
-    """A checkpoint at the end of an epoch, for reports on the model at that time.
+    """A checkpoint or a milestone at the end of an epoch, for reports on the model at that time.
 
     Attributes:
         epoch: Number of finished epochs.
-        path: Directory of the checkpoint.
+        path: Directory of the checkpoint, or file of the milestone.
     """
 
     epoch: int
@@ -136,8 +137,9 @@ class RunCheckpoint:
         """
         variables = _select_model_variables(model)
         fix = "remove it, or train the run again"
+        file = self.path / STATE if self.path.is_dir() else self.path
         try:
-            with np.load(self.path / STATE) as state:
+            with np.load(file) as state:
                 # The variables of the model come first.
                 arrays = [state[name] for name in sorted(state.files)[: len(variables)]]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
@@ -149,22 +151,56 @@ class RunCheckpoint:
 
 
 def list_run_checkpoints(run: Run, limit: int) -> list[RunCheckpoint]:
-    """Lists the checkpoints at ends of epochs, oldest first.
+    """Lists checkpoints and milestones at ends of epochs, oldest first: the first, middle, best and last one.
 
     Args:
         run: The run they belong to.
-        limit: Largest number to return: the first, the last, and others spread evenly between them.
+        limit: Largest number to return, see `choose_epochs`.
     """
-    checkpoints = []
+    saved = {}
+    for path in sorted(run.milestones.glob("*.npz")):
+        epoch = find_milestone_epoch(path.name)
+        if epoch:
+            saved[epoch] = RunCheckpoint(epoch, path)
     for path in list_checkpoints(run.checkpoints):
         name = NAME.fullmatch(path.name)
         is_end_of_epoch = name is not None and name[2] is None
         if name and is_end_of_epoch and (path / STATE).is_file() and _is_described(path):
-            checkpoints.append(RunCheckpoint(int(name[1]), path))
-    if len(checkpoints) <= limit:
-        return checkpoints
-    indices = np.rint(np.linspace(0, len(checkpoints) - 1, limit)).astype(int)
-    return [checkpoints[index] for index in np.unique(indices)]
+            saved[int(name[1])] = RunCheckpoint(int(name[1]), path)
+    best = Position("", tuple(run.metrics())).best_epoch
+    return [saved[epoch] for epoch in choose_epochs(saved, best, limit)]
+
+
+def choose_epochs(epochs: Iterable[int], best: int, limit: int) -> list[int]:
+    """Chooses epochs that show how a run has developed, in order.
+
+    Args:
+        epochs: The epochs to choose from.
+        best: The best epoch of the run; ignored if it is not among them.
+        limit: Largest number to choose: the first, the last, the one in the middle and the best one, then
+            those that are farthest from all others.
+    """
+    remaining = sorted(epochs)
+    if not remaining:
+        return []
+    first, last = remaining[0], remaining[-1]
+    priority = [first, last, find_middle_epoch(remaining)]
+    if best in remaining:
+        priority.append(best)
+    chosen = list(dict.fromkeys(priority))[:limit]
+    while len(chosen) < min(limit, len(remaining)):
+        distances = {epoch: min(abs(epoch - other) for other in chosen) for epoch in remaining}
+        chosen.append(max(remaining, key=lambda epoch: distances[epoch]))  # the first of equally distant ones
+    return sorted(chosen)
+
+
+def find_middle_epoch(epochs: Sequence[int]) -> int:
+    """Finds the epoch that is closest to half of the last one, the first of equally close ones.
+
+    Args:
+        epochs: Epochs in order, at least one.
+    """
+    return min(epochs, key=lambda epoch: abs(2 * epoch - epochs[-1]))
 
 
 def variables_of(model: Any, optimizer: Any, training: Sequence[Any] = ()) -> Variables:

@@ -73,7 +73,8 @@ class RunConfig(Spec):
         steps_per_call: Updates per call of the compiled graph; `auto` aims at a quarter of a second.
         on_nan: Whether a gradient that is not finite stops the run (`stop`), or the update is skipped on all
             replicas (`skip`).
-        keep_checkpoints: Number of newest checkpoints that are kept, in addition to that of the best epoch.
+        keep_checkpoints: Number of newest checkpoints that are kept, in addition to that of the best epoch,
+            and to the weights alone of the first epoch and of two in the middle (`service.milestones`).
         checkpoint_minutes: Minutes between checkpoints within an epoch; None for checkpoints only at the ends
             of epochs.
         profile: Whether to record a TensorFlow profile of updates 10 to 19 of an epoch.

@@ -1,4 +1,4 @@
-"""Reads and writes run directories. Only this module and `service/checkpoint.py` know their layout.
+"""Reads and writes run directories. This module, `checkpoint.py` and `milestones.py` alone know their layout.
 
 runs/<name>/config.yaml     configuration; files of the user are named as code/...
             metrics.jsonl   a line per epoch
@@ -6,6 +6,7 @@ runs/<name>/config.yaml     configuration; files of the user are named as code/.
             status.json     state, reason, timings, environment
             model.keras     the model of the best epoch
             checkpoints/    see service/checkpoint.py
+            milestones/     see service/milestones.py
             code/           copies of the user's files, and manifest.json with their digests
             events/         TensorBoard
             report/         the page
@@ -41,6 +42,7 @@ METADATA = "data.json"
 STATUS = "status.json"
 MODEL = "model.keras"
 CHECKPOINTS = "checkpoints"
+MILESTONES = "milestones"
 EVENTS = "events"
 REPORT = "report"
 CHECKPOINT_PATTERN = "epoch-*"
@@ -68,6 +70,7 @@ class Run:
         events: Folder of TensorBoard events.
         profile: Folder of TensorFlow's profile, within that of the events.
         checkpoints: Folder of checkpoints, see `service.checkpoint`.
+        milestones: Folder of the weights of a few epochs, see `service.milestones`.
         report: Folder of the report.
         code: Folder with copies of the user's files.
         ray_storage: Folder that Ray uses while the run is trained.
@@ -84,6 +87,7 @@ class Run:
         self.events = self.path / EVENTS
         self.profile = self.events / "profile"
         self.checkpoints = self.path / CHECKPOINTS
+        self.milestones = self.path / MILESTONES
         self.report = self.path / REPORT
         self.code = self.path / CODE
         self.ray_storage = self.path / ".ray"

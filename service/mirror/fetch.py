@@ -23,7 +23,7 @@ from service.mirror.folder import (
     read_version,
 )
 from service.mirror.lease import LEASE, MAX_BYTES, parse_lease
-from service.mirror.plan import find_folder, is_record, is_state, list_complete
+from service.mirror.plan import find_folder, is_milestone, is_record, is_state, list_complete
 from service.runs import (
     CHECKPOINT_DESCRIPTION,
     CHECKPOINTS,
@@ -32,6 +32,7 @@ from service.runs import (
     EVENTS,
     METADATA,
     METRICS,
+    MILESTONES,
     MODEL,
     REPORT,
     STATUS,
@@ -55,7 +56,7 @@ def fetch_run(uri: Uri, parts: Collection[str] = ("config",)) -> Run:
         uri: Address of the run.
         parts: Names from `PARTS`: `config` (always: configuration, classes and the user's code), `metrics`,
             `status`, `model`, `records` (descriptions of all checkpoints), `newest` (the newest checkpoint),
-            `checkpoints` (all of them), `report`, `events`.
+            `checkpoints` (all of them, and the milestones), `report`, `events`.
 
     Returns:
         The copy; it must not be trained.
@@ -110,7 +111,7 @@ def _find_part(name: str, newest: Collection[str]) -> set[str]:
         if is_record(name):
             parts.add("records")
         return parts
-    folders = {REPORT: "report", EVENTS: "events"}
+    folders = {REPORT: "report", EVENTS: "events", MILESTONES: "checkpoints"}
     files = {METRICS: "metrics", STATUS: "status", MODEL: "model"}
     part = files.get(name) or folders.get(name.split("/")[0])
     return {part} if part else set()
@@ -153,7 +154,7 @@ def pull_run(uri: Uri, run: Run, record: Record) -> list[str]:
     """Turns a local folder into the run on the store, as far as training needs it.
 
     Nobody may write the run at the same time. Of the checkpoints, the newest one that is whole is fetched;
-    reports and TensorBoard events stay on the store.
+    milestones, reports and TensorBoard events stay on the store.
 
     Args:
         uri: Address of the run.
@@ -173,14 +174,12 @@ def pull_run(uri: Uri, run: Run, record: Record) -> list[str]:
     run.checkpoints.mkdir(parents=True, exist_ok=True)
     damaged, newest = _pull_checkpoint(uri, objects, run, record)
     is_part = {name: is_record(name) or is_state(name) for name in objects}
-    others = [name for name in objects if not is_part[name] and not name.startswith(f"{EVENTS}/")]
+    others = [name for name in objects if not is_part[name] and not _stays_on_store(name)]
     for name in others:
         _fetch_object(objects[name], name, run, record)
     for name in list_files(run.path):
-        is_kept = (
-            name in others or name.startswith(f"{EVENTS}/") or name.startswith(f"{CHECKPOINTS}/{newest}/")
-        )
-        if not is_kept:
+        is_event = name.startswith(f"{EVENTS}/")
+        if not (name in others or is_event or name.startswith(f"{CHECKPOINTS}/{newest}/")):
             (run.path / name).unlink()
     for path in run.checkpoints.iterdir():
         if path.name != newest:
@@ -188,6 +187,11 @@ def pull_run(uri: Uri, run: Run, record: Record) -> list[str]:
     record.files = {name: _describe(name, info, record) for name, info in objects.items()}
     record.epochs = len(run.metrics())
     return damaged
+
+
+def _stays_on_store(name: str) -> bool:
+    """Tells whether training does not need an object of a run to be resumed."""
+    return name.startswith(f"{EVENTS}/") or is_milestone(name)
 
 
 def _pull_checkpoint(uri: Uri, objects: Objects, run: Run, record: Record) -> tuple[list[str], str | None]:

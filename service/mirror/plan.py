@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import PurePosixPath
 
 from service.checkpoint import STATE, find_epoch, find_obsolete, sort_checkpoints
+from service.milestones import find_obsolete_milestones
 from service.runs import (
     CHECKPOINT_DESCRIPTION,
     CHECKPOINTS,
@@ -15,6 +17,7 @@ from service.runs import (
     EVENTS,
     METADATA,
     METRICS,
+    MILESTONES,
     MODEL,
     STATUS,
 )
@@ -105,7 +108,9 @@ def plan_upload(local: LocalFiles, remote: RemoteFiles) -> list[Step]:
     changed = {name for name, version in local.versions.items() if remote.versions.get(name) != version}
     checkpoints = {name for name in changed if is_state(name) or is_record(name)}
     code = {name for name in changed if name.startswith(f"{CODE}/")} - {*_BEFORE}
-    others = changed - checkpoints - code - {*_BEFORE, *_AFTER}  # events and logs
+    milestones = {name for name in changed if is_milestone(name)}
+    others = changed - checkpoints - milestones - code - {*_BEFORE, *_AFTER}  # events and logs
+    obsolete_milestones = _list_obsolete_milestones(local, remote)
 
     first = [*sorted(code), *(name for name in _BEFORE if name in changed)]
     metrics = [name for name in (METRICS,) if name in changed]
@@ -113,9 +118,12 @@ def plan_upload(local: LocalFiles, remote: RemoteFiles) -> list[Step]:
     saved = {name for name in checkpoints if find_folder(name) not in obsolete}
     return [
         *(Step(Action.PUT, name) for name in first),
+        # Before the checkpoint of its epoch: a run that is resumed from that does not save it again.
+        *(Step(Action.PUT, name) for name in sorted(milestones - obsolete_milestones)),
         *_plan_checkpoints(saved, remote),
         *(Step(Action.PUT, name) for name in [*metrics, *last]),
         *_plan_removals(obsolete, remote),
+        *(Step(Action.DELETE, name) for name in sorted(obsolete_milestones & remote.versions.keys())),
     ]
 
 
@@ -151,6 +159,15 @@ def _list_obsolete(local: LocalFiles, remote: RemoteFiles) -> list[str]:
     return find_obsolete(folders, retention.newest, retention.best, retention.keep)
 
 
+def _list_obsolete_milestones(local: LocalFiles, remote: RemoteFiles) -> set[str]:
+    """Lists the milestones, on disk or on the store, that the run does not keep."""
+    if local.retention is None:
+        return set()
+    names = {PurePosixPath(name).name for name in [*local.versions, *remote.versions] if is_milestone(name)}
+    obsolete = find_obsolete_milestones(names, find_epoch(local.retention.newest))
+    return {f"{MILESTONES}/{name}" for name in obsolete}
+
+
 def _plan_removals(obsolete: Collection[str], remote: RemoteFiles) -> list[Step]:
     """Plans the removal of checkpoints, the record of each before its state."""
     steps = []
@@ -177,6 +194,11 @@ def is_state(name: str) -> bool:
 def is_record(name: str) -> bool:
     """Tells whether a file is the record that completes a checkpoint."""
     return _is_part_of_checkpoint(name, CHECKPOINT_DESCRIPTION)
+
+
+def is_milestone(name: str) -> bool:
+    """Tells whether a file holds the weights of an epoch that is kept for the report."""
+    return name.startswith(f"{MILESTONES}/")
 
 
 def _is_part_of_checkpoint(name: str, part: str) -> bool:

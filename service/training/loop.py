@@ -29,6 +29,7 @@ from service.checkpoint import (
     snapshot,
 )
 from service.config import RunConfig
+from service.milestones import remove_obsolete_milestones, save_milestone
 from service.models.metadata import ModelMetadata
 from service.runs import Run, StoppedError
 from service.training.async_writer import AsyncWriter, ModelFile
@@ -289,7 +290,9 @@ class Loop:
             def write() -> None:
                 if best_weights is not None:
                     self.model_file.write(best_weights)
+                save_milestone(self.run.milestones, position.epoch, arrays["model"])
                 self._write_checkpoint(arrays, position, stage)
+                remove_obsolete_milestones(self.run.milestones, position.epoch)
                 self.run.write_metrics(position.history)
                 log(metrics)
 

@@ -16,6 +16,7 @@ from pipelines.errors import ConfigError, TrainingError
 from service.checkpoint import (
     Position,
     Variables,
+    choose_epochs,
     newest_checkpoint,
     remove_unfinished,
     save_checkpoint,
@@ -250,3 +251,23 @@ def test_a_full_disk_leaves_the_older_checkpoint_intact(tmp_path: Path) -> None:
             save_checkpoint(tmp_path, large, position(epoch), keep=1)
         assert names(tmp_path) == ["epoch-0001"]
     assert newest_checkpoint(tmp_path, "abc").position == position(1)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "best", "limit", "expected"),
+    [
+        ([1, 8, 16, 24, 29, 30], 24, 4, [1, 16, 24, 30]),
+        ([1, 8, 16, 29, 30], 30, 4, [1, 8, 16, 30]),  # the best is the last: another one fills the gap
+        ([1, 16, 32, 47, 48, 50], 47, 4, [1, 32, 47, 50]),  # 32 is closer to 25 than 16 is
+        ([1, 2, 3], 2, 4, [1, 2, 3]),
+        ([2, 5], 1, 4, [2, 5]),  # the best one is not there
+        ([7], 7, 4, [7]),
+        ([], 0, 4, []),
+        (range(1, 31), 24, 6, [1, 8, 15, 19, 24, 30]),
+        (range(1, 31), 24, 1, [1]),
+    ],
+)
+def test_the_first_middle_best_and_last_epochs_are_chosen(
+    epochs: list[int], best: int, limit: int, expected: list[int]
+) -> None:
+    assert choose_epochs(epochs, best, limit) == expected

@@ -8,10 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.checkpoint import find_epoch, find_obsolete, sort_checkpoints
+from service.milestones import find_obsolete_milestones, list_milestones
 from service.mirror.plan import Action, LocalFiles, RemoteFiles, Retention, Step, plan_upload
 
 RECORD = "checkpoints/{}/checkpoint.json"
 STATE = "checkpoints/{}/state.npz"
+MILESTONE = "milestones/epoch-{:04d}.npz"
 METRICS = "metrics.jsonl"
 
 
@@ -48,10 +50,22 @@ class SimulatedRun:
         self.files[RECORD.format(name)] = self.tick()
         self.states[name] = self.files[STATE.format(name)]
         self.newest = name
+        if is_end:
+            self.save_milestone(find_epoch(name))
         for other in find_obsolete(list(self.states), name, self.best, self.keep):
             self.remove(other)
         if is_end:
             self.write_metrics(find_epoch(name))
+
+    def save_milestone(self, epoch: int) -> None:
+        if epoch in list_milestones(epoch):
+            self.files[MILESTONE.format(epoch)] = self.tick()
+        names = [name.split("/")[1] for name in self.list_milestones()]
+        for name in find_obsolete_milestones(names, epoch):
+            del self.files[f"milestones/{name}"]
+
+    def list_milestones(self) -> set[str]:
+        return {name for name in self.files if name.startswith("milestones/")}
 
     def remove(self, name: str) -> None:
         del self.files[STATE.format(name)], self.files[RECORD.format(name)], self.states[name]
@@ -66,6 +80,8 @@ class SimulatedRun:
         ordered = sort_checkpoints(self.states)
         older = ordered[: ordered.index(name)]
         self.newest = older[-1] if older else None
+        if self.best not in older:
+            self.best = "epoch-0000"
         self.write_metrics(find_epoch(self.newest) if self.newest else 0)
 
     def describe(self) -> LocalFiles:
@@ -116,6 +132,11 @@ class SimulatedStore:
             assert "code/net.py" in self.versions
         if any(find_epoch(name) for name in whole):
             assert "model.keras" in self.versions
+        newest = sort_checkpoints(whole)[-1:]
+        for name in newest:
+            epoch = find_epoch(name)
+            if epoch in list_milestones(epoch):  # a run that is resumed from here does not save it again
+                assert MILESTONE.format(epoch) in self.versions
 
 
 def draw_next_name(draw: st.DrawFn, run: SimulatedRun) -> str:
@@ -152,6 +173,11 @@ def test_every_prefix_of_the_uploads_is_a_whole_run(data: st.DataObject) -> None
                 name: version for name, version in run.files.items() if "epoch-" not in name
             }
             assert not run.newest or run.newest in store.list_whole()
+            if run.newest:
+                epoch = find_epoch(run.newest)
+                kept = {MILESTONE.format(kept) for kept in list_milestones(epoch)}
+                on_store = {name for name in store.versions if name.startswith("milestones/")}
+                assert on_store == run.list_milestones() & kept
 
 
 def test_unchanged_files_are_not_uploaded_again() -> None:

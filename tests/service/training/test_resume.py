@@ -14,7 +14,9 @@ from training_samples import config_for, fit_run, noise_shards, read_checkpoint
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.input.batches import Batches
 from pipelines.input.order import steps_per_epoch
+from pipelines.storage import hash_file
 from service.config import RunConfig
+from service.milestones import list_milestones
 from service.runs import Run
 from service.training.learner import build_network
 from service.training.loop import fit
@@ -48,6 +50,14 @@ def assert_equal_runs(first: Run, second: Run, name: str) -> None:
         for run in (first, second)
     ]
     assert metrics_without_times[0] == metrics_without_times[1]
+    assert hash_milestones(first) == hash_milestones(second)
+
+
+def hash_milestones(run: Run) -> dict[str, str]:
+    """Returns the digests of the weights of a few epochs that are kept for the report."""
+    digests = {path.name: hash_file(path) for path in sorted(run.milestones.iterdir())}
+    assert set(digests) == {f"epoch-{epoch:04d}.npz" for epoch in list_milestones(len(run.metrics()))}
+    return digests
 
 
 RECIPES: dict[str, dict[str, Any]] = {
