@@ -284,6 +284,52 @@ def test_the_opacity_of_a_heatmap_follows_its_slider(browser: Chrome, report: Pa
     assert browser.run(opacity) == "0.59"
 
 
+IMAGES_SHOWN = """[...document.querySelectorAll('#view-image .side-by-side')]
+  .filter((row) => row.offsetParent)
+  .map((row) => [...row.querySelectorAll('img')].filter((image) => image.offsetParent))
+  .map((images) => images.map((image) => image.getAttribute('src')))"""
+SELECTOR = "#view-image [data-key=image]"
+
+
+def test_one_selector_switches_the_image_in_all_sections_of_a_view(browser: Chrome, report: Path) -> None:
+    browser.open(report, "#view-image")
+    assert browser.run(f"document.querySelectorAll('{SELECTOR}').length") == 4
+    assert browser.run("document.querySelectorAll('#view-image .images').length") == 1
+    first = browser.run(IMAGES_SHOWN)
+    assert len(first) == 2  # heatmaps and saliency
+    browser.run(f"document.querySelector('{SELECTOR}').focus()")
+    browser.press("ArrowRight")
+    second = browser.run(IMAGES_SHOWN)
+    for before, after in zip(first, second, strict=True):
+        photo, map_alone, photo_under_map, map_on_top = after
+        assert photo == photo_under_map != before[0]
+        assert map_alone == map_on_top
+    assert second[0][0] == second[1][0]  # both sections show the same image
+    thumbnail = f"document.querySelector('{SELECTOR}:checked + img').getAttribute('src')"
+    assert second[0][0] == browser.run(thumbnail)
+
+
+def test_class_and_method_apply_to_map_and_overlay(browser: Chrome, report: Path) -> None:
+    browser.open(report, "#gradcam:image=1,class=1,method=layercam")
+    assert not browser.run("document.querySelector('#view-image').hidden")
+    photo, map_alone, photo_under_map, map_on_top = browser.run(IMAGES_SHOWN)[0]
+    assert photo == photo_under_map
+    assert map_alone == map_on_top
+    alt = "[...document.querySelectorAll('#gradcam img')].filter((i) => i.offsetParent)[1].alt"
+    assert browser.run(alt).startswith("LayerCAM of convolution for <script>bright</script>:")
+
+
+def test_a_link_selects_an_image_and_ignores_values_that_do_not_exist(browser: Chrome, report: Path) -> None:
+    browser.open(report, "#saliency:image=2")
+    checked = f"document.querySelector('{SELECTOR}:checked').value"
+    assert browser.run(checked) == "2"
+    assert browser.run("scrollY") > 0  # it leads to the section
+    browser.run("location.hash = '#saliency:image=99,method=nothing'")
+    browser.until("location.hash.includes('99')")
+    assert browser.run(checked) == "2"
+    assert all(len(images) == 4 for images in browser.run(IMAGES_SHOWN))
+
+
 def test_a_table_sorts_by_number_and_back(browser: Chrome, report: Path, tmp_path: Path) -> None:
     rows = [("b", "10.5%"), ("a", "9%"), ("c", "\u2013"), ("d", "\u22121")]
     head = "<thead><tr><th>Name</th><th>Value</th></tr></thead>"

@@ -70,12 +70,12 @@ def choose_examples(predictions: Predictions, count: int) -> np.ndarray:
     return np.lexsort((predictions.labels, ranks))[:count]
 
 
-def choose_classes(probabilities: np.ndarray, truth: int) -> np.ndarray:
+def choose_classes(probabilities: np.ndarray, truth: int | None) -> np.ndarray:
     """Chooses the classes that the heatmaps of an image explain.
 
     Args:
         probabilities: Predicted probabilities of the image, float `[K]`.
-        truth: Label of the true class.
+        truth: Label of the true class; None if it is not known.
 
     Returns:
         int64 `[M]`: all classes in order if there are few, else the most probable ones; if the true class is
@@ -84,7 +84,7 @@ def choose_classes(probabilities: np.ndarray, truth: int) -> np.ndarray:
     if len(probabilities) <= MAX_ALL_CLASSES:
         return np.arange(len(probabilities))
     best = np.argsort(-probabilities, kind="stable")[:TOP_CLASSES]
-    if truth not in best:
+    if truth is not None and truth not in best:
         best[-1] = truth
     return best
 

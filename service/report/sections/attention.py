@@ -12,7 +12,8 @@ from service.report.analysis.examples import ReportExample
 from service.report.analysis.network import Network
 from service.report.drawing import heatmap
 from service.report.drawing.album import Album, Drawing
-from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.examples import show_examples
+from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
 MAX_LAYERS = 4  # attention layers whose heads are drawn, spread over the depth
@@ -47,18 +48,15 @@ def build_section(
     if attention is None:
         return None
     layers = _choose_layers(attention)
-    photos = album.add_all(draw_examples(examples, provenance))
+    shown = show_examples(album, provenance, examples, classes)
     views = []
     for n, example in enumerate(examples):
         rollouts = [_draw_rollout(provenance, attention, example, n, method, classes) for method in ROLLOUTS]
         heads = [_draw_heads(provenance, attention, example, n, layer) for layer in layers]
         views.append(
             {
-                "photo": photos[n],
-                "row": example.row,
-                "truth": classes[example.truth],
-                "predicted": classes[example.predicted],
-                "rollouts": list(zip(ROLLOUTS.values(), album.add_all(rollouts), strict=True)),
+                "shown": shown[n],
+                "rollouts": dict(zip(ROLLOUTS, album.add_all(rollouts), strict=True)),
                 "heads": [album.add_all(drawings) for drawings in heads],
             }
         )
@@ -66,6 +64,7 @@ def build_section(
     values = {
         "examples": views,
         "layers": names,
+        "rollouts": ROLLOUTS,
         "omitted": len(attention.layers) - len(layers),
         "has_class_token": bool(network.find_layer(names[0]).extra_tokens),
     }
@@ -75,7 +74,7 @@ def build_section(
         "classes": [classes[label] for label in labels],
         "entropy": [compute_entropy(weights) for weights in attention.heads],
     }
-    return Section("attention", "Attention", values, figures)
+    return Section("attention", "Attention", values, figures, examples=shown)
 
 
 def compute_entropy(heads: np.ndarray) -> float:

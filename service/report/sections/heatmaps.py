@@ -8,15 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from service.report.analysis.examples import ReportExample
+from service.report.analysis.examples import MAX_ALL_CLASSES, ReportExample
 from service.report.analysis.forward import ForwardPass
 from service.report.analysis.gradcam import METHODS
 from service.report.drawing import heatmap
 from service.report.drawing.album import Album, Drawing, Picture
-from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.examples import show_examples
+from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
 TITLES = {"gradcam": "Grad-CAM", "gradcam++": "Grad-CAM++", "layercam": "LayerCAM"}
+PREDICTED = "predicted"  # value of the page's control that stands for the predicted class of every image
+RANKS = ("predicted class", "second most probable class", "third most probable class")
 
 
 class _Key(NamedTuple):
@@ -51,7 +54,7 @@ def build_section(
     if not maps:
         return None
     layers = list(dict.fromkeys(layer for layer, _ in maps))
-    photos = album.add_all(draw_examples(examples, provenance))
+    shown = show_examples(album, provenance, examples, classes)
     keys = [
         _Key(n, column, layer, method)
         for n, example in enumerate(examples)
@@ -60,19 +63,23 @@ def build_section(
     pictures = album.add_all(_draw(provenance, examples, forward_pass, classes, key) for key in keys)
     pictures_by_key = dict(zip(keys, pictures, strict=True))
     views = []
-    for n, (example, photo) in enumerate(zip(examples, photos, strict=True)):
+    for n, example in enumerate(examples):
+        probabilities = _compute_probabilities(forward_pass.logits[n])
         views.append(
             {
-                "photo": photo,
-                "row": example.row,
-                "truth": classes[example.truth],
-                "predicted": classes[example.predicted],
-                "probability": example.probability,
-                "classes": _list_classes(example, forward_pass.logits[n], classes),
+                "shown": shown[n],
                 "maps": [
-                    _describe_map(example, forward_pass, key, picture)
+                    _describe_map(example, forward_pass, key, len(classes), picture)
                     for key, picture in pictures_by_key.items()
                     if key.example == n
+                ],
+                "classes": [
+                    {
+                        "name": classes[label],
+                        "probability": float(probabilities[label]),
+                        "when": {"class": _list_class_keys(example, column, len(classes))},
+                    }
+                    for column, label in enumerate(example.classes)
                 ],
             }
         )
@@ -87,8 +94,39 @@ def build_section(
         "methods": list(METHODS),
         "empty_in_last_layer": _compute_empty_share(forward_pass, layers[0]),
     }
-    values = {"examples": views, "layers": layers, "methods": TITLES}
-    return Section("gradcam", "Class activation heatmaps", values, figures)
+    values = {
+        "examples": views,
+        "classes": list_class_choices(examples, classes),
+        "layers": layers,
+        "methods": TITLES,
+    }
+    return Section("gradcam", "Class activation heatmaps", values, figures, examples=shown)
+
+
+def list_class_choices(examples: Sequence[ReportExample], classes: Sequence[str]) -> dict[str, str]:
+    """Lists the values of the page's control for the class, one control for all images.
+
+    Args:
+        examples: Images the heatmaps belong to.
+        classes: Class names.
+
+    Returns:
+        Text by value: of few classes the predicted one and every name; of many the ranks by probability.
+    """
+    if len(classes) <= MAX_ALL_CLASSES:
+        return {PREDICTED: RANKS[0]} | {str(label): name for label, name in enumerate(classes)}
+    choices = {str(rank): text for rank, text in enumerate(RANKS)}
+    if any(example.truth is not None for example in examples):
+        choices[str(len(RANKS) - 1)] += ", or true class"  # see `choose_classes`
+    return choices
+
+
+def _list_class_keys(example: ReportExample, column: int, class_count: int) -> list[str]:
+    """Lists the values of the class control for which a class of an example is shown."""
+    if class_count > MAX_ALL_CLASSES:
+        return [str(column)]
+    label = int(example.classes[column])
+    return [PREDICTED, str(label)] if label == example.predicted else [str(label)]
 
 
 def _compute_empty_share(forward_pass: ForwardPass, layer: str) -> float:
@@ -120,27 +158,21 @@ def _draw(
 
 
 def _describe_map(
-    example: ReportExample, forward_pass: ForwardPass, key: _Key, picture: Picture
+    example: ReportExample, forward_pass: ForwardPass, key: _Key, class_count: int, picture: Picture
 ) -> dict[str, Any]:
     """Returns one heatmap, and the state of the page's controls in which it is shown."""
     when = {
-        "image": str(key.example),
-        "class": str(example.classes[key.column]),
+        "class": _list_class_keys(example, key.column, class_count),
         "layer": key.layer,
         "method": key.method,
     }
     values = forward_pass.heatmaps[key.layer, key.method][key.example, key.column]
-    return {"when": when, "picture": picture, "empty": not values.any()}
-
-
-def _list_classes(example: ReportExample, logits: np.ndarray, classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the classes of an example that have heatmaps, the most probable one first."""
-    probabilities = _compute_probabilities(logits)
-    labels = sorted(example.classes.tolist(), key=lambda label: -logits[label])
-    return [
-        {"key": str(label), "name": classes[label], "probability": float(probabilities[label])}
-        for label in labels
-    ]
+    return {
+        "when": when,
+        "label": int(example.classes[key.column]),
+        "picture": picture,
+        "is_empty": not values.any(),
+    }
 
 
 def _compute_probabilities(logits: np.ndarray) -> np.ndarray:

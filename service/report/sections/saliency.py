@@ -19,7 +19,8 @@ from service.report.analysis.saliency import (
 from service.report.drawing import heatmap
 from service.report.drawing.album import Album, Drawing
 from service.report.drawing.colours import DIVERGING
-from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.examples import show_examples
+from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
 METHODS = {"gradient": "Gradient", "smooth": "SmoothGrad", "integrated": "Integrated gradients"}
@@ -51,7 +52,7 @@ def build_section(
     labels = np.array([example.predicted for example in examples])
     pixels = np.stack([example.pixels for example in examples])  # [N, H, W, C]
     maps = compute_saliency(network, pixels, labels, seed)
-    photos = album.add_all(draw_examples(examples, provenance))
+    shown = show_examples(album, provenance, examples, classes)
     drawings = [
         _draw(provenance, example, maps, n, method, classes)
         for n, example in enumerate(examples)
@@ -59,15 +60,12 @@ def build_section(
     ]
     pictures = album.add_all(drawings)
     views = []
-    for n, example in enumerate(examples):
+    for n, shown_example in enumerate(shown):
         pictures_of_example = pictures[n * len(METHODS) : (n + 1) * len(METHODS)]
         views.append(
             {
-                "photo": photos[n],
-                "row": example.row,
-                "truth": classes[example.truth],
-                "predicted": classes[example.predicted],
-                "maps": list(zip(METHODS.values(), pictures_of_example, strict=True)),
+                "shown": shown_example,
+                "maps": dict(zip(METHODS, pictures_of_example, strict=True)),
                 "incomplete": float(maps.completeness_error[n]),
                 "is_incomplete": bool(maps.completeness_error[n] > COMPLETENESS_TOLERANCE),
                 "steps": int(maps.steps[n]),
@@ -82,8 +80,8 @@ def build_section(
         "seed": seed,
         "incomplete": maps.completeness_error.tolist(),
     }
-    values = {"examples": views, "noisy": SMOOTHGRAD_SAMPLES}
-    return Section("saliency", "Saliency maps", values, figures)
+    values = {"examples": views, "methods": METHODS, "noisy": SMOOTHGRAD_SAMPLES}
+    return Section("saliency", "Saliency maps", values, figures, examples=shown)
 
 
 def _draw(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from importlib.resources import files
+
 import numpy as np
 import pytest
 
 from service.report.drawing import heatmap
+from service.report.drawing.colours import DIVERGING, SEQUENTIAL
 
 
 def test_a_heatmap_is_bright_where_its_values_are_high():
@@ -45,3 +49,13 @@ def test_the_text_names_the_brightest_part(position, text):
 
 def test_the_text_of_a_peak_in_the_middle_says_centre():
     assert heatmap.describe_peak(np.array([[0], [1], [0]])) == "brightest in the centre"
+
+
+@pytest.mark.parametrize(("scale", "shades"), [("heat", SEQUENTIAL[:254]), ("signed", DIVERGING[:253])])
+def test_the_colour_bar_has_the_colours_of_the_maps(scale: str, shades: np.ndarray):
+    css = files("service.report").joinpath("html", "page.css").read_text()
+    gradient = re.search(rf"\.scale\.{scale} {{ background: linear-gradient\(90deg, ([^)]*)\)", css)
+    assert gradient is not None
+    stops = [[int(stop[i : i + 2], 16) for i in (1, 3, 5)] for stop in gradient[1].split(", ")]
+    places = np.linspace(0, len(shades) - 1, len(stops)).round().astype(int)
+    np.testing.assert_allclose(stops, shades[places], atol=2)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +20,7 @@ from service.report.analysis.network import Network
 from service.report.drawing import heatmap
 from service.report.drawing.album import Album
 from service.report.options import ReportOptions
+from service.report.pages.page import load_templates
 from service.report.sections import heatmaps, saliency
 from service.report.sections.provenance import Provenance
 
@@ -84,27 +88,73 @@ def test_every_map_is_of_its_image_class_layer_and_method(outputs: Outputs, tmp_
     assert sorted(section.figures["rows"]) == [0, 1, 2]
     combinations = set()
     for n, example in enumerate(section.values["examples"]):
-        row = example["row"]
+        shown = example["shown"]
+        row = shown.row
         image = BRIGHT[row].astype(np.float32)
-        assert example["photo"].alt == f"Validation image {row}, {CLASSES[Rows.labels[row]]}"
-        for shown in example["maps"]:
-            when = shown["when"]
-            assert when["image"] == str(n)
+        assert section.examples[n] == shown
+        assert shown.photo.alt == f"Validation image {row}, {CLASSES[Rows.labels[row]]}"
+        assert shown.truth == CLASSES[Rows.labels[row]]
+        for map_of_class in example["maps"]:
+            when = map_of_class["when"]
+            label = int(when["class"][-1])
+            assert ("predicted" in when["class"]) == (CLASSES[label] == shown.predicted)
             shift = {"once": 1, "twice": 2}[when["layer"]]
-            supports = when["class"] == "1"  # nothing supports class 0
+            supports = label == 1  # nothing supports class 0
             shifted = np.append(image[shift:], np.zeros(shift, np.float32))[None] * supports
-            assert shown["empty"] == (not shifted.any())
+            assert map_of_class["is_empty"] == (not shifted.any())
             np.testing.assert_array_equal(
-                places(tmp_path, shown["picture"].file), heatmap.quantize_heatmap(shifted, (1, 4))
+                places(tmp_path, map_of_class["picture"].file), heatmap.quantize_heatmap(shifted, (1, 4))
             )
             for text in (
                 heatmaps.TITLES[when["method"]],
-                f"of {when['layer']} for {CLASSES[int(when['class'])]}:",
+                f"of {when['layer']} for {CLASSES[label]}:",
                 f"image {row},",
             ):
-                assert text in shown["picture"].alt
-            combinations.add(tuple(when.values()))
+                assert text in map_of_class["picture"].alt
+            combinations.add((n, label, when["layer"], when["method"]))
     assert len(combinations) == 3 * 2 * 2 * 3
+
+
+def test_map_and_overlay_show_the_same_map_of_the_same_image(outputs: Outputs, tmp_path: Path) -> None:
+    """In every figure with a heatmap, and over every photo, the pictures are those of the example."""
+    section = heatmaps.build_section(
+        Album(tmp_path), PROVENANCE, outputs.examples, outputs.forward_pass, CLASSES
+    )
+    assert section is not None
+    template = load_templates().get_template("gradcam.html")
+    html = template.render(values=section.values)
+    by_example = html.split('class="side-by-side"')[1:]
+    assert len(by_example) == 3
+    for example, text in zip(section.values["examples"], by_example, strict=True):
+        original, alone, overlay = text.split("<figure>")[1:]
+        photo = f'src="{example["shown"].photo.file}"'
+        assert (original.count(photo), alone.count(photo), overlay.count(photo)) == (1, 0, 1)
+        shown_when = re.compile(r"src=\"(pictures/map[^\"]*)\".*?data-when='([^']*)'")
+        expected = [(m["picture"].file, m["when"]) for m in example["maps"]]
+        for part in (alone, overlay):
+            assert [(file, json.loads(when)) for file, when in shown_when.findall(part)] == expected
+
+
+def test_every_choice_of_the_class_control_shows_a_map_of_every_image(outputs: Outputs) -> None:
+    few = heatmaps.list_class_choices(outputs.examples, CLASSES)
+    assert few == {"predicted": "predicted class", "0": "dark", "1": "bright"}
+    many = heatmaps.list_class_choices(outputs.examples, [f"class {label}" for label in range(9)])
+    assert list(many) == ["0", "1", "2"]
+    assert many["2"].endswith("or true class")
+    unlabelled = [replace(example, truth=None) for example in outputs.examples]
+    assert "true" not in heatmaps.list_class_choices(unlabelled, [""] * 9)["2"]
+
+
+def test_without_a_true_class_nothing_is_said_about_correctness(outputs: Outputs, tmp_path: Path) -> None:
+    examples = [replace(example, truth=None, row=None, file="own.png") for example in outputs.examples]
+    section = heatmaps.build_section(Album(tmp_path), PROVENANCE, examples, outputs.forward_pass, CLASSES)
+    assert section is not None
+    html = load_templates().get_template("gradcam.html").render(values=section.values)
+    selector = load_templates().get_template("picture.html").module.image_selector(section.examples)
+    for text in (html, str(selector)):
+        assert "correct" not in text
+        assert "None" not in text
+    assert "own.png" in selector
 
 
 def test_every_saliency_map_is_of_its_image_and_class(outputs: Outputs, tmp_path: Path) -> None:
@@ -114,16 +164,16 @@ def test_every_saliency_map_is_of_its_image_and_class(outputs: Outputs, tmp_path
     )
     assert section is not None
     for example in section.values["examples"]:
-        sign = {"bright": 1, "dark": -1}[example["predicted"]]
+        sign = {"bright": 1, "dark": -1}[example["shown"].predicted]
         gradient = np.array([[0, 0, 1, 1]], np.float32) * sign / 8  # of z/2 or -z/2
-        pictures = {title: places(tmp_path, picture.file) for title, picture in example["maps"]}
-        assert list(pictures) == list(saliency.METHODS.values())
+        pictures = {title: places(tmp_path, picture.file) for title, picture in example["maps"].items()}
+        assert list(pictures) == list(saliency.METHODS)
         np.testing.assert_array_equal(
-            pictures["Gradient"], heatmap.quantize_heatmap(np.abs(gradient), (1, 4))
+            pictures["gradient"], heatmap.quantize_heatmap(np.abs(gradient), (1, 4))
         )
-        np.testing.assert_array_equal(pictures["SmoothGrad"], pictures["Gradient"])
+        np.testing.assert_array_equal(pictures["smooth"], pictures["gradient"])
         np.testing.assert_array_equal(
-            pictures["Integrated gradients"],
-            heatmap.quantize_signed_map(gradient * BRIGHT[example["row"]], (1, 4)),
+            pictures["integrated"],
+            heatmap.quantize_signed_map(gradient * BRIGHT[example["shown"].row], (1, 4)),
         )
-        assert example["incomplete"] < 1e-5 or not BRIGHT[example["row"], 2:].any()
+        assert example["incomplete"] < 1e-5 or not BRIGHT[example["shown"].row, 2:].any()
