@@ -23,10 +23,10 @@ from service.report.options import PageOptions
 from service.report.pages.scripts import Script, build_policy, embed_pictures, load_scripts
 from service.report.pages.summary import Summary, format_verdict, list_warnings
 from service.report.publish import KIND, MANIFEST, PAGE, VERSION
-from service.report.sections.examples import ShownExample
 from service.report.sections.section import Section
 
 if TYPE_CHECKING:  # it loads Keras, which the pages without a model do not need
+    from service.report.sections.examples import ShownExample
     from service.report.subject import Subject
 
 T = TypeVar("T")

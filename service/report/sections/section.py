@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from service.report.sections.examples import ShownExample
+if TYPE_CHECKING:  # it loads Keras, which the pages without a model do not need
+    from service.report.sections.examples import ShownExample
 
 
 @dataclass(frozen=True)
