@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 SMALLEST = 1e-7
 TOP = 5
 BOOTSTRAP_DRAWS = 2000
+NORMAL_QUANTILE = 1.959963984540054  # of 0.975
+TINY_COUNT = 1e-9  # instead of zero images
 
 
 def losses(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -87,6 +89,26 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def standard_error(accuracy: float, images: int) -> float:
     """Computes the standard error of an accuracy measured on some number of images."""
     return math.sqrt(accuracy * (1 - accuracy) / max(images, 1))
+
+
+def wilson_interval(
+    hits: NDArray[np.int64], images: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Computes 95 % confidence intervals of shares (Wilson, 1927); they stay in [0, 1] for few images too.
+
+    Args:
+        hits: Numbers of images with a property, int64 `[n]`.
+        images: Numbers of all images, int64 `[n]`.
+
+    Returns:
+        Lower and upper bounds, float64 `[n]` each; 0 and 1 without images.
+    """
+    count = np.maximum(np.asarray(images, np.float64), TINY_COUNT)
+    share = np.asarray(hits, np.float64) / count
+    squared = NORMAL_QUANTILE**2 / count
+    centre = (share + squared / 2) / (1 + squared)
+    half = np.sqrt(squared * (share * (1 - share) + squared / 4)) / (1 + squared)
+    return np.clip(centre - half, 0.0, 1.0), np.clip(centre + half, 0.0, 1.0)
 
 
 def bootstrap_interval(values: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:

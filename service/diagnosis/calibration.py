@@ -12,6 +12,8 @@ from service.scores import compute_skill
 MIN_IMAGES = 100  # fewer do not determine a temperature
 MAX_IMAGES = 5_000  # more do not change it
 TEMPERATURES = np.exp(np.linspace(-1.5, 2.5, 41))  # 0.22 to 12
+TEMPERATURE_RANGE = (0.05, 20.0)  # of `fit_temperature`
+TEMPERATURE_STEPS = 20  # halvings of the interval of its logarithm: to 6e-6
 NOISE_RATES = np.concatenate([[0.0], np.geomspace(0.002, 0.4, 40)])
 TINY = 1e-12
 
@@ -42,7 +44,7 @@ class Calibration:
         Returns:
             float64 `[N]`.
         """
-        return _apply_temperature(_compute_logits(probabilities), labels, self.temperature)
+        return _apply_temperature(compute_logits(probabilities), labels, self.temperature)
 
 
 def calibrate(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> Calibration | None:
@@ -63,7 +65,7 @@ def calibrate(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> 
     if len(labels) < MIN_IMAGES:
         return None
     labels = labels[:MAX_IMAGES]
-    logits = _compute_logits(probabilities[:MAX_IMAGES])
+    logits = compute_logits(probabilities[:MAX_IMAGES])
     best = (-np.inf, 1.0, 0.0)
     for temperature in TEMPERATURES:
         label_probabilities = _apply_temperature(logits, labels, temperature)
@@ -104,7 +106,37 @@ def compute_error_probabilities(
     return wrong / np.maximum(wrong + right, TINY)
 
 
-def _compute_logits(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+def fit_temperature(probabilities: NDArray[np.float32], labels: NDArray[np.int32]) -> float:
+    """Fits the divisor of the logits with the highest likelihood of the labels (Guo et al., 2017).
+
+    The negative log likelihood is convex in the inverse of the temperature, so that bisection of its slope
+    finds the minimum.
+
+    Args:
+        probabilities: float32 `[N, K]`, predicted.
+        labels: int32 `[N]`, class indices, all of them trusted.
+
+    Returns:
+        The temperature, above 1 for an overconfident model; a bound of `TEMPERATURE_RANGE` if the likelihood
+        increases beyond it.
+    """
+    logits = compute_logits(probabilities)
+    logits -= logits.max(axis=1, keepdims=True)
+    at_labels = logits[np.arange(len(labels)), labels].mean()
+    low, high = (1 / bound for bound in reversed(TEMPERATURE_RANGE))
+    for _ in range(TEMPERATURE_STEPS):
+        factor = float(np.sqrt(low * high))
+        exponentials = np.exp(logits * factor)  # [N, K]
+        expected = (exponentials * logits).sum(axis=1) / exponentials.sum(axis=1)
+        if expected.mean() < at_labels:
+            low = factor
+        else:
+            high = factor
+    return float(1 / np.sqrt(low * high))
+
+
+def compute_logits(probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Computes logits of probabilities, float64 `[N, K]`; their softmax are the probabilities."""
     logits: NDArray[np.float64] = np.log(np.maximum(probabilities.astype(np.float64), TINY))
     return logits
 

@@ -20,6 +20,7 @@ from service.report.sections import (
     activations,
     attention,
     augmentation,
+    calibration,
     compare,
     confusion,
     curves,
@@ -100,6 +101,10 @@ SECTIONS: dict[str, SectionBuilder] = {
     "confusion": lambda subject, album: confusion.build_section(
         predictions=subject.predictions,
         classes=subject.classes,
+    ),
+    "calibration": lambda subject, album: calibration.build_section(
+        predictions=subject.predictions,
+        calibration=subject.calibration,
     ),
     "heatmaps": lambda subject, album: heatmaps.build_section(
         album,

@@ -39,6 +39,7 @@ from service.inference.inspection import interpret_model
 from service.inference.interpretation import Interpretation
 from service.inference.jobs import find_class_names, read_interpretation
 from service.inference.options import PredictOptions
+from service.report.analysis.calibration import ModelCalibration, assess_calibration
 from service.report.analysis.examples import ReportExample, select_examples
 from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
 from service.report.analysis.images import Images, ShardImages
@@ -118,6 +119,12 @@ class Subject:
     def predictions(self) -> Predictions:
         """Predictions for every image of the evaluated split."""
         return self._evaluated[0]
+
+    @cached_property
+    def calibration(self) -> ModelCalibration | None:
+        """How well the probabilities agree with the accuracy on the evaluated split; None for few images."""
+        predictions = self.predictions
+        return assess_calibration(predictions.probabilities, predictions.labels, self.options.seed)
 
     @cached_property
     def features(self) -> Features:

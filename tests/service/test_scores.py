@@ -15,6 +15,7 @@ from service.scores import (
     is_better_than_majority,
     losses,
     true_ranks,
+    wilson_interval,
 )
 
 
@@ -95,3 +96,10 @@ def test_the_most_frequent_class_is_not_better_than_itself():
     labels = np.array([1] * 90 + [0] * 10)
     assert not is_better_than_majority(np.ones(100, np.int64), labels, seed=0)
     assert not is_better_than_majority(labels[:0], labels[:0], seed=0)
+
+
+def test_wilson_intervals_are_those_of_the_textbook_and_stay_in_range():
+    # 8 of 10: (0.8 + 0.19207 +- 1.96 sqrt(0.016 + 0.0096)) / 1.38415, from z = 1.96.
+    lows, highs = wilson_interval(np.array([8, 0, 10, 0]), np.array([10, 10, 10, 0]))
+    assert lows == pytest.approx([0.4902, 0.0, 0.7225, 0.0], abs=1e-4)
+    assert highs == pytest.approx([0.9433, 0.2775, 1.0, 1.0], abs=1e-4)
