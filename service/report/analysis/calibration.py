@@ -133,7 +133,7 @@ def assess_calibration(
 
 
 def find_bins(confidences: Floats) -> NDArray[np.int64]:
-    """Finds the bins of confidences: bin b holds those in (b / BINS, (b + 1) / BINS], as in Guo et al. (2017).
+    """Finds the bins of confidences: bin b holds those in (b / BINS, (b + 1) / BINS], as Guo et al. have it.
 
     Args:
         confidences: float64 `[N]`, in [0, 1].
