@@ -24,6 +24,9 @@ from service.runs import Run
 from service.tuning.space import parse_dimension
 
 NAMES = "[...document.querySelectorAll('table.runs tbody th')].map((head) => head.dataset.value)"
+SHOWN_NAMES = (
+    "[...document.querySelectorAll('table.runs tbody tr:not([hidden]) th')].map((head) => head.dataset.value)"
+)
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +115,37 @@ def test_runs_are_sorted(browser: Chrome, pages: dict[str, Path]) -> None:
     assert "Expected better" in browser.run("document.querySelector('.note').textContent")
 
 
+def test_runs_are_filtered_and_their_curves_share_one_scale(browser: Chrome, pages: dict[str, Path]) -> None:
+    browser.open(pages["index"])
+    browser.run("document.querySelector('[name=layout][value=curves]').click()")
+    curves = """[...document.querySelectorAll('.run')].map((run) => [
+      run.querySelector('h2').textContent.trim(),
+      run.querySelector('polyline.validation').getAttribute('points').split(' ').filter(Boolean).length,
+    ])"""
+    shown = dict(browser.run(curves))
+    assert shown.keys() >= {"good", "better"}
+    assert shown["good"] == 30
+    heights = """[...document.querySelectorAll('.run polyline')].flatMap((line) =>
+      line.getAttribute('points').split(' ').filter(Boolean).map((point) => +point.split(',')[1]))"""
+    values = browser.run(heights)
+    assert (min(values), max(values)) == (4, 106)  # the extremes of all runs touch the margins
+    assert find_violations(browser) == []
+    browser.run(
+        "const box = document.querySelector('[data-search]'); box.value = 'goo';"
+        "box.dispatchEvent(new Event('input', {bubbles: true}))"
+    )
+    assert [name for name, _ in browser.run(curves)] == ["good"]
+    assert browser.run("document.querySelector('[data-runs] .status').textContent") == "1 of 3 runs"
+    browser.run("document.querySelector('[name=layout][value=table]').click()")
+    assert browser.run(SHOWN_NAMES) == ["good"]
+
+
 def test_the_index_links_to_the_reports(browser: Chrome, pages: dict[str, Path]) -> None:
     browser.open(pages["index"])
     browser.run(
         "[...document.querySelectorAll('table.runs a')].find((a) => a.textContent === 'good').click()"
     )
-    browser.until("document.querySelector('h1')?.textContent === 'dim_or_bright'")
+    browser.until("document.querySelector('.what b')?.textContent === 'dim_or_bright'")
 
 
 def test_a_single_file_requests_nothing_else(browser: Chrome, pages: dict[str, Path]) -> None:

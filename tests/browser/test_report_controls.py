@@ -92,7 +92,7 @@ def test_views_change_with_the_address_and_back(browser: Chrome, report: Path) -
     browser.press("Enter")
     browser.until("!document.querySelector('#view-predictions').hidden")
     assert browser.run("document.querySelector('#view-overview').hidden")
-    assert browser.run("document.title").startswith("Predictions · dim_or_bright")
+    assert browser.run("document.title").startswith("Predictions · tiny on tiny (dim_or_bright)")
     browser.run("history.back()")
     browser.until("!document.querySelector('#view-overview').hidden")
 

@@ -128,3 +128,17 @@ def test_screenshots(
             assert "#{:02x}{:02x}{:02x}".format(*pixels.getpixel((2, 2))) == paper
             found |= {"#{:02x}{:02x}{:02x}".format(*colour) for _, colour in pixels.getcolors(2**24) or []}
     assert {right, training} <= found
+
+
+def test_on_a_phone_tables_fit_without_scrolling(browser: Chrome, report: Path) -> None:
+    widths = """[...document.querySelectorAll('.scroll')]
+      .filter((box) => box.offsetParent && !box.querySelector('.matrix'))
+      .map((box) => [box.getAttribute('aria-label'), box.scrollWidth - box.clientWidth])"""
+    for view in list_views(browser, report):
+        browser.open(report, view, width=390)
+        browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        assert [box for box in browser.run(widths) if box[1] > 0] == [], view
+    browser.open(report, "#view-overview", width=390)
+    browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    label = "getComputedStyle(document.querySelector('#curves td:nth-child(3)'), '::before').content"
+    assert browser.run(label) == '"Training accuracy"'

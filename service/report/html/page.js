@@ -112,29 +112,6 @@ function opacity(slider) {
   update();
 }
 
-// ---- sortable tables ----
-function sortable(table) {
-  const body = table.tBodies[0];
-  all("thead th", table).forEach((head, column) => {
-    if (head.dataset.sortable === "no") return;
-    const button = make("button", { type: "button" }, ...head.childNodes);
-    head.replaceChildren(button);
-    button.addEventListener("click", () => {
-      const down = head.getAttribute("aria-sort") !== "descending", key = (row) => {
-        const cell = row.cells[column], text = cell.dataset.value ?? cell.textContent.trim();
-        const value = parseFloat(text.replace(/,/g, "").replace("\u2212", "-"));
-        return text === "" || text === "\u2013" ? null : Number.isNaN(value) || /^\d{4}-/.test(text) ? text.toLowerCase() : value;
-      };
-      const compare = (a, b) => (typeof a === typeof b ? (a < b ? -1 : a > b ? 1 : 0) : typeof a === "number" ? -1 : 1);
-      const rows = [...body.rows].map((row) => [key(row), row]);
-      rows.sort(([a], [b]) => (a === null || b === null ? (a === null) - (b === null) : down ? compare(b, a) : compare(a, b)));
-      body.append(...rows.map(([, row]) => row));
-      all("thead th", table).forEach((other) => other.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", down ? "descending" : "ascending");
-    });
-  });
-}
-
 // Scrollable boxes can be scrolled by keyboard, and have a label.
 function labelScrollBox(box) {
   const labelled = box.closest("details, section");
@@ -151,6 +128,8 @@ all("[data-play]").forEach(play);
 all("[data-opacity]").forEach(opacity);
 all("[data-sheet]").forEach(sheet);
 all("table[data-sortable]").forEach(sortable);
+all("table.numbers:not(.matrix)").forEach(labelCells);
+all("[data-runs]").forEach(runIndex);
 all("[data-plot]").forEach(plot);
 document.body.append(dialog);
 views();

@@ -1,5 +1,5 @@
 "use strict";
-// The scripts of a page share one scope, in this order: uplot.min.js, tools.js, plots.js, sheets.js, page.js.
+// The scripts of a page share one scope, in the order of `pages/scripts.py`.
 const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 const read = (element) => JSON.parse(element.textContent);
 const make = (tag, properties = {}, ...children) => {

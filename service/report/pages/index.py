@@ -22,6 +22,7 @@ from service.report.reported import ReportedRun
 
 GENERATOR = '<meta name="generator" content="glassbox runs">'  # identifies an index page
 READ_AT_A_TIME = 16  # reports in a store
+CURVE_POINTS = 100  # largest number of epochs of a run whose accuracies are on the page
 SPARKLINE = (120, 28)  # width and height of the small curve, in pixels
 
 
@@ -35,6 +36,8 @@ class Row:
         manifest: Manifest of its report; empty without a report.
         accuracy: Best validation accuracy, or that of the saved model if there is no validation.
         curve: Points of its accuracy over the epochs, for an SVG of size `SPARKLINE`.
+        training: Training accuracy over the epochs in thousandths, at most `CURVE_POINTS` of them.
+        validation: Validation accuracy over the same epochs; empty without validation.
         pictures: Thumbnails of its report, with file names relative to the index page.
         note: Reason why the run has no new report; empty if it has one.
         state: State of the run, see `service.runs.Run.status`.
@@ -45,6 +48,8 @@ class Row:
     manifest: Mapping[str, Any]
     accuracy: float | None
     curve: str
+    training: Sequence[int]
+    validation: Sequence[int]
     pictures: Sequence[Mapping[str, Any]]
     note: str
     state: str
@@ -127,8 +132,14 @@ def _render_index(
     with ThreadPoolExecutor(READ_AT_A_TIME) as threads:
         rows = list(threads.map(build_row, sorted(runs)))
     rows.sort(key=lambda row: str(row.manifest.get("about", {}).get("finished", "")), reverse=True)
+    presets = sorted({str(row.manifest.get("about", {}).get("preset") or "") for row in rows} - {""})
     return render(
-        "index.html", load_scripts(plots=False), rows=rows, generator=GENERATOR, sparkline=SPARKLINE
+        "index.html",
+        load_scripts(plots=False),
+        rows=rows,
+        presets=presets,
+        generator=GENERATOR,
+        sparkline=SPARKLINE,
     )
 
 
@@ -175,16 +186,31 @@ def _build_row(root: Location, run: ReportedRun, state: str, failure: str) -> Ro
         f"{folder}/{PAGE}" if manifest else "",
         manifest,
         accuracy,
-        compute_sparkline(_list_accuracies(epochs)),
+        compute_sparkline(_list_values(epochs, "val_accuracy") or _list_values(epochs, "accuracy")),
+        thin_curve(_list_values(epochs, "accuracy")),
+        thin_curve(_list_values(epochs, "val_accuracy")),
         pictures,
         note,
         state,
     )
 
 
-def _list_accuracies(epochs: Sequence[Mapping[str, Any]]) -> list[float]:
-    has_validation = any(isinstance(epoch.get("val_accuracy"), float) for epoch in epochs)
-    key = "val_accuracy" if has_validation else "accuracy"
+def thin_curve(values: Sequence[float]) -> list[int]:
+    """Reduces a curve to at most `CURVE_POINTS` evenly spaced values, the first and the last among them.
+
+    Args:
+        values: Values in [0, 1], oldest first.
+
+    Returns:
+        The values in thousandths.
+    """
+    count = min(len(values), CURVE_POINTS)
+    last = len(values) - 1
+    indices = [round(point * last / max(1, count - 1)) for point in range(count)]
+    return [round(1000 * values[index]) for index in indices]
+
+
+def _list_values(epochs: Sequence[Mapping[str, Any]], key: str) -> list[float]:
     return [float(epoch[key]) for epoch in epochs if isinstance(epoch.get(key), int | float)]
 
 

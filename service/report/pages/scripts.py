@@ -19,6 +19,8 @@ PAGE_SCRIPTS = (
     "tools.js",
     "plots.js",
     "sheets.js",
+    "tables.js",
+    "runs.js",
     "page.js",
 )
 
