@@ -129,6 +129,8 @@ class Network:
         shape: Height, width and channels of the images.
         class_count: Number of classes.
         has_one_unit: Whether the output is a single unit, whose sign decides between two classes.
+        symbolic_trace: Inputs and outputs of all operations as tensors without values, for `PROBE_BATCH`
+            images.
         layers: Layers in the order in which they run, without those that pass their input on unchanged.
 
     Raises:
@@ -153,7 +155,7 @@ class Network:
         self.has_one_unit = model.output_shape[1] == 1
         self._last_operation = last_operation(model)
         self._removes_activation = self.head == "probabilities" and _ends_in_its_activation(model)
-        self._symbolic_trace = self._trace_symbolically()
+        self.symbolic_trace = self._trace_symbolically()
         self.layers = self._list_layers()
 
     @property
@@ -215,7 +217,7 @@ class Network:
 
     def is_size_independent(self, name: str) -> bool:
         """Tells whether a layer, and all before it, can also run on images of another size."""
-        for other, operation in self._symbolic_trace.operations.items():
+        for other, operation in self.symbolic_trace.operations.items():
             if other == name:
                 return True
             if type(operation).__name__ in FIXED_SIZE_KINDS:
@@ -306,8 +308,8 @@ class Network:
     def _list_layers(self) -> tuple[LayerInfo, ...]:
         layers = []
         grid: tuple[int, int] | None = None
-        for name, y in self._symbolic_trace.outputs.items():
-            operation = self._symbolic_trace.operations[name]
+        for name, y in self.symbolic_trace.outputs.items():
+            operation = self.symbolic_trace.operations[name]
             kind = type(operation).__name__
             shape = tuple(getattr(y, "shape", ()))
             if not shape or shape[0] != PROBE_BATCH:

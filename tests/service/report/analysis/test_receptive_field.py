@@ -120,3 +120,15 @@ def test_an_unknown_layer_that_changes_the_grid_divides_the_image():
 
     field = compute_receptive_fields(build_network(Stem(name="stem")))["stem"]
     assert field == ReceptiveField((23 / 6, 5), (23 / 6, 5), (0, 0), is_global=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer", "size", "stride"),
+    [("MobileNet", "conv_pw_13_relu", 315, 32), ("VGG16", "block5_pool", 212, 32)],
+)
+def test_published_sizes(name, layer, size, stride):
+    """The sizes are those of Araujo, Norris and Sim (2019), table 1."""
+    model = getattr(keras.applications, name)(weights=None, include_top=False, input_shape=(224, 224, 3))
+    logits = L.Dense(2)(L.GlobalAveragePooling2D()(model.output))
+    field = compute_receptive_fields(Network(keras.Model(model.input, logits), head="logits"))[layer]
+    assert (field.size, field.stride) == ((size, size), (stride, stride))
