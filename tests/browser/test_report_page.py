@@ -140,5 +140,5 @@ def test_on_a_phone_tables_fit_without_scrolling(browser: Chrome, report: Path) 
         assert [box for box in browser.run(widths) if box[1] > 0] == [], view
     browser.open(report, "#view-overview", width=390)
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
-    label = "getComputedStyle(document.querySelector('#curves td:nth-child(3)'), '::before').content"
+    label = "getComputedStyle(document.querySelector('#curves .stacked td:nth-child(3)'), '::before').content"
     assert browser.run(label) == '"Training accuracy"'
