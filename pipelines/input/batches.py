@@ -24,12 +24,15 @@ from pipelines.input.cache import (
     gather_images,
     view_images,
 )
-from pipelines.input.mix import AnyReader, list_draws, list_set_rows, open_reader
-from pipelines.input.order import PADDING, EpochOrder, OrderSpec, batch_per_worker, steps_per_epoch
-from pipelines.input.passes import Pass, PassReader
+from pipelines.input.footprint import describe_window, measure_need
+from pipelines.input.mix import AnyReader, open_reader
+from pipelines.input.order import PADDING, EpochOrder, batch_per_worker, steps_per_epoch
+from pipelines.input.passes import FILL_BATCH, Pass, PassReader, build_fill_order, build_order
 from pipelines.input.windows import Rows
 from pipelines.records import Batch
+from pipelines.remote.claims import check_cache
 from pipelines.remote.metrics import StoreMetrics
+from pipelines.remote.needs import Need
 from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec
 
@@ -39,7 +42,6 @@ Records = Callable[[], Iterable[Record]]
 SEARCH_ROWS = 1024  # images held in memory while searching for one that cannot be decoded
 DRAW_ROWS = 4096  # rows whose augmentation is drawn at a time: a call costs as much as hundreds of rows
 BLOCK_BYTES = 4 << 20  # cached images that pass through Python at a time
-FILL_BATCH = 64  # images decoded at a time while a cache is filled
 # Shape without the batch, and dtype, of the arrays of every batch except images and augmentation.
 LABEL_TYPES: dict[str, tuple[tuple[int, ...], Any]] = {
     "label": ((), np.int32),
@@ -97,7 +99,7 @@ class Batches:
         self.classes = self.manifest.classes
         self.rows = self._reader.rows
         self.global_batch = global_batch
-        self._order = self._build_order_spec()
+        self._order = build_order(self._reader, data, global_batch, seed)
         self.epoch_rows = self._order.rows
         self.steps = steps_per_epoch(self.epoch_rows, global_batch)
         # The builder decoded every image if it measured their mean or stored raw pixels.
@@ -115,19 +117,6 @@ class Batches:
     def labels(self) -> NDArray[np.int32]:
         """Class indices of all rows, int32 `[rows]`; read when they are first used."""
         return self._reader.labels
-
-    def _build_order_spec(self) -> OrderSpec:
-        lanes = self._data.lanes
-        if self._seed is None and self.global_batch % lanes:
-            lanes = 1  # rows in stored order may be read in batches of any size
-        return OrderSpec(
-            list_set_rows(self._reader),
-            self.global_batch,
-            self._seed,
-            None if self._seed is None else self._data.window,
-            lanes,
-            list_draws(self._reader),
-        )
 
     def for_replica(self, device: str, replicas: int) -> Batches:
         """Returns the same batches for one of several replicas of this worker, where DALI decodes.
@@ -180,10 +169,10 @@ class Batches:
         batch = batch_per_worker(self.global_batch, workers * replicas)
         if self._augment is not None:
             check_batch(self._augment, batch)
+        check_cache(self.measure_need(workers), self._data.cache_gb, describe_window(self._data))
         self.fill_cache()
         stop = self.steps if stop_step is None else stop_step
         steps = Pass(self._order, epoch, epochs, start_step, stop, worker, workers)
-        self._check_window(workers)
         batches_per_record = self._choose_batches_per_record(batch)
 
         def read_records() -> Iterator[Record]:
@@ -192,21 +181,19 @@ class Batches:
         count = (epochs * stop - start_step) * replicas
         return self._build_batches(read_records, batch, batches_per_record, count)
 
-    def _check_window(self, workers: int) -> None:
-        """Checks that a cache of remote shards can hold what one of the workers reads at a time.
+    def measure_need(self, workers: int = 1, passes: int = 1) -> dict[str, Need]:
+        """Measures what the cache of remote shards must hold for one of the workers.
 
-        Raises:
-            ConfigError: It cannot; the message names the number of bytes needed.
+        Args:
+            workers: Number of workers that share every global batch.
+            passes: Number of passes on this machine that read the same shards.
+
+        Returns:
+            Needs by location of the shard set; empty for local sets.
         """
-        if self._seed is None or self.tier.name != "none":
-            return
-        window = self._data.window
-        shards = len(self._reader.shard_rows) if window is None else window
-        lanes_of_worker = max(1, self._order.lanes // workers)
-        self._reader.check_window(
-            -(-shards * lanes_of_worker // self._order.lanes),
-            f"data.window={'all' if window is None else window}, data.lanes={self._order.lanes}",
-        )
+        if self.tier.name != "none":
+            return measure_need(self._reader, build_fill_order(self._reader))
+        return measure_need(self._reader, self._order, workers, passes)
 
     def _read_pass(self, steps: Pass, batch: int, replicas: int, batches_per_record: int) -> Iterator[Record]:
         """Reads the records of a pass, each with one or several batches."""
@@ -289,7 +276,7 @@ class Batches:
 
     def _decode_split(self, images: Images) -> None:
         """Decodes all images of the split into an array, uint8 `[rows, H, W, C]`."""
-        stored_order = OrderSpec(list_set_rows(self._reader), FILL_BATCH)
+        stored_order = build_fill_order(self._reader)
         steps = steps_per_epoch(self.rows, FILL_BATCH)
 
         def read_records() -> Iterator[Record]:

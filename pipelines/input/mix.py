@@ -38,6 +38,7 @@ class MixedReader:
         rows: Number of examples of all sets.
         shard_rows: int64 `[shards]`, rows of every shard of all sets, in row order.
         set_shard_rows: The same for each set.
+        readers: Reader of each set.
 
     Raises:
         DataError: A set does not exist or is damaged, or the sets cannot be mixed.
@@ -46,17 +47,17 @@ class MixedReader:
     def __init__(self, location: str | Location, data: DataSpec) -> None:
         self.manifest = mix_manifests(str(location), load_manifest(location), data)
         self.split = SPLIT
-        self._readers = [ShardReader(mixed.location, SPLIT, data.cache_gb) for mixed in self.manifest.mix]
-        self.set_shard_rows: tuple[Rows, ...] = tuple(reader.shard_rows for reader in self._readers)
+        self.readers = [ShardReader(mixed.location, SPLIT, data.cache_gb) for mixed in self.manifest.mix]
+        self.set_shard_rows: tuple[Rows, ...] = tuple(reader.shard_rows for reader in self.readers)
         self.shard_rows = np.concatenate(self.set_shard_rows)
-        self._ends = np.array(list(accumulate(reader.rows for reader in self._readers)))
+        self._ends = np.array(list(accumulate(reader.rows for reader in self.readers)))
         self._shard_ends = np.array(list(accumulate(len(rows) for rows in self.set_shard_rows)))
         self.rows = int(self._ends[-1])
 
     @cached_property
     def labels(self) -> NDArray[np.int32]:
         """Class indices of all rows, int32 `[rows]`; read when they are first used."""
-        return np.concatenate([reader.labels for reader in self._readers])
+        return np.concatenate([reader.labels for reader in self.readers])
 
     def read_labels(self, rows: RowNumbers) -> NDArray[np.int32]:
         """Returns the class indices of some rows, int32 `[n]`."""
@@ -91,36 +92,21 @@ class MixedReader:
         """
         reader = copy.copy(self)
         ends = self._shard_ends.tolist()
-        reader._readers = [
+        reader.readers = [
             part.plan(_select_shards(windows, end - len(part.shard_rows), end))
-            for part, end in zip(self._readers, ends, strict=True)
+            for part, end in zip(self.readers, ends, strict=True)
         ]
         return reader
 
     def advance(self, window: int) -> None:
         """Announces that all windows of the plan before number `window` have been read."""
-        for reader in self._readers:
+        for reader in self.readers:
             reader.advance(window)
-
-    def check_window(self, shards: int, window: str) -> None:
-        """Checks that a cache can hold twice as many bytes as any `shards` shards of all sets have.
-
-        Args:
-            shards: Number of shards that are read at a time.
-            window: Setting of the window, for the message.
-
-        Raises:
-            ConfigError: The cache is smaller; the message names the number needed.
-        """
-        sizes = [reader.count_window_bytes(shards) for reader in self._readers]
-        for reader, size in zip(self._readers, sizes, strict=True):
-            if size:
-                reader.check_window(shards, f"{window} for each set of data.mix", sum(sizes) - size)
 
     def metrics(self) -> StoreMetrics | None:
         """Returns what was fetched from stores so far for all sets, None for local ones."""
         total = None
-        for reader in self._readers:
+        for reader in self.readers:
             metrics = reader.metrics()
             if metrics is not None:
                 total = metrics if total is None else total + metrics
@@ -128,7 +114,7 @@ class MixedReader:
 
     def close(self) -> None:
         """Ends the plan, and lets go of all files."""
-        for reader in self._readers:
+        for reader in self.readers:
             reader.close()
 
     def _gather(self, rows: RowNumbers, read: Callable[[ShardReader, Rows], Iterable[T]]) -> list[T]:
@@ -141,7 +127,7 @@ class MixedReader:
         sets = np.searchsorted(self._ends, numbers, side="right")
         results: list[Any] = [None] * len(numbers)
         for index in np.unique(sets).tolist():
-            reader = self._readers[index]
+            reader = self.readers[index]
             places = np.flatnonzero(sets == index)
             values = read(reader, numbers[places] - (int(self._ends[index]) - reader.rows))
             for place, value in zip(places.tolist(), values, strict=True):
@@ -178,6 +164,11 @@ def open_reader(location: str | Location, split: str, data: DataSpec) -> AnyRead
 def list_set_rows(reader: AnyReader) -> tuple[Rows, ...]:
     """Returns the rows of every shard, for each set of a mix, or for the single set."""
     return reader.set_shard_rows if isinstance(reader, MixedReader) else (reader.shard_rows,)
+
+
+def list_readers(reader: AnyReader) -> list[ShardReader]:
+    """Returns the readers of all sets of a mix, or of the single set."""
+    return reader.readers if isinstance(reader, MixedReader) else [reader]
 
 
 def list_draws(reader: AnyReader) -> tuple[int, ...] | None:

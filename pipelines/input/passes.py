@@ -5,9 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from pipelines.input.mix import AnyReader
+from pipelines.input.mix import AnyReader, list_draws, list_set_rows
 from pipelines.input.order import EpochOrder, OrderSpec
 from pipelines.input.windows import Rows
+from pipelines.spec import DataSpec
+
+FILL_BATCH = 64  # images decoded at a time while they are cached in memory
+
+
+def build_order(reader: AnyReader, data: DataSpec, global_batch: int, seed: int | None) -> OrderSpec:
+    """Returns what the order of a split depends on.
+
+    Args:
+        reader: Reader of the split.
+        data: Window and lanes.
+        global_batch: Examples per step over all workers.
+        seed: Seed of the shuffling; None keeps the stored order.
+
+    Raises:
+        ConfigError: The seed or the window is out of range, or the lanes do not divide batch or window.
+    """
+    lanes = data.lanes
+    if seed is None and global_batch % lanes:
+        lanes = 1  # rows in stored order may be read in batches of any size
+    window = None if seed is None else data.window
+    return OrderSpec(list_set_rows(reader), global_batch, seed, window, lanes, list_draws(reader))
+
+
+def build_fill_order(reader: AnyReader) -> OrderSpec:
+    """Returns the order in which all images of a split are decoded into a cache: the stored one."""
+    return OrderSpec(list_set_rows(reader), FILL_BATCH)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from pipelines.input.memory import keep_freed_memory
 from pipelines.open_file import DAMAGE_FIX, DamagedFileError, OpenFile
 from pipelines.records import BBOX_COLUMN, Box, compute_checksum
 from pipelines.remote.metrics import StoreMetrics
-from pipelines.remote.uri import Location
+from pipelines.remote.needs import WHOLE_BYTES, Need
+from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.arrow import RowColumns
 from pipelines.shards.files import ShardFiles, open_files
 from pipelines.shards.formats import describe_shard, read_table
@@ -89,6 +90,7 @@ class ShardReader:
     Attributes:
         manifest: The manifest of the shard set.
         split: Name of the split.
+        location: Where the shard set is.
         rows: Number of examples.
         shard_rows: int64 `[shards]`, rows of every shard, in row order.
 
@@ -99,6 +101,7 @@ class ShardReader:
     def __init__(self, location: str | Location, split: str, cache_gb: float | None = None) -> None:
         self.manifest = load_manifest(location)
         self.split = split
+        self.location = parse_location(location)
         files: ShardFiles = open_files(location, cache_gb)
         table = open_table(files, self.manifest, split)
         self._files = files
@@ -222,31 +225,24 @@ class ShardReader:
         """Announces that all windows of the plan before number `window` have been read."""
         self._files.advance(window)
 
-    def count_window_bytes(self, shards: int) -> int:
-        """Returns the bytes that a cache must hold for two windows of at most `shards` shards.
-
-        They include the tables and indices of all splits, which stay in the cache. 0 for a local set.
-        """
-        if self.metrics() is None:
-            return 0
-        size = int(np.sort(self._table.bytes)[::-1][: 2 * shards].sum())
-        for split in self.manifest.splits.values():
-            if isinstance(split, SplitManifest):
-                size += split.table.bytes + split.index.bytes
-        return size
-
-    def check_window(self, shards: int, window: str, other_bytes: int = 0) -> None:
-        """Checks that a cache can hold twice as many bytes as any `shards` shards have.
+    def measure_need(self, shards: int) -> Need:
+        """Measures what the cache of a set on a store must hold for reading some shards at a time.
 
         Args:
-            shards: Number of shards that are read at a time.
-            window: Setting of the window, for the message.
-            other_bytes: Bytes that other sets need in the cache at the same time.
-
-        Raises:
-            ConfigError: The cache is smaller; the message names the number needed.
+            shards: Largest number of shards that are in use at the same time.
         """
-        self._files.check_window(self.count_window_bytes(shards) + other_bytes, window)
+        splits = self.manifest.splits.values()
+        sidecars = 0
+        for split in splits:
+            if isinstance(split, SplitManifest):
+                sidecars += split.table.bytes
+                # A larger index is not in the cache: its parts are read from the store.
+                sidecars += split.index.bytes if split.index.bytes <= WHOLE_BYTES else 0
+        return Need(
+            shards=int(np.sort(self._table.bytes)[::-1][:shards].sum()),
+            sidecars=sidecars,
+            total=sum(split.bytes for split in splits),
+        )
 
     def metrics(self) -> StoreMetrics | None:
         """Returns what was fetched from a store so far, None for a local set."""

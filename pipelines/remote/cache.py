@@ -28,13 +28,13 @@ from pipelines.remote.disk import (
 )
 from pipelines.remote.folder import format_gigabytes
 from pipelines.remote.metrics import Counters, StoreMetrics
+from pipelines.remote.needs import WHOLE_BYTES
 from pipelines.remote.schedule import CacheEntry, Schedule
 from pipelines.remote.store import download, read_range
 from pipelines.remote.uri import Uri
 
 logger = logging.getLogger(__name__)
 
-WHOLE_BYTES = 64 * 2**20  # a file up to this size is fetched whole where a part of it is read
 THREADS = 4  # of a pass, that fetch ahead
 OPEN_FILES = 256  # kept open by a pass; Linux allows 1024 per process by default
 KNOWN_USES = 65_536  # files whose last use is remembered; it tells hits from misses
@@ -148,18 +148,6 @@ class CachedFiles:
         """Removes the local copy of a file that turned out to be damaged; the next use fetches it again."""
         self._pass.discard(self._source.describe_entry(file))
         return True
-
-    def check_window(self, needed: int, window: str) -> None:
-        """Checks that the cache can hold what is read at a time.
-
-        Args:
-            needed: Number of bytes that two windows take.
-            window: Setting of the window, for the message.
-
-        Raises:
-            ConfigError: The budget is smaller; the message has the number needed.
-        """
-        self._check_budget(needed, f"{TWO_WINDOWS} ({window})")
 
     def _check_budget(self, needed: int, purpose: str) -> None:
         if needed > self._budget:

@@ -7,7 +7,8 @@ Processes agree through kernel locks, which are free as soon as their owner ends
     sets/SET/fetched.json      files and bytes that were ever fetched for it
     sets/SET/DIGEST-NAME       a complete, verified file
     fetches/SET~DIGEST-NAME/   a file that is being fetched; its `lock` is held by the process that fetches it
-    users/TOKEN.lock, .json    a pass over a shard set; the lock is held as long as it lives
+    users/TOKEN.lock, .json    a pass over a shard set, or what a training claims; the lock is held as long as
+                               it lives
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from typing import Any, Literal
 
 from pipelines.errors import ConfigError
 from pipelines.remote.folder import Budget, find_cache_folder, format_gigabytes, read_budget
+from pipelines.remote.needs import Need, Needs, add_needs, count_bytes
 from pipelines.remote.schedule import CachedFile, CacheEntry, choose_victims
 from pipelines.remote.uri import Uri
 from pipelines.storage import hash_json, write_atomically
@@ -49,6 +51,7 @@ class UserTable:
         location: URI of the shard set.
         in_use: Keys of the files in use, which nobody evicts.
         next_use: Number of bytes that the pass needs before each file that it needs later.
+        claim: What a whole training needs; None for a single pass.
     """
 
     pid: int
@@ -56,9 +59,25 @@ class UserTable:
     location: str
     in_use: tuple[str, ...] = ()
     next_use: dict[str, int] = field(default_factory=dict)
+    claim: Claim | None = None
 
     def __str__(self) -> str:
         return f"process {self.pid} ({self.command})"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a training needs in the cache at the same time.
+
+    Attributes:
+        group: Name that the processes of a training share if they read the same shards; those count once.
+        needs: Needs by location of the shard set.
+        budget: Largest size of the cache in bytes, as this training is configured.
+    """
+
+    group: str
+    needs: dict[str, Need]
+    budget: int
 
 
 @dataclass(frozen=True)
@@ -265,12 +284,30 @@ class CacheFolder:
 
     def open_user(self, location: Uri) -> User:
         """Registers a pass of this process over a shard set."""
-        token = f"{os.getpid()}-{secrets.token_hex(4)}"
-        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[:60].strip() or "python"
-        user = User(self, token, UserTable(os.getpid(), command, str(location)))
+        user = self._build_user(str(location))
         with report_folder_errors(self.folder), self._exclusive():
             user.create()
         return user
+
+    def _build_user(self, location: str, claim: Claim | None = None) -> User:
+        token = f"{os.getpid()}-{secrets.token_hex(4)}"
+        command = " ".join([Path(sys.argv[0]).name, *sys.argv[1:3]])[:60].strip() or "python"
+        return User(self, token, UserTable(os.getpid(), command, location, claim=claim))
+
+    def claim(self, claim: Claim) -> tuple[User | None, list[UserTable]]:
+        """Registers what a training needs, unless it exceeds the cache together with the other trainings.
+
+        Returns:
+            The claim, to be closed with the training, or None if there is no space; and the other trainings.
+        """
+        with report_folder_errors(self.folder), self._exclusive():
+            others = [user for user in self._list_users() if user.claim and user.claim.group != claim.group]
+            claims = [claim, *(user.claim for user in others if user.claim)]
+            if count_claimed(claims) > min(each.budget for each in claims):
+                return None, others
+            user = self._build_user(next(iter(claim.needs)), claim)
+            user.create()
+        return user, others
 
     def list_sets(self) -> list[SetInfo]:
         """Returns what the cache holds of every shard set, by location."""
@@ -383,6 +420,7 @@ class CacheFolder:
                 location=content["location"],
                 in_use=tuple(content["in_use"]),
                 next_use=content["next_use"],
+                claim=_parse_claim(content.get("claim")),
             )
 
     def _fetch_folder(self, key: str) -> Path:
@@ -504,6 +542,21 @@ def describe_lack(budget: Budget, needed: int, purpose: str) -> ConfigError:
         f"set data.cache_gb or GLASSBOX_CACHE_GB to at least {needed_gb.removesuffix(' GB')}, "
         "or read fewer shards at a time with a smaller data.window",
     )
+
+
+def count_claimed(claims: Iterable[Claim]) -> int:
+    """Returns the bytes that some trainings need together; processes of the same group count once."""
+    by_group: dict[str, list[Needs]] = {}
+    for claim in claims:
+        by_group.setdefault(claim.group, []).append(claim.needs)
+    return count_bytes(add_needs(max(needs, key=count_bytes) for needs in by_group.values()))
+
+
+def _parse_claim(content: dict[str, Any] | None) -> Claim | None:
+    if content is None:
+        return None
+    needs = {location: Need(**need) for location, need in content["needs"].items()}
+    return Claim(content["group"], needs, content["budget"])
 
 
 def _choose_victims(

@@ -67,17 +67,6 @@ class ShardFiles(Protocol):
             Whether there is a new copy, so that reading it once more may help.
         """
 
-    def check_window(self, needed: int, window: str) -> None:
-        """Checks that the cache can hold the windows that are read at a time.
-
-        Args:
-            needed: Number of bytes that two windows take.
-            window: Setting of the window, for the message.
-
-        Raises:
-            ConfigError: The cache is smaller; the message names the number needed.
-        """
-
     def metrics(self) -> StoreMetrics | None:
         """Returns what was fetched from a store so far, None for local files."""
 
@@ -137,9 +126,6 @@ class LocalFiles:
     def refetch(self, file: StoredFile) -> bool:
         """Returns False, because there is no other copy."""
         return False
-
-    def check_window(self, needed: int, window: str) -> None:
-        """Does nothing, because there is no cache."""
 
     def metrics(self) -> None:
         """Returns None, because nothing is fetched."""

@@ -13,6 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 from pipelines.errors import ConfigError, GlassboxError, TrainingError
+from pipelines.input.order import check_lane_workers
 from pipelines.remote.errors import StoreError
 from pipelines.spec import AugmentSpec
 from service.checkpoint import list_checkpoints
@@ -132,7 +133,11 @@ Nodes = Sequence[dict[str, float]]  # resources by name, for each node
 
 
 def plan_groups(
-    spec: WorkerSpec, nodes: Nodes, global_batch: int, augment: AugmentSpec | None = None
+    spec: WorkerSpec,
+    nodes: Nodes,
+    global_batch: int,
+    augment: AugmentSpec | None = None,
+    lanes: int = 1,
 ) -> tuple[Group, list[Group]]:
     """Plans the groups that a spec allows on nodes that are otherwise idle.
 
@@ -141,12 +146,13 @@ def plan_groups(
         nodes: Resources of every node.
         global_batch: Images per step, which the replicas have to share evenly.
         augment: Augmentation, which may need an even batch on every replica; None for no augmentation.
+        lanes: Lanes of the order, which the workers have to divide.
 
     Returns:
         The smallest allowed group, and all groups that fit, the largest first.
 
     Raises:
-        ConfigError: No allowed number of workers can share the batch evenly.
+        ConfigError: No allowed number of workers can share the batch and the lanes evenly.
     """
     if spec.fewest is None or spec.most is None:
         return _plan_single(spec, nodes, global_batch, augment)
@@ -154,13 +160,30 @@ def plan_groups(
     most = max(min(spec.most, _count_slots(nodes, 1, gpus)), 1)  # as many as there are GPUs for
     cpus = spec.cpus or max(_largest_share(most, nodes, "CPU", gpus), 1)
 
-    counts = range(spec.fewest, spec.most + 1)
+    counts = list_worker_counts(spec, lanes)
     even_counts = [count for count in counts if can_share(count * max(gpus, 1), global_batch, augment)]
     if not even_counts:
-        raise _build_batch_error(spec.most * max(gpus, 1), global_batch, augment)
+        raise _build_batch_error(counts[-1] * max(gpus, 1), global_batch, augment)
     slots = _count_slots(nodes, cpus, gpus)
     groups = [Group(count, cpus, gpus) for count in reversed(even_counts) if count <= slots]
     return Group(even_counts[0], cpus, gpus), groups
+
+
+def list_worker_counts(spec: WorkerSpec, lanes: int) -> list[int]:
+    """Lists the requested numbers of workers that divide the lanes, in ascending order.
+
+    Args:
+        spec: The requested workers.
+        lanes: Lanes of the order (`data.lanes`); a single lane is shared by any number of workers.
+
+    Raises:
+        ConfigError: No requested number divides the lanes; the message names the nearest numbers that do.
+    """
+    requested = range(spec.fewest or 1, (spec.most or 1) + 1)
+    counts = [count for count in requested if lanes == 1 or lanes % count == 0]
+    if not counts:
+        check_lane_workers(lanes, requested[-1])
+    return counts
 
 
 def _plan_single(
@@ -282,6 +305,11 @@ def _report_unused_gpus(config: RunConfig, run: Run, spec: WorkerSpec, group: Gr
         run.notice(note)
 
 
+def _plan_groups(config: RunConfig, spec: WorkerSpec) -> tuple[Group, list[Group]]:
+    """Plans the groups of a run on the nodes that are alive."""
+    return plan_groups(spec, _list_nodes(), config.global_batch, config.augment, config.data.lanes)
+
+
 def _list_nodes() -> Nodes:
     import ray
 
@@ -302,7 +330,7 @@ def _wait_for_group(config: RunConfig, run: Run, spec: WorkerSpec) -> Group:
             run.withdraw_stop()
         if reason := run.stop_requested():
             raise StoppedError(reason)
-        smallest, groups = plan_groups(spec, _list_nodes(), config.global_batch, config.augment)
+        smallest, groups = _plan_groups(config, spec)
         # Probing for a group that does not fit makes an autoscaling cluster grow.
         for group in groups or [smallest]:
             if _is_free(group) and groups:
@@ -449,7 +477,7 @@ class _GrowthCheck:
     def has_room_twice(self) -> bool:
         """Checks for room; True exactly at the second successful check in a row."""
         self._checked_at = time.monotonic()
-        _, groups = plan_groups(self._spec, _list_nodes(), self._config.global_batch, self._config.augment)
+        _, groups = _plan_groups(self._config, self._spec)
         more = groups[0].workers - self._group.workers if groups else 0
         has_room = more > 0 and _is_free(Group(more, self._group.cpus, self._group.gpus))
         self._times_in_a_row = self._times_in_a_row + 1 if has_room else 0

@@ -20,7 +20,9 @@ from typing import Any
 from pipelines.cluster import ray_session
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError, Interrupted
+from pipelines.input.footprint import describe_window, measure_training
 from pipelines.input.mixed_manifest import describe_mix, load_training_manifest
+from pipelines.remote.claims import check_cache
 from pipelines.remote.errors import StoreError
 from pipelines.remote.uri import Location, parse_location
 from service.config import RunConfig, load_run_config
@@ -32,7 +34,7 @@ from service.models.check import check_model
 from service.pretrained import IMAGENET, cache_path, check_images, check_weights
 from service.runs import Run, StoppedError
 from service.training.checks import describe_end
-from service.training.group import WorkerSpec, disk_error, train_on_cluster
+from service.training.group import WorkerSpec, disk_error, list_worker_counts, train_on_cluster
 from service.training.progress import format_store, show_progress, summarize_timings
 from service.user_code import check_code
 from service.version import read_version
@@ -64,6 +66,7 @@ def train(
     check_paths_persist(out=location, data=parse_location(config.shards))
     # Before anything is written, or Ray is started.
     check_can_start(config, in_process=local)
+    _check_room(config, workers or WorkerSpec(), local)
     for line in describe_mix(load_training_manifest(config.shards, config.data)):
         print(line)
     notes = check_model(config, in_process=local)
@@ -114,6 +117,7 @@ def resume(out: str | Location, workers: WorkerSpec | None = None, *, local: boo
             print(f"nothing is left to train: {end}")
             return run
         spec = workers or WorkerSpec(**status.get("scale", {}))
+        _check_room(config, spec, local)
         with _connect(local):
             _launch(config, output, spec, local, began)
     return run
@@ -136,6 +140,20 @@ def _check_workers(workers: WorkerSpec | None, local: bool) -> None:
             "--local with --workers, --cpus-per-worker, --gpus-per-worker or --restarts",
             "leave out one of them",
         )
+
+
+def _check_room(config: RunConfig, spec: WorkerSpec, local: bool) -> None:
+    """Checks what can be known before Ray starts: the number of workers, and the budget of the shard cache.
+
+    Raises:
+        ConfigError: No requested number of workers divides the lanes, or the budget is too small.
+        DataError: A shard set does not exist or is damaged.
+    """
+    most = 1 if local else list_worker_counts(spec, config.data.lanes)[-1]
+    # Another machine has another disk and environment.
+    if local or config.data.cache_gb is not None:
+        needs = measure_training(config.shards, config.data, config.global_batch, config.seed, most)
+        check_cache(needs, config.data.cache_gb, describe_window(config.data))
 
 
 def _connect(local: bool) -> AbstractContextManager[None]:

@@ -13,11 +13,14 @@ import numpy as np
 from pipelines.augment.draw import check_batch
 from pipelines.errors import TrainingError
 from pipelines.input.cache import CacheBudget
+from pipelines.input.footprint import describe_window
 from pipelines.input.mixed_manifest import MixedManifest
 from pipelines.input.order import PADDING, check_lane_workers
 from pipelines.input.placement import list_local_devices
 from pipelines.records import Batch
+from pipelines.remote.claims import CacheClaim, claim_cache
 from pipelines.remote.metrics import StoreMetrics
+from pipelines.remote.needs import add_needs
 from pipelines.shards.manifest import Manifest
 from service.checkpoint import (
     Arrays,
@@ -126,6 +129,9 @@ class Loop:
                 # They must choose the same caches, or they would take different paths through the code.
                 cache.ram, cache.gpu = find_minimum(self.strategy, worker, cache.measure())
             self.train, self.validation = open_splits(config, cache)
+            self._claim = self._claim_shard_cache()
+            if self._claim.sharing and worker.is_chief:
+                run.notice(self._claim.sharing)
             check_stopping_metric(config, self.validation is not None)
 
             digest = self.train.manifest.digest()
@@ -196,6 +202,26 @@ class Loop:
         # What is fetched is counted for the whole set.
         return metrics + replace(validation, fetched_files=0, fetched_bytes=0)
 
+    def _claim_shard_cache(self) -> CacheClaim:
+        """Claims the space that this worker needs in the cache of shards."""
+        worker = self.worker
+        data = self.config.data
+        readers = worker.local_size
+        if self.train.is_eager:  # each replica reads for itself
+            readers *= self.strategy.num_replicas_in_sync // worker.world_size
+        lanes = max(1, data.lanes * worker.local_size // worker.world_size)  # of this host
+        passes = max(1, readers // lanes)
+        train = self.train.measure_need(worker.world_size, passes)
+        needs = [train]
+        if self.validation:
+            needs.append(self.validation.measure_need(worker.world_size, passes))
+        if self.config.precise_batch_norm:
+            needs.append(train)  # a second pass, in another order
+        # With lanes, each worker has shards of its own.
+        rank = f"#{worker.rank}" if data.lanes > 1 else ""
+        group = f"{self.run.path}{rank}"
+        return claim_cache(add_needs(needs), data.cache_gb, describe_window(data), group)
+
     def _record_early_stop(self) -> None:
         """States an early stop, with the best epoch, in the notices and as the reason in the status."""
         reason = describe_early_stop(self.config, self.position.history)
@@ -223,6 +249,7 @@ class Loop:
         """Waits for what is being written, and ends the threads of the loop."""
         if self.watchdog:
             self.watchdog.close()
+        self._claim.close()
         self.writer.wait()
 
     def train_epoch(self) -> dict[str, float]:

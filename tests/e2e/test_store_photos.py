@@ -16,12 +16,13 @@ from pipelines.spec import ShardSpec
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-PHOTOS = 160  # per class
+PHOTOS = 400  # per class
 KILLS = 2
 SETTINGS = (
-    "epochs=6",
+    "epochs=4",
     "data.image_size=48",
-    "data.window=4",
+    "data.window=2",
+    "data.lanes=2",
     "data.cache=none",
     "global_batch=16",
     "checkpoint_minutes=0.01",

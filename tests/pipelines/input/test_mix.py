@@ -11,6 +11,7 @@ from object_site import ObjectSite
 from shard_samples import make_record, write_shards
 
 from pipelines.errors import ConfigError, DataError
+from pipelines.input.footprint import measure_need
 from pipelines.input.mix import MixedReader, open_reader
 from pipelines.input.mixed_manifest import (
     MixedManifest,
@@ -24,6 +25,7 @@ from pipelines.input.order import EpochOrder, OrderSpec
 from pipelines.input.passes import Pass, PassReader
 from pipelines.input.reader import ShardReader
 from pipelines.records import Record
+from pipelines.remote.needs import count_bytes
 from pipelines.shards.manifest import load_manifest
 from pipelines.spec import DataSpec
 
@@ -216,24 +218,16 @@ def test_a_mix_on_stores_shares_one_small_cache(
 ) -> None:
     """Every row of two epochs is that of the local sets, with a cache of less than all shards."""
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
-    needed = 0
-    others = 0
-    for name in sets:
-        files = list(Path(name).iterdir())
-        shards = sorted(path.stat().st_size for path in files if path.name.startswith("train-0"))
-        needed += sum(shards[-2:])
-        others += sum(path.stat().st_size for path in files) - sum(shards)
     local = MixedReader(sets[0], DataSpec(mix=dict.fromkeys(sets, 1)))
     with ObjectSite().serve() as one, ObjectSite().serve() as other:
         for site, name in zip((one, other), sets, strict=True):
             site.objects |= {path.name: path.read_bytes() for path in Path(name).iterdir()}
         mix = {one.location: 1, other.location: 1}
-        remote = MixedReader(one.location, DataSpec(mix=mix, cache_gb=(needed + others) / 1e9))
-        with pytest.raises(ConfigError, match=r"for each set of data\.mix"):
-            MixedReader(one.location, DataSpec(mix=mix, cache_gb=(needed - 1) / 1e9)).check_window(
-                1, "window=1"
-            )
         spec = OrderSpec(local.set_shard_rows, 2, 5, 1, draws=(7, 7))
+        needs = measure_need(MixedReader(one.location, DataSpec(mix=mix)), spec)
+        assert needs.keys() == mix.keys()
+        assert all(need.shards < need.total for need in needs.values())
+        remote = MixedReader(one.location, DataSpec(mix=mix, cache_gb=count_bytes(needs) / 1e9))
         steps = Pass(spec, 0, 2, 0, 7)
         reading = PassReader(remote, steps)
         for epoch, steps_of_epoch in steps.iterate_steps():

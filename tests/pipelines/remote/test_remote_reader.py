@@ -11,7 +11,7 @@ import pytest
 from object_site import ObjectSite
 from shard_samples import make_record, write_shards
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import DataError
 from pipelines.input.order import EpochOrder, OrderSpec
 from pipelines.input.reader import ShardReader
 
@@ -127,9 +127,3 @@ def test_a_row_that_stays_damaged_is_an_error_with_the_address(
     with pytest.raises(DataError, match=r"train-\d+\.\w+.*row=3 of the file.*id=3\.png") as caught:
         ShardReader(site.location, "train").read_images([3])
     assert site.location in str(caught.value)
-
-
-def test_the_window_must_fit_the_cache(local: Path, site: ObjectSite, folder: Path) -> None:
-    reader = ShardReader(site.location, "train", 20_000 / 1e9)
-    with pytest.raises(ConfigError, match=r"at least 0\.\d+ GB: two windows .*\(data\.window=4\)"):
-        reader.check_window(4, "data.window=4")

@@ -115,6 +115,20 @@ def test_a_batch_that_no_group_can_share_is_refused() -> None:
         plan_groups(WorkerSpec(gpus=5), [GPUS], 24)
 
 
+def test_only_groups_that_divide_the_lanes_are_planned() -> None:
+    nodes = [{"CPU": 6.0}]
+    _, groups = plan_groups(WorkerSpec(1, 6), nodes, 12, lanes=4)
+    assert [group.workers for group in groups] == [4, 2, 1]
+    smallest, groups = plan_groups(WorkerSpec(3, 6), nodes, 12, lanes=4)
+    assert (smallest.workers, [group.workers for group in groups]) == (4, [4])
+    assert [group.workers for group in plan_groups(WorkerSpec(), nodes, 12, lanes=4)[1]] == [1]
+    assert len(plan_groups(WorkerSpec(1, 6), nodes, 12, lanes=1)[1]) == 5  # those that divide the batch
+    with pytest.raises(ConfigError) as refusal:
+        plan_groups(WorkerSpec(3, 3), nodes, 12, lanes=4)
+    assert refusal.value.received == "workers=3 lanes=4"
+    assert refusal.value.fix == "use 2 or 4 workers, or 3 or 6 lanes"
+
+
 def test_gpus_that_one_worker_does_not_use_are_reported() -> None:
     group, _ = plan_groups(WorkerSpec(), [GPUS], 20)
     assert group.gpus == 5

@@ -260,3 +260,20 @@ def test_a_run_is_resumed_with_as_many_workers_as_before(
         with pytest.raises(KeyboardInterrupt):
             begin()
     assert specs == [WorkerSpec(2, 3, cpus=4)] * 2 + [WorkerSpec(1, 1)] * 2
+
+
+def test_workers_that_do_not_divide_the_lanes_are_refused_before_anything_starts(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts: list[Run] = []
+    replace_training(monkeypatch, lambda config, run: starts.append(run))
+    lanes = config.model_copy(update={"data": config.data.model_copy(update={"lanes": 4})})
+    with pytest.raises(ConfigError, match=r"workers=3 lanes=4.*use 2 or 4 workers"):
+        launch.train(lanes, tmp_path / "run", WorkerSpec(3, 3))
+    assert not (tmp_path / "run").exists()
+    run = launch.train(lanes, tmp_path / "run", WorkerSpec(1, 3))
+    run.update_status(state="interrupted")
+    with pytest.raises(ConfigError, match="workers=3 lanes=4"):
+        launch.resume(run.path, WorkerSpec(3, 3))
+    launch.resume(run.path, WorkerSpec(4, 4))
+    assert len(starts) == 2
