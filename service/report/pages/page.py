@@ -22,6 +22,7 @@ from service.report.drawing.thumbnails import add_thumbnail
 from service.report.options import PageOptions
 from service.report.pages.scripts import Script, build_policy, embed_pictures, load_scripts
 from service.report.pages.summary import Summary, format_verdict, list_warnings
+from service.report.pages.tutorials import list_tutorial_pictures
 from service.report.publish import KIND, MANIFEST, PAGE, VERSION
 from service.report.sections.section import Section
 
@@ -199,6 +200,7 @@ def write(directory: Path, page: Page) -> None:
         summary=page.summary,
         verdict=format_verdict(page.summary),
         failed_checks=[check for check in page.checks if check.is_passed is False],
+        tutorial_pictures=list_tutorial_pictures([section.id for section in page.sections]),
         warnings=[*page.alerts, *list_warnings(page.summary, page.subject.facts.state)],
     )
     if page.options.single_file:

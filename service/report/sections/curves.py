@@ -71,6 +71,8 @@ def plot_accuracy(epochs: Epochs, baseline: float) -> Plot:
         marks=marks,
         levels=((baseline, BASELINE),),
         shade=bool(validation),
+        caption="Share of images whose most probable class is the true one. Training accuracy is averaged "
+        "over the epoch, while the model is still changing; validation accuracy is measured at its end.",
     )
 
 
@@ -94,6 +96,8 @@ def plot_loss(epochs: Epochs) -> Plot:
         _lines(training, validation),
         marks=marks,
         shade=bool(validation),
+        caption="Cross-entropy: how little probability the model gives to the true class. Lower is better; "
+        "0 is certain and right. A validation loss that rises while the training loss falls is overfitting.",
     )
 
 
@@ -109,7 +113,13 @@ def plot_learning_rate(epochs: Epochs) -> Plot | None:
     rates = column(epochs, "learning_rate")
     if len(set(rates)) < 2:
         return None
-    return Plot("Learning rate", "epoch", _number_epochs(epochs), (Line("learning rate", rates, "a"),))
+    return Plot(
+        "Learning rate",
+        "epoch",
+        _number_epochs(epochs),
+        (Line("learning rate", rates, "a"),),
+        caption="Size of the optimizer's steps, by epoch.",
+    )
 
 
 def _describe_mark(best: int, gap: str) -> str:

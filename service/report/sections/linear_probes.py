@@ -55,6 +55,9 @@ def build_section(network: Network, training: Images, evaluation: Images, seed: 
         ),
         percent=True,
         ticks=tuple(probe.layer for probe in probes),
+        caption="One point per layer, from the pixels to the logits. Accuracy: how well a linear model "
+        "predicts the class from the outputs of the layer. Explained variance: how much of the image a "
+        "linear model can reconstruct from them. Sparsity: the fraction of these outputs that are zero.",
     )
     values = {
         "plot": plot,

@@ -367,14 +367,28 @@ def _compute_curves(
 def _plots(by_map: PerturbationCurves, by_chance: PerturbationCurves) -> list[Plot]:
     percentages = [step * 100 / STEPS for step in range(STEPS + 1)]
     curves = (
-        ("Probability as places are removed", "% removed", by_map.deletion, by_chance.deletion),
-        ("Probability as places are revealed", "% revealed", by_map.insertion, by_chance.insertion),
+        (
+            "Probability as places are removed",
+            "% removed",
+            by_map.deletion,
+            by_chance.deletion,
+            "Mean probability of the predicted class while more and more of the image is removed (deletion). "
+            "A heatmap that marks what matters makes it fall faster than a random order does.",
+        ),
+        (
+            "Probability as places are revealed",
+            "% revealed",
+            by_map.insertion,
+            by_chance.insertion,
+            "The opposite: more and more of the image is revealed (insertion). A heatmap that marks what "
+            "matters makes the probability rise faster than a random order does.",
+        ),
     )
     plots = []
-    for title, x_label, ordered, random in curves:
+    for title, x_label, ordered, random, caption in curves:
         lines = (
             Line("brightest first", ordered.tolist(), "a"),
             Line("random order", random.tolist(), "b"),
         )
-        plots.append(Plot(title, x_label, percentages, lines, percent=True))
+        plots.append(Plot(title, x_label, percentages, lines, percent=True, caption=caption))
     return plots
