@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from pipelines.errors import DataError
 from pipelines.open_file import DAMAGE_FIX, OpenFile
-from pipelines.records import BBOX_COLUMN, RECORD_SCHEMA, Box, Record, compute_checksum
+from pipelines.records import BBOX_COLUMN, RECORD_SCHEMA, Box, Record, Shape, compute_checksum
 
 BATCH_BYTES = 64 * 2**20  # images of one record batch; Arrow allows 2 GiB, but a worker has less memory
 DIGEST_KEY = b"digest"  # in the metadata of a record batch, see `_compute_digest`
@@ -94,11 +94,23 @@ def write_arrow(path: Path, records: Iterable[Record]) -> int:
         Number of rows written.
     """
     rows = 0
+    images = _ImageBuffer()
+    columns = ColumnBuilder()
     with open_writer(path, RECORD_SCHEMA) as write:
-        for group in group_records(records):
-            images = _build_bytes_column([record.image for record in group], pa.binary())
-            write([images, *build_columns(group)])
-            rows += len(group)
+
+        def write_batch() -> None:
+            write([images.build_column(), *columns.build()])
+            images.clear()
+            columns.clear()
+
+        for record in records:
+            if not columns.has_room(record.image):
+                write_batch()
+            images.add(record.image)
+            columns.add(record)
+            rows += 1
+        if columns.rows:
+            write_batch()
     return rows
 
 
@@ -158,23 +170,85 @@ def open_writer(path: Path, schema: Any) -> Iterator[Any]:
         yield write
 
 
-def build_columns(records: list[Record]) -> list[Any]:
-    """Builds all columns of `RECORD_SCHEMA` except the image, each of `len(records)` rows."""
-    count = len(records)
-    # Nulls get defined bytes too, so that the same records give the same file.
-    boxes = build_number_column([record.bbox or (0.0,) * 4 for record in records], np.float32)
-    has_box = np.array([record.bbox is not None for record in records])
-    validity = None if has_box.all() else pa.py_buffer(np.packbits(has_box, bitorder="little"))
-    box_type = RECORD_SCHEMA.field(BBOX_COLUMN).type
-    shapes = build_number_column([record.shape for record in records], np.int32)
-    shape_type = RECORD_SCHEMA.field("shape").type
-    return [
-        build_number_column([record.label for record in records], np.int32),
-        _build_bytes_column([record.id.encode() for record in records], pa.string()),
-        pa.Array.from_buffers(box_type, count, [validity], children=[boxes]),
-        pa.Array.from_buffers(shape_type, count, [None], children=[shapes]),
-        build_number_column([compute_checksum(record.image, record.label) for record in records], np.uint64),
-    ]
+class ColumnBuilder:
+    """Collects the rows of a record batch without their images.
+
+    Attributes:
+        rows: Number of rows.
+    """
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Removes all rows."""
+        self.rows = 0
+        self._image_bytes = 0
+        self._labels: list[int] = []
+        self._ids: list[bytes] = []
+        self._boxes: list[Box | None] = []
+        self._shapes: list[Shape] = []
+        self._checksums: list[int] = []
+
+    def has_room(self, image: bytes) -> bool:
+        """Tells whether one more image keeps the record batch within `BATCH_BYTES`, or is its first."""
+        return not self.rows or self._image_bytes + len(image) <= BATCH_BYTES
+
+    def add(self, record: Record) -> None:
+        """Adds a row."""
+        self.rows += 1
+        self._image_bytes += len(record.image)
+        self._labels.append(record.label)
+        self._ids.append(record.id.encode())
+        self._boxes.append(record.bbox)
+        self._shapes.append(record.shape)
+        self._checksums.append(compute_checksum(record.image, record.label))
+
+    def build(self) -> list[Any]:
+        """Builds all columns of `RECORD_SCHEMA` except the image."""
+        # Nulls get defined bytes too, so that the same records give the same file.
+        boxes = build_number_column([box or (0.0,) * 4 for box in self._boxes], np.float32)
+        has_box = np.array([box is not None for box in self._boxes])
+        validity = None if has_box.all() else pa.py_buffer(np.packbits(has_box, bitorder="little"))
+        box_type = RECORD_SCHEMA.field(BBOX_COLUMN).type
+        shapes = build_number_column(self._shapes, np.int32)
+        shape_type = RECORD_SCHEMA.field("shape").type
+        return [
+            build_number_column(self._labels, np.int32),
+            _build_bytes_column(self._ids, pa.string()),
+            pa.Array.from_buffers(box_type, self.rows, [validity], children=[boxes]),
+            pa.Array.from_buffers(shape_type, self.rows, [None], children=[shapes]),
+            build_number_column(self._checksums, np.uint64),
+        ]
+
+
+class _ImageBuffer:
+    """Collects the images of a record batch, in memory that the next batch uses again.
+
+    Memory that is new to a process takes as long to obtain as a file of that size takes to read, so images
+    are not kept one by one.
+    """
+
+    def __init__(self) -> None:
+        self._data = np.empty(BATCH_BYTES, np.uint8)
+        self._ends = [0]
+
+    def add(self, image: bytes) -> None:
+        """Adds an image; one that is larger than `BATCH_BYTES` must be the first."""
+        start = self._ends[-1]
+        end = start + len(image)
+        if end > len(self._data):
+            self._data = np.empty(end, np.uint8)
+        self._data[start:end] = np.frombuffer(image, np.uint8)
+        self._ends.append(end)
+
+    def build_column(self) -> Any:
+        """Builds the column of images, which is valid until the next call of `add`."""
+        return _build_variable_column(pa.binary(), self._ends, self._data[: self._ends[-1]])
+
+    def clear(self) -> None:
+        """Removes all images."""
+        self._ends = [0]
 
 
 def build_number_column(values: ArrayLike, dtype: DTypeLike) -> Any:
@@ -186,10 +260,13 @@ def build_number_column(values: ArrayLike, dtype: DTypeLike) -> Any:
 
 def _build_bytes_column(values: list[bytes], kind: Any) -> Any:
     """Builds a column of bytes or text."""
-    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    return pa.Array.from_buffers(
-        kind, len(values), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(values))]
-    )
+    return _build_variable_column(kind, np.cumsum([0, *map(len, values)]), b"".join(values))
+
+
+def _build_variable_column(kind: Any, ends: ArrayLike, data: bytes | NDArray[np.uint8]) -> Any:
+    """Builds a column of values of different sizes, given where each ends in `data`, after a zero."""
+    offsets = np.array(ends, np.int32)
+    return pa.Array.from_buffers(kind, len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
 
 
 def read_batches(path: Path, schema: Any, columns: Sequence[str]) -> list[Any]:
@@ -287,21 +364,6 @@ def report_damage(path: Path) -> Iterator[None]:
         lines = str(error).splitlines() or [type(error).__name__]
         reason = lines[0].rstrip(".")
         raise DataError("an undamaged Arrow IPC file", f"{path}: {reason}", DAMAGE_FIX) from None
-
-
-def group_records(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yields records in groups of at most `BATCH_BYTES` of images, but at least one record."""
-    group: list[Record] = []
-    size = 0
-    for record in records:
-        if group and size + len(record.image) > BATCH_BYTES:
-            yield group
-            group = []
-            size = 0
-        group.append(record)
-        size += len(record.image)
-    if group:
-        yield group
 
 
 def _compute_digest(batch: Any) -> bytes:

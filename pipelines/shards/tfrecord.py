@@ -28,12 +28,11 @@ import pyarrow as pa
 
 from pipelines.records import BBOX_COLUMN, RECORD_SCHEMA, Record
 from pipelines.shards.arrow import (
+    ColumnBuilder,
     RowColumns,
-    build_columns,
     build_number_column,
     build_row_columns,
     build_table,
-    group_records,
     open_writer,
     read_batches,
     read_column,
@@ -63,25 +62,32 @@ def write_tfrecord(path: Path, index: Path, records: Iterable[Record]) -> int:
     """
     rows = 0
     position = 0
+    columns = ColumnBuilder()
+    offsets: list[int] = []
+    sizes: list[int] = []
     with path.open("wb") as stream, open_writer(index, INDEX_SCHEMA) as write:
-        for group in group_records(records):
-            offsets = []
-            for record in group:
-                before, after = _serialize(record)
-                payload = before + record.image + after
-                length = struct.pack("<Q", len(payload))
-                header = length + compute_masked_crc(length)
-                offsets.append(position + len(header) + len(before))
-                position += stream.write(b"".join((header, payload, compute_masked_crc(payload))))
-            sizes = [len(record.image) for record in group]
-            write(
-                [
-                    *build_columns(group),
-                    build_number_column(offsets, np.int64),
-                    build_number_column(sizes, np.int64),
-                ]
-            )
-            rows += len(group)
+
+        def write_batch() -> None:
+            places = [build_number_column(values, np.int64) for values in (offsets, sizes)]
+            write([*columns.build(), *places])
+            columns.clear()
+            offsets.clear()
+            sizes.clear()
+
+        for record in records:
+            if not columns.has_room(record.image):
+                write_batch()
+            before, after = _serialize(record)
+            payload = before + record.image + after
+            length = struct.pack("<Q", len(payload))
+            header = length + compute_masked_crc(length)
+            columns.add(record)
+            offsets.append(position + len(header) + len(before))
+            sizes.append(len(record.image))
+            position += stream.write(b"".join((header, payload, compute_masked_crc(payload))))
+            rows += 1
+        if columns.rows:
+            write_batch()
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,19 @@ def test_every_record_batch_is_measured_separately(tmp_path, monkeypatch):
     write_arrow(tmp_path / "s", [Record(b"xx", 0, str(index), (1, 2, 1)) for index in range(6)])
     file = pa.ipc.open_file(tmp_path / "s")
     assert [file.get_batch(index).num_rows for index in range(file.num_record_batches)] == [2, 2, 2]
+
+
+def test_images_are_kept_once(tmp_path, monkeypatch):
+    size = 10**6
+    monkeypatch.setattr(arrow, "BATCH_BYTES", 8 * size)
+    records = (Record(bytes(size), 0, str(row), (1, 1, 1)) for row in range(30))
+    tracemalloc.start()
+    try:
+        write_arrow(tmp_path / "s", records)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < (8 + 3) * size  # a record batch, and the image that is added
 
 
 def test_a_file_without_rows(tmp_path):
