@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -215,6 +215,10 @@ class Network:
             raise ConfigError("the name of a layer", f"layer={name}", suggest(name, by_name))
         return by_name[name]
 
+    def runs_without_activation(self, operation: Any) -> bool:
+        """Tells whether `run` leaves out the activation of an operation: of the last one, for the logits."""
+        return operation is self._last_operation and self._removes_activation
+
     def is_size_independent(self, name: str) -> bool:
         """Tells whether a layer, and all before it, can also run on images of another size."""
         for other, operation in self.symbolic_trace.operations.items():
@@ -230,6 +234,7 @@ class Network:
         on_output: Callable[[str, Any], None] | None = None,
         stop_after: str | None = None,
         with_attention: bool = False,
+        replacements: Mapping[str, Any] | None = None,
     ) -> Trace:
         """Runs a batch.
 
@@ -238,13 +243,18 @@ class Network:
             on_output: Called with the name and the output of every operation, before the output is used.
             stop_after: Name of the last operation that runs; None runs all. The trace has no logits then.
             with_attention: Whether the trace contains the attention weights.
+            replacements: Outputs by name of the operation, which are used instead of running it. In a
+                compiled graph, operations that only they would need are not computed.
         """
         trace = Trace(None, {}, {}, {})
+        replacements = replacements or {}
 
         def run_operation(path: str, operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             name = make_unique(path, trace.outputs)
-            is_last = operation is self._last_operation and self._removes_activation
-            if is_last:
+            is_last = self.runs_without_activation(operation)
+            if name in replacements:
+                y = replacements[name]
+            elif is_last:
                 y = _run_without_activation(operation, args, kwargs)
             elif with_attention and type(operation).__name__ in ATTENTION_KINDS:
                 y, weights = operation(*args, **kwargs, return_attention_scores=True)

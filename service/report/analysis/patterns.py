@@ -124,22 +124,38 @@ def deprocess_patterns(images: np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(levels, 0, 255).round(), np.uint8)
 
 
+def compute_objective(
+    network: Network, layer: str, images: tf.Tensor, filters: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Computes what gradient ascent maximizes for F images, one per filter.
+
+    That is the mean activation of the filter over all positions. If the activation is 0 everywhere, it has no
+    gradient, and the mean of the values before the activation function takes its place.
+
+    Args:
+        network: The network under analysis.
+        layer: Name of a layer with a feature map or tokens.
+        images: float32 `[F, H, W, C]`, pixel values 0 to 255.
+        filters: Index of a channel of the layer for every image, int32 `[F]`.
+
+    Returns:
+        The objective and the mean activation, float32 `[F]` each.
+    """
+    trace = network.run(images, stop_after=layer)
+    preactivations, activations = _compute_filter_outputs(network, trace, layer, filters)  # [F, h, w, F]
+    mean_activation = _average_diagonal(activations)
+    largest = tf.reduce_max(tf.abs(activations), axis=(1, 2))  # [F, F]
+    is_zero = tf.linalg.diag_part(largest) == 0
+    return tf.where(is_zero, _average_diagonal(preactivations), mean_activation), mean_activation
+
+
 def _ascend(
     network: Network, layer: str, images: tf.Tensor, filters: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Takes one step for F images, one per filter; returns the images and the activations before the step.
-
-    If the activation of a filter is 0 everywhere, it has no gradient. The step then follows the gradient of
-    the value before the activation function.
-    """
+    """Takes one step for F images, one per filter; returns the images and the activations before the step."""
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(images)
-        trace = network.run(images, stop_after=layer)
-        preactivations, activations = _compute_filter_outputs(trace, layer, filters)  # [F, h, w, F]
-        mean_activation = _average_diagonal(activations)
-        largest = tf.reduce_max(tf.abs(activations), axis=(1, 2))  # [F, F]
-        is_zero = tf.linalg.diag_part(largest) == 0
-        objective = tf.where(is_zero, _average_diagonal(preactivations), mean_activation)
+        objective, mean_activation = compute_objective(network, layer, images, filters)
     gradient = tape.gradient(objective, images)
     root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(gradient), axis=(1, 2, 3), keepdims=True))
     return images + tf.math.divide_no_nan(gradient, root_mean_square), mean_activation
@@ -150,7 +166,9 @@ def _average_diagonal(activations: tf.Tensor) -> tf.Tensor:
     return tf.linalg.diag_part(tf.cast(tf.reduce_mean(activations, axis=(1, 2)), tf.float32))
 
 
-def _compute_filter_outputs(trace: Trace, layer: str, filters: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+def _compute_filter_outputs(
+    network: Network, trace: Trace, layer: str, filters: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor]:
     """Computes the outputs of some filters before and after the activation function, `[F, h, w, F]` each.
 
     For a plain convolution, only these filters are computed. For other layers, both are the layer's output.
@@ -162,7 +180,8 @@ def _compute_filter_outputs(trace: Trace, layer: str, filters: tf.Tensor) -> tup
         and convolution.data_format == "channels_last"
     )
     if not is_plain:
-        y = tf.gather(trace.outputs[layer], filters, axis=-1)
+        output = network.find_layer(layer).arrange(trace.outputs[layer])
+        y = tf.gather(output, filters, axis=-1)
         return y, y
     x = trace.inputs[layer]
     kernel = tf.cast(tf.gather(convolution.kernel, filters, axis=-1), x.dtype)

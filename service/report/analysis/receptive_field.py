@@ -31,6 +31,7 @@ POINTWISE_LAYERS = PASS_THROUGH_KINDS | {
     "ELU",
     "GroupNormalization",
     "LayerNormalization",
+    "LayerScale",
     "LeakyReLU",
     "Maximum",
     "Minimum",
@@ -41,6 +42,7 @@ POINTWISE_LAYERS = PASS_THROUGH_KINDS | {
     "ReLU",
     "Rescaling",
     "Softmax",
+    "StochasticDepth",
     "Subtract",
     "UnitNormalization",
 }
