@@ -21,6 +21,7 @@ from service.report.sections import (
     attention,
     augmentation,
     calibration,
+    class_scores,
     compare,
     confusion,
     curves,
@@ -34,6 +35,7 @@ from service.report.sections import (
     rejected,
     saliency,
     samples,
+    thresholds,
     training_images,
     trust,
     weights,
@@ -105,6 +107,15 @@ SECTIONS: dict[str, SectionBuilder] = {
     "calibration": lambda subject, album: calibration.build_section(
         predictions=subject.predictions,
         calibration=subject.calibration,
+    ),
+    "class scores": lambda subject, album: class_scores.build_section(
+        predictions=subject.predictions,
+        classes=subject.classes,
+    ),
+    "thresholds": lambda subject, album: thresholds.build_section(
+        predictions=subject.predictions,
+        classes=subject.classes,
+        seed=subject.options.seed,
     ),
     "heatmaps": lambda subject, album: heatmaps.build_section(
         album,

@@ -56,8 +56,6 @@ HALF_WIDTH = frozenset(
         "curves",
         "confusion",
         "class_scores",
-        "thresholds",
-        "calibration",
         "trust",
         "linear_probes",
     }

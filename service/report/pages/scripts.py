@@ -21,6 +21,8 @@ PAGE_SCRIPTS = (
     "sheets.js",
     "tables.js",
     "runs.js",
+    "thresholds.js",
+    "class_scores.js",
     "page.js",
 )
 
