@@ -28,6 +28,7 @@ from service.report.sections import (
     diagnosis,
     edges,
     filters,
+    gallery,
     health,
     heatmaps,
     linear_probes,
@@ -192,6 +193,15 @@ SECTIONS: dict[str, SectionBuilder] = {
         run=subject.run,
         images=subject.evaluation,
         classes=subject.classes,
+    ),
+    "gallery": lambda subject, album: gallery.build_section(
+        album,
+        subject.provenance,
+        predictions=subject.predictions,
+        clusters=subject.clusters,
+        images=subject.evaluation,
+        classes=subject.classes,
+        links=gallery.build_links(subject.examples, is_run=subject.run is not None),
     ),
     "rejected": lambda subject, album: rejected.build_section(
         count=subject.facts.rejected_count,

@@ -40,6 +40,7 @@ from service.inference.interpretation import Interpretation
 from service.inference.jobs import find_class_names, read_interpretation
 from service.inference.options import PredictOptions
 from service.report.analysis.calibration import ModelCalibration, assess_calibration
+from service.report.analysis.clusters import assign_clusters
 from service.report.analysis.examples import ReportExample, select_examples
 from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
 from service.report.analysis.images import Images, ShardImages
@@ -130,6 +131,17 @@ class Subject:
     def features(self) -> Features:
         """What the last layer receives for images of the evaluated split; for some of many images."""
         return self._evaluated[1]
+
+    @cached_property
+    def clusters(self) -> np.ndarray | None:
+        """Clusters of the evaluated images by their features, int64 `[N]`, see `assign_clusters`."""
+        return assign_clusters(
+            self.features.values,
+            self.features.indices,
+            len(self.predictions.labels),
+            len(self.classes),
+            self.options.seed,
+        )
 
     @cached_property
     def _evaluated(self) -> tuple[Predictions, Features]:

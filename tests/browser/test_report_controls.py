@@ -23,7 +23,8 @@ FOCUS = """(() => {
   };
 })()"""
 COUNT_FOCUSABLE = """[...document.querySelectorAll("a[href], button, summary, select, input, [tabindex='0']")]
-  .filter((element) => element.checkVisibility() && !(element.type === "radio" && !element.checked)).length"""
+  .filter((element) => element.checkVisibility() && element.tabIndex >= 0 && !element.disabled)
+  .filter((element) => !(element.type === "radio" && !element.checked)).length"""
 SHOWN = """[...document.querySelectorAll('.predictions figure')]
   .filter((figure) => figure.offsetParent).map((figure) => figure.className)"""
 PLOTS_ARE_DRAWN = "document.querySelectorAll('.uplot canvas').length === 2"

@@ -11,6 +11,7 @@ function views() {
   const sections = all("[data-view]"), links = all("nav.views a");
   if (!sections.length) return;
   const title = document.title;
+  let lastId = null;
   function show(isNavigation) {
     const { id } = readFragment(), target = id ? document.getElementById(id) : null;
     const owner = target ? target.closest("[data-view]") : null;
@@ -25,6 +26,9 @@ function views() {
         strip.scrollLeft = link.offsetLeft - strip.offsetLeft - (strip.clientWidth - link.offsetWidth) / 2;
       } else link.removeAttribute("aria-current");
     }
+    const isSame = id === lastId; // only the state of its controls has changed
+    lastId = id;
+    if (isSame) return;
     if (target && target !== view) target.scrollIntoView();
     else if (isNavigation) scrollTo(0, 0);
   }

@@ -24,6 +24,7 @@ PAGE_SCRIPTS = (
     "thresholds.js",
     "class_scores.js",
     "page.js",
+    "gallery.js",
 )
 
 

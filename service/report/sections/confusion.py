@@ -1,4 +1,4 @@
-"""Confusion matrix: numbers of images by true and predicted class, with precision and recall per class."""
+"""Confusion matrix: numbers of images by true and predicted class, and the most frequent mistakes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from service.inference.classifier import Predictions
 from service.report.sections.section import Section
 from service.scores import confusion_matrix
 
-MATRIX_CLASSES = 20  # largest number of classes for which the matrix itself is shown
+MATRIX_CLASSES = 40  # largest number of classes for which the matrix itself is shown
+SHARE_CLASSES = 12  # largest number of classes for which cells also state their share
 PAIRS = 30  # number of confused pairs in the table
-TABLE_CLASSES = 100  # number of classes in the table, those with the lowest recall, without the matrix
-SHADES = 10
 
 
 def build_section(predictions: Predictions, classes: Sequence[str]) -> Section:
-    """Builds the confusion matrix, precision and recall per class, and the most frequent mistakes.
+    """Builds the confusion matrix, and a table of the most frequent mistakes.
 
     Args:
         predictions: Predictions for the evaluated split.
@@ -28,28 +27,24 @@ def build_section(predictions: Predictions, classes: Sequence[str]) -> Section:
     matrix = confusion_matrix(predictions.labels, predictions.classes, len(classes))
     precision, recall = compute_precision_recall(matrix)
     images_per_class = matrix.sum(axis=1)
-    predicted_per_class = matrix.sum(axis=0)
-    scores = [
-        {
-            "name": name,
-            "images": int(images_per_class[k]),
-            "predicted": int(predicted_per_class[k]),
-            "precision": float(precision[k]),
-            "recall": float(recall[k]),
-        }
-        for k, name in enumerate(classes)
-    ]
     pairs = [
-        {"truth": classes[truth], "predicted": classes[predicted], "times": times}
+        {
+            "truth": classes[truth],
+            "predicted": classes[predicted],
+            "labels": (truth, predicted),
+            "times": times,
+            "share": times / int(images_per_class[truth]),
+        }
         for truth, predicted, times in find_most_confused(matrix, PAIRS)
     ]
-    lowest_recall_first = sorted(scores, key=lambda row: (np.isnan(row["recall"]), row["recall"]))
-    fits_on_page = len(classes) <= MATRIX_CLASSES
+    shares = compute_shares(matrix)
+    largest_mistake = float(np.where(np.eye(len(classes)), 0, shares).max())
+    has_matrix = len(classes) <= MATRIX_CLASSES
     values = {
         "names": classes,
-        "rows": _matrix_rows(matrix, classes) if fits_on_page else None,
-        "classes": scores if fits_on_page else lowest_recall_first[:TABLE_CLASSES],
-        "omitted": max(0, len(classes) - TABLE_CLASSES),
+        "rows": _build_rows(matrix, shares, largest_mistake, classes) if has_matrix else None,
+        "has_shares": len(classes) <= SHARE_CLASSES,
+        "largest_mistake": largest_mistake,
         "pairs": pairs,
     }
     sparse = [
@@ -61,7 +56,8 @@ def build_section(predictions: Predictions, classes: Sequence[str]) -> Section:
         "counts": sparse,
         "precision": precision.tolist(),
         "recall": recall.tolist(),
-        "most_confused": pairs,
+        "most_confused": [{key: pair[key] for key in ("truth", "predicted", "times")} for pair in pairs],
+        "largest_mistake": largest_mistake,
     }
     return Section("confusion", "Confusion matrix", values, figures)
 
@@ -105,14 +101,32 @@ def find_most_confused(matrix: NDArray[np.int64], count: int) -> list[tuple[int,
     return pairs
 
 
-def _matrix_rows(matrix: NDArray[np.int64], classes: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the rows of the matrix for the page, each cell with its share of the true class and a shade."""
+def compute_shares(matrix: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Divides each row of a confusion matrix by its images, float64 `[K, K]`; 0 without images."""
+    shares: NDArray[np.float64] = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    return shares
+
+
+def _build_rows(
+    matrix: NDArray[np.int64], shares: NDArray[np.float64], largest_mistake: float, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns the rows of the matrix for the page: count, share of the true class, and shade of every cell.
+
+    The diagonal is shaded by its share. Mistakes have a scale of their own, from 0 to the largest share of
+    any mistake; shades grow with the square root of the share, so that small ones are visible.
+    """
+    scale = max(largest_mistake, np.finfo(np.float64).tiny)
+    shades = np.where(np.eye(len(matrix)), shares, np.sqrt(shares / scale))
     rows = []
-    for name, counts in zip(classes, matrix.tolist(), strict=True):
-        total = max(sum(counts), 1)
-        cells = []
-        for count in counts:
-            share = count / total
-            cells.append({"count": count, "share": share, "shade": int(np.ceil(share * SHADES))})
-        rows.append({"name": name, "cells": cells})
+    for truth, name in enumerate(classes):
+        cells = [
+            {
+                "count": int(matrix[truth, predicted]),
+                "share": float(shares[truth, predicted]),
+                "shade": float(np.clip(shades[truth, predicted], 0, 1)),
+                "is_correct": truth == predicted,
+            }
+            for predicted in range(len(classes))
+        ]
+        rows.append({"name": name, "images": int(matrix[truth].sum()), "cells": cells})
     return rows

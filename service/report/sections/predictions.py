@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.inference.classifier import Predictions
+from service.report.analysis.gallery import alternate_classes
 from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
 from service.report.sections.provenance import Provenance
@@ -22,6 +23,7 @@ class PredictionView:
     """One image with its prediction, for the template.
 
     Attributes:
+        row: Row of the image in its split.
         picture: Picture of the image.
         predicted: Name of the predicted class.
         probability: Probability of the predicted class, in [0, 1].
@@ -30,6 +32,7 @@ class PredictionView:
         top: Names and probabilities of the most probable classes.
     """
 
+    row: int
     picture: Picture
     predicted: str
     probability: float
@@ -74,6 +77,7 @@ def build_section(
         most_probable = np.argsort(-probabilities, kind="stable")[:TOP]
         examples.append(
             PredictionView(
+                int(row),
                 picture,
                 classes[predicted],
                 probability,
@@ -119,16 +123,6 @@ def select_predictions(predictions: Predictions, count: int) -> NDArray[np.int64
     order = np.argsort(-confidence, kind="stable")
     is_correct = (predictions.classes == predictions.labels)[order]
     mistakes = order[~is_correct]
-    correct = _alternate_classes(order[is_correct], predictions.labels)
+    correct = alternate_classes(order[is_correct], predictions.labels)
     mistake_count = min(len(mistakes), max(count - len(correct), -(-count // 2)))
     return np.concatenate([mistakes[:mistake_count], correct[: count - mistake_count]])
-
-
-def _alternate_classes(indices: NDArray[np.int64], labels: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Reorders indices so that the classes alternate, and keeps the order within each class."""
-    labels_of_indices = labels[indices]
-    turns = np.zeros(len(indices), np.int64)
-    for label in np.unique(labels_of_indices):
-        is_of_class = labels_of_indices == label
-        turns[is_of_class] = np.arange(is_of_class.sum())
-    return indices[np.argsort(turns, kind="stable")]

@@ -29,7 +29,7 @@ def test_rows_are_true_classes_and_columns_predicted_ones():
         [0, 1, 0],
         [1, 0, 0],
     ]
-    assert [cell["shade"] for cell in section.values["rows"][0]["cells"]] == [4, 7, 0]
+    assert [cell["share"] for cell in section.values["rows"][0]["cells"]] == pytest.approx([1 / 3, 2 / 3, 0])
     assert section.figures["counts"] == [[0, 0, 1], [0, 1, 2], [1, 1, 1], [2, 0, 1]]
     assert section.figures["most_confused"] == [
         {"truth": "<class 0>", "predicted": "<class 1>", "times": 2},
@@ -61,8 +61,35 @@ def test_a_thousand_classes_stay_readable():
     section = build(labels, predicted, 1000)
     assert section.values["rows"] is None
     assert len(section.values["pairs"]) == 30
-    assert [row["recall"] for row in section.values["classes"]] == [0.5] * 100
-    assert len(html(section)) < 60_000
+    shown = html(section)
+    assert 'href="#gallery:truth=3,predicted=4"' in shown
+    assert len(shown) < 60_000
+
+
+def test_forty_classes_are_a_small_table():
+    generator = np.random.default_rng(0)
+    section = build(
+        generator.integers(0, 40, 10_000).tolist(), generator.integers(0, 40, 10_000).tolist(), 40
+    )
+    assert len(section.values["rows"]) == 40
+    assert build([0], [0], 41).values["rows"] is None
+    assert len(html(section)) < 180_000
+
+
+def test_mistakes_have_a_scale_of_their_own():
+    """Of 1,000 images, 10 and 40 are mistaken: 1 % has half the shade of the largest share, 4 %."""
+    labels = [0] * 1000 + [1] * 100 + [2] * 100
+    predicted = [0] * 950 + [1] * 10 + [2] * 40 + [1] * 100 + [2] * 100
+    section = build(labels, predicted, 3)
+    assert section.values["largest_mistake"] == pytest.approx(0.04)
+    shades = [[cell["shade"] for cell in row["cells"]] for row in section.values["rows"]]
+    np.testing.assert_allclose(shades, [[0.95, 0.5, 1], [0, 1, 0], [0, 0, 1]])
+
+
+def test_a_class_without_images_has_an_empty_row():
+    section = build([0, 0], [0, 1], 3)
+    assert [cell["count"] for cell in section.values["rows"][2]["cells"]] == [0, 0, 0]
+    assert section.values["largest_mistake"] == pytest.approx(0.5)
 
 
 def test_a_matrix_without_mistakes_is_stated_as_such():

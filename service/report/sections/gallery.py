@@ -1,0 +1,140 @@
+"""Gallery: every image of the evaluated split as a thumbnail, to sort, filter and search."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.inference.classifier import Predictions
+from service.report.analysis.examples import ReportExample
+from service.report.analysis.gallery import LOSS_STEPS, PROBABILITY_STEPS, fit_table
+from service.report.analysis.images import Images
+from service.report.drawing.album import Album, Picture
+from service.report.drawing.sprites import SHEET_IMAGES, SpriteSpec, choose_sprites
+from service.report.sections.provenance import Provenance
+from service.report.sections.section import Section
+
+# Largest length of the table in the page, a sixth of what its first view may load: 10,000 digits fit.
+MAX_TABLE_BYTES = 64_000
+LOOK_AT_RUN = "glassbox look RUN --rows {row}"
+LOOK_AT_MODEL = "glassbox look --model MODEL.keras --data SHARDS --rows {row}"
+
+
+@dataclass(frozen=True)
+class GalleryLinks:
+    """What the gallery says about further views of an image.
+
+    Attributes:
+        heatmaps: Numbers of the images with heatmaps in the selector of their view, by row.
+        command: Command that renders the views of any image, with `{row}` for its row.
+    """
+
+    heatmaps: dict[int, int] = field(default_factory=dict)
+    command: str = LOOK_AT_RUN
+
+
+def build_links(examples: Sequence[ReportExample], is_run: bool) -> GalleryLinks:
+    """Builds the links of a gallery.
+
+    Args:
+        examples: Images with heatmaps.
+        is_run: Whether the report is that of a run, rather than of a model file.
+    """
+    heatmaps = {example.row: index for index, example in enumerate(examples) if example.row is not None}
+    return GalleryLinks(heatmaps, LOOK_AT_RUN if is_run else LOOK_AT_MODEL)
+
+
+def build_section(
+    album: Album,
+    provenance: Provenance,
+    predictions: Predictions,
+    clusters: NDArray[np.int64] | None,
+    images: Images,
+    classes: Sequence[str],
+    links: GalleryLinks,
+) -> Section | None:
+    """Builds the gallery: sprite sheets of thumbnails, and a table from which the page's script shows them.
+
+    Args:
+        album: Album the sheets are added to.
+        provenance: Model and shard set the sheets are recorded with in the manifest.
+        predictions: Predictions for the evaluated split.
+        clusters: Clusters of the predicted images, see `assign_clusters`; None leaves them out.
+        images: Split the predictions were computed on.
+        classes: Class names; labels are indices into them.
+        links: Further views of the images.
+    """
+    count = len(predictions.labels)
+    if not count:
+        return None
+    input_shape = images.read(predictions.rows[:1].tolist()).shape[1:]
+    sprites = choose_sprites(input_shape, count)
+    table = fit_table(predictions, clusters, images.read_ids, sprites.max_images, MAX_TABLE_BYTES)
+    sheets = _add_sheets(album, provenance, images, predictions.rows[table.indices], sprites)
+    figures = {
+        "images": count,
+        "shown": len(table.indices),
+        "table": table.content,
+        "steps": {"probability": 1 / PROBABILITY_STEPS, "loss": 1 / LOSS_STEPS},
+        "clustered": 0 if clusters is None else int((clusters >= 0).sum()),
+        "clusters": [] if clusters is None else describe_clusters(predictions, clusters, classes),
+    }
+    values = figures | {
+        "split": images.split,
+        "has_ids": any(name == "prefix" for name, _ in table.content["columns"]),
+        "input_size": input_shape[:2],
+        "thumbnail_size": sprites.size,
+        "sheets": sheets,
+        "page": {
+            **table.content,
+            "layout": asdict(sprites.compute_layout()),
+            "names": list(classes),
+            "probabilitySteps": PROBABILITY_STEPS,
+            "lossSteps": LOSS_STEPS,
+            "examples": links.heatmaps,
+            "command": links.command,
+        },
+    }
+    return Section("gallery", "Gallery", values, figures)
+
+
+def describe_clusters(
+    predictions: Predictions, clusters: NDArray[np.int64], classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Describes each cluster: its images, its most frequent true class and the share that is correct."""
+    is_correct = predictions.classes == predictions.labels
+    descriptions = []
+    for cluster in range(int(clusters.max()) + 1):
+        members = clusters == cluster
+        per_class = np.bincount(predictions.labels[members], minlength=len(classes))
+        most_frequent = int(per_class.argmax())
+        descriptions.append(
+            {
+                "images": int(members.sum()),
+                "class": classes[most_frequent],
+                "share": float(per_class[most_frequent] / members.sum()),
+                "accuracy": float(is_correct[members].mean()),
+            }
+        )
+    return descriptions
+
+
+def _add_sheets(
+    album: Album,
+    provenance: Provenance,
+    images: Images,
+    rows: NDArray[np.int64],
+    sprites: SpriteSpec,
+) -> list[Picture]:
+    """Adds the sheets of some rows; at most one sheet of images is in memory at a time."""
+    sheets: list[Picture] = []
+    for start in range(0, len(rows), SHEET_IMAGES):
+        on_sheet = rows[start : start + SHEET_IMAGES].tolist()
+        alt = f"Thumbnails of {images.split} images {on_sheet[0]} to {on_sheet[-1]}"
+        origin = provenance.describe_images(images.split, on_sheet)
+        sheets += album.add_all([sprites.draw(images.read(on_sheet), alt, origin)])
+    return sheets
