@@ -8,11 +8,12 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pipelines.cluster import choose_task_resources, list_nodes, ray_session, run_tasks
-from pipelines.errors import ConfigError, DataError, GlassboxError
+from pipelines.errors import ConfigError, GlassboxError
 from pipelines.remote.errors import StoreError
 from pipelines.remote.uri import Location, Uri
 from service.failures import translate_failure
@@ -20,9 +21,8 @@ from service.report.fingerprint import compute_fingerprint, find_published_shard
 from service.report.lease import LeaseHeldError
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import write_index
-from service.report.publish import PAGE
-from service.report.reported import ReportedRun, find_home_link, find_reported_runs
-from service.report.subject import find_shards
+from service.report.publish import PAGE, summarize_manifest
+from service.report.reported import ReportedRun, find_home_link, find_reported_runs, find_shards
 
 EXAMINED_AT_A_TIME = 16  # runs
 RENDERED = "rendered"
@@ -96,9 +96,11 @@ def report_all(
     runs = {run.name: run for run in find_reported_runs(root, out)}
     outcomes = {}
     due = {}
-    for name, state in _find_states(runs, options, PageOptions(single_file)):
-        if state:
-            outcomes[name] = ReportOutcome(name, state)
+    published = {}
+    for name, examined in examine_all(runs, options, PageOptions(single_file)):
+        if examined.state:
+            outcomes[name] = ReportOutcome(name, examined.state)
+            published[name] = examined.published
         else:
             due[name] = runs[name]
     observer.on_start(list(due.values()), list(due))
@@ -108,7 +110,9 @@ def report_all(
     failures = {outcome.name: outcome.message for outcome in outcomes.values() if outcome.state == FAILED}
     try:
         finished = [name for name, outcome in outcomes.items() if outcome.state in (RENDERED, UP_TO_DATE)]
-        write_index(root if out is None else out, runs, failures, finished)
+        # While reports were rendered here, another job may have replaced those that were up to date.
+        recent = {} if due else published
+        write_index(root if out is None else out, runs, failures, finished, recent)
     except (ConfigError, StoreError) as error:
         outcomes[PAGE] = ReportOutcome(PAGE, FAILED, str(error))
         observer.on_outcome(outcomes[PAGE])
@@ -131,37 +135,53 @@ def format_summary(outcomes: Sequence[ReportOutcome]) -> str:
     return f"{line}: {', '.join(failed)}" if failed else line
 
 
-def _find_states(
+@dataclass(frozen=True)
+class Examined:
+    """What is known about a run before anything is rendered.
+
+    Attributes:
+        state: State of a run that needs no new report; empty if one is due.
+        published: Summary of its report, which the index shows; empty if it was not read.
+    """
+
+    state: str
+    published: dict[str, Any] = field(default_factory=dict)
+
+
+def examine_all(
     runs: Mapping[str, ReportedRun], options: ReportOptions, page_options: PageOptions
-) -> list[tuple[str, str]]:
-    """Returns name and state of each run; examines several at a time, because a store responds late."""
+) -> list[tuple[str, Examined]]:
+    """Finds out which reports are due; examines several runs at a time, because a store responds late.
+
+    Args:
+        runs: Runs by their names.
+        options: Content of the reports.
+        page_options: Format of the pages.
+
+    Returns:
+        Name of each run, and what was found, in the same order.
+    """
     with ThreadPoolExecutor(EXAMINED_AT_A_TIME) as threads:
-        states = threads.map(lambda run: _find_state(run, options, page_options), runs.values())
-        return list(zip(runs, states, strict=True))
+        examined = threads.map(lambda run: _examine(run, options, page_options), runs.values())
+        return list(zip(runs, examined, strict=True))
 
 
-def _find_state(reported: ReportedRun, options: ReportOptions, page_options: PageOptions) -> str:
-    """Returns the state of a run that needs no new report; empty if one is due."""
-    if isinstance(reported.location, Uri):
-        return _find_remote_state(reported, options, page_options)
-    if reported.read_state() != "finished":
-        return NOT_FINISHED
-    with suppress(GlassboxError, OSError):  # rendering the report will raise the error again
-        shards = find_shards(reported.fetch())
-        if is_up_to_date(reported, compute_fingerprint(reported, shards, options, page_options)):
-            return UP_TO_DATE
-    return ""
-
-
-def _find_remote_state(reported: ReportedRun, options: ReportOptions, page_options: PageOptions) -> str:
-    """Does the same for a run in a store, and reads its status only if the report is not up to date."""
-    published = reported.read_published()
-    with suppress(DataError, OSError, KeyError, TypeError):
-        shards = find_published_shards(published)
+def _examine(reported: ReportedRun, options: ReportOptions, page_options: PageOptions) -> Examined:
+    """Finds out whether a report is due, from its summary and what identifies its inputs."""
+    is_remote = isinstance(reported.location, Uri)
+    if not is_remote and reported.read_state() != "finished":
+        return Examined(NOT_FINISHED)
+    with suppress(GlassboxError, OSError, KeyError, TypeError):  # rendering the report will raise it again
+        published = reported.read_published()
+        # Of a run in a store, the configuration is not read.
+        shards = find_published_shards(published) if is_remote else find_shards(reported.fetch())
         fingerprint = compute_fingerprint(reported, shards, options, page_options)
-        if published["made_of"] == fingerprint and reported.has_page(published):
-            return UP_TO_DATE
-    return "" if reported.read_state() == "finished" else NOT_FINISHED
+        if is_up_to_date(reported, fingerprint, published):
+            return Examined(UP_TO_DATE, summarize_manifest(published))
+    # The status of a run in a store is read only if its report is not up to date.
+    if is_remote and reported.read_state() != "finished":
+        return Examined(NOT_FINISHED)
+    return Examined("")
 
 
 def _render_all(
@@ -212,7 +232,7 @@ def _render_task(reported: ReportedRun, options: ReportOptions, single_file: boo
     try:
         configure_devices()
         if (
-            _find_state(reported, options, page_options) == UP_TO_DATE
+            _examine(reported, options, page_options).state == UP_TO_DATE
         ):  # rendered by another job in the meantime
             return UP_TO_DATE, "", 0.0
         render_reported_run(reported, options=options, page_options=page_options)

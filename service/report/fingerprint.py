@@ -70,17 +70,21 @@ def hash_shards(shards: Location) -> str:
     return info.etag
 
 
-def is_up_to_date(reported: ReportedRun | Run, fingerprint: dict[str, Any]) -> bool:
+def is_up_to_date(
+    reported: ReportedRun | Run, fingerprint: dict[str, Any], published: dict[str, Any] | None = None
+) -> bool:
     """Tells whether the report of a run is complete and was rendered from the same inputs.
 
     Args:
         reported: Run whose report is checked.
         fingerprint: Digests of the current inputs, see `compute_fingerprint`.
+        published: Content of `ReportedRun.read_published`, if it has been read already.
     """
     if isinstance(reported, Run):
         reported = ReportedRun.from_run(reported)
     try:
-        published = reported.read_published()
+        if published is None:
+            published = reported.read_published()
         return bool(published["made_of"] == fingerprint) and reported.has_page(published)
     except (OSError, ValueError, KeyError, TypeError):
         return False

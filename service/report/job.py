@@ -15,7 +15,7 @@ from service.report.options import PageOptions, ReportOptions
 from service.report.pages import page
 from service.report.pages.summary import summarize
 from service.report.publish import PAGE, publish, remove_unfinished
-from service.report.reported import ReportedRun
+from service.report.reported import ReportedRun, find_shards
 from service.report.sections import (
     activations,
     attention,
@@ -44,7 +44,6 @@ from service.report.sections import (
 from service.report.sections.section import Section
 from service.report.subject import (
     Subject,
-    find_shards,
     open_model,
     open_run,
     read_manifest,

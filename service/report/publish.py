@@ -29,12 +29,18 @@ KIND = "glassbox report"
 VERSION = 6  # version of the page and its manifest; reports of another version are rendered again
 
 
+def read_page_manifest(directory: Path) -> dict[str, Any]:
+    """Returns the manifest of the page in a directory; empty if there is none or it is damaged."""
+    try:
+        content = json.loads((directory / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def read_kind(directory: Path) -> str:
     """Returns the kind of page in a directory, from its manifest; empty if it holds anything else."""
-    try:
-        return str(json.loads((directory / MANIFEST).read_bytes())["kind"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+    return str(read_page_manifest(directory).get("kind", ""))
 
 
 def is_report(directory: Path) -> bool:

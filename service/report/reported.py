@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from typing import Any, Protocol
 from pipelines.errors import ConfigError
 from pipelines.remote.lease import Lease, hold_lease
 from pipelines.remote.store import list_folder, stat
-from pipelines.remote.uri import Location, Uri
+from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.storage import hash_json
 from service.mirror.fetch import fetch_run, find_remote_runs
 from service.report import lease as local_lease
-from service.report.publish import MANIFEST, PAGE, SUMMARY, is_report, read_remote_json
+from service.report.publish import KIND, PAGE, PICTURES, SUMMARY, read_page_manifest, read_remote_json
 from service.runs import CHECKPOINTS, CONFIG, METADATA, METRICS, MODEL, REPORT, STATUS, Run, find_runs
 
 LEASE = ".report.lock"
@@ -93,9 +93,9 @@ class ReportedRun:
         """Returns the manifest of the published report, or its summary in a store; empty without a report."""
         if isinstance(self.report, Uri):
             return read_remote_json(self.report / SUMMARY)
-        if not is_report(self.report) or not (self.report / PAGE).is_file():
-            return {}
-        return dict(json.loads((self.report / MANIFEST).read_bytes()))
+        manifest = read_page_manifest(self.report)
+        is_complete = manifest.get("kind") == KIND and (self.report / PAGE).is_file()
+        return manifest if is_complete else {}
 
     def has_page(self, published: dict[str, Any]) -> bool:
         """Tells whether the page of a published report is complete; in a store, whether it exists.
@@ -105,10 +105,10 @@ class ReportedRun:
         """
         if isinstance(self.report, Uri):
             return stat(self.report / PAGE) is not None
-        files = [PAGE]
+        files = {PAGE}
         if not published["single_file"]:
-            files += [picture["file"] for picture in published["pictures"]]
-        return all((self.report / file).is_file() for file in files)
+            files |= {picture["file"] for picture in published["pictures"]}
+        return files <= _list_files(self.report)
 
     @contextmanager
     def hold_lease(self) -> Iterator[ReportLease]:
@@ -169,6 +169,17 @@ def find_reported_runs(root: Location, out: Location | None = None) -> list[Repo
     ]
 
 
+def find_shards(run: Run, override: Location | None = None) -> Location:
+    """Finds the shard set of a run.
+
+    Args:
+        run: Run whose configuration names the shard set.
+        override: Path or URI of the shard set, if it is no longer where the run was trained.
+    """
+    shards = str(override or run.config().get("shards") or "")
+    return parse_location(shards)
+
+
 def find_home_link(name: str) -> str:
     """Returns the relative link from the report of a run to the index page of all runs."""
     depth = len(PurePosixPath(name).parts) + 1
@@ -196,6 +207,15 @@ def hash_remote_contents(uri: Uri) -> dict[str, Any]:
         "metrics": tags.get(METRICS),
         "status": tags.get(STATUS),
     }
+
+
+def _list_files(report: Path) -> set[str]:
+    """Lists the files of a report, such as `pictures/map-1.png`: one listing instead of a look at each."""
+    files = set()
+    for folder in ("", PICTURES):
+        with os.scandir(report / folder) as entries:
+            files |= {f"{folder}/{entry.name}".lstrip("/") for entry in entries if entry.is_file()}
+    return files
 
 
 def _create_directory(path: Path) -> None:

@@ -18,7 +18,7 @@ from pipelines.health.report import Health
 from pipelines.input.mixed_manifest import MixedManifest, MixedSet, load_training_manifest, select_mix
 from pipelines.records import Batch
 from pipelines.remote.files import is_file
-from pipelines.remote.uri import Location, parse_location
+from pipelines.remote.uri import Location
 from pipelines.shards.manifest import FILE_NAME, Manifest
 from pipelines.spec import DataSpec
 from pipelines.storage import hash_file
@@ -260,17 +260,6 @@ def open_model(
     """
     facts = collect_model_facts(model_path, shards, manifest)
     return _open(model_path.stem, model_path, shards, manifest, options, facts, custom_objects)
-
-
-def find_shards(run: Run, override: Location | None = None) -> Location:
-    """Finds the shard set of a run.
-
-    Args:
-        run: Run whose configuration names the shard set.
-        override: Path or URI of the shard set, if it is no longer where the run was trained.
-    """
-    shards = str(override or run.config().get("shards") or "")
-    return parse_location(shards)
 
 
 def read_manifest(shards: Location, run: Run | None = None) -> Manifest:

@@ -20,8 +20,9 @@ from service.report.pages import page
 from service.report.pages.scripts import embed_pictures, load_scripts
 from service.report.pages.summary import Summary, summarize
 from service.report.publish import MANIFEST, PAGE, VERSION, publish
+from service.report.reported import find_shards
 from service.report.sections.compare import ROLES, ComparedRun, build_comparison
-from service.report.subject import Subject, find_shards, open_run, read_manifest
+from service.report.subject import Subject, open_run, read_manifest
 from service.runs import Run
 
 KIND = "glassbox comparison"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -60,6 +61,7 @@ def write_index(
     runs: Mapping[str, ReportedRun],
     failures: Mapping[str, str],
     finished: Collection[str] = (),
+    published: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Location:
     """Writes the index page of all runs, completely or not at all.
 
@@ -68,6 +70,8 @@ def write_index(
         runs: Runs by their names.
         failures: Error messages of reports that could not be rendered, by the names of their runs.
         finished: Names of runs that are known to be finished, so that their state is not read.
+        published: Summaries of reports that have been read already, by the names of their runs, see
+            `service.report.publish.summarize_manifest`.
 
     Returns:
         Path or URI of the page.
@@ -76,15 +80,16 @@ def write_index(
         ConfigError: Another page is in its place, or it cannot be written.
         StoreError: The store denies access or does not respond.
     """
+    render_page = partial(_render_index, root, runs, failures, finished, published or {})
     if isinstance(root, Uri):
-        return _write_remote_index(root, runs, failures, finished)
+        return _write_remote_index(root, render_page)
     path = root / PAGE
     try:
         root.mkdir(parents=True, exist_ok=True)
         with hold_lease(root / ".reports.lock", wait=2 * LEASE_SECONDS):
             old = path.read_text(errors="replace") if path.exists() else None
             _check_generator(path, old)
-            html = _render_index(root, runs, failures, finished)
+            html = render_page()
             if old != html:
                 write_atomically(path, html)
     except OSError as error:
@@ -94,9 +99,7 @@ def write_index(
     return path
 
 
-def _write_remote_index(
-    root: Uri, runs: Mapping[str, ReportedRun], failures: Mapping[str, str], finished: Collection[str]
-) -> Uri:
+def _write_remote_index(root: Uri, render_page: Callable[[], str]) -> Uri:
     """Replaces the page in a store; starts again if another job has replaced it in the meantime."""
     uri = root / PAGE
     while True:
@@ -105,7 +108,7 @@ def _write_remote_index(
         except ObjectMissingError:
             old, tag = b"", ""
         _check_generator(uri, old.decode(errors="replace") if tag else None)
-        html = _render_index(root, runs, failures, finished).encode()
+        html = render_page().encode()
         if html == old:
             return uri
         with suppress(ConflictError):
@@ -123,11 +126,16 @@ def _check_generator(path: Location, old: str | None) -> None:
 
 
 def _render_index(
-    root: Location, runs: Mapping[str, ReportedRun], failures: Mapping[str, str], finished: Collection[str]
+    root: Location,
+    runs: Mapping[str, ReportedRun],
+    failures: Mapping[str, str],
+    finished: Collection[str],
+    published: Mapping[str, Mapping[str, Any]],
 ) -> str:
     def build_row(name: str) -> Row:
         state = "finished" if name in finished else runs[name].read_state()
-        return _build_row(root, runs[name], state, failures.get(name, ""))
+        manifest = published.get(name) or runs[name].read_published()
+        return _build_row(root, runs[name], manifest, state, failures.get(name, ""))
 
     with ThreadPoolExecutor(READ_AT_A_TIME) as threads:
         rows = list(threads.map(build_row, sorted(runs)))
@@ -166,8 +174,9 @@ def compute_sparkline(values: Sequence[float]) -> str:
     return " ".join(points)
 
 
-def _build_row(root: Location, run: ReportedRun, state: str, failure: str) -> Row:
-    manifest = run.read_published()
+def _build_row(
+    root: Location, run: ReportedRun, manifest: Mapping[str, Any], state: str, failure: str
+) -> Row:
     figures = manifest.get("figures", {})
     summary = figures.get("summary", {})
     epochs = figures.get("curves", {}).get("epochs", [])

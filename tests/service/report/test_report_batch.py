@@ -16,7 +16,7 @@ from service.report.fingerprint import compute_fingerprint, is_up_to_date
 from service.report.lease import hold_lease
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import compute_sparkline
-from service.report.subject import find_shards
+from service.report.reported import find_shards
 from service.runs import Run, find_runs
 
 SMALL = ReportOptions(
@@ -162,7 +162,7 @@ def test_a_bug_in_one_report_stops_no_other(runs: Path) -> None:
 def test_the_index_page_lists_all_runs(runs: Path) -> None:
     report_all(runs, SMALL)
     html = (runs / "index.html").read_text()
-    rows = html[html.index("<tbody>") : html.index("</tbody>")].split("<tr>")[1:]
+    rows = html[html.index("<tbody>") : html.index("</tbody>")].split("<tr")[1:]
     good = next(row for row in rows if ">good<" in row)
     assert 'href="good/report/index.html"' in good
     assert "74.0%" in good  # 0.5 + 0.72 * 2/3 - 0.54 * 4/9: the best of three epochs is the second

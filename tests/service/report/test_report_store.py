@@ -13,7 +13,7 @@ from stores import Bucket, FaultProxy, S3Server
 from pipelines.errors import ConfigError
 from pipelines.remote import store
 from pipelines.remote.uri import Uri
-from service.report.batch import NOT_FINISHED, UP_TO_DATE, _find_states
+from service.report.batch import NOT_FINISHED, UP_TO_DATE, examine_all
 from service.report.job import render_reported_run
 from service.report.lease import LeaseHeldError
 from service.report.options import PageOptions, ReportOptions
@@ -48,7 +48,7 @@ def run(bucket: Bucket, tmp_path: Path) -> ReportedRun:
 
 
 def find_state(run: ReportedRun) -> str:
-    return _find_states({run.name: run}, SMALL, PageOptions())[0][1]
+    return examine_all({run.name: run}, SMALL, PageOptions())[0][1].state
 
 
 def test_a_report_is_published_in_another_bucket_and_redone_only_after_a_change(

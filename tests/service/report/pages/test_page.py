@@ -28,9 +28,10 @@ from service.report.job import SECTIONS, list_sections, render, render_report
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.page import find_instances, load_templates, pair_sections
 from service.report.pages.scripts import build_policy, embed_pictures, load_scripts
+from service.report.reported import find_shards
 from service.report.sections import rejected
 from service.report.sections.section import Section
-from service.report.subject import find_shards, open_model, open_run, read_manifest
+from service.report.subject import open_model, open_run, read_manifest
 from service.runs import Run
 
 SMALL = ReportOptions(training_images=2, predictions=2)

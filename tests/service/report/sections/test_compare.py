@@ -33,10 +33,11 @@ from service.report.job import SECTIONS, render_report
 from service.report.options import ReportOptions
 from service.report.pages.comparison import plot_metrics, render_comparison
 from service.report.pages.page import load_templates
+from service.report.reported import find_shards
 from service.report.sections.compare import MAP, ImageSelection, draw_checkpoint
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
-from service.report.subject import find_shards, open_run, read_manifest
+from service.report.subject import open_run, read_manifest
 from service.runs import Run
 
 SMALL = ReportOptions(

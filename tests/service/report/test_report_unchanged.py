@@ -1,0 +1,99 @@
+"""The job over unchanged runs: it starts no Ray, loads no TensorFlow, and notices what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from shard_samples import make_record, write_shards
+
+from service.report.batch import UP_TO_DATE, examine_all, report_all
+from service.report.fingerprint import compute_fingerprint
+from service.report.options import PageOptions, ReportOptions
+from service.report.publish import KIND
+from service.report.reported import find_reported_runs
+from service.runs import Run
+
+JOB = """
+import sys
+from service.cli import main
+
+code = main(["report", "--all", sys.argv[1]])
+print("loaded:", sorted({"ray", "tensorflow", "keras"} & set(sys.modules)))
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two finished runs with reports that are up to date."""
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    shards = write_shards(tmp_path / "shards", ("a", "b"), {"train": [make_record(pixels, 0, "one")]})
+    for name in ("first", "second"):
+        run = Run(tmp_path / "runs" / name)
+        run.create({"preset": "tiny", "shards": str(shards)})
+        run.update_status(state="finished")
+        run.model_path.write_bytes(name.encode())
+        (run.report / "pictures").mkdir(parents=True)
+        (run.report / "pictures" / "map-1.png").write_bytes(b"")
+        (run.report / "index.html").write_text("a report")
+        fingerprint = compute_fingerprint(run, shards, ReportOptions(), PageOptions())
+        manifest = {
+            "kind": KIND,
+            "made_of": fingerprint,
+            "single_file": False,
+            "pictures": [{"file": "pictures/map-1.png"}],
+            "figures": {"summary": {"best_accuracy": 0.75}},
+        }
+        (run.report / "manifest.json").write_text(json.dumps(manifest))
+    return tmp_path / "runs"
+
+
+def test_nothing_heavy_is_loaded_if_nothing_has_changed(runs: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", JOB, str(runs)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "reports: 0 rendered, 2 up to date, 0 not finished, 0 failed"
+    assert lines[-1] == "loaded: []"
+
+
+def test_the_index_shows_the_summaries_that_were_read(runs: Path) -> None:
+    assert [outcome.state for outcome in report_all(runs)] == [UP_TO_DATE, UP_TO_DATE]
+    html = (runs / "index.html").read_text()
+    assert html.count("75.0") >= 2
+    assert "first/report/index.html" in html
+
+
+@pytest.mark.parametrize("missing", ["index.html", "manifest.json", "pictures/map-1.png", "pictures"])
+def test_a_report_with_a_missing_file_is_due(runs: Path, missing: str) -> None:
+    path = runs / "first" / "report" / missing
+    if path.is_dir():
+        (path / "map-1.png").unlink()
+        path.rmdir()
+    else:
+        path.unlink()
+    due = find_due(runs)
+    assert due == ["first"]
+
+
+def test_a_model_of_the_same_size_and_time_is_noticed(runs: Path) -> None:
+    """The digest decides, not size and time, which tools that copy files can restore."""
+    model = runs / "second" / "model.keras"
+    times = model.stat()
+    model.write_bytes(b"SECOND")
+    os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert find_due(runs) == ["second"]
+
+
+def find_due(runs: Path) -> list[str]:
+    """Returns the names of the runs whose reports would be rendered."""
+    by_name = {run.name: run for run in find_reported_runs(runs)}
+    examined = examine_all(by_name, ReportOptions(), PageOptions())
+    return [name for name, one in examined if not one.state]
