@@ -10,7 +10,19 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.errors import GlassboxError
-from service.commands import cache, diagnose, evaluate, predict, presets, preview, report, shards, train, tune
+from service.commands import (
+    cache,
+    diagnose,
+    evaluate,
+    look,
+    predict,
+    presets,
+    preview,
+    report,
+    shards,
+    train,
+    tune,
+)
 from service.commands.locations import check_locations
 from service.failures import translate_failures
 from service.version import read_version
@@ -23,11 +35,13 @@ COMMANDS = (
     evaluate,
     predict,
     report,
+    look,
     diagnose,
     tune,
     presets,
     cache,
 )
+REPEATED = ("overrides", "images")  # positional arguments that argparse would end at the first option
 EXIT_INTERRUPTED = 130  # 128 + SIGINT
 
 
@@ -65,7 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Parses the command line; `key=value` overrides may appear anywhere after `train`, `tune` and `preview`.
+    """Parses the command line; the last positional arguments of a command may follow its options.
+
+    These are the `key=value` overrides of `train`, `tune` and `preview`, and the images of `look`.
 
     Args:
         arguments: Arguments of the command line; None for those of the process.
@@ -75,11 +91,11 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    takes_overrides = hasattr(options, "overrides")
-    if not takes_overrides or any(argument.startswith("-") for argument in rest):
+    repeated = [getattr(options, name) for name in REPEATED if isinstance(getattr(options, name, None), list)]
+    if not repeated or any(argument.startswith("-") for argument in rest):
         parser.parse_args(arguments)  # exits with a message if anything is left over
     else:
-        options.overrides += rest
+        repeated[0] += rest
     return options
 
 

@@ -1,16 +1,19 @@
-"""HTML pages: the report of a run or a model, and the preview of an augmentation."""
+"""HTML pages: the report of a run or a model, a look at single images, and the preview of an augmentation."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import Location, Uri
 from pipelines.spec import AugmentSpec, DataSpec, check
 from service.failures import translate_failures
+
+if TYPE_CHECKING:
+    from service.inference.interpretation import Head
 
 
 @translate_failures()
@@ -69,6 +72,63 @@ def report(
     return render_model_report(
         fetch_model(location), shards, resolve_location(out), report_options, page_options, custom_objects
     )
+
+
+@translate_failures()
+def look(  # noqa: PLR0913 (keyword options of a public function)
+    model: str | os.PathLike[str] | Uri,
+    images: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
+    out: str | os.PathLike[str] | Uri = "look",
+    *,
+    rows: Sequence[int] = (),
+    label: str | None = None,
+    data: str | os.PathLike[str] | Uri | None = None,
+    classes: Sequence[str] | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    head: Head | None = None,
+    single_file: bool = False,
+    custom_objects: Sequence[str] = (),
+) -> Location:
+    """Renders heatmaps, activations and sanity checks of single images, apart from the report of the run.
+
+    Args:
+        model: A run, or path or URI of a run directory or of a model file made anywhere.
+        images: An image file, a folder of images, or several of these.
+        out: Directory of the page, or its URI; an older page of this kind is replaced.
+        rows: Instead of images: rows of the validation split of the shard set.
+        label: Name of the true class of all images; None if it is not known.
+        data: With rows: shard set, or path or URI of one; None for that of the run.
+        classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
+        scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
+        offset: Summand after the multiplication; requires `scale`.
+        head: Whether the outputs are `probabilities` or `logits`; None infers it.
+        single_file: Embed the pictures in the page, to share it as one file.
+        custom_objects: Modules with the custom layers of the model, see `load_model`.
+
+    Returns:
+        Path or URI of `index.html`.
+
+    Raises:
+        ConfigError: The model, the images, the rows or the label cannot be used.
+        DataError: No image can be decoded.
+    """
+    from service.inference.options import PredictOptions
+    from service.report.options import LookRequest, PageOptions
+    from service.report.pages.look import render_look
+
+    several = [images] if isinstance(images, str | os.PathLike) else images
+    request = LookRequest(
+        model=resolve_location(model),
+        images=tuple(os.fspath(image) for image in several),
+        rows=tuple(rows),
+        label=label,
+        data=None if data is None else resolve_location(data),
+        classes=None if classes is None else tuple(classes),
+        options=PredictOptions(scale, offset=offset, head=head),
+        custom_objects=tuple(custom_objects),
+    )
+    return render_look(request, resolve_location(out), PageOptions(single_file)).page
 
 
 @translate_failures()

@@ -136,13 +136,13 @@ def _predict(  # noqa: PLR0913 (the options of `predict`)
 
     saved, net = open_model(file, custom_objects)
     dataset = use_levels(dataset, saved.metadata)
-    names = _name_classes(class_count(net), classes, saved.classes)
+    names = name_classes(class_count(net), classes, saved.classes)
     pixels = None
     if saved.interpretation is None:
         pixels = _read_first_images(dataset, rows, input_spec(net))
     interpretation = interpret_model(net, options, saved.interpretation, pixels=pixels)
     classifier = Classifier(net, options, interpretation)
-    notes = (*interpretation.notes, _describe_names(names, classes, saved))
+    notes = (*interpretation.notes, describe_names(names, classes, saved))
     probability_columns = [(name, pa.float32()) for name in names]
     metadata = interpretation.describe() | {"model_sha256": saved.digest, "classes": notes[-1]}
     schema = pa.schema(
@@ -181,7 +181,8 @@ def _read_first_images(dataset: ImageDataset, rows: dict[str, int], data: DataSp
     return np.asarray(first.images)[: len(first.ids)]
 
 
-def _describe_names(names: Sequence[str], requested: Sequence[str] | None, saved: SavedModel) -> str:
+def describe_names(names: Sequence[str], requested: Sequence[str] | None, saved: SavedModel) -> str:
+    """Says where class names come from, as a line for the terminal; see `name_classes`."""
     if requested:
         return f"classes: {list_names(names)}: as set by --classes"
     if saved.classes:
@@ -208,7 +209,7 @@ def _select_splits(dataset: ImageDataset, split: str | None, data: str) -> dict[
     return rows
 
 
-def _name_classes(
+def name_classes(
     count: int, requested: Sequence[str] | None, of_model: tuple[str, ...] | None
 ) -> tuple[str, ...]:
     """Returns the class names, each of which becomes a column."""

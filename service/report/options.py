@@ -1,4 +1,4 @@
-"""The options of a report: its content, and the format of the page."""
+"""The options of a report: its content, and the format of the page; and what `glassbox look` shows."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from pipelines.errors import ConfigError
+from pipelines.remote.uri import Location, Uri
 from pipelines.spec import Positive, Spec
 from service.inference.interpretation import Head
+from service.inference.options import DEFAULT_OPTIONS, PredictOptions
 
 
 class ReportOptions(Spec):
@@ -62,3 +65,55 @@ class PageOptions:
 
     single_file: bool = False
     home: str = ""
+
+
+@dataclass(frozen=True)
+class LookRequest:
+    """What `glassbox look` shows.
+
+    Attributes:
+        model: A run directory or a model file; path or URI.
+        images: Image files, and folders of images.
+        rows: Rows of the evaluated split of the shard set, instead of images.
+        label: Name of the true class of all images; None if it is not known. Rows have their own.
+        data: Shard set of the rows; None for that of the run.
+        classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
+        options: How pixels and outputs are interpreted, where the user specified it.
+        custom_objects: Modules that define the custom layers of the model.
+
+    Raises:
+        ConfigError: There are neither images nor rows, or both.
+    """
+
+    model: str | Path | Uri
+    images: tuple[str, ...] = ()
+    rows: tuple[int, ...] = ()
+    label: str | None = None
+    data: Location | None = None
+    classes: tuple[str, ...] | None = None
+    options: PredictOptions = DEFAULT_OPTIONS
+    custom_objects: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.images) == bool(self.rows):
+            raise ConfigError(
+                "images, or rows of the shard set",
+                f"images={len(self.images)} rows={len(self.rows)}",
+                "name image files or folders, or pass --rows 3,17",
+            )
+        if self.rows and self.label is not None:
+            raise ConfigError(
+                "--label with images alone", f"label={self.label}", "leave it out: the rows have labels"
+            )
+        if self.rows and self.classes is not None:
+            raise ConfigError(
+                "--classes with images alone",
+                f"classes={' '.join(self.classes)}",
+                "leave it out: the shard set of the rows has class names",
+            )
+        if self.images and self.data is not None:
+            raise ConfigError(
+                "--data with --rows alone",
+                f"data={self.data}",
+                "leave it out, or name rows instead of images",
+            )

@@ -20,16 +20,18 @@ OTHER_OPTIONS = {
     "encoding",
     "format",
     "head",
+    "label",
     "levels",
     "on_nan",
     "overrides",  # tested separately
+    "rows",
     "sheets",
     "split",
     "splits",
     "tta",
     "workers",  # of train: N or MIN:MAX
 }
-CLASS_NAMES = "predict"  # command whose --classes are names, not a file
+CLASS_NAMES = ("look", "predict")  # commands whose --classes are names, not a file
 UNKNOWN = "ftp://host/path/name"
 
 
@@ -57,7 +59,7 @@ def list_location_options() -> list[tuple[str, str]]:
         for command, parser in find_commands(build_parser())
         for action in parser._actions
         if takes_text(action) and action.dest not in OTHER_OPTIONS
-        if not (command == CLASS_NAMES and action.dest == "classes")
+        if not (command in CLASS_NAMES and action.dest == "classes")
     ]
 
 
@@ -115,7 +117,7 @@ def test_an_object_that_does_not_exist_is_an_error_and_never_a_local_folder(
         if f"{bucket.url}/none.yaml" in error:
             named.append(dest)
     inputs = {dest for _, dest in LOCATION_OPTIONS} - {"out", "custom_objects", "location"}
-    assert inputs - set(named) <= {"samples", "space"}  # of which others are missing first
+    assert inputs - set(named) <= {"images", "samples", "space"}  # of which others are missing first
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
 
@@ -188,6 +190,7 @@ def test_every_text_option_is_known_to_be_a_location_or_not() -> None:
         "data",
         "directories",
         "directory",
+        "images",
         "location",
         "model",
         "out",

@@ -110,19 +110,58 @@ def select_examples(
     for index, row, image in zip(indices, rows, pixels, strict=True):
         probabilities = predictions.probabilities[index]
         truth = int(predictions.labels[index])
-        predicted = int(predictions.classes[index])
-        examples.append(
-            ReportExample(
-                row=int(row),
-                pixels=image,
-                truth=truth,
-                predicted=predicted,
-                probability=float(probabilities[predicted]),
-                classes=choose_classes(probabilities, truth),
-                name=f"{images.split} image {row}, {classes[truth]}",
-            )
-        )
+        examples.append(build_row_example(int(row), image, truth, probabilities, images.split, classes))
     return tuple(examples)
+
+
+def build_row_example(
+    row: int, pixels: np.ndarray, truth: int, probabilities: np.ndarray, split: str, classes: Sequence[str]
+) -> ReportExample:
+    """Builds the example of an image of a shard set.
+
+    Args:
+        row: Row of the image in its split.
+        pixels: uint8 `[H, W, C]`.
+        truth: Label of the true class.
+        probabilities: Predicted probabilities, float `[K]`.
+        split: Name of the split.
+        classes: Class names; labels are indices into them.
+    """
+    predicted = int(probabilities.argmax())
+    return ReportExample(
+        row=row,
+        pixels=pixels,
+        truth=truth,
+        predicted=predicted,
+        probability=float(probabilities[predicted]),
+        classes=choose_classes(probabilities, truth),
+        name=f"{split} image {row}, {classes[truth]}",
+    )
+
+
+def build_file_example(
+    file: str, pixels: np.ndarray, truth: int | None, probabilities: np.ndarray, classes: Sequence[str]
+) -> ReportExample:
+    """Builds the example of an image from a file.
+
+    Args:
+        file: Name of the file.
+        pixels: uint8 `[H, W, C]`.
+        truth: Label of the true class; None if it is not known.
+        probabilities: Predicted probabilities, float `[K]`.
+        classes: Class names; labels are indices into them.
+    """
+    predicted = int(probabilities.argmax())
+    return ReportExample(
+        row=None,
+        pixels=pixels,
+        truth=truth,
+        predicted=predicted,
+        probability=float(probabilities[predicted]),
+        classes=choose_classes(probabilities, truth),
+        name=f"image {file}" if truth is None else f"image {file}, {classes[truth]}",
+        file=file,
+    )
 
 
 def _select_indices(predictions: Predictions, split: str, options: ReportOptions) -> np.ndarray:

@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,7 @@ VIEWS = (
     ("image", "Heatmaps", ("gradcam", "attention", "saliency")),
     ("layers", "Activations", ("activations",)),
     ("filters", "Filters", ("patterns", "top_crops", "ablation", "weights", "edges")),
-    ("trust", "Sanity checks", ("trust", "linear_probes")),
+    ("trust", "Sanity checks", ("trust", "image_checks", "linear_probes")),
     ("compare", "Checkpoints", ("compare",)),
 )
 # Sections that fill one of the two columns of a wide window when two of them follow each other.
@@ -134,15 +134,7 @@ class Page:
     @cached_property
     def views(self) -> list[View]:
         """The views that have sections, and always the overview."""
-        remaining = {section.id: section for section in self.sections}
-        views = []
-        for name, title, ids in VIEWS:
-            sections = tuple(remaining.pop(section_id) for section_id in ids if section_id in remaining)
-            if sections or name == "overview":
-                views.append(self._build_view(name, title, sections))
-        for section in remaining.values():
-            views.append(self._build_view(section.id, section.title, (section,)))
-        return views
+        return arrange_views(self.sections, self.album, required=("overview",))
 
     @property
     def checks(self) -> list[CheckResult]:
@@ -158,14 +150,6 @@ class Page:
         """Warnings of the sections about mistakes that make the scores of the page wrong."""
         return [str(alert) for section in self.sections for alert in section.figures.get("alerts", ())]
 
-    def _build_view(self, name: str, title: str, sections: tuple[Section, ...]) -> View:
-        pictures = [picture for section in sections for picture in find_instances(section.values, Picture)]
-        if name in ("layers", "filters"):
-            # Prefer a sheet of channels to the photo above it.
-            sheets = [picture for picture in pictures if picture.width > WIDE * picture.height]
-            pictures = sheets or pictures
-        return View(name, title, sections, add_thumbnail(self.album, pictures[0]) if pictures else None)
-
 
 def pair_sections(ids: Sequence[str]) -> frozenset[str]:
     """Selects the sections that are drawn in pairs: two of half width that follow each other.
@@ -178,6 +162,34 @@ def pair_sections(ids: Sequence[str]) -> frozenset[str]:
         if first in HALF_WIDTH and second in HALF_WIDTH and first not in paired:
             paired |= {first, second}
     return frozenset(paired)
+
+
+def arrange_views(sections: Sequence[Section], album: Album, required: Collection[str] = ()) -> list[View]:
+    """Groups sections in views, in the order of `VIEWS`.
+
+    Args:
+        sections: Sections of a page.
+        album: Album that receives the thumbnails of the views.
+        required: Names of views that a page has even without sections.
+    """
+    remaining = {section.id: section for section in sections}
+    views = []
+    for name, title, ids in VIEWS:
+        members = tuple(remaining.pop(section_id) for section_id in ids if section_id in remaining)
+        if members or name in required:
+            views.append(_build_view(album, name, title, members))
+    for section in remaining.values():
+        views.append(_build_view(album, section.id, section.title, (section,)))
+    return views
+
+
+def _build_view(album: Album, name: str, title: str, sections: tuple[Section, ...]) -> View:
+    pictures = [picture for section in sections for picture in find_instances(section.values, Picture)]
+    if name in ("layers", "filters"):
+        # Prefer a sheet of channels to the photo above it.
+        sheets = [picture for picture in pictures if picture.width > WIDE * picture.height]
+        pictures = sheets or pictures
+    return View(name, title, sections, add_thumbnail(album, pictures[0]) if pictures else None)
 
 
 def write(directory: Path, page: Page) -> None:

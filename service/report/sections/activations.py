@@ -64,7 +64,7 @@ def build_section(
             {
                 "picture": photos[n],
                 "row": example.row,
-                "truth": classes[example.truth],
+                "truth": None if example.truth is None else classes[example.truth],
                 "predicted": classes[example.predicted],
                 "probability": example.probability,
                 "layers": [

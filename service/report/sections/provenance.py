@@ -80,6 +80,11 @@ def draw_examples(examples: Sequence[ReportExample], provenance: Provenance) -> 
         provenance: Model and shard set they are recorded with in the manifest.
     """
     return [
-        draw_photo(example.pixels, "input", example.name.capitalize(), provenance.describe_example(example))
+        draw_photo(
+            example.pixels,
+            "input",
+            example.name[0].upper() + example.name[1:],
+            provenance.describe_example(example),
+        )
         for example in examples
     ]

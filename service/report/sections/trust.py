@@ -8,28 +8,30 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 from numpy.typing import NDArray
 
 from pipelines.records import Box
 from service.inference.classifier import Predictions
-from service.report.analysis.gradcam import BATCH, CamExtractor
+from service.report.analysis.gradcam import CamExtractor
 from service.report.analysis.images import Images
 from service.report.analysis.measures import (
     STEPS,
     PerturbationCurves,
-    compute_perturbation_curves,
-    randomize_weights,
     score_localization,
-    spearman,
 )
 from service.report.analysis.network import Network
+from service.report.analysis.sanity import (
+    compute_curves,
+    compute_maps,
+    compute_shuffled_maps,
+    correlate,
+    correlate_with_shuffled,
+)
 from service.report.drawing.formatting import percent
 from service.report.drawing.plots import Line, Plot
 from service.report.sections.section import Section
 from service.scores import bootstrap_interval, is_better_than_majority, majority_class_share
 
-RANDOMIZATIONS = 3  # sets of shuffled weights, whose correlations are averaged
 # Thresholds of the checks.
 SAME_WEIGHTS = 0.999  # at least: correlation of heatmaps computed twice
 SHUFFLED_WEIGHTS = 0.3  # below: absolute correlation with heatmaps of shuffled weights
@@ -129,11 +131,14 @@ def build_section(
 
     extractor = CamExtractor(network, [layer], ["signed"], classes=3)
     classes = np.stack([predicted, second, truth], axis=1)  # [N, 3]
-    maps = _compute_maps(extractor, pixels, classes)  # [N, 3, h, w]
-    checks = check_randomization(*_correlate_with_other_weights(extractor, pixels, classes, maps, seed), seed)
+    maps = compute_maps(extractor, pixels, classes)  # [N, 3, h, w]
+    again = compute_maps(extractor, pixels, classes)
+    shuffled = compute_shuffled_maps(extractor, pixels, classes, seed)
+    same = correlate(maps[:, 0], again[:, 0])
+    checks = check_randomization(same, correlate_with_shuffled(maps[:, 0], shuffled[:, :, 0]), seed)
     if not network.has_one_unit:  # a single logit has one heatmap; its negative is that of the other class
         checks.append(check_second_class(correlate(maps[:, 0], maps[:, 1]), seed))
-    by_map, by_chance = _compute_curves(network, pixels, predicted, maps[:, 0], seed)
+    by_map, by_chance = compute_curves(network, pixels, predicted, maps[:, 0], seed)
     checks += check_perturbations(by_map, by_chance, seed)
     boxes = images.read_bboxes(rows)
     with_box = [n for n, box in enumerate(boxes) if box is not None]
@@ -165,11 +170,6 @@ def build_section(
         "insertion": {"by_map": by_map.insertion.tolist(), "by_chance": by_chance.insertion.tolist()},
     }
     return Section("trust", "Heatmap sanity checks", values, figures)
-
-
-def correlate(maps: Floats, others: Floats) -> Floats:
-    """Computes the rank correlation of every heatmap of `[N, h, w]` with its counterpart, float64 `[N]`."""
-    return np.array([spearman(a, b) for a, b in zip(maps, others, strict=True)])
 
 
 def check_randomization(same: Floats, shuffled: Floats, seed: int) -> list[SanityCheck]:
@@ -322,46 +322,6 @@ def _build_check(
 
 def _describe_speed(is_faster: bool) -> str:
     return "faster" if is_faster else "no faster"
-
-
-def _compute_maps(extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns signed heatmaps `[N, M, h, w]` of the extractor's only layer."""
-    (maps,) = extractor(pixels, classes).maps.values()
-    return maps
-
-
-def _correlate_with_other_weights(
-    extractor: CamExtractor, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
-) -> tuple[Floats, Floats]:
-    """Correlates every heatmap with that of the same weights, and with those of shuffled weights on average.
-
-    Returns:
-        Correlations of the same and of shuffled weights, float64 `[N]` each.
-    """
-    correlations = []
-    for draw in range(RANDOMIZATIONS):
-        with randomize_weights(extractor.network.model, seed + draw):
-            shuffled = _compute_maps(extractor, pixels, classes)
-        correlations.append(correlate(maps[:, 0], shuffled[:, 0]))
-    again = _compute_maps(extractor, pixels, classes)
-    return correlate(maps[:, 0], again[:, 0]), np.mean(correlations, axis=0)
-
-
-def _compute_curves(
-    network: Network, pixels: np.ndarray, classes: np.ndarray, maps: np.ndarray, seed: int
-) -> tuple[PerturbationCurves, PerturbationCurves]:
-    """Computes the curves in the order of the heatmaps, and of random maps of the same size."""
-    graph = network.compile_graph(lambda x: tf.nn.softmax(network.run(x).logits))
-
-    def predict(images: np.ndarray) -> np.ndarray:
-        batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        return np.concatenate([graph(batch).numpy() for batch in batches])
-
-    images = pixels.astype(np.float32)
-    random_maps = np.random.default_rng(seed).normal(size=maps.shape).astype(np.float32)
-    by_map = compute_perturbation_curves(predict, images, classes, maps, seed)
-    by_chance = compute_perturbation_curves(predict, images, classes, random_maps, seed)
-    return by_map, by_chance
 
 
 def _plots(by_map: PerturbationCurves, by_chance: PerturbationCurves) -> list[Plot]:
