@@ -5,18 +5,21 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from chrome import Chrome
 from conftest import OPTIONS
-from page_checks import find_violations, inspect_pictures
+from page_checks import find_violations, inspect_pictures, list_views
+from shard_samples import encode_png
 
 from pipelines.spec import AugmentSpec, DataSpec
 from service.report.analysis.augmented import PreviewOptions
 from service.report.job import render_report
-from service.report.options import PageOptions
+from service.report.options import LookRequest, PageOptions
 from service.report.pages.comparison import render_comparison
 from service.report.pages.index import write_index
 from service.report.pages.leaderboard import Trial, rank_trials, write_leaderboard
+from service.report.pages.look import render_look
 from service.report.pages.preview import render_preview
 from service.report.pages.reproduction import Experiment, PublishedResult, write_reproduction
 from service.report.reported import ReportedRun
@@ -152,3 +155,46 @@ def test_a_single_file_requests_nothing_else(browser: Chrome, pages: dict[str, P
     browser.open(pages["single"], "#view-predictions")
     assert inspect_pictures(browser)["images"] >= 6
     assert {address.partition("#")[0] for address in browser.requests} == {pages["single"].as_uri()}
+
+
+@pytest.fixture(scope="module")
+def look(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of two of the user's images, and of one that cannot be decoded."""
+    folder = tmp_path_factory.mktemp("look")
+    for value in (60, 200):
+        pixels = np.full((8, 8), value, np.uint8)
+        pixels[2:5, 2:5] = 255 - value
+        (folder / f"value {value}.png").write_bytes(encode_png(pixels))
+    (folder / "<b>broken.png").write_bytes(b"none")
+    page = render_look(LookRequest(report.parent.parent, (str(folder),)), folder / "page").page
+    assert isinstance(page, Path)
+    return page
+
+
+@pytest.mark.parametrize(
+    ("width", "dark"), [(1280, False), (375, False), (1280, True)], ids=["desktop", "phone", "dark"]
+)
+def test_a_look_at_own_images(browser: Chrome, look: Path, width: int, dark: bool) -> None:
+    views = list_views(browser, look)
+    assert views == ["#view-image", "#view-layers", "#view-trust"]
+    for view in views:
+        browser.open(look, view, width, dark=dark)
+        browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        found = inspect_pictures(browser)
+        assert found["images"] > 0
+        assert (found["wrong"], found["overflow"]) == (0, 0), view
+        assert find_violations(browser) == [], view
+        assert browser.errors == []
+    assert "<b>broken.png" in browser.run("document.querySelector('header .warning').textContent")
+
+
+def test_the_selector_of_a_look_page_switches_maps_and_checks(browser: Chrome, look: Path) -> None:
+    for view in ("#view-image", "#view-trust"):
+        browser.open(look, view)
+        shown = f"""[...document.querySelectorAll('{view} .side-by-side figure:first-child')]
+          .filter((figure) => figure.offsetParent).map((figure) => figure.querySelector('img').alt)"""
+        before = browser.run(shown)
+        browser.run(f"document.querySelector('{view} [data-key=image]').focus()")
+        browser.press("ArrowRight")
+        assert set(before) == {"Image value 200.png"}
+        assert set(browser.run(shown)) == {"Image value 60.png"}
