@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import re
@@ -19,9 +18,11 @@ from typing import Protocol
 from pipelines.errors import DataError, GlassboxError
 from pipelines.open_file import OpenFile
 from pipelines.remote.disk import (
+    NO_SPACE,
     CacheFolder,
     Fetch,
     Outcome,
+    describe_full_disk,
     describe_lack,
     open_cache,
     report_folder_errors,
@@ -45,7 +46,6 @@ MAX_PAUSE_SECONDS = 30.0  # after failures of the store, while fetching ahead
 OWN_PATIENCE_SECONDS = 5.0  # that a thread waits where only this process can free space
 PATIENCE_SECONDS = 600.0  # that a thread waits for other processes to free space
 TWO_WINDOWS = "two windows of shards are in use at a time"
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
 class StoredObject(Protocol):
@@ -401,7 +401,7 @@ class _Pass:
             waited: Seconds since the first attempt.
 
         Raises:
-            ConfigError: The files that this process uses at the same time exceed the budget.
+            ConfigError: The files that this process uses at the same time exceed the budget, or the disk.
             DataError: Other processes have not freed space for a long time.
         """
         with self._condition:
@@ -409,6 +409,8 @@ class _Pass:
         # Another pass of this process may be about to free space, or may be waiting for this one.
         if waited > OWN_PATIENCE_SECONDS and all(user.pid == os.getpid() for user in outcome.blockers):
             needed = max(needed, outcome.needed)
+            if outcome.is_disk_full:
+                raise describe_full_disk(self._cache.folder)
         if needed > self._cache.budget.bytes:
             raise describe_lack(self._cache.budget, needed, "these files are in use at the same time")
         if waited > PATIENCE_SECONDS:

@@ -13,6 +13,7 @@ Processes agree through kernel locks, which are free as soon as their owner ends
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -33,10 +34,12 @@ from pipelines.remote.schedule import CachedFile, CacheEntry, choose_victims
 from pipelines.remote.uri import Uri
 from pipelines.storage import hash_json, write_atomically
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FOLDER = "shards"  # in the cache folder
 LOCATION = "location"
 FETCHED = "fetched.json"
 RESERVATION = "reservation.json"
+SPARE_BYTES = 65_536  # of the disk that fetches leave free, for the tables of users
 MAX_FETCHES = 8  # files of a host that are fetched ahead of use at a time
 FOLDER_FIX = "free space, change permissions, or set GLASSBOX_CACHE to another folder"
 
@@ -108,12 +111,14 @@ class Outcome:
         fetch: The fetch, if `reserved`.
         blockers: The users whose files take the space, if `full`.
         needed: Number of bytes of all files in use with the new one, if `full`.
+        is_disk_full: Whether the disk has no space although the budget has, if `full`.
     """
 
     state: Literal["complete", "fetching", "full", "busy", "reserved"]
     fetch: Fetch | None = None
     blockers: tuple[UserTable, ...] = ()
     needed: int = 0
+    is_disk_full: bool = False
 
 
 @dataclass(frozen=True)
@@ -196,16 +201,21 @@ class CacheFolder:
                 return Outcome("busy")
 
             cached = list(self._list_complete())
-            taken = sum(file.bytes for file in cached) + sum(fetches.values())
-            excess = taken + entry.bytes - self.budget.bytes
-            if excess > 0:
+            needed = entry.bytes + sum(fetches.values())
+            excess = sum(file.bytes for file in cached) + needed - self.budget.bytes
+            lack = needed - self._count_free()  # fetches in progress have not written all of their bytes
+            if excess > 0 or lack > 0:
                 users = list(self._list_users())
-                victims = _choose_victims(cached, users, excess, distance) if should_evict else None
+                required = max(excess, lack)
+                victims = _choose_victims(cached, users, required, distance) if should_evict else None
                 if victims is None:
                     in_use = {key for user in users for key in user.in_use} - {entry.key}
-                    needed = sum(file.bytes for file in cached if file.key in in_use) + entry.bytes
-                    blockers = tuple(user for user in users if user.in_use)
-                    return Outcome("full", blockers=blockers, needed=needed + sum(fetches.values()))
+                    return Outcome(
+                        "full",
+                        blockers=tuple(user for user in users if user.in_use),
+                        needed=needed + sum(file.bytes for file in cached if file.key in in_use),
+                        is_disk_full=excess <= 0,
+                    )
                 for victim in victims:
                     (self._sets / victim.key).unlink(missing_ok=True)
             return Outcome("reserved", self._start_fetch(entry))
@@ -213,16 +223,23 @@ class CacheFolder:
     def evict_for(self, needed: int) -> bool:
         """Evicts files that are not in use, `needed` bytes of them; returns whether there were enough."""
         with self._exclusive():
-            victims = _choose_victims(list(self._list_complete()), list(self._list_users()), needed, None)
-            for victim in victims or ():
-                (self._sets / victim.key).unlink(missing_ok=True)
-            return victims is not None
+            return self._evict(needed)
+
+    def _evict(self, needed: int) -> bool:
+        victims = _choose_victims(list(self._list_complete()), list(self._list_users()), needed, None)
+        for victim in victims or ():
+            (self._sets / victim.key).unlink(missing_ok=True)
+        return victims is not None
 
     def shrink(self) -> None:
-        """Evicts files that are not in use until the budget is kept, such as after it was lowered."""
-        excess = self.count_bytes() - self.budget.bytes
+        """Evicts files that are not in use until budget and disk suffice: either may have become smaller."""
+        excess = max(self.count_bytes() - self.budget.bytes, -self._count_free())
         if excess > 0:
             self.evict_for(excess)
+
+    def _count_free(self) -> int:
+        """Returns the bytes of the disk that may be taken; negative if fewer are left than are spared."""
+        return shutil.disk_usage(self.folder).free - SPARE_BYTES
 
     def complete(self, fetch: Fetch) -> None:
         """Moves a fetched, verified file to its place, and ends the fetch."""
@@ -483,7 +500,12 @@ class User:
         """
         self._table |= {"in_use": list(in_use), "next_use": dict(next_use)}
         with report_folder_errors(self._cache.folder), self._cache._exclusive():
-            self._write()
+            try:
+                self._write()
+            except OSError as error:
+                if error.errno not in NO_SPACE or not self._cache._evict(SPARE_BYTES):
+                    raise
+                self._write()
 
     def close(self) -> None:
         """Ends the pass: its files may be evicted.
@@ -523,8 +545,16 @@ def report_folder_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise ConfigError("a cache folder that can be written", f"{folder}: {reason}", FOLDER_FIX) from None
+        raise _describe_folder_error(folder, error.strerror or str(error)) from None
+
+
+def describe_full_disk(folder: Path) -> ConfigError:
+    """Returns the error for a disk that has no space for what is needed at the same time."""
+    return _describe_folder_error(folder, os.strerror(errno.ENOSPC))
+
+
+def _describe_folder_error(folder: Path, reason: str) -> ConfigError:
+    return ConfigError("a cache folder that can be written", f"{folder}: {reason}", FOLDER_FIX)
 
 
 def describe_lack(budget: Budget, needed: int, purpose: str) -> ConfigError:

@@ -59,6 +59,7 @@ UPLOAD_PARTS_AT_A_TIME = 8
 MAX_PARTS = 9_000
 LIST_CHUNK = 1_000
 # Types with which a browser shows objects that it opens from the store.
+LISTED = "listed "  # how tags begin that are made from a listing without generations
 CONTENT_TYPES = {
     ".css": "text/css",
     ".csv": "text/csv; charset=utf-8",
@@ -82,7 +83,9 @@ class ObjectInfo:
     Attributes:
         uri: Address of the object.
         size: Size in bytes.
-        etag: Tag of this version of the content, for `if_match`; empty where a web server has none.
+        etag: Tag of this version of the content, for `if_match`; empty where a web server has none. Listings
+            of Google Cloud Storage have no generations: their tags also tell versions apart, but no write
+            matches them.
         modified: Time of the last write, by the clock of the store.
     """
 
@@ -280,6 +283,10 @@ def write_bytes(uri: Uri, data: bytes, if_absent: bool = False, if_match: str | 
             return client.put(uri.key, data, attributes=attributes, use_multipart=False)
 
         return _read_tag(uri, _request(send, uri))
+    if if_match is not None and if_match.startswith(LISTED):
+        raise ConflictError(
+            f"an unchanged {uri}", f"tag={if_match} (of a listing)", "read the object before it is replaced"
+        )
     mode: Any = "create" if if_absent else {"version" if uri.scheme == "gs" else "e_tag": if_match}
     # The client must not repeat the request by itself: the second attempt would meet the first one's object.
     client = open_client(uri, retries=False)
@@ -428,6 +435,8 @@ def _choose_attributes(uri: Uri) -> dict[str, str]:
 def _read_tag(uri: Uri, meta: Any) -> str:
     """Returns what identifies a version for conditional writes: on GCS its generation, else its tag."""
     tag: str | None = meta["version"] if uri.scheme == "gs" else meta["e_tag"]
+    if not tag and uri.scheme == "gs" and "last_modified" in meta:
+        return f"{LISTED}{meta['e_tag'] or ''} {meta['last_modified'].isoformat()} {meta['size']}"
     if tag and uri.scheme == "az" and not tag.startswith('"'):
         return f'"{tag}"'  # Azure's listings leave out the quotes, which its responses and conditions have
     return tag or ""

@@ -21,6 +21,7 @@ sys.path[1:1] = [str(TESTS.parent), str(TESTS)]  # the packages, then the helper
 
 import fault_cases as cases  # noqa: E402 (after the path is set)
 import fault_nodes as nodes  # noqa: E402
+import fault_stores as stores  # noqa: E402
 from fault_lab import Lab, open_lab  # noqa: E402
 
 NamedCase = tuple[str, cases.Case]
@@ -55,6 +56,7 @@ def list_cases_on_two_cpus(kills: int, seed: int) -> list[NamedCase]:
         ("other", cases.damage_row),
         ("other", cases.diverge),
         ("other", cases.diverge_and_skip),
+        ("store", stores.kill_driver_of_store),
     ]
 
 
@@ -67,6 +69,9 @@ CASES_WITHOUT_CLUSTER: list[NamedCase] = [
     ("driver", partial(cases.kill_driver, workers=2)),
     ("disk", nodes.fill_disk),
     ("many", nodes.request_too_many_workers),
+    ("store", stores.kill_server),
+    ("store", stores.kill_fetcher),
+    ("store", stores.fill_cache_disk),
 ]
 
 
@@ -127,7 +132,7 @@ def main() -> int:
         "--only",
         nargs="+",
         metavar="NAME",
-        help="run only these: kill, stop, driver, other, busy, node, elastic, disk, many",
+        help="run only these: kill, stop, driver, other, busy, node, elastic, disk, many, store",
     )
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))  # leaves no cluster behind

@@ -1,7 +1,7 @@
 """Trainings that are killed, stopped and starved end like an undisturbed one, or in one sentence.
 
-The cases are in `fault_cases` and `fault_nodes`; `make fault-table` runs all of them and prints
-a table.
+The cases are in `fault_cases`, `fault_nodes` and `fault_stores`; `make fault-table` runs all of them and
+prints a table.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fault_cases as cases
 import fault_nodes as nodes
+import fault_stores as stores
 import pytest
 from fault_lab import Lab, open_lab
 
@@ -209,3 +210,25 @@ def test_a_lost_node(small_lab: Lab) -> None:
 @pytest.mark.slow
 def test_a_node_that_joins_and_is_lost(small_lab: Lab) -> None:
     assert nodes.add_and_lose_node(small_lab).difference < 1e-5
+
+
+@pytest.mark.slow
+def test_a_killed_server_and_its_restart(lab_without_cluster: Lab) -> None:
+    assert stores.kill_server(lab_without_cluster).difference == 0
+
+
+@pytest.mark.slow
+def test_a_killed_download(lab_without_cluster: Lab) -> None:
+    assert stores.kill_fetcher(lab_without_cluster).difference == 0
+
+
+@pytest.mark.slow
+def test_a_killed_driver_of_a_training_from_a_store(lab: Lab) -> None:
+    assert stores.kill_driver_of_store(lab).difference == 0
+
+
+@pytest.mark.slow
+def test_a_full_disk_of_the_cache(lab_without_cluster: Lab) -> None:
+    if subprocess.run([*nodes.UNSHARE, "true"], capture_output=True).returncode:
+        pytest.skip("needs permission to mount file systems")
+    assert stores.fill_cache_disk(lab_without_cluster).difference == 0

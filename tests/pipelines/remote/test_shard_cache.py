@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from fault_nodes import fill
 from object_site import ObjectSite, SiteFile
 
 from pipelines.errors import ConfigError, DataError
@@ -442,6 +443,22 @@ def test_a_full_disk_evicts_what_nobody_uses_and_then_is_an_error(site: ObjectSi
             read_files(cached, files)
         cached.close()
     assert "GLASSBOX_CACHE" in str(caught.value)
+
+
+def test_a_disk_smaller_than_the_budget_is_a_smaller_budget(site: ObjectSite, folder: Path) -> None:
+    files = site.add_files(16, SIZE)
+    windows = draw_windows(files, 2, epochs=4)
+    with mount_disk(folder.parent, f"size={8 * SIZE}"):
+        cached = open_set(site, GIGABYTE)
+        planned = cached.plan(windows)
+        assert read_pass(planned, windows) == compute_digest(site, windows)
+        planned.close()
+        fill(folder.parent / "filler")
+        assert read_files(cached, files[:1]) == site.objects[files[0].file]
+        cached.close()
+        fill(folder.parent / "another")
+        open_set(site, GIGABYTE)  # the tables of its users find space
+    assert sum(site.requests.values()) < 64
 
 
 def test_a_read_only_folder_is_an_error(site: ObjectSite, folder: Path) -> None:

@@ -293,7 +293,8 @@ def test_failures_are_explained(
     proxy: FaultProxy,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "0.1")
+    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "4")
+    monkeypatch.setattr("pipelines.remote.retry.FIRST_PAUSE_S", 10)  # too long for a second attempt
     for fails in (
         store.read_bytes,
         lambda uri: store.write_bytes(uri, b""),
