@@ -22,6 +22,8 @@ def decode(content: dict[str, Any]) -> dict[str, list[Any]]:
         planes = [data[at + byte * count : at + (byte + 1) * count] for byte in range(width)]
         table[name] = [int.from_bytes(bytes(plane[i] for plane in planes), "little") for i in range(count)]
         at += width * count
+    shifts = zip(table["truth"], table["shift"], strict=True)
+    table["class0"] = [(truth + shift) % content["classes"] for truth, shift in shifts]
     table["row"] = np.cumsum(table["gap"], dtype=int).tolist()
     if "prefix" in table:
         table["id"] = []
@@ -42,13 +44,15 @@ def tables(draw: st.DrawFn) -> GalleryTable:
     top = draw(st.integers(1, 3))
     rows = sorted(draw(st.sets(st.integers(0, 2**31), min_size=count, max_size=count)))
     generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    shares = generator.dirichlet(np.ones(4), count).cumsum(axis=1)[:, :top]
     name = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
     names = st.lists(name, min_size=count, max_size=count)
     return GalleryTable(
         rows=np.array(rows, np.int64),
         truths=generator.integers(0, classes, count),
+        classes=classes,
         top=generator.integers(0, classes, (count, top)),
-        probabilities=generator.integers(0, 10_001, (count, top)),
+        rests=np.rint((1 - shares) * 9_999).astype(np.int64),  # no predicted class has probability 0
         losses=generator.integers(0, 64_473, count),
         clusters=draw(st.sampled_from([None, generator.integers(-1, 20, count)])),
         ids=draw(st.one_of(st.none(), names)),
@@ -60,7 +64,7 @@ def list_columns(table: GalleryTable) -> dict[str, list[Any]]:
     columns = {"row": table.rows, "truth": table.truths, "loss": table.losses}
     for place in range(table.top.shape[1]):
         columns[f"class{place}"] = table.top[:, place]
-        columns[f"probability{place}"] = table.probabilities[:, place]
+        columns[f"rest{place}"] = table.rests[:, place]
     if table.clusters is not None:
         columns["cluster"] = table.clusters + 1
     values = {name: column.tolist() for name, column in columns.items()}

@@ -74,14 +74,22 @@ def open_gallery(browser: Chrome, page: Path, fragment: str = "#gallery", **wind
     browser.until("document.querySelector('.thumbnails button') && document.querySelector('dialog.inspect')")
 
 
+def round_confidence(subject: Subject) -> np.ndarray:
+    """Returns the probability of each predicted class to 0.01 %, as the page states it."""
+    rest = 1 - subject.predictions.probabilities.max(axis=1).astype(np.float64)
+    return (10_000 - np.rint(rest * 10_000)) / 10_000
+
+
 def list_rows(subject: Subject, **conditions: int) -> list[int]:
     """Lists the rows of a true and a predicted class by falling loss, as NumPy sorts them."""
     predictions = subject.predictions
-    steps = np.rint(-4000 * np.log(predictions.probabilities[np.arange(ROWS), predictions.labels]))
+    exact = -np.log(predictions.probabilities[np.arange(ROWS), predictions.labels].astype(np.float64))
+    is_correct = predictions.classes == predictions.labels
+    losses = np.where(is_correct, -np.log(round_confidence(subject)), np.rint(4_000 * exact) / 4_000)
     is_listed = np.ones(ROWS, bool)
     for name, label in conditions.items():
         is_listed &= (predictions.labels if name == "truth" else predictions.classes) == label
-    return [row for row in np.argsort(-steps, kind="stable").tolist() if is_listed[row]]
+    return [row for row in np.argsort(-losses, kind="stable").tolist() if is_listed[row]]
 
 
 def test_the_page_decodes_what_was_encoded(browser: Chrome, gallery: Path) -> None:
@@ -98,6 +106,14 @@ def test_the_page_decodes_what_was_encoded(browser: Chrome, gallery: Path) -> No
             )
         )
         expected = list_columns(table)
+        del expected["loss"]
+        shares = 1 - table.rests / 10_000
+        shares[:, 1:] -= shares[:, :-1].copy()
+        for place in range(shares.shape[1]):
+            np.testing.assert_allclose(decoded[f"probability{place}"], shares[:, place], atol=1e-12)
+        with np.errstate(divide="ignore"):
+            losses = np.where(table.truths == table.top[:, 0], -np.log(shares[:, 0]), table.losses / 4_000)
+        np.testing.assert_allclose(np.array(decoded["loss"], float), losses, atol=1e-9)
         if "cluster" in expected:
             expected["cluster"] = [cluster - 1 for cluster in expected["cluster"]]
         if "id" in expected:
@@ -144,7 +160,7 @@ def test_images_are_sorted(browser: Chrome, gallery: Path, subject: Subject, sor
     assert browser.run("location.hash") == f"#gallery:sort={sort}"
     shown = browser.run(SHOWN)
     predictions = subject.predictions
-    confidence = np.rint(predictions.probabilities.max(axis=1) * 10_000)
+    confidence = round_confidence(subject)
     keys = {
         "confidence": -confidence,
         "unsure": confidence,

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 MAX_CLUSTERS = 20
 MIN_CLUSTERS = 8
 MIN_CLUSTER_IMAGES = 8  # images per cluster, on average, below which there are fewer clusters
-FIT_IMAGES = 2000  # images that the centres are computed from
-MAX_FEATURES = 256  # above this number, features are projected
-PROJECTED_FEATURES = 128
+FIT_IMAGES = 1000  # images that the centres are computed from
+MAX_FEATURES = 64  # more features are projected to this number
 MAX_ITERATIONS = 50
 STARTS = 4  # first centres that are tried; the best result counts
 NO_CLUSTER = -1  # cluster of an image whose features are not known
@@ -38,9 +37,10 @@ def find_clusters(features: NDArray[np.float32], count: int, seed: int) -> NDArr
     if not len(features) or count < 1:
         return np.zeros(len(features), np.int64)
     generator = np.random.default_rng(seed)
-    points = features.reshape(len(features), -1).astype(np.float64)
+    points = features.reshape(len(features), -1)
     if points.shape[1] > MAX_FEATURES:
-        points = points @ generator.standard_normal((points.shape[1], PROJECTED_FEATURES))
+        points = points @ generator.standard_normal((points.shape[1], MAX_FEATURES), np.float32)
+    points = points.astype(np.float64)
     sample = points
     if len(points) > FIT_IMAGES:
         sample = points[np.sort(generator.choice(len(points), FIT_IMAGES, replace=False))]

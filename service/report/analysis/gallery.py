@@ -19,7 +19,8 @@ if TYPE_CHECKING:  # it loads Keras, which the table does not need
 
 PROBABILITY_STEPS = 10_000  # probabilities are rounded to 0.01 %
 LOSS_STEPS = 4_000  # losses are rounded to 0.00025 nats; the largest, -log(1e-7), still takes two bytes
-TOP = 3  # classes with a probability in the table
+# What the table holds, the most first: number of classes with a probability, and whether it has ids.
+DETAILS = ((3, True), (2, True), (2, False), (1, False))
 MAX_PREFIX = 255  # bytes that an id may share with the one before it
 
 
@@ -30,17 +31,22 @@ class GalleryTable:
     Attributes:
         rows: int64 `[N]`, row numbers of the images in their split.
         truths: int64 `[N]`, labels of the true classes.
+        classes: Number of classes.
         top: int64 `[N, T]`, labels of the most probable classes, the predicted one first.
-        probabilities: int64 `[N, T]`, their probabilities in steps of 1 / `PROBABILITY_STEPS`.
-        losses: int64 `[N]`, losses in steps of 1 / `LOSS_STEPS` nats.
+        rests: int64 `[N, T]`, what a class and the more probable ones leave of 1, in steps of
+            1 / `PROBABILITY_STEPS`: falling along each row. The probability of a class is the difference to
+            the class before.
+        losses: int64 `[N]`, losses in steps of 1 / `LOSS_STEPS` nats; 0 for a correct prediction, whose loss
+            follows from its probability.
         clusters: int64 `[N]`, clusters of the images, or `NO_CLUSTER`; None if there are none.
         ids: Names of the images in their source; None to leave them out.
     """
 
     rows: NDArray[np.int64]
     truths: NDArray[np.int64]
+    classes: int
     top: NDArray[np.int64]
-    probabilities: NDArray[np.int64]
+    rests: NDArray[np.int64]
     losses: NDArray[np.int64]
     clusters: NDArray[np.int64] | None = None
     ids: Sequence[str] | None = None
@@ -67,7 +73,7 @@ def fit_table(
     max_images: int,
     max_bytes: int,
 ) -> EncodedTable:
-    """Encodes as much as fits: first the ids are left out, then less probable classes, then images.
+    """Encodes as much as fits: less probable classes and ids are left out before images.
 
     Args:
         predictions: Predictions for the whole split.
@@ -80,8 +86,9 @@ def fit_table(
     while True:
         indices = select_images(predictions, count)
         ids = read_ids(predictions.rows[indices].tolist())
-        for top, known_ids in ((TOP, ids), (TOP, None), (1, None)):
-            content = encode_table(build_table(predictions, indices, clusters, known_ids, top))
+        for top, has_ids in DETAILS:
+            table = build_table(predictions, indices, clusters, ids if has_ids else None, top)
+            content = encode_table(table)
             if len(content["data"]) <= max_bytes:
                 return EncodedTable(indices, content)
         # The length is nearly proportional to the number of images.
@@ -123,7 +130,7 @@ def build_table(
     indices: NDArray[np.int64],
     clusters: NDArray[np.int64] | None,
     ids: Sequence[str] | None,
-    top: int = TOP,
+    top: int,
 ) -> GalleryTable:
     """Builds the table of some images.
 
@@ -137,12 +144,15 @@ def build_table(
     probabilities = predictions.probabilities[indices]
     truths = predictions.labels[indices]
     most_probable = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    sums = np.take_along_axis(probabilities, most_probable, axis=1).astype(np.float64).cumsum(axis=1)
+    is_correct = most_probable[:, 0] == truths
     return GalleryTable(
         rows=predictions.rows[indices],
         truths=truths.astype(np.int64),
+        classes=probabilities.shape[1],
         top=most_probable,
-        probabilities=_round(np.take_along_axis(probabilities, most_probable, axis=1), PROBABILITY_STEPS),
-        losses=_round(losses(probabilities, truths), LOSS_STEPS),
+        rests=np.maximum(_round(1 - sums, PROBABILITY_STEPS), 0),
+        losses=np.where(is_correct, 0, _round(losses(probabilities, truths), LOSS_STEPS)),
         clusters=None if clusters is None else clusters[indices],
         ids=ids,
     )
@@ -152,17 +162,21 @@ def encode_table(table: GalleryTable) -> dict[str, Any]:
     """Encodes a table as text: columns of unsigned integers, deflated, in base64.
 
     A column of values of two or four bytes is stored as the low bytes of all images, then their next bytes,
-    and so on, which compresses better. Rows are stored as differences to the row before, and ids as UTF-8
-    without the bytes that they share with the id before: numbers of shared and of other bytes are columns,
-    the other bytes of all ids follow the last column.
+    and so on, which compresses better. Rows are stored as differences to the row before, the predicted class
+    as its difference to the true one modulo the number of classes, and ids as UTF-8 without the bytes that
+    they share with the id before: numbers of shared and of other bytes are columns, the other bytes of all
+    ids follow the last column.
 
     Returns:
-        `count`, the number of images; `columns`, name and bytes per value of each; `data`, the text.
+        `count`, the number of images; `classes`, the number of classes; `columns`, name and bytes per value
+        of each; `data`, the text; `probability_steps` and `loss_steps`, the values that stand for 1.
     """
     columns = {"gap": np.diff(table.rows, prepend=0), "truth": table.truths}
+    columns["shift"] = (table.top[:, 0] - table.truths) % table.classes
     for place in range(table.top.shape[1]):
-        columns[f"class{place}"] = table.top[:, place]
-        columns[f"probability{place}"] = table.probabilities[:, place]
+        if place:
+            columns[f"class{place}"] = table.top[:, place]
+        columns[f"rest{place}"] = table.rests[:, place]
     columns["loss"] = table.losses
     if table.clusters is not None:
         columns["cluster"] = table.clusters - NO_CLUSTER  # 0 is no cluster
@@ -177,6 +191,9 @@ def encode_table(table: GalleryTable) -> dict[str, Any]:
     packed = zlib.compress(b"".join([*planes, text]), 9)
     return {
         "count": len(table.rows),
+        "classes": table.classes,
+        "probability_steps": PROBABILITY_STEPS,
+        "loss_steps": LOSS_STEPS,
         "columns": [[name, width] for name, width in widths.items()],
         "data": base64.b64encode(packed).decode(),
     }

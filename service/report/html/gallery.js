@@ -5,7 +5,7 @@ const CRISP_SIDE = 48; // images up to this size are enlarged by whole factors, 
 const FIELDS = ["sort", "correct", "truth", "predicted", "cluster"];
 
 // Decodes the table that service/report/analysis/gallery.py encodes: name of a column -> values of all images.
-async function decodeTable({ count, columns, data }) {
+async function decodeTable({ count, classes, columns, data, probability_steps: probabilitySteps, loss_steps: lossSteps }) {
   const packed = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
   const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
   const bytes = new Uint8Array(await new Response(stream).arrayBuffer()), table = {};
@@ -17,6 +17,14 @@ async function decodeTable({ count, columns, data }) {
     }
     table[name] = values;
   }
+  table.class0 = table.truth.map((truth, i) => (truth + table.shift[i]) % classes);
+  for (let place = 0, before = new Float64Array(count).fill(probabilitySteps); table[`rest${place}`]; place += 1) {
+    const rest = table[`rest${place}`], above = before;
+    table[`probability${place}`] = rest.map((steps, i) => (above[i] - steps) / probabilitySteps);
+    before = rest;
+  }
+  // The loss of a correct prediction follows from its probability.
+  table.loss = table.loss.map((steps, i) => (table.shift[i] ? steps / lossSteps : -Math.log(table.probability0[i])));
   let row = 0;
   table.row = table.gap.map((gap) => (row += gap));
   if (table.cluster) table.cluster = table.cluster.map((cluster) => cluster - 1); // -1 is no cluster
@@ -79,8 +87,8 @@ async function gallery(root) {
   }
 
   const isCorrect = (i) => table.truth[i] === table.class0[i];
-  const percent = (steps, digits = 1) => `${((steps / data.probabilitySteps) * 100).toFixed(digits)}%`;
-  const loss = (i) => (table.loss[i] / data.lossSteps).toFixed(3);
+  const percent = (share, digits = 1) => `${(share * 100).toFixed(digits)}%`;
+  const loss = (i) => Math.abs(table.loss[i]).toFixed(3);
   const mark = (i) => {
     const sign = make("span", { className: `mark ${isCorrect(i) ? "correct" : "incorrect"}`, textContent: isCorrect(i) ? "\u2713" : "\u2717" });
     sign.setAttribute("role", "img");
@@ -174,12 +182,17 @@ async function gallery(root) {
 
   function bars(i) {
     const list = make("dl", { className: "bars" });
-    for (let place = 0; table[`class${place}`]; place += 1) {
-      const probability = table[`probability${place}`][i], bar = make("span");
+    const add = (name, probability) => {
+      const bar = make("span");
       bar.style.width = percent(probability, 2);
-      list.append(make("dt", { textContent: names[table[`class${place}`][i]] }),
-        make("dd", {}, make("span", { className: "bar" }, bar)), make("dd", { textContent: percent(probability, 2) }));
+      list.append(make("dt", { textContent: name }), make("dd", {}, make("span", { className: "bar" }, bar)), make("dd", { textContent: percent(probability, 2) }));
+    };
+    let rest = 1, place = 0;
+    for (; table[`class${place}`]; place += 1) {
+      add(names[table[`class${place}`][i]], table[`probability${place}`][i]);
+      rest -= table[`probability${place}`][i];
     }
+    if (place < names.length) add("all other classes", Math.abs(rest));
     return list;
   }
 

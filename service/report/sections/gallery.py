@@ -11,15 +11,15 @@ from numpy.typing import NDArray
 
 from service.inference.classifier import Predictions
 from service.report.analysis.examples import ReportExample
-from service.report.analysis.gallery import LOSS_STEPS, PROBABILITY_STEPS, fit_table
+from service.report.analysis.gallery import fit_table
 from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.sprites import SHEET_IMAGES, SpriteSpec, choose_sprites
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
-# Largest length of the table in the page, a sixth of what its first view may load: 10,000 digits fit.
-MAX_TABLE_BYTES = 64_000
+# Largest length of the table in the page, a ninth of what its first view may load: 10,000 digits fit.
+MAX_TABLE_BYTES = 40_000
 LOOK_AT_RUN = "glassbox look RUN --rows {row}"
 LOOK_AT_MODEL = "glassbox look --model MODEL.keras --data SHARDS --rows {row}"
 
@@ -79,7 +79,6 @@ def build_section(
         "images": count,
         "shown": len(table.indices),
         "table": table.content,
-        "steps": {"probability": 1 / PROBABILITY_STEPS, "loss": 1 / LOSS_STEPS},
         "clustered": 0 if clusters is None else int((clusters >= 0).sum()),
         "clusters": [] if clusters is None else describe_clusters(predictions, clusters, classes),
     }
@@ -93,8 +92,6 @@ def build_section(
             **table.content,
             "layout": asdict(sprites.compute_layout()),
             "names": list(classes),
-            "probabilitySteps": PROBABILITY_STEPS,
-            "lossSteps": LOSS_STEPS,
             "examples": links.heatmaps,
             "command": links.command,
         },

@@ -24,8 +24,9 @@ def test_regular_rows_and_names_take_next_to_no_space() -> None:
     table = GalleryTable(
         rows=np.arange(count),
         truths=zeros,
+        classes=2,
         top=zeros[:, None],
-        probabilities=zeros[:, None],
+        rests=zeros[:, None],
         losses=zeros,
         ids=[f"validation/{row:06d}.png" for row in range(count)],
     )
@@ -35,5 +36,5 @@ def test_regular_rows_and_names_take_next_to_no_space() -> None:
 @pytest.mark.parametrize(("largest", "width"), [(255, 1), (256, 2), (65_535, 2), (65_536, 4)])
 def test_columns_are_as_wide_as_their_largest_value(largest: int, width: int) -> None:
     column = np.array([largest])
-    table = GalleryTable(np.array([0]), column, column[:, None], column[:, None], column)
+    table = GalleryTable(np.array([0]), column, largest + 1, column[:, None], column[:, None], column)
     assert dict(encode_table(table)["columns"])["truth"] == width

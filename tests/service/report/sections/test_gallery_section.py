@@ -7,7 +7,7 @@ import pytest
 from gallery_samples import decode
 
 from service.inference.classifier import Predictions
-from service.report.analysis.gallery import TOP, alternate_classes, build_table, fit_table, select_images
+from service.report.analysis.gallery import alternate_classes, build_table, fit_table, select_images
 from service.report.drawing.album import Album
 from service.report.drawing.sprites import SHEET_IMAGES
 from service.report.pages import page
@@ -73,37 +73,46 @@ def test_classes_alternate_and_keep_their_order() -> None:
 
 def test_the_table_holds_the_predictions() -> None:
     predictions = predict_randomly(60, 5)
-    indices = np.array([3, 17, 41])
+    indices = np.array([3, 17, 41, *np.flatnonzero(predictions.classes == predictions.labels)[-2:]])
     clusters = np.arange(60) % 7
-    table = build_table(predictions, indices, clusters, name_rows(indices))
+    table = build_table(predictions, indices, clusters, name_rows(indices), 3)
     for place, index in enumerate(indices):
         probabilities = predictions.probabilities[index]
         assert table.rows[place] == index
         assert table.truths[place] == predictions.labels[index]
         assert table.top[place, 0] == predictions.classes[index]
-        assert table.top[place].tolist() == np.argsort(-probabilities)[:TOP].tolist()
-        shares = table.probabilities[place] / 10_000
-        np.testing.assert_allclose(shares, np.sort(probabilities)[::-1][:TOP], atol=5.001e-5)
+        assert table.top[place].tolist() == np.argsort(-probabilities)[:3].tolist()
+        sums = 1 - table.rests[place] / 10_000
+        np.testing.assert_allclose(sums, np.cumsum(np.sort(probabilities)[::-1][:3]), atol=5.001e-5)
         loss = -np.log(probabilities[predictions.labels[index]])
-        assert table.losses[place] / 4_000 == pytest.approx(loss, abs=1.2501e-4)
-    assert table.clusters.tolist() == [3, 3, 6]
+        is_wrong = predictions.labels[index] != probabilities.argmax()
+        assert table.losses[place] / 4_000 == pytest.approx(loss * is_wrong, abs=1.2501e-4)
+    assert table.clusters[:3].tolist() == [3, 3, 6]
 
 
 def test_two_classes_have_two_probabilities() -> None:
-    assert build_table(predict_randomly(5, 2), np.arange(5), None, None).top.shape == (5, 2)
+    assert build_table(predict_randomly(5, 2), np.arange(5), None, None, 3).top.shape == (5, 2)
 
 
-@pytest.mark.parametrize("max_bytes", [13_000, 12_800, 9_000, 3_000])
-def test_less_is_left_out_first(max_bytes: int) -> None:
-    """Names before probabilities, and probabilities before images."""
+@pytest.mark.parametrize(
+    ("max_bytes", "top", "has_ids", "is_complete"),
+    [
+        (14_000, 3, True, True),
+        (11_000, 2, True, True),
+        (10_000, 2, False, True),
+        (7_000, 1, False, True),
+        (3_000, 3, True, False),
+    ],
+)
+def test_as_much_as_fits_is_encoded(max_bytes: int, top: int, has_ids: bool, is_complete: bool) -> None:
     predictions = predict_randomly(1000, 10)
     encoded = fit_table(predictions, None, name_rows, 1000, max_bytes)
     columns = dict(encoded.content["columns"])
-    assert len(encoded.content["data"]) <= max_bytes
-    assert ("prefix" in columns) == (max_bytes == 13_000)
-    assert ("class1" in columns) == (max_bytes >= 12_800)
-    assert (len(encoded.indices) == 1000) == (max_bytes > 3_000)
-    assert len(encoded.content["data"]) > 0.7 * max_bytes
+    assert 0.7 * max_bytes < len(encoded.content["data"]) <= max_bytes
+    assert (len(encoded.indices) == 1000) == is_complete
+    if is_complete:
+        assert sum(name.startswith("rest") for name in columns) == top
+        assert ("prefix" in columns) == has_ids
     assert decode(encoded.content)["row"] == encoded.indices.tolist()
 
 
