@@ -69,6 +69,11 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         metavar="FORMAT",
         help="format of feature-map sheets: auto, png, jpeg or webp (default: auto)",
     )
+    parser.add_argument(
+        "--embedding",
+        metavar="METHOD",
+        help="method of the map of the images: pca, or tsne, which needs scikit-learn (default: pca)",
+    )
     add_interpretation_options(parser)
     parser.add_argument(
         "--custom-objects",
@@ -163,7 +168,7 @@ def _read_options(options: argparse.Namespace) -> ReportOptions:
     from service.report.options import ReportOptions
 
     PredictOptions(options.scale, offset=options.offset, head=options.head)  # checks them together
-    names = ("scale", "offset", "head", "samples", "seed", "sheets")
+    names = ("scale", "offset", "head", "samples", "seed", "sheets", "embedding")
     settings = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in settings.items() if value is not None}
     if "samples" in given:

@@ -27,6 +27,7 @@ from service.report.sections import (
     curves,
     diagnosis,
     edges,
+    embedding,
     filters,
     gallery,
     health,
@@ -116,6 +117,13 @@ SECTIONS: dict[str, SectionBuilder] = {
         predictions=subject.predictions,
         classes=subject.classes,
         seed=subject.options.seed,
+    ),
+    "embedding": lambda subject, album: embedding.build_section(
+        predictions=subject.predictions,
+        features=subject.features,
+        embedding=subject.embedding,
+        classes=subject.classes,
+        split=subject.evaluation.split,
     ),
     "heatmaps": lambda subject, album: heatmaps.build_section(
         album,

@@ -31,6 +31,8 @@ class ReportOptions(Spec):
         sheets: Encoding of activation sheets; `auto` selects JPEG for large maps and PNG for small ones.
         patterns: Number of filters per layer in the filter patterns; 0 leaves the section out.
         trust_images: Number of images in the sanity checks of the heatmaps; 0 leaves the section out.
+        embedding: Method of the map of the images: `pca`, or `tsne`, which takes longer and needs the
+            extra `embedding` (scikit-learn).
         seed: Seed of noise, of random baselines and of every random choice of images.
         samples: Folder of images from outside the data set to predict; None leaves the section out.
         scale: Factor on the pixels before they enter the model; None infers it from the model.
@@ -47,6 +49,7 @@ class ReportOptions(Spec):
     sheets: Literal["auto", "png", "jpeg", "webp"] = "auto"
     patterns: Annotated[int, Field(ge=0)] = 16
     trust_images: Annotated[int, Field(ge=0)] = 64
+    embedding: Literal["pca", "tsne"] = "pca"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     samples: Path | None = None
     scale: Annotated[float, Field(gt=0)] | None = None

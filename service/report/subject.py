@@ -41,6 +41,7 @@ from service.inference.jobs import find_class_names, read_interpretation
 from service.inference.options import PredictOptions
 from service.report.analysis.calibration import ModelCalibration, assess_calibration
 from service.report.analysis.clusters import assign_clusters
+from service.report.analysis.embedding import Embedding, embed
 from service.report.analysis.examples import ReportExample, select_examples
 from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
 from service.report.analysis.images import Images, ShardImages
@@ -142,6 +143,11 @@ class Subject:
             len(self.classes),
             self.options.seed,
         )
+
+    @cached_property
+    def embedding(self) -> Embedding | None:
+        """Positions of the images with features in two dimensions; None for too few images."""
+        return embed(self.features.values, self.options.embedding, self.options.seed)
 
     @cached_property
     def _evaluated(self) -> tuple[Predictions, Features]:

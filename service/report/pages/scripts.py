@@ -23,6 +23,7 @@ PAGE_SCRIPTS = (
     "runs.js",
     "thresholds.js",
     "class_scores.js",
+    "embedding.js",
     "page.js",
     "gallery.js",
 )
