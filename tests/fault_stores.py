@@ -146,7 +146,10 @@ def kill_fetcher(lab: Lab) -> Outcome:
 
 
 def kill_driver_of_store(lab: Lab) -> Outcome:
-    """Kills the driver of two workers that train from the store, then resumes the run."""
+    """Kills the driver of two workers that train from the store, then resumes the run.
+
+    With its own Ray, whose workers have the credentials of the driver.
+    """
     with open_store(lab) as (store, shards):
         reference = lab.train_reference(2, "--data", shards, *SETTINGS)
         environment = store.get_environment(lab)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from pipelines.errors import DataError
 from pipelines.remote.files import resolve_location
 from pipelines.remote.store import stat
-from pipelines.remote.uri import Location, Uri
+from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.shards.manifest import FILE_NAME, load_manifest
 from pipelines.storage import hash_json
 from service.report.options import PageOptions, ReportOptions
@@ -22,6 +23,8 @@ def compute_fingerprint(
     shards: Location,
     options: ReportOptions,
     page_options: PageOptions,
+    mix: Iterable[str] = (),
+    inputs: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Computes the digests of a report's inputs: model, checkpoints, metrics, data and options.
 
@@ -30,6 +33,8 @@ def compute_fingerprint(
         shards: Path or URI of its shard set.
         options: Content of the report.
         page_options: Format of the page.
+        mix: Paths or URIs of the sets that the run was trained on, if it is a mix of several.
+        inputs: Content of `ReportedRun.hash_inputs`, if it has been read already.
 
     Raises:
         DataError: There is no shard set.
@@ -41,13 +46,16 @@ def compute_fingerprint(
     parameters = {"options": options.model_dump(mode="json"), "single_file": page_options.single_file}
     fingerprint = {
         "version": f"{VERSION} of {read_version()}",
-        **reported.hash_inputs(),
+        **(reported.hash_inputs() if inputs is None else inputs),
         "shards": hash_shards(shards),
         "parameters": hash_json(parameters),
     }
     if isinstance(reported.location, Uri):
         # With it, `is_up_to_date` need not read the configuration of a run in a store.
         fingerprint["data"] = str(shards)
+    mixed_sets = {name: hash_shards(parse_location(name)) for name in mix}
+    if mixed_sets:
+        fingerprint["mix"] = mixed_sets
     return fingerprint
 
 
@@ -90,8 +98,8 @@ def is_up_to_date(
         return False
 
 
-def find_published_shards(published: dict[str, Any]) -> Location:
-    """Returns the shard set that the report of a run in a store was made with.
+def find_published_shards(published: dict[str, Any]) -> tuple[Location, list[str]]:
+    """Returns the shard set that the report of a run in a store was made with, and the sets of its mix.
 
     Args:
         published: Summary of the report, see `ReportedRun.read_published`.
@@ -99,4 +107,5 @@ def find_published_shards(published: dict[str, Any]) -> Location:
     Raises:
         KeyError: The summary has no record of it.
     """
-    return resolve_location(published["made_of"]["data"])
+    made_of = published["made_of"]
+    return resolve_location(made_of["data"]), list(made_of.get("mix", ()))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.registry import Registry
-from pipelines.remote.uri import Location, Uri
+from pipelines.remote.uri import Location
 from service.devices import configure_devices
 from service.report.drawing.album import Album
 from service.report.fingerprint import compute_fingerprint
@@ -15,7 +15,7 @@ from service.report.options import PageOptions, ReportOptions
 from service.report.pages import page
 from service.report.pages.summary import summarize
 from service.report.publish import PAGE, publish, remove_unfinished
-from service.report.reported import ReportedRun, find_shards
+from service.report.reported import ReportedRun, find_mix, find_shards
 from service.report.sections import (
     activations,
     attention,
@@ -273,16 +273,15 @@ def render_reported_run(
     with reported.hold_lease() as lease:
         if isinstance(reported.report, Path):
             remove_unfinished(reported.report)
+        # Before anything is read that is shown: later changes of the inputs make the report outdated.
+        inputs = _hash_inputs(reported)
         run = reported.fetch()
-        run.check_has_model()
         shards = find_shards(run, shards)
+        mix = find_mix(run, shards)
+        fingerprint = compute_fingerprint(reported, shards, options, page_options, mix, inputs)
         manifest = read_manifest(shards, run)
         if is_own_data:
             run.check_data(str(shards), manifest.digest())
-        # Before anything else is read: later changes of the inputs make the report outdated.
-        fingerprint = compute_fingerprint(reported, shards, options, page_options)
-        if isinstance(reported.location, Uri):
-            run = reported.fetch()  # what has changed between the first copy and the fingerprint
         subject = open_run(run, shards, manifest, options)
 
         def publish_progress(done: int, total: int, name: str) -> None:
@@ -290,6 +289,19 @@ def render_reported_run(
             progress(done, total, name)
 
         return render(subject, reported.report, page_options, fingerprint, publish_progress)
+
+
+def _hash_inputs(reported: ReportedRun) -> dict[str, Any]:
+    """Returns what identifies the content of a run.
+
+    Raises:
+        ConfigError: There is no run, or it has no model yet.
+    """
+    try:
+        return reported.hash_inputs()
+    except FileNotFoundError:
+        reported.fetch().check_has_model()
+        raise
 
 
 def render_model_report(

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
 from pipelines.errors import ConfigError
+from pipelines.input.mixed_manifest import select_mix
 from pipelines.remote.lease import Lease, hold_lease
 from pipelines.remote.store import list_folder, stat
 from pipelines.remote.uri import Location, Uri, parse_location
@@ -105,9 +106,9 @@ class ReportedRun:
         """
         if isinstance(self.report, Uri):
             return stat(self.report / PAGE) is not None
-        files = {PAGE}
-        if not published["single_file"]:
-            files |= {picture["file"] for picture in published["pictures"]}
+        if published["single_file"]:
+            return (self.report / PAGE).is_file()
+        files = {PAGE, *(picture["file"] for picture in published["pictures"])}
         return files <= _list_files(self.report)
 
     @contextmanager
@@ -178,6 +179,16 @@ def find_shards(run: Run, override: Location | None = None) -> Location:
     """
     shards = str(override or run.config().get("shards") or "")
     return parse_location(shards)
+
+
+def find_mix(run: Run, shards: Location) -> list[str]:
+    """Returns the sets that a run was trained on if they are a mix of several, else nothing.
+
+    Args:
+        run: Run whose configuration names the sets.
+        shards: Shard set of the report; a mix belongs to the one that the configuration names.
+    """
+    return list(select_mix(run.config(), shards).mix or ())
 
 
 def find_home_link(name: str) -> str:

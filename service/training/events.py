@@ -59,7 +59,7 @@ def _write_scalars(writer: SummaryWriter, names: tuple[str, ...], metrics: dict[
 
 @contextmanager
 def _open_mlflow_run(config: RunConfig, run: Run) -> Iterator[WriteEpoch]:
-    """Yields a function that logs to the MLflow run with the tag of this run directory, old or new."""
+    """Yields a function that logs to the MLflow run with the tag of this run's location, old or new."""
     try:
         import mlflow
     except ImportError:
@@ -70,11 +70,12 @@ def _open_mlflow_run(config: RunConfig, run: Run) -> Iterator[WriteEpoch]:
         ) from None
     client = mlflow.MlflowClient()
     experiment = mlflow.set_experiment("glassbox").experiment_id
-    existing = client.search_runs([experiment], f"tags.glassbox_run = '{run.path}'", max_results=1)
+    location = find_location(run)
+    existing = client.search_runs([experiment], f"tags.glassbox_run = '{location}'", max_results=1)
     if existing:
         run_id = existing[0].info.run_id
     else:
-        tags = {"glassbox_run": str(run.path)}
+        tags = {"glassbox_run": location}
         run_id = client.create_run(experiment, tags=tags, run_name=run.path.name).info.run_id
         for name, value in _flatten(config.model_dump(mode="json")):
             client.log_param(run_id, name, value)
@@ -89,6 +90,11 @@ def _open_mlflow_run(config: RunConfig, run: Run) -> Iterator[WriteEpoch]:
         client.set_terminated(run_id, "FAILED")
         raise
     client.set_terminated(run_id, "FINISHED")
+
+
+def find_location(run: Run) -> str:
+    """Returns where others find a run: its address if it is on a store, else its directory."""
+    return str(run.status().get("mirror", {}).get("uri") or run.path)
 
 
 def _flatten(settings: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -56,7 +56,6 @@ def list_cases_on_two_cpus(kills: int, seed: int) -> list[NamedCase]:
         ("other", cases.damage_row),
         ("other", cases.diverge),
         ("other", cases.diverge_and_skip),
-        ("store", stores.kill_driver_of_store),
     ]
 
 
@@ -71,6 +70,7 @@ CASES_WITHOUT_CLUSTER: list[NamedCase] = [
     ("many", nodes.request_too_many_workers),
     ("store", stores.kill_server),
     ("store", stores.kill_fetcher),
+    ("store", stores.kill_driver_of_store),
     ("store", stores.fill_cache_disk),
 ]
 

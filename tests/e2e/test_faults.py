@@ -223,8 +223,8 @@ def test_a_killed_download(lab_without_cluster: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_a_killed_driver_of_a_training_from_a_store(lab: Lab) -> None:
-    assert stores.kill_driver_of_store(lab).difference == 0
+def test_a_killed_driver_of_a_training_from_a_store(lab_without_cluster: Lab) -> None:
+    assert stores.kill_driver_of_store(lab_without_cluster).difference == 0
 
 
 @pytest.mark.slow

@@ -198,6 +198,30 @@ def test_half_of_the_set_fits_and_eviction_is_by_next_use(site: ObjectSite, fold
     assert planned.metrics().hit_rate == 1 - fetches / 64
 
 
+def test_validation_shards_stay_while_there_is_space_for_them(site: ObjectSite, folder: Path) -> None:
+    """Fetched again, they would only replace shards of the training that would be fetched again instead."""
+    files = site.add_files(15, SIZE)
+    train = draw_windows(files[:12], 2, epochs=4)
+    validation = [[file] for file in files[12:]] * 4
+    cached = open_set(site, (4 + 3 + 1) * SIZE)
+    planned = cached.plan(train)
+    evaluated = cached.plan(validation)
+    digests = []
+    for epoch in range(4):
+        for number in range(6 * epoch, 6 * epoch + 6):
+            digests.append(read_files(planned, train[number]))
+            planned.advance(number + 1)
+        for number in range(3 * epoch, 3 * epoch + 3):
+            digests.append(read_files(evaluated, validation[number]))
+            evaluated.advance(number + 1)
+    windows = [
+        window for epoch in range(4) for window in train[6 * epoch :][:6] + validation[3 * epoch :][:3]
+    ]
+    expected = [b"".join(site.objects[file.file] for file in window) for window in windows]
+    assert digests == expected
+    assert [site.requests[file.file] for file in files[12:]] == [1, 1, 1]
+
+
 def test_windows_that_overlap_count_what_is_new_in_them(site: ObjectSite, folder: Path) -> None:
     files = site.add_files(3, SIZE)
     lanes = [files[:2], [files[0], files[2]]]  # one lane begins a window, the other continues with its own

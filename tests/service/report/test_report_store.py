@@ -57,8 +57,11 @@ def test_a_report_is_published_in_another_bucket_and_redone_only_after_a_change(
     assert isinstance(run.report, Uri)
     assert str(run.report) == f"{bucket}-reports/good/report"
     assert find_state(run) == ""
+    proxy.requests.clear()
     page = render_reported_run(run, options=SMALL, page_options=PageOptions(home=find_home_link(run.name)))
     assert page == run.report / "index.html"
+    for name in ("config.yaml", "metrics.jsonl", "status.json", "model.keras"):
+        assert proxy.count_requests("GET", f"*/good/{name}") == 1
     html = store.read_bytes(page).decode()
     assert "../../index.html" in html
     names = {info.uri.relative_to(run.report): info.size for info in store.list_objects(run.report)}
@@ -93,6 +96,15 @@ def test_a_report_is_published_in_another_bucket_and_redone_only_after_a_change(
     assert find_state(run) == ""
     bucket.put("runs/good/status.json", b'{"state": "training"}')
     assert find_state(run) == NOT_FINISHED
+
+
+def test_a_run_without_a_model_or_a_configuration_is_named(run: ReportedRun, bucket: Bucket) -> None:
+    bucket.delete("runs/good/model.keras")
+    with pytest.raises(ConfigError, match="model"):
+        render_reported_run(run, options=SMALL)
+    bucket.delete("runs/good/config.yaml")
+    with pytest.raises(ConfigError, match=r"config\.yaml"):
+        render_reported_run(run, options=SMALL)
 
 
 def test_two_jobs_do_not_render_the_same_report(run: ReportedRun) -> None:

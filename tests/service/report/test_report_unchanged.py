@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,10 @@ import pytest
 from shard_samples import make_record, write_shards
 
 from service.report.batch import UP_TO_DATE, examine_all, report_all
-from service.report.fingerprint import compute_fingerprint
+from service.report.fingerprint import compute_fingerprint, find_published_shards
 from service.report.options import PageOptions, ReportOptions
 from service.report.publish import KIND
-from service.report.reported import find_reported_runs
+from service.report.reported import find_mix, find_reported_runs, find_shards
 from service.runs import Run
 
 JOB = """
@@ -90,6 +91,35 @@ def test_a_model_of_the_same_size_and_time_is_noticed(runs: Path) -> None:
     model.write_bytes(b"SECOND")
     os.utime(model, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert find_due(runs) == ["second"]
+
+
+def test_a_change_of_any_set_of_a_mix_is_noticed(runs: Path, tmp_path: Path) -> None:
+    record = make_record(np.zeros((4, 4, 3), np.uint8), 0, "one")
+    other = write_shards(tmp_path / "other", ("a", "b"), {"train": [record]})
+    run = Run(runs / "first")
+    shards = find_shards(run)
+    mix = {str(shards): 0.5, str(other): 0.5}
+    config = json.dumps({"preset": "tiny", "shards": str(shards), "data": {"mix": mix}})
+    run.config_path.write_text(config)
+    assert find_due(runs) == ["first"]
+    manifest_path = run.report / "manifest.json"
+    manifest = json.loads(manifest_path.read_text())
+    manifest["made_of"] = compute_fingerprint(
+        run, shards, ReportOptions(), PageOptions(), find_mix(run, shards)
+    )
+    manifest_path.write_text(json.dumps(manifest))
+    assert find_due(runs) == []
+
+    shutil.rmtree(other)
+    write_shards(tmp_path / "other", ("a", "b"), {"train": [record, record]})
+    assert find_due(runs) == ["first"]
+
+
+def test_the_sets_of_a_mix_are_found_without_the_configuration() -> None:
+    made_of = {"data": "s3://b/set", "mix": {"s3://b/set": "tag", "s3://b/other": "another"}}
+    shards, mix = find_published_shards({"made_of": made_of})
+    assert (str(shards), mix) == ("s3://b/set", ["s3://b/set", "s3://b/other"])
+    assert find_published_shards({"made_of": {"data": "s3://b/set"}})[1] == []
 
 
 def find_due(runs: Path) -> list[str]:

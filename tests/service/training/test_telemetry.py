@@ -15,7 +15,7 @@ from pipelines.errors import ConfigError
 from service.config import RunConfig
 from service.runs import Run
 from service.training import loop, meter
-from service.training.events import TRACKING_URI, open_epoch_log
+from service.training.events import TRACKING_URI, find_location, open_epoch_log
 from service.training.strategy import SINGLE_WORKER
 from service.training.telemetry import GAUGES, ROWS_LOG, RowLog, align_to_profile, profile_once
 
@@ -140,12 +140,19 @@ def test_mlflow_without_its_package_is_an_error(run: Run, monkeypatch: pytest.Mo
         pass
 
 
+def test_the_location_of_a_run_is_its_address_on_a_store(run: Run) -> None:
+    assert find_location(run) == str(run.path)
+    run.update_status(mirror={"uri": "s3://bucket/runs/first", "state": "mirrored"})
+    assert find_location(run) == "s3://bucket/runs/first"
+
+
 def test_mlflow_has_a_single_run_for_one_that_was_resumed(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mlflow = pytest.importorskip("mlflow", reason="MLflow is not installed")
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a store that needs no server
     monkeypatch.setenv(TRACKING_URI, f"file:{tmp_path}/mlruns")
+    run.update_status(mirror={"uri": "s3://bucket/runs/first", "state": "mirrored"})
     for epoch in (1, 2):
         with open_epoch_log(CONFIG, run, has_validation=False) as log:
             log(METRICS | {"epoch": epoch, "loss": 1 / epoch})
@@ -156,3 +163,4 @@ def test_mlflow_has_a_single_run_for_one_that_was_resumed(
     assert [(metric.step, metric.value) for metric in history] == [(1, 1.0), (2, 0.5)]
     assert logged.data.params["optimizer.name"] == "adam"
     assert logged.info.status == "FINISHED"
+    assert logged.data.tags["glassbox_run"] == "s3://bucket/runs/first"
