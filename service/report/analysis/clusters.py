@@ -37,10 +37,10 @@ def find_clusters(features: NDArray[np.float32], count: int, seed: int) -> NDArr
     if not len(features) or count < 1:
         return np.zeros(len(features), np.int64)
     generator = np.random.default_rng(seed)
-    points = features.reshape(len(features), -1)
-    if points.shape[1] > MAX_FEATURES:
-        points = points @ generator.standard_normal((points.shape[1], MAX_FEATURES), np.float32)
-    points = points.astype(np.float64)
+    reduced = features.reshape(len(features), -1)
+    if reduced.shape[1] > MAX_FEATURES:
+        reduced = reduced @ generator.standard_normal((reduced.shape[1], MAX_FEATURES), np.float32)
+    points = reduced.astype(np.float64)
     sample = points
     if len(points) > FIT_IMAGES:
         sample = points[np.sort(generator.choice(len(points), FIT_IMAGES, replace=False))]

@@ -21,7 +21,6 @@ PROBABILITY_STEPS = 10_000  # probabilities are rounded to 0.01 %
 LOSS_STEPS = 4_000  # losses are rounded to 0.00025 nats; the largest, -log(1e-7), still takes two bytes
 # What the table holds, the most first: number of classes with a probability, and whether it has ids.
 DETAILS = ((3, True), (2, True), (2, False), (1, False))
-MAX_PREFIX = 255  # bytes that an id may share with the one before it
 
 
 @dataclass(frozen=True)
@@ -221,7 +220,7 @@ def _split_prefixes(ids: Sequence[str]) -> tuple[list[int], list[bytes]]:
     previous = b""
     for name in ids:
         encoded = name.encode(errors="replace")
-        shared = _count_shared(previous[:MAX_PREFIX], encoded)
+        shared = _count_shared(previous, encoded)
         prefixes.append(shared)
         suffixes.append(encoded[shared:])
         previous = encoded

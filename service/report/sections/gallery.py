@@ -21,7 +21,7 @@ from service.report.sections.section import Section
 # Largest length of the table in the page, a ninth of what its first view may load: 10,000 digits fit.
 MAX_TABLE_BYTES = 40_000
 LOOK_AT_RUN = "glassbox look RUN --rows {row}"
-LOOK_AT_MODEL = "glassbox look --model MODEL.keras --data SHARDS --rows {row}"
+LOOK_AT_MODEL = "glassbox look MODEL.keras --data SHARDS --rows {row}"
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ def test_separate_groups_are_found_and_numbered_by_size(features: int, seed: int
 
 def test_centres_are_the_means_of_their_clusters() -> None:
     """A fixed point of k-means: every point is nearest to the mean of its own cluster."""
-    points = np.random.default_rng(3).normal(size=(400, 5)).astype(np.float32)
+    points = np.random.default_rng(3).normal(3, 1, size=(100, 5)).astype(np.float32)
     clusters = find_clusters(points, 6, 0)
     means = np.stack([points[clusters == k].mean(axis=0) for k in range(6)])
     distances = np.linalg.norm(points[:, None] - means, axis=2)
