@@ -17,6 +17,7 @@ from service.report.pages.summary import summarize
 from service.report.publish import PAGE, publish, remove_unfinished
 from service.report.reported import ReportedRun, find_mix, find_shards
 from service.report.sections import (
+    ablation,
     activations,
     attention,
     augmentation,
@@ -42,6 +43,8 @@ from service.report.sections import (
     trust,
     weights,
 )
+from service.report.sections.channel_crops import CropPictures
+from service.report.sections.filter_cards import FilterCards
 from service.report.sections.section import Section
 from service.report.subject import (
     Subject,
@@ -161,8 +164,17 @@ SECTIONS: dict[str, SectionBuilder] = {
         subject.provenance,
         network=subject.network,
         forward_pass=subject.forward_pass,
+        cards=_open_filter_cards(subject, album),
         count=subject.options.patterns,
         seed=subject.options.seed,
+    ),
+    "ablation": lambda subject, album: ablation.build_section(
+        album,
+        subject.provenance,
+        ablation=subject.ablation,
+        network=subject.network,
+        crops=_open_crops(subject, album),
+        classes=subject.classes,
     ),
     "weights": lambda subject, album: weights.build_section(
         album,
@@ -216,6 +228,31 @@ SECTIONS: dict[str, SectionBuilder] = {
         kept=subject.image_count,
     ),
 }
+
+
+def _open_crops(subject: Subject, album: Album) -> CropPictures:
+    return CropPictures(
+        album,
+        subject.provenance,
+        images=subject.evaluation,
+        scan=subject.scan,
+        fields=subject.receptive_fields,
+        shape=subject.network.shape[:2],
+    )
+
+
+def _open_filter_cards(subject: Subject, album: Album) -> FilterCards:
+    return FilterCards(
+        album,
+        subject.provenance,
+        network=subject.network,
+        crops=_open_crops(subject, album),
+        fields=subject.receptive_fields,
+        colours=subject.colours,
+        count=subject.options.filters,
+        seed=subject.options.seed,
+    )
+
 
 # Sections from outside this package by name: of installed packages through their entry points, of other code
 # through `@MORE_SECTIONS.register(name)`. They follow the sections above.

@@ -29,7 +29,11 @@ class ReportOptions(Spec):
         heatmap_layers: Number of layers that heatmaps are computed for: the last feature map, and others
             spread over the depth.
         sheets: Encoding of activation sheets; `auto` selects JPEG for large maps and PNG for small ones.
-        patterns: Number of filters per layer in the filter patterns; 0 leaves the section out.
+        patterns: Number of filters per layer in the filter patterns; 0 leaves them, crops and ablation out.
+        filters: Number of filters per layer that are shown in detail: pattern in the Fourier basis, strongest
+            crops, kernel; at most `patterns`.
+        scanned_images: Largest number of images of the evaluated split, spread evenly, that are searched for
+            the strongest crops, and that the ablation is measured on; 0 leaves both out.
         trust_images: Number of images in the sanity checks of the heatmaps; 0 leaves the section out.
         embedding: Method of the map of the images: `pca`, or `tsne`, which takes longer and needs the
             extra `embedding` (scikit-learn).
@@ -48,6 +52,8 @@ class ReportOptions(Spec):
     heatmap_layers: Positive = 3
     sheets: Literal["auto", "png", "jpeg", "webp"] = "auto"
     patterns: Annotated[int, Field(ge=0)] = 16
+    filters: Annotated[int, Field(ge=0)] = 8
+    scanned_images: Annotated[int, Field(ge=0)] = 2000
     trust_images: Annotated[int, Field(ge=0)] = 64
     embedding: Literal["pca", "tsne"] = "pca"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

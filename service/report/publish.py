@@ -26,7 +26,7 @@ SUMMARY_FIGURES = {"summary": None, "curves": ("epochs",)}  # figures in the sum
 PICTURES = "pictures"  # folder of files whose names contain a digest of their content
 UPLOADS_AT_A_TIME = 16
 KIND = "glassbox report"
-VERSION = 6  # version of the page and its manifest; reports of another version are rendered again
+VERSION = 7  # version of the page and its manifest; reports of another version are rendered again
 
 
 def read_page_manifest(directory: Path) -> dict[str, Any]:

@@ -39,19 +39,31 @@ from service.inference.inspection import interpret_model
 from service.inference.interpretation import Interpretation
 from service.inference.jobs import find_class_names, read_interpretation
 from service.inference.options import PredictOptions
+from service.report.analysis.ablation import (
+    Ablation,
+    Head,
+    compute_ablation,
+    count_stored_images,
+    find_head,
+)
 from service.report.analysis.calibration import ModelCalibration, assess_calibration
 from service.report.analysis.clusters import assign_clusters
 from service.report.analysis.embedding import Embedding, embed
 from service.report.analysis.examples import ReportExample, select_examples
 from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
+from service.report.analysis.fourier_patterns import measure_colours
 from service.report.analysis.images import Images, ShardImages
 from service.report.analysis.network import Network
+from service.report.analysis.patterns import choose_pattern_layers
+from service.report.analysis.receptive_field import ReceptiveField, compute_receptive_fields
 from service.report.analysis.run_facts import RunFacts, collect_model_facts, collect_run_facts
+from service.report.analysis.top_crops import Scan, scan_images, select_rows
 from service.report.options import ReportOptions
 from service.report.sections.provenance import Provenance
 from service.runs import Run
 
 LABEL_ISSUES = 12  # largest number of label issues shown
+COLOUR_IMAGES = 64  # images whose colours are measured for the patterns of filters
 MAX_HEALTH_IMAGES = 50_000  # images whose health is checked for a report: about 20 seconds
 
 
@@ -215,6 +227,43 @@ class Subject:
         """Logits, heatmaps and layer outputs of the examples."""
         layers = choose_heatmap_layers(self.network, self.options.heatmap_layers)
         return forward(self.network, self.examples, layers)
+
+    @cached_property
+    def receptive_fields(self) -> dict[str, ReceptiveField]:
+        """The receptive fields of all feature maps, by name of the layer."""
+        return compute_receptive_fields(self.network)
+
+    @cached_property
+    def colours(self) -> np.ndarray:
+        """The axes along which the colours of the evaluated images vary, see `measure_colours`."""
+        return measure_colours(self.evaluation.read(select_rows(self.evaluation, COLOUR_IMAGES).tolist()))
+
+    @cached_property
+    def head(self) -> Head | None:
+        """The layers after the last feature map; None for a network without one."""
+        return find_head(self.network)
+
+    @cached_property
+    def scan(self) -> Scan | None:
+        """Strongest positions of the shown filters in the evaluated split, and what enters the head."""
+        rows = select_rows(self.evaluation, self.options.scanned_images)
+        layers = choose_pattern_layers(self.network)
+        if not self.options.patterns or not len(rows) or not layers or self.head is None:
+            return None
+        channels = {layer.name: min(self.options.patterns, layer.shape[2]) for layer in layers}
+        channels[self.head.layer.name] = self.head.layer.shape[2]
+        limit = count_stored_images(self.network, self.head)
+        return scan_images(self.network, self.evaluation, rows, channels, self.head.stored, limit)
+
+    @cached_property
+    def ablation(self) -> Ablation | None:
+        """Accuracy without each channel of the last feature map; None where that is not defined."""
+        if self.scan is None or self.head is None or self.scan.features is None:
+            return None
+        rows = self.scan.feature_rows
+        probabilities = self.predictions.probabilities[np.searchsorted(self.predictions.rows, rows)]
+        labels = self.evaluation.labels[rows]
+        return compute_ablation(self.network, self.head, self.scan.features, labels, probabilities)
 
 
 def open_run(run: Run, shards: Location, manifest: Manifest, options: ReportOptions) -> Subject:

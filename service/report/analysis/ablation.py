@@ -6,7 +6,8 @@ feature map run once; only those after it, the head, run for every channel.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from service.report.analysis.network import PASS_THROUGH_KINDS, LayerInfo, Network
+from service.report.analysis.operation_graph import Node, count_positions, trace_graph
 
 # Layers that compute each channel from the same channel alone.
 CHANNELWISE_KINDS = PASS_THROUGH_KINDS | {
@@ -31,7 +33,8 @@ CHANNELWISE_KINDS = PASS_THROUGH_KINDS | {
 BUDGET = 2e11
 FEWEST_CHANNELS = 64  # ablated at least, unless the layer has fewer
 FEWEST_IMAGES = 32
-MAX_VALUES = 1 << 23  # numbers computed at a time
+MAX_VALUES = 1 << 23  # largest number of outputs of an operation that are computed at a time
+BATCH = 64  # images that run at a time
 MAX_STORED = 1 << 25  # numbers of all stored features
 TOLERANCE = 1e-2  # by which probabilities of the head may differ from those of the whole network
 
@@ -46,16 +49,18 @@ class Head:
         layer: The feature map, of C channels.
         stored: Name of the operation whose output the head starts from: the feature map, or the last value
             before the first weights.
-        first: Name of the operation with these weights, if every operation between it and the feature map
+        first: The operation with these weights, if every operation between it and the feature map
             computes each channel by itself; the effect of a channel on it is then one product. Otherwise
             None.
         cost: Multiply-adds of the head for one image.
+        width: Largest number of outputs of its operations for one image.
     """
 
     layer: LayerInfo
     stored: str
-    first: str | None
+    first: Node | None
     cost: float
+    width: int
 
 
 @dataclass(frozen=True)
@@ -91,38 +96,45 @@ def find_head(network: Network) -> Head | None:
     layer = network.last_feature_map
     if layer is None:
         return None
-    trace = network.symbolic_trace
-    order = list(trace.operations)
-    after = order[order.index(layer.name) + 1 :]
-    cost = sum(_count_multiply_adds(trace.operations[name], trace.outputs[name]) for name in after)
+    nodes = trace_graph(network)
+    after = nodes[[node.name for node in nodes].index(layer.name) + 1 :]
+    cost = sum(_count_multiply_adds(node) for node in after)
     current = layer.name
-    for name in after:
-        if layer.has_tokens or trace.inputs[name] is not trace.outputs[current]:
+    for number, node in enumerate(after):
+        if layer.has_tokens or node.sources != (current,):
             break
-        if type(trace.operations[name]).__name__ in CHANNELWISE_KINDS:
-            current = name
+        if node.kind in CHANNELWISE_KINDS:
+            current = node.name
             continue
-        if _get_matrix(trace.operations[name], trace.outputs[current]) is not None:
-            return Head(layer, current, name, cost)
+        if _get_matrix(node) is not None:
+            saved = _count_multiply_adds(node) * (
+                1 - 1 / layer.shape[2]
+            )  # a channel sees only its own weights
+            return Head(layer, current, node, cost - saved, _find_width(after[number:]))
         break
-    return Head(layer, layer.name, None, cost)
+    width = max(math.prod(layer.shape), _find_width(after))
+    return Head(layer, layer.name, None, cost, width)
 
 
-def _count_multiply_adds(operation: Any, output: Any) -> float:
+def _count_multiply_adds(node: Node) -> float:
     """Estimates the multiply-adds of an operation: its weights, for every position of its output."""
-    positions = np.prod(tuple(getattr(output, "shape", ()))[1:-1])
-    weights = sum(np.prod(weight.shape) for weight in getattr(operation, "weights", ()))
-    return float(positions * weights)
+    weights = sum(math.prod(weight.shape) for weight in getattr(node.operation, "weights", ()))
+    return count_positions(node.shape) * weights
 
 
-def _get_matrix(operation: Any, inputs: Any) -> Any:
+def _find_width(nodes: Sequence[Node]) -> int:
+    """Finds the largest number of outputs of an operation."""
+    return max(math.prod(node.shape) for node in nodes)
+
+
+def _get_matrix(node: Node) -> Any:
     """Returns the kernel `[inputs, units]` of a dense layer or of a convolution of one pixel, else None."""
-    kind = type(operation).__name__
-    if kind == "Dense" and len(inputs.shape) == 2:
-        return operation.kernel
-    is_single = kind == "Conv2D" and tuple(inputs.shape[1:3]) == tuple(operation.kernel_size) == (1, 1)
-    if is_single and operation.groups == 1:
-        return operation.kernel[0, 0]
+    shape = node.input_shapes[0]
+    if node.kind == "Dense" and len(shape) == 1:
+        return node.operation.kernel
+    is_single = node.kind == "Conv2D" and shape[:2] == tuple(node.operation.kernel_size) == (1, 1)
+    if is_single and node.operation.groups == 1:
+        return node.operation.kernel[0, 0]
     return None
 
 
@@ -197,9 +209,8 @@ def _choose_subset(head: Head, features: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _split(head: Head, channels: int, images: int) -> Iterator[tuple[slice, slice]]:
     """Splits channels and images into pieces of which at most `MAX_VALUES` numbers are computed."""
-    per_pair = max(head.layer.shape[0] * head.layer.shape[1] * head.layer.shape[2], 4096)
-    pairs = max(1, MAX_VALUES // per_pair)
-    image_step = min(images, 64, pairs)
+    pairs = max(1, MAX_VALUES // head.width)
+    image_step = min(images, BATCH, pairs)
     channel_step = max(1, pairs // image_step)
     for first in range(0, channels, channel_step):
         for start in range(0, images, image_step):
@@ -214,7 +225,7 @@ def _run_from(network: Network, name: str, values: tf.Tensor) -> tf.Tensor:
 
 def _run_unchanged(network: Network, head: Head, features: np.ndarray) -> tf.Tensor:
     graph = tf.function(lambda values: _run_from(network, head.stored, values), reduce_retracing=True)
-    pieces = [graph(tf.constant(features[start : start + 64])) for start in range(0, len(features), 64)]
+    pieces = [graph(tf.constant(features[start : start + BATCH])) for start in range(0, len(features), BATCH)]
     return tf.concat(pieces, axis=0)
 
 
@@ -232,19 +243,17 @@ def _compile_head(network: Network, head: Head) -> Any:
     return run
 
 
-def _compile_linear_head(network: Network, head: Head, first: str) -> Any:
+def _compile_linear_head(network: Network, head: Head, first: Node) -> Any:
     """Compiles the same for a head whose first weights see every channel separately.
 
     Setting channel c to zero changes only those entries of the first weights' input x that belong to c. The
     change of x W is therefore the product of the change of these entries with their rows of W.
     """
-    trace = network.symbolic_trace
-    operation = trace.operations[first]
-    channels_count = head.layer.shape[2]
-    matrix = tf.cast(_get_matrix(operation, trace.outputs[head.stored]), tf.float32)  # [m * C, U]
-    rows = tf.reshape(matrix, (-1, channels_count, matrix.shape[1]))  # [m, C, U]
-    zero = tf.reshape(_run_to_first_weights(network, head), (1, -1, channels_count))  # [1, m, C]
-    shape = trace.outputs[first].shape[1:]
+    operation = first.operation
+    count = head.layer.shape[2]
+    matrix = tf.cast(_get_matrix(first), tf.float32)  # [m * C, U]
+    rows = tf.reshape(matrix, (-1, count, matrix.shape[1]))  # [m, C, U]
+    zero = tf.reshape(_run_to_first_weights(network, head), (1, -1, count))  # [1, m, C]
 
     @tf.function(reduce_retracing=True)
     def run(features: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
@@ -254,10 +263,10 @@ def _compile_linear_head(network: Network, head: Head, first: str) -> Any:
             unchanged += tf.cast(operation.bias, tf.float32)
         changed = tf.gather(zero - x, channels, axis=2)
         change = tf.einsum("nma,mau->anu", changed, tf.gather(rows, channels, axis=1))  # [A, N, U]
-        y = tf.reshape(unchanged + change, (-1, *shape))
+        y = tf.reshape(unchanged + change, (-1, *first.shape))
         if not network.runs_without_activation(operation):
             y = operation.activation(y)
-        return _run_from(network, first, y)
+        return _run_from(network, first.name, y)
 
     return run
 

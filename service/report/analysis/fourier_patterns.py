@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from service.report.analysis.network import Network
 from service.report.analysis.patterns import FilterPatterns, compute_objective
+from service.report.analysis.receptive_field import ReceptiveField
 
 STEPS = 36
 BATCH = 16  # filters that run at a time
@@ -31,6 +32,10 @@ NOISE = 0.02
 SHIFT = 1 / 4
 SCALE = 0.1
 ROTATION = math.radians(8)
+# Longer side of an image in receptive fields, and its limits in pixels.
+FIELDS = 4
+MIN_SIDE = 48
+MAX_SIDE = 96
 # Smallest deviation of a colour axis, of the largest one: filters may look for colours that no image has.
 MIN_COLOUR = 0.2
 
@@ -120,6 +125,21 @@ def compute_fourier_patterns(
         initial_activation=np.concatenate(initial_activation),
         final_activation=np.concatenate(final_activation),
     )
+
+
+def choose_fourier_size(network: Network, layer: str, field: ReceptiveField) -> tuple[int, int]:
+    """Chooses the size of a layer's patterns: about four receptive fields, if the layer allows it.
+
+    Small images show the patterns of early layers enlarged, and cost little.
+    """
+    height, width = network.shape[:2]
+    if not network.is_size_independent(layer):
+        return height, width
+    side = min(max(FIELDS * max(field.size), MIN_SIDE), MAX_SIDE)
+    factor = side / max(height, width)
+    if factor >= 1:
+        return height, width
+    return round(height * factor), round(width * factor)
 
 
 class ImageDecoder:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import tensorflow as tf
 
-from service.report.analysis.network import Network, Trace
+from service.report.analysis.network import LayerInfo, Network, Trace
 
 # Steps of gradient ascent.
 STEPS = 20
@@ -21,6 +21,8 @@ BATCH = 16
 # Mean and width of the uniform noise that every image starts from.
 NOISE_MEAN = 128.0
 NOISE_WIDTH = 20.0
+# Largest number of layers, spread over the depth.
+LAYERS = 8
 # Longer side of an image that is smaller than those of the model, in pixels.
 MAX_SIDE = 128
 
@@ -105,6 +107,20 @@ def compute_filter_patterns(
         initial_activation=np.concatenate(initial_activation),
         final_activation=np.concatenate(final_activation),
     )
+
+
+def choose_pattern_layers(network: Network) -> list[LayerInfo]:
+    """Chooses the layers whose filters are shown: convolutions and blocks of tokens, spread over the depth.
+
+    The last one is always among them. Convolutions of a single position, as in squeeze and excitation, have
+    no pattern and are left out.
+    """
+    candidates = [layer for layer in network.block_outputs if max(layer.shape[:2]) > 1]
+    if not candidates:
+        return []
+    count = min(LAYERS, len(candidates))
+    indices = np.unique(np.linspace(0, len(candidates) - 1, count).round().astype(int))
+    return [candidates[index] for index in indices]
 
 
 def choose_pattern_size(network: Network, layer: str) -> tuple[int, int]:

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from service.report.analysis.images import Images
-from service.report.analysis.network import Network
+from service.report.analysis.network import LayerInfo, Network
 from service.report.analysis.receptive_field import ReceptiveField
 
 COUNT = 9  # crops of a channel
@@ -23,41 +23,37 @@ PADDING = 128  # value of pixels beyond the edge of an image
 
 @dataclass(frozen=True)
 class TopPositions:
-    """The positions of a layer that activate each of C channels most, in as many images, strongest first.
+    """The positions of a layer that activate its first C channels most, in n images, strongest first.
 
     Attributes:
-        channels: Indices of the channels, int64 `[C]`.
         activations: float32 `[C, n]`; -inf where fewer images have a strongest position.
         rows: Rows of the images in their split, int64 `[C, n]`.
         positions: Row and column in the feature map, int64 `[C, n, 2]`.
     """
 
-    channels: np.ndarray
     activations: np.ndarray
     rows: np.ndarray
     positions: np.ndarray
 
-    def count(self, index: int) -> int:
-        """Returns the number of positions of the channel at an index of `channels`."""
-        return int(np.isfinite(self.activations[index]).sum())
+    def count(self, channel: int) -> int:
+        """Returns the number of positions of a channel."""
+        return int(np.isfinite(self.activations[channel]).sum())
 
 
 class TopTracker:
     """Keeps the strongest positions of each channel while images pass by.
 
     Args:
-        channels: Indices of the channels.
+        channels: Number of channels.
         count: Number of positions that are kept per channel.
     """
 
-    def __init__(self, channels: Sequence[int], count: int = COUNT) -> None:
+    def __init__(self, channels: int, count: int = COUNT) -> None:
         self._count = count
-        shape = (len(channels), 0)
         self._top = TopPositions(
-            np.asarray(channels, np.int64),
-            np.zeros(shape, np.float32),
-            np.zeros(shape, np.int64),
-            np.zeros((*shape, 2), np.int64),
+            np.zeros((channels, 0), np.float32),
+            np.zeros((channels, 0), np.int64),
+            np.zeros((channels, 0, 2), np.int64),
         )
 
     def update(self, activations: np.ndarray, rows: np.ndarray, positions: np.ndarray) -> None:
@@ -69,14 +65,13 @@ class TopTracker:
             positions: Where it is, row and column, int64 `[B, C, 2]`.
         """
         top = self._top
-        repeated_rows = np.broadcast_to(rows, (len(top.channels), len(rows)))
+        repeated_rows = np.broadcast_to(rows, (len(top.rows), len(rows)))
         all_activations = np.concatenate([top.activations, activations.T], axis=1)  # [C, n + B]
         all_rows = np.concatenate([top.rows, repeated_rows], axis=1)
         all_positions = np.concatenate([top.positions, positions.swapaxes(0, 1)], axis=1)
         # Stable, so that of equal activations the one of the earlier image wins.
         best = np.argsort(-all_activations, axis=1, kind="stable")[:, : self._count]
         self._top = TopPositions(
-            top.channels,
             np.take_along_axis(all_activations, best, axis=1),
             np.take_along_axis(all_rows, best, axis=1),
             np.take_along_axis(all_positions, best[..., None], axis=1),
@@ -95,17 +90,23 @@ class Scan:
     Attributes:
         rows: Rows of the images, int64 `[N]`.
         tops: The strongest positions by name of the layer.
-        features: Output of one operation for the first images, `[<= N, ...]`; None if not requested.
+        feature_rows: Rows of the images with features, int64 `[n]`.
+        features: Output of one operation for these images, float32 `[n, ...]`; None if not requested.
     """
 
     rows: np.ndarray
     tops: dict[str, TopPositions]
+    feature_rows: np.ndarray
     features: np.ndarray | None
 
 
 def select_rows(images: Images, limit: int) -> np.ndarray:
     """Selects the rows of a split that are searched: all, or `limit` of them spread evenly; int64 `[N]`."""
-    total = len(images.labels)
+    return _spread(len(images.labels), limit)
+
+
+def _spread(total: int, limit: int) -> np.ndarray:
+    """Spreads at most `limit` indices evenly from the first to the last of `total`, int64 `[n]`."""
     count = min(limit, total)
     return np.linspace(0, total - 1, count).round().astype(np.int64) if count else np.zeros(0, np.int64)
 
@@ -114,8 +115,9 @@ def scan_images(
     network: Network,
     images: Images,
     rows: np.ndarray,
-    channels: Mapping[str, Sequence[int]],
+    channels: Mapping[str, int],
     features_of: str | None = None,
+    feature_images: int | None = None,
 ) -> Scan:
     """Runs images through the network once, and keeps the strongest positions of channels.
 
@@ -125,25 +127,27 @@ def scan_images(
         network: The network under analysis.
         images: The split.
         rows: Rows of the images in it.
-        channels: Channels by name of a layer with a feature map or tokens.
+        channels: Number of channels, the first ones, by name of a layer with a feature map or tokens.
         features_of: Name of an operation whose outputs are kept.
+        feature_images: Largest number of images whose outputs are kept, spread evenly; None for all.
     """
     layers = [network.find_layer(name) for name in channels]
     order = list(network.symbolic_trace.operations)
     names = [*channels, *([features_of] if features_of else [])]
     deepest = max(names, key=order.index)
-    selections = [tf.constant(list(selected), tf.int32) for selected in channels.values()]
 
     def compute(batch: tf.Tensor) -> tuple[list[tuple[tf.Tensor, tf.Tensor]], tf.Tensor]:
         outputs = network.run(batch, stop_after=deepest).outputs
         found = []
-        for layer, selected in zip(layers, selections, strict=True):
-            values = tf.gather(layer.arrange(outputs[layer.name]), selected, axis=-1)
+        for layer in layers:
+            values = layer.arrange(outputs[layer.name])[..., : channels[layer.name]]
             found.append(_find_strongest(tf.cast(values, tf.float32)))
         return found, tf.cast(outputs[features_of], tf.float32) if features_of else tf.zeros(0)
 
     graph = network.compile_graph(compute)
-    trackers = [TopTracker(selected) for selected in channels.values()]
+    trackers = [TopTracker(count) for count in channels.values()]
+    has_features = np.zeros(len(rows), bool)
+    has_features[_spread(len(rows), len(rows) if feature_images is None else feature_images)] = True
     features = []
     for start in range(0, len(rows), BATCH):
         batch_rows = rows[start : start + BATCH]
@@ -151,9 +155,10 @@ def scan_images(
         for layer, tracker, (activations, indices) in zip(layers, trackers, found, strict=True):
             positions = np.stack(np.divmod(indices.numpy().astype(np.int64), layer.shape[1]), axis=-1)
             tracker.update(activations.numpy(), batch_rows, positions)
-        features.append(output.numpy())
+        if features_of:
+            features.append(output.numpy()[has_features[start : start + BATCH]])
     tops = {layer.name: tracker.top for layer, tracker in zip(layers, trackers, strict=True)}
-    return Scan(rows, tops, np.concatenate(features) if features_of and features else None)
+    return Scan(rows, tops, rows[has_features], np.concatenate(features) if features else None)
 
 
 def _find_strongest(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -170,27 +175,47 @@ def _find_strongest(values: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     return largest, tf.argmax(flat, axis=1)
 
 
-def choose_window(
-    field: ReceptiveField, position: Sequence[int], shape: Sequence[int]
-) -> tuple[int, int, int, int]:
-    """Chooses the crop of a position: its receptive field, at most the whole image.
+@dataclass(frozen=True)
+class CropPlace:
+    """The part of an image that is shown for a position of a feature map.
+
+    Attributes:
+        window: Top, left, bottom and right edge in pixels; outside of the image where the field is padding.
+        mark: Place of the position in it, down and across from 0 to 1, if the window is not centred there.
+    """
+
+    window: tuple[int, int, int, int]
+    mark: tuple[float, float] | None = None
+
+
+def place_crop(
+    layer: LayerInfo, field: ReceptiveField, position: Sequence[int], shape: Sequence[int]
+) -> CropPlace:
+    """Places the crop of a position: its receptive field, or the whole image where the field is no smaller.
+
+    Tokens see the whole image after the first attention; before it, their patch.
 
     Args:
-        field: Receptive fields of the layer.
+        layer: The layer.
+        field: Its receptive fields.
         position: Row and column in the feature map.
         shape: Height and width of the image.
-
-    Returns:
-        Top, left, bottom and right edge; outside of the image where the field is padding.
     """
     top, left, bottom, right = field.window(*position)
-    if bottom - top >= shape[0]:
-        top = 0
-        bottom = shape[0]
-    if right - left >= shape[1]:
-        left = 0
-        right = shape[1]
-    return top, left, bottom, right
+    sees_all = layer.has_tokens and field.is_global
+    is_high = sees_all or bottom - top >= shape[0]
+    is_wide = sees_all or right - left >= shape[1]
+    window = (
+        0 if is_high else top,
+        0 if is_wide else left,
+        shape[0] if is_high else bottom,
+        shape[1] if is_wide else right,
+    )
+    if not is_high and not is_wide:
+        return CropPlace(window)
+    down = ((top + bottom) / 2 - window[0]) / (window[2] - window[0])
+    across = ((left + right) / 2 - window[1]) / (window[3] - window[1])
+    return CropPlace(window, (down, across))
 
 
 def cut_crop(image: np.ndarray, window: tuple[int, int, int, int]) -> np.ndarray:

@@ -45,7 +45,7 @@ VIEWS = (
     ("network", "Network", ("architecture",)),
     ("image", "Heatmaps", ("gradcam", "attention", "saliency")),
     ("layers", "Activations", ("activations",)),
-    ("filters", "Filters", ("patterns", "top_crops", "ablation", "weights", "edges")),
+    ("filters", "Filters", ("patterns", "ablation", "weights", "edges")),
     ("trust", "Sanity checks", ("trust", "image_checks", "linear_probes")),
     ("compare", "Checkpoints", ("compare",)),
 )

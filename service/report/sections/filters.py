@@ -10,20 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.report.analysis.forward import ForwardPass
-from service.report.analysis.network import LayerInfo, Network
+from service.report.analysis.fourier_patterns import STEPS as FOURIER_STEPS
+from service.report.analysis.network import Network
 from service.report.analysis.patterns import (
     STEPS,
     FilterPatterns,
+    choose_pattern_layers,
     choose_pattern_size,
     compute_filter_patterns,
     deprocess_patterns,
 )
 from service.report.drawing.album import Album, Drawing
 from service.report.drawing.sheets import TileScaling, compute_layout, compute_scaling, draw_sheet
+from service.report.sections.filter_cards import FilterCards
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
-LAYERS = 8  # largest number of layers, spread over the depth
 COLUMNS = 8  # patterns per row
 SMALLEST = 48  # smallest longer side of a pattern, in pixels
 
@@ -33,6 +35,7 @@ def build_section(
     provenance: Provenance,
     network: Network,
     forward_pass: ForwardPass,
+    cards: FilterCards,
     count: int,
     seed: int,
 ) -> Section | None:
@@ -43,62 +46,62 @@ def build_section(
         provenance: Model and shard set the pictures are recorded with in the manifest.
         network: Network whose filters are shown.
         forward_pass: Outputs for the examples, which distinguish dead filters from those without a pattern.
+        cards: Details of some of these filters.
         count: Number of filters per layer; 0 leaves the section out.
         seed: Seed of the noise that the patterns start from.
 
     Returns:
-        The section; None for a network without convolutions.
+        The section; None for a network without convolutions and tokens.
     """
-    layers = select_layers(network)
+    layers = choose_pattern_layers(network)
     if not layers or not count:
         return None
-    all_patterns = []
-    states = []
+    views = []
+    figures = []
     for layer in layers:
         filters = range(min(count, layer.shape[2]))
         size = choose_pattern_size(network, layer.name)
-        layer_patterns = compute_filter_patterns(network, layer.name, filters, seed=seed, size=size)
-        all_patterns.append(layer_patterns)
-        states.append(classify_filters(layer_patterns, _find_active(forward_pass, layer_patterns)))
-    drawings = [
-        _draw(provenance, layer_patterns, state, seed)
-        for layer_patterns, state in zip(all_patterns, states, strict=True)
-    ]
-    views = []
-    figures = []
-    for layer, layer_patterns, state, picture in zip(
-        layers, all_patterns, states, album.add_all(drawings), strict=True
-    ):
+        patterns = compute_filter_patterns(network, layer.name, filters, seed=seed, size=size)
+        states = classify_filters(patterns, _find_active(forward_pass, cards, patterns))
+        (picture,) = album.add_all([_draw(provenance, patterns, states, seed)])
+        layer_cards = cards.build(layer, states)
         views.append(
             {
                 "layer": layer.name,
+                "kind": layer.kind,
                 "picture": picture,
-                "sheet": _describe_sheet(layer_patterns),
+                "sheet": _describe_sheet(patterns),
                 "channels": layer.shape[2],
-                "table": _table(layer_patterns, state),
+                "table": _table(patterns, states),
+                **layer_cards.values,
             }
         )
         figures.append(
             {
-                "layer": layer_patterns.layer,
-                "filters": list(layer_patterns.filters),
-                "before": layer_patterns.initial_activation.tolist(),
-                "after": layer_patterns.final_activation.tolist(),
-                "dead": _list_dead(layer_patterns, state),
+                "layer": patterns.layer,
+                "filters": list(patterns.filters),
+                "before": patterns.initial_activation.tolist(),
+                "after": patterns.final_activation.tolist(),
+                "dead": _list_dead(patterns, states),
+                **layer_cards.figures,
             }
         )
-    values = {"layers": views, "omitted": len(network.convolutions) - len(layers), "steps": STEPS}
-    return Section("patterns", "Filter patterns", values, {"steps": STEPS, "seed": seed, "layers": figures})
-
-
-def select_layers(network: Network) -> list[LayerInfo]:
-    """Selects the convolutions whose filters are shown: all, or some spread evenly over the depth."""
-    convolutions = network.convolutions
-    if not convolutions:
-        return []
-    count = min(LAYERS, len(convolutions))
-    indices = np.unique(np.linspace(0, len(convolutions) - 1, count).round().astype(int))
-    return [convolutions[index] for index in indices]
+    values = {
+        "layers": views,
+        "omitted": len(network.block_outputs) - len(layers),
+        "steps": STEPS,
+        "fourier_steps": FOURIER_STEPS,
+        "scanned": cards.crops.scanned,
+        "split": provenance.split,
+    }
+    all_figures = {
+        "steps": STEPS,
+        "fourier_steps": FOURIER_STEPS,
+        "scanned_images": cards.crops.scanned,
+        "seed": seed,
+        "layers": figures,
+    }
+    return Section("patterns", "Filter patterns", values, all_figures)
 
 
 def classify_filters(patterns: FilterPatterns, is_active: NDArray[np.bool_]) -> list[str]:
@@ -123,12 +126,18 @@ def classify_filters(patterns: FilterPatterns, is_active: NDArray[np.bool_]) -> 
     return states
 
 
-def _find_active(forward_pass: ForwardPass, patterns: FilterPatterns) -> NDArray[np.bool_]:
-    """Finds the filters that any example activates, bool `[F]`."""
+def _find_active(
+    forward_pass: ForwardPass, cards: FilterCards, patterns: FilterPatterns
+) -> NDArray[np.bool_]:
+    """Finds the filters that any scanned image activates, or any example without a scan; bool `[F]`."""
+    filters = list(patterns.filters)
+    top = cards.crops.find_top(patterns.layer)
+    if top is not None and top.activations.shape[1]:
+        return np.asarray(top.activations[filters, 0] > 0)
     if not patterns.is_unresponsive.any() or not forward_pass.layer_outputs:
-        return np.zeros(len(patterns.filters), bool)
+        return np.zeros(len(filters), bool)
     activity = forward_pass.layer_outputs[patterns.layer].mean_activation  # [N, C]
-    return np.asarray(activity.max(axis=0)[list(patterns.filters)] > 0)
+    return np.asarray(activity.max(axis=0)[filters] > 0)
 
 
 def _list_dead(patterns: FilterPatterns, states: Sequence[str]) -> list[int]:
@@ -142,7 +151,7 @@ def _scale(patterns: FilterPatterns) -> TileScaling:
 
 def _draw(provenance: Provenance, patterns: FilterPatterns, states: Sequence[str], seed: int) -> Drawing:
     dead = _list_dead(patterns, states)
-    text = f"Patterns of {len(patterns.filters)} filters of {patterns.layer}"
+    text = f"Patterns of {len(patterns.filters)} filters of {patterns.layer} by gradient ascent from noise"
     if dead:
         text += f"; dead: {', '.join(map(str, dead))}"
     origin = {

@@ -138,7 +138,7 @@ def test_a_layer_that_is_bypassed_has_no_ablation():
 
 
 def test_a_class_without_images_has_no_accuracy_and_large_heads_are_limited(monkeypatch):
-    monkeypatch.setattr(ablation, "BUDGET", 70 * 600)
+    monkeypatch.setattr(ablation, "BUDGET", 8 * 600)
     monkeypatch.setattr(ablation, "FEWEST_CHANNELS", 2)
     monkeypatch.setattr(ablation, "FEWEST_IMAGES", 3)
     model = keras.Sequential(
@@ -150,6 +150,6 @@ def test_a_class_without_images_has_no_accuracy_and_large_heads_are_limited(monk
     pixels = np.random.default_rng(0).integers(1, 256, (600, 2, 2, 3)).astype(np.uint8)
     result, _ = ablate(model, Photos(pixels, np.arange(600) % 2))
     assert result.channels.tolist() == [1, 3]  # the strongest ones
-    assert result.images == 70 * 600 // (16 * 3 + 12) // 2
+    assert result.images == 8 * 600 // 24 // 2
     assert np.isnan(result.accuracy[2])
     assert np.isnan(result.without[:, 2]).all()

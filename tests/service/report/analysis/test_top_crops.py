@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
 
-from service.report.analysis.network import Network
+from service.report.analysis.network import LayerInfo, Network
 from service.report.analysis.receptive_field import ReceptiveField, compute_receptive_fields
 from service.report.analysis.top_crops import (
     PADDING,
+    CropPlace,
     TopTracker,
-    choose_window,
     cut_crop,
+    place_crop,
     scan_images,
     select_rows,
 )
@@ -65,10 +68,11 @@ def test_the_crop_is_that_of_the_strongest_position(padding, strides, spot):
     kernel = np.zeros((3, 3, 1, 2), np.float32)
     kernel[..., 0, 1] = (pattern / 255 - pattern.mean() / 255) / 10
     network.model.get_layer("c").set_weights([kernel, np.zeros(2)])
-    top_positions = scan_images(network, Photos(pixels), np.arange(5), {"c": [1]}).tops["c"]
-    assert top_positions.positions[0].tolist() == [[row // strides, column // strides]] * 5
-    assert sorted(top_positions.rows[0].tolist()) == [0, 1, 2, 3, 4]
-    window = choose_window(field, top_positions.positions[0, 0], (12, 15))
+    top_positions = scan_images(network, Photos(pixels), np.arange(5), {"c": 2}).tops["c"]
+    assert top_positions.positions[1].tolist() == [[row // strides, column // strides]] * 5
+    assert sorted(top_positions.rows[1].tolist()) == [0, 1, 2, 3, 4]
+    layer = network.find_layer("c")
+    window = place_crop(layer, field, top_positions.positions[1, 0], (12, 15)).window
     crop = cut_crop(pixels[0], window)[..., 0]
     padded[3:-3, 3:-3] = pixels[0, ..., 0]
     expected = padded[top + 3 : bottom + 3, left + 3 : right + 3]
@@ -87,13 +91,13 @@ def test_rows_and_columns_are_not_exchanged():
         )
     )
     network.model.get_layer("c").set_weights([np.ones((1, 1, 3, 1)), np.zeros(1)])
-    found = scan_images(network, Photos(pixels), np.arange(1), {"c": [0]}).tops["c"]
+    found = scan_images(network, Photos(pixels), np.arange(1), {"c": 1}).tops["c"]
     assert found.positions.tolist() == [[[2, 7]]]
     assert found.activations.tolist() == [[765]]
 
 
 def test_the_strongest_of_all_batches_are_kept_in_order_and_once_per_image():
-    tracker = TopTracker([4, 9], count=3)
+    tracker = TopTracker(2, count=3)
     generator = np.random.default_rng(0)
     activations = generator.integers(0, 12, (40, 2)).astype(np.float32)  # with many equal values
     positions = generator.integers(0, 99, (40, 2, 2))
@@ -105,7 +109,6 @@ def test_the_strongest_of_all_batches_are_kept_in_order_and_once_per_image():
         assert tracker.top.rows[index].tolist() == order
         assert tracker.top.activations[index].tolist() == activations[order, index].tolist()
         assert tracker.top.positions[index].tolist() == positions[order, index].tolist()
-    assert tracker.top.channels.tolist() == [4, 9]
 
 
 def test_images_that_a_channel_does_not_distinguish_have_no_crop():
@@ -118,7 +121,7 @@ def test_images_that_a_channel_does_not_distinguish_have_no_crop():
         )
     )
     network.model.get_layer("c").set_weights([np.ones((1, 1, 1, 1)), np.zeros(1)])
-    found = scan_images(network, Photos(pixels), np.arange(2), {"c": [0]}).tops["c"]
+    found = scan_images(network, Photos(pixels), np.arange(2), {"c": 1}).tops["c"]
     assert found.count(0) == 1
     assert found.rows[0, 0] == 0
 
@@ -133,17 +136,32 @@ def test_positions_of_tokens_are_those_of_their_patches():
     network.model.get_layer("patches").set_weights([kernel, np.zeros(3)])
     pixels = np.zeros((1, 8, 12, 1), np.uint8)
     pixels[0, 4:, 8:] = 100
-    found = scan_images(network, Photos(pixels), np.arange(1), {"norm": [0]}).tops["norm"]
+    found = scan_images(network, Photos(pixels), np.arange(1), {"norm": 1}).tops["norm"]
     assert found.positions.tolist() == [[[1, 2]]]
-    window = choose_window(compute_receptive_fields(network)["norm"], found.positions[0, 0], (8, 12))
-    assert window == (4, 8, 8, 12)
+    fields = compute_receptive_fields(network)
+    position = found.positions[0, 0]
+    place = place_crop(network.find_layer("norm"), fields["norm"], position, (8, 12))
+    assert place == CropPlace((4, 8, 8, 12))
+    mixed = replace(fields["norm"], is_global=True)  # as after attention
+    place = place_crop(network.find_layer("norm"), mixed, position, (8, 12))
+    assert place == CropPlace((0, 0, 8, 12), (0.75, pytest.approx(10 / 12)))
 
 
-def test_a_field_larger_than_the_image_shows_all_of_it():
+def test_a_field_larger_than_the_image_shows_all_of_it_and_marks_the_position():
     field = ReceptiveField((50, 4), (8, 2), (-21, -1))
-    assert choose_window(field, (3, 2), (20, 30)) == (0, 3, 20, 7)
+    layer = LayerInfo("c", "Conv2D", (3, 14, 1), None)
+    place = place_crop(layer, field, (1, 2), (20, 30))
+    assert place == CropPlace((0, 3, 20, 7), (0.6, 0.5))
     image = np.arange(20 * 30, dtype=np.uint16).reshape(20, 30, 1)
-    np.testing.assert_array_equal(cut_crop(image, (0, 3, 20, 7)), image[:, 3:7])
+    np.testing.assert_array_equal(cut_crop(image, place.window), image[:, 3:7])
+
+
+def test_features_of_few_images_are_those_of_their_rows():
+    pixels = np.arange(70, dtype=np.uint8).reshape(70, 1, 1, 1)
+    network = Network(keras.Sequential([L.Input((1, 1, 1)), L.Flatten(name="f"), L.Dense(2)]))
+    scan = scan_images(network, Photos(pixels), np.arange(0, 70, 2), {}, "f", feature_images=3)
+    assert scan.feature_rows.tolist() == [0, 34, 68]
+    assert scan.features.tolist() == [[0], [34], [68]]
 
 
 def test_rows_are_spread_over_a_large_split():
