@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 Rows = NDArray[np.int64]
 Words = NDArray[np.uint64]
 
+WORDS = 2**64  # number of different words
 WORDS_PER_COUNT = 4  # words that Philox4x64 draws for one value of its counter
 SORTED_ROWS = 2**22  # rows that are sorted at a time; a larger window is sorted in parts
-PREFIX_BITS = 16  # leading bits of a word by which the rows of a large window are divided into parts
+DRAWN_ROWS = 2**18  # words that are drawn at a time
 WINDOWS_IN_MEMORY = 2  # a batch may take rows from a window and from the next one
 
 
@@ -149,7 +150,8 @@ class WindowedRange:
 class _SortedRows:
     """The rows of one window, sorted by their words; those of a large window in parts, as they are needed.
 
-    The parts have the same leading bits of the words, so that one after the other they are the whole order.
+    Each part holds the words of one range of values, so that one after the other they are the whole order.
+    The ranges are equally long, so that parts of random words have about `SORTED_ROWS` rows each.
 
     Args:
         order: Order with the key of the words.
@@ -163,73 +165,67 @@ class _SortedRows:
         is_border = np.append(first_rows[1:] != last_rows[:-1], True)
         self._firsts = first_rows[np.roll(is_border, 1)]
         self._lasts = last_rows[is_border]
-        self._ends = np.array([int((last_rows - first_rows).sum())])  # of the parts
-        self._prefixes = np.array([2**PREFIX_BITS])  # leading bits that end the parts
-        self._part = -1
+        self._count = int((last_rows - first_rows).sum())
+        self._parts = max(-(-self._count // SORTED_ROWS), 1)
+        self._part = -1  # the part that is in memory
+        self._begin = 0  # position of its first row
         self._rows = np.empty(0, np.int64)
-        if order.seed is not None and self._ends[0] > SORTED_ROWS:
-            self._divide()
 
     def take(self, start: int, stop: int) -> Rows:
         """Returns the rows at positions `start` to `stop` of the window."""
-        if self._order.seed is None:
-            return np.concatenate([rows for _, rows in self._iterate_rows()])[start:stop]
-        parts = [np.empty(0, np.int64)]
+        seed = self._order.seed
+        if seed is None:
+            ranges = [np.arange(first, last) for first, last in self._iterate_ranges()]
+            return np.concatenate(ranges)[start:stop]
+        taken = [np.empty(0, np.int64)]
         while start < stop:
-            part = int(np.searchsorted(self._ends, start, side="right"))
-            begin = int(self._ends[part - 1]) if part else 0
-            end = min(stop, int(self._ends[part]))
-            if part != self._part:
-                self._sort_part(part)
-            parts.append(self._rows[start - begin : end - begin])
+            self._find_part(start, seed)
+            end = min(stop, self._begin + len(self._rows))
+            taken.append(self._rows[start - self._begin : end - self._begin])
             start = end
-        return np.concatenate(parts)
+        return np.concatenate(taken)
 
-    def _divide(self) -> None:
-        """Chooses parts of at most about `SORTED_ROWS` rows."""
-        counts = np.zeros(2**PREFIX_BITS, np.int64)
-        for words, _ in self._iterate_rows():
-            counts += np.bincount(_find_prefixes(words), minlength=len(counts))
-        ends = np.cumsum(counts)
-        parts = -(-int(ends[-1]) // SORTED_ROWS)
-        borders = np.searchsorted(ends, ends[-1] * np.arange(1, parts + 1) // parts)
-        self._prefixes = np.unique(borders) + 1
-        self._ends = ends[self._prefixes - 1]
+    def _find_part(self, position: int, seed: int) -> None:
+        """Sorts the part that holds a position, unless it is in memory."""
+        end = self._begin + len(self._rows)
+        if self._begin <= position < end:
+            return
+        is_next = self._part >= 0 and position == end
+        self._sort_part(self._part + 1 if is_next else position * self._parts // self._count, seed)
+        while position < self._begin:
+            self._sort_part(self._part - 1, seed)
+        while position >= self._begin + len(self._rows):
+            self._sort_part(self._part + 1, seed)
 
-    def _sort_part(self, part: int) -> None:
+    def _sort_part(self, part: int, seed: int) -> None:
+        """Draws the words of all rows, and sorts the rows of one part."""
         self._rows = np.empty(0, np.int64)  # frees the memory of the part before
-        first_prefix = int(self._prefixes[part - 1]) if part else 0
-        last_prefix = int(self._prefixes[part])
-        words_of_part = []
-        rows_of_part = []
-        for words, rows in self._iterate_rows():
-            if len(self._ends) > 1:
-                prefixes = _find_prefixes(words)
-                is_in_part = (prefixes >= first_prefix) & (prefixes < last_prefix)
-                words = words[is_in_part]
-                rows = rows[is_in_part]
+        self._part = part
+        self._begin = 0
+        lowest = np.uint64(part * WORDS // self._parts)
+        highest = np.uint64((part + 1) * WORDS // self._parts - 1)
+        words_of_part = [np.empty(0, np.uint64)]
+        rows_of_part = [np.empty(0, np.int64)]
+        for first, last in self._iterate_ranges():
+            words = draw_words(seed, self._order.epoch, self._order.stream, first, last - first)
+            if self._parts == 1:
+                rows = np.arange(first, last)
+            else:
+                is_before = words < lowest
+                self._begin += int(np.count_nonzero(is_before))
+                positions = np.flatnonzero((words <= highest) ^ is_before)
+                words = words[positions]
+                rows = positions + first
             words_of_part.append(words)
             rows_of_part.append(rows)
-        if rows_of_part:
-            order = _argsort(np.concatenate(words_of_part))
-            self._rows = np.concatenate(rows_of_part)[order]
-        self._part = part
+        order = _argsort(np.concatenate(words_of_part))
+        self._rows = np.concatenate(rows_of_part)[order]
 
-    def _iterate_rows(self) -> Iterator[tuple[Words, Rows]]:
-        """Yields the words and numbers of all rows in stored order, at most `SORTED_ROWS` at a time."""
-        order = self._order
+    def _iterate_ranges(self) -> Iterator[tuple[int, int]]:
+        """Yields first and last-plus-one row of consecutive rows in stored order, at most `DRAWN_ROWS`."""
         for first, last in zip(self._firsts.tolist(), self._lasts.tolist(), strict=True):
-            for start in range(first, last, SORTED_ROWS):
-                stop = min(start + SORTED_ROWS, last)
-                words = np.empty(0, np.uint64)
-                if order.seed is not None:
-                    words = draw_words(order.seed, order.epoch, order.stream, start, stop - start)
-                yield words, np.arange(start, stop)
-
-
-def _find_prefixes(words: Words) -> NDArray[np.int64]:
-    """Returns the leading bits of words."""
-    return (words >> np.uint64(64 - PREFIX_BITS)).astype(np.int64)
+            for start in range(first, last, DRAWN_ROWS):
+                yield start, min(start + DRAWN_ROWS, last)
 
 
 def _argsort(words: Words) -> Rows:

@@ -236,6 +236,9 @@ class _Pass:
         self._open_files: dict[str, OpenFile] = {}
         self._sizes: dict[str, int] = {}
         self._queue: deque[tuple[CacheEntry, int]] = deque()  # what is to be fetched ahead, and its distance
+        self._complete: set[str] = (
+            set()
+        )  # upcoming files that need not be looked for again until they are near
         self._horizon = 0  # largest distance of a file for which others are evicted
         self._resume_at = 0.0
         self._failures = 0
@@ -353,9 +356,15 @@ class _Pass:
         self._in_use = in_use
         next_use = {entry.key: distance for entry, distance in upcoming if entry.key not in in_use}
         self._user.publish(list(in_use), next_use)
-        self._queue = deque(upcoming)
+        # What was complete is looked for once more when it is near: another process may have evicted it.
+        self._queue = deque(
+            (entry, distance)
+            for entry, distance in upcoming
+            if distance <= self._horizon or entry.key not in self._complete
+        )
         self._resume_at = 0.0
-        self._condition.notify_all()
+        if self._queue:
+            self._condition.notify_all()
 
     def _obtain_all(self, entries: Sequence[CacheEntry]) -> None:
         """Waits until some files are complete; fetches those that nobody else fetches."""
@@ -491,10 +500,15 @@ class _Pass:
     def _try_fetch_ahead(self, entry: CacheEntry, distance: int) -> bool:
         """Fetches a file unless it is there, or being fetched; returns False if there is no space for it."""
         if self._cache.find(entry):
+            with self._condition:
+                self._complete.add(entry.key)
             return True
         # Nothing is evicted for windows after the next one: the files in use, which can be evicted when they
         # are needed, may be needed later again than those that could be evicted now.
         outcome = self._cache.reserve(entry, distance, should_evict=distance <= self._horizon)
+        if outcome.has_evicted or outcome.state == "full":
+            with self._condition:
+                self._complete.clear()
         if outcome.fetch is not None:
             self._fetch(outcome.fetch)
         return outcome.state not in ("full", "busy")

@@ -112,6 +112,7 @@ class Outcome:
         blockers: The users whose files take the space, if `full`.
         needed: Number of bytes of all files in use with the new one, if `full`.
         is_disk_full: Whether the disk has no space although the budget has, if `full`.
+        has_evicted: Whether other files were evicted.
     """
 
     state: Literal["complete", "fetching", "full", "busy", "reserved"]
@@ -119,6 +120,7 @@ class Outcome:
     blockers: tuple[UserTable, ...] = ()
     needed: int = 0
     is_disk_full: bool = False
+    has_evicted: bool = False
 
 
 @dataclass(frozen=True)
@@ -218,7 +220,7 @@ class CacheFolder:
                     )
                 for victim in victims:
                     (self._sets / victim.key).unlink(missing_ok=True)
-            return Outcome("reserved", self._start_fetch(entry))
+            return Outcome("reserved", self._start_fetch(entry), has_evicted=max(excess, lack) > 0)
 
     def evict_for(self, needed: int) -> bool:
         """Evicts files that are not in use, `needed` bytes of them; returns whether there were enough."""
@@ -462,9 +464,14 @@ class CacheFolder:
 
     def _count_fetch(self, folder: Path, size: int) -> None:
         files, count = _read_counters(folder / FETCHED)
+        content = json.dumps({"files": files + 1, "bytes": count + size})
         with suppress(OSError):  # on a full disk; the file itself is in its place
-            content = json.dumps({"files": files + 1, "bytes": count + size})
-            write_atomically(folder / FETCHED, content, durable=False)
+            descriptor = os.open(folder / FETCHED, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            try:
+                # In place (see `User._write`): the numbers only grow, so that readers find a whole line.
+                os.pwrite(descriptor, content.encode(), 0)
+            finally:
+                os.close(descriptor)
 
 
 class User:
@@ -520,7 +527,12 @@ class User:
         self._descriptor = None
 
     def _write(self) -> None:
-        write_atomically(self._path, json.dumps(self._table), durable=False)
+        # Renaming over a file makes ext4 write the new one to disk at once, which takes milliseconds. The
+        # table may be missing for a moment, because others read it under the lock of the folder only.
+        temporary = self._path.with_name(f".tmp-{self._path.name}")
+        temporary.write_text(json.dumps(self._table))
+        self._path.unlink(missing_ok=True)
+        temporary.rename(self._path)
 
 
 def open_cache(cache_gb: float | None = None) -> CacheFolder:

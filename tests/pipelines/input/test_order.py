@@ -86,7 +86,42 @@ def test_a_window_in_parts_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     assert order.find_rows(range(20, 21))[0].tolist() == epoch_order(408, 3, 2)[340:357].tolist()
 
 
-def test_equal_words_keep_the_stored_order(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_position_of_a_window_in_parts_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(windows, "SORTED_ROWS", 3)  # parts of 0 to 9 rows
+    monkeypatch.setattr(windows, "DRAWN_ROWS", 7)
+    spec = build_spec([100, 0, 301, 7], 1, 3)
+    expected = epoch_order(408, 3, 2).tolist()
+    order = EpochOrder(spec, 2)
+    positions = [0, 407, *np.random.default_rng(0).integers(0, 408, 200).tolist()]
+    assert [order.find_rows(range(step, step + 1))[0, 0] for step in positions] == [
+        expected[step] for step in positions
+    ]
+
+
+def test_the_words_of_all_rows_are_drawn_once_per_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step of a set without a window waits for one pass over its words."""
+    rows = 10_000
+    counts: list[int] = []
+    draw = windows.draw_words
+
+    def draw_and_count(seed: int, epoch: int, stream: int, start: int, count: int) -> np.ndarray:
+        if stream % 2 == 0:  # words of rows, not of shards
+            counts.append(count)
+        return draw(seed, epoch, stream, start, count)
+
+    monkeypatch.setattr(windows, "draw_words", draw_and_count)
+    monkeypatch.setattr(windows, "SORTED_ROWS", 2500)
+    order = EpochOrder(build_spec([100] * 100, 10, 0), 0)
+    order.find_rows(range(1))
+    assert sum(counts) == rows
+    for step in range(order.steps):
+        order.find_rows(range(step, step + 1))
+    assert sum(counts) == 4 * rows
+
+
+@pytest.mark.parametrize("sorted_rows", [50, 10_000])
+def test_equal_words_keep_the_stored_order(monkeypatch: pytest.MonkeyPatch, sorted_rows: int) -> None:
+    monkeypatch.setattr(windows, "SORTED_ROWS", sorted_rows)
     monkeypatch.setattr(windows, "draw_words", lambda *args: np.zeros(args[-1], np.uint64))
     assert read_epoch(build_spec([500] * 4, 20), 0) == list(range(2000))
 

@@ -16,6 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from time import sleep
 
 import pytest
 from fault_nodes import fill
@@ -23,8 +24,9 @@ from object_site import ObjectSite, SiteFile
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.remote.cache import CachedFiles
-from pipelines.remote.disk import open_cache
+from pipelines.remote.disk import CacheFolder, open_cache
 from pipelines.remote.errors import CorruptObjectError, ObjectMissingError
+from pipelines.remote.schedule import CacheEntry
 from pipelines.remote.uri import Uri, parse_location
 
 SIZE = 100_000
@@ -315,6 +317,7 @@ def test_a_pass_may_be_collected_while_its_thread_holds_the_lock_of_the_folder(
 import gc, json, sys
 from object_site import SiteFile
 from pipelines.remote.cache import CachedFiles
+from pipelines.remote.schedule import CacheEntry
 from pipelines.remote.uri import parse_location
 cached = CachedFiles(parse_location({site.location!r}))
 cycle = [cached.plan([[SiteFile(*{[files[0].file, files[0].bytes, files[0].sha256]!r})]])]
@@ -579,6 +582,56 @@ def test_space_that_only_this_process_could_free_is_an_error_with_the_number(
         first.plan([files[1:]])
     with pytest.raises(ConfigError, match=r"at least 0\.0002 GB"):
         read_files(open_set(site, SIZE), files[1:])
+
+
+def test_a_file_that_others_evict_is_fetched_again_ahead_of_its_use(site: ObjectSite, folder: Path) -> None:
+    files = site.add_files(6, SIZE)
+    read_pass(open_set(site), [files])
+    planned = open_set(site).plan([[file] for file in files])
+    read_files(planned, [files[0]])
+    planned.advance(1)
+    (copy,) = folder.rglob(f"*{files[3].file}")
+    copy.unlink()
+    read_files(planned, [files[1]])
+    planned.advance(2)
+    read_files(planned, [files[2]])
+    site.wait_for_requests(files[3].file, 2)
+
+
+def test_complete_files_are_not_looked_for_in_every_window(
+    site: ObjectSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = site.add_files(60, 100)
+    windows = [[file] for file in files]
+    read_pass(open_set(site), windows)
+    lookups: list[str] = []
+    find = CacheFolder.find
+
+    def find_and_count(cache: CacheFolder, entry: CacheEntry) -> Path | None:
+        lookups.append(entry.key)
+        return find(cache, entry)
+
+    monkeypatch.setattr(CacheFolder, "find", find_and_count)
+    planned = open_set(site).plan(windows)
+    for number, window in enumerate(windows):
+        read_files(planned, window)
+        planned.advance(number + 1)
+        sleep(0.005)  # in which the threads that fetch ahead look for everything that is on their list
+    assert len(lookups) < 15 * len(windows)
+
+
+def test_a_table_is_replaced_without_a_rest(site: ObjectSite, folder: Path) -> None:
+    files = site.add_files(3, SIZE)
+    planned = open_set(site).plan([[file] for file in files])
+    read_files(planned, files[:1])
+    read_files(planned, files[1:2])
+    (table, lock) = sorted((folder / "users").iterdir())
+    assert (table.suffix, lock.suffix) == (".json", ".lock")
+    assert [file.file in str(json.loads(table.read_text())["in_use"]) for file in files] == [
+        True,
+        True,
+        False,
+    ]
 
 
 def test_a_batch_of_many_windows_needs_its_own_files_and_the_last_windows(
