@@ -195,12 +195,12 @@ def choose_epochs(epochs: Iterable[int], best: int, limit: int) -> list[int]:
 
 
 def find_middle_epoch(epochs: Sequence[int]) -> int:
-    """Finds the epoch that is closest to half of the last one, the first of equally close ones.
+    """Finds the epoch that is closest to halfway from the first to the last, the first of equally close ones.
 
     Args:
         epochs: Epochs in order, at least one.
     """
-    return min(epochs, key=lambda epoch: abs(2 * epoch - epochs[-1]))
+    return min(epochs, key=lambda epoch: abs(2 * epoch - epochs[0] - epochs[-1]))
 
 
 def variables_of(model: Any, optimizer: Any, training: Sequence[Any] = ()) -> Variables:

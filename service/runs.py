@@ -436,6 +436,8 @@ class Run:
     def hash_contents(self) -> dict[str, Any]:
         """Returns digests of everything in the directory that a report depends on, by name.
 
+        Milestones are not listed, because they change only when the metrics do.
+
         Raises:
             OSError: The model or the configuration does not exist.
         """

@@ -16,7 +16,7 @@ from service.commands.common import (
     add_command,
     add_interpretation_options,
 )
-from service.inference.jobs import fetch_model
+from service.inference.jobs import fetch_model, find_model_file
 from service.mirror.fetch import fetch_run
 from service.runs import REPORT, Run
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from service.report.options import ReportOptions
 
 USAGE = (
-    "write 'glassbox report RUN', '--all RUNS', 'RUN_A RUN_B --compare' "
-    "or '--model FILE --data SHARDS --out DIR'"
+    "write 'glassbox report RUN', '--all RUNS', 'RUN_A RUN_B --compare', "
+    "'--model FILE --data SHARDS --out DIR' or '--model A --model B --data SHARDS --compare'"
 )
 DEFAULT_COMPARISON = "compare"  # directory of a comparison without --out
 
@@ -45,10 +45,16 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         help="all finished runs below a directory or URI whose reports are missing or out of date",
     )
     parser.add_argument(
-        "--compare", action="store_true", help="compare several runs, or the checkpoints of one run"
+        "--compare",
+        action="store_true",
+        help="compare several runs or models on the same images, or the checkpoints of one run",
     )
     parser.add_argument(
-        "--model", metavar="FILE", help="a model file made anywhere, path or URI, instead of a run"
+        "--model",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a model file made anywhere, path or URI, instead of a run; with --compare, once for each model",
     )
     parser.add_argument(
         "--data", metavar="SHARDS", help="the shard set, path or URI (default: that of the run)"
@@ -73,6 +79,12 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--embedding",
         metavar="METHOD",
         help="method of the map of the images: pca, or tsne, which needs scikit-learn (default: pca)",
+    )
+    parser.add_argument(
+        "--checkpoints",
+        type=int,
+        metavar="N",
+        help="number of checkpoints of a run that are shown (default: 4: first, middle, best, last)",
     )
     add_interpretation_options(parser)
     parser.add_argument(
@@ -106,20 +118,23 @@ def run(options: argparse.Namespace) -> None:
 
 def _check_options(options: argparse.Namespace) -> None:
     runs = options.directories
-    model = options.model
-    if [bool(runs), bool(model), bool(options.all)].count(True) != 1:
-        given = list(runs)
-        if model:
-            given.append(f"--model {model}")
+    models = options.model
+    kinds = [bool(runs), bool(models), bool(options.all)]
+    is_mixed = options.compare and not options.all  # runs and models can be compared with each other
+    if not any(kinds) or (kinds.count(True) > 1 and not is_mixed):
+        given = [*runs, *(f"--model {model}" for model in models)]
         if options.all:
             given.append(f"--all {options.all}")
         raise ConfigError("one of: runs, --model, --all", " ".join(given) or "none of them", USAGE)
-    if model and not (options.data and options.out):
+    if models and not options.compare and not (options.data and options.out):
         raise ConfigError(
             "--data and --out with --model", f"data={options.data} out={options.out}", "name both"
         )
-    if options.compare and not runs:
-        raise ConfigError("runs with --compare", "none", USAGE)
+    if options.compare:
+        _check_comparison(options)
+    if len(models) > 1 and not options.compare:
+        received = f"model={' '.join(models)}"
+        raise ConfigError("one model, or --compare", received, "name one, or add --compare")
     if len(runs) > 1 and not options.compare:
         raise ConfigError(
             "one run, or --compare",
@@ -132,7 +147,7 @@ def _check_options(options: argparse.Namespace) -> None:
             f"run={' '.join(runs)} out={options.out}",
             "leave --out out: the report of a run is written into the run; with --all it can go elsewhere",
         )
-    if options.custom_objects and not model:
+    if options.custom_objects and not models:
         raise ConfigError(
             "--custom-objects with --model",
             f"custom-objects={' '.join(options.custom_objects)}",
@@ -142,6 +157,17 @@ def _check_options(options: argparse.Namespace) -> None:
         raise ConfigError(
             "--all without --data", f"data={options.data}", "leave --data out: every run knows its shard set"
         )
+
+
+def _check_comparison(options: argparse.Namespace) -> None:
+    compared = [*options.directories, *options.model]
+    if not compared:
+        raise ConfigError("runs or models with --compare", "none", USAGE)
+    if options.model and len(compared) < 2:
+        received = f"model={' '.join(options.model)}"
+        raise ConfigError("at least two models or runs with --compare", received, "name another one")
+    if options.model and not options.data:
+        raise ConfigError("--data with --model", "data=None", "name the shard set to compare models on")
 
 
 def _check_inputs(options: argparse.Namespace) -> None:
@@ -156,8 +182,8 @@ def _check_inputs(options: argparse.Namespace) -> None:
     if options.all and isinstance(root, Path) and not root.is_dir():
         received = f"all={options.all} (no such directory)"
         raise ConfigError("a directory that holds runs", received, "name the directory above the runs")
-    if options.model:
-        fetch_model(options.model)
+    for model in options.model:
+        fetch_model(model)
     if options.data:
         load_manifest(options.data)
 
@@ -168,7 +194,7 @@ def _read_options(options: argparse.Namespace) -> ReportOptions:
     from service.report.options import ReportOptions
 
     PredictOptions(options.scale, offset=options.offset, head=options.head)  # checks them together
-    names = ("scale", "offset", "head", "samples", "seed", "sheets", "embedding")
+    names = ("scale", "offset", "head", "samples", "seed", "sheets", "embedding", "checkpoints")
     settings = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in settings.items() if value is not None}
     if "samples" in given:
@@ -213,7 +239,7 @@ def _report_model(options: argparse.Namespace) -> None:
     from service.report.options import PageOptions
 
     page = render_model_report(
-        fetch_model(options.model),
+        fetch_model(options.model[0]),
         parse_location(options.data),
         resolve_location(options.out),
         report_options,
@@ -262,5 +288,7 @@ def _compare(options: argparse.Namespace) -> None:
         _find_data(options),
         report_options,
         PageOptions(options.single_file),
+        [find_model_file(fetch_model(model)) for model in options.model],
+        options.custom_objects,
     )
     print(f"open {page}")

@@ -212,6 +212,7 @@ SECTIONS: dict[str, SectionBuilder] = {
         run=subject.run,
         images=subject.evaluation,
         classes=subject.classes,
+        count=subject.options.checkpoints,
     ),
     "gallery": lambda subject, album: gallery.build_section(
         album,

@@ -34,6 +34,8 @@ class ReportOptions(Spec):
             crops, kernel; at most `patterns`.
         scanned_images: Largest number of images of the evaluated split, spread evenly, that are searched for
             the strongest crops, and that the ablation is measured on; 0 leaves both out.
+        checkpoints: Largest number of checkpoints of the run that are shown: the first, the middle, the best
+            and the last one, then others far from these, as far as the run keeps them.
         trust_images: Number of images in the sanity checks of the heatmaps; 0 leaves the section out.
         embedding: Method of the map of the images: `pca`, or `tsne`, which takes longer and needs the
             extra `embedding` (scikit-learn).
@@ -54,6 +56,7 @@ class ReportOptions(Spec):
     patterns: Annotated[int, Field(ge=0)] = 16
     filters: Annotated[int, Field(ge=0)] = 8
     scanned_images: Annotated[int, Field(ge=0)] = 2000
+    checkpoints: Positive = 4
     trust_images: Annotated[int, Field(ge=0)] = 64
     embedding: Literal["pca", "tsne"] = "pca"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

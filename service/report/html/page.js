@@ -90,25 +90,6 @@ function panels(root) {
   update();
 }
 
-// Plays a slider from its beginning to its end.
-function play(button) {
-  const slider = button.closest("[data-panels]").querySelector(`[data-key="${button.dataset.play}"]`);
-  let timer = null;
-  const set = (value) => { slider.value = value; slider.dispatchEvent(new Event("input", { bubbles: true })); };
-  function stop() {
-    clearInterval(timer);
-    timer = null;
-    button.textContent = "Play";
-  }
-  button.hidden = slider.min === slider.max;
-  button.addEventListener("click", () => {
-    if (timer) return stop();
-    button.textContent = "Stop";
-    set(slider.min);
-    timer = setInterval(() => (slider.value === slider.max ? stop() : set(+slider.value + 1)), 700);
-  });
-}
-
 function opacity(slider) {
   const root = slider.closest("[data-panels]") || slider.closest("section") || document.body;
   const update = () => root.style.setProperty("--map", slider.value / 100);
@@ -128,7 +109,6 @@ all(".scroll").forEach(labelScrollBox);
 all("[data-share]").forEach((bar) => { bar.style.width = `${Math.max(0, Math.min(1, +bar.dataset.share)) * 100}%`; });
 all("[data-shade]").forEach((cell) => cell.style.setProperty("--shade", cell.dataset.shade.includes(".") ? cell.dataset.shade : cell.dataset.shade / 10));
 all("[data-panels]").forEach(panels);
-all("[data-play]").forEach(play);
 all("[data-opacity]").forEach(opacity);
 all("[data-sheet]").forEach(sheet);
 all("table[data-sortable]").forEach(sortable);

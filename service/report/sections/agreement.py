@@ -143,7 +143,14 @@ def build_section(
         ],
         "confidence": {one.name: _list_figures(one) for one in confidences},
         "classes": {row["name"]: asdict(row["outcomes"]) for row in by_class},
-        "maps": [{"row": view["row"], "limit": view["limit"]} for view in maps],
+        "maps": [
+            {
+                "row": view["row"],
+                "limit": view["limit"],
+                "highest": {one["model"]: one.get("highest") for one in view["models"]},
+            }
+            for view in maps
+        ],
     }
     return Section("agreement", f"{first.name} and {second.name} on the same images", values, figures)
 

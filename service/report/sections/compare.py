@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.errors import ConfigError
-from service.checkpoint import list_run_checkpoints
+from service.checkpoint import Position, find_middle_epoch, list_run_checkpoints
 from service.inference.classifier import load_model
 from service.report.analysis.images import Images
 from service.report.analysis.patterns import deprocess_patterns
@@ -25,13 +25,13 @@ from service.report.drawing.album import Album, Drawing, Picture
 from service.report.drawing.colours import INACTIVE, SEQUENTIAL, quantize
 from service.report.drawing.plots import Line, Plot
 from service.report.drawing.sheets import draw_comparison_sheets, tile_images
+from service.report.sections.examples import ShownExample
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 from service.report.sections.training_images import select_rows
 from service.runs import Run
 
 IMAGES = 2
-CHECKPOINTS = 8  # largest number of checkpoints per run
 FILTERS = 8  # number of filter patterns per checkpoint, on the page that compares runs
 ROLES = "abcdef"
 MAP = "Grad-CAM"
@@ -88,11 +88,15 @@ class RunTimeline:
         name: Name of the run on the page.
         outputs: Outputs of each checkpoint, oldest first.
         damaged: Epochs whose checkpoints are damaged.
+        epochs: Metrics per epoch, see `service.runs.Run.metrics`.
+        has_average: Whether the run evaluates a moving average of its weights.
     """
 
     name: str
     outputs: tuple[CheckpointOutputs, ...]
     damaged: tuple[int, ...] = ()
+    epochs: tuple[dict[str, float], ...] = ()
+    has_average: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,6 @@ class CheckpointView:
     """One image at one checkpoint of one run, for the template.
 
     Attributes:
-        when: State of the page's controls in which the view is shown.
-        epoch: Epoch of the checkpoint.
         predicted: Name of the predicted class.
         probability: Probability of the predicted class, in [0, 1].
         is_correct: Whether the predicted class is the true one.
@@ -109,13 +111,30 @@ class CheckpointView:
         sheets: Titles and pictures of the channels and filter patterns.
     """
 
-    when: dict[str, Any]
-    epoch: int
     predicted: str
     probability: float
     is_correct: bool
     map: Picture | None
     sheets: tuple[tuple[str, Picture], ...]
+
+
+@dataclass(frozen=True)
+class ShownCheckpoint:
+    """One checkpoint of one run, for the template.
+
+    Attributes:
+        epoch: Epoch of the checkpoint.
+        roles: Why it is shown, such as "first" or "best, last".
+        training_accuracy: Training accuracy, a mean over the steps of that epoch; None if unknown.
+        validation_accuracy: Validation accuracy that training measured after that epoch; None if it did not.
+        views: The checkpoint's outputs for each image.
+    """
+
+    epoch: int
+    roles: str
+    training_accuracy: float | None
+    validation_accuracy: float | None
+    views: tuple[CheckpointView, ...]
 
 
 def build_section(
@@ -124,8 +143,9 @@ def build_section(
     run: Run | None,
     images: Images,
     classes: Sequence[str],
+    count: int,
 ) -> Section | None:
-    """Builds the view of a run's checkpoints under one slider.
+    """Builds the view of a run's checkpoints side by side.
 
     Args:
         album: Album the pictures are added to.
@@ -133,46 +153,42 @@ def build_section(
         run: Run with the checkpoints; None for a model without a run.
         images: Split the images are taken from.
         classes: Class names; labels are indices into them.
+        count: Largest number of checkpoints.
 
     Returns:
         The section; None if the run has fewer than two undamaged checkpoints.
     """
-    if run is None or len(list_run_checkpoints(run, CHECKPOINTS)) < 2:
+    if run is None or len(list_run_checkpoints(run, count)) < 2:
         return None
     selection = select_images(images, classes, provenance)
     # A second copy of the model: its weights are replaced, and other sections use the first.
     compared = ComparedRun(run, run.path.name, load_model(run.model_path, run.custom_objects()), provenance)
-    timeline = compute_timeline(compared, selection)
+    timeline = compute_timeline(compared, selection, count)
     if len(timeline.outputs) < 2:
         return None
     return build_timelines(album, selection, [timeline])
 
 
 def build_comparison(
-    album: Album, runs: Sequence[ComparedRun], images: Images, classes: Sequence[str]
+    album: Album, runs: Sequence[ComparedRun], images: Images, classes: Sequence[str], count: int
 ) -> Section:
-    """Builds the view of several runs' checkpoints, side by side under one slider.
+    """Builds the view of several runs' checkpoints, one run below the other.
 
     Args:
         album: Album the pictures are added to.
         runs: Runs to compare, at least one.
         images: Split of the first run's shard set that the images are taken from.
         classes: Class names; labels are indices into them.
+        count: Largest number of checkpoints per run.
 
     Raises:
-        ConfigError: The runs were trained on different shard sets, or one has no undamaged checkpoint.
+        ConfigError: A run has no undamaged checkpoint.
     """
     first = runs[0]
     selection = select_images(images, classes, first.provenance)
     timelines = []
     for compared in runs:
-        if compared.provenance.shards_digest != first.provenance.shards_digest:
-            raise ConfigError(
-                "runs on the same shard set",
-                f"runs={first.name} and {compared.name} (on different ones)",
-                "compare runs on one shard set, or name one for all of them with --data",
-            )
-        timeline = compute_timeline(compared, selection, FILTERS)
+        timeline = compute_timeline(compared, selection, count, FILTERS)
         if not timeline.outputs:
             raise ConfigError(
                 "runs with undamaged checkpoints",
@@ -195,15 +211,18 @@ def select_images(images: Images, classes: Sequence[str], provenance: Provenance
     return ImageSelection(images, rows, classes, provenance)
 
 
-def compute_timeline(compared: ComparedRun, selection: ImageSelection, filters: int = 0) -> RunTimeline:
+def compute_timeline(
+    compared: ComparedRun, selection: ImageSelection, count: int, filters: int = 0
+) -> RunTimeline:
     """Computes the outputs of a run's checkpoints; the weights of its model are replaced.
 
     Args:
         compared: Run with its model.
         selection: Images the outputs are computed for.
+        count: Largest number of checkpoints.
         filters: Number of filter patterns per checkpoint.
     """
-    checkpoints = list_run_checkpoints(compared.run, CHECKPOINTS)
+    checkpoints = list_run_checkpoints(compared.run, count)
     outputs = run_checkpoints(
         compared.model,
         compared.provenance.scale,
@@ -216,7 +235,13 @@ def compute_timeline(compared: ComparedRun, selection: ImageSelection, filters: 
     )
     undamaged = {output.epoch for output in outputs}
     damaged = [checkpoint.epoch for checkpoint in checkpoints if checkpoint.epoch not in undamaged]
-    return RunTimeline(compared.name, tuple(outputs), tuple(damaged))
+    return RunTimeline(
+        compared.name,
+        tuple(outputs),
+        tuple(damaged),
+        tuple(compared.run.metrics()),
+        bool(compared.run.config().get("ema")),
+    )
 
 
 def build_timelines(album: Album, selection: ImageSelection, timelines: Sequence[RunTimeline]) -> Section:
@@ -237,12 +262,31 @@ def build_timelines(album: Album, selection: ImageSelection, timelines: Sequence
         text = f"{split.capitalize()} image {row}, {name}"
         origin = selection.provenance.describe_images(split, [row])
         photos.append(album.add_photo(pixels, "example", text, **origin))
-    runs = []
-    for timeline in timelines:
-        runs.append({"name": timeline.name, "views": _build_views(album, selection, timeline, axis, limits)})
+    runs = [
+        {
+            "name": timeline.name,
+            "checkpoints": _build_checkpoints(album, selection, timeline, limits),
+            "has_average": timeline.has_average,
+        }
+        for timeline in timelines
+    ]
+    last = timelines[0].outputs[-1]
+    examples = tuple(
+        ShownExample(
+            photo=photo,
+            title=f"row {row}",
+            row=row,
+            truth=name,
+            predicted=selection.classes[int(probabilities.argmax())],
+            probability=float(probabilities.max()),
+        )
+        for photo, row, name, probabilities in zip(
+            photos, selection.rows, names, last.probabilities, strict=True
+        )
+    )
     values = {
-        "axis": [f"epoch {epoch}" for epoch in axis],
-        "images": list(zip(photos, names, strict=True)),
+        "examples": examples,
+        "limits": limits.tolist(),
         "runs": runs,
         "plots": [
             _plot(n, name, label, timelines, axis)
@@ -255,25 +299,21 @@ def build_timelines(album: Album, selection: ImageSelection, timelines: Sequence
         "limits": limits.tolist(),
         "runs": {timeline.name: _figures(timeline, labels) for timeline in timelines},
     }
-    title = "Checkpoints over training" if len(timelines) == 1 else "Runs side by side"
-    return Section("compare", title, values, figures)
+    title = "Checkpoints over training" if len(timelines) == 1 else "Runs over their epochs"
+    return Section("compare", title, values, figures, examples=examples)
 
 
-def _build_views(
-    album: Album,
-    selection: ImageSelection,
-    timeline: RunTimeline,
-    axis: Sequence[int],
-    limits: NDArray[np.float32],
-) -> list[CheckpointView]:
+def _build_checkpoints(
+    album: Album, selection: ImageSelection, timeline: RunTimeline, limits: NDArray[np.float32]
+) -> list[ShownCheckpoint]:
     """Builds the views of every image at every checkpoint of a run."""
     sheets = {}
     for layer in timeline.outputs[0].channels:
         channels = standardize_jointly([output.channels[layer] for output in timeline.outputs])
         sheets[layer] = [draw_comparison_sheets(levels, is_inactive) for levels, is_inactive in channels]
-    views = []
+    checkpoints = []
     for number, output in enumerate(timeline.outputs):
-        positions = _find_slider_positions(timeline, number, axis)
+        views = []
         for n, label in enumerate(selection.labels):
             sheets_of_image = {layer: by_checkpoint[number][n] for layer, by_checkpoint in sheets.items()}
             drawings = draw_checkpoint(selection, n, timeline.name, output, sheets_of_image, float(limits[n]))
@@ -281,8 +321,6 @@ def _build_views(
             predicted = int(output.probabilities[n].argmax())
             views.append(
                 CheckpointView(
-                    {"checkpoint": positions, "image": str(n)},
-                    output.epoch,
                     selection.classes[predicted],
                     float(output.probabilities[n, predicted]),
                     predicted == int(label),
@@ -290,19 +328,37 @@ def _build_views(
                     tuple(pictures.items()),
                 )
             )
-    return views
+        metrics = {int(one["epoch"]): one for one in timeline.epochs}.get(output.epoch, {})
+        checkpoints.append(
+            ShownCheckpoint(
+                output.epoch,
+                describe_roles(output.epoch, timeline),
+                metrics.get("accuracy"),
+                metrics.get("val_accuracy"),
+                tuple(views),
+            )
+        )
+    return checkpoints
 
 
-def _find_slider_positions(timeline: RunTimeline, number: int, axis: Sequence[int]) -> list[str]:
-    """Finds the positions of the slider at which a checkpoint is shown.
+def describe_roles(epoch: int, timeline: RunTimeline) -> str:
+    """Describes why a checkpoint is shown: it is the first, middle, best or last one, or lies between them.
 
-    A checkpoint is shown from its own epoch until the run's next checkpoint. The first and the last one also
-    cover the ends of the axis, where only other runs have checkpoints.
+    Args:
+        epoch: Epoch of the checkpoint.
+        timeline: Outputs of all checkpoints of the run.
     """
-    begin = timeline.outputs[number].epoch if number > 0 else axis[0]
-    is_last = number + 1 == len(timeline.outputs)
-    end = axis[-1] + 1 if is_last else timeline.outputs[number + 1].epoch
-    return [str(position) for position, epoch in enumerate(axis) if begin <= epoch < end]
+    shown = [output.epoch for output in timeline.outputs]
+    by_role = {
+        "first": shown[0],
+        "middle": find_middle_epoch(shown),
+        "best": Position("", timeline.epochs).best_epoch,
+        "last": shown[-1],
+    }
+    roles = [role for role, epoch_of_role in by_role.items() if epoch_of_role == epoch]
+    if len(roles) > 1 and "middle" in roles:
+        roles.remove("middle")
+    return ", ".join(roles) or "between"
 
 
 def draw_checkpoint(
@@ -366,6 +422,10 @@ def _plot(n: int, name: str, label: int, timelines: Sequence[RunTimeline], axis:
 def _figures(timeline: RunTimeline, labels: NDArray[np.int32]) -> list[dict[str, Any]]:
     images = np.arange(len(labels))
     return [
-        {"epoch": output.epoch, "of_truth": output.probabilities[images, labels].tolist()}
+        {
+            "epoch": output.epoch,
+            "roles": describe_roles(output.epoch, timeline),
+            "of_truth": output.probabilities[images, labels].tolist(),
+        }
         for output in timeline.outputs
     ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from urllib.request import urlopen
 
+import keras
 import pytest
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 from stores import Bucket, FaultProxy, S3Server
@@ -13,6 +15,9 @@ from stores import Bucket, FaultProxy, S3Server
 from pipelines.errors import ConfigError
 from pipelines.remote import store
 from pipelines.remote.uri import Uri
+from service.checkpoint import Position, save_checkpoint, snapshot, variables_of
+from service.cli import main
+from service.milestones import save_milestone
 from service.report.batch import NOT_FINISHED, UP_TO_DATE, examine_all
 from service.report.job import render_reported_run
 from service.report.lease import LeaseHeldError
@@ -20,6 +25,7 @@ from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import write_index
 from service.report.publish import publish
 from service.report.reported import ReportedRun, find_home_link, find_reported_runs
+from service.runs import Run
 
 SMALL = ReportOptions(
     training_images=2, predictions=2, activation_images=0, heatmap_images=0, patterns=0, trust_images=0
@@ -154,3 +160,27 @@ def test_a_page_replaces_an_older_one_and_nothing_else(bucket: Bucket) -> None:
     bucket.put("notes/todo.txt", b"x")
     with pytest.raises(ConfigError, match=r"such as todo\.txt"), publish(Uri("s3", bucket.name, "notes")):
         pass
+
+
+def test_runs_in_a_bucket_are_compared_into_it(
+    run: ReportedRun, bucket: Bucket, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(tmp_path / "runs/good", tmp_path / "runs/other")
+    weights = snapshot(variables_of(brightness_model(), keras.optimizers.SGD()))
+    for name in ("good", "other"):
+        local = Run(tmp_path / "runs" / name)
+        save_checkpoint(local.checkpoints, weights, Position("", tuple(metrics(3))), keep=1)
+        save_milestone(local.milestones, 1, weights["model"])
+    text = Run(other).config_path.read_text()
+    Run(other).config_path.write_text(text.replace("preset: tiny", "preset: another"))
+    bucket.upload_folder(tmp_path / "runs", "runs")
+    out = f"{bucket}/compare"
+    assert main(["report", f"{bucket}/runs/good", f"{bucket}/runs/other", "--compare", "--out", out]) == 0
+    assert f"open {out}/index.html" in capsys.readouterr().out
+    manifest = json.loads(bucket.get("compare/manifest.json"))
+    figures = manifest["figures"]
+    assert figures["good and other on the same images"]["outcomes"]["both"] == 5
+    epochs = {name: [one["epoch"] for one in shown] for name, shown in figures["compare"]["runs"].items()}
+    assert epochs == {"good": [1, 3], "other": [1, 3]}
+    keys = bucket.list_keys("compare")
+    assert all(f"compare/{picture['file']}" in keys for picture in manifest["pictures"])

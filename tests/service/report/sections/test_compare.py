@@ -21,6 +21,7 @@ from service.checkpoint import (
     snapshot,
     variables_of,
 )
+from service.milestones import save_milestone
 from service.report.analysis.timeline import (
     CheckpointOutputs,
     compute_shared_limits,
@@ -172,7 +173,11 @@ def test_the_report_of_a_run_shows_its_checkpoints(run, tmp_path):
     html = render_report(run, options=SMALL).read_text()
     assert 'id="view-compare"' in html
     figures = json.loads((run.report / "manifest.json").read_text())["figures"]["compare"]
-    assert [shown["epoch"] for shown in figures["runs"]["one"]] == [1, 2, 3]
+    assert [(shown["epoch"], shown["roles"]) for shown in figures["runs"]["one"]] == [
+        (1, "first"),
+        (2, "best"),  # of three epochs, it is also the one in the middle
+        (3, "last"),
+    ]
     assert figures["runs"]["one"][1]["of_truth"] == [0.5, 0.5]
     shutil.rmtree(run.checkpoints / "epoch-0001")
     shutil.rmtree(run.checkpoints / "epoch-0002")
@@ -186,14 +191,8 @@ def test_runs_are_shown_next_to_each_other(run, tmp_path):
     page = render_comparison([run, other], tmp_path / "out")
     html = page.read_text()
     assert "one and two" in html
-    assert '["epoch 1","epoch 2","epoch 3","epoch 5"]' in html
-    # the first checkpoint of the other run also stands for epoch 1, and the one of epoch 2 for epoch 3
-    for when in (
-        '{"checkpoint": ["0", "1", "2"], "image": "0"}',
-        '{"checkpoint": ["3"], "image": "0"}',
-        '{"checkpoint": ["2", "3"], "image": "0"}',
-    ):
-        assert when.replace(" ", "") in html
+    epochs = [int(text.split(" ")[0]) for text in html.split("<h4>Epoch ")[1:]]
+    assert epochs == [1, 2, 3, 2, 5]
     manifest = json.loads((page.parent / "manifest.json").read_text())
     assert set(manifest["runs"]) == {"one", "two"}
     patterns = [entry for entry in manifest["pictures"] if entry["file"].startswith("pictures/patterns-")]
@@ -248,3 +247,43 @@ def test_metrics_of_runs_of_different_length():
     assert accuracy.data()["lines"][1]["values"][2] == metrics(3)[2]["val_accuracy"]
     training, _ = plot_metrics([("a", metrics(2, validation=False)), ("b", metrics(3))])
     assert training.title == "Training accuracy"
+
+
+def test_milestones_are_shown_with_what_they_are(tmp_path):
+    """Of seven epochs, the checkpoints of the best and the last two are left, and the milestones before."""
+    run = make_run(tmp_path / "run", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(7))
+    for epoch in (1, 2, 4):
+        weights = snapshot(variables_of(with_factor(epoch / 4), keras.optimizers.SGD()))["model"]
+        save_milestone(run.milestones, epoch, weights)
+    for epoch in (5, 6, 7):
+        checkpoint(run, epoch, with_factor(epoch / 4))
+    section = build_compare(run, tmp_path)
+    shown = section.values["runs"][0]["checkpoints"]
+    assert [(one.epoch, one.roles) for one in shown] == [
+        (1, "first"),
+        (4, "middle"),
+        (5, "best"),
+        (7, "last"),
+    ]
+    expected = [metrics(7)[one.epoch - 1] for one in shown]
+    assert [one.validation_accuracy for one in shown] == [epoch["val_accuracy"] for epoch in expected]
+    assert [one.training_accuracy for one in shown] == [epoch["accuracy"] for epoch in expected]
+    logits = 20 * (60 - 112) / 255
+    of_truth = [one["of_truth"][0] for one in section.figures["runs"]["run"]]
+    np.testing.assert_allclose(
+        of_truth, [1 / (1 + np.exp(one.epoch / 4 * logits)) for one in shown], rtol=1e-5
+    )
+    html = load_templates().get_template("compare.html").render(values=section.values)
+    assert '<h4>Epoch 5 <span class="count">best</span></h4>' in html
+    assert "with their moving average" not in html
+
+
+def test_a_damaged_milestone_is_skipped(tmp_path):
+    run = make_run(tmp_path / "run", dim_and_bright(tmp_path / "shards"), brightness_model(), metrics(3))
+    run.milestones.mkdir()
+    (run.milestones / "epoch-0001.npz").write_bytes(b"half")
+    for epoch in (2, 3):
+        checkpoint(run, epoch, brightness_model())
+    section = build_compare(run, tmp_path)
+    assert section.values["damaged"] == [("run", 1)]
+    assert [one.epoch for one in section.values["runs"][0]["checkpoints"]] == [2, 3]
