@@ -40,6 +40,8 @@ class Position:
         sums: Totals over these batches, see `service.training.step.Steps.read_totals`.
         seconds: Training time of these batches.
         skipped: Updates in these batches that were skipped because a gradient was not finite.
+        squared_gradients: Sums over these batches, see `service.training.layer_norms.GradientNorms`; empty at
+            the end of an epoch.
     """
 
     data: str
@@ -48,6 +50,7 @@ class Position:
     sums: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
     seconds: float = 0.0
     skipped: int = 0
+    squared_gradients: tuple[float, ...] = ()
 
     @property
     def epoch(self) -> int:
@@ -307,6 +310,7 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
             tuple(description["sums"]),
             description["seconds"],
             description.get("skipped", 0),
+            tuple(description.get("squared_gradients", ())),
         )
         return Checkpoint(path, position, description["stage"], description["groups"], tuple(damaged))
     if damaged:

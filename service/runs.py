@@ -2,6 +2,7 @@
 
 runs/<name>/config.yaml     configuration; files of the user are named as code/...
             metrics.jsonl   a line per epoch
+            layers.jsonl    norms of weights and gradients per layer, a line per epoch
             data.json       class names, preprocessing, and digest of the shard set
             status.json     state, reason, timings, environment
             model.keras     the model of the best epoch
@@ -38,6 +39,7 @@ from service.user_code import CodeCopy, describe_entry_points, find_names, list_
 CONFIG = "config.yaml"
 CODE = "code"
 METRICS = "metrics.jsonl"
+LAYERS = "layers.jsonl"
 METADATA = "data.json"
 STATUS = "status.json"
 MODEL = "model.keras"
@@ -66,6 +68,7 @@ class Run:
         path: Absolute path of the directory.
         config_path: File with the configuration.
         metrics_path: Metrics, a line of JSON per epoch.
+        layers_path: Norms of weights and gradients per layer, a line of JSON per epoch.
         metadata_path: Class names, preprocessing, and digest of the shard set.
         status_path: State, timings and environment.
         model_path: The model of the best epoch so far.
@@ -83,6 +86,7 @@ class Run:
         self.path = Path(path).absolute()
         self.config_path = self.path / CONFIG
         self.metrics_path = self.path / METRICS
+        self.layers_path = self.path / LAYERS
         self.metadata_path = self.path / METADATA
         self.status_path = self.path / STATUS
         self.model_path = self.path / MODEL
@@ -300,6 +304,38 @@ class Run:
         lines = [json.dumps(epoch, allow_nan=False) + "\n" for epoch in epochs]
         write_atomically(self.metrics_path, "".join(lines))
 
+    def layers(self) -> list[dict[str, Any]]:
+        """Returns the norms of weights and gradients per layer for every recorded epoch, oldest first.
+
+        Keys: epoch (from 1), layers (of every trained layer by its path: `weights`, the norm of its weights
+        at the end of the epoch, and `gradients`, the root mean square of the norm of its gradient over the
+        updates). Runs of older versions have none.
+        """
+        if not self.layers_path.is_file():
+            return []
+        return [json.loads(line) for line in self.layers_path.read_text().splitlines()]
+
+    def write_layers(self, epoch: int, layers: dict[str, dict[str, float]]) -> None:
+        """Adds the norms of an epoch, in place of those of the same and of later epochs, atomically.
+
+        Args:
+            epoch: The epoch, from 1.
+            layers: Norms of every layer, see `layers`.
+        """
+        self._write_layers([*self._layers_until(epoch - 1), {"epoch": epoch, "layers": layers}])
+
+    def remove_layers(self, after: int) -> None:
+        """Removes the norms of all epochs after one, which are trained again."""
+        if self.layers_path.is_file():
+            self._write_layers(self._layers_until(after))
+
+    def _layers_until(self, epoch: int) -> list[dict[str, Any]]:
+        return [record for record in self.layers() if record["epoch"] <= epoch]
+
+    def _write_layers(self, records: Sequence[dict[str, Any]]) -> None:
+        lines = [json.dumps(record, separators=(",", ":")) + "\n" for record in records]
+        write_atomically(self.layers_path, "".join(lines))
+
     def request_stop(self, reason: str) -> None:
         """Requests that the workers save a checkpoint and stop."""
         # Atomic, so that no reader sees a request without its reason.
@@ -450,6 +486,7 @@ class Run:
             "config": hash_file(self.config_path),
             "metadata": hash_file(self.metadata_path) if self.metadata_path.is_file() else None,
             "metrics": hash_file(self.metrics_path) if self.metrics_path.is_file() else None,
+            "layers": hash_file(self.layers_path) if self.layers_path.is_file() else None,
             "status": hash_json(reported),
         }
 

@@ -30,6 +30,7 @@ from service.runs import (
     CODE,
     CONFIG,
     EVENTS,
+    LAYERS,
     METADATA,
     METRICS,
     MILESTONES,
@@ -112,7 +113,7 @@ def _find_part(name: str, newest: Collection[str]) -> set[str]:
             parts.add("records")
         return parts
     folders = {REPORT: "report", EVENTS: "events", MILESTONES: "checkpoints"}
-    files = {METRICS: "metrics", STATUS: "status", MODEL: "model"}
+    files = {METRICS: "metrics", LAYERS: "metrics", STATUS: "status", MODEL: "model"}
     part = files.get(name) or folders.get(name.split("/")[0])
     return {part} if part else set()
 

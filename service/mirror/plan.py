@@ -15,6 +15,7 @@ from service.runs import (
     CODE,
     CONFIG,
     EVENTS,
+    LAYERS,
     METADATA,
     METRICS,
     MILESTONES,
@@ -88,7 +89,7 @@ class RemoteFiles:
 
 
 # Files that the checkpoints depend on, in the order of their uploads; files of CODE come before these.
-_BEFORE = (f"{CODE}/manifest.json", CONFIG, METADATA, MODEL)
+_BEFORE = (f"{CODE}/manifest.json", CONFIG, METADATA, MODEL, LAYERS)
 # The status is last, because it tells that the run has ended.
 _AFTER = (METRICS, STATUS)
 

@@ -27,6 +27,7 @@ from service.report.sections import (
     confusion,
     curves,
     diagnosis,
+    dynamics,
     edges,
     embedding,
     filters,
@@ -71,6 +72,9 @@ SECTIONS: dict[str, SectionBuilder] = {
     "curves": lambda subject, album: curves.build_section(
         epochs=subject.epochs,
         labels=subject.evaluation.labels,
+    ),
+    "dynamics": lambda subject, album: dynamics.build_section(
+        records=() if subject.run is None else subject.run.layers(),
     ),
     "health": lambda subject, album: health.build_section(
         album,

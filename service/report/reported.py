@@ -18,7 +18,7 @@ from pipelines.storage import hash_json
 from service.mirror.fetch import fetch_run, find_remote_runs
 from service.report import lease as local_lease
 from service.report.publish import KIND, PAGE, PICTURES, SUMMARY, read_page_manifest, read_remote_json
-from service.runs import CHECKPOINTS, CONFIG, METADATA, METRICS, MODEL, REPORT, STATUS, Run, find_runs
+from service.runs import CHECKPOINTS, CONFIG, LAYERS, METADATA, METRICS, MODEL, REPORT, STATUS, Run, find_runs
 
 LEASE = ".report.lock"
 # Parts of a run in a store that a report shows; checkpoints for the views of a training over time.
@@ -216,6 +216,7 @@ def hash_remote_contents(uri: Uri) -> dict[str, Any]:
         "config": tags[CONFIG],
         "metadata": tags.get(METADATA),
         "metrics": tags.get(METRICS),
+        "layers": tags.get(LAYERS),
         "status": tags.get(STATUS),
     }
 

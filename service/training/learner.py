@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ import tensorflow as tf
 from pipelines.errors import ConfigError
 from pipelines.input.batches import Batches
 from pipelines.input.cache import CacheBudget
-from service.checkpoint import Variables, variables_of
+from service.checkpoint import Arrays, Variables, variables_of
 from service.config import RunConfig
 from service.models import build_model
 from service.models.check import define_task
@@ -20,6 +20,7 @@ from service.models.weights import load_weights
 from service.pretrained import NONE
 from service.recipe import class_weight_table
 from service.training.features import FeatureCache, StageNetwork
+from service.training.layer_norms import LayerNorms, name_weights, summarize_layers
 from service.training.optimizers import build_optimizer, check_no_decay, freeze_layers
 from service.training.schedule import list_stages, run_rates, updates_per_epoch
 from service.training.statistics import find_batch_norms
@@ -51,6 +52,19 @@ class Learner:
     def variables(self) -> Variables:
         """The variables that a checkpoint holds."""
         return variables_of(self.model, self.optimizer, self.steps.variables)
+
+    def prepare_layer_summary(self, arrays: Arrays) -> Callable[[], LayerNorms]:
+        """Returns a function that computes the norms of weights and gradients per layer, for another thread.
+
+        Args:
+            arrays: Values of `variables` at the end of an epoch.
+        """
+        sums = self.steps.gradient_norms.read()
+        names = name_weights(self.model, self.steps.weights)
+        pairs = zip(self.variables["model"], arrays["model"], strict=True)
+        values = {id(variable): array for variable, array in pairs}
+        weights = [values[id(weight)] for weight in self.steps.weights]
+        return lambda: summarize_layers(names, weights, sums)
 
     def use_evaluation_weights(self) -> AbstractContextManager[None]:
         """Swaps in the weights that are evaluated and saved, for a block: the average, if there is one."""

@@ -259,7 +259,7 @@ class Loop:
         step = start.step
         skipped = start.skipped
         steps = self.learner.steps
-        steps.start(epoch, step, self.config.seed, start.sums)
+        steps.start(epoch, step, self.config.seed, start.sums, start.squared_gradients)
         self.meter.start(epoch, step * self.config.global_batch, start.seconds)
         command = self._next_command()
 
@@ -269,8 +269,16 @@ class Loop:
                     with self._watch("save"):
                         sums = steps.read_totals()
                         self.learner.average_statistics()
-                    seconds = self.meter.seconds
-                    self._save(replace(start, step=step, sums=sums, seconds=seconds, skipped=skipped))
+                    self._save(
+                        replace(
+                            start,
+                            step=step,
+                            sums=sums,
+                            seconds=self.meter.seconds,
+                            skipped=skipped,
+                            squared_gradients=steps.gradient_norms.read(),
+                        )
+                    )
                 if command.stop:
                     self.writer.wait()
                     # A collective: if another worker ended first, Ray would end worker 0 while it writes.
@@ -313,10 +321,12 @@ class Loop:
         stage = self.learner.stage
         with self.timer.measure("checkpoints"):
             arrays = snapshot(self.learner.variables)
+            summarize_layers = self.learner.prepare_layer_summary(arrays)
 
             def write() -> None:
                 if best_weights is not None:
                     self.model_file.write(best_weights)
+                self.run.write_layers(epoch, summarize_layers())
                 save_milestone(self.run.milestones, position.epoch, arrays["model"])
                 self._write_checkpoint(arrays, position, stage)
                 remove_obsolete_milestones(self.run.milestones, position.epoch)
@@ -518,6 +528,7 @@ class Loop:
         remove_unfinished(self.run.checkpoints)
         self.run.write_metadata(_describe_model(self.config, self.train.manifest))
         self.run.write_metrics(self.position.history)
+        self.run.remove_layers(after=self.position.epoch)
         for path in checkpoint.damaged if checkpoint else ():
             self.run.notice(f"{path.name} is damaged: continuing from {self.position.name}")
         caches = {"train": str(self.train.tier)}

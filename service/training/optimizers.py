@@ -119,7 +119,7 @@ def freeze_layers(
     Raises:
         ConfigError: A pattern matches no layer, or no trainable weight is left.
     """
-    layers = dict(_walk_layers(model))
+    layers = dict(walk_layers(model))
     _check_layer_patterns(model, layers, "freeze", freeze)
     _check_layer_patterns(model, layers, "train", train)
     # False first, because Keras passes a value on to nested layers only if it changes.
@@ -165,11 +165,16 @@ def _matches_any(patterns: Iterable[str], path: str) -> bool:
     return any(matches(pattern, path) for pattern in patterns)
 
 
-def _walk_layers(model: keras.Model, parent: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
-    """Yields paths and layers, with the layers of a nested model in its place."""
+def walk_layers(model: keras.Model, parent: str = "") -> Iterator[tuple[str, keras.layers.Layer]]:
+    """Yields the layers of a model with their paths, the layers of a nested model in its place.
+
+    Args:
+        model: Model whose layers may be models themselves.
+        parent: Path of the model, with a slash at its end.
+    """
     for layer in model.layers:
         if isinstance(layer, keras.Model):
-            yield from _walk_layers(layer, f"{parent}{layer.name}/")
+            yield from walk_layers(layer, f"{parent}{layer.name}/")
         else:
             yield parent + layer.name, layer
 

@@ -20,6 +20,7 @@ from pipelines.augment.apply import apply_augmentations, swap_neighbours
 from pipelines.records import Batch
 from pipelines.spec import AugmentSpec
 from service.training.average import WeightAverage
+from service.training.layer_norms import GradientNorms
 from service.training.loss_scale import LossScale
 from service.training.losses import predict_classes, training_losses, true_ranks
 from service.training.optimizers import apply_gradients
@@ -104,6 +105,8 @@ class Steps:
 
     Attributes:
         rates: Learning rate of every update, float32 `[updates]`.
+        weights: The variables that are trained.
+        gradient_norms: Sums of the squared gradients of the epoch so far.
         average: Moving average of the weights, or None.
         loss_scale: Scale of the loss, or None.
     """
@@ -119,7 +122,7 @@ class Steps:
     ) -> None:
         self._network = network
         self._optimizer = optimizer
-        self._weights = weights
+        self.weights = weights
         self._strategy = strategy
         self._options = options
         self.rates = tf.constant(rates, tf.float32)
@@ -141,6 +144,7 @@ class Steps:
         if options.class_weights is not None:
             self._class_weights = np.float32(options.class_weights)
         self._dropout_seeds = [v for v in network.variables if "seed_generator_state" in v.path]
+        self.gradient_norms = GradientNorms(strategy, len(weights))
         self.average = WeightAverage(strategy, weights, options.ema_decay) if options.ema_decay else None
         self.loss_scale = LossScale() if options.scale_loss else None
 
@@ -159,7 +163,14 @@ class Steps:
             variables += self.loss_scale.variables
         return variables
 
-    def start(self, epoch: int, step: int, seed: int, sums: tuple[float, ...] = (0.0,) * TOTALS) -> None:
+    def start(
+        self,
+        epoch: int,
+        step: int,
+        seed: int,
+        sums: tuple[float, ...] = (0.0,) * TOTALS,
+        squared_gradients: tuple[float, ...] = (),
+    ) -> None:
         """Sets the state of a step of an epoch: the seeds of dropout, and the sums of the epoch so far.
 
         Args:
@@ -167,7 +178,9 @@ class Steps:
             step: Batches of the epoch that are already done.
             seed: Seed of the run.
             sums: Sums of the epoch so far (see `read_totals`).
+            squared_gradients: Sums of the epoch so far (see `GradientNorms.read`); empty for zeros.
         """
+        self.gradient_norms.set(squared_gradients)
         numbers = [tf.constant(number, tf.int64) for number in (epoch, step, seed)]
         self._set_state(*numbers, tf.constant(sums, tf.float64))
 
@@ -318,7 +331,7 @@ class Steps:
             )
             loss = tf.reduce_sum(losses * weights)
             scaled_loss = loss * scale
-        gradients = tape.gradient(scaled_loss, [v.value for v in self._weights])
+        gradients = tape.gradient(scaled_loss, [v.value for v in self.weights])
 
         # A prediction for a mixed image counts as correct if it is the label of the larger part.
         targets = labels
@@ -378,18 +391,21 @@ class Steps:
         *gradients, weight = self._packing.unpack(sums) if self._packing else sums
         divisor = weight * self.loss_scale.read() if self.loss_scale else weight
         gradients = [gradient / divisor for gradient in gradients]
-        norm = tf.linalg.global_norm(gradients)
+        # The global norm from the norm of each, which is what `tf.linalg.global_norm` does.
+        half_squares = tf.stack([tf.nn.l2_loss(gradient) for gradient in gradients])
+        norm = tf.sqrt(2.0 * tf.reduce_sum(half_squares))
         if self._options.clip_norm:
             gradients, _ = tf.clip_by_global_norm(gradients, self._options.clip_norm, use_norm=norm)
         is_finite = tf.math.is_finite(norm)
-        tf.cond(is_finite, lambda: self._apply_gradients(gradients, rate), lambda: None)
+        tf.cond(is_finite, lambda: self._apply_gradients(gradients, 2.0 * half_squares, rate), lambda: None)
         if self.loss_scale is None:
             return is_finite
         return self.loss_scale.update(is_finite)
 
-    def _apply_gradients(self, gradients: list[tf.Tensor], rate: tf.Tensor) -> None:
-        """Updates the weights of this replica, and their moving average."""
-        apply_gradients(self._optimizer, gradients, self._weights, rate)
+    def _apply_gradients(self, gradients: list[tf.Tensor], squares: tf.Tensor, rate: tf.Tensor) -> None:
+        """Updates the weights of this replica and their moving average, and records the squared norms."""
+        self.gradient_norms.add(squares)
+        apply_gradients(self._optimizer, gradients, self.weights, rate)
         if self.average:
             self.average.update(find_replica_copy(self._optimizer.iterations.value))
 

@@ -43,6 +43,7 @@ class Plot:
         shade: Whether the area between the first two lines is filled.
         ticks: Names of the x values if they are not numbers.
         caption: What the plot shows and how to read it, printed below it.
+        log: Whether the y axis is logarithmic; the values are above 0 then.
     """
 
     title: str
@@ -55,6 +56,7 @@ class Plot:
     shade: bool = False
     ticks: tuple[str, ...] = ()
     caption: str = ""
+    log: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -76,6 +78,7 @@ class Plot:
             "levels": [list(level) for level in self.levels if math.isfinite(level[0])],
             "shade": self.shade and len(self.lines) > 1,
             "ticks": list(self.ticks),
+            "log": self.log,
         }
 
     def format_value(self, value: float) -> str:

@@ -41,7 +41,7 @@ function options(data, width, readout) {
     cursor: { y: false, drag: { x: false, y: false, setScale: false }, points: { size: 8 } },
     scales: {
       x: { time: false, range: (u, low, high) => (low === high ? [low - 1, high + 1] : [low, high]) },
-      y: { range: (u, low, high) => range(Math.min(low, ...levels), Math.max(high, ...levels)) },
+      y: data.log ? { distr: 3, range: (u, low, high) => uPlot.rangeLog(low, high, 10, true) } : { range: (u, low, high) => range(Math.min(low, ...levels), Math.max(high, ...levels)) },
     },
     series: [{}, ...data.lines.map((line) => ({
       label: line.name, stroke: colour(`--${line.role}`), width: 2, spanGaps: true, points: { show: data.x.length <= 16, size: 6, fill: colour(`--${line.role}`) },
@@ -50,7 +50,7 @@ function options(data, width, readout) {
       { ...axis, size: 40, ...tickSpace(data, width), label: data.x_label, labelFont: font, labelSize: 18, grid: { show: false },
         ...(whole ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000] } : {}),
         values: (u, ticks) => ticks.map((tick) => (data.ticks.length ? shorten(data.ticks[data.x.indexOf(tick)] ?? "") : minus(String(+tick.toPrecision(6))))) },
-      { ...axis, size: 52, values: (u, ticks) => ticks.map((tick) => minus(data.percent ? `${+(tick * 100).toFixed(1)}%` : String(+tick.toPrecision(6)))) },
+      { ...axis, size: 52, values: (u, ticks) => ticks.map((tick) => (tick == null ? "" : minus(data.percent ? `${+(tick * 100).toFixed(1)}%` : String(+tick.toPrecision(6))))) },
     ],
     hooks: {
       drawAxes: [(u) => data.shade && shade(u, data)],

@@ -163,6 +163,19 @@ def test_several_replicas_learn_what_one_process_learns(runs: Runs, setup: str, 
             assert metrics[name] == pytest.approx(expected[name], abs=absolute)
 
 
+@pytest.mark.parametrize(
+    ("setup", "recipe"), [*product(SETUPS, RECIPES), *product(LARGE_SETUPS, LARGE_RECIPES)]
+)
+def test_several_replicas_record_the_gradients_of_the_global_batch(
+    runs: Runs, setup: str, recipe: str
+) -> None:
+    for expected, record in zip(runs["one", recipe].layers(), runs[setup, recipe].layers(), strict=True):
+        assert record["layers"].keys() == expected["layers"].keys()
+        for layer, norms in expected["layers"].items():
+            assert norms["gradients"] > 0
+            assert record["layers"][layer] == pytest.approx(norms, rel=1e-3, abs=1e-6)
+
+
 @pytest.mark.parametrize("setup", SETUPS)
 def test_features_are_cached_with_a_single_replica_only(runs: Runs, setup: str) -> None:
     features = [runs[place, "frozen"].status()["caches"]["features"] for place in ("one", setup)]

@@ -51,6 +51,13 @@ def assert_equal_runs(first: Run, second: Run, name: str) -> None:
     ]
     assert metrics_without_times[0] == metrics_without_times[1]
     assert hash_milestones(first) == hash_milestones(second)
+    assert list_norms(first) == list_norms(second)
+    assert [record["epoch"] for record in first.layers()] == list(range(1, len(first.metrics()) + 1))
+
+
+def list_norms(run: Run) -> list[list[dict[str, float]]]:
+    """Returns the norms of every epoch by layer, without names, because Keras' own count up in a process."""
+    return [list(record["layers"].values()) for record in run.layers()]
 
 
 def hash_milestones(run: Run) -> dict[str, str]:
