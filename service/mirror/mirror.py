@@ -11,12 +11,12 @@ from textwrap import shorten
 
 from pipelines.remote.errors import ConflictError, ObjectMissingError, StoreError, StoreUnavailableError
 from pipelines.remote.retry import limit_retries
-from pipelines.remote.store import delete, read_bytes, stat, upload, write_bytes
+from pipelines.remote.store import delete, list_objects, read_bytes, stat, upload, write_bytes
 from pipelines.remote.uri import Uri
 from service.mirror.folder import Record, Snapshot, UploadedFile, read_version, take_snapshot
 from service.mirror.lease import LeaseLostError, RunLease
 from service.mirror.plan import Action, RemoteFiles, Step, is_progress, is_record, plan_upload
-from service.runs import METRICS, Run
+from service.runs import CHECKPOINTS, METRICS, Run
 
 logger = logging.getLogger(__name__)
 
@@ -122,18 +122,28 @@ class Mirror:
         return self._failure
 
     def upload_all(self) -> None:
-        """Uploads what has changed, in the order of its dependencies.
+        """Uploads what has changed, in the order of its dependencies, and removes checkpoints of others.
 
         Raises:
             LeaseLostError: Another process has taken over the run.
             StoreError: The store denies access or does not respond.
         """
+        self._adopt_checkpoints()
         while True:
             try:
                 self._upload(take_snapshot(self._run), is_urgent=False)
                 return
             except FolderChangedError:
                 continue
+
+    def _adopt_checkpoints(self) -> None:
+        """Adds to the record what a process that has lost the run was writing when it was suspended.
+
+        It stops before its next write, but the condition of that one, that the object is new, may have held.
+        The run does not keep such a checkpoint, so that it is removed with those that are obsolete.
+        """
+        for info in list_objects(self._uri / CHECKPOINTS):
+            self._record.files.setdefault(info.uri.relative_to(self._uri), UploadedFile(info.etag, None))
 
     def lose(self, error: LeaseLostError) -> None:
         """Ends all uploads, and asks the training to stop, because another process has taken over the run."""

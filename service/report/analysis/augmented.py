@@ -13,8 +13,9 @@ from pydantic import Field
 from pipelines.augment.base import Fact
 from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
-from pipelines.input.mix import AnyReader, list_draws, list_set_rows
-from pipelines.input.order import PADDING, EpochOrder, OrderSpec
+from pipelines.input.mix import AnyReader
+from pipelines.input.order import PADDING, EpochOrder
+from pipelines.input.passes import build_order
 from pipelines.input.windows import Rows
 from pipelines.remote.uri import Location
 from pipelines.spec import AugmentSpec, DataSpec, Positive, Spec
@@ -68,7 +69,8 @@ class AugmentedImage:
         id: Identifier of the image in its source.
         label: Name of its class.
         pixels: The image as stored, uint8 `[H, W, C]`.
-        versions: The image in each of the epochs.
+        versions: The image in each of the epochs that train on it; of a mix of sets, an epoch may leave out
+            images.
     """
 
     row: int
@@ -102,7 +104,7 @@ def augment_images(
     images = []
     for index, row in enumerate(rows.tolist()):
         label = reader.manifest.classes[labels[index]]
-        versions = tuple(versions_of_epoch[index] for versions_of_epoch in by_epoch)
+        versions = tuple(versions[index] for versions in by_epoch if index in versions)
         images.append(AugmentedImage(row, ids[index], label, originals[index], versions))
     return images
 
@@ -115,11 +117,11 @@ def _augment_rows(
     options: PreviewOptions,
     rows: Rows,
     epoch: int,
-) -> list[AugmentedVersion]:
-    """Augments some rows as in one epoch."""
+) -> dict[int, AugmentedVersion]:
+    """Augments some rows as in one epoch; returns those that it trains on, by their index."""
     from pipelines.augment.apply import apply_augmentations
 
-    neighbours = _find_neighbours(_open_order(reader, data, options, epoch), rows)
+    neighbours, is_drawn = _find_neighbours(_open_order(reader, data, options, epoch), rows)
     # Images are mixed in pairs: each image at 2i, its neighbour at 2i + 1.
     pairs = np.stack([rows, neighbours], axis=1).reshape(-1)
     parameters = draw(augment, options.seed, epoch, pairs, data)
@@ -128,16 +130,15 @@ def _augment_rows(
     pixels = np.clip(np.rint(np.asarray(augmented)), 0, 255).astype(np.uint8)
     shares = None if tensor_shares is None else np.asarray(tensor_shares)
     facts = describe_draws(augment, options.seed, epoch, pairs, data, shares)
-    versions = []
-    for index in range(0, len(pairs), 2):
-        neighbour = int(pairs[index + 1])
-        versions.append(
-            AugmentedVersion(
-                epoch=epoch,
-                pixels=pixels[index],
-                facts=tuple(_name_neighbour(fact, reader, neighbour) for fact in facts[index]),
-                parameters={name: values[index].tolist() for name, values in parameters.items()},
-            )
+    versions = {}
+    for index in np.flatnonzero(is_drawn).tolist():
+        place = 2 * index
+        neighbour = int(neighbours[index])
+        versions[index] = AugmentedVersion(
+            epoch=epoch,
+            pixels=pixels[place],
+            facts=tuple(_name_neighbour(fact, reader, neighbour) for fact in facts[place]),
+            parameters={name: values[place].tolist() for name, values in parameters.items()},
         )
     return versions
 
@@ -152,19 +153,16 @@ def _name_neighbour(fact: Fact, reader: AnyReader, neighbour: int) -> Fact:
 
 
 def _open_order(reader: AnyReader, data: DataSpec, options: PreviewOptions, epoch: int) -> EpochOrder:
-    spec = OrderSpec(
-        list_set_rows(reader),
-        options.global_batch,
-        options.seed,
-        data.window,
-        data.lanes,
-        list_draws(reader),
-    )
-    return EpochOrder(spec, epoch)
+    return EpochOrder(build_order(reader, data, options.global_batch, options.seed), epoch)
 
 
-def _find_neighbours(order: EpochOrder, rows: Rows) -> Rows:
-    """Finds the row that each row is mixed with in an epoch, `[rows]`; padding for a row without one."""
+def _find_neighbours(order: EpochOrder, rows: Rows) -> tuple[Rows, NDArray[np.bool_]]:
+    """Finds the row that each row is mixed with in an epoch.
+
+    Returns:
+        The neighbours, int64 `[rows]`, padding for a row without one; and whether the epoch trains on each
+        row, `[rows]`.
+    """
     neighbours = np.full(len(rows), PADDING)
     missing = set(rows.tolist())
     for start in range(0, order.steps, SEARCH_STEPS):
@@ -177,7 +175,7 @@ def _find_neighbours(order: EpochOrder, rows: Rows) -> Rows:
             missing.discard(row)
         if not missing:
             break
-    return neighbours
+    return neighbours, ~np.isin(rows, list(missing))
 
 
 def _read_images(shards: Location, split: str, data: DataSpec, rows: Rows) -> NDArray[np.uint8]:

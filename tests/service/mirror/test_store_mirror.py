@@ -14,9 +14,11 @@ from mirror_hosts import Host, read_until
 from stores import Bucket, FaultProxy, wait_until
 
 from pipelines.remote.uri import Uri, parse_location
-from service.checkpoint import find_epoch, list_checkpoints, newest_checkpoint
+from service.checkpoint import Position, find_epoch, list_checkpoints, newest_checkpoint, save_checkpoint
 from service.mirror.fetch import fetch_run, find_remote_runs, pull_run
 from service.mirror.folder import Record
+from service.mirror.lease import RunLease
+from service.mirror.mirror import Mirror
 from service.runs import Run
 
 pytestmark = pytest.mark.e2e
@@ -122,6 +124,26 @@ def test_a_suspended_process_that_lost_its_lease_stops_without_writing(
     assert process.returncode == 4
     assert "Expected a run that no other process continues" in output
     assert {key: bucket.get(key) for key in bucket.list_keys("runs/first/")} == contents
+
+
+def test_what_a_process_without_the_lease_was_writing_is_removed(bucket: Bucket, tmp_path: Path) -> None:
+    uri = Uri("s3", bucket.name, "runs/first")
+    run = Run(tmp_path / "run")
+    run.create({"epochs": 3})
+    position = Position(DATA, ({"epoch": 1, "accuracy": 0.5},))
+    config = {"keep_checkpoints": 1}
+    save_checkpoint(run.checkpoints, {"model": [np.zeros(2)]}, position, 1, config=config)
+    lease = RunLease(uri)
+    lease.acquire(lambda held: False)
+    mirror = Mirror(run, uri, lease, Record())
+    mirror.start()
+    wait_until(lambda: "runs/first/checkpoints/epoch-0001/checkpoint.json" in bucket.list_keys("runs/first"))
+    kept = bucket.list_keys("runs/first/checkpoints")
+    for name in ("state.npz", "checkpoint.json"):
+        bucket.put(f"runs/first/checkpoints/epoch-0002/{name}", b"of a process that was suspended")
+    assert mirror.finish() is None
+    assert bucket.list_keys("runs/first/checkpoints") == kept
+    lease.release()
 
 
 def test_a_live_holder_on_the_same_host_is_respected_at_once(hosts: list[Host]) -> None:

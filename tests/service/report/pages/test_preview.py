@@ -18,8 +18,11 @@ from pipelines.augment.apply import apply_augmentations
 from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, GlassboxError
+from pipelines.input.mix import open_reader
+from pipelines.input.order import EpochOrder
+from pipelines.input.passes import build_order
 from pipelines.spec import AugmentSpec, DataSpec
-from service.report.analysis.augmented import PreviewOptions
+from service.report.analysis.augmented import PreviewOptions, augment_images
 from service.report.drawing.album import Album
 from service.report.drawing.formatting import difference
 from service.report.pages.page import load_templates
@@ -154,6 +157,32 @@ def test_the_report_of_a_run_shows_the_images_of_its_epochs(shards: Path, tmp_pa
     assert "<b>mouse" not in html
     for none in (None, {}, {"fill": "reflect"}):
         assert augmentation.build_section(None, shards, "train", config | {"augment": none}, 2) is None
+
+
+def test_epochs_of_a_mix_show_the_images_they_train_on(shards: Path, tmp_path: Path) -> None:
+    """The first set is drawn completely in every epoch, of the second one 3 of 7 images."""
+    rows = [make_record(IMAGES[row], row % 2, f"other/{row}.png") for row in range(3)]
+    small = write_shards(tmp_path / "small", ("cat & <b>mouse</b>", "dog"), {"train": rows}, 3)
+    mix = DataSpec(image_size=(8, 8), mix={str(small): 1, str(shards): 1})
+    reader = open_reader(shards, "train", mix)
+    options = PreviewOptions(seed=5, rows=6, versions=3, global_batch=2)
+    images = augment_images(shards, reader, mix, AugmentSpec(mixup=0.4), options)
+
+    order = build_order(reader, mix, options.global_batch, options.seed)
+    pairs = {}
+    for epoch in (1, 2, 3):
+        batches = EpochOrder(order, epoch).find_rows(range(3)).tolist()
+        pairs[epoch] = {row: batch[1 - place] for batch in batches for place, row in enumerate(batch)}
+    assert {image.row for image in images} == set(pairs[1])
+    seen = {image.row: [version.epoch for version in image.versions] for image in images}
+    assert seen == {row: [epoch for epoch in (1, 2, 3) if row in pairs[epoch]] for row in seen}
+    assert any(len(epochs) < 3 for epochs in seen.values())
+    names = reader.read_ids(range(10))
+    for image in images:
+        for version in image.versions:
+            neighbour = Path(names[pairs[version.epoch][image.row]]).name
+            (fact,) = version.facts
+            assert fact.value == "no" or fact.value.endswith(neighbour)
 
 
 def test_parameters_are_described() -> None:
