@@ -121,6 +121,7 @@ def test_files_have_the_heatmaps_of_their_rows(
     names = [Path(file).name for file in files]
     assert look["images"] == names
     assert find_maps(look, names) == find_maps(report, list(ROWS))
+    assert look["figures"]["gradcam"]["classes"] == report["figures"]["gradcam"]["classes"]
     html = (tmp_path / "out" / "index.html").read_text()
     assert "correct" not in html.partition("<body>")[2].partition("<script>")[0]
     assert set(look["figures"]) == {"gradcam", "saliency", "activations", "image_checks"}

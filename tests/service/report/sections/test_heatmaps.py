@@ -21,7 +21,7 @@ from service.report.drawing import heatmap
 from service.report.drawing.album import Album
 from service.report.options import ReportOptions
 from service.report.pages.page import load_templates
-from service.report.sections import heatmaps, saliency
+from service.report.sections import heatmaps, image_checks, saliency
 from service.report.sections.provenance import Provenance
 
 L = keras.layers
@@ -177,3 +177,28 @@ def test_every_saliency_map_is_of_its_image_and_class(outputs: Outputs, tmp_path
             heatmap.quantize_signed_map(gradient * BRIGHT[example["shown"].row], (1, 4)),
         )
         assert example["incomplete"] < 1e-5 or not BRIGHT[example["shown"].row, 2:].any()
+
+
+def test_every_check_is_of_its_image(outputs: Outputs, tmp_path: Path) -> None:
+    """The signed map of the last layer is the image shifted twice, negative for the first class."""
+    weights = [weight.copy() for weight in outputs.network.model.get_weights()]
+    section = image_checks.build_section(
+        Album(tmp_path), PROVENANCE, outputs.network, outputs.examples, CLASSES, seed=0
+    )
+    assert section is not None
+    for before, after in zip(weights, outputs.network.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    for example, figures in zip(section.values["examples"], section.figures["images"], strict=True):
+        shown = example["shown"]
+        assert figures["image"] == f"row {shown.row}"
+        sign = {"bright": 1, "dark": -1}[shown.predicted]
+        shifted = np.append(BRIGHT[shown.row][2:], [0, 0])[None].astype(np.float32)
+        np.testing.assert_array_equal(
+            places(tmp_path, example["map"].file), heatmap.quantize_signed_map(shifted * sign, (1, 4))
+        )
+        assert "shuffled" not in example["map"].alt
+        assert "with shuffled weights" in example["shuffled"].alt
+        assert example["with_second"] is None  # one unit: the map of the other class is the negative
+        assert -1 <= example["with_shuffled"] <= 1
+        for area in ("deletion", "insertion", "random_deletion", "random_insertion"):
+            assert 0 <= figures[area] <= 1
