@@ -25,10 +25,17 @@ XPLIQUE = "xplique"
 LOSSLESS = "ours, PNG"
 JPEG = "ours, JPEG"
 LOOPS = "NumPy loops + matplotlib"
+NOISE = "gradient ascent from noise"
+FOURIER = "in the Fourier basis"
+FORWARD = "forward pass alone"
+CROPS = "top crops"
+ABLATION = "top crops and ablation"
 WHOLE_REPORT = "NumPy loops + matplotlib + tutorial heatmaps"
 MAP_IMAGES = 32  # per round
 GRID_IMAGES = 8
 FILTERS = 80
+SMALL_FILTERS = 32
+CROP_IMAGES = 128
 
 # Builds a benchmark from photos, scratch directory, Python of the peers, and number of images or filters.
 BuildBenchmark = Callable[[Path, Path, str, int], Benchmark]
@@ -76,6 +83,29 @@ def compare_patterns(photos: Path, scratch: Path, python: str, count: int) -> Be
         Goal(FAST, FAST, TUTORIAL, 7, f">= 7 x {TUTORIAL}"),
     )
     return Benchmark(candidates, goals, [LIMIT], images=count, note="noise")
+
+
+def compare_filters(photos: Path, scratch: Path, python: str, count: int) -> Benchmark:
+    """Compares the patterns of the first filters of four convolutions by both methods of the report."""
+    settings = {"filters": count}
+    candidates = [
+        _build_candidate(NOISE, "small_patterns", settings, python),
+        _build_candidate(FOURIER, "small_fourier_patterns", settings, python),
+    ]
+    goals = [Goal(FOURIER, FOURIER, NOISE, 0.5, f"at most twice as long as {NOISE}")]
+    return Benchmark(candidates, goals, images=count, note="noise")
+
+
+def compare_crops(photos: Path, scratch: Path, python: str, count: int) -> Benchmark:
+    """Compares the search for the strongest crops with the forward pass that it cannot do without."""
+    settings = {"folder": str(photos)}
+    candidates = [
+        _build_candidate(FORWARD, "last_feature_maps", settings, python),
+        _build_candidate(CROPS, "top_crops", settings, python),
+        _build_candidate(ABLATION, "top_crops", settings | {"with_ablation": True}, python),
+    ]
+    goals = [Goal(CROPS, CROPS, FORWARD, 0.5, f"at most twice as long as the {FORWARD}")]
+    return Benchmark(candidates, goals, [FORWARD])
 
 
 def compare_grids(photos: Path, scratch: Path, python: str, count: int) -> Benchmark:
@@ -129,6 +159,12 @@ TABLES: dict[str, tuple[str, BuildBenchmark, int]] = {
         GRID_IMAGES,
     ),
     "reports": ("32 photos: heatmaps and all activations, encoded", compare_reports, MAP_IMAGES),
+    "filters": ("Filter patterns of the small network", compare_filters, SMALL_FILTERS),
+    "crops": (
+        f"Strongest crops of {CROP_IMAGES} photos at 150 x 150, four convolutions",
+        compare_crops,
+        CROP_IMAGES,
+    ),
     "patterns": ("Filter patterns of VGG16 at 150 x 150", compare_patterns, FILTERS),
 }
 QUICK_COUNT = 5

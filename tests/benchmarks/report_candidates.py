@@ -141,6 +141,95 @@ def patterns(filters: int, fast: bool = False) -> Rounds:
     )
 
 
+def small_patterns(filters: int) -> Rounds:
+    """The report's filter patterns from noise, of the small network."""
+    from service.report.analysis.network import Network
+    from service.report.analysis.patterns import choose_pattern_size, compute_filter_patterns
+
+    network = Network(build_network("small"))
+    layers = [layer.name for layer in network.convolutions]
+    indices = range(filters // len(layers))
+    yield from measure_rounds(
+        lambda: [
+            compute_filter_patterns(network, layer, indices, size=choose_pattern_size(network, layer))
+            for layer in layers
+        ]
+    )
+
+
+def small_fourier_patterns(filters: int) -> Rounds:
+    """The same filters in the Fourier basis, with the graph of every layer traced every round."""
+    import numpy as np
+
+    from service.report.analysis.fourier_patterns import compute_fourier_patterns
+    from service.report.analysis.network import Network
+    from service.report.analysis.receptive_field import compute_receptive_fields
+
+    network = Network(build_network("small"))
+    fields = compute_receptive_fields(network)
+    layers = [layer.name for layer in network.convolutions]
+    indices = range(filters // len(layers))
+    yield from measure_rounds(
+        lambda: [
+            compute_fourier_patterns(network, layer, indices, np.eye(3), fields[layer]) for layer in layers
+        ]
+    )
+
+
+class _Photos:
+    """Photos in memory, as the split of a shard set."""
+
+    split = "validation"
+
+    def __init__(self, pixels: Any) -> None:
+        import numpy as np
+
+        self._pixels = pixels
+        self.labels = np.arange(len(pixels)) % 2
+
+    def read(self, rows: Any) -> Any:
+        """Returns some of the photos."""
+        return self._pixels[list(rows)]
+
+
+def last_feature_maps(folder: str) -> Rounds:
+    """The forward pass up to the last convolution alone."""
+    from service.report.analysis.network import Network
+
+    images = load_photos(folder, SIZES["small"])
+    network = Network(build_network("small"))
+    last = network.convolutions[-1].name
+    graph = network.compile_graph(lambda batch: network.run(batch, stop_after=last).outputs[last])
+    yield from measure_rounds(lambda: graph(images))
+
+
+def top_crops(folder: str, with_ablation: bool = False) -> Rounds:
+    """The search for the strongest crops of 16 filters per layer, with the graph traced every round."""
+    import numpy as np
+    import tensorflow as tf
+
+    from service.report.analysis.ablation import compute_ablation, find_head
+    from service.report.analysis.network import Network
+    from service.report.analysis.top_crops import scan_images
+
+    images = load_photos(folder, SIZES["small"])
+    photos: Any = _Photos(images)
+    network = Network(build_network("small"))
+    head = find_head(network)
+    if head is None:
+        raise ValueError("the small network has convolutions")
+    channels = {layer.name: min(16, layer.shape[2]) for layer in network.convolutions}
+    channels[head.layer.name] = head.layer.shape[2]
+    probabilities = tf.nn.softmax(network.run(images).logits).numpy()
+
+    def work() -> None:
+        scan = scan_images(network, photos, np.arange(len(images)), channels, head.stored)
+        if with_ablation and scan.features is not None:
+            compute_ablation(network, head, scan.features, photos.labels, probabilities)
+
+    yield from measure_rounds(work)
+
+
 def tutorial_patterns(filters: int) -> Rounds:
     """Filter by filter: a model up to the layer, one image, a tape around it, 20 steps."""
     import keras

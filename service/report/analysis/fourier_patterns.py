@@ -47,9 +47,9 @@ def compute_fourier_patterns(
     layer: str,
     filters: Sequence[int],
     colours: Floats,
+    field: ReceptiveField,
     steps: int = STEPS,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
 ) -> FilterPatterns:
     """Computes the patterns of some filters: of each, the image with the largest mean activation.
 
@@ -58,9 +58,10 @@ def compute_fourier_patterns(
         layer: Name of a layer with a feature map or tokens.
         filters: Indices of the filters, or channels, of that layer.
         colours: Axes of the colours, see `measure_colours`.
+        field: Receptive fields of the layer, which the size of the images depends on. Where they are patches
+            side by side, shifts are by whole patches, and nothing is scaled or rotated.
         steps: Number of steps of gradient ascent.
         seed: Seed of the first image and of the transformations, which are the same for every filter.
-        size: Height and width of the images; None takes those of the model.
 
     Returns:
         The patterns; their images have pixel values from 0 to 255, and are not transformed.
@@ -69,12 +70,16 @@ def compute_fourier_patterns(
         ConfigError: The network has no such layer.
     """
     network.find_layer(layer)
-    height, width = size or network.shape[:2]
+    height, width = choose_fourier_size(network, layer, field)
+    patch = find_patch(field)
     generator = np.random.default_rng(seed)
     shape = (1, 2, network.shape[2], height, width // 2 + 1)  # real and imaginary parts
     first = generator.normal(0, NOISE, shape).astype(np.float32)
     transforms = draw_transforms(generator, steps, height, width)
     shifts = draw_shifts(generator, steps, height, width)
+    if patch is not None:
+        transforms = np.tile(build_transform(1, 0, height, width).astype(np.float32), (steps, 1))
+        shifts = shifts // patch * np.array(patch, np.int32)
     decoder = ImageDecoder(height, width, colours)
 
     @tf.function(reduce_retracing=True)
@@ -140,6 +145,13 @@ def choose_fourier_size(network: Network, layer: str, field: ReceptiveField) -> 
     if factor >= 1:
         return height, width
     return round(height * factor), round(width * factor)
+
+
+def find_patch(field: ReceptiveField) -> tuple[int, int] | None:
+    """Finds the patches that a layer cuts an image into; None if windows overlap, or patches were mixed."""
+    if field.is_global or field.size != field.stride or max(field.stride) <= 1:
+        return None
+    return round(field.stride[0]), round(field.stride[1])
 
 
 class ImageDecoder:

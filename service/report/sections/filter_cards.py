@@ -9,11 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.report.analysis.fourier_patterns import (
-    STEPS,
-    choose_fourier_size,
-    compute_fourier_patterns,
-)
+from service.report.analysis.fourier_patterns import STEPS, compute_fourier_patterns
 from service.report.analysis.network import LayerInfo, Network
 from service.report.analysis.patterns import FilterPatterns
 from service.report.analysis.receptive_field import ReceptiveField
@@ -74,9 +70,14 @@ class FilterCards:
         filters = range(min(self.count, len(states)))
         if not filters:
             return LayerCards({"cards": []}, {})
-        size = choose_fourier_size(self.network, layer.name, self.fields[layer.name])
+        field = self.fields[layer.name]
         patterns = compute_fourier_patterns(
-            self.network, layer.name, filters, self.colours, seed=self.seed, size=size
+            self.network,
+            layer.name,
+            filters,
+            self.colours,
+            field,
+            seed=self.seed,
         )
         pictures = self._add_patterns(patterns)
         kernels, limit = self._add_kernels(layer, filters)
@@ -93,7 +94,6 @@ class FilterCards:
                     "kernel": kernels[index],
                 }
             )
-        field = self.fields[layer.name]
         values = {
             "cards": cards,
             "field": [round(side) for side in field.size],

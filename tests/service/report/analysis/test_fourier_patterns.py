@@ -17,10 +17,12 @@ from service.report.analysis.fourier_patterns import (
     compute_scales,
     draw_shifts,
     draw_transforms,
+    find_patch,
     measure_colours,
     transform_images,
 )
 from service.report.analysis.network import Network
+from service.report.analysis.receptive_field import ReceptiveField, compute_receptive_fields
 
 L = keras.layers
 GREY = np.ones((1, 1))
@@ -141,7 +143,8 @@ def build_gabor_network(channels: int) -> Network:
 def test_patterns_of_gabor_filters_are_their_waves(channels):
     """The spectrum peaks at the wave of the filter, and the best window is the filter itself."""
     network = build_gabor_network(channels)
-    patterns = compute_fourier_patterns(network, "c", [1, 0], np.eye(channels), steps=24)
+    field = compute_receptive_fields(network)["c"]
+    patterns = compute_fourier_patterns(network, "c", [1, 0], np.eye(channels), field, steps=24)
     assert patterns.images.shape == (2, 32, 32, channels)
     assert not patterns.is_unresponsive.any()
     for index, angle in ((0, math.pi / 2), (1, 0.0)):
@@ -157,11 +160,11 @@ def test_patterns_of_gabor_filters_are_their_waves(channels):
         assert (
             similarity.max() > 2 * (seen @ other / np.linalg.norm(seen, axis=1) / np.linalg.norm(other)).max()
         )
-    again = compute_fourier_patterns(network, "c", [1, 0], np.eye(channels), steps=24)
+    again = compute_fourier_patterns(network, "c", [1, 0], np.eye(channels), field, steps=24)
     np.testing.assert_array_equal(patterns.images, again.images)
-    alone = compute_fourier_patterns(network, "c", [0], np.eye(channels), steps=24)
+    alone = compute_fourier_patterns(network, "c", [0], np.eye(channels), field, steps=24)
     np.testing.assert_allclose(alone.images[0], patterns.images[1], atol=0.5)
-    other_seed = compute_fourier_patterns(network, "c", [0], np.eye(channels), steps=2, seed=1)
+    other_seed = compute_fourier_patterns(network, "c", [0], np.eye(channels), field, steps=2, seed=1)
     assert np.abs(other_seed.images[0] - alone.images[0]).max() > 1
 
 
@@ -172,14 +175,39 @@ def test_patterns_of_tokens():
     tokens = L.Activation("linear", name="tokens")(x)
     model = keras.Model(image, L.Dense(2)(L.GlobalAveragePooling1D()(tokens)))
     model.layers[1].set_weights([np.stack([np.ones((4, 4, 1)), -np.ones((4, 4, 1))], axis=-1), np.zeros(2)])
-    patterns = compute_fourier_patterns(Network(model), "tokens", [0, 1], GREY, steps=12)
+    network = Network(model)
+    field = compute_receptive_fields(network)["tokens"]
+    patterns = compute_fourier_patterns(network, "tokens", [0, 1], GREY, field, steps=12)
     assert patterns.images[0].mean() > 135
     assert patterns.images[1].mean() < 120
     assert (patterns.final_activation > patterns.initial_activation).all()
 
 
+def test_patterns_of_patches_repeat_from_patch_to_patch():
+    """The best image of a patch embedding is its kernel in every patch."""
+    kernel = np.random.default_rng(0).normal(size=(4, 4, 1, 2)).astype(np.float32)
+    model = keras.Sequential(
+        [L.Input((16, 16, 1)), L.Conv2D(2, 4, strides=4, name="p"), L.GlobalAveragePooling2D(), L.Dense(2)]
+    )
+    network = Network(model)
+    model.get_layer("p").set_weights([kernel - kernel.mean(axis=(0, 1)), np.zeros(2)])
+    field = compute_receptive_fields(network)["p"]
+    assert find_patch(field) == (4, 4)
+    images = compute_fourier_patterns(network, "p", [0, 1], GREY, field, steps=24).images
+    for number in range(2):
+        mean_patch = images[number, ..., 0].reshape(4, 4, 4, 4).mean(axis=(0, 2))
+        assert np.corrcoef(mean_patch.ravel(), kernel[..., 0, number].ravel())[0, 1] > 0.7
+
+
+def test_layers_without_patches():
+    assert find_patch(ReceptiveField((3, 3), (1, 1), (0, 0))) is None
+    assert find_patch(ReceptiveField((1, 1), (1, 1), (0, 0))) is None
+    assert find_patch(ReceptiveField((4, 4), (4, 4), (0, 0), is_global=True)) is None
+
+
 def test_a_dead_filter_is_unresponsive():
     network = build_gabor_network(1)
     network.model.get_layer("c").set_weights([np.zeros((9, 9, 1, 2)), np.array([-1.0, -1.0])])
-    patterns = compute_fourier_patterns(network, "c", [0], GREY, steps=2)
+    field = compute_receptive_fields(network)["c"]
+    patterns = compute_fourier_patterns(network, "c", [0], GREY, field, steps=2)
     assert patterns.is_unresponsive.tolist() == [True]
