@@ -17,6 +17,7 @@ from service.report.analysis.dynamics import (
     group_layers,
     summarize_group,
 )
+from service.report.drawing.formatting import number
 from service.report.drawing.plots import Line, Plot
 from service.report.sections.section import Section
 
@@ -92,8 +93,23 @@ def summarize(dynamics: LayerDynamics) -> str:
             "times what they were before."
         )
     if not sentences:
-        return "Every layer receives gradients of a similar order: none of them vanishes or explodes."
+        return f"No gradients vanish or explode{_compare_extremes(dynamics)}."
     return " ".join(sentences)
+
+
+def _compare_extremes(dynamics: LayerDynamics) -> str:
+    """Compares the layers with the smallest and the largest gradient relative to their weights."""
+    last = dynamics.relative_gradients[:, -1]
+    known = np.flatnonzero(last > 0)
+    if len(known) < 2:
+        return ""
+    smallest = known[last[known].argmin()]
+    largest = known[last[known].argmax()]
+    factor = number(float(last[largest] / last[smallest]), 2)
+    return (
+        f": at the last epoch, relative to the weights, they are largest in {dynamics.layers[largest]}, "
+        f"{factor} times those of {dynamics.layers[smallest]}, where they are smallest"
+    )
 
 
 def plot_depth(dynamics: LayerDynamics) -> Plot:
