@@ -92,6 +92,19 @@ class _Look:
     rejected: tuple[Rejected, ...] = ()
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What the page has in common with a report.
+
+    Attributes:
+        views: Views of the page.
+        options: Format of the page.
+    """
+
+    views: list[page.View]
+    options: PageOptions
+
+
 def render_look(request: LookRequest, out: Location, page_options: PageOptions | None = None) -> LookResult:
     """Renders heatmaps, activations and sanity checks of some images as a page of its own.
 
@@ -304,9 +317,8 @@ def _write(
     directory: Path, look: _Look, sections: Sequence[Section], album: Album, page_options: PageOptions
 ) -> None:
     """Writes page and manifest next to the pictures."""
-    views = page.arrange_views(sections, album)
-    values = {"look": look, "views": views, "page_options": page_options}
-    html = page.render("look.html", load_scripts(plots=False), sections, **values)
+    layout = _Layout(page.arrange_views(sections, album), page_options)
+    html = page.render("look.html", load_scripts(plots=False), sections, look=look, page=layout)
     if page_options.single_file:
         html = embed_pictures(html, directory)
         shutil.rmtree(directory / Album.FOLDER)
