@@ -22,6 +22,7 @@ from pipelines.settings import (
 __all__ = [
     "AugmentSpec",
     "DataSpec",
+    "Fit",
     "Fraction",
     "ImageSize",
     "Positive",
@@ -63,6 +64,7 @@ class ShardSpec(Spec):
     levels: Annotated[str, Field(pattern=r"^(auto|full|\d{1,5}:\d{1,5})$")] = "full"
 
 
+Fit = Literal["stretch", "crop", "pad"]
 Mix = Annotated[dict[str, Ratio], Field(min_length=1)] | None
 
 
@@ -72,6 +74,13 @@ class DataSpec(Spec):
     Attributes:
         image_size: Height and width in pixels that every image is resized to; `96` and `96x96` are accepted.
         channels: 3 for RGB, 1 for greyscale.
+        fit: How an image of other proportions becomes one of `image_size`: `stretch` resizes height and width
+            on their own, `crop` keeps the proportions and cuts off what protrudes on both sides, `pad` keeps
+            the proportions and adds black.
+        resize: With `fit: crop`, the length that the shorter side is resized to before the central
+            `image_size` is cut out, such as 256 for images of 224; None cuts as little as possible.
+        antialias: Whether an image that is made smaller is low-pass filtered first, as Pillow and torchvision
+            do. Without it, each pixel of the result comes from four pixels of the image, as in Keras.
         backend: Decoder: `tfdata`, `dali`, or `auto` (DALI if it is installed and a GPU is visible).
         decode: `exact`, or `fast`, which decodes JPEGs at a fraction of their size as long as the result is
             still larger than `image_size`.
@@ -92,6 +101,9 @@ class DataSpec(Spec):
 
     image_size: ImageSize = (150, 150)
     channels: Literal[1, 3] = 3
+    fit: Fit = "stretch"
+    resize: Positive | None = None
+    antialias: bool = False
     backend: Literal["auto", "tfdata", "dali"] = "auto"
     decode: Literal["exact", "fast"] = "exact"
     cache: Literal["auto", "none", "host", "device"] = "auto"
@@ -104,6 +116,20 @@ class DataSpec(Spec):
     def __hash__(self) -> int:
         """Hashes all settings; TensorFlow and caches need it, and a mix has no hash of its own."""
         return hash(self.model_dump_json())
+
+    @field_validator("resize")
+    @classmethod
+    def _validate_resize(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is None:
+            return value
+        if info.data.get("fit") != "crop":
+            raise ValueError("a shorter side is only needed for a crop: set data.fit=crop as well")
+        longest = max(info.data.get("image_size", (0, 0)))
+        if value < longest:
+            raise ValueError(
+                f"images of {longest} pixels cannot be cut out of {value}: use at least {longest}"
+            )
+        return value
 
     @field_validator("lanes")
     @classmethod

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError
+from pipelines.input.geometry import place_images
 from pipelines.input.memory import keep_freed_memory
 from pipelines.input.prefetch import prefetch
 from pipelines.input.tfdata import GREY
@@ -26,6 +27,7 @@ from pipelines.spec import DataSpec
 
 Array = NDArray[np.uint8]
 Record = dict[str, Any]
+Inputs = tuple[Any, ...]
 
 AHEAD = 2  # batches in DALI: one is decoded, one is next
 READY = 2  # batches decoded ahead of the consumer
@@ -193,11 +195,11 @@ class Decoder:
         """
         in_progress: deque[Record] = deque()  # the oldest first
 
-        def feed() -> Iterator[list[Array]]:
+        def feed() -> Iterator[Inputs]:
             for record in records():
-                images = _list_arrays(record, self)
+                inputs = _list_inputs(record, self)
                 in_progress.append(record)
-                yield images
+                yield inputs
 
         pipeline = build_pipeline(feed(), self)
         pipeline.schedule_run()  # draws from `feed`, whose errors pass unchanged
@@ -214,11 +216,12 @@ class Decoder:
             yield output, {name: record[name] for name in record if name not in ("encoded", "shape")}
 
 
-def build_pipeline(source: Iterator[list[Array]], decoder: Decoder) -> Any:
+def build_pipeline(source: Iterator[Inputs], decoder: Decoder) -> Any:
     """Builds the pipeline from encoded images to uint8 `[batch, H, W, C]`, without starting it.
 
     Args:
-        source: Iterator over batches, each a list of `batch` arrays: encoded bytes, or pixels `[h, w, C]`.
+        source: Iterator over batches: a list of `batch` arrays, encoded bytes or pixels `[h, w, C]`; to crop,
+            also the windows of the images, to pad their targets, see `pipelines.input.geometry`.
         decoder: Settings of the pipeline.
     """
     from nvidia.dali import Pipeline, fn, types
@@ -231,22 +234,62 @@ def build_pipeline(source: Iterator[list[Array]], decoder: Decoder) -> Any:
         "exec_dynamic": True,  # this executor does not reuse its results while anyone holds them
         "device_id": decoder.gpu,
     }
-    layout: dict[str, Any] = {"layout": "HWC"} if decoder.is_raw else {"ndim": 1}
+    is_placed = data.fit != "stretch"
+    decoding = {
+        "device": "mixed" if has_gpu else "cpu",
+        "output_type": types.RGB if data.channels == 3 else types.GRAY,
+        "adjust_orientation": False,  # shards hold upright images, and tf.data ignores EXIF too
+        "jpeg_fancy_upsampling": True,  # as on the CPU
+    }
+    resizing = {"interp_type": types.INTERP_LINEAR, "antialias": data.antialias}
     with Pipeline(batch_size=decoder.batch, **options) as pipeline:
-        images = fn.external_source(source=source, batch=True, dtype=types.UINT8, **layout)
-        if not decoder.is_raw:
-            images = fn.decoders.image(
+        inputs = fn.external_source(
+            source=source,
+            batch=True,
+            num_outputs=2 if is_placed else 1,
+            dtype=[types.UINT8, types.INT32] if is_placed else [types.UINT8],
+            ndim=[3 if decoder.is_raw else 1, 1] if is_placed else [3 if decoder.is_raw else 1],
+        )
+        images = inputs[0]
+        box = inputs[-1]
+        if decoder.is_raw:
+            images = fn.reshape(images, layout="HWC")
+            images = images.gpu() if has_gpu else images
+        if data.fit == "crop":
+            part = {"start": box[:2], "shape": box[2:], "axes": (0, 1)}
+            if decoder.is_raw:
+                images = fn.slice(images, **part)
+            else:
+                images = fn.decoders.image_slice(images, **part, **decoding)
+        elif not decoder.is_raw:
+            images = fn.decoders.image(images, **decoding)
+        if data.fit == "pad":
+            images = fn.resize(images, size=fn.cast(box[2:], dtype=types.FLOAT), **resizing)
+            # The image lies in the middle: from its corner, the result begins at minus the target's.
+            images = fn.slice(
                 images,
-                device="mixed" if has_gpu else "cpu",
-                output_type=types.RGB if data.channels == 3 else types.GRAY,
-                adjust_orientation=False,  # shards hold upright images, and tf.data ignores EXIF too
-                jpeg_fancy_upsampling=True,  # as on the CPU
+                start=-box[:2],
+                shape=data.image_size,
+                axes=(0, 1),
+                out_of_bounds_policy="pad",
+                fill_values=0,
             )
-        elif has_gpu:
-            images = images.gpu()
-        images = fn.resize(images, size=data.image_size, interp_type=types.INTERP_LINEAR, antialias=False)
+        else:
+            images = fn.resize(images, size=data.image_size, **resizing)
         pipeline.set_outputs(images)
     return pipeline
+
+
+def _list_inputs(record: Record, decoder: Decoder) -> Inputs:
+    """Returns what one run of the pipeline takes, see `build_pipeline`."""
+    images = _list_arrays(record, decoder)
+    if decoder.data.fit == "stretch":
+        return (images,)
+    shapes = np.ones((decoder.batch, 3), np.int32)  # padding is one black pixel
+    count = len(record["encoded"])
+    shapes[:count] = record["shape"][:count]
+    placements = place_images(shapes, decoder.data)
+    return images, placements.window if decoder.data.fit == "crop" else placements.target
 
 
 def _list_arrays(record: Record, decoder: Decoder) -> list[Array]:
@@ -288,9 +331,11 @@ def convert_pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpe
 
 def find_undecodable_row(record: Record, decoder: Decoder) -> int | None:
     """Returns the first row of a batch whose image cannot be decoded by itself, or None."""
-    images = _list_arrays(record, replace(decoder, batch=len(record["encoded"])))
-    pipeline = build_pipeline(([image] for image in images), replace(decoder, batch=1))
-    for row in record["row"][: len(images)]:
+    count = len(record["encoded"])
+    inputs = _list_inputs(record, replace(decoder, batch=count))
+    singles = (tuple(part[place : place + 1] for part in inputs) for place in range(count))
+    pipeline = build_pipeline(singles, replace(decoder, batch=1))
+    for row in record["row"][:count]:
         try:
             pipeline.run()
         except RuntimeError:

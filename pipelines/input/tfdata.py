@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from pipelines.cpus import count_process_cpus
+from pipelines.input.geometry import Placements, place_images
 from pipelines.input.memory import keep_freed_memory
 from pipelines.spec import DataSpec
 
@@ -17,6 +18,9 @@ Record = dict[str, Any]
 PREFETCH = 4  # batches decoded ahead of the consumer
 # Number of batches decoded at a time, so that no core is idle while the last images of one batch finish.
 PARALLEL_BATCHES = 2
+JPEG_START = b"\xff\xd8"
+# Pixels around a part of a JPEG that are decoded with it: colours are stored at half the size.
+MARGIN = 4
 RATIOS = (1, 2, 4, 8)  # divisors of height and width that a JPEG decoder supports, to save work
 BLACK = bytes.fromhex(  # a PNG file of one black pixel, which becomes a black image of any size
     "89504e470d0a1a0a0000000d49484452000000010000000108000000003a7e9b55"
@@ -25,12 +29,27 @@ BLACK = bytes.fromhex(  # a PNG file of one black pixel, which becomes a black i
 GREY = (9797, 19234, 3737)  # weights of R, G and B in 2**15: those of the PNG decoder, to the bit
 
 
-def decode(image: tf.Tensor, data: DataSpec, ratio: tf.Tensor | None = None) -> tf.Tensor:
-    """Decodes one JPEG or PNG and resizes it: bilinear, half-pixel centers, no antialiasing, rounded.
+class Placement(NamedTuple):
+    """Where one image goes, see `pipelines.input.geometry.Placements`.
+
+    Attributes:
+        window: Part of the stored image that is used, int32 `[4]`: top, left, height, width.
+        target: Part of the result that it is resized to, int32 `[4]`.
+    """
+
+    window: tf.Tensor
+    target: tf.Tensor
+
+
+def decode(
+    image: tf.Tensor, data: DataSpec, placement: Placement | None = None, ratio: tf.Tensor | None = None
+) -> tf.Tensor:
+    """Decodes one JPEG or PNG and resizes it: bilinear, half-pixel centers, rounded.
 
     Args:
         image: Content of the file, a string scalar; its first bytes tell the format.
         data: Size and channels of the result. With one channel, the decoder converts colours to grey.
+        placement: Where the image goes; not needed to stretch it.
         ratio: int32 scalar, the index in `RATIOS` that a JPEG is decoded at; None decodes every pixel.
 
     Returns:
@@ -44,19 +63,43 @@ def decode(image: tf.Tensor, data: DataSpec, ratio: tf.Tensor | None = None) -> 
         # decode_jpeg reads PNG as well. Its default DCT is off by up to 4 levels from the accurate one.
         return tf.io.decode_jpeg(image, channels=data.channels, ratio=ratio, dct_method="INTEGER_ACCURATE")
 
-    if ratio is None:
-        return _resize(decode_at(1), data.image_size)
-    branches = [lambda ratio=ratio: decode_at(ratio) for ratio in RATIOS]
-    return _resize(tf.switch_case(ratio, branches), data.image_size)
+    if ratio is not None:
+        pixels = tf.switch_case(ratio, [lambda ratio=ratio: decode_at(ratio) for ratio in RATIOS])
+        return _fit(pixels, placement, data, tf.gather(RATIOS, ratio))
+    if placement is None or data.fit != "crop":
+        return _fit(decode_at(1), placement, data)
+    pixels = tf.cond(
+        tf.strings.substr(image, 0, len(JPEG_START)) == JPEG_START,
+        lambda: _decode_window(image, placement.window, data),
+        lambda: _cut(decode_at(1), placement.window),
+    )
+    return _resize(pixels, data.image_size, data.antialias)
 
 
-def decode_raw(image: tf.Tensor, shape: tf.Tensor, data: DataSpec) -> tf.Tensor:
+def _decode_window(image: tf.Tensor, window: tf.Tensor, data: DataSpec) -> tf.Tensor:
+    """Decodes a part of a JPEG: the same pixels as in the whole image, in less time.
+
+    A pixel next to the border of the part would be interpolated from less colour information than in the
+    whole image. So a margin is decoded as well, and cut off.
+    """
+    size = tf.io.extract_jpeg_shape(image)[:2]
+    start = tf.maximum(window[:2] - MARGIN, 0)
+    stop = tf.minimum(window[:2] + window[2:] + MARGIN, size)
+    region = tf.concat([start, stop - start], axis=0)
+    pixels = tf.io.decode_and_crop_jpeg(image, region, channels=data.channels, dct_method="INTEGER_ACCURATE")
+    return _cut(pixels, tf.concat([window[:2] - start, window[2:]], axis=0))
+
+
+def decode_raw(
+    image: tf.Tensor, shape: tf.Tensor, data: DataSpec, placement: Placement | None = None
+) -> tf.Tensor:
     """Resizes raw pixels, stored in `image` row by row, as `decode` does.
 
     Args:
         image: Bytes of the pixels, a string scalar.
         shape: int32 `[3]`: height, width and channels, 1 or 3, of the stored image.
         data: Size and channels of the result.
+        placement: Where the image goes; not needed to stretch it.
 
     Returns:
         uint8 `[H, W, C]`.
@@ -66,10 +109,10 @@ def decode_raw(image: tf.Tensor, shape: tf.Tensor, data: DataSpec) -> tf.Tensor:
     """
     pixels = tf.reshape(tf.io.decode_raw(image, tf.uint8), shape)  # [h, w, c]
     if data.channels == 3:
-        return _resize_if_needed(tf.tile(pixels, [1, 1, 3 // shape[2]]), data)
+        return _fit_if_needed(tf.tile(pixels, [1, 1, 3 // shape[2]]), placement, data)
     weights = tf.cond(shape[2] == 3, lambda: tf.constant(GREY), lambda: tf.constant([sum(GREY)]))
     grey = tf.reduce_sum(tf.cast(pixels, tf.int32) * weights, axis=2, keepdims=True) // sum(GREY)  # [h, w, 1]
-    return _resize_if_needed(tf.cast(grey, tf.uint8), data)
+    return _fit_if_needed(tf.cast(grey, tf.uint8), placement, data)
 
 
 def decode_batches(
@@ -98,7 +141,10 @@ def decode_batches(
     """
     keep_freed_memory()
     batch = signature["row"].shape[0]
+    is_placed = data.fit != "stretch"
     stored = {"encoded": tf.TensorSpec((batch,), tf.string), "shape": tf.TensorSpec((batch, 3), tf.int32)}
+    if is_placed:
+        stored |= dict.fromkeys(Placements._fields, tf.TensorSpec((batch, 4), tf.int32))
     padding = b"\0" if encoding == "raw" else BLACK
 
     def pad_records() -> Iterable[Record]:
@@ -108,11 +154,13 @@ def decode_batches(
             images += [padding] * (batch - count)
             shapes = np.ones((batch, 3), np.int32)
             shapes[:count] = record["shape"][:count]
-            yield {**record, "encoded": np.array(images, object), "shape": shapes}
+            placements = place_images(shapes, data)._asdict() if is_placed else {}
+            yield {**record, **placements, "encoded": np.array(images, object), "shape": shapes}
 
     @tf.autograph.experimental.do_not_convert
     def decode_record(record: Record) -> Record:
-        images = _decode_images(record["encoded"], record["shape"], data, encoding)
+        placements = Placements(record["window"], record["target"]) if is_placed else None
+        images = _decode_images(record["encoded"], record["shape"], placements, data, encoding)
         images.set_shape((batch, *data.image_size, data.channels))  # it may be traced for batches of any size
         return {"image": images, **{name: record[name] for name in signature}}
 
@@ -132,12 +180,15 @@ def configure_dataset(dataset: tf.data.Dataset, steps: int) -> tf.data.Dataset:
     return dataset.prefetch(PREFETCH).with_options(options)
 
 
-def decode_images(images: tf.Tensor, shapes: tf.Tensor, data: DataSpec, encoding: str) -> tf.Tensor:
+def decode_images(
+    images: tf.Tensor, shapes: tf.Tensor, placements: Placements | None, data: DataSpec, encoding: str
+) -> tf.Tensor:
     """Decodes n images in parallel, inside a graph, without a dataset element for each.
 
     Args:
         images: Contents of the files, strings `[n]`.
         shapes: int32 `[n, 3]`: height, width and channels of the stored images.
+        placements: Where they go, as tensors; None to stretch them.
         data: Size and channels of the result, and whether JPEGs are decoded exactly or fast.
         encoding: Encoding of the shard set; only `raw` makes a difference.
 
@@ -148,37 +199,43 @@ def decode_images(images: tf.Tensor, shapes: tf.Tensor, data: DataSpec, encoding
         tf.errors.InvalidArgumentError: An image cannot be decoded.
     """
 
-    def decode_stored(stored: tuple[tf.Tensor, tf.Tensor]) -> tf.Tensor:
-        image, shape = stored
+    def decode_stored(stored: tuple[tf.Tensor, ...]) -> tf.Tensor:
+        image, shape, *boxes = stored
+        placement = Placement(*boxes) if boxes else None
         if encoding == "raw":
-            return decode_raw(image, shape, data)
+            return decode_raw(image, shape, data, placement)
         if data.decode == "fast":
-            return decode(image, data, choose_ratio(image, shape, data))
-        return decode(image, data)
+            return decode(image, data, placement, choose_ratio(image, shape, data, placement))
+        return decode(image, data, placement)
 
     signature = tf.TensorSpec((*data.image_size, data.channels), tf.uint8)
     return tf.map_fn(
         decode_stored,
-        (images, shapes),
+        (images, shapes, *(placements or ())),
         fn_output_signature=signature,
         parallel_iterations=count_process_cpus(),
     )
 
 
-def choose_ratio(image: tf.Tensor, shape: tf.Tensor, data: DataSpec) -> tf.Tensor:
-    """Chooses the largest ratio that leaves an image at least as high and as wide as the result.
+def choose_ratio(
+    image: tf.Tensor, shape: tf.Tensor, data: DataSpec, placement: Placement | None = None
+) -> tf.Tensor:
+    """Chooses the largest ratio that leaves the used part of an image at least as large as in the result.
 
     Args:
         image: Content of the file, a string scalar.
         shape: int32 `[3]`: height, width and channels of the stored image.
         data: Size of the result.
+        placement: Where the image goes; not needed to stretch it.
 
     Returns:
         int32 scalar, an index in `RATIOS`; 0 if the image is not a JPEG.
     """
+    used = shape[:2] if placement is None else placement.window[2:]
+    size = data.image_size if placement is None else placement.target[2:]
     ratios = tf.constant(RATIOS[1:])[:, None]
-    is_large = tf.reduce_all(-(-shape[:2] // ratios) >= data.image_size, axis=1)  # a decoder rounds up
-    is_jpeg = tf.strings.substr(image, 0, 2) == b"\xff\xd8"
+    is_large = tf.reduce_all(-(-used // ratios) >= size, axis=1)  # a decoder rounds up
+    is_jpeg = tf.strings.substr(image, 0, len(JPEG_START)) == JPEG_START
     return tf.where(is_jpeg, tf.reduce_sum(tf.cast(is_large, tf.int32)), 0)
 
 
@@ -198,7 +255,17 @@ def decode_all(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encodi
         tf.errors.InvalidArgumentError: One of them cannot be decoded (`find_undecodable` tells which).
     """
     stored = tf.constant([bytes(image) for image in images], tf.string, (len(images),))
-    return _decode_images(stored, tf.constant(shapes, tf.int32, (len(images), 3)), data, encoding).numpy()
+    stored_shapes = np.asarray(shapes, np.int32).reshape(-1, 3)
+    placements = _place_images(stored_shapes, data)
+    return _decode_images(stored, tf.constant(stored_shapes), placements, data, encoding).numpy()
+
+
+def _place_images(shapes: np.ndarray, data: DataSpec) -> Placements | None:
+    """Returns where images go, as tensors; None to stretch them."""
+    if data.fit == "stretch":
+        return None
+    placements = place_images(shapes, data)
+    return Placements(tf.constant(placements.window), tf.constant(placements.target))
 
 
 # One function for all callers, because tracing it takes as long as decoding a hundred photos: above, and at
@@ -208,10 +275,16 @@ _decode_images = tf.function(decode_images, autograph=False, reduce_retracing=Tr
 
 def find_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encoding: str) -> int | None:
     """Returns the index of the first image that cannot be decoded, or None. Arguments: see `decode_all`."""
-    stored = (np.array([bytes(image) for image in images], object), np.asarray(shapes, np.int32))
-    dataset = tf.data.Dataset.from_tensor_slices(stored).map(
-        lambda image, shape: decode_images(image[None], shape[None], data, encoding),
-        num_parallel_calls=count_process_cpus(),
+    encoded = np.array([bytes(image) for image in images], object)
+    stored_shapes = np.asarray(shapes, np.int32)
+    boxes = _place_images(stored_shapes, data) or ()
+
+    def decode_one(image: tf.Tensor, shape: tf.Tensor, *boxes: tf.Tensor) -> tf.Tensor:
+        placements = Placements(*(box[None] for box in boxes)) if boxes else None
+        return decode_images(image[None], shape[None], placements, data, encoding)
+
+    dataset = tf.data.Dataset.from_tensor_slices((encoded, stored_shapes, *boxes)).map(
+        decode_one, num_parallel_calls=count_process_cpus()
     )
     decodable = 0
     try:
@@ -222,20 +295,63 @@ def find_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, 
     return None
 
 
-def _resize_if_needed(pixels: tf.Tensor, data: DataSpec) -> tf.Tensor:
-    """Resizes raw pixels unless they already have the size of the result, which is common.
+def _fit_if_needed(pixels: tf.Tensor, placement: Placement | None, data: DataSpec) -> tf.Tensor:
+    """Fits raw pixels into the result unless they already have its size, which is common.
 
     The check is cheap compared with resizing. For encoded files, decoding dominates and it would not pay.
     """
     has_size = tf.reduce_all(tf.shape(pixels)[:2] == data.image_size)
-    pixels = tf.cond(has_size, lambda: pixels, lambda: _resize(pixels, data.image_size))
-    return tf.ensure_shape(pixels, (*data.image_size, data.channels))
+    if data.resize is not None:  # even an image of this size is enlarged and cut
+        has_size = tf.constant(False)
+    fitted = tf.cond(has_size, lambda: pixels, lambda: _fit(pixels, placement, data))
+    return tf.ensure_shape(fitted, (*data.image_size, data.channels))
 
 
-def _resize(pixels: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
-    """Resizes an image by the operation behind `tf.image.resize`, which would add twenty small ones.
+def _fit(
+    pixels: tf.Tensor, placement: Placement | None, data: DataSpec, ratio: tf.Tensor | int = 1
+) -> tf.Tensor:
+    """Fits a decoded image `[h, w, C]` into the result `[H, W, C]`.
+
+    Args:
+        pixels: The whole image, at a fraction of its size if `ratio` is above 1.
+        placement: Where the image goes; None to stretch it.
+        data: Size of the result, and the way to fit an image into it.
+        ratio: Divisor of height and width that the image was decoded at.
+    """
+    if placement is None or data.fit == "stretch":
+        return _resize(pixels, data.image_size, data.antialias)
+    if data.fit == "crop":
+        window = placement.window // ratio
+        window = tf.concat([window[:2], tf.maximum(window[2:], 1)], axis=0)
+        return _resize(_cut(pixels, window), data.image_size, data.antialias)
+    target = placement.target
+    resized = _resize(pixels, target[2:], data.antialias)
+    after = data.image_size - target[:2] - target[2:]
+    borders = tf.stack([target[:2], after], axis=1)  # [2, 2]
+    padded = tf.pad(resized, tf.pad(borders, [[0, 1], [0, 0]]))
+    return tf.ensure_shape(padded, (*data.image_size, data.channels))
+
+
+def _cut(pixels: tf.Tensor, window: tf.Tensor) -> tf.Tensor:
+    """Cuts the window `[top, left, height, width]` out of an image `[h, w, C]`."""
+    return tf.slice(pixels, tf.pad(window[:2], [[0, 1]]), tf.pad(window[2:], [[0, 1]], constant_values=-1))
+
+
+def _resize(pixels: tf.Tensor, size: tuple[int, int] | tf.Tensor, antialias: bool) -> tf.Tensor:
+    """Resizes an image by the operations behind `tf.image.resize`, which would add twenty small ones.
 
     An image that already has the right size stays unchanged.
     """
+    if antialias:
+        sides = tf.cast(tf.shape(pixels)[:2], tf.float32)
+        smoothed = tf.raw_ops.ScaleAndTranslate(
+            images=tf.expand_dims(pixels, 0),
+            size=size,
+            scale=tf.cast(size, tf.float32) / sides,
+            translation=tf.zeros(2),
+            kernel_type="triangle",
+            antialias=True,
+        )
+        return tf.squeeze(tf.cast(smoothed + 0.5, tf.uint8), 0)
     resized = tf.raw_ops.ResizeBilinear(images=tf.expand_dims(pixels, 0), size=size, half_pixel_centers=True)
     return tf.squeeze(tf.cast(resized + 0.5, tf.uint8), 0)

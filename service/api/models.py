@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import keras
     import pyarrow as pa
 
+    from pipelines.spec import Fit
     from service.inference.evaluate import Evaluation
     from service.inference.interpretation import Head
 
@@ -47,6 +48,9 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
     scale: float | None = None,
     offset: float | None = None,
     head: Head | None = None,
+    fit: Fit | None = None,
+    resize: int | None = None,
+    antialias: bool = False,
     tta: str = "none",
     workers: int | None = None,
     custom_objects: Sequence[str] = (),
@@ -60,6 +64,10 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
         offset: Summand after the multiplication; requires `scale`.
         head: Whether the outputs are `probabilities` or `logits`; None infers it.
+        fit: How images of other proportions are made to fit: `stretch`, `crop` or `pad`; None for what the
+            model was trained with, or `stretch` if that is not known.
+        resize: With `fit` crop, the length that the shorter side is resized to before the crop.
+        antialias: With `fit`, whether images that are made smaller are low-pass filtered.
         tta: Test-time augmentation, `none` or `flip`.
         workers: Maximum number of Ray tasks; None for this process alone, or for the cluster at
             `RAY_ADDRESS`.
@@ -79,7 +87,7 @@ def evaluate(  # noqa: PLR0913 (keyword options of a public function)
         str(resolve_location(model)),
         _name_data(data),
         split,
-        options=PredictOptions(scale, tta, offset, head),
+        options=PredictOptions(scale, tta, offset, head, fit, resize, antialias),
         workers=workers,
         custom_objects=custom_objects,
     )
@@ -95,6 +103,9 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
     scale: float | None = None,
     offset: float | None = None,
     head: Head | None = None,
+    fit: Fit | None = None,
+    resize: int | None = None,
+    antialias: bool = False,
     tta: str = "none",
     workers: int | None = None,
     custom_objects: Sequence[str] = (),
@@ -109,6 +120,10 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
         offset: Summand after the multiplication; requires `scale`.
         head: Whether the outputs are `probabilities` or `logits`; None infers it.
+        fit: How images of other proportions are made to fit: `stretch`, `crop` or `pad`; None for what the
+            model was trained with, or `stretch` if that is not known.
+        resize: With `fit` crop, the length that the shorter side is resized to before the crop.
+        antialias: With `fit`, whether images that are made smaller are low-pass filtered.
         tta: Test-time augmentation, `none` or `flip`.
         workers: Maximum number of Ray tasks; None for this process alone, or for the cluster at
             `RAY_ADDRESS`.
@@ -135,7 +150,7 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
             out,
             split=split,
             classes=classes,
-            options=PredictOptions(scale, tta, offset, head),
+            options=PredictOptions(scale, tta, offset, head, fit, resize, antialias),
             workers=workers,
             custom_objects=custom_objects,
         )

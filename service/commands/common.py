@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.table import Table
 
 from pipelines.text import render_table
+
+if TYPE_CHECKING:
+    from service.inference.options import PredictOptions
 
 # The type that `add_subparsers` returns; argparse has no public name for it.
 Subparsers = argparse._SubParsersAction
@@ -25,6 +29,12 @@ MODEL_HELP = "a .keras file, made here or elsewhere, or a run directory; path or
 SHARDS_HELP = "the shard set; path or URI, such as s3://BUCKET/shards"
 SCALE_HELP = "factor on pixels of 0 to 255 (default: found by running the model; printed with the reason)"
 OFFSET_HELP = "with --scale: summand after the multiplication, such as --scale 0.00784 --offset -1"
+FIT_HELP = (
+    "how an image of other proportions is made to fit: stretch, crop or pad "
+    "(default: as recorded in the model, else stretch)"
+)
+RESIZE_HELP = "with --fit crop: length that the shorter side is resized to before the central part is cut out"
+ANTIALIAS_HELP = "with --fit: low-pass filter images that are made smaller, as Pillow and torchvision do"
 HEAD_HELP = "whether the outputs are probabilities or logits (default: found by running the model)"
 TTA_HELP = "test-time augmentation: none, or flip to average with the mirror image (default: none)"
 WORKERS_HELP = (
@@ -69,10 +79,36 @@ def add_inference_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_interpretation_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options on how pixels enter a model and what its outputs mean."""
+    """Adds the options on how images enter a model and what its outputs mean."""
     parser.add_argument("--scale", type=float, metavar="FACTOR", help=SCALE_HELP)
     parser.add_argument("--offset", type=float, metavar="SUMMAND", help=OFFSET_HELP)
     parser.add_argument("--head", metavar="KIND", help=HEAD_HELP)
+    parser.add_argument("--fit", metavar="KIND", help=FIT_HELP)
+    parser.add_argument("--resize", type=int, metavar="PIXELS", help=RESIZE_HELP)
+    parser.add_argument("--antialias", action="store_true", help=ANTIALIAS_HELP)
+
+
+def read_predict_options(options: argparse.Namespace, tta: str = "none") -> PredictOptions:
+    """Reads the options of `add_interpretation_options`.
+
+    Args:
+        options: The parsed command line.
+        tta: Test-time augmentation.
+
+    Raises:
+        ConfigError: An option is invalid.
+    """
+    from service.inference.options import PredictOptions
+
+    return PredictOptions(
+        scale=options.scale,
+        tta=tta,
+        offset=options.offset,
+        head=options.head,
+        fit=options.fit,
+        resize=options.resize,
+        antialias=options.antialias,
+    )
 
 
 def format_table(table: Table) -> str:

@@ -149,14 +149,16 @@ def _find_label_issues(run: Run, shards: Location, manifest: Manifest, max_issue
     from service.inference.classes import match_classes
     from service.inference.classifier import Predictions, check_class_count, input_spec, predict
     from service.inference.datasets import LabelledRows
-    from service.inference.inspection import interpret_model
+    from service.inference.inspection import decide_image_fit, interpret_model
     from service.inference.jobs import open_model
+    from service.inference.options import DEFAULT_OPTIONS
 
     saved, model = open_model(run.path)
     check_class_count(model, manifest.classes)
     match = match_classes(saved.classes, manifest.classes, saved.class_source)
     mix = select_mix(run.config(), shards)
-    data = input_spec(model).model_copy(update={"mix": mix.mix})
+    image_fit, _ = decide_image_fit(DEFAULT_OPTIONS, saved.interpretation)
+    data = input_spec(model, image_fit).model_copy(update={"mix": mix.mix})
     sample = LabelledRows(str(shards), "train", data, match)
     interpretation = interpret_model(model, known=saved.interpretation, images=sample)
     for note in (*interpretation.notes, match.note):

@@ -11,6 +11,7 @@ from service.commands.common import (
     add_inference_options,
     add_source_options,
     format_table,
+    read_predict_options,
 )
 
 
@@ -45,7 +46,6 @@ def run(options: argparse.Namespace) -> None:
     from service.devices import configure_devices
     from service.inference.evaluate import evaluate
     from service.inference.jobs import uses_cluster
-    from service.inference.options import PredictOptions
 
     if uses_cluster(options.workers):
         configure_devices(use_gpu=False)
@@ -54,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         options.model,
         options.data,
         options.split,
-        options=PredictOptions(options.scale, options.tta, options.offset, options.head),
+        options=read_predict_options(options, options.tta),
         workers=options.workers,
         custom_objects=options.custom_objects,
         out=options.out,

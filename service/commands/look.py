@@ -14,6 +14,7 @@ from service.commands.common import (
     Subparsers,
     add_command,
     add_interpretation_options,
+    read_predict_options,
 )
 
 DEFAULT_OUT = "look"
@@ -64,7 +65,6 @@ def run(options: argparse.Namespace) -> None:
         GlassboxError: See `service.report.pages.look.render_look` for the conditions.
     """
     from service.inference.jobs import fetch_model
-    from service.inference.options import PredictOptions
     from service.report.options import LookRequest, PageOptions
 
     # Before TensorFlow is imported.
@@ -79,7 +79,7 @@ def run(options: argparse.Namespace) -> None:
         label=options.label,
         data=None if options.data is None else resolve_location(options.data),
         classes=None if options.classes is None else tuple(options.classes),
-        options=PredictOptions(options.scale, offset=options.offset, head=options.head),
+        options=read_predict_options(options),
         custom_objects=tuple(options.custom_objects),
     )
 

@@ -10,6 +10,7 @@ from service.commands.common import (
     add_command,
     add_inference_options,
     add_source_options,
+    read_predict_options,
 )
 
 
@@ -51,7 +52,6 @@ def run(options: argparse.Namespace) -> None:
     from pipelines.sources import SourceOptions
     from service.devices import configure_devices
     from service.inference.jobs import uses_cluster
-    from service.inference.options import PredictOptions
     from service.inference.predict import predict
 
     if uses_cluster(options.workers):
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
         options.out,
         split=options.split,
         classes=options.classes,
-        options=PredictOptions(options.scale, options.tta, options.offset, options.head),
+        options=read_predict_options(options, options.tta),
         workers=options.workers,
         custom_objects=options.custom_objects,
         source_options=SourceOptions(options.splits, options.columns),

@@ -15,6 +15,7 @@ from service.commands.common import (
     Subparsers,
     add_command,
     add_interpretation_options,
+    read_predict_options,
 )
 from service.inference.jobs import fetch_model, find_model_file
 from service.mirror.fetch import fetch_run
@@ -190,11 +191,22 @@ def _check_inputs(options: argparse.Namespace) -> None:
 
 def _read_options(options: argparse.Namespace) -> ReportOptions:
     from pipelines.spec import check
-    from service.inference.options import PredictOptions
     from service.report.options import ReportOptions
 
-    PredictOptions(options.scale, offset=options.offset, head=options.head)  # checks them together
-    names = ("scale", "offset", "head", "samples", "seed", "sheets", "embedding", "checkpoints")
+    read_predict_options(options)  # checks them together
+    names = (
+        "scale",
+        "offset",
+        "head",
+        "fit",
+        "resize",
+        "antialias",
+        "samples",
+        "seed",
+        "sheets",
+        "embedding",
+        "checkpoints",
+    )
     settings = {name: getattr(options, name) for name in names}
     given = {name: value for name, value in settings.items() if value is not None}
     if "samples" in given:

@@ -170,8 +170,8 @@ def _predict_split(run: Run, shards: Path) -> tuple[NDArray[np.float32], NDArray
     from service.inference.jobs import open_model
 
     saved, model = open_model(run.path)
-    batches = Batches(shards, "validation", input_spec(model), BATCH)
     interpretation = interpret_model(model, known=saved.interpretation)
+    batches = Batches(shards, "validation", input_spec(model, interpretation.image_fit), BATCH)
     with batches.data_errors():
         predictions = predict(model, batches.epoch(0), interpretation=interpretation)
     return predictions.probabilities, predictions.rows

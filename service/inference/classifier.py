@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from pipelines.errors import ConfigError
 from pipelines.records import Batch
 from pipelines.remote.files import fetch_file
 from pipelines.remote.uri import Location, parse_location
-from pipelines.spec import DataSpec
+from pipelines.spec import DataSpec, check
 from service.inference.custom_objects import (
     collect_custom_objects,
     find_custom_names,
@@ -25,7 +25,7 @@ from service.inference.custom_objects import (
 )
 from service.inference.graph import run_with_features
 from service.inference.inspection import interpret_model
-from service.inference.interpretation import Interpretation
+from service.inference.interpretation import STRETCH, ImageFit, Interpretation
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
 from service.scores import losses
 
@@ -188,8 +188,12 @@ def _select_output(model: keras.Model) -> keras.Model:
     return keras.Model(inputs[0], outputs[0], name=model.name)
 
 
-def input_spec(model: keras.Model) -> DataSpec:
+def input_spec(model: keras.Model, image_fit: ImageFit = STRETCH) -> DataSpec:
     """Derives the size and channels of the images that a model takes from its input shape.
+
+    Args:
+        model: Any Keras model.
+        image_fit: How images of other proportions are made to fit.
 
     Raises:
         ConfigError: The model has no single input `[B, H, W, C]` with H and W fixed and C 1 or 3.
@@ -203,7 +207,8 @@ def input_spec(model: keras.Model) -> DataSpec:
             f"input={received}",
             "save it with such an input",
         )
-    return DataSpec(image_size=shape[1:3], channels=shape[3])
+    settings = {"image_size": shape[1:3], "channels": shape[3], **asdict(image_fit)}
+    return check(DataSpec, settings, "the images of the model")
 
 
 def class_count(model: keras.Model) -> int:
@@ -274,9 +279,9 @@ class Classifier:
         interpretation: Interpretation | None = None,
         with_features: bool = False,
     ) -> None:
-        self.data = input_spec(model)
         self.classes = class_count(model)
         self.interpretation = interpretation or interpret_model(model, options)
+        self.data = input_spec(model, self.interpretation.image_fit)
         self._shape = (*self.data.image_size, self.data.channels)
         self.feature_layer = ""
         self._has_mirror = options.tta == "flip"

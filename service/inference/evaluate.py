@@ -175,14 +175,15 @@ def _evaluate(  # noqa: PLR0913 (the options of `evaluate`)
     rows = _find_rows(dataset, split)
 
     from service.inference.classifier import Classifier, check_class_count, input_spec
-    from service.inference.inspection import interpret_model
+    from service.inference.inspection import decide_image_fit, interpret_model
 
     saved, net = open_model(file, custom_objects)
     dataset = use_levels(dataset, saved.metadata)
     check_class_count(net, dataset.classes)
     match = match_classes(saved.classes, dataset.classes, saved.class_source)
     throughput = Throughput()
-    sample = dataset.open_labelled(split, input_spec(net), match)
+    image_fit, _ = decide_image_fit(options, saved.interpretation)
+    sample = dataset.open_labelled(split, input_spec(net, image_fit), match)
     interpretation = interpret_model(net, options, saved.interpretation, sample)
     classifier = Classifier(net, options, interpretation)
     score = partial(_score_batch, match=match, skips_rejected=dataset.skips_rejected)

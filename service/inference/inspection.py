@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import keras
@@ -22,9 +22,12 @@ from pipelines.errors import ConfigError
 from service.inference.graph import activation_name, last_operation, run_to_first_weights
 from service.inference.interpretation import (
     CANDIDATES,
+    FIT_FIX,
     HEAD_FIX,
     PIXEL_FIX,
+    STRETCH,
     Head,
+    ImageFit,
     Interpretation,
     PixelTransform,
 )
@@ -97,8 +100,9 @@ def interpret_model(
     Raises:
         ConfigError: The outputs are neither probabilities nor logits, or it cannot be told which.
     """
+    image_fit, fit_reason = decide_image_fit(options, known)
     if known is not None and options.pixels is None and options.head is None:
-        return known
+        return replace(known, image_fit=image_fit, fit_reason=fit_reason)
     sample = _draw_rows(images)
     if images is not None and len(sample):
         pixels = images.read(sample[:SAMPLE_BATCH])
@@ -123,7 +127,21 @@ def interpret_model(
         reason = evidence.reason
         if not evidence.is_conclusive:
             reason = f"assumed, because {reason}; {PIXEL_FIX}"
-    return Interpretation(transform, head, reason, head_reason, is_normalized)
+    return Interpretation(transform, head, reason, head_reason, is_normalized, image_fit, fit_reason)
+
+
+def decide_image_fit(options: PredictOptions, known: Interpretation | None) -> tuple[ImageFit, str]:
+    """Decides how images of other proportions are made to fit, and returns the reason as a phrase.
+
+    Args:
+        options: Options of the user, which take precedence.
+        known: What the file of the model or its run says; None if it says nothing.
+    """
+    if options.image_fit is not None:
+        return options.image_fit, "as set by --fit"
+    if known is not None:
+        return known.image_fit, known.fit_reason
+    return STRETCH, f"assumed, because the model file does not say; {FIT_FIX}"
 
 
 def find_pixel_evidence(model: keras.Model, images: NDArray[np.uint8] | None = None) -> PixelEvidence:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from pipelines.spec import DataSpec, Fit
 
 Head = Literal["probabilities", "logits"]
 HEADS: tuple[Head, ...] = ("probabilities", "logits")
 
 PIXEL_FIX = "override with --scale and --offset"
 HEAD_FIX = "override with --head"
+FIT_FIX = "override with --fit"
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,36 @@ CANDIDATES = (UNIT, RAW, SIGNED)
 
 
 @dataclass(frozen=True)
+class ImageFit:
+    """How an image of other proportions becomes one of the size that a model takes.
+
+    Attributes:
+        fit: `stretch`, `crop` or `pad`, see `pipelines.spec.DataSpec.fit`.
+        resize: Length that the shorter side is resized to before a crop; None cuts as little as possible.
+        antialias: Whether images that are made smaller are low-pass filtered first.
+    """
+
+    fit: Fit = "stretch"
+    resize: int | None = None
+    antialias: bool = False
+
+    def apply(self, data: DataSpec) -> DataSpec:
+        """Returns settings for reading images that fit them in this way."""
+        return data.model_copy(update=asdict(self))
+
+    def __str__(self) -> str:
+        text = {"stretch": "stretched", "crop": "cropped to the centre", "pad": "padded with black"}[self.fit]
+        if self.resize is not None:
+            text += f" after resizing the shorter side to {self.resize}"
+        return f"{text}, antialiased" if self.antialias else text
+
+
+STRETCH = ImageFit()
+
+
+@dataclass(frozen=True)
 class Interpretation:
-    """How pixels enter a model and what its outputs mean.
+    """How images enter a model and what its outputs mean.
 
     Attributes:
         pixels: Map from stored pixels to the input of the model.
@@ -57,6 +88,8 @@ class Interpretation:
         pixels_reason: Why `pixels` was chosen, as a phrase.
         head_reason: Why `head` was chosen, as a phrase.
         is_normalized: Whether rows of probabilities sum to 1; otherwise they are divided by their sum.
+        image_fit: How images of other proportions are made to fit.
+        fit_reason: Why `image_fit` was chosen, as a phrase.
     """
 
     pixels: PixelTransform
@@ -64,11 +97,17 @@ class Interpretation:
     pixels_reason: str
     head_reason: str
     is_normalized: bool = True
+    image_fit: ImageFit = STRETCH
+    fit_reason: str = f"the default; {FIT_FIX}"
 
     @property
     def notes(self) -> tuple[str, ...]:
         """The decisions with their reasons, a line each, for the terminal and the footer of a report."""
-        return (f"pixels: {self.pixels}: {self.pixels_reason}", f"outputs: {self.head}: {self.head_reason}")
+        return (
+            f"pixels: {self.pixels}: {self.pixels_reason}",
+            f"outputs: {self.head}: {self.head_reason}",
+            f"images of other proportions: {self.image_fit}: {self.fit_reason}",
+        )
 
     def describe(self) -> dict[str, Any]:
         """Returns the decisions as plain values, for tables, score files and manifests."""
@@ -76,5 +115,6 @@ class Interpretation:
             "scale": self.pixels.scale,
             "offset": self.pixels.offset,
             "head": self.head,
+            **asdict(self.image_fit),
             "interpretation": list(self.notes),
         }

@@ -25,7 +25,7 @@ from pipelines.remote.files import fetch_file, resolve_location
 from pipelines.remote.uri import Uri
 from pipelines.shards.manifest import load_manifest
 from service.inference.datasets import BATCH, Block, ImageDataset, InferenceBatch
-from service.inference.interpretation import Head, Interpretation, PixelTransform
+from service.inference.interpretation import Head, ImageFit, Interpretation, PixelTransform
 from service.mirror.fetch import fetch_run
 from service.models.metadata import ModelMetadata, read_metadata
 from service.progress_bar import progress_bar
@@ -224,7 +224,14 @@ def read_interpretation(metadata: ModelMetadata) -> Interpretation:
     """Returns how pixels enter a model and what its outputs mean, as recorded in its metadata."""
     reason = "recorded when the model was trained"
     head: Head = "logits" if metadata.head == "logits" else "probabilities"
-    return Interpretation(PixelTransform(metadata.scale, metadata.offset), head, reason, reason)
+    return Interpretation(
+        pixels=PixelTransform(metadata.scale, metadata.offset),
+        head=head,
+        pixels_reason=reason,
+        head_reason=reason,
+        image_fit=ImageFit(metadata.fit, metadata.resize, metadata.antialias),
+        fit_reason=reason,
+    )
 
 
 @dataclass(frozen=True)

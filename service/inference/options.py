@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import get_args
 
 from pipelines.errors import ConfigError, suggest
-from service.inference.interpretation import HEADS, Head, PixelTransform
+from pipelines.spec import Fit
+from service.inference.interpretation import HEADS, Head, ImageFit, PixelTransform
+from service.models.metadata import parse_fit
 
+FITS = get_args(Fit)
 TTA_MODES = ("none", "flip")
 
 
@@ -21,6 +25,10 @@ class PredictOptions:
             its mirror image.
         offset: Summand after the multiplication; requires `scale`.
         head: Whether the outputs are `probabilities` or `logits`; None infers it from the outputs.
+        fit: How images of other proportions are made to fit, `stretch`, `crop` or `pad`; None for what the
+            model was trained with, or `stretch` if that is not known.
+        resize: With `fit` crop, the length that the shorter side is resized to first.
+        antialias: With `fit`, whether images that are made smaller are low-pass filtered.
 
     Raises:
         ConfigError: An option is invalid.
@@ -30,6 +38,9 @@ class PredictOptions:
     tta: str = "none"
     offset: float | None = None
     head: Head | None = None
+    fit: str | None = None
+    resize: int | None = None
+    antialias: bool = False
 
     def __post_init__(self) -> None:
         if self.scale is not None and not 0 < self.scale < math.inf:
@@ -44,6 +55,20 @@ class PredictOptions:
             )
         if self.head is not None and self.head not in HEADS:
             raise ConfigError(" or ".join(HEADS), f"head={self.head}", suggest(self.head, HEADS))
+        if self.fit is not None and self.fit not in FITS:
+            raise ConfigError(" or ".join(FITS), f"fit={self.fit}", suggest(self.fit, FITS))
+        if self.fit is None and (self.resize is not None or self.antialias):
+            raise ConfigError(
+                "--fit together with --resize or --antialias",
+                f"fit={self.fit} resize={self.resize} antialias={self.antialias}",
+                "give all, for example --fit crop --resize 256",
+            )
+        if self.resize is not None and (self.fit != "crop" or self.resize < 1):
+            raise ConfigError(
+                "a length above 0, and --fit crop",
+                f"fit={self.fit} resize={self.resize}",
+                "give both, for example --fit crop --resize 256",
+            )
         if self.tta not in TTA_MODES:
             raise ConfigError(" or ".join(TTA_MODES), f"tta={self.tta}", suggest(self.tta, TTA_MODES))
 
@@ -51,6 +76,11 @@ class PredictOptions:
     def pixels(self) -> PixelTransform | None:
         """The map from stored pixels to the input of the model; None to infer it."""
         return None if self.scale is None else PixelTransform(self.scale, self.offset or 0.0)
+
+    @property
+    def image_fit(self) -> ImageFit | None:
+        """How images of other proportions are made to fit; None for what the model was trained with."""
+        return None if self.fit is None else ImageFit(parse_fit(self.fit), self.resize, self.antialias)
 
 
 DEFAULT_OPTIONS = PredictOptions()

@@ -132,14 +132,15 @@ def _predict(  # noqa: PLR0913 (the options of `predict`)
     rows = _select_splits(dataset, split, data)
 
     from service.inference.classifier import Classifier, class_count, input_spec
-    from service.inference.inspection import interpret_model
+    from service.inference.inspection import decide_image_fit, interpret_model
 
     saved, net = open_model(file, custom_objects)
     dataset = use_levels(dataset, saved.metadata)
     names = name_classes(class_count(net), classes, saved.classes)
     pixels = None
     if saved.interpretation is None:
-        pixels = _read_first_images(dataset, rows, input_spec(net))
+        image_fit, _ = decide_image_fit(options, None)
+        pixels = _read_first_images(dataset, rows, input_spec(net, image_fit))
     interpretation = interpret_model(net, options, saved.interpretation, pixels=pixels)
     classifier = Classifier(net, options, interpretation)
     notes = (*interpretation.notes, describe_names(names, classes, saved))

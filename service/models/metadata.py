@@ -10,12 +10,13 @@ import json
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 from pipelines.errors import ConfigError
+from pipelines.spec import Fit
 
 MEMBER = "glassbox.json"
-VERSION = 1
+VERSION = 2
 EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)  # of a zip archive; the current time would make the bytes differ
 REGULAR_FILE = 0o100644 << 16
 
@@ -33,6 +34,9 @@ class ModelMetadata:
         offset: Summand after that multiplication.
         head: Whether the outputs are `probabilities` or `logits`.
         levels: How images of more than 8 bits were reduced, see `pipelines.spec.ShardSpec.levels`.
+        fit: How images of other proportions were made to fit, see `pipelines.spec.DataSpec.fit`.
+        resize: Length of the shorter side before the crop, see `pipelines.spec.DataSpec.resize`.
+        antialias: Whether images were low-pass filtered, see `pipelines.spec.DataSpec.antialias`.
         mix: The sets that the model was trained on, if there are several: their locations, weights, digests
             and row numbers. `data` covers all of them.
     """
@@ -45,15 +49,24 @@ class ModelMetadata:
     offset: float = 0.0
     head: str = "probabilities"
     levels: str = "full"
+    fit: Fit = "stretch"
+    resize: int | None = None
+    antialias: bool = False
     mix: tuple[dict[str, Any], ...] = ()
 
     def to_json(self) -> str:
         """Returns the metadata as a JSON document, the same bytes for the same content."""
-        content = {"version": VERSION} | asdict(self)
+        content = {"version": self._version} | asdict(self)
         del content["mix"]
         if self.mix:
             content["mix"] = list(self.mix)
         return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+    @property
+    def _version(self) -> int:
+        """Version of the format: programs that only know the first one would prepare images wrongly."""
+        is_stretched = self.fit == "stretch" and not self.antialias
+        return 1 if is_stretched else VERSION
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> ModelMetadata:
@@ -83,12 +96,27 @@ class ModelMetadata:
                 offset=float(content["offset"]),
                 head=str(content["head"]),
                 levels=str(content["levels"]),
+                fit=parse_fit(content.get("fit", "stretch")),
+                resize=None if content.get("resize") is None else int(content["resize"]),
+                antialias=bool(content.get("antialias", False)),
                 mix=tuple(dict(mixed) for mixed in content.get("mix", ())),
             )
         except (ValueError, TypeError, KeyError):
             raise ConfigError(
                 "metadata of a model in JSON", f"{source} (damaged)", "restore the file, or train again"
             ) from None
+
+
+def parse_fit(text: object) -> Fit:
+    """Returns the way to fit images that a text names.
+
+    Raises:
+        ValueError: It names none.
+    """
+    for fit in get_args(Fit):
+        if text == fit:
+            return cast("Fit", fit)
+    raise ValueError(f"{text!r} is not a way to fit images")
 
 
 def append_metadata(path: Path, metadata: ModelMetadata) -> None:

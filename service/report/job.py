@@ -98,6 +98,7 @@ SECTIONS: dict[str, SectionBuilder] = {
         model=subject.model,
         classes=subject.classes,
         folder=subject.options.samples,
+        interpretation=subject.interpretation,
         levels=subject.levels,
     ),
     "predictions": lambda subject, album: predictions.build_section(

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from pipelines.errors import ConfigError
 from pipelines.remote.uri import Location, Uri
-from pipelines.spec import Positive, Spec
+from pipelines.spec import Fit, Positive, Spec
 from service.inference.interpretation import Head
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
 
@@ -44,6 +44,9 @@ class ReportOptions(Spec):
         scale: Factor on the pixels before they enter the model; None infers it from the model.
         offset: Summand after the multiplication; requires `scale`.
         head: Whether the outputs are `probabilities` or `logits`; None infers it from the outputs.
+        fit: How images of other proportions are made to fit; None for what the model was trained with.
+        resize: With `fit` crop, the length that the shorter side is resized to first.
+        antialias: With `fit`, whether images that are made smaller are low-pass filtered.
     """
 
     training_images: Positive = 24
@@ -64,6 +67,21 @@ class ReportOptions(Spec):
     scale: Annotated[float, Field(gt=0)] | None = None
     offset: float | None = None
     head: Head | None = None
+    fit: Fit | None = None
+    resize: Positive | None = None
+    antialias: bool = False
+
+    @property
+    def predict_options(self) -> PredictOptions:
+        """The options on how images enter the model and what its outputs mean."""
+        return PredictOptions(
+            scale=self.scale,
+            offset=self.offset,
+            head=self.head,
+            fit=self.fit,
+            resize=self.resize,
+            antialias=self.antialias,
+        )
 
 
 @dataclass(frozen=True)

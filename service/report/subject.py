@@ -35,10 +35,9 @@ from service.inference.classifier import (
     predict,
     predict_with_features,
 )
-from service.inference.inspection import interpret_model
+from service.inference.inspection import decide_image_fit, interpret_model
 from service.inference.interpretation import Interpretation
 from service.inference.jobs import find_class_names, read_interpretation
-from service.inference.options import PredictOptions
 from service.report.analysis.ablation import (
     Ablation,
     Head,
@@ -353,7 +352,10 @@ def _open(
     match = match_classes(names.classes, manifest.classes, names.source)
     mix = manifest.mix if isinstance(manifest, MixedManifest) else ()
     weights = {mixed.location: mixed.weight for mixed in mix}
-    data = input_spec(model).model_copy(update={"mix": weights or None})
+    known = None if names.metadata is None else read_interpretation(names.metadata)
+    predict_options = options.predict_options
+    image_fit, _ = decide_image_fit(predict_options, known)
+    data = input_spec(model, image_fit).model_copy(update={"mix": weights or None})
     splits = [
         split for split in ("validation", "train") if split in manifest.splits and manifest.splits[split].rows
     ]
@@ -364,10 +366,7 @@ def _open(
             "name another one with --data",
         )
     evaluation = ShardImages(shards, splits[0], data, match)
-    known = None if names.metadata is None else read_interpretation(names.metadata)
-    interpretation = interpret_model(
-        model, PredictOptions(options.scale, offset=options.offset, head=options.head), known, evaluation
-    )
+    interpretation = interpret_model(model, predict_options, known, evaluation)
     return Subject(
         name=name,
         model=model,

@@ -551,6 +551,9 @@ def _describe_model(config: RunConfig, manifest: Manifest) -> ModelMetadata:
         image_size=config.data.image_size,
         channels=config.data.channels,
         levels=manifest.levels,
+        fit=config.data.fit,
+        resize=config.data.resize,
+        antialias=config.data.antialias,
         mix=tuple(mixed.model_dump() for mixed in mix),
     )
 

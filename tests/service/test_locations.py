@@ -19,6 +19,7 @@ OTHER_OPTIONS = {
     "columns",
     "encoding",
     "format",
+    "fit",
     "head",
     "label",
     "levels",

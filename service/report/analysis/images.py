@@ -77,8 +77,18 @@ class ShardImages:
         return self._reader.read_ids([int(row) for row in rows])
 
     def read_bboxes(self, rows: Sequence[int]) -> list[Box | None]:
-        """Reads the bounding boxes `(ymin, xmin, ymax, xmax)` of some rows, in [0, 1]; None if unknown."""
-        return self._reader.read_bboxes([int(row) for row in rows])
+        """Reads the bounding boxes of some rows, in [0, 1] of the decoded image; None if unknown."""
+        from pipelines.input.geometry import map_box
+
+        indices = [int(row) for row in rows]
+        boxes = self._reader.read_bboxes(indices)
+        if self.data.fit == "stretch":
+            return boxes
+        shapes = self._reader.read_shapes(np.array(indices, np.int64))
+        return [
+            None if box is None else map_box(box, shape, self.data)
+            for box, shape in zip(boxes, shapes, strict=True)
+        ]
 
     def iterate_batches(self) -> Iterator[Batch]:
         """Iterates over all images, in the order of the rows."""

@@ -20,7 +20,7 @@ from service.devices import configure_devices
 from service.inference.classes import list_names
 from service.inference.classifier import Classifier, class_count, input_spec
 from service.inference.datasets import BATCH, Block, open_dataset, use_levels
-from service.inference.inspection import interpret_model
+from service.inference.inspection import decide_image_fit, interpret_model
 from service.inference.interpretation import Interpretation
 from service.inference.jobs import fetch_model, open_model
 from service.inference.options import PredictOptions
@@ -137,7 +137,8 @@ def _open_images(request: LookRequest) -> _Look:
     saved, model = open_model(fetch_model(request.model), request.custom_objects)
     classes = name_classes(class_count(model), request.classes, saved.classes)
     truth = _find_label(request.label, classes)
-    names, pixels, rejected = _read_images(request.images, input_spec(model), saved.metadata)
+    image_fit, _ = decide_image_fit(request.options, saved.interpretation)
+    names, pixels, rejected = _read_images(request.images, input_spec(model, image_fit), saved.metadata)
     unknown = pixels if saved.interpretation is None else None
     interpretation = interpret_model(model, request.options, saved.interpretation, pixels=unknown)
     probabilities = _predict(model, request.options, interpretation, pixels)

@@ -15,7 +15,7 @@ from pipelines.input import tfdata
 from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.spec import DataSpec, ShardSpec
 from service.inference.classifier import Classifier
-from service.inference.options import PredictOptions
+from service.inference.interpretation import Interpretation
 from service.report.drawing.album import Album, Drawing, draw_photo
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
@@ -32,16 +32,18 @@ def build_section(
     model: keras.Model,
     classes: Sequence[str],
     folder: Path | None,
+    interpretation: Interpretation,
     levels: str = "full",
 ) -> Section | None:
     """Builds a grid of sample images with their predictions.
 
     Args:
         album: Album the pictures are added to.
-        provenance: Model the pictures are recorded with in the manifest, and the scale of its pixels.
+        provenance: Model the pictures are recorded with in the manifest.
         model: Classifier that predicts the images.
         classes: Class names; outputs of the model are in this order.
         folder: Folder of the images; None leaves the section out.
+        interpretation: How images enter the model and what its outputs mean.
         levels: Levels of the model's training images, see `pipelines.spec.ShardSpec.levels`.
 
     Returns:
@@ -53,8 +55,7 @@ def build_section(
     if folder is None:
         return None
     spec = ShardSpec(levels=levels)
-    options = PredictOptions(provenance.scale, offset=provenance.offset, head=provenance.head)
-    classifier = Classifier(model, options)
+    classifier = Classifier(model, interpretation=interpretation)
     files, pixels, unreadable = read_images(list_images(folder), classifier.data, spec)
     probabilities = [np.zeros((0, classifier.classes), np.float32)]
     for start in range(0, len(pixels), BATCH):

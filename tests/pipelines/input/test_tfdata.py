@@ -57,6 +57,52 @@ def test_png_is_decoded_exactly(noise: np.ndarray) -> None:
     np.testing.assert_array_equal(decoded, noise)
 
 
+def decode_fitted(
+    image: bytes, shape: tuple[int, ...], data: DataSpec, encoding: str = "as-found"
+) -> np.ndarray:
+    return tfdata.decode_all([image], np.array([shape], np.int32), data, encoding)[0]
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "png", "raw"])
+def test_a_crop_is_that_part_of_the_whole_image(noise: np.ndarray, kind: str) -> None:
+    stored = {"jpeg": encode_jpeg(noise), "png": encode_png(noise), "raw": noise.tobytes()}[kind]
+    encoding = "raw" if kind == "raw" else "as-found"
+    whole = decode_fitted(stored, noise.shape, DataSpec(image_size=(16, 24)), encoding)
+    part = decode_fitted(stored, noise.shape, DataSpec(image_size=(16, 16), fit="crop"), encoding)
+    np.testing.assert_array_equal(part, whole[:, 4:20])
+    inner = decode_fitted(stored, noise.shape, DataSpec(image_size=(8, 8), fit="crop", resize=16), encoding)
+    np.testing.assert_array_equal(inner, whole[4:12, 8:16])
+
+
+def test_an_image_is_padded_with_black_on_both_sides(noise: np.ndarray) -> None:
+    stored = encode_png(noise)
+    whole = decode_fitted(stored, noise.shape, DataSpec(image_size=(16, 24)))
+    padded = decode_fitted(stored, noise.shape, DataSpec(image_size=(24, 24), fit="pad"))
+    np.testing.assert_array_equal(padded[4:20], whole)
+    assert not padded[:4].any()
+    assert not padded[20:].any()
+
+
+def test_antialiasing_averages_all_pixels() -> None:
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::4] = 255
+    data = DataSpec(image_size=(8, 8), antialias=True)
+    smooth = decode_fitted(encode_png(stripes), stripes.shape, data)
+    assert np.abs(smooth[:, 1:-1].astype(int) - 64).max() <= 3  # a quarter of the pixels is white
+    plain = decode_fitted(encode_png(stripes), stripes.shape, DataSpec(image_size=(8, 8)))
+    assert np.abs(plain.astype(int) - 64).min() >= 60  # two neighbours decide: 0 or 128
+
+
+def test_the_fast_decoder_crops_the_same_part() -> None:
+    ramp = np.tile(np.linspace(0, 255, 256, dtype=np.uint8)[None, :, None], (128, 1, 3))
+    stored = encode_jpeg(ramp)
+    exact = decode_fitted(stored, ramp.shape, DataSpec(image_size=16, fit="crop"))
+    fast = decode_fitted(stored, ramp.shape, DataSpec(image_size=16, fit="crop", decode="fast"))
+    assert (
+        np.abs(exact.astype(int) - fast).max() <= 8
+    )  # an eighth of the size: half a pixel of it is 4 levels
+
+
 def test_jpeg_is_decoded_accurately(noise: np.ndarray) -> None:
     """Pillow uses the accurate DCT; TensorFlow's default is up to 5 levels off on these pixels."""
     image = encode_jpeg(noise)

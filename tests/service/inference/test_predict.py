@@ -20,6 +20,7 @@ from pipelines.records import Record
 from pipelines.shards.task import prepare_examples
 from pipelines.sources import open_source
 from pipelines.spec import ShardSpec
+from service.inference.options import PredictOptions
 from service.inference.predict import predict
 from service.models.metadata import ModelMetadata, append_metadata
 
@@ -137,6 +138,39 @@ def test_deep_images_of_a_source_are_reduced_as_for_the_training_of_the_model(tm
     with (tmp_path / "out.csv").open(encoding="utf-8") as table:
         classes = {row["id"]: row["class"] for row in csv.DictReader(table)}
     assert classes == {"dim.png": "dim", "bright.png": "bright"}
+
+
+@pytest.mark.parametrize("kind", ["photos", "shards"])
+def test_images_are_fitted_as_for_the_training_of_the_model(tmp_path, kind):
+    """A wide image, dark in its middle: bright when stretched, dim when cropped or padded.
+
+    The model weights the pixels of a row by 1, 2, 3, 3, 3, 3, 2 and 1 eighteenths, and the rows likewise: a
+    third of the stretched image is dark, and half of the padded one is black.
+    """
+    pixels = np.full((8, 24, 1), 250, np.uint8)
+    pixels[:, 8:16] = 50
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "wide.png").write_bytes(encode_png(pixels))
+    data = f"photos:{tmp_path / 'photos'}"
+    if kind == "shards":
+        rows = [make_record(pixels, 0, "wide.png")]
+        data = str(write_shards(tmp_path / "shards", ("dim", "bright"), {"train": rows}))
+    file = tmp_path / "model.keras"
+    brightness_model().save(file)
+    append_metadata(file, ModelMetadata(("dim", "bright"), "00", (8, 8), 1, fit="crop"))
+
+    def predict_brightness(**options: object) -> tuple[float, str]:
+        summary = predict(file, data, tmp_path / "out.parquet", options=PredictOptions(**options))
+        return pq.read_table(tmp_path / "out.parquet")["bright"].to_pylist()[0], summary.notes[2]
+
+    probability, note = predict_brightness()
+    assert probability == pytest.approx(bright(50), rel=1e-5)
+    assert note == "images of other proportions: cropped to the centre: recorded when the model was trained"
+    probability, note = predict_brightness(fit="stretch")
+    assert probability == pytest.approx(bright(550 / 3), rel=1e-5)
+    assert note == "images of other proportions: stretched: as set by --fit"
+    probability, _ = predict_brightness(fit="pad")
+    assert probability == pytest.approx(bright(550 / 6), rel=1e-5)
 
 
 def test_rows_that_cannot_be_decoded_are_left_out_and_listed(model, tmp_path, monkeypatch):

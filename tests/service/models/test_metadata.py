@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,15 @@ def test_metadata_are_read_as_written_in_the_same_bytes(tmp_path):
     assert paths[0].read_bytes() == paths[1].read_bytes()
 
 
+def test_a_fit_that_older_programs_do_not_know_makes_a_newer_version():
+    assert json.loads(METADATA.to_json())["version"] == 1
+    cropped = replace(METADATA, fit="crop", resize=256, antialias=True)
+    assert json.loads(cropped.to_json())["version"] == 2
+    assert ModelMetadata.from_json(cropped.to_json(), "x") == cropped
+    with pytest.raises(ConfigError, match="damaged"):
+        ModelMetadata.from_json(cropped.to_json().replace('"crop"', '"squash"'), "x")
+
+
 def test_the_members_before_the_metadata_are_not_rewritten(tmp_path):
     path = tmp_path / "a.keras"
     write_archive(path)
@@ -53,8 +63,8 @@ def test_damaged_metadata_are_an_error_that_names_the_file(tmp_path, text):
 
 
 def test_metadata_of_a_newer_version_are_refused():
-    content = json.loads(METADATA.to_json()) | {"version": 2}
-    with pytest.raises(ConfigError, match="version 2, which is newer"):
+    content = json.loads(METADATA.to_json()) | {"version": 3}
+    with pytest.raises(ConfigError, match="version 3, which is newer"):
         ModelMetadata.from_json(json.dumps(content), "x")
 
 

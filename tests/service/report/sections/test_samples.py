@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from pipelines.errors import ConfigError
+from service.inference.interpretation import UNIT, Interpretation
 from service.report.drawing.album import Album
 from service.report.pages import page
 from service.report.sections.provenance import Provenance
@@ -56,7 +57,8 @@ def brightness() -> keras.Model:
 
 def build_samples(folder: Path | None, out: Path) -> Section | None:
     provenance = Provenance("model-digest", "shards-digest", 1 / 255, "validation")
-    return build_section(Album(out), provenance, brightness(), ("cats", "dogs"), folder)
+    interpretation = Interpretation(UNIT, "probabilities", "known", "known")
+    return build_section(Album(out), provenance, brightness(), ("cats", "dogs"), folder, interpretation)
 
 
 def test_samples_are_predicted_scored_and_escaped(tmp_path):
