@@ -191,8 +191,14 @@ def _open_rows(request: LookRequest) -> _Look:
 def _open_subject(request: LookRequest) -> report_subject.Subject:
     """Opens model and shard set as those of a report."""
     path = fetch_model(request.model)
+    chosen = request.options
     options = ReportOptions(
-        scale=request.options.scale, offset=request.options.offset, head=request.options.head
+        scale=chosen.scale,
+        offset=chosen.offset,
+        head=chosen.head,
+        fit=None if chosen.image_fit is None else chosen.image_fit.fit,
+        resize=chosen.resize,
+        antialias=chosen.antialias,
     )
     if path.is_dir():
         run = Run(path)
