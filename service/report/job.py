@@ -19,6 +19,7 @@ from service.report.reported import ReportedRun, find_mix, find_shards
 from service.report.sections import (
     ablation,
     activations,
+    architecture,
     attention,
     augmentation,
     calibration,
@@ -133,6 +134,10 @@ SECTIONS: dict[str, SectionBuilder] = {
         classes=subject.classes,
         split=subject.evaluation.split,
     ),
+    "architecture": lambda subject, album: architecture.build_section(
+        architecture=subject.architecture,
+        times=subject.layer_times,
+    ),
     "heatmaps": lambda subject, album: heatmaps.build_section(
         album,
         subject.provenance,
@@ -158,7 +163,7 @@ SECTIONS: dict[str, SectionBuilder] = {
     "activations": lambda subject, album: activations.build_section(
         album,
         subject.provenance,
-        network=subject.network,
+        architecture=subject.architecture,
         examples=subject.activation_examples,
         forward_pass=subject.forward_pass,
         classes=subject.classes,

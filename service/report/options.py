@@ -36,6 +36,8 @@ class ReportOptions(Spec):
             the strongest crops, and that the ablation is measured on; 0 leaves both out.
         checkpoints: Largest number of checkpoints of the run that are shown: the first, the middle, the best
             and the last one, then others far from these, as far as the run keeps them.
+        layer_times: Whether to measure how long every layer takes. Measured times differ from one rendering
+            to the next; without them, a page is the same to the byte for the same inputs.
         trust_images: Number of images in the sanity checks of the heatmaps; 0 leaves the section out.
         embedding: Method of the map of the images: `pca`, or `tsne`, which takes longer and needs the
             extra `embedding` (scikit-learn).
@@ -60,6 +62,7 @@ class ReportOptions(Spec):
     filters: Annotated[int, Field(ge=0)] = 8
     scanned_images: Annotated[int, Field(ge=0)] = 2000
     checkpoints: Positive = 4
+    layer_times: bool = True
     trust_images: Annotated[int, Field(ge=0)] = 64
     embedding: Literal["pca", "tsne"] = "pca"
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0

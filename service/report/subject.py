@@ -45,6 +45,7 @@ from service.report.analysis.ablation import (
     count_stored_images,
     find_head,
 )
+from service.report.analysis.architecture import Architecture, describe_architecture
 from service.report.analysis.calibration import ModelCalibration, assess_calibration
 from service.report.analysis.clusters import assign_clusters
 from service.report.analysis.embedding import Embedding, embed
@@ -52,6 +53,7 @@ from service.report.analysis.examples import ReportExample, select_examples
 from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
 from service.report.analysis.fourier_patterns import measure_colours
 from service.report.analysis.images import Images, ShardImages
+from service.report.analysis.layer_times import LayerTimes, measure_layer_times
 from service.report.analysis.network import Network
 from service.report.analysis.patterns import choose_pattern_layers
 from service.report.analysis.receptive_field import ReceptiveField, compute_receptive_fields
@@ -208,6 +210,18 @@ class Subject:
         """The model with access to the output of every layer."""
         pixels = self.interpretation.pixels
         return Network(self.model, pixels.scale, offset=pixels.offset, head=self.interpretation.head)
+
+    @cached_property
+    def architecture(self) -> Architecture:
+        """The layers of the model in blocks, with what they compute and cost."""
+        return describe_architecture(self.network)
+
+    @cached_property
+    def layer_times(self) -> LayerTimes | None:
+        """How long every layer takes for the examples; None if the options leave it out."""
+        if not self.options.layer_times or not self.examples:
+            return None
+        return measure_layer_times(self.network, np.stack([example.pixels for example in self.examples]))
 
     @cached_property
     def examples(self) -> tuple[ReportExample, ...]:

@@ -212,7 +212,6 @@ def test_names_of_many_layers_do_not_overlap(browser: Chrome, report: Path, widt
 
 def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-layers")
-    browser.run("document.querySelector('#view-layers .sheet').closest('details').open = true")
     status = f"{SHEET}.querySelector('.status').textContent"
     browser.run(f"{SHEET}.querySelector('.sheet').focus()")
     texts = [browser.run(status)]
@@ -223,11 +222,9 @@ def test_a_sheet_is_read_sorted_and_enlarged_by_keyboard(browser: Chrome, report
     assert all(text.endswith("inactive") for text in texts)  # a grey image is the same everywhere
     activation = [float(text.split("activation ")[1].split(",")[0]) for text in texts[:3]]
 
-    browser.run(
-        f"[...{SHEET}.querySelectorAll('button')].find((b) => b.textContent === 'Sort by activation').click()"
-    )
+    browser.run("document.querySelector('#view-layers [data-sort-sheets]').click()")
     # The sheet is drawn anew once its picture is decoded, and only then starts at the first channel.
-    browser.until(f"{SHEET}.querySelector('[aria-pressed=true]') && !{SHEET}.querySelector('canvas').hidden")
+    browser.until(f"!{SHEET}.querySelector('canvas').hidden")
     browser.run(f"{SHEET}.querySelector('.sheet').focus()")
     order = []
     for _ in range(3):

@@ -34,6 +34,25 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", MINUS, 1) if value < 0 else text
 
 
+def quantity(value: float | None, names: tuple[str, str, str] = ("M", "G", "T")) -> str:
+    """Formats a large count with three digits and its unit, such as `15.5 G`; a dash for None.
+
+    Args:
+        value: The count, at least 0.
+        names: Names of a million, a billion and a trillion.
+    """
+    if value is None:
+        return NO_VALUE
+    if value < 999_500:
+        return f"{value:,.0f}"
+    power = 2
+    while power < 4 and value >= 999.5 * 1000**power:
+        power += 1
+    scaled = value / 1000**power
+    digits = 2 - (scaled >= 9.995) - (scaled >= 99.95)
+    return f"{scaled:.{digits}f}\N{NO-BREAK SPACE}{names[power - 2]}"
+
+
 def difference(value: float | None, unit: str = "", digits: int = 1) -> str:
     """Formats a difference with its sign, such as `+4.1%`; a dash for None."""
     if value is None or not math.isfinite(value):

@@ -29,6 +29,7 @@ function views() {
     const isSame = id === lastId; // only the state of its controls has changed
     lastId = id;
     if (isSame) return;
+    for (let box = owner && target.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
     if (target && target !== view) target.scrollIntoView();
     else if (isNavigation) scrollTo(0, 0);
   }
@@ -111,6 +112,10 @@ all("[data-shade]").forEach((cell) => cell.style.setProperty("--shade", cell.dat
 all("[data-panels]").forEach(panels);
 all("[data-opacity]").forEach(opacity);
 all("[data-sheet]").forEach(sheet);
+all("[data-sort-sheets]").forEach(sortSheets);
+all("[data-find-layer]").forEach(findLayer);
+all("[data-jump]").forEach(openOnWideScreens);
+all("[data-open-all]").forEach(openAll);
 all("table[data-sortable]").forEach(sortable);
 all("table.numbers:not(.matrix)").forEach(labelCells);
 all("[data-runs]").forEach(runIndex);

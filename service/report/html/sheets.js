@@ -32,8 +32,9 @@ function sheet(figure) {
   if (!image || !script) return;
   const layout = read(script), { columns, count } = layout, channels = [...Array(count).keys()];
   const box = make("span", { className: "box", hidden: true }), canvas = make("canvas", { hidden: true });
-  const status = make("span", { className: "status" }), button = make("button", { type: "button", className: "sheet" });
-  let order = channels, at = 0;
+  const isShared = Boolean(figure.closest("[data-sheets]")), place = figure.querySelector("[data-status]");
+  const status = place || make("span", { className: "status" }), button = make("button", { type: "button", className: "sheet" });
+  let order = channels, at = 0, isSorted = false;
   canvas.setAttribute("aria-hidden", "true");
   const number = (channel) => (layout.numbers ? layout.numbers[channel] : channel);
   const owner = {
@@ -58,9 +59,9 @@ function sheet(figure) {
     const index = Math.floor(((event.clientY - rect.top) * scale - layout.offset[1]) / layout.pitch[1]) * columns + column;
     if (column >= 0 && column < columns && index >= 0 && index < count && index !== at) { at = index; point(); }
   }
-  async function sort(event) {
-    const sorted = event.target.getAttribute("aria-pressed") !== "true";
-    event.target.setAttribute("aria-pressed", sorted);
+  async function sort(sorted) {
+    if (sorted === isSorted) return;
+    isSorted = sorted;
     image.loading = "eager";
     await image.decode();
     order = sorted ? [...channels].sort((a, b) => layout.activity[b] - layout.activity[a] || a - b) : channels;
@@ -72,7 +73,7 @@ function sheet(figure) {
     canvas.hidden = !sorted;
     image.classList.toggle("under", sorted);
     at = 0;
-    point();
+    if (document.activeElement === button) point();
   }
   button.style.maxWidth = `${2 * image.getAttribute("width")}px`; // a few channels need not fill the page
   const outer = image.closest("a") || image;
@@ -88,13 +89,43 @@ function sheet(figure) {
     const by = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns }[event.key];
     if (by) { event.preventDefault(); owner.move(by); }
   });
-  const bar = make("p", { className: "controls" });
-  if (count > 1) {
-    const press = make("button", { type: "button", textContent: "Sort by activation", onclick: sort });
-    press.setAttribute("aria-pressed", "false");
-    bar.append(press);
-  }
   status.setAttribute("aria-live", "polite");
-  bar.append(status);
+  figure.addEventListener("sort", (event) => sort(event.detail));
+  if (isShared) {
+    if (!place) button.after(status);
+    return;
+  }
+  const bar = make("p", { className: "controls" }, status);
+  if (count > 1) bar.prepend(pressButton("Sort by activation", sort));
   button.after(bar);
+}
+
+// A button that is pressed or not, and tells which.
+function pressButton(text, change) {
+  const button = make("button", { type: "button", textContent: text, onclick: () => press(button, change) });
+  button.setAttribute("aria-pressed", "false");
+  return button;
+}
+
+function press(button, change) {
+  const pressed = button.getAttribute("aria-pressed") !== "true";
+  button.setAttribute("aria-pressed", pressed);
+  change(pressed);
+}
+
+// One button for all sheets around it: each is sorted when it comes into view, because sorting decodes its picture.
+function sortSheets(button) {
+  const sheets = all("[data-sheet]", button.closest("[data-sheets]"));
+  let sorted = false;
+  const observer = new IntersectionObserver((entries) => {
+    for (const { target, isIntersecting } of entries) {
+      if (isIntersecting) target.dispatchEvent(new CustomEvent("sort", { detail: sorted }));
+    }
+  });
+  button.hidden = !sheets.length;
+  button.addEventListener("click", () => press(button, (pressed) => {
+    sorted = pressed;
+    observer.disconnect(); // observing anew reports what is in view now
+    for (const figure of sheets) observer.observe(figure);
+  }));
 }

@@ -26,6 +26,7 @@ from service.inference.jobs import fetch_model, open_model
 from service.inference.options import PredictOptions
 from service.inference.predict import describe_names, name_classes
 from service.report import subject as report_subject
+from service.report.analysis.architecture import describe_architecture
 from service.report.analysis.examples import ReportExample, build_file_example, build_row_example
 from service.report.analysis.forward import ForwardPass, choose_heatmap_layers, forward
 from service.report.analysis.network import Network
@@ -307,7 +308,7 @@ def _build_sections(look: _Look, album: Album) -> list[Section]:
         lambda: activations.build_section(
             album,
             look.provenance,
-            network=network,
+            architecture=describe_architecture(network),
             forward_pass=forward_pass,
             sheet_format=options.sheets,
             **shared,

@@ -146,6 +146,11 @@ class Page:
         ]
 
     @property
+    def anchors(self) -> frozenset[str]:
+        """The ids inside sections that other sections may link to."""
+        return frozenset(anchor for section in self.sections for anchor in section.anchors)
+
+    @property
     def alerts(self) -> list[str]:
         """Warnings of the sections about mistakes that make the scores of the page wrong."""
         return [str(alert) for section in self.sections for alert in section.figures.get("alerts", ())]
@@ -209,6 +214,7 @@ def write(directory: Path, page: Page) -> None:
         facts=page.subject.facts,
         summary=page.summary,
         verdict=format_verdict(page.summary),
+        anchors=page.anchors,
         failed_checks=[check for check in page.checks if check.is_passed is False],
         tutorial_pictures=list_tutorial_pictures([section.id for section in page.sections]),
         warnings=[*page.alerts, *list_warnings(page.summary, page.subject.facts.state)],
@@ -301,6 +307,7 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
     environment.filters["percent"] = formatting.percent
     environment.filters["number"] = formatting.number
+    environment.filters["quantity"] = formatting.quantity
     environment.filters["points"] = formatting.points
     environment.filters["duration"] = formatting.duration
     environment.filters["anchor"] = formatting.anchor

@@ -19,6 +19,7 @@ PAGE_SCRIPTS = (
     "tools.js",
     "plots.js",
     "sheets.js",
+    "layers.js",
     "tables.js",
     "runs.js",
     "thresholds.js",

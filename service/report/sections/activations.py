@@ -11,11 +11,13 @@ from service.report.analysis.activations import (
     standardize_vector,
     summarize_layer,
 )
+from service.report.analysis.architecture import Architecture
 from service.report.analysis.examples import ReportExample
 from service.report.analysis.forward import ForwardPass
 from service.report.analysis.network import LayerInfo, Network
 from service.report.drawing.album import Album, Drawing, Picture
 from service.report.drawing.colours import SEQUENTIAL
+from service.report.drawing.formatting import anchor
 from service.report.drawing.sheets import (
     choose_encoding,
     choose_scaling,
@@ -23,7 +25,9 @@ from service.report.drawing.sheets import (
     draw_channel_sheet,
     draw_vector,
 )
-from service.report.sections.provenance import Provenance, draw_examples
+from service.report.sections.examples import show_examples
+from service.report.sections.layer_words import BRANCHES, name_block
+from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
 LISTED_UNITS = 16  # largest number of units of a layer whose values are listed
@@ -32,7 +36,7 @@ LISTED_UNITS = 16  # largest number of units of a layer whose values are listed
 def build_section(
     album: Album,
     provenance: Provenance,
-    network: Network,
+    architecture: Architecture,
     examples: Sequence[ReportExample],
     forward_pass: ForwardPass,
     classes: Sequence[str],
@@ -43,7 +47,7 @@ def build_section(
     Args:
         album: Album the pictures are added to.
         provenance: Model and shard set the pictures are recorded with in the manifest.
-        network: Network whose layers are shown.
+        architecture: The network whose layers are shown, by block.
         examples: Images to show, the first ones of `forward_pass`.
         forward_pass: Outputs of the network for the examples.
         classes: Class names; labels are indices into them.
@@ -54,31 +58,55 @@ def build_section(
     """
     if not examples:
         return None
-    layers = {layer.name: forward_pass.layer_outputs[layer.name] for layer in network.layers}
-    photos = album.add_all(draw_examples(examples, provenance))
-    drawings = _draw_layers(provenance, network, examples, layers, sheet_format)
-    pictures = iter(album.add_all(drawings))
-    views = []
-    for n, example in enumerate(examples):
-        views.append(
-            {
-                "picture": photos[n],
-                "row": example.row,
-                "truth": None if example.truth is None else classes[example.truth],
-                "predicted": classes[example.predicted],
-                "probability": example.probability,
-                "layers": [
-                    _describe_layer(layer, layers[layer.name], n, pictures, sheet_format)
-                    for layer in network.layers
-                ],
-                "outputs": _name_outputs(network, layers, n, classes),
-            }
-        )
-    table = [summarize_layer(layer, layers[layer.name], len(examples)) for layer in network.layers]
-    rows = [example.row for example in examples]
+    network = architecture.network
+    outputs = {layer.name: forward_pass.layer_outputs[layer.name] for layer in network.layers}
+    shown_examples = show_examples(album, provenance, examples, classes)
+    pictures = iter(album.add_all(_draw_layers(provenance, network, examples, outputs, sheet_format)))
+    layers = {
+        layer.name: _describe_layer(layer, outputs[layer.name], len(examples), pictures, sheet_format)
+        for layer in network.layers
+    }
+    table = [summarize_layer(layer, outputs[layer.name], len(examples)) for layer in network.layers]
+    values = {
+        "examples": [
+            {"shown": shown, "outputs": _name_outputs(network, outputs, n, classes)}
+            for n, shown in enumerate(shown_examples)
+        ],
+        "blocks": _list_blocks(architecture, layers),
+        "table": table,
+    }
+    figures = {"rows": [example.row for example in examples], "layers": table}
     return Section(
-        "activations", "Activations", {"examples": views, "table": table}, {"rows": rows, "layers": table}
+        "activations",
+        "Activations",
+        values,
+        figures,
+        examples=shown_examples,
+        anchors=frozenset(f"layer-{anchor(name)}" for name in layers),
     )
+
+
+def _list_blocks(architecture: Architecture, layers: Mapping[str, dict[str, Any]]) -> list[dict[str, Any]]:
+    """Lists the layers by block, in the order in which they run.
+
+    Returns:
+        For each block with layers that are shown its name, title, and parts: the layers of one side branch
+        with its title and end, or one layer of the main path without a title.
+    """
+    listed = []
+    for block in architecture.blocks:
+        parts = []
+        for name in block.layers:
+            for branch in block.branches:
+                shown = [layers[layer] for layer in branch.layers if layer in layers]
+                if branch.end == name and shown:
+                    parts.append({"title": BRANCHES[branch.kind], "end": name, "layers": shown})
+            if name in layers:
+                parts.append({"title": "", "end": name, "layers": [layers[name]]})
+        if parts:
+            kinds = [layer.node.kind for layer in architecture.select(block.layers)]
+            listed.append({"name": block.name, "title": name_block(block, kinds), "parts": parts})
+    return listed
 
 
 def _describe_shape(layer: LayerInfo, values: LayerOutputs, n: int) -> str:
@@ -100,11 +128,11 @@ def _draw_layers(
     layers: Mapping[str, LayerOutputs],
     sheet_format: str,
 ) -> list[Drawing]:
-    """Draws all layers of all examples, in order; a layer with a single unit has no picture."""
+    """Draws every layer for all examples, in order; a layer with a single unit has no picture."""
     drawings = []
-    for n, example in enumerate(examples):
-        for layer in network.layers:
-            values = layers[layer.name]
+    for layer in network.layers:
+        values = layers[layer.name]
+        for n, example in enumerate(examples):
             origin = provenance.describe_example(example, layer=layer.name)
             stem = "".join(letter if letter.isalnum() else "-" for letter in layer.name)
             text = f"{layer.name}: {_describe_shape(layer, values, n)}"
@@ -144,12 +172,21 @@ def _name_outputs(
 
 
 def _describe_layer(
-    layer: LayerInfo, values: LayerOutputs, n: int, pictures: Iterator[Picture], sheet_format: str
+    layer: LayerInfo, values: LayerOutputs, count: int, pictures: Iterator[Picture], sheet_format: str
 ) -> dict[str, Any]:
-    """Describes a layer's output for image `n` on the page: its picture, and the values next to it."""
-    description: dict[str, Any] = {
+    """Describes a layer on the page, with its output for each of the first `count` images."""
+    return {
         "layer": layer.name,
         "kind": layer.kind,
+        "outputs": [_describe_output(layer, values, n, pictures, sheet_format) for n in range(count)],
+    }
+
+
+def _describe_output(
+    layer: LayerInfo, values: LayerOutputs, n: int, pictures: Iterator[Picture], sheet_format: str
+) -> dict[str, Any]:
+    """Describes a layer's output for image `n`: its picture, and the values next to it."""
+    description: dict[str, Any] = {
         "shape": _describe_shape(layer, values, n),
         "picture": None,
         "values": None,

@@ -22,6 +22,8 @@ class Section:
         template: Template file of a section defined outside this package; None for `html/<id>.html`.
         examples: Images that the section shows one at a time: its view has one selector for them, the key
             `image` of the page's controls.
+        anchors: Ids inside the section that other sections may link to, such as `layer-conv2d`; a link is
+            drawn only if its target is on the page.
     """
 
     id: str
@@ -30,3 +32,4 @@ class Section:
     figures: dict[str, Any]
     template: Path | None = None
     examples: tuple[ShownExample, ...] = ()
+    anchors: frozenset[str] = frozenset()

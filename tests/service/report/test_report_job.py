@@ -23,7 +23,7 @@ from service.report.options import ReportOptions
 from service.report.pages.scripts import PAGE_SCRIPTS, PLOTTING
 from service.runs import Run
 
-SMALL = ReportOptions(training_images=4, predictions=4)
+SMALL = ReportOptions(training_images=4, predictions=4, layer_times=False)
 
 
 class Tags(HTMLParser):
@@ -190,6 +190,40 @@ def test_rendering_again_gives_the_same_bytes_and_removes_old_files(run):
     (run.report / "stale.png").write_bytes(b"old")
     render_report(run, options=SMALL)
     assert files() == before
+
+
+def test_every_layer_is_described_and_linked_to_its_activations(run, page, manifest):
+    figures = manifest["figures"]["architecture"]
+    layers = {layer["layer"]: layer for layer in figures["layers"]}
+    assert list(layers) == ["rescaling", "convolution", "pooling", "logits", "probabilities"]
+    convolution = layers["convolution"]
+    assert (convolution["shape"], convolution["parameters"], convolution["trainable"]) == (
+        [6, 6, 3],
+        30,
+        True,
+    )
+    assert convolution["multiply_adds"] == 6 * 6 * 9 * 3
+    assert (convolution["receptive_field"], convolution["receptive_field_stride"]) == ([3, 3], [1, 1])
+    assert (convolution["dtype"], convolution["time_share"]) == ("float32", None)
+    assert layers["pooling"]["sees_whole_image"]
+    assert (figures["parameters"], figures["multiply_adds"]) == (34, 6 * 6 * 9 * 3 + 3)
+    assert figures["times_measured"] is None
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    links = {link["href"] for link in page.all("a") if str(link["href"]).startswith("#layer-")}
+    assert links == {f"#layer-{name}" for name in layers}
+    assert {link.removeprefix("#") for link in links} <= set(ids)
+
+
+def test_layer_times_are_measured_on_request_and_recorded(run, tmp_path):
+    options = SMALL.model_copy(update={"layer_times": True, "patterns": 0, "trust_images": 0})
+    out = render_model_report(run.model_path, Path(run.config()["shards"]), tmp_path / "out", options)
+    manifest = json.loads((out.parent / "manifest.json").read_text())
+    figures = manifest["figures"]["architecture"]
+    assert manifest["options"]["layer_times"] is True
+    assert figures["times_measured"] == {"device": "CPU", "images": 4}
+    assert sum(layer["time_share"] for layer in figures["layers"]) == pytest.approx(1)
+    assert "of the time is spent in" in out.read_text()
 
 
 def test_rows_for_activations_can_be_chosen(run, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from service.inference.classifier import predict
+from service.report.analysis.architecture import describe_architecture
 from service.report.analysis.examples import select_examples
 from service.report.analysis.forward import choose_heatmap_layers, forward
 from service.report.analysis.network import Network
@@ -83,7 +84,7 @@ def build_activations(folder: Path, count: int, model: keras.Model | None = None
     return build_section(
         Album(folder),
         Provenance("model-digest", "shards-digest", scale, "validation"),
-        network,
+        describe_architecture(network),
         examples[:count],
         forward(network, examples, choose_heatmap_layers(network, 1)),
         CLASSES,
@@ -91,21 +92,30 @@ def build_activations(folder: Path, count: int, model: keras.Model | None = None
     )
 
 
+def list_layers(section: Section) -> list[dict]:
+    """The layers of all blocks, in order."""
+    parts = [part for block in section.values["blocks"] for part in block["parts"]]
+    return [layer for part in parts for layer in part["layers"]]
+
+
 def test_every_image_is_shown_with_its_own_activations(tmp_path):
     section = build_activations(tmp_path, 2)
     assert section is not None
     assert section.figures["rows"] == [1, 0]
-    for example, row, mean in zip(section.values["examples"], [1, 0], [0.1, 0.5], strict=True):
-        assert example["truth"] == example["predicted"] == CLASSES[Pair.labels[row]]
-        assert example["probability"] == pytest.approx(1 / (1 + np.exp(-abs(10 * mean - 3))), rel=1e-5)
-        layers = {layer["layer"]: layer for layer in example["layers"]}
+    assert [shown.row for shown in section.examples] == [1, 0]
+    for n, (row, mean) in enumerate([(1, 0.1), (0, 0.5)]):
+        example = section.values["examples"][n]
+        shown = example["shown"]
+        assert shown.truth == shown.predicted == CLASSES[Pair.labels[row]]
+        assert shown.probability == pytest.approx(1 / (1 + np.exp(-abs(10 * mean - 3))), rel=1e-5)
+        layers = {layer["layer"]: layer["outputs"][n] for layer in list_layers(section)}
         picture = np.asarray(Image.open(tmp_path / layers["identity"]["picture"].file).convert("RGB"))
         values = Pair.pixels[row][..., 0].astype(float)
         tile = SEQUENTIAL[np.kron(standardize_and_quantize(values), np.ones((6, 6), np.uint8))]
         np.testing.assert_array_equal(picture[:6, :24], tile)
         assert layers["identity"]["sheet"]["tile"] == (24, 6)
-        assert f"validation image {row}, {example['truth']}" in layers["identity"]["picture"].alt
-        photo = np.asarray(Image.open(tmp_path / example["picture"].file))
+        assert f"validation image {row}, {shown.truth}" in layers["identity"]["picture"].alt
+        photo = np.asarray(Image.open(tmp_path / shown.photo.file))
         np.testing.assert_array_equal(photo[0, ::28], Pair.pixels[row, 0, :, 0])
         assert layers["mean"]["values"] == pytest.approx([mean], rel=1e-6)
         assert layers["logits"]["values"] == pytest.approx([10 * mean - 3], rel=1e-5)
@@ -133,3 +143,39 @@ def test_probabilities_that_are_no_sigmoid_of_keras_are_listed_by_class(tmp_path
 
 def test_without_examples_there_is_no_section(tmp_path):
     assert build_activations(tmp_path, 0) is None
+
+
+def gated_model() -> keras.Model:
+    """A convolution, a gate beside it, and a shortcut with a convolution."""
+    inputs = L.Input((1, 4, 1))
+    x = L.Conv2D(1, 1, name="conv")(inputs)
+    gate = L.GlobalAveragePooling2D(keepdims=True, name="squeeze")(x)
+    gate = L.Conv2D(1, 1, activation="sigmoid", name="excite")(gate)
+    x = L.Multiply(name="scaled")([x, gate])
+    y = L.Conv2D(1, (1, 3), padding="same", name="long")(x)
+    y = L.Conv2D(1, (1, 3), padding="same", name="longer")(y)
+    x = L.Add(name="sum")([L.Conv2D(1, 1, name="short")(x), y])
+    return keras.Model(inputs, L.Dense(1, name="logits")(L.GlobalAveragePooling2D(name="mean")(x)))
+
+
+def test_layers_are_listed_once_by_block_and_side_branches_apart(tmp_path):
+    section = build_activations(tmp_path, 2, gated_model())
+    assert section is not None
+    parts = [
+        [part["title"], part["end"], *(layer["layer"] for layer in part["layers"])]
+        for block in section.values["blocks"]
+        for part in block["parts"]
+    ]
+    assert parts == [
+        ["", "conv", "conv"],
+        ["Gate (squeeze-and-excitation)", "scaled", "squeeze", "excite"],
+        ["", "scaled", "scaled"],
+        ["", "long", "long"],
+        ["", "longer", "longer"],
+        ["Shortcut", "sum", "short"],
+        ["", "sum", "sum"],
+        ["", "mean", "mean"],
+        ["", "logits", "logits"],
+    ]
+    assert section.anchors == {f"layer-{layer['layer']}" for layer in list_layers(section)}
+    assert all(len(layer["outputs"]) == 2 for layer in list_layers(section))
