@@ -87,8 +87,13 @@ async function gallery(root) {
   }
 
   const isCorrect = (i) => table.truth[i] === table.class0[i];
-  const percent = (share, digits = 1) => `${(share * 100).toFixed(digits)}%`;
-  const loss = (i) => Math.abs(table.loss[i]).toFixed(3);
+  // Rounded values are not shown as 0 or 100 %, which they may not be.
+  function percent(share, digits = 1) {
+    const step = 10 ** -digits, text = (share * 100).toFixed(digits);
+    if (+text >= 100) return `>${(100 - step).toFixed(digits)}%`;
+    return +text > 0 ? `${text}%` : `<${step.toFixed(digits)}%`;
+  }
+  const loss = (i) => (table.loss[i] < 0.0005 ? "<0.001" : table.loss[i].toFixed(3));
   const mark = (i) => {
     const sign = make("span", { className: `mark ${isCorrect(i) ? "correct" : "incorrect"}`, textContent: isCorrect(i) ? "\u2713" : "\u2717" });
     sign.setAttribute("role", "img");
@@ -116,7 +121,10 @@ async function gallery(root) {
     return button;
   }
 
-  const describeCluster = (i) => (table.cluster[i] < 0 ? "Without a cluster" : `Cluster ${table.cluster[i] + 1}`);
+  function describeCluster(i) {
+    const option = root.querySelector(`[data-field="cluster"] option[value="${table.cluster[i]}"]`);
+    return option ? `Cluster ${option.textContent}` : "Without a cluster";
+  }
 
   // A heading before the first image of each class or cluster.
   function heading(i) {
@@ -184,7 +192,7 @@ async function gallery(root) {
     const list = make("dl", { className: "bars" });
     const add = (name, probability) => {
       const bar = make("span");
-      bar.style.width = percent(probability, 2);
+      bar.style.width = `${probability * 100}%`;
       list.append(make("dt", { textContent: name }), make("dd", {}, make("span", { className: "bar" }, bar)), make("dd", { textContent: percent(probability, 2) }));
     };
     let rest = 1, place = 0;
@@ -192,7 +200,7 @@ async function gallery(root) {
       add(names[table[`class${place}`][i]], table[`probability${place}`][i]);
       rest -= table[`probability${place}`][i];
     }
-    if (place < names.length) add("all other classes", Math.abs(rest));
+    if (place < names.length) add("all other classes", Math.max(0, rest));
     return list;
   }
 
@@ -213,10 +221,10 @@ async function gallery(root) {
       if (table.ids) rows.prepend(fact("Name", make("code", { textContent: table.ids[i] })));
       if (table.cluster?.[i] >= 0) rows.append(fact("Cluster", make("a", { href: `#gallery:cluster=${table.cluster[i]}`, textContent: table.cluster[i] + 1 })));
       if (example !== undefined && document.getElementById("view-image")) rows.append(fact("Heatmaps", make("a", { href: `#view-image:image=${example}`, textContent: "of this image" })));
-      rows.append(fact("All views of it", make("code", { textContent: data.command.replace("{row}", table.row[i]) })));
+      rows.append(fact("More views", make("code", { textContent: data.command.replace("{row}", table.row[i]) })));
       const step = (by, text) => make("button", { type: "button", textContent: text, disabled: images[at + by] === undefined, onclick: () => stepPanel(by) });
       panel.replaceChildren(make("h2", { textContent: `Image ${table.row[i]}` }),
-        make("div", { className: "facts" }, picture, make("div", {}, make("table", {}, rows), bars(i))),
+        make("div", { className: "particulars" }, picture, make("div", {}, make("table", {}, rows), bars(i))),
         make("p", { className: "controls" }, step(-1, "Previous"), step(1, "Next"), close));
     }
     panel.setAttribute("aria-label", `Image ${state.row}`);
