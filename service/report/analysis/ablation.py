@@ -29,10 +29,13 @@ CHANNELWISE_KINDS = PASS_THROUGH_KINDS | {
     "MaxPooling2D",
     "ReLU",
 }
-# Multiply-adds that all heads together may take: a few seconds of a processor.
-BUDGET = 2e11
+# Operations that all heads together may take: one or two seconds of a processor, or for a large network a
+# share of what the forward passes of the images take.
+BUDGET = 5e10
+BUDGET_SHARE = 0.05
+OUTPUT_COST = 30  # multiply-adds that take as long as writing one output
 FEWEST_CHANNELS = 64  # ablated at least, unless the layer has fewer
-FEWEST_IMAGES = 32
+FEWEST_IMAGES = 200  # before channels are left out
 MAX_VALUES = 1 << 23  # largest number of outputs of an operation that are computed at a time
 BATCH = 64  # images that run at a time
 MAX_STORED = 1 << 25  # numbers of all stored features
@@ -52,7 +55,8 @@ class Head:
         first: The operation with these weights, if every operation between it and the feature map
             computes each channel by itself; the effect of a channel on it is then one product. Otherwise
             None.
-        cost: Multiply-adds of the head for one image.
+        cost: Operations of the head for one image, as many as multiply-adds take that long.
+        network_cost: The same of the whole network.
         width: Largest number of outputs of its operations for one image.
     """
 
@@ -60,6 +64,7 @@ class Head:
     stored: str
     first: Node | None
     cost: float
+    network_cost: float
     width: int
 
 
@@ -98,7 +103,8 @@ def find_head(network: Network) -> Head | None:
         return None
     nodes = trace_graph(network)
     after = nodes[[node.name for node in nodes].index(layer.name) + 1 :]
-    cost = sum(_count_multiply_adds(node) for node in after)
+    cost = sum(_estimate_cost(node) for node in after)
+    network_cost = sum(_estimate_cost(node) for node in nodes)
     current = layer.name
     for number, node in enumerate(after):
         if layer.has_tokens or node.sources != (current,):
@@ -107,19 +113,22 @@ def find_head(network: Network) -> Head | None:
             current = node.name
             continue
         if _get_matrix(node) is not None:
-            saved = _count_multiply_adds(node) * (
-                1 - 1 / layer.shape[2]
-            )  # a channel sees only its own weights
-            return Head(layer, current, node, cost - saved, _find_width(after[number:]))
+            rest = sum(_estimate_cost(later) for later in after[number + 1 :])
+            # Of the first weights, a channel needs only its own.
+            own = math.prod(node.shape) * OUTPUT_COST + _count_weights(node) / layer.shape[2]
+            return Head(layer, current, node, own + rest, network_cost, _find_width(after[number:]))
         break
     width = max(math.prod(layer.shape), _find_width(after))
-    return Head(layer, layer.name, None, cost, width)
+    return Head(layer, layer.name, None, cost, network_cost, width)
 
 
-def _count_multiply_adds(node: Node) -> float:
-    """Estimates the multiply-adds of an operation: its weights, for every position of its output."""
-    weights = sum(math.prod(weight.shape) for weight in getattr(node.operation, "weights", ()))
-    return count_positions(node.shape) * weights
+def _estimate_cost(node: Node) -> float:
+    """Estimates the cost of an operation: its weights at every position, and writing its output."""
+    return count_positions(node.shape) * _count_weights(node) + math.prod(node.shape) * OUTPUT_COST
+
+
+def _count_weights(node: Node) -> int:
+    return sum(math.prod(weight.shape) for weight in getattr(node.operation, "weights", ()))
 
 
 def _find_width(nodes: Sequence[Node]) -> int:
@@ -149,8 +158,8 @@ def compute_ablation(
 ) -> Ablation | None:
     """Computes the accuracy without each channel.
 
-    Where all channels of all images would exceed `BUDGET`, the channels with the largest mean activation are
-    ablated, for images spread evenly.
+    Where all channels of all images would exceed the budget, fewer images are used, spread evenly, and then
+    only the channels with the largest mean activation.
 
     Args:
         network: The network under analysis.
@@ -197,13 +206,16 @@ def compute_ablation(
 def _choose_subset(head: Head, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Chooses channels and images within the budget: int64 `[A]` and `[N]`, in order."""
     count = head.layer.shape[2]
+    budget = max(BUDGET, BUDGET_SHARE * len(features) * head.network_cost)
+    pairs = int(budget // head.cost)
+    fewest = min(FEWEST_IMAGES, len(features))
     channels = np.arange(count)
-    limit = BUDGET / max(head.cost, 1)
-    if count * len(features) > limit and count > FEWEST_CHANNELS:
+    kept = max(pairs // fewest, FEWEST_CHANNELS)
+    if kept < count:
         strength = np.abs(features).reshape(-1, count).mean(axis=0)
-        channels = np.sort(np.argsort(-strength, kind="stable")[:FEWEST_CHANNELS])
-    fitting = max(FEWEST_IMAGES, int(limit // len(channels)))
-    images = np.linspace(0, len(features) - 1, min(fitting, len(features))).round().astype(np.int64)
+        channels = np.sort(np.argsort(-strength, kind="stable")[:kept])
+    number = min(max(pairs // len(channels), fewest), len(features))
+    images = np.linspace(0, len(features) - 1, number).round().astype(np.int64)
     return channels, images
 
 
