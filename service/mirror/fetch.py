@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pipelines.errors import ConfigError
 from pipelines.remote.errors import CorruptObjectError, ObjectMissingError
+from pipelines.remote.lease import MAX_BYTES
 from pipelines.remote.store import ObjectInfo, download, list_folder, list_objects, read_bytes, stat
 from pipelines.remote.uri import Uri
 from pipelines.storage import lock_file, replace_directory
@@ -22,7 +23,7 @@ from service.mirror.folder import (
     list_files,
     read_version,
 )
-from service.mirror.lease import LEASE, MAX_BYTES, parse_lease
+from service.mirror.lease import LEASE, parse_lease
 from service.mirror.plan import find_folder, is_milestone, is_record, is_state, list_complete
 from service.runs import (
     CHECKPOINT_DESCRIPTION,

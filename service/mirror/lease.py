@@ -8,14 +8,14 @@ import os
 import platform
 import secrets
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.remote.errors import ConflictError, ObjectMissingError, StoreError
+from pipelines.remote.errors import StoreError
+from pipelines.remote.lease import LeaseObject, read_clock
 from pipelines.remote.retry import limit_retries
-from pipelines.remote.store import delete, read_version, stat, write_bytes
+from pipelines.remote.store import delete, stat, write_bytes
 from pipelines.remote.uri import Uri
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ LEASE_SECONDS = 60.0
 RELEASE_SECONDS = 10.0  # for which the end of a run waits for the store; then the lease expires
 # Stores round the times of objects to seconds.
 TIME_RESOLUTION = 2.0
-# Bytes of a lease are few; anything larger is not one.
-MAX_BYTES = 10_000
 
 
 class LeaseHeldError(ConfigError):
@@ -99,11 +97,6 @@ def read_lease_seconds() -> float:
     return seconds
 
 
-def read_clock() -> float:
-    """Returns seconds that go on while this process, or the whole machine, is suspended."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
 class RunLease:
     """The lease on a run, which this process may acquire, renew in a thread, and release.
 
@@ -123,7 +116,7 @@ class RunLease:
         self._mine = LeaseContent(
             secrets.token_hex(8), session or secrets.token_hex(8), 0, self.seconds, platform.node()
         )
-        self._etag: str | None = None
+        self._object = LeaseObject(self.uri)
         self._renewed_at = 0.0
         self._lock = threading.RLock()
         self._lost: LeaseLostError | None = None
@@ -179,7 +172,7 @@ class RunLease:
         while True:
             found = self._read()
             if found is None:
-                if self._try_write(replace(self._mine, generation=1), if_absent=True):
+                if self._try_write(replace(self._mine, generation=1), None):
                     return None
                 continue
             current, etag = found
@@ -188,7 +181,7 @@ class RunLease:
                 self._wait_for_expiry(current, etag, notify)
             self._may_hand_over = False
             self._is_handed_over = False
-            if self._try_write(replace(self._mine, generation=current.generation + 1), if_match=etag):
+            if self._try_write(replace(self._mine, generation=current.generation + 1), etag):
                 return current
 
     def renew(self) -> None:
@@ -202,9 +195,7 @@ class RunLease:
             if self._lost:
                 raise self._lost
             content = replace(self._mine, renewals=self._mine.renewals + 1)
-            began = read_clock()
-            if self._try_write(content, if_match=self._etag):
-                self._renewed_at = began
+            if self._try_write(content, self._object.etag):
                 return
             try:
                 found = self._read()
@@ -218,7 +209,7 @@ class RunLease:
                 self._lost = self.describe_loss(found[0] if found else None)
                 raise self._lost
             # An earlier write of this process had arrived, although its response had not.
-            self._mine, self._etag = found
+            self._mine, self._object.etag = found
 
     def check(self) -> None:
         """Checks that this process still holds the lease; asks the store if the last renewal was long ago.
@@ -253,7 +244,7 @@ class RunLease:
         self.stop_renewing()
         with self._lock, limit_retries(RELEASE_SECONDS):
             if not self._lost and self.generation:
-                self._try_write(replace(self._mine, is_released=True), if_match=self._etag)
+                self._try_write(replace(self._mine, is_released=True), self._object.etag)
 
     def read(self) -> LeaseContent | None:
         """Returns the lease as it is on the store; None if there is none."""
@@ -276,9 +267,7 @@ class RunLease:
             if self._is_handed_over:
                 return
 
-    def _wait_for_expiry(
-        self, current: LeaseContent, etag: str | None, notify: Callable[[str], None]
-    ) -> None:
+    def _wait_for_expiry(self, current: LeaseContent, etag: str, notify: Callable[[str], None]) -> None:
         """Waits until another's lease has expired.
 
         Raises:
@@ -291,18 +280,12 @@ class RunLease:
             f"{self.run} was trained by a process on {current.host}: waiting {remaining:.0f} s "
             "to see whether it has ended"
         )
-        deadline = read_clock() + remaining
-        while read_clock() < deadline:
-            time.sleep(min(1.0, current.seconds / 20))
-            info = stat(self.uri)
-            if info is None:
-                return
-            if info.etag != etag:
-                raise LeaseHeldError(
-                    "a run that nobody is training",
-                    f"out={self.run} (trained by a process on {current.host})",
-                    "wait until it ends, or stop it",
-                )
+        if self._object.watch(etag, remaining, min(1.0, current.seconds / 20)) == "replaced":
+            raise LeaseHeldError(
+                "a run that nobody is training",
+                f"out={self.run} (trained by a process on {current.host})",
+                "wait until it ends, or stop it",
+            )
 
     def _measure_age(self) -> float:
         """Returns the seconds since the lease was written, by the clock of the store alone."""
@@ -315,21 +298,14 @@ class RunLease:
             return 0.0
         return max((now.modified - info.modified).total_seconds(), 0.0)
 
-    def _read(self) -> tuple[LeaseContent, str | None] | None:
-        try:
-            data, etag = read_version(self.uri, MAX_BYTES)
-        except ObjectMissingError as error:
-            if stat(self.uri) is None:  # raises if the bucket is missing
-                return None
-            raise error
-        return parse_lease(data, self.uri), etag
+    def _read(self) -> tuple[LeaseContent, str] | None:
+        found = self._object.read()
+        return None if found is None else (parse_lease(found[0], self.uri), found[1])
 
-    def _try_write(self, content: LeaseContent, if_absent: bool = False, if_match: str | None = None) -> bool:
-        """Writes the lease on a condition; returns whether it held."""
+    def _try_write(self, content: LeaseContent, replaced: str | None) -> bool:
+        """Writes the lease in place of a version, None for no object; returns whether it was still there."""
         began = read_clock()
-        try:
-            self._etag = write_bytes(self.uri, content.to_json(), if_absent, if_match)
-        except ConflictError:
+        if not self._object.try_write(content.to_json(), replaced):
             return False
         self._mine = content
         self._renewed_at = began

@@ -10,7 +10,6 @@ import pytest
 from pipelines.errors import ConfigError
 from pipelines.remote import lease
 from pipelines.remote.lease import hold_lease
-from pipelines.remote.store import stat
 from pipelines.remote.uri import parse_location
 
 REFUSAL = ConfigError("no other holder", "lease=held", "wait")
@@ -62,12 +61,14 @@ def test_of_two_that_find_an_expired_lease_the_second_is_refused(bucket, uri, mo
     bucket.put("a/lease", b"{}")
     monkeypatch.setattr(lease, "EXPIRY_SECONDS", 0.0)
 
-    def look_before_another_takes_over(looked_up):
-        info = stat(looked_up)
-        bucket.put("a/lease", b"other")
-        return info
+    read = lease.LeaseObject.read
 
-    monkeypatch.setattr(lease, "stat", look_before_another_takes_over)
+    def read_before_another_takes_over(held):
+        found = read(held)
+        bucket.put("a/lease", b"other")
+        return found
+
+    monkeypatch.setattr(lease.LeaseObject, "read", read_before_another_takes_over)
     with pytest.raises(ConfigError, match="no other holder"), hold_lease(uri, REFUSAL):
         pass
     assert bucket.get("a/lease") == b"other"
