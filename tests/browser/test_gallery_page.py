@@ -190,7 +190,7 @@ def test_filters_and_search_are_combined(browser: Chrome, gallery: Path, subject
 
 def test_a_thumbnail_shows_its_image(browser: Chrome, gallery: Path, tmp_path: Path) -> None:
     """Every thumbnail in the window has the grey value of its row, on either sheet."""
-    for fragment in ("#gallery:sort=row", "#gallery:correct=no", "#gallery:row=449,sort=row"):
+    for fragment in ("#gallery:sort=row", "#gallery:correct=no", "#gallery:row=250,sort=row"):
         open_gallery(browser, gallery, fragment, height=3000)
         browser.run("document.querySelector('dialog.inspect').close()")
         browser.run(LOAD_SHEETS)
@@ -203,7 +203,7 @@ def test_a_thumbnail_shows_its_image(browser: Chrome, gallery: Path, tmp_path: P
         )
         with Image.open(io.BytesIO(browser.screenshot(tmp_path / "gallery.png").read_bytes())) as file:
             pixels = np.asarray(file.convert("L"))
-        assert len(places) >= 50
+        assert len(places) > 50
         for row, left, top, right, bottom in places:
             assert pixels[int(top), int(left)] == pixels[int(bottom), int(right)] == choose_grey(row), row
 
