@@ -24,8 +24,9 @@ from pipelines.input.cache import (
     gather_images,
     view_images,
 )
+from pipelines.input.egress import describe_egress
 from pipelines.input.footprint import describe_window, measure_need
-from pipelines.input.mix import AnyReader, open_reader
+from pipelines.input.mix import AnyReader, list_readers, open_reader
 from pipelines.input.order import PADDING, EpochOrder, batch_per_worker, steps_per_epoch
 from pipelines.input.passes import FILL_BATCH, Pass, PassReader, build_fill_order, build_order
 from pipelines.input.windows import Rows
@@ -33,7 +34,7 @@ from pipelines.records import Batch
 from pipelines.remote.claims import check_cache
 from pipelines.remote.metrics import StoreMetrics
 from pipelines.remote.needs import Need
-from pipelines.remote.uri import Location
+from pipelines.remote.uri import Location, Uri
 from pipelines.spec import AugmentSpec, DataSpec
 
 Record = dict[str, Any]
@@ -180,6 +181,19 @@ class Batches:
 
         count = (epochs * stop - start_step) * replicas
         return self._build_batches(read_records, batch, batches_per_record, count)
+
+    def describe_egress(self, hosts: int, workers: int) -> str | None:
+        """Describes what the hosts of a training fetch per epoch from a store; None if that is nothing.
+
+        Args:
+            hosts: Number of hosts, each with a cache of its own.
+            workers: Number of workers on all hosts.
+        """
+        remote = [reader for reader in list_readers(self._reader) if isinstance(reader.location, Uri)]
+        if not remote or self.tier.name != "none":
+            return None
+        shard_bytes = np.concatenate([reader.shard_bytes for reader in remote])
+        return describe_egress(shard_bytes, hosts, self._data.lanes, workers)
 
     def measure_need(self, workers: int = 1, passes: int = 1) -> dict[str, Need]:
         """Measures what the cache of remote shards must hold for one of the workers.

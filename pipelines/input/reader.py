@@ -93,6 +93,7 @@ class ShardReader:
         location: Where the shard set is.
         rows: Number of examples.
         shard_rows: int64 `[shards]`, rows of every shard, in row order.
+        shard_bytes: int64 `[shards]`, size of the file of every shard that holds the images.
 
     Raises:
         DataError: The shard set or the split does not exist, or its table of shards is missing or damaged.
@@ -107,6 +108,7 @@ class ShardReader:
         self._files = files
         self._table = table
         self.shard_rows = self._table.rows
+        self.shard_bytes = self._table.bytes
         self._ends = np.cumsum(self.shard_rows)  # row number after the last of each shard
         self.rows = int(self.shard_rows.sum())
         self._threads = min(READ_THREADS, count_process_cpus())
@@ -239,7 +241,7 @@ class ShardReader:
                 # A larger index is not in the cache: its parts are read from the store.
                 sidecars += split.index.bytes if split.index.bytes <= WHOLE_BYTES else 0
         return Need(
-            shards=int(np.sort(self._table.bytes)[::-1][:shards].sum()),
+            shards=int(np.sort(self.shard_bytes)[::-1][:shards].sum()),
             sidecars=sidecars,
             total=sum(split.bytes for split in splits),
         )

@@ -132,6 +132,9 @@ class Loop:
             self._claim = self._claim_shard_cache()
             if self._claim.sharing and worker.is_chief:
                 run.notice(self._claim.sharing)
+            egress = self.train.describe_egress(worker.world_size // worker.local_size, worker.world_size)
+            if egress and worker.is_chief:
+                run.notice(egress)
             check_stopping_metric(config, self.validation is not None)
 
             digest = self.train.manifest.digest()
