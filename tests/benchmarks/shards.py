@@ -24,16 +24,19 @@ HEADER = "ours: as found, --check header"
 ENCODED = "ours: jpeg:90"
 SCALED = "ours: jpeg:90 --store-size 256"
 IMG2DATASET_SCALED = "img2dataset, jpeg 90 at 256"
+IMG2DATASET = "img2dataset"
 # Peers by title: function, and whether it takes the number of processes
 PEERS = {
-    "img2dataset": ("img2dataset", True),
+    IMG2DATASET: ("img2dataset", True),
     "webdataset ShardWriter": ("webdataset", True),
     "mosaicml-streaming MDSWriter": ("mosaicml_streaming", True),
     "tensorflow-datasets": ("tensorflow_datasets", False),
 }
-# Checks that are added to the loops of peers that have none
+# Checks that are added to the loops of peers that have none. Our builder adds up pixels as well.
 DECODED = "all decoded"
+SUMMED = "all decoded, pixels summed"
 NOT_DECODED = "headers checked"
+CHECKS = {DECODED: "decode", SUMMED: "sums", NOT_DECODED: "header"}
 
 GOALS = (
     Goal(AS_FOUND, AS_FOUND, LIMIT, 0.75, ">= 0.75 of the limit"),
@@ -43,6 +46,11 @@ GOALS = (
     *(
         Goal(f"{peer}, {DECODED}", AS_FOUND, f"{peer}, {DECODED}", 1.0, "ours, as found >= 1 x this")
         for peer in PEERS
+    ),
+    *(
+        Goal(f"{peer}, {SUMMED}", AS_FOUND, f"{peer}, {SUMMED}", 1.0, "ours, as found >= 1 x this")
+        for peer in PEERS
+        if peer != IMG2DATASET
     ),
     *(
         Goal(f"{peer}, {NOT_DECODED}", HEADER, f"{peer}, {NOT_DECODED}", 1.0, "ours, header >= 1 x this")
@@ -58,11 +66,13 @@ def list_candidates(photos: Path, scratch: Path, peers_python: str | None) -> li
     build = {"folder": str(photos), "scratch": str(scratch)}
     python = peers_python or sys.executable
     peers = []
-    for check, decode in ((DECODED, True), (NOT_DECODED, False)):
+    for title, check in CHECKS.items():
         for peer, (function, takes_cores) in PEERS.items():
-            settings = build | {"decode": decode} | ({"cores": CORES} if takes_cores else {})
+            if title == SUMMED and peer == IMG2DATASET:  # which decodes by itself
+                continue
+            settings = build | {"check": check} | ({"cores": CORES} if takes_cores else {})
             peer_python = python if takes_cores else sys.executable
-            name = f"{peer}, {check}"
+            name = f"{peer}, {title}"
             peers.append(Candidate(name, f"shards_peers:{function}", settings, python=peer_python))
     scaled = {"quality": 90, "size": 256}
     ours = "shards_ours:ours"

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -15,17 +16,32 @@ from typing import Any
 
 from worker import Rounds
 
+sys.path.append(str(Path(__file__).resolve().parents[2]))  # for `pipelines`, in any Python
+
 SHARD_BYTES = 96 * 10**6
 
 
-def check_image(content: bytes, decode: bool) -> bytes:
-    """Checks a JPEG with the decoder of this project, completely or only its header; returns its bytes."""
+def check_image(content: bytes, check: str) -> bytes:
+    """Checks a JPEG with the decoder of this project, which most of these libraries do not do.
+
+    Args:
+        content: Content of the file.
+        check: `decode` for all pixels, `sums` to add up the pixels that this project adds up as well,
+            `header` for the header only.
+
+    Returns:
+        The content.
+    """
     import simplejpeg
 
-    if decode:
-        simplejpeg.decode_jpeg(content, strict=True)
-    else:
+    if check == "header":
         simplejpeg.decode_jpeg_header(content, strict=True)
+        return content
+    pixels = simplejpeg.decode_jpeg(content, strict=True)
+    if check == "sums":
+        from pipelines.shards.codec import sum_pixels
+
+        sum_pixels(pixels)
     return content
 
 
@@ -34,7 +50,7 @@ def flush(folder: Path) -> None:
     subprocess.run(["sync", "--file-system", str(folder)], check=True)
 
 
-def webdataset(folder: str, scratch: str, cores: int, decode: bool) -> Rounds:
+def webdataset(folder: str, scratch: str, cores: int, check: str) -> Rounds:
     """The `ShardWriter` of webdataset in one process per core, with a digest of every shard added."""
     import webdataset as wds
 
@@ -48,14 +64,14 @@ def webdataset(folder: str, scratch: str, cores: int, decode: bool) -> Rounds:
             pattern, maxcount=10**9, maxsize=SHARD_BYTES, post=compute_digest, verbose=0
         ) as writer:
             for path in paths:
-                image = check_image(path.read_bytes(), decode)
+                image = check_image(path.read_bytes(), check)
                 name = f"{path.parent.name}/{path.stem}"
                 writer.write({"__key__": name, "jpg": image, "cls": labels[path.parent.name]})
 
     yield from _write_parts(folder, scratch, cores, write)
 
 
-def mosaicml_streaming(folder: str, scratch: str, cores: int, decode: bool) -> Rounds:
+def mosaicml_streaming(folder: str, scratch: str, cores: int, check: str) -> Rounds:
     """The `MDSWriter` of mosaicml-streaming in one process per core, with its digests of the shards."""
     from streaming import MDSWriter
     from streaming.base.util import merge_index
@@ -64,7 +80,7 @@ def mosaicml_streaming(folder: str, scratch: str, cores: int, decode: bool) -> R
         columns = {"image": "bytes", "label": "int", "id": "str"}
         with MDSWriter(columns=columns, out=str(out), hashes=["sha256"], size_limit=SHARD_BYTES) as writer:
             for path in paths:
-                image = check_image(path.read_bytes(), decode)
+                image = check_image(path.read_bytes(), check)
                 name = f"{path.parent.name}/{path.name}"
                 writer.write({"image": image, "label": labels[path.parent.name], "id": name})
 
@@ -106,7 +122,7 @@ def _write_parts(
         yield duration
 
 
-def tensorflow_datasets(folder: str, scratch: str, decode: bool) -> Rounds:
+def tensorflow_datasets(folder: str, scratch: str, check: str) -> Rounds:
     """A plain `GeneratorBasedBuilder` of tensorflow-datasets, which stores the undecoded bytes."""
     import tensorflow_datasets as tfds
 
@@ -126,7 +142,7 @@ def tensorflow_datasets(folder: str, scratch: str, decode: bool) -> Rounds:
 
         def _generate_examples(self) -> Iterator[tuple[str, dict[str, str]]]:
             for path in sorted(Path(folder).glob("*/*")):
-                check_image(path.read_bytes(), decode)
+                check_image(path.read_bytes(), check)
                 yield f"{path.parent.name}/{path.name}", {"image": str(path), "label": path.parent.name}
 
     tfds.disable_progress_bar()
@@ -147,7 +163,7 @@ def img2dataset(
     cores: int,
     quality: int | None = None,
     size: int | None = None,
-    decode: bool = True,
+    check: str = "decode",
 ) -> Rounds:
     """img2dataset on `file:` URLs with one process per core. It decodes every image itself.
 
@@ -166,7 +182,7 @@ def img2dataset(
         "processes_count": cores,
         "thread_count": 16,
         "number_sample_per_shard": 1000,
-        "disable_all_reencoding": not decode,
+        "disable_all_reencoding": check == "header",
     }
     if quality is None:
         options |= {"resize_mode": "no", "skip_reencode": True}

@@ -31,7 +31,6 @@ from pipelines.records import Record
 BATCH = 64
 SIZE = 150
 WINDOW = 4
-SHARD_MB = 16  # of all libraries
 TITLE = f"Input from an object store (SeaweedFS on this machine), batches of {BATCH}"
 
 CLIENT = "raw: obstore fetches all shards"
@@ -120,12 +119,12 @@ def list_photos(photos: Path, copies: int) -> list[Path]:
     return paths
 
 
-def count_shard_images(paths: list[Path]) -> int:
+def count_shard_images(paths: list[Path], shard_mb: float) -> int:
     """Returns how many of the photos make up a shard."""
-    return max(1, int(SHARD_MB * 1e6 * len(paths) / sum(path.stat().st_size for path in paths)))
+    return max(1, int(shard_mb * 1e6 * len(paths) / sum(path.stat().st_size for path in paths)))
 
 
-def write_set(paths: list[Path], folder: Path) -> None:
+def write_set(paths: list[Path], folder: Path, shard_mb: float) -> None:
     """Writes the photos as a shard set, without the builder, which needs Ray."""
     classes = sorted({path.parent.name for path in paths})
     records = []
@@ -135,13 +134,13 @@ def write_set(paths: list[Path], folder: Path) -> None:
         channels = 1 if colours == "Gray" else 3
         label = classes.index(path.parent.name)
         records.append(Record(image, label, f"{number:08d}", (height, width, channels)))
-    write_shards(folder, classes, {"train": records}, shard_rows=count_shard_images(paths))
+    write_shards(folder, classes, {"train": records}, shard_rows=count_shard_images(paths, shard_mb))
 
 
-def write_tars(paths: list[Path], folder: Path, bucket: Bucket) -> None:
+def write_tars(paths: list[Path], folder: Path, bucket: Bucket, shard_mb: float) -> None:
     """Uploads the photos as tar files, as webdataset reads them."""
     classes = sorted({path.parent.name for path in paths})
-    size = count_shard_images(paths)
+    size = count_shard_images(paths, shard_mb)
     for start in range(0, len(paths), size):
         name = f"{start // size:05d}.tar"
         with tarfile.open(folder / name, "w") as archive:
@@ -167,6 +166,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     parser = runner.build_parser(__doc__ or "")
     parser.add_argument("--peers-python", metavar="PATH", default=sys.executable, help="see above")
     parser.add_argument("--copies", type=int, default=8, help="times that each photo is in the sets")
+    parser.add_argument("--shard-mb", type=float, default=16, help="size of the shards of all libraries")
     options = parser.parse_args(arguments)
     size = 0.0
 
@@ -176,9 +176,9 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             paths = list_photos(photos, options.copies)
             size = sum(path.stat().st_size for path in paths) / 1e6
             shards = scratch / "shards"
-            write_set(paths, shards)
+            write_set(paths, shards, options.shard_mb)
             bucket.upload_folder(shards, "set")
-            write_tars(paths, scratch, bucket)
+            write_tars(paths, scratch, bucket, options.shard_mb)
             if not options.only or any(word in RAY for word in options.only):
                 for number, path in enumerate(paths):
                     bucket.put(f"photos/{path.parent.name}/{number}.jpg", path.read_bytes())
@@ -186,6 +186,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
             for candidate in candidates:
                 if candidate.function == "store_peers:streaming":
                     candidate.settings["copies"] = options.copies
+                    candidate.settings["shard_mb"] = options.shard_mb
             return Benchmark(candidates, GOALS, (CLIENT,), images=len(paths))
 
         return build

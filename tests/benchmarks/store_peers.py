@@ -8,13 +8,14 @@ from typing import Any
 
 from worker import Rounds
 
-SHARD_BYTES = 16_000_000
 SHUFFLE_BUFFER = 1000
 URL_SECONDS = 86_400
 
 
-def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool, copies: int) -> Rounds:
-    """mosaicml-streaming: shards of 16 MB, its default shuffle over blocks of 262,144 images.
+def streaming(
+    bucket: str, scratch: str, batch: int, workers: int, is_cold: bool, copies: int, shard_mb: float
+) -> Rounds:
+    """mosaicml-streaming, with its default shuffle over blocks of 262,144 images.
 
     Args:
         bucket: Name of the bucket; the shards are written to it first.
@@ -23,6 +24,7 @@ def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool
         workers: Number of PyTorch's worker processes.
         is_cold: Whether every round starts with an empty cache.
         copies: Times that each photo is in the set.
+        shard_mb: Size of a shard.
     """
     from streaming import MDSWriter, StreamingDataset
     from streaming.base.util import clean_stale_shared_memory
@@ -31,7 +33,7 @@ def streaming(bucket: str, scratch: str, batch: int, workers: int, is_cold: bool
     name = "cold" if is_cold else "warm"
     written = f"{scratch}/mds-{name}"
     columns = {"image": "bytes", "label": "int"}
-    with MDSWriter(out=written, columns=columns, hashes=["xxh64"], size_limit=SHARD_BYTES) as writer:
+    with MDSWriter(out=written, columns=columns, hashes=["xxh64"], size_limit=int(shard_mb * 1e6)) as writer:
         for label, folder in enumerate(sorted(glob.glob(f"{scratch}/photos/*"))):
             for path in sorted(glob.glob(f"{folder}/*")) * copies:
                 with open(path, "rb") as file:
