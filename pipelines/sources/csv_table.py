@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,6 +16,8 @@ import pyarrow.csv
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.remote.files import is_file, read_file
+from pipelines.remote.ranges import map_ahead
+from pipelines.remote.store import list_folder
 from pipelines.remote.uri import Location, Uri, is_uri, parse_location
 from pipelines.sources.base import SOURCES
 from pipelines.sources.columns import find_column
@@ -25,7 +26,7 @@ from pipelines.sources.layout import SUFFIXES, is_image, reject_by_name
 from pipelines.sources.locations import find_objects, hash_version, map_files, parse_source_location
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import SPLITS, find_split_of_file, find_split_of_folder, join_names
-from pipelines.sources.store_folder import list_store_files, read_object
+from pipelines.sources.store_folder import LISTINGS, read_object
 from pipelines.sources.table import (
     Item,
     TableSource,
@@ -90,6 +91,9 @@ class _Folder(Protocol):
     def list_folders(self, path: str) -> list[str]:
         """Returns the names of the visible folders directly inside a folder, sorted."""
 
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Called with the files that will be found, so that they are looked up at the same time."""
+
     def find(self, path: str) -> _File | None:
         """Finds a file; None if there is none."""
 
@@ -113,6 +117,9 @@ class _Directory:
         entries = (self._path / path).iterdir()
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Does nothing."""
+
     def find(self, path: str) -> _File | None:
         try:
             return _File((self._path / path).stat().st_size)
@@ -120,8 +127,15 @@ class _Directory:
             return None
 
 
+class _Level(NamedTuple):
+    """The visible folders and files directly inside a folder of a store."""
+
+    folders: list[str]
+    files: dict[str, _File]
+
+
 class _StoreFolder:
-    """A folder of an object store; all objects below it are listed when the first one is needed.
+    """A folder of an object store. Of the folders below it, only those that a table names are listed.
 
     Args:
         root: URI of the folder.
@@ -130,32 +144,45 @@ class _StoreFolder:
     def __init__(self, root: Uri) -> None:
         self.root: Location = root
         self._uri = root
-
-    @cached_property
-    def _files(self) -> dict[str, _File]:
-        table = list_store_files(self._uri)
-        columns = (table[name].to_pylist() for name in ("path", "size", "stamp"))
-        return {os.fsdecode(path): _File(size, version) for path, size, version in zip(*columns, strict=True)}
-
-    @cached_property
-    def _folders(self) -> dict[str, set[str]]:
-        folders: dict[str, set[str]] = {}
-        for path in self._files:
-            folder = path.rpartition("/")[0]
-            while folder and folder.rpartition("/")[2] not in folders.get(folder.rpartition("/")[0], ()):
-                parent, _, name = folder.rpartition("/")
-                folders.setdefault(parent, set()).add(name)
-                folder = parent
-        return folders
+        self._levels: dict[str, _Level] = {}
 
     def list_tables(self) -> list[str]:
-        return sorted(path for path in self._files if path.endswith(".csv") and path.count("/") <= 1)
+        root = self._get_level("")
+        self._list_levels(root.folders)
+        paths = [
+            *root.files,
+            *(f"{name}/{file}" for name in root.folders for file in self._levels[name].files),
+        ]
+        return sorted(path for path in paths if path.endswith(".csv"))
 
     def list_folders(self, path: str) -> list[str]:
-        return sorted(self._folders.get(path, ()))
+        return self._get_level(path).folders
+
+    def prepare(self, paths: Iterable[str]) -> None:
+        """Lists the folders of the files, several at a time."""
+        self._list_levels(path.rpartition("/")[0] for path in paths)
 
     def find(self, path: str) -> _File | None:
-        return self._files.get(path)
+        folder, _, name = path.rpartition("/")
+        return self._get_level(folder).files.get(name)
+
+    def _get_level(self, path: str) -> _Level:
+        self._list_levels([path])
+        return self._levels[path]
+
+    def _list_levels(self, paths: Iterable[str]) -> None:
+        missing = [path for path in dict.fromkeys(paths) if path not in self._levels]
+        self._levels |= zip(missing, map_ahead(self._list_level, missing, LISTINGS), strict=True)
+
+    def _list_level(self, path: str) -> _Level:
+        if any(part.startswith(".") for part in path.split("/")):
+            return _Level([], {})
+        names, objects = list_folder(self._uri / path if path else self._uri)
+        files = {info.uri.name: _File(info.size, hash_version(info)) for info in objects}
+        return _Level(
+            folders=[name for name in names if not name.startswith(".")],
+            files={name: file for name, file in files.items() if not name.startswith(".")},
+        )
 
 
 def _join(root: Location, path: str) -> Location:
@@ -433,6 +460,8 @@ def _resolve(root: Location, base: str, value: str) -> str | None:
 
 def _build_items(folder: _Folder, file: str, listing: _Listing, split: str | None) -> Iterator[Item]:
     base, _, name = file.rpartition("/")
+    resolved = (_resolve(folder.root, base, value) for value in listing.paths)
+    folder.prepare(path for path in resolved if path is not None and not is_uri(path))
     for row, (value, label) in enumerate(zip(listing.paths, listing.labels, strict=True)):
         row_split = split or "train"
         problem = None

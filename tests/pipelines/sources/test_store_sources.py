@@ -196,6 +196,26 @@ def test_a_table_lists_objects_of_other_buckets_by_their_uris(bucket: Bucket, tm
     assert reasons["gone.jpg"] == "no such file"
 
 
+def test_only_the_folders_that_a_table_names_are_listed(bucket: Bucket, proxy: FaultProxy, tmp_path):
+    lines = ["image,label"]
+    for name in ("cat", "dog"):
+        for index in range(2):
+            bucket.put(f"photos/train/{name}/{index}.jpg", f"{name}{index}".encode())
+            lines.append(f"train/{name}/{index}.jpg,{name}")
+    lines.append("train/none/0.jpg,cat")
+    bucket.put("photos/all.csv", "\n".join(lines).encode())
+    bucket.put("photos/train/.hidden/0.jpg", b"hidden")
+    for index in range(30):
+        bucket.put(f"photos/unrelated/{index}/0.jpg", b"unrelated")
+    proxy.requests.clear()
+    source = open_source(f"csv:{bucket.url}/photos/all.csv")
+    assert source.counts() == {"train": 5}
+    listings = [request.query for request in proxy.requests if "list-type=2" in request.query]
+    assert len([query for query in listings if "unrelated" in query]) == 0
+    assert len(listings) <= 4  # the two classes, a folder that does not exist, and the table
+    assert [item.image for item in source.read("train", 0, 5) if hasattr(item, "image")].count(b"cat0") == 1
+
+
 def test_the_fingerprint_covers_content_of_the_same_size(bucket: Bucket, tmp_path):
     bucket.upload_folder(write_tree(tmp_path / "photos"), "photos")
     source = open_source(f"folder:{bucket.url}/photos")
