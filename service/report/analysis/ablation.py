@@ -236,7 +236,9 @@ def _run_from(network: Network, name: str, values: tf.Tensor) -> tf.Tensor:
 
 
 def _run_unchanged(network: Network, head: Head, features: np.ndarray) -> tf.Tensor:
-    graph = tf.function(lambda values: _run_from(network, head.stored, values), reduce_retracing=True)
+    graph = tf.function(
+        lambda values: _run_from(network, head.stored, values), autograph=False, reduce_retracing=True
+    )
     pieces = [graph(tf.constant(features[start : start + BATCH])) for start in range(0, len(features), BATCH)]
     return tf.concat(pieces, axis=0)
 
@@ -244,7 +246,7 @@ def _run_unchanged(network: Network, head: Head, features: np.ndarray) -> tf.Ten
 def _compile_head(network: Network, head: Head) -> Any:
     """Compiles a function of features `[N, ...]` and channels `[A]` to logits `[A * N, K]`."""
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run(features: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
         masks = 1 - tf.one_hot(channels, head.layer.shape[2])  # [A, C]
         rank = len(features.shape)
@@ -267,7 +269,7 @@ def _compile_linear_head(network: Network, head: Head, first: Node) -> Any:
     rows = tf.reshape(matrix, (-1, count, matrix.shape[1]))  # [m, C, U]
     zero = tf.reshape(_run_to_first_weights(network, head), (1, -1, count))  # [1, m, C]
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def run(features: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
         x = tf.reshape(features, (-1, *rows.shape[:2]))  # [N, m, C]
         unchanged = tf.einsum("nmc,mcu->nu", x, rows)

@@ -82,7 +82,7 @@ def compute_fourier_patterns(
         shifts = shifts // patch * np.array(patch, np.int32)
     decoder = ImageDecoder(height, width, colours)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def ascend(
         state: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
         step: tf.Tensor,
@@ -96,7 +96,7 @@ def compute_fourier_patterns(
             shifted = tf.roll(decoder(coefficients), shift, (1, 2))
             images = transform_images(shifted, transform)
             objective, _ = compute_objective(network, layer, images, indices)
-        gradient = tape.gradient(objective, coefficients)
+        gradient = _normalize(tape.gradient(objective, coefficients))
         mean = BETA_1 * mean + (1 - BETA_1) * gradient
         square = BETA_2 * square + (1 - BETA_2) * tf.square(gradient)
         unbiased_mean = mean / (1 - BETA_1**step)
@@ -104,7 +104,7 @@ def compute_fourier_patterns(
         change = LEARNING_RATE * unbiased_mean / (tf.sqrt(unbiased_square) + EPSILON)
         return coefficients + change, mean, square
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def measure(coefficients: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images = decoder(coefficients)
         return images, compute_objective(network, layer, images, indices)[1]
@@ -130,6 +130,14 @@ def compute_fourier_patterns(
         initial_activation=np.concatenate(initial_activation),
         final_activation=np.concatenate(final_activation),
     )
+
+
+def _normalize(gradient: tf.Tensor) -> tf.Tensor:
+    """Divides the gradient of each image by its root mean square: activations may be of any scale."""
+    largest = tf.reduce_max(tf.abs(gradient), axis=(1, 2, 3, 4), keepdims=True)
+    scaled = tf.math.divide_no_nan(gradient, largest)  # squares of small numbers would vanish
+    root_mean_square = tf.sqrt(tf.reduce_mean(tf.square(scaled), axis=(1, 2, 3, 4), keepdims=True))
+    return tf.math.divide_no_nan(scaled, root_mean_square)
 
 
 def choose_fourier_size(network: Network, layer: str, field: ReceptiveField) -> tuple[int, int]:

@@ -168,6 +168,18 @@ def test_patterns_of_gabor_filters_are_their_waves(channels):
     assert np.abs(other_seed.images[0] - alone.images[0]).max() > 1
 
 
+def test_the_scale_of_activations_does_not_matter():
+    """An untrained network may have activations of 1e-11."""
+    network = build_gabor_network(1)
+    field = compute_receptive_fields(network)["c"]
+    expected = compute_fourier_patterns(network, "c", [0], GREY, field, steps=6)
+    kernel, bias = network.model.get_layer("c").get_weights()
+    network.model.get_layer("c").set_weights([kernel * 1e-12, bias])
+    found = compute_fourier_patterns(network, "c", [0], GREY, field, steps=6)
+    np.testing.assert_allclose(found.images, expected.images, atol=1)
+    assert np.abs(found.images - 127.5).max() > 20
+
+
 def test_patterns_of_tokens():
     """Channel 0 of the patches grows with brightness, channel 1 falls with it."""
     image = keras.Input((8, 12, 1))
