@@ -141,11 +141,12 @@ def _open_subjects(
         if shards is None:
             run.check_data(str(shards_of_run), manifest.digest())
         subjects.append(open_run(run, shards_of_run, manifest, options))
-    if models and shards is None:
+    if not models:
+        return subjects
+    if shards is None:
         raise ConfigError("a shard set to compare models on", "data=None", "name it with --data")
-    for path in models if shards is not None else ():
-        subjects.append(open_model(path, shards, read_manifest(shards), options, custom_objects))
-    return subjects
+    manifest = read_manifest(shards)
+    return [*subjects, *(open_model(path, shards, manifest, options, custom_objects) for path in models)]
 
 
 def _build_timeline(
@@ -163,17 +164,27 @@ def _compare_pair(
     album: Album, first: Subject, second: Subject, names: tuple[str, str], seed: int
 ) -> Section:
     """Builds the section of two models; the classes of the second are put in the order of the first."""
-    compared = []
-    for subject, name in zip((first, second), names, strict=True):
-        order = [first.classes.index(class_name) for class_name in subject.classes]
-        predictions = Predictions(
-            align_classes(subject.predictions.probabilities, subject.classes, first.classes),
-            np.asarray(order, np.int32)[subject.predictions.labels],
-            subject.predictions.rows,
-        )
-        compute_maps = partial(compute_model_maps, subject.network, subject.evaluation)
-        compared.append(ComparedModel(name, predictions, compute_maps, subject.provenance))
-    return build_agreement(album, *compared, first.classes, first.read_picture, first.evaluation.split, seed)
+    return build_agreement(
+        album,
+        _describe_model(first, names[0], first.classes),
+        _describe_model(second, names[1], first.classes),
+        first.classes,
+        first.read_picture,
+        first.evaluation.split,
+        seed,
+    )
+
+
+def _describe_model(subject: Subject, name: str, classes: tuple[str, ...]) -> ComparedModel:
+    """Returns a model whose predictions and labels are in a common order of the classes."""
+    order = np.asarray([classes.index(own) for own in subject.classes], np.int32)
+    predictions = Predictions(
+        align_classes(subject.predictions.probabilities, subject.classes, classes),
+        order[subject.predictions.labels],
+        subject.predictions.rows,
+    )
+    compute_maps = partial(compute_model_maps, subject.network, subject.evaluation)
+    return ComparedModel(name, predictions, compute_maps, subject.provenance)
 
 
 def plot_metrics(runs: Sequence[tuple[str, Sequence[dict[str, float]]]]) -> list[Plot]:

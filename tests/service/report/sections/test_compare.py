@@ -274,7 +274,7 @@ def test_milestones_are_shown_with_what_they_are(tmp_path):
         of_truth, [1 / (1 + np.exp(one.epoch / 4 * logits)) for one in shown], rtol=1e-5
     )
     html = load_templates().get_template("compare.html").render(values=section.values)
-    assert '<h4>Epoch 5 <span class="count">best</span></h4>' in html
+    assert '<h3>Epoch 5 <span class="count">best</span></h3>' in html
     assert "with their moving average" not in html
 
 
