@@ -13,6 +13,7 @@ from pipelines.spec import AugmentSpec, DataSpec, check
 from service.failures import translate_failures
 
 if TYPE_CHECKING:
+    from pipelines.spec import Fit
     from service.inference.interpretation import Head
 
 
@@ -87,6 +88,9 @@ def look(  # noqa: PLR0913 (keyword options of a public function)
     scale: float | None = None,
     offset: float | None = None,
     head: Head | None = None,
+    fit: Fit | None = None,
+    resize: int | None = None,
+    antialias: bool = False,
     single_file: bool = False,
     custom_objects: Sequence[str] = (),
 ) -> Location:
@@ -103,6 +107,10 @@ def look(  # noqa: PLR0913 (keyword options of a public function)
         scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
         offset: Summand after the multiplication; requires `scale`.
         head: Whether the outputs are `probabilities` or `logits`; None infers it.
+        fit: How images of other proportions are made to fit: `stretch`, `crop` or `pad`; None for what the
+            model was trained with.
+        resize: With `fit` crop, the length that the shorter side is resized to before the crop.
+        antialias: With `fit`, whether images that are made smaller are low-pass filtered.
         single_file: Embed the pictures in the page, to share it as one file.
         custom_objects: Modules with the custom layers of the model, see `load_model`.
 
@@ -125,7 +133,7 @@ def look(  # noqa: PLR0913 (keyword options of a public function)
         label=label,
         data=None if data is None else resolve_location(data),
         classes=None if classes is None else tuple(classes),
-        options=PredictOptions(scale, offset=offset, head=head),
+        options=PredictOptions(scale, "none", offset, head, fit, resize, antialias),
         custom_objects=tuple(custom_objects),
     )
     return render_look(request, resolve_location(out), PageOptions(single_file)).page

@@ -23,13 +23,13 @@ from service.report.subject import open_run, read_manifest
 from service.runs import Run
 
 ROWS = (1, 4)
-IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 1)).astype(np.uint8)
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 8, 12, 1)).astype(np.uint8)
 L = keras.layers
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run whose model takes pixels of 0 to 1, and has the classes of its shard set in another order."""
+    """A run whose model takes cropped images, pixels of 0 to 1, and has its classes in another order."""
     folder = tmp_path_factory.mktemp("look")
     records = [make_record(IMAGES[row], row % 2, f"{row}.png") for row in range(6)]
     shards = write_shards(
@@ -37,7 +37,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
     run = make_run(folder / "run", shards, None, metrics(3))
     digest = load_manifest(shards).digest()
-    run.write_metadata(ModelMetadata(("cat", "bee", "ant"), digest, (8, 8), 1, scale=1 / 255))
+    metadata = ModelMetadata(("cat", "bee", "ant"), digest, (8, 8), 1, scale=1 / 255, fit="crop")
+    run.write_metadata(metadata)
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
