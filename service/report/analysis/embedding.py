@@ -13,7 +13,7 @@ from pipelines.errors import ConfigError
 Method = Literal["pca", "tsne"]
 
 MIN_IMAGES = 5
-EXACT_VALUES = 4_000_000  # features of which the decomposition is exact
+EXACT_VALUES = 100_000  # features of which the decomposition is exact; of more, it would take seconds
 OVERSAMPLING = 10
 POWER_ITERATIONS = 7
 PERPLEXITY = 30.0  # of t-SNE: about how many neighbours of an image count
