@@ -142,7 +142,8 @@ def describe_difference(outcomes: Outcomes, first: str, second: str) -> str:
     differing = outcomes.only_first + outcomes.only_second
     if not differing:
         return "Both are right and wrong on exactly the same images: there is no difference between them."
-    of_them = f"of the {differing:,} images that only one of them gets right"
+    noun = "image" if differing == 1 else "images"
+    of_them = f"of the {differing:,} {noun} that only one of them gets right"
     if outcomes.only_first == outcomes.only_second:
         return f"Both have the same accuracy: {of_them}, each gets half ({test})."
     better, count = (

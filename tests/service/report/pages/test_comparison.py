@@ -74,8 +74,7 @@ def test_the_outcomes_are_those_of_each_model(page: Path) -> None:
     }
     html = (page / "index.html").read_text()
     assert (
-        "second is better by 16.7 points: of the 1 images that only one of them gets right, it gets 1."
-        in html
+        "second is better by 16.7 points: of the 1 image that only one of them gets right, it gets 1." in html
     )
     assert "could well be chance" in html
 
