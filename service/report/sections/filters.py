@@ -21,6 +21,7 @@ from service.report.analysis.patterns import (
     deprocess_patterns,
 )
 from service.report.drawing.album import Album, Drawing
+from service.report.drawing.formatting import anchor
 from service.report.drawing.sheets import TileScaling, compute_layout, compute_scaling, draw_sheet
 from service.report.sections.filter_cards import FilterCards
 from service.report.sections.provenance import Provenance
@@ -101,7 +102,8 @@ def build_section(
         "seed": seed,
         "layers": figures,
     }
-    return Section("patterns", "Filter patterns", values, all_figures)
+    anchors = frozenset(f"filters-{anchor(layer['layer'])}" for layer in values["layers"])
+    return Section("patterns", "Filter patterns", values, all_figures, anchors=anchors)
 
 
 def classify_filters(patterns: FilterPatterns, is_active: NDArray[np.bool_]) -> list[str]:
