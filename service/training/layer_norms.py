@@ -64,7 +64,7 @@ def name_weights(model: keras.Model, weights: Sequence[keras.Variable]) -> list[
         model: Model whose layers may be models themselves.
         weights: Trainable weights of the model.
     """
-    names = {}
+    names: dict[int, str] = {}
     for path, layer in walk_layers(model):
         for variable in layer.weights:
             names.setdefault(id(variable), path)
