@@ -294,11 +294,11 @@ async function gallery(root) {
 function linkMatrix(table) {
   const names = all("thead th", table).slice(1).map((head) => head.textContent.trim());
   [...table.tBodies[0].rows].forEach((row, truth) => {
+    const counts = all("td", row).map((cell) => parseInt(cell.textContent.replaceAll(",", ""), 10) || 0), total = counts.reduce((sum, count) => sum + count, 0);
     all("td", row).forEach((cell, predicted) => {
-      if (!cell.dataset.shade) return;
-      const title = `${names[truth]} predicted as ${names[predicted]}: ${cell.title}`;
+      if (!counts[predicted]) return;
+      const title = `${names[truth]} predicted as ${names[predicted]}: ${counts[predicted]} images, ${((100 * counts[predicted]) / total).toFixed(1)}% of ${names[truth]}`;
       cell.replaceChildren(make("a", { href: `#gallery:truth=${truth},predicted=${predicted}`, title }, ...cell.childNodes));
-      cell.removeAttribute("title");
     });
   });
 }

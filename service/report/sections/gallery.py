@@ -132,6 +132,6 @@ def _add_sheets(
     for start in range(0, len(rows), SHEET_IMAGES):
         on_sheet = rows[start : start + SHEET_IMAGES].tolist()
         alt = f"Thumbnails of {images.split} images {on_sheet[0]} to {on_sheet[-1]}"
-        origin = provenance.describe_images(images.split, on_sheet)
+        origin = provenance.describe_outputs(images.split, on_sheet)
         sheets += album.add_all([sprites.draw(images.read(on_sheet), alt, origin)])
     return sheets
