@@ -77,7 +77,7 @@ def open_gallery(browser: Chrome, page: Path, fragment: str = "#gallery", **wind
 def round_confidence(subject: Subject) -> np.ndarray:
     """Returns the probability of each predicted class to 0.01 %, as the page states it."""
     rest = 1 - subject.predictions.probabilities.max(axis=1).astype(np.float64)
-    return (10_000 - np.rint(rest * 10_000)) / 10_000
+    return np.asarray((10_000 - np.rint(rest * 10_000)) / 10_000)
 
 
 def list_rows(subject: Subject, **conditions: int) -> list[int]:

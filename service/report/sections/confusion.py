@@ -128,5 +128,5 @@ def _build_rows(
             }
             for predicted in range(len(classes))
         ]
-        rows.append({"name": name, "images": int(matrix[truth].sum()), "cells": cells})
+        rows.append({"name": name, "cells": cells})
     return rows
