@@ -35,10 +35,11 @@ FORBIDDEN = [
 
 # Files of a run directory, and the attributes of `Run` that are their paths
 RUN_FILES = ("config.yaml", "metrics.jsonl", "status.json", "checkpoint.json", "state.npz", "epoch-")
-RUN_PATHS = ("config_path", "metrics_path", "status_path", "checkpoints")
+RUN_PATHS = ("config_path", "metrics_path", "status_path", "checkpoints", "milestones")
 RUN_OWNERS = (
     "service.runs",
     "service.checkpoint",
+    "service.milestones",
     "service.mirror.fetch",
     "service.mirror.folder",
     "service.mirror.plan",

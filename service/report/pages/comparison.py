@@ -87,7 +87,9 @@ def render_comparison(
             _compare_pair(album, subjects[0], other, (names[0], name), options.seed)
             for other, name in zip(subjects[1:], names[1:], strict=True)
         ]
-        timeline = None if models else _build_timeline(album, runs, subjects, names, options.checkpoints)
+        timeline = (
+            None if models else _build_timeline(album, runs, subjects, names, count=options.checkpoints)
+        )
         html = page.render(
             "comparison.html",
             load_scripts(),
