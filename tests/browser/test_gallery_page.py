@@ -211,7 +211,9 @@ def test_a_thumbnail_shows_its_image(browser: Chrome, gallery: Path, tmp_path: P
 def test_the_panel_opens_by_keyboard_and_is_left_by_the_back_button(
     browser: Chrome, gallery: Path, subject: Subject
 ) -> None:
-    open_gallery(browser, gallery, "#gallery:truth=1")
+    open_gallery(browser, gallery, "#view-predictions")
+    browser.run("location.hash = '#gallery:truth=1'")
+    browser.until("!document.querySelector('#view-gallery').hidden")
     order = list_rows(subject, truth=1)
     browser.run("document.querySelector('.thumbnails [tabindex=\"0\"]').focus()")
     browser.press("ArrowRight")
@@ -241,6 +243,8 @@ def test_the_panel_opens_by_keyboard_and_is_left_by_the_back_button(
     browser.until(PANEL_IS_OPEN)
     browser.press("Escape")
     browser.until(f"!{PANEL_IS_OPEN} && location.hash === '#gallery:truth=1'")
+    browser.run("history.back()")  # the panel has left no entry in the history
+    browser.until("location.hash === '#view-predictions'")
 
 
 def test_a_link_to_an_image_opens_it(browser: Chrome, gallery: Path, subject: Subject) -> None:
