@@ -1,6 +1,6 @@
-"""Measures how fast a build uploads its shards to an S3 server, compared with the client alone.
+"""Measures how fast shards and checkpoints are uploaded to an S3 server, compared with the client alone.
 
-`python tests/benchmarks/upload.py`: starts SeaweedFS on this machine, and uploads the same shards both ways.
+`python tests/benchmarks/upload.py`: starts SeaweedFS on this machine, and uploads the same bytes in turns.
 """
 
 from __future__ import annotations
@@ -33,18 +33,25 @@ def main() -> None:
         os.environ.update(get_client_environment(server.endpoint))
         bucket = server.create_bucket("upload")
         content = secrets.token_bytes(options.megabytes * MEGABYTE)
-        ratios = []
+        ratios: dict[str, list[float]] = {"build": [], "checkpoint": []}
         for number in range(options.rounds + 1):
-            seconds = {
-                "client": _time_client(Path(folder), content, bucket.name, number),
-                "build": _time_build(content, f"{bucket.url}/build", number),
+            uploads = {
+                "client": lambda number=number: _time_client(Path(folder), content, bucket.name, number),
+                "build": lambda number=number: _time_build(content, f"{bucket.url}/build", number),
+                "checkpoint": lambda number=number: _time_checkpoint(
+                    Path(folder), content, f"{bucket.url}/run", number
+                ),
             }
+            names = list(uploads) if number % 2 else list(reversed(uploads))
+            seconds = {name: uploads[name]() for name in names}
             if number:  # the first round is a warm-up
-                ratios.append(seconds["client"] / seconds["build"])
+                for name, values in ratios.items():
+                    values.append(seconds["client"] / seconds[name])
                 rates = {name: f"{options.megabytes / value:.0f} MB/s" for name, value in seconds.items()}
                 print(rates, flush=True)
-    ratio = median(ratios)
-    print(f"build / client: {ratio:.2f}, goal >= {GOAL}: {'yes' if ratio >= GOAL else 'no'}")
+    for name, values in ratios.items():
+        ratio = median(values)
+        print(f"{name} / client: {ratio:.2f}, goal >= {GOAL}: {'yes' if ratio >= GOAL else 'no'}")
 
 
 def _time_client(folder: Path, content: bytes, bucket: str, number: int) -> float:
@@ -75,6 +82,21 @@ def _time_build(content: bytes, out: str, number: int) -> float:
         start = time.perf_counter()
         output.publish(scratch, [file], f"{file.file}.done", b"marker")
         return time.perf_counter() - start
+
+
+def _time_checkpoint(folder: Path, content: bytes, out: str, number: int) -> float:
+    """Uploads the state of a checkpoint with the call of the mirror of a run directory."""
+    from pipelines.remote.store import upload
+    from pipelines.remote.uri import Uri, parse_location
+
+    location = parse_location(out)
+    if not isinstance(location, Uri):
+        raise TypeError(out)
+    path = folder / "state"
+    path.write_bytes(content)
+    start = time.perf_counter()
+    upload(path, location / f"state-{number}")
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":
