@@ -353,12 +353,9 @@ def _find_main_path(nodes: Sequence[Node]) -> tuple[Tokens, tuple[SideBranch, ..
     for node in nodes:
         longest = max((depth.get(source, 0) for source in node.sources), default=0)
         depth[node.name] = longest + (1000 if _has_weights(node) else 1)
-    path = []
-    node: Node | None = nodes[-1]
-    while node is not None:
-        path.append(node)
-        main = _choose_main_source(node, depth)
-        node = by_name.get(main)
+    path = [nodes[-1]]
+    while (previous := by_name.get(_choose_main_source(path[-1], depth))) is not None:
+        path.append(previous)
     path.reverse()
     on_path = {node.name for node in path}
     taken = set(on_path)

@@ -25,15 +25,15 @@ def count_multiply_adds(node: Node) -> int | None:
     if node.kind in ("Conv1D", "Conv2D", "Conv3D", "DepthwiseConv1D", "DepthwiseConv2D"):
         # Every weight is used once at every position of the output: [h, w, C_in / groups, C_out] of a
         # convolution, [h, w, C_in, multiplier] of a depthwise one.
-        return count_positions(node.shape) * math.prod(operation.kernel.shape)
+        return count_positions(node.shape) * _count_weights(operation.kernel)
     if node.kind in ("SeparableConv1D", "SeparableConv2D"):
-        weights = math.prod(operation.depthwise_kernel.shape) + math.prod(operation.pointwise_kernel.shape)
+        weights = _count_weights(operation.depthwise_kernel) + _count_weights(operation.pointwise_kernel)
         return count_positions(node.shape) * weights
     if node.kind in ("Conv1DTranspose", "Conv2DTranspose", "Conv3DTranspose"):
         # Every weight is used once at every position of the input.
-        return count_positions(node.input_shapes[0]) * math.prod(operation.kernel.shape)
+        return count_positions(node.input_shapes[0]) * _count_weights(operation.kernel)
     if node.kind == "Dense":
-        return count_positions(node.shape) * math.prod(operation.kernel.shape)
+        return count_positions(node.shape) * _count_weights(operation.kernel)
     if node.kind == "EinsumDense":
         return _count_einsum(operation.equation, node.input_shapes[0], tuple(operation.kernel.shape))
     if node.kind == "MultiHeadAttention":
@@ -44,6 +44,11 @@ def count_multiply_adds(node: Node) -> int | None:
     if node.kind == "Matmul" and len(node.input_shapes) == 2:
         return math.prod(node.shape) * node.input_shapes[0][-1]
     return None if _has_matrices(node) else 0
+
+
+def _count_weights(kernel: Any) -> int:
+    shape: tuple[int, ...] = tuple(kernel.shape)
+    return math.prod(shape)
 
 
 def _count_einsum(equation: str, inputs: tuple[int, ...], kernel: tuple[int, ...]) -> int:
