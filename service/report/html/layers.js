@@ -8,7 +8,7 @@ function openOnWideScreens(box) {
 // Shows only the layers that contain the words of a search field, and opens side branches that hold one.
 function findLayer(field) {
   const root = field.closest("[data-layers]"), count = root.querySelector("[data-count]");
-  const layers = all("[data-layer]", root), links = all("[data-jump] li", root), groups = all("[data-group]", root);
+  const layers = all(".layer[data-layer]", root), links = all("[data-jump] li", root), groups = all("[data-group]", root);
   field.closest("label").hidden = false;
   field.addEventListener("input", () => {
     const words = field.value.toLowerCase().split(/\s+/).filter(Boolean);
