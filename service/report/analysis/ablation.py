@@ -246,7 +246,6 @@ def _run_unchanged(network: Network, head: Head, features: np.ndarray) -> tf.Ten
 def _compile_head(network: Network, head: Head) -> Any:
     """Compiles a function of features `[N, ...]` and channels `[A]` to logits `[A * N, K]`."""
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def run(features: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
         masks = 1 - tf.one_hot(channels, head.layer.shape[2])  # [A, C]
         rank = len(features.shape)
@@ -254,7 +253,7 @@ def _compile_head(network: Network, head: Head) -> Any:
         ablated = features[None] * masks  # [A, N, ..., C]
         return _run_from(network, head.layer.name, tf.reshape(ablated, (-1, *features.shape[1:])))
 
-    return run
+    return tf.function(run, reduce_retracing=True, autograph=False)
 
 
 def _compile_linear_head(network: Network, head: Head, first: Node) -> Any:
@@ -269,7 +268,6 @@ def _compile_linear_head(network: Network, head: Head, first: Node) -> Any:
     rows = tf.reshape(matrix, (-1, count, matrix.shape[1]))  # [m, C, U]
     zero = tf.reshape(_run_to_first_weights(network, head), (1, -1, count))  # [1, m, C]
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def run(features: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
         x = tf.reshape(features, (-1, *rows.shape[:2]))  # [N, m, C]
         unchanged = tf.einsum("nmc,mcu->nu", x, rows)
@@ -282,7 +280,7 @@ def _compile_linear_head(network: Network, head: Head, first: Node) -> Any:
             y = operation.activation(y)
         return _run_from(network, first.name, y)
 
-    return run
+    return tf.function(run, reduce_retracing=True, autograph=False)
 
 
 def _run_to_first_weights(network: Network, head: Head) -> tf.Tensor:

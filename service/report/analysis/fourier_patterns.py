@@ -82,7 +82,6 @@ def compute_fourier_patterns(
         shifts = shifts // patch * np.array(patch, np.int32)
     decoder = ImageDecoder(height, width, colours)
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def ascend(
         state: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
         step: tf.Tensor,
@@ -104,23 +103,26 @@ def compute_fourier_patterns(
         change = LEARNING_RATE * unbiased_mean / (tf.sqrt(unbiased_square) + EPSILON)
         return coefficients + change, mean, square
 
-    @tf.function(reduce_retracing=True, autograph=False)
     def measure(coefficients: tf.Tensor, indices: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         images = decoder(coefficients)
         return images, compute_objective(network, layer, images, indices)[1]
 
+    compiled_ascend = tf.function(ascend, reduce_retracing=True, autograph=False)
+    compiled_measure = tf.function(measure, reduce_retracing=True, autograph=False)
     images = []
     initial_activation = []
     final_activation = []
     for start in range(0, len(filters), BATCH):
         indices = tf.constant(filters[start : start + BATCH], tf.int32)
         coefficients = tf.tile(first, (len(indices), 1, 1, 1, 1))
-        initial_activation.append(measure(coefficients, indices)[1].numpy())
+        initial_activation.append(compiled_measure(coefficients, indices)[1].numpy())
         state = (coefficients, tf.zeros_like(coefficients), tf.zeros_like(coefficients))
         for step in range(steps):
             number = tf.constant(step + 1, tf.float32)
-            state = ascend(state, number, tf.constant(shifts[step]), tf.constant(transforms[step]), indices)
-        batch, activation = measure(state[0], indices)
+            state = compiled_ascend(
+                state, number, tf.constant(shifts[step]), tf.constant(transforms[step]), indices
+            )
+        batch, activation = compiled_measure(state[0], indices)
         images.append(batch.numpy())
         final_activation.append(activation.numpy())
     return FilterPatterns(
@@ -203,7 +205,7 @@ def compute_scales(height: int, width: int) -> Floats:
     horizontal = np.fft.rfftfreq(width)[None, :]
     frequencies = np.hypot(vertical, horizontal)
     lowest = 1 / max(height, width)
-    return math.sqrt(height * width) / 4 / np.maximum(frequencies, lowest)
+    return np.asarray(math.sqrt(height * width) / 4 / np.maximum(frequencies, lowest))
 
 
 def measure_colours(pixels: np.ndarray) -> Floats:

@@ -137,8 +137,12 @@ def compute_receptive_fields(network: Network) -> dict[str, ReceptiveField]:
 
 
 def _to_field(result: _Map) -> ReceptiveField:
-    pairs = [(float(pair[0]), float(pair[1])) for pair in (result.size, result.stride, result.start)]
-    return ReceptiveField(*pairs, result.is_global)
+    return ReceptiveField(
+        size=(float(result.size[0]), float(result.size[1])),
+        stride=(float(result.stride[0]), float(result.stride[1])),
+        start=(float(result.start[0]), float(result.start[1])),
+        is_global=result.is_global,
+    )
 
 
 def _see_everything(sides: NDArray[np.int64]) -> _Map:
