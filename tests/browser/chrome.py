@@ -47,6 +47,7 @@ class Chrome:
         self._session = None
         self.errors: list[str] = []
         self.requests: list[str] = []
+        self.has_scripts = True
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
@@ -72,7 +73,7 @@ class Chrome:
     def open(
         self, page: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False
     ) -> None:
-        """Opens a file in a window of a given size, and waits until it is loaded."""
+        """Opens a file in a window of a given size, and waits until it is loaded and its scripts have run."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -90,6 +91,13 @@ class Chrome:
         self.requests = []
         self.call("Page.navigate", url=page.as_uri() + fragment)
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+        if self.has_scripts:
+            self.until("!document.querySelector('script[data-scripts]')")
+
+    def enable_scripts(self, is_enabled: bool) -> None:
+        """Switches the scripts of the pages that are opened from now on."""
+        self.has_scripts = is_enabled
+        self.call("Emulation.setScriptExecutionDisabled", value=not is_enabled)
 
     def run(self, expression: str) -> Any:
         """Evaluates a JavaScript expression, and awaits its value if it is a promise."""

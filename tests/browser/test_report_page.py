@@ -99,7 +99,7 @@ def test_the_first_view_is_small(browser: Chrome, report: Path) -> None:
 
 
 def test_without_scripts_everything_is_shown(browser: Chrome, report: Path) -> None:
-    browser.call("Emulation.setScriptExecutionDisabled", value=True)
+    browser.enable_scripts(False)
     try:
         browser.open(report)
         hidden = (
@@ -108,7 +108,7 @@ def test_without_scripts_everything_is_shown(browser: Chrome, report: Path) -> N
         assert browser.run(hidden) == 0
         assert browser.run("document.querySelectorAll('[data-view]').length") >= 4
     finally:
-        browser.call("Emulation.setScriptExecutionDisabled", value=False)
+        browser.enable_scripts(True)
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.report.analysis.clusters import NO_CLUSTER
+from service.report.packing import deflate
 from service.scores import losses
 
 if TYPE_CHECKING:  # it loads Keras, which the table does not need
@@ -187,14 +186,13 @@ def encode_table(table: GalleryTable) -> dict[str, Any]:
         text = b"".join(suffixes)
     widths = {name: _choose_width(values) for name, values in columns.items()}
     planes = [_split_bytes(values, widths[name]) for name, values in columns.items()]
-    packed = zlib.compress(b"".join([*planes, text]), 9)
     return {
         "count": len(table.rows),
         "classes": table.classes,
         "probability_steps": PROBABILITY_STEPS,
         "loss_steps": LOSS_STEPS,
         "columns": [[name, width] for name, width in widths.items()],
-        "data": base64.b64encode(packed).decode(),
+        "data": deflate(b"".join([*planes, text])),
     }
 
 

@@ -6,9 +6,7 @@ const FIELDS = ["sort", "correct", "truth", "predicted", "cluster"];
 
 // Decodes the table that service/report/analysis/gallery.py encodes: name of a column -> values of all images.
 async function decodeTable({ count, classes, columns, data, probability_steps: probabilitySteps, loss_steps: lossSteps }) {
-  const packed = Uint8Array.from(atob(data), (character) => character.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
-  const bytes = new Uint8Array(await new Response(stream).arrayBuffer()), table = {};
+  const bytes = await inflate(data), table = {};
   let at = 0;
   for (const [name, width] of columns) {
     const values = new Float64Array(count);

@@ -91,6 +91,14 @@ function panels(root) {
   update();
 }
 
+// The maps of the figure before, over the photo of this one. Without scripts it stays hidden.
+function overlay(figure) {
+  for (const map of all("img[data-when]", figure.previousElementSibling)) {
+    figure.querySelector(".overlay").append(Object.assign(map.cloneNode(), { alt: "", className: "map" }));
+  }
+  figure.hidden = false;
+}
+
 function opacity(slider) {
   const root = slider.closest("[data-panels]") || slider.closest("section") || document.body;
   const update = () => root.style.setProperty("--map", slider.value / 100);
@@ -109,6 +117,7 @@ function labelScrollBox(box) {
 all(".scroll").forEach(labelScrollBox);
 all("[data-share]").forEach((bar) => { bar.style.width = `${Math.max(0, Math.min(1, +bar.dataset.share)) * 100}%`; });
 all("[data-shade]").forEach((cell) => cell.style.setProperty("--shade", cell.dataset.shade.includes(".") ? cell.dataset.shade : cell.dataset.shade / 10));
+all("[data-overlay]").forEach(overlay); // before its maps become parts of a panel
 all("[data-panels]").forEach(panels);
 all("[data-opacity]").forEach(opacity);
 all("[data-sheet]").forEach(sheet);

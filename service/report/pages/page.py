@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
@@ -20,7 +21,14 @@ from service.report.drawing.album import Album, Picture
 from service.report.drawing.plots import Plot
 from service.report.drawing.thumbnails import add_thumbnail
 from service.report.options import PageOptions
-from service.report.pages.scripts import Script, build_policy, embed_pictures, load_scripts
+from service.report.packing import deflate_json
+from service.report.pages.scripts import (
+    Script,
+    build_policy,
+    embed_pictures,
+    embed_scripts,
+    load_scripts,
+)
 from service.report.pages.summary import Summary, format_verdict, list_warnings
 from service.report.pages.tutorials import list_tutorial_pictures
 from service.report.publish import KIND, MANIFEST, PAGE, VERSION
@@ -236,7 +244,18 @@ def render(template: str, scripts: Sequence[Script], sections: Sequence[Section]
         **values: Values for the template.
     """
     environment = load_templates(sections)
-    return environment.get_template(template).render(scripts=scripts, policy=build_policy(scripts), **values)
+    html = environment.get_template(template).render(scripts=scripts, policy=build_policy(scripts), **values)
+    return remove_indentation(html)
+
+
+def remove_indentation(html: str) -> str:
+    """Removes indentation and empty lines from a page, except in elements where white space counts."""
+    return re.sub(
+        r"<(script|pre|textarea)\b.*?</\1>|\n\s+",
+        lambda match: match[0] if match[1] else "\n",
+        html,
+        flags=re.DOTALL,
+    )
 
 
 def build_manifest(page: Page) -> dict[str, Any]:
@@ -305,6 +324,8 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     )
     # Compact JSON: all of it is loaded with the first view.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    environment.filters["deflate_json"] = deflate_json
+    environment.filters["embed_scripts"] = embed_scripts
     environment.filters["percent"] = formatting.percent
     environment.filters["number"] = formatting.number
     environment.filters["quantity"] = formatting.quantity

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from markupsafe import Markup
 
+from service.report.packing import deflate_json
+
+LOADER = "loader.js"  # runs the other scripts, which the page holds compressed
 PLOTTING = ("uplot.min.js",)
 # In this order: they share one scope.
 PAGE_SCRIPTS = (
@@ -32,14 +35,14 @@ PAGE_SCRIPTS = (
 
 @dataclass(frozen=True)
 class Script:
-    """A classic script, to be embedded in a page.
+    """A classic script of a page.
 
     Attributes:
         text: Source code of the script.
         digest: Digest that the page's policy allows.
     """
 
-    text: Markup
+    text: str
     digest: str
 
 
@@ -49,14 +52,24 @@ def load_scripts(plots: bool = True) -> list[Script]:
     Args:
         plots: Whether the page holds a plot, which needs the plotting library.
     """
-    folder = files("service.report").joinpath("html")
-    names = (PLOTTING if plots else ()) + PAGE_SCRIPTS
-    return [_build_script(folder.joinpath(name).read_text(encoding="utf-8")) for name in names]
+    return [_load_script(name) for name in (PLOTTING if plots else ()) + PAGE_SCRIPTS]
+
+
+def embed_scripts(scripts: Sequence[Script]) -> Markup:
+    """Returns the elements of a page that hold its scripts, compressed to half, and run them in order."""
+    if not scripts:
+        return Markup()
+    packed = deflate_json([script.text for script in scripts])
+    return Markup(
+        f'<script type="application/json" data-deflated data-scripts>{packed}</script>\n'
+        f"<script>{_load_script(LOADER).text}</script>"
+    )
 
 
 def build_policy(scripts: Sequence[Script]) -> str:
     """Builds the Content-Security-Policy of a page that embeds these scripts and loads only its pictures."""
-    digests = " ".join(f"'{script.digest}'" for script in scripts) or "'none'"
+    all_scripts = [_load_script(LOADER), *scripts] if scripts else []
+    digests = " ".join(f"'{script.digest}'" for script in all_scripts) or "'none'"
     return (
         "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; "
         f"script-src {digests}; base-uri 'none'; form-action 'none'"
@@ -82,8 +95,9 @@ def embed_pictures(html: str, directory: Path) -> str:
     return re.sub(r'src="(pictures/[^"]+)"', embed, html)
 
 
-def _build_script(text: str) -> Script:
+def _load_script(name: str) -> Script:
+    text = files("service.report").joinpath("html", name).read_text(encoding="utf-8")
     if "</script" in text.lower() or "\r" in text:
         raise ValueError("a script of the page contains an end tag, or line ends that browsers change")
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return Script(Markup(text), f"sha256-{digest}")
+    return Script(text, f"sha256-{digest}")

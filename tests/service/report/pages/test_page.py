@@ -26,7 +26,7 @@ from service.report.drawing.plots import Line, Plot
 from service.report.drawing.thumbnails import SIDE, add_thumbnail
 from service.report.job import SECTIONS, list_sections, render, render_report
 from service.report.options import PageOptions, ReportOptions
-from service.report.pages.page import find_instances, load_templates, pair_sections
+from service.report.pages.page import find_instances, load_templates, pair_sections, remove_indentation
 from service.report.pages.scripts import build_policy, embed_pictures, load_scripts
 from service.report.reported import find_shards
 from service.report.sections import rejected
@@ -220,6 +220,13 @@ def test_a_single_file_needs_no_other(tmp_path):
 def test_pages_without_plots_do_not_embed_the_plotting_library():
     assert len(load_scripts(plots=True)) == len(load_scripts(plots=False)) + 1
     assert "script-src 'none'" in build_policy([])
+
+
+def test_indentation_is_removed_where_it_does_not_count():
+    html = "<ul>\n\n  <li>a  b</li>\n\t<li>\n</ul>\n"
+    assert remove_indentation(html) == "<ul>\n<li>a  b</li>\n<li>\n</ul>\n"
+    kept = "<pre>\n  a\n\n  b</pre>\n<script>\n  run()\n</script>\n<textarea>\n  c</textarea>"
+    assert remove_indentation(kept) == kept
 
 
 def test_formats():

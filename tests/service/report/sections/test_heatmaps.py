@@ -115,8 +115,10 @@ def test_every_map_is_of_its_image_class_layer_and_method(outputs: Outputs, tmp_
     assert len(combinations) == 3 * 2 * 2 * 3
 
 
-def test_map_and_overlay_show_the_same_map_of_the_same_image(outputs: Outputs, tmp_path: Path) -> None:
-    """In every figure with a heatmap, and over every photo, the pictures are those of the example."""
+def test_every_map_is_next_to_its_photo_and_the_script_puts_it_over_the_photo(
+    outputs: Outputs, tmp_path: Path
+) -> None:
+    """The overlay follows the figure whose maps it repeats; until the script does so, it is hidden."""
     section = heatmaps.build_section(
         Album(tmp_path), PROVENANCE, outputs.examples, outputs.forward_pass, CLASSES
     )
@@ -126,13 +128,14 @@ def test_map_and_overlay_show_the_same_map_of_the_same_image(outputs: Outputs, t
     by_example = html.split('class="side-by-side"')[1:]
     assert len(by_example) == 3
     for example, text in zip(section.values["examples"], by_example, strict=True):
-        original, alone, overlay = text.split("<figure>")[1:]
+        original, alone, overlay = re.split("<figure[^>]*>", text)[1:]
         photo = f'src="{example["shown"].photo.file}"'
         assert (original.count(photo), alone.count(photo), overlay.count(photo)) == (1, 0, 1)
         shown_when = re.compile(r"src=\"(pictures/map[^\"]*)\".*?data-when='([^']*)'")
         expected = [(m["picture"].file, m["when"]) for m in example["maps"]]
-        for part in (alone, overlay):
-            assert [(file, json.loads(when)) for file, when in shown_when.findall(part)] == expected
+        assert [(file, json.loads(when)) for file, when in shown_when.findall(alone)] == expected
+        assert re.findall("<figure[^>]*>", text)[2] == "<figure hidden data-overlay>"
+        assert not shown_when.search(overlay)
 
 
 def test_every_choice_of_the_class_control_shows_a_map_of_every_image(outputs: Outputs) -> None:
