@@ -103,7 +103,9 @@ def _print_sizes(name: str, report: Path) -> None:
     html = (report / "index.html").read_text()
     # Views are sections that carry `data-view`; the first one is open when the page is.
     views = re.split(r"<section class=\"view\"", html)
-    pictures = set(re.findall(r'src="(pictures/[^"]+)"', views[1]))
+    # Pictures load lazily: not in a box that is closed.
+    shown = re.sub(r"<details(?![^>]* open).*?</details>", "", views[1], flags=re.DOTALL)
+    pictures = set(re.findall(r'src="(pictures/[^"]+)"', shown))
     first_view = len(html.encode()) + sum((report / picture).stat().st_size for picture in pictures)
     total = sum(path.stat().st_size for path in report.rglob("*") if path.is_file())
     per_image = total / _count_examples()

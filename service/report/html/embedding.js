@@ -1,23 +1,17 @@
 // Embedding: a scatter plot of images on a canvas; a point is described when it is pointed at, tapped, or reached by arrow keys.
 const MOST_HUES = 12; // of more classes, neighbouring hues could not be told apart: one class is picked out instead
 
-function decodePoints(data) {
-  const bytes = Uint8Array.from(atob(data.points), (character) => character.charCodeAt(0)), size = 3 + 2 * data.label_bytes;
-  const label = (at) => (data.label_bytes === 1 ? bytes[at] : bytes[at] | (bytes[at + 1] << 8));
-  const points = [];
-  let row = -1;
-  for (const [gap, count] of data.gaps) {
-    for (let n = 0; n < count; n += 1) {
-      const at = points.length * size, packed = bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16);
-      row += gap;
-      points.push({ x: (packed & 4095) / 4095, y: (packed >> 12) / 4095, truth: label(at + 3), predicted: label(at + 3 + data.label_bytes), row });
-    }
-  }
-  return points;
+// Positions are in `steps` per side, rows as differences to the row before; a class is predicted unless `errors` says otherwise.
+function readPoints({ steps, x, y, truth, errors, gaps }) {
+  let row = 0;
+  return gaps.map((gap, i) => {
+    row += gap;
+    return { x: x[i] / steps, y: y[i] / steps, truth: truth[i], predicted: errors[i] ?? truth[i], row };
+  });
 }
 
 function embedding(root) {
-  const data = read(root.querySelector('script[type="application/json"]')), points = decodePoints(data);
+  const data = read(root.querySelector('script[type="application/json"]')), points = readPoints(data);
   const canvas = root.querySelector("canvas"), readout = root.querySelector("[data-readout]"), legend = root.querySelector("[data-legend]");
   const only = root.querySelector("[data-only]"), isDark = matchMedia("(prefers-color-scheme: dark)"), context = canvas.getContext("2d");
   const order = points.map((_, index) => index).sort((a, b) => points[a].x - points[b].x || points[a].y - points[b].y);

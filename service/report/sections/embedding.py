@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +13,10 @@ from service.report.analysis.embedding import Embedding
 from service.report.drawing.formatting import percent
 from service.report.sections.section import Section
 
-STEPS = 4095  # positions are rounded to this many steps per side: 12 bits
+MAX_POINTS = 2_000  # images on the page
+STEPS = 1_000  # positions are rounded to this many steps per side
 MARGIN = 0.03  # of the side, around the points
 FLATTEST = 0.45  # least ratio of height to width of the plot
-SMALL_LABELS = 256  # number of classes whose labels fit in one byte
 NEIGHBOURS = 10
 MAX_COMPARED = 2_000  # images whose neighbours are counted
 
@@ -48,25 +47,29 @@ def build_section(
     rows = predictions.rows[features.indices]
     agreement = measure_agreement(features.values, labels)
     explained = None if embedding.explained is None else embedding.explained.tolist()
+    shown = choose_points(labels != predicted)
     values = {
         "method": embedding.method,
-        "images": len(labels),
+        "images": len(shown),
+        "placed": len(labels),
         "all_images": len(predictions.labels),
         "size": features.values.shape[1],
         "layer": features.layer,
         "explained": explained,
         "agreement": agreement,
         "neighbours": NEIGHBOURS,
-        "wrong": int((labels != predicted).sum()),
         "classes": list(classes),
-        "description": describe(embedding, labels, predicted),
-        "data": encode(embedding.positions, labels, predicted, rows, classes, split),
+        "description": describe(embedding, labels[shown], predicted[shown]),
+        "data": encode(
+            embedding.positions[shown], labels[shown], predicted[shown], rows[shown], classes, split
+        ),
     }
     figures: dict[str, Any] = {
         "method": embedding.method,
         "layer": features.layer,
         "features": features.values.shape[1],
         "images": len(labels),
+        "shown": len(shown),
         "explained_variance": explained,
         "neighbours_of_same_class": agreement,
         "points": {
@@ -76,6 +79,27 @@ def build_section(
         },
     }
     return Section("embedding", "Map of the images", values, figures)
+
+
+def choose_points(is_wrong: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Chooses the images on the page: incorrect predictions first, then correct ones, evenly spaced.
+
+    Args:
+        is_wrong: Whether each image is predicted incorrectly, bool `[n]`.
+
+    Returns:
+        At most `MAX_POINTS` indices, ascending.
+    """
+    wrong = _space_evenly(np.flatnonzero(is_wrong), MAX_POINTS)
+    correct = _space_evenly(np.flatnonzero(~is_wrong), MAX_POINTS - len(wrong))
+    return np.sort(np.concatenate([wrong, correct]))
+
+
+def _space_evenly(indices: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Takes at most `count` of the indices, evenly spaced."""
+    if len(indices) <= count:
+        return indices
+    return indices[np.arange(count) * len(indices) // count]
 
 
 def measure_agreement(features: NDArray[np.float32], labels: NDArray[np.int32]) -> float:
@@ -109,7 +133,7 @@ def encode(
     classes: Sequence[str],
     split: str,
 ) -> dict[str, Any]:
-    """Encodes points for the script of the page, in five bytes each for up to 256 classes.
+    """Encodes points for the script of the page, in columns that compress well.
 
     Args:
         positions: float64 `[n, 2]`.
@@ -120,9 +144,9 @@ def encode(
         split: Name of the split.
 
     Returns:
-        `points`, base64 of 12 bits for x and y (from the top) in `STEPS`, then true and predicted class in
-        `label_bytes` each, little endian; `ratio` of height to width of the plot; `gaps` between the rows,
-        each with the number of its repetitions.
+        `x` and `y` (from the top) in `steps` per side, `truth`, the true class, and `gaps`, the differences
+        between the rows, of each point; `errors`, the predicted class by index of an incorrect point;
+        `ratio` of height to width of the plot; `classes` and `split`.
     """
     low = positions.min(axis=0)
     high = positions.max(axis=0)
@@ -130,22 +154,16 @@ def encode(
     width = max(high[0] - low[0], high[1] - low[1])
     size = np.array([width, max(high[1] - low[1], FLATTEST * width)])
     unit = (positions - (low + high) / 2) / size * (1 - 2 * MARGIN) + 0.5
-    x, y = np.rint(unit * STEPS).astype(np.uint32).T
-    packed = x | ((STEPS - y) << 12)
-    label_type = np.dtype("u1") if len(classes) <= SMALL_LABELS else np.dtype("<u2")
-    columns = [
-        packed.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :3],
-        labels.astype(label_type).view(np.uint8).reshape(len(labels), -1),
-        predicted.astype(label_type).view(np.uint8).reshape(len(labels), -1),
-    ]
-    gaps = np.diff(rows, prepend=-1)
-    starts = np.flatnonzero(np.append(True, gaps[1:] != gaps[:-1]))
-    lengths = np.diff(np.append(starts, len(gaps)))
+    x, y = np.rint(unit * STEPS).astype(int).T
+    wrong = np.flatnonzero(labels != predicted)
     return {
-        "points": base64.b64encode(np.concatenate(columns, axis=1).tobytes()).decode(),
+        "steps": STEPS,
+        "x": x.tolist(),
+        "y": (STEPS - y).tolist(),
+        "truth": labels.tolist(),
+        "errors": {int(index): int(predicted[index]) for index in wrong},
+        "gaps": np.diff(rows, prepend=0).tolist(),
         "ratio": round(float(size[1] / size[0]), 3),
-        "label_bytes": label_type.itemsize,
-        "gaps": [[int(gaps[start]), int(length)] for start, length in zip(starts, lengths, strict=True)],
         "classes": list(classes),
         "split": split,
     }

@@ -18,8 +18,8 @@ from service.report.drawing.sprites import SHEET_IMAGES, SpriteSpec, choose_spri
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
-# Largest length of the table in the page, a ninth of what its first view may load: 10,000 digits fit.
-MAX_TABLE_BYTES = 40_000
+# Largest length of the table in the page, a fifteenth of what its first view may load: 10,000 digits fit.
+MAX_TABLE_BYTES = 24_000
 LOOK_AT_RUN = "glassbox look RUN --rows {row}"
 LOOK_AT_MODEL = "glassbox look MODEL.keras --data SHARDS --rows {row}"
 

@@ -24,7 +24,7 @@ from service.report.sections.section import Section
 
 MAX_CLASSES = 20  # of more classes, those with the lowest F1 score are shown
 MAX_STOPS = 240  # thresholds of one class, and their counts, that the page holds
-ALL_STOPS = 1_200  # thresholds of all classes
+ALL_STOPS = 800  # thresholds of all classes
 FEWEST_STOPS = 40
 FEWEST_DRAWS = 100
 ALL_DRAWS = 20_000_000  # images drawn in all resamplings of all classes
