@@ -248,6 +248,11 @@ def render(template: str, scripts: Sequence[Script], sections: Sequence[Section]
     return remove_indentation(html)
 
 
+def compact_style(style: str) -> str:
+    """Removes white space from a style sheet where it separates nothing; its texts hold no such places."""
+    return re.sub(r"\s*([{};,>])\s*|(:)\s+", r"\1\2", style).replace(";}", "}")
+
+
 def remove_indentation(html: str) -> str:
     """Removes indentation and empty lines from a page, except in elements where white space counts."""
     return re.sub(
@@ -321,9 +326,11 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_shorten_float,
     )
     # Compact JSON: all of it is loaded with the first view.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
+    environment.filters["compact_style"] = compact_style
     environment.filters["deflate_json"] = deflate_json
     environment.filters["embed_scripts"] = embed_scripts
     environment.filters["percent"] = formatting.percent
@@ -333,6 +340,11 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     environment.filters["duration"] = formatting.duration
     environment.filters["anchor"] = formatting.anchor
     return environment
+
+
+def _shorten_float(value: Any) -> Any:
+    """Shortens a number that is printed without a format, as for sorting, to six significant digits."""
+    return f"{value:.6g}" if isinstance(value, float) else value
 
 
 def find_instances(values: Any, kind: type[T]) -> Iterator[T]:

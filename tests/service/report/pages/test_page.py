@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,13 @@ from service.report.drawing.plots import Line, Plot
 from service.report.drawing.thumbnails import SIDE, add_thumbnail
 from service.report.job import SECTIONS, list_sections, render, render_report
 from service.report.options import PageOptions, ReportOptions
-from service.report.pages.page import find_instances, load_templates, pair_sections, remove_indentation
+from service.report.pages.page import (
+    compact_style,
+    find_instances,
+    load_templates,
+    pair_sections,
+    remove_indentation,
+)
 from service.report.pages.scripts import build_policy, embed_pictures, load_scripts
 from service.report.reported import find_shards
 from service.report.sections import rejected
@@ -227,6 +234,27 @@ def test_indentation_is_removed_where_it_does_not_count():
     assert remove_indentation(html) == "<ul>\n<li>a  b</li>\n<li>\n</ul>\n"
     kept = "<pre>\n  a\n\n  b</pre>\n<script>\n  run()\n</script>\n<textarea>\n  c</textarea>"
     assert remove_indentation(kept) == kept
+
+
+def test_styles_lose_only_white_space_that_separates_nothing():
+    style = """a:hover,
+.b > i {
+  margin: 0 -1px;
+  width: calc(1px + 2px);
+}
+@media (max-width: 9px) { b { top: 0; } }"""
+    assert (
+        compact_style(style)
+        == "a:hover,.b>i{margin:0 -1px;width:calc(1px + 2px)}@media (max-width:9px){b{top:0}}"
+    )
+    for file in files("service.report").joinpath("html").iterdir():
+        if file.name.endswith(".css"):
+            assert all(text == compact_style(text) for text in re.findall(r'"[^"\n]*"', file.read_text()))
+
+
+def test_numbers_for_sorting_are_short():
+    template = load_templates().from_string("{{ a }} {{ b }} {{ c }}")
+    assert template.render(a=0.1234567891, b=1234567, c="0.1234567891") == "0.123457 1234567 0.1234567891"
 
 
 def test_formats():
