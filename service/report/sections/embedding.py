@@ -13,7 +13,7 @@ from service.report.analysis.embedding import Embedding
 from service.report.drawing.formatting import percent
 from service.report.sections.section import Section
 
-MAX_POINTS = 2_000  # images on the page
+MAX_POINTS = 1_500  # images on the page
 STEPS = 1_000  # positions are rounded to this many steps per side
 MARGIN = 0.03  # of the side, around the points
 FLATTEST = 0.45  # least ratio of height to width of the plot
