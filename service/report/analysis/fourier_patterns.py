@@ -189,7 +189,8 @@ class ImageDecoder:
         """
         spectrum = tf.complex(coefficients[:, 0], coefficients[:, 1]) * self._scale
         axes = tf.transpose(tf.signal.irfft2d(spectrum, self._size), (0, 2, 3, 1))  # [F, H, W, C]
-        return 255 * tf.sigmoid(tf.linalg.matmul(axes, self._colours))
+        # Not matmul: its gradient corrupts memory for images of one row (TensorFlow 2.21 with oneDNN).
+        return 255 * tf.sigmoid(tf.tensordot(axes, self._colours, axes=1))
 
 
 def compute_scales(height: int, width: int) -> Floats:
