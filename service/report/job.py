@@ -50,6 +50,7 @@ from service.report.sections.filter_cards import FilterCards
 from service.report.sections.section import Section
 from service.report.subject import (
     Subject,
+    check_has_manifest,
     open_model,
     open_run,
     read_manifest,
@@ -325,6 +326,7 @@ def render_reported_run(
         inputs = _hash_inputs(reported)
         run = reported.fetch()
         shards = find_shards(run, shards)
+        check_has_manifest(shards)
         mix = find_mix(run, shards)
         fingerprint = compute_fingerprint(reported, shards, options, page_options, mix, inputs)
         manifest = read_manifest(shards, run)

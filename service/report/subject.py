@@ -341,13 +341,25 @@ def read_manifest(shards: Location, run: Run | None = None) -> Manifest:
         ConfigError: There is no shard set.
         DataError: The manifest is damaged.
     """
+    check_has_manifest(shards)
+    return load_training_manifest(shards, DataSpec() if run is None else select_mix(run.config(), shards))
+
+
+def check_has_manifest(shards: Location) -> None:
+    """Checks that there is a shard set, before anything is read from it.
+
+    Args:
+        shards: Path or URI of the shard set.
+
+    Raises:
+        ConfigError: There is no shard set.
+    """
     if not is_file(shards / FILE_NAME):
         raise ConfigError(
             "the shard set the model was trained on",
             f"shards={shards} (no {FILE_NAME} in it)",
             "name its directory with --data",
         )
-    return load_training_manifest(shards, DataSpec() if run is None else select_mix(run.config(), shards))
 
 
 def _open(

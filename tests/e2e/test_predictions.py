@@ -80,11 +80,12 @@ def test_scores_do_not_depend_on_the_number_of_workers(
     summary = r"accuracy 0\.\d{4}  loss \d\.\d{4}  AUC 0\.\d{4}  \(2100 images of split validation\)"
     for name, workers in (("alone", ()), ("two", ("--workers", "2"))):
         glassbox("evaluate", *options, "--out", tmp_path / f"{name}.json", *workers)
-        pixels, outputs, classes, scores, *table, throughput = capsys.readouterr().out.splitlines()
+        pixels, outputs, fit, classes, scores, *table, throughput = capsys.readouterr().out.splitlines()
         assert pixels.startswith(
             "pixels: 0 to 255 (scale=1, offset=0): its graph turns this range into 0 to 1"
         )
         assert outputs.startswith("outputs: probabilities: ")
+        assert fit.startswith("images of other proportions: stretched: assumed")
         assert classes.startswith("classes: by position (the file has no class names)")
         assert re.fullmatch(summary, scores)
         assert [line.split()[0] for line in table] == ["true", "a", "b"]

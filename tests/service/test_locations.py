@@ -17,6 +17,7 @@ OTHER_OPTIONS = {
     "augment",  # of preview: key=value
     "check",
     "columns",
+    "embedding",
     "encoding",
     "format",
     "fit",

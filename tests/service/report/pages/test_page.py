@@ -90,8 +90,8 @@ def test_the_name_of_a_source_is_the_last_part_of_its_path(source, name):
 
 
 def test_two_sections_of_half_width_that_follow_each_other_share_a_row():
-    ids = ["curves", "diagnosis", "health", "confusion", "thresholds", "calibration", "gallery", "trust"]
-    assert pair_sections(ids) == {"curves", "diagnosis", "confusion", "thresholds"}
+    ids = ["curves", "diagnosis", "health", "confusion", "class_scores", "linear_probes", "gallery", "trust"]
+    assert pair_sections(ids) == {"curves", "diagnosis", "confusion", "class_scores"}
 
 
 def test_the_title_names_the_preset_the_data_and_the_run(run):
@@ -284,7 +284,7 @@ def test_formats():
         ([], "one of: runs, --model, --all. Received: none of them"),
         (["a", "--all", "b"], "one of: runs, --model, --all. Received: a --all b"),
         (["a", "b"], "one run, or --compare. Received: runs=a b"),
-        (["--all", "b", "--compare"], "runs with --compare"),
+        (["--all", "b", "--compare"], "runs or models with --compare"),
         (["--all", "b", "--data", "c"], "--all without --data"),
         (["--model", "m.keras"], "--data and --out with --model"),
         (["a", "--out", "b"], "a run without --out"),

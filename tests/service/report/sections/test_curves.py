@@ -32,6 +32,7 @@ def test_values_and_marks_of_the_accuracy():
         "marks": [[2.0, "best epoch 2, gap \N{MINUS SIGN}30.0 points"]],
         "levels": [[0.5, "majority-class baseline"]],
         "shade": True,
+        "log": False,
         "ticks": [],
     }
 
