@@ -130,6 +130,26 @@ def test_screenshots(
     assert {right, training} <= found
 
 
+def test_wide_windows_have_two_columns(browser: Chrome, report: Path) -> None:
+    boxes = """Object.fromEntries(
+      [...document.querySelectorAll('.view:not([hidden]) > .part')].map((part) => {
+        const box = part.getBoundingClientRect();
+        return [part.id, [Math.round(box.x), Math.round(box.y), Math.round(box.width)]];
+      })
+    )"""
+    width = "Math.round(document.querySelector('main').getBoundingClientRect().width)"
+    browser.open(report, "#view-overview", width=1400)
+    shown = browser.run(boxes)
+    left, right = shown["diagnosis"], shown["curves"]
+    assert left[1] == right[1]
+    assert left[0] + left[2] < right[0]
+    assert left[2] == right[2]
+    browser.open(report, "#view-gallery", width=1400)
+    assert browser.run(boxes)["gallery"][2] == browser.run(width)
+    browser.open(report, "#view-overview", width=1000)
+    assert {box[2] for box in browser.run(boxes).values()} == {browser.run(width)}
+
+
 def test_on_a_phone_tables_fit_without_scrolling(browser: Chrome, report: Path) -> None:
     widths = """[...document.querySelectorAll('.scroll')]
       .filter((box) => box.offsetParent && !box.querySelector('.matrix'))

@@ -94,10 +94,7 @@ function panels(root) {
 // The maps of the figure before, over the photo of this one. Without scripts it stays hidden.
 function overlay(figure) {
   for (const map of all("img[data-when]", figure.previousElementSibling)) {
-    // Not a clone, whose picture is fetched at once: it has to be lazy before it has an address.
-    const copy = make("img", { loading: "lazy", alt: "", className: "map", src: map.getAttribute("src") });
-    copy.dataset.when = map.dataset.when;
-    figure.querySelector(".overlay").append(copy);
+    figure.querySelector(".overlay").append(Object.assign(map.cloneNode(), { alt: "", className: "map" }));
   }
   figure.hidden = false;
 }

@@ -248,11 +248,6 @@ def render(template: str, scripts: Sequence[Script], sections: Sequence[Section]
     return remove_indentation(html)
 
 
-def compact_style(style: str) -> str:
-    """Removes white space from a style sheet where it separates nothing; its texts hold no such places."""
-    return re.sub(r"\s*([{};,>])\s*|(:)\s+", r"\1\2", style).replace(";}", "}")
-
-
 def remove_indentation(html: str) -> str:
     """Removes indentation and empty lines from a page, except in elements where white space counts."""
     return re.sub(
@@ -330,7 +325,6 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     )
     # Compact JSON: all of it is loaded with the first view.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    environment.filters["compact_style"] = compact_style
     environment.filters["deflate_json"] = deflate_json
     environment.filters["embed_scripts"] = embed_scripts
     environment.filters["percent"] = formatting.percent

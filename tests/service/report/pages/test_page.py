@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,6 @@ from service.report.drawing.thumbnails import SIDE, add_thumbnail
 from service.report.job import SECTIONS, list_sections, render, render_report
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.page import (
-    compact_style,
     find_instances,
     load_templates,
     pair_sections,
@@ -234,22 +232,6 @@ def test_indentation_is_removed_where_it_does_not_count():
     assert remove_indentation(html) == "<ul>\n<li>a  b</li>\n<li>\n</ul>\n"
     kept = "<pre>\n  a\n\n  b</pre>\n<script>\n  run()\n</script>\n<textarea>\n  c</textarea>"
     assert remove_indentation(kept) == kept
-
-
-def test_styles_lose_only_white_space_that_separates_nothing():
-    style = """a:hover,
-.b > i {
-  margin: 0 -1px;
-  width: calc(1px + 2px);
-}
-@media (max-width: 9px) { b { top: 0; } }"""
-    assert (
-        compact_style(style)
-        == "a:hover,.b>i{margin:0 -1px;width:calc(1px + 2px)}@media (max-width:9px){b{top:0}}"
-    )
-    for file in files("service.report").joinpath("html").iterdir():
-        if file.name.endswith(".css"):
-            assert all(text == compact_style(text) for text in re.findall(r'"[^"\n]*"', file.read_text()))
 
 
 def test_numbers_for_sorting_are_short():

@@ -9,7 +9,7 @@ from service.inference.classifier import Features, Predictions
 from service.report.analysis.calibration import assess_calibration
 from service.report.analysis.embedding import embed
 from service.report.analysis.gallery import fit_table
-from service.report.pages.page import compact_style, load_templates, remove_indentation, render
+from service.report.pages.page import load_templates, remove_indentation, render
 from service.report.pages.scripts import load_scripts
 from service.report.sections import calibration, class_scores, embedding, thresholds
 from service.report.sections.gallery import MAX_TABLE_BYTES
@@ -46,7 +46,7 @@ def test_scripts_and_styles_of_a_report_take_a_quarter_of_its_first_view() -> No
     styles = [
         templates.get_template(name).render() for name in names if name not in ("page.css", "index.css")
     ]
-    own_styles = compact_style("\n".join(styles))  # those that `page.html` adds, and some others
+    own_styles = "\n".join(styles)  # those that `page.html` adds, and some others
     assert len(html.encode()) + len(own_styles.encode()) <= MAX_FRAME_BYTES
 
 
