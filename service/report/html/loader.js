@@ -17,4 +17,9 @@ async function load() {
   scripts.remove();
 }
 
-load();
+// A browser that cannot restore them shows all views, as without scripts.
+if ("DecompressionStream" in window) {
+  // Until the scripts show the view of the address, pictures of the later views must not be fetched.
+  for (const view of [...document.querySelectorAll("[data-view]")].slice(1)) view.hidden = true;
+  load();
+}

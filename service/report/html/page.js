@@ -94,7 +94,11 @@ function panels(root) {
 // The maps of the figure before, over the photo of this one. Without scripts it stays hidden.
 function overlay(figure) {
   for (const map of all("img[data-when]", figure.previousElementSibling)) {
-    figure.querySelector(".overlay").append(Object.assign(map.cloneNode(), { alt: "", className: "map" }));
+    // Not a clone, whose picture is fetched at once: it has to be lazy before it has an address.
+    const size = { width: map.getAttribute("width"), height: map.getAttribute("height") };
+    const copy = make("img", { loading: "lazy", alt: "", className: "map", ...size, src: map.getAttribute("src") });
+    copy.dataset.when = map.dataset.when;
+    figure.querySelector(".overlay").append(copy);
   }
   figure.hidden = false;
 }
