@@ -26,7 +26,7 @@ class CacheClaim:
         sharing: Sentence about the other trainings that share the cache; empty if there are none.
 
     Attributes:
-        sharing: The same.
+        sharing: Sentence about the other trainings, for the log and the status of the run.
     """
 
     def __init__(self, user: User | None = None, sharing: str = "") -> None:

@@ -90,7 +90,7 @@ class LeaseObject:
         """Watches a version of the object, until it changes or the time is over.
 
         Args:
-            etag: The version.
+            etag: Version that was read last; any other one ends the watch.
             seconds: Time after which the lease has expired.
             pause: Seconds between two looks.
             is_dead: Tells whether its holder is known to have ended, so that there is nothing to wait for.

@@ -93,7 +93,7 @@ def read_predict_options(options: argparse.Namespace, tta: str = "none") -> Pred
 
     Args:
         options: The parsed command line.
-        tta: Test-time augmentation.
+        tta: Test-time augmentation, see `PredictOptions.tta`; for commands without this option `none`.
 
     Raises:
         ConfigError: An option is invalid.

@@ -40,7 +40,7 @@ class GradientNorms:
         """Adds the squared norm of every gradient of an update. Call it on every replica.
 
         Args:
-            squares: float32 `[count]`.
+            squares: Squared norm of the gradient of every weight, float32 `[count]`.
         """
         self._sums.assign_add(tf.concat([tf.cast(squares, tf.float64), tf.ones([1], tf.float64)], axis=0))
 

@@ -163,7 +163,7 @@ def compute_ablation(
 
     Args:
         network: The network under analysis.
-        head: Its head.
+        head: What follows its last feature map, see `find_head`.
         features: Output of `head.stored` for N images, float32 `[N, ...]`.
         labels: True classes, int `[N]`.
         probabilities: Predictions of the whole network for the same images, float `[N, K]`.

@@ -60,9 +60,8 @@ class CalibrationError:
         value: The error, as usually reported: with `BINS` bins of equal width.
         corrected: The same minus its bias, estimated by the bootstrap; at least 0.
         interval: Confidence interval of the error without its bias, at the level of `LEVEL`.
-        floor: The value that a perfectly calibrated model with the same confidences has in `LEVEL` of cases
-            at
-            most: on few images, even its error is above 0.
+        floor: The value that a perfectly calibrated model with the same confidences has at most in
+            `LEVEL` of cases: on few images, even its error is above 0.
     """
 
     value: float
@@ -86,8 +85,7 @@ class ModelCalibration:
         temperature: The divisor of the logits with the highest likelihood on all images: above 1 for an
             overconfident model.
         reliability_after: Predictions by confidence with temperatures, each fitted to other images of the
-            same
-            split (cross-validation in `FOLDS` parts).
+            same split (cross-validation in `FOLDS` parts).
         error_after: The expected calibration error of these.
         correct: Number of correct predictions in every bin, int64 `[BINS]`.
         incorrect: Number of incorrect predictions in every bin, int64 `[BINS]`.
@@ -150,7 +148,7 @@ def compute_reliability(confidences: Floats, is_correct: NDArray[np.bool_]) -> R
 
     Args:
         confidences: float64 `[N]`, in [0, 1].
-        is_correct: bool `[N]`.
+        is_correct: Whether the most probable class is the true one, bool `[N]`.
     """
     bins = find_bins(confidences)
     counts = np.bincount(bins, minlength=BINS)
@@ -173,7 +171,7 @@ def estimate_error(confidences: Floats, is_correct: NDArray[np.bool_], seed: int
 
     Args:
         confidences: float64 `[N]`, in [0, 1].
-        is_correct: bool `[N]`.
+        is_correct: Whether the most probable class is the true one, bool `[N]`.
         seed: Seed of the resampling.
     """
     generator = np.random.default_rng(seed)

@@ -127,16 +127,7 @@ def build_row_example(
         split: Name of the split.
         classes: Class names; labels are indices into them.
     """
-    predicted = int(probabilities.argmax())
-    return ReportExample(
-        row=row,
-        pixels=pixels,
-        truth=truth,
-        predicted=predicted,
-        probability=float(probabilities[predicted]),
-        classes=choose_classes(probabilities, truth),
-        name=f"{split} image {row}, {classes[truth]}",
-    )
+    return _build_example(pixels, truth, probabilities, f"{split} image {row}, {classes[truth]}", row=row)
 
 
 def build_file_example(
@@ -151,15 +142,28 @@ def build_file_example(
         probabilities: Predicted probabilities, float `[K]`.
         classes: Class names; labels are indices into them.
     """
+    name = f"image {file}" if truth is None else f"image {file}, {classes[truth]}"
+    return _build_example(pixels, truth, probabilities, name, file=file)
+
+
+def _build_example(
+    pixels: np.ndarray,
+    truth: int | None,
+    probabilities: np.ndarray,
+    name: str,
+    row: int | None = None,
+    file: str = "",
+) -> ReportExample:
+    """Builds an example from the probabilities of its image, float `[K]`."""
     predicted = int(probabilities.argmax())
     return ReportExample(
-        row=None,
+        row=row,
         pixels=pixels,
         truth=truth,
         predicted=predicted,
         probability=float(probabilities[predicted]),
         classes=choose_classes(probabilities, truth),
-        name=f"image {file}" if truth is None else f"image {file}, {classes[truth]}",
+        name=name,
         file=file,
     )
 

@@ -32,7 +32,7 @@ def compute_model_maps(network: Network, images: Images, rows: Sequence[int]) ->
     """Computes Grad-CAM of the true classes of some images, in the last feature map of a model.
 
     Args:
-        network: The model.
+        network: Model that the maps explain; its last feature map is used.
         images: The split that the images are taken from, at the size the model takes.
         rows: Rows of the images.
 

@@ -109,7 +109,7 @@ def compute_roc_area(true_positives: Floats | Counts, false_positives: Floats | 
 
     Args:
         true_positives: `[..., T]`, cumulative over the thresholds, descending.
-        false_positives: `[..., T]`.
+        false_positives: `[..., T]`, cumulative as well.
 
     Returns:
         float64 `[...]`; NaN without images of one kind.
@@ -128,7 +128,7 @@ def compute_average_precision(true_positives: Floats | Counts, false_positives: 
 
     Args:
         true_positives: `[..., T]`, cumulative over the thresholds, descending.
-        false_positives: `[..., T]`.
+        false_positives: `[..., T]`, cumulative as well.
 
     Returns:
         float64 `[...]`; NaN without images of the class.

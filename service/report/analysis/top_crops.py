@@ -125,7 +125,7 @@ def scan_images(
 
     Args:
         network: The network under analysis.
-        images: The split.
+        images: Split that the rows belong to.
         rows: Rows of the images in it.
         channels: Number of channels, the first ones, by name of a layer with a feature map or tokens.
         features_of: Name of an operation whose outputs are kept.
@@ -196,7 +196,7 @@ def place_crop(
     Tokens see the whole image after the first attention; before it, their patch.
 
     Args:
-        layer: The layer.
+        layer: Layer whose output has the position.
         field: Its receptive fields.
         position: Row and column in the feature map.
         shape: Height and width of the image.

@@ -72,7 +72,7 @@ class _Look:
 
     Attributes:
         name: Name of the run or the model file.
-        model: The classifier.
+        model: Classifier that predicted the images.
         digest: SHA-256 of the model file.
         interpretation: How pixels enter the model and what its outputs mean.
         notes: How pixels, outputs and classes were interpreted, a line each.

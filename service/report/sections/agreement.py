@@ -95,7 +95,7 @@ def build_section(
 
     Args:
         album: Album the pictures are added to.
-        first: One model.
+        first: Model whose name comes first, and from which differences are counted.
         second: The other model, with predictions for the same rows.
         classes: Class names; labels are indices into them.
         read_picture: Reads an image of the shard set in its own proportions, by its split and row.

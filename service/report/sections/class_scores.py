@@ -128,7 +128,7 @@ def summarize(scores: ClassScores, classes: Sequence[str]) -> str:
 
     Args:
         scores: Scores of all classes.
-        classes: Class names.
+        classes: Class names in the order of the scores.
     """
     with_images = np.flatnonzero(scores.images)
     by_recall = with_images[np.argsort(scores.recall[with_images], kind="stable")]

@@ -140,7 +140,7 @@ def encode(
         labels: True classes, int32 `[n]`.
         predicted: Predicted classes, int32 `[n]`.
         rows: Rows of the images, int64 `[n]`, ascending.
-        classes: Class names.
+        classes: Class names; labels are indices into them.
         split: Name of the split.
 
     Returns:

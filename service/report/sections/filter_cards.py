@@ -64,7 +64,7 @@ class FilterCards:
         """Builds the cards of the first filters of a layer.
 
         Args:
-            layer: The layer.
+            layer: Layer whose filters are shown.
             states: Of each filter of its sheet, see `classify_filters`.
         """
         filters = range(min(self.count, len(states)))

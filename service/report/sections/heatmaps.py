@@ -108,7 +108,7 @@ def list_class_choices(examples: Sequence[ReportExample], classes: Sequence[str]
 
     Args:
         examples: Images the heatmaps belong to.
-        classes: Class names.
+        classes: Class names; labels are indices into them.
 
     Returns:
         Text by value: of few classes the predicted one and every name; of many the ranks by probability.
