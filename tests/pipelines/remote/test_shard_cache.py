@@ -254,7 +254,9 @@ def test_an_evicted_file_is_not_kept_open(site: ObjectSite, folder: Path) -> Non
                 targets.append(os.readlink(descriptor))
             except FileNotFoundError:
                 continue
-        assert not [target for target in targets if "train-" in target and "deleted" in target]
+        # a fetch that ends meanwhile removes its lock: an empty file, which takes no space of the cache
+        evicted = [target for target in targets if "train-" in target and target.endswith(".arrow (deleted)")]
+        assert not evicted
 
 
 def test_a_batch_may_need_files_of_two_windows(site: ObjectSite, folder: Path) -> None:
