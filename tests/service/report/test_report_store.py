@@ -45,6 +45,8 @@ def run(bucket: Bucket, tmp_path: Path) -> ReportedRun:
     shards = dim_and_bright(tmp_path / "shards")
     bucket.upload_folder(shards, "shards")
     local = make_run(tmp_path / "runs/good", shards, brightness_model(), metrics(3))
+    for epoch in (1, 2, 3):
+        local.write_layers(epoch, {"dense": {"weights": float(epoch), "gradients": 0.25}})
     text = local.config_path.read_text()
     local.config_path.write_text(text.replace(str(shards), f"{bucket}/shards"))
     bucket.upload_folder(tmp_path / "runs", "runs")
@@ -66,10 +68,11 @@ def test_a_report_is_published_in_another_bucket_and_redone_only_after_a_change(
     proxy.requests.clear()
     page = render_reported_run(run, options=SMALL, page_options=PageOptions(home=find_home_link(run.name)))
     assert page == run.report / "index.html"
-    for name in ("config.yaml", "metrics.jsonl", "status.json", "model.keras"):
+    for name in ("config.yaml", "metrics.jsonl", "layers.jsonl", "status.json", "model.keras"):
         assert proxy.count_requests("GET", f"*/good/{name}") == 1
     html = store.read_bytes(page).decode()
     assert "../../index.html" in html
+    assert 'id="dynamics"' in html  # of the norms in `layers.jsonl`
     names = {info.uri.relative_to(run.report): info.size for info in store.list_objects(run.report)}
     manifest = json.loads(store.read_bytes(run.report / "manifest.json"))
     pictures = [picture["file"] for picture in manifest["pictures"]]

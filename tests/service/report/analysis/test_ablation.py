@@ -72,6 +72,31 @@ def test_each_class_loses_its_own_channel():
     np.testing.assert_allclose(result.mean_without, [2 / 3, 1, 2 / 3, 2 / 3])
 
 
+def test_a_channel_of_zeros_is_not_zero_after_normalization():
+    """The normalization adds 300 to the channel: class 0 has 300 without it and at most 500 with it."""
+    model = keras.Sequential(
+        [
+            L.Input((4, 4, 3)),
+            L.Conv2D(1, 1, name="c"),
+            L.GlobalAveragePooling2D(),
+            L.BatchNormalization(epsilon=0),
+            L.Dense(2),
+        ]
+    )
+    model.set_weights(
+        [
+            *(np.ones((1, 1, 3, 1)) / 3, np.zeros(1)),  # the brightness of the image
+            *(np.ones(1), np.full(1, 300), np.zeros(1), np.ones(1)),  # gamma, beta, mean, variance
+            *(np.array([[1.0, 0.0]]), np.array([0.0, 250.0])),
+        ]
+    )
+    photos = colour_photos()
+    result, network = ablate(model, Photos(photos.pixels, np.zeros(12, int)))
+    assert find_head(network).first is not None
+    assert result.accuracy[0] == 1
+    assert result.change[0, 0] == 0
+
+
 def build_tail(name: str) -> list[keras.Layer]:
     return {
         "flat": [
