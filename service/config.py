@@ -40,6 +40,8 @@ class RunConfig(Spec):
         shards: Path or URI of the shard set.
         model: A registered name, `file.py:function`, `package.module:function`, or path or URI of a
             `file.keras`, see `service.models`.
+        model_options: Options of a model of this package by name, such as `{stochastic_depth: 0.05}` of
+            `resnet50`.
         weights: First weights: `none` for fresh ones; `imagenet`, for the bases that Keras has trained;
             `saved`, for those in the file of `model=file.keras`; or path or URI of a file (see
             `service.models.weights`).
@@ -85,6 +87,7 @@ class RunConfig(Spec):
     preset: str
     shards: str
     model: str
+    model_options: dict[str, bool | int | float | str] = {}
     weights: Annotated[str, Field(min_length=1)] = NONE
     custom_objects: Patterns = ()
     data: DataSpec = DataSpec()

@@ -30,14 +30,16 @@ A model function takes a `Task` and returns a Keras model with fresh weights:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
 from pipelines.plugins import is_reference, reference_file
 from pipelines.remote.files import is_file
 from pipelines.remote.uri import parse_location
-from service.models.base import MODELS, Builder, Task, is_saved_model
+from service.models.base import MODELS, Builder, ModelOption, Task, is_saved_model
 from service.user_code import find_package
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ MODULES = {  # function of the same name -> module in this package
     "mnist_mlp": "digits",
     "mobilenetv3large": "bases",
     "mobilenetv3small": "bases",
+    "resnet50": "resnet",
     "resnet50v2": "bases",
     "small_cnn": "small",
     "vgg16": "bases",
@@ -70,11 +73,37 @@ MODULES = {  # function of the same name -> module in this package
 def _import_when_called(name: str, module: str) -> Builder:
     """Returns a model function of this package that imports its module, and with it Keras, when called."""
 
-    def build(task: Task) -> keras.Model:
+    def build(task: Task, **options: ModelOption) -> keras.Model:
         builder: Builder = getattr(import_module(f"{__name__}.{module}"), name)
-        return builder(task)
+        return builder(task, **_check_options(name, builder, options))
 
     return build
+
+
+def _check_options(
+    name: str, builder: Builder, options: Mapping[str, ModelOption]
+) -> Mapping[str, ModelOption]:
+    """Returns the options of a model after checking their names and types against those of its function.
+
+    Raises:
+        ConfigError: The model does not have one of the options, or it has another type.
+    """
+    defaults = {
+        parameter.name: parameter.default
+        for parameter in signature(builder).parameters.values()
+        if parameter.default is not Parameter.empty
+    }
+    for option, value in options.items():
+        received = f"model_options.{option}={value}"
+        if option not in defaults:
+            fix = f"use {' or '.join(defaults)}" if defaults else "leave model_options out"
+            raise ConfigError(f"an option of the model {name}", received, fix)
+        kind = type(defaults[option])
+        is_integer = kind is float and type(value) is int
+        if type(value) is not kind and not is_integer:
+            fix = f"write for example {option}={defaults[option]}"
+            raise ConfigError(f"a value of type {kind.__name__}", received, fix)
+    return options
 
 
 for _name, _module in MODULES.items():
@@ -102,24 +131,36 @@ def check_name(name: str) -> None:
         MODELS.get(name)
 
 
-def build_model(name: str, task: Task, custom_objects: tuple[str, ...] = ()) -> keras.Model:
+def build_model(
+    name: str,
+    task: Task,
+    custom_objects: tuple[str, ...] = (),
+    options: Mapping[str, ModelOption] | None = None,
+) -> keras.Model:
     """Builds a model with fresh weights that ends in the layers `logits` and `probabilities`.
 
     Args:
         name: A name, a reference or a `.keras` file, see above.
         task: Images and classes that the model is for.
         custom_objects: Modules with the custom layers of a `.keras` file, see `load_model`.
+        options: Further arguments of a model function of this package, such as `stochastic_depth` of
+            `resnet50`.
 
     Raises:
-        ConfigError: The model does not exist, does not fit the task, or needs larger images.
+        ConfigError: The model does not exist, does not fit the task, needs larger images, or does not have
+            one of the options.
     """
     if is_user_model(name):
+        if options:
+            received = f"model={name} model_options={dict(options)}"
+            fix = "leave model_options out, and set them in the function that builds the model"
+            raise ConfigError("options of a model of this package", received, fix)
         from service.models.adapt import build_user_model
 
         return build_user_model(name, task, custom_objects)[0]
     build = MODELS.get(name)
     try:
-        return build(task)
+        return build(task, **(options or {}))
     except ValueError as error:
         # Keras raises it if a convolution or a pool has no pixel left.
         if "dimension" not in str(error).lower() and "size" not in str(error).lower():

@@ -12,7 +12,8 @@ from service.pretrained import KERAS_SUFFIX
 if TYPE_CHECKING:
     import keras
 
-Builder = Callable[["Task"], "keras.Model"]
+Builder = Callable[..., "keras.Model"]  # takes a Task, and a model of this package further options
+ModelOption = bool | int | float | str
 
 
 @dataclass(frozen=True)

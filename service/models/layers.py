@@ -28,18 +28,23 @@ def standardize(image: keras.KerasTensor, task: Task) -> keras.KerasTensor:
     return layer(image)
 
 
-def add_head(features: keras.KerasTensor, classes: int) -> keras.KerasTensor:
+def add_head(
+    features: keras.KerasTensor, classes: int, initializer: keras.Initializer | str = "glorot_uniform"
+) -> keras.KerasTensor:
     """Adds the classifier: one sigmoid unit for two classes, else one softmax unit per class.
 
     Args:
         features: Feature vectors `[B, F]`.
         classes: Number of classes.
+        initializer: Distribution of the initial weights.
 
     Returns:
         Probabilities, float32 under any precision policy: `[B, 1]` (of class 1) or `[B, classes]`.
     """
     units = 1 if classes == 2 else classes
-    logits = keras.layers.Dense(units, dtype="float32", name=LOGITS)(features)
+    logits = keras.layers.Dense(
+        units, dtype="float32", kernel_initializer=initializer, name=LOGITS
+    )(features)
     return add_probabilities(logits)
 
 

@@ -118,7 +118,10 @@ def build_network(
     keras.utils.set_random_seed(config.seed)
     with strategy.scope(), precision_scope(config.precision):
         model = build_model(
-            config.model, define_task(config.data, train.manifest, config.shards), config.custom_objects
+            config.model,
+            define_task(config.data, train.manifest, config.shards),
+            config.custom_objects,
+            config.model_options,
         )
     if is_new and config.weights != NONE:
         load_weights(model, config.model, config.weights, config.custom_objects)
