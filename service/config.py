@@ -87,7 +87,7 @@ class RunConfig(Spec):
     preset: str
     shards: str
     model: str
-    model_options: dict[str, bool | int | float | str] = {}
+    model_options: dict[str, bool | int | float | str] = Field(default_factory=dict)
     weights: Annotated[str, Field(min_length=1)] = NONE
     custom_objects: Patterns = ()
     data: DataSpec = DataSpec()

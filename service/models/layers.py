@@ -42,9 +42,7 @@ def add_head(
         Probabilities, float32 under any precision policy: `[B, 1]` (of class 1) or `[B, classes]`.
     """
     units = 1 if classes == 2 else classes
-    logits = keras.layers.Dense(
-        units, dtype="float32", kernel_initializer=initializer, name=LOGITS
-    )(features)
+    logits = keras.layers.Dense(units, dtype="float32", kernel_initializer=initializer, name=LOGITS)(features)
     return add_probabilities(logits)
 
 

@@ -25,8 +25,8 @@ def resnet50(task: Task, zero_gamma: bool = True, stochastic_depth: float = 0.0)
 
     Args:
         task: Images and classes; the network halves the sides of an image five times.
-        zero_gamma: Whether the last gamma of every block starts at 0, so that the block starts as its shortcut
-            (Goyal et al., "Accurate, large minibatch SGD", 2017).
+        zero_gamma: Whether the last gamma of every block starts at 0, so that the block starts as its
+            shortcut (Goyal et al., "Accurate, large minibatch SGD", 2017).
         stochastic_depth: Probability that the last block is skipped for an image in training; it rises
             linearly from 0 in the first block (Huang et al., "Deep networks with stochastic depth", 2016).
     """

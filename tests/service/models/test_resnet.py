@@ -66,7 +66,7 @@ def test_stochastic_depth_rises_linearly_and_drops_whole_blocks() -> None:
     ("name", "options", "message"),
     [
         ("resnet50", {"depth": 3}, "model_options.depth=3. Fix: use zero_gamma or stochastic_depth"),
-        ("resnet50", {"zero_gamma": 1}, "Expected a value of type bool. Received: model_options.zero_gamma=1"),
+        ("resnet50", {"zero_gamma": 1}, "a value of type bool. Received: model_options.zero_gamma=1"),
         ("small_cnn", {"depth": 3}, "Fix: leave model_options out"),
         ("file.py:build", {"depth": 3}, "Expected options of a model of this package"),
     ],
