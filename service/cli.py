@@ -13,6 +13,7 @@ from pipelines.errors import GlassboxError
 from service.commands import (
     cache,
     diagnose,
+    drain,
     evaluate,
     look,
     predict,
@@ -40,6 +41,7 @@ COMMANDS = (
     tune,
     presets,
     cache,
+    drain,
 )
 REPEATED = ("overrides", "images")  # positional arguments that argparse would end at the first option
 EXIT_INTERRUPTED = 130  # 128 + SIGINT

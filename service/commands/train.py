@@ -28,6 +28,11 @@ def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
         "--resume", action="store_true", help="resume the run at --out from its newest checkpoint"
     )
     parser.add_argument(
+        "--resume-if-exists",
+        action="store_true",
+        help="start the run, or resume it if there is one at --out: for jobs that are retried as they are",
+    )
+    parser.add_argument(
         "--local", action="store_true", help="train in this process, without Ray: starts within seconds"
     )
     parser.add_argument(
@@ -88,10 +93,11 @@ def _train(options: argparse.Namespace) -> Run:
         )
 
     from service.config import load_config
-    from service.training.launch import train
+    from service.training.launch import train, train_or_resume
 
     config = load_config(options.preset, options.data, _read_overrides(options))
-    return train(config, options.out, _read_workers(options), local=options.local)
+    start = train_or_resume if options.resume_if_exists else train
+    return start(config, options.out, _read_workers(options), local=options.local)
 
 
 def _resume(options: argparse.Namespace) -> Run:

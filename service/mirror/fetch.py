@@ -6,12 +6,16 @@ import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from pipelines.errors import ConfigError
 from pipelines.remote.errors import CorruptObjectError, ObjectMissingError
+from pipelines.remote.files import is_file, read_file
 from pipelines.remote.lease import MAX_BYTES
 from pipelines.remote.store import ObjectInfo, download, list_folder, list_objects, read_bytes, stat
-from pipelines.remote.uri import Uri
+from pipelines.remote.uri import Location, Uri
 from pipelines.storage import lock_file, replace_directory
 from service.checkpoint import STATE, sort_checkpoints
 from service.mirror.folder import (
@@ -244,6 +248,30 @@ def list_remote_files(uri: Uri) -> list[str]:
 
 def _list_run(uri: Uri) -> dict[str, ObjectInfo]:
     return {info.uri.relative_to(uri): info for info in list_objects(uri)}
+
+
+def read_config(location: Location) -> dict[str, Any] | None:
+    """Reads the recorded configuration of a run, without fetching the run.
+
+    Args:
+        location: Local path or address of the run.
+
+    Returns:
+        The configuration as plain values; None if there is no run.
+
+    Raises:
+        ConfigError: The configuration is damaged.
+        StoreError: The store denies access or does not respond.
+    """
+    place = location / CONFIG
+    if not is_file(place):
+        return None
+    try:
+        return dict(yaml.safe_load(read_file(place)))
+    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
+        raise ConfigError(
+            "a configuration in YAML", f"run={location} ({CONFIG} is damaged)", "start a new run"
+        ) from None
 
 
 def check_exists(uri: Uri, names: Collection[str]) -> None:

@@ -28,6 +28,7 @@ from pipelines.remote.uri import Location, parse_location
 from service.config import RunConfig, load_run_config
 from service.devices import read_logical_devices
 from service.failures import translate_failures
+from service.mirror.fetch import read_config
 from service.mirror.output import RunOutput, open_output
 from service.models import check_name
 from service.models.check import check_model
@@ -121,6 +122,41 @@ def resume(out: str | Location, workers: WorkerSpec | None = None, *, local: boo
         with _connect(local):
             _launch(config, output, spec, local, began)
     return run
+
+
+def train_or_resume(
+    config: RunConfig, out: str | Location, workers: WorkerSpec | None = None, *, local: bool = False
+) -> Run:
+    """Trains a new run, or resumes the one at its place, so that a job can be retried with the same command.
+
+    Args:
+        config: Configuration of a new run; that of an existing one stays as it is.
+        out: Run directory to create or to resume, local or on a store.
+        workers: Workers on the Ray cluster; None for one, or as many as before.
+        local: Whether to train in this process, without Ray.
+
+    Returns:
+        The finished run; of one on a store, the local copy.
+
+    Raises:
+        GlassboxError: See `train` and `resume`; or the run has another preset or shard set.
+    """
+    recorded = read_config(parse_location(out))
+    if recorded is None:
+        return train(config, out, workers, local=local)
+    requested = {"preset": config.preset, "shards": config.shards}
+    found = {name: recorded.get(name) for name in requested}
+    if found != requested:
+        raise ConfigError(
+            f"the training that was started at {out}: {_format_values(found)}",
+            _format_values(requested),
+            "choose another --out",
+        )
+    return resume(out, workers, local=local)
+
+
+def _format_values(values: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in values.items())
 
 
 def _format_resume(local: bool, name: str) -> str:

@@ -225,6 +225,26 @@ def test_a_finished_run_is_left_as_it_is_until_it_gets_more_epochs(
     assert epochs_trained == [1, 2]
 
 
+def test_a_retried_job_resumes_its_run_and_refuses_that_of_another_training(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        fail_training(monkeypatch, KeyboardInterrupt())
+        launch.train_or_resume(config, out)
+    out.joinpath("mark").touch()
+    replace_training(monkeypatch, lambda config, run: None)
+    monkeypatch.setattr(launch, "show_progress", lambda *_: contextlib.nullcontext())
+    for changes in ({"preset": "other"}, {"shards": str(tmp_path)}):
+        with pytest.raises(ConfigError, match=r"that was started at .*preset=test .*choose another --out"):
+            launch.train_or_resume(config.model_copy(update=changes), out)
+    assert Run(out).status()["state"] == "interrupted"
+    launch.train_or_resume(config.model_copy(update={"epochs": 9}), out)
+    assert Run(out).status()["state"] == "finished"
+    assert out.joinpath("mark").exists()
+    assert Run(out).config()["epochs"] == 1, "a run keeps its configuration"
+
+
 def test_the_environment_has_the_version_of_tensorflow_without_an_import() -> None:
     script = (
         "import sys; from service.training.launch import describe_environment; "
