@@ -229,8 +229,8 @@ def test_a_retried_job_resumes_its_run_and_refuses_that_of_another_training(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "run"
+    fail_training(monkeypatch, KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
-        fail_training(monkeypatch, KeyboardInterrupt())
         launch.train_or_resume(config, out)
     out.joinpath("mark").touch()
     replace_training(monkeypatch, lambda config, run: None)
