@@ -94,6 +94,8 @@ class Batch(_Batch, total=False):
         row: int64 `[B]`, row numbers in the split; -1 for padding.
         image: uint8 `[B, H, W, C]`; absent if the images are already in accelerator memory (see
             `pipelines.input.cache`).
+        window: int32 `[B, 4]`, the part of each stored image that was decoded, where only a part is: top,
+            left, height, width in pixels.
         affine: float32 `[B, 2, 3]`, maps output to input coordinates in the unit square.
         colour: float32 `[B, C, C + 1]`, a linear map of the colours and an offset.
         erase: float32 `[B, 4]`, the box `(ymin, xmin, ymax, xmax)` in [0, 1] to erase; empty for none.
@@ -102,6 +104,7 @@ class Batch(_Batch, total=False):
     """
 
     image: Any
+    window: Any
     affine: Any
     colour: Any
     erase: Any

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationInfo, field_validator
 
+from pipelines.augment.decoded_crop import check_crop_cache
 from pipelines.errors import ConfigError, name_multiples, suggest
 from pipelines.plugins import is_reference, reference_file
 from pipelines.remote.files import is_file, read_file, resolve_location
@@ -124,6 +125,12 @@ class RunConfig(Spec):
             raise ValueError(f"imagenet goes with {', '.join(BASES)} alone, not with {model}")
         if value == SAVED and not model.endswith(KERAS_SUFFIX):
             raise ValueError(f"saved goes with model=file.keras alone, not with {model}")
+        return value
+
+    @field_validator("augment")
+    @classmethod
+    def _validate_augment(cls, value: AugmentSpec | None, info: ValidationInfo) -> AugmentSpec | None:
+        check_crop_cache(value, info.data.get("data", DataSpec()))
         return value
 
     @field_validator("global_batch")

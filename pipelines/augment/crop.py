@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 from typing_extensions import override
 
 from pipelines.augment.base import Fact, GeometricAugmentation, ImageShape, RandomNumbers
@@ -19,6 +19,9 @@ class Crop(GeometricAugmentation):
 
     The area of the box is uniform, its shape uniform in the logarithm. Every other geometric change applies
     to the box. Drawn: the boxes.
+
+    With `crop_at: decode`, the part is cut out of the stored image instead, see
+    `pipelines.augment.decoded_crop`, and nothing is drawn here.
     """
 
     class Settings(Spec):
@@ -36,6 +39,22 @@ class Crop(GeometricAugmentation):
                 description="Smallest and largest width over height of the crop, uniform in the logarithm."
             ),
         ] = (3 / 4, 4 / 3)
+        crop_at: Annotated[
+            Literal["device", "decode"],
+            Field(
+                description="Where the crop is cut out: `device`, from the image of `image_size`, where a "
+                "side that is too long is cut; or `decode`, from the pixels of the stored image, as drawn "
+                "by torchvision's RandomResizedCrop. With `decode`, nothing around the crop comes into "
+                "view, and no decoded images are cached."
+            ),
+        ] = "device"
+
+        @field_validator("crop_at")
+        @classmethod
+        def _validate_crop_at(cls, value: str, info: ValidationInfo) -> str:
+            if value == "decode" and info.data.get("crop", (1.0, 1.0)) is None:
+                raise ValueError("there is no crop: set augment.crop=[0.08, 1.0] as well")
+            return value
 
     name = "crop"
     streams: ClassVar = {"area": 8, "ratio": 9, "y": 10, "x": 11}
@@ -44,7 +63,7 @@ class Crop(GeometricAugmentation):
 
     @override
     def is_on(self) -> bool:
-        return self.settings.crop is not None
+        return self.settings.crop is not None and self.settings.crop_at == "device"
 
     @override
     def draw(self, numbers: RandomNumbers, image: ImageShape) -> Boxes:

@@ -18,6 +18,8 @@ from pipelines.augment.base import (
     RandomNumbers,
 )
 from pipelines.augment.colour import identity_colour_map, to_matrices
+from pipelines.augment.decoded_crop import KEY as WINDOW
+from pipelines.augment.decoded_crop import draw_windows, is_cropped_while_decoding
 from pipelines.augment.geometry import Transform, compose_matrices
 from pipelines.augment.philox import Floats, fold_in, uniform
 from pipelines.augment.registry import AUGMENTATIONS
@@ -25,7 +27,7 @@ from pipelines.augment.spec import list_active
 from pipelines.errors import ConfigError
 from pipelines.spec import AugmentSpec, DataSpec
 
-Parameters = NDArray[np.float32]
+Parameters = NDArray[Any]
 
 # Index, among the random numbers of this package, of the one that chooses how images are mixed.
 MIXING_CHOICE = 21
@@ -45,7 +47,14 @@ class DrawnValues(NamedTuple):
     is_active: NDArray[np.bool_]
 
 
-def draw(spec: AugmentSpec, seed: int, epoch: int, rows: ArrayLike, data: DataSpec) -> dict[str, Parameters]:
+def draw(
+    spec: AugmentSpec,
+    seed: int,
+    epoch: int,
+    rows: ArrayLike,
+    data: DataSpec,
+    shapes: NDArray[np.int32] | None = None,
+) -> dict[str, Parameters]:
     """Draws the parameters of every augmentation for each image of a batch.
 
     They depend on seed, epoch and row only; for mixing, also on whether the image has a neighbour. The fixed
@@ -57,10 +66,12 @@ def draw(spec: AugmentSpec, seed: int, epoch: int, rows: ArrayLike, data: DataSp
         epoch: Number of the epoch, from 0.
         rows: Rows of the split in the order of the batch, `[n]`; -1 marks padding, which stays unchanged.
         data: Size and channels of the images.
+        shapes: Height, width and channels of the stored images, int32 `[n, 3]`; needed only where images are
+            cropped while they are decoded.
 
     Returns:
         The parameters of the augmentations that are on, float32 `[n, ...]`, by their key in
-        `pipelines.records.Batch`.
+        `pipelines.records.Batch`, and the windows that are decoded, int32 `[n, 4]`.
 
     Raises:
         ConfigError: Images are mixed, and the batch is odd; or an augmentation from outside this package
@@ -73,6 +84,10 @@ def draw(spec: AugmentSpec, seed: int, epoch: int, rows: ArrayLike, data: DataSp
     geometric = [d for d in drawn if isinstance(d.augmentation, GeometricAugmentation)]
     colour = [d for d in drawn if isinstance(d.augmentation, ColourAugmentation)]
     parameters: dict[str, Parameters] = {}
+    if is_cropped_while_decoding(spec):
+        if shapes is None:
+            raise ValueError("Expected the shapes of the stored images, which the crop depends on.")
+        parameters[WINDOW] = draw_windows(spec, seed, epoch, rows, shapes)
     if geometric:
         parameters["affine"] = _compose_geometry(geometric, image, count)
     if colour:
@@ -84,7 +99,7 @@ def draw(spec: AugmentSpec, seed: int, epoch: int, rows: ArrayLike, data: DataSp
     return parameters
 
 
-def signature(spec: AugmentSpec, data: DataSpec) -> dict[str, tuple[tuple[int, ...], type[np.float32]]]:
+def signature(spec: AugmentSpec, data: DataSpec) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
     """Returns name, shape without the batch, and dtype of the parameters that `draw` returns."""
     active = list_active(spec, data.channels)
     shapes: dict[str, tuple[int, ...]] = {}
@@ -94,7 +109,10 @@ def signature(spec: AugmentSpec, data: DataSpec) -> dict[str, tuple[tuple[int, .
         shapes["colour"] = (data.channels, data.channels + 1)
     for kind in (PixelAugmentation, MixingAugmentation):
         shapes |= {a.key: a.shape for a in active if isinstance(a, kind)}
-    return {name: (shape, np.float32) for name, shape in shapes.items()}
+    types: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {}
+    if is_cropped_while_decoding(spec):
+        types[WINDOW] = ((4,), np.int32)
+    return types | {name: (shape, np.float32) for name, shape in shapes.items()}
 
 
 def check_is_on(spec: AugmentSpec, data: DataSpec) -> None:

@@ -51,7 +51,7 @@ AUGMENTATIONS: tuple[type[Augmentation], ...] = (
 EXTENSIONS: Registry[type[Augmentation]] = Registry("augmentation", group="glassbox.augmentations")
 KINDS = (GeometricAugmentation, ColourAugmentation, PixelAugmentation, MixingAugmentation)
 # Names of arrays in a batch that are not the parameters of a single augmentation.
-BATCH_KEYS = ("image", "label", "weight", "row", "affine", "colour", "encoded", "shape")
+BATCH_KEYS = ("image", "label", "weight", "row", "affine", "colour", "encoded", "shape", "window", "target")
 
 
 def load_extension(key: str) -> type[Augmentation]:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from pipelines.augment.decoded_crop import check_crop_cache, is_cropped_while_decoding
 from pipelines.augment.draw import check_batch, draw, signature
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError, DataError
@@ -26,7 +27,8 @@ from pipelines.input.cache import (
 )
 from pipelines.input.egress import describe_egress
 from pipelines.input.footprint import describe_window, measure_need
-from pipelines.input.mix import AnyReader, list_readers, open_reader
+from pipelines.input.geometry import Boxes, use_windows
+from pipelines.input.mix import AnyReader, list_readers, open_reader, read_padded_shapes
 from pipelines.input.order import PADDING, EpochOrder, batch_per_worker, steps_per_epoch
 from pipelines.input.passes import FILL_BATCH, Pass, PassReader, build_fill_order, build_order
 from pipelines.input.windows import Rows
@@ -107,12 +109,21 @@ class Batches:
         has_mean = self.manifest.get_split(split).mean is not None
         self._is_decodable = has_mean or self.manifest.encoding == "raw"
         self._cache = cache or CacheBudget()
-        self.tier = cache.choose(self.rows, data) if cache else Tier("none", "read once")
+        self._is_cropped = is_cropped_while_decoding(augment)
+        self.tier = self._choose_tier(cache)
         self._host: Images | None = None
         self._device: DeviceImages | None = None
         self._failure: Exception | None = None
         self._decoding_device: str | None = None
         self._pipelines = 1
+
+    def _choose_tier(self, cache: CacheBudget | None) -> Tier:
+        if cache is None:
+            return Tier("none", "read once")
+        if self._is_cropped:
+            check_crop_cache(self._augment, self._data)
+            return Tier("none", "augment.crop_at=decode: each epoch decodes other parts of the images")
+        return cache.choose(self.rows, self._data)
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -329,7 +340,8 @@ class Batches:
                 rows = order.find_rows(range(start, stop), steps.worker, steps.workers).reshape(-1)
                 parameters: Record = {}
                 if self._augment is not None and self._seed is not None:
-                    parameters = draw(self._augment, self._seed, epoch, rows, self._data)
+                    shapes = read_padded_shapes(self._reader, rows) if self._is_cropped else None
+                    parameters = draw(self._augment, self._seed, epoch, rows, self._data, shapes)
                 yield epoch, start, rows, parameters
 
     def _build_labels(self, rows: Rows) -> Record:
@@ -347,8 +359,7 @@ class Batches:
     def _read_stored(self, rows: Rows, reader: AnyReader) -> Record:
         """Reads the stored images of some rows, and their shapes, padded with zeros."""
         real = rows[rows != PADDING]
-        shapes = np.pad(reader.read_shapes(real), ((0, len(rows) - len(real)), (0, 0)))
-        return {"encoded": reader.read_images(real), "shape": shapes}
+        return {"encoded": reader.read_images(real), "shape": read_padded_shapes(reader, rows)}
 
     def _build_batches(
         self, records: Records, batch: int, batches_per_record: int, count: int
@@ -376,11 +387,12 @@ class Batches:
 
     def _decode(self, records: Records, types: dict[str, tf.TensorSpec], steps: int) -> Iterable[Batch]:
         encoding = self.manifest.encoding
-        if dali.is_selected(self._data, self._is_decodable):
+        data = use_windows(self._data) if self._is_cropped else self._data
+        if dali.is_selected(data, self._is_decodable):
             threads = max(1, count_process_cpus() // self._pipelines)
             batch = types["row"].shape[0]
-            return dali.decode_batches(records, self._data, batch, encoding, self._decoding_device, threads)
-        return tfdata.decode_batches(self._remember_failure(records), types, self._data, encoding, steps)
+            return dali.decode_batches(records, data, batch, encoding, self._decoding_device, threads)
+        return tfdata.decode_batches(self._remember_failure(records), types, data, encoding, steps)
 
     def _remember_failure(self, records: Records) -> Records:
         """Wraps records to store an error they raise, because TensorFlow passes on only its text."""
@@ -401,7 +413,9 @@ class Batches:
         return {name: tf.TensorSpec((batch, *shape), dtype) for name, (shape, dtype) in types.items()}
 
 
-def read_rows(shards: Location | str, split: str, data: DataSpec, rows: Sequence[int]) -> Batch:
+def read_rows(
+    shards: Location | str, split: str, data: DataSpec, rows: Sequence[int], windows: Boxes | None = None
+) -> Batch:
     """Reads some rows of a split as one batch of NumPy arrays, decoded by tf.data.
 
     Args:
@@ -409,6 +423,7 @@ def read_rows(shards: Location | str, split: str, data: DataSpec, rows: Sequence
         split: Name of a split in its manifest.
         data: Size and channels of the images; with a mix, the training rows are those of all its sets.
         rows: Row numbers, in any order.
+        windows: Part of each image that becomes the result, int32 `[n, 4]`; None to fit whole images.
 
     Raises:
         DataError: The shard set cannot be used, a row does not exist, or an image cannot be decoded.
@@ -416,7 +431,7 @@ def read_rows(shards: Location | str, split: str, data: DataSpec, rows: Sequence
     reader = open_reader(shards, split, data)
     stored = reader.read_images(rows)
     try:
-        images = tfdata.decode_all(stored, reader.read_shapes(rows), data, reader.manifest.encoding)
+        images = tfdata.decode_all(stored, reader.read_shapes(rows), data, reader.manifest.encoding, windows)
     except tf.errors.InvalidArgumentError:
         _check_decodable(reader, rows, data)
         raise

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from pipelines.cpus import count_process_cpus
 from pipelines.errors import ConfigError
-from pipelines.input.geometry import place_images
+from pipelines.input.geometry import place_record
 from pipelines.input.memory import keep_freed_memory
 from pipelines.input.prefetch import prefetch
 from pipelines.input.tfdata import GREY
@@ -103,7 +103,9 @@ def decode_batches(
     Args:
         records: Returns a new iterator over batches. Each has `encoded`, a list of at most `batch` encoded
             images as bytes-like objects, with `encoding` raw also `shape`, int32 `[batch, 3]`, and arrays
-            `[batch, ...]`: at least `label`, `weight` and `row`. Positions beyond the images are padding.
+            `[batch, ...]`: at least `label`, `weight` and `row`, and the `window` that is decoded of each
+            image if `data` is that of `pipelines.input.geometry.use_windows`. Positions beyond the images are
+            padding.
         data: Size and channels of the result.
         batch: Number of images per batch, B.
         encoding: Encoding of the shard set (see `pipelines.spec.ShardSpec`); only `raw` makes a difference.
@@ -285,10 +287,7 @@ def _list_inputs(record: Record, decoder: Decoder) -> Inputs:
     images = _list_arrays(record, decoder)
     if decoder.data.fit == "stretch":
         return (images,)
-    shapes = np.ones((decoder.batch, 3), np.int32)  # padding is one black pixel
-    count = len(record["encoded"])
-    shapes[:count] = record["shape"][:count]
-    placements = place_images(shapes, decoder.data)
+    placements = place_record(record, decoder.batch, decoder.data)
     return images, placements.window if decoder.data.fit == "crop" else placements.target
 
 

@@ -6,7 +6,7 @@ it decodes, and both decoders cut the same part.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,6 +49,33 @@ def place_images(shapes: NDArray[np.int32], data: DataSpec) -> Placements:
     elif data.fit == "pad":
         target = _shrink_target(sides, size)
     return Placements(_center(window, sides), _center(target, size))
+
+
+def place_record(record: dict[str, Any], batch: int, data: DataSpec) -> Placements:
+    """Plans how the images of a batch become images of the requested size; padding is a single pixel.
+
+    Args:
+        record: Batch of stored images, with `encoded`, at most `batch` of them, `shape` int32 `[batch, 3]`,
+            and where images are cropped at random also `window` int32 `[batch, 4]`, see `use_windows`.
+        batch: Number of images, padding included.
+        data: Size of the result, and the way to fit an image into it.
+    """
+    shapes = np.ones((batch, 3), np.int32)
+    count = len(record["encoded"])
+    shapes[:count] = record["shape"][:count]
+    placements = place_images(shapes, data)
+    if "window" in record:
+        return placements._replace(window=record["window"][:batch])
+    return placements
+
+
+def use_windows(data: DataSpec) -> DataSpec:
+    """Returns the settings to decode given windows of images, each of which becomes the whole result.
+
+    Args:
+        data: Settings of the run, whose `fit` is that of images that are not cropped at random.
+    """
+    return data.model_copy(update={"fit": "crop", "resize": None})
 
 
 def _cut_window(sides: NDArray[np.int64], size: NDArray[np.int64], resize: int | None) -> NDArray[np.int64]:

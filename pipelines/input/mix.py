@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.input.mixed_manifest import SPLIT, mix_manifests
+from pipelines.input.order import PADDING
 from pipelines.input.reader import RowNumbers, ShardNumbers, ShardReader, check_rows
 from pipelines.input.windows import Rows
 from pipelines.records import Box
@@ -159,6 +160,22 @@ def open_reader(location: str | Location, split: str, data: DataSpec) -> AnyRead
     if data.mix and split == SPLIT:
         return MixedReader(location, data)
     return ShardReader(location, split, data.cache_gb)
+
+
+def read_padded_shapes(reader: AnyReader, rows: Rows) -> NDArray[np.int32]:
+    """Reads height, width and channels of the stored images of a batch.
+
+    Args:
+        reader: Reader of the split.
+        rows: Row numbers, int64 `[n]`, `PADDING` for none.
+
+    Returns:
+        int32 `[n, 3]`; zeros for padding.
+    """
+    is_image = rows != PADDING
+    shapes = np.zeros((len(rows), 3), np.int32)
+    shapes[is_image] = reader.read_shapes(rows[is_image])
+    return shapes
 
 
 def list_set_rows(reader: AnyReader) -> tuple[Rows, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from pipelines.cpus import count_process_cpus
-from pipelines.input.geometry import Placements, place_images
+from pipelines.input.geometry import Placements, place_images, place_record, use_windows
 from pipelines.input.memory import keep_freed_memory
 from pipelines.spec import DataSpec
 
@@ -60,34 +60,51 @@ def decode(
     """
 
     def decode_at(ratio: int) -> tf.Tensor:
-        # decode_jpeg reads PNG as well. Its default DCT is off by up to 4 levels from the accurate one.
-        return tf.io.decode_jpeg(image, channels=data.channels, ratio=ratio, dct_method="INTEGER_ACCURATE")
+        if placement is not None and data.fit == "crop":
+            pixels = _decode_window(image, placement.window, data, ratio)
+            return _resize(pixels, data.image_size, data.antialias)
+        return _fit(_decode_whole(image, data, ratio), placement, data)
 
-    if ratio is not None:
-        pixels = tf.switch_case(ratio, [lambda ratio=ratio: decode_at(ratio) for ratio in RATIOS])
-        return _fit(pixels, placement, data, tf.gather(RATIOS, ratio))
-    if placement is None or data.fit != "crop":
-        return _fit(decode_at(1), placement, data)
-    pixels = tf.cond(
-        tf.strings.substr(image, 0, len(JPEG_START)) == JPEG_START,
-        lambda: _decode_window(image, placement.window, data),
-        lambda: _cut(decode_at(1), placement.window),
-    )
-    return _resize(pixels, data.image_size, data.antialias)
+    if ratio is None:
+        return decode_at(1)
+    return tf.switch_case(ratio, [lambda ratio=ratio: decode_at(ratio) for ratio in RATIOS])
 
 
-def _decode_window(image: tf.Tensor, window: tf.Tensor, data: DataSpec) -> tf.Tensor:
-    """Decodes a part of a JPEG: the same pixels as in the whole image, in less time.
+def _decode_whole(image: tf.Tensor, data: DataSpec, ratio: int) -> tf.Tensor:
+    """Decodes all of a JPEG, at a fraction of its size, or of a PNG: uint8 `[h, w, C]`."""
+    # decode_jpeg reads PNG as well. Its default DCT is off by up to 4 levels from the accurate one.
+    return tf.io.decode_jpeg(image, channels=data.channels, ratio=ratio, dct_method="INTEGER_ACCURATE")
+
+
+def _decode_window(image: tf.Tensor, window: tf.Tensor, data: DataSpec, ratio: int) -> tf.Tensor:
+    """Decodes a part of an image: the same pixels as in the whole image, for a JPEG in less time.
 
     A pixel next to the border of the part would be interpolated from less colour information than in the
     whole image. So a margin is decoded as well, and cut off.
+
+    Args:
+        image: Content of the file, a string scalar.
+        window: Part of the stored image, int32 `[4]`: top, left, height, width.
+        data: Number of channels of the result.
+        ratio: Divisor of height and width that a JPEG is decoded at, and its window divided by.
     """
-    size = tf.io.extract_jpeg_shape(image)[:2]
-    start = tf.maximum(window[:2] - MARGIN, 0)
-    stop = tf.minimum(window[:2] + window[2:] + MARGIN, size)
-    region = tf.concat([start, stop - start], axis=0)
-    pixels = tf.io.decode_and_crop_jpeg(image, region, channels=data.channels, dct_method="INTEGER_ACCURATE")
-    return _cut(pixels, tf.concat([window[:2] - start, window[2:]], axis=0))
+    window = tf.concat([window[:2] // ratio, tf.maximum(window[2:] // ratio, 1)], axis=0)
+
+    def decode_part() -> tf.Tensor:
+        size = -(-tf.io.extract_jpeg_shape(image)[:2] // ratio)  # a decoder rounds up
+        start = tf.maximum(window[:2] - MARGIN, 0)
+        stop = tf.minimum(window[:2] + window[2:] + MARGIN, size)
+        pixels = tf.io.decode_and_crop_jpeg(
+            image,
+            tf.concat([start, stop - start], axis=0),
+            channels=data.channels,
+            ratio=ratio,
+            dct_method="INTEGER_ACCURATE",
+        )
+        return _cut(pixels, tf.concat([window[:2] - start, window[2:]], axis=0))
+
+    is_jpeg = tf.strings.substr(image, 0, len(JPEG_START)) == JPEG_START
+    return tf.cond(is_jpeg, decode_part, lambda: _cut(_decode_whole(image, data, ratio), window))
 
 
 def decode_raw(
@@ -129,7 +146,8 @@ def decode_batches(
     Args:
         records: Returns a new iterator over `steps` batches. Each has `encoded`, a list of at most B stored
             images as bytes-like objects, `shape`, int32 `[B, 3]` of the stored images, and arrays
-            `[B, ...]`, among them `row`. Positions beyond the images are padding.
+            `[B, ...]`, among them `row`, and the `window` that is decoded of each image if `data` is that of
+            `pipelines.input.geometry.use_windows`. Positions beyond the images are padding.
         signature: Shapes `[B, ...]` and dtypes of the arrays of `records` except `encoded` and `shape`.
         data: Size and channels of the result, and whether JPEGs are decoded exactly or fast.
         encoding: Encoding of the shard set (see `pipelines.spec.ShardSpec`); only `raw` makes a difference.
@@ -154,7 +172,7 @@ def decode_batches(
             images += [padding] * (batch - count)
             shapes = np.ones((batch, 3), np.int32)
             shapes[:count] = record["shape"][:count]
-            placements = place_images(shapes, data)._asdict() if is_placed else {}
+            placements = place_record(record, batch, data)._asdict() if is_placed else {}
             yield {**record, **placements, "encoded": np.array(images, object), "shape": shapes}
 
     @tf.autograph.experimental.do_not_convert
@@ -239,7 +257,13 @@ def choose_ratio(
     return tf.where(is_jpeg, tf.reduce_sum(tf.cast(is_large, tf.int32)), 0)
 
 
-def decode_all(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encoding: str) -> np.ndarray:
+def decode_all(
+    images: Sequence[Any],
+    shapes: np.ndarray,
+    data: DataSpec,
+    encoding: str,
+    windows: np.ndarray | None = None,
+) -> np.ndarray:
     """Decodes some stored images on all cores.
 
     Args:
@@ -247,6 +271,7 @@ def decode_all(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encodi
         shapes: int32 `[n, 3]`: height, width and channels of the stored images.
         data: Size and channels of the result, and whether JPEGs are decoded exactly or fast.
         encoding: Encoding of the shard set; only `raw` makes a difference.
+        windows: Part of each image that becomes the result, int32 `[n, 4]`; None to fit whole images.
 
     Returns:
         uint8 `[n, H, W, C]`.
@@ -256,16 +281,19 @@ def decode_all(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, encodi
     """
     stored = tf.constant([bytes(image) for image in images], tf.string, (len(images),))
     stored_shapes = np.asarray(shapes, np.int32).reshape(-1, 3)
-    placements = _place_images(stored_shapes, data)
+    if windows is not None:
+        data = use_windows(data)
+    placements = _place_images(stored_shapes, data, windows)
     return _decode_images(stored, tf.constant(stored_shapes), placements, data, encoding).numpy()
 
 
-def _place_images(shapes: np.ndarray, data: DataSpec) -> Placements | None:
+def _place_images(shapes: np.ndarray, data: DataSpec, windows: np.ndarray | None = None) -> Placements | None:
     """Returns where images go, as tensors; None to stretch them."""
     if data.fit == "stretch":
         return None
     placements = place_images(shapes, data)
-    return Placements(tf.constant(placements.window), tf.constant(placements.target))
+    window = placements.window if windows is None else windows
+    return Placements(tf.constant(window), tf.constant(placements.target))
 
 
 # One function for all callers, because tracing it takes as long as decoding a hundred photos: above, and at
@@ -300,30 +328,24 @@ def _fit_if_needed(pixels: tf.Tensor, placement: Placement | None, data: DataSpe
 
     The check is cheap compared with resizing. For encoded files, decoding dominates and it would not pay.
     """
-    has_size = tf.reduce_all(tf.shape(pixels)[:2] == data.image_size)
-    if data.resize is not None:  # even an image of this size is enlarged and cut
-        has_size = tf.constant(False)
+    used = tf.shape(pixels)[:2] if placement is None else placement.window[2:]
+    has_size = tf.reduce_all([used == data.image_size, tf.shape(pixels)[:2] == data.image_size])
     fitted = tf.cond(has_size, lambda: pixels, lambda: _fit(pixels, placement, data))
     return tf.ensure_shape(fitted, (*data.image_size, data.channels))
 
 
-def _fit(
-    pixels: tf.Tensor, placement: Placement | None, data: DataSpec, ratio: tf.Tensor | int = 1
-) -> tf.Tensor:
+def _fit(pixels: tf.Tensor, placement: Placement | None, data: DataSpec) -> tf.Tensor:
     """Fits a decoded image `[h, w, C]` into the result `[H, W, C]`.
 
     Args:
-        pixels: The whole image, at a fraction of its size if `ratio` is above 1.
+        pixels: The whole image; except with `crop`, it may have been decoded at a fraction of its size.
         placement: Where the image goes; None to stretch it.
         data: Size of the result, and the way to fit an image into it.
-        ratio: Divisor of height and width that the image was decoded at.
     """
     if placement is None or data.fit == "stretch":
         return _resize(pixels, data.image_size, data.antialias)
     if data.fit == "crop":
-        window = placement.window // ratio
-        window = tf.concat([window[:2], tf.maximum(window[2:], 1)], axis=0)
-        return _resize(_cut(pixels, window), data.image_size, data.antialias)
+        return _resize(_cut(pixels, placement.window), data.image_size, data.antialias)
     target = placement.target
     resized = _resize(pixels, target[2:], data.antialias)
     after = data.image_size - target[:2] - target[2:]

@@ -13,7 +13,8 @@ from pydantic import Field
 from pipelines.augment.base import Fact
 from pipelines.augment.describe import describe_draws
 from pipelines.augment.draw import draw
-from pipelines.input.mix import AnyReader
+from pipelines.input.geometry import Boxes
+from pipelines.input.mix import AnyReader, read_padded_shapes
 from pipelines.input.order import PADDING, EpochOrder
 from pipelines.input.passes import build_order
 from pipelines.input.windows import Rows
@@ -124,12 +125,13 @@ def _augment_rows(
     neighbours, is_drawn = _find_neighbours(_open_order(reader, data, options, epoch), rows)
     # Images are mixed in pairs: each image at 2i, its neighbour at 2i + 1.
     pairs = np.stack([rows, neighbours], axis=1).reshape(-1)
-    parameters = draw(augment, options.seed, epoch, pairs, data)
-    batch = {"image": _read_images(shards, options.split, data, pairs)} | parameters
+    shapes = read_padded_shapes(reader, pairs)
+    parameters = draw(augment, options.seed, epoch, pairs, data, shapes)
+    batch = {"image": _read_images(shards, options.split, data, pairs, parameters.get("window"))} | parameters
     augmented, tensor_shares = apply_augmentations(batch, augment)
     pixels = np.clip(np.rint(np.asarray(augmented)), 0, 255).astype(np.uint8)
     shares = None if tensor_shares is None else np.asarray(tensor_shares)
-    facts = describe_draws(augment, options.seed, epoch, pairs, data, shares)
+    facts = describe_draws(augment, options.seed, epoch, pairs, data, shares, shapes)
     versions = {}
     for index in np.flatnonzero(is_drawn).tolist():
         place = 2 * index
@@ -178,12 +180,15 @@ def _find_neighbours(order: EpochOrder, rows: Rows) -> tuple[Rows, NDArray[np.bo
     return neighbours, ~np.isin(rows, list(missing))
 
 
-def _read_images(shards: Location, split: str, data: DataSpec, rows: Rows) -> NDArray[np.uint8]:
-    """Reads decoded images, uint8 `[n, H, W, C]`; black for padding."""
+def _read_images(
+    shards: Location, split: str, data: DataSpec, rows: Rows, windows: Boxes | None = None
+) -> NDArray[np.uint8]:
+    """Reads decoded images or windows of them, uint8 `[n, H, W, C]`; black for padding."""
     from pipelines.input.batches import read_rows
 
     is_image = rows != PADDING
-    decoded = np.asarray(read_rows(shards, split, data, rows[is_image].tolist())["image"])
+    used = None if windows is None else windows[is_image]
+    decoded = np.asarray(read_rows(shards, split, data, rows[is_image].tolist(), used)["image"])
     images = np.zeros((len(rows), *decoded.shape[1:]), np.uint8)
     images[is_image] = decoded
     return images

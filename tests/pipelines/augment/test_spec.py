@@ -17,6 +17,7 @@ DEFAULTS = {
     "flip_vertical": False,
     "crop": None,
     "crop_ratio": (0.75, 4 / 3),
+    "crop_at": "device",
     "fill": "nearest",
     "fill_value": 0.0,
     "brightness": 0.0,
@@ -53,6 +54,7 @@ def test_every_field_is_documented() -> None:
         ("crop", (0.0, 0.5)),
         ("crop", 0.5),
         ("crop_ratio", (0.0, 1.0)),
+        ("crop_at", "read"),
         ("fill", "mirror"),
         ("fill_value", 256.0),
         ("brightness", 1.0),
@@ -74,7 +76,8 @@ def test_values_out_of_range_are_refused_by_name(name: str, value: object) -> No
 
 def test_an_unknown_key_is_refused_with_the_nearest_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"a known key\. Received: rotatoin=4\. Fix: use rotation or crop_ratio\.$"
+        ConfigError,
+        match=r"a known key\. Received: rotatoin=4\. Fix: use rotation or crop_ratio or crop_at\.$",
     ):
         check(AugmentSpec, {"rotatoin": 4}, "config.yaml")
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):

@@ -9,13 +9,16 @@ import pytest
 import simplejpeg
 import tensorflow as tf
 from order_oracle import epoch_order
+from shard_samples import encode_png
 from shard_samples import write_shards as write_shard_set
 from tiny_shards import solid, solids
 
 from pipelines.augment.draw import draw
 from pipelines.errors import ConfigError, DataError
+from pipelines.input import dali
 from pipelines.input.batches import Batches, read_rows
 from pipelines.input.cache import CacheBudget
+from pipelines.input.reader import ShardReader
 from pipelines.records import Record
 from pipelines.spec import AugmentSpec, DataSpec
 
@@ -303,3 +306,54 @@ def test_an_image_that_dali_cannot_decode_is_named(write_shards) -> None:
     )
     with pytest.raises(DataError, match=r"row=7 id=broken\.png"), batches.data_errors():
         list(batches.epoch(0))
+
+
+# --- crops while decoding ---
+
+CROP = AugmentSpec(crop=(0.2, 0.9), crop_at="decode")
+
+
+@pytest.fixture
+def ramps(write_shards) -> Path:
+    """Images of different sizes in which every pixel tells its place: row + 40 * column."""
+    records = []
+    for row in range(10):
+        height, width = 4 + row % 3, 5 + row % 2
+        pixels = (np.arange(height)[:, None] + 40 * np.arange(width)).astype(np.uint8)
+        records.append(Record(encode_png(pixels), row % 3, f"{row}.png", (height, width, 1)))
+    return write_shards(records)
+
+
+@pytest.mark.parametrize("backend", ["tfdata", "dali"])
+def test_every_image_shows_its_window_for_any_number_of_workers(ramps: Path, backend: str) -> None:
+    if backend == "dali" and not dali.is_available():
+        pytest.skip("needs NVIDIA DALI (nvidia-dali-cuda120)")
+    data = DataSpec(image_size=(1, 1), channels=1, backend=backend)
+    batches = Batches(ramps, "train", data, 4, seed=8, augment=CROP)
+    batches._is_decodable = True  # as if the builder had decoded them
+    shapes = ShardReader(ramps, "train").read_shapes(range(10))
+    seen: dict[int, list[int]] = {}
+    for batch in batches.epoch(2):
+        for row, window, image in zip(
+            batch["row"].numpy(), batch["window"].numpy(), batch["image"].numpy(), strict=True
+        ):
+            if row < 0:
+                continue
+            top, left, height, width = window.tolist()
+            seen[int(row)] = window.tolist()
+            middle = top + (height - 1) / 2 + 40 * (left + (width - 1) / 2)
+            assert abs(float(image[0, 0, 0]) - middle) <= 0.5
+    expected = draw(CROP, 8, 2, np.arange(10), data, shapes)["window"]
+    assert [seen[row] for row in range(10)] == expected.tolist()
+    for worker in range(2):
+        for batch in batches.epoch(2, start_step=1, worker=worker, workers=2):
+            for row, window in zip(batch["row"].numpy(), batch["window"].numpy(), strict=True):
+                assert row < 0 or window.tolist() == seen[int(row)]
+
+
+def test_images_that_are_cropped_while_decoding_are_not_cached(ramps: Path) -> None:
+    data = DataSpec(image_size=(2, 3), channels=1)
+    batches = Batches(ramps, "train", data, 4, seed=8, augment=CROP, cache=CacheBudget())
+    assert str(batches.tier).startswith("cache: none (augment.crop_at=decode")
+    with pytest.raises(ConfigError, match=r"use data\.cache=none"):
+        Batches(ramps, "train", DataSpec(cache="host"), 4, seed=8, augment=CROP, cache=CacheBudget())

@@ -21,6 +21,7 @@ from shard_samples import encode_png
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.input import dali, tfdata
+from pipelines.input.geometry import use_windows
 from pipelines.shards.images import prepare_image
 from pipelines.spec import DataSpec, ShardSpec
 
@@ -134,6 +135,29 @@ def test_images_of_any_shape_are_fitted_as_by_tfdata(data: DataSpec, encoding: s
     if data.antialias:  # at the border the two low-pass filters differ
         difference = difference[:, 1:-1, 1:-1]
     assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("encoding", ["as-found", "png", "raw"])
+def test_given_windows_are_cut_out_as_by_tfdata(encoding: str) -> None:
+    pixels = [make_noise(31, 45, 3), make_noise(60, 33, 3), make_noise(20, 24, 3)]
+    smooth = [
+        np.asarray(Image.fromarray(image).resize((64, 48)).resize(image.shape[1::-1])) for image in pixels
+    ]
+    shapes = np.array([image.shape for image in smooth], np.int32)
+    encode = {"as-found": encode_jpeg, "png": encode_png, "raw": np.ndarray.tobytes}[encoding]
+    stored = [encode(image) for image in smooth]
+    windows = np.array([[3, 7, 21, 17], [0, 0, 60, 33], [13, 5, 7, 19]], np.int32)
+    data = DataSpec(image_size=(20, 24), fit="pad")
+    by_tfdata = tfdata.decode_all(stored, shapes, data, encoding, windows)
+
+    def read_records() -> Iterator[dict[str, Any]]:
+        (record,) = make_records(stored, shapes=shapes)()
+        yield {**record, "window": np.concatenate([windows, np.int32([[0, 0, 1, 1]])])}
+
+    (batch,) = dali.decode_batches(read_records, use_windows(data), BATCH, encoding)
+    assert np.abs(batch["image"].numpy()[:3].astype(int) - by_tfdata).max() <= 2
+    assert not batch["image"].numpy()[3].any()
+    assert batch["window"].numpy()[:3].tolist() == windows.tolist()
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -74,6 +74,36 @@ def test_a_crop_is_that_part_of_the_whole_image(noise: np.ndarray, kind: str) ->
     np.testing.assert_array_equal(inner, whole[4:12, 8:16])
 
 
+WINDOW = np.array([[3, 5, 8, 8]], np.int32)
+
+
+@pytest.mark.parametrize("fit", ["stretch", "crop", "pad"])
+@pytest.mark.parametrize("size", [(8, 8), (16, 24)])
+@pytest.mark.parametrize("kind", ["jpeg", "png", "raw"])
+def test_a_given_window_becomes_the_whole_result(noise: np.ndarray, kind: str, size: Any, fit: str) -> None:
+    stored = {"jpeg": encode_jpeg(noise), "png": encode_png(noise), "raw": noise.tobytes()}[kind]
+    encoding = "raw" if kind == "raw" else "as-found"
+    whole = decode_fitted(stored, noise.shape, DataSpec(image_size=(16, 24)), encoding)
+    data = DataSpec(image_size=size, fit=fit)
+    (part,) = tfdata.decode_all([stored], np.int32([noise.shape]), data, encoding, WINDOW)
+    expected = decode_pixels(encode_png(whole[3:11, 5:13]), size)
+    np.testing.assert_array_equal(part, expected)
+
+
+@pytest.mark.parametrize("ratio", range(4))
+def test_a_window_at_a_fraction_of_the_size_is_that_part_of_the_whole(ratio: int) -> None:
+    photo = np.random.default_rng(1).integers(0, 256, (12, 16, 3), np.uint8)
+    stored = encode_jpeg(np.asarray(Image.fromarray(photo).resize((159, 121))))
+    divisor = tfdata.RATIOS[ratio]
+    top, left, height, width = np.int32([33, 50, 64, 80]) // divisor
+    whole = tf.io.decode_jpeg(stored, 3, ratio=divisor, dct_method="INTEGER_ACCURATE").numpy()
+    window = tf.constant([33, 50, 64, 80])
+    target = tf.constant([0, 0, height, width])
+    data = DataSpec(image_size=(int(height), int(width)), fit="crop")
+    part = decode(tf.constant(stored), data, tfdata.Placement(window, target), tf.constant(ratio)).numpy()
+    np.testing.assert_array_equal(part, whole[top : top + height, left : left + width])
+
+
 def test_an_image_is_padded_with_black_on_both_sides(noise: np.ndarray) -> None:
     stored = encode_png(noise)
     whole = decode_fitted(stored, noise.shape, DataSpec(image_size=(16, 24)))

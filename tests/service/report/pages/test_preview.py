@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from order_oracle import epoch_order
 from PIL import Image
-from shard_samples import make_record, write_shards
+from shard_samples import encode_png, make_record, write_shards
 
 from pipelines.augment.apply import apply_augmentations
 from pipelines.augment.describe import describe_draws
@@ -21,6 +21,7 @@ from pipelines.errors import ConfigError, GlassboxError
 from pipelines.input.mix import open_reader
 from pipelines.input.order import EpochOrder
 from pipelines.input.passes import build_order
+from pipelines.input.tfdata import decode
 from pipelines.spec import AugmentSpec, DataSpec
 from service.report.analysis.augmented import PreviewOptions, augment_images
 from service.report.drawing.album import Album
@@ -270,3 +271,18 @@ def test_a_directory_with_other_files_is_never_replaced(shards: Path, tmp_path: 
     with pytest.raises(ConfigError, match="holds something else"):
         render_preview(shards, DATA, EVERYTHING, OPTIONS, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["manifest.json"]
+
+
+def test_a_crop_while_decoding_is_shown_as_decoded(shards: Path) -> None:
+    spec = AugmentSpec(crop=(0.1, 0.5), crop_at="decode")
+    images = augment_images(shards, open_reader(shards, "train", DATA), DATA, spec, OPTIONS)
+    windows = set()
+    for image in images:
+        for version in image.versions:
+            top, left, height, width = version.parameters["window"]
+            windows.add((image.row, top, left, height, width))
+            part = encode_png(IMAGES[image.row][top : top + height, left : left + width])
+            np.testing.assert_array_equal(version.pixels, decode(tf.constant(part), DATA).numpy())
+            (fact,) = version.facts
+            assert fact.value.endswith(f"{width}\N{MULTIPLICATION SIGN}{height} pixels at x {left} y {top}")
+    assert len(windows) > 2 * ROWS  # another one in every epoch
