@@ -56,6 +56,10 @@ class RunConfig(Spec):
         stages: Consecutive parts of the run with different settings; their epochs add up to `epochs`. A run
             without stages is a single stage.
         freeze: Patterns of layers that are not trained (see `service.training.optimizers`).
+        loss: `cross_entropy`, of a softmax over all classes; or `bce`, the mean over all classes of the
+            binary cross-entropy with each, for which both labels of a mixed image can be true.
+        bce_threshold: Share of a label above which its target is 1 in `bce`, and 0 below; None for the share
+            itself.
         label_smoothing: Share of every label that is spread evenly over all classes.
         class_weights: Factors on the loss by class name, or `balanced` for equal total weight of all classes;
             None for no weights.
@@ -99,6 +103,8 @@ class RunConfig(Spec):
     epochs: Positive = 10
     stages: tuple[StageSpec, ...] = ()
     freeze: Patterns = ()
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    bce_threshold: Inside | None = None
     label_smoothing: Fraction = 0.0
     class_weights: ClassWeights = None
     accumulate: Positive = 1
@@ -116,6 +122,11 @@ class RunConfig(Spec):
     checkpoint_minutes: Ratio | None = 10.0
     profile: bool = False
     deterministic: bool = False
+
+    @property
+    def images_per_update(self) -> int:
+        """Images whose gradients make up one update, over all replicas."""
+        return self.global_batch * self.accumulate
 
     @field_validator("weights")
     @classmethod
@@ -140,6 +151,13 @@ class RunConfig(Spec):
         if value % lanes:
             sizes = name_multiples(value, lanes)
             raise ValueError(f"data.lanes={lanes} does not divide it: use global_batch={sizes}")
+        return value
+
+    @field_validator("bce_threshold")
+    @classmethod
+    def _validate_bce_threshold(cls, value: float | None, info: ValidationInfo) -> float | None:
+        if value is not None and info.data.get("loss") != "bce":
+            raise ValueError("the threshold goes with loss=bce alone")
         return value
 
     @field_validator("class_weights", mode="before")

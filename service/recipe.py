@@ -30,7 +30,11 @@ _OPTIMIZERS_BY_SETTING = {
     "beta_1": (*_ADAMS, "lion"),
     "beta_2": (*_ADAMS, "lion"),
     "epsilon": ("rmsprop", *_ADAMS),
+    "l2": ("sgd",),
 }
+UNSCALED = "unscaled"
+_BATCH_EXPONENTS = {"none": 0.0, "sqrt": 0.5, "linear": 1.0}
+Scaling = Literal["none", "sqrt", "linear"]
 _SCHEDULES_BY_SETTING = {
     "warmup_steps": ("constant", "cosine", "step"),
     "warmup_epochs": ("constant", "cosine", "step"),
@@ -61,7 +65,11 @@ class OptimizerSpec(Spec):
 
     Attributes:
         name: Name of the Keras optimizer.
-        learning_rate: Base learning rate, which the schedule scales.
+        learning_rate: Base learning rate, which `scale` and the schedule multiply.
+        scale: How the learning rate grows with the images per update, `global_batch * accumulate`: times
+            their ratio to `reference_batch` (`linear`, for `sgd`: Goyal et al., 2017), times its root
+            (`sqrt`, for `adam` and `lamb`: You et al., 2020; Malladi et al., 2022), or not (`none`).
+        reference_batch: Images per update that `learning_rate` and `weight_decay` are given for.
         momentum: Momentum of `sgd` and `rmsprop`.
         nesterov: Whether `sgd` uses Nesterov momentum.
         beta_1: Decay of the mean of the gradients; not for `sgd` and `rmsprop`. Keras: 0.9.
@@ -69,19 +77,29 @@ class OptimizerSpec(Spec):
         epsilon: Constant that keeps divisions finite; not for `sgd` and `lion`. Keras: 1e-7.
         weight_decay: Decoupled weight decay (Loshchilov and Hutter, 2019): before each update
             `w -= learning_rate * weight_decay * w`, with every optimizer. `adam` with weight decay equals
-            `adamw`; the trust ratio of `lamb` excludes the decay. Keras: 0.004 for `adamw`, else 0.
+            `adamw`. In `lamb` the decay is part of the update that the trust ratio scales (You et al., 2020);
+            variables that are not decayed have the ratio 1. Keras: 0.004 for `adamw`, else 0.
+        decay_scale: How `weight_decay` grows with the images per update, like `scale`. With both `sqrt`, the
+            weights decay by the same factor per epoch for any batch; with `scale: linear`, without it.
+        l2: L2 penalty, as the weight decay of He et al. (2015) and of SGD in PyTorch: `l2 * w` is added to
+            the gradient, after clipping, and so accumulated by the momentum. It decays weights about
+            1 / (1 - momentum) times as fast as the same value of `weight_decay`.
         no_decay: Shell-style patterns of the paths of variables that are not decayed.
         clip_norm: Largest global norm of the gradient, over all replicas; None for no limit.
     """
 
     name: Literal["sgd", "rmsprop", "adam", "adamw", "lamb", "lion"] = "adam"
     learning_rate: Ratio = 1e-3
+    scale: Scaling = "none"
+    reference_batch: Positive = 256
     momentum: Fraction = 0.0
     nesterov: bool = False
     beta_1: Inside | None = None
     beta_2: Inside | None = None
     epsilon: Ratio | None = None
     weight_decay: NotNegative | None = None
+    decay_scale: Scaling = "none"
+    l2: NotNegative = 0.0
     no_decay: Patterns = NO_DECAY
     clip_norm: Ratio | None = None
 
@@ -91,7 +109,32 @@ class OptimizerSpec(Spec):
         _check_applies(cls, value, info, _OPTIMIZERS_BY_SETTING)
         if info.field_name == "nesterov" and value and not info.data.get("momentum"):
             raise ValueError("nesterov needs a momentum above 0")
+        if info.field_name == "l2" and value and info.data.get("weight_decay"):
+            raise ValueError("give weight_decay or l2, not both")
         return value
+
+    def scale_learning_rate(self, batch: int) -> float:
+        """Returns the factor on the learning rate for some number of images per update."""
+        return (batch / self.reference_batch) ** _BATCH_EXPONENTS[self.scale]
+
+    def scale_weight_decay(self, batch: int) -> float | None:
+        """Returns the weight decay for some number of images per update; None for that of Keras."""
+        if self.weight_decay is None:
+            return None
+        return self.weight_decay * (batch / self.reference_batch) ** _BATCH_EXPONENTS[self.decay_scale]
+
+    def describe_scaling(self, batch: int) -> str | None:
+        """Describes learning rate and weight decay for some number of images per update; None if fixed."""
+        parts = []
+        if self.scale != "none":
+            rate = self.learning_rate * self.scale_learning_rate(batch)
+            parts.append(f"learning rate {rate:.6g} ({self.scale} from {self.learning_rate:g})")
+        decay = self.scale_weight_decay(batch)
+        if decay is not None and self.decay_scale != "none":
+            parts.append(f"weight decay {decay:.6g} ({self.decay_scale} from {self.weight_decay:g})")
+        if not parts:
+            return None
+        return f"{' and '.join(parts)}: {batch} images per update, settings are for {self.reference_batch}"
 
 
 class ScheduleSpec(Spec):
@@ -104,7 +147,8 @@ class ScheduleSpec(Spec):
         warmup_steps: Updates before the full rate, during which the rate rises linearly; not for `one_cycle`,
             which has its own rise.
         warmup_epochs: Length of the warmup in epochs instead, fractions allowed.
-        warmup_from: Factor of the first update of the warmup.
+        warmup_from: Factor of the first update of the warmup; `unscaled` for the rate before
+            `optimizer.scale`, as in Goyal et al. (2017).
         end: Factor that `cosine` and `one_cycle` approach: that of the update after the last one.
         boundaries: Epochs after which the rate falls, counted from the start of the stage, warmup included.
         factor: Factor on the learning rate at each boundary.
@@ -115,7 +159,7 @@ class ScheduleSpec(Spec):
     name: Literal["constant", "cosine", "step", "one_cycle"] = "constant"
     warmup_steps: Count = 0
     warmup_epochs: NotNegative = 0.0
-    warmup_from: Share = 0.0
+    warmup_from: Share | Literal["unscaled"] = 0.0
     end: Share = 0.0
     boundaries: Annotated[tuple[Positive, ...], Field(validate_default=True)] = ()
     factor: PositiveShare = 0.1
@@ -149,7 +193,7 @@ class StageSpec(Spec):
 
     Attributes:
         epochs: Number of epochs of this stage.
-        learning_rate: Base learning rate; None for that of the optimizer.
+        learning_rate: Base learning rate, which `optimizer.scale` multiplies; None for that of the optimizer.
         schedule: Schedule over the updates of this stage; None for that of the run, started again.
         freeze: Patterns of layers that are not trained in this stage.
         train: Patterns of layers that are trained although other patterns freeze them.

@@ -14,7 +14,7 @@ from pipelines.input.batches import Batches
 from pipelines.records import Batch
 from service.scores import auc
 from service.training.distribute import distribute_eager_batches
-from service.training.losses import example_losses, predict_classes, true_ranks
+from service.training.losses import predict_classes, training_losses, true_ranks
 from service.training.step import Attach
 from service.training.strategy import SINGLE_WORKER, WorkerContext, sum_over_workers
 
@@ -36,6 +36,7 @@ class Evaluation:
         batches: Batches of the split.
         worker: Rank and group of this worker.
         attach: Adds the network's input to a batch; None for the images of `batches`.
+        loss: `cross_entropy` or `bce`, as in training.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Evaluation:
         batches: Batches,
         worker: WorkerContext = SINGLE_WORKER,
         attach: Attach | None = None,
+        loss: str = "cross_entropy",
     ) -> None:
         self._network = network
         self._strategy = strategy
         self._batches = batches
         self._worker = worker
+        self._loss = loss
         self._attach = attach or batches.attach
         # One iterator for all evaluations saves the time to start one for each.
         self._iterator = distribute_eager_batches(strategy, batches, worker, 0, epochs=MAX_EVALUATIONS)
@@ -107,7 +110,7 @@ class Evaluation:
         logits = self._network(tf.cast(images, tf.float32), training=False)
         labels = batch["label"]
         columns = (
-            example_losses(labels, logits),
+            training_losses(labels, logits, None, loss=self._loss),
             true_ranks(labels, logits),
             predict_classes(logits),
             _last_class_margin(logits),

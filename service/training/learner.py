@@ -18,7 +18,7 @@ from service.models import build_model
 from service.models.check import define_task
 from service.models.weights import load_weights
 from service.pretrained import NONE
-from service.recipe import class_weight_table
+from service.recipe import OptimizerSpec, class_weight_table
 from service.training.features import FeatureCache, StageNetwork
 from service.training.layer_norms import LayerNorms, name_weights, summarize_layers
 from service.training.optimizers import build_optimizer, check_no_decay, freeze_layers
@@ -168,15 +168,24 @@ def build_learner(
         accumulate=config.accumulate,
         clip_norm=config.optimizer.clip_norm,
         label_smoothing=config.label_smoothing,
+        loss=config.loss,
+        bce_threshold=config.bce_threshold,
+        l2=config.optimizer.l2,
         class_weights=_compute_class_weights(config, train),
         ema_decay=config.ema,
         scale_loss=config.precision == "mixed_float16",
         record_rows=is_logging_rows(),
     )
     with strategy.scope():
-        optimizer = build_optimizer(config.optimizer, weights)
+        optimizer = build_optimizer(_scale_weight_decay(config), weights)
         steps = Steps(stage_network.training_network, optimizer, weights, rates, strategy, options)
     return Learner(strategy, model, optimizer, steps, stage_network, stage)
+
+
+def _scale_weight_decay(config: RunConfig) -> OptimizerSpec:
+    """Returns the optimizer with the weight decay for the batch; its learning rate is set by the schedule."""
+    decay = config.optimizer.scale_weight_decay(config.images_per_update)
+    return config.optimizer.model_copy(update={"weight_decay": decay})
 
 
 def _compute_class_weights(config: RunConfig, train: Batches) -> tuple[float, ...] | None:

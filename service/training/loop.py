@@ -470,6 +470,7 @@ class Loop:
                 self.validation,
                 self.worker,
                 stage_network.attach_validation,
+                self.config.loss,
             )
 
     def _build_statistics(self) -> PreciseStatistics | None:
@@ -529,6 +530,9 @@ class Loop:
     def _prepare_run_directory(self, checkpoint: Checkpoint | None) -> None:
         """Resets the run directory to the position that this worker starts from."""
         remove_unfinished(self.run.checkpoints)
+        scaling = self.config.optimizer.describe_scaling(self.config.images_per_update)
+        if scaling:
+            self.run.notice(scaling)
         self.run.write_metadata(_describe_model(self.config, self.train.manifest))
         self.run.write_metrics(self.position.history)
         self.run.remove_layers(after=self.position.epoch)

@@ -37,6 +37,8 @@ def training_losses(
     share: tf.Tensor | None,
     smoothing: float = 0.0,
     class_weights: np.ndarray | None = None,
+    loss: str = "cross_entropy",
+    threshold: float | None = None,
 ) -> tf.Tensor:
     """Returns the training loss of each example; for a mixture, over the labels of both neighbours.
 
@@ -46,10 +48,14 @@ def training_losses(
         share: Share of the image itself in the mixture, float32 `[B]`; None if nothing is mixed.
         smoothing: Label smoothing (see `example_losses`).
         class_weights: Factor for each class, float32 `[classes]`; None for 1.
+        loss: `cross_entropy`, or `bce` (see `binary_losses`).
+        threshold: Target above which the target of `bce` becomes 1, and 0 below; None to keep it.
 
     Returns:
         float32 `[B]`, in nats.
     """
+    if loss == "bce":
+        return binary_losses(labels, logits, share, smoothing, class_weights, threshold)
 
     def compute_losses(labels: tf.Tensor) -> tf.Tensor:
         losses = example_losses(labels, logits, smoothing)
@@ -60,6 +66,51 @@ def training_losses(
     if share is None:
         return compute_losses(labels)
     return share * compute_losses(labels) + (1 - share) * compute_losses(swap_neighbours(labels))
+
+
+def binary_losses(
+    labels: tf.Tensor,
+    logits: tf.Tensor,
+    share: tf.Tensor | None = None,
+    smoothing: float = 0.0,
+    class_weights: np.ndarray | None = None,
+    threshold: float | None = None,
+) -> tf.Tensor:
+    """Returns the binary cross-entropy of each example, the mean over all classes.
+
+    Each class is predicted on its own, by the sigmoid of its logit, so that both labels of a mixture can be
+    true (Wightman, Touvron and Jegou, "ResNet strikes back", 2021, section 2).
+
+    Args:
+        labels: True classes, int32 `[B]`.
+        logits: Logits `[B, classes]`, or `[B, 1]` for class 1 of two, which is then the only one.
+        share: Share of the image itself in the mixture, float32 `[B]`; None if nothing is mixed.
+        smoothing: Share of the label that is spread evenly over all classes.
+        class_weights: Factor for each class, float32 `[classes]`; that of a mixture is the mean of both.
+        threshold: Target above which a target becomes 1, and 0 below; None to keep them.
+
+    Returns:
+        float32 `[B]`, in nats.
+    """
+    logits = tf.cast(logits, tf.float32)
+    classes = max(2, logits.shape[-1])
+    targets = _mix_labels(tf.one_hot(labels, classes), share)  # [B, classes]
+    weights = None if class_weights is None else tf.linalg.matvec(targets, class_weights)
+    targets = targets * (1 - smoothing) + smoothing / classes
+    if threshold is not None:
+        targets = tf.cast(targets > threshold, tf.float32)
+    if logits.shape[-1] == 1:
+        targets = targets[:, 1:]
+    losses = tf.nn.sigmoid_cross_entropy_with_logits(targets, logits)
+    means = tf.reduce_mean(losses, axis=-1)
+    return means if weights is None else means * weights
+
+
+def _mix_labels(labels: tf.Tensor, share: tf.Tensor | None) -> tf.Tensor:
+    """Mixes labels `[B, classes]` with those of the neighbours, as their images are mixed."""
+    if share is None:
+        return labels
+    return share[:, None] * labels + (1 - share[:, None]) * swap_neighbours(labels)
 
 
 def predict_classes(logits: tf.Tensor) -> tf.Tensor:

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from pipelines.errors import ConfigError
 from service.recipe import NO_DECAY, OptimizerSpec
+from service.training.lamb import Lamb
 from service.training.strategy import find_replica_copy
 
 _OPTIMIZERS = {
@@ -23,7 +24,7 @@ _OPTIMIZERS = {
     "rmsprop": keras.optimizers.RMSprop,
     "adam": keras.optimizers.Adam,
     "adamw": keras.optimizers.AdamW,
-    "lamb": keras.optimizers.Lamb,
+    "lamb": Lamb,
     "lion": keras.optimizers.Lion,
 }
 _KERAS_ARGUMENTS = ("momentum", "nesterov", "beta_1", "beta_2", "epsilon", "weight_decay")
@@ -54,6 +55,7 @@ def apply_gradients(
     gradients: Sequence[tf.Tensor],
     weights: Sequence[keras.Variable],
     rate: tf.Tensor,
+    l2: float = 0.0,
 ) -> None:
     """Updates the weights on this replica, as `Optimizer.apply` does on all of them.
 
@@ -65,12 +67,15 @@ def apply_gradients(
         gradients: Gradient of each weight, after the sum over all replicas.
         weights: The variables to update.
         rate: Learning rate of the update, float32 scalar.
+        l2: Factor of the L2 penalty on the weights that decay (see `OptimizerSpec.l2`).
     """
     find_replica_copy(optimizer.learning_rate.value).assign(rate)
     for gradient, weight in zip(gradients, weights, strict=True):
         if optimizer.weight_decay is not None and optimizer._use_weight_decay(weight):
             factor = tf.cast(optimizer.weight_decay * rate, weight.dtype)
             optimizer.assign_sub(weight, weight.value * factor)
+        if l2 and optimizer._use_weight_decay(weight):
+            gradient = gradient + l2 * weight.value
         optimizer.update_step(gradient, weight.value, rate)
         if weight.constraint is not None:
             weight.assign(weight.constraint(weight))

@@ -10,7 +10,7 @@ import numpy as np
 
 from pipelines.errors import ConfigError
 from service.config import RunConfig
-from service.recipe import ScheduleSpec, StageSpec, format_epochs
+from service.recipe import UNSCALED, ScheduleSpec, StageSpec, format_epochs
 
 
 def updates_per_epoch(steps: int, accumulate: int) -> int:
@@ -30,8 +30,8 @@ class Stage:
     Attributes:
         first: The first epoch of the stage, from 1.
         epochs: Number of epochs in the stage.
-        learning_rate: Base learning rate of the stage.
-        schedule: Learning rate schedule over the updates of the stage.
+        learning_rate: Base learning rate of the stage, scaled by the batch.
+        schedule: Learning rate schedule over the updates of the stage; `warmup_from` is a number.
         freeze: Patterns of layers that do not learn; those of the run come first.
         train: Patterns of layers that learn although `freeze` matches them.
     """
@@ -52,19 +52,27 @@ def list_stages(config: RunConfig) -> tuple[Stage, ...]:
     """
     stages: list[Stage] = []
     first = 1
+    scale = config.optimizer.scale_learning_rate(config.images_per_update)
     for spec in config.stages or (StageSpec(epochs=config.epochs),):
         stages.append(
             Stage(
                 first=first,
                 epochs=spec.epochs,
-                learning_rate=spec.learning_rate or config.optimizer.learning_rate,
-                schedule=spec.schedule or config.schedule,
+                learning_rate=scale * (spec.learning_rate or config.optimizer.learning_rate),
+                schedule=_resolve_warmup(spec.schedule or config.schedule, scale),
                 freeze=(*config.freeze, *spec.freeze),
                 train=spec.train,
             )
         )
         first += spec.epochs
     return tuple(stages)
+
+
+def _resolve_warmup(spec: ScheduleSpec, scale: float) -> ScheduleSpec:
+    """Returns the schedule with the factor that its warmup starts from, at most 1."""
+    if spec.warmup_from != UNSCALED:
+        return spec
+    return spec.model_copy(update={"warmup_from": min(1.0, 1.0 / scale)})
 
 
 def find_stage(stages: tuple[Stage, ...], epoch: int) -> int:
@@ -131,7 +139,8 @@ def learning_rates(spec: ScheduleSpec, base_rate: float, updates_per_epoch: int,
         factor = spec.factor ** np.searchsorted(boundaries, u, side="right")
     else:
         factor = np.ones(updates)
-    ramp = spec.warmup_from + (1.0 - spec.warmup_from) * u / max(1, warmup)
+    start = float(spec.warmup_from)
+    ramp = start + (1.0 - start) * u / max(1, warmup)
     return np.asarray(base_rate * np.where(u < warmup, ramp, factor), np.float32)
 
 

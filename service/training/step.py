@@ -56,6 +56,9 @@ class StepOptions:
         clip_norm: Maximum global norm of the gradient, after the sum over replicas; None for no limit.
         label_smoothing: Share of each label spread over all classes (see `example_losses`).
         class_weights: Factor on the loss for each class.
+        loss: `cross_entropy` or `bce`.
+        bce_threshold: Target above which a target of `bce` becomes 1; None to keep the targets.
+        l2: Factor of the L2 penalty (see `OptimizerSpec.l2`).
         ema_decay: Decay of the moving average of the weights, per update; None for no average.
         scale_loss: Whether to scale the loss, as required for float16.
         record_rows: Whether results contain the row numbers of the trained batches.
@@ -69,6 +72,9 @@ class StepOptions:
     clip_norm: float | None = None
     label_smoothing: float = 0.0
     class_weights: tuple[float, ...] | None = None
+    loss: str = "cross_entropy"
+    bce_threshold: float | None = None
+    l2: float = 0.0
     ema_decay: float | None = None
     scale_loss: bool = False
     record_rows: bool = False
@@ -327,7 +333,13 @@ class Steps:
         with tf.GradientTape() as tape:
             logits = self._network(images, training=True)  # [B, classes], or [B, 1] for two classes
             losses = training_losses(  # [B]
-                labels, logits, share, options.label_smoothing, self._class_weights
+                labels,
+                logits,
+                share,
+                options.label_smoothing,
+                self._class_weights,
+                options.loss,
+                options.bce_threshold,
             )
             loss = tf.reduce_sum(losses * weights)
             scaled_loss = loss * scale
@@ -405,7 +417,7 @@ class Steps:
     def _apply_gradients(self, gradients: list[tf.Tensor], squares: tf.Tensor, rate: tf.Tensor) -> None:
         """Updates the weights of this replica and their moving average, and records the squared norms."""
         self.gradient_norms.add(squares)
-        apply_gradients(self._optimizer, gradients, self.weights, rate)
+        apply_gradients(self._optimizer, gradients, self.weights, rate, self._options.l2)
         if self.average:
             self.average.update(find_replica_copy(self._optimizer.iterations.value))
 

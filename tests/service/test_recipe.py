@@ -11,7 +11,13 @@ import yaml
 from pipelines.errors import ConfigError
 from pipelines.spec import check
 from service.config import RunConfig, load_config
-from service.recipe import EarlyStoppingSpec, class_weight_table, find_last_improvement, should_stop
+from service.recipe import (
+    EarlyStoppingSpec,
+    OptimizerSpec,
+    class_weight_table,
+    find_last_improvement,
+    should_stop,
+)
 
 EVERYTHING = [
     "optimizer={name: sgd, momentum: 0.9, nesterov: true, weight_decay: 0.0001}",
@@ -83,6 +89,8 @@ def test_defaults_of_a_preset_without_a_recipe() -> None:
         ("optimizer={name: sgd, nesterov: true}", "nesterov needs a momentum"),
         ("optimizer={name: sgd, beta_1: 0.8}", "beta_1 goes with adam and adamw and lamb and lion alone"),
         ("optimizer={name: lion, epsilon: 0.001}", "epsilon goes with rmsprop and adam"),
+        ("optimizer={name: lamb, l2: 0.1}", "l2 goes with sgd alone, not with lamb"),
+        ("optimizer={name: sgd, l2: 0.1, weight_decay: 0.1}", "give weight_decay or l2, not both"),
         ("optimizer.beta_2=1", "beta_2"),
         ("optimizer.weight_decay=-1", "weight_decay"),
         ("optimizer.clip_norm=0", "clip_norm"),
@@ -103,6 +111,7 @@ def test_defaults_of_a_preset_without_a_recipe() -> None:
         ("stages=[{learning_rate: 1}]", "a value for stages.0.epochs"),
         ("freeze=['']", "freeze.0"),
         ("label_smoothing=1", "label_smoothing"),
+        ("bce_threshold=0.2", "the threshold goes with loss=bce alone"),
         ("ema=1", "ema"),
         ("accumulate=0", "accumulate"),
         ("class_weights=even", "class_weights: class weights are 'balanced'"),
@@ -175,3 +184,15 @@ def test_class_weights() -> None:
     assert class_weight_table(None, names, (1, 1, 1)).tolist() == [1.0, 1.0, 1.0]
     with pytest.raises(ConfigError, match=r"Received: class_weights\.dgo=2\.0\. Fix: use dog\."):
         class_weight_table({"cat": 1.0, "dgo": 2.0}, names, (1, 1, 1))
+
+
+def test_the_batch_scales_the_weight_decay_and_what_was_inferred_is_described() -> None:
+    spec = OptimizerSpec(learning_rate=0.1, weight_decay=0.02, scale="linear", decay_scale="sqrt")
+    assert spec.scale_weight_decay(1024) == pytest.approx(0.04)
+    assert spec.describe_scaling(1024) == (
+        "learning rate 0.4 (linear from 0.1) and weight decay 0.04 (sqrt from 0.02): "
+        "1024 images per update, settings are for 256"
+    )
+    plain = OptimizerSpec(weight_decay=0.02)
+    assert (plain.scale_weight_decay(1024), plain.describe_scaling(1024)) == (0.02, None)
+    assert OptimizerSpec(decay_scale="sqrt").scale_weight_decay(1024) is None

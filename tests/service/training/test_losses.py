@@ -59,6 +59,43 @@ def test_class_weights_apply_to_each_label_of_a_mixture() -> None:
     np.testing.assert_allclose(losses, share * own + (1 - share) * other, rtol=1e-5)
 
 
+def binary_cross_entropy(targets: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Mean over the classes of the cross-entropies of single classes, `[B]`."""
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    losses = targets * np.log(probabilities) + (1 - targets) * np.log(1 - probabilities)
+    return -losses.mean(axis=1)
+
+
+# Shares of the labels 1, 0 | 2, 1 of two pairs of neighbours
+SHARE = np.float32([0.75, 0.25, 0.9, 0.5])
+MIXED = np.array([[0.25, 0.75, 0.0], [0.25, 0.75, 0.0], [0.0, 0.1, 0.9], [0.0, 0.5, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "threshold", "targets"),
+    [
+        (0.0, None, MIXED),
+        (0.3, None, 0.7 * MIXED + 0.1),
+        (0.0, 0.2, np.array([[1, 1, 0], [1, 1, 0], [0, 0, 1], [0, 1, 1]])),
+        (0.0, 0.5, np.array([[0, 1, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])),
+    ],
+)
+def test_binary_losses_of_mixtures(smoothing: float, threshold: float | None, targets: np.ndarray) -> None:
+    losses = training_losses(LABELS, LOGITS, SHARE, smoothing, None, "bce", threshold)
+    np.testing.assert_allclose(losses, binary_cross_entropy(targets, LOGITS), rtol=1e-5)
+
+
+def test_binary_losses_of_single_images_and_units() -> None:
+    losses = training_losses(LABELS, LOGITS, None, loss="bce")
+    np.testing.assert_allclose(losses, binary_cross_entropy(np.eye(3)[LABELS], LOGITS), rtol=1e-5)
+    weights = np.float32([1.0, 2.0, 4.0])
+    weighted = training_losses(LABELS, LOGITS, SHARE, 0.0, weights, "bce")
+    np.testing.assert_allclose(weighted, binary_cross_entropy(MIXED, LOGITS) * (MIXED @ weights), rtol=1e-5)
+    unit = np.float32([[2.0], [-2.0]])
+    expected = example_losses(np.int32([1, 0]), unit)
+    np.testing.assert_allclose(training_losses(np.int32([1, 0]), unit, None, loss="bce"), expected, rtol=1e-5)
+
+
 def test_the_rank_is_the_number_of_classes_before_the_true_one() -> None:
     assert predict_classes(tf.constant(LOGITS)).numpy().tolist() == [2, 0, 1, 0]
     # of equal logits the first comes first

@@ -45,7 +45,8 @@ def train_dense(spec: OptimizerSpec) -> list[np.ndarray]:
     optimizer.build(model.trainable_variables)
     for rate, gradients in zip(RATES, GRADIENTS, strict=True):
         tensors = [keras.ops.convert_to_tensor(gradient, "float32") for gradient in gradients]
-        apply_gradients(optimizer, tensors, model.trainable_variables, keras.ops.convert_to_tensor(rate))
+        rate = keras.ops.convert_to_tensor(rate)
+        apply_gradients(optimizer, tensors, model.trainable_variables, rate, spec.l2)
     return model.get_weights()
 
 
@@ -73,11 +74,6 @@ def adam_of_other_betas(gradients: list[np.ndarray], weights: np.ndarray) -> np.
     # Keras adds epsilon before correcting the bias
     mean, root = adam_step(gradients, 0.5, 0.75, 0.01 / np.sqrt(1 - 0.75 ** len(gradients)))
     return mean / root
-
-
-def lamb(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
-    step = adam(gradients, weights)
-    return step * np.linalg.norm(weights) / np.linalg.norm(step)
 
 
 def lion(gradients: list[np.ndarray], weights: np.ndarray) -> np.ndarray:
@@ -113,7 +109,7 @@ def apply_updates(start: np.ndarray, which: int, update: Update, decay: float) -
         ({"name": "adamw"}, adam, 0.004),
         ({"name": "adamw", "weight_decay": 0.5}, adam, 0.5),
         ({"name": "adamw", "weight_decay": 0.0}, adam, 0.0),
-        ({"name": "lamb", "weight_decay": 0.5}, lamb, 0.5),
+        ({"name": "sgd", "l2": 0.5}, sgd, 0.5),
         ({"name": "lion", "weight_decay": 0.5}, lion, 0.5),
     ],
 )
@@ -126,6 +122,41 @@ def test_three_updates_decay_kernels_and_not_biases(
     kernel, bias = train_dense(OptimizerSpec(**settings, no_decay=("dense/k*",)))
     np.testing.assert_allclose(kernel, apply_updates(KERNEL, 0, update, 0.0), **CLOSE)
     np.testing.assert_allclose(bias, apply_updates(BIAS, 1, update, decay), **CLOSE)
+
+
+@pytest.mark.parametrize("decay", [None, 0.0, 0.5])
+def test_lamb_is_algorithm_2_of_its_paper(decay: float | None) -> None:
+    kernel, bias = KERNEL.copy(), BIAS.copy()
+    for t, rate in enumerate(RATES):
+        mean, root = adam_step([g[0] for g in GRADIENTS[: t + 1]], 0.9, 0.999, 1e-6)
+        direction = mean / root + (decay or 0.0) * kernel
+        kernel = kernel - rate * np.linalg.norm(kernel) / np.linalg.norm(direction) * direction
+        mean, root = adam_step([g[1] for g in GRADIENTS[: t + 1]], 0.9, 0.999, 1e-6)
+        bias = bias - rate * mean / root  # neither decayed nor adapted
+    spec = OptimizerSpec(name="lamb", weight_decay=decay, epsilon=1e-6)
+    trained = train_dense(spec)
+    np.testing.assert_allclose(trained[0], kernel, **CLOSE)
+    np.testing.assert_allclose(trained[1], bias, **CLOSE)
+
+
+def test_lamb_moves_weights_that_are_zero() -> None:
+    model = build_dense_model()
+    model.set_weights([np.zeros_like(KERNEL, np.float32), BIAS.astype(np.float32)])
+    optimizer = build_optimizer(OptimizerSpec(name="lamb", weight_decay=0.1), model.trainable_variables)
+    optimizer.build(model.trainable_variables)
+    gradients = [keras.ops.convert_to_tensor(gradient, "float32") for gradient in GRADIENTS[0]]
+    apply_gradients(optimizer, gradients, model.trainable_variables, keras.ops.convert_to_tensor(0.1))
+    np.testing.assert_allclose(model.get_weights()[0], -0.1 * np.sign(GRADIENTS[0][0]), rtol=1e-4)
+
+
+def test_the_momentum_accumulates_the_l2_penalty() -> None:
+    weights = KERNEL.copy()
+    velocity = np.zeros_like(KERNEL)
+    for rate, (gradient, _) in zip(RATES, GRADIENTS, strict=True):
+        velocity = 0.9 * velocity - rate * (gradient + 0.5 * weights)
+        weights = weights + velocity
+    trained = train_dense(OptimizerSpec(name="sgd", momentum=0.9, l2=0.5))
+    np.testing.assert_allclose(trained[0], weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])

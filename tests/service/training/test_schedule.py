@@ -29,6 +29,33 @@ def test_the_rate_is_constant_after_a_linear_warmup() -> None:
     assert compute_rates(3).tolist() == [2.0, 2.0, 2.0]
 
 
+@pytest.mark.parametrize(
+    ("scale", "batch", "accumulate", "rate", "first"),
+    [
+        ("none", 1024, 1, 0.1, 0.1),
+        ("linear", 1024, 1, 0.4, 0.1),
+        ("linear", 256, 4, 0.4, 0.1),
+        ("linear", 64, 1, 0.025, 0.025),  # a smaller batch needs no warmup to a lower rate
+        ("sqrt", 1024, 1, 0.2, 0.1),
+    ],
+)
+def test_the_batch_scales_the_rate_and_the_warmup_begins_without(
+    scale: str, batch: int, accumulate: int, rate: float, first: float
+) -> None:
+    config = RunConfig(
+        preset="test",
+        shards="shards",
+        model="linear",
+        optimizer={"learning_rate": 0.1, "scale": scale},
+        schedule={"warmup_epochs": 2.0, "warmup_from": "unscaled"},
+        global_batch=batch,
+        accumulate=accumulate,
+        epochs=4,
+    )
+    rates = run_rates(config, 10)
+    np.testing.assert_allclose(rates[[0, 10, 20, 39]], [first, (first + rate) / 2, rate, rate], rtol=1e-6)
+
+
 def test_the_cosine_runs_over_what_the_warmup_leaves() -> None:
     # (1 + cos 0, 45, 90, 135 degrees) / 2 of the base rate
     np.testing.assert_allclose(
