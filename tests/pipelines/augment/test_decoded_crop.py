@@ -59,15 +59,23 @@ def measure(windows, height, width):
 
 
 @pytest.mark.parametrize("size", [(375, 500), (500, 375), (300, 300), (200, 640)])
-@pytest.mark.parametrize("scale", [(0.08, 1.0), (0.35, 1.0)])
-def test_windows_have_the_published_distribution(size, scale):
+@pytest.mark.parametrize(
+    ("scale", "ratio"),
+    [((0.08, 1.0), (3 / 4, 4 / 3)), ((0.35, 1.0), (3 / 4, 4 / 3)), ((0.1, 0.6), (0.8, 2.0))],
+)
+def test_windows_have_the_published_distribution(size, scale, ratio):
     generator = np.random.default_rng(3)
-    ratio = (3 / 4, 4 / 3)
     expected = [draw_by_formula(generator, *size, scale, ratio) for _ in range(COUNT)]
     found = draw_many(*size, AugmentSpec(crop=scale, crop_ratio=ratio, crop_at="decode"))
     for name, values in measure(expected, *size).items():
         distance = ks_2samp(values, measure(found, *size)[name]).statistic
         assert distance < LARGEST_DISTANCE, name
+
+
+def test_area_proportions_and_position_are_independent():
+    values = measure(draw_many(1000, 1000, AugmentSpec(crop=(0.1, 0.5), crop_at="decode")), 1000, 1000)
+    correlations = np.corrcoef([values[name] for name in ("area", "aspect", "y", "x")])
+    assert np.abs(correlations - np.eye(4)).max() < 5 / math.sqrt(COUNT)
 
 
 def test_an_image_that_no_attempt_fits_shows_its_middle():
