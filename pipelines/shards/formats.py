@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
@@ -54,8 +55,8 @@ def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardF
     if path.suffix == ".arrow":
         with replace_file(path, durable=False) as temporary:
             rows = write_arrow(temporary, records)
-            sync(temporary)
-        return ShardFile(rows=rows, **describe_file(path).model_dump())
+            stored = flush_file(temporary, path.name)
+        return ShardFile(rows=rows, **stored.model_dump())
 
     index = directory / get_index_name(file)
     with (
@@ -63,9 +64,9 @@ def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardF
         replace_file(index, durable=False) as temporary_index,
     ):
         rows = write_tfrecord(temporary, temporary_index, records)
-        sync(temporary)
-        sync(temporary_index)
-    return ShardFile(rows=rows, index=describe_file(index), **describe_file(path).model_dump())
+        stored = flush_file(temporary, path.name)
+        stored_index = flush_file(temporary_index, index.name)
+    return ShardFile(rows=rows, index=stored_index, **stored.model_dump())
 
 
 @contextmanager
@@ -143,6 +144,18 @@ def get_index_name(file: str) -> str:
     return str(Path(file).with_suffix(".index.arrow"))
 
 
-def describe_file(path: Path) -> StoredFile:
-    """Returns the name, size and digest of a file on disk."""
-    return StoredFile(file=path.name, bytes=path.stat().st_size, sha256=hash_file(path))
+def flush_file(path: Path, name: str) -> StoredFile:
+    """Flushes a file to disk, and computes its digest while the disk is at work.
+
+    Args:
+        path: Where the file is now.
+        name: Name that it will have in the shard set.
+
+    Returns:
+        Its name, size and digest.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        flush = pool.submit(sync, path)
+        digest = hash_file(path)
+        flush.result()
+    return StoredFile(file=name, bytes=path.stat().st_size, sha256=digest)

@@ -32,10 +32,10 @@ from pipelines.shards.arrow import (
     report_damage,
 )
 from pipelines.shards.files import LocalFiles, ShardFiles
-from pipelines.shards.formats import describe_file, get_index_name, read_columns
+from pipelines.shards.formats import flush_file, get_index_name, read_columns
 from pipelines.shards.manifest import InlineSplit, Manifest, ShardFile, SplitManifest, StoredFile
 from pipelines.spec import Spec
-from pipelines.storage import replace_file, sync
+from pipelines.storage import replace_file
 
 ROW_SCHEMA = pa.schema(
     [
@@ -158,15 +158,15 @@ def write_split(
             for shard, part in shards:
                 if shard.rows:
                     writer.add(shard, part)
-        sync(temporary_table)
-        sync(temporary_index)
+        table = flush_file(temporary_table, table_path.name)
+        index = flush_file(temporary_index, index_path.name)
     return SplitFiles(
         rows=writer.rows,
         shard_count=writer.shard_count,
         bytes=writer.bytes,
         file_pattern=writer.file_pattern,
-        table=describe_file(table_path),
-        index=describe_file(index_path),
+        table=table,
+        index=index,
     )
 
 

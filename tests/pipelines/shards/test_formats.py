@@ -15,7 +15,7 @@ from pipelines.errors import DataError
 from pipelines.records import Record
 from pipelines.shards import arrow
 from pipelines.shards.files import LocalFiles
-from pipelines.shards.formats import ShardRows, open_shard, write_shard
+from pipelines.shards.formats import ShardRows, flush_file, open_shard, write_shard
 from pipelines.shards.manifest import ShardFile
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -185,3 +185,8 @@ with open_shard(LocalFiles(Path({str(tmp_path)!r})), shard) as rows:
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "b'x' x set()"
+
+
+def test_flush_errors_are_not_lost() -> None:
+    with pytest.raises(OSError):
+        flush_file(Path("/dev/null"), "train-0.arrow")  # a device that cannot be flushed
