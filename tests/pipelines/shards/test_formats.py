@@ -188,5 +188,5 @@ with open_shard(LocalFiles(Path({str(tmp_path)!r})), shard) as rows:
 
 
 def test_flush_errors_are_not_lost() -> None:
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Invalid argument"):
         flush_file(Path("/dev/null"), "train-0.arrow")  # a device that cannot be flushed
