@@ -1,13 +1,19 @@
-"""A file that is read at any position, from several threads, without being mapped into memory."""
+"""Files that are read at any position, from several threads, without being mapped into memory."""
 
 from __future__ import annotations
 
 import os
+import resource
+import threading
+from collections import OrderedDict
+from collections.abc import Collection
 from pathlib import Path
 
 from pipelines.errors import DataError
 
 DAMAGE_FIX = "copy the file again, or build the shard set again"
+SHARE_OF_FILES = 8  # a set keeps at most one of so many files open that the process may open
+MAX_OPEN_FILES = 4096
 
 
 class DamagedFileError(DataError):
@@ -67,3 +73,55 @@ class OpenFile:
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
+
+
+class OpenFiles:
+    """Open files by name; of more than `limit`, those that were used last.
+
+    Args:
+        limit: Number of files that are kept open; None to derive it from the limit of the process.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit or choose_open_files()
+        self._files: OrderedDict[str, OpenFile] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, name: str) -> OpenFile | None:
+        """Returns a file if it is open."""
+        with self._lock:
+            file = self._files.get(name)
+            if file is not None:
+                self._files.move_to_end(name)
+            return file
+
+    def add(self, name: str, file: OpenFile) -> None:
+        """Adds a file; one that is removed for it stays open until the threads that read it are done."""
+        with self._lock:
+            self._files[name] = file
+            while len(self._files) > self._limit:
+                self._files.popitem(last=False)
+
+    def remove(self, name: str) -> OpenFile | None:
+        """Removes a file, and returns it if it was open."""
+        with self._lock:
+            return self._files.pop(name, None)
+
+    def keep(self, names: Collection[str]) -> None:
+        """Removes all other files."""
+        with self._lock:
+            for name in self._files.keys() - names:
+                del self._files[name]
+
+    def clear(self) -> None:
+        """Removes all files."""
+        with self._lock:
+            self._files.clear()
+
+
+def choose_open_files() -> int:
+    """Chooses how many files of a set are kept open: 128 where a process may open 1024, as is common."""
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if allowed == resource.RLIM_INFINITY:
+        return MAX_OPEN_FILES
+    return min(max(allowed // SHARE_OF_FILES, 1), MAX_OPEN_FILES)

@@ -16,7 +16,7 @@ from time import monotonic, sleep, time_ns
 from typing import Protocol
 
 from pipelines.errors import DataError, GlassboxError
-from pipelines.open_file import OpenFile
+from pipelines.open_file import OpenFile, OpenFiles
 from pipelines.remote.disk import (
     NO_SPACE,
     CacheFolder,
@@ -37,7 +37,6 @@ from pipelines.remote.uri import Uri
 logger = logging.getLogger(__name__)
 
 THREADS = 4  # of a pass, that fetch ahead
-OPEN_FILES = 256  # kept open by a pass; Linux allows 1024 per process by default
 KNOWN_USES = 65_536  # files whose last use is remembered; it tells hits from misses
 RETRY_SECONDS = 0.5  # until it is tried again to fetch ahead, where there was no space
 ROOM_SECONDS = 0.05  # until it is tried again to fetch a file that a thread waits for
@@ -117,7 +116,7 @@ class CachedFiles:
             DataError: The file is missing, or ends before.
         """
         entry = self._source.describe_entry(file)
-        if entry.bytes > WHOLE_BYTES and not self._source.cache.find(entry):
+        if entry.bytes > WHOLE_BYTES and not self._source.cache.has(entry):
             with self._source.counters.measure_wait():
                 return read_range(self._source.location / entry.name, start, size)
         path = self._pass.pin(entry)
@@ -233,7 +232,7 @@ class _Pass:
         self._borrowed: Counter[str] = Counter()
         self._pinned: dict[str, CacheEntry] = {}
         self._in_use: dict[str, int] = {}  # bytes of the files in use, as published
-        self._open_files: dict[str, OpenFile] = {}
+        self._open_files = OpenFiles()
         self._sizes: dict[str, int] = {}
         self._queue: deque[tuple[CacheEntry, int]] = deque()  # what is to be fetched ahead, and its distance
         self._complete: set[str] = (
@@ -255,8 +254,10 @@ class _Pass:
         """Opens files for the length of a block."""
         self._take(entries)
         try:
-            self._obtain_all(entries)
-            yield [self._open(entry) for entry in entries]
+            opened = [self._open_files.get(entry.key) for entry in entries]
+            # What is open was complete, and nobody evicts it while it is in use.
+            self._obtain_all([entry for entry, file in zip(entries, opened, strict=True) if file is None])
+            yield [file or self._open(entry) for entry, file in zip(entries, opened, strict=True)]
         finally:
             self._give_back(entries)
 
@@ -286,8 +287,7 @@ class _Pass:
 
     def discard(self, entry: CacheEntry) -> None:
         """Removes a damaged file from the cache, unless it has been replaced since it was opened."""
-        with self._condition:
-            opened = self._open_files.pop(entry.key, None)
+        opened = self._open_files.remove(entry.key)
         path = self._cache.find(entry)
         if opened is not None:
             self._cache.remove(entry, opened.inode)
@@ -349,26 +349,35 @@ class _Pass:
             in_use |= {entry.key: entry.bytes for entry in self._schedule.list_current()}
             upcoming = list(self._schedule.list_upcoming())
             self._horizon = self._schedule.find_horizon()
-        for key in self._open_files.keys() - in_use.keys():
-            del self._open_files[key]  # an evicted file takes space as long as it is open
+        self._open_files.keep(in_use)  # an evicted file takes space as long as it is open
         for key in self._in_use.keys() - in_use.keys():
             self._source.end_use(key)
         self._in_use = in_use
         next_use = {entry.key: distance for entry, distance in upcoming if entry.key not in in_use}
         self._user.publish(list(in_use), next_use)
-        # What was complete is looked for once more when it is near: another process may have evicted it.
-        self._queue = deque(
-            (entry, distance)
-            for entry, distance in upcoming
-            if distance <= self._horizon or entry.key not in self._complete
-        )
+        self._queue = deque(self._list_missing(upcoming))
         self._resume_at = 0.0
         if self._queue:
             self._condition.notify_all()
 
+    def _list_missing(self, upcoming: Iterable[tuple[CacheEntry, int]]) -> Iterator[tuple[CacheEntry, int]]:
+        """Yields the upcoming files that a thread has to look at, with their distances.
+
+        Those that are near are looked for here, because waking a thread for each takes longer: all of them,
+        because another process may have evicted one that was complete when it was far.
+        """
+        for entry, distance in upcoming:
+            if distance <= self._horizon:
+                if self._cache.has(entry):
+                    self._complete.add(entry.key)
+                    continue
+            elif entry.key in self._complete:
+                continue
+            yield entry, distance
+
     def _obtain_all(self, entries: Sequence[CacheEntry]) -> None:
         """Waits until some files are complete; fetches those that nobody else fetches."""
-        missing = [entry for entry in entries if not self._cache.find(entry)]
+        missing = [entry for entry in entries if not self._cache.has(entry)]
         if not missing:
             return
         with self._source.counters.measure_wait():
@@ -458,18 +467,13 @@ class _Pass:
         self._cache.complete(fetch)
 
     def _open(self, entry: CacheEntry) -> OpenFile:
-        """Opens a complete file in use, unless it is open."""
-        with self._condition:
-            opened = self._open_files.pop(entry.key, None)
-        while opened is None:
+        """Opens a file in use, once it is complete."""
+        while True:
             path = self._obtain(entry)
             with report_folder_errors(path), suppress(FileNotFoundError):  # discarded by another process
                 opened = OpenFile(path, str(self._source.location / entry.name))
-        with self._condition:
-            self._open_files[entry.key] = opened
-            while len(self._open_files) > OPEN_FILES:
-                del self._open_files[next(iter(self._open_files))]
-        return opened
+                self._open_files.add(entry.key, opened)
+                return opened
 
     def _fetch_ahead(self) -> None:
         """Fetches what is needed next, in a thread, until the pass ends."""
@@ -499,7 +503,7 @@ class _Pass:
 
     def _try_fetch_ahead(self, entry: CacheEntry, distance: int) -> bool:
         """Fetches a file unless it is there, or being fetched; returns False if there is no space for it."""
-        if self._cache.find(entry):
+        if self._cache.has(entry):
             with self._condition:
                 self._complete.add(entry.key)
             return True

@@ -175,12 +175,18 @@ class CacheFolder:
 
     def find(self, entry: CacheEntry) -> Path | None:
         """Returns the path of a file if it is complete, else None."""
-        path = self._sets / entry.key
+        return self._sets / entry.key if self.has(entry) else None
+
+    def has(self, entry: CacheEntry) -> bool:
+        """Tells whether a file is complete."""
+        return self._read_status(entry) is not None
+
+    def _read_status(self, entry: CacheEntry) -> os.stat_result | None:
         try:
-            size = path.stat().st_size
+            status = os.stat(f"{self._sets}/{entry.key}")  # every batch asks: faster than to build a `Path`
         except FileNotFoundError:
             return None
-        return path if size == entry.bytes else None
+        return status if status.st_size == entry.bytes else None
 
     def reserve(self, entry: CacheEntry, distance: int | None = None, should_evict: bool = True) -> Outcome:
         """Reserves space for a file that is about to be fetched, and evicts others for it.
@@ -192,7 +198,7 @@ class CacheFolder:
             should_evict: Whether other files may be evicted.
         """
         with self._exclusive():
-            if self.find(entry):
+            if self.has(entry):
                 return Outcome("complete")
             # A file of another size is damaged, such as by a power failure.
             (self._sets / entry.key).unlink(missing_ok=True)
@@ -289,13 +295,8 @@ class CacheFolder:
 
     def read_fetch_time(self, entry: CacheEntry) -> int | None:
         """Returns when a complete file was fetched, in nanoseconds since 1970; None if it is not complete."""
-        path = self.find(entry)
-        if path is None:
-            return None
-        try:
-            return path.stat().st_mtime_ns
-        except FileNotFoundError:
-            return None
+        status = self._read_status(entry)
+        return None if status is None else status.st_mtime_ns
 
     def read_fetched(self, name: str) -> tuple[int, int]:
         """Returns the number of files, and of bytes, that were ever fetched for a set."""

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import resource
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from pipelines.errors import DataError
-from pipelines.open_file import DAMAGE_FIX, OpenFile
+from pipelines.open_file import DAMAGE_FIX, OpenFile, OpenFiles
 from pipelines.remote.metrics import StoreMetrics
 from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import StoredFile
-
-SHARE_OF_FILES = 8  # a set keeps at most one of so many files open that the process may open
-MAX_OPEN_FILES = 4096
 
 
 class ShardFiles(Protocol):
@@ -165,49 +159,3 @@ def open_files(location: str | Location, cache_gb: float | None = None) -> Shard
     from pipelines.remote.cache import CachedFiles
 
     return CachedFiles(location, cache_gb)
-
-
-class OpenFiles:
-    """Open files by name; of more than `limit`, those that were used last.
-
-    Args:
-        limit: Number of files that are kept open; None to derive it from the limit of the process.
-    """
-
-    def __init__(self, limit: int | None = None) -> None:
-        self._limit = limit or choose_open_files()
-        self._files: OrderedDict[str, OpenFile] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, name: str) -> OpenFile | None:
-        """Returns a file if it is open."""
-        with self._lock:
-            file = self._files.get(name)
-            if file is not None:
-                self._files.move_to_end(name)
-            return file
-
-    def add(self, name: str, file: OpenFile) -> None:
-        """Adds a file; one that is removed for it stays open until the threads that read it are done."""
-        with self._lock:
-            self._files[name] = file
-            while len(self._files) > self._limit:
-                self._files.popitem(last=False)
-
-    def remove(self, name: str) -> None:
-        """Removes a file."""
-        with self._lock:
-            self._files.pop(name, None)
-
-    def clear(self) -> None:
-        """Removes all files."""
-        with self._lock:
-            self._files.clear()
-
-
-def choose_open_files() -> int:
-    """Chooses how many files of a set are kept open: 128 where a process may open 1024, as is common."""
-    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if allowed == resource.RLIM_INFINITY:
-        return MAX_OPEN_FILES
-    return min(max(allowed // SHARE_OF_FILES, 1), MAX_OPEN_FILES)

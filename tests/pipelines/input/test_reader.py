@@ -14,11 +14,11 @@ import pyarrow as pa
 import pytest
 from shard_samples import write_shards
 
+from pipelines import open_file
 from pipelines.errors import DataError
 from pipelines.input import reader as reader_module
 from pipelines.input.reader import ShardReader
 from pipelines.records import RECORD_SCHEMA, Record
-from pipelines.shards import files
 from pipelines.shards.manifest import Manifest, load_manifest
 
 CLASSES = ("ant", "bee", "cat")
@@ -164,7 +164,7 @@ def test_an_index_that_is_cut_short_is_named(arrow: Path) -> None:
 
 @pytest.mark.parametrize("limit", [1, 2])
 def test_few_files_are_open_at_a_time(directory: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
-    monkeypatch.setattr(files.OpenFiles.__init__, "__defaults__", (limit,))
+    monkeypatch.setattr(open_file.OpenFiles.__init__, "__defaults__", (limit,))
     monkeypatch.setattr(reader_module, "READ_ROWS", 1)
     gc.collect()
     before = len(os.listdir("/proc/self/fd"))
@@ -198,8 +198,8 @@ def test_images_come_in_order_from_any_number_of_threads(
 def test_open_files_are_a_share_of_what_the_process_may_open(
     monkeypatch: pytest.MonkeyPatch, allowed: int, kept: int
 ) -> None:
-    monkeypatch.setattr(files.resource, "getrlimit", lambda kind: (allowed, allowed))
-    assert files.choose_open_files() == kept
+    monkeypatch.setattr(open_file.resource, "getrlimit", lambda kind: (allowed, allowed))
+    assert open_file.choose_open_files() == kept
 
 
 def test_few_columns_are_kept_in_memory(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,7 +212,7 @@ def test_few_columns_are_kept_in_memory(directory: Path, monkeypatch: pytest.Mon
 
 def test_threads_share_a_reader(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that one thread closes for another are still read to the end."""
-    monkeypatch.setattr(files.OpenFiles.__init__, "__defaults__", (1,))
+    monkeypatch.setattr(open_file.OpenFiles.__init__, "__defaults__", (1,))
     monkeypatch.setattr(reader_module, "PARALLEL_BYTES", 1)
     reader = ShardReader(directory, "train")
     rows = list(range(8)) * 50
