@@ -6,7 +6,7 @@ import io
 import resource
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import islice
 
 import numpy as np
@@ -17,7 +17,7 @@ from pipelines.input.batches import Batches
 from pipelines.input.cache import CacheBudget
 from pipelines.spec import DataSpec
 from service.config import RunConfig
-from service.planning.network import SyntheticBatches
+from service.planning.network import STORED_SHAPE, SyntheticBatches
 from service.planning.rates import Measurement
 from service.training.learner import Learner
 
@@ -25,9 +25,9 @@ SECONDS = 2.0  # of a measurement, after a call that is not measured
 MIN_CALLS = 3
 CALL_SECONDS = 0.25  # of a call of several updates, as in the training loop
 MAX_UPDATES = 64
+EPOCHS = 1000  # of a pass, more than any measurement takes
 MAX_CACHED_BYTES = 5e8  # decoded images of a set that is cached to measure its batches
 SAMPLE_IMAGES = 64  # generated photos that are decoded together
-SAMPLE_SHAPE = (375, 500, 3)
 QUALITY = 90
 
 
@@ -123,8 +123,7 @@ def measure_feeding(config: RunConfig) -> Measurement | None:
 
 def _measure_batches(batches: Batches) -> Measurement:
     """Measures parts of one pass over many epochs, so that starting a pass does not count."""
-    epochs = 1000
-    iterator = iter(_endless(batches, epochs))
+    iterator = iter(batches.epoch(1, epochs=EPOCHS))
     count = 1
 
     def take() -> int:
@@ -144,10 +143,6 @@ def _measure_batches(batches: Batches) -> Measurement:
         return measure_calls(take)
 
 
-def _endless(batches: Batches, epochs: int) -> Iterable[dict[str, object]]:
-    return batches.epoch(1, epochs=epochs)
-
-
 def measure_generated_photos(data: DataSpec, image_bytes: float) -> Measurement:
     """Measures decoding of generated photos of a given size, on all cores.
 
@@ -157,7 +152,7 @@ def measure_generated_photos(data: DataSpec, image_bytes: float) -> Measurement:
     """
     photo = encode_photo(image_bytes)
     photos = [photo] * SAMPLE_IMAGES
-    shapes = np.tile(np.array(SAMPLE_SHAPE, np.int32), (SAMPLE_IMAGES, 1))
+    shapes = np.tile(np.array(STORED_SHAPE, np.int32), (SAMPLE_IMAGES, 1))
 
     def decode() -> int:
         tfdata.decode_all(photos, shapes, data, "as-found")
@@ -174,9 +169,9 @@ def encode_photo(image_bytes: float) -> bytes:
     """
     generator = np.random.default_rng(0)
     coarse = Image.fromarray(generator.integers(0, 256, (12, 16, 3), np.uint8))
-    height, width, _ = SAMPLE_SHAPE
+    height, width, _ = STORED_SHAPE
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    noise = generator.standard_normal(SAMPLE_SHAPE).astype(np.float32)
+    noise = generator.standard_normal(STORED_SHAPE).astype(np.float32)
     smallest = 0.0
     largest = 128.0
     photo = b""

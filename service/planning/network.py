@@ -25,6 +25,7 @@ from service.training.learner import Learner, build_learner, build_network
 
 OPERATIONS = 2  # of a multiply-add
 MIDDLE_GREY = 127.5
+STORED_SHAPE = (375, 500, 3)  # of the images that the random batch stands for
 
 
 class SyntheticBatches:
@@ -83,7 +84,8 @@ class SyntheticBatches:
             "row": rows.astype(np.int64),
         }
         if config.augment is not None:
-            batch |= draw(config.augment, config.seed, 1, rows, config.data)
+            stored = np.tile(np.int32(STORED_SHAPE), (size, 1))
+            batch |= draw(config.augment, config.seed, 1, rows, config.data, stored)
         return tf.data.Dataset.from_tensors(batch).cache().repeat()
 
 
@@ -205,8 +207,10 @@ def _measure_header(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 
 
 def _find_dtype(variable: Any) -> np.dtype[Any]:
-    return np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
+    dtype: np.dtype[Any] = np.dtype(tf.as_dtype(variable.dtype).as_numpy_dtype)
+    return dtype
 
 
 def _count_bytes(variable: Any) -> int:
-    return math.prod(variable.shape) * _find_dtype(variable).itemsize
+    size: int = math.prod(variable.shape)
+    return size * _find_dtype(variable).itemsize

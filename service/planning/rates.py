@@ -200,10 +200,12 @@ DISK_SOURCE = "one NVMe drive, PCIe 4.0 x4, Samsung PM9A3 data sheet"
 # fused: written once and read once in the forward pass; in the backward pass, the gradient of the output is
 # read twice (for the gradients of inputs and weights), the input is read again, and its gradient is written.
 ACTIVATION_PASSES = 6
-# Share of the roofline (Williams et al., 2009) that ResNet-50 reaches at 224x224 in mixed precision with XLA
-# and 256 images per GPU. See README.md, "How far the step's rate can be trusted".
-STEP_EFFICIENCY = 0.5
-STEP_SOURCE = "half of the roofline, as ResNet-50 reaches on V100, A100 and H100 (service/planning/README.md)"
+# Share of the roofline (Williams et al., 2009) that ResNet-50 reaches at 224x224 with XLA: 0.57 to 0.75 on
+# V100, A100 and H100, in float32 and mixed precision. See README.md, "How far the rates can be trusted".
+STEP_EFFICIENCY = 0.65
+STEP_SOURCE = "0.65 of the roofline, as ResNet-50 reaches (service/planning/README.md)"
+# Networks of fewer operations for an image and training step reached 0.2 of it on an H100.
+SMALL_NETWORK_OPERATIONS = 5e9
 
 # CPU time to decode and check a JPEG: 0.443 ms for photos of 24 kB and 1.07 ms for photos of 111 kB, two
 # types of cores; tests/benchmarks/README.md, "Dataset health" and "Shards".

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipelines.augment.decoded_crop import is_cropped_while_decoding
 from pipelines.errors import ConfigError
 from pipelines.input.mixed_manifest import load_training_manifest
 from pipelines.input.order import check_lane_workers
@@ -25,6 +26,7 @@ from service.planning.machine import (
 from service.planning.plan import Plan, make_plan
 from service.planning.rates import (
     ACCELERATORS,
+    SMALL_NETWORK_OPERATIONS,
     STORAGE,
     Measurement,
     RateSpec,
@@ -165,6 +167,8 @@ def plan_training(request: PlanRequest) -> Plan:
         process_bytes = measure_process_bytes()
         measured = _measure_input(request, config, workload)
         measured["step"] = measure_step(config, batches, learner)
+    elif figures.training_operations < SMALL_NETWORK_OPERATIONS:
+        notes.append("step: estimated from large networks; one as small as this may reach a third of it")
     return make_plan(
         workload, site, list_rates(workload, site, measured, changes), tuple(notes), process_bytes
     )
@@ -226,12 +230,13 @@ def _choose_site(request: PlanRequest) -> tuple[Site, list[str]]:
     if not request.storage:
         reason = "from the address of the set" if request.data else "as no other is named"
         notes.append(f"storage: {storage}, {reason}; --storage sets another")
-    changes = {
-        "cores": request.cores,
-        "ram_bytes": request.ram_gb and int(request.ram_gb * GIGABYTE),
-        "disk_bytes": request.disk_gb and int(request.disk_gb * GIGABYTE),
-    }
-    return replace(site, **{name: value for name, value in changes.items() if value}), notes
+    site = replace(
+        site,
+        cores=request.cores or site.cores,
+        ram_bytes=int((request.ram_gb or 0) * GIGABYTE) or site.ram_bytes,
+        disk_bytes=int((request.disk_gb or 0) * GIGABYTE) or site.disk_bytes,
+    )
+    return site, notes
 
 
 def _check_local_gpus(request: PlanRequest) -> None:
@@ -368,6 +373,9 @@ def _decodes_on_gpu(config: RunConfig, site: Site, images: _Images) -> bool:
 
 def _choose_cache(config: RunConfig, site: Site, images: _Images) -> tuple[TierName, str]:
     """Chooses the memory of the decoded images, as a run on these machines does."""
+    if is_cropped_while_decoding(config.augment):
+        return "none", "none (augment.crop_at=decode: each epoch decodes other parts of the images)"
+
     from service.planning.network import PlannedBudget
 
     budget = PlannedBudget.of_site(site)
