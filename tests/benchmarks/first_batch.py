@@ -87,16 +87,19 @@ def read_first_batch(location: str) -> dict[str, float]:
     from pipelines.input.reader import ShardReader
 
     start = time.perf_counter()
+    cpu_start = time.process_time()
     reader = ShardReader(location, "train")
     order = OrderSpec((reader.shard_rows,), BATCH, SEED, WINDOW)
     epoch = EpochOrder(order, 0)
     current = PassReader(reader, Pass(order, 0, 1, 0, epoch.steps))
     images = current.reader.read_images(epoch.find_rows(range(1))[0])
     seconds = time.perf_counter() - start
+    cpu_seconds = time.process_time() - cpu_start
     if len(images) != BATCH:
         raise ValueError(f"{len(images)} images")
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-    sys.stdout.write(json.dumps({"seconds": seconds, "megabytes": memory}) + "\n")
+    figures = {"seconds": seconds, "cpu_seconds": cpu_seconds, "megabytes": memory}
+    sys.stdout.write(json.dumps(figures) + "\n")
     sys.stdout.flush()
     os._exit(0)  # what is fetched ahead has not been uploaded
 
@@ -124,8 +127,11 @@ def main(arguments: list[str] | None = None) -> list[dict[str, float]]:
                 environment = os.environ | {"GLASSBOX_CACHE": f"{name}/cache-{rows}-{number}"}
                 command = [sys.executable, __file__, "--read", f"{bucket.url}/set-{rows}"]
                 output = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
-                figures.append({"rows": rows} | json.loads(output.stdout))
-                print(f"{rows:>11,} rows: {figures[-1]['seconds']:.2f} s, {figures[-1]['megabytes']:.0f} MB")
+                last = {"rows": rows} | json.loads(output.stdout)
+                figures.append(last)
+                cpu = f"{last['cpu_seconds']:.2f} s of CPU"
+                memory = f"{last['megabytes']:.0f} MB"
+                print(f"{rows:>11,} rows: {last['seconds']:.2f} s, {cpu}, {memory}", flush=True)
     slowest = max(entry["seconds"] for entry in figures)
     print(
         f"slowest: {slowest:.2f} s, goal < {GOAL_SECONDS:.0f} s: {'yes' if slowest < GOAL_SECONDS else 'no'}"
