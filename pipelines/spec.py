@@ -95,6 +95,9 @@ class DataSpec(Spec):
             classes must be the same; validation images come from the set named by `--data` alone.
         epoch_images: Images per epoch of a mix; None ends an epoch when the first of the sets has been seen
             once. What an epoch leaves of a set is used by the next ones.
+        repeats: Times that an image occurs in an epoch, each time with other random changes (repeated
+            augmentation: Hoffer et al., 2019). An epoch has as many examples as without, of a part of the
+            images; the next epochs take the others, so that all are used equally often. Not with a mix.
         cache_gb: Largest size of the local cache of shards from an object store, in units of 10**9 bytes;
             None for `GLASSBOX_CACHE_GB`, or a share of the disk.
     """
@@ -111,6 +114,7 @@ class DataSpec(Spec):
     lanes: Positive = 1
     mix: Mix = None
     epoch_images: Positive | None = None
+    repeats: Positive = 1
     cache_gb: Ratio | None = None
 
     def __hash__(self) -> int:
@@ -138,6 +142,13 @@ class DataSpec(Spec):
         if window is not None and window % value:
             sizes = name_multiples(window, value)
             raise ValueError(f"{value} lanes do not divide data.window={window}: use data.window={sizes}")
+        return value
+
+    @field_validator("repeats")
+    @classmethod
+    def _validate_repeats(cls, value: int, info: ValidationInfo) -> int:
+        if value > 1 and info.data.get("mix"):
+            raise ValueError("images of a mix are not repeated: use data.repeats=1, or leave data.mix out")
         return value
 
     @field_validator("epoch_images")

@@ -20,6 +20,7 @@ from pipelines.augment.fill import Fill
 from pipelines.augment.flips import Flips
 from pipelines.augment.hue import Hue
 from pipelines.augment.mixup import Mixup
+from pipelines.augment.randaugment import RandAugmentColour, RandAugmentGeometry
 from pipelines.augment.rotation import Rotation
 from pipelines.augment.saturation import Saturation
 from pipelines.augment.shear import Shear
@@ -43,6 +44,8 @@ AUGMENTATIONS: tuple[type[Augmentation], ...] = (
     Contrast,
     Saturation,
     Hue,
+    RandAugmentGeometry,
+    RandAugmentColour,
     Erase,
     Mixup,
     Cutmix,

@@ -29,7 +29,7 @@ from pipelines.input.egress import describe_egress
 from pipelines.input.footprint import describe_window, measure_need
 from pipelines.input.geometry import Boxes, use_windows
 from pipelines.input.mix import AnyReader, list_readers, open_reader, read_padded_shapes
-from pipelines.input.order import PADDING, EpochOrder, batch_per_worker, steps_per_epoch
+from pipelines.input.order import PADDING, EpochOrder, batch_per_worker, identify_copies, steps_per_epoch
 from pipelines.input.passes import FILL_BATCH, Pass, PassReader, build_fill_order, build_order
 from pipelines.input.windows import Rows
 from pipelines.records import Batch
@@ -341,7 +341,9 @@ class Batches:
                 parameters: Record = {}
                 if self._augment is not None and self._seed is not None:
                     shapes = read_padded_shapes(self._reader, rows) if self._is_cropped else None
-                    parameters = draw(self._augment, self._seed, epoch, rows, self._data, shapes)
+                    copies = order.find_copies(range(start, stop), steps.worker, steps.workers).reshape(-1)
+                    keys = identify_copies(rows, copies)
+                    parameters = draw(self._augment, self._seed, epoch, keys, self._data, shapes)
                 yield epoch, start, rows, parameters
 
     def _build_labels(self, rows: Rows) -> Record:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
 from operator import itemgetter
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from pipelines.errors import ConfigError, name_divisors, name_multiples
 from pipelines.input.mixture import Mixture
 from pipelines.input.windows import Rows, ShardOrder, WindowedRange
 
+COPY_STRIDE = 2**40  # above the number of any row, below the sign
 PADDING = -1  # row number that fills up the last batch of an epoch
 SEED_LIMIT = 2**64  # a seed is one 64-bit word of the generator's key
 
@@ -34,9 +36,12 @@ class OrderSpec:
         window: Number of shards that are shuffled together, over all lanes and for each set; None for all.
         lanes: Number of lanes. Each fills its own part of every batch, from its own shards.
         draws: Images of every set in an epoch; None for every row once.
+        repeats: Times that each image of an epoch occurs in it, with a seed; not for a mix. An epoch has as
+            many examples as without, of a part of the images; the following epochs take the others.
 
     Raises:
-        ConfigError: The seed or the window is out of range, or the lanes do not divide batch or window.
+        ConfigError: The seed or the window is out of range, the lanes do not divide batch or window, or the
+            images of a mix are repeated.
     """
 
     shard_rows: tuple[Rows, ...]
@@ -45,6 +50,7 @@ class OrderSpec:
     window: int | None = None
     lanes: int = 1
     draws: tuple[int, ...] | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         if self.window is not None and self.window < 1:
@@ -54,6 +60,12 @@ class OrderSpec:
         if self.seed is not None:
             check_seed(self.seed)
         check_lanes(self.lanes, self.global_batch, self.window)
+        if self.repeats > 1 and self.draws is not None:
+            raise ConfigError(
+                "one shard set where images are repeated",
+                f"data.repeats={self.repeats} with data.mix",
+                "use data.repeats=1, or leave data.mix out",
+            )
 
     @property
     def rows(self) -> int:
@@ -75,7 +87,10 @@ class EpochOrder:
     shards of the lanes in its slice of the batch, and those at the two ends of its range in part.
 
     A set of a mix that is not drawn completely is continued in the next epoch where this one ends, and is
-    shuffled again when all of its rows have been drawn.
+    shuffled again when all of its rows have been drawn. So is a set whose images are repeated (Hoffer et al.,
+    "Augment your batch", 2019; Berman et al., "MultiGrain", 2019): the examples of an epoch are `repeats`
+    copies of each of its images, next to each other. Within the part of a lane in a batch, the first copies
+    of all images precede the second ones, so that images that are mixed in pairs differ.
 
     Args:
         spec: What the order depends on.
@@ -91,10 +106,14 @@ class EpochOrder:
         self.steps = steps_per_epoch(spec.rows, spec.global_batch)
         self._lane_size = spec.global_batch // spec.lanes
         self._lane_rows = self._count_lane_rows()
-        self._lane_starts = np.cumsum(self._lane_rows) - self._lane_rows
         self._mixture: Mixture | None = None
         sets = (np.concatenate(spec.shard_rows),) if spec.seed is None else spec.shard_rows
+        self._repeats = 1 if spec.seed is None else spec.repeats
+        lane_draws = -(-self._lane_rows // self._repeats)
+        self._first_draws = np.cumsum([0, *lane_draws])  # of every lane, and the one after the last
         draws = tuple(int(rows.sum()) for rows in sets)
+        if self._repeats > 1:
+            draws = (int(self._first_draws[-1]),)
         if spec.seed is not None and spec.draws is not None:
             draws = spec.draws
             self._mixture = Mixture(draws, spec.seed, epoch)
@@ -120,6 +139,24 @@ class EpochOrder:
         Raises:
             ConfigError: The batch cannot be divided evenly.
         """
+        return self._collect(_Lane.take, PADDING, steps, worker, workers)
+
+    def find_copies(self, steps: range, worker: int = 0, workers: int = 1) -> Rows:
+        """Returns which copy of its row each example is, from 0; see `find_rows`."""
+        return self._collect(_Lane.take_copies, 0, steps, worker, workers)
+
+    def _collect(
+        self, take: Callable[[_Lane, int, int], Rows], padding: int, steps: range, worker: int, workers: int
+    ) -> Rows:
+        """Collects something for each example of a worker's part of some batches.
+
+        Args:
+            take: Returns it for a range of positions of a lane.
+            padding: Value beyond the end of the epoch.
+            steps: Consecutive steps of the epoch.
+            worker: Rank of the worker.
+            workers: Number of workers that share the batch.
+        """
         size = batch_per_worker(self._spec.global_batch, workers)
         start = worker * size
         first, last = self._find_lanes(worker, workers)
@@ -128,8 +165,8 @@ class EpochOrder:
             lane = self._open_lane(index)
             begin = steps.start * self._lane_size
             end = steps.stop * self._lane_size
-            rows = lane.take(min(begin, lane.rows), min(end, lane.rows))
-            padded = np.pad(rows, (0, end - begin - len(rows)), constant_values=PADDING)
+            values = take(lane, min(begin, lane.rows), min(end, lane.rows))
+            padded = np.pad(values, (0, end - begin - len(values)), constant_values=padding)
             parts.append(padded.reshape(len(steps), self._lane_size))
         offset = start - first * self._lane_size
         return np.concatenate(parts, axis=1)[:, offset : offset + size]
@@ -180,10 +217,14 @@ class EpochOrder:
 
     def _open_lane(self, index: int) -> _Lane:
         if index not in self._lanes:
-            start = int(self._lane_starts[index])
-            stop = start + int(self._lane_rows[index])
+            draws = range(int(self._first_draws[index]), int(self._first_draws[index + 1]))
             self._lanes[index] = _Lane(
-                index, self._epoch, self._sets, self._mixture, start, stop, self._lane_size
+                index,
+                self._epoch,
+                self._sets,
+                self._mixture,
+                draws,
+                _LaneLayout(int(self._lane_rows[index]), self._lane_size, self._repeats),
             )
         return self._lanes[index]
 
@@ -277,6 +318,20 @@ class _LaneDraws:
             position = (number + 1) * self._source.rows
 
 
+class _LaneLayout(NamedTuple):
+    """How the images of a lane become examples of batches.
+
+    Attributes:
+        rows: Number of examples: `repeats` copies of each image, but for some of the last one.
+        size: Examples of the lane in a batch.
+        repeats: Copies of each image; 1 for a mixture.
+    """
+
+    rows: int
+    size: int
+    repeats: int
+
+
 class _Lane:
     """The rows of one lane in one epoch.
 
@@ -285,12 +340,11 @@ class _Lane:
         epoch: Number of the epoch.
         sets: The sets that rows are taken from.
         mixture: Set of every position of the epoch; None for one set.
-        start: First position of the lane in the epoch.
-        stop: Position after the last one.
-        size: Rows of the lane in a batch.
+        draws: Images of the lane, among those of the epoch.
+        layout: Number of its examples, and how they make up batches.
 
     Attributes:
-        rows: Number of rows of the lane.
+        rows: Number of examples of the lane.
     """
 
     def __init__(
@@ -299,17 +353,17 @@ class _Lane:
         epoch: int,
         sets: Sequence[_SetStream],
         mixture: Mixture | None,
-        start: int,
-        stop: int,
-        size: int,
+        draws: range,
+        layout: _LaneLayout,
     ) -> None:
-        self.rows = stop - start
+        self.rows = layout.rows
         self._index = index
-        self._start = start
-        self._size = size
+        self._start = draws.start
+        self._size = layout.size
+        self._repeats = layout.repeats
         self._mixture = mixture
-        self._first_draws = self._count_draws(start)
-        last_draws = self._count_draws(stop)
+        self._first_draws = self._count_draws(draws.start)
+        last_draws = self._count_draws(draws.stop)
         self._draws = [
             _LaneDraws(source, epoch, int(self._first_draws[index]), int(last_draws[index]))
             for index, source in enumerate(sets)
@@ -320,7 +374,33 @@ class _Lane:
         return np.array([position]) if self._mixture is None else self._mixture.count(position)
 
     def take(self, start: int, stop: int) -> Rows:
-        """Returns the rows at positions `start` to `stop` of the lane."""
+        """Returns the rows of the examples at positions `start` to `stop` of the lane.
+
+        Args:
+            start: First position, where a batch begins.
+            stop: Position after the last one, where a batch or the epoch ends.
+        """
+        if self._repeats == 1:
+            return self._take_draws(start, stop)
+        first = start // self._repeats
+        draws = self._take_draws(first, -(-stop // self._repeats))
+        return draws[self._arrange_copies(start, stop) // self._repeats - first]
+
+    def take_copies(self, start: int, stop: int) -> Rows:
+        """Returns which copy of its row each of these examples is, from 0."""
+        return self._arrange_copies(start, stop) % self._repeats
+
+    def _arrange_copies(self, start: int, stop: int) -> Rows:
+        """Returns the copies in the order of their batches, in each of them the first copies first.
+
+        Returns:
+            int64 `[stop - start]`: `repeats` times the number of the draw, plus the number of the copy.
+        """
+        positions = np.arange(start, stop)
+        return positions[np.lexsort((positions, positions % self._repeats, positions // self._size))]
+
+    def _take_draws(self, start: int, stop: int) -> Rows:
+        """Returns the rows of draws `start` to `stop` of the lane, each once."""
         if self._mixture is None:
             return self._draws[0].take(start, stop)
         sets = self._mixture.read(self._start + start, self._start + stop)
@@ -334,7 +414,8 @@ class _Lane:
 
     def list_windows(self, position: int) -> list[Iterator[WindowEvent]]:
         """Returns an iterator over the windows of every set, from those at a position of the lane on."""
-        first_draws = self._count_draws(self._start + position) - self._first_draws
+        draw = position // self._repeats
+        first_draws = self._count_draws(self._start + draw) - self._first_draws
         return [
             self._iterate_windows(index, position, int(first_draw))
             for index, first_draw in enumerate(first_draws)
@@ -342,14 +423,24 @@ class _Lane:
 
     def _iterate_windows(self, set_index: int, position: int, first_draw: int) -> Iterator[WindowEvent]:
         for draw, shards in self._draws[set_index].iterate_windows(first_draw):
-            begin = max(position, self._find_position(set_index, draw))
+            begin = max(position, self._repeats * self._find_position(set_index, draw))
             yield begin // self._size, (self._index, set_index), shards
 
     def _find_position(self, set_index: int, draw: int) -> int:
-        """Returns the position in the lane of a draw of a set."""
+        """Returns the position of a draw of a set among the draws of the lane."""
         if self._mixture is None:
             return draw
         return self._mixture.find_position(set_index, draw + int(self._first_draws[set_index])) - self._start
+
+
+def identify_copies(rows: Rows, copies: Rows) -> Rows:
+    """Returns numbers by which augmentation tells the copies of a row apart; the row itself for the first.
+
+    Args:
+        rows: Rows, int64 `[...]`; -1 for padding.
+        copies: Number of the copy, from 0; 0 for padding.
+    """
+    return rows + COPY_STRIDE * copies
 
 
 def steps_per_epoch(rows: int, global_batch: int) -> int:

@@ -18,7 +18,7 @@ def build_order(reader: AnyReader, data: DataSpec, global_batch: int, seed: int 
 
     Args:
         reader: Reader of the split.
-        data: Window and lanes.
+        data: Window, lanes and repeats.
         global_batch: Examples per step over all workers.
         seed: Seed of the shuffling; None keeps the stored order.
 
@@ -29,7 +29,8 @@ def build_order(reader: AnyReader, data: DataSpec, global_batch: int, seed: int 
     if seed is None and global_batch % lanes:
         lanes = 1  # rows in stored order may be read in batches of any size
     window = None if seed is None else data.window
-    return OrderSpec(list_set_rows(reader), global_batch, seed, window, lanes, list_draws(reader))
+    set_rows = list_set_rows(reader)
+    return OrderSpec(set_rows, global_batch, seed, window, lanes, list_draws(reader), data.repeats)
 
 
 def build_fill_order(reader: AnyReader) -> OrderSpec:

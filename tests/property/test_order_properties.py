@@ -17,6 +17,7 @@ EPOCHS = st.integers(0, 1000)
 WORKERS = st.integers(1, 8)
 PER_WORKER = st.integers(1, 9)
 LANES = st.integers(1, 6)
+REPEATS = st.integers(1, 4)
 WEIGHTS = st.lists(st.integers(1, 9), min_size=1, max_size=3)
 
 
@@ -29,7 +30,8 @@ def specs(draw: st.DrawFn, has_lanes: bool = True, is_mix: bool = True) -> Order
     batch = lanes * draw(PER_WORKER)
     window = None if window is None else window * lanes
     if not is_mix or draw(st.booleans()):
-        return OrderSpec((np.array(draw(SHARDS), np.int64),), batch, seed, window, lanes)
+        repeats = draw(REPEATS) if is_mix else 1
+        return OrderSpec((np.array(draw(SHARDS), np.int64),), batch, seed, window, lanes, repeats=repeats)
     weights = draw(WEIGHTS)
     sets = [np.array([draw(st.integers(20, 40)), *draw(SHARDS)], np.int64) for _ in weights]
     rows = [int(shards.sum()) for shards in sets]
@@ -61,6 +63,48 @@ def test_every_row_comes_once_and_padding_at_the_very_end(spec: OrderSpec, epoch
     assert sorted(batches[: spec.rows].tolist()) == list(range(spec.rows))
     assert (batches[spec.rows :] == -1).all()
     assert len(batches) - spec.rows < spec.global_batch
+
+
+@settings(deadline=None)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    st.integers(1, 3),
+    st.integers(1, 20),
+    st.integers(2, 4),
+    st.integers(0, 2**64 - 1),
+)
+def test_an_epoch_repeats_every_image_that_it_takes(
+    shards: list[int], lanes: int, per_lane: int, repeats: int, seed: int
+) -> None:
+    batch = lanes * per_lane
+    spec = OrderSpec((np.array(shards, np.int64),), batch, seed, None, lanes, repeats=repeats)
+    order = EpochOrder(spec, 0)
+    rows = order.find_rows(range(order.steps))
+    copies = order.find_copies(range(order.steps))
+    is_real = rows >= 0
+    assert is_real.sum() == sum(shards)  # as many examples as without repeats
+    assert (copies[~is_real] == 0).all()
+    for lane in range(lanes):
+        part = slice(lane * per_lane, (lane + 1) * per_lane)
+        by_row: dict[int, list[int]] = {}
+        for row, copy in zip(rows[:, part][is_real[:, part]], copies[:, part][is_real[:, part]], strict=True):
+            by_row.setdefault(int(row), []).append(int(copy))
+        numbers = [sorted(numbers) for numbers in by_row.values()]
+        if sum(shards) >= repeats * lanes:  # else a set is passed twice
+            assert all(count == list(range(len(count))) for count in numbers)
+            assert sum(count != list(range(repeats)) for count in numbers) <= 1  # the last one of the lane
+    for step in range(order.steps):
+        in_lane = copies[step, :per_lane][is_real[step, :per_lane]]
+        assert (np.diff(in_lane) >= 0).all()  # first copies first
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(10, 60), st.integers(2, 4), st.integers(0, 2**64 - 1))
+def test_epochs_with_repeats_use_all_images_equally_often(rows: int, repeats: int, seed: int) -> None:
+    spec = OrderSpec((np.array([rows * repeats]),), 4, seed, repeats=repeats)
+    epochs = [read_epoch(spec, epoch).ravel() for epoch in range(repeats)]
+    counts = np.bincount(np.concatenate(epochs)[np.concatenate(epochs) >= 0], minlength=rows * repeats)
+    assert (counts == repeats).all()
 
 
 @settings(deadline=None, max_examples=50)

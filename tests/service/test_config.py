@@ -93,6 +93,7 @@ def test_an_augmentation_of_your_own_is_a_key_on_the_command_line(tmp_path: Path
         (["epochs"], "key=value"),
         (["xla=maybe"], "xla='maybe'"),
         (["data=3"], "data=3"),
+        (["data.mix={a: 1, b: 1}", "data.repeats=2"], "images of a mix are not repeated"),
         (["epochs=["], "YAML"),
         (["epochs=true"], "epochs=True"),
         (["optimizer.learning_rate=yes"], "learning_rate=True"),

@@ -69,6 +69,12 @@ def test_every_decision_has_a_number_of_its_own_which_never_changes() -> None:
         "contrast factor": 13,
         "saturation factor": 14,
         "hue angle": 15,
+        **{
+            f"randaugment{kind} {name}{layer}": 26 + 5 * layer + index
+            for kind in (" geometry", "")  # both read the same numbers
+            for layer in (0, 1)
+            for index, name in enumerate(("is_made", "operation", "radius", "angle", "sign"))
+        },
         "erase is_erased": 16,
         "erase area": 17,
         "erase ratio": 18,

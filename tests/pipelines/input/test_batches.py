@@ -308,6 +308,22 @@ def test_an_image_that_dali_cannot_decode_is_named(write_shards) -> None:
         list(batches.epoch(0))
 
 
+def test_copies_of_an_image_are_augmented_differently_for_any_number_of_workers(directory: Path) -> None:
+    data = DATA.model_copy(update={"repeats": 3})
+    batches = Batches(directory, "train", data, 6, seed=8, augment=AUGMENT)
+    alone = read_batches(batches.epoch(1))
+    parts = [read_batches(batches.epoch(1, worker=worker, workers=3)) for worker in range(3)]
+    for step, expected in enumerate(alone):
+        for name, array in expected.items():
+            np.testing.assert_array_equal(np.concatenate([part[step][name] for part in parts]), array)
+    rows = alone[0]["row"]
+    assert len(set(rows.tolist())) == 2  # six examples of two images
+    assert len({affine.tobytes() for affine in alone[0]["affine"]}) == 6
+    # The first copy is augmented as without repeats.
+    first = draw(AUGMENT, 8, 1, rows[:2], data)["affine"]
+    np.testing.assert_array_equal(alone[0]["affine"][:2], first)
+
+
 # --- crops while decoding ---
 
 CROP = AugmentSpec(crop=(0.2, 0.9), crop_at="decode")
