@@ -42,7 +42,7 @@ __all__ = ["DATASETS", "SOURCES", "UNLABELLED_SOURCES", "Source", "SourceOptions
 
 FORMS = (
     "folder:DIR, archive:FILE, https://HOST/FILE#sha256=DIGEST, csv:FILE, parquet:FILE, webdataset:PATTERN, "
-    "tfrecord:PATTERN, idx:DIR, tfds:NAME, synthetic:evidence, cats_and_dogs, "
+    "tfrecord:PATTERN, idx:DIR, imagenet:DIR, tfds:NAME, synthetic:evidence, cats_and_dogs, "
     "or file.py:CLASS or package.module:CLASS for a source of your own"
 )
 _MEMBERS = ("name", "classes", "counts", "read", "fingerprint")  # of `Source`
@@ -80,6 +80,7 @@ def _open(name: str, labelled: bool, options: SourceOptions) -> Source:
         download,
         folder,
         idx,
+        imagenet,
         parquet,
         photos,
         synthetic,

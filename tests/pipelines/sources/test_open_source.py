@@ -22,7 +22,8 @@ ROOT = Path(__file__).resolve().parents[3]
         ("cats_and_dog", "use cats_and_dogs"),
         (
             "zebra",
-            "use one of archive, cats_and_dogs, csv, folder, https, idx, parquet, synthetic, tfds, tfrecord",
+            "use one of archive, cats_and_dogs, csv, folder, https, idx, imagenet, parquet, synthetic, tfds, "
+            "tfrecord",
         ),
         ("folder", "write folder:DIR"),
         ("archive:", "write folder:DIR"),
