@@ -23,6 +23,35 @@ SCRIPT = Path(__file__).parent / "service" / "training" / "fit_script.py"
 ROOT = SCRIPT.parents[3]
 
 
+# What the presets of ImageNet use, for images of 12x12.
+IMAGENET_RECIPE: dict[str, Any] = {
+    "data": {"image_size": [12, 12], "fit": "crop", "repeats": 3},
+    "augment": {
+        "size": [10, 10],
+        "crop": [0.3, 1.0],
+        "crop_at": "decode",
+        "flip": True,
+        "randaugment": 7,
+        "mixup": 0.1,
+        "cutmix": 1.0,
+    },
+    "model": "tiny_pooled",
+    "optimizer": {
+        "name": "lamb",
+        "learning_rate": 0.05,
+        "scale": "sqrt",
+        "reference_batch": 16,
+        "weight_decay": 0.02,
+        "decay_scale": "linear",
+        "epsilon": 1e-3,
+        "clip_norm": 1.0,
+    },
+    "schedule": {"name": "cosine", "warmup_epochs": 1, "warmup_from": "unscaled"},
+    "loss": "bce",
+    "bce_threshold": 0.2,
+}
+
+
 def noise_shards(
     directory: Path,
     rows: int = 27,

@@ -16,7 +16,8 @@ class Size(GeometricAugmentation):
     """Resizes images in the warp. As a map of positions it is the identity. Draws nothing.
 
     Crops enlarge what they show, so a network trained on smaller images sees objects of the same size in
-    whole images (Touvron et al., "Fixing the train-test resolution discrepancy", 2019).
+    whole images (Touvron et al., "Fixing the train-test resolution discrepancy", 2019). Crops that are made
+    while decoding already have this size.
     """
 
     class Settings(Spec):

@@ -389,7 +389,9 @@ class Batches:
 
     def _decode(self, records: Records, types: dict[str, tf.TensorSpec], steps: int) -> Iterable[Batch]:
         encoding = self.manifest.encoding
-        data = use_windows(self._data) if self._is_cropped else self._data
+        data = self._data
+        if self._is_cropped and self._augment is not None:
+            data = use_windows(data, self._augment.size)
         if dali.is_selected(data, self._is_decodable):
             threads = max(1, count_process_cpus() // self._pipelines)
             batch = types["row"].shape[0]

@@ -69,13 +69,15 @@ def place_record(record: dict[str, Any], batch: int, data: DataSpec) -> Placemen
     return placements
 
 
-def use_windows(data: DataSpec) -> DataSpec:
+def use_windows(data: DataSpec, size: tuple[int, int] | None = None) -> DataSpec:
     """Returns the settings to decode given windows of images, each of which becomes the whole result.
 
     Args:
         data: Settings of the run, whose `fit` is that of images that are not cropped at random.
+        size: Height and width of the results, which `augment.size` would resize them to; None for
+            `data.image_size`.
     """
-    return data.model_copy(update={"fit": "crop", "resize": None})
+    return data.model_copy(update={"fit": "crop", "resize": None, "image_size": size or data.image_size})
 
 
 def _cut_window(sides: NDArray[np.int64], size: NDArray[np.int64], resize: int | None) -> NDArray[np.int64]:

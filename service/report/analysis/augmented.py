@@ -127,7 +127,10 @@ def _augment_rows(
     pairs = np.stack([rows, neighbours], axis=1).reshape(-1)
     shapes = read_padded_shapes(reader, pairs)
     parameters = draw(augment, options.seed, epoch, pairs, data, shapes)
-    batch = {"image": _read_images(shards, options.split, data, pairs, parameters.get("window"))} | parameters
+    windows = parameters.get("window")
+    size = augment.size if windows is not None and augment.size else data.image_size
+    decoded = data.model_copy(update={"image_size": size})
+    batch = {"image": _read_images(shards, options.split, decoded, pairs, windows)} | parameters
     augmented, tensor_shares = apply_augmentations(batch, augment)
     pixels = np.clip(np.rint(np.asarray(augmented)), 0, 255).astype(np.uint8)
     shares = None if tensor_shares is None else np.asarray(tensor_shares)
@@ -173,6 +176,8 @@ def _find_neighbours(order: EpochOrder, rows: Rows) -> tuple[Rows, NDArray[np.bo
         paired = np.pad(batches, ((0, 0), (0, batches.shape[1] % 2)), constant_values=PADDING)
         for step, position in zip(*np.isin(batches, list(missing)).nonzero(), strict=True):
             row = int(batches[step, position])
+            if row not in missing:
+                continue  # another copy of a row that is repeated
             neighbours[rows == row] = paired[step, position ^ 1]
             missing.discard(row)
         if not missing:

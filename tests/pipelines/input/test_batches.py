@@ -367,6 +367,15 @@ def test_every_image_shows_its_window_for_any_number_of_workers(ramps: Path, bac
                 assert row < 0 or window.tolist() == seen[int(row)]
 
 
+def test_crops_are_decoded_at_the_size_of_augmented_images(ramps: Path) -> None:
+    data = DataSpec(image_size=(6, 6), channels=1, antialias=True)
+    augment = CROP.model_copy(update={"size": (3, 3)})
+    (batch, *_) = read_batches(Batches(ramps, "train", data, 4, seed=8, augment=augment).epoch(2))
+    small = DataSpec(image_size=(3, 3), channels=1, antialias=True)
+    expected = read_rows(ramps, "train", small, batch["row"], batch["window"])["image"]
+    np.testing.assert_array_equal(batch["image"], expected)
+
+
 def test_images_that_are_cropped_while_decoding_are_not_cached(ramps: Path) -> None:
     data = DataSpec(image_size=(2, 3), channels=1)
     batches = Batches(ramps, "train", data, 4, seed=8, augment=CROP, cache=CacheBudget())

@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from shard_samples import make_record, write_shards
 from training_samples import (
+    IMAGENET_RECIPE,
     config_for,
     create_run,
     fit_run,
@@ -55,6 +56,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": SGD | {"learning_rate": 0.1},
     },
     "cached": {"data": {"image_size": [12, 12], "cache": "device"}, "optimizer": SGD},
+    "imagenet": IMAGENET_RECIPE,
     # A single replica caches features, several do not.
     "frozen": {"freeze": "hidden", "optimizer": SGD, "augment": None},
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from training_samples import config_for, fit_run, noise_shards, read_checkpoint
+from training_samples import IMAGENET_RECIPE, config_for, fit_run, noise_shards, read_checkpoint
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.input.batches import Batches
@@ -86,6 +86,7 @@ RECIPES: dict[str, dict[str, Any]] = {
         "optimizer": SGD,
     },
     "mix": {"optimizer": SGD, "epochs": 2},
+    "imagenet": IMAGENET_RECIPE | {"epochs": 2},
 }
 
 
