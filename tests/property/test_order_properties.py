@@ -39,6 +39,16 @@ def specs(draw: st.DrawFn, has_lanes: bool = True, is_mix: bool = True) -> Order
     return OrderSpec(tuple(sets), batch, seed, window, lanes, compute_draws(rows, weights, epoch_images))
 
 
+@st.composite
+def repeated_specs(draw: st.DrawFn) -> OrderSpec:
+    """An order with repeats in which an epoch has several windows."""
+    lanes = draw(st.integers(1, 2))
+    shards = draw(st.lists(st.integers(3, 20), min_size=6, max_size=12))
+    batch = lanes * draw(st.integers(1, 4))
+    window = lanes * draw(st.integers(1, 2))
+    return OrderSpec((np.array(shards),), batch, draw(SEEDS), window, lanes, repeats=draw(st.integers(2, 4)))
+
+
 def read_epoch(spec: OrderSpec, epoch: int, workers: int = 1) -> np.ndarray:
     """The batches of an epoch, `[steps, batch]`, as its workers read them, each with an order of its own."""
     steps = EpochOrder(spec, epoch).steps
@@ -129,7 +139,7 @@ def test_resuming_at_every_step_gives_the_rest(spec: OrderSpec, epoch: int, ahea
 
 
 @settings(deadline=None)
-@given(specs(), EPOCHS, st.data())
+@given(specs() | repeated_specs(), EPOCHS, st.data())
 def test_windows_announce_what_every_step_reads(spec: OrderSpec, epoch: int, data: st.DataObject) -> None:
     order = EpochOrder(spec, epoch)
     if order.steps == 0:
