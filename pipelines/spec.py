@@ -98,6 +98,9 @@ class DataSpec(Spec):
         repeats: Times that an image occurs in an epoch, each time with other random changes (repeated
             augmentation: Hoffer et al., 2019). An epoch has as many examples as without, of a part of the
             images; the next epochs take the others, so that all are used equally often. Not with a mix.
+        decode_gb: Memory for the images that a pipeline reads and decodes, in units of 10**9 bytes; batches
+            of large images are decoded in parts that fit. A process has one pipeline, or where DALI decodes,
+            one for each device, whose memory holds the pixels.
         cache_gb: Largest size of the local cache of shards from an object store, in units of 10**9 bytes;
             None for `GLASSBOX_CACHE_GB`, or a share of the disk.
     """
@@ -115,6 +118,7 @@ class DataSpec(Spec):
     mix: Mix = None
     epoch_images: Positive | None = None
     repeats: Positive = 1
+    decode_gb: Ratio = 4.0
     cache_gb: Ratio | None = None
 
     def __hash__(self) -> int:

@@ -30,6 +30,7 @@ from pipelines.input.footprint import describe_window, measure_need
 from pipelines.input.geometry import Boxes, use_windows
 from pipelines.input.mix import AnyReader, list_readers, open_reader, read_padded_shapes
 from pipelines.input.order import PADDING, EpochOrder, batch_per_worker, identify_copies, steps_per_epoch
+from pipelines.input.parts import plan_parts
 from pipelines.input.passes import FILL_BATCH, Pass, PassReader, build_fill_order, build_order
 from pipelines.input.windows import Rows
 from pipelines.records import Batch
@@ -233,11 +234,10 @@ class Batches:
                     if reading is None:
                         yield labels | drawn | self._read_decoded(rows[part])
                         continue
-                    images = self._read_stored(rows[part], reading.reader)
+                    yield from self._read_parts(rows[part], reading.reader, labels | drawn)
                     steps_read = (start + size) // (batch * replicas)
                     if steps_read:
                         reading.finish(epoch, first_step + steps_read - 1)
-                    yield labels | drawn | images
         finally:
             if reading is not None:
                 reading.close()
@@ -310,9 +310,8 @@ class Batches:
             try:
                 for step in range(steps):
                     rows = order.find_rows(range(step, step + 1))[0]
-                    images = self._read_stored(rows, reading.reader)
+                    yield from self._read_parts(rows, reading.reader, self._build_labels(rows))
                     reading.finish(0, step)
-                    yield self._build_labels(rows) | images
             finally:
                 reading.close()
 
@@ -358,10 +357,19 @@ class Batches:
         """Reads the decoded images of some rows, unless they are attached on the device."""
         return {} if self._host is None else {"image": gather_images(self._host, rows)}
 
-    def _read_stored(self, rows: Rows, reader: AnyReader) -> Record:
-        """Reads the stored images of some rows, and their shapes, padded with zeros."""
-        real = rows[rows != PADDING]
-        return {"encoded": reader.read_images(real), "shape": read_padded_shapes(reader, rows)}
+    def _read_parts(self, rows: Rows, reader: AnyReader, arrays: Record) -> Iterator[Record]:
+        """Reads the stored images of a batch, and their shapes, in parts that fit into the budget.
+
+        Args:
+            rows: Rows of the batch, of which the last ones may be padding.
+            reader: Reader for these rows.
+            arrays: Arrays of the batch, `[B, ...]`, which are divided in the same way.
+        """
+        shapes = read_padded_shapes(reader, rows)
+        for part in plan_parts(shapes, self._data.channels, self._data.decode_gb * 1e9):
+            record = {name: values[part] for name, values in arrays.items()}
+            real = rows[part][rows[part] != PADDING]
+            yield record | {"encoded": reader.read_images(real), "shape": shapes[part]}
 
     def _build_batches(
         self, records: Records, batch: int, batches_per_record: int, count: int

@@ -28,6 +28,7 @@ from pipelines.spec import DataSpec
 Array = NDArray[np.uint8]
 Record = dict[str, Any]
 Inputs = tuple[Any, ...]
+Part = tuple[Any, dict[str, Any]]  # DALI's tensors of some images, and the arrays of the record
 
 AHEAD = 2  # batches in DALI: one is decoded, one is next
 READY = 2  # batches decoded ahead of the consumer
@@ -97,14 +98,16 @@ def decode_batches(
     computes. The caller's thread only wraps decoded memory as tensors. Threads and pipeline live as long as
     the iterator: closing or deleting it ends them.
 
-    At the most, the images of `KEPT + READY + AHEAD + 1` batches are in memory: those that the caller may
-    still use, those that it has not taken yet, and those that are being decoded.
+    At the most, the results of `KEPT + READY + AHEAD + 1` batches are in memory: those that the caller may
+    still use, those that it has not taken yet, and those that are being decoded. Whole images and their files
+    are in memory for `AHEAD + 1` parts of batches, see `pipelines.input.parts`.
 
     Args:
-        records: Returns a new iterator over batches. Each has `encoded`, a list of at most `batch` encoded
-            images as bytes-like objects, with `encoding` raw also `shape`, int32 `[batch, 3]`, and arrays
-            `[batch, ...]`: at least `label`, `weight` and `row`, and the `window` that is decoded of each
-            image if `data` is that of `pipelines.input.geometry.use_windows`. Positions beyond the images are
+        records: Returns a new iterator over batches, or over consecutive parts of each, which are decoded one
+            after the other. A part of n images has `encoded`, a list of at most n encoded images as
+            bytes-like objects, to fit them or with `encoding` raw also `shape`, int32 `[n, 3]`, and arrays
+            `[n, ...]`: at least `label`, `weight` and `row`, and the `window` that is decoded of each image
+            if `data` is that of `pipelines.input.geometry.use_windows`. Positions beyond the images are
             padding.
         data: Size and channels of the result.
         batch: Number of images per batch, B.
@@ -143,16 +146,33 @@ def _iterate_batches(
     # not know this order. So the memory is held from here until `KEPT` more batches have been taken. Counted
     # is what the caller takes: batches that wait in the thread's queue are held by the queue, and do not
     # shorten the time of those before them.
-    outputs: deque[Any] = deque(maxlen=KEPT)
-    for output, arrays in prefetch(decoder.decode(records), READY):
-        outputs.append(output)
-        image = tf.experimental.dlpack.from_dlpack(output.as_tensor().__dlpack__())
+    kept: deque[Any] = deque(maxlen=KEPT)
+    for parts in _join_parts(prefetch(decoder.decode(records), READY), decoder.batch):
+        kept.append([output for output, _ in parts])
+        images = [tf.experimental.dlpack.from_dlpack(part.as_tensor().__dlpack__()) for part in kept[-1]]
+        arrays = parts[0][1]
+        if len(parts) > 1:
+            arrays = {name: np.concatenate([part[name] for _, part in parts]) for name in arrays}
         # Here and not in the thread: on a GPU, copies wait for the step that is running.
         with tf.device(device):
             tensors = {name: tf.identity(tf.constant(values)) for name, values in arrays.items()}
             # The images are on this device already, except on one of several logical CPUs.
-            batch = {"image": tf.identity(image), **tensors}
+            image = tf.identity(images[0]) if len(images) == 1 else tf.concat(images, axis=0)
+            batch = {"image": image, **tensors}
         yield cast(Batch, batch)
+
+
+def _join_parts(parts: Iterator[Part], batch: int) -> Iterator[list[Part]]:
+    """Yields the parts of every batch of `batch` images together."""
+    joined: list[Part] = []
+    count = 0
+    for part in parts:
+        joined.append(part)
+        count += len(part[1]["row"])
+        if count == batch:
+            yield joined
+            joined = []
+            count = 0
 
 
 def find_gpu(device: str | None) -> int | None:
@@ -175,7 +195,7 @@ class Decoder:
 
     Attributes:
         data: Size and channels of the result.
-        batch: Number of images per batch.
+        batch: Number of images per batch, the largest of a part.
         is_raw: Whether the shard set stores raw pixels.
         gpu: Number of the GPU that decodes; None to decode on the CPU.
         threads: Number of CPU threads.
@@ -187,9 +207,7 @@ class Decoder:
     gpu: int | None
     threads: int
 
-    def decode(
-        self, records: Callable[[], Iterable[Record]]
-    ) -> Generator[tuple[Any, dict[str, Any]], None, None]:
+    def decode(self, records: Callable[[], Iterable[Record]]) -> Generator[Part, None, None]:
         """Yields the images of every record as a list of DALI's tensors, and the record's other arrays.
 
         Raises:
@@ -222,8 +240,9 @@ def build_pipeline(source: Iterator[Inputs], decoder: Decoder) -> Any:
     """Builds the pipeline from encoded images to uint8 `[batch, H, W, C]`, without starting it.
 
     Args:
-        source: Iterator over batches: a list of `batch` arrays, encoded bytes or pixels `[h, w, C]`; to crop,
-            also the windows of the images, to pad their targets, see `pipelines.input.geometry`.
+        source: Iterator over parts of batches: a list of at most `batch` arrays, encoded bytes or pixels
+            `[h, w, C]`; to crop, also the windows of the images, to pad their targets, see
+            `pipelines.input.geometry`.
         decoder: Settings of the pipeline.
     """
     from nvidia.dali import Pipeline, fn, types
@@ -287,14 +306,14 @@ def _list_inputs(record: Record, decoder: Decoder) -> Inputs:
     images = _list_arrays(record, decoder)
     if decoder.data.fit == "stretch":
         return (images,)
-    placements = place_record(record, decoder.batch, decoder.data)
+    placements = place_record(record, decoder.data)
     return images, placements.window if decoder.data.fit == "crop" else placements.target
 
 
 def _list_arrays(record: Record, decoder: Decoder) -> list[Array]:
-    """Returns one array per position of a batch, as DALI takes them; one black pixel for padding."""
+    """Returns one array per position of a record, as DALI takes them; one black pixel for padding."""
     encoded = [np.frombuffer(image, np.uint8) for image in record["encoded"]]
-    padding = decoder.batch - len(encoded)
+    padding = len(record["row"]) - len(encoded)
     if not decoder.is_raw:
         return encoded + [BLACK] * padding
     pixels = [
@@ -331,7 +350,7 @@ def convert_pixels(raw: Array, shape: NDArray[np.int32], row: int, data: DataSpe
 def find_undecodable_row(record: Record, decoder: Decoder) -> int | None:
     """Returns the first row of a batch whose image cannot be decoded by itself, or None."""
     count = len(record["encoded"])
-    inputs = _list_inputs(record, replace(decoder, batch=count))
+    inputs = _list_inputs(record, decoder)
     singles = (tuple(part[place : place + 1] for part in inputs) for place in range(count))
     pipeline = build_pipeline(singles, replace(decoder, batch=1))
     for row in record["row"][:count]:

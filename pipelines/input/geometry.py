@@ -51,21 +51,17 @@ def place_images(shapes: NDArray[np.int32], data: DataSpec) -> Placements:
     return Placements(_center(window, sides), _center(target, size))
 
 
-def place_record(record: dict[str, Any], batch: int, data: DataSpec) -> Placements:
-    """Plans how the images of a batch become images of the requested size; padding is a single pixel.
+def place_record(record: dict[str, Any], data: DataSpec) -> Placements:
+    """Plans how the images of a record become images of the requested size; padding is a single pixel.
 
     Args:
-        record: Batch of stored images, with `encoded`, at most `batch` of them, `shape` int32 `[batch, 3]`,
-            and where images are cropped at random also `window` int32 `[batch, 4]`, see `use_windows`.
-        batch: Number of images, padding included.
+        record: Stored images, with `shape` int32 `[n, 3]`, zeros for padding, and where images are cropped at
+            random also `window` int32 `[n, 4]`, see `use_windows`.
         data: Size of the result, and the way to fit an image into it.
     """
-    shapes = np.ones((batch, 3), np.int32)
-    count = len(record["encoded"])
-    shapes[:count] = record["shape"][:count]
-    placements = place_images(shapes, data)
+    placements = place_images(np.maximum(record["shape"], 1), data)
     if "window" in record:
-        return placements._replace(window=record["window"][:batch])
+        return placements._replace(window=record["window"])
     return placements
 
 

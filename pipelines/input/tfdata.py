@@ -144,9 +144,10 @@ def decode_batches(
     Python runs once per batch and only passes bytes; images are decoded one by one on all cores.
 
     Args:
-        records: Returns a new iterator over `steps` batches. Each has `encoded`, a list of at most B stored
-            images as bytes-like objects, `shape`, int32 `[B, 3]` of the stored images, and arrays
-            `[B, ...]`, among them `row`, and the `window` that is decoded of each image if `data` is that of
+        records: Returns a new iterator over `steps` batches, or over consecutive parts of each, which are
+            decoded one after the other. A part of n images has `encoded`, a list of at most n stored images
+            as bytes-like objects, `shape`, int32 `[n, 3]` of the stored images, and arrays `[n, ...]`, among
+            them `row`, and the `window` that is decoded of each image if `data` is that of
             `pipelines.input.geometry.use_windows`. Positions beyond the images are padding.
         signature: Shapes `[B, ...]` and dtypes of the arrays of `records` except `encoded` and `shape`.
         data: Size and channels of the result, and whether JPEGs are decoded exactly or fast.
@@ -160,30 +161,30 @@ def decode_batches(
     keep_freed_memory()
     batch = signature["row"].shape[0]
     is_placed = data.fit != "stretch"
-    stored = {"encoded": tf.TensorSpec((batch,), tf.string), "shape": tf.TensorSpec((batch, 3), tf.int32)}
+    arrays = {name: tf.TensorSpec((None, *spec.shape[1:]), spec.dtype) for name, spec in signature.items()}
+    stored = {"encoded": tf.TensorSpec((None,), tf.string), "shape": tf.TensorSpec((None, 3), tf.int32)}
     if is_placed:
-        stored |= dict.fromkeys(Placements._fields, tf.TensorSpec((batch, 4), tf.int32))
+        stored |= dict.fromkeys(Placements._fields, tf.TensorSpec((None, 4), tf.int32))
     padding = b"\0" if encoding == "raw" else BLACK
 
     def pad_records() -> Iterable[Record]:
         for record in records():
             images = [bytes(image) for image in record["encoded"]]
-            count = len(images)
-            images += [padding] * (batch - count)
-            shapes = np.ones((batch, 3), np.int32)
-            shapes[:count] = record["shape"][:count]
-            placements = place_record(record, batch, data)._asdict() if is_placed else {}
+            images += [padding] * (len(record["row"]) - len(images))
+            shapes = np.maximum(record["shape"], 1)
+            placements = place_record(record, data)._asdict() if is_placed else {}
             yield {**record, **placements, "encoded": np.array(images, object), "shape": shapes}
 
     @tf.autograph.experimental.do_not_convert
     def decode_record(record: Record) -> Record:
         placements = Placements(record["window"], record["target"]) if is_placed else None
         images = _decode_images(record["encoded"], record["shape"], placements, data, encoding)
-        images.set_shape((batch, *data.image_size, data.channels))  # it may be traced for batches of any size
+        images.set_shape((None, *data.image_size, data.channels))
         return {"image": images, **{name: record[name] for name in signature}}
 
-    dataset = tf.data.Dataset.from_generator(pad_records, output_signature={**signature, **stored})
+    dataset = tf.data.Dataset.from_generator(pad_records, output_signature={**arrays, **stored})
     dataset = dataset.map(decode_record, num_parallel_calls=PARALLEL_BATCHES, deterministic=True)
+    dataset = dataset.rebatch(batch, drop_remainder=True)  # joins parts; copies no whole batch
     return configure_dataset(dataset, steps)
 
 

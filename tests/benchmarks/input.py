@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import photos as photo_files
 import runner
 from harness import CORES, Candidate
 from input_peers import AUGMENTATION
@@ -34,11 +35,37 @@ GENERATOR = "Keras ImageDataGenerator"
 LAYERS = "Keras image_dataset + random layers"
 PROJECTIVE = "tf.data + ImageProjectiveTransformV3"
 TORCH = "PyTorch DataLoader + torchvision"
+# Photos of 500 x 375 pixels and 110 kB, from which ImageNet's recipes crop images of 224 x 224.
+IMAGENET_SIZE = (224, 224)
+IMAGENET_CROP = {"crop": (0.08, 1.0), "flip": True}
+CROPS = {
+    "tfdata": ("ImageNet's crop: on the device", "ImageNet's crop: while decoding"),
+    "dali": (
+        "ImageNet's crop: on the device, DALI on the CPU",
+        "ImageNet's crop: while decoding, DALI on the CPU",
+    ),
+}
+FEED = "feed of 110 kB JPEGs, decoder replaced by a stub"
+FEED_EPOCHS = 20  # of a round, which would be too short
 UNCACHED = {"cache": "none", "backend": "tfdata", "image_size": (SIZE, SIZE)}
 
 
+def list_imagenet_candidates(shards: Path) -> list[Candidate]:
+    """Returns the candidates that read photos of the size of ImageNet's."""
+    settings = {"shards": str(shards), "batch": BATCH, "cache": "none", "image_size": IMAGENET_SIZE}
+    decoded = IMAGENET_CROP | {"crop_at": "decode"}
+    candidates = []
+    for backend, names in CROPS.items():
+        for name, augment in zip(names, (IMAGENET_CROP, decoded), strict=True):
+            changes = {"augment": augment, "backend": backend, "epochs": 1}
+            candidates.append(Candidate(name, "input_ours:ours", settings | changes, is_plotted=False))
+    changes = {"augment": decoded, "backend": "dali", "epochs": FEED_EPOCHS}
+    feed = Candidate(FEED, "input_ours:feed", settings | changes, epochs=FEED_EPOCHS, is_plotted=False)
+    return [*candidates, feed]
+
+
 def list_candidates(photos: Path, shards: Path, torch_python: str | None) -> list[Candidate]:
-    """Returns all candidates in the order of the table."""
+    """Returns all candidates of small photos in the order of the table."""
     raw = {"shards": str(shards), "threads": CORES}
     tensorflow = {"shards": str(shards), "batch": BATCH}
     peer = {"folder": str(photos), "batch": BATCH, "size": SIZE}
@@ -78,6 +105,7 @@ GOALS = (
     Goal(HOST, HOST, EXACT, 3.0, ">= 3 x ours: exact"),
     Goal(GENERATOR, EXACT, GENERATOR, 8.0, "ours >= 8 x this"),
     *(Goal(name, EXACT, name, 1.0, "ours >= 1 x this") for name in (LAYERS, PROJECTIVE, TORCH)),
+    *(Goal(fast, fast, slow, 1.0, "faster than cropping on the device") for slow, fast in CROPS.values()),
 )
 
 
@@ -94,7 +122,11 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     def build(photos: Path, scratch: Path) -> Benchmark:
         shards = scratch / "shards"
         build_shards(open_source(f"folder:{photos}"), shards, ShardSpec(validation=0.0))
-        return Benchmark(list_candidates(photos, shards, options.torch_python), GOALS, LIMITS)
+        photo_files.enlarge(photos, scratch / "large")
+        large = scratch / "large-shards"
+        build_shards(open_source(f"folder:{scratch / 'large'}"), large, ShardSpec(validation=0.0))
+        candidates = list_candidates(photos, shards, options.torch_python)
+        return Benchmark([*candidates, *list_imagenet_candidates(large)], GOALS, LIMITS)
 
     return runner.run(TITLE, options, build)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
+import numpy as np
 from harness import CORES
+from PIL import Image
 
 from pipelines.sources import open_source
 
@@ -13,6 +15,9 @@ REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "cats_and_dogs_
 SIZE = 320  # of generated photos, in pixels
 GENERATED = 2000  # photos where there are no real ones
 IMAGES_PER_TASK = 50
+LARGE_SIZE = (500, 375)  # width and height of most photos of ImageNet, which have 110 kB on average
+QUALITY = 95
+GRAIN = 10.5  # standard deviation of the noise that brings a JPEG of this size and quality to 110 kB
 
 
 def stage(data: Path | None, images: int | None, folder: Path) -> tuple[int, str]:
@@ -41,6 +46,28 @@ def stage(data: Path | None, images: int | None, folder: Path) -> tuple[int, str
             f"Expected folders of JPEG photos, one per class. Received: data={data}. Fix: use such a folder."
         )
     return count, note
+
+
+def enlarge(folder: Path, out: Path) -> None:
+    """Writes photos of the size of ImageNet's, 500 x 375 pixels and about 110 kB, in the same folders.
+
+    Args:
+        folder: Folder with a subfolder of JPEGs per class.
+        out: Directory to create.
+    """
+    paths = sorted(folder.glob("*/*"))
+    for path in paths:
+        (out / path.parent.name).mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(CORES) as pool:
+        list(pool.map(_enlarge_one, paths, [out] * len(paths), range(len(paths)), chunksize=IMAGES_PER_TASK))
+
+
+def _enlarge_one(path: Path, out: Path, seed: int) -> None:
+    with Image.open(path) as photo:
+        pixels = np.asarray(photo.convert("RGB").resize(LARGE_SIZE), np.float32)
+    grain = np.random.default_rng(seed).normal(0.0, GRAIN, pixels.shape[:2])
+    grainy = np.clip(pixels + grain[..., None], 0, 255).astype(np.uint8)
+    Image.fromarray(grainy).save(out / path.parent.name / path.name, "JPEG", quality=QUALITY)
 
 
 def _link(source: Path, folder: Path, images: int | None) -> None:

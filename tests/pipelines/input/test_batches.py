@@ -382,3 +382,70 @@ def test_images_that_are_cropped_while_decoding_are_not_cached(ramps: Path) -> N
     assert str(batches.tier).startswith("cache: none (augment.crop_at=decode")
     with pytest.raises(ConfigError, match=r"use data\.cache=none"):
         Batches(ramps, "train", DataSpec(cache="host"), 4, seed=8, augment=CROP, cache=CacheBudget())
+
+
+# --- batches in parts ---
+
+
+@pytest.mark.parametrize("backend", ["tfdata", "dali"])
+def test_batches_in_parts_are_the_same_batches(ramps: Path, backend: str) -> None:
+    if backend == "dali" and not dali.is_available():
+        pytest.skip("needs NVIDIA DALI (nvidia-dali-cuda120)")
+    found = []
+    for decode_gb in (4.0, 4 * 120e-9):  # all images, or two to four
+        data = DataSpec(image_size=(3, 2), channels=1, backend=backend, fit="pad", decode_gb=decode_gb)
+        batches = Batches(ramps, "train", data, 8, seed=8, augment=AUGMENT)
+        batches._is_decodable = True  # as if the builder had decoded them
+        with batches.data_errors():
+            found.append([{k: v.numpy() for k, v in batch.items()} for batch in batches.epoch(1)])
+    for whole, divided in zip(*found, strict=True):
+        assert whole.keys() == divided.keys()
+        assert whole["image"].shape == (8, 3, 2, 1)
+        for name, values in whole.items():
+            np.testing.assert_array_equal(divided[name], values)
+
+
+def test_the_cache_is_filled_in_parts(ramps: Path) -> None:
+    size = {"image_size": (3, 2), "channels": 1, "cache": "host"}
+    found = []
+    for decode_gb in (4.0, 4 * 120e-9):
+        data = DataSpec(**size, decode_gb=decode_gb)
+        cache = CacheBudget(ram=10**9, gpu=0)
+        found.append(read_batches(Batches(ramps, "train", data, 8, cache=cache).epoch(0)))
+    for whole, divided in zip(*found, strict=True):
+        np.testing.assert_array_equal(whole["image"], divided["image"])
+
+
+def test_dali_never_holds_more_than_the_budget(write_shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not dali.is_available():
+        pytest.skip("needs NVIDIA DALI (nvidia-dali-cuda120)")
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    shards = write_shards([Record(encode_png(pixels), 0, f"{row}", (20, 30, 3)) for row in range(64)])
+    image_bytes = 2 * pixels.nbytes  # decoded, and at most as many encoded
+    budget = 20 * image_bytes
+    data = DataSpec(image_size=(2, 3), backend="dali", decode_gb=budget / 1e9)
+    batches = Batches(shards, "train", data, 32)
+    batches._is_decodable = True
+    held = 0
+    peak = 0
+    read_parts = Batches._read_parts
+    decode = dali.Decoder.decode
+
+    def count_read(*arguments):
+        nonlocal held, peak
+        for part in read_parts(*arguments):
+            held += len(part["row"])
+            peak = max(peak, held)
+            yield part
+
+    def count_decoded(*arguments):
+        nonlocal held
+        for output, arrays in decode(*arguments):
+            held -= len(arrays["row"])
+            yield output, arrays
+
+    monkeypatch.setattr(Batches, "_read_parts", count_read)
+    monkeypatch.setattr(dali.Decoder, "decode", count_decoded)
+    assert sum(1 for _ in batches.epoch(0)) == 2
+    assert held == 0
+    assert 5 < peak <= 20
