@@ -81,7 +81,7 @@ class ShardRows(RowColumns):
         return None if box is None else (box[0], box[1], box[2], box[3])
 
 
-def write_arrow(path: Path, records: Iterable[Record]) -> int:
+def write_arrow(path: Path, records: Iterable[Record], images: ImageBuffer | None = None) -> int:
     """Writes records to a file; the same records give the same bytes.
 
     A shard is one record batch, or several if its images take more than `BATCH_BYTES`.
@@ -89,12 +89,14 @@ def write_arrow(path: Path, records: Iterable[Record]) -> int:
     Args:
         path: File to create.
         records: Rows of the shard, which need not fit in memory at once.
+        images: Memory for the images, which nobody else uses meanwhile; None to obtain it.
 
     Returns:
         Number of rows written.
     """
     rows = 0
-    images = _ImageBuffer()
+    images = images or ImageBuffer()
+    images.clear()
     columns = ColumnBuilder()
     with open_writer(path, RECORD_SCHEMA) as write:
 
@@ -222,8 +224,8 @@ class ColumnBuilder:
         ]
 
 
-class _ImageBuffer:
-    """Collects the images of a record batch, in memory that the next batch uses again.
+class ImageBuffer:
+    """Collects the images of a record batch, in memory that the next batch and the next shard use again.
 
     Memory that is new to a process takes as long to obtain as a file of that size takes to read, so images
     are not kept one by one.

@@ -12,7 +12,14 @@ from typing import Any
 from pipelines.errors import DataError
 from pipelines.open_file import DAMAGE_FIX, OpenFile
 from pipelines.records import Record
-from pipelines.shards.arrow import RowColumns, ShardRows, read_arrow, read_arrow_table, write_arrow
+from pipelines.shards.arrow import (
+    ImageBuffer,
+    RowColumns,
+    ShardRows,
+    read_arrow,
+    read_arrow_table,
+    write_arrow,
+)
 from pipelines.shards.files import ShardFiles
 from pipelines.shards.manifest import ShardFile, StoredFile
 from pipelines.shards.tfrecord import read_index, write_tfrecord
@@ -29,7 +36,9 @@ __all__ = [
 ]
 
 
-def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardFile:
+def write_shard(
+    directory: Path, file: str, records: Iterable[Record], images: ImageBuffer | None = None
+) -> ShardFile:
     """Writes a shard, whole or not at all; the same records give the same bytes.
 
     The content is flushed to disk. The file's name is not: the caller does that once for all shards.
@@ -38,6 +47,8 @@ def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardF
         directory: Existing directory to write to.
         file: Name of the file; its suffix, `.arrow` or `.tfrecord`, selects the format.
         records: Rows of the shard, which need not fit in memory at once.
+        images: Memory for the images of an `.arrow` shard, which nobody else uses meanwhile; None to obtain
+            it.
 
     Returns:
         The shard's entry in the manifest. Without records, no file is created.
@@ -54,7 +65,7 @@ def write_shard(directory: Path, file: str, records: Iterable[Record]) -> ShardF
     path = directory / file
     if path.suffix == ".arrow":
         with replace_file(path, durable=False) as temporary:
-            rows = write_arrow(temporary, records)
+            rows = write_arrow(temporary, records, images)
             stored = flush_file(temporary, path.name)
         return ShardFile(rows=rows, **stored.model_dump())
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from pipelines.errors import DataError, GlassboxError
 from pipelines.records import Example, Record, Rejected
+from pipelines.shards.arrow import ImageBuffer
 from pipelines.shards.formats import write_shard
 from pipelines.shards.images import UnreadableImageError, prepare_image
 from pipelines.shards.markers import Marker, ShardResult, get_marker_name, read_row_part
@@ -28,7 +29,11 @@ Row = tuple[Record, NDArray[np.int64] | None, tuple[str, ...]]
 
 
 def build_shard(
-    source: Source, planned_shard: PlannedShard, spec: ShardSpec, output: BuildOutput
+    source: Source,
+    planned_shard: PlannedShard,
+    spec: ShardSpec,
+    output: BuildOutput,
+    images: ImageBuffer | None = None,
 ) -> ShardResult:
     """Writes one shard, then its marker: one line with the result, and one per rejected candidate.
 
@@ -37,6 +42,7 @@ def build_shard(
         planned_shard: Range of candidates to read, and the file to write.
         spec: Options of the shard set.
         output: Directory or object store that receives the shard and the marker.
+        images: Memory for the images, see `pipelines.shards.formats.write_shard`.
 
     Raises:
         DataError: The source can no longer be read; the message names the image.
@@ -64,7 +70,7 @@ def build_shard(
 
     output.check_visible()
     with report_write_errors(output), output.open_scratch() as scratch:
-        shard = write_shard(scratch, planned_shard.file, read_records())
+        shard = write_shard(scratch, planned_shard.file, read_records(), images)
         result = ShardResult(
             shard=shard,
             class_counts=tuple(class_counts.tolist()),

@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pipelines.cluster import count_cpus, put_object, ray_session, run_tasks
+from pipelines.shards.arrow import ImageBuffer
 from pipelines.shards.markers import ShardResult
 from pipelines.shards.output import BuildOutput
 from pipelines.shards.plan import PlannedShard
@@ -98,12 +99,17 @@ class _Calls(Sequence[tuple[Any, ...]]):
 
 def _build(context: BuildContext, planned_shard: PlannedShard, part: Source | None) -> ShardResult:
     source = part if part is not None else _get_source(context.source[0])
-    return build_shard(source, planned_shard, context.spec, context.output)
+    return build_shard(source, planned_shard, context.spec, context.output, _get_image_buffer())
 
 
 def _load_source(context: BuildContext) -> None:
     if context.source:
         _get_source(context.source[0])
+
+
+@lru_cache(maxsize=1)  # once per worker process, which runs one task at a time
+def _get_image_buffer() -> ImageBuffer:
+    return ImageBuffer()
 
 
 @lru_cache(maxsize=1)  # once per worker process

@@ -12,7 +12,7 @@ import pytest
 from pipelines.errors import DataError
 from pipelines.records import RECORD_SCHEMA, Record, compute_checksum
 from pipelines.shards import arrow
-from pipelines.shards.arrow import read_arrow, read_arrow_table, write_arrow
+from pipelines.shards.arrow import ImageBuffer, read_arrow, read_arrow_table, write_arrow
 
 RECORDS = [
     Record(b"one", 1, "a b/ä.png", (1, 3, 1)),
@@ -83,6 +83,20 @@ def test_images_are_kept_once(tmp_path, monkeypatch):
     finally:
         tracemalloc.stop()
     assert peak < (8 + 3) * size  # a record batch, and the image that is added
+
+
+def test_memory_that_is_used_again_holds_nothing_of_a_shard_that_failed(tmp_path):
+    images = ImageBuffer()
+
+    def fail_late():
+        yield Record(b"left over", 0, "x", (1, 1, 1))
+        raise OSError
+
+    with pytest.raises(OSError, match=r"^$"):
+        write_arrow(tmp_path / "failed", fail_late(), images)
+    write_arrow(tmp_path / "again", RECORDS, images)
+    write_arrow(tmp_path / "new", RECORDS)
+    assert (tmp_path / "again").read_bytes() == (tmp_path / "new").read_bytes()
 
 
 def test_a_file_without_rows(tmp_path):
