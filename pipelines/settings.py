@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from pipelines.errors import ConfigError, suggest
 
@@ -28,6 +28,31 @@ def parse_image_size(value: Any) -> Any:
     raise ValueError("an image size is SIDE, HEIGHTxWIDTH or [HEIGHT, WIDTH] in pixels")
 
 
+def check_relative_path(value: str) -> str:
+    """Returns a path unchanged if it stays below the folder that it is relative to.
+
+    Raises:
+        ValueError: It is absolute, or leads out of the folder; pydantic expects this exception.
+    """
+    parts = value.replace("\\", "/").split("/")
+    if not all(parts) or {".", ".."} & set(parts) or "\0" in value:
+        raise ValueError("a name may not lead out of its folder")
+    return value
+
+
+def check_plain_name(value: str) -> str:
+    """Returns the name of a file unchanged if it has no folder.
+
+    Raises:
+        ValueError: It has one; pydantic expects this exception.
+    """
+    if "/" in value or "\\" in value:
+        raise ValueError("a name may not lead out of its folder")
+    return check_relative_path(value)
+
+
+RelativePath = Annotated[str, AfterValidator(check_relative_path)]
+PlainName = Annotated[str, AfterValidator(check_plain_name)]
 ImageSize = Annotated[tuple[Positive, Positive], BeforeValidator(parse_image_size)]
 
 

@@ -116,6 +116,36 @@ def hash_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def add_digest(content: dict[str, Any], key: str = "sha256") -> dict[str, Any]:
+    """Returns JSON content with a digest of it as an additional entry, which `remove_digest` checks.
+
+    Args:
+        content: Entries that can be written as JSON; an older digest among them is replaced.
+        key: Name of the additional entry.
+    """
+    entries = {name: value for name, value in content.items() if name != key}
+    stored = json.loads(json.dumps(entries))  # what will be read: lists instead of tuples, keys as text
+    return entries | {key: hash_json(stored)}
+
+
+def remove_digest(content: Any, key: str = "sha256") -> dict[str, Any]:
+    """Returns JSON content without the digest that `add_digest` added; older versions wrote it without one.
+
+    Args:
+        content: What was read.
+        key: Name of the additional entry.
+
+    Raises:
+        ValueError: The content is not an object, or is not what the digest was computed of.
+    """
+    if not isinstance(content, dict):
+        raise ValueError(f"{type(content).__name__} instead of an object")
+    entries = {name: value for name, value in content.items() if name != key}
+    if key in content and content[key] != hash_json(entries):
+        raise ValueError("the digest does not fit")
+    return entries
+
+
 def sync(path: Path) -> None:
     """Flushes a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)

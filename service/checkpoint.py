@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import accumulate
@@ -16,12 +13,20 @@ import numpy as np
 
 from pipelines.errors import ConfigError, TrainingError
 from pipelines.storage import hash_file, replace_directory
+from service.checkpoint_record import (
+    FILE_NAME,
+    NAME,
+    CheckpointRecord,
+    format_record,
+    list_checkpoints,
+    read_record,
+    sort_checkpoints,
+)
 from service.milestones import find_milestone_epoch
-from service.runs import CHECKPOINT_DESCRIPTION, CHECKPOINT_PATTERN, Run, score
+from service.models.metadata import ARCHIVE_ERRORS
+from service.runs import Run, score
 
 STATE = "state.npz"
-NAME = re.compile(r"epoch-(\d+)(?:-step-(\d+))?")
-REQUIRED_KEYS = {"data", "history", "step", "sums", "seconds", "stage", "groups"}
 SEEDS = "seed_generator_state"  # part of the path of dropout seeds among the variables
 
 # Variables of Keras or TensorFlow by their purpose; those of the model come first.
@@ -145,7 +150,7 @@ class RunCheckpoint:
             with np.load(file) as state:
                 # The variables of the model come first.
                 arrays = [state[name] for name in sorted(state.files)[: len(variables)]]
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (*ARCHIVE_ERRORS, SyntaxError):  # NumPy parses the header of an array as Python
             raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", fix) from None
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
             raise TrainingError("a checkpoint of the run's own model", f"checkpoint={self.path}", fix)
@@ -168,7 +173,7 @@ def list_run_checkpoints(run: Run, limit: int) -> list[RunCheckpoint]:
     for path in list_checkpoints(run.checkpoints):
         name = NAME.fullmatch(path.name)
         is_end_of_epoch = name is not None and name[2] is None
-        if name and is_end_of_epoch and (path / STATE).is_file() and _is_described(path):
+        if name and is_end_of_epoch and (path / STATE).is_file() and read_record(path):
             saved[int(name[1])] = RunCheckpoint(int(name[1]), path)
     best = Position("", tuple(run.metrics())).best_epoch
     return [saved[epoch] for epoch in choose_epochs(saved, best, limit)]
@@ -260,7 +265,7 @@ def save_checkpoint(
         entries = {"epoch": position.epoch, "stage": 0} | asdict(position) | description
         entries["groups"] = {group: len(members) for group, members in arrays.items()}
         entries["sha256"] = hash_file(temporary / STATE)
-        (temporary / CHECKPOINT_DESCRIPTION).write_text(json.dumps(entries, indent=2) + "\n")
+        (temporary / FILE_NAME).write_text(format_record(entries))
 
     names = [path.name for path in list_checkpoints(directory)]
     for name in find_obsolete(names, target.name, position.best_name, keep):
@@ -298,21 +303,21 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
     """
     damaged: list[Path] = []
     for path in reversed(list_checkpoints(directory)):
-        description = _read_whole(path)
-        if description is None:
+        record = _read_whole(path)
+        if record is None:
             damaged.append(path)
             continue
-        _check_same(path, description, data, model)
+        _check_same(path, record, data, model)
         position = Position(
             data,
-            tuple(description["history"]),
-            description["step"],
-            tuple(description["sums"]),
-            description["seconds"],
-            description.get("skipped", 0),
-            tuple(description.get("squared_gradients", ())),
+            record.history,
+            record.step,
+            record.sums,
+            record.seconds,
+            record.skipped,
+            record.squared_gradients,
         )
-        return Checkpoint(path, position, description["stage"], description["groups"], tuple(damaged))
+        return Checkpoint(path, position, record.stage, record.groups, tuple(damaged))
     if damaged:
         raise TrainingError(
             "an undamaged checkpoint", f"checkpoints={directory} (no digest fits)", "start a new run"
@@ -320,15 +325,15 @@ def newest_checkpoint(directory: Path, data: str, model: str | None = None) -> C
     return None
 
 
-def _check_same(path: Path, description: dict[str, Any], data: str, model: str | None) -> None:
+def _check_same(path: Path, record: CheckpointRecord, data: str, model: str | None) -> None:
     """Checks that a checkpoint belongs to a shard set and a model."""
-    if description["data"] != data:
+    if record.data != data:
         raise ConfigError(
             "the shard set the run began with",
             f"checkpoint={path} (of another one)",
             "put the old shards back, or start a new run",
         )
-    saved_model = description.get("config", {}).get("model", model)
+    saved_model = str(record.config.get("model", model))
     if model is None or _strip_folder(saved_model) == _strip_folder(model):
         return
     raise ConfigError(
@@ -353,16 +358,6 @@ def remove_unfinished(directory: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def list_checkpoints(directory: Path) -> list[Path]:
-    """Lists the directories of all checkpoints, damaged ones too, oldest first.
-
-    Args:
-        directory: The run's `checkpoints`.
-    """
-    names = [path.name for path in directory.glob(CHECKPOINT_PATTERN)]
-    return [directory / name for name in sort_checkpoints(names)]
-
-
 @dataclass(frozen=True)
 class NewestCheckpoint:
     """The newest checkpoint of a run, and which others the run keeps.
@@ -385,28 +380,11 @@ def describe_newest(directory: Path) -> NewestCheckpoint | None:
         directory: The run's `checkpoints`.
     """
     for path in reversed(list_checkpoints(directory)):
-        try:
-            description = json.loads((path / CHECKPOINT_DESCRIPTION).read_text())
-            position = Position(str(description["data"]), tuple(description["history"]))
-            keep = int(description["config"]["keep_checkpoints"])
-        except (OSError, ValueError, KeyError, TypeError):
-            continue
-        return NewestCheckpoint(path.name, position.best_name, keep)
+        record = read_record(path)
+        keep = record and record.config.get("keep_checkpoints")
+        if record and isinstance(keep, int):
+            return NewestCheckpoint(path.name, Position(record.data, record.history).best_name, keep)
     return None
-
-
-def sort_checkpoints(names: Iterable[str]) -> list[str]:
-    """Sorts names of checkpoints by their positions, oldest first; leaves out other names.
-
-    Args:
-        names: Names such as `epoch-0003` or `epoch-0003-step-0000120`.
-    """
-    positions = []
-    for name in names:
-        match = NAME.fullmatch(name)
-        if match:
-            positions.append((int(match[1]), int(match[2] or 0), name))
-    return [name for _, _, name in sorted(positions)]
 
 
 def find_epoch(name: str) -> int:
@@ -415,18 +393,10 @@ def find_epoch(name: str) -> int:
     return int(match[1]) if match else 0
 
 
-def _read_whole(path: Path) -> dict[str, Any] | None:
-    """Reads the description of a checkpoint; None if a part of the checkpoint is missing or damaged."""
+def _read_whole(path: Path) -> CheckpointRecord | None:
+    """Reads the record of a checkpoint; None if a part of the checkpoint is missing or damaged."""
+    record = read_record(path)
     try:
-        description: dict[str, Any] = json.loads((path / CHECKPOINT_DESCRIPTION).read_text())
-        is_whole = description["sha256"] == hash_file(path / STATE) and description.keys() >= REQUIRED_KEYS
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return record if record and record.sha256 == hash_file(path / STATE) else None
+    except OSError:
         return None
-    return description if is_whole else None
-
-
-def _is_described(path: Path) -> bool:
-    try:
-        return isinstance(json.loads((path / CHECKPOINT_DESCRIPTION).read_text()), dict)
-    except (OSError, ValueError):
-        return False

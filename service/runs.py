@@ -33,7 +33,21 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import ConfigError
 from pipelines.storage import hash_file, hash_json, lock_file, replace_file, write_atomically
+from service.checkpoint_record import FILE_NAME as CHECKPOINT_RECORD
+from service.checkpoint_record import PATTERN, read_newest_record
 from service.models.metadata import ModelMetadata, append_metadata
+from service.run_files import (
+    CodeManifest,
+    build_line_error,
+    compare_metrics,
+    format_status,
+    parse_metrics,
+    read_bounded,
+    read_layers,
+    read_lines,
+    read_object,
+    read_status,
+)
 from service.user_code import CodeCopy, describe_entry_points, find_names, list_modules, replace_names
 
 CONFIG = "config.yaml"
@@ -47,8 +61,6 @@ CHECKPOINTS = "checkpoints"
 MILESTONES = "milestones"
 EVENTS = "events"
 REPORT = "report"
-CHECKPOINT_PATTERN = "epoch-*"
-CHECKPOINT_DESCRIPTION = "checkpoint.json"
 # The parser in C is ten times as fast, which counts for a job over a thousand runs.
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 UNFINISHED_STATES = ("starting", "training")
@@ -153,7 +165,7 @@ class Run:
         Raises:
             ConfigError: A file is missing or has changed; names the first one.
         """
-        for name, digest in self._read_code_manifest()["files"].items():
+        for name, digest in self._read_code_manifest().files.items():
             path = self.code / name
             if not path.is_file():
                 received = f"file={path} (missing)"
@@ -165,15 +177,16 @@ class Run:
                 "the code that the run was created with", received, "restore the file, or start a new run"
             )
 
-    def _read_code_manifest(self) -> dict[str, Any]:
-        if not self._code_manifest_path.is_file():
-            return {"files": {}, "originals": {}, "installed": {}, "notes": []}
+    def _read_code_manifest(self) -> CodeManifest:
         try:
-            return dict(json.loads(self._code_manifest_path.read_text()))
-        except ValueError:
+            return CodeManifest.model_validate(read_object(self._code_manifest_path))
+        except FileNotFoundError:
+            return CodeManifest()
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "damaged"
             raise ConfigError(
                 "a list of the run's code in JSON",
-                f"file={self._code_manifest_path} (damaged)",
+                f"file={self._code_manifest_path} ({reason})",
                 "restore the file, or start a new run",
             ) from None
 
@@ -188,7 +201,7 @@ class Run:
 
     def code_notes(self) -> tuple[str, ...]:
         """Returns the inferences about the user's model that were recorded when the run was created."""
-        return tuple(self._read_code_manifest()["notes"])
+        return tuple(self._read_code_manifest().notes)
 
     def exists(self) -> bool:
         """Tells whether the directory holds a run."""
@@ -196,7 +209,7 @@ class Run:
 
     def has_checkpoints(self) -> bool:
         """Tells whether there is a checkpoint that training can resume from."""
-        return any(self.checkpoints.glob(CHECKPOINT_PATTERN))
+        return any(self.checkpoints.glob(PATTERN))
 
     def has_model(self) -> bool:
         """Tells whether a model has been saved."""
@@ -280,12 +293,13 @@ class Run:
                 "a run directory", f"run={self.path} (no {CONFIG})", "name the --out of a 'glassbox train'"
             )
         try:
-            stored = dict(yaml.load(self.config_path.read_text(), Loader=YAML_LOADER))
-        except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
+            stored = dict(yaml.load(read_bounded(self.config_path), Loader=YAML_LOADER))
+        except (OSError, yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+            reason = f"cannot be read: {error.strerror}" if isinstance(error, OSError) else "is damaged"
             raise ConfigError(
-                "a configuration in YAML", f"run={self.path} ({CONFIG} is damaged)", "start a new run"
+                "a configuration in YAML", f"run={self.path} ({CONFIG} {reason})", "start a new run"
             ) from None
-        names = self._read_code_manifest()["originals"]
+        names = self._read_code_manifest().originals
         resolved: dict[str, Any] = replace_names(stored, {name: f"{self.path}/{name}" for name in names})
         return resolved
 
@@ -294,10 +308,32 @@ class Run:
 
         Keys: epoch (from 1), loss, accuracy, val_loss, val_accuracy (if there is a validation split),
         learning_rate, seconds, images_per_second, input_wait (share of the time, 0 to 1).
+
+        The file is compared with the newest checkpoint, which records the same metrics under a digest. What
+        is missing at its end is taken from there.
+
+        Raises:
+            DataError: A line is damaged, or differs from the checkpoint's.
         """
-        if not self.metrics_path.is_file():
-            return []
-        return [json.loads(line) for line in self.metrics_path.read_text().splitlines()]
+        lines = read_lines(self.metrics_path)
+        record = read_newest_record(self.checkpoints)
+        history = list(record.history) if record else []
+        epochs = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                epochs.append(parse_metrics(line, number))
+            except ValueError:
+                if number == len(lines) and len(history) >= number:
+                    return history
+                fix = "restore the line, or start a new run"
+                raise build_line_error(self.metrics_path, number, fix) from None
+        differing = compare_metrics(epochs, history)
+        if differing is not None:
+            fix = f"restore the line from the history in the newest {CHECKPOINTS}/*/{CHECKPOINT_RECORD}"
+            reason = "not what the checkpoint recorded"
+            raise build_line_error(self.metrics_path, differing, fix, reason)
+        # A checkpoint is written before its line of metrics; more lines than one were lost.
+        return history if len(history) > len(epochs) + 1 else epochs
 
     def write_metrics(self, epochs: Sequence[dict[str, float]]) -> None:
         """Replaces the metrics by those of some epochs, a line each, atomically."""
@@ -310,10 +346,11 @@ class Run:
         Keys: epoch (from 1), layers (of every trained layer by its path: `weights`, the norm of its weights
         at the end of the epoch, and `gradients`, the root mean square of the norm of its gradient over the
         updates). Runs of older versions have none.
+
+        Raises:
+            DataError: A line is damaged.
         """
-        if not self.layers_path.is_file():
-            return []
-        return [json.loads(line) for line in self.layers_path.read_text().splitlines()]
+        return read_layers(self.layers_path)
 
     def write_layers(self, epoch: int, layers: dict[str, dict[str, float]]) -> None:
         """Adds the norms of an epoch, in place of those of the same and of later epochs, atomically.
@@ -358,16 +395,12 @@ class Run:
             self.update_status(notices=[*self.status().get("notices", []), text])
 
     def status(self) -> dict[str, Any]:
-        """Returns the recorded state of the run; empty before it started.
+        """Returns the recorded state of the run; empty before it started, or if the file is damaged.
 
         Keys: state ("starting", "training", "finished", "interrupted", "failed"), reason, progress, caches,
         notices, timings (seconds), environment, store (bytes, hit rate and seconds, for shards on a store).
         """
-        try:
-            return dict(json.loads(self.status_path.read_text()))
-        # The file is missing, or was lost in a power failure, because it is not flushed to disk.
-        except (FileNotFoundError, ValueError):
-            return {}
+        return read_status(self.status_path)
 
     def state(self) -> str:
         """Returns the state in the status, or "interrupted" if this machine trained the run and was killed.
@@ -391,8 +424,7 @@ class Run:
         It is not flushed to disk, because training must not wait for it.
         """
         with self._status_lock:
-            text = json.dumps(self.status() | changes, indent=2) + "\n"
-            write_atomically(self.status_path, text, durable=False)
+            write_atomically(self.status_path, format_status(self.status() | changes), durable=False)
 
     def add_timings(self, **seconds: float) -> None:
         """Adds the seconds that some phases took to the timings in the status."""
@@ -410,9 +442,14 @@ class Run:
             ConfigError: The file is damaged.
         """
         try:
-            return ModelMetadata.from_json(self.metadata_path.read_bytes(), str(self.metadata_path))
+            return ModelMetadata.from_json(read_bounded(self.metadata_path), str(self.metadata_path))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise ConfigError(
+                "metadata of a model in JSON", f"{self.metadata_path} ({reason})", "restore the file"
+            ) from None
 
     def read_data_digest(self) -> str | None:
         """Returns the digest of the shard set that the run was trained on; None if it is not recorded.
@@ -422,12 +459,8 @@ class Run:
         metadata = self.read_metadata()
         if metadata is not None:
             return metadata.data
-        for path in sorted(self.checkpoints.glob(f"{CHECKPOINT_PATTERN}/{CHECKPOINT_DESCRIPTION}")):
-            try:
-                return str(json.loads(path.read_text())["data"])
-            except (OSError, ValueError, KeyError, TypeError):
-                continue
-        return None
+        record = read_newest_record(self.checkpoints)
+        return record.data if record else None
 
     def check_data(self, shards: str | Path, digest: str) -> None:
         """Checks that the shard set that the configuration names is still the one the run was trained on.
@@ -479,10 +512,10 @@ class Run:
         """
         status = self.status()
         reported = {key: status.get(key) for key in ("state", "finished", "timings", "environment")}
-        descriptions = sorted(self.checkpoints.glob(f"{CHECKPOINT_PATTERN}/{CHECKPOINT_DESCRIPTION}"))
+        records = sorted(self.checkpoints.glob(f"{PATTERN}/{CHECKPOINT_RECORD}"))
         return {
             "model": hash_file(self.model_path),
-            "checkpoints": hash_json([[path.parent.name, hash_file(path)] for path in descriptions]),
+            "checkpoints": hash_json([[path.parent.name, hash_file(path)] for path in records]),
             "config": hash_file(self.config_path),
             "metadata": hash_file(self.metadata_path) if self.metadata_path.is_file() else None,
             "metrics": hash_file(self.metrics_path) if self.metrics_path.is_file() else None,

@@ -39,6 +39,7 @@ RUN_PATHS = ("config_path", "metrics_path", "status_path", "checkpoints", "miles
 RUN_OWNERS = (
     "service.runs",
     "service.checkpoint",
+    "service.checkpoint_record",
     "service.milestones",
     "service.mirror.fetch",
     "service.mirror.folder",

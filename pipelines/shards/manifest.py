@@ -15,6 +15,7 @@ from pipelines.errors import DataError
 from pipelines.remote.errors import ObjectMissingError
 from pipelines.remote.files import read_file
 from pipelines.remote.uri import Location, parse_location
+from pipelines.settings import PlainName
 from pipelines.spec import Spec
 from pipelines.storage import write_atomically
 
@@ -36,7 +37,7 @@ class StoredFile(Spec):
         sha256: Digest of the content in hexadecimal.
     """
 
-    file: str
+    file: PlainName
     bytes: int
     sha256: str
 

@@ -26,11 +26,10 @@ from service.inference.custom_objects import (
 from service.inference.graph import run_with_features
 from service.inference.inspection import interpret_model
 from service.inference.interpretation import STRETCH, ImageFit, Interpretation
+from service.inference.model_file import check_model_file, check_parameter_count
 from service.inference.options import DEFAULT_OPTIONS, PredictOptions
 from service.scores import losses
 
-LEGACY_SUFFIXES = {".h5", ".hdf5"}
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 # Keras quotes the configuration of every enclosing object before the cause of an error, or after it.
 KERAS_CAUSE = "Exception encountered:"
 KERAS_CONFIG = "Full object config:"
@@ -108,11 +107,9 @@ def load_model(path: str | Location, custom_objects: Sequence[str] = ()) -> kera
         raise ConfigError(
             "a saved model", f"model={path} (no such file)", "name a .keras file or a finished run"
         )
-    if not _is_model_file(path):
-        raise ConfigError(
-            "a Keras model file, .keras or .h5", f"model={path}", "save it with model.save('NAME.keras')"
-        )
+    check_model_file(path)
     objects = _load_custom_objects(path, custom_objects)
+    check_parameter_count(path, objects)
     try:
         model = keras.saving.load_model(path, custom_objects=objects, compile=False, safe_mode=True)
     except (
@@ -123,6 +120,8 @@ def load_model(path: str | Location, custom_objects: Sequence[str] = ()) -> kera
         OSError,
         ImportError,
         RuntimeError,
+        MemoryError,
+        tf.errors.OpError,
         zipfile.BadZipFile,
     ) as error:
         raise ConfigError(
@@ -158,17 +157,6 @@ def _load_custom_objects(path: Path, modules: Sequence[str]) -> dict[str, Any]:
             "name the module that defines it with --custom-objects, as package.module or file.py",
         )
     return objects
-
-
-def _is_model_file(path: Path) -> bool:
-    """Tells whether a file is in a format that Keras loads, by its suffix and content."""
-    if path.suffix in LEGACY_SUFFIXES:
-        with path.open("rb") as file:
-            return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return "config.json" in archive.namelist()
 
 
 def _find_cause(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
@@ -17,7 +16,9 @@ from pipelines.remote.lease import MAX_BYTES
 from pipelines.remote.store import ObjectInfo, download, list_folder, list_objects, read_bytes, stat
 from pipelines.remote.uri import Location, Uri
 from pipelines.storage import lock_file, replace_directory
-from service.checkpoint import STATE, sort_checkpoints
+from service.checkpoint import STATE
+from service.checkpoint_record import FILE_NAME as CHECKPOINT_RECORD
+from service.checkpoint_record import CheckpointRecord, sort_checkpoints
 from service.mirror.folder import (
     COPIES,
     Record,
@@ -30,7 +31,6 @@ from service.mirror.folder import (
 from service.mirror.lease import LEASE, parse_lease
 from service.mirror.plan import find_folder, is_milestone, is_record, is_state, list_complete
 from service.runs import (
-    CHECKPOINT_DESCRIPTION,
     CHECKPOINTS,
     CODE,
     CONFIG,
@@ -204,16 +204,16 @@ def _pull_checkpoint(uri: Uri, objects: Objects, run: Run, record: Record) -> tu
     """Fetches the newest whole checkpoint; returns the names of the damaged ones before it, and its name."""
     damaged: list[str] = []
     for folder in reversed(sort_checkpoints(list_complete(objects))):
-        names = [f"{CHECKPOINTS}/{folder}/{part}" for part in (STATE, CHECKPOINT_DESCRIPTION)]
+        names = [f"{CHECKPOINTS}/{folder}/{part}" for part in (STATE, CHECKPOINT_RECORD)]
         if all(_is_current(name, objects[name], run, record) for name in names):
             return damaged, folder
         try:
             description = read_bytes(uri / names[1], MAX_RECORD_BYTES)
-            digest = str(json.loads(description)["sha256"])
+            digest = CheckpointRecord.from_json(description).sha256
             with replace_directory(run.checkpoints / folder) as temporary:
                 download(uri / names[0], temporary / STATE, objects[names[0]].size, digest)
-                (temporary / CHECKPOINT_DESCRIPTION).write_bytes(description)
-        except (CorruptObjectError, ValueError, KeyError, TypeError):
+                (temporary / CHECKPOINT_RECORD).write_bytes(description)
+        except (CorruptObjectError, ValueError):
             damaged.append(folder)
             continue
         for name in names:

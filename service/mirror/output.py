@@ -13,7 +13,7 @@ from pipelines.remote.errors import ObjectMissingError, StoreError
 from pipelines.remote.store import ObjectInfo, delete, read_bytes, stat, write_bytes
 from pipelines.remote.uri import Location, Uri
 from pipelines.storage import lock_file, write_atomically
-from service.checkpoint import sort_checkpoints
+from service.checkpoint_record import sort_checkpoints
 from service.mirror.fetch import check_exists, list_remote_files, pull_run, refresh_record
 from service.mirror.folder import Record, find_local_folder, set_aside, take_snapshot
 from service.mirror.lease import LeaseContent, LeaseLostError, RunLease

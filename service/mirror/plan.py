@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import PurePosixPath
 
-from service.checkpoint import STATE, find_epoch, find_obsolete, sort_checkpoints
+from service.checkpoint import STATE, find_epoch, find_obsolete
+from service.checkpoint_record import FILE_NAME as CHECKPOINT_RECORD
+from service.checkpoint_record import sort_checkpoints
 from service.milestones import find_obsolete_milestones
 from service.runs import (
-    CHECKPOINT_DESCRIPTION,
     CHECKPOINTS,
     CODE,
     CONFIG,
@@ -180,7 +181,7 @@ def _plan_removals(obsolete: Collection[str], remote: RemoteFiles) -> list[Step]
 
 
 def _name_record(folder: str) -> str:
-    return f"{CHECKPOINTS}/{folder}/{CHECKPOINT_DESCRIPTION}"
+    return f"{CHECKPOINTS}/{folder}/{CHECKPOINT_RECORD}"
 
 
 def _name_state(folder: str) -> str:
@@ -194,7 +195,7 @@ def is_state(name: str) -> bool:
 
 def is_record(name: str) -> bool:
     """Tells whether a file is the record that completes a checkpoint."""
-    return _is_part_of_checkpoint(name, CHECKPOINT_DESCRIPTION)
+    return _is_part_of_checkpoint(name, CHECKPOINT_RECORD)
 
 
 def is_milestone(name: str) -> bool:

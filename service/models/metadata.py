@@ -8,13 +8,27 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
 from pipelines.errors import ConfigError
 from pipelines.spec import Fit
+from pipelines.storage import add_digest, remove_digest
 
+MAX_BYTES = 1 << 26  # of the document: a million class names of 60 characters
+# What zipfile raises for an archive whose bytes were changed anywhere
+ARCHIVE_ERRORS = (
+    OSError,
+    ValueError,
+    KeyError,
+    EOFError,
+    RuntimeError,
+    OverflowError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 MEMBER = "glassbox.json"
 VERSION = 2
 EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)  # of a zip archive; the current time would make the bytes differ
@@ -60,7 +74,7 @@ class ModelMetadata:
         del content["mix"]
         if self.mix:
             content["mix"] = list(self.mix)
-        return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        return json.dumps(add_digest(content), indent=2, ensure_ascii=False) + "\n"
 
     @property
     def _version(self) -> int:
@@ -80,12 +94,13 @@ class ModelMetadata:
             ConfigError: The document is damaged, or a newer version of the project wrote it.
         """
         try:
-            content: dict[str, Any] = json.loads(text)
-            if content["version"] > VERSION:
-                received = f"{source} (version {content['version']}, which is newer)"
+            stored: dict[str, Any] = json.loads(text)
+            if stored["version"] > VERSION:
+                received = f"{source} (version {stored['version']}, which is newer)"
                 raise ConfigError(
                     f"metadata of version {VERSION}", received, "use the glassbox that wrote it"
                 )
+            content = remove_digest(stored)
             height, width = content["image_size"]
             return cls(
                 classes=tuple(str(name) for name in content["classes"]),
@@ -101,7 +116,7 @@ class ModelMetadata:
                 antialias=bool(content.get("antialias", False)),
                 mix=tuple(dict(mixed) for mixed in content.get("mix", ())),
             )
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
             raise ConfigError(
                 "metadata of a model in JSON", f"{source} (damaged)", "restore the file, or train again"
             ) from None
@@ -144,7 +159,9 @@ def read_metadata(path: Path) -> ModelMetadata | None:
         with zipfile.ZipFile(path) as archive:
             if MEMBER not in archive.namelist():
                 return None
+            if archive.getinfo(MEMBER).file_size > MAX_BYTES:
+                raise zipfile.BadZipFile("metadata of an unreasonable size")
             text = archive.read(MEMBER)
-    except zipfile.BadZipFile:
+    except ARCHIVE_ERRORS:
         raise ConfigError("an undamaged model file", f"model={path}", "restore the file") from None
     return ModelMetadata.from_json(text, f"{path}: {MEMBER}")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -16,31 +18,69 @@ from typing import Any
 from pipelines.errors import ConfigError
 from pipelines.remote.store import ObjectMissingError, delete, list_objects, read_bytes, upload, write_bytes
 from pipelines.remote.uri import Location, Uri
-from pipelines.storage import sync
+from pipelines.storage import add_digest, remove_digest, sync, write_atomically
 
 MANIFEST = "manifest.json"
 PAGE = "index.html"
 SUMMARY = "summary.json"  # in a store: the part of the manifest that a job over all runs reads
 SUMMARY_KEYS = ("kind", "version", "made_of", "about", "checks", "thumbnails", "single_file")
 SUMMARY_FIGURES = {"summary": None, "curves": ("epochs",)}  # figures in the summary: all, or some keys
+GENERATOR = re.compile(r'<meta name="generator" content="(glassbox report)">')  # of a report
+PAGE_START_BYTES = 4096  # of a page, in which its generator is named
 PICTURES = "pictures"  # folder of files whose names contain a digest of their content
 UPLOADS_AT_A_TIME = 16
 KIND = "glassbox report"
-VERSION = 7  # version of the page and its manifest; reports of another version are rendered again
+VERSION = 8  # version of the page and its manifest; reports of another version are rendered again
+
+
+def write_page_manifest(directory: Path, content: dict[str, Any]) -> None:
+    """Writes the manifest of a page, with a digest of its content, and null for NaN and infinity."""
+    finite = add_digest(_replace_non_finite(content))
+    text = json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(directory / MANIFEST, text + "\n")
+
+
+def _replace_non_finite(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_replace_non_finite(item) for item in value]
+    return value
 
 
 def read_page_manifest(directory: Path) -> dict[str, Any]:
     """Returns the manifest of the page in a directory; empty if there is none or it is damaged."""
     try:
-        content = json.loads((directory / MANIFEST).read_bytes())
-    except (OSError, ValueError):
+        return parse_manifest((directory / MANIFEST).read_bytes())
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def parse_manifest(text: bytes) -> dict[str, Any]:
+    """Returns the content of a page's manifest or of its summary; empty if it is damaged."""
+    try:
+        return remove_digest(json.loads(text))
+    except (ValueError, RecursionError):
+        return {}
 
 
 def read_kind(directory: Path) -> str:
-    """Returns the kind of page in a directory, from its manifest; empty if it holds anything else."""
-    return str(read_page_manifest(directory).get("kind", ""))
+    """Returns the kind of page in a directory; empty if it holds anything else.
+
+    A page whose manifest is damaged is still known by its first bytes, so that it can be rendered again.
+    """
+    kind = str(read_page_manifest(directory).get("kind", ""))
+    if kind:
+        return kind
+    try:
+        with (directory / PAGE).open("rb") as file:
+            start = file.read(PAGE_START_BYTES).decode(errors="replace")
+    except OSError:
+        return ""
+    match = GENERATOR.search(start)
+    return match[1] if match else ""
 
 
 def is_report(directory: Path) -> bool:
@@ -165,8 +205,8 @@ def _upload_page(directory: Path, out: Uri, kind: str) -> None:
         names = set(sizes)
         if kind == KIND:
             names.add(SUMMARY)
-            manifest = json.loads((directory / MANIFEST).read_bytes())
-            write_bytes(out / SUMMARY, json.dumps(summarize_manifest(manifest)).encode())
+            summary = add_digest(summarize_manifest(read_page_manifest(directory)))
+            write_bytes(out / SUMMARY, json.dumps(summary).encode())
         unused = [name for name in existing if name not in names and not name.startswith(".")]
         list(threads.map(lambda name: delete(out / name), unused))
 
@@ -187,7 +227,6 @@ def _select(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
 def read_remote_json(uri: Uri) -> dict[str, Any]:
     """Returns a JSON object in a store; empty if it does not exist or is damaged."""
     try:
-        content = json.loads(read_bytes(uri))
-    except (ObjectMissingError, ValueError):
+        return parse_manifest(read_bytes(uri))
+    except ObjectMissingError:
         return {}
-    return content if isinstance(content, dict) else {}

@@ -16,7 +16,7 @@ from pipelines.errors import ConfigError, GlassboxError, TrainingError
 from pipelines.input.order import check_lane_workers
 from pipelines.remote.errors import StoreError
 from pipelines.spec import AugmentSpec
-from service.checkpoint import list_checkpoints
+from service.checkpoint_record import list_checkpoints
 from service.config import RunConfig
 from service.failures import WorkerLostError, find_memory_failure, translate_failure
 from service.mirror.output import RunOutput

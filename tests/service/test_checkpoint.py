@@ -190,9 +190,30 @@ def test_an_incomplete_description_counts_as_damage(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     path = tmp_path / "epoch-0002" / "checkpoint.json"
     description = json.loads(path.read_text())
+    del description["record_sha256"]  # as older versions wrote it
+    path.write_text(json.dumps(description))
+    assert newest_checkpoint(tmp_path, "abc").position == position(2)
     for name in ("data", "history", "step", "sums", "stage", "groups"):
         path.write_text(json.dumps({key: value for key, value in description.items() if key != name}))
         assert newest_checkpoint(tmp_path, "abc").position == position(1)
+
+
+def test_a_changed_digit_of_a_description_counts_as_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    path = tmp_path / "epoch-0002" / "checkpoint.json"
+    text = path.read_text()
+    digits = [index for index, letter in enumerate(text) if letter.isdigit()]
+    for index in digits:
+        path.write_text(text[:index] + str((int(text[index]) + 1) % 10) + text[index + 1 :])
+        assert newest_checkpoint(tmp_path, "abc").position == position(1), text[index - 20 : index + 1]
+
+
+def test_a_checkpoint_in_the_folder_of_another_counts_as_damage(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    (tmp_path / "epoch-0001").rename(tmp_path / "aside")
+    (tmp_path / "epoch-0002").rename(tmp_path / "epoch-0001")
+    with pytest.raises(TrainingError, match="undamaged"):
+        newest_checkpoint(tmp_path, "abc")
 
 
 def test_damaged_checkpoints_alone_are_an_error(tmp_path: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import platform
 from pathlib import Path
 
 import pytest
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DataError
+from service.checkpoint_record import format_record
 from service.runs import Run, score
 
 
@@ -38,12 +40,83 @@ def test_existing_output_is_left_alone(tmp_path: Path) -> None:
 def test_damaged_files_are_clear_errors(tmp_path: Path) -> None:
     run = Run(tmp_path / "run")
     run.create({})
-    run.status_path.write_text("")
-    assert run.status() == {}
+    for text in ("", "null", "[]", '{"timings": 3}', '{"notices": "none"}', '{"state": "fin'):
+        run.status_path.write_text(text)
+        assert run.status() == {}
+        assert run.state() == ""
     for text in ("", "a: [", "3"):
         run.config_path.write_text(text)
         with pytest.raises(ConfigError, match="damaged"):
             run.config()
+
+
+def test_a_changed_status_is_damaged_and_one_of_an_older_version_is_read(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
+    run.update_status(state="finished", timings={"total": 31.5})
+    run.status_path.write_text(run.status_path.read_text().replace("31.5", "91.5"))
+    assert run.status() == {}
+    run.status_path.write_text('{"state": "finished", "of another version": 3}')
+    assert run.status() == {"state": "finished", "of another version": 3}
+
+
+LINES = ['{"epoch": 1, "loss": 0.5}\n', '{"epoch": 2, "loss": 0.25}\n', '{"epoch": 3, "loss": 0.125}\n']
+HISTORY = [json.loads(line) for line in LINES]
+
+
+def save_record(run: Run, epochs: int) -> None:
+    folder = run.checkpoints / f"epoch-{epochs:04d}"
+    folder.mkdir()
+    entries = {"epoch": epochs, "step": 0, "stage": 0, "data": "", "history": HISTORY[:epochs], "sums": []}
+    record = format_record(entries | {"seconds": 0.0, "groups": {}, "sha256": ""})
+    (folder / "checkpoint.json").write_text(record)
+
+
+@pytest.mark.parametrize(
+    ("lines", "recorded", "expected"),
+    [
+        (LINES, 0, 3),
+        (LINES, 3, 3),
+        (LINES[:2], 3, 2),  # between the checkpoint and its line
+        ([*LINES[:2], LINES[2][:9]], 3, 3),  # cut short
+        ([*LINES[:2], LINES[2][:-1]], 3, 3),
+        ([*LINES[:2], "[]\n"], 3, 3),
+        ([LINES[0][:5]], 3, 3),
+        ([], 3, 3),
+        (LINES, 2, 3),
+    ],
+)
+def test_metrics_lost_at_the_end_are_those_of_the_checkpoint(
+    tmp_path: Path, lines: list[str], recorded: int, expected: int
+) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
+    run.metrics_path.write_text("".join(lines))
+    if recorded:
+        save_record(run, recorded)
+    assert run.metrics() == HISTORY[:expected]
+
+
+@pytest.mark.parametrize(
+    ("lines", "number"),
+    [
+        ([LINES[0], "[]\n", LINES[2]], 2),
+        ([LINES[0], LINES[2], LINES[2]], 2),
+        ([LINES[0], LINES[1].replace("0.25", "0.75"), LINES[2]], 2),
+        (['{"epoch": 1, "loss": "low"}\n', LINES[1]], 1),
+        (['{"epoch": 1, "loss": NaN}\n', LINES[1]], 1),
+        ([*LINES, LINES[2][:9]], 4),  # the checkpoint does not have it
+    ],
+)
+def test_metrics_that_are_damaged_elsewhere_are_an_error_that_names_the_line(
+    tmp_path: Path, lines: list[str], number: int
+) -> None:
+    run = Run(tmp_path / "run")
+    run.create({})
+    run.metrics_path.write_text("".join(lines))
+    save_record(run, 2)
+    with pytest.raises(DataError, match=rf"metrics\.jsonl, line={number} "):
+        run.metrics()
 
 
 def test_a_stop_is_requested_with_a_reason_until_it_is_withdrawn(tmp_path: Path) -> None:
@@ -119,3 +192,13 @@ def test_a_killed_run_counts_as_interrupted(
     run.update_status(state=recorded, environment={"host": host or platform.node()})
     with run.hold_lock() if is_locked else contextlib.nullcontext():
         assert run.state() == state
+
+
+@pytest.mark.parametrize("name", ["../other.py", "code/../../other.py", "/etc/other.py"])
+def test_code_outside_of_the_run_is_refused(tmp_path: Path, name: str) -> None:
+    run = Run(tmp_path / "run")
+    run.create({"model": "mnist_cnn"})
+    run.code.mkdir()
+    (run.code / "manifest.json").write_text(json.dumps({"originals": {name: "nets.py"}}))
+    with pytest.raises(ConfigError, match=r"code/manifest\.json \(damaged\)"):
+        run.config()

@@ -25,7 +25,7 @@ from service.report.options import PageOptions, ReportOptions
 from service.report.pages import page
 from service.report.pages.scripts import embed_pictures, load_scripts
 from service.report.pages.summary import Summary, summarize
-from service.report.publish import MANIFEST, PAGE, VERSION, publish
+from service.report.publish import PAGE, VERSION, publish, write_page_manifest
 from service.report.reported import find_shards
 from service.report.sections.agreement import ComparedModel
 from service.report.sections.agreement import build_section as build_agreement
@@ -103,7 +103,7 @@ def render_comparison(
         if page_options.single_file:
             html = embed_pictures(html, directory)
         write_atomically(directory / PAGE, html)
-        page.write_json(directory / MANIFEST, _manifest(results, agreements, timeline, entries))
+        write_page_manifest(directory, _manifest(results, agreements, timeline, entries))
     return out / PAGE
 
 

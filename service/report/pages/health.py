@@ -9,7 +9,7 @@ from pipelines.shards.manifest import load_manifest
 from pipelines.storage import write_atomically
 from service.report.drawing.album import Album
 from service.report.pages import page
-from service.report.publish import MANIFEST, PAGE, publish
+from service.report.publish import PAGE, publish, write_page_manifest
 from service.report.sections.health import build_section
 
 KIND = "glassbox health"
@@ -47,5 +47,5 @@ def render_health(shards: Location, health: Health, out: Location) -> Location:
             "figures": section.figures,
             "pictures": [album.entries[file] for file in sorted(album.entries)],
         }
-        page.write_json(directory / MANIFEST, content)
+        write_page_manifest(directory, content)
     return out / PAGE

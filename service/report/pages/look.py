@@ -34,7 +34,7 @@ from service.report.drawing.album import Album
 from service.report.options import LookRequest, PageOptions, ReportOptions
 from service.report.pages import page
 from service.report.pages.scripts import embed_pictures, load_scripts
-from service.report.publish import MANIFEST, PAGE, publish
+from service.report.publish import PAGE, publish, write_page_manifest
 from service.report.reported import find_shards
 from service.report.sections import activations, attention, heatmaps, image_checks, saliency
 from service.report.sections.provenance import Provenance
@@ -343,4 +343,4 @@ def _write(
         "figures": {section.id: section.figures for section in sections},
         "pictures": [album.entries[file] for file in sorted(album.entries)],
     }
-    page.write_json(directory / MANIFEST, manifest)
+    write_page_manifest(directory, manifest)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
-import math
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -31,7 +29,7 @@ from service.report.pages.scripts import (
 )
 from service.report.pages.summary import Summary, format_verdict, list_warnings
 from service.report.pages.tutorials import list_tutorial_pictures
-from service.report.publish import KIND, MANIFEST, PAGE, VERSION
+from service.report.publish import KIND, PAGE, VERSION, write_page_manifest
 from service.report.sections.section import Section
 
 if TYPE_CHECKING:  # it loads Keras, which the pages without a model do not need
@@ -231,7 +229,7 @@ def write(directory: Path, page: Page) -> None:
         html = embed_pictures(html, directory)
         shutil.rmtree(directory / Album.FOLDER)
     write_atomically(directory / PAGE, html)
-    write_json(directory / MANIFEST, build_manifest(page))
+    write_page_manifest(directory, build_manifest(page))
 
 
 def render(template: str, scripts: Sequence[Script], sections: Sequence[Section] = (), **values: Any) -> str:
@@ -296,12 +294,6 @@ def build_manifest(page: Page) -> dict[str, Any]:
     }
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file atomically, with null for NaN and infinity."""
-    text = json.dumps(_replace_non_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, text + "\n")
-
-
 def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     """Loads the templates of all pages; they escape what they print.
 
@@ -358,14 +350,3 @@ def find_instances(values: Any, kind: type[T]) -> Iterator[T]:
             yield from find_instances(value, kind)
     elif is_dataclass(values):
         yield from find_instances(vars(values), kind)
-
-
-def _replace_non_finite(value: Any) -> Any:
-    """Replaces NaN and infinity, which JSON cannot hold, by None."""
-    if isinstance(value, dict):
-        return {key: _replace_non_finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_replace_non_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

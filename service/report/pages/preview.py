@@ -12,7 +12,7 @@ from service.devices import configure_devices
 from service.report.analysis.augmented import PreviewOptions, augment_images
 from service.report.drawing.album import Album
 from service.report.pages import page
-from service.report.publish import MANIFEST, PAGE, publish
+from service.report.publish import PAGE, publish, write_page_manifest
 from service.report.sections.augmented_images import add_augmented_images
 
 KIND = "glassbox preview"
@@ -72,5 +72,5 @@ def render_preview(
             "options": options.model_dump(mode="json"),
             "pictures": [album.entries[file] for file in sorted(album.entries)],
         }
-        page.write_json(directory / MANIFEST, manifest)
+        write_page_manifest(directory, manifest)
     return out / PAGE

@@ -115,3 +115,14 @@ def test_fields_that_say_nothing_are_not_written(directory):
     changed.save(directory)
     assert load_manifest(directory) == changed
     assert changed.digest() != manifest.digest()
+
+
+@pytest.mark.parametrize("name", ["../other.arrow", "/etc/passwd", "a/b.arrow", "..", "a\\b", "", "a\0b"])
+def test_a_file_outside_of_the_set_is_refused(directory, name):
+    path = directory / "manifest.json"
+    content = json.loads(path.read_text())
+    for split in content["splits"].values():
+        split["index"]["file"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"index\.file: .*may not lead out of its folder"):
+        load_manifest(directory)

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
+from run_samples import write_older_record
 from shard_samples import encode_png, make_record, write_shards
 
 from pipelines.errors import ConfigError, DataError
@@ -142,9 +143,7 @@ def test_an_older_run_takes_the_names_of_its_shard_set_while_that_is_the_same(tm
     run = make_run(tmp_path / "run", own, None, metrics(1))
     brightness_model().save(run.model_path)
     assert "the run has no record of its classes; those of" in evaluate(run.path, own).notes[-1]
-    description = run.checkpoints / "epoch-0001" / "checkpoint.json"
-    description.parent.mkdir()
-    description.write_text(json.dumps({"data": load_manifest(own).digest()}))
+    write_older_record(run, load_manifest(own).digest())
     assert evaluate(run.path, own).notes[-1] == (
         "classes: by name (those of the shard set that the run was trained on)"
     )

@@ -14,7 +14,8 @@ from mirror_hosts import Host, read_until
 from stores import Bucket, FaultProxy, wait_until
 
 from pipelines.remote.uri import Uri, parse_location
-from service.checkpoint import Position, find_epoch, list_checkpoints, newest_checkpoint, save_checkpoint
+from service.checkpoint import Position, find_epoch, newest_checkpoint, save_checkpoint
+from service.checkpoint_record import list_checkpoints
 from service.mirror.fetch import fetch_run, find_remote_runs, pull_run
 from service.mirror.folder import Record
 from service.mirror.lease import RunLease

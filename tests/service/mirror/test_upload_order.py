@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.checkpoint import find_epoch, find_obsolete, sort_checkpoints
+from service.checkpoint import find_epoch, find_obsolete
+from service.checkpoint_record import sort_checkpoints
 from service.milestones import find_obsolete_milestones, list_milestones
 from service.mirror.plan import Action, LocalFiles, RemoteFiles, Retention, Step, plan_upload
 

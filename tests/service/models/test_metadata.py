@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from run_samples import write_older_record
 
 from pipelines.errors import ConfigError
 from service.models.metadata import MEMBER, ModelMetadata, append_metadata, read_metadata
@@ -88,12 +89,21 @@ def test_a_run_refuses_another_shard_set_at_the_place_of_its_own(tmp_path):
     run = Run(tmp_path / "run")
     run.create({"shards": "data"})
     run.check_data("data", "any")  # not recorded
-    checkpoint = run.checkpoints / "epoch-0001" / "checkpoint.json"
-    checkpoint.parent.mkdir()
-    checkpoint.write_text(json.dumps({"data": "old"}))  # as older versions recorded it
+    write_older_record(run, "old")
     assert run.read_data_digest() == "old"
     run.check_data("data", "old")
     with pytest.raises(ConfigError, match=r"shards=data \(another one is there now\)"):
         run.check_data("data", "new")
     run.write_metadata(METADATA)
     run.check_data("data", METADATA.data)
+
+
+def test_changed_metadata_is_damaged_and_that_of_older_versions_is_read() -> None:
+    text = METADATA.to_json()
+    content = json.loads(text)
+    changed = text.replace(METADATA.classes[0], "other")
+    assert changed != text
+    with pytest.raises(ConfigError, match="damaged"):
+        ModelMetadata.from_json(changed, "data.json")
+    del content["sha256"]
+    assert ModelMetadata.from_json(json.dumps(content), "data.json") == METADATA

@@ -11,12 +11,12 @@ from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
 from pipelines.errors import ConfigError
 from service.cli import main
-from service.report.batch import BatchObserver, ReportOutcome, format_summary, report_all
+from service.report.batch import BatchObserver, ReportOutcome, _render_task, format_summary, report_all
 from service.report.fingerprint import compute_fingerprint, is_up_to_date
 from service.report.lease import hold_lease
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import compute_sparkline
-from service.report.reported import find_shards
+from service.report.reported import ReportedRun, find_shards
 from service.runs import Run, find_runs
 
 SMALL = ReportOptions(
@@ -150,13 +150,24 @@ def test_a_report_that_another_process_renders_is_skipped(runs: Path) -> None:
     )
 
 
-def test_a_bug_in_one_report_stops_no_other(runs: Path) -> None:
+def test_damage_in_one_run_stops_no_other_report(runs: Path) -> None:
     Run(runs / "cut").metrics_path.write_text('["no epoch"]\n')
     shutil.copy(runs / "good" / "model.keras", runs / "cut" / "model.keras")
     outcomes = report_all(runs, SMALL)
     by_name = {outcome.name: outcome for outcome in outcomes}
     assert (by_name["cut"].state, by_name["good"].state) == ("failed", "rendered")
-    assert "Traceback" in by_name["cut"].message  # a bug is shown with its traceback
+    assert "metrics.jsonl, line=1 (damaged)" in by_name["cut"].message
+    assert "Traceback" not in by_name["cut"].message
+
+
+def test_a_bug_in_a_report_is_shown_with_its_traceback(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("service.report.job.render_reported_run", fail)
+    state, message, _ = _render_task(ReportedRun.from_run(Run(runs / "good")), SMALL, False)
+    assert state == "failed"
+    assert message.startswith("ZeroDivisionError: \nTraceback")
 
 
 def test_the_index_page_lists_all_runs(runs: Path) -> None:
