@@ -22,7 +22,7 @@ PROBABILITY = 0.5  # that one of them is made
 LARGEST = 10.0  # magnitude
 
 # The operations, in the order of their numbers. `equalize` of the original is left out: it needs a histogram
-# of every image, which is a scatter on the device and takes longer than all the others together.
+# of every image, which is a scatter on the device.
 GEOMETRY = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
 COLOURS = (
     "autocontrast",

@@ -23,7 +23,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 GLASSBOX = str(Path(sys.executable).with_name("glassbox"))
 CLASSES = 1000
 PER_CLASS = 10
-HELD_OUT = 1  # validation photos of each class
 SETTINGS = (
     "model=small_cnn",
     "model_options={}",
@@ -40,19 +39,31 @@ TIMED = ("seconds", "images_per_second", "input_wait")
 
 
 def build_shards(folder: Path) -> Path:
-    """Writes photos of 500x375 with a colour for each class and noise, and builds their shards."""
+    """Writes photos of 500x375 in the layout of ImageNet, a colour for each class, and builds shards."""
     generator = np.random.default_rng(0)
+    photos = folder / "photos"
+    (photos / "val").mkdir(parents=True)
+    words = ["ImageId,PredictionString"]
     for label in range(CLASSES):
+        synset = f"n{label:08d}"
         colour = generator.uniform(40, 215, 3)
-        for split, count in (("train", PER_CLASS), ("val", HELD_OUT)):
-            target = folder / "photos" / split / f"n{label:08d}"
-            target.mkdir(parents=True)
-            for index in range(count):
-                coarse = generator.normal(colour, 40, (25, 34, 3))
-                pixels = coarse.repeat(15, 0).repeat(15, 1)[:375, :500].clip(0, 255).astype(np.uint8)
-                (target / f"{index}.JPEG").write_bytes(simplejpeg.encode_jpeg(pixels, 85))
-    run_command("shards", "build", f"folder:{folder / 'photos'}", folder / "shards", "--check", "header")
+        (photos / "train" / synset).mkdir(parents=True)
+        for index in range(PER_CLASS):
+            write_photo(photos / "train" / synset / f"{synset}_{index}.JPEG", colour, generator)
+        name = f"ILSVRC2012_val_{CLASSES - label:08d}"
+        write_photo(photos / "val" / f"{name}.JPEG", colour, generator)
+        words.append(f"{name},{synset} 1 1 499 374")
+    (photos / "LOC_val_solution.csv").write_text("\n".join(words))
+    mapping = (f"n{label:08d} word {label}, other word\n" for label in range(CLASSES))
+    (photos / "LOC_synset_mapping.txt").write_text("".join(mapping))
+    run_command("shards", "build", f"imagenet:{photos}", folder / "shards")
     return folder / "shards"
+
+
+def write_photo(path: Path, colour: np.ndarray, generator: np.random.Generator) -> None:
+    coarse = generator.normal(colour, 40, (25, 34, 3))
+    pixels = coarse.repeat(15, 0).repeat(15, 1)[:375, :500].clip(0, 255).astype(np.uint8)
+    path.write_bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), 85))
 
 
 def run_command(*words: str | Path, **variables: str) -> None:
@@ -108,6 +119,8 @@ def kill_within_the_epoch(shards: Path, run: Path, **variables: str) -> None:
 
 def test_an_epoch_of_ten_thousand_photos(tmp_path: Path) -> None:
     shards = build_shards(tmp_path)
+    manifest = json.loads((shards / "manifest.json").read_text())
+    assert manifest["classes"] == [f"word {label}" for label in range(CLASSES)]
     eight = {"GLASSBOX_LOGICAL_DEVICES": "8"}
     straight = train(shards, tmp_path / "eight", "--local", **eight)
     assert (tmp_path / "eight" / "model.keras").is_file()
