@@ -17,16 +17,8 @@ from typing import Protocol
 
 from pipelines.errors import DataError, GlassboxError
 from pipelines.open_file import OpenFile, OpenFiles
-from pipelines.remote.disk import (
-    NO_SPACE,
-    CacheFolder,
-    Fetch,
-    Outcome,
-    describe_full_disk,
-    describe_lack,
-    open_cache,
-    report_folder_errors,
-)
+from pipelines.remote.cache_errors import NO_SPACE, describe_full_disk, describe_lack, report_folder_errors
+from pipelines.remote.disk import CacheFolder, Fetch, Outcome, open_cache
 from pipelines.remote.folder import format_gigabytes
 from pipelines.remote.metrics import Counters, StoreMetrics
 from pipelines.remote.needs import WHOLE_BYTES

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from time import monotonic, sleep
 
 from pipelines.errors import ConfigError
-from pipelines.remote.disk import Claim, User, UserTable, count_claimed, describe_lack, open_cache
+from pipelines.remote.cache_errors import describe_lack
+from pipelines.remote.disk import User, open_cache
 from pipelines.remote.folder import format_gigabytes
 from pipelines.remote.needs import Needs, count_bytes
+from pipelines.remote.users import Claim, UserTable, count_claimed
 
 logger = logging.getLogger(__name__)
 

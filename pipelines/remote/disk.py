@@ -13,7 +13,6 @@ Processes agree through kernel locks, which are free as soon as their owner ends
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import os
@@ -22,65 +21,26 @@ import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import time_ns
 from typing import Any, Literal
 
 from pipelines.errors import ConfigError
-from pipelines.remote.folder import Budget, find_cache_folder, format_gigabytes, read_budget
-from pipelines.remote.needs import Need, Needs, add_needs, count_bytes
+from pipelines.remote.cache_errors import NO_SPACE, report_folder_errors
+from pipelines.remote.folder import Budget, find_cache_folder, read_budget
+from pipelines.remote.locks import create_lock, try_lock
 from pipelines.remote.schedule import CachedFile, CacheEntry, choose_victims
 from pipelines.remote.uri import Uri
+from pipelines.remote.users import Claim, UserTable, count_claimed, read_users
 from pipelines.storage import hash_json, write_atomically
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 FOLDER = "shards"  # in the cache folder
 LOCATION = "location"
 FETCHED = "fetched.json"
 RESERVATION = "reservation.json"
 SPARE_BYTES = 65_536  # of the disk that fetches leave free, for the tables of users
 MAX_FETCHES = 8  # files of a host that are fetched ahead of use at a time
-FOLDER_FIX = "free space, change permissions, or set GLASSBOX_CACHE to another folder"
-
-
-@dataclass(frozen=True)
-class UserTable:
-    """What a pass needs, as other processes see it.
-
-    Attributes:
-        pid: Process of the pass.
-        command: Its command line, shortened.
-        location: URI of the shard set.
-        in_use: Keys of the files in use, which nobody evicts.
-        next_use: Number of bytes that the pass needs before each file that it needs later.
-        claim: What a whole training needs; None for a single pass.
-    """
-
-    pid: int
-    command: str
-    location: str
-    in_use: tuple[str, ...] = ()
-    next_use: dict[str, int] = field(default_factory=dict)
-    claim: Claim | None = None
-
-    def __str__(self) -> str:
-        return f"process {self.pid} ({self.command})"
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What a training needs in the cache at the same time.
-
-    Attributes:
-        group: Name that the processes of a training share if they read the same shards; those count once.
-        needs: Needs by location of the shard set.
-        budget: Largest size of the cache in bytes, as this training is configured.
-    """
-
-    group: str
-    needs: dict[str, Need]
-    budget: int
 
 
 @dataclass(frozen=True)
@@ -213,7 +173,7 @@ class CacheFolder:
             excess = sum(file.bytes for file in cached) + needed - self.budget.bytes
             lack = needed - self._count_free()  # fetches in progress have not written all of their bytes
             if excess > 0 or lack > 0:
-                users = list(self._list_users())
+                users = list(read_users(self._users))
                 required = max(excess, lack)
                 victims = _choose_victims(cached, users, required, distance) if should_evict else None
                 if victims is None:
@@ -234,7 +194,7 @@ class CacheFolder:
             return self._evict(needed)
 
     def _evict(self, needed: int) -> bool:
-        victims = _choose_victims(list(self._list_complete()), list(self._list_users()), needed, None)
+        victims = _choose_victims(list(self._list_complete()), list(read_users(self._users)), needed, None)
         for victim in victims or ():
             (self._sets / victim.key).unlink(missing_ok=True)
         return victims is not None
@@ -321,7 +281,8 @@ class CacheFolder:
             The claim, to be closed with the training, or None if there is no space; and the other trainings.
         """
         with report_folder_errors(self.folder), self._exclusive():
-            others = [user for user in self._list_users() if user.claim and user.claim.group != claim.group]
+            users = read_users(self._users)
+            others = [user for user in users if user.claim and user.claim.group != claim.group]
             claims = [claim, *(user.claim for user in others if user.claim)]
             if count_claimed(claims) > min(each.budget for each in claims):
                 return None, others
@@ -333,7 +294,7 @@ class CacheFolder:
         """Returns what the cache holds of every shard set, by location."""
         with self._exclusive():
             files = list(self._list_complete())
-            users = list(self._list_users())
+            users = list(read_users(self._users))
         sets = []
         for folder in self._list_set_folders():
             location = _read_location(folder)
@@ -362,7 +323,7 @@ class CacheFolder:
         removed = 0
         with self._exclusive():
             self._list_fetches()  # removes those of dead processes
-            users = [user for user in self._list_users() if location in (None, user.location)]
+            users = [user for user in read_users(self._users) if location in (None, user.location)]
             if users:
                 raise ConfigError(
                     "a cache that is not in use",
@@ -408,7 +369,7 @@ class CacheFolder:
         """Returns the bytes reserved for each fetch in progress, by key; removes those of dead processes."""
         fetches = {}
         for folder in list(self._fetches.iterdir()):
-            descriptor = _try_lock(folder / "lock")
+            descriptor = try_lock(folder / "lock")
             if descriptor is not None:
                 shutil.rmtree(folder, ignore_errors=True)
                 os.close(descriptor)
@@ -417,32 +378,6 @@ class CacheFolder:
             fetches[reservation["key"]] = reservation["bytes"]
         return fetches
 
-    def _list_users(self) -> Iterator[UserTable]:
-        """Yields the tables of all users that live; removes those of dead processes."""
-        # Tables are written under the lock of the folder, so that these are of processes that were killed.
-        for rest in self._users.glob(".tmp-*"):
-            rest.unlink(missing_ok=True)
-        for lock in list(self._users.glob("*.lock")):
-            table = lock.with_suffix(".json")
-            descriptor = _try_lock(lock)
-            if descriptor is not None:
-                lock.unlink(missing_ok=True)
-                table.unlink(missing_ok=True)
-                os.close(descriptor)
-                continue
-            try:
-                content = json.loads(table.read_text())
-            except FileNotFoundError:  # it has just been closed
-                continue
-            yield UserTable(
-                pid=content["pid"],
-                command=content["command"],
-                location=content["location"],
-                in_use=tuple(content["in_use"]),
-                next_use=content["next_use"],
-                claim=_parse_claim(content.get("claim")),
-            )
-
     def _fetch_folder(self, key: str) -> Path:
         return self._fetches / key.replace("/", "~")
 
@@ -450,7 +385,7 @@ class CacheFolder:
         folder = self._fetch_folder(entry.key)
         folder.mkdir()
         try:
-            descriptor = _create_lock(folder / "lock")
+            descriptor = create_lock(folder / "lock")
             # Without the lock, the folder of a process that dies here is removed by the next one.
             (folder / RESERVATION).write_text(json.dumps({"key": entry.key, "bytes": entry.bytes}))
         except OSError:
@@ -492,7 +427,7 @@ class User:
 
     def create(self) -> None:
         """Writes the table and takes the lock; the caller holds the lock of the folder."""
-        self._descriptor = _create_lock(self._path.with_suffix(".lock"))
+        self._descriptor = create_lock(self._path.with_suffix(".lock"))
         try:
             self._write()
         except OSError:
@@ -552,56 +487,6 @@ def open_cache(cache_gb: float | None = None) -> CacheFolder:
     return cache
 
 
-@contextmanager
-def report_folder_errors(folder: Path) -> Iterator[None]:
-    """Turns errors of the operating system about the cache folder into an error with a fix."""
-    try:
-        yield
-    except OSError as error:
-        raise _describe_folder_error(folder, error.strerror or str(error)) from None
-
-
-def describe_full_disk(folder: Path) -> ConfigError:
-    """Returns the error for a disk that has no space for what is needed at the same time."""
-    return _describe_folder_error(folder, os.strerror(errno.ENOSPC))
-
-
-def _describe_folder_error(folder: Path, reason: str) -> ConfigError:
-    return ConfigError("a cache folder that can be written", f"{folder}: {reason}", FOLDER_FIX)
-
-
-def describe_lack(budget: Budget, needed: int, purpose: str) -> ConfigError:
-    """Returns the error for a budget that is too small.
-
-    Args:
-        budget: Budget that does not suffice.
-        needed: Number of bytes that suffice.
-        purpose: What needs them.
-    """
-    needed_gb = format_gigabytes(needed)
-    return ConfigError(
-        f"a shard cache of at least {needed_gb}: {purpose}",
-        f"budget={budget}",
-        f"set data.cache_gb or GLASSBOX_CACHE_GB to at least {needed_gb.removesuffix(' GB')}, "
-        "or read fewer shards at a time with a smaller data.window",
-    )
-
-
-def count_claimed(claims: Iterable[Claim]) -> int:
-    """Returns the bytes that some trainings need together; processes of the same group count once."""
-    by_group: dict[str, list[Needs]] = {}
-    for claim in claims:
-        by_group.setdefault(claim.group, []).append(claim.needs)
-    return count_bytes(add_needs(max(needs, key=count_bytes) for needs in by_group.values()))
-
-
-def _parse_claim(content: dict[str, Any] | None) -> Claim | None:
-    if content is None:
-        return None
-    needs = {location: Need(**need) for location, need in content["needs"].items()}
-    return Claim(content["group"], needs, content["budget"])
-
-
 def _choose_victims(
     cached: Sequence[CachedFile], users: Sequence[UserTable], needed: int, distance: int | None
 ) -> list[CachedFile] | None:
@@ -613,27 +498,6 @@ def _choose_victims(
         for key, use in user.next_use.items():
             next_use[key] = min(use, next_use.get(key, use))
     return choose_victims(cached, protected, next_use, needed, distance)
-
-
-def _try_lock(path: Path) -> int | None:
-    """Takes the lock of a process that has ended; returns None if its owner lives."""
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except FileNotFoundError:  # the folder has just been removed
-        return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
-
-
-def _create_lock(path: Path) -> int:
-    """Creates a file and holds its lock; returns its descriptor."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
-    return descriptor
 
 
 def _read_location(folder: Path) -> str:
