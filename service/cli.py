@@ -22,6 +22,7 @@ from service.commands import (
     preview,
     report,
     shards,
+    submit,
     train,
     tune,
 )
@@ -43,6 +44,7 @@ COMMANDS = (
     plan,
     presets,
     cache,
+    submit,
     drain,
 )
 REPEATED = ("overrides", "images")  # positional arguments that argparse would end at the first option

@@ -155,8 +155,8 @@ CLUSTER: dict[str, Fault] = {
     ),
     "a missing key of a secret": (
         TRAINING,
-        f"spec.submitterPodTemplate.spec.{C}.env.1.valueFrom.secretKeyRef.key",
-        "token",
+        f"spec.submitterPodTemplate.spec.{C}.env",
+        [{"name": "X", "valueFrom": {"secretKeyRef": {"name": "glassbox-ray-token", "key": "token"}}}],
         "secretKeyRef.key",
     ),
     "a Service that selects no pods": (

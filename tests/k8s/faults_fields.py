@@ -95,12 +95,6 @@ FIELDS: dict[str, Fault] = {
         [{"name": "RAY_REDIS_ADDRESS", "value": "r:6379"}],
         "env[RAY_REDIS_ADDRESS]",
     ),
-    "a submitter that retries": (
-        TRAINING,
-        "spec.submitterConfig.backoffLimit",
-        3,
-        "spec.submitterConfig.backoffLimit",
-    ),
     "a RayJob that retries": (TRAINING, "spec.backoffLimit", 2, "spec.backoffLimit"),
     "a training that does not fit the cluster": (
         TRAINING,
@@ -114,11 +108,11 @@ FIELDS: dict[str, Fault] = {
         "glassbox train --preset demo --data /shards/a --out /runs/a epoch=2",
         "spec.entrypoint: Expected a known key",
     ),
-    "a submitter without the token": (
+    "a submitter without authentication": (
         TRAINING,
         f"{SUBMITTER}.{C}.env",
-        lambda old: old[:1],
-        "containers[ray-job-submitter].env[RAY_AUTH_TOKEN]",
+        [{"name": "RAY_AUTH_MODE", "value": "disabled"}],
+        "containers[ray-job-submitter].env[RAY_AUTH_MODE]",
     ),
     "a submitter that the policies block": (
         TRAINING,
@@ -327,8 +321,8 @@ FIELDS: dict[str, Fault] = {
     ),
     "a report job with the cluster's label": (
         CRON_JOB,
-        f"{CRON}.template.metadata.labels.ray~io/cluster",
-        "glassbox",
+        f"{CRON}.template.metadata.labels.ray~io/is-ray-node",
+        "yes",
         "CronJob/report cronjob reaches RayCluster/glassbox head at port 6379",
     ),
     "unrestricted egress for clients": (

@@ -85,8 +85,8 @@ PODS: dict[str, Fault] = {
     ),
     "a token in plain text": (
         TRAINING,
-        f"spec.submitterPodTemplate.spec.{C}.env.1",
-        {"name": "RAY_AUTH_TOKEN", "value": "x"},
+        f"spec.submitterPodTemplate.spec.{C}.env",
+        [{"name": "RAY_AUTH_TOKEN", "value": "x"}],
         "env[RAY_AUTH_TOKEN].value",
     ),
     "a LoadBalancer Service": ("Service/reports", "spec.type", "LoadBalancer", "spec.type"),

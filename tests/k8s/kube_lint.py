@@ -23,7 +23,7 @@ from kube_render import Document
 
 # The oldest version that KubeRay's newest operators are tested on, and the newest with a published schema.
 KUBERNETES_VERSIONS = ("1.31", "1.37")
-BUILT_IN_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "scheduling.k8s.io/v1"}
+BUILT_IN_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "scheduling.k8s.io/v1"}
 CUSTOM_GROUPS = {
     "ray.io/v1": {"RayCluster", "RayJob"},
     "kueue.x-k8s.io/v1beta2": {"ResourceFlavor", "ClusterQueue", "LocalQueue"},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from kube_quantities import GPU, parse_quantity
@@ -15,6 +15,8 @@ TEMPLATES = {
     "CronJob": "spec.jobTemplate.spec.template",
     "Deployment": "spec.template",
 }
+CLUSTER_SPECS = {"RayCluster": "spec", "RayJob": "spec.rayClusterSpec"}
+SUFFIX = "-x1y2z"  # of the cluster of a RayJob, which the operator chooses
 TOKEN_KEY = "auth_token"
 GCS_PORT = 6379
 AGENT_PORT = 52365
@@ -32,6 +34,7 @@ class Pod:
         path: Dotted path of the pod spec in the owner.
         labels: Labels after the operator added its own.
         spec: Pod spec after the operator added environment, commands and init containers.
+        template_metadata: Metadata of the pod template, as in the owner.
     """
 
     owner: str
@@ -39,12 +42,13 @@ class Pod:
     path: str
     labels: dict[str, str]
     spec: Document
+    template_metadata: Document = field(default_factory=dict)
 
     def containers(self) -> Iterator[tuple[str, Document]]:
         """Yields all containers, init containers first, each with its location for messages."""
-        for field in ("initContainers", "containers"):
-            for container in self.spec.get(field) or []:
-                yield f"{self.owner}: {self.path}.{field}[{container.get('name')}]", container
+        for kind in ("initContainers", "containers"):
+            for container in self.spec.get(kind) or []:
+                yield f"{self.owner}: {self.path}.{kind}[{container.get('name')}]", container
 
     def manifest(self) -> Document:
         """Returns the pod as a document of kind Pod."""
@@ -71,42 +75,61 @@ def get_field(document: Document, path: str) -> Any:
 
 def list_pods(documents: list[Document]) -> list[Pod]:
     """Returns the pods of all documents."""
-    return [pod for document in documents for pod in _render_pods(document)]
+    return [pod for document in documents for pod in _render_pods(document, documents)]
 
 
 def iterate_clusters(documents: list[Document]) -> Iterator[tuple[Document, str, Document]]:
-    """Yields every RayCluster as its document, the location of its spec for messages, and its spec."""
+    """Yields every cluster, also those of RayJobs: its document, the location of its spec, and its spec."""
     for document in documents:
-        if document.get("kind") == "RayCluster":
-            yield document, f"{name_of(document)}: spec", document.get("spec") or {}
+        path = CLUSTER_SPECS.get(str(document.get("kind")))
+        spec = get_field(document, path) if path else None
+        if spec or document.get("kind") == "RayCluster":
+            yield document, f"{name_of(document)}: {path}", spec or {}
 
 
-def _render_pods(document: Document) -> Iterator[Pod]:
+def _find_token_secret(job: Document, documents: list[Document]) -> Any:
+    """Returns the secret of the cluster that a RayJob creates or uses."""
+    selected = get_field(job, "spec.clusterSelector").get("ray.io/cluster")
+    for document, _, spec in iterate_clusters(documents):
+        if document is job or document["metadata"].get("name") == selected:
+            return get_field(spec, "authOptions.secretName") or None
+    return None
+
+
+def _render_pods(document: Document, documents: list[Document]) -> Iterator[Pod]:
     owner = name_of(document)
     kind = document.get("kind")
     if kind in TEMPLATES:
         path = TEMPLATES[kind]
         yield _render_template(owner, kind.lower(), path, get_field(document, path))
     if kind == "RayJob" and (template := get_field(document, "spec.submitterPodTemplate")):
-        yield _render_template(owner, "submitter", "spec.submitterPodTemplate", template)
-    for _, _, spec in iterate_clusters([document]):
+        submitter = _render_template(owner, "submitter", "spec.submitterPodTemplate", template)
+        submitter = replace(submitter, spec=copy.deepcopy(submitter.spec))
+        for container in (submitter.spec.get("containers") or [])[:1]:
+            _add_token(container, _find_token_secret(document, documents))
+        yield submitter
+    for _, where, spec in iterate_clusters([document]):
+        prefix = where.removeprefix(f"{owner}: ")
         template = get_field(spec, "headGroupSpec.template")
-        head = _render_template(owner, "head", "spec.headGroupSpec.template", template)
+        head = _render_template(owner, "head", f"{prefix}.headGroupSpec.template", template)
         yield _apply_operator(head, document, spec, "headgroup")
         for index, group in enumerate(spec.get("workerGroupSpecs") or []):
-            path = f"spec.workerGroupSpecs[{index}].template"
+            path = f"{prefix}.workerGroupSpecs[{index}].template"
             worker = _render_template(owner, "worker", path, group.get("template") or {})
             yield _apply_operator(worker, document, spec, str(group.get("groupName")))
 
 
 def _render_template(owner: str, role: str, path: str, template: Document) -> Pod:
     labels = dict(get_field(template, "metadata.labels"))
-    return Pod(owner, role, f"{path}.spec", labels, template.get("spec") or {})
+    metadata = template.get("metadata") or {}
+    return Pod(owner, role, f"{path}.spec", labels, template.get("spec") or {}, metadata)
 
 
 def _apply_operator(pod: Pod, document: Document, spec: Document, group: str) -> Pod:
     """Adds what the operator adds: labels, token, `ray start` and the workers' init container."""
     cluster = document.get("metadata", {}).get("name")
+    if document.get("kind") == "RayJob":
+        cluster = f"{cluster}{SUFFIX}"
     pod = replace(pod, spec=copy.deepcopy(pod.spec))
     pod.labels.update(
         {

@@ -17,13 +17,14 @@ import yaml
 Document = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
-VOLUME_OVERLAYS = ("cpu-dev", "gpu")
-OVERLAYS = (*VOLUME_OVERLAYS, "buckets")
-COMPONENTS = ("monitoring", "kueue")
+VOLUME_OVERLAYS = ("cpu-dev", "gpu", "gpu-8")
+OVERLAYS = (*VOLUME_OVERLAYS, "buckets", "gpu-8-buckets")
+COMPONENTS = ("monitoring", "kueue", "pull-secret")
+GPU_COMPONENTS = ("rdma", "spot", "same-block")  # for workers with GPUs
 IDENTITIES = ("identity-aws", "identity-gcp", "identity-azure")  # one of them, with the component `buckets`
 
 
-class StrictLoader(yaml.SafeLoader):
+class StrictLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Refuses duplicate keys, of which YAML parsers silently keep the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
@@ -55,12 +56,23 @@ def find_kubectl() -> str:
 
 
 def run_kustomize(directory: Path) -> list[Document]:
-    """Renders a kustomization."""
+    """Renders a kustomization; those of the project are rendered once."""
+    is_own = directory.resolve().is_relative_to(K8S)
+    text = _render_once(directory) if is_own else _render_text(directory)
+    return load_documents(text)
+
+
+@functools.cache
+def _render_once(directory: Path) -> str:
+    return _render_text(directory)
+
+
+def _render_text(directory: Path) -> str:
     command = [find_kubectl(), "kustomize", str(directory)]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if result.returncode:
         raise RuntimeError(f"{directory}: {result.stderr}")
-    return load_documents(result.stdout)
+    return result.stdout
 
 
 def render_overlay(directory: Path, overlay: str, components: Sequence[str]) -> list[Document]:
@@ -80,7 +92,26 @@ def render_overlay(directory: Path, overlay: str, components: Sequence[str]) -> 
     return run_kustomize(directory)
 
 
-def load_rayjob_example(overlay: str = "gpu") -> list[Document]:
-    """Loads the example of a training that runs on the cluster of an overlay."""
-    name = "rayjob-buckets.yaml" if overlay == "buckets" else "rayjob.yaml"
-    return load_documents((K8S / "examples" / name).read_text())
+def render_team(directory: Path, components: Sequence[str]) -> list[Document]:
+    """Renders the example of a team with components.
+
+    Args:
+        directory: Empty directory that receives a kustomization such as users write.
+        components: Names of folders in `k8s/components`.
+    """
+    k8s = os.path.relpath(K8S, directory)
+    kustomization = {
+        "resources": [f"{k8s}/examples/teams/audio"],
+        "components": [f"{k8s}/components/{name}" for name in components],
+    }
+    (directory / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    return run_kustomize(directory)
+
+
+def load_rayjob_example(overlay: str = "gpu", namespace: str = "glassbox") -> list[Document]:
+    """Loads the example of a training on the cluster of an overlay, as `kubectl apply --namespace` does."""
+    name = "rayjob-buckets.yaml" if overlay.endswith("buckets") else "rayjob.yaml"
+    documents = load_documents((K8S / "examples" / name).read_text())
+    for document in documents:
+        document["metadata"]["namespace"] = namespace
+    return documents

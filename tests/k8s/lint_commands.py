@@ -45,7 +45,8 @@ def check(documents: list[Document]) -> Iterator[str]:
     for document in documents:
         if document.get("kind") == "RayJob":
             entrypoint = str(get_field(document, "spec.entrypoint") or "")
-            yield from _check_entrypoint(f"{name_of(document)}: spec.entrypoint", entrypoint, documents)
+            where = f"{name_of(document)}: spec.entrypoint"
+            yield from _check_entrypoint(where, entrypoint, _select_cluster(document, documents))
 
 
 @functools.cache
@@ -94,6 +95,13 @@ def _expand_script(words: Sequence[str], container: Document) -> list[str]:
     for variable in container.get("env") or []:
         script = script.replace(f'"${variable["name"]}"', shlex.quote(str(variable.get("value"))))
     return shlex.split(script.replace('"$@"', shlex.join(words[4:])))
+
+
+def _select_cluster(job: Document, documents: list[Document]) -> list[Document]:
+    """Returns the documents of the cluster that a job runs on: its own, or the standing one."""
+    if get_field(job, "spec.rayClusterSpec"):
+        return [job]
+    return [document for document in documents if document.get("kind") != "RayJob"]
 
 
 def _check_entrypoint(where: str, entrypoint: str, documents: list[Document]) -> Iterator[str]:

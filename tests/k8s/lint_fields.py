@@ -38,7 +38,7 @@ NAME = re.compile(r"(?=.{1,63}$)[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 PORT_NAME = re.compile(r"(?=.{1,15}$)(?=.*[a-z])[a-z0-9]+(-[a-z0-9]+)*")
 VARIABLE = re.compile(r"[A-Za-z_]\w*")
 # The operator keeps variables that a Ray container sets, such as RAY_AUTH_MODE=disabled.
-NON_RAY_VARIABLE = re.compile(r"(?!RAY_|REDIS_)[A-Za-z_]\w*")
+RAY_VARIABLE = re.compile(r"RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S|(?!RAY_|REDIS_)[A-Za-z_]\w*")
 MOUNT_PATH = re.compile(r"(/(?!\.\.?(/|$))[^/:]+)+")
 LABEL_KEY = re.compile(r"([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?(?=.{1,63}$)[A-Za-z0-9]([-.\w]*[A-Za-z0-9])?")
 LABELS = MapOf(LABEL_KEY, re.compile(r"(?=.{0,63}$)([A-Za-z0-9]([-.\w]*[A-Za-z0-9])?)?"))
@@ -79,7 +79,10 @@ CONTAINER: dict[str, Schema] = {
 COMMAND: dict[str, Schema] = {"command": None, "args": None}
 # Ray containers have no command: the operator sets it.
 NODE_NAME: Schema = {"fieldRef": {"fieldPath": ("spec.nodeName",)}}
-RAY_CONTAINER = CONTAINER | {"env": [{"name": NON_RAY_VARIABLE, "value": None, "valueFrom": NODE_NAME}]}
+RAY_CONTAINER = CONTAINER | {
+    "lifecycle": {"preStop": {"exec": {"command": None}}},
+    "env": [{"name": RAY_VARIABLE, "value": None, "valueFrom": NODE_NAME}],
+}
 POD: dict[str, Schema] = {
     "serviceAccountName": None,
     "automountServiceAccountToken": (False,),
@@ -87,6 +90,20 @@ POD: dict[str, Schema] = {
     "priorityClassName": NAME,
     "nodeSelector": LABELS,
     "tolerations": [{"key": LABEL_KEY, "operator": ("Exists",), "effect": ("NoSchedule",)}],
+    "affinity": {
+        "podAffinity": {
+            "preferredDuringSchedulingIgnoredDuringExecution": [
+                {
+                    "weight": range(1, 101),
+                    "podAffinityTerm": {
+                        "topologyKey": LABEL_KEY,
+                        "labelSelector": SELECTOR,
+                        "matchLabelKeys": [("ray.io/cluster",)],
+                    },
+                }
+            ]
+        }
+    },
     "terminationGracePeriodSeconds": range(30, 601),
     "securityContext": {
         "runAsNonRoot": (True,),
@@ -102,9 +119,21 @@ POD: dict[str, Schema] = {
             "configMap": {"name": None},
             "emptyDir": {"medium": ("Memory",), "sizeLimit": None},
             "persistentVolumeClaim": {"claimName": None, "readOnly": (True, False)},
+            "ephemeral": {
+                "volumeClaimTemplate": {
+                    "spec": {
+                        "accessModes": [("ReadWriteOnce",)],
+                        "storageClassName": NAME,
+                        "resources": {"requests": {"storage": None}},
+                    }
+                }
+            },
         }
     ],
 }
+
+
+POD_ANNOTATIONS: Schema = {"cluster-autoscaler.kubernetes.io/safe-to-evict": ("false",)}
 
 
 def pod_template(container: dict[str, Schema], **pod_fields: Schema) -> Schema:
@@ -114,7 +143,8 @@ def pod_template(container: dict[str, Schema], **pod_fields: Schema) -> Schema:
         container: Schema of every container.
         **pod_fields: Fields that the pod spec allows in addition.
     """
-    return {"metadata": {"labels": LABELS}, "spec": POD | {"containers": [container]} | pod_fields}
+    metadata: Schema = {"labels": LABELS, "annotations": POD_ANNOTATIONS}
+    return {"metadata": metadata, "spec": POD | {"containers": [container]} | pod_fields}
 
 
 HEAD_GROUP: Schema = {
@@ -132,9 +162,10 @@ WORKER_GROUP: Schema = {
 JOB: dict[str, Schema] = {
     "backoffLimit": range(11),
     "activeDeadlineSeconds": None,
+    "ttlSecondsAfterFinished": range(601),
     "template": pod_template(CONTAINER | COMMAND, restartPolicy=("Never", "OnFailure")),
 }
-METADATA: dict[str, Schema] = {"name": None, "namespace": ("glassbox",), "labels": LABELS}
+METADATA: dict[str, Schema] = {"name": None, "namespace": NAME, "labels": LABELS}
 # Identities at the cloud providers: AWS, Google Cloud, Azure.
 IDENTITY_ANNOTATIONS: Schema = {
     "eks.amazonaws.com/role-arn": re.compile(r"arn:aws[\w-]*:iam::\d{12}:role/[\w+=,.@/-]+"),
@@ -147,7 +178,17 @@ PEER: Schema = {
     "ipBlock": {"cidr": None, "except": None},
 }
 POLICY_PORTS: Schema = [{"protocol": ("TCP", "UDP"), "port": PORT}]
+PREEMPTION: Schema = {
+    "reclaimWithinCohort": ("Any", "LowerPriority", "Never"),
+    "withinClusterQueue": ("LowerPriority", "LowerOrNewerEqualPriority", "Never"),
+}
 FLAVOR: Schema = {"name": None, "resources": [{"name": None, "nominalQuota": None}]}
+CLUSTER: dict[str, Schema] = {
+    "rayVersion": None,
+    "authOptions": {"mode": ("token",), "secretName": None},
+    "headGroupSpec": HEAD_GROUP,
+    "workerGroupSpecs": [WORKER_GROUP],
+}
 SPECS: dict[str, Schema] = {
     "PersistentVolumeClaim": {
         "accessModes": None,
@@ -179,24 +220,33 @@ SPECS: dict[str, Schema] = {
         "ingress": [{"from": [PEER], "ports": POLICY_PORTS}],
         "egress": [{"to": [PEER], "ports": POLICY_PORTS}],
     },
-    "RayCluster": {
-        "rayVersion": None,
-        "authOptions": {"mode": ("token",), "secretName": None},
-        "headGroupSpec": HEAD_GROUP,
-        "workerGroupSpecs": [WORKER_GROUP],
+    "PodDisruptionBudget": {
+        "minAvailable": None,
+        "unhealthyPodEvictionPolicy": ("AlwaysAllow",),
+        "selector": SELECTOR,
     },
+    "RayCluster": CLUSTER
+    | {"suspend": (True, False), "upgradeStrategy": {"type": ("Recreate",)}},  # of a standing cluster
     "RayJob": {
         "entrypoint": None,
         "clusterSelector": {"ray.io/cluster": None},
+        "rayClusterSpec": CLUSTER | {"suspend": None, "upgradeStrategy": None},
+        "shutdownAfterJobFinishes": None,
+        "ttlSecondsAfterFinished": None,
+        "activeDeadlineSeconds": None,
+        "backoffLimit": range(11),
+        "suspend": None,
         "submissionMode": ("K8sJobMode",),
-        # A second submission would find the run directory of the first one.
-        "submitterConfig": {"backoffLimit": (0,)},
+        "submitterConfig": {"backoffLimit": range(4)},
         "submitterPodTemplate": pod_template(CONTAINER, restartPolicy=("Never",)),
     },
     "PodMonitor": {"selector": SELECTOR, "podMetricsEndpoints": [{"port": PORT_NAME, "interval": INTERVAL}]},
     "ResourceFlavor": None,
     "ClusterQueue": {
         "namespaceSelector": SELECTOR,
+        "cohortName": NAME,
+        "fairSharing": {"weight": None},
+        "preemption": PREEMPTION,
         "resourceGroups": [{"coveredResources": None, "flavors": [FLAVOR]}],
     },
     "LocalQueue": {"clusterQueue": None},
@@ -205,6 +255,7 @@ DOCUMENTS: dict[str, dict[str, Schema]] = {kind: {"spec": schema} for kind, sche
     "Namespace": {},
     "ServiceAccount": {
         "automountServiceAccountToken": (False,),
+        "imagePullSecrets": [{"name": None}],
         "metadata": METADATA | {"annotations": IDENTITY_ANNOTATIONS},
     },
     "ConfigMap": {"data": None},

@@ -29,6 +29,9 @@ def check(documents: list[Document]) -> Iterator[str]:
             yield from _check_job(f"{where}: spec.jobTemplate.spec", get_field(spec, "jobTemplate.spec"))
         if document.get("kind") == "Job":
             yield from _check_job(f"{where}: spec", spec)
+            if "ttlSecondsAfterFinished" not in spec:
+                field = f"{where}: spec.ttlSecondsAfterFinished"
+                yield f"{field}: missing: a finished Job refuses a changed template"
 
 
 def find_schedule_error(schedule: str) -> str | None:

@@ -116,6 +116,8 @@ STRANGERS = [
 def check(documents: list[Document]) -> Iterator[str]:
     """Yields problems, each with the policy or the field that causes it."""
     policies = [document for document in documents if document.get("kind") == "NetworkPolicy"]
+    if not policies and not list_pods(documents):  # the queues of an administrator
+        return
     malformed = [problem for policy in policies for problem in _check_policy(policy, documents)]
     if malformed:
         yield from malformed
@@ -127,7 +129,7 @@ def check(documents: list[Document]) -> Iterator[str]:
             f"{pod.owner} {pod.role}",
             labels=pod.labels,
             role=pod.role,
-            uses_store=uses_store(pod),
+            uses_store=uses_store(pod, documents),
             identity=find_identity(pod, documents),
         )
         for pod in list_pods(documents)

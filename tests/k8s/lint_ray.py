@@ -17,16 +17,27 @@ MAX_CLUSTER_NAME = 53
 MAX_JOB_NAME = 47
 TOKEN_SINCE = (2, 52)  # first Ray version with token authentication
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+MAX_IDLE_SECONDS = 600
+DRAIN_VARIABLE = "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S"
+SAFE_TO_EVICT = "cluster-autoscaler.kubernetes.io/safe-to-evict"
+MIN_SAVE_SECONDS = 60  # a checkpoint of 4 GB at 100 MB/s, and a call of the training
+KILL_SECONDS = 30  # for Ray to end its processes
+MORE_PODS_THAN_ANY_CLUSTER = 10_000
 SIZES = ("minReplicas", "replicas", "maxReplicas")
 
 
 def check(documents: list[Document]) -> Iterator[str]:
     """Yields problems, each with the field that causes it."""
     for document, where, spec in iterate_clusters(documents):
-        yield from _check_name(document, MAX_CLUSTER_NAME)
+        if document.get("kind") == "RayCluster":
+            yield from _check_name(document, MAX_CLUSTER_NAME)
+            if not spec.get("upgradeStrategy"):
+                yield f"{where}.upgradeStrategy: missing: changed manifests would not reach the pods"
         yield from _check_authentication(where, spec)
         yield from _check_head_group(where, spec)
         yield from _check_worker_groups(where, spec)
+    yield from _check_shutdown(documents)
+    yield from _check_disruption(documents)
     names = {name_of(document) for document in documents}
     for document in documents:
         if document.get("kind") == "RayJob":
@@ -101,6 +112,35 @@ def _check_worker_groups(where: str, spec: Document) -> Iterator[str]:
             yield f"{field}.{', '.join(SIZES)}: must be equal, are {sizes}: the group has a fixed size"
 
 
+def _check_shutdown(documents: list[Document]) -> Iterator[str]:
+    """Checks that a pod which is deleted has time to save: hook and wait fit into the grace period."""
+    for pod in list_pods(documents):
+        if pod.role not in ("head", "worker"):
+            continue
+        where = f"{pod.owner}: {pod.path}"
+        grace = pod.spec.get("terminationGracePeriodSeconds") or 30
+        container = (pod.spec.get("containers") or [{}])[0]
+        if pod.role == "head":
+            field = f"{where}.containers[0].lifecycle.preStop.exec.command"
+            command = get_field(container, "lifecycle.preStop.exec.command") or []
+            words = [str(word) for word in command]
+            if words[:3] != ["glassbox", "drain", "--seconds"] or len(words) != 4:
+                yield f"{field}: must be glassbox drain --seconds S, or trainings are killed"
+                continue
+            seconds = words[3]
+        else:
+            field = f"{where}.containers[0].env[{DRAIN_VARIABLE}]"
+            variables = {variable["name"]: variable for variable in container.get("env") or []}
+            seconds = str(variables.get(DRAIN_VARIABLE, {}).get("value"))
+        if not seconds.isdigit() or int(seconds) < MIN_SAVE_SECONDS:
+            yield f"{field}: must be at least {MIN_SAVE_SECONDS} s, is {seconds}"
+        elif int(seconds) + KILL_SECONDS > grace:
+            yield f"{field}: {seconds} s and {KILL_SECONDS} s to end Ray exceed the grace period of {grace} s"
+        if get_field(pod.template_metadata, "annotations").get(SAFE_TO_EVICT) != "false":
+            field = f"{where.removesuffix('.spec')}.metadata.annotations.{SAFE_TO_EVICT}"
+            yield f"{field}: must be false, or an autoscaler removes the node of a training"
+
+
 def _check_start_parameters(where: str, group: Document) -> Iterator[str]:
     parameters = group.get("rayStartParams")
     where = f"{where}.rayStartParams"
@@ -169,11 +209,62 @@ def _check_ray_job(document: Document, names: set[str]) -> Iterator[str]:
     where = f"{name_of(document)}: spec"
     spec = document.get("spec") or {}
     yield from _check_name(document, MAX_JOB_NAME)
-    cluster = get_field(spec, "clusterSelector").get("ray.io/cluster")
-    if f"RayCluster/{cluster}" not in names:
-        yield f"{where}.clusterSelector.ray.io/cluster: there is no RayCluster {cluster}"
+    if spec.get("suspend"):
+        yield f"{where}.suspend: must not be set: it belongs to Kueue"
+    if spec.get("rayClusterSpec"):
+        yield from _check_own_cluster(where, spec)
+    else:
+        yield from _check_selected_cluster(where, spec, names)
     template = f"{where}.submitterPodTemplate"
     if not spec.get("submitterPodTemplate"):
         yield f"{template}: missing: the restricted standard refuses the operator's default"
     elif get_field(spec, "submitterPodTemplate.spec.restartPolicy") not in ("Never", "OnFailure"):
         yield f"{template}.spec.restartPolicy: must be Never or OnFailure"
+
+
+def _check_disruption(documents: list[Document]) -> Iterator[str]:
+    """Checks that a budget keeps the pods of every cluster from being evicted."""
+    budgets = [document for document in documents if document.get("kind") == "PodDisruptionBudget"]
+    for budget in budgets:
+        least = get_field(budget, "spec").get("minAvailable")
+        # For pods of a custom resource, Kubernetes computes neither percentages nor `maxUnavailable`.
+        if type(least) is not int or least < MORE_PODS_THAN_ANY_CLUSTER:
+            yield (
+                f"{name_of(budget)}: spec.minAvailable: must be a number of at least "
+                f"{MORE_PODS_THAN_ANY_CLUSTER}, is {least!r}, or pods of a training are evicted"
+            )
+    if not any(document.get("kind") == "Namespace" for document in documents):
+        return  # a RayJob alone
+    for pod in list_pods(documents):
+        selectors = [get_field(budget, "spec.selector.matchLabels") for budget in budgets]
+        is_covered = any(selector and selector.items() <= pod.labels.items() for selector in selectors)
+        if pod.role in ("head", "worker") and not is_covered:
+            yield f"PodDisruptionBudget: spec.selector: does not select {pod.owner} {pod.role}"
+
+
+def _check_selected_cluster(where: str, spec: Document, names: set[str]) -> Iterator[str]:
+    cluster = get_field(spec, "clusterSelector").get("ray.io/cluster")
+    if f"RayCluster/{cluster}" not in names:
+        yield f"{where}.clusterSelector.ray.io/cluster: there is no RayCluster {cluster}"
+    if spec.get("backoffLimit"):
+        yield f"{where}.backoffLimit: must be 0: a retry needs a cluster of its own"
+
+
+def _check_own_cluster(where: str, spec: Document) -> Iterator[str]:
+    """Checks that a job leaves no cluster behind, and that a retry continues the run."""
+    if spec.get("clusterSelector"):
+        yield f"{where}.clusterSelector: must not be set next to rayClusterSpec"
+    if spec.get("shutdownAfterJobFinishes") is not True:
+        yield f"{where}.shutdownAfterJobFinishes: must be true, or the cluster outlives its training"
+    seconds = spec.get("ttlSecondsAfterFinished")
+    if type(seconds) is not int or seconds > MAX_IDLE_SECONDS:
+        field = f"{where}.ttlSecondsAfterFinished"
+        yield f"{field}: must be at most {MAX_IDLE_SECONDS}, is {seconds}: GPUs are idle"
+    deadline = spec.get("activeDeadlineSeconds")
+    if type(deadline) is not int or deadline < 60:
+        yield f"{where}.activeDeadlineSeconds: must be 60 or more, is {deadline}"
+    for field in ("suspend", "upgradeStrategy"):
+        if field in spec["rayClusterSpec"]:
+            yield f"{where}.rayClusterSpec.{field}: is for standing clusters"
+    if spec.get("backoffLimit") and "--resume-if-exists" not in str(spec.get("entrypoint")).split():
+        yield f"{where}.entrypoint: must contain --resume-if-exists, or a retry refuses the run"

@@ -8,20 +8,23 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from kube_pods import Pod, get_field, list_pods, name_of
+from kube_pods import Pod, get_field, iterate_clusters, list_pods, name_of
 from kube_quantities import parse_quantity
 from kube_render import Document
 
 # Secrets with their keys; commands in k8s/README.md create them.
-SECRETS = {"glassbox-ray-token": {"auth_token"}}
-CLUSTER_SCOPED = {"Namespace", "PriorityClass", "ResourceFlavor", "ClusterQueue"}
+SECRETS = {"glassbox-ray-token": {"auth_token"}, "registry": {".dockerconfigjson"}}
+BUILT_IN_CLUSTER_SCOPED = {"Namespace", "PriorityClass"}
+CLUSTER_SCOPED = BUILT_IN_CLUSTER_SCOPED | {"ResourceFlavor", "ClusterQueue"}
 VOLUME_SOURCES = {
     "configMap": ("ConfigMap", "name"),
     "persistentVolumeClaim": ("PersistentVolumeClaim", "claimName"),
     "secret": ("Secret", "secretName"),
 }
-OWN_NAMESPACE = {"kubernetes.io/metadata.name": "glassbox"}
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
+PART_OF = {"app.kubernetes.io/part-of": "glassbox"}  # what the command that deletes everything selects
+KEEP = {"glassbox/keep": "true"}  # what it leaves
+KEPT = {"Namespace", "PersistentVolumeClaim"}
 DNS_NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 
 
@@ -32,16 +35,40 @@ def check(documents: list[Document]) -> Iterator[str]:
     for name, count in counts.items():
         if count > 1:
             yield f"{name}: metadata.name: {count} documents of this kind and name"
+    namespace = find_namespace(documents)
     for document in documents:
         yield from _check_document(document)
+        yield from _check_namespace(document, namespace)
     for pod in list_pods(documents):
         yield from _check_volumes(pod, names)
         yield from _check_pod(pod, names)
         for where, container in pod.containers():
             yield from _check_environment(where, container, names)
     yield from _check_selectors(documents)
+    yield from _check_same_pull_secrets(documents)
     yield from _check_queues(documents, names)
+    yield from _check_cohort(documents)
     yield from _check_quota(documents)
+
+
+def find_namespace(documents: list[Document]) -> str | None:
+    """Returns the namespace that all objects are in: that of the manifests, else the first one mentioned."""
+    own = [document["metadata"]["name"] for document in documents if document.get("kind") == "Namespace"]
+    others = [document["metadata"].get("namespace") for document in documents]
+    return next(filter(None, [*own, *others]), None)
+
+
+def _check_namespace(document: Document, expected: str | None) -> Iterator[str]:
+    kind = document["kind"]
+    namespace = document["metadata"].get("namespace")
+    if kind in BUILT_IN_CLUSTER_SCOPED:
+        is_right = namespace is None
+    elif kind in CLUSTER_SCOPED:  # kustomize sets one on custom kinds; the API server drops it
+        is_right = namespace in (None, expected)
+    else:
+        is_right = namespace is not None and namespace == expected
+    if not is_right:
+        yield f"{name_of(document)}: metadata.namespace: is {namespace}, not {expected}"
 
 
 def _check_document(document: Document) -> Iterator[str]:
@@ -51,11 +78,15 @@ def _check_document(document: Document) -> Iterator[str]:
     max_length = 52 if kind == "CronJob" else 63  # the controller appends 11 characters to a CronJob's name
     if not DNS_NAME.fullmatch(name) or len(name) > max_length:
         yield f"{where}: metadata.name: not a name, or too long: {name}"
-    namespace = document["metadata"].get("namespace")
-    if (namespace is None) != (kind in CLUSTER_SCOPED):
-        yield f"{where}: metadata.namespace: is {namespace}"
+    labels = get_field(document, "metadata.labels")
+    if not PART_OF.items() <= labels.items():
+        yield f"{where}: metadata.labels: must contain {PART_OF}, or it is left behind"
+    if (kind in KEPT) != (KEEP.items() <= labels.items()):
+        yield f"{where}: metadata.labels: {KEEP} belongs to volumes and the namespace, and only to these"
     if kind == "ConfigMap":
         yield from _check_dashboards(document)
+    if kind == "ServiceAccount":
+        yield from _check_pull_secrets(document)
     if kind == "PersistentVolumeClaim" and get_field(document, "spec.accessModes") != ["ReadWriteMany"]:
         yield f"{where}: spec.accessModes: must be [ReadWriteMany]: every worker mounts it"
 
@@ -103,6 +134,22 @@ def _check_source(volume: dict[str, Any], where: str, names: set[str]) -> Iterat
         is_secret = kind == "Secret" and target in SECRETS
         if f"{kind}/{target}" not in names and not is_secret:
             yield f"{where}.{field}.{key}: there is no {kind} {target}"
+
+
+def _check_pull_secrets(document: Document) -> Iterator[str]:
+    for secret in document.get("imagePullSecrets") or []:
+        if secret.get("name") not in SECRETS:
+            field = f"{name_of(document)}: imagePullSecrets"
+            yield f"{field}: no documented command creates a Secret {secret.get('name')}"
+
+
+def _check_same_pull_secrets(documents: list[Document]) -> Iterator[str]:
+    accounts = [document for document in documents if document.get("kind") == "ServiceAccount"]
+    if not any(account.get("imagePullSecrets") for account in accounts):
+        return
+    for account in accounts:
+        if not account.get("imagePullSecrets"):
+            yield f"{name_of(account)}: imagePullSecrets: missing, other accounts have it"
 
 
 def _check_pod(pod: Pod, names: set[str]) -> Iterator[str]:
@@ -169,20 +216,53 @@ def _check_selectors(documents: list[Document]) -> Iterator[str]:
 
 def _check_queues(documents: list[Document], names: set[str]) -> Iterator[str]:
     """Checks Kueue's references; with a wrong one the cluster is never admitted."""
+    namespace = find_namespace(documents)
+    has_local_queues = any(document["kind"] == "LocalQueue" for document in documents)
+    has_cluster_queues = any(document["kind"] == "ClusterQueue" for document in documents)
     for document in documents:
         where = name_of(document)
         kind = document["kind"]
         yield from _check_flavors(document, names)
         selector = get_field(document, "spec.namespaceSelector.matchLabels")
-        if kind == "ClusterQueue" and selector != OWN_NAMESPACE:
+        expected = {"kubernetes.io/metadata.name": namespace}
+        if kind == "ClusterQueue" and has_local_queues and selector != expected:
             field = f"{where}: spec.namespaceSelector.matchLabels"
-            yield f"{field}: must be {OWN_NAMESPACE}, or the cluster is never admitted"
+            yield f"{field}: must be {expected}, or the cluster is never admitted"
         queue = get_field(document, "metadata.labels").get(QUEUE_LABEL)
         if queue and f"LocalQueue/{queue}" not in names:
             yield f"{where}: metadata.labels.{QUEUE_LABEL}: there is no LocalQueue {queue}"
         cluster_queue = get_field(document, "spec.clusterQueue")
-        if kind == "LocalQueue" and f"ClusterQueue/{cluster_queue}" not in names:
+        # Without any, they are the administrator's.
+        is_missing = has_cluster_queues and f"ClusterQueue/{cluster_queue}" not in names
+        if kind == "LocalQueue" and is_missing:
             yield f"{where}: spec.clusterQueue: there is no ClusterQueue {cluster_queue}"
+
+
+def _check_cohort(documents: list[Document]) -> Iterator[str]:
+    """Checks that the queues of several teams lend to each other, and that an owner gets its quota back."""
+    queues = [document for document in documents if document.get("kind") == "ClusterQueue"]
+    if len(queues) < 2:
+        return
+    cohorts = {get_field(queue, "spec.cohortName") or None for queue in queues}
+    selected = []
+    for queue in queues:
+        where = f"{name_of(queue)}: spec"
+        spec = queue["spec"]
+        if not spec.get("cohortName"):
+            yield f"{where}.cohortName: missing: what one team does not use stays idle"
+        elif len(cohorts - {None}) > 1:
+            yield f"{where}.cohortName: must be the same for all teams"
+        if get_field(spec, "preemption").get("reclaimWithinCohort") != "Any":
+            yield f"{where}.preemption.reclaimWithinCohort: must be Any, or a team waits for its own quota"
+        weight = get_field(spec, "fairSharing").get("weight")
+        if parse_quantity(weight) is None:
+            yield f"{where}.fairSharing.weight: not a quantity: {weight!r}"
+        namespace = get_field(spec, "namespaceSelector.matchLabels").get("kubernetes.io/metadata.name")
+        if namespace is None:
+            yield f"{where}.namespaceSelector: must name one namespace"
+        elif namespace in selected:
+            yield f"{where}.namespaceSelector: {namespace} has two queues"
+        selected.append(namespace)
 
 
 def _check_flavors(document: Document, names: set[str]) -> Iterator[str]:
@@ -215,18 +295,17 @@ def _check_quota(documents: list[Document]) -> Iterator[str]:
 
 
 def _sum_queued_requests(documents: list[Document]) -> Counter[str]:
-    """Sums the resource requests of the pods of all queued clusters."""
+    """Sums the resource requests of the pods of all queued clusters and jobs."""
     total: Counter[str] = Counter()
     for document in documents:
         if QUEUE_LABEL not in get_field(document, "metadata.labels"):
             continue
-        sizes = [group.get("replicas", 0) for group in get_field(document, "spec.workerGroupSpecs") or []]
-        for pod in list_pods([document]):
-            replicas = 1
-            if pod.role == "worker":
-                group_index = int(re.findall(r"\[(\d+)]", pod.path)[0])
-                replicas = sizes[group_index]
-            for container in pod.spec.get("containers") or []:
-                for name, quantity in get_field(container, "resources.requests").items():
-                    total[name] += replicas * (parse_quantity(quantity) or 0)  # type: ignore[assignment]
+        for _, _, spec in iterate_clusters([document]):
+            sizes = [group.get("replicas", 0) for group in spec.get("workerGroupSpecs") or []]
+            for pod in list_pods([document]):
+                is_worker = pod.role == "worker"
+                replicas = sizes[int(re.findall(r"\[(\d+)]", pod.path)[0])] if is_worker else 1
+                for container in pod.spec.get("containers") or []:
+                    for name, quantity in get_field(container, "resources.requests").items():
+                        total[name] += replicas * (parse_quantity(quantity) or 0)  # type: ignore[assignment]
     return total

@@ -9,6 +9,10 @@ from kube_quantities import GPU, parse_quantity
 from kube_render import Document
 
 REQUIRED = ("cpu", "memory", "ephemeral-storage")
+RDMA = "rdma/hca"
+OBJECT_STORE = 2e9  # of Ray, see the base
+# NCCL's buffers: 32 channels of 10 MiB for each of 2 neighbours
+SHARED_MEMORY_PER_GPU = 2 * 32 * 10 * 2**20
 
 
 def check(documents: list[Document]) -> Iterator[str]:
@@ -18,6 +22,8 @@ def check(documents: list[Document]) -> Iterator[str]:
             yield from _check_container(where, container)
         yield from _check_volumes(pod)
         yield from _check_scheduling(pod)
+        yield from _check_affinity(pod)
+        yield from _check_network(pod)
     for document in documents:
         where = name_of(document)
         if document.get("kind") == "PriorityClass" and document.get("preemptionPolicy") != "Never":
@@ -47,7 +53,7 @@ def _check_container(where: str, container: Document) -> Iterator[str]:
 
 
 def _check_quantity(where: str, name: str, quantity: object) -> Iterator[str]:
-    if name not in (*REQUIRED, GPU):
+    if name not in (*REQUIRED, GPU, RDMA):
         yield f"{where}: not a resource that this project uses"
     value = parse_quantity(quantity)
     if value is None:
@@ -83,7 +89,9 @@ def _check_scheduling(pod: Pod) -> Iterator[str]:
     needs_gpu = any(
         parse_quantity(get_field(container, "resources.limits").get(GPU)) for _, container in pod.containers()
     )
-    # A toleration without a key tolerates every taint.
+    for index, toleration in enumerate(pod.spec.get("tolerations") or []):
+        if not toleration.get("key"):
+            yield f"{pod.owner}: {pod.path}.tolerations[{index}].key: missing: tolerates every taint"
     tolerates = any(toleration.get("key", GPU) == GPU for toleration in pod.spec.get("tolerations") or [])
     where = f"{pod.owner}: {pod.path}"
     if needs_gpu and not tolerates:
@@ -92,3 +100,36 @@ def _check_scheduling(pod: Pod) -> Iterator[str]:
         yield f"{where}.nodeSelector: missing for a pod with GPUs"
     if tolerates and not needs_gpu:
         yield f"{where}.tolerations: tolerates GPU nodes without requesting a GPU"
+
+
+def _check_affinity(pod: Pod) -> Iterator[str]:
+    """Workers that prefer to be near pods must mean the other workers of their own cluster."""
+    terms = get_field(pod.spec, "affinity.podAffinity.preferredDuringSchedulingIgnoredDuringExecution")
+    for entry in terms or []:
+        where = f"{pod.owner}: {pod.path}.affinity.podAffinityTerm"
+        term = entry.get("podAffinityTerm") or {}
+        selected = get_field(term, "labelSelector.matchLabels")
+        if term.get("matchLabelKeys") != ["ray.io/cluster"]:
+            yield f"{where}.matchLabelKeys: must be [ray.io/cluster]"
+        if not selected or not selected.items() <= pod.labels.items():
+            yield f"{where}.labelSelector: does not select the pod itself: {selected}"
+
+
+def _check_network(pod: Pod) -> Iterator[str]:
+    """NCCL that must use RDMA needs the adapters, and shared memory must hold its buffers."""
+    for where, container in pod.containers():
+        limits = get_field(container, "resources.limits")
+        variables = {variable["name"]: variable.get("value") for variable in container.get("env") or []}
+        is_main = ".containers[" in where
+        if is_main and variables.get("NCCL_NET") == "IB" and RDMA not in limits:
+            yield f"{where}.env[NCCL_NET]: needs the resource {RDMA}"
+        gpus = parse_quantity(limits.get(GPU)) or 0
+        mounts = {mount["mountPath"]: mount["name"] for mount in container.get("volumeMounts") or []}
+        sizes = {
+            volume["name"]: parse_quantity(get_field(volume, "emptyDir.sizeLimit"))
+            for volume in pod.spec.get("volumes") or []
+        }
+        size = sizes.get(mounts.get("/dev/shm", "")) or 0
+        needed = OBJECT_STORE + gpus * SHARED_MEMORY_PER_GPU
+        if gpus and size < needed:
+            yield f"{pod.owner}: {pod.path}.volumes: /dev/shm needs {needed:.0f} bytes for {gpus:g} GPUs"

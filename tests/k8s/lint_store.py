@@ -5,11 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from kube_pods import Pod, get_field, list_pods
+from kube_pods import Pod, get_field, list_pods, name_of
 from kube_quantities import parse_quantity
 from kube_render import Document
 
-SETTINGS = "store"  # name of the ConfigMap
 STORE = re.compile(r"(s3|gs|az)://[a-z0-9][-a-z0-9.]{1,61}[a-z0-9]")  # a bucket, without a slash at the end
 # The identity that belongs to a kind of store
 IDENTITIES = {
@@ -23,22 +22,25 @@ MAX_SHARE = 0.95  # of the volume, for the cache; the rest is for what is being 
 
 def check(documents: list[Document]) -> Iterator[str]:
     """Yields problems, each with the field that causes it."""
-    for document in documents:
-        if document.get("kind") != "ConfigMap" or get_field(document, "metadata.name") != SETTINGS:
-            continue
+    for document in _find_settings(documents):
         settings = {key: str(value) for key, value in get_field(document, "data").items()}
-        store = settings.get("STORE", "")
-        if not STORE.fullmatch(store):
-            yield f"ConfigMap/{SETTINGS}: data.STORE: must be SCHEME://BUCKET, is {store}"
+        if not STORE.fullmatch(settings["STORE"]):
+            yield f"{name_of(document)}: data.STORE: must be SCHEME://BUCKET, is {settings['STORE']}"
             continue
         yield from _check_pods(documents, settings)
         yield from _check_claims(documents)
 
 
-def uses_store(pod: Pod) -> bool:
+def _find_settings(documents: list[Document]) -> list[Document]:
+    maps = [document for document in documents if document.get("kind") == "ConfigMap"]
+    return [document for document in maps if "STORE" in get_field(document, "data")]
+
+
+def uses_store(pod: Pod, documents: list[Document]) -> bool:
     """Returns whether a pod has the settings of the object store."""
+    names = {document["metadata"].get("name") for document in _find_settings(documents)}
     sources = [source for _, container in pod.containers() for source in container.get("envFrom") or []]
-    return any(get_field(source, "configMapRef").get("name") == SETTINGS for source in sources)
+    return any(get_field(source, "configMapRef").get("name") in names for source in sources)
 
 
 def find_identity(pod: Pod, documents: list[Document]) -> str:
@@ -55,7 +57,7 @@ def find_identity(pod: Pod, documents: list[Document]) -> str:
 def _check_pods(documents: list[Document], settings: dict[str, str]) -> Iterator[str]:
     scheme = settings["STORE"].partition(":")[0]
     for pod in list_pods(documents):
-        if not uses_store(pod):
+        if not uses_store(pod, documents):
             continue
         where = f"{pod.owner}: {pod.path}"
         if find_identity(pod, documents) != IDENTITIES[scheme]:
@@ -74,17 +76,27 @@ def _check_cache(where: str, pod: Pod, container: Document, settings: dict[str, 
     mounts = {mount["mountPath"]: mount for mount in container.get("volumeMounts") or []}
     mount = mounts.get(folder, {})
     volumes = {volume["name"]: volume for volume in pod.spec.get("volumes") or []}
-    directory = volumes.get(mount.get("name", ""), {}).get("emptyDir")
-    if directory is None or directory.get("medium") or mount.get("readOnly"):
+    size = _find_volume_size(volumes.get(mount.get("name", ""), {}))
+    if size is None or mount.get("readOnly"):
         yield f"{where}.volumeMounts: no writable emptyDir on disk at GLASSBOX_CACHE ({folder})"
         return
-    size = parse_quantity(directory.get("sizeLimit")) or 0.0
     budget = float(values.get("GLASSBOX_CACHE_GB", "inf")) * 1e9
     if budget > MAX_SHARE * size:
         yield (
             f"{where}.env: GLASSBOX_CACHE_GB must be at most {MAX_SHARE:.0%} of the volume at {folder}: "
             f"{budget:.0f} of {size:.0f} bytes"
         )
+
+
+def _find_volume_size(volume: Document) -> float | None:
+    """Returns the bytes of a volume of the pod alone, on disk; None for any other volume."""
+    if "ephemeral" in volume:
+        claim = get_field(volume, "ephemeral.volumeClaimTemplate.spec.resources.requests")
+        return parse_quantity(claim.get("storage")) or 0.0
+    directory = volume.get("emptyDir")
+    if directory is None or directory.get("medium"):
+        return None
+    return parse_quantity(directory.get("sizeLimit")) or 0.0
 
 
 def _check_claims(documents: list[Document]) -> Iterator[str]:

@@ -7,7 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 
-from kube_pods import get_field, iterate_clusters, list_pods, name_of
+from kube_pods import get_field, iterate_clusters, list_pods
 from kube_quantities import GPU
 from kube_render import ROOT, Document
 
@@ -34,10 +34,10 @@ def image_tag(accelerator: str) -> str:
 def check(documents: list[Document]) -> Iterator[str]:
     """Yields problems, each with the field that causes it."""
     ray_version = read_locked_version("ray", "cpu")
-    for document, path, spec in iterate_clusters(documents):
+    for _, path, spec in iterate_clusters(documents):
         if spec.get("rayVersion") != ray_version:
             found = spec.get("rayVersion")
-            yield f"{name_of(document)}: {path}.rayVersion: must be {ray_version}, as locked, is {found}"
+            yield f"{path}.rayVersion: must be {ray_version}, as locked, is {found}"
     for pod in list_pods(documents):
         for where, container in pod.containers():
             image = container.get("image")

@@ -9,11 +9,13 @@ import re
 import subprocess
 from pathlib import Path
 
+import lint_references
 import pytest
 from kube_lint import find_problems
 from kube_pods import get_field, list_pods, name_of
 from kube_render import (
     COMPONENTS,
+    GPU_COMPONENTS,
     IDENTITIES,
     K8S,
     OVERLAYS,
@@ -25,6 +27,8 @@ from kube_render import (
     run_kustomize,
 )
 from lint_network import Endpoint, is_allowed
+
+from service.kubernetes.rayjob import TrainingJob, render_rayjob
 
 pytestmark = pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
 
@@ -66,7 +70,7 @@ def test_each_component_works_alone(component: str, tmp_path: Path) -> None:
 
 
 def test_overlays_differ_in_images_gpus_and_priority() -> None:
-    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in VOLUME_OVERLAYS)
+    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in ("cpu-dev", "gpu"))
     priority = "PriorityClass/glassbox-training"
     assert priority not in map(name_of, cpu)
     priority_class = next(document for document in gpu if name_of(document) == priority)
@@ -84,7 +88,7 @@ def test_overlays_differ_in_images_gpus_and_priority() -> None:
 
 
 def test_compiled_kernels_outlive_the_pods_of_gpu_workers() -> None:
-    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in VOLUME_OVERLAYS)
+    cpu, gpu = (run_kustomize(K8S / "overlays" / name) for name in ("cpu-dev", "gpu"))
     claim = "PersistentVolumeClaim/cuda-cache"
     assert claim in map(name_of, gpu)
     assert claim not in map(name_of, cpu)
@@ -144,7 +148,7 @@ def test_cluster_with_a_bucket_has_no_shared_volume_and_an_identity(
     documents = render_overlay(tmp_path, overlay, ["buckets", identity])
     # The cache for kernels of the overlay `gpu` is still a volume; the overlay `buckets` has none.
     claims = [document for document in documents if document["kind"] == "PersistentVolumeClaim"]
-    assert [claim["metadata"]["name"] for claim in claims] == ["cuda-cache"] * (overlay == "gpu")
+    assert [claim["metadata"]["name"] for claim in claims] == ["cuda-cache"] * overlay.startswith("gpu")
     others = [document for document in documents if document not in claims]
     assert [problem for problem in find_problems(others) if "cuda-cache" not in problem] == []
     settings = next(document["data"] for document in documents if name_of(document) == "ConfigMap/store")
@@ -221,6 +225,103 @@ def test_ip_blocks_exclude_their_exceptions() -> None:
     policy = build_policy(podSelector={}, policyTypes=["Egress"], egress=[{"to": [{"ipBlock": block}]}])
     assert not is_allowed([policy], pod, Endpoint("private", None, address="10.1.2.3"), 443)
     assert is_allowed([policy], pod, Endpoint("public", None, address="11.1.2.3"), 443)
+
+
+def render_teams(directory: Path) -> dict[str, list[Document]]:
+    """Renders both teams of the example, and a training with the same name for each."""
+    teams = {}
+    for team in ("audio", "vision"):
+        documents = run_kustomize(K8S / "examples/teams" / team)
+        job = render_rayjob(documents, TrainingJob("first", "demo", "/shards/evidence"))
+        teams[team] = [*documents, job]
+    return teams
+
+
+def test_two_teams_share_a_cluster_without_collisions(tmp_path: Path) -> None:
+    teams = render_teams(tmp_path)
+    queues = run_kustomize(K8S / "examples/teams/queues")
+    identities = []
+    for team, documents in teams.items():
+        assert find_problems(documents) == []
+        for document in documents:
+            namespace = document["metadata"].get("namespace")
+            identities.append((document["kind"], namespace, document["metadata"]["name"]))
+            assert namespace in (None, f"team-{team}")
+        queue = next(document for document in documents if document["kind"] == "LocalQueue")
+        (cluster_queue,) = (
+            document for document in queues if document["metadata"]["name"] == queue["spec"]["clusterQueue"]
+        )
+        selector = cluster_queue["spec"]["namespaceSelector"]["matchLabels"]
+        assert selector == {"kubernetes.io/metadata.name": f"team-{team}"}
+        job = documents[-1]
+        assert job["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == f"{team}-glassbox"
+        standing = next(document for document in documents if document["kind"] == "RayCluster")
+        assert standing["spec"]["suspend"] is True
+        assert "kueue.x-k8s.io/queue-name" not in standing["metadata"]["labels"]
+    assert len(set(identities)) == len(identities)
+
+
+def test_names_and_namespace_apply_to_all_kinds_of_components(tmp_path: Path) -> None:
+    """With a prefix and another namespace, all objects still refer to those of their own."""
+    k8s = os.path.relpath(K8S, tmp_path)
+    kustomization = {
+        "namespace": "elsewhere",
+        "namePrefix": "our-",
+        "resources": [f"{k8s}/overlays/buckets"],
+        "components": [f"{k8s}/components/{name}" for name in COMPONENTS],
+    }
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(kustomization))
+    documents = run_kustomize(tmp_path)
+    assert find_problems(documents) == []
+    names = [document["metadata"]["name"] for document in documents if document["kind"] != "Namespace"]
+    assert [name for name in names if not name.startswith("our-")] == []
+
+
+def test_quota_of_each_team_covers_its_training(tmp_path: Path) -> None:
+    queues = run_kustomize(K8S / "examples/teams/queues")
+    for team, documents in render_teams(tmp_path).items():
+        own = [document for document in queues if document["metadata"]["name"] != f"team-{team}"]
+        others = [document for document in queues if document not in own]
+        assert list(lint_references._check_quota([*documents, *others])) == []
+
+
+def test_example_has_the_submitter_of_rendered_jobs() -> None:
+    documents = run_kustomize(K8S / "overlays/cpu-dev")
+    job = render_rayjob(documents, TrainingJob("first", "demo", "/shards/evidence"))
+    (example,) = load_rayjob_example()
+    assert example["spec"]["submitterPodTemplate"] == job["spec"]["submitterPodTemplate"]
+
+
+def test_pod_of_a_job_is_the_one_of_the_standing_cluster(tmp_path: Path) -> None:
+    """Apart from its label and the number of workers, nothing is decided twice."""
+    documents = run_kustomize(K8S / "overlays/gpu")
+    job = render_rayjob(documents, TrainingJob("first", "demo", "/s", workers=3, gpus_per_worker=2))
+    spec = job["spec"]["rayClusterSpec"]
+    (group,) = spec["workerGroupSpecs"]
+    assert [group[key] for key in ("replicas", "minReplicas", "maxReplicas")] == [3, 3, 3]
+    standing = next(document for document in documents if document["kind"] == "RayCluster")["spec"]
+    (expected,) = standing["workerGroupSpecs"]
+    for template in (group["template"], spec["headGroupSpec"]["template"]):
+        assert template["metadata"].pop("labels") == {"glassbox/run": "first"}
+    for quantities in group["template"]["spec"]["containers"][0]["resources"].values():
+        assert quantities["nvidia.com/gpu"] == "2"
+        quantities["nvidia.com/gpu"] = "4"
+    assert group["template"] == expected["template"]
+    assert spec["headGroupSpec"] == standing["headGroupSpec"]
+    assert set(standing) - set(spec) == {"upgradeStrategy"}
+
+
+@pytest.mark.parametrize("components", [(), GPU_COMPONENTS])
+@pytest.mark.parametrize("overlay", ["gpu", "gpu-8", "gpu-8-buckets"])
+def test_nodes_with_gpus_with_and_without_rdma(
+    overlay: str, components: tuple[str, ...], tmp_path: Path
+) -> None:
+    documents = render_overlay(tmp_path, overlay, components)
+    assert find_problems(documents) == []
+    (container,) = next(pod for pod in list_pods(documents) if pod.role == "worker").spec["containers"]
+    variables = {variable["name"] for variable in container["env"]}
+    assert ("NCCL_IB_HCA" in variables) == bool(components)
+    assert ("rdma/hca" in container["resources"]["limits"]) == bool(components)
 
 
 def test_one_line_sets_the_registry_of_all_images(tmp_path: Path) -> None:

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import pytest
+import yaml
 from faults_buckets import BUCKETS
 from faults_cluster import CLUSTER
 from faults_fields import FIELDS
+from faults_jobs import JOBS, QUEUES
 from faults_pods import PODS
 from kube_faults import apply_fault
 from kube_lint import find_problems, lint, validate_schemas
 from kube_pods import name_of
-from kube_render import COMPONENTS, Document, load_documents, load_rayjob_example, render_overlay
+from kube_render import (
+    COMPONENTS,
+    K8S,
+    Document,
+    load_documents,
+    load_rayjob_example,
+    render_overlay,
+    render_team,
+    run_kustomize,
+)
+from lint_references import PART_OF
+
+from service.kubernetes.rayjob import TrainingJob, render_rayjob
 
 pytestmark = pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
 
@@ -59,6 +73,38 @@ def test_fault_in_a_cluster_without_volumes_is_reported(fault: str, bucket_manif
     assert any(message in problem for problem in problems), problems
 
 
+@pytest.fixture(scope="module")
+def team_manifests(tmp_path_factory: pytest.TempPathFactory) -> list[Document]:
+    """A team with workers of 8 GPUs, and a training of theirs as a RayJob."""
+    documents = render_team(tmp_path_factory.mktemp("t"), ["rdma", "spot", "pull-secret"])
+    job = render_rayjob(documents, TrainingJob("segmentation", "demo", "/shards/evidence"))
+    documents = load_documents(yaml.safe_dump_all([*documents, job]))  # equal values are separate objects
+    assert find_problems(documents, SCHEMA) == []
+    return documents
+
+
+@pytest.mark.parametrize("fault", JOBS)
+def test_fault_in_a_job_of_a_team_is_reported(fault: str, team_manifests: list[Document]) -> None:
+    owner, path, value, message = JOBS[fault]
+    problems = lint(apply_fault(team_manifests, owner, path, value))
+    assert any(message in problem for problem in problems), problems
+
+
+@pytest.fixture(scope="module")
+def queues() -> list[Document]:
+    """The queues that an administrator makes for two teams."""
+    documents = run_kustomize(K8S / "examples/teams/queues")
+    assert find_problems(documents, SCHEMA) == []
+    return documents
+
+
+@pytest.mark.parametrize("fault", QUEUES)
+def test_fault_in_the_queues_of_two_teams_is_reported(fault: str, queues: list[Document]) -> None:
+    owner, path, value, message = QUEUES[fault]
+    problems = lint(apply_fault(queues, owner, path, value))
+    assert any(message in problem for problem in problems), problems
+
+
 def test_shared_volume_next_to_a_bucket_is_reported(
     manifests: list[Document], bucket_manifests: list[Document]
 ) -> None:
@@ -82,7 +128,7 @@ def test_secret_and_duplicate_document_are_reported(manifests: list[Document]) -
     secret = {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": "glassbox-ray-token", "namespace": "glassbox"},
+        "metadata": {"name": "glassbox-ray-token", "namespace": "glassbox", "labels": PART_OF},
     }
     (problem,) = lint([*manifests, secret])
     assert problem.startswith("Secret/glassbox-ray-token: kind: ")

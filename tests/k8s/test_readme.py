@@ -8,12 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from image_run import TRAINING
 from kube_lint import lint
 from kube_pods import list_pods, name_of
 from kube_render import COMPONENTS, K8S, Document, load_rayjob_example, render_overlay, run_kustomize
 from lint_commands import find_argument_error
 from lint_references import SECRETS
+
+from service.cli import main
 
 TEXT = (K8S / "README.md").read_text()
 YAML = re.findall(r"```yaml\n(.*?)```", TEXT, re.DOTALL)
@@ -75,7 +78,8 @@ def test_commands_name_existing_objects(manifests: list[Document]) -> None:
     for namespace in re.findall(r"--namespace (\S+)", TEXT):
         assert namespace.rstrip("`.,:)") == "glassbox"
     for label, value in re.findall(r"--selector ([\w./-]+)=(\w+)", TEXT):
-        assert any(pod.labels.get(label) == value for pod in list_pods(manifests))
+        is_set_by_controller = label == "job-name"
+        assert is_set_by_controller or any(pod.labels.get(label) == value for pod in list_pods(manifests))
 
 
 def test_training_commands_parse() -> None:
@@ -91,8 +95,12 @@ def test_training_command_is_the_one_that_the_image_test_submits() -> None:
 def test_every_secret_has_a_command() -> None:
     text = TEXT.replace("\\\n", " ")
     for name, keys in SECRETS.items():
-        (command,) = re.findall(rf"kubectl create secret generic {name} [^`\n]*", text)
-        assert set(re.findall(r"--from-literal=(\w+)=", command)) == keys
+        (command,) = re.findall(rf"kubectl create secret (?:generic|docker-registry) {name} [^`\n]*", text)
+        is_registry = "docker-registry" in command
+        created = (
+            {".dockerconfigjson"} if is_registry else set(re.findall(r"--from-literal=([\w-]+)=", command))
+        )
+        assert created == keys
 
 
 def test_table_of_connections_is_complete(manifests: list[Document]) -> None:
@@ -117,4 +125,33 @@ def test_table_of_connections_is_complete(manifests: list[Document]) -> None:
 def test_rayjob_example_is_mentioned() -> None:
     (job,) = load_rayjob_example()
     assert job["kind"] == "RayJob"
-    assert "kubectl apply -f k8s/examples/rayjob.yaml" in TEXT
+    assert "kubectl apply --namespace glassbox -f k8s/examples/rayjob.yaml" in TEXT
+
+
+def test_submit_command_parses_and_renders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (command,) = (command for command in COMMANDS if command.startswith("glassbox submit"))
+    words = shlex.split(command.partition(" | ")[0])[1:]
+    manifests = tmp_path / "cluster.yaml"
+    manifests.write_text(yaml.safe_dump_all(run_kustomize(K8S / "overlays/cpu-dev")))
+    words[words.index("my-cluster")] = str(manifests)
+    assert main(words) == 0
+    (job,) = yaml.safe_load_all(capsys.readouterr().out)
+    assert job["metadata"]["name"] == "first"
+    assert job["spec"]["entrypoint"] == (
+        "glassbox train --resume-if-exists --preset demo --data /shards/evidence --out /runs/first "
+        "--workers 2 --cpus-per-worker 2 epochs=2"
+    )
+
+
+def test_delete_command_selects_everything_but_volumes_and_namespace(tmp_path: Path) -> None:
+    (command,) = (command for command in COMMANDS if "kubectl delete" in command and "--selector" in command)
+    selector = re.findall(r"--selector '(\S+)'", command)
+    assert selector == ["app.kubernetes.io/part-of=glassbox,glassbox/keep!=true"]
+    documents = render_overlay(tmp_path, "gpu", COMPONENTS) + load_rayjob_example()
+    kept = set()
+    for document in documents:
+        labels = document["metadata"]["labels"]
+        assert labels["app.kubernetes.io/part-of"] == "glassbox"
+        if labels.get("glassbox/keep") == "true":
+            kept.add(document["kind"])
+    assert kept == {"Namespace", "PersistentVolumeClaim"}

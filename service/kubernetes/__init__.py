@@ -1,0 +1,1 @@
+"""Manifests for Kubernetes that are made from those of a cluster."""
