@@ -13,6 +13,10 @@ from pipelines.input.placement import list_devices
 from pipelines.records import Batch
 from service.training.strategy import WorkerContext
 
+# Eager batches in flight while the next one is taken. On a GPU, DALI may overwrite a batch once three more
+# have been taken.
+IN_FLIGHT = 2
+
 
 def distribute_batches(
     strategy: tf.distribute.Strategy,

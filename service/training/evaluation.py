@@ -13,16 +13,13 @@ import tensorflow as tf
 from pipelines.input.batches import Batches
 from pipelines.records import Batch
 from service.scores import auc
-from service.training.distribute import distribute_eager_batches
+from service.training.distribute import IN_FLIGHT, distribute_eager_batches
 from service.training.losses import predict_classes, training_losses, true_ranks
 from service.training.step import Attach
 from service.training.strategy import SINGLE_WORKER, WorkerContext, sum_over_workers
 
 MAX_EVALUATIONS = 2**20  # more than any run has
 COLUMNS = ("loss", "rank", "predicted", "score")
-# Batches in flight while the next one is taken. On a GPU, DALI may overwrite a batch once three more have
-# been taken.
-IN_FLIGHT = 2
 
 ReplicaScores = Sequence[tuple[tf.Tensor, tf.Tensor]]  # of each replica: rows [B], scores [B, columns]
 

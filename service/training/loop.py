@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -44,7 +45,7 @@ from service.training.checks import (
     describe_end,
 )
 from service.training.controller import Command, LoopController
-from service.training.distribute import distribute_batches
+from service.training.distribute import IN_FLIGHT, distribute_batches
 from service.training.evaluation import Evaluation
 from service.training.events import WriteEpoch, open_epoch_log
 from service.training.features import FeatureCache
@@ -53,7 +54,7 @@ from service.training.meter import Meter, PhaseTimer
 from service.training.replicas import describe_unused_devices
 from service.training.schedule import find_stage, list_stages, updates_per_epoch
 from service.training.statistics import PreciseStatistics
-from service.training.step import StepResult, Steps
+from service.training.step import PendingStep, StepResult, Steps
 from service.training.strategy import (
     SINGLE_WORKER,
     WorkerContext,
@@ -579,7 +580,9 @@ def _restore(learner: Learner, checkpoint: Checkpoint) -> None:
 def train_eager_batches(
     steps: Steps, batches: Iterator[Batch], update: int, updates: int, micro: int
 ) -> StepResult:
-    """Does the same as `Steps.train` for batches that come from Python, such as those of DALI; slower.
+    """Does the same as `Steps.train` for batches that come from Python, such as those of DALI.
+
+    The next batches are taken, and their steps started, while a device still computes; see `IN_FLIGHT`.
 
     Args:
         steps: The compiled steps.
@@ -589,17 +592,17 @@ def train_eager_batches(
         micro: Batches of each update.
     """
     wait_seconds = 0.0
-    first_skipped = None
-    skipped = 0
-    rows: list[np.ndarray] = []
+    results: list[StepResult] = []
+    in_flight: deque[PendingStep] = deque()
     for done in range(updates * micro):
         began = time.perf_counter()
         batch = next(batches)
         wait_seconds += time.perf_counter() - began
         is_last = (done + 1) % micro == 0
-        result = steps.train_batch(batch, update + done // micro, is_last)
-        if first_skipped is None:
-            first_skipped = result.first_skipped
-        skipped += result.skipped
-        rows.extend(result.rows)
-    return StepResult(wait_seconds, first_skipped, skipped, rows)
+        in_flight.append(steps.start_batch(batch, update + done // micro, is_last))
+        if len(in_flight) > IN_FLIGHT:
+            results.append(in_flight.popleft().wait())
+    results += [step.wait() for step in in_flight]
+    skipped = [result.first_skipped for result in results if result.first_skipped is not None]
+    rows = [row for result in results for row in result.rows]
+    return StepResult(wait_seconds, min(skipped, default=None), len(skipped), rows)

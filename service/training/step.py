@@ -98,6 +98,28 @@ class StepResult:
     rows: Sequence[np.ndarray] = ()
 
 
+@dataclass(frozen=True)
+class PendingStep:
+    """A batch that the devices may still be training on.
+
+    Attributes:
+        update: Number of updates of the run that came before.
+        flags: For each replica of this worker, bool tensor `[]`: whether training can continue.
+        rows: For each replica of this worker, int64 tensor `[B]`; empty if rows are not recorded.
+    """
+
+    update: int
+    flags: tuple[tf.Tensor, ...]
+    rows: tuple[tf.Tensor, ...]
+
+    def wait(self) -> StepResult:
+        """Waits for all replicas: none of them reads the batch any longer."""
+        flags = [bool(flag) for flag in self.flags]
+        is_finite = all(flags)
+        rows = [np.concatenate([part.numpy() for part in self.rows])] if self.rows else []
+        return StepResult(0.0, None if is_finite else self.update, int(not is_finite), rows)
+
+
 class Steps:
     """The compiled training of one model under one strategy. Build it inside the strategy's scope.
 
@@ -214,13 +236,19 @@ class Steps:
             update: Number of updates of the run that came before.
             is_last: Whether this is the last batch of its update, which is then applied.
         """
+        return self.start_batch(batch, update, is_last).wait()
+
+    def start_batch(self, batch: Batch, update: int, is_last: bool = True) -> PendingStep:
+        """Does what `train_batch` does, without waiting for devices that compute asynchronously.
+
+        Args:
+            batch: The batch, as `train` would take it from its iterator.
+            update: Number of updates of the run that came before.
+            is_last: Whether this is the last batch of its update, which is then applied.
+        """
         flags = self._run_batch(batch, tf.constant(update, tf.int64), is_last)
-        # Waits for all replicas: memory of a batch that one of them still reads may be used for another.
-        is_finite = all(bool(flag) for flag in flags)
-        rows = []
-        if self._options.record_rows:
-            rows = [np.concatenate([part.numpy() for part in self._local(batch["row"])])]
-        return StepResult(0.0, None if is_finite else update, int(not is_finite), rows)
+        rows = self._local(batch["row"]) if self._options.record_rows else ()
+        return PendingStep(update, tuple(flags), tuple(rows))
 
     def read_totals(self) -> tuple[float, ...]:
         """Returns the sums of the epoch so far over all replicas. A collective: every worker must call it.

@@ -18,6 +18,7 @@ from step_samples import (
 )
 
 from service.models.layers import add_head
+from service.training.loop import train_eager_batches
 from service.training.step import Steps
 
 COMPILED: dict[str, dict[str, Any]] = {
@@ -59,6 +60,23 @@ def train_all(
         update += updates
         left -= updates * micro
     return outcomes
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_batches_from_python_are_trained_like_those_of_a_dataset(accumulate: int) -> None:
+    """Also where their results are read only after later batches have been taken."""
+    numbers = [3, 1, np.inf, 2, 5, np.inf, 4, 1]
+    batches = [make_batch([[number, 1.0]], [0]) for number in numbers]
+    found = []
+    for train in (train_eager_batches, Steps.train):
+        model, steps = build_linear_steps(0.1, accumulate=accumulate, record_rows=True)
+        updates = len(batches) // accumulate
+        result = train(steps, iterate(batches), 5, updates, accumulate)
+        outcome = (result.first_skipped, result.skipped, np.concatenate(result.rows).tolist())
+        found.append((outcome, steps.read_totals(), flatten_weights(model).tolist()))
+    assert found[0] == found[1]
+    (first_skipped, skipped, _), _, _ = found[0]
+    assert (first_skipped, skipped) == ((7, 2) if accumulate == 1 else (6, 2))
 
 
 def test_one_update_is_the_mean_gradient_over_the_examples_that_count() -> None:
