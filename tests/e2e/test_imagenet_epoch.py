@@ -110,7 +110,7 @@ def kill_within_the_epoch(shards: Path, run: Path, **variables: str) -> None:
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not list((run / "checkpoints").glob("epoch-*-step-*")):
+    while not list((run / "checkpoints").glob("epoch-*-step-00000[1-9]*")):  # step 10 or later
         assert process.poll() is None
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The presets of ImageNet against the tables of their papers. Nothing is trained."""
+"""The presets of ImageNet against their papers. Nothing is trained."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_recipes_of_resnet_strikes_back_have_its_rates(name: str, rate: floa
 
 
 def test_settings_of_the_tables() -> None:
-    """Table 2 of Wightman, Touvron and Jegou (2021); section 5.1 of Goyal et al. (2017)."""
+    """Those of Wightman, Touvron and Jegou (2021), and of section 5.1 of Goyal et al. (2017)."""
     classic, a2, a3 = (load_config(f"imagenet_resnet50{suffix}", "s") for suffix in ("", "_a2", "_a3"))
     for config in (a2, a3):
         assert (config.global_batch, config.optimizer.name, config.optimizer.weight_decay) == (
