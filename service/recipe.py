@@ -115,13 +115,13 @@ class OptimizerSpec(Spec):
 
     def scale_learning_rate(self, batch: int) -> float:
         """Returns the factor on the learning rate for some number of images per update."""
-        return (batch / self.reference_batch) ** _BATCH_EXPONENTS[self.scale]
+        return _scale_by_batch(self.scale, batch / self.reference_batch)
 
     def scale_weight_decay(self, batch: int) -> float | None:
         """Returns the weight decay for some number of images per update; None for that of Keras."""
         if self.weight_decay is None:
             return None
-        return self.weight_decay * (batch / self.reference_batch) ** _BATCH_EXPONENTS[self.decay_scale]
+        return self.weight_decay * _scale_by_batch(self.decay_scale, batch / self.reference_batch)
 
     def describe_scaling(self, batch: int) -> str | None:
         """Describes learning rate and weight decay for some number of images per update; None if fixed."""
@@ -135,6 +135,11 @@ class OptimizerSpec(Spec):
         if not parts:
             return None
         return f"{' and '.join(parts)}: {batch} images per update, settings are for {self.reference_batch}"
+
+
+def _scale_by_batch(scaling: Scaling, ratio: float) -> float:
+    """Returns the factor for some ratio of a batch to the reference batch."""
+    return math.pow(ratio, _BATCH_EXPONENTS[scaling])
 
 
 class ScheduleSpec(Spec):

@@ -9,7 +9,7 @@ from keras import ops
 
 
 @keras.saving.register_keras_serializable("glassbox")
-class Lamb(keras.optimizers.Lamb):
+class Lamb(keras.optimizers.Lamb):  # type: ignore[misc]
     """LAMB (You et al., "Large batch optimization for deep learning", 2020, algorithm 2).
 
     With `r` the step of Adam, corrected for its bias, and `d = r + weight_decay * w`, the update is
@@ -46,7 +46,8 @@ class Lamb(keras.optimizers.Lamb):
 
     def get_config(self) -> dict[str, Any]:
         """Returns the arguments that build the optimizer again."""
-        return super().get_config() | {"weight_decay": self.decay}
+        config: dict[str, Any] = super().get_config()
+        return config | {"weight_decay": self.decay}
 
 
 def _compute_trust_ratio(weights: Any, update: Any) -> Any:
