@@ -31,7 +31,7 @@ IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo shards check test test-all test-stores test-processors lint format lock clean \
-  image image-test bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table reproduce
+  image image-test bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table fault-matrix reproduce
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -150,6 +150,9 @@ gpu-check: $(READY_DEV) ## correctness and speed on this machine's GPUs, one to 
 
 fault-table: $(READY_DEV) ## kill, stop and starve training, and tabulate how each fault ends: half an hour
 	$(BIN)/python tests/benchmarks/faults.py $(BENCH)
+
+fault-matrix: $(READY_DEV) ## damage every file of a run and of a shard set in nine ways, run each command: half an hour
+	cd tests && ../$(BIN)/python fault_matrix.py
 
 reproduce: $(READY) ## run the published experiments and render a page of them: hours
 	$(BIN)/python tests/benchmarks/reproduce.py $(REPRODUCE)

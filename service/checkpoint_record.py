@@ -34,6 +34,7 @@ class CheckpointRecord(BaseModel):
         stage: Stage of the run, from 0.
         config: Configuration of the run.
         groups: Number of arrays of each group of variables, in their order.
+        layers: Digest of the lines of `layers.jsonl` for the finished epochs; None in older versions.
         sha256: Digest of the file with the arrays.
     """
 
@@ -50,6 +51,7 @@ class CheckpointRecord(BaseModel):
     stage: int = Field(ge=0)
     config: dict[str, Any] = {}
     groups: dict[str, int]
+    layers: str | None = None
     sha256: str
 
     @model_validator(mode="after")

@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import shorten
 
-from pipelines.errors import TrainingError
+from pipelines.errors import ConfigError, TrainingError
 
 MAX_REASON = 240  # characters of TensorFlow's message in an error
 NEWER_DRIVER = "install NVIDIA driver 555 or newer (nvidia-smi prints the version)"
 SMALLER_BATCH = "train with a smaller global_batch and a larger accumulate"
 FREE_GPU = "end other programs that use the GPU (nvidia-smi lists them)"
 CUDA_LIBRARIES = "install the CUDA libraries of glassbox[gpu], with no others on LD_LIBRARY_PATH"
+
+
+# Errors of a file system that a user can cause, in contrast to a file of our own that is missing
+FILE_ERRORS = (
+    errno.EISDIR,
+    errno.ENOTDIR,
+    errno.EACCES,
+    errno.EPERM,
+    errno.ELOOP,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
 
 
 class WorkerLostError(Exception):
@@ -187,9 +204,12 @@ def translate_failure(error: Exception, workers: int = 1) -> Exception:
         workers: Number of workers that compute together.
 
     Returns:
-        A `TrainingError` that ends the run; a `WorkerLostError` if the failure shows that another of several
-        workers is lost; the error itself if it is not in the table `FAILURES`, such as a bug.
+        A `TrainingError` that ends the run; a `ConfigError` for a file in the way or without permission; a
+        `WorkerLostError` if the failure shows that another of several workers is lost; the error itself if it
+        is none of these, such as a bug.
     """
+    if isinstance(error, OSError) and error.errno in FILE_ERRORS and error.filename is not None:
+        return _build_file_error(error)
     type_name = _find_type(error)
     if type_name is None:
         return error
@@ -206,7 +226,7 @@ def translate_failure(error: Exception, workers: int = 1) -> Exception:
 
 @contextmanager
 def translate_failures() -> Iterator[None]:
-    """Translates failures of TensorFlow, a GPU or its memory within a block or a decorated function."""
+    """Translates failures of TensorFlow, a GPU or the file system within a block or a decorated function."""
     try:
         yield
     except Exception as error:
@@ -214,6 +234,15 @@ def translate_failures() -> Iterator[None]:
         if translation is error:
             raise
         raise translation from None
+
+
+def _build_file_error(error: OSError) -> ConfigError:
+    file = os.fsdecode(error.filename)
+    return ConfigError(
+        "files that can be read and written",
+        f"file={file} ({error.strerror})",
+        "check what is in its place, its permissions and the free space",
+    )
 
 
 def _find_type(error: Exception) -> str | None:

@@ -31,11 +31,11 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ConfigError, DataError
 from pipelines.storage import hash_file, hash_json, lock_file, replace_file, write_atomically
 from service.checkpoint_record import FILE_NAME as CHECKPOINT_RECORD
 from service.checkpoint_record import PATTERN, read_newest_record
-from service.models.metadata import ModelMetadata, append_metadata
+from service.models.metadata import ModelMetadata, append_metadata, read_metadata
 from service.run_files import (
     CodeManifest,
     build_line_error,
@@ -219,7 +219,8 @@ class Run:
         """Checks that the run has a saved model.
 
         Raises:
-            ConfigError: The directory is not a run, or its first epoch is not finished.
+            ConfigError: The directory is not a run, its first epoch is not finished, or the model is that of
+                another run.
         """
         self.config()
         if not self.has_model():
@@ -227,6 +228,14 @@ class Run:
                 "a run with a saved model",
                 f"run={self.path} (not finished: no {self.model_path.name})",
                 "wait until its first epoch ends, or resume it with 'glassbox train --resume'",
+            )
+        recorded = self.read_metadata()
+        stored = read_metadata(self.model_path)
+        if recorded and stored and (recorded.classes, recorded.data) != (stored.classes, stored.data):
+            raise ConfigError(
+                "the model that the run has trained",
+                f"model={self.model_path} (of other data or classes than {METADATA} says)",
+                "restore the file, or name the .keras file itself to use it as it is",
             )
 
     def remove(self) -> None:
@@ -299,9 +308,25 @@ class Run:
             raise ConfigError(
                 "a configuration in YAML", f"run={self.path} ({CONFIG} {reason})", "start a new run"
             ) from None
+        self._check_whole(stored)
         names = self._read_code_manifest().originals
         resolved: dict[str, Any] = replace_names(stored, {name: f"{self.path}/{name}" for name in names})
         return resolved
+
+    def _check_whole(self, config: dict[str, Any]) -> None:
+        """Checks that a configuration has all keys that the newest checkpoint recorded: none was cut off.
+
+        Raises:
+            ConfigError: A key is missing.
+        """
+        record = read_newest_record(self.checkpoints)
+        missing = sorted(record.config.keys() - config.keys()) if record else []
+        if missing:
+            raise ConfigError(
+                "a configuration with all keys",
+                f"run={self.path} ({CONFIG} without {', '.join(missing)})",
+                f"restore {CONFIG}; the newest {CHECKPOINTS}/*/{CHECKPOINT_RECORD} has the values",
+            )
 
     def metrics(self) -> list[dict[str, float]]:
         """Returns the metrics of every finished epoch, oldest first.
@@ -350,7 +375,25 @@ class Run:
         Raises:
             DataError: A line is damaged.
         """
+        record = read_newest_record(self.checkpoints)
+        if record and record.layers and self.hash_layers(record.epoch) not in (None, record.layers):
+            raise DataError(
+                "the norms of layers that the checkpoint recorded",
+                f"file={self.layers_path} (others)",
+                "restore the file, or remove it: reports do without it",
+            )
         return read_layers(self.layers_path)
+
+    def hash_layers(self, epochs: int) -> str | None:
+        """Returns a digest of the norms of layers for the first epochs; None if there is no file of them.
+
+        Args:
+            epochs: Number of epochs.
+        """
+        if not self.layers_path.exists():
+            return None
+        lines = read_lines(self.layers_path)[:epochs]
+        return hash_json(lines)
 
     def write_layers(self, epoch: int, layers: dict[str, dict[str, float]]) -> None:
         """Adds the norms of an epoch, in place of those of the same and of later epochs, atomically.

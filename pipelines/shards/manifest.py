@@ -17,7 +17,7 @@ from pipelines.remote.files import read_file
 from pipelines.remote.uri import Location, parse_location
 from pipelines.settings import PlainName
 from pipelines.spec import Spec
-from pipelines.storage import write_atomically
+from pipelines.storage import add_digest, remove_digest, write_atomically
 
 VERSION = 3
 INLINE_VERSION = 2  # lists the shards in the manifest itself
@@ -173,8 +173,9 @@ class Manifest(Spec):
         return content
 
     def save(self, directory: Path) -> None:
-        """Writes the manifest, which commits the shard set."""
-        write_atomically(directory / FILE_NAME, self.model_dump_json(indent=2) + "\n")
+        """Writes the manifest, which commits the shard set; with a digest of its content."""
+        content = add_digest(self.model_dump(mode="json"))
+        write_atomically(directory / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def digest(self) -> str:
         """Returns the SHA-256 of the content: shard sets with the same digest hold the same rows."""
@@ -214,7 +215,7 @@ def load_manifest(directory: str | Location) -> Manifest:
         content = json.loads(read_file(path, MAX_BYTES))
         version = content["version"]
         if version in (INLINE_VERSION, VERSION):
-            return Manifest.model_validate(content, strict=False)
+            return Manifest.model_validate(remove_digest(content), strict=False)
     except ObjectMissingError:
         raise _build_missing_error(directory) from None
     except (ValueError, TypeError, KeyError) as error:  # a ValidationError is a ValueError

@@ -98,16 +98,14 @@ def _diagnose_file(path: Path, images: int | None) -> Iterator[str]:
 
 
 def _diagnose_run(run: Run, shards: str | None, max_issues: int, folds: int | None) -> Iterator[str]:
-    manifest = _load_manifest(run, shards)
+    manifest, problem = _load_manifest(run, shards)
     yield from _format_findings(run.path.name, build_history(run, manifest))
     if not max_issues:
         return
     if manifest is None:
-        yield (
-            "  Labels. Not checked: the shard set that the run was trained on was not found at "
-            f"shards={run.config().get('shards')}. Name it with --data."
-        )
-    elif run.model_path.is_file():
+        yield f"  Labels. Not checked. {problem} Or name the shard set with --data."
+    elif run.has_model():
+        run.check_has_model()
         location = resolve_location(shards or run.config()["shards"])
         if folds is not None and isinstance(manifest, MixedManifest):
             raise ConfigError(
@@ -197,21 +195,22 @@ def _cross_validate(
     )
 
 
-def _load_manifest(run: Run, shards: str | None) -> Manifest | None:
+def _load_manifest(run: Run, shards: str | None) -> tuple[Manifest | None, GlassboxError | None]:
     """Loads the manifest of the run's shard set.
 
     Returns:
-        The manifest; None if no other one was named, and the set no longer exists or was replaced by another.
+        The manifest; None with the reason if no other set was named, and that of the run no longer exists, is
+        damaged, or was replaced by another.
     """
     if shards:
-        return load_manifest(shards)
+        return load_manifest(shards), None
     path = str(run.config().get("shards", ""))
     try:
         manifest = load_training_manifest(path, select_mix(run.config(), path))
         run.check_data(path, manifest.digest())
-    except GlassboxError:
-        return None
-    return manifest
+    except GlassboxError as error:
+        return None, error
+    return manifest, None
 
 
 def _format_findings(name: str, history: History) -> Iterator[str]:

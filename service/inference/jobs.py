@@ -98,6 +98,8 @@ def find_model_file(path: str | Path) -> Path:
         run = Run(path)
         run.config()  # raises if this is not a run directory
         path = run.model_path
+        if run.has_model():
+            run.check_has_model()  # that it is the run's own
     if not path.is_file():
         raise ConfigError(
             "a saved model", f"model={path} (no such file)", "name a .keras file or a finished run"

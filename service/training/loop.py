@@ -429,6 +429,7 @@ class Loop:
 
     def _write_checkpoint(self, arrays: Arrays, position: Position, stage: int) -> None:
         description = {"stage": stage, "config": self.config.model_dump(mode="json")}
+        description["layers"] = self.run.hash_layers(position.epoch)
         keep = self.config.keep_checkpoints
         save_checkpoint(self.run.checkpoints, arrays, position, keep, **description)
 

@@ -10,6 +10,7 @@ import pytest
 from chrome import CHROMIUM, Chrome, open_chrome
 from report_samples import brightness_model, dim_and_bright, make_run, metrics
 
+from pipelines.shards.manifest import load_manifest
 from service.checkpoint import Position, save_checkpoint, snapshot, variables_of
 from service.report.job import render_report
 from service.report.options import ReportOptions
@@ -31,8 +32,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a run with a wrong prediction, a rejected image and a class name that is markup."""
     folder = tmp_path_factory.mktemp("browser")
     shards = dim_and_bright(folder / "shards", classes=("dim", "<script>bright</script>"))
-    manifest = (shards / "manifest.json").read_text()
-    (shards / "manifest.json").write_text(manifest.replace('"rejected": 0', '"rejected": 1'))
+    load_manifest(shards).model_copy(update={"rejected": 1}).save(shards)
     (shards / "rejected.jsonl").write_text('{"id": "a/<b>cut.jpg", "reason": "it ends in the middle"}\n')
     run = make_run(
         folder / "runs" / "dim_or_bright",

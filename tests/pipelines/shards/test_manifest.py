@@ -23,7 +23,9 @@ def directory(tmp_path):
 
 def change_entries(directory, **entries):
     path = directory / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    content = json.loads(path.read_text())
+    del content["sha256"]  # as older versions wrote it
+    path.write_text(json.dumps(content | entries))
 
 
 def test_a_manifest_is_loaded_as_saved(directory):
@@ -105,6 +107,7 @@ def test_fields_that_say_nothing_are_not_written(directory):
     """The digest of a set written before these fields existed stays the same, and its runs can resume."""
     manifest = load_manifest(directory)
     content = json.loads((directory / "manifest.json").read_text())
+    del content["sha256"]
     assert not {"levels", "notes", "notices"} & content.keys()
     assert (
         manifest.digest() == hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
@@ -120,9 +123,20 @@ def test_fields_that_say_nothing_are_not_written(directory):
 @pytest.mark.parametrize("name", ["../other.arrow", "/etc/passwd", "a/b.arrow", "..", "a\\b", "", "a\0b"])
 def test_a_file_outside_of_the_set_is_refused(directory, name):
     path = directory / "manifest.json"
-    content = json.loads(path.read_text())
-    for split in content["splits"].values():
+    splits = json.loads(path.read_text())["splits"]
+    for split in splits.values():
         split["index"]["file"] = name
-    path.write_text(json.dumps(content))
+    change_entries(directory, splits=splits)
     with pytest.raises(DataError, match=r"index\.file: .*may not lead out of its folder"):
+        load_manifest(directory)
+
+
+def test_a_changed_manifest_is_damaged_and_one_without_a_digest_is_read(directory):
+    path = directory / "manifest.json"
+    manifest = load_manifest(directory)
+    change_entries(directory)
+    assert load_manifest(directory) == manifest
+    manifest.save(directory)
+    path.write_text(path.read_text().replace('"ant"', '"ape"'))
+    with pytest.raises(DataError, match="the digest does not fit"):
         load_manifest(directory)

@@ -1,0 +1,52 @@
+"""Damage of every file of a run and of a shard set: no traceback, no wrong result, nothing else changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import pytest
+
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("_quiet")]
+STEP = 37  # of the cases that are always run; it shares no factor with the numbers of damages and commands
+
+
+@pytest.fixture
+def _quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    """Keeps what TensorFlow prints out of the way."""
+
+
+@pytest.fixture(scope="module")
+def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
+    from fault_matrix import Matrix
+    from tiny_models import register_tiny_models
+
+    with register_tiny_models():
+        yield Matrix(tmp_path_factory.mktemp("matrix"))
+
+
+def run_cases(matrix: Any, cases: Iterable[Any]) -> dict[str, str]:
+    """Runs cases; returns the details of those with a wrong outcome."""
+    from fault_matrix import GOOD
+
+    wrong = {}
+    for case in cases:
+        outcome, details = matrix.run_case(case)
+        if outcome not in GOOD:
+            wrong[f"{case}: {outcome}"] = details
+    return wrong
+
+
+def test_a_sample_of_the_matrix(matrix: object) -> None:
+    from fault_matrix import list_cases
+
+    assert run_cases(matrix, list_cases()[::STEP]) == {}
+
+
+@pytest.mark.slow
+def test_the_whole_matrix(matrix: object) -> None:
+    from fault_matrix import list_cases
+
+    cases = list_cases()
+    assert len(cases) >= 400
+    assert run_cases(matrix, cases) == {}
