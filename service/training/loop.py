@@ -66,6 +66,7 @@ from service.training.telemetry import (
     align_to_profile,
     create_gauges,
     describe_store,
+    describe_validation,
     profile_once,
 )
 from service.training.watchdog import Watchdog
@@ -116,6 +117,7 @@ class Loop:
         self.run = run
         self.worker = worker
         self.timer = PhaseTimer()
+        self._skipped_updates = 0
         self.writer = AsyncWriter()
         self.watchdog = Watchdog() if worker.world_size > 1 else None
 
@@ -367,6 +369,7 @@ class Loop:
 
     def _measure(self, result: StepResult, batches: int, seconds: float) -> None:
         """Adds a call to the timings and the progress."""
+        self._skipped_updates += result.skipped
         phase = "training" if "first call" in self.timer.seconds else "first call"
         self.timer.add(phase, seconds - result.wait_seconds)
         self.timer.add("waiting for input", result.wait_seconds)
@@ -377,6 +380,8 @@ class Loop:
                 step_seconds=seconds / batches,
                 checkpoint_age_seconds=self.controller.checkpoint_age,
                 restarts=self.worker.attempt,
+                skipped_updates=self._skipped_updates,
+                **describe_validation(self.position.history),
                 **describe_store(self._read_store_metrics()),
             )
 

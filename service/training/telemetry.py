@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,6 +21,10 @@ GAUGES = {
     "input_wait": "Share of the time spent waiting for input, over the epoch so far.",
     "step_seconds": "Seconds for one global batch, over the last call.",
     "loss": "Mean training loss of the epoch so far, on worker 0.",
+    "accuracy": "Training accuracy of the epoch so far, on worker 0.",
+    "val_loss": "Validation loss of the newest epoch that was evaluated.",
+    "val_accuracy": "Validation accuracy of the newest epoch that was evaluated.",
+    "skipped_updates": "Updates skipped by this process because their gradient was not finite.",
     "checkpoint_age_seconds": "Seconds since the last checkpoint.",
     "restarts": "How often the workers were restarted.",
     "epoch": "The epoch in progress.",
@@ -28,6 +32,7 @@ GAUGES = {
     "store_hit_rate": "Share of the bytes used that did not have to be fetched from the store again.",
     "store_wait_seconds": "Seconds that threads of worker 0 have waited for the store.",
 }
+VALIDATION_SCORES = ("val_loss", "val_accuracy")
 PROFILE_UPDATES = range(10, 20)  # earlier updates trace the graph and adapt the length of a call
 ROWS_LOG = "GLASSBOX_ROWS_LOG"
 
@@ -62,6 +67,18 @@ def describe_store(metrics: StoreMetrics | None) -> dict[str, float]:
         "store_hit_rate": metrics.hit_rate,
         "store_wait_seconds": metrics.wait_seconds,
     }
+
+
+def describe_validation(history: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Returns the validation scores of the newest evaluated epoch as values of the progress.
+
+    Args:
+        history: Metrics of every finished epoch, oldest first.
+    """
+    for metrics in reversed(history):
+        if "val_loss" in metrics:
+            return {name: metrics[name] for name in VALIDATION_SCORES if name in metrics}
+    return {}
 
 
 def is_logging_rows() -> bool:

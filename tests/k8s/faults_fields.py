@@ -26,6 +26,9 @@ CRON_JOB = "CronJob/report"
 CLIENT = "glassbox/ray-client"
 API = "NetworkPolicy/ray-api"
 
+RULES = "PrometheusRule/training"
+RULE = "spec.groups.0.rules.0"
+
 FIELDS: dict[str, Fault] = {
     # Fields that the operator acts on.
     "the head on a load balancer": (
@@ -336,5 +339,35 @@ FIELDS: dict[str, Fault] = {
         "spec.egress",
         [{}],
         "NetworkPolicy/reports: spec.egress: has no effect",
+    ),
+    # Alerts and dashboards.
+    "an alert on a gauge that is not exported": (
+        RULES,
+        f"{RULE}.expr",
+        "ray_glassbox_input_stall > 0.3",
+        "no metric ray_glassbox_input_stall is exported",
+    ),
+    "an alert on no metric": (RULES, f"{RULE}.expr", "vector(1)", "expr: queries no metric"),
+    "an alert without a severity": (RULES, f"{RULE}.labels", REMOVED, "labels.severity: missing"),
+    "an alert that says nothing": (RULES, f"{RULE}.annotations.summary", REMOVED, "annotations.summary"),
+    "an alert that does not say what to do": (
+        RULES,
+        f"{RULE}.annotations.description",
+        REMOVED,
+        "annotations.description",
+    ),
+    "an alert without a unit of time": (RULES, f"{RULE}.for", 900, "rules[0].for: must match"),
+    "an unknown severity": (RULES, f"{RULE}.labels.severity", "bad", "labels.severity: must be"),
+    "a dashboard of a gauge that is gone": (
+        "ConfigMap/training-dashboard",
+        "data.glassbox-training~json",
+        lambda old: old.replace("ray_glassbox_val_accuracy", "ray_glassbox_validation_accuracy"),
+        "no metric ray_glassbox_validation_accuracy is exported",
+    ),
+    "a dashboard of an unknown GPU metric": (
+        "ConfigMap/training-dashboard",
+        "data.glassbox-training~json",
+        lambda old: old.replace("DCGM_FI_DEV_FB_USED", "DCGM_FI_DEV_FB_USAGE"),
+        "no metric DCGM_FI_DEV_FB_USAGE is exported",
     ),
 }

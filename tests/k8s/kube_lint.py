@@ -10,6 +10,7 @@ import kubernetes_validate
 import lint_commands
 import lint_fields
 import lint_jobs
+import lint_monitoring
 import lint_network
 import lint_probes
 import lint_ray
@@ -27,7 +28,7 @@ BUILT_IN_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/
 CUSTOM_GROUPS = {
     "ray.io/v1": {"RayCluster", "RayJob"},
     "kueue.x-k8s.io/v1beta2": {"ResourceFlavor", "ClusterQueue", "LocalQueue"},
-    "monitoring.coreos.com/v1": {"PodMonitor"},
+    "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule"},
 }
 CHECKS = (
     lint_ray.check,
@@ -40,6 +41,7 @@ CHECKS = (
     lint_commands.check,
     lint_versions.check,
     lint_network.check,
+    lint_monitoring.check,
     lint_store.check,
 )
 

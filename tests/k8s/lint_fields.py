@@ -183,6 +183,13 @@ PREEMPTION: Schema = {
     "withinClusterQueue": ("LowerPriority", "LowerOrNewerEqualPriority", "Never"),
 }
 FLAVOR: Schema = {"name": None, "resources": [{"name": None, "nominalQuota": None}]}
+ALERT: Schema = {
+    "alert": re.compile(r"Glassbox[A-Z]\w+"),
+    "expr": None,
+    "for": INTERVAL,
+    "labels": {"severity": ("warning", "critical")},
+    "annotations": {"summary": None, "description": None},
+}
 CLUSTER: dict[str, Schema] = {
     "rayVersion": None,
     "authOptions": {"mode": ("token",), "secretName": None},
@@ -240,6 +247,7 @@ SPECS: dict[str, Schema] = {
         "submitterConfig": {"backoffLimit": range(4)},
         "submitterPodTemplate": pod_template(CONTAINER, restartPolicy=("Never",)),
     },
+    "PrometheusRule": {"groups": [{"name": NAME, "rules": [ALERT]}]},
     "PodMonitor": {"selector": SELECTOR, "podMetricsEndpoints": [{"port": PORT_NAME, "interval": INTERVAL}]},
     "ResourceFlavor": None,
     "ClusterQueue": {

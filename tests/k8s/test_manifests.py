@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import os
 import re
@@ -19,13 +18,13 @@ from kube_render import (
     IDENTITIES,
     K8S,
     OVERLAYS,
-    ROOT,
     VOLUME_OVERLAYS,
     Document,
     load_rayjob_example,
     render_overlay,
     run_kustomize,
 )
+from lint_monitoring import list_gauges
 from lint_network import Endpoint, is_allowed
 
 from service.kubernetes.rayjob import TrainingJob, render_rayjob
@@ -182,13 +181,9 @@ def test_web_server_mounts_runs_read_only(rendered: list[Document]) -> None:
 
 
 def test_dashboard_queries_exactly_the_gauges_of_training() -> None:
-    tree = ast.parse((ROOT / "service/training/telemetry.py").read_text())
-    assignments = [node for node in tree.body if isinstance(node, ast.Assign)]
-    definition = next(node for node in assignments if node.targets[0].id == "GAUGES")
-    gauges = {f"ray_glassbox_{name}" for name in ast.literal_eval(definition.value)}
     dashboard = json.loads((K8S / "components/monitoring/dashboard.json").read_text())
     queries = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
-    assert set(re.findall(r"ray_glassbox_\w+", queries)) == gauges
+    assert set(re.findall(r"ray_glassbox_\w+", queries)) == list_gauges()
     for panel in dashboard["panels"]:
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
     assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])

@@ -47,10 +47,14 @@ def test_every_gauge_receives_its_value(tmp_path: Path, monkeypatch: pytest.Monk
     training = loop.Loop(config, run, replace(SINGLE_WORKER, attempt=2))
     training.run_epochs()
 
-    local_gauges = {name for name in GAUGES if not name.startswith("store_")}
+    local_gauges = {name for name in GAUGES if not name.startswith(("store_", "val_"))}
     assert all(progress.keys() >= local_gauges for progress in received)
     assert not any(name.startswith("store_") for progress in received for name in progress)
     assert [progress["epoch"] for progress in received] == [1, 1, 2, 2]
+    metrics = run.metrics()[0]
+    for name in ("val_loss", "val_accuracy"):  # of the first epoch, while the second one is trained
+        assert [progress.get(name) for progress in received] == [None, None, metrics[name], metrics[name]]
+    assert [progress["skipped_updates"] for progress in received] == [0] * 4
     assert [progress["restarts"] for progress in received] == [2] * 4
     first, second = run.metrics()
     assert [received[1]["loss"], received[3]["loss"]] == pytest.approx([first["loss"], second["loss"]])
