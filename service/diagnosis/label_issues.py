@@ -161,7 +161,7 @@ class LabelIssues:
                 f"{text} How many of these labels are wrong cannot be told: on images it has not seen, the "
                 "model is wrong too often itself."
             )
-        return f"{text} Most of their labels are probably right: at this accuracy, the model is often wrong."
+        return f"{text} Most of their labels are probably right, and the model is wrong."
 
     @property
     def advice(self) -> str:

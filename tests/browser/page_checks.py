@@ -22,6 +22,53 @@ INSPECT_PICTURES = """(async () => {
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
   };
 })()"""
+# Lines of text that overlap, clipped as their boxes clip them; those of sticky boxes may cover others.
+FIND_OVERLAPS = """(() => {
+  const isHidden = ({ clipPath, position }) =>
+    clipPath.startsWith("inset(50") || ["sticky", "fixed"].includes(position);
+  const lines = [];
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  for (let text; (text = texts.nextNode());) {
+    const owner = text.parentElement;
+    if (!text.data.trim() || !owner.checkVisibility()) continue;
+    if (owner.matches("script, style, option, .skip")) continue;
+    const clip = { left: -Infinity, right: Infinity, top: -Infinity, bottom: Infinity };
+    let box = owner;
+    for (; box && !isHidden(getComputedStyle(box)); box = box.parentElement) {
+      if (getComputedStyle(box).overflowX === "visible") continue;
+      const edge = box.getBoundingClientRect();
+      clip.left = Math.max(clip.left, edge.left);
+      clip.right = Math.min(clip.right, edge.right);
+      clip.top = Math.max(clip.top, edge.top);
+      clip.bottom = Math.min(clip.bottom, edge.bottom);
+    }
+    if (box) continue;
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    for (const { left, right, top, bottom, height } of range.getClientRects()) {
+      const leading = height * 0.2; // of a line, which letters do not reach
+      lines.push({
+        text,
+        left: Math.max(left, clip.left),
+        right: Math.min(right, clip.right),
+        top: Math.max(top + leading, clip.top),
+        bottom: Math.min(bottom - leading, clip.bottom),
+      });
+    }
+  }
+  lines.sort((a, b) => a.top - b.top);
+  const found = [];
+  lines.forEach((a, at) => {
+    for (let next = at + 1; next < lines.length && lines[next].top < a.bottom; next += 1) {
+      const b = lines[next];
+      const width = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+      const height = Math.min(a.bottom, b.bottom) - b.top;
+      if (a.text === b.text || width <= 2 || height <= 2) continue;
+      found.push(`${a.text.data.trim()} / ${b.text.data.trim()}`);
+    }
+  });
+  return found;
+})()"""
 RUN_AXE = """axe.run(document, {resultTypes: ["violations"]}).then(({violations}) =>
   violations.map(({id, nodes}) => ({id, nodes: nodes.map((node) => node.html.slice(0, 160))}))
 )"""
@@ -42,6 +89,11 @@ def inspect_pictures(browser: Chrome) -> dict[str, int]:
         how far the page is wider than the window, in pixels.
     """
     return dict(browser.run(INSPECT_PICTURES))
+
+
+def find_overlaps(browser: Chrome) -> list[str]:
+    """Returns the pairs of texts that overlap in the page as it is shown."""
+    return list(browser.run(FIND_OVERLAPS))
 
 
 def find_violations(browser: Chrome) -> list[str]:

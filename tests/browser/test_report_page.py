@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from chrome import Chrome
-from page_checks import find_violations, inspect_pictures, list_views
+from page_checks import find_overlaps, find_violations, inspect_pictures, list_views
 from PIL import Image
 
 
@@ -44,6 +44,32 @@ def test_every_picture_decodes_and_no_view_overflows(browser: Chrome, report: Pa
         assert (found["wrong"], found["overflow"]) == (0, 0), view
         total += found["images"]
     assert total >= 6 + 6 + 4
+
+
+@pytest.mark.parametrize("width", [1920, 1280, 390])
+def test_no_text_overlaps_another(browser: Chrome, report: Path, width: int) -> None:
+    for view in list_views(browser, report):
+        browser.open(report, view, width)
+        browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+        inspect_pictures(browser)
+        assert find_overlaps(browser) == [], view
+
+
+def test_the_check_finds_text_that_overlaps(browser: Chrome, report: Path) -> None:
+    fault = '</h1><p>below</p><p style="margin-top: -36px">above</p>'
+    browser.open(write_changed(report, "overlap", "</h1>", fault))
+    assert "below / above" in find_overlaps(browser)
+
+
+def test_signed_maps_tint_the_image_that_they_lie_on(browser: Chrome, report: Path) -> None:
+    """Their white, which is zero, leaves the image as it is."""
+    browser.open(report, "#saliency:method=integrated")
+    blend = """[...document.querySelectorAll('#saliency .overlay .map')]
+      .filter((map) => map.checkVisibility())
+      .map((map) => getComputedStyle(map).mixBlendMode)"""
+    assert browser.run(blend) == ["multiply"]
+    browser.open(report, "#saliency:method=gradient")
+    assert browser.run(blend) == ["normal"]
 
 
 def test_the_check_finds_a_missing_picture_and_overflow(browser: Chrome, report: Path) -> None:
@@ -138,15 +164,15 @@ def test_wide_windows_have_two_columns(browser: Chrome, report: Path) -> None:
       })
     )"""
     width = "Math.round(document.querySelector('main').getBoundingClientRect().width)"
-    browser.open(report, "#view-overview", width=1400)
+    browser.open(report, "#view-predictions", width=1400)
     shown = browser.run(boxes)
-    left, right = shown["diagnosis"], shown["curves"]
+    left, right = shown["confusion"], shown["class_scores"]
     assert left[1] == right[1]
     assert left[0] + left[2] < right[0]
     assert left[2] == right[2]
     browser.open(report, "#view-gallery", width=1400)
     assert browser.run(boxes)["gallery"][2] == browser.run(width)
-    browser.open(report, "#view-overview", width=1000)
+    browser.open(report, "#view-predictions", width=1000)
     assert {box[2] for box in browser.run(boxes).values()} == {browser.run(width)}
 
 
@@ -162,3 +188,29 @@ def test_on_a_phone_tables_fit_without_scrolling(browser: Chrome, report: Path) 
     browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
     label = "getComputedStyle(document.querySelector('#curves .stacked td:nth-child(3)'), '::before').content"
     assert browser.run(label) == '"Training accuracy"'
+
+
+def test_long_names_do_not_widen_the_page_of_a_phone(browser: Chrome, report: Path) -> None:
+    name = "convnext_tiny/convnext_tiny_stage_0_block_2_depthwise_conv"
+    for view in list_views(browser, report):
+        browser.open(report, view, width=390)
+        browser.run(f"""document.querySelectorAll('.verdict, .lead, .message, .caption')
+          .forEach((text) => {{ text.textContent = {name!r}; }})""")
+        assert inspect_pictures(browser)["overflow"] == 0, view
+
+
+def test_ten_classes_fit_into_the_confusion_matrix_of_a_phone(browser: Chrome, report: Path) -> None:
+    browser.open(report, "#confusion", width=390)
+    overflow = browser.run("""(() => {
+      const table = document.querySelector('.confusion');
+      table.classList.add('large');
+      for (const row of table.rows) {
+        const cell = row.lastElementChild;
+        while (row.cells.length < 11) row.append(cell.cloneNode(true));
+        [...row.cells].slice(1).forEach((copy, column) => {
+          (copy.querySelector('span, a') ?? copy).textContent = copy.tagName === 'TH' ? column : '1,135';
+        });
+      }
+      return table.parentElement.scrollWidth - table.parentElement.clientWidth;
+    })()""")
+    assert overflow <= 0

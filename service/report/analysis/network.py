@@ -159,11 +159,6 @@ class Network:
         self.layers = self._list_layers()
 
     @property
-    def returns_logits(self) -> bool:
-        """Whether the last layer, as it runs here, returns logits instead of probabilities."""
-        return self.head == "logits" or self._removes_activation
-
-    @property
     def convolutions(self) -> tuple[LayerInfo, ...]:
         """The convolutions, in the order in which they run."""
         return tuple(layer for layer in self.layers if layer.is_convolution)

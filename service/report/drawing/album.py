@@ -24,7 +24,7 @@ THREADS = 4
 # Options of Pillow's `save` by kind of picture.
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "png": {"compress_level": 3},
-    "jpeg": {"quality": 75},
+    "jpeg": {"quality": 75, "subsampling": 0},
     "webp": {"quality": 60, "method": 1},
     "jpeg-444": {"quality": 80, "subsampling": 0},
     "photo": {"quality": 90, "optimize": True},
@@ -59,8 +59,8 @@ class Drawing:
         stem: First part of the file name.
         alt: Alternative text for those who cannot see the picture.
         origin: Data that the picture was made from, for the manifest.
-        kind: `png`, `jpeg` or `webp`; `photo`, JPEG of high quality; or `jpeg-444`, JPEG without chroma
-            subsampling.
+        kind: `png`, `webp`, `jpeg` or, of higher quality, `jpeg-444`, both without chroma subsampling; or
+            `photo`, JPEG of high quality.
         palette: Colours of the indices, uint8 `[256, 3]`; None for pixels that are not indices.
     """
 

@@ -23,8 +23,10 @@ from service.report.rasters import MAX_TILE_SIDE, average_blocks, compute_shrink
 COLUMNS = 16
 # Smallest longer side of a tile, in pixels.
 MIN_TILE_SIDE = 24
-# Alignment of tiles, in pixels: JPEG encodes blocks of 8 (luma) or 16 (chroma), within which values bleed.
-BLOCK = 16
+# Alignment of tiles in pixels: the side of the blocks that a format encodes, within which values bleed. JPEG
+# is used without chroma subsampling, with which they would be twice as large, and so would be the gutters.
+BLOCK = 8
+BLOCKS = {"png": 1, "webp": 16}
 # Number of steps to which mean activations are quantized for the page's script.
 ACTIVATION_STEPS = 1000
 # Feature maps with fewer values are encoded losslessly.
@@ -118,6 +120,11 @@ def compute_layout(height: int, width: int, count: int, scaling: TileScaling) ->
     return SheetLayout(columns, count, (tile_width, tile_height), (pitch_x, pitch_y))
 
 
+def find_block(kind: str) -> int:
+    """Returns the alignment of tiles for a kind of picture, in pixels."""
+    return BLOCKS.get(kind, BLOCK)
+
+
 def choose_encoding(shape: Sequence[int], preference: str = "auto") -> str:
     """Chooses the file format of a layer's sheets.
 
@@ -143,9 +150,7 @@ def choose_encoding(shape: Sequence[int], preference: str = "auto") -> str:
 def choose_scaling(shape: Sequence[int], preference: str = "auto") -> TileScaling:
     """Chooses the scaling of feature maps `(H, W, C)` for a preferred format; PNG needs no alignment."""
     scaling = compute_scaling(shape[0], shape[1])
-    if choose_encoding(shape, preference) == "png":
-        return replace(scaling, block=1)
-    return scaling
+    return replace(scaling, block=find_block(choose_encoding(shape, preference)))
 
 
 def draw_channel_sheet(tiles: np.ndarray, is_inactive: np.ndarray, scaling: TileScaling) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from service.report.drawing.album import MAX_ENLARGED_SIDE, Drawing
-from service.report.drawing.sheets import BLOCK, SheetLayout, TileScaling, compute_layout, draw_sheet
+from service.report.drawing.sheets import SheetLayout, TileScaling, compute_layout, draw_sheet, find_block
 
 COLUMNS = 20
 SHEET_IMAGES = 300  # thumbnails on a full sheet
@@ -35,8 +35,7 @@ class SpriteSpec:
 
     @property
     def _scaling(self) -> TileScaling:
-        block = 1 if self.kind == "png" else BLOCK
-        return TileScaling(shrink=1, grow=1, block=block, columns=COLUMNS)
+        return TileScaling(shrink=1, grow=1, block=find_block(self.kind), columns=COLUMNS)
 
     def compute_layout(self, count: int = SHEET_IMAGES) -> SheetLayout:
         """Computes the positions of `count` thumbnails on a sheet."""

@@ -96,7 +96,7 @@ function overlay(figure) {
   for (const map of all("img[data-when]", figure.previousElementSibling)) {
     // Not a clone, whose picture is fetched at once: it has to be lazy before it has an address.
     const size = { width: map.getAttribute("width"), height: map.getAttribute("height") };
-    const copy = make("img", { loading: "lazy", alt: "", className: "map", ...size, src: map.getAttribute("src") });
+    const copy = make("img", { loading: "lazy", alt: "", className: `map ${map.className}`, ...size, src: map.getAttribute("src") });
     copy.dataset.when = map.dataset.when;
     figure.querySelector(".overlay").append(copy);
   }

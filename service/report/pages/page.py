@@ -58,12 +58,8 @@ VIEWS = (
 # Sections that fill one of the two columns of a wide window when two of them follow each other.
 HALF_WIDTH = frozenset(
     {
-        "diagnosis",
-        "curves",
         "confusion",
         "class_scores",
-        "trust",
-        "linear_probes",
     }
 )
 WIDE = 2  # ratio of width to height above which a picture is a sheet of channels

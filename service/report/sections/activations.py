@@ -166,8 +166,8 @@ def _name_outputs(
     values = outputs.values[n].tolist()
     if network.has_one_unit:
         (value,) = values
-        values = [-value if network.returns_logits else 1 - value, value]
-    kind = "logit" if network.returns_logits else "probability"
+        values = [-value if network.head == "logits" else 1 - value, value]
+    kind = "logit" if network.head == "logits" else "probability"
     return {"kind": kind, "values": list(zip(classes, values, strict=True))}
 
 

@@ -350,7 +350,7 @@ def describe_roles(epoch: int, timeline: RunTimeline) -> str:
     """
     shown = [output.epoch for output in timeline.outputs]
     by_role = {
-        "first": shown[0],
+        "first" if shown[0] == 1 else "first kept": shown[0],
         "middle": find_middle_epoch(shown),
         "best": Position("", timeline.epochs).best_epoch,
         "last": shown[-1],

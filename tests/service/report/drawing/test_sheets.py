@@ -14,6 +14,7 @@ from service.report.drawing.sheets import (
     BLOCK,
     TileScaling,
     choose_encoding,
+    choose_scaling,
     compute_layout,
     compute_scaling,
     draw_channel_sheet,
@@ -34,15 +35,15 @@ def test_channels_are_laid_out_sixteen_in_a_row_in_their_order():
     sheet = draw_active(tiles, TileScaling(1, 1))
     layout = compute_layout(40, 36, 18, TileScaling(1, 1))
     assert (layout.columns, layout.count, layout.rows) == (16, 18, 2)
-    assert (layout.tile, layout.pitch, layout.offset) == ((36, 40), (48, 48), (0, 0))
-    assert sheet.shape == (2 * 48, 16 * 48)
+    assert (layout.tile, layout.pitch, layout.offset) == ((36, 40), (40, 48), (0, 0))
+    assert sheet.shape == (2 * 48, 16 * 40)
     for channel in range(18):
         top = channel // 16 * 48
-        left = channel % 16 * 48
+        left = channel % 16 * 40
         bright = np.argwhere(sheet[top : top + 40, left : left + 36] == 253)
         assert bright.tolist() == [[channel, 2 * channel]]
-        assert (sheet[top + 40 : top + 48, left : left + 48] == FRAME_INDEX).all()
-    assert (sheet[48:, 2 * 48 :] == FRAME_INDEX).all()
+        assert (sheet[top + 40 : top + 48, left : left + 40] == FRAME_INDEX).all()
+    assert (sheet[48:, 2 * 40 :] == FRAME_INDEX).all()
 
 
 @pytest.mark.parametrize(
@@ -104,6 +105,14 @@ def test_images_are_enlarged_and_inactive_ones_filled():
     assert (sheet[:8, 16:20] == INACTIVE).all()
     assert (sheet[:8, 32:36] == 9).all()
     assert (sheet[8:] == FRAME).all()
+
+
+def test_gutters_are_narrow():
+    """At most a fifth of the width of a JPEG sheet is frame, whatever the size of the maps."""
+    for side in range(33, 257):
+        shape = (side, side, 512)
+        layout = compute_layout(*shape, choose_scaling(shape, "jpeg"))
+        assert layout.tile[0] >= 0.8 * layout.pitch[0], side
 
 
 @pytest.mark.parametrize(

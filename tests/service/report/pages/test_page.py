@@ -88,8 +88,8 @@ def test_the_name_of_a_source_is_the_last_part_of_its_path(source, name):
 
 
 def test_two_sections_of_half_width_that_follow_each_other_share_a_row():
-    ids = ["curves", "diagnosis", "health", "confusion", "class_scores", "linear_probes", "gallery", "trust"]
-    assert pair_sections(ids) == {"curves", "diagnosis", "confusion", "class_scores"}
+    assert pair_sections(["predictions", "confusion", "class_scores"]) == {"confusion", "class_scores"}
+    assert pair_sections(["confusion", "gallery", "class_scores"]) == set()
 
 
 def test_the_title_names_the_preset_the_data_and_the_run(run):

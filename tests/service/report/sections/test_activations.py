@@ -125,6 +125,21 @@ def test_every_image_is_shown_with_its_own_activations(tmp_path):
         assert [value for _, value in outputs["values"]] == pytest.approx([3 - 10 * mean, 10 * mean - 3])
 
 
+def test_the_output_of_a_sigmoid_is_listed_as_probabilities(tmp_path):
+    """The analysis takes the logits before the sigmoid, but the layer that is shown is the sigmoid."""
+    model = mean_model()
+    model.add(L.Activation("sigmoid", name="probabilities"))
+    section = build_activations(tmp_path, 2, model)
+    assert section is not None
+    for n, (example, mean) in enumerate(zip(section.values["examples"], [0.1, 0.5], strict=True)):
+        probability = 1 / (1 + np.exp(3 - 10 * mean))
+        assert example["outputs"]["kind"] == "probability"
+        values = [value for _, value in example["outputs"]["values"]]
+        assert values == pytest.approx([1 - probability, probability], rel=1e-5)
+        layers = {layer["layer"]: layer["outputs"][n] for layer in list_layers(section)}
+        assert layers["probabilities"]["values"] == pytest.approx([probability], rel=1e-5)
+
+
 def test_probabilities_that_are_no_sigmoid_of_keras_are_listed_by_class(tmp_path):
     inputs = L.Input((1, 4, 1))
     logit = L.Dense(1)(L.GlobalAveragePooling2D(name="mean")(L.Conv2D(1, 1)(inputs)))
