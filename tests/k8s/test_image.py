@@ -57,6 +57,9 @@ def test_last_stage_has_a_user_and_no_compiler() -> None:
     assert any(setting.startswith("PATH=/opt/glassbox/bin:") for setting in environment)
     shipped = [*BASE_STAGE, *LAST_STAGE]
     assert not [name for name in COMPILERS for line in shipped if name in line]
+    # A login shell resets PATH.
+    (profile,) = (line for line in find_arguments("RUN", LAST_STAGE) if "/etc/profile.d/" in line)
+    assert profile == "echo 'export PATH=/opt/glassbox/bin:$PATH' > /etc/profile.d/glassbox.sh"
     # KubeRay starts containers with bash.
     assert any(re.search(r"install .*\bbash\b", line) for line in BASE_STAGE)
 
