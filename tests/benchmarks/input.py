@@ -45,7 +45,10 @@ CROPS = {
         "ImageNet's crop: while decoding, DALI on the CPU",
     ),
 }
-FEED = "feed of 110 kB JPEGs, decoder replaced by a stub"
+FEEDS = {  # name by number of pipelines
+    1: "feed of 110 kB JPEGs, decoder replaced by a stub",
+    8: "feed of 110 kB JPEGs, eight pipelines, stub",
+}
 FEED_EPOCHS = 20  # of a round, which would be too short
 UNCACHED = {"cache": "none", "backend": "tfdata", "image_size": (SIZE, SIZE)}
 
@@ -59,9 +62,12 @@ def list_imagenet_candidates(shards: Path) -> list[Candidate]:
         for name, augment in zip(names, (IMAGENET_CROP, decoded), strict=True):
             changes = {"augment": augment, "backend": backend, "epochs": 1}
             candidates.append(Candidate(name, "input_ours:ours", settings | changes, is_plotted=False))
-    changes = {"augment": decoded, "backend": "dali", "epochs": FEED_EPOCHS}
-    feed = Candidate(FEED, "input_ours:feed", settings | changes, epochs=FEED_EPOCHS, is_plotted=False)
-    return [*candidates, feed]
+    for pipelines, name in FEEDS.items():
+        changes = {"augment": decoded, "backend": "dali", "epochs": FEED_EPOCHS, "pipelines": pipelines}
+        candidates.append(
+            Candidate(name, "input_ours:feed", settings | changes, epochs=FEED_EPOCHS, is_plotted=False)
+        )
+    return candidates
 
 
 def list_candidates(photos: Path, shards: Path, torch_python: str | None) -> list[Candidate]:

@@ -146,19 +146,34 @@ class _StubPipeline:
         return self._images
 
 
-def feed(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, **data: Any) -> Rounds:
-    """Does what Python does for DALI: orders, reads, verifies, draws and hands over, without decoding."""
+def feed(
+    shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, pipelines: int, **data: Any
+) -> Rounds:
+    """Does what Python does for DALI: orders, reads, verifies, draws and hands over, without decoding.
+
+    Args:
+        shards: Directory of the shard set.
+        batch: Images per batch of a pipeline.
+        augment: Fields of an `AugmentSpec`, or None for no augmentation.
+        epochs: Consecutive epochs per round.
+        pipelines: Number of pipelines in this process, one for each device of a host.
+        **data: Fields of a `DataSpec`.
+    """
     from pipelines.input import dali
     from pipelines.input.batches import Batches
     from pipelines.spec import AugmentSpec, DataSpec
 
     dali.build_pipeline = _StubPipeline
     spec = AugmentSpec(**augment) if augment else None
-    batches = Batches(shards, SPLIT, DataSpec(**data), batch, seed=SEED, augment=spec)
+    batches = Batches(shards, SPLIT, DataSpec(**data), batch * pipelines, seed=SEED, augment=spec)
     epoch = 0
     yield None
     while True:
-        for _ in batches.epoch(epoch, epochs=epochs):
+        replicas = [
+            batches.epoch(epoch, worker=replica, workers=pipelines, epochs=epochs)
+            for replica in range(pipelines)
+        ]
+        for _ in zip(*replicas, strict=True):
             pass
         epoch += epochs
         yield None
