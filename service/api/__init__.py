@@ -17,6 +17,7 @@ from pipelines.spec import AugmentSpec, DataSpec, ShardSpec
 from .datasets import Dataset
 from .explanations import Activations, Heatmaps, activations, heatmaps
 from .models import evaluate, load_model, predict
+from .plans import plan
 from .reports import look, preview, report
 from .runs import TrainedRun, load_config, load_run, resume, train
 from .shards import ShardSet, build_shards, open_shards
@@ -43,6 +44,7 @@ __all__ = [
     "load_run",
     "look",
     "open_shards",
+    "plan",
     "predict",
     "preview",
     "report",

@@ -21,11 +21,11 @@ from service.planning.network import STORED_SHAPE, SyntheticBatches
 from service.planning.rates import Measurement
 from service.training.learner import Learner
 
-SECONDS = 2.0  # of a measurement, after a call that is not measured
+SECONDS = 3.0  # of a measurement, after a call that is not measured
 MIN_CALLS = 3
 CALL_SECONDS = 0.25  # of a call of several updates, as in the training loop
 MAX_UPDATES = 64
-EPOCHS = 1000  # of a pass, more than any measurement takes
+EPOCHS = 2**20  # of a pass, more than any measurement takes
 MAX_CACHED_BYTES = 5e8  # decoded images of a set that is cached to measure its batches
 SAMPLE_IMAGES = 64  # generated photos that are decoded together
 QUALITY = 90
@@ -36,17 +36,16 @@ def measure_process_bytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
 
 
-def measure_calls(call: Callable[[], int], seconds: float = SECONDS) -> Measurement:
-    """Measures calls that each process some images: the median of their rates.
+def measure_calls(call: Callable[[], int]) -> Measurement:
+    """Measures calls that each process some images, for `SECONDS`: the median of their rates.
 
     Args:
         call: Function that returns the number of images it has processed. The first call is not measured.
-        seconds: Duration of the measurement; a few calls are made in any case.
     """
     call()
     rates: list[float] = []
     cpu_seconds: list[float] = []
-    deadline = time.perf_counter() + seconds
+    deadline = time.perf_counter() + SECONDS
     while len(rates) < MIN_CALLS or time.perf_counter() < deadline:
         began = time.perf_counter()
         cpu_began = time.process_time()

@@ -128,7 +128,7 @@ def make_plan(
         site: Its machines.
         rates: What every stage can deliver.
         notes: What was inferred, in sentences.
-        process_bytes: Measured memory of a worker before it has any data; None for that of the table.
+        process_bytes: Measured memory of a process that has trained on one batch; None for that of the table.
     """
     fetches = compute_fetches(workload, site, workload.lanes)
     rooflines = [build_roofline(workload, site, rates, count) for count in fetches]

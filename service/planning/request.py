@@ -164,9 +164,9 @@ def plan_training(request: PlanRequest) -> Plan:
     if site.is_this_machine and request.measure is not False:
         from service.planning.measure import measure_process_bytes, measure_step
 
-        process_bytes = measure_process_bytes()
-        measured = _measure_input(request, config, workload)
         measured["step"] = measure_step(config, batches, learner)
+        process_bytes = measure_process_bytes()  # before images are cached, which are counted on their own
+        measured |= _measure_input(request, config, workload)
     elif figures.training_operations < SMALL_NETWORK_OPERATIONS:
         notes.append("step: estimated from large networks; one as small as this may reach a third of it")
     return make_plan(
@@ -280,7 +280,9 @@ def _build_config(request: PlanRequest, site: Site) -> tuple[RunConfig, list[str
     if not request.preset and site.gpus:
         if "global_batch" not in settings:
             settings["global_batch"] = IMAGES_PER_GPU * site.replicas
-            notes.append(f"global_batch: {IMAGES_PER_GPU} images for each of {site.replicas} GPUs")
+            notes.append(
+                f"global_batch: {settings['global_batch']:,}, which is {IMAGES_PER_GPU} for each GPU"
+            )
         if "precision" not in settings:
             settings["precision"] = MIXED_PRECISION
             notes.append(

@@ -70,7 +70,7 @@ def compute_sizes(workload: Workload, site: Site, process_bytes: float | None = 
     Args:
         workload: The training.
         site: Its machines.
-        process_bytes: Measured memory of a worker before it has any data; None for that of the table.
+        process_bytes: Measured memory of a process that has trained on one batch; None for that of the table.
     """
     parts = _list_ram(workload, site, process_bytes)
     sent = compute_all_reduce_bytes(workload, site.replicas)
@@ -128,12 +128,12 @@ def _list_ram(workload: Workload, site: Site, process_bytes: float | None) -> di
     weights = COPIES_OF_WEIGHTS * VALUE_BYTES * network.parameters
     parts = {
         "process": process,
-        "weights and their copies": weights + COPIES_OF_OPTIMIZER * network.optimizer_bytes,
+        "copies of the weights": weights + COPIES_OF_OPTIMIZER * network.optimizer_bytes,
         "batches": BATCHES_IN_MEMORY * batch_of_host * (workload.pixel_bytes + workload.image_bytes),
     }
     if workload.cache != "none":
         parts["decoded images"] = float(images * workload.pixel_bytes)
-    if not site.gpus:
+    if not site.gpus and process_bytes is None:
         parts["outputs of layers"] = _count_activation_bytes(workload, site)
         parts["gradients"] = float(network.gradient_bytes)
     return parts

@@ -120,7 +120,8 @@ def _list_stored_stages(
     size = workload.image_bytes
     stages = []
     if workload.is_remote and fetches:
-        fetch = f"{format_kilobytes(size)} fetched {fetches:.3g} times"
+        times = "once" if fetches == 1 else f"{fetches:.3g} times"
+        fetch = f"{format_kilobytes(size)} fetched {times}"
         write = f"{format_kilobytes(size)} written to the shard cache"
         stages += [
             _build_stage("store", "store", rates, site, fetches, size, fetch),

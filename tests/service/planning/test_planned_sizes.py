@@ -9,7 +9,7 @@ import pytest
 from plan_samples import make_site, make_workload
 
 import pipelines.input
-from service.planning.sizes import BATCHES_IN_MEMORY, compute_sizes
+from service.planning.sizes import BATCHES_IN_MEMORY, PROCESS_BYTES, compute_sizes
 from service.planning.text import format_duration, format_size
 
 GB = 1e9
@@ -38,11 +38,11 @@ def test_all_reduce_of_all_updates() -> None:
 
 def test_memory() -> None:
     workload = make_workload(cache="host", validation_images=1000)
-    sizes = compute_sizes(workload, make_site(hosts=1, gpus=0, cores=2), process_bytes=5e8)
+    sizes = compute_sizes(workload, make_site(hosts=1, gpus=0, cores=2))
     assert sizes.ram_parts == pytest.approx(
         {
-            "process": 5e8,
-            "weights and their copies": 3 * 4.4e6 + 2 * 8e6,
+            "process": PROCESS_BYTES,
+            "copies of the weights": 3 * 4.4e6 + 2 * 8e6,
             "batches": 7 * 1000 * 250_000,
             "decoded images": 11_000 * 150_000,
             "outputs of layers": 1000 * 2 * 10e6,
@@ -50,6 +50,9 @@ def test_memory() -> None:
         }
     )
     assert sizes.gpu_memory_bytes == 0
+    measured = compute_sizes(workload, make_site(hosts=1, gpus=0), process_bytes=5e8)
+    assert measured.ram_parts["process"] == 5e8
+    assert "outputs of layers" not in measured.ram_parts  # they are part of the process
     # A batch of 1,000 on 8 GPUs: 125 images of 10 million values of 2 bytes on each.
     on_gpus = compute_sizes(make_workload(), make_site())
     assert on_gpus.gpu_memory_bytes == pytest.approx(4.4e6 + 8e6 + 4e6 + 125 * 20e6)
