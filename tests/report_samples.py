@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,17 @@ from shard_samples import make_record, write_shards
 from pipelines.shards.manifest import FILE_NAME, load_manifest
 from service.models.metadata import ModelMetadata
 from service.runs import Run
+
+
+def read_whole_page(page: Path) -> str:
+    """Returns the markup of a report with every view in its place, as a browser holds it in the end."""
+
+    def read_view(place: re.Match[str]) -> str:
+        script = (page.parent / place[1]).read_text(encoding="utf-8")
+        _, html = json.loads(f"[{script.strip().removeprefix('deliver(').removesuffix(');')}]")
+        return str(html)
+
+    return re.sub(r'<section [^>]*data-source="([^"]*)"[^>]*></section>', read_view, page.read_text())
 
 
 def dim_and_bright(

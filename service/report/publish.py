@@ -27,17 +27,21 @@ SUMMARY_KEYS = ("kind", "version", "made_of", "about", "checks", "thumbnails", "
 SUMMARY_FIGURES = {"summary": None, "curves": ("epochs",)}  # figures in the summary: all, or some keys
 GENERATOR = re.compile(r'<meta name="generator" content="(glassbox report)">')  # of a report
 PAGE_START_BYTES = 4096  # of a page, in which its generator is named
-PICTURES = "pictures"  # folder of files whose names contain a digest of their content
+PICTURES = "pictures"
+VIEWS = "views"
+DIGEST_NAMED = (f"{PICTURES}/", f"{VIEWS}/")  # folders whose files have a digest in their name
 UPLOADS_AT_A_TIME = 16
 KIND = "glassbox report"
-VERSION = 8  # version of the page and its manifest; reports of another version are rendered again
+VERSION = 9  # version of the page and its manifest; reports of another version are rendered again
 
 
 def write_page_manifest(directory: Path, content: dict[str, Any]) -> None:
-    """Writes the manifest of a page, with a digest of its content, and null for NaN and infinity."""
-    finite = add_digest(_replace_non_finite(content))
-    text = json.dumps(finite, indent=1, ensure_ascii=False, allow_nan=False)
-    write_atomically(directory / MANIFEST, text + "\n")
+    """Writes the manifest of a page: one line per entry, a digest of them, and null for NaN and infinity."""
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'), ensure_ascii=False, allow_nan=False)}"
+        for key, value in add_digest(_replace_non_finite(content)).items()
+    ]
+    write_atomically(directory / MANIFEST, "{\n" + ",\n".join(lines) + "\n}\n")
 
 
 def _replace_non_finite(value: Any) -> Any:
@@ -92,9 +96,9 @@ def is_report(directory: Path) -> bool:
 def publish(out: Location, kind: str = KIND) -> Iterator[Path]:
     """Yields an empty directory, whose content replaces the page at `out` once the block succeeds.
 
-    Names of pictures contain a digest, so new pictures can be stored next to old ones. The page is replaced
-    after that, then the manifest, and unused pictures are removed last. Readers, and a job that starts after
-    another was killed, find a complete page at any time.
+    Names of pictures and views contain a digest, so new ones can be stored next to old ones. The page is
+    replaced after that, then the manifest, and unused files are removed last. Readers, and a job that starts
+    after another was killed, find a complete page at any time.
 
     Args:
         out: Directory of the page, or its URI; a page of the same kind in it is replaced.
@@ -173,9 +177,9 @@ def _check_replaceable(out: Uri, kind: str) -> None:
     """
     if read_remote_json(out / MANIFEST).get("kind") == kind:
         return
-    # The pictures of a job that was killed, and hidden files such as leases, are no obstacle.
+    # Pictures and views of a job that was killed, and hidden files such as leases, are no obstacle.
     names = (info.uri.relative_to(out) for info in list_objects(out))
-    other = next((name for name in names if not name.startswith((".", f"{PICTURES}/"))), None)
+    other = next((name for name in names if not name.startswith((".", *DIGEST_NAMED))), None)
     if other is not None:
         noun = kind.rpartition(" ")[2]
         raise ConfigError(
@@ -196,7 +200,7 @@ def _upload_page(directory: Path, out: Uri, kind: str) -> None:
     last = [name for name in (PAGE, MANIFEST) if name in sizes]
     first = [name for name in sizes if name not in last]
     new = [
-        name for name in first if not (name.startswith(f"{PICTURES}/") and existing.get(name) == sizes[name])
+        name for name in first if not (name.startswith(DIGEST_NAMED) and existing.get(name) == sizes[name])
     ]
     with ThreadPoolExecutor(UPLOADS_AT_A_TIME) as threads:
         list(threads.map(lambda name: upload(directory / name, out / name), sorted(new)))

@@ -17,7 +17,7 @@ from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.storage import hash_json
 from service.mirror.fetch import fetch_run, find_remote_runs
 from service.report import lease as local_lease
-from service.report.publish import KIND, PAGE, PICTURES, SUMMARY, read_page_manifest, read_remote_json
+from service.report.publish import KIND, PAGE, PICTURES, SUMMARY, VIEWS, read_page_manifest, read_remote_json
 from service.runs import CHECKPOINTS, CONFIG, LAYERS, METADATA, METRICS, MODEL, REPORT, STATUS, Run, find_runs
 
 LEASE = ".report.lock"
@@ -108,7 +108,7 @@ class ReportedRun:
             return stat(self.report / PAGE) is not None
         if published["single_file"]:
             return (self.report / PAGE).is_file()
-        files = {PAGE, *(picture["file"] for picture in published["pictures"])}
+        files = {PAGE, *(entry["file"] for entry in [*published["views"], *published["pictures"]])}
         return files <= _list_files(self.report)
 
     @contextmanager
@@ -224,7 +224,9 @@ def hash_remote_contents(uri: Uri) -> dict[str, Any]:
 def _list_files(report: Path) -> set[str]:
     """Lists the files of a report, such as `pictures/map-1.png`: one listing instead of a look at each."""
     files = set()
-    for folder in ("", PICTURES):
+    for folder in ("", PICTURES, VIEWS):
+        if not (report / folder).is_dir():
+            continue
         with os.scandir(report / folder) as entries:
             files |= {f"{folder}/{entry.name}".lstrip("/") for entry in entries if entry.is_file()}
     return files

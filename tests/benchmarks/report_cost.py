@@ -108,9 +108,12 @@ def _print_sizes(name: str, report: Path) -> None:
     pictures = set(re.findall(r'src="(pictures/[^"]+)"', shown))
     first_view = len(html.encode()) + sum((report / picture).stat().st_size for picture in pictures)
     total = sum(path.stat().st_size for path in report.rglob("*") if path.is_file())
-    per_image = total / _count_examples()
+    gallery = sum(path.stat().st_size for path in report.glob("*/gallery-*"))
+    examples = _count_examples()
     print(f"{name}: first view {first_view / 1000:.0f} kB, goal <= {VIEW_GOAL / 1000:.0f} kB")
-    print(f"{name}: report {total / 1e6:.2f} MB, {per_image / 1e6:.2f} MB per image closely examined")
+    print(f"{name}: report {total / 1e6:.2f} MB, of which the gallery {gallery / 1e6:.2f} MB")
+    per_image = (total - gallery) / examples
+    print(f"{name}: {per_image / 1e6:.2f} MB per image closely examined, without the gallery")
     print(f"    (goal for small networks <= {IMAGE_GOAL / 1e6:.1f} MB)")
 
 

@@ -92,7 +92,7 @@ class Chrome:
         self.call("Page.navigate", url=page.as_uri() + fragment)
         self.until("document.readyState === 'complete' && location.protocol === 'file:'")
         if self.has_scripts:
-            self.until("!document.querySelector('script[data-scripts]')")
+            self.until("!document.querySelector('[data-view][data-source]:not([hidden])')")
 
     def enable_scripts(self, is_enabled: bool) -> None:
         """Switches the scripts of the pages that are opened from now on."""

@@ -157,6 +157,19 @@ def test_a_single_file_requests_nothing_else(browser: Chrome, pages: dict[str, P
     assert {address.partition("#")[0] for address in browser.requests} == {pages["single"].as_uri()}
 
 
+def test_without_scripts_a_single_file_shows_everything(browser: Chrome, pages: dict[str, Path]) -> None:
+    browser.enable_scripts(False)
+    try:
+        browser.open(pages["single"])
+        hidden = (
+            "[...document.querySelectorAll('[data-view], [data-when]')].filter((e) => !e.offsetParent).length"
+        )
+        assert browser.run(hidden) == 0
+        assert browser.run("document.querySelectorAll('[data-view]').length") >= 4
+    finally:
+        browser.enable_scripts(True)
+
+
 @pytest.fixture(scope="module")
 def look(report: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The page of two of the user's images, and of one that cannot be decoded."""

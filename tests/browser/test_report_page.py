@@ -30,7 +30,8 @@ def test_every_view_opens_from_disk_and_requests_nothing_but_pictures(browser: C
         assert browser.run("document.querySelector('nav.views [aria-current]').hash") == view
         inspect_pictures(browser)
         assert browser.errors == []
-        allowed = (report.as_uri(), (report.parent / "pictures").as_uri())
+        folders = [(report.parent / folder).as_uri() for folder in ("pictures", "views")]
+        allowed = (report.as_uri(), *folders)
         assert [address for address in browser.requests if not address.startswith(allowed)] == []
 
 
@@ -73,9 +74,7 @@ def test_signed_maps_tint_the_image_that_they_lie_on(browser: Chrome, report: Pa
 
 
 def test_the_check_finds_a_missing_picture_and_overflow(browser: Chrome, report: Path) -> None:
-    browser.open(
-        write_changed(report, "missing", 'src="pictures/training', 'src="pictures/gone'), "#view-data"
-    )
+    browser.open(write_changed(report, "missing", 'src="pictures/thumbnail', 'src="pictures/gone'))
     assert inspect_pictures(browser)["wrong"] == 1
     page = write_changed(
         report,
@@ -117,24 +116,53 @@ def test_axe_finds_planted_violations(browser: Chrome, report: Path) -> None:
     }
 
 
-def test_the_first_view_is_small(browser: Chrome, report: Path) -> None:
-    browser.open(report)
+def measure_requests(browser: Chrome, page: Path, fragment: str = "") -> dict[str, int]:
+    """Opens a page and returns the bytes of the files it requests, as `page`, `views` and `pictures`."""
+    browser.open(page, fragment)
     browser.run("new Promise((done) => setTimeout(done, 300))")
-    files = {address.removeprefix("file://") for address in browser.requests}
-    assert sum(Path(file).stat().st_size for file in files) <= 300_000
+    sizes = {"page": 0, "views": 0, "pictures": 0}
+    for address in {address.partition("#")[0].removeprefix("file://") for address in browser.requests}:
+        path = Path(address)
+        sizes["page" if path == page else path.parent.name] += path.stat().st_size
+    return sizes
 
 
-def test_without_scripts_everything_is_shown(browser: Chrome, report: Path) -> None:
+def test_the_first_view_is_small_and_loads_no_other(browser: Chrome, report: Path) -> None:
+    sizes = measure_requests(browser, report)
+    assert 0 < sizes["pictures"] < 30_000
+    assert sizes["views"] == 0
+    assert sum(sizes.values()) <= 200_000
+
+
+def test_a_view_is_loaded_when_it_is_shown(browser: Chrome, report: Path) -> None:
+    (file,) = (report.parent / "views").glob("data-*.js")
+    assert measure_requests(browser, report, "#rejected")["views"] == file.stat().st_size
+    browser.run("location.hash = '#view-overview'")
+    browser.run("location.hash = '#view-data'")
+    browser.until("!document.querySelector('#view-data').hidden")
+    assert sum("/views/" in address for address in browser.requests) == 1
+
+
+def test_without_scripts_the_first_view_is_shown_and_tells_how_to_see_the_others(
+    browser: Chrome, report: Path
+) -> None:
     browser.enable_scripts(False)
     try:
         browser.open(report)
-        hidden = (
-            "[...document.querySelectorAll('[data-view], [data-when]')].filter((e) => !e.offsetParent).length"
+        assert browser.run(
+            "[...document.querySelectorAll('#view-overview > *')].every((e) => e.offsetHeight)"
         )
-        assert browser.run(hidden) == 0
-        assert browser.run("document.querySelectorAll('[data-view]').length") >= 4
+        assert "--single-file" in browser.run("document.querySelector('noscript').innerText")
+        assert browser.run("document.querySelector('noscript p').offsetHeight > 0")
     finally:
         browser.enable_scripts(True)
+
+
+def test_a_view_whose_file_is_missing_says_so(browser: Chrome, report: Path) -> None:
+    browser.open(write_changed(report, "incomplete", 'data-source="views/data', 'data-source="views/gone'))
+    browser.run("location.hash = '#rejected'")
+    browser.until("document.querySelector('#view-data .warning')?.offsetHeight")
+    assert "views/gone" in browser.run("document.querySelector('#view-data .warning').innerText")
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,15 @@
-"""The table of the gallery: which images it shows, and their predictions, encoded compactly for the page."""
+"""The table of the gallery: which images it shows, and their predictions, as columns for the page."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.report.analysis.clusters import NO_CLUSTER
-from service.report.packing import deflate
 from service.scores import losses
 
 if TYPE_CHECKING:  # it loads Keras, which the table does not need
@@ -18,8 +17,7 @@ if TYPE_CHECKING:  # it loads Keras, which the table does not need
 
 PROBABILITY_STEPS = 10_000  # probabilities are rounded to 0.01 %
 LOSS_STEPS = 4_000  # losses are rounded to 0.00025 nats; the largest, -log(1e-7), still takes two bytes
-# What the table holds, the most first: number of classes with a probability, and whether it has ids.
-DETAILS = ((3, True), (2, True), (2, False), (1, False))
+TOP = 3  # most probable classes that the table holds for each image
 
 
 @dataclass(frozen=True)
@@ -29,68 +27,23 @@ class GalleryTable:
     Attributes:
         rows: int64 `[N]`, row numbers of the images in their split.
         truths: int64 `[N]`, labels of the true classes.
-        classes: Number of classes.
         top: int64 `[N, T]`, labels of the most probable classes, the predicted one first.
         rests: int64 `[N, T]`, what a class and the more probable ones leave of 1, in steps of
             1 / `PROBABILITY_STEPS`: falling along each row. The probability of a class is the difference to
             the class before.
         losses: int64 `[N]`, losses in steps of 1 / `LOSS_STEPS` nats; 0 for a correct prediction, whose loss
             follows from its probability.
+        ids: Names of the images in their source.
         clusters: int64 `[N]`, clusters of the images, or `NO_CLUSTER`; None if there are none.
-        ids: Names of the images in their source; None to leave them out.
     """
 
     rows: NDArray[np.int64]
     truths: NDArray[np.int64]
-    classes: int
     top: NDArray[np.int64]
     rests: NDArray[np.int64]
     losses: NDArray[np.int64]
+    ids: Sequence[str]
     clusters: NDArray[np.int64] | None = None
-    ids: Sequence[str] | None = None
-
-
-@dataclass(frozen=True)
-class EncodedTable:
-    """The table of a gallery as the page holds it.
-
-    Attributes:
-        indices: int64 `[N]`, the images in the table as indices into the predictions.
-        content: The number of images (`count`), name and width in bytes of each column (`columns`), and all
-            values (`data`), see `encode_table`.
-    """
-
-    indices: NDArray[np.int64]
-    content: dict[str, Any]
-
-
-def fit_table(
-    predictions: Predictions,
-    clusters: NDArray[np.int64] | None,
-    read_ids: Callable[[Sequence[int]], list[str]],
-    max_images: int,
-    max_bytes: int,
-) -> EncodedTable:
-    """Encodes as much as fits: less probable classes and ids are left out before images.
-
-    Args:
-        predictions: Predictions for the whole split.
-        clusters: int64 `[N]`, clusters of these images; None without clusters.
-        read_ids: Reads the names of some rows.
-        max_images: Largest number of images in the table.
-        max_bytes: Largest length of the encoded values.
-    """
-    count = min(max_images, len(predictions.labels))
-    while True:
-        indices = select_images(predictions, count)
-        ids = read_ids(predictions.rows[indices].tolist())
-        for top, has_ids in DETAILS:
-            table = build_table(predictions, indices, clusters, ids if has_ids else None, top)
-            content = encode_table(table)
-            if len(content["data"]) <= max_bytes:
-                return EncodedTable(indices, content)
-        # The length is nearly proportional to the number of images.
-        count = min(count - 1, int(0.97 * count * max_bytes / len(content["data"])))
 
 
 def select_images(predictions: Predictions, count: int) -> NDArray[np.int64]:
@@ -127,8 +80,7 @@ def build_table(
     predictions: Predictions,
     indices: NDArray[np.int64],
     clusters: NDArray[np.int64] | None,
-    ids: Sequence[str] | None,
-    top: int,
+    ids: Sequence[str],
 ) -> GalleryTable:
     """Builds the table of some images.
 
@@ -136,98 +88,60 @@ def build_table(
         predictions: Predictions for the whole split.
         indices: Images as indices into the predictions, in ascending order of their rows.
         clusters: Clusters of all images of the split; None without clusters.
-        ids: Names of the selected images; None to leave them out.
-        top: Number of most probable classes, at most.
+        ids: Names of the selected images.
     """
     probabilities = predictions.probabilities[indices]
     truths = predictions.labels[indices]
-    most_probable = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+    most_probable = np.argsort(-probabilities, axis=1, kind="stable")[:, :TOP]
     sums = np.take_along_axis(probabilities, most_probable, axis=1).astype(np.float64).cumsum(axis=1)
     is_correct = most_probable[:, 0] == truths
     return GalleryTable(
         rows=predictions.rows[indices],
         truths=truths.astype(np.int64),
-        classes=probabilities.shape[1],
         top=most_probable,
         rests=np.maximum(_round(1 - sums, PROBABILITY_STEPS), 0),
         losses=np.where(is_correct, 0, _round(losses(probabilities, truths), LOSS_STEPS)),
-        clusters=None if clusters is None else clusters[indices],
         ids=ids,
+        clusters=None if clusters is None else clusters[indices],
     )
 
 
-def encode_table(table: GalleryTable) -> dict[str, Any]:
-    """Encodes a table as text: columns of unsigned integers, deflated, in base64.
-
-    A column of values of two or four bytes is stored as the low bytes of all images, then their next bytes,
-    and so on, which compresses better. Rows are stored as differences to the row before, the predicted class
-    as its difference to the true one modulo the number of classes, and ids as UTF-8 without the bytes that
-    they share with the id before: numbers of shared and of other bytes are columns, the other bytes of all
-    ids follow the last column.
+def list_columns(table: GalleryTable) -> dict[str, Any]:
+    """Lists a table as columns for the page's script; most of their numbers have one or two digits.
 
     Returns:
-        `count`, the number of images; `classes`, the number of classes; `columns`, name and bytes per value
-        of each; `data`, the text; `probability_steps` and `loss_steps`, the values that stand for 1.
+        `gaps`: each row as its difference to the row before; `truth`: labels of the true classes; `errors`:
+        labels of the predicted classes by image, where they differ from the true ones; `losses`: those of
+        these images; `others`: labels of the second most probable class, then those of the third; `rests`,
+        one list for each place; `ids` without what all of them begin with, `id_start`; `clusters`, if there
+        are any; `probability_steps` and `loss_steps`: the values that stand for 1.
     """
-    columns = {"gap": np.diff(table.rows, prepend=0), "truth": table.truths}
-    columns["shift"] = (table.top[:, 0] - table.truths) % table.classes
-    for place in range(table.top.shape[1]):
-        if place:
-            columns[f"class{place}"] = table.top[:, place]
-        columns[f"rest{place}"] = table.rests[:, place]
-    columns["loss"] = table.losses
-    if table.clusters is not None:
-        columns["cluster"] = table.clusters - NO_CLUSTER  # 0 is no cluster
-    text = b""
-    if table.ids is not None:
-        prefixes, suffixes = _split_prefixes(table.ids)
-        columns["prefix"] = np.array(prefixes, np.int64)
-        columns["suffix"] = np.array([len(suffix) for suffix in suffixes], np.int64)
-        text = b"".join(suffixes)
-    widths = {name: _choose_width(values) for name, values in columns.items()}
-    planes = [_split_bytes(values, widths[name]) for name, values in columns.items()]
-    return {
-        "count": len(table.rows),
-        "classes": table.classes,
+    wrong = np.flatnonzero(table.top[:, 0] != table.truths)
+    id_start = find_common_start(table.ids)
+    columns: dict[str, Any] = {
+        "gaps": np.diff(table.rows, prepend=0).tolist(),
+        "truth": table.truths.tolist(),
+        "errors": {int(image): int(table.top[image, 0]) for image in wrong},
+        "losses": {int(image): int(table.losses[image]) for image in wrong},
+        "others": table.top[:, 1:].T.tolist(),
+        "rests": table.rests.T.tolist(),
+        "id_start": id_start,
+        "ids": [name.removeprefix(id_start) for name in table.ids],
         "probability_steps": PROBABILITY_STEPS,
         "loss_steps": LOSS_STEPS,
-        "columns": [[name, width] for name, width in widths.items()],
-        "data": deflate(b"".join([*planes, text])),
     }
+    if table.clusters is not None:
+        columns["clusters"] = table.clusters.tolist()
+    return columns
+
+
+def find_common_start(names: Sequence[str]) -> str:
+    """Returns what all names begin with, which the first and the last one in sorted order tell."""
+    first = min(names, default="")
+    last = max(names, default="")
+    shared = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
+    return "".join(letter for letter, _ in shared)
 
 
 def _round(values: NDArray[np.floating], steps: int) -> NDArray[np.int64]:
     return np.rint(values.astype(np.float64) * steps).astype(np.int64)
-
-
-def _choose_width(values: NDArray[np.int64]) -> int:
-    """Returns the number of bytes that hold all values of a column: 1, 2 or 4."""
-    largest = int(values.max(initial=0))
-    return next(width for width in (1, 2, 4) if largest < 256**width)
-
-
-def _split_bytes(values: NDArray[np.int64], width: int) -> bytes:
-    """Returns the lowest bytes of all values, then their next bytes, and so on."""
-    return values.astype(f"<u{width}").view(np.uint8).reshape(len(values), width).T.tobytes()
-
-
-def _split_prefixes(ids: Sequence[str]) -> tuple[list[int], list[bytes]]:
-    """Splits ids into the number of bytes they share with the id before, and their other bytes."""
-    prefixes = []
-    suffixes = []
-    previous = b""
-    for name in ids:
-        encoded = name.encode(errors="replace")
-        shared = _count_shared(previous, encoded)
-        prefixes.append(shared)
-        suffixes.append(encoded[shared:])
-        previous = encoded
-    return prefixes, suffixes
-
-
-def _count_shared(first: bytes, second: bytes) -> int:
-    """Returns the number of bytes at the beginning that are the same in both."""
-    for place, (a, b) in enumerate(zip(first, second, strict=False)):
-        if a != b:
-            return place
-    return min(len(first), len(second))

@@ -15,22 +15,22 @@ from PIL import Image
 
 from service.report.rasters import repeat_pixels
 
-# Images whose longer side has more pixels are photos, stored as JPEG.
+# Images whose longer side has more pixels are photos, stored as WebP.
 MAX_ENLARGED_SIDE = 64
 # Smallest longer side of images that are enlarged, in pixels.
 MIN_PHOTO_SIDE = 112
 # Encoding threads; Pillow releases the interpreter lock while it encodes.
 THREADS = 4
-# Options of Pillow's `save` by kind of picture.
-SAVE_OPTIONS: dict[str, dict[str, Any]] = {
-    "png": {"compress_level": 3},
-    "jpeg": {"quality": 75, "subsampling": 0},
-    "webp": {"quality": 60, "method": 1},
-    "jpeg-444": {"quality": 80, "subsampling": 0},
-    "photo": {"quality": 90, "optimize": True},
+# File format, and options of Pillow's `save`, by kind of picture.
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
+    "png": ("png", {"compress_level": 3}),
+    "png-16": ("png", {"compress_level": 6, "bits": 4}),
+    "jpeg": ("jpeg", {"quality": 75, "subsampling": 0}),
+    "jpeg-444": ("jpeg", {"quality": 80, "subsampling": 0}),
+    "webp": ("webp", {"quality": 60, "method": 1}),
+    "map": ("webp", {"quality": 85, "method": 1}),
+    "photo": ("webp", {"quality": 80, "method": 1}),
 }
-# Kinds of pictures that are JPEG files.
-JPEG_KINDS = {"jpeg", "jpeg-444", "photo"}
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Drawing:
         stem: First part of the file name.
         alt: Alternative text for those who cannot see the picture.
         origin: Data that the picture was made from, for the manifest.
-        kind: `png`, `webp`, `jpeg` or, of higher quality, `jpeg-444`, both without chroma subsampling; or
-            `photo`, JPEG of high quality.
-        palette: Colours of the indices, uint8 `[256, 3]`; None for pixels that are not indices.
+        kind: `png`; `png-16`, PNG of at most 16 colours; `jpeg` or, of higher quality, `jpeg-444`, both
+            without chroma subsampling; `webp`; `map`, WebP for heatmaps; `photo`, WebP of high quality.
+        palette: Colours of the indices, uint8 `[256, 3]` or `[16, 3]`; None for pixels that are not indices.
     """
 
     pixels: np.ndarray
@@ -74,20 +74,20 @@ class Drawing:
 
 def encode(drawing: Drawing) -> bytes:
     """Encodes a drawing as the bytes of a picture file."""
+    file_format, options = FORMATS[drawing.kind]
     image = Image.fromarray(np.ascontiguousarray(drawing.pixels))
     if drawing.palette is not None:
         image.putpalette(drawing.palette.tobytes())
-        if drawing.kind != "png":
+        if file_format != "png":
             # Five times as fast as looking the colours up with NumPy.
             image = image.convert("RGB")
     buffer = io.BytesIO()
-    file_format = "jpeg" if drawing.kind in JPEG_KINDS else drawing.kind
-    image.save(buffer, file_format, **SAVE_OPTIONS[drawing.kind])
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()
 
 
 def draw_photo(pixels: np.ndarray, stem: str, alt: str, origin: dict[str, Any]) -> Drawing:
-    """Draws an image of a dataset: a large one as JPEG, a small one enlarged and lossless.
+    """Draws an image of a dataset: a large one as WebP, a small one enlarged and lossless.
 
     Args:
         pixels: uint8 `[H, W, 1 or 3]`.
@@ -138,7 +138,7 @@ class Album:
 
     def _add(self, drawing: Drawing, content: bytes) -> Picture:
         digest = hashlib.sha256(content).hexdigest()
-        suffix = "jpg" if drawing.kind in JPEG_KINDS else drawing.kind
+        suffix = FORMATS[drawing.kind][0].replace("jpeg", "jpg")
         file = f"{self.FOLDER}/{drawing.stem}-{digest[:12]}.{suffix}"
         (self.directory / file).write_bytes(content)
         # The same pixels may come from several origins.

@@ -55,7 +55,7 @@ def build_drawing(
     values: NDArray[np.float32], size: tuple[int, int], stem: str, alt: str, origin: dict[str, object]
 ) -> Drawing:
     """Draws a heatmap on its own scale; the other arguments are those of `quantize_heatmap` and `Drawing`."""
-    return Drawing(quantize_heatmap(values, size), stem, alt, dict(origin), "png", SEQUENTIAL)
+    return Drawing(quantize_heatmap(values, size), stem, alt, dict(origin), "map", SEQUENTIAL)
 
 
 def describe_peak(values: NDArray[np.float32]) -> str:

@@ -26,7 +26,7 @@ MIN_TILE_SIDE = 24
 # Alignment of tiles in pixels: the side of the blocks that a format encodes, within which values bleed. JPEG
 # is used without chroma subsampling, with which they would be twice as large, and so would be the gutters.
 BLOCK = 8
-BLOCKS = {"png": 1, "webp": 16}
+BLOCKS = {"png": 1, "png-16": 1, "webp": 16}
 # Number of steps to which mean activations are quantized for the page's script.
 ACTIVATION_STEPS = 1000
 # Feature maps with fewer values are encoded losslessly.

@@ -15,6 +15,8 @@ COLUMNS = 20
 SHEET_IMAGES = 300  # thumbnails on a full sheet
 # Longest sides of thumbnails, in pixels; with a pixel of frame, each is a whole number of JPEG blocks.
 SIDES = (95, 63)
+SHADES = 16  # of small grey images: more would take twice as many bytes
+GREYS = np.linspace(0, 255, SHADES).round().astype(np.uint8).reshape(-1, 1).repeat(3, axis=1)
 # Pixels of all thumbnails of a report: about 4 MB of pictures.
 MAX_PIXELS = 20_000_000
 
@@ -52,6 +54,9 @@ class SpriteSpec:
         tiles = np.stack([self._shrink(image) for image in pixels])
         frame = (0,) * tiles.shape[3]
         sheet = draw_sheet(tiles, self._scaling, np.zeros(len(tiles), bool), frame, frame)
+        if self.kind == "png-16":
+            indices = np.rint(sheet[..., 0] / 255 * (SHADES - 1)).astype(np.uint8)
+            return Drawing(indices, "gallery", alt, origin, self.kind, GREYS)
         return Drawing(sheet[..., 0] if tiles.shape[3] == 1 else sheet, "gallery", alt, origin, self.kind)
 
     def _shrink(self, image: np.ndarray) -> np.ndarray:
@@ -67,7 +72,7 @@ class SpriteSpec:
 def choose_sprites(shape: tuple[int, ...], images: int) -> SpriteSpec:
     """Chooses size and encoding of the thumbnails.
 
-    Small images keep their pixels, grey ones losslessly; others are shrunk, further if there are many.
+    Small images keep their size, grey ones in 16 shades; others are shrunk, further if there are many.
 
     Args:
         shape: Height, width and channels of the images.
@@ -79,7 +84,7 @@ def choose_sprites(shape: tuple[int, ...], images: int) -> SpriteSpec:
     kind = "webp"
     if longest <= MAX_ENLARGED_SIDE:
         side = longest
-        kind = "png" if channels == 1 else "jpeg-444"
+        kind = "png-16" if channels == 1 else "jpeg-444"
     size = _fit(height, width, side)
     return SpriteSpec(size, kind, MAX_PIXELS // (size[0] * size[1]))
 

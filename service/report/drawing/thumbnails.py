@@ -31,4 +31,4 @@ def add_thumbnail(album: Album, picture: Picture) -> Picture:
     resampling = Image.Resampling.LANCZOS if side >= SIDE else Image.Resampling.NEAREST
     thumbnail = pixels.resize((SIDE, SIDE), resampling)
     origin = album.entries[picture.file]["made_from"][0] | {"thumbnail_of": picture.file}
-    return album.add_all([Drawing(np.asarray(thumbnail), "thumbnail", picture.alt, origin, "jpeg")])[0]
+    return album.add_all([Drawing(np.asarray(thumbnail), "thumbnail", picture.alt, origin, "webp")])[0]

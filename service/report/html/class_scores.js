@@ -13,5 +13,3 @@ function classScores(details) {
   };
   details.addEventListener("toggle", () => details.querySelector("tbody").append(...read(details.querySelector("script")).map(row)), { once: true });
 }
-
-all("[data-rest]").forEach(classScores);

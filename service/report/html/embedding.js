@@ -114,5 +114,3 @@ function embedding(root) {
   new ResizeObserver(draw).observe(canvas);
   explain();
 }
-
-all("[data-embedding]").forEach(embedding);

@@ -4,45 +4,16 @@ const THUMBNAIL_SIDE = 96; // pixels of the longer side of a thumbnail on the sc
 const CRISP_SIDE = 48; // images up to this size are enlarged by whole factors, without smoothing
 const FIELDS = ["sort", "correct", "truth", "predicted", "cluster"];
 
-// Decodes the table that service/report/analysis/gallery.py encodes: name of a column -> values of all images.
-async function decodeTable({ count, classes, columns, data, probability_steps: probabilitySteps, loss_steps: lossSteps }) {
-  const bytes = await inflate(data), table = {};
-  let at = 0;
-  for (const [name, width] of columns) {
-    const values = new Float64Array(count);
-    for (let byte = 0; byte < width; byte += 1) {
-      for (let i = 0; i < count; i += 1, at += 1) values[i] += bytes[at] * 256 ** byte;
-    }
-    table[name] = values;
-  }
-  table.class0 = table.truth.map((truth, i) => (truth + table.shift[i]) % classes);
-  for (let place = 0, before = new Float64Array(count).fill(probabilitySteps); table[`rest${place}`]; place += 1) {
-    const rest = table[`rest${place}`], above = before;
-    table[`probability${place}`] = rest.map((steps, i) => (above[i] - steps) / probabilitySteps);
-    before = rest;
-  }
-  // The loss of a correct prediction follows from its probability.
-  table.loss = table.loss.map((steps, i) => (table.shift[i] ? steps / lossSteps : -Math.log(table.probability0[i])));
+// The columns that service/report/analysis/gallery.py lists, as values of all images; the predicted class is class 0.
+function readTable({ gaps, truth, errors, losses, others, rests, clusters, ids, id_start: idStart, probability_steps: probabilitySteps, loss_steps: lossSteps }) {
   let row = 0;
-  table.row = table.gap.map((gap) => (row += gap));
-  if (table.cluster) table.cluster = table.cluster.map((cluster) => cluster - 1); // -1 is no cluster
-  if (table.prefix) table.ids = decodeIds(table, bytes, at);
-  return table;
-}
-
-// Every id begins with some bytes of the id before.
-function decodeIds({ prefix, suffix }, bytes, start) {
-  const decoder = new TextDecoder(), ids = [];
-  let at = start, previous = new Uint8Array();
-  for (let i = 0; i < prefix.length; i += 1) {
-    const id = new Uint8Array(prefix[i] + suffix[i]);
-    id.set(previous.subarray(0, prefix[i]));
-    id.set(bytes.subarray(at, at + suffix[i]), prefix[i]);
-    at += suffix[i];
-    ids.push(decoder.decode(id));
-    previous = id;
-  }
-  return ids;
+  const rows = gaps.map((gap) => (row += gap));
+  const classes = [truth.map((label, i) => errors[i] ?? label), ...others];
+  // What a class and the more probable ones leave of 1.
+  const probabilities = rests.map((rest, place) => rest.map((steps, i) => ((place ? rests[place - 1][i] : probabilitySteps) - steps) / probabilitySteps));
+  // The loss of a correct prediction follows from its probability.
+  const loss = probabilities[0].map((probability, i) => (i in losses ? losses[i] / lossSteps : -Math.log(probability)));
+  return { row: rows, truth, loss, cluster: clusters, ids: ids.map((id) => idStart + id), classes, probabilities, class0: classes[0], probability0: probabilities[0] };
 }
 
 // The order of the images: groups first, and within a group the highest loss first.
@@ -64,13 +35,13 @@ function selectImages(table, state, text = "") {
   if (state.truth) tests.push((i) => table.truth[i] === +state.truth);
   if (state.predicted) tests.push((i) => table.class0[i] === +state.predicted);
   if (state.cluster) tests.push((i) => table.cluster[i] === +state.cluster);
-  if (needle) tests.push((i) => String(table.row[i]) === needle || (table.ids && table.ids[i].toLowerCase().includes(needle)));
+  if (needle) tests.push((i) => String(table.row[i]) === needle || table.ids[i].toLowerCase().includes(needle));
   const images = [...table.row.keys()].filter((i) => tests.every((test) => test(i)));
   return images.sort(compareImages(table, state.sort || "loss"));
 }
 
-async function gallery(root) {
-  const data = read(root.querySelector("script")), { layout, names } = data, table = await decodeTable(data);
+function gallery(root) {
+  const data = read(root.querySelector("script")), { layout, names } = data, table = readTable(data);
   const [width, height] = layout.tile, longest = Math.max(width, height), isCrisp = longest <= CRISP_SIDE;
   const grid = root.querySelector(".thumbnails"), count = root.querySelector("[data-count]"), pager = root.querySelector(".pager");
   const search = root.querySelector("input"), selects = all("[data-field]", root);
@@ -193,18 +164,18 @@ async function gallery(root) {
       bar.style.width = `${probability * 100}%`;
       list.append(make("dt", { textContent: name }), make("dd", {}, make("span", { className: "bar" }, bar)), make("dd", { textContent: percent(probability, 2) }));
     };
-    let rest = 1, place = 0;
-    for (; table[`class${place}`]; place += 1) {
-      add(names[table[`class${place}`][i]], table[`probability${place}`][i]);
-      rest -= table[`probability${place}`][i];
-    }
-    if (place < names.length) add("all other classes", Math.max(0, rest));
+    let rest = 1;
+    table.classes.forEach((labels, place) => {
+      add(names[labels[i]], table.probabilities[place][i]);
+      rest -= table.probabilities[place][i];
+    });
+    if (table.classes.length < names.length) add("all other classes", Math.max(0, rest));
     return list;
   }
 
   function showPanel() {
     if (!state.row) return panel.close();
-    const i = [...table.row].indexOf(+state.row), at = images.indexOf(i);
+    const i = table.row.indexOf(+state.row), at = images.indexOf(i);
     const close = make("button", { type: "button", textContent: "Close", autofocus: true, onclick: leavePanel });
     if (i < 0) {
       panel.replaceChildren(make("h2", { textContent: `Image ${state.row}` }), make("p", { textContent: "The gallery does not hold this image." }), make("p", { className: "controls" }, close));
@@ -216,7 +187,7 @@ async function gallery(root) {
         fact("True class", names[table.truth[i]]),
         fact("Predicted class", mark(i), ` ${names[table.class0[i]]}`),
         fact("Loss", loss(i)));
-      if (table.ids) rows.prepend(fact("Name", make("code", { textContent: table.ids[i] })));
+      rows.prepend(fact("Name", make("code", { textContent: table.ids[i] })));
       if (table.cluster?.[i] >= 0) rows.append(fact("Cluster", make("a", { href: `#gallery:cluster=${table.cluster[i]}`, textContent: table.cluster[i] + 1 })));
       if (example !== undefined && document.getElementById("view-image")) rows.append(fact("Heatmaps", make("a", { href: `#view-image:image=${example}`, textContent: "of this image" })));
       rows.append(fact("More views", make("code", { textContent: data.command.replace("{row}", table.row[i]) })));
@@ -300,6 +271,3 @@ function linkMatrix(table) {
     });
   });
 }
-
-all("[data-gallery]").forEach(gallery);
-all("[data-matrix]").forEach(linkMatrix);

@@ -1,4 +1,4 @@
-// The behaviour of the page. Without scripts all sections are visible, one below the other.
+// The behaviour of the page. Without scripts everything in it is visible, one below the other.
 
 // A fragment names an element and, after a colon, the state of its controls: `#saliency:image=2,layer=1`.
 function readFragment() {
@@ -7,17 +7,36 @@ function readFragment() {
 }
 
 // ---- views: one at a time, selected by the URL fragment ----
+// All but the first lie in scripts next to the page, because a page on a disk may not fetch anything else.
+// The script of a view calls this with its markup.
+function deliver(id, html) {
+  const place = document.getElementById(id), view = make("template", { innerHTML: html }).content.firstElementChild;
+  view.hidden = place.hidden;
+  place.replaceWith(view);
+  enhance(view);
+}
+
+function loadView(place) {
+  const { source } = place.dataset;
+  const fail = () => place.append(make("p", { className: "warning", textContent: `The file ${source} of this view is missing: it belongs next to the page.` }));
+  place.arrival ??= new Promise((done) => document.head.append(make("script", { src: source, onload: done, onerror: fail })));
+  return place.arrival;
+}
+
 function views() {
-  const sections = all("[data-view]"), links = all("nav.views a");
-  if (!sections.length) return;
+  const sections = () => all("[data-view]"), links = all("nav.views a");
+  if (!sections().length) return;
   const title = document.title;
   let lastId = null;
-  function show(isNavigation) {
-    const { id } = readFragment(), target = id ? document.getElementById(id) : null;
-    const owner = target ? target.closest("[data-view]") : null;
-    if (isNavigation && target && !owner) return; // an element outside the views, such as the target of the skip link
-    const view = owner || sections[0];
-    for (const section of sections) section.hidden = section !== view;
+  function findView(id) {
+    const target = document.getElementById(id);
+    return target ? target.closest("[data-view]") : sections().find((section) => section.dataset.holds?.split(" ").includes(id));
+  }
+  async function show(isNavigation) {
+    const { id } = readFragment(), owner = findView(id);
+    if (isNavigation && !owner && document.getElementById(id)) return; // an element outside the views, such as the target of the skip link
+    const view = owner || sections()[0];
+    for (const section of sections()) section.hidden = section !== view;
     for (const link of links) {
       if (link.hash === "#" + view.id) {
         link.setAttribute("aria-current", "page");
@@ -28,9 +47,11 @@ function views() {
     }
     const isSame = id === lastId; // only the state of its controls has changed
     lastId = id;
-    if (isSame) return;
-    for (let box = owner && target.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
-    if (target && target !== view) target.scrollIntoView();
+    if (view.dataset.source) await loadView(view);
+    if (isSame || id !== lastId) return;
+    const target = owner && document.getElementById(id);
+    for (let box = target?.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
+    if (target && target.id !== view.id) target.scrollIntoView();
     else if (isNavigation) scrollTo(0, 0);
   }
   addEventListener("hashchange", () => show(true));
@@ -118,20 +139,39 @@ function labelScrollBox(box) {
   if (!box.hasAttribute("aria-label")) box.setAttribute("aria-label", labelled ? labelled.querySelector("summary, h2, h3").textContent.trim() : "Table");
 }
 
-all(".scroll").forEach(labelScrollBox);
-all("[data-share]").forEach((bar) => { bar.style.width = `${Math.max(0, Math.min(1, +bar.dataset.share)) * 100}%`; });
-all("[data-shade]").forEach((cell) => cell.style.setProperty("--shade", cell.dataset.shade.includes(".") ? cell.dataset.shade : cell.dataset.shade / 10));
-all("[data-overlay]").forEach(overlay); // before its maps become parts of a panel
-all("[data-panels]").forEach(panels);
-all("[data-opacity]").forEach(opacity);
-all("[data-sheet]").forEach(sheet);
-all("[data-sort-sheets]").forEach(sortSheets);
-all("[data-find-layer]").forEach(findLayer);
-all("[data-jump]").forEach(openOnWideScreens);
-all("[data-open-all]").forEach(openAll);
-all("table[data-sortable]").forEach(sortable);
-all("table.numbers:not(.matrix)").forEach(labelCells);
-all("[data-runs]").forEach(runIndex);
-all("[data-plot]").forEach(plot);
+// What the elements of a page do, in this order.
+const BEHAVIOURS = [
+  [".scroll", labelScrollBox],
+  ["[data-share]", (bar) => { bar.style.width = `${Math.max(0, Math.min(1, +bar.dataset.share)) * 100}%`; }],
+  ["[data-shade]", (cell) => cell.style.setProperty("--shade", cell.dataset.shade.includes(".") ? cell.dataset.shade : cell.dataset.shade / 10)],
+  ["[data-overlay]", overlay], // before its maps become parts of a panel
+  ["[data-panels]", panels],
+  ["[data-opacity]", opacity],
+  ["[data-sheet]", sheet],
+  ["[data-sort-sheets]", sortSheets],
+  ["[data-find-layer]", findLayer],
+  ["[data-jump]", openOnWideScreens],
+  ["[data-open-all]", openAll],
+  ["table[data-sortable]", sortable],
+  ["table.numbers:not(.matrix)", labelCells],
+  ["[data-runs]", runIndex],
+  ["[data-plot]", plot],
+  ["[data-thresholds]", thresholds],
+  ["[data-rest]", classScores],
+  ["[data-embedding]", embedding],
+  ["[data-gallery]", gallery],
+  ["[data-matrix]", linkMatrix],
+];
+
+// Gives an element, and the elements in it, their behaviour.
+function enhance(root) {
+  for (const [selector, behave] of BEHAVIOURS) {
+    for (const element of all(selector, root.parentElement)) {
+      if (root.contains(element)) behave(element);
+    }
+  }
+}
+
+enhance(document.body);
 document.body.append(dialog);
 views();

@@ -72,5 +72,3 @@ function thresholds(root) {
   slider.addEventListener("input", update);
   choose();
 }
-
-all("[data-thresholds]").forEach(thresholds);

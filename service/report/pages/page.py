@@ -19,7 +19,6 @@ from service.report.drawing.album import Album, Picture
 from service.report.drawing.plots import Plot
 from service.report.drawing.thumbnails import add_thumbnail
 from service.report.options import PageOptions
-from service.report.packing import deflate_json
 from service.report.pages.scripts import (
     Script,
     build_policy,
@@ -29,6 +28,7 @@ from service.report.pages.scripts import (
 )
 from service.report.pages.summary import Summary, format_verdict, list_warnings
 from service.report.pages.tutorials import list_tutorial_pictures
+from service.report.pages.view_files import add_view_file
 from service.report.publish import KIND, PAGE, VERSION, write_page_manifest
 from service.report.sections.section import Section
 
@@ -87,6 +87,12 @@ class View:
     def examples(self) -> tuple[ShownExample, ...]:
         """The images among which the selector of the view chooses; none for a view without a selector."""
         return max((section.examples for section in self.sections), key=len, default=())
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the elements of the view that a link may lead to."""
+        anchors = sorted(anchor for section in self.sections for anchor in section.anchors)
+        return (*(section.id for section in self.sections), *anchors)
 
     @property
     def half_width(self) -> frozenset[str]:
@@ -200,36 +206,48 @@ def _build_view(album: Album, name: str, title: str, sections: tuple[Section, ..
 
 
 def write(directory: Path, page: Page) -> None:
-    """Writes `index.html` and `manifest.json` next to the album's pictures; deterministic to the byte.
+    """Writes `index.html`, the files of its views and `manifest.json`; deterministic to the byte.
 
     Args:
         directory: Directory of the page, with the album's pictures.
         page: Content of the page.
     """
     plots = [plot for section in page.sections for plot in find_instances(section.values, Plot)]
-    html = render(
+    scripts = load_scripts(plots=any(not plot.is_empty for plot in plots))
+    templates = load_templates(page.sections)
+    values = {
+        "page": page,
+        "subject": page.subject,
+        "facts": page.subject.facts,
+        "summary": page.summary,
+        "verdict": format_verdict(page.summary),
+        "anchors": page.anchors,
+        "failed_checks": [check for check in page.checks if check.is_passed is False],
+        "tutorial_pictures": list_tutorial_pictures([section.id for section in page.sections]),
+        "warnings": [*page.alerts, *list_warnings(page.summary, page.subject.facts.state)],
+    }
+    view_files = {}
+    if not page.options.single_file:
+        for view in page.views[1:]:
+            html = fill_template(templates, "view.html", view=view, **values)
+            view_files[view.name] = add_view_file(directory, view.name, html)
+    html = fill_template(
+        templates,
         "page.html",
-        load_scripts(plots=any(not plot.is_empty for plot in plots)),
-        page.sections,
-        page=page,
-        subject=page.subject,
-        facts=page.subject.facts,
-        summary=page.summary,
-        verdict=format_verdict(page.summary),
-        anchors=page.anchors,
-        failed_checks=[check for check in page.checks if check.is_passed is False],
-        tutorial_pictures=list_tutorial_pictures([section.id for section in page.sections]),
-        warnings=[*page.alerts, *list_warnings(page.summary, page.subject.facts.state)],
+        scripts=scripts,
+        policy=build_policy(scripts),
+        view_files={name: entry["file"] for name, entry in view_files.items()},
+        **values,
     )
     if page.options.single_file:
         html = embed_pictures(html, directory)
         shutil.rmtree(directory / Album.FOLDER)
     write_atomically(directory / PAGE, html)
-    write_page_manifest(directory, build_manifest(page))
+    write_page_manifest(directory, build_manifest(page, list(view_files.values())))
 
 
 def render(template: str, scripts: Sequence[Script], sections: Sequence[Section] = (), **values: Any) -> str:
-    """Renders a page from its template.
+    """Renders a page that holds all of its views.
 
     Args:
         template: File name of the template.
@@ -237,9 +255,14 @@ def render(template: str, scripts: Sequence[Script], sections: Sequence[Section]
         sections: Sections of the page, some of which may have their own template.
         **values: Values for the template.
     """
-    environment = load_templates(sections)
-    html = environment.get_template(template).render(scripts=scripts, policy=build_policy(scripts), **values)
-    return remove_indentation(html)
+    templates = load_templates(sections)
+    policy = build_policy(scripts)
+    return fill_template(templates, template, scripts=scripts, policy=policy, view_files={}, **values)
+
+
+def fill_template(templates: jinja2.Environment, name: str, **values: Any) -> str:
+    """Fills in a template, and removes indentation from the result."""
+    return remove_indentation(templates.get_template(name).render(**values))
 
 
 def remove_indentation(html: str) -> str:
@@ -252,11 +275,12 @@ def remove_indentation(html: str) -> str:
     )
 
 
-def build_manifest(page: Page) -> dict[str, Any]:
-    """Builds the manifest: the inputs of a report, and every number it shows.
+def build_manifest(page: Page, view_files: Sequence[Mapping[str, str]]) -> dict[str, Any]:
+    """Builds the manifest: the inputs of a report, and the figures it shows.
 
     Args:
         page: Content of the page.
+        view_files: Entries of the files of its views, see `add_view_file`.
     """
     subject = page.subject
     facts = subject.facts
@@ -286,6 +310,7 @@ def build_manifest(page: Page) -> dict[str, Any]:
         "thumbnails": thumbnails,
         "single_file": page.options.single_file,
         "figures": figures,
+        "views": list(view_files),
         "pictures": [page.album.entries[file] for file in sorted(page.album.entries)],
     }
 
@@ -311,9 +336,7 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_shorten_float,
     )
-    # Compact JSON: all of it is loaded with the first view.
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
-    environment.filters["deflate_json"] = deflate_json
     environment.filters["embed_scripts"] = embed_scripts
     environment.filters["percent"] = formatting.percent
     environment.filters["number"] = formatting.number

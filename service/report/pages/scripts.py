@@ -1,4 +1,4 @@
-"""Embeds scripts and pictures in a page, and builds its Content-Security-Policy: nothing is fetched."""
+"""Embeds scripts and pictures in a page, and builds its Content-Security-Policy."""
 
 from __future__ import annotations
 
@@ -13,9 +13,6 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from service.report.packing import deflate_json
-
-LOADER = "loader.js"  # runs the other scripts, which the page holds compressed
 PLOTTING = ("uplot.min.js",)
 # In this order: they share one scope.
 PAGE_SCRIPTS = (
@@ -28,8 +25,8 @@ PAGE_SCRIPTS = (
     "thresholds.js",
     "class_scores.js",
     "embedding.js",
-    "page.js",
     "gallery.js",
+    "page.js",
 )
 
 
@@ -56,23 +53,20 @@ def load_scripts(plots: bool = True) -> list[Script]:
 
 
 def embed_scripts(scripts: Sequence[Script]) -> Markup:
-    """Returns the elements of a page that hold its scripts, compressed to half, and run them in order."""
-    if not scripts:
-        return Markup()
-    packed = deflate_json([script.text for script in scripts])
-    return Markup(
-        f'<script type="application/json" data-deflated data-scripts>{packed}</script>\n'
-        f"<script>{_load_script(LOADER).text}</script>"
-    )
+    """Returns the elements of a page that hold its scripts, in order."""
+    return Markup("\n".join(f"<script>{script.text}</script>" for script in scripts))
 
 
 def build_policy(scripts: Sequence[Script]) -> str:
-    """Builds the Content-Security-Policy of a page that embeds these scripts and loads only its pictures."""
-    all_scripts = [_load_script(LOADER), *scripts] if scripts else []
-    digests = " ".join(f"'{script.digest}'" for script in all_scripts) or "'none'"
+    """Builds the Content-Security-Policy of a page: its own scripts, and those that they load, may run.
+
+    With `strict-dynamic`, a script that was added to the markup does not run, but `page.js` can load a view.
+    """
+    digests = " ".join(f"'{script.digest}'" for script in scripts)
+    allowed = f"{digests} 'strict-dynamic'" if scripts else "'none'"
     return (
         "default-src 'none'; img-src 'self' file: data:; style-src 'unsafe-inline'; "
-        f"script-src {digests}; base-uri 'none'; form-action 'none'"
+        f"script-src {allowed}; base-uri 'none'; form-action 'none'"
     )
 
 

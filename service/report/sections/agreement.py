@@ -306,5 +306,5 @@ def _draw_map(maps: ModelMaps, n: int, limit: float, text: str, origin: dict[str
     size = maps.images.shape[1:3]
     alt = f"Grad-CAM of {text}: {describe_peak(maps.maps[n])}"
     return Drawing(
-        quantize_heatmap(maps.maps[n], size, limit), "map", alt, origin | {"limit": limit}, "png", SEQUENTIAL
+        quantize_heatmap(maps.maps[n], size, limit), "map", alt, origin | {"limit": limit}, "map", SEQUENTIAL
     )

@@ -93,7 +93,7 @@ class CropPictures:
             positions=top.positions[channel][:count].tolist(),
         )
         text = f"Parts of {count} images that activate channel {channel} of {layer.name} most"
-        return Drawing(draw_crops(crops, marks), "crops", text, origin, "jpeg-444")
+        return Drawing(draw_crops(crops, marks), "crops", text, origin, "webp")
 
     def _describe(
         self, layer: LayerInfo, top: TopPositions, channel: int, picture: Picture

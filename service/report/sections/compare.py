@@ -390,7 +390,7 @@ def draw_checkpoint(
     drawings = {}
     for layer, pixels in sheets.items():
         alt = f"{layer}: first channels; {image}"
-        drawings[layer] = Drawing(pixels, "channels", alt, origin | {"layer": layer}, "png", SEQUENTIAL)
+        drawings[layer] = Drawing(pixels, "channels", alt, origin | {"layer": layer}, "webp", SEQUENTIAL)
     if output.patterns is not None:
         layer = output.patterns.layer
         tiles = deprocess_patterns(output.patterns.images)
@@ -405,7 +405,7 @@ def draw_checkpoint(
         values = output.maps[n]
         alt = f"Grad-CAM for the true class, highest value {values.max():.3g} of {limit:.3g}; {image}"
         drawings[MAP] = Drawing(
-            quantize(values / limit), "map", alt, origin | {"limit": limit}, "png", SEQUENTIAL
+            quantize(values / limit), "map", alt, origin | {"limit": limit}, "map", SEQUENTIAL
         )
     return drawings
 

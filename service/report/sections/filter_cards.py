@@ -129,7 +129,7 @@ class FilterCards:
             text = f"Pattern that maximizes filter {number} of {patterns.layer}"
             pixels = np.asarray(np.clip(patterns.images[index], 0, 255).round(), np.uint8)
             grey_or_colour = pixels[..., 0] if pixels.shape[2] == 1 else pixels
-            drawings.append(Drawing(grey_or_colour, "patterns", text, origin, "jpeg-444"))
+            drawings.append(Drawing(grey_or_colour, "patterns", text, origin, "webp"))
         by_index = dict(zip(responsive.tolist(), self.album.add_all(drawings), strict=True))
         return [by_index.get(index) for index in range(len(patterns.filters))]
 

@@ -164,7 +164,7 @@ def _draw(provenance: Provenance, patterns: FilterPatterns, states: Sequence[str
         "seed": seed,
     }
     picture = draw_sheet(deprocess_patterns(patterns.images), _scale(patterns), patterns.is_unresponsive)
-    return Drawing(picture, "patterns", text, origin, "jpeg-444")
+    return Drawing(picture, "patterns", text, origin, "webp")
 
 
 def _describe_sheet(patterns: FilterPatterns) -> dict[str, Any]:

@@ -11,15 +11,14 @@ from numpy.typing import NDArray
 
 from service.inference.classifier import Predictions
 from service.report.analysis.examples import ReportExample
-from service.report.analysis.gallery import fit_table
+from service.report.analysis.gallery import build_table, list_columns, select_images
 from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.sprites import SHEET_IMAGES, SpriteSpec, choose_sprites
 from service.report.sections.provenance import Provenance
 from service.report.sections.section import Section
 
-# Largest length of the table in the page, a fifteenth of what its first view may load: 10,000 digits fit.
-MAX_TABLE_BYTES = 24_000
+MAX_IMAGES = 10_000  # the largest number, which images of few pixels reach
 LOOK_AT_RUN = "glassbox look RUN --rows {row}"
 LOOK_AT_MODEL = "glassbox look MODEL.keras --data SHARDS --rows {row}"
 
@@ -73,23 +72,22 @@ def build_section(
         return None
     input_shape = images.read(predictions.rows[:1].tolist()).shape[1:]
     sprites = choose_sprites(input_shape, count)
-    table = fit_table(predictions, clusters, images.read_ids, sprites.max_images, MAX_TABLE_BYTES)
-    sheets = _add_sheets(album, provenance, images, predictions.rows[table.indices], sprites)
+    indices = select_images(predictions, min(MAX_IMAGES, sprites.max_images))
+    rows = predictions.rows[indices]
+    table = build_table(predictions, indices, clusters, images.read_ids(rows.tolist()))
     figures = {
         "images": count,
-        "shown": len(table.indices),
-        "table": table.content,
+        "shown": len(indices),
         "clustered": 0 if clusters is None else int((clusters >= 0).sum()),
         "clusters": [] if clusters is None else describe_clusters(predictions, clusters, classes),
     }
     values = figures | {
         "split": images.split,
-        "has_ids": any(name == "prefix" for name, _ in table.content["columns"]),
         "input_size": input_shape[:2],
         "thumbnail_size": sprites.size,
-        "sheets": sheets,
+        "sheets": _add_sheets(album, provenance, images, rows, sprites),
         "page": {
-            **table.content,
+            **list_columns(table),
             "layout": asdict(sprites.compute_layout()),
             "names": list(classes),
             "examples": links.heatmaps,

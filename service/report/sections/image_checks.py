@@ -112,4 +112,4 @@ def _draw(
     parameters: dict[str, Any] = {"layer": layer, "method": "signed", "shuffled": has_shuffled_weights}
     origin = provenance.describe_example(example, **parameters)
     size: Any = example.pixels.shape[:2]
-    return Drawing(heatmap.quantize_signed_map(values, size), "check", text, origin, "png", DIVERGING)
+    return Drawing(heatmap.quantize_signed_map(values, size), "check", text, origin, "map", DIVERGING)

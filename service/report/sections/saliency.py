@@ -97,7 +97,7 @@ def _draw(
     origin = provenance.describe_example(example, method=method)
     if method == "integrated":
         values = maps.integrated_gradients[n].sum(axis=2)
-        return Drawing(heatmap.quantize_signed_map(values, size), "saliency", text, origin, "png", DIVERGING)
+        return Drawing(heatmap.quantize_signed_map(values, size), "saliency", text, origin, "map", DIVERGING)
     gradient = maps.gradient[n] if method == "gradient" else maps.smoothgrad[n]
     strongest_channel = np.abs(gradient).max(axis=2)
     return heatmap.build_drawing(strongest_channel, size, "saliency", text, origin)

@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from report_samples import make_run, metrics
+from report_samples import make_run, metrics, read_whole_page
 from shard_samples import make_record, write_shards
 
 from pipelines.errors import ConfigError
@@ -82,7 +82,7 @@ def test_one_pixel(tmp_path: Path, channels: int, kind: str) -> None:
         {"train": 4, "validation": 4},
         classifier((1, 1, channels), 2, *middle),
     )
-    html = render_report(run).read_text()
+    html = read_whole_page(render_report(run))
     assert figures(run)["summary"]["images"] == 4
     assert "<script>alert" not in html
     assert "&lt;script&gt;alert" in html
@@ -96,7 +96,7 @@ def test_a_wide_image_of_one_row(tmp_path: Path) -> None:
 def test_one_image_in_all(tmp_path: Path) -> None:
     model = classifier((8, 8, 1), 3, layers.Conv2D(3, 3, activation="relu"), layers.Flatten())
     run = odd_run(tmp_path, (8, 8, 1), ("a", "b", "c"), {"train": 1}, model)
-    html = render_report(run).read_text()
+    html = read_whole_page(render_report(run))
     assert figures(run)["summary"]["images"] == 1
     assert figures(run)["training_images"]["per_class"] == {"a": 1, "b": 0, "c": 0}
     assert "There is no validation split" in html

@@ -77,8 +77,11 @@ def test_a_report_is_published_in_another_bucket_and_redone_only_after_a_change(
     manifest = json.loads(store.read_bytes(run.report / "manifest.json"))
     pictures = [picture["file"] for picture in manifest["pictures"]]
     assert pictures
-    assert set(names) == {"index.html", "manifest.json", "summary.json", *pictures}
-    assert all(f'"{name}"' in html for name in pictures)
+    views = [view["file"] for view in manifest["views"]]
+    assert views
+    assert set(names) == {"index.html", "manifest.json", "summary.json", *views, *pictures}
+    shown = html + "".join(store.read_bytes(run.report / name).decode() for name in views)
+    assert all(name in shown for name in pictures)
     assert store.stat(run.report.parent / ".report.lock") is None
     address = f"http://127.0.0.1:{s3_server.filer_port}/buckets/{page.bucket}/{page.key}"
     with urlopen(address) as response:
@@ -98,6 +101,7 @@ def test_a_report_is_published_in_another_bucket_and_redone_only_after_a_change(
     render_reported_run(run, options=SMALL)
     uploaded = [request.key for request in proxy.requests if request.method == "PUT"]
     assert sum("/pictures/" in key for key in uploaded) < len(pictures) / 2
+    assert sum("/views/" in key for key in uploaded) < len(views)
     assert uploaded[-1].endswith("summary.json") or ".report.lock" in uploaded[-1]
     assert find_state(run) == UP_TO_DATE
 

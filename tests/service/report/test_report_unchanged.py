@@ -42,6 +42,8 @@ def runs(tmp_path: Path) -> Path:
         run.model_path.write_bytes(name.encode())
         (run.report / "pictures").mkdir(parents=True)
         (run.report / "pictures" / "map-1.png").write_bytes(b"")
+        (run.report / "views").mkdir()
+        (run.report / "views" / "data-1.js").write_bytes(b"")
         (run.report / "index.html").write_text("a report")
         fingerprint = compute_fingerprint(run, shards, ReportOptions(), PageOptions())
         manifest = {
@@ -49,6 +51,7 @@ def runs(tmp_path: Path) -> Path:
             "made_of": fingerprint,
             "single_file": False,
             "pictures": [{"file": "pictures/map-1.png"}],
+            "views": [{"file": "views/data-1.js"}],
             "figures": {"summary": {"best_accuracy": 0.75}},
         }
         (run.report / "manifest.json").write_text(json.dumps(manifest))
@@ -72,7 +75,9 @@ def test_the_index_shows_the_summaries_that_were_read(runs: Path) -> None:
     assert "first/report/index.html" in html
 
 
-@pytest.mark.parametrize("missing", ["index.html", "manifest.json", "pictures/map-1.png", "pictures"])
+@pytest.mark.parametrize(
+    "missing", ["index.html", "manifest.json", "pictures/map-1.png", "pictures", "views/data-1.js"]
+)
 def test_a_report_with_a_missing_file_is_due(runs: Path, missing: str) -> None:
     path = runs / "first" / "report" / missing
     if path.is_dir():

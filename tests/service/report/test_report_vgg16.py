@@ -123,4 +123,4 @@ def test_the_pictures_of_an_image_stay_small(
     assert max(sizes.values()) > 0.05 * limit
     thumbnails = {picture["file"] for picture in manifest["thumbnails"]}
     first_view = page.stat().st_size + sum((page.parent / file).stat().st_size for file in thumbnails)
-    assert first_view <= 300_000
+    assert first_view <= 250_000

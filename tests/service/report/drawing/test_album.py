@@ -50,9 +50,9 @@ def test_few_tiles_make_a_narrow_sheet():
 
 
 @pytest.mark.parametrize(
-    ("side", "shape", "suffix"), [(64, (128, 128), ".png"), (65, (65, 65), ".jpg"), (28, (112, 112), ".png")]
+    ("side", "shape", "suffix"), [(64, (128, 128), ".png"), (65, (65, 65), ".webp"), (28, (112, 112), ".png")]
 )
-def test_large_images_are_stored_as_jpeg_and_small_ones_as_enlarged_png(tmp_path, side, shape, suffix):
+def test_large_images_are_stored_as_webp_and_small_ones_as_enlarged_png(tmp_path, side, shape, suffix):
     picture = Album(tmp_path).add_photo(np.full((side, side, 3), 90, np.uint8), "x", "an image")
     assert picture.file.endswith(suffix)
     assert (picture.height, picture.width) == shape

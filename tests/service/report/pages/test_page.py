@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from report_samples import brightness_model, dim_and_bright, make_run, metrics
+from report_samples import brightness_model, dim_and_bright, make_run, metrics, read_whole_page
 
 from pipelines.registry import Registry
 from pipelines.shards.rejections import read_rejected_images
@@ -70,7 +70,7 @@ def render_sections(run: Run, out: Path, *sections: Section) -> Path:
 
 
 def html_of(run: Run) -> str:
-    return (run.report / "index.html").read_text()
+    return read_whole_page(run.report / "index.html")
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_failed_checks_are_listed_first(run, tmp_path):
     ]
     values = {"count": 1, "kept": 1, "listed": ()}
     section = Section("rejected", "Evaluated", values, {"checks": checks})
-    html = render_sections(run, tmp_path / "out", section).read_text()
+    html = read_whole_page(render_sections(run, tmp_path / "out", section))
     (failed,) = re.findall(r'<ul class="failed".*?</ul>', html, re.DOTALL)
     assert "<b>Pointing failed.</b> It points &lt;elsewhere&gt;." in failed
     assert "Energy" not in failed
@@ -179,7 +179,7 @@ def test_a_section_from_outside_brings_its_template(run, tmp_path):
     template = tmp_path / "colour.html"
     template.write_text("<p>Mean colour: {{ values.mean|number }}</p>")
     section = Section("colour", "Mean colour", {"mean": 127.5}, {"mean": 127.5}, template)
-    html = render_sections(run, tmp_path / "out", section).read_text()
+    html = read_whole_page(render_sections(run, tmp_path / "out", section))
     assert 'id="view-colour"' in html
     assert "<p>Mean colour: 128</p>" in html or "<p>Mean colour: 127.5</p>" in html
 

@@ -8,18 +8,15 @@ import pytest
 from service.inference.classifier import Features, Predictions
 from service.report.analysis.calibration import assess_calibration
 from service.report.analysis.embedding import embed
-from service.report.analysis.gallery import fit_table
 from service.report.pages.page import load_templates, remove_indentation, render
 from service.report.pages.scripts import load_scripts
 from service.report.sections import calibration, class_scores, embedding, thresholds
-from service.report.sections.gallery import MAX_TABLE_BYTES
 from service.report.sections.section import Section
 
 IMAGES = 10_000
 CLASSES = tuple("0123456789")
-# Of the 350 kB of the first view. Heatmaps, filters and other pictures take the rest.
-MAX_FRAME_BYTES = 95_000
-MAX_KNOWLEDGE_BYTES = 42_000
+MAX_FRAME_BYTES = 155_000  # of the 350 kB of the first view; the overview and its pictures take the rest
+MAX_KNOWLEDGE_BYTES = 64_000  # of four sections of a view that is loaded when it is shown
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def measure(section: Section | None) -> int:
     return len(remove_indentation(template.render(values=section.values)).encode())
 
 
-def test_scripts_and_styles_of_a_report_take_a_quarter_of_its_first_view() -> None:
+def test_scripts_and_styles_of_a_report_take_less_than_half_of_its_first_view() -> None:
     html = render("base.html", load_scripts())
     templates = load_templates()
     names = templates.list_templates(extensions=["css"])
@@ -64,11 +61,3 @@ def test_what_the_model_knows_about_many_images_stays_small(predictions: Predict
         measure(embedding.build_section(predictions, features, placed, CLASSES, "validation")),
     ]
     assert sum(sizes) <= MAX_KNOWLEDGE_BYTES, sizes
-
-
-def test_ten_thousand_images_fit_in_the_gallery(predictions: Predictions) -> None:
-    clusters = np.arange(IMAGES) % 7
-    table = fit_table(
-        predictions, clusters, lambda rows: [f"digits/{row}" for row in rows], IMAGES, MAX_TABLE_BYTES
-    )
-    assert len(table.indices) == IMAGES

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from PIL import Image
-from report_samples import brightness_model, dim_and_bright, make_run, metrics
+from report_samples import brightness_model, dim_and_bright, make_run, metrics, read_whole_page
 
 from pipelines.errors import ConfigError, TrainingError
 from service.checkpoint import (
@@ -170,7 +170,7 @@ def test_the_limit_of_heatmaps_is_the_highest_of_all_checkpoints():
 
 
 def test_the_report_of_a_run_shows_its_checkpoints(run, tmp_path):
-    html = render_report(run, options=SMALL).read_text()
+    html = read_whole_page(render_report(run, options=SMALL))
     assert 'id="view-compare"' in html
     figures = json.loads((run.report / "manifest.json").read_text())["figures"]["compare"]
     assert [(shown["epoch"], shown["roles"]) for shown in figures["runs"]["one"]] == [

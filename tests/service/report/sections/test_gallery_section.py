@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
-from gallery_samples import decode
+from gallery_samples import read_columns
 
 from service.inference.classifier import Predictions
-from service.report.analysis.gallery import alternate_classes, build_table, fit_table, select_images
+from service.report.analysis.gallery import alternate_classes, build_table, select_images
 from service.report.drawing.album import Album
 from service.report.drawing.sprites import SHEET_IMAGES
 from service.report.pages import page
@@ -75,7 +77,7 @@ def test_the_table_holds_the_predictions() -> None:
     predictions = predict_randomly(60, 5)
     indices = np.array([3, 17, 41, *np.flatnonzero(predictions.classes == predictions.labels)[-2:]])
     clusters = np.arange(60) % 7
-    table = build_table(predictions, indices, clusters, name_rows(indices), 3)
+    table = build_table(predictions, indices, clusters, name_rows(indices))
     for place, index in enumerate(indices):
         probabilities = predictions.probabilities[index]
         assert table.rows[place] == index
@@ -91,29 +93,7 @@ def test_the_table_holds_the_predictions() -> None:
 
 
 def test_two_classes_have_two_probabilities() -> None:
-    assert build_table(predict_randomly(5, 2), np.arange(5), None, None, 3).top.shape == (5, 2)
-
-
-@pytest.mark.parametrize(
-    ("max_bytes", "top", "has_ids", "is_complete"),
-    [
-        (14_000, 3, True, True),
-        (11_000, 2, True, True),
-        (10_000, 2, False, True),
-        (7_000, 1, False, True),
-        (3_000, 3, True, False),
-    ],
-)
-def test_as_much_as_fits_is_encoded(max_bytes: int, top: int, has_ids: bool, is_complete: bool) -> None:
-    predictions = predict_randomly(1000, 10)
-    encoded = fit_table(predictions, None, name_rows, 1000, max_bytes)
-    columns = dict(encoded.content["columns"])
-    assert 0.7 * max_bytes < len(encoded.content["data"]) <= max_bytes
-    assert (len(encoded.indices) == 1000) == is_complete
-    if is_complete:
-        assert sum(name.startswith("rest") for name in columns) == top
-        assert ("prefix" in columns) == has_ids
-    assert decode(encoded.content)["row"] == encoded.indices.tolist()
+    assert build_table(predict_randomly(5, 2), np.arange(5), None, name_rows(range(5))).top.shape == (5, 2)
 
 
 def test_clusters_are_described_by_their_most_frequent_class() -> None:
@@ -150,7 +130,8 @@ def test_sheets_hold_the_images_of_the_table_in_order(tmp_path) -> None:
     html = page.load_templates().get_template("gallery.html").render(values=section.values)
     assert f"All {count} validation images" in html
     assert "<b>" not in html
-    assert section.figures["table"]["data"] in html
+    columns = json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
+    assert read_columns(columns)["row"] == list(range(count))
 
 
 def test_no_images_make_no_gallery(tmp_path) -> None:

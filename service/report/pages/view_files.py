@@ -1,0 +1,28 @@
+"""Files of the views of a page: a page loads each view when it is first shown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from service.report.publish import VIEWS
+
+
+def add_view_file(directory: Path, name: str, html: str) -> dict[str, str]:
+    """Writes the markup of a view as a script, the only kind of file that a page on a disk can load.
+
+    Args:
+        directory: Directory of the page.
+        name: Name of the view.
+        html: Its markup, which `page.js` puts in the page.
+
+    Returns:
+        Entry for the manifest: the file, whose name contains a digest of its content, and its SHA-256.
+    """
+    script = f"deliver({json.dumps(f'view-{name}')},{json.dumps(html, ensure_ascii=False)});\n"
+    digest = hashlib.sha256(script.encode()).hexdigest()
+    file = f"{VIEWS}/{name}-{digest[:12]}.js"
+    (directory / VIEWS).mkdir(exist_ok=True)
+    (directory / file).write_text(script, encoding="utf-8")
+    return {"file": file, "sha256": digest}
