@@ -117,5 +117,4 @@ def test_texts_of_all_alerts_render(tmp_path: Path) -> None:
 
 def test_what_a_real_training_exported_are_the_gauges() -> None:
     recorded = {line.partition("{")[0] for line in RECORDED}
-    assert len(recorded) == len(RECORDED)
-    assert recorded <= list_gauges()
+    assert recorded == {name for name in list_gauges() if "_store_" not in name}  # its shards were on disk
