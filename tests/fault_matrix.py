@@ -27,6 +27,7 @@ from shard_samples import encode_png
 from tiny_models import register_tiny_models
 from training_samples import config_for, fit_run, noise_shards
 
+from pipelines.cluster import ray_session
 from pipelines.errors import GlassboxError
 from service.cli import main
 from service.failures import translate_failures
@@ -374,7 +375,7 @@ def hash_files(folder: Path) -> Iterator[tuple[str, str]]:
 def run_all(folder: Path, cases: list[Case]) -> int:
     """Runs cases and prints a table; returns the number of wrong outcomes."""
     counts: Counter[tuple[str, str]] = Counter()
-    with register_tiny_models():
+    with register_tiny_models(), ray_session():
         matrix = Matrix(folder)
         for case in cases:
             outcome, details = matrix.run_case(case)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from rich.table import Table
 
 from pipelines.remote.uri import Location
+from pipelines.shards.files import open_files
 from pipelines.shards.images import FULL
 from pipelines.shards.manifest import SHOWN_CLASSES, InlineSplit, Manifest, SplitManifest, load_manifest
 from pipelines.shards.rejections import count_reasons
+from pipelines.shards.split_index import open_table
 from pipelines.text import render_table
 
 
@@ -18,9 +20,12 @@ def describe_shards(directory: Location) -> str:
         directory: Path or URI of the shard set.
 
     Raises:
-        DataError: There is no shard set, or its manifest is damaged.
+        DataError: There is no shard set, or its manifest is damaged or belongs to other files.
     """
     manifest = load_manifest(directory)
+    files = open_files(directory)
+    for split in manifest.splits:
+        open_table(files, manifest, split)
     if manifest.store_size is None:
         size = "of any size"
     else:

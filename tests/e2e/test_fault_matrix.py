@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("_quiet")]
+pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("ray_cluster", "_quiet")]
 STEP = 37  # of the cases that are always run; it shares no factor with the numbers of damages and commands
 
 
