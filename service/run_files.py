@@ -41,18 +41,18 @@ class Status(BaseModel):
 
     model_config = ConfigDict(extra="allow", strict=True)
 
-    state: str = ""
+    state: str | None = None
     reason: str | None = None
     started: str | None = None
     finished: str | None = None
     progress: dict[str, Any] | None = None
-    caches: dict[str, str] = {}
-    notices: list[str] = []
-    timings: dict[str, float] = {}
-    environment: dict[str, Any] = {}
+    caches: dict[str, str] | None = None
+    notices: list[str] | None = None
+    timings: dict[str, float] | None = None
+    environment: dict[str, Any] | None = None
     scale: dict[str, Any] | None = None
     store: dict[str, Any] | None = None
-    mirror: dict[str, Any] = {}
+    mirror: dict[str, Any] | None = None
     world_size: int | None = None
 
 

@@ -174,7 +174,9 @@ class Manifest(Spec):
 
     def save(self, directory: Path) -> None:
         """Writes the manifest, which commits the shard set; with a digest of its content."""
-        content = add_digest(self.model_dump(mode="json"))
+        content = self.model_dump(mode="json")
+        if self.version != INLINE_VERSION:
+            content = add_digest(content)
         write_atomically(directory / FILE_NAME, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
     def digest(self) -> str:

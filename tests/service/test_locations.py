@@ -21,15 +21,21 @@ OTHER_OPTIONS = {
     "encoding",
     "format",
     "fit",
+    "gpu",
     "head",
+    "k8s",  # of submit: manifests on a disk, or - for standard input
     "label",
     "levels",
+    "name",  # of submit: the run
     "on_nan",
     "overrides",  # tested separately
+    "queue",
     "rows",
     "sheets",
+    "size",
     "split",
     "splits",
+    "storage",  # of plan: a kind of store
     "tta",
     "workers",  # of train: N or MIN:MAX
 }
@@ -73,7 +79,7 @@ def build_arguments(command: str, dest: str, value: str) -> list[str]:
     parser = dict(find_commands(build_parser()))[command]
     arguments = command.split()
     for action in parser._actions:
-        is_needed = action.required and action.dest not in OTHER_OPTIONS
+        is_needed = action.required
         if action.dest != dest and not is_needed:
             continue
         text = value if action.dest == dest else "plain"

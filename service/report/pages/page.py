@@ -260,7 +260,7 @@ def render(template: str, scripts: Sequence[Script], sections: Sequence[Section]
     return fill_template(templates, template, scripts=scripts, policy=policy, view_files={}, **values)
 
 
-def fill_template(templates: jinja2.Environment, name: str, **values: Any) -> str:
+def fill_template(templates: jinja2.Environment, name: str, /, **values: Any) -> str:
     """Fills in a template, and removes indentation from the result."""
     return remove_indentation(templates.get_template(name).render(**values))
 

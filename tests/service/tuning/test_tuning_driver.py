@@ -49,7 +49,7 @@ def test_how_a_trial_ends(
 ) -> None:
     run = Run(tmp_path / "run")
     run.create({"epochs": 3})
-    run.write_metrics([{"epoch": n} for n in range(done)])
+    run.write_metrics([{"epoch": n + 1} for n in range(done)])
     run.update_status(state=state, reason="before")
     record_end(run, error)
     assert (run.status()["state"], run.status()["reason"]) == ends

@@ -11,6 +11,7 @@ from PIL import Image
 from report_samples import brightness_model, dim_and_bright, make_run, metrics, read_whole_page
 
 from pipelines.registry import Registry
+from pipelines.shards.manifest import load_manifest
 from pipelines.shards.rejections import read_rejected_images
 from service.cli import main
 from service.models.metadata import ModelMetadata, append_metadata
@@ -47,8 +48,7 @@ MINUS = "\N{MINUS SIGN}"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("page")
     shards = dim_and_bright(folder / "shards", ("train", "validation", "test"))
-    manifest = shards / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"rejected": 0', '"rejected": 60'))
+    load_manifest(shards).model_copy(update={"rejected": 60}).save(shards)
     lines = [f'{{"id": "a/{n}.jpg", "reason": "ends in the <middle>"}}\n' for n in range(60)]
     (shards / "rejected.jsonl").write_text("".join(lines))
     run = make_run(folder / "runs" / "tuesday", shards, brightness_model(), metrics(3))
