@@ -16,7 +16,7 @@ from pipelines.spec import AugmentSpec, DataSpec, ShardSpec
 
 from .datasets import Dataset
 from .explanations import Activations, Heatmaps, activations, heatmaps
-from .models import evaluate, load_model, predict
+from .models import evaluate, export, load_model, predict
 from .plans import plan
 from .reports import look, preview, report
 from .runs import TrainedRun, load_config, load_run, resume, train
@@ -38,6 +38,7 @@ __all__ = [
     "activations",
     "build_shards",
     "evaluate",
+    "export",
     "heatmaps",
     "load_config",
     "load_model",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipelines.remote.files import resolve_location
-from pipelines.remote.uri import Uri
+from pipelines.remote.uri import Location, Uri
 from service.failures import translate_failures
 
 if TYPE_CHECKING:
@@ -155,6 +155,62 @@ def predict(  # noqa: PLR0913 (keyword options of a public function)
             custom_objects=custom_objects,
         )
         return parquet.read_table(out)
+
+
+@translate_failures()
+def export(  # noqa: PLR0913 (keyword options of a public function)
+    model: str | os.PathLike[str] | Uri,
+    format: str = "savedmodel",
+    out: str | os.PathLike[str] | Uri | None = None,
+    *,
+    fitted: bool = False,
+    classes: Sequence[str] | None = None,
+    scale: float | None = None,
+    offset: float | None = None,
+    head: Head | None = None,
+    fit: Fit | None = None,
+    resize: int | None = None,
+    antialias: bool = False,
+    custom_objects: Sequence[str] = (),
+) -> Location:
+    """Exports a model with its preprocessing and class names, and a model card beside it.
+
+    The file takes decoded images, uint8, and returns probabilities. It is compared with the model before it
+    appears at `out`.
+
+    Args:
+        model: A run, or path or URI of a run directory or of a model file made anywhere.
+        format: `savedmodel`, `onnx` (with the extra `onnx`) or `tflite`.
+        out: Directory to create, or its URI; None for `exports/NAME-FORMAT`.
+        fitted: Leave out the entry for images of any size, for runtimes that need fixed shapes.
+        classes: Class names; None for those of the model, else `class_0`, `class_1` and so on.
+        scale: Factor on pixels of 0 to 255 before they enter the model; None infers it.
+        offset: Summand after the multiplication; requires `scale`.
+        head: Whether the outputs are `probabilities` or `logits`; None infers it.
+        fit: How images of other proportions are made to fit: `stretch`, `crop` or `pad`; None for what the
+            model was trained with, or `stretch` if that is not known.
+        resize: With `fit` crop, the length that the shorter side is resized to before the crop.
+        antialias: With `fit`, whether images that are made smaller are low-pass filtered.
+        custom_objects: Modules with the custom layers of the model, see `load_model`.
+
+    Returns:
+        Path or URI of the exported file, or of the folder of a SavedModel.
+
+    Raises:
+        ConfigError: The model or the format cannot be used, `out` exists, or the answers differ.
+    """
+    from service.export.job import ExportRequest, export_model
+    from service.inference.options import PredictOptions
+
+    request = ExportRequest(
+        model=resolve_location(model),
+        format=format,
+        is_fitted=fitted,
+        classes=None if classes is None else tuple(classes),
+        options=PredictOptions(scale, "none", offset, head, fit, resize, antialias),
+        custom_objects=tuple(custom_objects),
+    )
+    return export_model(request, None if out is None else resolve_location(out)).file
 
 
 def _name_data(data: str | os.PathLike[str] | Uri) -> str:

@@ -101,6 +101,14 @@ class TrainedRun:
 
         return report(self, **options)
 
+    def export(
+        self, format: str = "savedmodel", out: str | os.PathLike[str] | Uri | None = None, **options: Any
+    ) -> Location:
+        """Exports the model of the best epoch; see `glassbox.export`."""
+        from .models import export
+
+        return export(self, format, out, **options)
+
     def _repr_html_(self) -> str:
         title = f"<b>{html.escape(self.path.name)}</b> ({html.escape(self.state)})"
         epochs = self._open("metrics").metrics()

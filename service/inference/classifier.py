@@ -330,13 +330,13 @@ class Classifier:
         interpretation = self.interpretation
 
         def run(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            if not with_features:
+                return compute_probabilities(model, interpretation, images), tf.zeros(
+                    (tf.shape(images)[0], 0)
+                )
             pixels = interpretation.pixels.apply(tf.cast(images, tf.float32))
-            if with_features:
-                outputs, received, self.feature_layer = run_with_features(model, pixels)
-                features = _average_positions(tf.cast(received, tf.float32))
-            else:
-                outputs = model(pixels, training=False)
-                features = tf.zeros((tf.shape(images)[0], 0))
+            outputs, received, self.feature_layer = run_with_features(model, pixels)
+            features = _average_positions(tf.cast(received, tf.float32))
             return _to_probabilities(tf.cast(outputs, tf.float32), interpretation), features
 
         @tf.function(input_signature=[tf.TensorSpec((None, *self._shape), tf.uint8)])
@@ -448,6 +448,22 @@ def _average_positions(values: tf.Tensor) -> tf.Tensor:
     if values.shape.rank <= 2:
         return values
     return tf.reduce_mean(values, axis=list(range(1, values.shape.rank - 1)))
+
+
+def compute_probabilities(model: keras.Model, interpretation: Interpretation, images: tf.Tensor) -> tf.Tensor:
+    """Maps images of the size of a model to probabilities, in inference mode.
+
+    Args:
+        model: Classifier, see `Classifier`.
+        interpretation: How pixels enter the model and what its outputs mean.
+        images: uint8 `[B, H, W, C]`.
+
+    Returns:
+        float32 `[B, K]`, K >= 2; each row sums to 1.
+    """
+    pixels = interpretation.pixels.apply(tf.cast(images, tf.float32))
+    outputs = model(pixels, training=False)
+    return _to_probabilities(tf.cast(outputs, tf.float32), interpretation)
 
 
 def _to_probabilities(outputs: tf.Tensor, interpretation: Interpretation) -> tf.Tensor:

@@ -138,13 +138,24 @@ def append_metadata(path: Path, metadata: ModelMetadata) -> None:
     """Adds metadata to a `.keras` file that has none, without rewriting the rest of the file.
 
     Args:
-        path: File that Keras has saved.
+        path: File that Keras has saved, or a file whose readers ignore what follows its content.
         metadata: The metadata to add.
     """
-    member = zipfile.ZipInfo(MEMBER, EARLIEST_DATE)
+    append_text(path, MEMBER, metadata.to_json())
+
+
+def append_text(path: Path, name: str, text: str) -> None:
+    """Adds a text to a zip archive; to any other file, an archive that holds it.
+
+    Args:
+        path: File that has no member of this name.
+        name: Name of the member.
+        text: Its content.
+    """
+    member = zipfile.ZipInfo(name, EARLIEST_DATE)
     member.external_attr = REGULAR_FILE
     with zipfile.ZipFile(path, "a") as archive:
-        archive.writestr(member, metadata.to_json())
+        archive.writestr(member, text)
 
 
 def read_metadata(path: Path) -> ModelMetadata | None:

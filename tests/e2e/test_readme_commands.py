@@ -27,6 +27,7 @@ DOCUMENTS = (
     "CONTRIBUTING.md",
     "pipelines/README.md",
     "pipelines/remote/README.md",
+    "service/export/README.md",
     "service/training/README.md",
     "service/report/README.md",
     "tests/README.md",

@@ -39,7 +39,7 @@ OTHER_OPTIONS = {
     "tta",
     "workers",  # of train: N or MIN:MAX
 }
-CLASS_NAMES = ("look", "predict")  # commands whose --classes are names, not a file
+CLASS_NAMES = ("export", "look", "predict")  # commands whose --classes are names, not a file
 UNKNOWN = "ftp://host/path/name"
 
 
