@@ -6,6 +6,8 @@ run under podman.
 
 from __future__ import annotations
 
+import copy
+import json
 import os
 import re
 import secrets
@@ -18,9 +20,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from image_engine import BASE_IMAGE, Engine, find_missing_tools, request, wait_until
-from kube_pods import Pod, list_pods
+from kube_pods import SUFFIX, Pod, list_pods
 from kube_render import K8S, load_rayjob_example, run_kustomize
 from lint_versions import image_tag
+
+from service.kubernetes.rayjob import TrainingJob, render_rayjob
 
 HEAD_NAME = "glassbox-head-svc.glassbox.svc.cluster.local"
 TRAINING = (
@@ -32,6 +36,7 @@ SANDBOX_SCRIPT = (
 )
 SANDBOX = ["1000", "touch: cannot touch '/etc/x': Read-only file system", "0" * 16, "0" * 16, "1", "2"]
 GAUGE = re.compile(r"ray_glassbox_\w+")
+STORE_GAUGES = "ray_glassbox_store_"  # exported only where shards come from a bucket
 
 
 class UnexpectedResultError(Exception):
@@ -61,6 +66,12 @@ def expect(condition: bool, what: str, received: object) -> None:
     if not condition:
         raise UnexpectedResultError(f"Expected {what}. Received: {received}")
     print(f"    {what}", flush=True)
+
+
+def list_local_gauges() -> set[str]:
+    """Returns the gauges of the dashboard that a training of local shards exports: all but the store's."""
+    dashboard = (K8S / "components/monitoring/dashboard.json").read_text()
+    return {name for name in GAUGE.findall(dashboard) if not name.startswith(STORE_GAUGES)}
 
 
 def main() -> int:
@@ -130,7 +141,12 @@ def _run(engine: Engine, pods: dict[str, Pod]) -> None:
         expect(status == 200, "the worker's health check succeeds", worker)
     for container in ("head-ray-head", "worker-ray-worker"):
         _check_sandbox(engine, container)
+    _check_login_shell(engine, "head-ray-head")
     _submit_jobs(engine, head, worker, token)
+    _drain(engine, head, token)
+    for name in ("worker", "head"):
+        engine.remove(name)
+    _run_job_cluster(engine, values)
     _run_reports(engine, pods, values, runs)
 
 
@@ -146,6 +162,13 @@ def _check_sandbox(engine: Engine, container: str) -> None:
         f"{container}: user 1000, read-only root, no capabilities, no new privileges, seccomp",
         lines,
     )
+
+
+def _check_login_shell(engine: Engine, container: str) -> None:
+    script = "bash -lc 'command -v glassbox python ray'"
+    lines = engine.execute(container, script).split()
+    expected = [f"/opt/glassbox/bin/{name}" for name in ("glassbox", "python", "ray")]
+    expect(lines == expected, "a login shell finds glassbox, python and ray", lines)
 
 
 def _submit_jobs(engine: Engine, head: str, worker: str, token: str) -> None:
@@ -170,13 +193,19 @@ def _submit_jobs(engine: Engine, head: str, worker: str, token: str) -> None:
         expect(success, "it runs on the cluster", (result.stdout + result.stderr)[-3000:])
     with step("the submitter of a RayJob"):
         (submitter,) = list_pods(load_rayjob_example())
-        # The operator's command without its wait for the dashboard.
-        command = f"ray job submit --address http://{head}:8265 -- glassbox presets"
-        submitter.spec["containers"][0] |= {"command": ["/bin/bash", "-c", "--"], "args": [command]}
-        engine.play(submitter, "submitter", {"auth_token": token})
-        code, output, errors = engine.wait_for_exit("submitter-ray-job-submitter", 300)
-        success = code == 0 and any("succeeded" in line for line in output)
-        expect(success, "it exits with 0", f"{code}\n{output}\n{errors}")
+        _run_submitter(engine, submitter, "submitter", head, "glassbox presets", token)
+
+
+def _run_submitter(engine: Engine, pod: Pod, name: str, head: str, entrypoint: str, token: str) -> None:
+    """Submits a job from the pod that the operator starts for a RayJob, and waits until it succeeded."""
+    # The operator's command without its wait for the dashboard.
+    command = f"ray job submit --address http://{head}:8265 -- {entrypoint}"
+    pod.spec["containers"][0] |= {"command": ["/bin/bash", "-c", "--"], "args": [command]}
+    engine.play(pod, name, {"auth_token": token})
+    code, output, errors = engine.wait_for_exit(f"{name}-ray-job-submitter", 900)
+    success = code == 0 and any("succeeded" in line for line in output)
+    expect(success, f"the job of {name} succeeds", f"{code}\n{output}\n{errors}")
+    engine.remove(name)
 
 
 def _check_refused(engine: Engine, submit: tuple[str, ...], name: str, environment: dict[str, str]) -> None:
@@ -203,13 +232,58 @@ def _submit_training(
             time.sleep(1)
         result = training.result()
         expect(result.returncode == 0, "the training succeeds", (result.stdout + result.stderr)[-3000:])
-        dashboard = (K8S / "components/monitoring/dashboard.json").read_text()
         expect(
-            set(GAUGE.findall(dashboard)) <= gauges,
+            list_local_gauges() <= gauges,
             "the worker's metrics need no token and contain the gauges of the dashboard",
             sorted(gauges),
         )
         print(f"    {', '.join(sorted(gauges))}")
+
+
+def _drain(engine: Engine, head: str, token: str) -> None:
+    """Runs the preStop hook of the head while a training runs, which has to save and stop."""
+    ray = str(Path(sys.executable).parent / "ray")
+    environment = os.environ | {
+        "RAY_API_SERVER_ADDRESS": f"http://{head}:8265",
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": token,
+        "HOME": "/nonexistent",
+    }
+    words = [word for word in TRAINING if not word.startswith("epochs=")]
+    words[words.index("/runs/first")] = "/runs/drained"
+    with step("the head's preStop hook during a training"):
+        engine.run(ray, "job", "submit", "--no-wait", "--", *words, "epochs=1000", env=environment)
+
+        def read_state() -> str:
+            text = engine.execute("head-ray-head", "cat /runs/drained/status.json")
+            return str(json.loads(text or "{}").get("state"))
+
+        wait_until(lambda: read_state() == "training", 300, "training")
+        start = time.monotonic()
+        engine.execute("head-ray-head", "glassbox drain --seconds 540")
+        seconds = time.monotonic() - start
+        state = read_state()
+        expect(state == "interrupted" and seconds < 540, "the training saves and stops in time", state)
+
+
+def _run_job_cluster(engine: Engine, values: dict[str, str]) -> None:
+    """Runs head and worker of a RayJob that `glassbox submit` renders, and its entrypoint on the head."""
+    documents = run_kustomize(K8S / "overlays/cpu-dev")
+    job = render_rayjob(documents, TrainingJob("second", "demo", "/shards/evidence", overrides=["epochs=1"]))
+    pods = {pod.role: pod for pod in list_pods([*documents, job]) if pod.owner == "RayJob/second"}
+    with step("cluster of a RayJob"):
+        head = engine.play(pods["head"], "job-head", values)
+        status, _ = request(f"http://{head}:52365/api/healthz", 300)
+        expect(status == 200, "the head's health check succeeds", head)
+        name = f"second{SUFFIX}-head-svc.glassbox.svc.cluster.local"
+        worker = engine.play(pods["worker"], "job-worker", values, {name: head})
+        status, _ = request(f"http://{worker}:52365/api/healthz", 300)
+        expect(status == 200, "the worker's health check succeeds", worker)
+        for name in ("submitter-of-job", "submitter-of-retry"):  # a retry finds the run of the first
+            submitter = copy.deepcopy(pods["submitter"])
+            _run_submitter(engine, submitter, name, head, job["spec"]["entrypoint"], values["auth_token"])
+    for name in ("job-worker", "job-head"):
+        engine.remove(name)
 
 
 def _run_reports(engine: Engine, pods: dict[str, Pod], values: dict[str, str], runs: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
+from image_run import list_local_gauges
 from kube_render import K8S
 from lint_monitoring import list_gauges
 
@@ -118,3 +119,8 @@ def test_texts_of_all_alerts_render(tmp_path: Path) -> None:
 def test_what_a_real_training_exported_are_the_gauges() -> None:
     recorded = {line.partition("{")[0] for line in RECORDED}
     assert recorded == {name for name in list_gauges() if "_store_" not in name}  # its shards were on disk
+
+
+def test_image_test_expects_what_a_training_of_local_shards_exports() -> None:
+    """The store's gauges are exported only where shards come from a bucket."""
+    assert list_local_gauges() == {line.partition("{")[0] for line in RECORDED}
