@@ -11,6 +11,7 @@ from worker import Rounds
 SPLIT = "train"
 SEED = 0
 CONCURRENT_FETCHES = 8
+EPOCHS = 1000  # of a training, which is one pass over the shards
 
 
 def client(bucket: str, prefix: str) -> Rounds:
@@ -39,6 +40,8 @@ def rows(
 ) -> Rounds:
     """Reads the encoded images of an epoch in their order, with their checksums.
 
+    All rounds are epochs of one pass, as in a training, unless the cache is emptied before each.
+
     Args:
         location: The shard set.
         cache: Folder of the cache.
@@ -52,22 +55,26 @@ def rows(
     from pipelines.input.reader import ShardReader
 
     os.environ["GLASSBOX_CACHE"] = cache
-    reader = ShardReader(location, SPLIT, cache_gb)
-    epoch = 0
+    epochs = 1 if is_cold else EPOCHS
+
+    def open_pass(epoch: int) -> tuple[OrderSpec, PassReader]:
+        reader = ShardReader(location, SPLIT, cache_gb)
+        spec = OrderSpec((reader.shard_rows,), batch, SEED, window)
+        return spec, PassReader(reader, Pass(spec, epoch, epochs, 0, EpochOrder(spec, epoch).steps))
+
     yield None
-    while True:
+    for epoch in range(EPOCHS):
         if is_cold:
             shutil.rmtree(cache, ignore_errors=True)
-            reader = ShardReader(location, SPLIT, cache_gb)
-        spec = OrderSpec((reader.shard_rows,), batch, SEED, window)
+        if is_cold or epoch == 0:
+            spec, current = open_pass(epoch)
         order = EpochOrder(spec, epoch)
-        current = PassReader(reader, Pass(spec, epoch, 1, 0, order.steps))
         for step in range(order.steps):
             numbers = order.find_rows(range(step, step + 1))[0]
             current.reader.read_images(numbers[numbers >= 0])
             current.finish(epoch, step)
-        current.close()
-        epoch += 1
+        if is_cold:
+            current.close()
         yield None
 
 
