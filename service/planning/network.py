@@ -84,7 +84,7 @@ class SyntheticBatches:
             "row": rows.astype(np.int64),
         }
         if config.augment is not None:
-            stored = np.tile(np.int32(STORED_SHAPE), (size, 1))
+            stored = np.tile(np.array(STORED_SHAPE, np.int32), (size, 1))
             batch |= draw(config.augment, config.seed, 1, rows, config.data, stored)
         return tf.data.Dataset.from_tensors(batch).cache().repeat()
 

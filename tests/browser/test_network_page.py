@@ -35,7 +35,7 @@ def test_a_block_opens_by_keyboard_and_its_layer_leads_to_its_activations(
     assert find_violations(browser) == []
     browser.run(f"{link}.focus()")
     browser.press("Enter")
-    browser.until("!document.querySelector('#view-layers').hidden")
+    browser.until("document.querySelector('#layer-convolution') !== null")  # its view is loaded
     assert browser.run("location.hash") == "#layer-convolution"
     top = browser.run("document.querySelector('#layer-convolution').getBoundingClientRect().top")
     assert 0 <= top < 400

@@ -79,7 +79,7 @@ def build_arguments(command: str, dest: str, value: str) -> list[str]:
     parser = dict(find_commands(build_parser()))[command]
     arguments = command.split()
     for action in parser._actions:
-        is_needed = action.required
+        is_needed = action.required and action.nargs != "*"  # which argparse calls required
         if action.dest != dest and not is_needed:
             continue
         text = value if action.dest == dest else "plain"
