@@ -117,6 +117,8 @@ def test_an_object_that_does_not_exist_is_an_error_and_never_a_local_folder(
     for command, dest in LOCATION_OPTIONS:
         if command.startswith("cache"):  # needs no shard set
             continue
+        if (command, dest) == ("report", "all"):  # a prefix without objects holds no runs
+            continue
         code = main(build_arguments(command, dest, f"{bucket.url}/none.yaml"))
         error = capsys.readouterr().err
         assert code in (2, 3), (command, dest, error)
@@ -124,7 +126,7 @@ def test_an_object_that_does_not_exist_is_an_error_and_never_a_local_folder(
         assert not list(tmp_path.glob("s3:*")), (command, dest)
         if f"{bucket.url}/none.yaml" in error:
             named.append(dest)
-    inputs = {dest for _, dest in LOCATION_OPTIONS} - {"out", "custom_objects", "location"}
+    inputs = {dest for _, dest in LOCATION_OPTIONS} - {"out", "custom_objects", "location", "all"}
     assert inputs - set(named) <= {"images", "samples", "space"}  # of which others are missing first
     assert [path.name for path in tmp_path.iterdir()] in ([], ["cache"])
 
