@@ -227,6 +227,24 @@ SPECS: dict[str, Schema] = {
         "ingress": [{"from": [PEER], "ports": POLICY_PORTS}],
         "egress": [{"to": [PEER], "ports": POLICY_PORTS}],
     },
+    "Ingress": {
+        "ingressClassName": NAME,
+        "tls": [{"hosts": None, "secretName": NAME}],
+        "rules": [
+            {
+                "host": re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+"),
+                "http": {
+                    "paths": [
+                        {
+                            "path": ("/",),
+                            "pathType": ("Prefix",),
+                            "backend": {"service": {"name": NAME, "port": {"name": PORT_NAME}}},
+                        }
+                    ]
+                },
+            }
+        ],
+    },
     "PodDisruptionBudget": {
         "minAvailable": None,
         "unhealthyPodEvictionPolicy": ("AlwaysAllow",),

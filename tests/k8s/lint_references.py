@@ -13,7 +13,11 @@ from kube_quantities import parse_quantity
 from kube_render import Document
 
 # Secrets with their keys; commands in k8s/README.md create them.
-SECRETS = {"glassbox-ray-token": {"auth_token"}, "registry": {".dockerconfigjson"}}
+SECRETS = {
+    "glassbox-ray-token": {"auth_token"},
+    "registry": {".dockerconfigjson"},
+    "login": {"client-id", "client-secret", "cookie-secret"},
+}
 BUILT_IN_CLUSTER_SCOPED = {"Namespace", "PriorityClass"}
 CLUSTER_SCOPED = BUILT_IN_CLUSTER_SCOPED | {"ResourceFlavor", "ClusterQueue"}
 VOLUME_SOURCES = {
