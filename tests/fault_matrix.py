@@ -234,11 +234,15 @@ def run_command(words: list[object], observe: Callable[[str], str]) -> Result:
 def capture(call: Callable[[], int], observe: Callable[[str], str]) -> Result:
     """Runs a call, and captures what it prints."""
     text = io.StringIO()
+    handler = logging.StreamHandler(text)
+    logging.getLogger("service").addHandler(handler)
     try:
         with redirect_stdout(text), redirect_stderr(text):
             code = call()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - an exception is what the matrix looks for
         return Result(1, f"{text.getvalue()}\n{type(error).__name__}: {error}\n{traceback.format_exc()}", "")
+    finally:
+        logging.getLogger("service").removeHandler(handler)
     return Result(code, text.getvalue(), "" if code else observe(text.getvalue()))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,8 @@ from service.report.analysis.activations import find_inactive_channels, standard
 from service.report.analysis.gradcam import CamExtractor
 from service.report.analysis.network import LayerInfo, Network
 from service.report.analysis.patterns import FilterPatterns, choose_pattern_size, compute_filter_patterns
+
+logger = logging.getLogger(__name__)
 
 # Largest number of convolutions whose channels are collected.
 MAX_LAYERS = 3
@@ -76,7 +79,8 @@ def run_checkpoints(  # noqa: PLR0913 (how the model is interpreted is three of 
     for checkpoint in checkpoints:
         try:
             checkpoint.load(model)
-        except TrainingError:
+        except TrainingError as error:
+            logger.warning("left out of the report: %s", error)
             continue
         logits, channels = run_images(images)
         maps = np.zeros((len(images), 0, 0), np.float32)
