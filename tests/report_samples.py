@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+from PIL import Image
 from shard_samples import make_record, write_shards
 
 from pipelines.shards.manifest import FILE_NAME, load_manifest
@@ -110,3 +111,20 @@ def make_run(
             run.write_metadata(ModelMetadata(manifest.classes, manifest.digest(), (8, 8), 1))
         run.write_model(model.save)
     return run
+
+
+def find_palette_indices(path: Path, palette: np.ndarray) -> np.ndarray:
+    """Returns the nearest colour of a palette for every pixel of a picture, which may be encoded with losses.
+
+    Args:
+        path: File of the picture.
+        palette: uint8 `[P, 3]`.
+
+    Returns:
+        Indices into the palette, `[H, W]`.
+    """
+    with Image.open(path) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    distances = np.abs(pixels[:, :, None] - palette.astype(int)).sum(axis=-1)  # [H, W, P]
+    indices: np.ndarray = distances.argmin(axis=-1)
+    return indices

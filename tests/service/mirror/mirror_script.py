@@ -88,7 +88,7 @@ def main() -> None:
     try:
         with open_output(location, mode == "new", lambda name: f"resume {name}") as output:
             if mode == "new":
-                output.run.create({"preset": "none"})
+                output.run.create({"preset": "none", "keep_checkpoints": KEEP, "model": "none"})
             output.start()
             print(f"started {os.getpid()} {output.run.path}", flush=True)
             try:

@@ -8,12 +8,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
-from PIL import Image
-from report_samples import brightness_model, dim_and_bright
+from report_samples import brightness_model, dim_and_bright, find_palette_indices
 
 from pipelines.errors import ConfigError
 from service.cli import main
 from service.models.metadata import ModelMetadata, append_metadata
+from service.report.drawing.colours import SEQUENTIAL
 from service.report.pages.comparison import distinguish_names, render_comparison
 
 pytestmark = pytest.mark.heavy
@@ -102,14 +102,15 @@ def test_both_heatmaps_of_an_image_share_one_scale(page: Path) -> None:
         for origin in entry["made_from"]:
             if entry["file"].startswith("pictures/map-") and origin["rows"] == [2]:
                 assert origin["limit"] == maps[2]["limit"] == max(maps[2]["highest"].values())
-                with Image.open(page / entry["file"]) as image:
-                    brightest.append((origin["layer"], int(np.asarray(image).max())))
+                indices = find_palette_indices(page / entry["file"], SEQUENTIAL)
+                brightest.append((origin["layer"], int(indices.max())))
     highest = maps[2]["highest"]
-    assert dict(brightest) == {
-        "convolution": round(253 * highest["first"] / maps[2]["limit"]),
-        "values": round(253 * highest["second"] / maps[2]["limit"]),
+    expected = {
+        "convolution": 253 * highest["first"] / maps[2]["limit"],
+        "values": 253 * highest["second"] / maps[2]["limit"],
     }
-    assert len(set(dict(brightest).values())) == 2  # on scales of their own, both would be 253
+    assert min(expected.values()) < 240  # on scales of their own, both would be 253
+    assert dict(brightest) == pytest.approx(expected, abs=6)  # WebP has losses
 
 
 def test_a_second_page_is_the_same_to_the_byte(page: Path, inputs: Path) -> None:
