@@ -34,7 +34,7 @@ from filelock import FileLock, Timeout
 from pipelines.errors import ConfigError, DataError
 from pipelines.storage import hash_file, hash_json, lock_file, replace_file, write_atomically
 from service.checkpoint_record import FILE_NAME as CHECKPOINT_RECORD
-from service.checkpoint_record import PATTERN, read_newest_record
+from service.checkpoint_record import PATTERN, CheckpointRecord, read_newest_record
 from service.models.metadata import ModelMetadata, append_metadata, read_metadata
 from service.run_files import (
     CodeManifest,
@@ -376,13 +376,23 @@ class Run:
             DataError: A line is damaged.
         """
         record = read_newest_record(self.checkpoints)
-        if record and record.layers and self.hash_layers(record.epoch) not in (None, record.layers):
+        if record and record.layers and not self._has_layers_of(record):
             raise DataError(
                 "the norms of layers that the checkpoint recorded",
                 f"file={self.layers_path} (others)",
                 "restore the file, or remove it: reports do without it",
             )
         return read_layers(self.layers_path)
+
+    def _has_layers_of(self, record: CheckpointRecord) -> bool:
+        """Tells whether the norms of layers are those that a checkpoint recorded, or were removed."""
+        if not self.layers_path.exists():
+            return True
+        # Resumed before this checkpoint, because its arrays are damaged, a run has fewer epochs for a while.
+        epochs = min(record.epoch, len(read_lines(self.metrics_path)))
+        if epochs < record.epoch:
+            return len(read_lines(self.layers_path)) >= epochs
+        return self.hash_layers(epochs) == record.layers
 
     def hash_layers(self, epochs: int) -> str | None:
         """Returns a digest of the norms of layers for the first epochs; None if there is no file of them.
@@ -410,7 +420,7 @@ class Run:
             self._write_layers(self._layers_until(after))
 
     def _layers_until(self, epoch: int) -> list[dict[str, Any]]:
-        return [record for record in self.layers() if record["epoch"] <= epoch]
+        return [record for record in read_layers(self.layers_path) if record["epoch"] <= epoch]
 
     def _write_layers(self, records: Sequence[dict[str, Any]]) -> None:
         lines = [json.dumps(record, separators=(",", ":")) + "\n" for record in records]
