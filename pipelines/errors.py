@@ -3,7 +3,25 @@
 from __future__ import annotations
 
 import difflib
+import struct
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterable
+
+# Errors that the libraries raise on damaged archives.
+ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    struct.error,
+    zlib.error,
+    OSError,
+    EOFError,
+    ValueError,
+    OverflowError,
+    NotImplementedError,
+    RecursionError,
+)
 
 
 class GlassboxError(Exception):

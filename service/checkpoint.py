@@ -15,15 +15,15 @@ from pipelines.errors import ConfigError, TrainingError
 from pipelines.storage import hash_file, replace_directory
 from service.checkpoint_record import (
     FILE_NAME,
-    NAME,
     CheckpointRecord,
     format_record,
     list_checkpoints,
+    parse_name,
     read_record,
     sort_checkpoints,
 )
 from service.milestones import find_milestone_epoch
-from service.models.metadata import ARCHIVE_ERRORS
+from service.models.metadata import MODEL_FILE_ERRORS
 from service.runs import Run, score
 
 STATE = "state.npz"
@@ -150,7 +150,7 @@ class RunCheckpoint:
             with np.load(file) as state:
                 # The variables of the model come first.
                 arrays = [state[name] for name in sorted(state.files)[: len(variables)]]
-        except (*ARCHIVE_ERRORS, SyntaxError):  # NumPy parses the header of an array as Python
+        except (*MODEL_FILE_ERRORS, SyntaxError):  # NumPy parses the header of an array as Python
             raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", fix) from None
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
             raise TrainingError("a checkpoint of the run's own model", f"checkpoint={self.path}", fix)
@@ -171,10 +171,9 @@ def list_run_checkpoints(run: Run, limit: int) -> list[RunCheckpoint]:
         if epoch:
             saved[epoch] = RunCheckpoint(epoch, path)
     for path in list_checkpoints(run.checkpoints):
-        name = NAME.fullmatch(path.name)
-        is_end_of_epoch = name is not None and name[2] is None
-        if name and is_end_of_epoch and (path / STATE).is_file() and read_record(path):
-            saved[int(name[1])] = RunCheckpoint(int(name[1]), path)
+        record = read_record(path)
+        if record and record.step == 0 and (path / STATE).is_file():
+            saved[record.epoch] = RunCheckpoint(record.epoch, path)
     best = Position("", tuple(run.metrics())).best_epoch
     return [saved[epoch] for epoch in choose_epochs(saved, best, limit)]
 
@@ -389,8 +388,8 @@ def describe_newest(directory: Path) -> NewestCheckpoint | None:
 
 def find_epoch(name: str) -> int:
     """Returns the number of finished epochs at a checkpoint, from its name; 0 for other names."""
-    match = NAME.fullmatch(name)
-    return int(match[1]) if match else 0
+    position = parse_name(name)
+    return position[0] if position else 0
 
 
 def _read_whole(path: Path) -> CheckpointRecord | None:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipelines.errors import ConfigError, DataError
+from pipelines.errors import ARCHIVE_ERRORS, ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.remote.files import fetch_object
 from pipelines.remote.uri import Location, parse_location
@@ -36,7 +36,6 @@ from pipelines.sources.layout import (
 )
 from pipelines.sources.locations import hash_version, parse_source_location
 from pipelines.sources.members import (
-    ARCHIVE_ERRORS,
     DamagedMemberError,
     Member,
     build_seek_points,

@@ -30,20 +30,6 @@ MAX_STAMP = 2**62  # seconds; also excludes infinity, and NaN, which no comparis
 UTF8_FLAG = 0x800
 ENCRYPTED_FLAG = 0x1
 
-# Errors that the libraries raise on damaged archives.
-ARCHIVE_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    struct.error,
-    zlib.error,
-    OSError,
-    EOFError,
-    ValueError,
-    OverflowError,
-    NotImplementedError,
-    RecursionError,
-)
-
 
 class Member(NamedTuple):
     """One entry of an archive.

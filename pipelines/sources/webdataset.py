@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from operator import itemgetter
 from typing import IO, Any
 
-from pipelines.errors import DataError
+from pipelines.errors import ARCHIVE_ERRORS, DataError
 from pipelines.records import Example, Rejected
 from pipelines.remote.store import read_range
 from pipelines.remote.uri import Location, Uri, parse_location
@@ -16,7 +16,7 @@ from pipelines.sources.base import SOURCES, build_read_error
 from pipelines.sources.columns import find_column
 from pipelines.sources.layout import MAX_FILE, is_image
 from pipelines.sources.locations import compute_stamp, map_files, open_location
-from pipelines.sources.members import ARCHIVE_ERRORS, DamagedMemberError, Member, read_tar, scan_headers
+from pipelines.sources.members import DamagedMemberError, Member, read_tar, scan_headers
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.patterns import expand_pattern, find_splits_of_files
 from pipelines.sources.table import NO_LABEL, Item, TableSource, build_source

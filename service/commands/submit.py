@@ -88,7 +88,7 @@ def _check_batch(document: dict[str, Any], config: RunConfig) -> None:
     """Checks that the worker pods can share the global batch.
 
     Raises:
-        ConfigError: They cannot.
+        ConfigError: The global batch cannot be divided among the pods and their GPUs.
     """
     from service.kubernetes.rayjob import GPU
     from service.training.group import WorkerSpec, plan_groups

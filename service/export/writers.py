@@ -46,7 +46,7 @@ def write_export(
     """Writes a model in a format, with its metadata inside.
 
     Args:
-        export_format: The format.
+        export_format: Format whose runtime will read the model.
         exported: The model, in float32 if the format needs it.
         metadata: Metadata that describe the export.
         entries: Names of its entries.
@@ -68,7 +68,7 @@ def open_export(export_format: ExportFormat, path: Path) -> Predict:
     """Opens an export with the runtime of its format, as a function from images to probabilities.
 
     Args:
-        export_format: The format.
+        export_format: Format that `path` is in.
         path: What `write_export` returned.
     """
     open_file = {"savedmodel": _open_saved_model, "onnx": _open_onnx, "tflite": _open_tflite}

@@ -15,15 +15,13 @@ import keras
 from keras.src.backend.common import global_state
 
 from pipelines.errors import ConfigError
-from service.models.metadata import ARCHIVE_ERRORS
+from service.models.metadata import MODEL_FILE_ERRORS
 
 LEGACY_SUFFIXES = {".h5", ".hdf5"}
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CONFIG = "config.json"
-WEIGHTS = "model.weights.h5"
-MAX_RATIO = (
-    20  # of unpacked to packed bytes; trained weights hardly compress, and Keras does not compress them
-)
+# Of unpacked to packed bytes: Keras does not compress, and trained weights hardly can be compressed.
+MAX_RATIO = 20
 MAX_CONFIG_BYTES = 1 << 28
 FREE_BYTES = 1 << 26  # below which no file is refused for its size
 CREATED = "uninitialized_variables"  # where Keras lists the variables created in a stateless scope
@@ -50,7 +48,7 @@ def check_model_file(path: Path) -> None:
                 raise ConfigError("a Keras model file, .keras or .h5", f"model={path} (no {CONFIG})", fix)
             _check_sizes(path, members)
             damaged = archive.testzip()
-    except ARCHIVE_ERRORS as error:
+    except MODEL_FILE_ERRORS as error:
         damaged = str(error) or type(error).__name__
     if damaged is not None:
         raise ConfigError("an undamaged model file", f"model={path} ({damaged})", "restore the file")

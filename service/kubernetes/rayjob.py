@@ -64,7 +64,7 @@ def render_rayjob(documents: Sequence[Document], job: TrainingJob) -> Document:
 
     Args:
         documents: Manifests of a cluster, as `kubectl kustomize` renders them.
-        job: The training.
+        job: What the user asked for: preset, data, settings and limits.
 
     Raises:
         ConfigError: The manifests have no RayCluster, or the job does not fit it.

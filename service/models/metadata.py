@@ -8,27 +8,17 @@ from __future__ import annotations
 
 import json
 import zipfile
-import zlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast, get_args
 
-from pipelines.errors import ConfigError
+from pipelines.errors import ARCHIVE_ERRORS, ConfigError
 from pipelines.spec import Fit
 from pipelines.storage import add_digest, remove_digest
 
 MAX_BYTES = 1 << 26  # of the document: a million class names of 60 characters
-# What zipfile raises for an archive whose bytes were changed anywhere
-ARCHIVE_ERRORS = (
-    OSError,
-    ValueError,
-    KeyError,
-    EOFError,
-    RuntimeError,
-    OverflowError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+# What zipfile and its users raise for a model file or a checkpoint whose bytes were changed anywhere
+MODEL_FILE_ERRORS = (*ARCHIVE_ERRORS, KeyError, RuntimeError)
 MEMBER = "glassbox.json"
 VERSION = 2
 EARLIEST_DATE = (1980, 1, 1, 0, 0, 0)  # of a zip archive; the current time would make the bytes differ
@@ -150,7 +140,7 @@ def append_text(path: Path, name: str, text: str) -> None:
     Args:
         path: File that has no member of this name.
         name: Name of the member.
-        text: Its content.
+        text: Content of the member, written as UTF-8.
     """
     member = zipfile.ZipInfo(name, EARLIEST_DATE)
     member.external_attr = REGULAR_FILE
@@ -173,6 +163,6 @@ def read_metadata(path: Path) -> ModelMetadata | None:
             if archive.getinfo(MEMBER).file_size > MAX_BYTES:
                 raise zipfile.BadZipFile("metadata of an unreasonable size")
             text = archive.read(MEMBER)
-    except ARCHIVE_ERRORS:
+    except MODEL_FILE_ERRORS:
         raise ConfigError("an undamaged model file", f"model={path}", "restore the file") from None
     return ModelMetadata.from_json(text, f"{path}: {MEMBER}")

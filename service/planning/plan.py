@@ -19,7 +19,7 @@ class Duration:
         first_epoch_seconds: Training of the first epoch, which may fetch and decode what later ones keep.
         epoch_seconds: Training of the last epoch.
         fill_seconds: Decoding of all images into a cache in memory, before the first epoch.
-        evaluation_seconds: One evaluation.
+        evaluation_seconds: Evaluation of the validation split, once.
         total_seconds: The whole training.
     """
 
@@ -35,8 +35,8 @@ class Plan:
     """The plan of a training.
 
     Attributes:
-        workload: The training.
-        site: Its machines.
+        workload: Images, epochs, network and settings of the training.
+        site: Hosts, GPUs and storage that the training runs on.
         roofline: The stages of the first epoch, which is the most demanding.
         later_roofline: The stages of the last epoch.
         fill_roofline: The stages that fill a cache of decoded images at the start; None without one.
@@ -124,8 +124,8 @@ def make_plan(
     """Plans a training.
 
     Args:
-        workload: The training.
-        site: Its machines.
+        workload: Images, epochs, network and settings of the training.
+        site: Hosts, GPUs and storage that the training runs on.
         rates: What every stage can deliver.
         notes: What was inferred, in sentences.
         process_bytes: Measured memory of a process that has trained on one batch; None for that of the table.

@@ -41,7 +41,7 @@ class Accelerator:
         cores: CPU cores of the host for each GPU.
         ram_bytes: RAM of the host for each GPU.
         disk_bytes: Local disk of the host for each GPU.
-        source: Data sheets.
+        source: Data sheets of the GPU and of its host, which the other figures are from.
     """
 
     tensor_flops: float
@@ -314,8 +314,8 @@ def list_rates(
     """Lists what every stage can deliver: as set, else as measured, else from the table.
 
     Args:
-        workload: The training.
-        site: Its machines.
+        workload: Images, epochs, network and settings of the training.
+        site: Hosts, GPUs and storage that the training runs on.
         measured: Rates of this machine by stage: `decode`, `feed`, `step`.
         changes: Rates that the user sets.
 
@@ -404,7 +404,7 @@ def compute_roofline(workload: Workload, chip: Accelerator) -> float:
 
     Args:
         workload: The training, with the figures of its network.
-        chip: The GPU.
+        chip: GPU whose peaks bound the step.
     """
     peak = chip.tensor_flops if workload.value_bytes == 2 else chip.float32_flops
     traffic_bytes = ACTIVATION_PASSES * workload.value_bytes * workload.network.activation_values

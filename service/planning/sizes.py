@@ -68,8 +68,8 @@ def compute_sizes(workload: Workload, site: Site, process_bytes: float | None = 
     """Computes the resources of a training.
 
     Args:
-        workload: The training.
-        site: Its machines.
+        workload: Images, epochs, network and settings of the training.
+        site: Hosts, GPUs and storage that the training runs on.
         process_bytes: Measured memory of a process that has trained on one batch; None for that of the table.
     """
     parts = _list_ram(workload, site, process_bytes)
@@ -104,8 +104,8 @@ def count_fetched_bytes(workload: Workload, site: Site, lanes: int) -> float:
     """Counts the bytes that all hosts fetch from the store in the whole training.
 
     Args:
-        workload: The training.
-        site: Its machines.
+        workload: Images, epochs, network and settings of the training.
+        site: Hosts, GPUs and storage that the training runs on.
         lanes: Lanes of the order.
     """
     if not workload.is_remote:

@@ -98,8 +98,8 @@ def build_roofline(
     """Builds the stages of an epoch.
 
     Args:
-        workload: The training.
-        site: Its machines.
+        workload: Images, epochs, network and settings of the training.
+        site: Hosts, GPUs and storage that the training runs on.
         rates: What the stages can deliver.
         fetches: How often the epoch fetches the training shards from the store, over all hosts.
         is_filling: Whether the decoded images of a cache in memory are made, without training.
@@ -178,7 +178,7 @@ def compute_all_reduce_bytes(workload: Workload, replicas: int) -> float:
     Yuan, 2009, "Bandwidth optimal all-reduce algorithms"; the "bus bandwidth" of NVIDIA's nccl-tests).
 
     Args:
-        workload: The training.
+        workload: Images, epochs, network and settings of the training.
         replicas: Number of replicas.
     """
     return 2 * (replicas - 1) / replicas * workload.network.gradient_bytes
@@ -221,8 +221,8 @@ def compute_fetches(workload: Workload, site: Site, lanes: int) -> list[float]:
     part of the shards in every epoch, of which it has some from the epochs before.
 
     Args:
-        workload: The training.
-        site: Its machines.
+        workload: Images, epochs, network and settings of the training.
+        site: Hosts, GPUs and storage that the training runs on.
         lanes: Lanes of the order.
 
     Returns:
