@@ -27,6 +27,9 @@ SBOM_OPTIONS := --output-reproducible --output-format JSON --pyproject pyproject
 PYTEST := $(BIN)/python -m pytest
 # File by file, in the order of their names: the longest, in tests/e2e, come first.
 PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
+# TensorFlow uses oneDNN by itself on processors with AVX512-VNNI, and XLA the widest vectors that there are.
+HAS_VNNI := $(shell grep -m 1 -o avx512_vnni /proc/cpuinfo 2>/dev/null)
+OTHER_KERNELS := TF_ENABLE_ONEDNN_OPTS=$(if $(HAS_VNNI),0 XLA_FLAGS=--xla_cpu_max_isa=AVX2,1)
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 RAY_VERSION := $(shell sed -n 's/^ray==\([0-9.]*\).*/\1/p' .lock/cpu.txt)
@@ -76,8 +79,8 @@ check: $(READY_DEV) ## ruff, and the tests without TensorFlow and Ray: seconds, 
 	$(BIN)/ruff format --check .
 	$(PYTEST) --light $(PARALLEL)
 
-test: $(READY_DEV) $(KUBECTL) $(SBOM) ## all tests but the long ones: minutes, before every push
-	$(PYTEST) -m "not slow" $(PARALLEL)
+test: check $(KUBECTL) $(SBOM) ## all tests but the long ones: minutes, before every push
+	$(PYTEST) --heavy -m "not slow" $(PARALLEL)
 
 test-all: test ## all tests, also the long ones, which train on real data and kill workers: an hour
 	$(PYTEST) -m slow
@@ -86,9 +89,8 @@ test-stores: $(READY_DEV) ## the tests of object stores, also the long ones (and
 	$(PYTEST) tests/test_stores.py tests/pipelines/remote tests/service/mirror \
 	  $(sort $(wildcard tests/*/test_*store*.py tests/*/*/test_*store*.py) tests/e2e/test_emulators.py)
 
-test-processors: $(READY_DEV) ## the numeric tests as on processors without AVX-512, and with oneDNN
-	TF_ENABLE_ONEDNN_OPTS=0 XLA_FLAGS=--xla_cpu_max_isa=AVX2 $(PYTEST) -m numeric $(PARALLEL)
-	TF_ENABLE_ONEDNN_OPTS=1 $(PYTEST) -m numeric $(PARALLEL)
+test-processors: $(READY_DEV) ## the numeric tests with the kernels of other processors: after 'make test'
+	$(OTHER_KERNELS) $(PYTEST) --heavy -m numeric $(PARALLEL)
 
 lint: $(READY_DEV) ## ruff, its formatter, and mypy
 	$(BIN)/ruff check .

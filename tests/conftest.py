@@ -1,10 +1,11 @@
-"""Fixtures that every test may use, and the option `--light`."""
+"""Fixtures that every test may use, and the options `--light` and `--heavy`."""
 
 from __future__ import annotations
 
 import os
 import signal
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run only tests that load neither TensorFlow, Keras, Ray nor DALI, and fail those that do",
     )
+    parser.addoption("--heavy", action="store_true", help="run only the tests that --light leaves out")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,25 +50,34 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out test files, and directories whose conftest.py, that load a heavy library when imported."""
-    if not config.getoption("light"):
-        return None
-    path = collection_path / "conftest.py" if collection_path.is_dir() else collection_path
-    is_test_code = path.suffix == ".py" and path.is_file()
-    return True if is_test_code and get_import_closure().is_heavy(path) else None
+    return True if config.getoption("light") and is_heavy_path(collection_path) else None
+
+
+@cache
+def is_heavy_path(path: Path) -> bool:
+    """Tells whether collecting a test file, or a directory, loads a heavy library."""
+    file = path / "conftest.py" if path.is_dir() else path
+    return file.suffix == ".py" and file.is_file() and get_import_closure().is_heavy(file)
+
+
+def get_tier(item: pytest.Function) -> str:
+    """Returns `light` for a test that `--light` runs, `heavy` for any other."""
+    directories = [TESTS / path for path in item.path.relative_to(TESTS).parents]
+    is_heavy = any(map(is_heavy_path, [item.path, *directories])) or is_heavy_test(item)
+    return "heavy" if is_heavy else "light"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Function]) -> None:
-    """Marks the numeric tests; under `--light`, deselects the tests that load a heavy library."""
+    """Marks the numeric tests, and deselects those of the other tier."""
     for item in items:
         is_numeric = any(item.path.is_relative_to(TESTS / directory) for directory in NUMERIC_DIRECTORIES)
         if is_numeric and not any(map(item.get_closest_marker, ("e2e", "slow"))):
             item.add_marker("numeric")
 
-    if not config.getoption("light"):
-        return
-    heavy = [item for item in items if is_heavy_test(item)]
-    config.hook.pytest_deselected(items=heavy)
-    items[:] = [item for item in items if item not in heavy]
+    for tier in ("light", "heavy"):
+        if config.getoption(tier):
+            config.hook.pytest_deselected(items=[item for item in items if get_tier(item) != tier])
+            items[:] = [item for item in items if get_tier(item) == tier]
 
 
 @pytest.fixture(scope="session")

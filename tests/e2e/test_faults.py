@@ -67,6 +67,7 @@ def test_a_killed_worker(lab: Lab) -> None:
     assert (outcome.count, outcome.difference) == (1, 0)
 
 
+@pytest.mark.slow
 def test_sigterm(lab: Lab) -> None:
     assert cases.terminate_driver(lab).difference == 0
 
@@ -123,6 +124,7 @@ def write_model(lab: Lab, name: str, code: str) -> str:
     return f"model={path}:build"
 
 
+@pytest.mark.slow
 def test_too_little_memory_ends_a_local_run_in_one_sentence(lab_without_cluster: Lab) -> None:
     lab = lab_without_cluster
     model = write_model(lab, "hungry", HUNGRY)
@@ -148,6 +150,7 @@ def test_a_failing_gpu_of_one_of_two_workers_ends_the_run_without_a_restart(lab:
     assert training.run.status()["state"] == "failed"
 
 
+@pytest.mark.slow
 def test_more_workers_than_there_is_room_for(lab_without_cluster: Lab) -> None:
     nodes.request_too_many_workers(lab_without_cluster)
 

@@ -109,6 +109,7 @@ def find_busy_workers() -> list[psutil.Process]:
     return [p for p in find_descendants(os.getpid()) if read_title(p) == "ray::_predict_block_task"]
 
 
+@pytest.mark.slow
 def test_the_work_of_a_killed_worker_is_repeated(model: Path, tmp_path: Path, ray_cluster: None) -> None:
     """A worker is killed once some blocks are predicted and others are not."""
     import ray

@@ -69,6 +69,7 @@ def check_reports(runs: Path, count: int) -> None:
         assert not [path.name for path in run.path.iterdir() if path.name.startswith((".tmp", ".old"))]
 
 
+@pytest.mark.slow
 def test_two_jobs_at_once_share_the_runs(tmp_path: Path) -> None:
     count = 8
     runs = make_runs(tmp_path, count)
@@ -116,6 +117,7 @@ def kill_renderers(run: Run, kills: int, is_over: threading.Event) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("kills", "state"), [(1, RENDERED), pytest.param(99, FAILED, marks=pytest.mark.slow)]

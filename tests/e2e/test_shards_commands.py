@@ -112,6 +112,7 @@ def test_speed_counts_neither_the_start_nor_what_was_there(
     assert "(plus 7.0 s to start Ray, after 6 candidates of an interrupted build)" in output
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_workers_import_what_the_command_did_wherever_it_is_run(tmp_path: Path) -> None:
     (tmp_path / "pipelines").mkdir()

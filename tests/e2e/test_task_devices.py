@@ -58,6 +58,7 @@ def describe_devices() -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 def test_tasks_of_predict_share_the_gpus(cluster_with_gpus: None, tmp_path: Path) -> None:
     def reduce(images: InferenceBatch, probabilities: np.ndarray) -> dict[str, Any]:
         return describe_devices()

@@ -154,6 +154,7 @@ def check_results(search: Search, trials: int) -> None:
     assert not (search.out / ".ray").exists()
 
 
+@pytest.mark.slow
 def test_a_search_with_a_killed_trial_is_stopped_and_resumed(lab: Lab) -> None:
     search = Search(lab, "search")
     (node,) = lab.nodes

@@ -316,6 +316,7 @@ for compute in (lambda: tf.zeros([2**22, 2**22]), lambda: fill(tf.constant(2**24
 """
 
 
+@pytest.mark.slow
 @pytest.mark.heavy
 def test_a_real_allocation_that_is_too_large_is_recognized() -> None:
     result = subprocess.run(

@@ -14,6 +14,7 @@ SOURCE = '"synthetic:evidence,size=64"'
 SMALL_SOURCE = '"synthetic:evidence,train=120,validation=40,size=64"'
 
 
+@pytest.mark.slow
 def test_the_tour_runs_and_shows_its_pictures(tmp_path: Path) -> None:
     notebook = nbformat.read(TOUR, as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)  # stored without outputs

@@ -265,7 +265,9 @@ for words in (
     ("write", "reference", "stored"),
     [
         (write_file, "nets.py:build", "code/nets.py:build"),
-        (write_package, "flowernets.nets:build", "code/flowernets.nets:build"),
+        pytest.param(
+            write_package, "flowernets.nets:build", "code/flowernets.nets:build", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_run_needs_nothing_but_its_copy_of_the_code(

@@ -124,6 +124,7 @@ def test_frozen_layers_do_not_run_where_their_features_are_cached(shards: Path, 
     assert np.isfinite([metrics["loss"], metrics["val_loss"]]).all()
 
 
+@pytest.mark.slow
 def test_a_stage_has_the_features_of_the_weights_learned_before_it(shards: Path, tmp_path: Path) -> None:
     """Not those of the first weights, even if the run is resumed within the stage."""
     stages = [{"epochs": 1}, {"epochs": 2, "freeze": ["of_pixels", "hidden"]}]

@@ -109,6 +109,7 @@ def stop_within_an_epoch(config: RunConfig, path: Path, monkeypatch: pytest.Monk
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.e2e
 def test_local_training_and_a_worker_of_ray_continue_each_other_to_the_same_bits(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

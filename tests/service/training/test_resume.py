@@ -90,7 +90,15 @@ RECIPES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "everything",
+        pytest.param("stages", marks=pytest.mark.slow),
+        "mix",
+        pytest.param("imagenet", marks=pytest.mark.slow),
+    ],
+)
 def test_a_run_that_is_resumed_at_every_step_ends_with_the_same_bits(
     shards: Path, tmp_path: Path, recipe: str
 ) -> None:
