@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -145,7 +146,10 @@ class RunCheckpoint:
         """
         variables = _select_model_variables(model)
         fix = "remove it, or train the run again"
-        file = self.path / STATE if self.path.is_dir() else self.path
+        is_milestone = self.path.suffix == ".npz"
+        if not is_milestone and _read_whole(self.path) is None:
+            raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", fix)
+        file = self.path if is_milestone else self.path / STATE
         try:
             with np.load(file) as state:
                 # The variables of the model come first.
@@ -161,6 +165,8 @@ class RunCheckpoint:
 def list_run_checkpoints(run: Run, limit: int) -> list[RunCheckpoint]:
     """Lists checkpoints and milestones at ends of epochs, oldest first: the first, middle, best and last one.
 
+    Damaged checkpoints are listed too, unless there is a milestone of their epoch; loading them fails.
+
     Args:
         run: The run they belong to.
         limit: Largest number to return, see `choose_epochs`.
@@ -171,9 +177,10 @@ def list_run_checkpoints(run: Run, limit: int) -> list[RunCheckpoint]:
         if epoch:
             saved[epoch] = RunCheckpoint(epoch, path)
     for path in list_checkpoints(run.checkpoints):
-        record = read_record(path)
-        if record and record.step == 0 and (path / STATE).is_file():
-            saved[record.epoch] = RunCheckpoint(record.epoch, path)
+        epoch, step = parse_name(path.name) or (0, 0)
+        is_begun = any(os.path.lexists(path / name) for name in (FILE_NAME, STATE))
+        if step == 0 and is_begun and (epoch not in saved or read_record(path)):
+            saved[epoch] = RunCheckpoint(epoch, path)
     best = Position("", tuple(run.metrics())).best_epoch
     return [saved[epoch] for epoch in choose_epochs(saved, best, limit)]
 

@@ -212,8 +212,8 @@ class Run:
         return any(self.checkpoints.glob(PATTERN))
 
     def has_model(self) -> bool:
-        """Tells whether a model has been saved."""
-        return self.model_path.is_file()
+        """Tells whether a model has been saved, even if its file cannot be read."""
+        return os.path.lexists(self.model_path)
 
     def check_has_model(self) -> None:
         """Checks that the run has a saved model.

@@ -29,6 +29,15 @@ NUMERIC_DIRECTORIES = (
     "service/report/sections",
     "service/training",
 )
+# Files in there whose tests are not about numbers
+OTHER_FILES = (
+    "test_local.py",
+    "test_setting_pairs.py",
+    "test_store_runs.py",
+    "test_store_training.py",
+    "test_user_models.py",
+    "test_watchdog.py",
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,7 +80,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Func
     """Marks the numeric tests, and deselects those of the other tier."""
     for item in items:
         is_numeric = any(item.path.is_relative_to(TESTS / directory) for directory in NUMERIC_DIRECTORIES)
-        if is_numeric and not any(map(item.get_closest_marker, ("e2e", "slow"))):
+        has_other_subject = item.path.name in OTHER_FILES or any(
+            map(item.get_closest_marker, ("e2e", "slow"))
+        )
+        if is_numeric and not has_other_subject:
             item.add_marker("numeric")
 
     for tier in ("light", "heavy"):

@@ -104,7 +104,9 @@ def _diagnose_run(run: Run, shards: str | None, max_issues: int, folds: int | No
         return
     if manifest is None:
         yield f"  Labels. Not checked. {problem} Or name the shard set with --data."
-    elif run.has_model():
+    elif not run.has_model():
+        yield "  Labels. Not checked: no epoch has finished, so there is no model yet."
+    else:
         run.check_has_model()
         location = resolve_location(shards or run.config()["shards"])
         if folds is not None and isinstance(manifest, MixedManifest):

@@ -104,20 +104,26 @@ def test_checkpoints_are_spread_from_the_first_to_the_last(tmp_path, most, epoch
     assert [saved.epoch for saved in list_run_checkpoints(run, most)] == epochs
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "another model"])
-def test_a_damaged_checkpoint_is_an_error_that_names_it(run, tmp_path, damage):
+@pytest.mark.parametrize("damage", ["cut", "empty", "another model", "a directory", "no record"])
+def test_a_damaged_checkpoint_is_an_error_that_names_it(run, tmp_path, damage, caplog):
     state = run.checkpoints / "epoch-0002" / "state.npz"
     if damage == "another model":
         other = keras.Sequential(
             [keras.layers.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(1)]
         )
         np.savez(state, **{f"{place:04d}": array for place, array in enumerate(other.get_weights())})
+    elif damage == "a directory":
+        state.unlink()
+        state.mkdir()
+    elif damage == "no record":
+        (state.parent / "checkpoint.json").write_text("null")
     else:
         state.write_bytes(state.read_bytes()[: 300 if damage == "cut" else 0])
     with pytest.raises(TrainingError, match="epoch-0002"):
         RunCheckpoint(2, state.parent).load(brightness_model())
     section = build_compare(run, tmp_path)  # which does not need it
     assert section is not None
+    assert "left out of the report: Expected an undamaged checkpoint" in caplog.text
     html = load_templates().get_template("compare.html").render(values=section.values)
     assert "The checkpoint of epoch 2 of one is damaged and was skipped." in html
     assert [shown["epoch"] for shown in section.figures["runs"]["one"]] == [1, 3]
