@@ -32,7 +32,7 @@ VIEWS = "views"
 DIGEST_NAMED = (f"{PICTURES}/", f"{VIEWS}/")  # folders whose files have a digest in their name
 UPLOADS_AT_A_TIME = 16
 KIND = "glassbox report"
-VERSION = 9  # version of the page and its manifest; reports of another version are rendered again
+VERSION = 10  # version of the page and its manifest; reports of another version are rendered again
 
 
 def write_page_manifest(directory: Path, content: dict[str, Any]) -> None:

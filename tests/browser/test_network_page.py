@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import keras
+import pytest
 from chrome import Chrome
-from page_checks import find_violations
+from page_checks import find_overlaps, find_violations
+from section_pages import write_sections
+
+from service.report.analysis.architecture import describe_architecture
+from service.report.analysis.network import Network
+from service.report.sections import architecture
 
 LINK = "#architecture a[href='#layer-convolution']"
 SHOWN_LAYERS = """[...document.querySelectorAll('#view-layers .layer')]
@@ -61,6 +68,40 @@ def test_all_rows_of_the_graph_are_as_wide_as_the_page(browser: Chrome, report: 
         )
         assert len({tuple(edge) for edge in edges}) == 1
         assert edges[0][0] >= 0
+
+
+@pytest.fixture(scope="module")
+def equal_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of a network with three equal residual blocks between other layers."""
+    inputs = keras.Input((16, 16, 4))
+    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    for number in (1, 2, 3):
+        y = keras.layers.Conv2D(4, 3, padding="same", name=f"block{number}_conv")(x)
+        x = keras.layers.Add(name=f"block{number}_sum")([x, y])
+    outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
+    network = Network(keras.Model(inputs, outputs), head="logits")
+    section = architecture.build_section(describe_architecture(network), None)
+    return write_sections(tmp_path_factory.mktemp("network") / "index.html", [section])
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_equal_blocks_are_one_row_that_opens(browser: Chrome, equal_blocks: Path, width: int) -> None:
+    """The rows of its blocks lie below it, in the same columns."""
+    browser.open(equal_blocks, width=width)
+    shown = """[...document.querySelectorAll('.graph .row > summary')].filter((row) => row.checkVisibility())
+      .map((row) => row.querySelector('b').textContent.replaceAll('\\u00a0', ' '))"""
+    merged = "Residual block \N{MULTIPLICATION SIGN} 3"
+    assert browser.run(shown) == ["Convolution", merged, "Classifier"]
+    browser.run("document.querySelector('.graph .row:has(> ol) > summary').click()")
+    assert browser.run(shown) == ["Convolution", merged, *["Residual block"] * 3, "Classifier"]
+    edges = browser.run("""[...document.querySelectorAll('.graph .row > summary')].map((row) => {
+      const boxes = [...row.querySelectorAll('.figure')].map((box) => box.getBoundingClientRect());
+      return boxes.map((box) => [box.left, box.right]);
+    })""")
+    assert len(edges) == 6
+    assert all(row == edges[0] for row in edges)
+    assert find_overlaps(browser) == []
+    assert find_violations(browser) == []
 
 
 def test_layers_are_found_by_name_and_type(browser: Chrome, report: Path) -> None:

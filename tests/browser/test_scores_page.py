@@ -8,27 +8,13 @@ import numpy as np
 import pytest
 from chrome import Chrome
 from page_checks import find_violations, inspect_pictures
+from section_pages import write_sections
 
 from service.inference.classifier import Features, Predictions
 from service.report.analysis.calibration import assess_calibration
 from service.report.analysis.embedding import embed
-from service.report.pages.page import load_templates
-from service.report.pages.scripts import build_policy, load_scripts
 from service.report.sections import calibration, class_scores, dynamics, embedding, thresholds
 
-PAGE = """{% extends "base.html" %}
-{% block title %}Scores{% endblock %}
-{% block style %}{% include "knowledge.css" %}{% endblock %}
-{% block header %}<h1>Scores</h1>{% endblock %}
-{% block main %}
-<section class="view" id="view-scores" data-view aria-label="Scores">
-{% for section in sections %}
-<section class="part" id="{{ section.id }}"><h2>{{ section.title }}</h2>
-{% with values = section.values %}{% include section.id ~ ".html" %}{% endwith %}</section>
-{% endfor %}
-</section>
-{% endblock %}
-"""
 READ = """Object.fromEntries([...document.querySelectorAll("[data-thresholds] [data-out]")].map(
   (output) => [output.dataset.out, output.textContent]
 ))"""
@@ -62,11 +48,7 @@ def page(predictions: Predictions, tmp_path_factory: pytest.TempPathFactory) -> 
         embedding.build_section(predictions, features, embed(features.values, "pca", 0), names, "validation"),
         dynamics.build_section([{"epoch": epoch, "layers": norms} for epoch in (1, 2, 3)]),
     ]
-    scripts = load_scripts()
-    template = load_templates().from_string(PAGE)
-    path = tmp_path_factory.mktemp("scores") / "index.html"
-    path.write_text(template.render(sections=sections, scripts=scripts, policy=build_policy(scripts)))
-    return path
+    return write_sections(tmp_path_factory.mktemp("scores") / "index.html", sections)
 
 
 def read_counts(browser: Chrome) -> tuple[float, list[int]]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
+from itertools import groupby
 from typing import Any
 
 from service.report.analysis.architecture import Architecture, LayerFigures
@@ -37,7 +38,10 @@ def build_section(architecture: Architecture, times: LayerTimes | None) -> Secti
         times: Measured times of the layers; None if they were not measured.
     """
     image_shape = architecture.network.shape
-    blocks = [_describe_block(block, architecture, image_shape, times) for block in architecture.blocks]
+    rows = [
+        _describe_row([_describe_block(block, architecture, image_shape, times) for block in blocks])
+        for blocks in group_equal_blocks(architecture)
+    ]
     layers = [
         _describe_layer(layer, image_shape, times, block.name)
         for block in architecture.blocks
@@ -46,9 +50,9 @@ def build_section(architecture: Architecture, times: LayerTimes | None) -> Secti
     values = {
         "summary": summarize(architecture, times),
         "image": join_shape(image_shape),
-        "blocks": blocks,
+        "rows": rows,
         "times": times,
-        "has_gates": any(branch["kind"] == "gate" for block in blocks for branch in block["branches"]),
+        "has_gates": any(branch.kind == "gate" for block in architecture.blocks for branch in block.branches),
         "unknown": architecture.unknown_layers,
     }
     figures = {
@@ -101,6 +105,57 @@ def _describe_trainable(architecture: Architecture) -> str:
 
 def _sum_shares(names: Sequence[str], times: LayerTimes) -> float:
     return sum(times.compute_share(name) for name in names)
+
+
+def group_equal_blocks(architecture: Architecture) -> list[list[Block]]:
+    """Groups consecutive blocks that are equal: layers of the same kinds and sizes, connected the same way.
+
+    Names, receptive fields and times may differ, and so may what only matters in training, such as the rate
+    of a dropout.
+
+    Args:
+        architecture: Layers of the network in blocks.
+
+    Returns:
+        The blocks in order; most groups have one.
+    """
+    groups = groupby(architecture.blocks, key=lambda block: _describe_structure(block, architecture))
+    return [list(blocks) for _, blocks in groups]
+
+
+def _describe_structure(block: Block, architecture: Architecture) -> Hashable:
+    """Describes what equal blocks have in common: their layers, and where side branches join them."""
+    layers = tuple(
+        (
+            describe_layer(layer.node),
+            layer.node.input_shapes,
+            layer.node.shape,
+            layer.node.dtype,
+            layer.parameters,
+            layer.trainable_parameters,
+            layer.multiply_adds,
+        )
+        for layer in architecture.select(block.all_layers)
+    )
+    branches = tuple(
+        (branch.kind, len(branch.layers), block.layers.index(branch.end)) for branch in block.branches
+    )
+    return block.kind, layers, branches
+
+
+def _describe_row(blocks: list[dict[str, Any]]) -> dict[str, Any]:
+    """Describes a row of the graph: a block, or equal blocks with their sums."""
+    first = blocks[0]
+    last = blocks[-1]
+    if len(blocks) == 1:
+        return first | {"blocks": blocks}
+    return last | {
+        "blocks": blocks,
+        "name": f"{first['name']} \N{EN DASH} {last['name'].rpartition('/')[2]}",
+        "parameters": first["parameters"] * len(blocks),
+        "multiply_adds": None if first["multiply_adds"] is None else first["multiply_adds"] * len(blocks),
+        "time_share": None if first["time_share"] is None else sum(block["time_share"] for block in blocks),
+    }
 
 
 def _describe_block(
