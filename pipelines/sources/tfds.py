@@ -82,7 +82,7 @@ class TfdsSource:
         decoders = tfds.decode.PartialDecoding(
             {image: True, label: True}, decoders={image: tfds.decode.SkipDecoding()}
         )
-        dataset = _load_builder(self.directory, False).as_dataset(
+        dataset = _open_builder(self.directory, False).as_dataset(
             split=f"{split}[{start}:{stop}]",
             shuffle_files=False,
             decoders=decoders,
@@ -112,7 +112,7 @@ def open_tfds(argument: str) -> TfdsSource:
     """
     is_folder = argument.startswith(FOLDER_PREFIX)
     directory = _find_folder(argument) if is_folder else _find_prepared(argument)
-    info = _load_builder(directory, is_folder).info
+    info = _open_builder(directory, is_folder).info
     image, label = _find_keys(argument, info.features)
     classes = tuple(info.features[label].names)
     counts = {name: split.num_examples for name, split in info.splits.items()}
@@ -204,8 +204,15 @@ def _find_keys(argument: str, features: Any) -> tuple[str, str]:
     return images[0], labels[0]
 
 
+def _open_builder(directory: str, is_folder: bool) -> Any:
+    """Opens a data set; a folder of images again if images were added or removed."""
+    folders = [Path(directory), *Path(directory).glob("*/"), *Path(directory).glob("*/*/")] if is_folder else []
+    return _load_builder(directory, is_folder, max((path.stat().st_mtime_ns for path in folders), default=0))
+
+
 @lru_cache(maxsize=2)  # opened once per process, not once per shard
-def _load_builder(directory: str, is_folder: bool) -> Any:
+def _load_builder(directory: str, is_folder: bool, version: int) -> Any:
+    """Loads a data set; `version`, the time of the last change, is part of the cache's key."""
     import tensorflow_datasets as tfds
 
     if is_folder:
@@ -216,4 +223,4 @@ def _load_builder(directory: str, is_folder: bool) -> Any:
 def _list_files(directory: str, split: str) -> list[tuple[str, str]]:
     """Returns path and class of every file of a split."""
     # A private attribute: the library can neither slice an ImageFolder nor list its files.
-    return list(_load_builder(directory, True)._split_examples[split])
+    return list(_open_builder(directory, True)._split_examples[split])

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, cast
 
@@ -194,16 +193,21 @@ def open_labelled_dataset(
     return SourceDataset(source)
 
 
-@dataclass(frozen=True)
 class ShardDataset:
-    """The splits of a shard set.
+    """The splits of a shard set; the one that was read last stays open.
 
-    Attributes:
+    Args:
         directory: Path or URI of the shard set.
     """
 
-    directory: str
     skips_rejected = False  # what a shard set took is readable, unless it is damaged
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+        self._opened: tuple[tuple[str, DataSpec], Batches, ShardReader] | None = None
+
+    def __reduce__(self) -> tuple[type[ShardDataset], tuple[str]]:
+        return ShardDataset, (self.directory,)  # workers open the files themselves
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -230,7 +234,7 @@ class ShardDataset:
         """
         import tensorflow as tf
 
-        batches, reader = _open_split(self.directory, block.split, data)
+        batches, reader = self._open(block.split, data)
         step = block.start // BATCH
         last_step = -(-block.stop // BATCH)
         while step < last_step:
@@ -251,6 +255,16 @@ class ShardDataset:
                     encoding=reader.manifest.encoding,
                 )
                 step += 1
+
+    def _open(self, split: str, data: DataSpec) -> tuple[Batches, ShardReader]:
+        """Opens a split, unless it is open: the blocks of a split follow each other."""
+        from pipelines.input.batches import Batches
+        from pipelines.input.reader import ShardReader
+
+        if self._opened is None or self._opened[0] != (split, data):
+            batches = Batches(self.directory, split, data, BATCH)
+            self._opened = ((split, data), batches, ShardReader(self.directory, split))
+        return self._opened[1:]
 
 
 class LabelledRows:
@@ -323,14 +337,6 @@ class LabelledCandidates:
             if batch.ids:
                 images[place] = batch.images[0]
         return images
-
-
-@lru_cache(maxsize=1)  # the blocks of a split follow each other
-def _open_split(directory: str, split: str, data: DataSpec) -> tuple[Batches, ShardReader]:
-    from pipelines.input.batches import Batches
-    from pipelines.input.reader import ShardReader
-
-    return Batches(directory, split, data, BATCH), ShardReader(directory, split)
 
 
 @dataclass(frozen=True)

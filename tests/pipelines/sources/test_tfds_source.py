@@ -137,6 +137,12 @@ def test_an_image_folder(folder):
         assert item.label == example["label"]
 
 
+def test_images_added_to_a_folder_are_found_in_the_same_process(folder):
+    assert open_source(f"tfds:folder={folder}").counts()["train"] == 4
+    (folder / "train" / "a" / "new.png").write_bytes(encode_picture(9))
+    assert open_source(f"tfds:folder={folder}").counts()["train"] == 5
+
+
 def test_a_missing_image_folder_is_reported(folder):
     with pytest.raises(ConfigError, match="no such folder"):
         open_source(f"tfds:folder={folder}/missing")

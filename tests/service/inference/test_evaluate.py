@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import keras
@@ -38,6 +39,17 @@ def one_hot_model(classes: int, path: Path) -> Path:
     model = keras.Sequential([L.Input((1, classes, 1)), L.Rescaling(1 / 16), L.Flatten(), L.Softmax()])
     model.save(path)
     return path
+
+
+def test_a_set_that_replaces_another_is_read_anew(model, tmp_path):
+    """Evaluations of one process, as in a notebook: the second set has the opposite labels."""
+    for labels, accuracy in (((0, 1), 1.0), ((1, 0), 0.0)):
+        shutil.rmtree(tmp_path / "data", ignore_errors=True)
+        records = []
+        for grey, label in zip((60, 160), labels, strict=True):
+            records.append(make_record(np.full((8, 8, 1), grey, np.uint8), label, str(grey)))
+        write_shards(tmp_path / "data", ("dim", "bright"), {"train": records, "validation": records})
+        assert evaluate(model, tmp_path / "data", "validation").accuracy == accuracy
 
 
 def test_all_scores_of_a_known_model(model, tmp_path):
