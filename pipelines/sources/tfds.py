@@ -206,8 +206,14 @@ def _find_keys(argument: str, features: Any) -> tuple[str, str]:
 
 def _open_builder(directory: str, is_folder: bool) -> Any:
     """Opens a data set; a folder of images again if images were added or removed."""
-    folders = [Path(directory), *Path(directory).glob("*/"), *Path(directory).glob("*/*/")] if is_folder else []
-    return _load_builder(directory, is_folder, max((path.stat().st_mtime_ns for path in folders), default=0))
+    version = _find_newest_change(Path(directory)) if is_folder else 0
+    return _load_builder(directory, is_folder, version)
+
+
+def _find_newest_change(root: Path) -> int:
+    """Returns when a file was last added to the splits and classes of a folder, or removed, in nanoseconds."""
+    folders = [root, *root.glob("*/"), *root.glob("*/*/")]
+    return max(folder.stat().st_mtime_ns for folder in folders)
 
 
 @lru_cache(maxsize=2)  # opened once per process, not once per shard
