@@ -211,7 +211,7 @@ def _open_builder(directory: str, is_folder: bool) -> Any:
 
 
 def _find_newest_change(root: Path) -> int:
-    """Returns when a file was last added to the splits and classes of a folder, or removed, in nanoseconds."""
+    """Returns when files were last added to a folder of images, or removed, in nanoseconds."""
     folders = [root, *root.glob("*/"), *root.glob("*/*/")]
     return max(folder.stat().st_mtime_ns for folder in folders)
 
