@@ -26,7 +26,7 @@ from service.recipe import format_epochs
 from service.runs import Run
 from service.training.launch import check_can_start, check_paths_persist
 from service.tuning.plan import PLAN, Plan, read_plan
-from service.tuning.trial import METRIC, TIME, train_trial
+from service.tuning.trial import END_STATES, METRIC, TIME, train_trial
 
 if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
@@ -119,12 +119,18 @@ def _check_trials(configs: Sequence[RunConfig]) -> None:
 
 
 def _create_runs(runs: Sequence[Run], configs: Sequence[RunConfig]) -> None:
-    """Creates the run directories that do not exist yet."""
+    """Creates the run directories that do not exist yet.
+
+    Raises:
+        OSError: The status of a trial that has not ended cannot be written. Its process could not tell.
+    """
     for run, config in zip(runs, configs, strict=True):
         if not run.exists():
             # A process may have been killed before the directory was complete.
             shutil.rmtree(run.path, ignore_errors=True)
             run.create(config.model_dump(mode="json"))
+        elif run.status().get("state") not in END_STATES:
+            run.update_status()
 
 
 def _run_trials(plan: Plan, runs: Sequence[Run], storage: Path) -> None:

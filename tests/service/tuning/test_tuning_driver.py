@@ -10,11 +10,13 @@ import pytest
 from training_samples import noise_shards
 
 from pipelines.errors import ConfigError, Interrupted
+from service.config import RunConfig
 from service.runs import Run
 from service.tuning.driver import (
     LOCK,
     _check_same,
     _choose_resources,
+    _create_runs,
     _interrupt_on_sigterm,
     build_scheduler,
     tune,
@@ -167,6 +169,14 @@ def test_a_trial_that_cannot_start_is_refused_before_ray_is_started(
     with pytest.raises(ConfigError, match=message):
         tune(plan(shards=str(shards), settings=settings, space=space), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_whose_status_cannot_be_written_is_refused_before_ray_is_started(tmp_path: Path) -> None:
+    run = Run(tmp_path / "trial-000")
+    run.create({"epochs": 3})
+    run.status_path.mkdir()
+    with pytest.raises(IsADirectoryError, match=r"status\.json"):
+        _create_runs([run], [RunConfig.model_validate({"shards": "/s", "model": "linear"})])
 
 
 def test_a_search_needs_validation_images(tmp_path: Path) -> None:
