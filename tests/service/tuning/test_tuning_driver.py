@@ -7,10 +7,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training_samples import noise_shards
+from training_samples import config_for, noise_shards
 
 from pipelines.errors import ConfigError, Interrupted
-from service.config import RunConfig
 from service.runs import Run
 from service.tuning.driver import (
     LOCK,
@@ -176,7 +175,7 @@ def test_a_trial_whose_status_cannot_be_written_is_refused_before_ray_is_started
     run.create({"epochs": 3})
     run.status_path.mkdir()
     with pytest.raises(IsADirectoryError, match=r"status\.json"):
-        _create_runs([run], [RunConfig.model_validate({"shards": "/s", "model": "linear"})])
+        _create_runs([run], [config_for(tmp_path / "shards")])
 
 
 def test_a_search_needs_validation_images(tmp_path: Path) -> None:
