@@ -1,28 +1,66 @@
-"""Tables and names for the terminal: one row per line, whatever is in a name."""
+"""Text for the terminal: a line stays one line, whatever is in a name."""
 
 from __future__ import annotations
 
 import io
+import logging
 import unicodedata
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+MAX_CELL = 500  # characters; the middle of longer ones is left out
 MAX_WIDTH = 10_000  # columns: rows are never wrapped, so that they can be searched
-# Unicode categories that break lines or are invisible: controls, formats, surrogates, separators.
+# Unicode categories that break lines, move the cursor, or are invisible: controls, formats such as
+# right-to-left marks, surrogates, separators.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
 
 
-def escape_name(name: str) -> str:
-    """Replaces line breaks and other control characters by backslash escapes."""
+def escape_name(name: str, kept: str = "") -> str:
+    """Replaces line breaks, terminal escapes and other invisible characters by visible backslash escapes.
+
+    Args:
+        name: A name from outside, or a line that contains some.
+        kept: Characters that are left as they are, such as line breaks.
+    """
     if name.isascii() and name.isprintable():
         return name
     return "".join(
         character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in _ESCAPED
+        if unicodedata.category(character) in _ESCAPED and character not in kept
         else character
         for character in name
     )
+
+
+def print_lines(*lines: str, file: TextIO | None = None) -> None:
+    """Prints lines of text that may contain names from outside; every command prints with this function.
+
+    Args:
+        lines: One string per line; line breaks in it are escaped.
+        file: Stream to print to; None for standard output.
+    """
+    for line in lines:
+        print(escape_name(line), file=file, flush=True)
+
+
+def print_text(text: str, file: TextIO | None = None) -> None:
+    """Prints a text of several lines, in which names are escaped already.
+
+    Args:
+        text: The text, such as that of a table.
+        file: Stream to print to; None for standard output.
+    """
+    print_lines(*text.split("\n"), file=file)
+
+
+class LineFormatter(logging.Formatter):
+    """Formats a message of a log as one line, like `print_lines`."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - the name is that of the base class
+        """Returns the message of a record with its invisible characters escaped."""
+        return escape_name(super().formatMessage(record))
 
 
 def render_table(table: Table) -> str:
@@ -40,4 +78,11 @@ def render_table(table: Table) -> str:
 
 
 def _escape_cell(cell: RenderableType) -> RenderableType:
-    return escape_name(cell) if isinstance(cell, str) else cell
+    return _shorten(escape_name(cell)) if isinstance(cell, str) else cell
+
+
+def _shorten(text: str) -> str:
+    if len(text) <= MAX_CELL:
+        return text
+    half = MAX_CELL // 2
+    return f"{text[:half]} … {text[-half:]}"

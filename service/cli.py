@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from pipelines.errors import GlassboxError
+from pipelines.text import LineFormatter, print_lines
 from service.commands import (
     cache,
     diagnose,
@@ -22,6 +23,7 @@ from service.commands import (
     presets,
     preview,
     report,
+    serve,
     shards,
     submit,
     train,
@@ -40,6 +42,7 @@ COMMANDS = (
     predict,
     export,
     report,
+    serve,
     look,
     diagnose,
     tune,
@@ -67,7 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # names that the terminal's encoding lacks
     options = parse_arguments(arguments)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # TensorFlow's start-up messages would bury ours
-    logging.basicConfig(format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(LineFormatter("%(message)s"))
+    logging.basicConfig(handlers=[handler])
     logging.getLogger("pipelines").setLevel(logging.INFO)
     try:
         check_locations(options)
@@ -77,11 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except GlassboxError as error:
-        print(f"glassbox: {error}", file=sys.stderr)
+        print_lines(f"glassbox: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt as interrupt:
         message = ": ".join(["glassbox: interrupted", *map(str, interrupt.args)])
-        print(message, file=sys.stderr)
+        print_lines(message, file=sys.stderr)
         return getattr(interrupt, "exit_code", EXIT_INTERRUPTED)
     return 0
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipelines.cpus import count_process_cpus, find_assigned_resources
 from pipelines.errors import ConfigError
+from pipelines.text import print_lines
 
 LOGICAL_DEVICES = "GLASSBOX_LOGICAL_DEVICES"  # environment variable: number of logical CPU devices
 # Makes XLA compile the same deterministic kernels every time; it also turns autotuning off.
@@ -30,7 +31,7 @@ DEFAULT_CUDA_CACHE = Path(".nv", "ComputeCache")  # below the home directory
 
 
 def _print_notice(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+    print_lines(message, file=sys.stderr)
 
 
 def configure_devices(

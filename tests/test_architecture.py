@@ -207,6 +207,43 @@ def test_opening_a_shard_is_found(source: str) -> None:
     assert find_shard_uses(source)
 
 
+PRINTER = "pipelines.text"  # escapes what names from outside may contain
+# Documents that escape control characters themselves
+SAFE_DOCUMENTS = ("json.dumps", "yaml.dump")
+
+
+def find_raw_prints(source: str) -> Iterator[str]:
+    """Yields calls of `print`, or of a method of this name, whose argument is not escaped."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not node.args:
+            continue
+        name = ast.unparse(node.func)
+        if name != "print" and not name.endswith(".print"):
+            continue
+        value = node.args[0]
+        function = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+        if function not in (*SAFE_DOCUMENTS, "escape_name"):
+            yield f"{node.lineno}: {ast.unparse(node)}"
+
+
+def test_all_output_is_escaped() -> None:
+    raw = [
+        f"{module.name}:{call}"
+        for module in MODULES.values()
+        if module.name != PRINTER
+        for call in find_raw_prints(module.path.read_text(encoding="utf-8"))
+    ]
+    assert raw == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["print(name)", "print(*names)", "console.print(f'{name}')", "print(json.loads(text))"],
+)
+def test_raw_output_is_found(source: str) -> None:
+    assert list(find_raw_prints(source))
+
+
 LIGHT_MODULES = (
     "pipelines.spec",
     "pipelines.shards.plan",

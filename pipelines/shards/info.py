@@ -10,7 +10,7 @@ from pipelines.shards.images import FULL
 from pipelines.shards.manifest import SHOWN_CLASSES, InlineSplit, Manifest, SplitManifest, load_manifest
 from pipelines.shards.rejections import count_reasons
 from pipelines.shards.split_index import open_table
-from pipelines.text import render_table
+from pipelines.text import escape_name, render_table
 
 
 def describe_shards(directory: Location) -> str:
@@ -70,7 +70,7 @@ def _describe_split(name: str, split: SplitManifest | InlineSplit) -> str:
     megabytes = split.bytes / 1e6
     return "\n".join(
         [
-            f"{name}: {split.shard_count} files, {megabytes:.1f} MB",
+            f"{escape_name(name)}: {split.shard_count} files, {megabytes:.1f} MB",
             f"  mean (R G B)  {_format_channels(split.mean)}",
             f"  std  (R G B)  {_format_channels(split.std)}",
         ]

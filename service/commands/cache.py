@@ -8,7 +8,8 @@ import shutil
 from rich.table import Table
 
 from pipelines.errors import ConfigError
-from service.commands.common import Subparsers, add_command, format_table
+from pipelines.text import print_lines
+from service.commands.common import Subparsers, add_command, print_table
 
 
 def add_parser(commands: Subparsers[argparse.ArgumentParser]) -> None:
@@ -34,16 +35,16 @@ def print_info(options: argparse.Namespace) -> None:
     sets = cache.list_sets()
     total = cache.count_bytes()
     files = measure_folder(find_cache_folder() / FILES)
-    print(f"folder: {find_cache_folder()}")
-    print(f"shards: {format_gigabytes(total)} of at most {cache.budget}")
-    print(f"single files: {format_gigabytes(files)}")
+    print_lines(f"folder: {find_cache_folder()}")
+    print_lines(f"shards: {format_gigabytes(total)} of at most {cache.budget}")
+    print_lines(f"single files: {format_gigabytes(files)}")
     if not sets:
         return
     table = Table("shard set", "files", "size", "used by", box=None)
     for info in sets:
         users = ", ".join(sorted({str(user) for user in info.users}))
         table.add_row(info.location, str(info.files), format_gigabytes(info.bytes), users)
-    print(format_table(table))
+    print_table(table)
 
 
 def clear_cache(options: argparse.Namespace) -> None:
@@ -78,4 +79,4 @@ def clear_cache(options: argparse.Namespace) -> None:
                 "a shard set in the cache", f"URI={location}", f"name one of {', '.join(known) or 'none'}"
             )
         removed = cache.clear(location)
-    print(f"removed {format_gigabytes(removed)}")
+    print_lines(f"removed {format_gigabytes(removed)}")

@@ -8,6 +8,7 @@ import shlex
 
 from pipelines.errors import DataError
 from pipelines.remote.files import resolve_location
+from pipelines.text import print_lines, print_text
 from service.commands.common import SHARDS_HELP, WORKERS_HELP, Subparsers, add_command
 from service.progress_bar import progress_bar
 
@@ -49,16 +50,15 @@ def run(options: argparse.Namespace) -> None:
 
         page = render_health(shards, health, resolve_location(options.out))
     if options.json:
-        print(json.dumps(health.figures(), indent=1, ensure_ascii=False))
+        print(json.dumps(health.figures(), indent=1))
     else:
-        print(describe_health(health))
-        print()
+        print_text(f"{describe_health(health)}\n")
         if page is None:
             command = ["glassbox", "shards", "check", str(options.directory), "--out", "health"]
-            print(f"A page with pictures: {shlex.join(command)}")
+            print_lines(f"A page with pictures: {shlex.join(command)}")
         else:
-            print(f"open {page}")
-        print("Label issues need a trained model: glassbox diagnose RUN")
+            print_lines(f"open {page}")
+        print_lines("Label issues need a trained model: glassbox diagnose RUN")
     if options.strict and health.warnings:
         raise DataError(
             "a shard set without warnings",

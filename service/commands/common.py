@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from pipelines.text import render_table
+from pipelines.text import print_text, render_table
 
 if TYPE_CHECKING:
     from service.inference.options import PredictOptions
@@ -111,6 +111,6 @@ def read_predict_options(options: argparse.Namespace, tta: str = "none") -> Pred
     )
 
 
-def format_table(table: Table) -> str:
-    """Renders a table as plain text, one line per row; see `pipelines.text.render_table`."""
-    return render_table(table)
+def print_table(table: Table) -> None:
+    """Prints a table as plain text, one line per row; see `pipelines.text.render_table`."""
+    print_text(render_table(table))

@@ -12,6 +12,7 @@ from pipelines.input.mixed_manifest import MixedManifest, load_training_manifest
 from pipelines.remote.files import fetch_file, resolve_location
 from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import Manifest, load_manifest
+from pipelines.text import print_lines
 from service.commands.common import Subparsers, add_command
 from service.diagnosis.findings import History, diagnose
 from service.diagnosis.histories import read_histories
@@ -76,7 +77,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         lines = _diagnose_file(path, options.images)
     for line in lines:
-        print(line)
+        print_lines(line)
 
 
 def _fetch_target(target: str, is_model_needed: bool) -> Path:
@@ -162,7 +163,7 @@ def _find_label_issues(run: Run, shards: Location, manifest: Manifest, max_issue
     sample = LabelledRows(str(shards), "train", data, match)
     interpretation = interpret_model(model, known=saved.interpretation, images=sample)
     for note in (*interpretation.notes, match.note):
-        print(f"  {note}")
+        print_lines(f"  {note}")
 
     def predict_split(split: str) -> Predictions:
         batches = Batches(shards, split, data, BATCH)

@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from pipelines.errors import TrainingError
+from pipelines.text import print_lines
 from service.commands.common import Subparsers, add_command
 
 DRIVERS = ("train", "tune")  # commands that SIGTERM makes save and exit
@@ -39,7 +40,7 @@ def run(options: argparse.Namespace) -> None:
         TrainingError: A driver has not ended in time.
     """
     count = stop_drivers(options.seconds)
-    print(f"{count} trainings have stopped")
+    print_lines(f"{count} trainings have stopped")
 
 
 def stop_drivers(seconds: float, processes: Path = PROCESSES) -> int:

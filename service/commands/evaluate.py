@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.text import print_lines
 from service.commands.common import (
     MODEL_HELP,
     Subparsers,
     add_command,
     add_inference_options,
     add_source_options,
-    format_table,
+    print_table,
     read_predict_options,
 )
 
@@ -60,10 +61,10 @@ def run(options: argparse.Namespace) -> None:
         out=options.out,
         source_options=SourceOptions(options.splits, options.columns, names),
     )
-    print(*evaluation.notes, sep="\n")
+    print_lines(*evaluation.notes)
     scores = "  ".join(f"{name} {value:.4f}" for name, value in evaluation.figures().items())
-    print(f"{scores}  ({evaluation.images} images of split {options.split})")
+    print_lines(f"{scores}  ({evaluation.images} images of split {options.split})")
     table = evaluation.confusion_table()
     if table is not None:
-        print(format_table(table))
-    print(evaluation.throughput)
+        print_table(table)
+    print_lines(evaluation.throughput)

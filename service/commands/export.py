@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipelines.remote.files import resolve_location
+from pipelines.text import print_lines
 from service.commands.common import (
     CUSTOM_OBJECTS_HELP,
     MODEL_HELP,
@@ -68,10 +69,10 @@ def run(options: argparse.Namespace) -> None:
         custom_objects=tuple(options.custom_objects),
     )
     result = export_model(request, None if options.out is None else resolve_location(options.out))
-    print(*result.notes, sep="\n")
+    print_lines(*result.notes)
     comparison = result.comparison
-    print(
+    print_lines(
         f"compared with the model on {comparison.images} images: "
         f"probabilities differ by at most {comparison.largest:.2g}"
     )
-    print(f"{result.file}, described in {result.card}")
+    print_lines(f"{result.file}, described in {result.card}")

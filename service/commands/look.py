@@ -8,6 +8,7 @@ from pathlib import Path
 from pipelines.errors import ConfigError
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import parse_location
+from pipelines.text import print_lines
 from service.commands.common import (
     CUSTOM_OBJECTS_HELP,
     MODEL_HELP,
@@ -86,10 +87,10 @@ def run(options: argparse.Namespace) -> None:
     from service.report.pages.look import render_look
 
     result = render_look(request, resolve_location(options.out), PageOptions(options.single_file))
-    print(*result.notes, sep="\n")
+    print_lines(*result.notes)
     for item in result.rejected:
-        print(f"left out: {item.id}: {item.reason}")
-    print(f"open {result.page}")
+        print_lines(f"left out: {item.id}: {item.reason}")
+    print_lines(f"open {result.page}")
 
 
 def parse_rows(text: str | None) -> tuple[int, ...]:

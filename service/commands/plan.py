@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from pipelines.text import print_text
 from service.commands.common import PRESET_HELP, SHARDS_HELP, Subparsers, add_command
 
 
@@ -53,4 +54,7 @@ def run(options: argparse.Namespace) -> None:
 
     settings = {name: getattr(options, name) for name in PlanRequest.__dataclass_fields__}
     plan = plan_training(PlanRequest(**{**settings, "overrides": tuple(options.overrides)}))
-    print(json.dumps(plan.to_json(), indent=2) if options.json else format_plan(plan))
+    if options.json:
+        print(json.dumps(plan.to_json(), indent=2))
+    else:
+        print_text(format_plan(plan))

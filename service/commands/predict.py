@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.text import print_lines
 from service.commands.common import (
     MODEL_HELP,
     Subparsers,
@@ -67,8 +68,8 @@ def run(options: argparse.Namespace) -> None:
         custom_objects=options.custom_objects,
         source_options=SourceOptions(options.splits, options.columns),
     )
-    print(*summary.notes, sep="\n")
+    print_lines(*summary.notes)
     reasons = f" (reasons in {summary.rejected_path})" if summary.rejected else ""
-    print(
+    print_lines(
         f"{options.out}: {summary.images} images, {summary.rejected} rejected{reasons}; {summary.throughput}"
     )

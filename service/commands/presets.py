@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.text import print_lines
 from service.commands.common import Subparsers, add_command
 
 
@@ -17,6 +18,6 @@ def run(options: argparse.Namespace) -> None:
     from service.config import preset_comment, preset_names
 
     for name in preset_names():
-        print(name)
+        print_lines(name)
         for line in preset_comment(name).splitlines():
-            print(f"    {line}")
+            print_lines(f"    {line}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from pipelines.remote.files import resolve_location
+from pipelines.text import print_lines
 from service.commands.common import PRESET_HELP, SHARDS_HELP, Subparsers, add_command
 
 
@@ -79,4 +80,4 @@ def run(options: argparse.Namespace) -> None:
         preview_options,
         resolve_location(options.out),
     )
-    print(f"open {page}")
+    print_lines(f"open {page}")

@@ -10,6 +10,7 @@ from pipelines.errors import ConfigError, TrainingError
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import Location, parse_location
 from pipelines.shards.manifest import load_manifest
+from pipelines.text import print_lines
 from service.commands.common import (
     CUSTOM_OBJECTS_HELP,
     Subparsers,
@@ -241,7 +242,7 @@ def _report_run(options: argparse.Namespace) -> None:
     page_options = PageOptions(options.single_file)
     with show_report_progress() as update:
         page = render_reported_run(reported, _find_data(options), report_options, page_options, update)
-    print(f"open {page}")
+    print_lines(f"open {page}")
 
 
 def _report_model(options: argparse.Namespace) -> None:
@@ -258,7 +259,7 @@ def _report_model(options: argparse.Namespace) -> None:
         PageOptions(options.single_file),
         options.custom_objects,
     )
-    print(f"open {page}")
+    print_lines(f"open {page}")
 
 
 def _report_all(options: argparse.Namespace) -> None:
@@ -271,13 +272,13 @@ def _report_all(options: argparse.Namespace) -> None:
     out = resolve_location(options.out) if options.out else None
     with show_batch_progress() as observer:
         outcomes = report_all(root, report_options, options.single_file, observer, out)
-    print(format_summary(outcomes))
+    print_lines(format_summary(outcomes))
     failed = [outcome.name for outcome in outcomes if outcome.state == FAILED]
     if failed:
         raise TrainingError(
             "a report of every finished run", f"failed={', '.join(failed)}", "see the reason for each above"
         )
-    print(f"open {(out or root) / 'index.html'}")
+    print_lines(f"open {(out or root) / 'index.html'}")
 
 
 def _open_run(directory: str) -> Run:
@@ -303,4 +304,4 @@ def _compare(options: argparse.Namespace) -> None:
         [find_model_file(fetch_model(model)) for model in options.model],
         options.custom_objects,
     )
-    print(f"open {page}")
+    print_lines(f"open {page}")

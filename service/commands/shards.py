@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import DataError
 from pipelines.remote.uri import parse_location
+from pipelines.text import print_lines, print_text
 from service.commands import check_shards
 from service.commands.common import SHARDS_HELP, Subparsers, add_command, add_source_options
 from service.progress_bar import Update, progress_bar
@@ -159,7 +160,7 @@ def run_build(options: argparse.Namespace) -> None:
     with progress_bar("building shards") as update:
         clock = BuildClock(update)
         manifest = build_shards(source, options.out, spec, clock, options.workers, reopen)
-    print(clock.summarize(manifest, options.out))
+    print_lines(clock.summarize(manifest, options.out))
 
 
 def _read_source_options(options: argparse.Namespace) -> SourceOptions:
@@ -182,7 +183,7 @@ def run_verify(options: argparse.Namespace) -> None:
     with progress_bar("verifying shards") as update:
         damaged = verify_shards(directory, update)
     for file in damaged:
-        print(file)
+        print_lines(file)
     if damaged:
         raise DataError(
             "an undamaged shard set",
@@ -192,7 +193,7 @@ def run_verify(options: argparse.Namespace) -> None:
     splits = load_manifest(directory).splits.values()
     rows = sum(split.rows for split in splits)
     shards = sum(split.shard_count for split in splits)
-    print(f"verified: {rows} images in {shards} shards, every checksum, count and image")
+    print_lines(f"verified: {rows} images in {shards} shards, every checksum, count and image")
 
 
 def run_info(options: argparse.Namespace) -> None:
@@ -203,4 +204,4 @@ def run_info(options: argparse.Namespace) -> None:
     """
     from pipelines.shards.info import describe_shards
 
-    print(describe_shards(parse_location(options.directory)))
+    print_text(describe_shards(parse_location(options.directory)))

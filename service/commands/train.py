@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.errors import ConfigError
 from pipelines.remote.uri import is_uri
+from pipelines.text import print_lines
 from service.commands.common import CUSTOM_OBJECTS_HELP, PRESET_HELP, SHARDS_HELP, Subparsers, add_command
 
 OUT_HELP = "the run directory to create: a path, or an address on a store such as s3://bucket/runs/first"
@@ -83,7 +84,7 @@ def run(options: argparse.Namespace) -> None:
     """
     finished_run = _resume(options) if options.resume else _train(options)
     out = options.out if is_uri(options.out) else finished_run.path
-    print(f"finished: {out}  ({shlex.join(['glassbox', 'report', options.out])})")
+    print_lines(f"finished: {out}  ({shlex.join(['glassbox', 'report', options.out])})")
 
 
 def _train(options: argparse.Namespace) -> Run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from pipelines.text import print_lines
 from service.commands.common import PRESET_HELP, SHARDS_HELP, Subparsers, add_command
 
 
@@ -67,4 +68,4 @@ def run(options: argparse.Namespace) -> None:
     from service.tuning.driver import tune
     from service.tuning.plan import build_plan
 
-    print(f"open {tune(build_plan(options), options.out)}")
+    print_lines(f"open {tune(build_plan(options), options.out)}")

@@ -13,6 +13,7 @@ from pyarrow import parquet as pq
 
 from pipelines.shards.output import report_write_errors
 from pipelines.storage import replace_file
+from service.inference.csv_cells import neutralise_cells
 
 GROUP_VALUES = 2**24  # values per row group of Parquet: 64 MiB of float32
 GROUP_ROWS = 2**16
@@ -43,14 +44,16 @@ class TableSpool:
         Raises:
             ConfigError: The file cannot be written.
         """
-        writer_class = csv.CSVWriter if self._out.suffix == ".csv" else pq.ParquetWriter
+        is_csv = self._out.suffix == ".csv"
+        writer_class = csv.CSVWriter if is_csv else pq.ParquetWriter
+        prepare = neutralise_cells if is_csv else _keep
         with (
             report_write_errors(self._out.parent),
             replace_file(self._out) as temporary,
-            writer_class(str(temporary), self._schema) as writer,
+            writer_class(str(temporary), prepare(self._schema.empty_table()).schema) as writer,
         ):
             for group in self._row_groups():
-                writer.write_table(group)
+                writer.write_table(prepare(group))
 
     def _row_groups(self) -> Iterator[pa.Table]:
         """Yields the pieces in order, merged to some thousands of rows at a time."""
@@ -65,6 +68,10 @@ class TableSpool:
                 yield pa.concat_tables(pending)
                 pending = []
                 rows = 0
+
+
+def _keep(table: pa.Table) -> pa.Table:
+    return table
 
 
 @contextmanager

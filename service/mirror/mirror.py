@@ -13,6 +13,7 @@ from pipelines.remote.errors import ConflictError, ObjectMissingError, StoreErro
 from pipelines.remote.retry import limit_retries
 from pipelines.remote.store import delete, list_objects, read_bytes, stat, upload, write_bytes
 from pipelines.remote.uri import Uri
+from pipelines.text import print_lines
 from service.mirror.folder import Record, Snapshot, UploadedFile, read_version, take_snapshot
 from service.mirror.lease import LeaseLostError, RunLease
 from service.mirror.plan import Action, RemoteFiles, Step, is_progress, is_record, plan_upload
@@ -108,7 +109,7 @@ class Mirror:
         self._should_finish.set()
         thread.join(min(QUIET_SECONDS, FINAL_SECONDS))
         if thread.is_alive():
-            print(f"uploading what is left of {self._uri}", flush=True)
+            print_lines(f"uploading what is left of {self._uri}")
         thread.join(FINAL_SECONDS)
         self._is_abandoned.set()
         if self._bug:

@@ -13,6 +13,7 @@ from pipelines.remote.errors import ObjectMissingError, StoreError
 from pipelines.remote.store import ObjectInfo, delete, read_bytes, stat, write_bytes
 from pipelines.remote.uri import Location, Uri
 from pipelines.storage import lock_file, write_atomically
+from pipelines.text import print_lines
 from service.checkpoint_record import sort_checkpoints
 from service.mirror.fetch import check_exists, list_remote_files, pull_run, refresh_record
 from service.mirror.folder import Record, find_local_folder, set_aside, take_snapshot
@@ -275,9 +276,11 @@ def update_folder(uri: Uri, run: Run, record: Record) -> None:
     if on_disk and on_store and sort_checkpoints({on_disk[-1], on_store[-1]})[-1] != on_store[-1]:
         place = set_aside(run.path)
         record.files.clear()
-        print(f"{uri} was continued elsewhere: {on_disk[-1]} of this host is not used, and kept at {place}")
+        print_lines(
+            f"{uri} was continued elsewhere: {on_disk[-1]} of this host is not used, and kept at {place}"
+        )
     for name in pull_run(uri, run, record):
-        print(f"{name} is damaged on the store: continuing from the one before it")
+        print_lines(f"{name} is damaged on the store: continuing from the one before it")
 
 
 class Follower:
@@ -367,7 +370,7 @@ def open_output(location: Location, is_new: bool, command: Callable[[str], str])
         except BaseException:
             failure = output.close()
             if failure:
-                print(_describe_local(output, failure, command))
+                print_lines(_describe_local(output, failure, command))
             raise
         failure = output.close()
         if output.loss:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from pipelines.text import render_table
+from pipelines.text import escape_name, render_table
 from service.planning.plan import Plan
 from service.planning.stages import Roofline, Stage
 
@@ -26,7 +26,7 @@ def format_plan(plan: Plan) -> str:
     parts.append(f"{title}\n{_format_stages(plan.roofline)}")
     parts.append(render_table(_build_resources(plan)))
     if plan.notes:
-        parts.append("\n".join(["inferred", *(f"  {note}" for note in plan.notes)]))
+        parts.append("\n".join(["inferred", *(f"  {escape_name(note)}" for note in plan.notes)]))
     return "\n\n".join(parts)
 
 

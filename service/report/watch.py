@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from pipelines.text import escape_name
 from service.progress_bar import can_animate, open_display
 from service.report.batch import FAILED, RENDERED, BatchObserver, ReportOutcome
 from service.report.lease import read_progress
@@ -53,7 +54,7 @@ class ProgressBars(BatchObserver):
             line += f" in {outcome.seconds:.1f} s"
         if outcome.state == FAILED:
             line += f": {outcome.message}"
-        self._console.print(line, markup=False)
+        self._console.print(escape_name(line, kept="\n"), markup=False)  # a failure has a traceback
 
     def refresh(self) -> None:
         """Reads the current section of each report from its lease, and updates the bars."""
@@ -65,8 +66,8 @@ class ProgressBars(BatchObserver):
             if not done.isdigit() or name not in self._remaining:
                 continue
             if name not in self._bars:
-                self._bars[name] = self._progress.add_task(name, total=int(total))
-            description = f"  {name}: {section}"
+                self._bars[name] = self._progress.add_task(escape_name(name), total=int(total))
+            description = escape_name(f"  {name}: {section}")
             self._progress.update(self._bars[name], completed=int(done), description=description)
 
 

@@ -25,6 +25,7 @@ from pipelines.input.mixed_manifest import describe_mix, load_training_manifest
 from pipelines.remote.claims import check_cache
 from pipelines.remote.errors import StoreError
 from pipelines.remote.uri import Location, parse_location
+from pipelines.text import print_lines
 from service.config import RunConfig, load_run_config
 from service.devices import read_logical_devices
 from service.failures import translate_failures
@@ -69,9 +70,9 @@ def train(
     check_can_start(config, in_process=local)
     _check_room(config, workers or WorkerSpec(), local)
     for line in describe_mix(load_training_manifest(config.shards, config.data)):
-        print(line)
+        print_lines(line)
     notes = check_model(config, in_process=local)
-    print(*notes, sep="\n", end="\n" if notes else "")
+    print_lines(*notes)
     began = time.perf_counter()
     with open_output(location, True, partial(_format_resume, local)) as output:
         run = output.run
@@ -115,7 +116,7 @@ def resume(out: str | Location, workers: WorkerSpec | None = None, *, local: boo
         end = describe_end(config, run.metrics())
         if status.get("state") == "finished" and end:
             output.start()
-            print(f"nothing is left to train: {end}")
+            print_lines(f"nothing is left to train: {end}")
             return run
         spec = workers or WorkerSpec(**status.get("scale", {}))
         _check_room(config, spec, local)
@@ -269,9 +270,9 @@ def _launch(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool,
         run.add_timings(total=time.perf_counter() - began)
         run.update_status(state="finished", finished=current_time())
         status = run.status()
-        print(summarize_timings(status["timings"], config.data, _cache_tier(status)))
+        print_lines(summarize_timings(status["timings"], config.data, _cache_tier(status)))
         if status.get("store"):
-            print(format_store(status["store"]))
+            print_lines(format_store(status["store"]))
 
 
 def _train_to_end(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool) -> None:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipelines.remote.folder import format_gigabytes
 from pipelines.spec import DataSpec
+from pipelines.text import escape_name, print_lines
 from service.progress_bar import open_display
 from service.recipe import format_epochs
 from service.runs import Run
@@ -132,7 +133,7 @@ def _watch(run: Run, epochs: int, starting: str, lines: ProgressLines, is_done: 
         TimeRemainingColumn(),
     )
     if not console.is_terminal:
-        console.print(
+        print_lines(
             f"starting {run.path.name}: {format_epochs(epochs)}; {starting} can take a while to start"
         )
     with open_display(console, *columns) as bar:
@@ -140,7 +141,7 @@ def _watch(run: Run, epochs: int, starting: str, lines: ProgressLines, is_done: 
         while True:
             is_last = is_done.wait(POLL_SECONDS)  # checked before reading, so that the last epoch is included
             for line in lines.read_new():
-                console.print(line)
+                console.print(escape_name(line), markup=False)
             _update(bar, task, run.status().get("progress"))
             if is_last:
                 return

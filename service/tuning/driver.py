@@ -20,6 +20,7 @@ from pipelines.errors import ConfigError, Interrupted, TrainingError
 from pipelines.remote.uri import is_uri, parse_location
 from pipelines.shards.manifest import load_manifest
 from pipelines.storage import lock_file, write_atomically
+from pipelines.text import print_lines, print_text
 from service.config import RunConfig
 from service.models.check import check_model
 from service.recipe import format_epochs
@@ -161,7 +162,7 @@ def _run_trials(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
         ),
     )
     resources = f"{cpus} CPUs and {gpus} GPUs each"
-    print(
+    print_lines(
         f"{len(runs)} trials of at most {format_epochs(epochs)}, with {resources}; "
         "TensorFlow takes a while to start"
     )
@@ -216,9 +217,8 @@ def _choose_resources(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> tuple
     if not os.environ.get("RAY_ADDRESS"):
         fix = "lower --cpus-per-trial or --gpus-per-trial"
         raise ConfigError(f"room for a trial of {cpus} CPUs and {gpus} GPUs", f"nodes={available}", fix)
-    print(
+    print_lines(
         f"waiting for a node with room for {cpus} CPUs and {gpus} GPUs; the nodes have {available}",
-        flush=True,
     )
     return cpus, gpus
 
@@ -237,7 +237,7 @@ def _write_results(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
     trials = rank_trials([Trial.from_run(run, search.draw(number)) for number, run in enumerate(runs)])
     images = load_manifest(plan.shards).get_split("validation").rows
     page = write_leaderboard(out, plan.preset, trials, search.space, images)
-    print(format_table(trials, [dimension.key for dimension in search.space]))
+    print_text(format_table(trials, [dimension.key for dimension in search.space]))
     best = find_best(trials)
     if best is None:
         received = f"{trials[0].run.path.name}: {trials[0].note or 'none'}"

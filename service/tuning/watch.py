@@ -8,6 +8,7 @@ from typing import Any
 
 from ray import tune
 
+from pipelines.text import print_lines
 from service.runs import Run
 from service.tuning.trial import METRIC, TIME, record_end
 
@@ -33,24 +34,24 @@ class TrialLog(tune.Callback):  # type: ignore[misc]
             return
         self._printed.add((name, epoch))
         score = f"best validation accuracy {result[METRIC]:.4f}"
-        print(f"{name}  epoch {epoch}/{self._epochs}  {score}", flush=True)
+        print_lines(f"{name}  epoch {epoch}/{self._epochs}  {score}")
 
     def on_trial_recover(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """Prints that the process of a trial died and is started again."""
         name = Path(trial.config["run"]).name
-        print(f"{name}  was lost: continuing from its last checkpoint", flush=True)
+        print_lines(f"{name}  was lost: continuing from its last checkpoint")
 
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """Records and prints that a trial ended or was stopped."""
         run = Run(trial.config["run"])
         record_end(run)
-        print(f"{run.path.name}  {run.status().get('reason') or 'finished'}", flush=True)
+        print_lines(f"{run.path.name}  {run.status().get('reason') or 'finished'}")
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """Records and prints that a trial failed for good."""
         run = Run(trial.config["run"])
         record_end(run, _find_reason(str(trial.get_error() or "")))
-        print(f"{run.path.name}  failed: {run.status().get('reason')}", flush=True)
+        print_lines(f"{run.path.name}  failed: {run.status().get('reason')}")
 
 
 def _find_reason(traceback: str) -> str:

@@ -261,8 +261,8 @@ PODS: dict[str, Fault] = {
     ),
     "a module that the image lacks": (
         WEB,
-        f"spec.template.spec.{C}.command.2",
-        "http.servers",
+        f"spec.template.spec.{C}.command",
+        ["python3", "-m", "http.servers"],
         "containers[web].args: there is no module",
     ),
 }

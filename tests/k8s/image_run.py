@@ -305,8 +305,10 @@ def _run_reports(engine: Engine, pods: dict[str, Pod], values: dict[str, str], r
         url = f"http://{web}:8080/first/report/index.html"
         status, body = request(url, 60)
         expect(status == 200 and body == page.read_text(), "it serves the report", status)
+        status, _ = request(f"http://{web}:8080/first/model.keras")
+        expect(status == 404, "it does not serve the model", status)
         status, _ = request(url, method="DELETE")
-        expect(status == 501, "it refuses DELETE", status)
+        expect(status == 405, "it refuses DELETE", status)
 
 
 def _measure_directory(path: Path) -> float:

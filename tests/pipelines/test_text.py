@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import logging
+
 import pytest
 from rich.table import Table
 
-from pipelines.text import escape_name, render_table
+from pipelines.text import LineFormatter, escape_name, print_lines, render_table
 
 
 @pytest.mark.parametrize(
@@ -31,3 +34,28 @@ def test_every_row_is_one_line():
         [r"a\nb", "1"],
         ["[b]:cat:", "2"],
     ]
+
+
+HOSTILE = "\x1b]0;title\x07\x9b2J\r\n\u202eabc\u2066\u200f<b>"
+
+
+def test_a_printed_line_stays_one_line_and_moves_nothing():
+    output = io.StringIO()
+    print_lines(f"open {HOSTILE}", "next", file=output)
+    assert output.getvalue() == (r"open \x1b]0;title\x07\x9b2J\r\n\u202eabc\u2066\u200f<b>" + "\nnext\n")
+
+
+def test_a_logged_message_stays_one_line():
+    record = logging.makeLogRecord({"msg": "class %s", "args": (HOSTILE,)})
+    assert LineFormatter("%(message)s").format(record).isprintable()
+
+
+def test_the_middle_of_a_very_long_cell_is_left_out():
+    table = Table("class", "count", box=None)
+    table.add_row("a" * 9000 + "b" * 9000, "1")
+    _, row = render_table(table).splitlines()
+    assert row.split() == ["a" * 250, "…", "b" * 250, "1"]
+
+
+def test_kept_characters_are_not_escaped():
+    assert escape_name("a\n\tb\x1b", kept="\n") == "a\n\\tb\\x1b"

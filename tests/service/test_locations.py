@@ -23,6 +23,7 @@ OTHER_OPTIONS = {
     "fit",
     "gpu",
     "head",
+    "host",  # of serve
     "k8s",  # of submit: manifests on a disk, or - for standard input
     "label",
     "levels",

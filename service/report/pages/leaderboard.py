@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
-from rich.console import Console
 from rich.table import Table
 
 from pipelines.storage import write_atomically
+from pipelines.text import render_table
 from service.diagnosis.curves import best_epoch, column
 from service.report.drawing.formatting import percent
 from service.report.pages.index import SPARKLINE, compute_sparkline
@@ -26,7 +25,6 @@ from service.scores import standard_error
 SCATTER_SIZE = (260, 150)  # width and height of a scatter plot, in pixels
 SCATTER_MARGIN = 14
 NOTE_LENGTH = 60  # characters of a trial's note in the text table
-TABLE_WIDTH = 1000  # columns of the text table, enough that it is never wrapped
 
 
 class Dimension(Protocol):
@@ -137,9 +135,7 @@ def format_table(trials: Sequence[Trial], keys: Sequence[str]) -> str:
         accuracy = percent(trial.score, 2)
         note = trial.note[:NOTE_LENGTH]
         table.add_row(str(rank), trial.run.path.name, accuracy, str(trial.epochs), *values, note)
-    output = io.StringIO()
-    Console(file=output, width=TABLE_WIDTH, markup=False, highlight=False).print(table)
-    return "\n".join(line.rstrip() for line in output.getvalue().splitlines())
+    return render_table(table)
 
 
 def format_value(value: Any) -> str:
