@@ -18,6 +18,7 @@ class Duration:
     Attributes:
         first_epoch_seconds: Training of the first epoch, which may fetch and decode what later ones keep.
         epoch_seconds: Training of the last epoch.
+        epoch_cpu_seconds: CPU time of its stages, over all threads; 0 where nothing is measured.
         fill_seconds: Decoding of all images into a cache in memory, before the first epoch.
         evaluation_seconds: Evaluation of the validation split, once.
         total_seconds: The whole training.
@@ -25,6 +26,7 @@ class Duration:
 
     first_epoch_seconds: float
     epoch_seconds: float
+    epoch_cpu_seconds: float
     fill_seconds: float
     evaluation_seconds: float
     total_seconds: float
@@ -160,6 +162,7 @@ def _compute_duration(
     return Duration(
         first_epoch_seconds=epochs[0],
         epoch_seconds=epochs[-1],
+        epoch_cpu_seconds=rows * rooflines[-1].cpu_seconds_per_image,
         fill_seconds=fill,
         evaluation_seconds=evaluation,
         total_seconds=fill + sum(epochs) + workload.evaluations * evaluation,

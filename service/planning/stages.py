@@ -80,12 +80,16 @@ class Roofline:
             return slowest
         return max(stages, key=lambda stage: stage.seconds_per_image).name
 
+    @property
+    def cpu_seconds_per_image(self) -> float:
+        """CPU time of all threads of all hosts for an image, of the stages where it was measured."""
+        return sum(stage.passes * stage.rate.cpu_seconds for stage in self.stages)
+
     def _list_seconds(self) -> dict[str, float]:
         """Lists the seconds per image of every resource."""
         seconds = {stage.resource: self._sum_seconds(stage.resource) for stage in self.stages}
-        cpu_seconds = sum(stage.passes * stage.rate.cpu_seconds for stage in self.stages)
-        if cpu_seconds:
-            seconds[CPU] = cpu_seconds / self.cores
+        if self.cpu_seconds_per_image:
+            seconds[CPU] = self.cpu_seconds_per_image / self.cores
         return seconds
 
     def _sum_seconds(self, resource: str) -> float:

@@ -72,6 +72,7 @@ def test_cores_that_stages_share_are_a_bottleneck_of_their_own() -> None:
     roofline = build_roofline(make_workload(is_remote=False), site, rates, 0.0)
     assert roofline.bottleneck == "CPU cores"
     assert roofline.images_per_second == pytest.approx(2 / 0.006)
+    assert roofline.cpu_seconds_per_image == pytest.approx(0.006)
 
 
 def test_all_reduce_in_a_ring() -> None:
@@ -131,10 +132,13 @@ def test_fetches_of_hosts_whose_disk_holds_the_set() -> None:
 def test_duration_of_all_epochs_and_evaluations() -> None:
     """Epochs are padded to whole batches; an evaluation takes the forward pass, a third of the operations."""
     workload = make_workload(train_images=9_500, validation_images=800, epochs=5, evaluate_every=2)
-    plan = make_plan(workload, make_site(), make_rates())
+    rates = make_rates()
+    rates["step"] = replace(rates["step"], cpu_seconds=1e-6)
+    plan = make_plan(workload, make_site(), rates)
     epoch = 10 * (1000 / 800 + 0.001)
     evaluation = 800 / (3 * 800)
     assert plan.duration.epoch_seconds == pytest.approx(epoch)
+    assert plan.duration.epoch_cpu_seconds == pytest.approx(10 * 1000 * 1e-6)
     assert plan.duration.evaluation_seconds == pytest.approx(evaluation)
     assert plan.duration.total_seconds == pytest.approx(5 * epoch + 3 * evaluation)
     assert plan.hours == pytest.approx((5 * epoch + 3 * evaluation) / 3600)
