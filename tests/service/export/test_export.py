@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,11 @@ STEEP = 8.0  # logits for a full colour
 needs_onnx = pytest.mark.skipif(
     find_spec("tf2onnx") is None or find_spec("onnxruntime") is None, reason="needs the extra onnx"
 )
-EVERY_FORMAT = pytest.mark.parametrize(
-    "name", ["savedmodel", pytest.param("onnx", marks=needs_onnx), "tflite"]
+ONNX = pytest.param("onnx", marks=needs_onnx)
+EVERY_FORMAT = pytest.mark.parametrize("name", ["savedmodel", ONNX, "tflite"])
+# Converting to ONNX takes longest, so some cases do it with the slow tests only.
+RARELY_ONNX = pytest.mark.parametrize(
+    "name", ["savedmodel", pytest.param("onnx", marks=[needs_onnx, pytest.mark.slow]), "tflite"]
 )
 
 
@@ -94,47 +98,62 @@ def paint(size: tuple[int, int], colour: tuple[int, int, int], inner: tuple[int,
     return image
 
 
-@EVERY_FORMAT
-def test_colours_are_classified_by_their_names_whatever_the_size(name: str, tmp_path: Path) -> None:
-    predict = export(save_model(tmp_path / "m.keras", build_colour_model()), tmp_path / "out", name)
+@dataclass(frozen=True)
+class Exported:
+    """A model exported in one format: the central 8 x 8 of 16 pixels on the shorter side, low-pass filtered.
+
+    Attributes:
+        name: Name of the format.
+        predict: Function that runs an entry of the file on images.
+    """
+
+    name: str
+    predict: Callable[[str, np.ndarray], np.ndarray]
+
+
+@pytest.fixture(scope="module", params=["savedmodel", ONNX, "tflite"])
+def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    folder = tmp_path_factory.mktemp(request.param)
+    model = build_colour_model((8, 8))
+    path = save_model(folder / "m.keras", model, fit="crop", resize=16, antialias=True)
+    return Exported(request.param, export(path, folder / "out", request.param))
+
+
+def test_colours_are_classified_by_their_names_whatever_the_size(exported: Exported) -> None:
     for colour in ((255, 0, 0), (0, 128, 30), (10, 20, 200)):
-        for entry, sizes in ((ANY_SIZE, [SIZE, (31, 40), (5, 4)]), (FITTED, [SIZE])):
-            for size in sizes:
-                answers = predict(entry, paint(size, colour, colour))
-                np.testing.assert_allclose(answers, [expect(colour)], atol=1e-5)
+        for size in ((8, 8), (31, 40), (5, 4)):
+            answers = exported.predict(ANY_SIZE, paint(size, colour, colour))
+            np.testing.assert_allclose(answers, [expect(colour)], atol=1e-5)
     batch = np.concatenate([paint(SIZE, (9, 9, 200), (9, 9, 200)), paint(SIZE, (255, 0, 0), (255, 0, 0))])
     np.testing.assert_allclose(
-        predict(ANY_SIZE, batch), [expect((9, 9, 200)), expect((255, 0, 0))], atol=1e-5
+        exported.predict(ANY_SIZE, batch), [expect((9, 9, 200)), expect((255, 0, 0))], atol=1e-5
     )
 
 
-@EVERY_FORMAT
-def test_a_crop_is_inside_and_fitted_images_stay_as_they_are(name: str, tmp_path: Path) -> None:
+def test_a_crop_is_inside_and_fitted_images_stay_as_they_are(exported: Exported) -> None:
     """With a shorter side of 16, the central 8 x 8 pixels are half as long as the shorter side."""
-    model = build_colour_model((8, 8))
-    crop = export(save_model(tmp_path / "crop.keras", model, fit="crop", resize=16), tmp_path / "c", name)
-    tall = paint((36, 24), (255, 0, 0), (0, 0, 255))
-    np.testing.assert_allclose(crop(ANY_SIZE, tall), [expect((0, 0, 255))], atol=1e-5)
-    if FORMATS[name].has_several_entries:
+    tall = paint((36, 24), (255, 0, 0), (255, 0, 0))
+    tall[:, 12:24, 6:18] = (0, 0, 255)
+    np.testing.assert_allclose(exported.predict(ANY_SIZE, tall), [expect((0, 0, 255))], atol=1e-5)
+    if FORMATS[exported.name].has_several_entries:
         framed = paint((8, 8), (0, 255, 0), (0, 255, 0))
         framed[:, 2:6, 2:6] = (0, 0, 255)  # a second crop would show this quarter alone
-        np.testing.assert_allclose(crop(FITTED, framed), [expect((0, 255 * 0.75, 255 / 4))], atol=1e-5)
+        answers = exported.predict(FITTED, framed)
+        np.testing.assert_allclose(answers, [expect((0, 255 * 0.75, 255 / 4))], atol=1e-5)
 
 
-@EVERY_FORMAT
-def test_antialiasing_is_inside(name: str, tmp_path: Path) -> None:
+def test_antialiasing_is_inside(exported: Exported) -> None:
     """Of three columns one is red. Without antialiasing, a third of the size keeps the red ones alone."""
-    path = save_model(tmp_path / "m.keras", build_colour_model((8, 8)), antialias=True)
-    predict = export(path, tmp_path / "out", name)
-    stripes = np.zeros((1, 24, 24, 3), np.uint8)
+    stripes = np.zeros((1, 48, 48, 3), np.uint8)  # of which the central 24 x 24 are used
     stripes[:, :, 1::3, 0] = 255
     # Each pixel of the result is centred on a red one, whose weight is 3/9 next to those of the black ones
     # (2/9 and 1/9 on both sides): 85. At the two borders, 1/9 is missing and the rest is divided by 8/9: 96.
     red = (6 * 85 + 2 * 96) / 8
-    np.testing.assert_allclose(predict(ANY_SIZE, stripes), [expect((red, 0, 0))], atol=1e-5)
+    answers = exported.predict(ANY_SIZE, stripes)
+    np.testing.assert_allclose(answers, [expect((red, 0, 0))], atol=1e-5)
 
 
-@EVERY_FORMAT
+@RARELY_ONNX
 def test_a_padded_model_of_one_logit_gives_two_probabilities(name: str, tmp_path: Path) -> None:
     image = keras.Input((*SIZE, 3))
     brightness = keras.layers.GlobalAveragePooling2D()(keras.layers.Rescaling(1 / 255)(image))
@@ -149,7 +168,7 @@ def test_a_padded_model_of_one_logit_gives_two_probabilities(name: str, tmp_path
     np.testing.assert_allclose(answers, [[1 - red, red]], atol=1e-5)
 
 
-@EVERY_FORMAT
+@RARELY_ONNX
 def test_a_model_of_mixed_precision_is_exported(name: str, tmp_path: Path) -> None:
     keras.config.set_dtype_policy("mixed_bfloat16")
     try:
