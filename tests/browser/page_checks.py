@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,19 @@ FIND_OVERLAPS = """(() => {
   });
   return found;
 })()"""
-RUN_AXE = """axe.run(document, {resultTypes: ["violations"]}).then(({violations}) =>
+RUN_AXE = """((rules) => axe.run(document, {
+  resultTypes: ["violations"], ...(rules.length ? {runOnly: rules} : {}),
+}).then(({violations}) =>
   violations.map(({id, nodes}) => ({id, nodes: nodes.map((node) => node.html.slice(0, 160))}))
-)"""
+))"""
+
+
+# Texts that are broken into several lines, of the elements that a selector finds.
+FIND_BROKEN_LINES = """((selector) => [...document.querySelectorAll(selector)].filter((element) => {
+  const range = document.createRange();
+  range.selectNodeContents(element);
+  return new Set([...range.getClientRects()].map((line) => Math.round(line.top))).size > 1;
+}).map((element) => element.textContent.trim()))"""
 
 
 def list_views(browser: Chrome, page: Path) -> list[str]:
@@ -96,8 +107,13 @@ def find_overlaps(browser: Chrome) -> list[str]:
     return list(browser.run(FIND_OVERLAPS))
 
 
-def find_violations(browser: Chrome) -> list[str]:
-    """Returns the violations that axe finds in the page as it is shown, colour contrast included."""
+def find_broken_lines(browser: Chrome, selector: str) -> list[str]:
+    """Returns the texts, of the elements that a selector finds, that are broken into several lines."""
+    return list(browser.run(f"{FIND_BROKEN_LINES}({selector!r})"))
+
+
+def find_violations(browser: Chrome, rules: Sequence[str] = ()) -> list[str]:
+    """Returns the violations that axe finds in the page as it is shown, of some rules or of all."""
     browser.run(AXE.read_text() + "; 0")
-    violations: list[dict[str, Any]] = browser.run(RUN_AXE)
+    violations: list[dict[str, Any]] = browser.run(f"{RUN_AXE}({list(rules)})")
     return [f"{violation['id']}: {node}" for violation in violations for node in violation["nodes"]]

@@ -11,7 +11,9 @@ from service.report.sections.section import Section
 
 PAGE = """{% extends "base.html" %}
 {% block title %}Sections{% endblock %}
-{% block style %}{% include "architecture.css" %}{% include "knowledge.css" %}{% endblock %}
+{% block style %}
+{% include "architecture.css" %}{% include "gallery.css" %}{% include "knowledge.css" %}
+{% endblock %}
 {% block header %}<h1>Sections</h1>{% endblock %}
 {% block main %}
 <section class="view" id="view-sections" data-view aria-label="Sections">
@@ -28,8 +30,8 @@ def write_sections(path: Path, sections: Sequence[Section]) -> Path:
     """Writes a page with some sections in one view.
 
     Args:
-        path: File of the page; its directory exists.
-        sections: Sections without pictures.
+        path: File of the page, in the directory of the album if the sections have pictures.
+        sections: Sections of the page.
 
     Returns:
         The file.

@@ -15,11 +15,17 @@ from hypothesis import given, settings
 from page_checks import find_violations
 from PIL import Image
 from report_samples import brightness_model
+from section_pages import write_sections
 from shard_samples import make_record, write_shards
 
+from service.inference.classifier import Predictions
+from service.report.analysis.examples import ReportExample
 from service.report.analysis.gallery import GalleryTable, list_columns
+from service.report.drawing.album import Album
 from service.report.job import SECTIONS, render
 from service.report.options import PageOptions, ReportOptions
+from service.report.sections.gallery import GalleryLinks, build_section
+from service.report.sections.provenance import Provenance
 from service.report.subject import Subject, open_model, read_manifest
 
 ROWS = 450  # three pages, two sheets
@@ -196,6 +202,46 @@ def test_a_thumbnail_shows_its_image(browser: Chrome, gallery: Path, tmp_path: P
         for row, left, top, right, bottom in places:
             shade = round(choose_grey(row) / 17) * 17  # one of 16
             assert pixels[int(top), int(left)] == pixels[int(bottom), int(right)] == shade, row
+
+
+class LargeImages:
+    """Grey images of 120 x 120 pixels, which are shown as thumbnails of 95 x 95."""
+
+    split = "validation"
+
+    def read(self, rows: list[int]) -> np.ndarray:
+        return np.stack([np.full((120, 120, 1), choose_grey(row), np.uint8) for row in rows])
+
+    def read_ids(self, rows: list[int]) -> list[str]:
+        return [f"grey/{row}.png" for row in rows]
+
+
+def test_the_panel_shows_an_image_in_full_or_says_that_it_is_a_thumbnail(
+    browser: Chrome, tmp_path: Path
+) -> None:
+    images = LargeImages()
+    predictions = Predictions(np.eye(2, dtype=np.float32)[[0, 1]], np.array([0, 1], np.int32), np.arange(2))
+    example = ReportExample(1, images.read([1])[0], 1, 1, 1.0, np.array([1]), "validation image 1")
+    section = build_section(
+        Album(tmp_path),
+        Provenance("model", "shards", 1.0, "validation"),
+        predictions,
+        None,
+        images,
+        ("dim", "bright"),
+        GalleryLinks([example]),
+    )
+    page = write_sections(tmp_path / "index.html", [section])
+    open_gallery(browser, page, "#gallery:row=1")
+    photo = "document.querySelector('dialog.inspect img')"
+    browser.until(f"{photo}.complete")
+    assert browser.run(f"[{photo}.naturalWidth, {photo}.naturalHeight]") == [120, 120]
+    open_gallery(browser, page, "#gallery:row=0")
+    assert browser.run(f"{photo} === null")
+    caption = browser.run("document.querySelector('dialog.inspect figcaption').textContent")
+    assert caption == "The thumbnail of 95 \N{MULTIPLICATION SIGN} 95 pixels, enlarged."
+    assert find_violations(browser) == []
+    assert browser.errors == []
 
 
 def test_the_panel_opens_by_keyboard_and_is_left_by_the_back_button(

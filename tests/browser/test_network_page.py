@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import pytest
 from chrome import Chrome
-from page_checks import find_overlaps, find_violations
+from page_checks import find_broken_lines, find_overlaps, find_violations
 from section_pages import write_sections
 
 from service.report.analysis.architecture import describe_architecture
@@ -73,10 +73,10 @@ def test_all_rows_of_the_graph_are_as_wide_as_the_page(browser: Chrome, report: 
 @pytest.fixture(scope="module")
 def equal_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The graph of a network with three equal residual blocks between other layers."""
-    inputs = keras.Input((16, 16, 4))
-    x = keras.layers.Conv2D(4, 3, padding="same", name="stem")(inputs)
+    inputs = keras.Input((112, 112, 3))
+    x = keras.layers.Conv2D(256, 3, padding="same", name="stem")(inputs)
     for number in (1, 2, 3):
-        y = keras.layers.Conv2D(4, 3, padding="same", name=f"block{number}_conv")(x)
+        y = keras.layers.Conv2D(256, 1, padding="same", name=f"block{number}_conv")(x)
         x = keras.layers.Add(name=f"block{number}_sum")([x, y])
     outputs = keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x))
     network = Network(keras.Model(inputs, outputs), head="logits")
@@ -99,6 +99,7 @@ def test_equal_blocks_are_one_row_that_opens(browser: Chrome, equal_blocks: Path
       return boxes.map((box) => [box.left, box.right]);
     })""")
     assert len(edges) == 6
+    assert find_broken_lines(browser, ".figure:first-child .value") == []
     assert all(row == edges[0] for row in edges)
     assert find_overlaps(browser) == []
     assert find_violations(browser) == []
@@ -119,6 +120,15 @@ def test_layers_are_found_by_name_and_type(browser: Chrome, report: Path) -> Non
     assert browser.run(SHOWN_LAYERS) == []
     search(browser, "")
     assert browser.run(SHOWN_LAYERS) == everything
+
+
+def test_the_list_of_layers_lies_below_its_title(browser: Chrome, report: Path) -> None:
+    browser.open(report, "#view-layers", width=1400)
+    boxes = """['summary', 'nav'].map((name) => document.querySelector(`details[data-jump] > ${name}`))
+      .map((element) => element.getBoundingClientRect()).map((box) => [box.left, box.top, box.bottom])"""
+    title, names = browser.run(boxes)
+    assert names[0] == title[0]
+    assert names[1] >= title[2]
 
 
 def test_one_selector_changes_the_image_of_all_layers(browser: Chrome, report: Path) -> None:

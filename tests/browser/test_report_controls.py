@@ -151,14 +151,14 @@ def test_a_plot_shows_the_values_under_the_pointer(browser: Chrome, report: Path
     assert readout == f"epoch 30: training {training:.1f}%, validation {validation:.1f}%"
 
 
-def write_plot(report: Path, values: list[float | None]) -> Path:
-    """Writes a copy of the report with other values in every line of its first plot."""
+def write_plot(report: Path, values: list[float | None], **options: object) -> Path:
+    """Writes a copy of the report with other values in every line of its first plot, and other options."""
     tag = '<script type="application/json">'
     before, _, rest = report.read_text().partition(tag)
     data, _, after = rest.partition("</script>")
     plot = json.loads(data)
     plot["x"] = [n + 1.0 for n in range(len(values))]
-    plot |= {"marks": [], "levels": [], "shade": False}
+    plot |= {"marks": [], "levels": [], "shade": False, **options}
     plot["lines"] = [line | {"values": values} for line in plot["lines"]]
     page = report.with_name("other.html")
     page.write_text(f"{before}{tag}{json.dumps(plot)}</script>{after}")
@@ -172,6 +172,17 @@ def test_a_flat_line_is_drawn(browser: Chrome, report: Path, values: list[float 
     browser.open(write_plot(report, values))
     browser.until(PLOTS_ARE_DRAWN)
     assert browser.errors == []
+
+
+def test_long_labels_of_an_axis_are_not_cut_off(browser: Chrome, report: Path) -> None:
+    """Nothing is drawn at the left edge of the canvas."""
+    browser.open(write_plot(report, [0.00025, 0.0005, 0.00075], percent=False))
+    browser.until(PLOTS_ARE_DRAWN)
+    edge = """(() => {
+      const canvas = document.querySelector('.uplot canvas');
+      return Math.max(...canvas.getContext('2d').getImageData(0, 0, 2, canvas.height).data);
+    })()"""
+    assert browser.run(edge) == 0
 
 
 def test_a_line_connects_the_evaluated_epochs(browser: Chrome, report: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chrome import Chrome
-from page_checks import find_violations, inspect_pictures
+from page_checks import find_broken_lines, find_violations, inspect_pictures
 from section_pages import write_sections
 
 from service.inference.classifier import Features, Predictions
@@ -144,5 +144,6 @@ def test_the_sections_are_accessible_and_fit(browser: Chrome, page: Path, dark: 
     browser.open(page, width=width, dark=dark)
     browser.run("document.querySelectorAll('details').forEach((details) => { details.open = true; })")
     assert find_violations(browser) == []
+    assert find_broken_lines(browser, ".x-labels span") == []
     assert inspect_pictures(browser)["overflow"] == 0
     assert browser.errors == []

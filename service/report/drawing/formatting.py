@@ -34,6 +34,11 @@ def number(value: float | None, digits: int = 3) -> str:
     return text.replace("-", MINUS, 1) if value < 0 else text
 
 
+def decimal(value: float, digits: int = 2) -> str:
+    """Formats a number with a fixed number of decimals, such as `0.50`, and a minus sign of its own."""
+    return f"{value:.{digits}f}".replace("-", MINUS)
+
+
 def quantity(value: float | None, names: tuple[str, str, str] = ("M", "G", "T")) -> str:
     """Formats a large count with three digits and its unit, such as `15.5 G`; a dash for None.
 

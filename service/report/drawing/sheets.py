@@ -31,6 +31,8 @@ BLOCKS = {"png": 1, "png-16": 1, "webp": 16}
 ACTIVATION_STEPS = 1000
 # Feature maps with fewer values are encoded losslessly.
 LOSSLESS_VALUES = 1 << 17
+# Widest gutter between the tiles of a JPEG, as a share of a tile.
+WIDEST_GUTTER = 0.2
 # Largest side of a WebP image, in pixels.
 MAX_WEBP_SIDE = 16_383
 # Side of the cell drawn for a unit of a vector, in pixels, and cells in a row.
@@ -131,7 +133,7 @@ def choose_encoding(shape: Sequence[int], preference: str = "auto") -> str:
     Args:
         shape: Shape of the feature maps, `(H, W, C)`.
         preference: `png`, `jpeg` or `webp`, or `auto`: PNG for maps that are enlarged or have few values, for
-            which it is also the smaller file, JPEG for all others.
+            which it is also the smaller file, or whose tiles would have wide gutters; JPEG for all others.
 
     Returns:
         `png`, `jpeg` or `webp`; PNG instead of WebP for sheets that are too high for WebP.
@@ -140,7 +142,9 @@ def choose_encoding(shape: Sequence[int], preference: str = "auto") -> str:
     scaling = compute_scaling(height, width)
     if preference == "auto":
         is_lossless = scaling.grow > 1 or np.prod(shape) < LOSSLESS_VALUES
-        return "png" if is_lossless else "jpeg"
+        layout = compute_layout(height, width, channels, scaling)
+        has_wide_gutters = layout.pitch[0] > (1 + WIDEST_GUTTER) * layout.tile[0]
+        return "png" if is_lossless or has_wide_gutters else "jpeg"
     layout = compute_layout(height, width, channels, scaling)
     if preference == "webp" and layout.rows * layout.pitch[1] > MAX_WEBP_SIDE:
         return "png"

@@ -48,7 +48,7 @@ function gallery(root) {
   const panel = make("dialog", { className: "zoom inspect" });
   let state = {}, images = [], page = 0;
 
-  const sheets = all("img", root).map((image, index) => `.tile[data-sheet-number="${index}"] {
+  const sheets = all("div[hidden] > img", root).map((image, index) => `.tile[data-sheet-number="${index}"] {
     background-image: url("${image.src}"); background-size: calc(${image.getAttribute("width")}px * var(--scale)) auto; }`);
   document.head.append(make("style", { textContent: sheets.join("\n") }));
   for (const field of ["truth", "predicted"]) {
@@ -71,11 +71,11 @@ function gallery(root) {
   };
   const describe = (i) => `Image ${table.row[i]}: ${names[table.truth[i]]}, predicted ${isCorrect(i) ? "correctly" : names[table.class0[i]]} with probability ${percent(table.probability0[i])}, loss ${loss(i)}`;
 
-  function tile(i, side) {
-    const place = i % layout.count, scale = side / longest, element = make("span", { className: isCrisp ? "tile crisp" : "tile" });
+  function tile(i, side, showsPixels = isCrisp) {
+    const place = i % layout.count, scale = side / longest, element = make("span", { className: showsPixels ? "tile crisp" : "tile" });
     element.dataset.sheetNumber = Math.floor(i / layout.count);
     const values = {
-      "--w": width, "--h": height, "--scale": isCrisp ? Math.max(1, Math.floor(scale)) : scale,
+      "--w": width, "--h": height, "--scale": showsPixels ? Math.max(1, Math.floor(scale)) : scale,
       "--x": (place % layout.columns) * layout.pitch[0], "--y": Math.floor(place / layout.columns) * layout.pitch[1],
     };
     for (const [name, value] of Object.entries(values)) element.style.setProperty(name, value);
@@ -173,6 +173,17 @@ function gallery(root) {
     return list;
   }
 
+  // An image in the panel: as the model receives it where the page has it, otherwise its thumbnail, whose pixels show.
+  function enlarge(i) {
+    const side = Math.min(320, innerWidth - 80), photo = root.querySelector(`[data-photo="${table.row[i]}"] img`);
+    if (photo) return make("img", { src: photo.src, alt: describe(i), width: side, className: "full" });
+    const picture = tile(i, side, true);
+    picture.setAttribute("role", "img");
+    picture.setAttribute("aria-label", describe(i));
+    if (!data.is_enlarged) return picture;
+    return make("figure", {}, picture, make("figcaption", { className: "caption", textContent: `The thumbnail of ${height} \u00d7 ${width} pixels, enlarged.` }));
+  }
+
   function showPanel() {
     if (!state.row) return panel.close();
     const i = table.row.indexOf(+state.row), at = images.indexOf(i);
@@ -180,9 +191,7 @@ function gallery(root) {
     if (i < 0) {
       panel.replaceChildren(make("h2", { textContent: `Image ${state.row}` }), make("p", { textContent: "The gallery does not hold this image." }), make("p", { className: "controls" }, close));
     } else {
-      const picture = tile(i, Math.min(320, innerWidth - 80)), example = data.examples[table.row[i]];
-      picture.setAttribute("role", "img");
-      picture.setAttribute("aria-label", describe(i));
+      const example = data.examples[table.row[i]];
       const rows = make("tbody", {},
         fact("True class", names[table.truth[i]]),
         fact("Predicted class", mark(i), ` ${names[table.class0[i]]}`),
@@ -193,7 +202,7 @@ function gallery(root) {
       rows.append(fact("More views", make("code", { textContent: data.command.replace("{row}", table.row[i]) })));
       const step = (by, text) => make("button", { type: "button", textContent: text, disabled: images[at + by] === undefined, onclick: () => stepPanel(by) });
       panel.replaceChildren(make("h2", { textContent: `Image ${table.row[i]}` }),
-        make("div", { className: "particulars" }, picture, make("div", {}, make("table", {}, rows), bars(i))),
+        make("div", { className: "particulars" }, enlarge(i), make("div", {}, make("table", {}, rows), bars(i))),
         make("p", { className: "controls" }, step(-1, "Previous"), step(1, "Next"), close));
     }
     panel.setAttribute("aria-label", `Image ${state.row}`);

@@ -50,7 +50,7 @@ function options(data, width, readout) {
       { ...axis, size: 40, ...tickSpace(data, width), label: data.x_label, labelFont: font, labelSize: 18, grid: { show: false },
         ...(whole ? { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000] } : {}),
         values: (u, ticks) => ticks.map((tick) => (data.ticks.length ? shorten(data.ticks[data.x.indexOf(tick)] ?? "") : minus(String(+tick.toPrecision(6))))) },
-      { ...axis, size: 52, values: (u, ticks) => ticks.map((tick) => (tick == null ? "" : data.log && tick < 1e-3 ? minus(tick.toExponential(0)) : minus(data.percent ? `${+(tick * 100).toFixed(1)}%` : String(+tick.toPrecision(6))))) },
+      { ...axis, size: (u, labels) => Math.max(52, ...(labels ?? []).map((label) => 14 + 8 * label.length)), values: (u, ticks) => ticks.map((tick) => (tick == null ? "" : data.log && tick < 1e-3 ? minus(tick.toExponential(0)) : minus(data.percent ? `${+(tick * 100).toFixed(1)}%` : String(+tick.toPrecision(6))))) },
     ],
     hooks: {
       drawAxes: [(u) => data.shade && shade(u, data)],

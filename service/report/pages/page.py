@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
+from markupsafe import Markup, escape
 
 from pipelines.storage import write_atomically
 from service.report.drawing import formatting
@@ -37,6 +38,8 @@ if TYPE_CHECKING:  # it loads Keras, which the pages without a model do not need
     from service.report.subject import Subject
 
 T = TypeVar("T")
+
+OPTION = re.compile(r"--[a-z][a-z-]*")  # of the command line, in a note
 
 # Name, title and sections of every view; a section that is not listed gets a separate view.
 VIEWS = (
@@ -344,7 +347,13 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     environment.filters["points"] = formatting.points
     environment.filters["duration"] = formatting.duration
     environment.filters["anchor"] = formatting.anchor
+    environment.filters["keep_options"] = _keep_options
     return environment
+
+
+def _keep_options(text: str) -> Markup:
+    """Keeps options of the command line, such as `--offset`, in one line: browsers break after a hyphen."""
+    return Markup(OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
 
 
 def _shorten_float(value: Any) -> Any:

@@ -226,7 +226,7 @@ def _describe_confidence(first: Confidence, second: Confidence) -> str:
     )
     is_overlapping = first.interval[0] <= second.interval[1] and second.interval[0] <= first.interval[1]
     if is_overlapping:
-        text += " Their 95 % confidence intervals overlap, so this could well be chance."
+        text += " Their 95% confidence intervals overlap, so this could well be chance."
     return text
 
 

@@ -82,7 +82,10 @@ def summarize(architecture: Architecture, times: LayerTimes | None) -> str:
         "(a multiplication and an addition each)."
     )
     if times is not None:
-        shares = {block.name: _sum_shares(block.all_layers, times) for block in architecture.blocks}
+        shares = {
+            _name_row(blocks): sum(_sum_shares(block.all_layers, times) for block in blocks)
+            for blocks in group_equal_blocks(architecture)
+        }
         slowest = sorted(shares, key=lambda name: -shares[name])[:2]
         named = [name for name in slowest if shares[name] >= SHARE_WORTH_NAMING] or slowest[:1]
         parts = [f"{percent(shares[name], 0)} of the time is spent in {name}" for name in named]
@@ -143,6 +146,18 @@ def _describe_structure(block: Block, architecture: Architecture) -> Hashable:
     return block.kind, layers, branches
 
 
+def _name_row(blocks: Sequence[Block]) -> str:
+    """Names a row in a sentence."""
+    if blocks[0].kind == "head":
+        return "the classifier"
+    return blocks[0].name if len(blocks) == 1 else _join_names(blocks[0].name, blocks[-1].name)
+
+
+def _join_names(first: str, last: str) -> str:
+    """Joins the names of the first and the last of equal blocks; a nested model is named once."""
+    return f"{first} \N{EN DASH} {last.rpartition('/')[2]}"
+
+
 def _describe_row(blocks: list[dict[str, Any]]) -> dict[str, Any]:
     """Describes a row of the graph: a block, or equal blocks with their sums."""
     first = blocks[0]
@@ -151,7 +166,7 @@ def _describe_row(blocks: list[dict[str, Any]]) -> dict[str, Any]:
         return first | {"blocks": blocks}
     return last | {
         "blocks": blocks,
-        "name": f"{first['name']} \N{EN DASH} {last['name'].rpartition('/')[2]}",
+        "name": _join_names(first["name"], last["name"]),
         "parameters": first["parameters"] * len(blocks),
         "multiply_adds": None if first["multiply_adds"] is None else first["multiply_adds"] * len(blocks),
         "time_share": None if first["time_share"] is None else sum(block["time_share"] for block in blocks),

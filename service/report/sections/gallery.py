@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from service.report.analysis.gallery import build_table, list_columns, select_im
 from service.report.analysis.images import Images
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.sprites import SHEET_IMAGES, SpriteSpec, choose_sprites
-from service.report.sections.provenance import Provenance
+from service.report.sections.provenance import Provenance, draw_examples
 from service.report.sections.section import Section
 
 MAX_IMAGES = 10_000  # the largest number, which images of few pixels reach
@@ -28,12 +28,17 @@ class GalleryLinks:
     """What the gallery says about further views of an image.
 
     Attributes:
-        heatmaps: Numbers of the images with heatmaps in the selector of their view, by row.
+        examples: Images with heatmaps, in the order of the selector of their view; the page has them in full.
         command: Command that renders the views of any image, with `{row}` for its row.
     """
 
-    heatmaps: dict[int, int] = field(default_factory=dict)
+    examples: Sequence[ReportExample] = ()
     command: str = LOOK_AT_RUN
+
+    @property
+    def in_split(self) -> list[tuple[int, ReportExample]]:
+        """The images that are rows of the split, with their numbers in the selector."""
+        return [(index, example) for index, example in enumerate(self.examples) if example.row is not None]
 
 
 def build_links(examples: Sequence[ReportExample], is_run: bool) -> GalleryLinks:
@@ -43,8 +48,7 @@ def build_links(examples: Sequence[ReportExample], is_run: bool) -> GalleryLinks
         examples: Images with heatmaps.
         is_run: Whether the report is that of a run, rather than of a model file.
     """
-    heatmaps = {example.row: index for index, example in enumerate(examples) if example.row is not None}
-    return GalleryLinks(heatmaps, LOOK_AT_RUN if is_run else LOOK_AT_MODEL)
+    return GalleryLinks(examples, LOOK_AT_RUN if is_run else LOOK_AT_MODEL)
 
 
 def build_section(
@@ -81,16 +85,22 @@ def build_section(
         "clustered": 0 if clusters is None else int((clusters >= 0).sum()),
         "clusters": [] if clusters is None else describe_clusters(predictions, clusters, classes),
     }
+    examples = links.in_split
+    is_enlarged = sprites.size != input_shape[:2]
+    photographed = [example for _, example in examples] if is_enlarged else []
+    photos = album.add_all(draw_examples(photographed, provenance))
     values = figures | {
         "split": images.split,
         "input_size": input_shape[:2],
         "thumbnail_size": sprites.size,
         "sheets": _add_sheets(album, provenance, images, rows, sprites),
+        "photos": [(example.row, photo) for example, photo in zip(photographed, photos, strict=True)],
         "page": {
             **list_columns(table),
             "layout": asdict(sprites.compute_layout()),
             "names": list(classes),
-            "examples": links.heatmaps,
+            "examples": {example.row: index for index, example in examples},
+            "is_enlarged": is_enlarged,
             "command": links.command,
         },
     }

@@ -27,7 +27,7 @@ from service.report.analysis.sanity import (
     correlate,
     correlate_with_shuffled,
 )
-from service.report.drawing.formatting import percent
+from service.report.drawing.formatting import decimal, percent
 from service.report.drawing.plots import Line, Plot
 from service.report.sections.section import Section
 from service.scores import bootstrap_interval, is_better_than_majority, majority_class_share
@@ -187,16 +187,16 @@ def check_randomization(same: Floats, shuffled: Floats, seed: int) -> list[Sanit
         seed,
         "1.00",
         (SAME_WEIGHTS, math.inf),
-        f"Computed again with the same weights, the heatmaps correlate by {value:.2f} (Spearman).",
+        f"Computed again with the same weights, the heatmaps correlate by {decimal(value)} (Spearman).",
     )
     value = float(shuffled.mean())
     randomization = _build_check(
         "Weight randomization",
         shuffled,
         seed,
-        f"between -{SHUFFLED_WEIGHTS} and {SHUFFLED_WEIGHTS}",
+        f"between {decimal(-SHUFFLED_WEIGHTS, 1)} and {decimal(SHUFFLED_WEIGHTS, 1)}",
         (-SHUFFLED_WEIGHTS, SHUFFLED_WEIGHTS),
-        f"With shuffled weights, the heatmaps correlate by {value:.2f} (Spearman): ",
+        f"With shuffled weights, the heatmaps correlate by {decimal(value)} (Spearman): ",
     )
     conclusion = {
         True: "they depend on what the model learned.",
@@ -221,7 +221,7 @@ def check_second_class(correlations: Floats, seed: int) -> SanityCheck:
         seed,
         f"at most {SECOND_CLASS}",
         (-math.inf, SECOND_CLASS),
-        f"The heatmap of the second most probable class {verdict} (Spearman {value:.2f}).",
+        f"The heatmap of the second most probable class {verdict} (Spearman {decimal(value)}).",
     )
 
 

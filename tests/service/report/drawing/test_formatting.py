@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from service.report.drawing.formatting import anchor
+from service.report.drawing.formatting import anchor, decimal
 
 
 def test_the_anchor_of_a_layer_is_legible_and_has_no_colon_or_space():
@@ -16,3 +16,7 @@ def test_the_anchor_of_a_layer_is_legible_and_has_no_colon_or_space():
 def test_different_names_have_different_anchors():
     names = ["a/b", "a-b", "a_b", "a b", "a:b", "a.b", "a.3a.b", "ab", "a.20.b"]
     assert len({anchor(name) for name in names}) == len(names)
+
+
+def test_decimals_have_a_minus_sign():
+    assert [decimal(value) for value in (1.0, -0.194)] == ["1.00", "\N{MINUS SIGN}0.19"]

@@ -122,6 +122,8 @@ def test_gutters_are_narrow():
         ((7, 7, 512), "auto", "png"),
         ((64, 64, 64), "auto", "jpeg"),
         ((32, 32, 32), "auto", "png"),
+        ((32, 32, 256), "auto", "png"),  # gutters of 8 pixels, a quarter of a tile
+        ((36, 36, 256), "auto", "jpeg"),  # of 4, a ninth
         ((64, 64, 64), "webp", "webp"),
         ((64, 64, 8192), "webp", "png"),
         ((7, 7, 5), "jpeg", "jpeg"),

@@ -234,6 +234,13 @@ def test_indentation_is_removed_where_it_does_not_count():
     assert remove_indentation(kept) == kept
 
 
+def test_options_in_notes_are_kept_in_one_line():
+    template = load_templates().from_string("{{ note|keep_options }}")
+    shown = template.render(note="<b> from -1 to 1; override with --scale and --no-fit.")
+    expected = '&lt;b&gt; from -1 to 1; override with <span class="option">--scale</span> and '
+    assert shown == f'{expected}<span class="option">--no-fit</span>.'
+
+
 def test_numbers_for_sorting_are_short():
     template = load_templates().from_string("{{ a }} {{ b }} {{ c }}")
     assert template.render(a=0.1234567891, b=1234567, c="0.1234567891") == "0.123457 1234567 0.1234567891"

@@ -83,4 +83,5 @@ def test_a_row_of_equal_blocks_has_their_sums_and_holds_each_of_them():
     assert sum(row["parameters"] for row in rows) == architecture.parameters
     assert sum(row["multiply_adds"] for row in rows) == architecture.multiply_adds
     assert sum(row["time_share"] for row in rows) == pytest.approx(1)
+    assert "% of the time is spent in block1 \N{EN DASH} block3" in section.values["summary"]
     assert merged["field"] == merged["blocks"][2]["field"] != merged["blocks"][0]["field"]

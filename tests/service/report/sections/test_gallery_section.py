@@ -9,6 +9,7 @@ import pytest
 from gallery_samples import read_columns
 
 from service.inference.classifier import Predictions
+from service.report.analysis.examples import ReportExample
 from service.report.analysis.gallery import alternate_classes, build_table, select_images
 from service.report.drawing.album import Album
 from service.report.drawing.sprites import SHEET_IMAGES
@@ -117,7 +118,7 @@ def test_sheets_hold_the_images_of_the_table_in_order(tmp_path) -> None:
         None,
         images,
         ("a", "<b>", "c"),
-        GalleryLinks({4: 0}),
+        GalleryLinks([ReportExample(4, images.read([4])[0], 0, 0, 1.0, np.array([0]), "validation image 4")]),
     )
     assert images.largest_read <= SHEET_IMAGES
     assert section.figures["shown"] == count
@@ -132,6 +133,8 @@ def test_sheets_hold_the_images_of_the_table_in_order(tmp_path) -> None:
     assert "<b>" not in html
     columns = json.loads(html.split('<script type="application/json">')[1].split("</script>")[0])
     assert read_columns(columns)["row"] == list(range(count))
+    assert columns["examples"] == {"4": 0}
+    assert not section.values["photos"]  # its thumbnail is the whole image
 
 
 def test_no_images_make_no_gallery(tmp_path) -> None:
