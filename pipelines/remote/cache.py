@@ -10,7 +10,8 @@ import weakref
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from time import monotonic, sleep, time_ns
 from typing import Protocol
@@ -22,7 +23,7 @@ from pipelines.remote.disk import CacheFolder, Fetch, Outcome, open_cache
 from pipelines.remote.folder import format_gigabytes
 from pipelines.remote.metrics import Counters, StoreMetrics
 from pipelines.remote.needs import WHOLE_BYTES
-from pipelines.remote.schedule import CacheEntry, Schedule
+from pipelines.remote.schedule import MAX_LOOKAHEAD, CacheEntry, Schedule
 from pipelines.remote.store import download, read_range
 from pipelines.remote.uri import Uri
 
@@ -89,17 +90,14 @@ class CachedFiles:
         """
         return self._pass.pin(self._source.describe_entry(file))
 
-    @contextmanager
-    def open(self, files: Sequence[StoredObject]) -> Iterator[Sequence[OpenFile]]:
+    def open(self, files: Sequence[StoredObject]) -> AbstractContextManager[Sequence[OpenFile]]:
         """Opens files for the length of a block, and fetches those that are missing.
 
         Raises:
             DataError: The store has no such file, or one with other content, or does not respond.
             ConfigError: The cache has no space.
         """
-        entries = [self._source.describe_entry(file) for file in files]
-        with self._pass.borrow(entries) as opened:
-            yield opened
+        return self._pass.borrow([self._source.describe_entry(file) for file in files])
 
     def read_range(self, file: StoredObject, start: int, size: int) -> bytes:
         """Reads part of a file; fetches it whole if it is small.
@@ -176,8 +174,7 @@ class _Source:
 
     def describe_entry(self, file: StoredObject) -> CacheEntry:
         """Returns how the cache knows a file; other content of the same object is another entry."""
-        name = re.sub(r"[^\w.-]", "_", file.file)[-100:]
-        return CacheEntry(f"{self._name}/{file.sha256[:16]}-{name}", file.file, file.bytes, file.sha256)
+        return _build_entry(self._name, file.file, file.bytes, file.sha256)
 
     def count_use(self, entry: CacheEntry, is_in_use: bool = False) -> None:
         """Counts that a window uses a file: a hit if nobody has fetched it since its use before ended.
@@ -208,6 +205,12 @@ class _Source:
         return self.counters.read(files - files_before, size - size_before, cache)
 
 
+@lru_cache(MAX_LOOKAHEAD)  # every batch asks for the files that it reads
+def _build_entry(set_name: str, name: str, size: int, sha256: str) -> CacheEntry:
+    safe_name = re.sub(r"[^\w.-]", "_", name)[-100:]
+    return CacheEntry(f"{set_name}/{sha256[:16]}-{safe_name}", name, size, sha256)
+
+
 class _Pass:
     """One pass over a shard set: the files it uses now, and the threads that fetch what it needs next.
 
@@ -227,9 +230,9 @@ class _Pass:
         self._open_files = OpenFiles()
         self._sizes: dict[str, int] = {}
         self._queue: deque[tuple[CacheEntry, int]] = deque()  # what is to be fetched ahead, and its distance
-        self._complete: set[str] = (
-            set()
-        )  # upcoming files that need not be looked for again until they are near
+        self._complete: set[str] = set()  # upcoming files, not looked for again until they are near
+        self._fetching = 0  # threads that look at a file, or fetch it
+        self._has_ended_use = False  # whether a file that is published as in use is not
         self._horizon = 0  # largest distance of a file for which others are evicted
         self._resume_at = 0.0
         self._failures = 0
@@ -242,7 +245,7 @@ class _Pass:
                 ).start()
 
     @contextmanager
-    def borrow(self, entries: Sequence[CacheEntry]) -> Iterator[list[OpenFile]]:
+    def borrow(self, entries: Sequence[CacheEntry]) -> Iterator[Sequence[OpenFile]]:
         """Opens files for the length of a block."""
         self._take(entries)
         try:
@@ -275,7 +278,12 @@ class _Pass:
         """Ends the use of all windows before number `window`."""
         with self._condition:
             if self._schedule is not None and self._schedule.advance(window):
-                self._publish()
+                self._update_use()
+                # A window that follows is about to be published; until then, the other processes may keep
+                # the files of this one, unless somebody here waits for their space.
+                self._has_ended_use = True
+                if self._queue or self._fetching:
+                    self._publish()
 
     def discard(self, entry: CacheEntry) -> None:
         """Removes a damaged file from the cache, unless it has been replaced since it was opened."""
@@ -304,8 +312,8 @@ class _Pass:
                 new = self._schedule.request(keys)
             else:
                 new = [entry for entry in entries if not self._borrowed[entry.key]]
-            self._borrowed.update(keys)
             for entry in entries:
+                self._borrowed[entry.key] += 1
                 self._sizes[entry.key] = entry.bytes
             self._count_uses(new)
             if new or not keys <= self._in_use.keys():
@@ -322,50 +330,60 @@ class _Pass:
 
     def _give_back(self, entries: Sequence[CacheEntry]) -> None:
         with self._condition:
-            for key in {entry.key for entry in entries}:
-                self._borrowed[key] -= 1
-                if not self._borrowed[key]:
-                    del self._borrowed[key]
-                    self._sizes.pop(key, None)
+            for entry in entries:
+                self._borrowed[entry.key] -= 1
+                if not self._borrowed[entry.key]:
+                    del self._borrowed[entry.key]
+                    del self._sizes[entry.key]
             if self._schedule is None:
                 self._publish()
+
+    def _update_use(self) -> None:
+        """Finds out which files are in use; the caller holds the lock."""
+        in_use = {entry.key: entry.bytes for entry in self._pinned.values()}
+        in_use |= {key: self._sizes[key] for key in self._borrowed}
+        if self._schedule is not None:
+            in_use |= {entry.key: entry.bytes for entry in self._schedule.list_current()}
+        self._open_files.keep(in_use)  # an evicted file takes space as long as it is open
+        for key in self._in_use.keys() - in_use.keys():
+            self._source.end_use(key)
+        self._in_use = in_use
 
     def _publish(self) -> None:
         """Tells all processes of the host what this pass uses and needs next; the caller holds the lock."""
         if self._is_closed:
             return
-        in_use = {entry.key: entry.bytes for entry in self._pinned.values()}
-        in_use |= {key: self._sizes[key] for key in self._borrowed}
-        upcoming: list[tuple[CacheEntry, int]] = []
-        if self._schedule is not None:
-            in_use |= {entry.key: entry.bytes for entry in self._schedule.list_current()}
-            upcoming = list(self._schedule.list_upcoming())
-            self._horizon = self._schedule.find_horizon()
-        self._open_files.keep(in_use)  # an evicted file takes space as long as it is open
-        for key in self._in_use.keys() - in_use.keys():
-            self._source.end_use(key)
-        self._in_use = in_use
-        next_use = {entry.key: distance for entry, distance in upcoming if entry.key not in in_use}
-        self._user.publish(list(in_use), next_use)
-        self._queue = deque(self._list_missing(upcoming))
+        self._update_use()
+        next_uses = self._schedule.find_next_uses() if self._schedule is not None else {}
+        self._user.publish(list(self._in_use), next_uses)
+        self._has_ended_use = False
+        self._queue = deque(self._list_missing())
         self._resume_at = 0.0
         if self._queue:
             self._condition.notify_all()
 
-    def _list_missing(self, upcoming: Iterable[tuple[CacheEntry, int]]) -> Iterator[tuple[CacheEntry, int]]:
+    def _list_missing(self) -> Iterator[tuple[CacheEntry, int]]:
         """Yields the upcoming files that a thread has to look at, with their distances.
 
         Those that are near are looked for here, because waking a thread for each takes longer: all of them,
         because another process may have evicted one that was complete when it was far.
         """
-        for entry, distance in upcoming:
-            if distance <= self._horizon:
-                if self._cache.has(entry):
+        if self._schedule is None:
+            return
+        self._horizon = self._schedule.find_horizon()
+        listed: set[str] = set()
+        for window, distance in self._schedule.iterate_upcoming():
+            is_near = distance <= self._horizon
+            if not is_near and self._complete >= window.keys:
+                continue
+            for entry in window.entries:
+                if entry.key in listed or (entry.key in self._complete and not is_near):
+                    continue
+                listed.add(entry.key)
+                if is_near and self._cache.has(entry):
                     self._complete.add(entry.key)
                     continue
-            elif entry.key in self._complete:
-                continue
-            yield entry, distance
+                yield entry, distance
 
     def _obtain_all(self, entries: Sequence[CacheEntry]) -> None:
         """Waits until some files are complete; fetches those that nobody else fetches."""
@@ -474,24 +492,37 @@ class _Pass:
                 while not self._is_closed and (not self._queue or monotonic() < self._resume_at):
                     pause = self._resume_at - monotonic() if self._queue else IDLE_SECONDS
                     self._condition.wait(pause)
+                    self._publish_ended_use()
                 if self._is_closed:
                     return
                 entry, distance = self._queue.popleft()
+                self._fetching += 1
             try:
                 has_space = self._try_fetch_ahead(entry, distance)
             except (GlassboxError, OSError) as error:
                 # A thread that needs the file tries again, and reports what is wrong.
                 logger.debug("%s was not fetched ahead: %s", entry.name, error)
                 with self._condition:
+                    self._fetching -= 1
+                    self._queue.append((entry, distance))
                     self._failures += 1
                     self._resume_at = monotonic() + min(2.0**self._failures, MAX_PAUSE_SECONDS)
                 continue
             with self._condition:
+                self._fetching -= 1
                 if has_space:
                     self._failures = 0
                 else:
                     self._queue.appendleft((entry, distance))
                     self._resume_at = monotonic() + RETRY_SECONDS
+
+    def _publish_ended_use(self) -> None:
+        """Frees the files of a window that has ended, where the next one has not begun since."""
+        if self._has_ended_use:
+            try:
+                self._publish()
+            except GlassboxError as error:  # reported when the next window begins
+                logger.debug("the end of a window was not published: %s", error)
 
     def _try_fetch_ahead(self, entry: CacheEntry, distance: int) -> bool:
         """Fetches a file unless it is there, or being fetched; returns False if there is no space for it."""

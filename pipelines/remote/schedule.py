@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 HORIZON = 2  # bytes of the windows that are looked ahead, in budgets
 MAX_LOOKAHEAD = 16_384  # files that are looked ahead: their table is written whenever a window is over
@@ -30,6 +31,25 @@ class CacheEntry:
 Window = Sequence[CacheEntry]
 
 
+@dataclass(frozen=True)
+class PlannedWindow:
+    """A window of a pass.
+
+    Attributes:
+        entries: Its files.
+        start: Number of bytes that the pass needs before it. What a window shares with the one before it
+            counts once.
+    """
+
+    entries: Window
+    start: int
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """Keys of the files."""
+        return frozenset(entry.key for entry in self.entries)
+
+
 class Schedule:
     """The position of a pass in the sequence of its windows, and what it needs next.
 
@@ -52,7 +72,10 @@ class Schedule:
         self._source = iter(windows)
         self._is_complete = False  # whether the source has ended
         self._budget = budget
-        self._windows: deque[Window] = deque()  # from number `first` on
+        self._windows: deque[PlannedWindow] = deque()  # from number `first` on
+        self._in_use: frozenset[str] = frozenset()  # keys of the windows in use
+        self._start = 0  # of the window that is read next
+        self._before: frozenset[str] = frozenset()  # keys of the window that was read last
         self._files = 0  # in these windows
         self._bytes = 0  # of these windows
         self._uses: dict[str, int] = {}  # uses of every file in these windows
@@ -68,18 +91,19 @@ class Schedule:
         Returns:
             The files of the windows that were not in use before.
         """
-        missing = set(keys)
+        missing = set(keys) - self._in_use
+        if not missing:
+            return []
         before = self.last
         for number, window in enumerate(self._windows, self.first):
             if not missing:
                 break
-            present = missing.intersection(entry.key for entry in window)
-            if present:
-                missing -= present
+            if not missing.isdisjoint(window.keys):
+                missing -= window.keys
                 self.last = max(self.last, number)
         new: list[CacheEntry] = []
         for number in range(max(before + 1, self.first), self.last + 1):
-            new += self._windows[number - self.first]
+            new += self._windows[number - self.first].entries
         if new:
             self._look_ahead()
         return new
@@ -89,7 +113,7 @@ class Schedule:
         if window <= self.first:
             return False
         while self.first < window and (self._windows or self._read_window()):
-            for entry in self._windows.popleft():
+            for entry in self._windows.popleft().entries:
                 self._files -= 1
                 self._bytes -= entry.bytes
                 self._uses[entry.key] -= 1
@@ -108,45 +132,37 @@ class Schedule:
         """
         in_use = self._count_in_use()
         windows = (self._windows[index] for index in range(max(in_use - 2, 0), in_use))
-        return list({entry.key: entry for window in windows for entry in window}.values())
+        return list({entry.key: entry for window in windows for entry in window.entries}.values())
 
-    def list_upcoming(self) -> Iterator[tuple[CacheEntry, int]]:
-        """Yields the files that are needed next, in order, each once, with their distance.
+    def iterate_upcoming(self) -> Iterator[tuple[PlannedWindow, int]]:
+        """Yields the windows that are in use or needed next, in order, each with its distance.
 
-        The distance is the number of bytes that are needed before them, from the windows in use on.
+        The distance is the number of bytes that are needed before it, from the windows in use on.
         """
-        known: set[str] = set()
-        for window, distance in self._measure_distances():
-            for entry in window:
-                if entry.key not in known:
-                    known.add(entry.key)
-                    yield entry, distance
+        for window in self._windows:
+            yield window, window.start - self._windows[0].start
+
+    def find_next_uses(self) -> dict[str, int]:
+        """Returns the distance of the next window that needs a file, for all files that are looked ahead."""
+        next_uses: dict[str, int] = {}
+        for window, distance in reversed(list(self.iterate_upcoming())):
+            next_uses |= dict.fromkeys(window.keys, distance)
+        return next_uses
 
     def find_horizon(self) -> int:
         """Returns the distance of the first window that is not in use."""
-        for number, (_, distance) in enumerate(self._measure_distances(), self.first):
-            if number > self.last:
-                return distance
-        return 0
+        in_use = self._count_in_use()
+        return self._windows[in_use].start - self._windows[0].start if len(self._windows) > in_use else 0
 
     def find_need(self) -> int:
         """Returns the bytes that the next two windows take together."""
         while len(self._windows) < 2 and self._read_window():
             pass
-        entries = {entry.key: entry for window in [*self._windows][:2] for entry in window}
+        entries = {entry.key: entry for window in [*self._windows][:2] for entry in window.entries}
         return sum(entry.bytes for entry in entries.values())
 
     def _count_in_use(self) -> int:
         return self.last - self.first + 1
-
-    def _measure_distances(self) -> Iterator[tuple[Window, int]]:
-        """Yields every window with its distance; what it shares with the window before counts once."""
-        distance = 0
-        before: set[str] = set()
-        for window in self._windows:
-            yield window, distance
-            distance += sum(entry.bytes for entry in window if entry.key not in before)
-            before = {entry.key for entry in window}
 
     def _look_ahead(self) -> None:
         """Reads windows until two are known after those in use, and as many as can change what is evicted.
@@ -154,6 +170,8 @@ class Schedule:
         These are windows of twice the budget: what is needed later than that is evicted first anyway. Where
         all files fit, they are the windows in which every file occurs twice.
         """
+        in_use = range(self._count_in_use())
+        self._in_use = frozenset().union(*(self._windows[index].keys for index in in_use))
         while True:
             has_two = len(self._windows) >= self._count_in_use() + 2
             is_far = self._bytes >= HORIZON * self._budget or self._bytes >= 2 * self._distinct > 0
@@ -170,7 +188,10 @@ class Schedule:
         if window is None:
             self._is_complete = True
             return False
-        self._windows.append(window)
+        planned = PlannedWindow(window, self._start)
+        self._windows.append(planned)
+        self._start += sum(entry.bytes for entry in window if entry.key not in self._before)
+        self._before = planned.keys
         for entry in window:
             self._files += 1
             self._bytes += entry.bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from pipelines.records import Shape
 
 PNG = b"\x89PNG\r\n\x1a\n"
 START_OF_SCAN = 0xDA
+SEGMENT = struct.Struct(">BBH")  # of a JPEG: 0xFF, marker, size of the rest
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4}  # all codings of a JPEG; 0xC4 is a table
 PLAIN_FRAMES = {0xC0, 0xC1, 0xC2}  # baseline, extended, progressive: all with Huffman codes
 APP1 = 0xE1
@@ -80,12 +82,14 @@ def _iterate_segments(data: bytes) -> Iterator[tuple[int, bytes]]:
     """Yields marker and content of each segment of a JPEG up to the first scan, or up to a damaged one."""
     start = 2
     marker = 0
-    while marker != START_OF_SCAN and data[start : start + 1] == b"\xff":
-        marker = int.from_bytes(data[start + 1 : start + 2], "big")
+    while marker != START_OF_SCAN and start + SEGMENT.size <= len(data):
+        first, marker, size = SEGMENT.unpack_from(data, start)
+        if first != 0xFF:
+            return
         if marker == 0xFF:  # a fill byte
             start += 1
             continue
-        end = start + 2 + int.from_bytes(data[start + 2 : start + 4], "big")
+        end = start + 2 + size
         if end > len(data):
             return
         yield marker, data[start + 4 : end]

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from time import sleep
+from time import monotonic, sleep
 
 import pytest
 from fault_nodes import fill
@@ -24,7 +24,7 @@ from object_site import ObjectSite, SiteFile
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.remote.cache import CachedFiles
-from pipelines.remote.disk import CacheFolder, open_cache
+from pipelines.remote.disk import CacheFolder, User, open_cache
 from pipelines.remote.errors import CorruptObjectError, ObjectMissingError
 from pipelines.remote.schedule import CacheEntry
 from pipelines.remote.uri import Uri, parse_location
@@ -634,6 +634,63 @@ def test_a_table_is_replaced_without_a_rest(site: ObjectSite, folder: Path) -> N
         True,
         False,
     ]
+
+
+def list_in_use(folder: Path) -> list[str]:
+    """Returns the names of the files that the only pass of the host tells the others to keep."""
+    (table,) = (folder / "users").glob("*.json")
+    return sorted(key.partition("-train-")[2] for key in json.loads(table.read_text())["in_use"])
+
+
+def test_a_window_of_a_complete_set_is_published_once(
+    site: ObjectSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = site.add_files(4, SIZE)
+    windows = [[file] for file in files]
+    read_pass(open_set(site), windows)
+    published: list[int] = []
+    publish = User.publish
+
+    def publish_and_count(user: User, in_use: Sequence[str], next_use: dict[str, int]) -> None:
+        published.append(len(in_use))
+        publish(user, in_use, next_use)
+
+    monkeypatch.setattr(User, "publish", publish_and_count)
+    planned = open_set(site).plan(windows)
+    for number, window in enumerate(windows):
+        for _ in range(3):  # batches
+            read_files(planned, window)
+        planned.advance(number + 1)
+    assert published == [0, 1, 1, 1, 1]  # the plan, then each window
+
+
+def test_a_window_that_ends_is_published_although_no_other_begins(
+    site: ObjectSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.remote.cache.IDLE_SECONDS", 0.05)
+    files = site.add_files(2, SIZE)
+    windows = [[file] for file in files]
+    read_pass(open_set(site), windows)
+    planned = open_set(site).plan(windows)
+    read_files(planned, windows[0])
+    assert len(list_in_use(folder)) == 1
+    planned.advance(1)
+    deadline = monotonic() + 30
+    while list_in_use(folder):
+        assert monotonic() < deadline
+        sleep(0.01)
+    planned.close()
+
+
+def test_a_window_that_ends_is_published_at_once_where_a_file_waits_for_its_space(
+    site: ObjectSite, folder: Path
+) -> None:
+    files = site.add_files(3, SIZE)
+    planned = open_set(site, 2 * SIZE).plan([[file] for file in files])
+    read_files(planned, files[:1])
+    read_files(planned, files[1:2])
+    planned.advance(1)
+    site.wait_for_requests(files[2].file)
 
 
 def test_a_batch_of_many_windows_needs_its_own_files_and_the_last_windows(

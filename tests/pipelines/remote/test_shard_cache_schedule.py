@@ -88,7 +88,7 @@ def count_misses(windows: str, capacity: int) -> int:
             if key in cached:
                 continue
             misses += 1
-            next_use = {entry.key: distance for entry, distance in schedule.list_upcoming()}
+            next_use = schedule.find_next_uses()
             victims = choose_victims(
                 [CachedFile(key, 1, 0) for key in cached], (), next_use, len(cached) + 1 - capacity, None
             )
@@ -143,7 +143,7 @@ def test_a_pass_may_skip_windows() -> None:
     assert schedule.advance(2)
     assert schedule.last == 1
     assert request(schedule, "D") == "CD"
-    assert read_names([entry for entry, _ in schedule.list_upcoming()]) == "CD"
+    assert [read_names(window.entries) for window, _ in schedule.iterate_upcoming()] == ["C", "D"]
 
 
 def test_two_windows_per_epoch_are_not_confused_with_those_of_the_next_epoch() -> None:
@@ -160,11 +160,22 @@ def test_two_windows_per_epoch_are_not_confused_with_those_of_the_next_epoch() -
 def test_the_distance_of_a_file_is_what_is_needed_before_it() -> None:
     schedule = Schedule(build_windows("AB CD EA", 10), 1000)
     request(schedule, "A")
-    distances = {entry.name: distance for entry, distance in schedule.list_upcoming()}
-    assert distances == {"A": 0, "B": 0, "C": 20, "D": 20, "E": 40}
+    assert schedule.find_next_uses() == name_keys(A=0, B=0, C=20, D=20, E=40)
     schedule.advance(1)
-    distances = {entry.name: distance for entry, distance in schedule.list_upcoming()}
-    assert distances == {"C": 0, "D": 0, "E": 20, "A": 20}
+    assert schedule.find_next_uses() == name_keys(C=0, D=0, E=20, A=20)
+
+
+def test_what_two_windows_in_a_row_share_is_needed_once() -> None:
+    schedule = Schedule(build_windows("AB BC CD A", 10), 1000)
+    assert schedule.find_next_uses() == name_keys(A=0, B=0, C=20, D=30)
+    request(schedule, "A")
+    assert schedule.find_horizon() == 20
+    schedule.advance(1)
+    assert schedule.find_next_uses() == name_keys(B=0, C=0, D=10, A=20)
+
+
+def name_keys(**distances: int) -> dict[str, int]:
+    return {f"set/{name}": distance for name, distance in distances.items()}
 
 
 @pytest.mark.parametrize("budget", [4, 10**9])
