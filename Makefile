@@ -9,7 +9,7 @@ JOBS ?= 2## number of parallel test processes (check, test)
 ENGINE ?= docker## tool that builds the image: docker, podman or buildah (image); also skopeo (image-base)
 IMAGE ?= glassbox## name of the image (image)
 BUILD_OPTIONS ?= ## additional options of the image build (image)
-BENCH ?= ## options of the benchmark, such as "--quick" (bench-*, gpu-check, fault-table)
+BENCH ?= ## options of the benchmark, such as "--quick" (bench-*, gpu-check, fault-table, chaos)
 REPRODUCE ?= ## options of the script, such as "--only mnist_cnn --digits idx:DIR" (reproduce)
 
 UV_VERSION := 0.13.9
@@ -37,7 +37,7 @@ IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo shards check test test-all test-stores test-processors lint format lock clean \
-  image image-base image-test sbom bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table fault-matrix reproduce
+  image image-base image-test sbom bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table fault-matrix chaos reproduce
 
 help: ## list the targets and the variables
 	@awk -F ':.*## ' '/^##@ / { printf "\n%s\n", substr($$0, 5) } \
@@ -173,6 +173,9 @@ fault-table: $(READY_DEV) ## kill, stop and starve training, and tabulate how ea
 
 fault-matrix: $(READY_DEV) ## damage every file of a run and of a shard set in nine ways, run each command: half an hour
 	cd tests && ../$(BIN)/python fault_matrix.py
+
+chaos: $(READY_DEV) ## disturb every command at random, compare the results to the bit: an hour, resumable (needs cc; disks and users: root)
+	$(BIN)/python tests/benchmarks/chaos.py $(BENCH)
 
 reproduce: $(READY) ## run the published experiments and render a page of them: hours
 	$(BIN)/python tests/benchmarks/reproduce.py $(REPRODUCE)

@@ -116,6 +116,18 @@ def hash_json(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Parses JSON that somebody else may have written.
+
+    Raises:
+        ValueError: It is not valid, or nested so deeply that the parser gives up.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def add_digest(content: dict[str, Any], key: str = "sha256") -> dict[str, Any]:
     """Returns JSON content with a digest of it as an additional entry, which `remove_digest` checks.
 

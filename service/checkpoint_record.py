@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.storage import add_digest, remove_digest
+from pipelines.storage import add_digest, parse_json, remove_digest
 from service.run_files import read_bounded
 
 FILE_NAME = "checkpoint.json"
@@ -67,11 +67,7 @@ class CheckpointRecord(BaseModel):
         Raises:
             ValueError: The record is damaged. Records of older versions have no digest of their own.
         """
-        try:
-            content = json.loads(text)
-        except RecursionError:
-            raise ValueError("nested too deeply") from None
-        return cls.model_validate(remove_digest(content, DIGEST))
+        return cls.model_validate(remove_digest(parse_json(text), DIGEST))
 
 
 def read_record(checkpoint: Path) -> CheckpointRecord | None:

@@ -28,6 +28,7 @@ from service.recipe import (
 )
 from service.runs import CONFIG, Run
 from service.user_code import build_code_error
+from service.yaml_text import parse_yaml
 
 PRESETS = Path(__file__).parent / "presets"
 MAX_YAML_BYTES = 2**24  # of an object that is read as a preset
@@ -369,9 +370,9 @@ def read_yaml(path: Location, name: str) -> dict[str, Any]:
         ConfigError: The file is not valid YAML, or does not hold keys and values.
     """
     try:
-        settings = yaml.load(read_file(path, MAX_YAML_BYTES).decode(), Loader=_Loader)
+        settings = parse_yaml(read_file(path, MAX_YAML_BYTES).decode(), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError("a YAML file", f"{name}={path}: {reason}", "correct its syntax") from None
     if not isinstance(settings, dict):
         raise ConfigError(
@@ -438,4 +439,4 @@ def _read_value(text: str) -> Any:
             return number(text)
         except ValueError:
             continue
-    return yaml.load(text, Loader=_ValueLoader)
+    return parse_yaml(text, _ValueLoader)

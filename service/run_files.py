@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipelines.errors import DataError
 from pipelines.settings import RelativePath
-from pipelines.storage import add_digest, remove_digest
+from pipelines.storage import add_digest, parse_json, remove_digest
 
 T = TypeVar("T")
 
@@ -107,10 +107,7 @@ def read_object(path: Path) -> dict[str, Any]:
         OSError: The file is missing, a directory, or cannot be read.
         ValueError: It holds anything but one JSON object.
     """
-    try:
-        content = json.loads(read_bounded(path))
-    except RecursionError:
-        raise ValueError("nested too deeply") from None
+    content = parse_json(read_bounded(path))
     if not isinstance(content, dict):
         raise ValueError(f"{type(content).__name__} instead of an object")
     return content
@@ -179,9 +176,9 @@ def read_layers(path: Path) -> list[dict[str, Any]]:
     records = []
     for number, line in enumerate(read_lines(path), start=1):
         try:
-            record = json.loads(line)
+            record = parse_json(line)
             LayersLine.model_validate(record)
-        except (ValueError, RecursionError):
+        except ValueError:
             raise build_line_error(path, number, "remove the file: reports do without it") from None
         records.append(record)
     return records

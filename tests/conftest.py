@@ -47,6 +47,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run only tests that load neither TensorFlow, Keras, Ray nor DALI, and fail those that do",
     )
     parser.addoption("--heavy", action="store_true", help="run only the tests that --light leaves out")
+    parser.addoption(
+        "--fuzz-minutes",
+        type=float,
+        default=1.0,
+        help="duration of the longer test of all parsers with damaged inputs, which is slow (default: 1)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -27,6 +27,7 @@ from pipelines.remote.store import (
     write_bytes,
 )
 from pipelines.remote.uri import Uri
+from pipelines.storage import parse_json
 
 RENEWAL_SECONDS = 5.0
 EXPIRY_SECONDS = 30.0
@@ -207,7 +208,7 @@ def _encode(content: dict[str, Any], number: int) -> bytes:
 
 def _decode(data: bytes) -> dict[str, Any]:
     try:
-        content = json.loads(data)
+        content = parse_json(data)
     except ValueError:
         return {}
     return content if isinstance(content, dict) else {}

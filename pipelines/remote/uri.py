@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from pipelines.errors import ConfigError
 
@@ -132,14 +132,14 @@ def parse_location(text: str | Path | Uri) -> Location:
 
 
 def _parse_file(text: str) -> Path:
-    parts = urlsplit(text)
-    if parts.netloc not in ("", "localhost"):
+    host, slash, path = text[len("file://") :].partition("/")
+    if host not in ("", "localhost"):
         raise ConfigError(
             "a file:// address of this host, such as file:///data/shards",
             f"location={text}",
             "write three slashes before the path, or mount the other host's files",
         )
-    return Path(unquote(parts.path))
+    return Path(unquote(re.split("[?#]", slash + path)[0]))
 
 
 def _check_key(key: str, where: str) -> str:

@@ -17,7 +17,7 @@ from pipelines.remote.files import read_file
 from pipelines.remote.uri import Location, parse_location
 from pipelines.settings import PlainName
 from pipelines.spec import Spec
-from pipelines.storage import add_digest, remove_digest, write_atomically
+from pipelines.storage import add_digest, parse_json, remove_digest, write_atomically
 
 VERSION = 3
 INLINE_VERSION = 2  # lists the shards in the manifest itself
@@ -214,7 +214,7 @@ def load_manifest(directory: str | Location) -> Manifest:
     if is_missing:
         raise _build_missing_error(directory)
     try:
-        content = json.loads(read_file(path, MAX_BYTES))
+        content = parse_json(read_file(path, MAX_BYTES))
         version = content["version"]
         if version in (INLINE_VERSION, VERSION):
             return Manifest.model_validate(remove_digest(content), strict=False)

@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, ValidationError
 from pipelines.shards.manifest import ShardFile
 from pipelines.shards.split_index import index_shard
 from pipelines.spec import Spec
+from pipelines.storage import parse_json
 
 
 class ShardResult(Spec):
@@ -74,9 +75,9 @@ def read_marker(file: IO[bytes]) -> Marker | None:
 
 def _read_header(file: IO[bytes]) -> tuple[ShardResult, int] | None:
     try:
-        content = json.loads(file.readline())
+        content = parse_json(file.readline())
         return ShardResult.model_validate(content["result"], strict=False), int(content["row_part"])
-    except (ValidationError, ValueError, KeyError, TypeError):
+    except (ValidationError, ValueError, KeyError, TypeError, OverflowError):
         return None
 
 

@@ -26,6 +26,7 @@ BASES = ("", "ILSVRC/Data/CLS-LOC", "Data/CLS-LOC")
 # Files are looked for in these folders too.
 KIT = ("", "ILSVRC2012_devkit_t12/data", "ILSVRC2012_devkit_t12", "data")
 SYNSET = re.compile(r"n\d{8}")
+SOLUTION_COLUMNS = ("ImageId", "PredictionString")
 TRAIN = "train"
 VALIDATION = "val"
 
@@ -200,13 +201,26 @@ def _read_mapping(path: Path) -> Words:
         DataError: A line has another form.
     """
     words = {}
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+    for number, line in enumerate(_read_lines(path), 1):
         synset, _, names = line.strip().partition(" ")
         if not SYNSET.fullmatch(synset) or not names.strip():
             received = f"{path}: line {number}: {line!r}"
             raise DataError("lines such as 'n01440764 tench, Tinca tinca'", received, "repair it")
         words[synset] = names.strip()
     return words
+
+
+def _read_lines(path: Path) -> list[str]:
+    """Reads the lines of a text file.
+
+    Raises:
+        DataError: It cannot be read, or is not text.
+    """
+    try:
+        return path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise DataError("a text file in UTF-8", f"{path}: {reason}", "copy it again") from None
 
 
 def _read_truth(name: str, root: Path) -> _Truth:
@@ -238,8 +252,12 @@ def _read_solution(path: Path) -> dict[str, Synset]:
         DataError: The file has other columns or values.
     """
     try:
-        table = pyarrow.csv.read_csv(path).select(["ImageId", "PredictionString"])
-    except (pyarrow.ArrowException, KeyError) as error:
+        columns = dict.fromkeys(SOLUTION_COLUMNS, pyarrow.string())
+        convert = pyarrow.csv.ConvertOptions(
+            column_types=columns, include_columns=list(columns), strings_can_be_null=False
+        )
+        table = pyarrow.csv.read_csv(path, convert_options=convert)
+    except (pyarrow.ArrowException, KeyError, OSError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise DataError("columns ImageId and PredictionString", f"{path}: {reason}", "repair it") from None
     synsets = {}
@@ -259,11 +277,12 @@ def _read_ground_truth(path: Path, meta: Mapping[int, tuple[Synset, str]]) -> di
         DataError: A line is not the number of a class.
     """
     synsets = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if not line.strip().isdecimal() or int(line) not in meta:
+    known = {str(identifier): synset for identifier, (synset, _) in meta.items()}
+    for number, line in enumerate(_read_lines(path), 1):
+        if line.strip() not in known:
             received = f"{path}: line {number}: {line!r}"
             raise DataError("an ILSVRC2012_ID of meta.mat in every line", received, "repair it")
-        synsets[f"ILSVRC2012_val_{number:08d}"] = meta[int(line)][0]
+        synsets[f"ILSVRC2012_val_{number:08d}"] = known[line.strip()]
     return synsets
 
 
@@ -282,7 +301,7 @@ def _read_meta(path: Path) -> dict[int, tuple[Synset, str]]:
     try:
         synsets = loadmat(path, squeeze_me=True, simplify_cells=True)["synsets"]
         return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in synsets}
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except Exception as error:  # noqa: BLE001 (SciPy raises almost anything for a damaged file)
         received = f"{path}: {type(error).__name__}: {error}".rstrip(".")
         raise DataError("meta.mat of ImageNet's development kit", received, "copy it again") from None
 

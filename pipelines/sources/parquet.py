@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from pipelines.sources.options import SourceOptions
 from pipelines.sources.patterns import find_splits_of_files
 from pipelines.sources.splits import find_split_of_folder
 from pipelines.sources.table import Item, TableSource, build_source
+from pipelines.storage import parse_json
 
 DAMAGE_FIX = "copy the file again, or export it again"
 FOOTER_BUFFER = 2**16  # bytes per request, unless more is read at once
@@ -162,7 +162,7 @@ def _check_image_type(source: str, column: str, schema: pa.Schema) -> None:
 def _read_hugging_face_names(schema: pa.Schema, label: str | None) -> tuple[str, ...] | None:
     """Returns the class names that the Hugging Face library stores in the metadata of the file."""
     try:
-        content = json.loads((schema.metadata or {})[b"huggingface"])
+        content = parse_json((schema.metadata or {})[b"huggingface"])
         names = content["info"]["features"][label]["names"]
         return tuple(map(str, names)) or None
     except (ValueError, KeyError, TypeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +32,7 @@ from pipelines.sources.tfexample import (
     parse_example,
     stream_records,
 )
+from pipelines.storage import parse_json
 
 DAMAGE_FIX = "copy the file again, or export it again"
 STREAM_BUFFER = 2**23  # bytes per request while all records of an object are listed
@@ -243,7 +243,7 @@ def _build_compressed_error(path: Location) -> DataError:
 def _read_manifest_names(path: Location) -> tuple[str, ...] | None:
     """Returns the class names in the manifest next to a file of one of our shard sets; None without one."""
     try:
-        names = json.loads(read_file(path.parent / "manifest.json"))["classes"]
+        names = parse_json(read_file(path.parent / "manifest.json"))["classes"]
     except (OSError, ObjectMissingError, ValueError, KeyError, TypeError):
         return None
     return tuple(map(str, names))

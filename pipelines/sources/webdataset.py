@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -20,6 +19,7 @@ from pipelines.sources.members import DamagedMemberError, Member, read_tar, scan
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.patterns import expand_pattern, find_splits_of_files
 from pipelines.sources.table import NO_LABEL, Item, TableSource, build_source
+from pipelines.storage import parse_json
 
 MAX_LABEL = 2**20  # bytes of a label or a JSON
 LABEL_SUFFIXES = (".cls", ".json")
@@ -135,7 +135,7 @@ def _build_item(
         label = sample.labels[".cls"].decode("utf-8", "backslashreplace").strip()
     elif ".json" in sample.labels:
         try:
-            content = json.loads(sample.labels[".json"])
+            content = parse_json(sample.labels[".json"])
         except ValueError:
             content = None
         if isinstance(content, dict):

@@ -30,6 +30,7 @@ from service.mirror.folder import (
 )
 from service.mirror.lease import LEASE, parse_lease
 from service.mirror.plan import find_folder, is_milestone, is_record, is_state, list_complete
+from service.run_files import MAX_BYTES as MAX_TEXT_BYTES
 from service.runs import (
     CHECKPOINTS,
     CODE,
@@ -44,6 +45,7 @@ from service.runs import (
     STATUS,
     Run,
 )
+from service.yaml_text import parse_yaml
 
 PARTS = ("config", "metrics", "status", "model", "records", "newest", "checkpoints", "report", "events")
 ATTEMPTS = 5  # at a listing of which an object was removed before it was fetched
@@ -267,8 +269,8 @@ def read_config(location: Location) -> dict[str, Any] | None:
     if not is_file(place):
         return None
     try:
-        return dict(yaml.safe_load(read_file(place)))
-    except (yaml.YAMLError, UnicodeDecodeError, TypeError, ValueError):
+        return dict(parse_yaml(read_file(place, MAX_TEXT_BYTES).decode()))
+    except (yaml.YAMLError, TypeError, ValueError):
         raise ConfigError(
             "a configuration in YAML", f"run={location} ({CONFIG} is damaged)", "start a new run"
         ) from None

@@ -17,6 +17,7 @@ from pipelines.remote.lease import LeaseObject, read_clock
 from pipelines.remote.retry import limit_retries
 from pipelines.remote.store import delete, stat, write_bytes
 from pipelines.remote.uri import Uri
+from pipelines.storage import parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ def parse_lease(data: bytes, uri: Uri) -> LeaseContent:
         ConfigError: The object is not a lease.
     """
     try:
-        return LeaseContent(**json.loads(data))
+        return LeaseContent(**parse_json(data))
     except (ValueError, TypeError):
         raise ConfigError(
             "a lease of this version of glassbox",

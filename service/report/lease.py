@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.storage import parse_json
 
 # Time until a lease expires without renewal. The clocks of machines that share a lease must agree to seconds.
 LEASE_SECONDS = 60.0
@@ -178,7 +179,7 @@ def _has_holder_died(current: dict[str, Any]) -> bool:
 def _parse(text: str) -> dict[str, Any]:
     """Parses the content of a lease; empty if it was never acquired, was released, or is half-written."""
     try:
-        content = json.loads(text)
+        content = parse_json(text)
         has_expiry = isinstance(content["expires"], int | float)
     except (ValueError, KeyError, TypeError):
         return {}

@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.errors import ConfigError
 from pipelines.remote.store import ObjectMissingError, delete, list_objects, read_bytes, upload, write_bytes
 from pipelines.remote.uri import Location, Uri
-from pipelines.storage import add_digest, remove_digest, sync, write_atomically
+from pipelines.storage import add_digest, parse_json, remove_digest, sync, write_atomically
 
 MANIFEST = "manifest.json"
 PAGE = "index.html"
@@ -65,8 +65,8 @@ def read_page_manifest(directory: Path) -> dict[str, Any]:
 def parse_manifest(text: bytes) -> dict[str, Any]:
     """Returns the content of a page's manifest or of its summary; empty if it is damaged."""
     try:
-        return remove_digest(json.loads(text))
-    except (ValueError, RecursionError):
+        return remove_digest(parse_json(text))
+    except ValueError:
         return {}
 
 
