@@ -340,6 +340,37 @@ FIELDS: dict[str, Fault] = {
         [{}],
         "NetworkPolicy/reports: spec.egress: has no effect",
     ),
+    # The login in front of Ray's dashboard.
+    "a dashboard for all pods next to the login": (
+        "NetworkPolicy/dashboard",
+        "spec.ingress.0.from.0.podSelector",
+        REMOVED,
+        "another pod next to the login reaches RayCluster/glassbox head at port 8265",
+    ),
+    "a dashboard for logins of all namespaces": (
+        "NetworkPolicy/dashboard",
+        "spec.ingress.0.from.0.namespaceSelector",
+        {},
+        "a login in another namespace reaches RayCluster/glassbox head at port 8265",
+    ),
+    "a dashboard's login that reaches all ports": (
+        "NetworkPolicy/dashboard",
+        "spec.ingress.0.ports",
+        REMOVED,
+        "the dashboard's login reaches RayCluster/glassbox head at port 6379",
+    ),
+    "a dashboard's login that reaches workers": (
+        "NetworkPolicy/dashboard",
+        "spec.podSelector.matchLabels.ray~io/node-type",
+        REMOVED,
+        "the dashboard's login reaches RayCluster/glassbox worker at port 8265",
+    ),
+    "a dashboard's login that is not admitted": (
+        "NetworkPolicy/dashboard",
+        "spec.ingress.0.ports.0.port",
+        8266,
+        "the dashboard's login does not reach RayCluster/glassbox head",
+    ),
     # Alerts and dashboards.
     "an alert on a gauge that is not exported": (
         RULES,

@@ -104,7 +104,14 @@ class Engine:
         result = self.run("podman", "volume", "inspect", volume, "--format", "{{.Mountpoint}}")
         return Path(result.stdout.strip())
 
-    def play(self, pod: Pod, name: str, secrets: dict[str, str], hosts: dict[str, str] | None = None) -> str:
+    def play(
+        self,
+        pod: Pod,
+        name: str,
+        secrets: dict[str, str],
+        hosts: dict[str, str] | None = None,
+        configs: dict[str, dict[str, str]] | None = None,
+    ) -> str:
         """Starts a pod and returns its address. Only what podman does not support is rewritten.
 
         Args:
@@ -112,15 +119,21 @@ class Engine:
             name: Name of the pod in podman, without the prefix.
             secrets: Values of secrets by key; podman 4.3 does not support `secretKeyRef`.
             hosts: Addresses by host name, in place of the cluster's name service.
+            configs: Data of ConfigMaps by name, in place of their objects.
         """
         manifest = copy.deepcopy(pod.manifest())
         manifest["metadata"]["name"] = PREFIX + name
         # By default podman removes init containers, sometimes before they have exited.
         manifest["metadata"]["annotations"] = {"io.podman.annotations.init.container.type": "always"}
         spec = manifest["spec"]
+        _start_sidecars_as_containers(spec)
         for container in _list_containers(spec):
             _adapt_container(container, secrets)
         for volume in spec["volumes"]:
+            if config := get_field(volume, "configMap"):
+                del volume["configMap"]
+                path = self._write_config(name, (configs or {})[config["name"]])
+                volume["hostPath"] = {"path": str(path), "type": "Directory"}
             _adapt_volume(spec, volume, name)
         if hosts:
             spec["hostAliases"] = [{"ip": address, "hostnames": [host]} for host, address in hosts.items()]
@@ -133,6 +146,14 @@ class Engine:
         infra = self.run("podman", "pod", "inspect", PREFIX + name, "--format", template).stdout.strip()
         template = "{{.NetworkSettings.IPAddress}}"
         return self.run("podman", "inspect", infra, "--format", template).stdout.strip()
+
+    def _write_config(self, pod_name: str, data: dict[str, str]) -> Path:
+        folder = self._work / f"{pod_name}-config"
+        folder.mkdir()
+        folder.chmod(0o755)
+        for name, text in data.items():
+            (folder / name).write_text(text)
+        return folder
 
     def wait_for_exit(self, container: str, seconds: float) -> tuple[int, list[str], str]:
         """Waits until a container exits; returns its exit code, lines of output, and standard error."""
@@ -162,6 +183,16 @@ def _list_containers(spec: dict[str, Any]) -> list[dict[str, Any]]:
     return [*spec["containers"], *(spec.get("initContainers") or [])]
 
 
+def _start_sidecars_as_containers(spec: dict[str, Any]) -> None:
+    """Makes containers of the init containers that run as long as the pod, which podman 4.3 does not know."""
+    initial = spec.get("initContainers") or []
+    sidecars = [container for container in initial if container.get("restartPolicy") == "Always"]
+    for sidecar in sidecars:
+        del sidecar["restartPolicy"]
+    spec["initContainers"] = [container for container in initial if container not in sidecars]
+    spec["containers"] += sidecars
+
+
 def _adapt_container(container: dict[str, Any], secrets: dict[str, str]) -> None:
     container.pop("ports", None)  # podman would publish them on this host
     for probe in PROBES:
@@ -170,6 +201,9 @@ def _adapt_container(container: dict[str, Any], secrets: dict[str, str]) -> None
         key = get_field(variable, "valueFrom.secretKeyRef").get("key")
         if key:
             variable["value"] = secrets[key]
+            del variable["valueFrom"]
+        elif "valueFrom" in variable:  # a field of the pod
+            variable["value"] = ""  # as that of a label that is not there
             del variable["valueFrom"]
 
 

@@ -14,6 +14,8 @@ import secrets
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -21,8 +23,9 @@ from pathlib import Path
 
 from image_engine import BASE_IMAGE, Engine, find_missing_tools, request, wait_until
 from kube_pods import SUFFIX, Pod, list_pods
-from kube_render import K8S, load_rayjob_example, run_kustomize
-from lint_versions import image_tag
+from kube_render import K8S, Document, load_rayjob_example, render_overlay, run_kustomize
+from lint_logs import SIDECAR
+from lint_versions import image_tag, read_locked_version
 
 from service.kubernetes.rayjob import TrainingJob, render_rayjob
 
@@ -35,6 +38,9 @@ SANDBOX_SCRIPT = (
     "id -u; touch /etc/x 2>&1; awk '/CapEff|CapBnd|NoNewPrivs|Seccomp:/{print $2}' /proc/self/status"
 )
 SANDBOX = ["1000", "touch: cannot touch '/etc/x': Read-only file system", "0" * 16, "0" * 16, "1", "2"]
+MAX_IMAGE_BYTES = 2.2e9
+BILL_OF_MATERIALS = "/usr/share/doc/glassbox/sbom.json"
+DRIVER_LOGS = "/tmp/ray/session_2*/logs/job-driver-*.log"
 GAUGE = re.compile(r"ray_glassbox_\w+")
 STORE_GAUGES = "ray_glassbox_store_"  # exported only where shards come from a bucket
 
@@ -87,15 +93,14 @@ def main() -> int:
         "differences to Kubernetes: secrets become values, memory volumes become directories of /dev/shm, "
         "probes are sent from outside"
     )
-    pods = {}
-    for pod in list_pods(run_kustomize(K8S / "overlays/cpu-dev")):
-        name = pod.role if pod.role in ("head", "worker") else pod.owner.partition("/")[2]
-        pods[name] = pod
     with tempfile.TemporaryDirectory(dir="/var/tmp", prefix="glassbox-") as work:
+        overlay = Path(work) / "overlay"
+        overlay.mkdir()
+        documents = render_overlay(overlay, "cpu-dev", ["logs"])
         engine = Engine(Path(work))
         try:
             _build(engine)
-            _run(engine, pods)
+            _run(engine, documents)
         except (UnexpectedResultError, RuntimeError, TimeoutError) as failure:
             print(f"FAILED: {failure}")
             return 1
@@ -113,12 +118,41 @@ def _build(engine: Engine) -> None:
     image = f"localhost/glassbox:{image_tag('cpu')}"
     size = int(engine.run("podman", "image", "inspect", image, "--format", "{{.Size}}").stdout)
     print(f"    {image}: {size / 1e9:.2f} GB")
-    script = "command -v gcc cc clang make pip; true"
-    tools = engine.run("podman", "run", "--rm", "--network", "none", image, "bash", "-c", script).stdout
+    expect(size <= MAX_IMAGE_BYTES, f"at most {MAX_IMAGE_BYTES / 1e9} GB", size)
+    run = ("podman", "run", "--rm", "--network", "none", image)
+    tools = engine.run(*run, "bash", "-c", "command -v gcc cc clang make pip; true").stdout
     expect(not tools.strip(), "no compiler and no pip in the image", tools)
+    bill = json.loads(engine.run(*run, "cat", BILL_OF_MATERIALS).stdout)
+    versions = {component["name"]: component["version"] for component in bill["components"]}
+    locked = {name: read_locked_version(name, "cpu") for name in ("ray", "keras", "numpy")}
+    expect(locked.items() <= versions.items(), f"{len(versions)} packages in its bill of materials", versions)
 
 
-def _run(engine: Engine, pods: dict[str, Pod]) -> None:
+def _name_pods(documents: list[Document]) -> dict[str, Pod]:
+    pods = {}
+    for pod in list_pods(documents):
+        name = pod.role if pod.role in ("head", "worker") else pod.owner.partition("/")[2]
+        pods[name] = pod
+    return pods
+
+
+def _replace_sidecar(pod: Pod) -> None:
+    """Runs Bash in place of Fluent Bit, whose image is not built here, with the same user and mounts."""
+    image = pod.spec["containers"][0]["image"]
+    for container in pod.spec["initContainers"]:
+        if container["name"] == SIDECAR:
+            container |= {"image": image, "command": ["/bin/bash", "-c"], "args": ["sleep infinity"]}
+
+
+def _run(engine: Engine, documents: list[Document]) -> None:
+    pods = _name_pods(documents)
+    configs = {
+        document["metadata"]["name"]: document["data"]
+        for document in documents
+        if document["kind"] == "ConfigMap"
+    }
+    for role in ("head", "worker"):
+        _replace_sidecar(pods[role])
     token = secrets.token_hex(32)
     values = {"auth_token": token}
     engine.create_volume("shards")
@@ -129,20 +163,22 @@ def _run(engine: Engine, pods: dict[str, Pod]) -> None:
         expect(code == 0, "the Job exits with 0", f"{code}\n{errors}")
         _print_lines(output[-2:])
     with step("head"):
-        head = engine.play(pods["head"], "head", values)
+        head = engine.play(pods["head"], "head", values, configs=configs)
         status, _ = request(f"http://{head}:52365/api/healthz", 300)
         sessions = engine.execute("head-ray-head", "ls /tmp/ray")
         expect(status == 200, "the head's health check succeeds", sessions)
         status, _ = request(f"http://{head}:8265/api/version", 120, token=token)
         expect(status == 200, "its dashboard responds", head)
     with step("worker"):
-        worker = engine.play(pods["worker"], "worker", values, {HEAD_NAME: head})
+        worker = engine.play(pods["worker"], "worker", values, {HEAD_NAME: head}, configs)
         status, _ = request(f"http://{worker}:52365/api/healthz", 300)
         expect(status == 200, "the worker's health check succeeds", worker)
-    for container in ("head-ray-head", "worker-ray-worker"):
+    for container in ("head-ray-head", "worker-ray-worker", f"head-{SIDECAR}", f"worker-{SIDECAR}"):
         _check_sandbox(engine, container)
     _check_login_shell(engine, "head-ray-head")
+    _check_dashboard(head, token)
     _submit_jobs(engine, head, worker, token)
+    _check_sidecar(engine, f"head-{SIDECAR}", configs[SIDECAR])
     _drain(engine, head, token)
     for name in ("worker", "head"):
         engine.remove(name)
@@ -169,6 +205,48 @@ def _check_login_shell(engine: Engine, container: str) -> None:
     lines = engine.execute(container, script).split()
     expected = [f"/opt/glassbox/bin/{name}" for name in ("glassbox", "python", "ray")]
     expect(lines == expected, "a login shell finds glassbox, python and ray", lines)
+
+
+def _check_dashboard(head: str, token: str) -> None:
+    """Logs in as the dashboard does behind the proxy of `examples/login-dashboard`."""
+    opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+
+    def send(path: str, method: str = "GET", **headers: str) -> int:
+        http_request = urllib.request.Request(f"http://{head}:8265{path}", method=method, headers=headers)
+        try:
+            with opener.open(http_request, timeout=30) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            return error.code
+
+    with step("login of the dashboard"):
+        status = send("/")
+        expect(status == 200, "its page, which asks for the token, needs none", status)
+        status = send("/api/authenticate", "POST", Authorization=f"Bearer {'0' * 64}")
+        expect(status == 403, "a wrong token is refused", status)
+        status = send("/api/jobs/")
+        expect(status == 401, "without a token it reads nothing", status)
+        status = send("/api/authenticate", "POST", Authorization=f"Bearer {token}")
+        expect(status == 200, "the token is accepted", status)
+        status = send("/api/jobs/")
+        expect(status == 200, "the cookie that it gets is enough to read", status)
+        status = send("/api/jobs/", "POST", Origin="https://reports.example.org")
+        expect(status == 405, "no page starts a job with it", status)
+        status = send("/api/jobs/", Authorization="Bearer of-the-identity-provider")
+        expect(status == 403, "the token of an identity provider is taken for Ray's and refused", status)
+
+
+def _check_sidecar(engine: Engine, container: str, config: dict[str, str]) -> None:
+    """Checks with the mounts of the sidecar that it can read what Ray writes, and nothing more."""
+    with step("sidecar for logs"):
+        logs = engine.execute(container, f"cat {DRIVER_LOGS}")
+        expect("/runs/first" in logs, "it reads the log of the training's driver", logs[-3000:])
+        files = engine.execute(container, "ls /etc/logs").split()
+        expect(files == sorted(config), "it has its configuration", files)
+        error = engine.execute(container, "touch /tmp/x 2>&1")
+        expect("Read-only file system" in error, "it changes nothing that Ray writes", error)
+        error = engine.execute(container, "touch /positions/files.db 2>&1")
+        expect(not error, "it can keep its positions", error)
 
 
 def _submit_jobs(engine: Engine, head: str, worker: str, token: str) -> None:

@@ -10,6 +10,7 @@ import kubernetes_validate
 import lint_commands
 import lint_fields
 import lint_jobs
+import lint_logs
 import lint_monitoring
 import lint_network
 import lint_probes
@@ -27,6 +28,7 @@ KUBERNETES_VERSIONS = ("1.31", "1.37")
 BUILT_IN_GROUPS = {"v1", "apps/v1", "batch/v1", "networking.k8s.io/v1", "policy/v1", "scheduling.k8s.io/v1"}
 CUSTOM_GROUPS = {
     "ray.io/v1": {"RayCluster", "RayJob"},
+    "cilium.io/v2": {"CiliumNetworkPolicy"},
     "kueue.x-k8s.io/v1beta2": {"ResourceFlavor", "ClusterQueue", "LocalQueue"},
     "monitoring.coreos.com/v1": {"PodMonitor", "PrometheusRule"},
 }
@@ -43,6 +45,7 @@ CHECKS = (
     lint_network.check,
     lint_monitoring.check,
     lint_store.check,
+    lint_logs.check,
 )
 
 

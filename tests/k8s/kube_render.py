@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 K8S = ROOT / "k8s"
 VOLUME_OVERLAYS = ("cpu-dev", "gpu", "gpu-8")
 OVERLAYS = (*VOLUME_OVERLAYS, "buckets", "gpu-8-buckets")
-COMPONENTS = ("monitoring", "kueue", "pull-secret")
+COMPONENTS = ("monitoring", "kueue", "pull-secret", "dashboard-login", "logs")
 GPU_COMPONENTS = ("rdma", "spot", "same-block")  # for workers with GPUs
 IDENTITIES = ("identity-aws", "identity-gcp", "identity-azure")  # one of them, with the component `buckets`
 

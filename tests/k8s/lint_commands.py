@@ -15,6 +15,7 @@ from pathlib import PurePosixPath
 from kube_pods import Pod, get_field, iterate_clusters, list_pods, name_of
 from kube_quantities import GPU, parse_quantity
 from kube_render import Document
+from lint_versions import OTHER_IMAGES
 
 from pipelines.errors import GlassboxError
 from service import cli
@@ -38,6 +39,8 @@ def check(documents: list[Document]) -> Iterator[str]:
         if pod.role == "submitter":  # the operator sets its command
             continue
         for where, container in pod.containers():
+            if container.get("name") in OTHER_IMAGES:  # not the programs of this project
+                continue
             words = [*(container.get("command") or []), *(container.get("args") or [])]
             if words[:2] == ["/bin/bash", "-c"] and all(isinstance(word, str) for word in words):
                 words = _expand_script(words, container)
@@ -108,7 +111,7 @@ def _check_entrypoint(where: str, entrypoint: str, documents: list[Document]) ->
     words = shlex.split(entrypoint)
     yield from _check_program(where, words, tuple(_list_worker_nodes(documents)))
     workers = [pod for pod in list_pods(documents) if pod.role == "worker"]
-    for _, container in workers[0].containers() if workers else ():
+    for container in workers[0].spec.get("containers") or [] if workers else ():
         yield from _check_paths(where, words, workers[0], container)
 
 

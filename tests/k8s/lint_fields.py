@@ -83,6 +83,15 @@ RAY_CONTAINER = CONTAINER | {
     "lifecycle": {"preStop": {"exec": {"command": None}}},
     "env": [{"name": RAY_VARIABLE, "value": None, "valueFrom": NODE_NAME}],
 }
+OWN_FIELD: Schema = {
+    "fieldRef": {"fieldPath": re.compile(r"metadata\.(name|namespace|labels\['glassbox/run'])")}
+}
+SIDECAR: dict[str, Schema] = CONTAINER | {
+    **COMMAND,
+    "name": ("logs",),
+    "restartPolicy": ("Always",),
+    "env": [{"name": VARIABLE, "valueFrom": OWN_FIELD}],
+}
 POD: dict[str, Schema] = {
     "serviceAccountName": None,
     "automountServiceAccountToken": (False,),
@@ -149,7 +158,7 @@ def pod_template(container: dict[str, Schema], **pod_fields: Schema) -> Schema:
 
 HEAD_GROUP: Schema = {
     "rayStartParams": {"num-cpus": None, "dashboard-host": None, "object-store-memory": None},
-    "template": pod_template(RAY_CONTAINER),
+    "template": pod_template(RAY_CONTAINER, initContainers=[SIDECAR]),
 }
 WORKER_GROUP: Schema = {
     "groupName": NAME,
@@ -157,7 +166,7 @@ WORKER_GROUP: Schema = {
     "minReplicas": None,
     "maxReplicas": None,
     "rayStartParams": {"object-store-memory": None},
-    "template": pod_template(RAY_CONTAINER),
+    "template": pod_template(RAY_CONTAINER, initContainers=[SIDECAR]),
 }
 JOB: dict[str, Schema] = {
     "backoffLimit": range(11),
@@ -226,6 +235,21 @@ SPECS: dict[str, Schema] = {
         "policyTypes": [("Ingress", "Egress")],
         "ingress": [{"from": [PEER], "ports": POLICY_PORTS}],
         "egress": [{"to": [PEER], "ports": POLICY_PORTS}],
+    },
+    "CiliumNetworkPolicy": {
+        "endpointSelector": SELECTOR,
+        "egress": [
+            {
+                "toEndpoints": [{"matchLabels": None}],
+                "toFQDNs": [{"matchName": re.compile(r"[a-z0-9-]+(\.[a-z0-9-]+)+")}],
+                "toPorts": [
+                    {
+                        "ports": [{"port": ("53", "443"), "protocol": ("TCP", "ANY")}],
+                        "rules": {"dns": [{"matchPattern": ("*",)}]},
+                    }
+                ],
+            }
+        ],
     },
     "Ingress": {
         "ingressClassName": NAME,

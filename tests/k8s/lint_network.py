@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from kube_pods import get_field, list_pods, name_of
 from kube_render import Document
+from lint_logs import find_sidecar
 from lint_store import find_identity, uses_store
 
 OWN_NAMESPACE = "glassbox"
@@ -25,10 +26,12 @@ SCHEDULER_METRICS = 44217
 DASHBOARD_METRICS = 44227
 RAY_METRICS = (METRICS, SCHEDULER_METRICS, DASHBOARD_METRICS)
 WEB = 8080
+LOG_STORE_PORT = 3100
 HTTP = 80
 HTTPS = 443
 DNS = (53, ("UDP", 53))
 OPERATOR = ("ray-system", {"app.kubernetes.io/component": "kuberay-operator"})
+DASHBOARD_POLICY = "dashboard"  # the component's
 PROMETHEUS = ("monitoring", {"app.kubernetes.io/name": "prometheus"})
 CLIENT_LABELS = {"glassbox/ray-client": "true"}  # users may set them on pods of their own
 
@@ -67,6 +70,7 @@ class Endpoint:
         address: IP address of an external endpoint.
         role: Role of a pod of the manifests, as in `kube_pods.Pod`.
         uses_store: True for a pod that has the settings of the object store.
+        sends_logs: True for a pod with the sidecar that sends logs.
         identity: Annotation of its service account that gives it an identity; empty for none.
     """
 
@@ -77,6 +81,7 @@ class Endpoint:
     address: str = ""
     role: str = ""
     uses_store: bool = False
+    sends_logs: bool = False
     identity: str = ""
 
 
@@ -98,17 +103,27 @@ class Expectation(NamedTuple):
 
 NAME_SERVICE = Endpoint("the name service", "kube-system", {"k8s-app": "kube-dns"})
 OTHER_SYSTEM_POD = Endpoint("another pod in kube-system", "kube-system")
+LOG_STORE = Endpoint("the log store", "monitoring", {"app.kubernetes.io/name": "loki"})
+OTHER_MONITORING_POD = Endpoint("another pod next to the log store", "monitoring")
 OBJECT_STORE = Endpoint("an object store", None, address="203.0.113.7")
+OTHER_PUBLIC = Endpoint("another public address", None, address="198.18.0.9")
+PLACEHOLDERS = [ipaddress.ip_network(text) for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24")]
+SMALLEST_PREFIX = 16  # of a policy that names the store's addresses
+EVERYWHERE = "0.0.0.0/0"
 EXTERNAL = [Endpoint(f"the address {address}", None, address=address) for address in EXTERNAL_ADDRESSES]
 CLIENT = Endpoint("a client with the label", labels=CLIENT_LABELS)
 KUBERAY = Endpoint("the operator", *OPERATOR)
 MONITORING = Endpoint("Prometheus", *PROMETHEUS)
 REPORT_READER = Endpoint("a namespace that reads reports", "ingress", {}, {"glassbox/reads-reports": "true"})
+LOGIN = {"app.kubernetes.io/name": "login"}
+DASHBOARD_READER = Endpoint("the dashboard's login", "away", LOGIN, {"glassbox/reads-dashboard": "true"})
 STRANGERS = [
     Endpoint("a pod of the namespace"),
     Endpoint("a pod elsewhere", "default", CLIENT_LABELS | OPERATOR[1]),
     Endpoint("another pod in the operator's namespace", OPERATOR[0]),
     Endpoint("another pod in Prometheus' namespace", PROMETHEUS[0]),
+    Endpoint("another pod next to the login", "away", {}, {"glassbox/reads-dashboard": "true"}),
+    Endpoint("a login in another namespace", "elsewhere", LOGIN),
     *EXTERNAL,
 ]
 
@@ -130,13 +145,58 @@ def check(documents: list[Document]) -> Iterator[str]:
             labels=pod.labels,
             role=pod.role,
             uses_store=uses_store(pod, documents),
+            sends_logs=find_sidecar(pod) is not None,
             identity=find_identity(pod, documents),
         )
         for pod in list_pods(documents)
     ]
-    has_monitoring = any(document.get("kind") == "PodMonitor" for document in documents)
-    for expectation in _list_expectations(endpoints, has_monitoring):
+    optional = _list_optional_sources(documents)
+    blocks = _list_store_blocks(policies)
+    yield from _check_store_blocks(blocks)
+    stores = _list_stores(blocks)
+    for expectation in _list_expectations(endpoints, optional, stores):
         yield from _check_expectation(policies, expectation)
+
+
+def _list_store_blocks(policies: list[Document]) -> list[str]:
+    """Returns the addresses that the policy of the store allows; none where other means restrict it."""
+    rules = [
+        rule
+        for policy in policies
+        if name_of(policy).endswith("store")
+        for rule in policy["spec"].get("egress") or []
+    ]
+    peers = [peer for rule in rules for peer in rule.get("to") or []]
+    return [peer["ipBlock"].get("cidr", EVERYWHERE) for peer in peers if "ipBlock" in peer]
+
+
+def _check_store_blocks(blocks: list[str]) -> Iterator[str]:
+    where = "NetworkPolicy/store: spec.egress.to.ipBlock.cidr"
+    for text in blocks:
+        network = ipaddress.ip_network(text)
+        if network in PLACEHOLDERS:
+            yield f"{where}: {text} is a placeholder; set the addresses of your store"
+        elif text != EVERYWHERE and network.prefixlen < SMALLEST_PREFIX:
+            yield f"{where}: {text} is more than a store; use /{SMALLEST_PREFIX} or smaller"
+
+
+def _list_stores(blocks: list[str]) -> list[Endpoint]:
+    """Returns an address of each range of the store, or one that stands for all public addresses."""
+    if EVERYWHERE in blocks:
+        return [OBJECT_STORE]
+    networks = [ipaddress.ip_network(text) for text in blocks]
+    return [Endpoint(f"the store at {network}", None, address=str(network[0])) for network in networks]
+
+
+def _list_optional_sources(documents: list[Document]) -> list[Endpoint]:
+    """Returns the endpoints that components admit to Ray's pods: they are denied without them."""
+    sources = []
+    if any(document.get("kind") == "PodMonitor" for document in documents):
+        sources.append(MONITORING)
+    policies = (name_of(document) for document in documents if document.get("kind") == "NetworkPolicy")
+    if any(name.endswith(DASHBOARD_POLICY) for name in policies):
+        sources.append(DASHBOARD_READER)
+    return sources
 
 
 def _check_expectation(policies: list[Document], expectation: Expectation) -> Iterator[str]:
@@ -265,42 +325,54 @@ def _expect(
         yield Expectation(source, target, port, is_allowed)
 
 
-def _list_expectations(endpoints: list[Endpoint], has_monitoring: bool) -> Iterator[Expectation]:
+def _list_expectations(
+    endpoints: list[Endpoint], optional: list[Endpoint], stores: list[Endpoint]
+) -> Iterator[Expectation]:
     ray_nodes = [endpoint for endpoint in endpoints if endpoint.role in ("head", "worker")]
     other_pods = [endpoint for endpoint in endpoints if endpoint.role not in ("head", "worker")]
     web_servers = [endpoint for endpoint in endpoints if endpoint.role == "deployment"]
     private_pods = [endpoint for endpoint in other_pods if endpoint not in web_servers]
     for node in ray_nodes:
-        yield from _list_ray_expectations(node, ray_nodes, other_pods, has_monitoring)
+        yield from _list_ray_expectations(node, ray_nodes, other_pods, optional)
     yield from _expect([REPORT_READER], web_servers, [WEB], True)
     yield from _expect([REPORT_READER], web_servers, [HTTPS], False)
-    yield from _expect([*STRANGERS, *ray_nodes, CLIENT, KUBERAY, MONITORING], web_servers, [WEB], False)
+    yield from _expect(
+        [*STRANGERS, *ray_nodes, CLIENT, KUBERAY, MONITORING, DASHBOARD_READER], web_servers, [WEB], False
+    )
     for endpoint in [*endpoints, CLIENT]:
-        yield from _list_egress_expectations(endpoint)
+        yield from _list_egress_expectations(endpoint, stores)
     yield from _expect([*STRANGERS, REPORT_READER], private_pods, [WEB, HTTPS], False)
 
 
 def _list_ray_expectations(
-    node: Endpoint, ray_nodes: list[Endpoint], other_pods: list[Endpoint], has_monitoring: bool
+    node: Endpoint, ray_nodes: list[Endpoint], other_pods: list[Endpoint], optional: list[Endpoint]
 ) -> Iterator[Expectation]:
     submitters = [endpoint for endpoint in other_pods if endpoint.role == "submitter"]
     clients = [CLIENT, KUBERAY, *submitters]
     yield from _expect(ray_nodes, [node], [GCS, JOB_API, WORKER_PORT], True)
     yield from _expect(clients, [node], [JOB_API], node.role == "head")
     yield from _expect(clients, [node], [GCS, WORKER_PORT, *RAY_METRICS], False)
-    yield from _expect([MONITORING], [node], RAY_METRICS, has_monitoring)
+    yield from _expect([MONITORING], [node], RAY_METRICS, MONITORING in optional)
     yield from _expect([MONITORING], [node], [GCS, JOB_API, WORKER_PORT], False)
+    is_admitted = DASHBOARD_READER in optional and node.role == "head"
+    yield from _expect([DASHBOARD_READER], [node], [JOB_API], is_admitted)
+    yield from _expect([DASHBOARD_READER], [node], [GCS, WORKER_PORT, *RAY_METRICS], False)
     outsiders = [*STRANGERS, *(pod for pod in other_pods if pod not in submitters), REPORT_READER]
     yield from _expect(outsiders, [node], [GCS, JOB_API, WORKER_PORT, *RAY_METRICS], False)
 
 
-def _list_egress_expectations(endpoint: Endpoint) -> Iterator[Expectation]:
+def _list_egress_expectations(endpoint: Endpoint, stores: list[Endpoint]) -> Iterator[Expectation]:
     sources = [endpoint]
     yield from _expect(sources, [NAME_SERVICE], DNS, True)
     yield from _expect(sources, [OTHER_SYSTEM_POD, OBJECT_STORE, *EXTERNAL], DNS, False)
     yield from _expect(sources, [NAME_SERVICE, OTHER_SYSTEM_POD], [HTTPS, JOB_API], False)
+    yield from _expect(sources, [LOG_STORE], [LOG_STORE_PORT], endpoint.sends_logs)
+    yield from _expect(sources, [LOG_STORE], [HTTPS], False)
+    yield from _expect(sources, [OTHER_MONITORING_POD], [LOG_STORE_PORT], False)
     allowed = IDENTITY_ENDPOINTS.get(endpoint.identity, set()) if endpoint.uses_store else set()
     for target, port in product(EXTERNAL, (HTTP, HTTPS, JOB_API, GKE_METADATA)):
         yield Expectation(endpoint, target, port, (target.address, port) in allowed)
-    yield from _expect(sources, [OBJECT_STORE], [HTTP], False)
-    yield from _expect(sources, [OBJECT_STORE], [HTTPS], endpoint.uses_store)
+    yield from _expect(sources, [OBJECT_STORE, *stores], [HTTP], False)
+    yield from _expect(sources, stores, [HTTPS], endpoint.uses_store)
+    if OBJECT_STORE not in stores:
+        yield from _expect(sources, [OBJECT_STORE, OTHER_PUBLIC], [HTTPS], False)

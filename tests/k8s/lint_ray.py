@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from kube_pods import TOKEN_KEY, Pod, get_field, iterate_clusters, list_pods, name_of
 from kube_quantities import parse_quantity
 from kube_render import Document
+from lint_logs import SIDECAR
 
 from pipelines.cluster import OBJECT_STORE_BYTES
 
@@ -47,7 +48,8 @@ def check(documents: list[Document]) -> Iterator[str]:
     for pod in list_pods(documents):
         if pod.role in ("head", "worker", "submitter"):
             for where, container in pod.containers():
-                yield from _check_token_variables(where, container, secrets)
+                if container.get("name") != SIDECAR:  # it needs no token
+                    yield from _check_token_variables(where, container, secrets)
 
 
 def _check_name(document: Document, max_length: int) -> Iterator[str]:

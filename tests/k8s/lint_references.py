@@ -309,7 +309,13 @@ def _sum_queued_requests(documents: list[Document]) -> Counter[str]:
             for pod in list_pods([document]):
                 is_worker = pod.role == "worker"
                 replicas = sizes[int(re.findall(r"\[(\d+)]", pod.path)[0])] if is_worker else 1
-                for container in pod.spec.get("containers") or []:
+                for container in [*(pod.spec.get("containers") or []), *_list_sidecars(pod)]:
                     for name, quantity in get_field(container, "resources.requests").items():
                         total[name] += replicas * (parse_quantity(quantity) or 0)  # type: ignore[assignment]
     return total
+
+
+def _list_sidecars(pod: Pod) -> list[Document]:
+    """Returns the init containers that run as long as the pod; others end before the containers start."""
+    containers = pod.spec.get("initContainers") or []
+    return [container for container in containers if container.get("restartPolicy") == "Always"]

@@ -17,6 +17,13 @@ IDENTITIES = {
     "az": "azure.workload.identity/client-id",
 }
 AZURE_LABEL = {"azure.workload.identity/use": "true"}  # asks the webhook of AKS for a token
+# Hosts of a store and of the service that issues credentials, with the settings that their names contain
+HOSTS = {
+    "s3": ("s3.{AWS_REGION}.amazonaws.com", "sts.{AWS_REGION}.amazonaws.com"),
+    "gs": ("storage.googleapis.com",),
+    "az": ("{AZURE_STORAGE_ACCOUNT_NAME}.blob.core.windows.net", "login.microsoftonline.com"),
+}
+STORE_CLIENT = {"glassbox/store-client": "true"}
 MAX_SHARE = 0.95  # of the volume, for the cache; the rest is for what is being written
 
 
@@ -28,6 +35,7 @@ def check(documents: list[Document]) -> Iterator[str]:
             yield f"{name_of(document)}: data.STORE: must be SCHEME://BUCKET, is {settings['STORE']}"
             continue
         yield from _check_pods(documents, settings)
+        yield from _check_names(documents, settings)
         yield from _check_claims(documents)
 
 
@@ -66,6 +74,32 @@ def _check_pods(documents: list[Document], settings: dict[str, str]) -> Iterator
             yield f"{where.removesuffix('.spec')}.metadata.labels: must contain {AZURE_LABEL}"
         for container in pod.spec.get("containers") or []:
             yield from _check_cache(f"{where}.containers[{container.get('name')}]", pod, container, settings)
+
+
+def _check_names(documents: list[Document], settings: dict[str, str]) -> Iterator[str]:
+    """Checks that a policy of names allows exactly the hosts of the store, and that no other allows more."""
+    policies = [document for document in documents if document.get("kind") == "CiliumNetworkPolicy"]
+    scheme = settings["STORE"].partition(":")[0]
+    expected = {host.format_map(settings) for host in HOSTS[scheme]}
+    for policy in policies:
+        where = f"{name_of(policy)}: spec"
+        if get_field(policy, "spec.endpointSelector.matchLabels") != STORE_CLIENT:
+            yield f"{where}.endpointSelector: must be {STORE_CLIENT}"
+        rules = get_field(policy, "spec.egress") or []
+        names = {entry["matchName"] for rule in rules for entry in rule.get("toFQDNs") or []}
+        if names != expected:
+            yield f"{where}.egress.toFQDNs: must be {sorted(expected)}, is {sorted(names)}"
+        for rule in rules:
+            ports = [entry["port"] for part in rule.get("toPorts") or [] for entry in part["ports"]]
+            needed = "443" if "toFQDNs" in rule else "53"
+            if ports != [needed] or not ("toFQDNs" in rule or "toEndpoints" in rule):
+                yield f"{where}.egress.toPorts: must be {needed} of named targets, is {ports}"
+        if not any("dns" in get_field(part, "rules") for rule in rules for part in rule.get("toPorts") or []):
+            yield f"{where}.egress.toPorts.rules.dns: missing: Cilium learns no addresses"
+        if any(
+            name_of(document).endswith("/store") for document in documents if "Policy" in document["kind"]
+        ):
+            yield f"{where}: the NetworkPolicy store allows all public addresses next to it"
 
 
 def _check_cache(where: str, pod: Pod, container: Document, settings: dict[str, str]) -> Iterator[str]:

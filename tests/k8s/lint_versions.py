@@ -12,6 +12,11 @@ from kube_quantities import GPU
 from kube_render import ROOT, Document
 
 IMAGE = re.compile(r"(?:\S+/)?glassbox:(?P<tag>[^:@]+)")
+# Images of others, by the name of their container, with all parts of the version: nothing changes by itself
+OTHER_IMAGES = {
+    "proxy": re.compile(r"(?:\S+/)?oauth2-proxy:v\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?"),
+    "logs": re.compile(r"(?:\S+/)?fluent-bit:\d+\.\d+\.\d+(@sha256:[0-9a-f]{64})?"),
+}
 
 
 @functools.cache
@@ -38,11 +43,24 @@ def check(documents: list[Document]) -> Iterator[str]:
         if spec.get("rayVersion") != ray_version:
             found = spec.get("rayVersion")
             yield f"{path}.rayVersion: must be {ray_version}, as locked, is {found}"
+    yield from check_images(documents)
+
+
+def check_images(documents: list[Document]) -> Iterator[str]:
+    """Yields problems with the images of containers, each with its field."""
     for pod in list_pods(documents):
         for where, container in pod.containers():
-            image = container.get("image")
-            match = IMAGE.fullmatch(str(image))
-            if not match or match["tag"] not in (image_tag("cpu"), image_tag("gpu")):
-                yield f"{where}.image: must be glassbox:{image_tag('cpu')} or -gpu, is {image}"
-            elif GPU in get_field(container, "resources.limits") and match["tag"] != image_tag("gpu"):
-                yield f"{where}.image: a container with GPUs needs the GPU image, not {image}"
+            other = OTHER_IMAGES.get(container["name"])
+            if other is None:
+                yield from _check_own_image(where, container)
+            elif not other.fullmatch(str(container.get("image"))):
+                yield f"{where}.image: must match {other.pattern}, is {container.get('image')}"
+
+
+def _check_own_image(where: str, container: Document) -> Iterator[str]:
+    image = container.get("image")
+    match = IMAGE.fullmatch(str(image))
+    if not match or match["tag"] not in (image_tag("cpu"), image_tag("gpu")):
+        yield f"{where}.image: must be glassbox:{image_tag('cpu')} or -gpu, is {image}"
+    elif GPU in get_field(container, "resources.limits") and match["tag"] != image_tag("gpu"):
+        yield f"{where}.image: a container with GPUs needs the GPU image, not {image}"

@@ -1,18 +1,20 @@
-"""The example of a login has no problem, and each planted fault is reported."""
+"""The examples of a login have no problem, and each planted fault is reported."""
 
 from __future__ import annotations
+
+from itertools import product
 
 import pytest
 from kube_faults import REMOVED, C, Fault, apply_fault, with_entries, with_item
 from kube_lint import KUBERNETES_VERSIONS, validate_schemas
 from kube_pods import name_of
 from kube_render import K8S, Document, run_kustomize
-from lint_login import check
+from lint_login import APPLICATIONS, check
 
 pytestmark = pytest.mark.heavy  # the lint reads the options of `ray start` from Ray
 PROXY = "Deployment/login"
 POD = "spec.template.spec"
-INGRESS = "Ingress/reports"
+INGRESS = "Ingress/login"
 POLICY = "NetworkPolicy/login"
 ARGS = f"{POD}.{C}.args"
 
@@ -58,6 +60,9 @@ FAULTS: dict[str, Fault] = {
         "oauth",
         "no documented command creates a Secret oauth",
     ),
+    "an image without a version": (PROXY, f"{POD}.{C}.image", "oauth2-proxy:latest", "image: must match"),
+    "an image of any patch": (PROXY, f"{POD}.{C}.image", "oauth2-proxy:v7.12", "image: must match"),
+    "another image": (PROXY, f"{POD}.{C}.image", "nginx:v1.2.3", "image: must match"),
     "root": (PROXY, f"{POD}.securityContext.runAsUser", 0, "securityContext.runAsUser"),
     "a writable root": (
         PROXY,
@@ -69,7 +74,7 @@ FAULTS: dict[str, Fault] = {
         "Namespace/glassbox-login",
         "metadata.labels.glassbox/reads-reports",
         REMOVED,
-        "reads-reports: must be true",
+        "glassbox/reads-reports: must be true",
     ),
     "entry for every pod": (POLICY, "spec.ingress.0.from", REMOVED, "a pod elsewhere, 4180 must be denied"),
     "all of the cluster's pods": (
@@ -102,18 +107,85 @@ FAULTS: dict[str, Fault] = {
 }
 
 
-@pytest.fixture(scope="module")
-def manifests() -> list[Document]:
-    return run_kustomize(K8S / "examples/login")
+DASHBOARD_FAULTS: dict[str, Fault] = {
+    "the provider's token in place of Ray's": (
+        PROXY,
+        ARGS,
+        with_item("--pass-authorization-header=true"),
+        "--pass-authorization-header is not known",
+    ),
+    "Ray's token for everyone": (
+        PROXY,
+        ARGS,
+        with_item("--alpha-config=/etc/a.yaml"),
+        "--alpha-config is not known",
+    ),
+    "the reports on the same host": (
+        PROXY,
+        ARGS,
+        replace_option("upstream", APPLICATIONS["login"].upstream),
+        "--upstream must match",
+    ),
+    "a namespace that reads both": (
+        "Namespace/glassbox-dashboard",
+        "metadata.labels",
+        with_entries(**{"glassbox/reads-reports": "true"}),
+        "glassbox/reads-dashboard: must be true, and no other",
+    ),
+    "workers": (
+        POLICY,
+        "spec.egress.1.to.0.podSelector.matchLabels.ray~io/node-type",
+        REMOVED,
+        "a worker, 8265 must be denied",
+    ),
+    "all ports of the head": (POLICY, "spec.egress.1.ports", REMOVED, "the head, 6379 must be denied"),
+    "the port of the Service of the reports": (
+        POLICY,
+        "spec.egress.1.ports.0.port",
+        8080,
+        "the head, 8265 must pass",
+    ),
+    "a dashboard without TLS": (INGRESS, "spec.tls", REMOVED, "spec.tls: dashboard.example.org"),
+}
 
 
-def test_example_has_no_problem(manifests: list[Document]) -> None:
-    assert [*check(manifests), *validate_schemas(manifests, KUBERNETES_VERSIONS)] == []
+@pytest.fixture(scope="module", params=APPLICATIONS)
+def example(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+def test_example_has_no_problem(example: str) -> None:
+    manifests = run_kustomize(K8S / "examples" / example)
+    problems = [*check(manifests, APPLICATIONS[example]), *validate_schemas(manifests, KUBERNETES_VERSIONS)]
+    assert problems == []
     assert INGRESS in map(name_of, manifests)
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_fault_is_reported(fault: str, manifests: list[Document]) -> None:
-    owner, path, value, message = FAULTS[fault]
-    problems = list(check(apply_fault(manifests, owner, path, value)))
+@pytest.mark.parametrize(
+    ("example", "fault"),
+    [*product(["login"], FAULTS), *product(["login-dashboard"], DASHBOARD_FAULTS)],
+    indirect=["example"],
+)
+def test_fault_is_reported(example: str, fault: str) -> None:
+    owner, path, value, message = (FAULTS | DASHBOARD_FAULTS)[fault]
+    manifests = run_kustomize(K8S / "examples" / example)
+    problems = list(check(apply_fault(manifests, owner, path, value), APPLICATIONS[example]))
     assert any(message in problem for problem in problems), problems
+
+
+def test_both_logins_use_different_namespaces_and_hosts() -> None:
+    """A page of a run must not share the origin of the dashboard, whose cookie may be able to run code."""
+    rendered = [run_kustomize(K8S / "examples" / example) for example in APPLICATIONS]
+    hosts = [
+        document["spec"]["rules"][0]["host"]
+        for documents in rendered
+        for document in documents
+        if document["kind"] == "Ingress"
+    ]
+    assert len(set(hosts)) == len(hosts) == 2
+    assert not set(map(identify, rendered[0])) & set(map(identify, rendered[1]))
+
+
+def identify(document: Document) -> tuple[str, str | None]:
+    """Returns what tells an object from others in a cluster."""
+    return name_of(document), document["metadata"].get("namespace")

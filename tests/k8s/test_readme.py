@@ -8,7 +8,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import test_login
+import test_store_egress
 import yaml
+from faults_buckets import BUCKETS
+from faults_cluster import CLUSTER
+from faults_fields import FIELDS
+from faults_jobs import JOBS, QUEUES
+from faults_logs import CONFIG, SIDECARS
+from faults_pods import PODS
 from image_run import TRAINING
 from kube_lint import lint
 from kube_pods import list_pods, name_of
@@ -116,7 +124,7 @@ def test_table_of_connections_is_complete(manifests: list[Document]) -> None:
     }
     assert {port for port in ports if port not in table} == set()
     labels = {f"{key}={value}" for key, value in re.findall(r"'(glassbox/[\w-]+)': '(\w+)'", str(policies))}
-    assert len(labels) == 3
+    assert len(labels) == 4
     addresses = re.findall(r"169\.254\.\d+\.\d+(?=/32)", str(policies))
     assert {address for address in addresses if address not in table} == set()
     assert {label for label in labels if label not in table} == set()
@@ -155,3 +163,19 @@ def test_delete_command_selects_everything_but_volumes_and_namespace(tmp_path: P
         if labels.get("glassbox/keep") == "true":
             kept.add(document["kind"])
     assert kept == {"Namespace", "PersistentVolumeClaim"}
+
+
+def test_table_of_planted_faults_is_right() -> None:
+    rows = re.findall(r"^\| [^|]+ \| (\d+) \|$", TEXT.partition("## Tests")[2], re.MULTILINE)
+    filters = 4  # cases of `test_fault_in_the_filter_is_noticed`
+    egress = len(test_store_egress.FAULTS) + 5  # and those of its other tests
+    assert [int(count) for count in rows] == [
+        len(PODS),
+        len(CLUSTER),
+        len(FIELDS),
+        len(JOBS) + len(QUEUES),
+        len(BUCKETS),
+        egress,
+        len(SIDECARS) + len(CONFIG) + filters,
+        len(test_login.FAULTS) + len(test_login.DASHBOARD_FAULTS),
+    ]
