@@ -167,14 +167,14 @@ def _check_variables(
 def _check_paths(where: str, words: Sequence[str], pod: Pod, container: Document) -> Iterator[str]:
     """Checks that every path is on a volume, and that the last one, the output, is writable.
 
-    A server (`python3 -m`) has no output: its last path must be read-only.
+    A server (`python3 -m`, `glassbox serve`) has no output: its last path must be read-only.
     """
     claims = {
         volume["name"]: get_field(volume, "persistentVolumeClaim") for volume in pod.spec.get("volumes") or []
     }
     mounts = {PurePosixPath(mount["mountPath"]): mount for mount in container.get("volumeMounts") or []}
     locations = [word for word in words[1:] if word.startswith("/") or "://" in word]
-    is_server = words[1:2] == ["-m"]
+    is_server = words[1:2] in (["-m"], ["serve"])
     for word in words[1:]:
         if not word.startswith("/"):
             continue

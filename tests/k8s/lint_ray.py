@@ -173,7 +173,8 @@ def check_shared_memory(documents: list[Document]) -> Iterator[str]:
     for pod in list_pods(documents):
         container = (pod.spec.get("containers") or [{}])[0]
         where = f"{pod.owner}: {pod.path}"
-        starts_local_ray = "glassbox" in " ".join(container.get("command") or [])
+        is_server = (container.get("args") or [])[:1] == ["serve"]
+        starts_local_ray = "glassbox" in " ".join(container.get("command") or []) and not is_server
         if pod.role in ("head", "worker") or starts_local_ray:
             sizes[where] = yield from _check_shared_memory_volume(pod, container)
         if starts_local_ray and 0 < sizes[where] < OBJECT_STORE_BYTES:

@@ -86,9 +86,9 @@ def _check_names(documents: list[Document], settings: dict[str, str]) -> Iterato
         if get_field(policy, "spec.endpointSelector.matchLabels") != STORE_CLIENT:
             yield f"{where}.endpointSelector: must be {STORE_CLIENT}"
         rules = get_field(policy, "spec.egress") or []
-        names = {entry["matchName"] for rule in rules for entry in rule.get("toFQDNs") or []}
+        names = {entry.get("matchName") for rule in rules for entry in rule.get("toFQDNs") or []}
         if names != expected:
-            yield f"{where}.egress.toFQDNs: must be {sorted(expected)}, is {sorted(names)}"
+            yield f"{where}.egress.toFQDNs: must be {sorted(expected)}, is {sorted(map(str, names))}"
         for rule in rules:
             ports = [entry["port"] for part in rule.get("toPorts") or [] for entry in part["ports"]]
             needed = "443" if "toFQDNs" in rule else "53"
