@@ -27,6 +27,7 @@ from pipelines.sources.locations import hash_version, parse_source_location
 
 PREFIXES = {"train": "train", "validation": "t10k"}
 UNSIGNED_BYTE = 0x08  # type of the values
+MAX_DIMENSIONS = 3  # images: number, rows, columns
 DAMAGE_FIX = "copy the file again"
 
 Array = NDArray[np.uint8]
@@ -196,15 +197,40 @@ def _parse(path: str, size: int, version: int) -> Array:
     content = read_file(parse_location(path))
     if path.endswith(".gz"):
         try:
-            content = gzip.decompress(content)
+            content = _decompress(content)
         except (EOFError, zlib.error) as error:
             raise DataError("a whole gzip file", f"{path}: {error}", DAMAGE_FIX) from None
-    if len(content) < 4 or content[:2] != b"\0\0" or content[2] != UNSIGNED_BYTE or not 1 <= content[3] <= 3:
+    if (
+        len(content) < 4
+        or content[:2] != b"\0\0"
+        or content[2] != UNSIGNED_BYTE
+        or not 1 <= content[3] <= MAX_DIMENSIONS
+    ):
         received = f"{path}: its first bytes are {content[:4].hex(' ') or 'missing'}"
         raise DataError("an IDX file of unsigned bytes", received, DAMAGE_FIX)
-    start = 4 + 4 * content[3]
-    shape = tuple(int.from_bytes(content[offset : offset + 4], "big") for offset in range(4, start, 4))
+    start, shape = _read_shape(content)
     expected = start + math.prod(shape)
     if len(content) != expected:
         raise DataError(f"{expected} bytes for shape {shape}", f"{path}: bytes={len(content)}", DAMAGE_FIX)
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def _read_shape(content: bytes) -> tuple[int, tuple[int, ...]]:
+    """Returns the position of the first value and the shape, from the first bytes of a file."""
+    start = 4 + 4 * content[3]
+    return start, tuple(int.from_bytes(content[offset : offset + 4], "big") for offset in range(4, start, 4))
+
+
+def _decompress(content: bytes) -> bytes:
+    """Decompresses a file, at most one byte more than its shape says: a few bytes can stand for gigabytes.
+
+    Raises:
+        EOFError: The file is cut off.
+        zlib.error: It is damaged.
+    """
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        head = file.read(4 + 4 * MAX_DIMENSIONS)
+        if len(head) < 4:
+            return head
+        start, shape = _read_shape(head)
+        return head + file.read(max(start + math.prod(shape) - len(head) + 1, 1))

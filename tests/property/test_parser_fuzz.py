@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import struct
 from pathlib import Path
 
@@ -176,5 +177,5 @@ def test_uris_are_read_as_written(scheme: str, parts: list[str]) -> None:
 @given(st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False))
 def test_overrides_are_read_as_written(value: object) -> None:
     settings_: dict[str, object] = {}
-    set_value(settings_, f"a.b={str(value).lower() if isinstance(value, bool) else value!r}")
+    set_value(settings_, f"a.b={json.dumps(value)}")
     assert settings_ == {"a": {"b": value}}
