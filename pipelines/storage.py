@@ -17,6 +17,8 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import GlassboxError
 
+MAX_TEXT_BYTES = 1 << 28  # of one text file; the metrics of 80,000 epochs take about 20 MB
+
 logger = logging.getLogger(__name__)
 
 
@@ -114,6 +116,22 @@ def hash_file(path: Path) -> str:
 def hash_json(content: Any) -> str:
     """Returns the SHA-256 of JSON content in hexadecimal, regardless of the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def read_bounded(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Returns the content of a file that is not unreasonably large.
+
+    Args:
+        path: The file.
+        limit: Largest size in bytes.
+
+    Raises:
+        OSError: The file is missing, a directory, or cannot be read.
+        ValueError: It is larger than the limit.
+    """
+    if path.is_file() and path.stat().st_size > limit:
+        raise ValueError(f"larger than {limit >> 10} KiB")
+    return path.read_bytes()
 
 
 def parse_json(text: str | bytes) -> Any:

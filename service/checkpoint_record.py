@@ -10,8 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from pipelines.storage import add_digest, parse_json, remove_digest
-from service.run_files import read_bounded
+from pipelines.storage import add_digest, parse_json, read_bounded, remove_digest
 
 FILE_NAME = "checkpoint.json"
 DIGEST = "record_sha256"  # key of the digest over all other entries

@@ -371,7 +371,7 @@ def read_yaml(path: Location, name: str) -> dict[str, Any]:
     """
     try:
         settings = parse_yaml(read_file(path, MAX_YAML_BYTES).decode(), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise ConfigError("a YAML file", f"{name}={path}: {reason}", "correct its syntax") from None
     if not isinstance(settings, dict):

@@ -11,11 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from pipelines.errors import DataError
 from pipelines.settings import RelativePath
-from pipelines.storage import add_digest, parse_json, remove_digest
+from pipelines.storage import add_digest, parse_json, read_bounded, remove_digest
 
 T = TypeVar("T")
 
-MAX_BYTES = 1 << 28  # of one file; the metrics of 80,000 epochs take about 20 MB
 Number = int | Annotated[float, Field(allow_inf_nan=False)]
 METRICS_LINE = TypeAdapter(dict[str, Number], config=ConfigDict(strict=True))
 
@@ -86,18 +85,6 @@ class CodeManifest(BaseModel):
     originals: dict[RelativePath, str] = {}
     installed: dict[str, Any] = {}
     notes: list[str] = []
-
-
-def read_bounded(path: Path) -> bytes:
-    """Returns the content of a file that is not unreasonably large.
-
-    Raises:
-        OSError: The file is missing, a directory, or cannot be read.
-        ValueError: It is larger than 256 MiB.
-    """
-    if path.is_file() and path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
-    return path.read_bytes()
 
 
 def read_object(path: Path) -> dict[str, Any]:

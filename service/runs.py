@@ -32,7 +32,14 @@ import yaml
 from filelock import FileLock, Timeout
 
 from pipelines.errors import ConfigError, DataError
-from pipelines.storage import hash_file, hash_json, lock_file, replace_file, write_atomically
+from pipelines.storage import (
+    hash_file,
+    hash_json,
+    lock_file,
+    read_bounded,
+    replace_file,
+    write_atomically,
+)
 from service.checkpoint_record import FILE_NAME as CHECKPOINT_RECORD
 from service.checkpoint_record import PATTERN, CheckpointRecord, read_newest_record
 from service.models.metadata import ModelMetadata, append_metadata, read_metadata
@@ -42,7 +49,6 @@ from service.run_files import (
     compare_metrics,
     format_status,
     parse_metrics,
-    read_bounded,
     read_layers,
     read_lines,
     read_object,

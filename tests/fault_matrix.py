@@ -1,4 +1,4 @@
-"""Damages every file of a run directory and a shard set in every way, and runs each command that reads it.
+"""Damages every file of a run, a shard set, a search and a cache in nine ways, and runs its readers.
 
 A command may do its work as if nothing had happened, or end in one sentence. It may neither show a traceback,
 nor give another result without a word, nor change any other file.
@@ -12,18 +12,21 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import sys
 import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from shard_samples import encode_png
+from stores import get_client_environment, run_s3_server
 from tiny_models import register_tiny_models
 from training_samples import config_for, fit_run, noise_shards
 
@@ -36,7 +39,8 @@ from service.report.options import ReportOptions
 from service.runs import Run
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # warns of models that are compiled again and again
-HUGE_BYTES = 1 << 33  # 8 GiB without a block on disk
+HUGE_BYTES = 1 << 36  # 64 GiB without a block on disk
+MEMORY_BYTES = 1 << 34  # that a command may use: one that reads a huge file into memory fails
 RUN_FILES = (
     "config.yaml",
     "metrics.jsonl",
@@ -59,6 +63,32 @@ SET_FILES = (
     "validation.rows.arrow",
     "validation.shards.arrow",
 )
+SEARCH_FILES = (
+    "tuning.yaml",
+    "best.yaml",
+    "index.html",
+    "trials/trial-000/config.yaml",
+    "trials/trial-000/metrics.jsonl",
+    "trials/trial-000/status.json",
+    "trials/trial-000/model.keras",
+)
+# Patterns, because the names contain digests
+CACHE_FILES = (
+    "shards/sets/*/*-validation-00000.arrow",
+    "shards/sets/*/*-validation.rows.arrow",
+    "shards/sets/*/*-validation.shards.arrow",
+    "shards/sets/*/fetched.json",
+    "shards/sets/*/location",
+)
+FOLDERS = {"run": RUN_FILES, "shards": SET_FILES, "search": SEARCH_FILES, "cache": CACHE_FILES}
+PRESET = """model: linear
+data: {image_size: [12, 12]}
+optimizer: {name: adam, learning_rate: 1.0e-3}
+global_batch: 9
+epochs: 2
+"""
+SPACE = "optimizer.learning_rate: {loguniform: [1.0e-13, 1.0e-12]}\n"  # at these rates, nothing is learned
+SET_URI = "s3://matrix/shards"
 SMALL_REPORT = ReportOptions(
     training_images=2,
     predictions=2,
@@ -75,8 +105,8 @@ class Case:
     """One damage, and a command that meets it.
 
     Attributes:
-        folder: `run` or `shards`.
-        file: Path of the damaged file in the folder.
+        folder: Folder of the damaged file, a key of `FOLDERS`.
+        file: Path of the damaged file in the folder, or a pattern that fits no other.
         damage: Name of the damage, see `DAMAGES`.
         command: Name of the command, see `COMMANDS`.
     """
@@ -161,13 +191,14 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
 
 
 class Matrix:
-    """An undamaged run and its shard set, another run and set, and the results of all commands on them.
+    """An undamaged run, its shard set, a search and a cache, others of these, and all results of commands.
 
     Args:
         folder: Empty directory for everything.
+        resources: Closes the object store, and restores the environment.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, resources: ExitStack) -> None:
         self.folder = folder
         self._pristine = folder / "pristine"
         noise_shards(folder / "shards", classes=2)
@@ -175,7 +206,10 @@ class Matrix:
         self._train("run", folder / "shards", "tiny_two_layers")
         self._train("other_run", folder / "other_shards", "tiny_normalized")
         make_photos(folder / "photos")
-        for name in ("run", "shards"):
+        for name in ("search", "other_search"):
+            self._search(name)
+        self._fill_cache(resources)
+        for name in FOLDERS:
             shutil.copytree(folder / name, self._pristine / name)
         self.results = {}
         for name, command in COMMANDS.items():
@@ -192,8 +226,30 @@ class Matrix:
         run.update_status(state="interrupted", finished="2026-01-01T00:00:00+00:00")
         render_report(run, options=SMALL_REPORT)
 
+    def _search(self, name: str) -> None:
+        """Searches with two trials; those of different searches draw different settings."""
+        preset = self.folder / "linear.yaml"
+        preset.write_text(PRESET)
+        space = self.folder / "space.yaml"
+        space.write_text(SPACE)
+        words = ["tune", preset, "--space", space, "--data", self.folder / "shards", "--trials", 2]
+        prepare([*words, "--seed", len(name), "--out", self.folder / name])
+
+    def _fill_cache(self, resources: ExitStack) -> None:
+        """Uploads the shard sets to a store, and evaluates the run on both, which fills two caches."""
+        server = resources.enter_context(run_s3_server(self.folder / "server"))
+        environment = resources.enter_context(pytest.MonkeyPatch.context())
+        for variable, value in get_client_environment(server.endpoint).items():
+            environment.setenv(variable, value)
+        bucket = server.create_bucket("matrix")
+        for shards, cache in (("other_shards", "other_cache"), ("shards", "cache")):
+            environment.setenv("GLASSBOX_CACHE", str(self.folder / cache))
+            bucket.upload_folder(self.folder / shards, "shards")
+            run = self.folder / shards.replace("shards", "run")
+            prepare(["evaluate", "--model", run, "--data", SET_URI])
+
     def _restore(self) -> None:
-        for name in ("run", "shards"):
+        for name in FOLDERS:
             shutil.rmtree(self.folder / name)
             shutil.copytree(self._pristine / name, self.folder / name)
 
@@ -204,13 +260,26 @@ class Matrix:
             The outcome, one of `OUTCOMES`, and the details of a wrong one.
         """
         self._restore()
-        damaged = self.folder / case.folder / case.file
-        DAMAGES[case.damage](damaged, self.folder / f"other_{case.folder}" / case.file)
+        (damaged,) = (self.folder / case.folder).glob(case.file)
+        (other,) = (self.folder / f"other_{case.folder}").glob(case.file)
+        DAMAGES[case.damage](damaged, other)
         before = dict(hash_files(self.folder))
-        result = COMMANDS[case.command](self.folder)
+        with limit_memory():
+            result = COMMANDS[case.command](self.folder)
         written = WRITES.get(case.command, ())
-        changed = find_changes(before, dict(hash_files(self.folder)), (*written, "scores", "table"))
+        changed = find_changes(before, dict(hash_files(self.folder)), (*written, *OUTPUTS))
         return judge(result, self.results[case.command], changed)
+
+
+@contextmanager
+def limit_memory() -> Iterator[None]:
+    """Limits the memory of this process."""
+    limits = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
 def make_photos(folder: Path) -> None:
@@ -219,6 +288,13 @@ def make_photos(folder: Path) -> None:
     draw = np.random.default_rng(1)
     for name in ("a.png", "b.png"):
         (folder / name).write_bytes(encode_png(draw.integers(0, 256, (12, 12, 3)).astype(np.uint8)))
+
+
+def prepare(words: list[object]) -> None:
+    """Runs a command that makes what is damaged later."""
+    result = run_command(words, str)
+    if result.code != 0:
+        raise AssertionError(result.output)
 
 
 def run_command(words: list[object], observe: Callable[[str], str]) -> Result:
@@ -313,6 +389,42 @@ def check(folder: Path) -> Result:
     return run_command(["shards", "check", folder / "shards"], keep_lines)
 
 
+def look(folder: Path) -> Result:
+    words = ["look", folder / "run", folder / "photos" / "a.png", "--out", folder / "look"]
+    return run_command(words, lambda output: describe_report(folder / "look"))
+
+
+def preview(folder: Path) -> Result:
+    page = folder / "preview"
+    return run_command(
+        ["preview", folder / "shards", "--augment", "flip=true", "--out", page],
+        lambda output: (page / "index.html").read_text(),
+    )
+
+
+def tune(folder: Path) -> Result:
+    """Resumes a search that has ended: the table and the preset of the best trial are written again."""
+    words = ["tune", "--resume", "--out", folder / "search"]
+    return run_command(words, lambda output: (folder / "search" / "best.yaml").read_text())
+
+
+def train_best(folder: Path) -> Result:
+    """Trains with the preset that a search has found."""
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    words = ["train", "--local", "--preset", folder / "search" / "best.yaml", "--data", folder / "shards"]
+    return run_command(
+        [*words, "--out", folder / "best"], lambda output: (folder / "best" / "config.yaml").read_text()
+    )
+
+
+def evaluate_from_store(folder: Path) -> Result:
+    return run_command(["evaluate", "--model", folder / "run", "--data", SET_URI], keep_lines)
+
+
+def show_cache(folder: Path) -> Result:
+    return run_command(["cache", "info"], keep_lines)
+
+
 COMMANDS: dict[str, Callable[[Path], Result]] = {
     "diagnose": diagnose,
     "evaluate": evaluate,
@@ -322,12 +434,27 @@ COMMANDS: dict[str, Callable[[Path], Result]] = {
     "verify": verify,
     "info": describe,
     "check": check,
+    "look": look,
+    "preview": preview,
+    "tune": tune,
+    "train": train_best,
+    "evaluate from a store": evaluate_from_store,
+    "cache": show_cache,
 }
 READERS = {
-    "run": ("diagnose", "evaluate", "predict", "report", "resume"),
-    "shards": ("verify", "info", "check", "evaluate", "diagnose", "report", "resume"),
+    "run": ("diagnose", "evaluate", "predict", "report", "resume", "look"),
+    "shards": ("verify", "info", "check", "evaluate", "diagnose", "report", "resume", "preview"),
+    "search": ("tune", "train"),
+    "cache": ("evaluate from a store", "cache"),
 }
-WRITES = {"report": ("run/report/", "run/.report.lock"), "resume": ("run/",)}
+WRITES = {
+    "report": ("run/report/", "run/.report.lock"),
+    "resume": ("run/",),
+    "tune": ("search/best.yaml", "search/index.html", "search/.lock", "search/trials/trial-000/"),
+    "evaluate from a store": ("cache/",),
+    "cache": ("cache/shards/users/",),  # of passes that have ended
+}
+OUTPUTS = ("scores", "table", "look/", "preview/", "best/", "server/")  # of the commands
 # As on undamaged files; refused in one sentence; done in part, with a sentence about the rest; the wrong ones
 GOOD = ("equal", "refused", "said in part")
 OUTCOMES = (*GOOD, "traceback", "silently wrong", "not one sentence", "changed")
@@ -335,10 +462,9 @@ OUTCOMES = (*GOOD, "traceback", "silently wrong", "not one sentence", "changed")
 
 def list_cases() -> list[Case]:
     """Lists all cases in a fixed order."""
-    files = {"run": RUN_FILES, "shards": SET_FILES}
     return [
         Case(folder, file, damage, command)
-        for folder, names in files.items()
+        for folder, names in FOLDERS.items()
         for file in names
         for damage in DAMAGES
         for command in READERS[folder]
@@ -379,8 +505,8 @@ def hash_files(folder: Path) -> Iterator[tuple[str, str]]:
 def run_all(folder: Path, cases: list[Case]) -> int:
     """Runs cases and prints a table; returns the number of wrong outcomes."""
     counts: Counter[tuple[str, str]] = Counter()
-    with register_tiny_models(), ray_session():
-        matrix = Matrix(folder)
+    with register_tiny_models(), ray_session(), ExitStack() as resources:
+        matrix = Matrix(folder, resources)
         for case in cases:
             outcome, details = matrix.run_case(case)
             counts[case.damage, outcome] += 1

@@ -33,7 +33,7 @@ from pipelines.remote.locks import create_lock, try_lock
 from pipelines.remote.schedule import CachedFile, CacheEntry, choose_victims
 from pipelines.remote.uri import Uri
 from pipelines.remote.users import Claim, UserTable, count_claimed, read_users
-from pipelines.storage import hash_json, write_atomically
+from pipelines.storage import hash_json, read_bounded, write_atomically
 
 FOLDER = "shards"  # in the cache folder
 LOCATION = "location"
@@ -123,14 +123,14 @@ class CacheFolder:
 
     def add_set(self, location: Uri) -> str:
         """Creates the folder of a shard set; returns its name."""
-        digest = hash_json(str(location))[:12]
         # The name is for people: two sets whose URIs end alike have different digests.
-        name = f"{location.name[:40]}-{digest}".replace("~", "-")
+        name = f"{location.name[:40]}-{_digest_location(str(location))}".replace("~", "-")
         path = self._sets / name
         with self._exclusive():
             path.mkdir(exist_ok=True)
-            if not (path / LOCATION).exists():
-                write_atomically(path / LOCATION, str(location), durable=False)
+            if _read_location(path) != str(location):
+                with suppress(OSError):  # it is only shown to people
+                    write_atomically(path / LOCATION, str(location), durable=False)
         return name
 
     def find(self, entry: CacheEntry) -> Path | None:
@@ -406,6 +406,7 @@ class CacheFolder:
             try:
                 # In place (see `User._write`): the numbers only grow, so that readers find a whole line.
                 os.pwrite(descriptor, content.encode(), 0)
+                os.ftruncate(descriptor, len(content))  # a damaged file may have been longer
             finally:
                 os.close(descriptor)
 
@@ -501,15 +502,22 @@ def _choose_victims(
 
 
 def _read_location(folder: Path) -> str:
+    """Reads the URI of a set; returns the name of its folder if the file is missing or damaged."""
     try:
-        return (folder / LOCATION).read_text()
-    except OSError:
+        location = read_bounded(folder / LOCATION).decode()
+    except (OSError, ValueError):
         return folder.name
+    return location if folder.name.endswith(_digest_location(location)) else folder.name
+
+
+def _digest_location(location: str) -> str:
+    return hash_json(location)[:12]
 
 
 def _read_counters(path: Path) -> tuple[int, int]:
+    """Reads the numbers of files and bytes that were fetched; zeros if the file is missing or damaged."""
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(read_bounded(path))
         return int(content["files"]), int(content["bytes"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return 0, 0

@@ -10,7 +10,7 @@ from pipelines.errors import ConfigError
 from pipelines.remote.folder import find_cache_folder
 from pipelines.remote.store import ObjectInfo, download, read_bytes, stat
 from pipelines.remote.uri import Location, Uri, parse_location
-from pipelines.storage import hash_json, lock_file
+from pipelines.storage import hash_json, lock_file, read_bounded
 
 FOLDER = "files"  # in the cache folder
 SPARE_BYTES = 2**28  # of the disk that a copy leaves free
@@ -34,13 +34,16 @@ def read_file(location: Location, limit: int | None = None) -> bytes:
 
     Args:
         location: Path or URI.
-        limit: Largest size in bytes of an object; None for any.
+        limit: Largest size in bytes; None for any.
 
     Raises:
         OSError: A local file cannot be read.
-        GlassboxError: An object cannot be read.
+        ValueError: A local file is larger than the limit.
+        GlassboxError: An object cannot be read, or is larger than the limit.
     """
-    return location.read_bytes() if isinstance(location, Path) else read_bytes(location, limit)
+    if isinstance(location, Uri):
+        return read_bytes(location, limit)
+    return location.read_bytes() if limit is None else read_bounded(location, limit)
 
 
 def is_file(location: Location) -> bool:

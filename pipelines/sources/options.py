@@ -69,7 +69,7 @@ def read_class_names(path: str | Path | Uri) -> tuple[str, ...]:
         if isinstance(location, Path):
             location = location.expanduser()
         lines = read_file(location, MAX_NAMES_FILE).decode("utf-8-sig").rstrip().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise ConfigError("a text file of class names", f"classes={path}: {reason}", "check it") from None
     names = [line.strip() for line in lines]

@@ -67,4 +67,4 @@ def run(options: argparse.Namespace) -> None:
     table = evaluation.confusion_table()
     if table is not None:
         print_table(table)
-    print_lines(evaluation.throughput)
+    print_lines(str(evaluation.throughput))

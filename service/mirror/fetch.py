@@ -15,7 +15,7 @@ from pipelines.remote.files import is_file, read_file
 from pipelines.remote.lease import MAX_BYTES
 from pipelines.remote.store import ObjectInfo, download, list_folder, list_objects, read_bytes, stat
 from pipelines.remote.uri import Location, Uri
-from pipelines.storage import lock_file, replace_directory
+from pipelines.storage import MAX_TEXT_BYTES, lock_file, replace_directory
 from service.checkpoint import STATE
 from service.checkpoint_record import FILE_NAME as CHECKPOINT_RECORD
 from service.checkpoint_record import CheckpointRecord, sort_checkpoints
@@ -30,7 +30,6 @@ from service.mirror.folder import (
 )
 from service.mirror.lease import LEASE, parse_lease
 from service.mirror.plan import find_folder, is_milestone, is_record, is_state, list_complete
-from service.run_files import MAX_BYTES as MAX_TEXT_BYTES
 from service.runs import (
     CHECKPOINTS,
     CODE,

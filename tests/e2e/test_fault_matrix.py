@@ -1,8 +1,9 @@
-"""Damage of every file of a run and of a shard set: no traceback, no wrong result, nothing else changed."""
+"""Damage of every file that glassbox writes: no traceback, no wrong result, and nothing else is changed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -21,8 +22,8 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
     from fault_matrix import Matrix
     from tiny_models import register_tiny_models
 
-    with register_tiny_models():
-        yield Matrix(tmp_path_factory.mktemp("matrix"))
+    with register_tiny_models(), ExitStack() as resources:
+        yield Matrix(tmp_path_factory.mktemp("matrix"), resources)
 
 
 def run_cases(matrix: Any, cases: Iterable[Any]) -> dict[str, str]:

@@ -424,6 +424,23 @@ def test_a_file_cut_short_on_disk_is_fetched_again(site: ObjectSite, folder: Pat
     assert read_files(open_set(site), files) == site.objects[files[0].file]
 
 
+@pytest.mark.parametrize("content", ["null", '[{"a": [1, "b", null, 2, 3, 4, 5, 6]}]', "\udcff", ""])
+def test_damaged_notes_about_a_set_are_ignored_and_written_again(
+    site: ObjectSite, folder: Path, content: str
+) -> None:
+    cache = open_cache()
+    read_files(open_set(site), site.add_files(1, SIZE))
+    (note,) = folder.rglob("fetched.json")
+    for name in ("fetched.json", "location"):
+        (note.parent / name).write_text(content, errors="surrogateescape")
+    assert cache.read_fetched(note.parent.name) == (0, 0)
+    assert [info.location for info in cache.list_sets()] == [note.parent.name]
+
+    read_files(open_set(site), site.add_files(2, SIZE)[1:])
+    assert cache.read_fetched(note.parent.name) == (1, SIZE)
+    assert [info.location for info in cache.list_sets()] == [site.location]
+
+
 def test_a_file_with_a_flipped_bit_is_fetched_again_once(site: ObjectSite, folder: Path) -> None:
     files = site.add_files(1, SIZE)
     first = open_set(site)
