@@ -18,8 +18,8 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Record
 from pipelines.shards.manifest import load_manifest
 from pipelines.sources import SourceOptions
+from pipelines.text import render_table
 from service.cli import main
-from service.commands.common import format_table
 from service.inference.evaluate import Evaluation, evaluate
 from service.inference.jobs import Throughput
 from service.inference.options import PredictOptions
@@ -60,7 +60,7 @@ def test_all_scores_of_a_known_model(model, tmp_path):
     assert result.loss == pytest.approx(loss, rel=1e-5)
     assert result.confusion.tolist() == [[2, 0], [1, 3]]
     assert result.figures() == {"accuracy": 5 / 6, "loss": result.loss, "AUC": 1.0}
-    assert format_table(result.confusion_table()).splitlines() == [
+    assert render_table(result.confusion_table()).splitlines() == [
         "true \\ predicted  dim  bright",
         "dim                 2       0",
         "bright              1       3",
@@ -227,7 +227,7 @@ def test_many_or_long_class_names_leave_the_table_readable():
     def render(classes: tuple[str, ...]) -> str | None:
         counts = np.zeros((len(classes), len(classes)), int)
         table = Evaluation(classes, 1, 1.0, 0.0, None, None, counts, Throughput()).confusion_table()
-        return table and format_table(table)
+        return table and render_table(table)
 
     assert render(tuple(f"c{i}" for i in range(21))) is None
     assert "longer than…" in render(("longer than twelve", "b"))
