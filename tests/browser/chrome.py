@@ -71,9 +71,9 @@ class Chrome:
             self._record_event(response)
 
     def open(
-        self, page: Path, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False
+        self, page: Path | str, fragment: str = "", width: int = 1280, height: int = 900, dark: bool = False
     ) -> None:
-        """Opens a file in a window of a given size, and waits until it is loaded and its scripts have run."""
+        """Opens a file, or a URL, in a window of a given size, and waits until its scripts have run."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width,
@@ -89,8 +89,9 @@ class Chrome:
         self.until("document.readyState === 'complete' && location.protocol === 'about:'")
         self.errors = []
         self.requests = []
-        self.call("Page.navigate", url=page.as_uri() + fragment)
-        self.until("document.readyState === 'complete' && location.protocol === 'file:'")
+        address = page if isinstance(page, str) else page.as_uri()
+        self.call("Page.navigate", url=address + fragment)
+        self.until("document.readyState === 'complete' && location.protocol !== 'about:'")
         if self.has_scripts:
             self.until("!document.querySelector('[data-view][data-source]:not([hidden])')")
 
