@@ -160,7 +160,7 @@ def run_build(options: argparse.Namespace) -> None:
     with progress_bar("building shards") as update:
         clock = BuildClock(update)
         manifest = build_shards(source, options.out, spec, clock, options.workers, reopen)
-    print_lines(clock.summarize(manifest, options.out))
+    print_text(clock.summarize(manifest, options.out))
 
 
 def _read_source_options(options: argparse.Namespace) -> SourceOptions:

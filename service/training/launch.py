@@ -25,7 +25,7 @@ from pipelines.input.mixed_manifest import describe_mix, load_training_manifest
 from pipelines.remote.claims import check_cache
 from pipelines.remote.errors import StoreError
 from pipelines.remote.uri import Location, parse_location
-from pipelines.text import print_lines
+from pipelines.text import print_lines, print_text
 from service.config import RunConfig, load_run_config
 from service.devices import read_logical_devices
 from service.failures import translate_failures
@@ -270,7 +270,7 @@ def _launch(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool,
         run.add_timings(total=time.perf_counter() - began)
         run.update_status(state="finished", finished=current_time())
         status = run.status()
-        print_lines(summarize_timings(status["timings"], config.data, _cache_tier(status)))
+        print_text(summarize_timings(status["timings"], config.data, _cache_tier(status)))
         if status.get("store"):
             print_lines(format_store(status["store"]))
 
