@@ -293,7 +293,7 @@ def test_a_link_to_an_image_opens_it(browser: Chrome, gallery: Path, subject: Su
     browser.until(f"!{PANEL_IS_OPEN}")
     selectors = ("select[data-key=image]", "[data-key=image]:checked")
     selector = ", ".join(f"#view-image {selector}" for selector in selectors)
-    assert browser.run(f"document.querySelector({json.dumps(selector)}).value") == "1"
+    browser.until(f"document.querySelector({json.dumps(selector)})?.value === '1'")  # once it is loaded
     open_gallery(browser, gallery, "#gallery:row=99999")
     browser.until(PANEL_IS_OPEN)
     text = browser.run("document.querySelector('dialog.inspect').textContent")
