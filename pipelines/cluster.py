@@ -5,24 +5,22 @@ from __future__ import annotations
 import logging
 import math
 import os
-import secrets
 import socket
-import sys
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import chdir, contextmanager
+from contextlib import AbstractContextManager, chdir, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
 from pipelines.interrupts import hold_interrupts
+from pipelines.local_ray import LOGS, open_private_folder, require_token, start_ray
 from pipelines.plugins import list_file_modules
 
 ROOT = Path(__file__).parent.parent  # directory that holds the packages
 CONNECT_SECONDS = 5.0
 GRACE_SECONDS = 0.5  # time in which tasks may end by themselves before they are cancelled
 CANCEL_SECONDS = 60.0  # longest wait until cancelled tasks have ended
-OBJECT_STORE_BYTES = 256 * 2**20  # a local cluster passes work descriptions around, not images
 # Processes that share a GPU: while some read and decode, others compute. Each holds a CUDA context, a model
 # and the workspaces of its kernels, some gigabytes in all, so that four of them fit on a GPU of 16 GB.
 MAX_TASKS_PER_GPU = 4
@@ -45,20 +43,20 @@ class TaskResources:
 def ray_session() -> Iterator[None]:
     """Connects to Ray for the length of a block. An existing connection is reused and left open.
 
-    A cluster that this process starts has a random token, so that nobody else on the network can submit work
-    to it. An interrupt takes effect once Ray has started, a second one at once.
+    Nobody else can reach a Ray that this process starts, and nothing of it remains (`local_ray.py`). An
+    interrupt takes effect once Ray has started, a second one at once.
 
     Raises:
         ConfigError: `RAY_ADDRESS` cannot be reached, or Ray does not start.
     """
     address = os.environ.get("RAY_ADDRESS")
+    if address == "local":  # Ray's word for none
+        address = None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Tasks that request no GPU see none: Ray empties their CUDA_VISIBLE_DEVICES. By default, they see all.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    # Ray reads these variables when it is imported, so they have no effect afterwards.
-    if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    if not address:
+        require_token()
     with hold_interrupts():
         import ray
 
@@ -66,12 +64,14 @@ def ray_session() -> Iterator[None]:
         yield
         return
     _check_reachable(address)
-    try:
-        with hold_interrupts():
-            _connect(address)
-        yield
-    finally:
-        ray.shutdown()
+    place: AbstractContextManager[Path | None] = nullcontext() if address else open_private_folder()
+    with place as folder:
+        try:
+            with hold_interrupts():
+                _connect(address, folder)
+            yield
+        finally:
+            ray.shutdown()
 
 
 def count_cpus() -> int:
@@ -178,23 +178,21 @@ def _register_file_modules() -> None:
         ray.cloudpickle.register_pickle_by_value(module)
 
 
-def _connect(address: str | None) -> None:
-    """Connects to the cluster at an address, or starts one.
+def _connect(address: str | None, folder: Path | None) -> None:
+    """Connects to the cluster at an address, or starts one in a folder.
 
     Raises:
         ConfigError: The cluster refuses the connection, or does not start.
     """
     import ray
 
-    options: dict[str, Any] = {}
-    if not address:
-        options = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     try:
         # Workers look for modules in the current directory first, and must import what this process imported.
         with chdir(ROOT):
-            ray.init(
-                address=address or "local", logging_level=logging.WARNING, log_to_driver=False, **options
-            )
+            if folder:
+                start_ray(folder)
+            else:
+                ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False)
     except Exception as error:
         # Where a part of Ray does not start in time, it raises a plain RuntimeError or Exception.
         is_plain = type(error) in (RuntimeError, Exception)
@@ -233,7 +231,7 @@ def _get_result(reference: Any, name: str) -> Any:
     except ray.exceptions.RayError as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = lines[0] if lines else type(error).__name__
-        fix = "give workers enough memory, check Ray's logs, and run the same command again"
+        fix = f"give workers enough memory, and run it again; {LOGS}=FOLDER keeps the logs of a local Ray"
         raise ConfigError("workers that stay alive", f"{name}: {reason.rstrip('.')}", fix) from None
 
 
@@ -246,7 +244,10 @@ def _build_connection_error(error: Exception, address: str | None) -> ConfigErro
         return ConfigError(
             "a Ray cluster that accepts the connection", f"RAY_ADDRESS={address}: {reason}", fix
         )
-    fix = "run the same command again when the machine is less busy, with free memory and free space in /tmp"
+    fix = (
+        "run the same command again when the machine is less busy, with free memory and free space in /tmp; "
+        f"{LOGS}=FOLDER keeps Ray's logs"
+    )
     return ConfigError("Ray to start on this machine within 30 seconds", f"ray: {reason}", fix)
 
 

@@ -46,6 +46,17 @@ GLASSBOX = "import sys; from service.cli import main; sys.exit(main())"
 WITH_QUICK_CHECKS = f"from service.training import group; group.RESCALE_CHECK_SECONDS = 1.0; {GLASSBOX}"
 
 
+def describe_ray() -> dict[str, str]:
+    """Returns the environment in which another process connects to the local Ray of this one.
+
+    Without the switch, Ray replaces 127.0.0.1 by the address of a network interface.
+    """
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    return {"RAY_ADDRESS": address, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
 class ExitedError(AssertionError):
     """A process exited before what a test waited for."""
 

@@ -27,9 +27,9 @@ from time import time_ns
 from typing import Any, Literal
 
 from pipelines.errors import ConfigError
+from pipelines.locks import create_lock, try_lock
 from pipelines.remote.cache_errors import NO_SPACE, report_folder_errors
 from pipelines.remote.folder import Budget, find_cache_folder, read_budget
-from pipelines.remote.locks import create_lock, try_lock
 from pipelines.remote.schedule import CachedFile, CacheEntry, choose_victims
 from pipelines.remote.uri import Uri
 from pipelines.remote.users import Claim, UserTable, count_claimed, read_users

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pipelines.remote.locks import try_lock
+from pipelines.locks import try_lock
 from pipelines.remote.needs import Need, Needs, add_needs, count_bytes
 
 

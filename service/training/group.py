@@ -278,6 +278,7 @@ def train_on_cluster(config: RunConfig, output: RunOutput, spec: WorkerSpec) -> 
         while True:
             group = _wait_for_group(config, run, spec)
             _report_unused_gpus(config, run, spec, group)
+            _report_open_ports(run, group)
             checkpoints_before = list_checkpoints(run.checkpoints)
             try:
                 return _train_once(config, output, spec, group, attempt)
@@ -301,6 +302,31 @@ def train_on_cluster(config: RunConfig, output: RunOutput, spec: WorkerSpec) -> 
 def _report_unused_gpus(config: RunConfig, run: Run, spec: WorkerSpec, group: Group) -> None:
     """Adds a notice about GPUs that cannot share the batch, once per run."""
     note = describe_unused_gpus(spec, _list_nodes(), group, config.global_batch, config.augment)
+    if note and note not in run.status().get("notices", []):
+        run.notice(note)
+
+
+def describe_open_ports(group: Group, is_local: bool) -> str | None:
+    """Returns the sentence about ports that others can reach; None if there are none on a local Ray.
+
+    TensorFlow 2.21 listens on all addresses, without any authentication, wherever several workers sum their
+    gradients, and has no setting for it. On a cluster, the network decides who can connect.
+
+    Args:
+        group: The planned workers.
+        is_local: Whether Ray was started by this process, on this machine.
+    """
+    if not is_local or group.workers == 1:
+        return None
+    return (
+        "TensorFlow lets several workers listen on every address of this machine, without a token: "
+        "where others can reach it, train with one worker"
+    )
+
+
+def _report_open_ports(run: Run, group: Group) -> None:
+    """Adds a notice about ports that others can reach, once per run."""
+    note = describe_open_ports(group, is_local=not os.environ.get("RAY_ADDRESS"))
     if note and note not in run.status().get("notices", []):
         run.notice(note)
 
@@ -455,7 +481,7 @@ class _WorkerStart:
             raise TrainingError(
                 "workers that start",
                 f"seconds={seconds:.0f} without a sign of them",
-                "check Ray's logs, then continue with --resume",
+                "continue with --resume; GLASSBOX_RAY_LOGS=FOLDER keeps the logs of a local Ray",
             )
 
 

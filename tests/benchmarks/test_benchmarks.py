@@ -17,6 +17,7 @@ import plot_runs
 import pytest
 import results
 import shards
+from fault_lab import describe_ray
 from harness import CORES, Candidate, Measurement, run_candidates
 from results import LIMIT, Benchmark, Goal, compute_ratio
 
@@ -198,9 +199,8 @@ def test_input_benchmark_runs(
 def test_shards_benchmark_runs(
     ray_cluster: None, options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import ray
-
-    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)  # saves another start of Ray
+    for name, value in describe_ray().items():  # saves another start of Ray
+        monkeypatch.setenv(name, value)
     goals = {shards.AS_FOUND, shards.HEADER}
     run = shards.main([*options, *select("decode, threads", shards.COPY, *goals)])
     check(run, {shards.LIMITS[0], shards.COPY, *goals}, goals, tmp_path)

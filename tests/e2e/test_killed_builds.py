@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from fault_lab import GLASSBOX, ROOT
+from fault_lab import GLASSBOX, ROOT, describe_ray
 
 from pipelines.storage import hash_file
 from service.cli import main
@@ -25,10 +25,8 @@ pytestmark = pytest.mark.e2e
 
 def start_build(source: str, out: Path, on_own_cluster: bool = False) -> subprocess.Popen[bytes]:
     """Starts a build, on the cluster of the tests or with its own Ray."""
-    import ray
-
     command = [sys.executable, "-c", GLASSBOX, "shards", "build", source, str(out), *OPTIONS]
-    address = {} if on_own_cluster else {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    address = {} if on_own_cluster else describe_ray()
     return subprocess.Popen(
         command,
         cwd=ROOT,

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from fault_lab import GLASSBOX, ROOT, find_descendants, read_title
+from fault_lab import GLASSBOX, ROOT, describe_ray, find_descendants, read_title
 from report_samples import brightness_model
 from shard_samples import make_record, write_shards
 
@@ -112,14 +112,12 @@ def find_busy_workers() -> list[psutil.Process]:
 @pytest.mark.slow
 def test_the_work_of_a_killed_worker_is_repeated(model: Path, tmp_path: Path, ray_cluster: None) -> None:
     """A worker is killed once some blocks are predicted and others are not."""
-    import ray
-
     options = ["--model", str(model), "--data", PHOTOS, "--out"]
     out = tmp_path / "out.csv"
     driver = subprocess.Popen(
         [sys.executable, "-c", GLASSBOX, "predict", *options, str(out), "--workers", "2"],
         cwd=ROOT,
-        env=os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address},
+        env=os.environ | describe_ray(),
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -29,8 +29,9 @@ pytestmark = pytest.mark.e2e
 def cluster_with_gpus() -> Iterator[None]:
     """A Ray of this process with 4 CPUs, which believes that there are two GPUs."""
     start = ray.init
-    # Other tests of this process may share a session, which would be used instead.
-    has_session = ray.is_initialized()
+    # Other tests of this process may share a session, which would be used instead. Its folder stays.
+    node = ray._private.worker._global_node
+    folder = Path(node.get_temp_dir_path()).parent if node else None
     ray.shutdown()
     with pytest.MonkeyPatch.context() as patch:
         for name in ("CUDA_VISIBLE_DEVICES", "RAY_ADDRESS", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"):
@@ -39,8 +40,9 @@ def cluster_with_gpus() -> Iterator[None]:
         ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
         with ray_session():
             yield
-    if has_session:
-        cluster._connect(os.environ.get("RAY_ADDRESS"))
+    if folder:
+        address = os.environ.get("RAY_ADDRESS")
+        cluster._connect(address, None if address else folder)
 
 
 def describe_devices() -> dict[str, Any]:

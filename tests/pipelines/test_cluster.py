@@ -7,7 +7,9 @@ import secrets
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,21 @@ print("alive")
 """
 
 
-def test_a_ray_that_does_not_start_in_time_is_an_error_in_one_sentence(tmp_path: Path) -> None:
+@pytest.fixture
+def short_folder() -> Iterator[Path]:
+    """Creates a folder for the folders of Rays; the paths of sockets must be short."""
+    with tempfile.TemporaryDirectory(prefix="gb", dir="/tmp") as name:
+        yield Path(name)
+
+
+def test_a_ray_that_does_not_start_in_time_is_an_error_in_one_sentence(
+    tmp_path: Path, short_folder: Path
+) -> None:
     """Ray gets no time at all."""
     env = {
         **os.environ,
         "HOME": str(tmp_path),
+        "RAY_TMPDIR": str(short_folder),
         "RAY_gcs_server_port_wait_time_s": "0",
         "PYTHONPATH": str(ROOT),
     }
@@ -60,6 +72,7 @@ def test_a_ray_that_does_not_start_in_time_is_an_error_in_one_sentence(tmp_path:
     assert "less busy" in message
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "out").exists()
+    assert list(short_folder.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -142,12 +155,21 @@ def test_tasks_that_keep_running_are_cancelled(tmp_path: Path, ray_cluster: None
 
 @pytest.mark.slow
 @pytest.mark.e2e
-def test_tasks_that_end_while_they_are_cancelled_do_not_end_this_process() -> None:
+def test_tasks_that_end_while_they_are_cancelled_do_not_end_this_process(short_folder: Path) -> None:
     """Without the grace period, Ray 2.60 aborted after 14 to 300 cycles."""
     env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | {
-        "PYTHONPATH": str(ROOT)
+        "PYTHONPATH": str(ROOT),
+        "RAY_TMPDIR": str(short_folder),
     }
     result = subprocess.run(
         [sys.executable, "-c", SHORT_TASKS], env=env, capture_output=True, text=True, timeout=600
     )
     assert (result.returncode, result.stdout) == (0, "alive\n"), result.stderr[-2000:]
+    assert list(short_folder.iterdir()) == []
+
+
+@pytest.mark.e2e
+def test_a_ray_that_was_imported_before_listens_on_loopback_as_well(ray_cluster: None) -> None:
+    (node,) = ray.nodes()
+    assert node["NodeManagerAddress"] == "127.0.0.1"
+    assert os.environ["RAY_AUTH_MODE"] == "token"

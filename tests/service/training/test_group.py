@@ -17,7 +17,14 @@ from ray.train.v2._internal.exceptions import (
 from pipelines.errors import ConfigError, DataError, TrainingError
 from service.failures import WorkerLostError
 from service.runs import StoppedError
-from service.training.group import Group, WorkerSpec, describe_unused_gpus, find_cause, plan_groups
+from service.training.group import (
+    Group,
+    WorkerSpec,
+    describe_open_ports,
+    describe_unused_gpus,
+    find_cause,
+    plan_groups,
+)
 
 SMALL = {"CPU": 2.0}
 LARGE = {"CPU": 8.0, "GPU": 2.0}
@@ -207,3 +214,12 @@ def test_a_full_disk_is_an_error_of_the_run() -> None:
         cause = find_cause(fail_workers(r0=error), 1)
         assert type(cause) is TrainingError
         assert cause.received == f"error={reason}"
+
+
+@pytest.mark.parametrize(
+    ("workers", "is_local", "has_note"), [(1, True, False), (2, True, True), (2, False, False)]
+)
+def test_several_workers_on_a_local_ray_are_told_that_others_can_reach_them(
+    workers: int, is_local: bool, has_note: bool
+) -> None:
+    assert bool(describe_open_ports(Group(workers, 1, 0), is_local)) == has_note
