@@ -17,12 +17,12 @@ from pipelines.errors import ConfigError
 from pipelines.locks import create_lock, try_lock
 
 LOGS = "GLASSBOX_RAY_LOGS"  # environment variable: where the logs of Ray are kept
-FOLDER_PREFIX = "glassbox-ray-"
+FOLDER_PREFIX = "gb-ray-"
 LOCK = "lock"  # file whose lock the owner of a folder holds
-SESSIONS = "ray"  # folder that Ray uses, which it opens to everybody
+SESSIONS = "r"  # folder that Ray uses, which it opens to everybody
 # The longest path of a Ray socket below its folder. Linux allows paths of 107 bytes, macOS of 103.
 SOCKET = f"/{SESSIONS}/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"
-MAX_ROOT_BYTES = 103 - len(SOCKET) - len(f"/{FOLDER_PREFIX}12345678")
+MAX_ROOT_BYTES = (103 if sys.platform == "darwin" else 107) - len(SOCKET) - len(f"/{FOLDER_PREFIX}12345678")
 OBJECT_STORE_BYTES = 256 * 2**20  # a local Ray passes work descriptions around, not images
 
 

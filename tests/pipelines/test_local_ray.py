@@ -322,9 +322,9 @@ def test_logs_are_kept_where_they_are_wanted(
     monkeypatch.setenv("RAY_TMPDIR", str(root))
     monkeypatch.setenv("GLASSBOX_RAY_LOGS", str(tmp_path / "logs"))
     with open_private_folder() as folder:
-        (folder / "ray/session_1/logs").mkdir(parents=True)
-        (folder / "ray/session_1/logs/raylet.out").write_text("text")
-        (folder / "ray/session_latest").symlink_to(folder / "ray/session_1")
+        (folder / "r/session_1/logs").mkdir(parents=True)
+        (folder / "r/session_1/logs/raylet.out").write_text("text")
+        (folder / "r/session_latest").symlink_to(folder / "r/session_1")
     kept = [path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()]
     assert kept == [Path("logs/session_1/raylet.out")]
     assert list(root.iterdir()) == []
