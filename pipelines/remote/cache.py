@@ -33,7 +33,8 @@ THREADS = 4  # of a pass, that fetch ahead
 KNOWN_USES = 65_536  # files whose last use is remembered; it tells hits from misses
 RETRY_SECONDS = 0.5  # until it is tried again to fetch ahead, where there was no space
 ROOM_SECONDS = 0.05  # until it is tried again to fetch a file that a thread waits for
-IDLE_SECONDS = 5.0  # until a thread with nothing to fetch checks again whether its pass has ended
+# Until a thread with nothing to fetch publishes the end of a window; shorter than others wait for space.
+IDLE_SECONDS = 1.0
 MAX_PAUSE_SECONDS = 30.0  # after failures of the store, while fetching ahead
 OWN_PATIENCE_SECONDS = 5.0  # that a thread waits where only this process can free space
 PATIENCE_SECONDS = 600.0  # that a thread waits for other processes to free space

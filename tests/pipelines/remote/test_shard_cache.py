@@ -700,14 +700,59 @@ def test_a_window_that_ends_is_published_although_no_other_begins(
 
 
 def test_a_window_that_ends_is_published_at_once_where_a_file_waits_for_its_space(
-    site: ObjectSite, folder: Path
+    site: ObjectSite, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name in ("IDLE_SECONDS", "RETRY_SECONDS"):
+        monkeypatch.setattr(f"pipelines.remote.cache.{name}", 600.0)
     files = site.add_files(3, SIZE)
     planned = open_set(site, 2 * SIZE).plan([[file] for file in files])
     read_files(planned, files[:1])
     read_files(planned, files[1:2])
+    sleep(0.1)  # in which a thread finds that there is no space
     planned.advance(1)
     site.wait_for_requests(files[2].file)
+    planned.close()
+
+
+def test_a_window_that_ends_is_published_at_once_while_a_file_is_fetched(
+    site: ObjectSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipelines.remote.cache.IDLE_SECONDS", 600.0)
+    files = site.add_files(2, SIZE)
+    gate = site.hold(files[1].file)
+    planned = open_set(site).plan([[file] for file in files])
+    read_files(planned, files[:1])
+    assert site.halves[files[1].file].wait(60)
+    assert len(list_in_use(folder)) == 1
+    planned.advance(1)
+    assert list_in_use(folder) == []
+    gate.set()
+    planned.close()
+
+
+def test_another_pass_of_the_process_gets_the_space_of_a_window_that_has_ended(
+    site: ObjectSite, folder: Path
+) -> None:
+    files = site.add_files(3, SIZE)
+    cached = open_set(site, 2 * SIZE)
+    planned = cached.plan([[file] for file in files[:2]])
+    read_files(planned, files[:1])
+    read_files(planned, files[1:2])
+    planned.advance(1)
+    assert read_files(cached, files[2:]) == site.objects[files[2].file]
+
+
+def test_a_fetch_ahead_that_failed_is_tried_again_in_the_same_window(
+    site: ObjectSite, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = site.add_files(2, SIZE)
+    monkeypatch.setattr("pipelines.remote.cache.MAX_PAUSE_SECONDS", 0.01)
+    del site.objects[files[1].file]
+    planned = open_set(site).plan([[file] for file in files])
+    read_files(planned, files[:1])
+    requests = site.requests[files[1].file]
+    site.wait_for_requests(files[1].file, requests + 3)
+    planned.close()
 
 
 def test_a_batch_of_many_windows_needs_its_own_files_and_the_last_windows(

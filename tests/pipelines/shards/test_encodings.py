@@ -144,6 +144,13 @@ def test_checking_headers_decodes_nothing():
         prepare_image(cut, ShardSpec())
 
 
+@pytest.mark.parametrize("check", ["header", "decode"])
+def test_a_jpeg_that_ends_after_the_marker_of_its_scan_is_rejected(check):
+    cut = SOURCES["jpeg"][: SOURCES["jpeg"].index(b"\xff\xda") + 2]
+    with pytest.raises(UnreadableImageError):
+        prepare_image(cut, ShardSpec(check=check))
+
+
 @pytest.mark.parametrize(
     "image",
     [

@@ -91,6 +91,8 @@ def test_lossless_hierarchical_and_arithmetic_jpegs_are_not_plain(marker):
         JPEG[:2] + b"\0" + JPEG[2:],
         JPEG[:2] + b"\xff\xe0\0\1" + JPEG[2:],  # a segment shorter than its own length
         JPEG[: JPEG.index(b"\xff\xda")],
+        JPEG[: JPEG.index(b"\xff\xda") + 2],
+        JPEG[: JPEG.index(b"\xff\xda") + 3],
         JPEG[: JPEG.index(b"\xff\xda") + 6],
         JPEG[: JPEG.index(b"\xff\xc0") + 9],
         JPEG[:2],
