@@ -15,7 +15,7 @@ from service.report.options import PageOptions, ReportOptions
 from service.report.pages import page
 from service.report.pages.summary import summarize
 from service.report.publish import PAGE, publish, remove_unfinished
-from service.report.reported import ReportedRun, find_mix, find_shards
+from service.report.reported import ReportedRun, find_shards_and_mix
 from service.report.sections import (
     ablation,
     activations,
@@ -325,9 +325,8 @@ def render_reported_run(
         # Before anything is read that is shown: later changes of the inputs make the report outdated.
         inputs = _hash_inputs(reported)
         run = reported.fetch()
-        shards = find_shards(run, shards)
+        shards, mix = find_shards_and_mix(run, shards)
         check_has_manifest(shards)
-        mix = find_mix(run, shards)
         fingerprint = compute_fingerprint(reported, shards, options, page_options, mix, inputs)
         manifest = read_manifest(shards, run)
         if is_own_data:

@@ -181,14 +181,20 @@ def find_shards(run: Run, override: Location | None = None) -> Location:
     return parse_location(shards)
 
 
-def find_mix(run: Run, shards: Location) -> list[str]:
-    """Returns the sets that a run was trained on if they are a mix of several, else nothing.
+def find_shards_and_mix(run: Run, override: Location | None = None) -> tuple[Location, list[str]]:
+    """Finds the shard set of a run, and the sets that it was trained on if they are a mix of several.
 
     Args:
-        run: Run whose configuration names the sets.
-        shards: Shard set of the report; a mix belongs to the one that the configuration names.
+        run: Run whose configuration names the sets; it is read once.
+        override: Path or URI of the shard set, if it is no longer where the run was trained. A mix belongs to
+            the one that the configuration names.
+
+    Returns:
+        Path or URI of the shard set, and the paths or URIs of the mixed sets: none without a mix.
     """
-    return list(select_mix(run.config(), shards).mix or ())
+    config = run.config()
+    shards = parse_location(str(override or config.get("shards") or ""))
+    return shards, list(select_mix(config, shards).mix or ())
 
 
 def find_home_link(name: str) -> str:
@@ -227,8 +233,9 @@ def _list_files(report: Path) -> set[str]:
     for folder in ("", PICTURES, VIEWS):
         if not (report / folder).is_dir():
             continue
+        prefix = f"{folder}/" if folder else ""
         with os.scandir(report / folder) as entries:
-            files |= {f"{folder}/{entry.name}".lstrip("/") for entry in entries if entry.is_file()}
+            files |= {prefix + entry.name for entry in entries if entry.is_file()}
     return files
 
 

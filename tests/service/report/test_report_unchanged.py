@@ -17,7 +17,7 @@ from service.report.batch import UP_TO_DATE, examine_all, report_all
 from service.report.fingerprint import compute_fingerprint, find_published_shards
 from service.report.options import PageOptions, ReportOptions
 from service.report.publish import KIND
-from service.report.reported import find_mix, find_reported_runs, find_shards
+from service.report.reported import find_reported_runs, find_shards_and_mix
 from service.runs import Run
 
 JOB = """
@@ -102,7 +102,7 @@ def test_a_change_of_any_set_of_a_mix_is_noticed(runs: Path, tmp_path: Path) -> 
     record = make_record(np.zeros((4, 4, 3), np.uint8), 0, "one")
     other = write_shards(tmp_path / "other", ("a", "b"), {"train": [record]})
     run = Run(runs / "first")
-    shards = find_shards(run)
+    shards, _ = find_shards_and_mix(run)
     mix = {str(shards): 0.5, str(other): 0.5}
     config = json.dumps({"preset": "tiny", "shards": str(shards), "data": {"mix": mix}})
     run.config_path.write_text(config)
@@ -110,7 +110,7 @@ def test_a_change_of_any_set_of_a_mix_is_noticed(runs: Path, tmp_path: Path) -> 
     manifest_path = run.report / "manifest.json"
     manifest = json.loads(manifest_path.read_text())
     manifest["made_of"] = compute_fingerprint(
-        run, shards, ReportOptions(), PageOptions(), find_mix(run, shards)
+        run, shards, ReportOptions(), PageOptions(), find_shards_and_mix(run)[1]
     )
     manifest_path.write_text(json.dumps(manifest))
     assert find_due(runs) == []

@@ -68,6 +68,36 @@ def test_blocks_that_differ_inside_are_not_equal(options):
     assert len(list_groups(describe({}, options))) == 4
 
 
+def test_blocks_of_other_shapes_are_not_equal():
+    inputs = x = keras.Input((16, 16, 4))
+    for number in range(1, 4):
+        x = L.Conv2D(4, 3, padding="same", name=f"conv{number}")(x)
+        x = L.MaxPooling2D(name=f"pool{number}")(x)
+    outputs = L.Dense(2, name="logits")(L.GlobalAveragePooling2D(name="mean")(x))
+    architecture = describe_architecture(Network(keras.Model(inputs, outputs), head="logits"))
+    assert list_groups(architecture) == [["conv1"], ["conv2"], ["conv3"], ["mean"]]
+
+
+def test_blocks_whose_branches_are_wired_otherwise_are_not_equal():
+    def build(*lengths: tuple[int, int]) -> Architecture:
+        """Blocks of a main path and two side branches; only the lengths of the branches differ."""
+        inputs = keras.Input((16, 16, 4))
+        x = L.Conv2D(4, 3, padding="same", name="stem")(inputs)
+        for number, pair in enumerate(lengths, 1):
+            ends = []
+            for branch, length in enumerate((4, *pair)):
+                y = x
+                for position in range(length):
+                    y = L.Conv2D(4, 3, padding="same", name=f"block{number}_{branch}_{position}")(y)
+                ends.append(y)
+            x = L.Add(name=f"block{number}_sum")(ends)
+        outputs = L.Dense(2, name="logits")(L.GlobalAveragePooling2D(name="mean")(x))
+        return describe_architecture(Network(keras.Model(inputs, outputs), head="logits"))
+
+    assert len(list_groups(build((1, 2), (1, 2)))) == 3
+    assert len(list_groups(build((1, 2), (2, 1)))) == 4
+
+
 def test_what_matters_in_training_only_does_not_make_a_difference():
     assert len(list_groups(describe({}, {"convolution": {"kernel_initializer": "zeros"}}))) == 3
 
