@@ -11,7 +11,7 @@ from kube_quantities import parse_quantity
 from kube_render import Document
 from lint_logs import SIDECAR
 
-from pipelines.cluster import OBJECT_STORE_BYTES
+from pipelines.local_ray import OBJECT_STORE_BYTES
 
 # The operator appends suffixes to these names, which must still fit into the 63 characters of a label.
 MAX_CLUSTER_NAME = 53
