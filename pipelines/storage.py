@@ -122,7 +122,7 @@ def read_bounded(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """Returns the content of a file that is not unreasonably large.
 
     Args:
-        path: The file.
+        path: Text file that somebody may have damaged, such as a manifest or a record.
         limit: Largest size in bytes.
 
     Raises:

@@ -18,7 +18,7 @@ def parse_yaml(text: str, loader: Any = FAST_LOADER) -> Any:
     """Parses a YAML document.
 
     Args:
-        text: The document.
+        text: Content of a file, or the value of a `key=value` override.
         loader: A safe loader of PyYAML.
 
     Raises:

@@ -36,7 +36,7 @@ class PlannedWindow:
     """A window of a pass.
 
     Attributes:
-        entries: Its files.
+        entries: Files that are read at the same time.
         start: Number of bytes that the pass needs before it. What a window shares with the one before it
             counts once.
     """

@@ -17,7 +17,7 @@ def format_plan(plan: Plan) -> str:
     """Returns a plan as text, one fact or stage per line.
 
     Args:
-        plan: The plan.
+        plan: Predicted stages, duration and sizes, with the source of every rate.
     """
     parts = [render_table(_build_facts(plan))]
     if plan.fill_roofline:

@@ -177,8 +177,7 @@ def find_shards(run: Run, override: Location | None = None) -> Location:
         run: Run whose configuration names the shard set.
         override: Path or URI of the shard set, if it is no longer where the run was trained.
     """
-    shards = str(override or run.config().get("shards") or "")
-    return parse_location(shards)
+    return parse_location(str(override or run.config().get("shards") or ""))
 
 
 def find_shards_and_mix(run: Run, override: Location | None = None) -> tuple[Location, list[str]]:

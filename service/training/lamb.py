@@ -18,7 +18,7 @@ class Lamb(keras.optimizers.Lamb):  # type: ignore[misc]
     of a bias that starts at zero says nothing about its scale.
 
     Args:
-        learning_rate: Learning rate.
+        learning_rate: Factor on every update, a number or a Keras schedule over the updates.
         weight_decay: Factor on the weights in `d`.
         arguments: Further arguments of `keras.optimizers.Lamb`.
     """
