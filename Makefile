@@ -24,6 +24,8 @@ KUBECTL := $(if $(filter Linux-x86_64,$(shell uname -sm | tr ' ' -)),$(BIN)/kube
 # Makes the bill of materials; it has an environment of its own, here and in the image.
 SBOM := $(VENV)/sbom/bin/cyclonedx-py
 SBOM_OPTIONS := --output-reproducible --output-format JSON --pyproject pyproject.toml
+# Looks packages up in a database of vulnerabilities; its own packages would hold back those of development.
+AUDIT := $(VENV)/audit/bin/pip-audit
 PYTEST := $(BIN)/python -m pytest
 # File by file, in the order of their names: the longest, in tests/e2e, come first.
 PARALLEL := --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder
@@ -36,7 +38,7 @@ RAY_VERSION := $(shell sed -n 's/^ray==\([0-9.]*\).*/\1/p' .lock/cpu.txt)
 IMAGE_TAG := $(VERSION)-ray$(RAY_VERSION)-$(EXTRA)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo shards check test test-all test-stores test-processors lint format lock clean \
+.PHONY: help setup demo shards check test test-all test-stores test-processors lint audit format lock clean \
   image image-base image-test sbom bench-input bench-shards bench-store bench-train bench-report gpu-check fault-table fault-matrix chaos reproduce
 
 help: ## list the targets and the variables
@@ -92,10 +94,14 @@ test-stores: $(READY_DEV) ## the tests of object stores, also the long ones (and
 test-processors: $(READY_DEV) ## the numeric tests with the kernels of other processors: after 'make test'
 	$(OTHER_KERNELS) $(PYTEST) --heavy -m numeric $(PARALLEL)
 
-lint: $(READY_DEV) ## ruff, its formatter, and mypy
+lint: $(READY_DEV) ## ruff, its formatter, and mypy; pip-audit where its database can be reached
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/python tests/audit.py $(MAKE) --no-print-directory audit
+
+audit: $(AUDIT) ## look the packages of the lock files up in a database of known vulnerabilities
+	for lock in .lock/*.txt; do $(AUDIT) --vulnerability-service osv --disable-pip --progress-spinner off --requirement $$lock || exit 1; done
 
 format: $(READY_DEV) ## fix what ruff can fix, and format the code
 	$(BIN)/ruff check --fix .
@@ -110,6 +116,8 @@ lock: setup ## update the lock files from pyproject.toml
 	  --generate-hashes --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o .lock/kubectl.txt
 	echo cyclonedx-bom | $(BIN)/uv pip compile - --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
 	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o .lock/sbom.txt
+	echo pip-audit | $(BIN)/uv pip compile - --quiet --universal --python-version 3.11 --upgrade --generate-hashes \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o .lock/audit.txt
 
 clean: ## remove .venv and everything built here
 	rm -rf $(VENV) demo build *.egg-info
@@ -127,6 +135,11 @@ $(BIN)/kubectl: .lock/kubectl.txt $(LIBRARIES) # a new .venv does not contain it
 $(SBOM): .lock/sbom.txt $(LIBRARIES) # a new .venv does not contain it
 	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/sbom
 	$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(VENV)/sbom -r .lock/sbom.txt
+	@touch $@
+
+$(AUDIT): .lock/audit.txt $(LIBRARIES) # a new .venv does not contain it
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)/audit
+	$(BIN)/uv pip install --quiet --no-deps --require-hashes --python $(VENV)/audit -r .lock/audit.txt
 	@touch $@
 
 ##@ Container image

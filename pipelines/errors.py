@@ -22,12 +22,13 @@ ARCHIVE_ERRORS = (
     NotImplementedError,
     RecursionError,
 )
+MAX_PART = 1000  # characters of each part of an error: a value from outside can have megabytes
 
 
 class GlassboxError(Exception):
     """Base of the errors that say what was expected, what was received and how to fix it.
 
-    None of the three parts ends with a full stop.
+    None of the three parts ends with a full stop. The middle of a very long part is left out.
 
     Args:
         expected: What would have been valid.
@@ -38,10 +39,9 @@ class GlassboxError(Exception):
     exit_code = 1
 
     def __init__(self, expected: str, received: str, fix: str) -> None:
-        super().__init__(expected, received, fix)  # all three, so that it survives pickling
-        self.expected = expected
-        self.received = received
-        self.fix = fix
+        parts = [shorten_middle(part, MAX_PART) for part in (expected, received, fix)]
+        super().__init__(*parts)  # all three, so that it survives pickling
+        self.expected, self.received, self.fix = parts
 
     def __str__(self) -> str:
         return f"Expected {self.expected}. Received: {self.received}. Fix: {self.fix}."
@@ -76,6 +76,14 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+def shorten_middle(text: str, length: int) -> str:
+    """Leaves out the middle of a text that has more characters than a number of them."""
+    if len(text) <= length:
+        return text
+    half = length // 2
+    return f"{text[:half]} … {text[-half:]}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -10,6 +10,8 @@ from typing import TextIO
 from rich.console import Console, RenderableType
 from rich.table import Table
 
+from pipelines.errors import shorten_middle
+
 MAX_CELL = 500  # characters; the middle of longer ones is left out
 MAX_WIDTH = 10_000  # columns: rows are never wrapped, so that they can be searched
 # Unicode categories that break lines, move the cursor, or are invisible: controls, formats such as
@@ -78,11 +80,4 @@ def render_table(table: Table) -> str:
 
 
 def _escape_cell(cell: RenderableType) -> RenderableType:
-    return _shorten(escape_name(cell)) if isinstance(cell, str) else cell
-
-
-def _shorten(text: str) -> str:
-    if len(text) <= MAX_CELL:
-        return text
-    half = MAX_CELL // 2
-    return f"{text[:half]} … {text[-half:]}"
+    return shorten_middle(escape_name(cell), MAX_CELL) if isinstance(cell, str) else cell

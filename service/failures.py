@@ -1,11 +1,11 @@
-"""Tells what a failure of TensorFlow, a GPU or a driver means: a table from messages to causes and fixes."""
+"""Tells what a failure of TensorFlow, Ray, a GPU or a driver means: a table of messages, causes and fixes."""
 
 from __future__ import annotations
 
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from textwrap import shorten
@@ -58,10 +58,10 @@ class FailureKind:
     types: tuple[str, ...] = ()
     is_peer: bool = False
 
-    def matches(self, line: str, type_name: str) -> bool:
-        """Tells whether a line of the message of an exception of some type belongs to this kind."""
+    def matches(self, line: str, types: Sequence[str]) -> bool:
+        """Tells whether a line of the message of an exception of some types belongs to this kind."""
         has_pattern = self.pattern is not None and self.pattern.search(line) is not None
-        return has_pattern or type_name in self.types
+        return has_pattern or any(name in self.types for name in types)
 
 
 def _compile(*alternatives: str) -> re.Pattern[str]:
@@ -93,7 +93,7 @@ FAILURES = (
             r"failed to allocate (host|unified) memory",
             r"running low on memory",  # Ray's memory monitor
         ),
-        ("MemoryError",),
+        ("MemoryError", "OutOfMemoryError"),
     ),
     FailureKind(
         "device memory",
@@ -184,6 +184,13 @@ FAILURES = (
         "train with xla=off",
         _compile(r"\bXLA", r"\bHLO\b", r"tf2xla", r"JIT compilation failed", r"autotun"),
     ),
+    FailureKind(
+        "Ray",
+        "Ray to keep its processes alive",
+        "run the same command again; GLASSBOX_RAY_LOGS=FOLDER keeps the logs of a local Ray",
+        None,
+        ("RayError",),
+    ),
     # Also with several workers: the loss of a worker has one of the types or messages above. A restart would
     # repeat an internal error of the worker itself, and without end if there is a checkpoint in between.
     FailureKind(
@@ -197,7 +204,7 @@ FAILURES = (
 
 
 def translate_failure(error: Exception, workers: int = 1) -> Exception:
-    """Turns a failure of TensorFlow, a GPU or its memory into an error with its cause and a fix.
+    """Turns a failure of TensorFlow, Ray, a GPU or its memory into an error with its cause and a fix.
 
     Args:
         error: Exception that a training or an inference raised.
@@ -210,15 +217,15 @@ def translate_failure(error: Exception, workers: int = 1) -> Exception:
     """
     if isinstance(error, OSError) and error.errno in FILE_ERRORS and error.filename is not None:
         return _build_file_error(error)
-    type_name = _find_type(error)
-    if type_name is None:
+    types = _list_types(error)
+    if not types:
         return error
-    lines = list_causes(str(error)) or [type_name]
-    match = _find_kind(lines, type_name, workers)
+    lines = list_causes(str(error)) or [types[0]]
+    match = _find_kind(lines, types, workers)
     if match is None:
         return error
     kind, line = match
-    reason = f"{type_name}: {shorten(line, MAX_REASON, placeholder=' ...')}".rstrip(".")
+    reason = f"{types[0]}: {shorten(line, MAX_REASON, placeholder=' ...')}".rstrip(".")
     if kind.is_peer:
         return WorkerLostError(f"another worker does not respond: {reason}")
     return TrainingError(kind.expected, f"error={reason}", kind.fix)
@@ -245,23 +252,30 @@ def _build_file_error(error: OSError) -> ConfigError:
     )
 
 
-def _find_type(error: Exception) -> str | None:
-    """Finds the name of the exception of TensorFlow, or `MemoryError`, that an error is; None for others."""
-    for base in type(error).__mro__:
+def _list_types(error: Exception) -> list[str]:
+    """Lists the types of TensorFlow, Ray or memory that an error has, the most specific first.
+
+    None are those of `RayTaskError`, by which Ray passes on the exception of a task: it may be a bug.
+    """
+    bases = type(error).__mro__
+    is_of_a_task = any(base.__name__ == "RayTaskError" for base in bases)
+    names = []
+    for base in bases:
         is_memory = base is MemoryError
         is_tensorflow = base.__module__.startswith("tensorflow.") and hasattr(error, "error_code")
-        if is_memory or is_tensorflow:
-            return base.__name__
-    return None
+        is_ray = base.__module__ == "ray.exceptions" and not is_of_a_task
+        if is_memory or is_tensorflow or is_ray:
+            names.append(base.__name__)
+    return names
 
 
-def _find_kind(lines: list[str], type_name: str, workers: int) -> tuple[FailureKind, str] | None:
-    """Finds the first kind of the table that one of the lines belongs to, and that line."""
+def _find_kind(lines: list[str], types: list[str], workers: int) -> tuple[FailureKind, str] | None:
+    """Finds the first kind of the table that one of the lines or types belongs to, and that line."""
     for kind in FAILURES:
         if kind.is_peer and workers == 1:
             continue
         for line in lines:
-            if kind.matches(line, type_name):
+            if kind.matches(line, types):
                 return kind, line
     return None
 

@@ -48,6 +48,7 @@ keep_checkpoints: 3
 SPACE = "optimizer.learning_rate: {loguniform: [1.0e-8, 1.0e-6]}\n"
 SENTENCE = re.compile(r"Expected .+\. Received: .+\. Fix: .+\.")
 REFUSED = (2, 3, 4)
+PARTS_OF_RAY = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent")  # a node ends with its agents
 MEASURED = ("seconds", "images_per_second", "input_wait")
 
 
@@ -418,7 +419,7 @@ class World:
             process
             for node in self.lab.nodes
             for process in find_descendants(node.pid)
-            if read_title(process).startswith("ray::") and not read_title(process).startswith("ray::IDLE")
+            if read_title(process).startswith("ray::") and not read_title(process).startswith(PARTS_OF_RAY)
         ]
 
     def check(self, work: Work, out: Path) -> None:

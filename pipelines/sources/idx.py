@@ -28,6 +28,7 @@ from pipelines.sources.locations import hash_version, parse_source_location
 PREFIXES = {"train": "train", "validation": "t10k"}
 UNSIGNED_BYTE = 0x08  # type of the values
 MAX_DIMENSIONS = 3  # images: number, rows, columns
+MAX_COMPRESSION = 1032  # bytes for which a byte of deflate can stand
 DAMAGE_FIX = "copy the file again"
 
 Array = NDArray[np.uint8]
@@ -233,4 +234,6 @@ def _decompress(content: bytes) -> bytes:
         if len(head) < 4:
             return head
         start, shape = _read_shape(head)
-        return head + file.read(max(start + math.prod(shape) - len(head) + 1, 1))
+        rest = max(start + math.prod(shape) - len(head) + 1, 1)
+        # `read` allocates what it is asked for; a damaged shape can be petabytes.
+        return head + file.read(min(rest, MAX_COMPRESSION * len(content)))

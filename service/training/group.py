@@ -435,7 +435,9 @@ def _run_group(
     executor = ThreadPoolExecutor(1, "fit")
     try:
         _supervise(executor.submit(trainer.fit), config, run, spec, group)
-    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:
+    except ray.exceptions.RayTaskError:
+        raise  # a bug in Ray's own process
+    except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
         cause = find_cause(error, group.workers)
         is_expected = isinstance(cause, GlassboxError | WorkerLostError | StoppedError)
         raise cause from (None if is_expected else error)  # a bug keeps the worker's traceback

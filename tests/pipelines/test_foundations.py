@@ -25,6 +25,15 @@ def test_an_error_names_expectation_input_and_fix_and_survives_pickling() -> Non
     assert (type(error), error.exit_code) == (DataError, 3)
 
 
+def test_the_middle_of_a_huge_part_of_an_error_is_left_out() -> None:
+    error = DataError("a number", f"rows={'1' * 2**20}2", "use 3")
+    assert str(error) == f"Expected a number. Received: rows={'1' * 495} … {'1' * 499}2. Fix: use 3."
+    assert error.args == (error.expected, error.received, error.fix)
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    path = f"file={'x' * 900}"
+    assert ConfigError("x", path, "y").received == path
+
+
 def test_registry_refuses_a_second_and_an_unknown_name() -> None:
     animals: Registry[int] = Registry("animal")
     animals.register("cat")(1)

@@ -50,6 +50,7 @@ FOUND = (
     ("marker", b"[" * 5000),
     ("marker", b'{"result": {}, "row_part": 1e999}\n'),
     ("uri", b"file://[x"),
+    ("idx", gzip.compress(struct.pack(">HBBIII", 0, 8, 3, 0xCF00_0004, 0x202_0202, 0x4000_2), mtime=0)),
     ("imagenet truth", b"\x80"),
     ("imagenet truth", b"1" * 5000),
     ("imagenet words", b"\x80"),

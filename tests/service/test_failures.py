@@ -249,7 +249,7 @@ def test_an_error_of_the_communication_is_a_lost_worker_only_if_there_are_others
 
 
 def test_every_row_of_the_table_has_a_message() -> None:
-    names = {name for _, _, name in CASES}
+    names = {name for _, _, name in [*CASES, *RAY_CASES]}
     assert {kind.name for kind in FAILURES if not kind.is_peer} == names
 
 
@@ -298,6 +298,42 @@ def test_a_worker_that_ray_ends_for_lack_of_memory_is_not_restarted() -> None:
     assert error is not None
     assert find_kind(error) == "host memory"
     assert find_memory_failure("The actor is dead because its node has died.") is None
+
+
+KILLED = (
+    "3 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 10.0.0.2) was 9\n"
+    "OOM kill reason: Memory usage exceeded the threshold\nTop 10 memory users: PID\tMEM(GB)\tCOMMAND"
+)
+KILLED_ACTOR = "The actor died.\n\tTask was killed due to the node running low on memory."
+RAY_CASES = [
+    (["OutOfMemoryError", "RayError"], KILLED, "host memory"),
+    (["OutOfMemoryError", "RayError"], "", "host memory"),
+    (["ActorDiedError", "RayActorError", "RayError"], KILLED_ACTOR, "host memory"),
+    (["ActorDiedError", "RayActorError", "RayError"], "The actor died.\n\tpid: 7", "Ray"),
+    (["OutOfDiskError", "RayError"], "Local disk is full", "Ray"),
+    (["RayError"], "", "Ray"),
+]
+
+
+def build_ray_error(types: list[str], message: str) -> Exception:
+    """Returns an exception that looks like one of Ray, which is not imported here, with these types."""
+    kind = Exception
+    for name in reversed(types):
+        kind = type(name, (kind,), {"__module__": "ray.exceptions"})
+    return kind(message)
+
+
+@pytest.mark.parametrize(("types", "message", "name"), RAY_CASES)
+def test_the_death_of_a_process_of_ray_is_one_sentence(types: list[str], message: str, name: str) -> None:
+    error = translate_failure(build_ray_error(types, message))
+    assert find_kind(error) == name
+    assert f"error={types[0]}: " in str(error)
+    assert "\n" not in str(error)
+
+
+def test_an_exception_that_ray_passes_on_from_a_task_keeps_its_traceback() -> None:
+    error = build_ray_error(["RayTaskError(KeyError)", "RayTaskError", "RayError"], "running low on memory")
+    assert translate_failure(error) is error
 
 
 TOO_LARGE = """

@@ -6,7 +6,7 @@ import errno
 
 import pytest
 import tensorflow as tf
-from ray.exceptions import RayActorError
+from ray.exceptions import OutOfMemoryError, RayActorError
 from ray.train import ControllerError, WorkerGroupError
 from ray.train.v2._internal.exceptions import (
     UserExceptionWithTraceback,
@@ -199,6 +199,13 @@ def test_a_worker_that_ray_ends_for_lack_of_memory_ends_the_run() -> None:
     killed = RayActorError(error_msg="Task was killed due to the node running low on memory.")
     cause = find_cause(fail_workers(r0=WorkerHealthCheckFailedError("a check failed", killed)), 2)
     assert type(cause) is TrainingError
+
+
+def test_the_end_of_the_controller_for_lack_of_memory_ends_the_run() -> None:
+    """Ray raises this error as it is, not in one of Ray Train."""
+    cause = find_cause(OutOfMemoryError("1 worker(s) were killed due to the node running low on memory."), 1)
+    assert type(cause) is TrainingError
+    assert cause.exit_code == 4
 
 
 def test_an_invalid_argument_of_tensorflow_is_a_bug() -> None:
