@@ -73,7 +73,6 @@ class Schedule:
         self._is_complete = False  # whether the source has ended
         self._budget = budget
         self._windows: deque[PlannedWindow] = deque()  # from number `first` on
-        self._in_use: frozenset[str] = frozenset()  # keys of the windows in use
         self._start = 0  # of the window that is read next
         self._before: frozenset[str] = frozenset()  # keys of the window that was read last
         self._files = 0  # in these windows
@@ -91,9 +90,7 @@ class Schedule:
         Returns:
             The files of the windows that were not in use before.
         """
-        missing = set(keys) - self._in_use
-        if not missing:
-            return []
+        missing = set(keys)
         before = self.last
         for number, window in enumerate(self._windows, self.first):
             if not missing:
@@ -170,8 +167,6 @@ class Schedule:
         These are windows of twice the budget: what is needed later than that is evicted first anyway. Where
         all files fit, they are the windows in which every file occurs twice.
         """
-        in_use = range(self._count_in_use())
-        self._in_use = frozenset().union(*(self._windows[index].keys for index in in_use))
         while True:
             has_two = len(self._windows) >= self._count_in_use() + 2
             is_far = self._bytes >= HORIZON * self._budget or self._bytes >= 2 * self._distinct > 0

@@ -655,7 +655,7 @@ def test_a_table_is_replaced_without_a_rest(site: ObjectSite, folder: Path) -> N
 
 def list_in_use(folder: Path) -> list[str]:
     """Returns the names of the files that the only pass of the host tells the others to keep."""
-    (table,) = (folder / "users").glob("*.json")
+    (table,) = (folder / "users").glob("[!.]*.json")  # not the table that is about to replace it
     return sorted(key.partition("-train-")[2] for key in json.loads(table.read_text())["in_use"])
 
 
@@ -708,8 +708,12 @@ def test_a_window_that_ends_is_published_at_once_where_a_file_waits_for_its_spac
     planned = open_set(site, 2 * SIZE).plan([[file] for file in files])
     read_files(planned, files[:1])
     read_files(planned, files[1:2])
-    sleep(0.1)  # in which a thread finds that there is no space
+    deadline = monotonic() + 30
+    while planned._pass._fetching or not planned._pass._queue:  # until a thread found that there is no space
+        assert monotonic() < deadline
+        sleep(0.01)
     planned.advance(1)
+    assert list_in_use(folder) == ["00001.arrow"]
     site.wait_for_requests(files[2].file)
     planned.close()
 
