@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol
@@ -72,3 +73,13 @@ def build_read_error(path: Path | str, error: OSError, expected: str = "a file")
         expected: Kind of file for the message, with its article.
     """
     return DataError(f"{expected} that can be read", f"{path}: {error.strerror or error}", "check the file")
+
+
+def build_listing_error(error: OSError) -> DataError:
+    """Returns the error for a folder of a source that the operating system cannot list.
+
+    Args:
+        error: What the operating system reports; its file may be bytes, as the folder was named.
+    """
+    received = f"folder={os.fsdecode(error.filename)}: {error.strerror}"
+    return DataError("a folder that can be listed", received, "change its permissions")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.remote.uri import Uri, is_uri
-from pipelines.sources.base import SOURCES, build_change_error
+from pipelines.sources.base import SOURCES, build_change_error, build_listing_error
 from pipelines.sources.layout import (
     MAX_FILE,
     PATH,
@@ -205,8 +205,7 @@ def open_folder(argument: str, options: SourceOptions | None = None) -> FolderSo
             argument, walk.iterate_batches(), SCHEMA, layout.folders, names, options.class_names
         )
     except OSError as error:
-        received = f"{error.filename}: {error.strerror}"
-        raise DataError("a folder that can be listed", received, "change its permissions") from None
+        raise build_listing_error(error) from None
     except DataError as error:
         raise _suggest_subfolder(error, argument, tree) from None
     notes = [*layout.describe(), *arrangement.notes]

@@ -10,7 +10,7 @@ import pyarrow as pa
 from pipelines.errors import ConfigError, DataError
 from pipelines.remote.files import fetch_file
 from pipelines.remote.uri import Uri
-from pipelines.sources.base import UNLABELLED_SOURCES
+from pipelines.sources.base import UNLABELLED_SOURCES, build_listing_error
 from pipelines.sources.folder import SCHEMA, FolderSource, list_files
 from pipelines.sources.layout import build_table, is_image
 from pipelines.sources.locations import parse_source_location
@@ -66,5 +66,4 @@ def _list_files(root: Path, argument: str) -> pa.Table:
     try:
         return list_files(root)
     except OSError as error:
-        received = f"{error.filename}: {error.strerror}"
-        raise DataError("a folder that can be listed", received, "change its permissions") from None
+        raise build_listing_error(error) from None

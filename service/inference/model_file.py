@@ -39,13 +39,14 @@ def check_model_file(path: Path) -> None:
 
     Raises:
         ConfigError: The file is in another format, damaged, or unpacks to many times its size.
+        OSError: The file cannot be read.
     """
     fix = "save it with model.save('NAME.keras')"
     if path.suffix in LEGACY_SUFFIXES and _read_start(path) == HDF5_SIGNATURE:
         with _name_damage(path), h5py.File(path, "r") as file:
             _check_arrays(path, file)
         return
-    if path.suffix != ".keras" or not zipfile.is_zipfile(path):
+    if path.suffix != ".keras" or not path.is_file() or not _is_zip(path):
         raise ConfigError("a Keras model file, .keras or .h5", f"model={path}", fix)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -110,6 +111,11 @@ def _check_arrays(path: Path, file: h5py.File) -> None:
             f"model={path} ({declared:,} bytes in a file of {size:,})",
             FIX_SIZE,
         )
+
+
+def _is_zip(path: Path) -> bool:
+    with path.open("rb") as file:  # given a path, `is_zipfile` takes one without permission for no archive
+        return zipfile.is_zipfile(file)
 
 
 def _read_start(path: Path) -> bytes:

@@ -240,7 +240,7 @@ def _write_results(plan: Plan, out: Path, runs: Sequence[Run]) -> Path:
     print_text(format_table(trials, [dimension.key for dimension in search.space]))
     best = find_best(trials)
     if best is None:
-        received = f"{trials[0].run.path.name}: {trials[0].note or 'none'}"
+        received = f"{trials[0].run.path.name}: {trials[0].note.rstrip('.') or 'none'}"
         raise TrainingError("a trial with a result", received, "see the status.json of each trial")
     comment = [
         f"Found by 'glassbox tune {plan.preset}': {best.run.path.name} of {plan.trials}.",

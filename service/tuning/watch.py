@@ -9,6 +9,7 @@ from typing import Any
 from ray import tune
 
 from pipelines.text import print_lines
+from service.failures import find_memory_failure
 from service.runs import Run
 from service.tuning.trial import METRIC, TIME, record_end
 
@@ -55,7 +56,9 @@ class TrialLog(tune.Callback):  # type: ignore[misc]
 
 
 def _find_reason(traceback: str) -> str:
-    """Finds the line of a traceback that names the error."""
+    """Finds the line of a traceback that names the error, or tells that Ray ended it for lack of memory."""
+    if memory_failure := find_memory_failure(traceback):
+        return str(memory_failure)
     lines = [line.strip() for line in traceback.splitlines() if line.strip()]
     if not lines:
         return "its process died"

@@ -33,6 +33,7 @@ NAMESPACE = "GLASSBOX_CHAOS_NAMESPACE"  # set in the namespace
 def run_case(world: World, case: cases.NamedCase, seed: int) -> dict[str, Any]:
     """Runs a case; returns its line of the log."""
     start = time.monotonic()
+    world.clear()
     try:
         outcome = case.run(world, random.Random(f"{seed} {case.name}"))
     except WrongError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import pytest
 from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example, Rejected
 from pipelines.sources import SourceOptions, open_source
+from pipelines.sources.base import build_listing_error
 from pipelines.sources.options import read_class_names
 
 
@@ -237,6 +239,12 @@ def test_an_unreadable_file_is_rejected(tmp_path):
     fill(tmp_path, "a/1.png", "b/2.png")
     (tmp_path / "a/1.png").chmod(0)
     assert Rejected("a/1.png", "cannot be read: Permission denied") in read_items(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a/café", "a/café".encode()])
+def test_a_folder_that_cannot_be_listed_is_named_as_text(name):
+    error = build_listing_error(PermissionError(errno.EACCES, "Permission denied", name))
+    assert error.received == "folder=a/café: Permission denied"
 
 
 def test_a_name_that_is_not_utf8_is_rejected(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -13,6 +14,8 @@ import h5py
 import keras
 import pytest
 from import_graph import ROOT
+
+from service.inference.model_file import check_model_file
 
 MEGABYTE = 1 << 20
 ALLOWED = 120 * MEGABYTE  # of memory for a refusal, buffers of the libraries included
@@ -185,3 +188,18 @@ def test_a_file_is_refused_in_one_sentence(
 
 def test_no_code_was_executed(results: dict[str, tuple[int, str, int]]) -> None:
     assert results["code"][0] == 0
+
+
+def test_a_file_without_permission_is_not_one_of_another_format(tmp_path: Path) -> None:
+    path = tmp_path / "model.keras"
+    path.write_bytes(b"PK")
+    path.chmod(0)
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(PermissionError, match=r"model\.keras"):
+            check_model_file(path)
+    finally:
+        if is_root:
+            os.seteuid(0)

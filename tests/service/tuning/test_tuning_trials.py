@@ -19,6 +19,10 @@ from service.tuning.driver import BEST, LOCK, _write_results, tune
 from service.tuning.plan import PLAN, Plan
 from service.tuning.watch import TrialLog
 
+KILLED = (
+    "2 worker(s) were killed due to the node running low on memory.\nTop 10 memory users: PID\n"
+    "Refer to the documentation on how to address the out of memory issue."
+)
 LOST = "ray.exceptions.ActorDiedError: The actor died.\n  File x\nIt was killed."
 
 
@@ -143,3 +147,8 @@ def test_messages_about_trials(plan: Plan, tmp_path: Path, capsys: pytest.Captur
     early.update_status(state="training")
     log.on_trial_error(3, [], ray_trial(early, " "))
     assert early.status()["reason"] == "its process died"
+    early.update_status(state="training")
+    log.on_trial_error(3, [], ray_trial(early, KILLED))
+    assert early.status()["reason"].startswith(
+        "Expected enough memory on this machine. Received: error=2 worker(s)"
+    )
