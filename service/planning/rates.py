@@ -1,7 +1,8 @@
 """What chips, disks, networks and stores can deliver, with the source of every figure.
 
 Data sheets state peaks. What software reaches of them is in `STEP_EFFICIENCY`, and in the rates that are
-measured on this machine (`service.planning.measure`). Every rate can be set: `rates.decode=9000`.
+measured on this machine (`service.planning.measure`). A rate that no document or measurement states is an
+estimate, and its source begins with this word. Every rate can be set: `rates.decode=9000`.
 """
 
 from __future__ import annotations
@@ -41,7 +42,10 @@ class Accelerator:
         cores: CPU cores of the host for each GPU.
         ram_bytes: RAM of the host for each GPU.
         disk_bytes: Local disk of the host for each GPU.
-        source: Data sheets of the GPU and of its host, which the other figures are from.
+        drives: Local drives of the host for each GPU; a half if two GPUs share one.
+        drive: Kind of these drives, a name in `DRIVES`.
+        source: Data sheet of the GPU.
+        host: The host, whose data sheet has the figures of cores, RAM, disk and network.
     """
 
     tensor_flops: float
@@ -56,8 +60,34 @@ class Accelerator:
     cores: int
     ram_bytes: float
     disk_bytes: float
+    drives: float
+    drive: str
+    source: str
+    host: str
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A local drive that keeps shards. Several of them in a host are striped.
+
+    Attributes:
+        read_gb_per_second: Rate of reading large files.
+        write_gb_per_second: Rate of writing large files.
+        source: Where the rates come from.
+    """
+
+    read_gb_per_second: float
+    write_gb_per_second: float
     source: str
 
+
+# The hosts' data sheets name the capacity of their drives, not their speed.
+DRIVES = {
+    "nvme": Drive(6.5, 3.5, "estimate: {drives} as fast as Samsung's PM9A3 (2020), PCIe 4.0 x4"),
+    "cloud": Drive(0.66, 0.35, "estimate: {drives} as fast as a local SSD of 375 GB of Google Cloud"),
+    "sata": Drive(0.5, 0.5, "estimate: {drives} with SATA, 6 Gbit/s"),
+}
+DEFAULT_DRIVE = "nvme"
 
 ACCELERATORS = {
     "t4": Accelerator(
@@ -73,7 +103,10 @@ ACCELERATORS = {
         cores=8,
         ram_bytes=32 * GB,
         disk_bytes=225 * GB,
-        source="NVIDIA T4 data sheet (2019); host: AWS g4dn.2xlarge",
+        drives=1,
+        drive="cloud",
+        source="NVIDIA T4 data sheet (2019)",
+        host="AWS g4dn.2xlarge",
     ),
     "v100": Accelerator(
         tensor_flops=125e12,
@@ -88,7 +121,10 @@ ACCELERATORS = {
         cores=5,
         ram_bytes=64 * GB,
         disk_bytes=960 * GB,
-        source="NVIDIA V100 SXM2 data sheet (2017); host: DGX-1 data sheet",
+        drives=0.5,
+        drive="sata",
+        source="NVIDIA V100 SXM2 data sheet (2017)",
+        host="DGX-1",
     ),
     "a100-40gb": Accelerator(
         tensor_flops=312e12,
@@ -103,7 +139,10 @@ ACCELERATORS = {
         cores=16,
         ram_bytes=128 * GB,
         disk_bytes=1920 * GB,
-        source="NVIDIA A100 SXM4 data sheet (2020); host: DGX A100 data sheet",
+        drives=0.5,
+        drive="nvme",
+        source="NVIDIA A100 SXM4 data sheet (2020)",
+        host="DGX A100",
     ),
     "a100": Accelerator(
         tensor_flops=312e12,
@@ -118,7 +157,10 @@ ACCELERATORS = {
         cores=16,
         ram_bytes=256 * GB,
         disk_bytes=3840 * GB,
-        source="NVIDIA A100 80GB SXM4 data sheet (2021); host: DGX A100 data sheet",
+        drives=1,
+        drive="nvme",
+        source="NVIDIA A100 80GB SXM4 data sheet (2021)",
+        host="DGX A100",
     ),
     "l4": Accelerator(
         tensor_flops=121e12,
@@ -133,7 +175,10 @@ ACCELERATORS = {
         cores=12,
         ram_bytes=48 * GB,
         disk_bytes=375 * GB,
-        source="NVIDIA L4 data sheet (2023), without sparsity; host: Google Cloud g2-standard-12",
+        drives=1,
+        drive="cloud",
+        source="NVIDIA L4 data sheet (2023), without sparsity",
+        host="Google Cloud g2-standard-12",
     ),
     "h100": Accelerator(
         tensor_flops=989e12,
@@ -148,7 +193,10 @@ ACCELERATORS = {
         cores=14,
         ram_bytes=256 * GB,
         disk_bytes=3840 * GB,
-        source="NVIDIA H100 SXM5 data sheet (2023), without sparsity; host: DGX H100 data sheet",
+        drives=1,
+        drive="nvme",
+        source="NVIDIA H100 SXM5 data sheet (2023), without sparsity",
+        host="DGX H100",
     ),
     "h200": Accelerator(
         tensor_flops=989e12,
@@ -163,7 +211,10 @@ ACCELERATORS = {
         cores=14,
         ram_bytes=256 * GB,
         disk_bytes=3840 * GB,
-        source="NVIDIA H200 SXM data sheet (2024), without sparsity; host: DGX H200 data sheet",
+        drives=1,
+        drive="nvme",
+        source="NVIDIA H200 SXM data sheet (2024), without sparsity",
+        host="DGX H200",
     ),
 }
 
@@ -186,15 +237,13 @@ class Storage:
 
 
 STORAGE = {
-    "disk": Storage(6.8, False, False, "one NVMe drive, PCIe 4.0 x4, Samsung PM9A3 data sheet"),
-    "nfs": Storage(1.25, True, False, "one server with 10 Gbit/s, an assumption"),
-    "s3": Storage(12.5, False, True, "AWS: up to 100 Gbit/s between an instance and S3 in its region"),
+    "disk": Storage(DRIVES[DEFAULT_DRIVE].read_gb_per_second, False, False, "local drives of the host"),
+    "nfs": Storage(1.25, True, False, "estimate: one server with 10 Gbit/s"),
+    "s3": Storage(12.5, False, True, "AWS (2018): up to 100 Gbit/s between an instance and S3 in its region"),
     "gs": Storage(25.0, True, True, "Google Cloud: default quota of 200 Gbit/s for a region of a project"),
-    "http": Storage(1.25, True, True, "one server with 10 Gbit/s, an assumption"),
+    "http": Storage(1.25, True, True, "estimate: one server with 10 Gbit/s"),
     "az": Storage(6.25, True, True, "Azure: lowest default limit of a storage account, 50 Gbit/s"),
 }
-DISK_WRITE_GB_PER_SECOND = 4.0
-DISK_SOURCE = "one NVMe drive, PCIe 4.0 x4, Samsung PM9A3 data sheet"
 
 # A step moves the output of every operation through the memory of the GPU about six times, if nothing is
 # fused: written once and read once in the forward pass; in the backward pass, the gradient of the output is
@@ -203,7 +252,7 @@ ACTIVATION_PASSES = 6
 # Share of the roofline (Williams et al., 2009) that ResNet-50 reaches at 224x224 with XLA: 0.57 to 0.75 on
 # V100, A100 and H100, in float32 and mixed precision. See README.md, "How far the rates can be trusted".
 STEP_EFFICIENCY = 0.65
-STEP_SOURCE = "0.65 of the roofline, as ResNet-50 reaches (service/planning/README.md)"
+STEP_SOURCE = "estimate: 0.65 of the roofline, as ResNet-50 reaches (service/planning/README.md)"
 # Networks of fewer operations for an image and training step reached 0.2 of it on an H100.
 SMALL_NETWORK_OPERATIONS = 5e9
 
@@ -211,13 +260,16 @@ SMALL_NETWORK_OPERATIONS = 5e9
 # types of cores; tests/benchmarks/README.md, "Dataset health" and "Shards".
 DECODE_SECONDS_PER_IMAGE = 0.27e-3
 DECODE_SECONDS_PER_BYTE = 7.2e-9
-DECODE_SOURCE = "0.27 ms and 7.2 us per kB on a core (tests/benchmarks/README.md, Dataset health and Shards)"
+DECODE_SOURCE = "estimate: {cores} cores, 0.27 ms and 7.2 us per kB on each (tests/benchmarks/README.md)"
 RESIZE_SECONDS_PER_IMAGE = 0.05e-3
+RESIZE_SOURCE = "estimate: {cores} cores, stored pixels are resized in 0.05 ms on each"
 # One A100, five engines, ImageNet: NVIDIA's blog "Loading Data Fast with DALI and the New Hardware JPEG
-# Decoder in NVIDIA A100 GPUs" (2020), the hardware decoder alone; other GPUs in proportion to their engines.
-JPEG_ENGINE_BYTES_PER_SECOND = 5000 / 5 * 110e3
-JPEG_ENGINE_SOURCE = (
-    "DALI on {engines} JPEG engines; five of an A100 decode 5,000 photos/s of 110 kB (NVIDIA)"
+# Decoder in NVIDIA A100 GPUs" (2020), the hardware decoder alone.
+JPEG_ENGINES_OF_A100 = 5
+JPEG_ENGINE_BYTES_PER_SECOND = 5000 / JPEG_ENGINES_OF_A100 * 110e3
+JPEG_ENGINE_SOURCE = "{engines} JPEG engines of an A100, 5,000 photos/s of 110 kB (NVIDIA, 2020)"
+OTHER_JPEG_ENGINE_SOURCE = (
+    "estimate: {engines} JPEG engines on each GPU, as fast as those of an A100 (NVIDIA, 2020)"
 )
 # Python takes rows from the reader, checks them and hands them over, on one thread of each host.
 FEED_IMAGES_PER_SECOND = {True: 18_000.0, False: 13_600.0}
@@ -340,33 +392,47 @@ def list_rates(
 def _list_input_rates(workload: Workload, site: Site) -> dict[str, Rate]:
     """Lists the rates of all stages in front of the device."""
     storage = find_storage(site.storage)
-    disk = STORAGE["disk"].gb_per_second
     unit = GB_SHARED if storage.is_shared else GB_PER_HOST
     rates = {
         "store": Rate(storage.gb_per_second, unit, storage.source),
-        "network": Rate(25 * GBIT / GB, GB_PER_HOST, "25 Gbit/s, an assumption"),
-        "cache_fill": Rate(DISK_WRITE_GB_PER_SECOND, GB_PER_HOST, DISK_SOURCE),
-        "read": Rate(disk, GB_PER_HOST, DISK_SOURCE),
+        "network": Rate(25 * GBIT / GB, GB_PER_HOST, "estimate: 25 Gbit/s"),
+        **_list_disk_rates(site),
         "feed": Rate(FEED_IMAGES_PER_SECOND[workload.decodes_on_gpu], IMAGES_PER_HOST, FEED_SOURCE),
         "decode": _estimate_cpu_decoding(workload, site),
     }
     if site.accelerator is None:
         return rates
     chip = find_accelerator(site.accelerator)
-    rates["network"] = Rate(chip.network_bytes_per_second / GB, GB_PER_HOST, chip.source)
+    rates["network"] = Rate(chip.network_bytes_per_second / GB, GB_PER_HOST, f"host: {chip.host}")
     if workload.decodes_on_gpu and chip.jpeg_engines:
         per_gpu = chip.jpeg_engines * JPEG_ENGINE_BYTES_PER_SECOND / workload.image_bytes
-        source = JPEG_ENGINE_SOURCE.format(engines=chip.jpeg_engines)
-        rates["decode"] = Rate(per_gpu * site.gpus, IMAGES_PER_HOST, source)
+        is_measured = chip.jpeg_engines == JPEG_ENGINES_OF_A100
+        source = JPEG_ENGINE_SOURCE if is_measured else OTHER_JPEG_ENGINE_SOURCE
+        rates["decode"] = Rate(per_gpu * site.gpus, IMAGES_PER_HOST, source.format(engines=chip.jpeg_engines))
     return rates
+
+
+def _list_disk_rates(site: Site) -> dict[str, Rate]:
+    """Lists the rates of the drives of a host; of this machine's, which are not known, one is assumed."""
+    name, count = DEFAULT_DRIVE, 1
+    if site.accelerator is not None and not site.is_this_machine:
+        chip = find_accelerator(site.accelerator)
+        name = chip.drive
+        count = max(int(chip.drives * site.gpus), 1)
+    drive = DRIVES[name]
+    source = drive.source.format(drives="one drive" if count == 1 else f"{count} striped drives, each")
+    return {
+        "cache_fill": Rate(count * drive.write_gb_per_second, GB_PER_HOST, source),
+        "read": Rate(count * drive.read_gb_per_second, GB_PER_HOST, source),
+    }
 
 
 def _estimate_cpu_decoding(workload: Workload, site: Site) -> Rate:
     if workload.is_raw:
-        seconds = RESIZE_SECONDS_PER_IMAGE
-        return Rate(site.cores / seconds, IMAGES_PER_HOST, "stored as pixels, resized on the CPU")
+        source = RESIZE_SOURCE.format(cores=site.cores)
+        return Rate(site.cores / RESIZE_SECONDS_PER_IMAGE, IMAGES_PER_HOST, source)
     seconds = DECODE_SECONDS_PER_IMAGE + DECODE_SECONDS_PER_BYTE * workload.image_bytes
-    return Rate(site.cores / seconds, IMAGES_PER_HOST, f"{site.cores} cores, {DECODE_SOURCE}")
+    return Rate(site.cores / seconds, IMAGES_PER_HOST, DECODE_SOURCE.format(cores=site.cores))
 
 
 def _list_device_rates(workload: Workload, site: Site) -> dict[str, Rate]:
@@ -374,18 +440,19 @@ def _list_device_rates(workload: Workload, site: Site) -> dict[str, Rate]:
     if site.accelerator is None:
         if site.replicas == 1:
             return {}
-        return {"all_reduce": Rate(25 * GBIT / GB, GB_PER_GPU, "25 Gbit/s between replicas, an assumption")}
+        return {"all_reduce": Rate(25 * GBIT / GB, GB_PER_GPU, "estimate: 25 Gbit/s between replicas")}
     chip = find_accelerator(site.accelerator)
     pcie = compute_pcie_bytes_per_second(chip.pcie)
     within = chip.nvlink_bytes_per_second or pcie
     bus = within if site.hosts == 1 else min(within, site.gpus * chip.fabric_bytes_per_second)
-    slowest = f"NVLink {within / GB:,.0f} GB/s" if chip.nvlink_bytes_per_second else "PCI Express"
+    pcie_source = f"PCI Express {chip.pcie}.0 x16, PCI-SIG"
+    bus_source = f"NVLink; {chip.source}" if chip.nvlink_bytes_per_second else pcie_source
     if bus < within:
-        slowest = f"{site.gpus} network adapters of a host"
+        bus_source = f"{site.gpus} network adapters; host: {chip.host}"
     return {
-        "to_device": Rate(pcie / GB, GB_PER_GPU, f"PCI Express {chip.pcie}.0 x16, PCI-SIG"),
+        "to_device": Rate(pcie / GB, GB_PER_GPU, pcie_source),
         "step": Rate(estimate_step_rate(workload, chip), IMAGES_PER_GPU, STEP_SOURCE),
-        "all_reduce": Rate(bus / GB, GB_PER_GPU, f"{slowest}; {chip.source}"),
+        "all_reduce": Rate(bus / GB, GB_PER_GPU, bus_source),
     }
 
 

@@ -145,7 +145,10 @@ def _compute_gpu_memory(workload: Workload, site: Site) -> float:
     if workload.ema:
         held += VALUE_BYTES * network.trainable_parameters
     if workload.cache == "device":
-        held += workload.pixel_bytes * (workload.train_images + workload.validation_images)
+        images = workload.train_images + workload.validation_images
+        # The GPUs of a single host share the images, as `service.planning.network.PlannedBudget` assumes.
+        holders = site.gpus if site.hosts == 1 else 1
+        held += workload.pixel_bytes * images / holders
     return held + _count_activation_bytes(workload, site)
 
 

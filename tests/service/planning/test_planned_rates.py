@@ -9,11 +9,11 @@ from pipelines.errors import ConfigError
 from service.planning.machine import match_accelerator
 from service.planning.rates import (
     ACCELERATORS,
-    STEP_EFFICIENCY,
     Measurement,
     RateSpec,
     compute_pcie_bytes_per_second,
     compute_roofline,
+    estimate_step_rate,
     list_rates,
 )
 
@@ -46,7 +46,7 @@ def test_published_rates_of_resnet50(gpu: str, value_bytes: int, measured: float
         **{**vars(figures), "training_operations": 24_299_077_632, "activation_values": 40_894_932}
     )
     workload = make_workload(network=resnet, value_bytes=value_bytes)
-    predicted = STEP_EFFICIENCY * compute_roofline(workload, ACCELERATORS[gpu])
+    predicted = estimate_step_rate(workload, ACCELERATORS[gpu])
     assert predicted == pytest.approx(measured, rel=0.16)
 
 
@@ -67,12 +67,59 @@ def test_the_slowest_link_bounds_the_all_reduce() -> None:
     assert (within.value, between.value) == (450.0, 400.0)
 
 
+@pytest.mark.parametrize(
+    ("gpu", "gigabytes"), [("h100", 400 / 8), ("a100", 200 / 8), ("l4", 25 / 8), (None, 25 / 8)]
+)
+def test_networks_are_sold_in_bits(gpu: str | None, gigabytes: float) -> None:
+    site = make_site(accelerator=gpu)
+    assert list_rates(make_workload(), site, {}, RateSpec(step=1.0))["network"].value == gigabytes
+
+
+@pytest.mark.parametrize(("storage", "is_shared"), [("s3", False), ("gs", True), ("nfs", True)])
+def test_hosts_share_the_limit_of_a_project_or_a_server(storage: str, is_shared: bool) -> None:
+    unit = list_rates(make_workload(), make_site(storage=storage), {}, RateSpec())["store"].unit
+    assert unit == ("GB/s for all hosts" if is_shared else "GB/s per host")
+
+
 def test_decoding_on_the_gpus_and_on_the_cores() -> None:
     """7 of 5 engines of an A100, 110 of 100 kB: 7,700 images/s for each of 4 GPUs. 1 ms on each core else."""
     on_gpus = list_rates(make_workload(decodes_on_gpu=True), make_site(), {}, RateSpec())["decode"]
     assert on_gpus.value == pytest.approx(4 * 7_700)
     on_cores = list_rates(make_workload(), make_site(), {}, RateSpec())["decode"]
     assert on_cores.value == pytest.approx(16 / 0.99e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "read", "write"),
+    [
+        ({"gpus": 8}, 8 * 6.5, 8 * 3.5),  # DGX H100: eight drives of 3.84 TB
+        ({"gpus": 1}, 6.5, 3.5),
+        ({"gpus": 8, "accelerator": "a100-40gb"}, 4 * 6.5, 4 * 3.5),  # DGX A100 of 320 GB: four of them
+        ({"gpus": 1, "accelerator": "a100-40gb"}, 6.5, 3.5),
+        ({"gpus": 8, "accelerator": "v100"}, 4 * 0.5, 4 * 0.5),  # DGX-1: four with SATA
+        ({"gpus": 8, "is_this_machine": True}, 6.5, 3.5),
+        ({"gpus": 0, "accelerator": None}, 6.5, 3.5),
+    ],
+)
+def test_a_host_reads_and_writes_with_all_of_its_drives(
+    changes: dict[str, object], read: float, write: float
+) -> None:
+    rates = list_rates(make_workload(), make_site(**changes), {}, RateSpec(step=1.0))
+    assert (rates["read"].value, rates["cache_fill"].value) == (read, write)
+
+
+def test_rates_without_a_document_are_called_estimates() -> None:
+    estimated = {
+        (gpu, name)
+        for gpu in ("a100", "h100")
+        for name, rate in list_rates(
+            make_workload(decodes_on_gpu=True), make_site(accelerator=gpu), {}, RateSpec()
+        ).items()
+        if rate.source.startswith("estimate: ")
+    }
+    # NVIDIA has measured the JPEG engines of an A100 alone.
+    both = {(gpu, name) for gpu in ("a100", "h100") for name in ("cache_fill", "read", "step")}
+    assert estimated == both | {("h100", "decode")}
 
 
 def test_a_step_of_unknown_rate_is_refused() -> None:

@@ -73,6 +73,11 @@ def test_cores_that_stages_share_are_a_bottleneck_of_their_own() -> None:
     assert roofline.bottleneck == "CPU cores"
     assert roofline.images_per_second == pytest.approx(2 / 0.006)
     assert roofline.cpu_seconds_per_image == pytest.approx(0.006)
+    two_hosts = build_roofline(make_workload(), make_site(hosts=2, gpus=0, cores=2), rates, 0.0)
+    assert two_hosts.images_per_second == pytest.approx(4 / 0.006)
+    # An evaluation takes a third of the step.
+    plan = make_plan(make_workload(is_remote=False, validation_images=1000), site, rates)
+    assert plan.duration.evaluation_seconds == pytest.approx(1000 * 0.004 / 2)
 
 
 def test_all_reduce_in_a_ring() -> None:
@@ -112,6 +117,9 @@ def test_cached_images_are_fetched_and_decoded_once_by_each_host() -> None:
     assert passes == {"store": 2, "network": 2, "cache fill": 2, "read": 2, "decode": 2}
     # 11,000 images, 5,000 images/s on each host, each of which decodes all of them
     assert plan.duration.fill_seconds == pytest.approx(11_000 / 5_000)
+    epochs = 2 * 10 * (1000 / 800 + 0.001)
+    evaluations = 2 * 1_000 / (3 * 800)
+    assert plan.duration.total_seconds == pytest.approx(11_000 / 5_000 + epochs + evaluations)
 
 
 def test_fetches_of_hosts_whose_disk_holds_nothing() -> None:
@@ -145,12 +153,14 @@ def test_duration_of_all_epochs_and_evaluations() -> None:
 
 
 def test_later_epochs_are_faster_if_the_disk_holds_the_set() -> None:
-    plan = make_plan(make_workload(epochs=3), make_site(disk_bytes=10**9), make_rates(store=0.02))
+    workload = make_workload(epochs=3, validation_images=1000)
+    plan = make_plan(workload, make_site(disk_bytes=2 * 10**9), make_rates(store=0.02))
     first = 10_000 / (0.02e9 * 2 / 100_000 / 2)
     later = 10 * (1000 / 800 + 0.001)
     assert plan.bottleneck == "store"
     assert plan.later_roofline.bottleneck == "step"
-    assert plan.duration.total_seconds == pytest.approx(first + 2 * later)
+    assert plan.duration.evaluation_seconds == pytest.approx(1000 / (3 * 800))
+    assert plan.duration.total_seconds == pytest.approx(first + 2 * later + 3 * 1000 / (3 * 800))
 
 
 def test_a_shared_store_does_not_grow_with_the_hosts() -> None:
