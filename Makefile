@@ -89,7 +89,7 @@ test-all: test ## all tests, also the long ones, which train on real data and ki
 
 test-stores: $(READY_DEV) ## the tests of object stores, also the long ones (and emulators, where they are installed)
 	$(PYTEST) tests/test_stores.py tests/pipelines/remote tests/service/mirror \
-	  $(sort $(wildcard tests/*/test_*store*.py tests/*/*/test_*store*.py) tests/e2e/test_emulators.py)
+	  $(sort $(wildcard tests/*/test_*store*.py tests/*/*/test_*store*.py) $(wildcard tests/e2e/test_emulator*.py))
 
 test-processors: $(READY_DEV) ## the numeric tests with the kernels of other processors: after 'make test'
 	$(OTHER_KERNELS) $(PYTEST) --heavy -m numeric $(PARALLEL)
