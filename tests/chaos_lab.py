@@ -204,8 +204,10 @@ class Reference:
 
 def list_states(folder: Path) -> Iterator[tuple[str, int, int]]:
     """Yields path, size and modification time of everything below a folder, or of a file."""
-    paths = [folder] if folder.is_file() else sorted(folder.rglob("*"))
-    for path in paths:
+    paths = [folder]
+    for place, folders, files in os.walk(folder):  # `rglob` fails where one vanishes meanwhile
+        paths += [Path(place, name) for name in (*folders, *files)]
+    for path in sorted(paths):
         with suppress(OSError):
             status = path.lstat()
             yield str(path), status.st_size, status.st_mtime_ns

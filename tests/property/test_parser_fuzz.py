@@ -70,7 +70,8 @@ def test_damaged_inputs(target: Target) -> None:
 @every_target
 def test_damaged_inputs_for_longer(target: Target, request: pytest.FixtureRequest) -> None:
     minutes = request.config.getoption("fuzz_minutes")
-    fuzz_for(target, 60 * minutes / len(TARGETS))
+    inputs = fuzz_for(target, 60 * minutes / len(TARGETS))
+    print(f"{target.name}: {inputs:,} inputs")  # for `pytest -s`
 
 
 @pytest.mark.parametrize(("name", "data"), FOUND, ids=lambda value: str(value)[:30])
