@@ -15,6 +15,7 @@ from typing import Any
 
 from pipelines.errors import ConfigError
 from pipelines.locks import create_lock, try_lock
+from pipelines.storage import remove_folder
 
 LOGS = "GLASSBOX_RAY_LOGS"  # environment variable: where the logs of Ray are kept
 FOLDER_PREFIX = "gb-ray-"
@@ -67,7 +68,7 @@ def open_private_folder() -> Iterator[Path]:
     finally:
         if logs:
             _keep_logs(folder, Path(logs))
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)  # Ray's agents end a little later, and write until then
         os.close(lock)
 
 

@@ -8,6 +8,8 @@ import logging
 import os
 import secrets
 import shutil
+import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +17,12 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from pipelines.errors import GlassboxError
+from pipelines.errors import ARCHIVE_ERRORS, GlassboxError
 
 MAX_TEXT_BYTES = 1 << 28  # of one text file; the metrics of 80,000 epochs take about 20 MB
+REMOVE_ATTEMPTS = 50
+REMOVE_SECONDS = 0.1  # wait between two attempts
+MAX_MEMBER_OVERHEAD = 1 << 11  # bytes that a zip archive has besides the content of a member: its two headers
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +85,18 @@ def replace_directory(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def remove_folder(path: Path) -> None:
+    """Removes a folder into which processes that are about to end may still be writing.
+
+    It tries for a few seconds; what cannot be removed stays.
+    """
+    for _ in range(REMOVE_ATTEMPTS):
+        shutil.rmtree(path, ignore_errors=True)
+        if not path.exists():
+            return
+        time.sleep(REMOVE_SECONDS)
+
+
 @contextmanager
 def lock_file(path: Path, refusal: GlassboxError | None = None) -> Iterator[None]:
     """Holds an exclusive lock for the length of a block; the kernel frees it however the process ends.
@@ -111,6 +128,47 @@ def hash_file(path: Path) -> str:
     """Returns the SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_text(path: Path) -> str:
+    """Returns the SHA-256 of a text file that is not unreasonably large, in hexadecimal.
+
+    Raises:
+        OSError: The file is missing, a directory, or cannot be read.
+        ValueError: It is larger than `MAX_TEXT_BYTES`.
+    """
+    return hashlib.sha256(read_bounded(path)).hexdigest()
+
+
+def hash_archive(path: Path) -> str:
+    """Returns the SHA-256 of a zip archive of any size, such as a model or a checkpoint, in hexadecimal.
+
+    Raises:
+        OSError: The file is missing, a directory, or cannot be read.
+        ValueError: Its size is not that of its members, which is found out without reading all of it.
+    """
+    check_archive_size(path)
+    return hash_file(path)
+
+
+def check_archive_size(path: Path) -> None:
+    """Checks that a zip archive has the size of its members and their headers.
+
+    Raises:
+        OSError: The file is missing, a directory, or cannot be read.
+        ValueError: It is no zip archive, was truncated or enlarged, or lists bytes more than once.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except OSError:
+        raise
+    except ARCHIVE_ERRORS as error:
+        raise ValueError(f"no whole zip archive: {error}") from None
+    size = path.stat().st_size
+    listed = sum(member.compress_size for member in members)
+    if not listed <= size <= listed + MAX_MEMBER_OVERHEAD * (len(members) + 1):
+        raise ValueError(f"{size:,} bytes, but a list of members with {listed:,}")
 
 
 def hash_json(content: Any) -> str:

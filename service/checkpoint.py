@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from pipelines.errors import ConfigError, TrainingError
-from pipelines.storage import hash_file, replace_directory
+from pipelines.storage import hash_archive, hash_file, replace_directory
+from service.array_file import load_arrays, save_arrays
 from service.checkpoint_record import (
     FILE_NAME,
     CheckpointRecord,
@@ -24,10 +25,10 @@ from service.checkpoint_record import (
     sort_checkpoints,
 )
 from service.milestones import find_milestone_epoch
-from service.models.metadata import MODEL_FILE_ERRORS
 from service.runs import Run, score
 
 STATE = "state.npz"
+DAMAGE_FIX = "remove it, or train the run again"
 SEEDS = "seed_generator_state"  # part of the path of dropout seeds among the variables
 
 # Variables of Keras or TensorFlow by their purpose; those of the model come first.
@@ -106,10 +107,9 @@ class Checkpoint:
             variables: Some or all of the saved groups.
 
         Raises:
-            TrainingError: The saved values belong to another model or optimizer.
+            TrainingError: The saved values are damaged, or belong to another model or optimizer.
         """
-        with np.load(self.path / STATE) as state:
-            arrays = [state[name] for name in sorted(state.files)]
+        arrays = _load_arrays(self.path, self.path / STATE)
         ends = dict(zip(self.groups, accumulate(self.groups.values()), strict=True))
         for group, targets in variables.items():
             saved = arrays[ends[group] - self.groups[group] : ends[group]]
@@ -145,19 +145,13 @@ class RunCheckpoint:
             TrainingError: The checkpoint is damaged, or belongs to another model.
         """
         variables = _select_model_variables(model)
-        fix = "remove it, or train the run again"
         is_milestone = self.path.suffix == ".npz"
         if not is_milestone and _read_whole(self.path) is None:
-            raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", fix)
+            raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", DAMAGE_FIX)
         file = self.path if is_milestone else self.path / STATE
-        try:
-            with np.load(file) as state:
-                # The variables of the model come first.
-                arrays = [state[name] for name in sorted(state.files)[: len(variables)]]
-        except (*MODEL_FILE_ERRORS, SyntaxError):  # NumPy parses the header of an array as Python
-            raise TrainingError("an undamaged checkpoint", f"checkpoint={self.path}", fix) from None
+        arrays = _load_arrays(self.path, file, len(variables))  # the variables of the model come first
         if [array.shape for array in arrays] != [tuple(variable.shape) for variable in variables]:
-            raise TrainingError("a checkpoint of the run's own model", f"checkpoint={self.path}", fix)
+            raise TrainingError("a checkpoint of the run's own model", f"checkpoint={self.path}", DAMAGE_FIX)
         for variable, array in zip(variables, arrays, strict=True):
             variable.assign(array)
 
@@ -264,10 +258,8 @@ def save_checkpoint(
     """
     target = directory / position.name
     flat = [array for members in arrays.values() for array in members]
-    # Numbered, because names of variables count up in a process.
-    numbered = {f"{number:04d}": array for number, array in enumerate(flat)}
     with replace_directory(target) as temporary:
-        np.savez(temporary / STATE, allow_pickle=False, **numbered)
+        save_arrays(temporary / STATE, flat)
         entries = {"epoch": position.epoch, "stage": 0} | asdict(position) | description
         entries["groups"] = {group: len(members) for group, members in arrays.items()}
         entries["sha256"] = hash_file(temporary / STATE)
@@ -399,10 +391,29 @@ def find_epoch(name: str) -> int:
     return position[0] if position else 0
 
 
+def _load_arrays(checkpoint: Path, file: Path, limit: int | None = None) -> list[np.ndarray]:
+    """Loads the arrays of a checkpoint or a milestone.
+
+    Args:
+        checkpoint: Directory of the checkpoint, or file of the milestone, for the message.
+        file: File with the arrays.
+        limit: Number of arrays to load; None for all.
+
+    Raises:
+        TrainingError: The file is damaged, or declares more than it holds.
+    """
+    try:
+        return load_arrays(file, limit)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        received = f"checkpoint={checkpoint} ({reason})"
+        raise TrainingError("an undamaged checkpoint", received, DAMAGE_FIX) from None
+
+
 def _read_whole(path: Path) -> CheckpointRecord | None:
     """Reads the record of a checkpoint; None if a part of the checkpoint is missing or damaged."""
     record = read_record(path)
     try:
-        return record if record and record.sha256 == hash_file(path / STATE) else None
-    except OSError:
+        return record if record and record.sha256 == hash_archive(path / STATE) else None
+    except (OSError, ValueError):
         return None

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from pipelines.storage import replace_file
+from service.array_file import save_arrays
 
 NAME = re.compile(r"epoch-(\d+)\.npz")
 
@@ -41,9 +42,8 @@ def save_milestone(folder: Path, epoch: int, weights: Sequence[np.ndarray]) -> N
     if epoch not in list_milestones(epoch):
         return
     folder.mkdir(exist_ok=True)
-    numbered = {f"{number:04d}": array for number, array in enumerate(weights)}
     with replace_file(folder / f"epoch-{epoch:04d}.npz") as temporary:
-        np.savez(temporary, allow_pickle=False, **numbered)
+        save_arrays(temporary, weights)
 
 
 def remove_obsolete_milestones(folder: Path, epoch: int) -> None:

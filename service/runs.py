@@ -33,8 +33,10 @@ from filelock import FileLock, Timeout
 
 from pipelines.errors import ConfigError, DataError
 from pipelines.storage import (
+    hash_archive,
     hash_file,
     hash_json,
+    hash_text,
     lock_file,
     read_bounded,
     replace_file,
@@ -566,20 +568,47 @@ class Run:
         Milestones are not listed, because they change only when the metrics do.
 
         Raises:
+            DataError: A file is larger than it can be; it is not read.
             OSError: The model or the configuration does not exist.
         """
         status = self.status()
         reported = {key: status.get(key) for key in ("state", "finished", "timings", "environment")}
         records = sorted(self.checkpoints.glob(f"{PATTERN}/{CHECKPOINT_RECORD}"))
         return {
-            "model": hash_file(self.model_path),
-            "checkpoints": hash_json([[path.parent.name, hash_file(path)] for path in records]),
-            "config": hash_file(self.config_path),
-            "metadata": hash_file(self.metadata_path) if self.metadata_path.is_file() else None,
-            "metrics": hash_file(self.metrics_path) if self.metrics_path.is_file() else None,
-            "layers": hash_file(self.layers_path) if self.layers_path.is_file() else None,
+            "model": _compute_digest(self.model_path, hash_archive),
+            "checkpoints": hash_json([[path.parent.name, _hash_record(path)] for path in records]),
+            "config": _compute_digest(self.config_path, hash_text),
+            "metadata": _hash_optional(self.metadata_path),
+            "metrics": _hash_optional(self.metrics_path),
+            "layers": _hash_optional(self.layers_path),
             "status": hash_json(reported),
         }
+
+
+def _compute_digest(path: Path, compute: Callable[[Path], str]) -> str:
+    """Computes the digest of a file of a run.
+
+    Raises:
+        DataError: The size of the file is not plausible.
+        OSError: The file cannot be read.
+    """
+    try:
+        return compute(path)
+    except ValueError as error:
+        raise DataError("a file as training wrote it", f"file={path} ({error})", "restore the file") from None
+
+
+def _hash_optional(path: Path) -> str | None:
+    """Computes the digest of a text file; None if there is no such file."""
+    return _compute_digest(path, hash_text) if path.is_file() else None
+
+
+def _hash_record(path: Path) -> str | None:
+    """Computes the digest of the record of a checkpoint; None for one that is too large, as if damaged."""
+    try:
+        return hash_text(path)
+    except ValueError:
+        return None
 
 
 def find_runs(root: Path) -> Iterator[Run]:

@@ -337,7 +337,9 @@ def check_ranges(starts: NDArray[np.int64], sizes: NDArray[np.signedinteger[Any]
     """
     if not len(starts):
         return
-    if min(starts.min(), sizes.min()) < 0 or max(starts.max(), (starts + sizes).max()) > file_bytes:
+    # Each alone first, because the sum of two large numbers may be negative.
+    largest = max(starts.max(), sizes.max())
+    if min(starts.min(), sizes.min()) < 0 or max(largest, (starts + sizes).max()) > file_bytes:
         raise ValueError("an image outside of the file")
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
+import io
 import os
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from pipelines.errors import ConfigError
 from pipelines.shards.manifest import FILE_NAME, Manifest, load_manifest
@@ -17,18 +15,19 @@ from pipelines.shards.markers import Marker, ShardResult, get_marker_name, read_
 from pipelines.shards.output import (
     DESCRIPTION_FILE,
     WORK_FOLDER,
+    BuildDescription,
     FolderOutput,
+    build_damaged_error,
     build_differing_error,
     build_occupied_error,
     build_refusal,
+    parse_description,
     report_write_errors,
 )
 from pipelines.shards.plan import PlannedShard, ShardPlan
-from pipelines.storage import lock_file, sync, write_atomically
+from pipelines.storage import lock_file, read_bounded, remove_folder, sync, write_atomically
 
 COMMIT_FOLDER = "commit"  # in the work directory: the files that are written last
-REMOVE_ATTEMPTS = 50
-REMOVE_SECONDS = 0.1  # wait between two attempts
 
 
 class BuildDirectory:
@@ -39,7 +38,7 @@ class BuildDirectory:
 
     Args:
         out: Directory of the shard set.
-        description: Content of `build.json`: `digest` of the build, `made_directory`, and `about`.
+        description: Content of `build.json`.
 
     Attributes:
         out: Directory of the shard set.
@@ -49,11 +48,11 @@ class BuildDirectory:
         is_over: Whether nothing is left to resume.
     """
 
-    def __init__(self, out: Path, description: Mapping[str, Any]) -> None:
+    def __init__(self, out: Path, description: BuildDescription) -> None:
         self.out = out
-        self.work = out / WORK_FOLDER / description["digest"][:16]
+        self.work = out / WORK_FOLDER / description.digest[:16]
         self.output = FolderOutput(out, self.work)
-        self.made_directory = bool(description["made_directory"])
+        self.made_directory = description.made_directory
         self.is_over = False
 
     def check_lease(self) -> None:
@@ -69,11 +68,8 @@ class BuildDirectory:
     def load_results(self, plan: ShardPlan) -> Iterator[tuple[PlannedShard, ShardResult]]:
         """Yields the shards that earlier starts completed, if their files are still there."""
         for planned_shard in plan:
-            try:
-                with (self.work / get_marker_name(planned_shard.file)).open("rb") as file:
-                    result = read_result(file)
-            except OSError:
-                continue
+            marker = self._open_marker(planned_shard)
+            result = None if marker is None else read_result(marker)
             if result is not None and self._has_files(result):
                 yield planned_shard, result
 
@@ -84,11 +80,8 @@ class BuildDirectory:
             ConfigError: A shard or its marker is not in the directory, although a worker wrote it.
         """
         for planned_shard in plan:
-            path = self.work / get_marker_name(planned_shard.file)
-            marker = None
-            if path.is_file():
-                with path.open("rb") as file:
-                    marker = read_marker(file)
+            file = self._open_marker(planned_shard)
+            marker = None if file is None else read_marker(file)
             if marker is None or not self._has_files(marker.result):
                 raise ConfigError(
                     "an output directory that every worker sees",
@@ -125,6 +118,13 @@ class BuildDirectory:
                     os.unlink(entry.path)
         self.is_over = True
 
+    def _open_marker(self, planned_shard: PlannedShard) -> io.BytesIO | None:
+        """Reads the marker of a shard; None if it is missing, cannot be read, or is unreasonably large."""
+        try:
+            return io.BytesIO(read_bounded(self.work / get_marker_name(planned_shard.file)))
+        except (OSError, ValueError):
+            return None
+
     def _has_files(self, result: ShardResult) -> bool:
         try:
             return all((self.out / file.file).stat().st_size == file.bytes for file in result.shard.files)
@@ -155,7 +155,7 @@ def lock_build_directory(out: Path, digest: str, about: Mapping[str, str]) -> It
                     check_directory(out)
                     work_folder.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock_file(work_folder / "lock", build_refusal(out)))
-                description = {"digest": digest, "made_directory": is_new, "about": dict(about)}
+                description = BuildDescription(digest=digest, about=dict(about), made_directory=is_new)
                 directory = BuildDirectory(out, _load_or_write_description(out, description))
                 directory.work.mkdir(exist_ok=True)
                 for path in directory.work.glob(".tmp-*"):  # left by writers that were killed
@@ -164,7 +164,7 @@ def lock_build_directory(out: Path, digest: str, about: Mapping[str, str]) -> It
     finally:
         # After the lock is released: some file systems remove no directory with an open file in it.
         if directory is not None and directory.is_over:
-            _remove(work_folder)
+            remove_folder(work_folder)  # a worker may have outlived its driver
             if directory.made_directory and not any(out.iterdir()):
                 out.rmdir()
 
@@ -186,30 +186,33 @@ def _check_empty(out: Path) -> None:
         raise build_occupied_error(out)
 
 
-def _load_or_write_description(out: Path, description: dict[str, Any]) -> dict[str, Any]:
-    """Returns the description of the earlier start that is resumed, else writes and returns the given one."""
+def _load_or_write_description(out: Path, description: BuildDescription) -> BuildDescription:
+    """Returns the description of the earlier start that is resumed, else writes and returns the given one.
+
+    Raises:
+        ConfigError: The earlier start is another build, or its description is damaged.
+    """
     path = out / WORK_FOLDER / DESCRIPTION_FILE
-    if not path.is_file():
+    if not os.path.lexists(path):
         try:
             _check_empty(out)
         except ConfigError:
-            _remove(out / WORK_FOLDER)
+            remove_folder(out / WORK_FOLDER)
             raise
-        write_atomically(path, json.dumps(description))
+        write_atomically(path, description.model_dump_json())
         return description
 
-    earlier: dict[str, Any] = json.loads(path.read_bytes())
-    if earlier["digest"] == description["digest"]:
+    earlier = _read_description(path)
+    if earlier.digest == description.digest:
         return earlier
     if (out / FILE_NAME).is_file():
         raise build_occupied_error(out)
-    raise build_differing_error(out, earlier["about"], description["about"])
+    raise build_differing_error(out, earlier, description)
 
 
-def _remove(work_folder: Path) -> None:
-    """Removes the work folder, into which a worker that outlived its driver may still be writing."""
-    for _ in range(REMOVE_ATTEMPTS):
-        shutil.rmtree(work_folder, ignore_errors=True)
-        if not work_folder.exists():
-            return
-        time.sleep(REMOVE_SECONDS)
+def _read_description(path: Path) -> BuildDescription:
+    try:
+        content = read_bounded(path)
+    except (OSError, ValueError):
+        raise build_damaged_error(path) from None
+    return parse_description(content, path)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from pipelines.errors import ConfigError
 from pipelines.remote.lease import Lease, hold_lease
@@ -29,13 +28,16 @@ from pipelines.shards.markers import Marker, ShardResult, get_marker_name, read_
 from pipelines.shards.output import (
     DESCRIPTION_FILE,
     WORK_FOLDER,
+    BuildDescription,
     StoreOutput,
     build_differing_error,
     build_occupied_error,
     build_refusal,
+    parse_description,
     report_write_errors,
 )
 from pipelines.shards.plan import PlannedShard, ShardPlan
+from pipelines.storage import MAX_TEXT_BYTES
 
 LEASE_FILE = "lease"
 REQUESTS = 16  # in flight at the same time
@@ -170,7 +172,7 @@ def lease_build(out: Uri, digest: str, about: Mapping[str, str]) -> Iterator[Sto
     check_prefix(out)
     build = None
     with hold_lease(out / WORK_FOLDER / LEASE_FILE, build_refusal(out)) as lease:
-        _check_or_write_description(out, {"digest": digest, "about": dict(about)})
+        _check_or_write_description(out, BuildDescription(digest=digest, about=dict(about)))
         build = StoreBuild(out, digest, lease)
         try:
             yield build
@@ -217,23 +219,23 @@ def _list_files(out: Uri) -> Iterator[Uri]:
             yield info.uri
 
 
-def _check_or_write_description(out: Uri, description: dict[str, Any]) -> None:
+def _check_or_write_description(out: Uri, description: BuildDescription) -> None:
     """Writes the description of a build, or compares it with that of the earlier start that is resumed."""
     uri = out / WORK_FOLDER / DESCRIPTION_FILE
     try:
-        earlier = json.loads(read_bytes(uri))
+        earlier = parse_description(read_bytes(uri, MAX_TEXT_BYTES), uri)
     except ObjectMissingError:
         _check_empty(out)
         try:
-            write_bytes(uri, json.dumps(description).encode(), if_absent=True)
+            write_bytes(uri, description.model_dump_json().encode(), if_absent=True)
         except ConflictError:
             raise build_refusal(out) from None
         return
-    if earlier["digest"] == description["digest"]:
+    if earlier.digest == description.digest:
         return
     if stat(out / FILE_NAME) is not None:
         raise build_occupied_error(out)
-    raise build_differing_error(out, earlier["about"], description["about"])
+    raise build_differing_error(out, earlier, description)
 
 
 def _has_objects(result: ShardResult, sizes: Mapping[str, int]) -> bool:

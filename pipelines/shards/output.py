@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,27 @@ from typing import Protocol
 
 from pipelines.errors import ConfigError
 from pipelines.remote.uri import Location, Uri
+from pipelines.settings import Spec
 from pipelines.shards.manifest import StoredFile
 from pipelines.storage import write_atomically
 
 WORK_FOLDER = ".building"  # inside the shard set, until it is complete
 DESCRIPTION_FILE = "build.json"  # in the work folder: which source and options are being built
 SCRATCH_PREFIX = "glassbox-build-"  # of the folders for shards on their way to an object store
+
+
+class BuildDescription(Spec):
+    """What `build.json` says about a build that is not complete.
+
+    Attributes:
+        digest: Identifies the build: equal digests give equal bytes.
+        about: Parts of the build by name, so that messages can say how two builds differ.
+        made_directory: Whether the build created its directory.
+    """
+
+    digest: str
+    about: dict[str, str]
+    made_directory: bool = False
 
 
 class BuildOutput(Protocol):
@@ -170,15 +185,38 @@ def build_occupied_error(out: Location) -> ConfigError:
     )
 
 
-def build_differing_error(out: Location, earlier: Mapping[str, str], about: Mapping[str, str]) -> ConfigError:
+def parse_description(text: bytes, file: Location) -> BuildDescription:
+    """Parses the description of an unfinished build.
+
+    Raises:
+        ConfigError: It is damaged.
+    """
+    try:
+        return BuildDescription.model_validate_json(text)
+    except ValueError:
+        raise build_damaged_error(file) from None
+
+
+def build_damaged_error(file: Location) -> ConfigError:
+    """Returns the error for a description of an unfinished build that cannot be read or is damaged."""
+    return ConfigError(
+        "a description of the unfinished build in JSON",
+        f"file={file} (damaged)",
+        "restore the file, or choose another output",
+    )
+
+
+def build_differing_error(
+    out: Location, earlier: BuildDescription, requested: BuildDescription
+) -> ConfigError:
     """Returns the error for an output with an unfinished build of another source or other options.
 
     Args:
         out: Directory or URI of the shard set.
-        earlier: Parts of the unfinished build by name.
-        about: Parts of the build that was requested.
+        earlier: The unfinished build.
+        requested: The build that was requested.
     """
-    changed = [name for name, value in about.items() if earlier.get(name) != value]
+    changed = [name for name, value in requested.about.items() if earlier.about.get(name) != value]
     return ConfigError(
         "an output directory of its own",
         f"out={out} (an unfinished build, which differs: {', '.join(changed)})",

@@ -14,6 +14,7 @@ import google_crc32c
 
 HEADER_BYTES = 12  # length of the record (8 bytes), CRC-32C of the length (4)
 FOOTER_BYTES = 4  # CRC-32C of the record
+PIECE_BYTES = 1 << 22  # of a record that are read at a time
 VARINT = 0
 FIXED64 = 1
 LENGTH_DELIMITED = 2
@@ -65,11 +66,22 @@ def stream_records(file: IO[bytes]) -> Iterator[tuple[int, memoryview]]:
             raise DamagedRecordError(f"no record at byte {position}")
         (length,) = struct.unpack("<Q", header[:8])
         start = position + HEADER_BYTES
-        content = file.read(length + FOOTER_BYTES)
+        content = _read_up_to(file, length + FOOTER_BYTES)
         if len(content) < length + FOOTER_BYTES:
             raise DamagedRecordError(f"cut off in the record at byte {start}")
         yield start, memoryview(content)[:length]
         position = start + length + FOOTER_BYTES
+
+
+def _read_up_to(file: IO[bytes], size: int) -> bytes:
+    """Reads a number of bytes, or fewer at the end; memory is allocated only for bytes that are there."""
+    content = bytearray()
+    while len(content) < size:
+        piece = file.read(min(size - len(content), PIECE_BYTES))
+        if not piece:
+            break
+        content += piece
+    return bytes(content)
 
 
 def check_record(record: bytes, footer: bytes) -> None:

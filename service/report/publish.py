@@ -18,7 +18,7 @@ from typing import Any
 from pipelines.errors import ConfigError
 from pipelines.remote.store import ObjectMissingError, delete, list_objects, read_bytes, upload, write_bytes
 from pipelines.remote.uri import Location, Uri
-from pipelines.storage import add_digest, parse_json, remove_digest, sync, write_atomically
+from pipelines.storage import add_digest, parse_json, read_bounded, remove_digest, sync, write_atomically
 
 MANIFEST = "manifest.json"
 PAGE = "index.html"
@@ -57,8 +57,8 @@ def _replace_non_finite(value: Any) -> Any:
 def read_page_manifest(directory: Path) -> dict[str, Any]:
     """Returns the manifest of the page in a directory; empty if there is none or it is damaged."""
     try:
-        return parse_manifest((directory / MANIFEST).read_bytes())
-    except OSError:
+        return parse_manifest(read_bounded(directory / MANIFEST))
+    except (OSError, ValueError):
         return {}
 
 

@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from pipelines.errors import ConfigError
+from pipelines.storage import MAX_TEXT_BYTES
 from service.report.pages.index import GENERATOR as INDEX_GENERATOR
 from service.report.pages.scripts import load_scripts
 from service.report.pages.view_files import is_view_file
@@ -204,7 +205,8 @@ def classify(path: str) -> str:
 def _is_genuine(served: ServedFile, file: BinaryIO) -> bool:
     """Tells whether a file is what its name says: pages of other programs and other scripts are not."""
     if served.kind == "view":
-        return is_view_file(served.path.name, file.read())
+        is_plausible = os.fstat(file.fileno()).st_size <= MAX_TEXT_BYTES
+        return is_plausible and is_view_file(served.path.name, file.read())
     if served.kind not in ("index", "page"):
         return True
     start = file.read(PAGE_START_BYTES).decode(errors="replace")

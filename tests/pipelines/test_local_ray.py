@@ -66,7 +66,7 @@ METHODS = (
 OPEN_METRICS = {"monitor.py", "dashboard.py"}
 # They try for a minute to report the end of a Ray whose other processes were killed.
 SLOW_TO_END = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
-END_SECONDS = 15
+END_SECONDS = 60  # within which the others end, on a busy machine
 
 
 @dataclass(frozen=True)
@@ -251,10 +251,11 @@ def test_the_next_start_removes_what_a_killed_process_left(
     assert not folder.exists()
     shared = list_shared_memory(driver.family)
     assert shared
+    others = [process for process in driver.family if process.name() not in SLOW_TO_END]
     driver.process.send_signal(signal.SIGKILL)
     driver.process.wait()
-    _, alive = psutil.wait_procs(driver.family, timeout=END_SECONDS)
-    assert {process.name() for process in alive} <= SLOW_TO_END
+    _, alive = psutil.wait_procs(others, timeout=END_SECONDS)
+    assert alive == []
     assert driver.folder.is_dir()
     with open_private_folder() as folder:
         assert list(driver.root.iterdir()) == [folder]
@@ -270,6 +271,23 @@ def test_a_folder_is_private_and_removed_at_the_end(root: Path, monkeypatch: pyt
         (folder / "session_1").mkdir()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         raise KeyError
+    assert list(root.iterdir()) == []
+
+
+def test_a_folder_is_removed_although_a_process_still_writes_into_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray's agents outlive the others for a moment, and may write while their folder is removed."""
+    monkeypatch.setenv("RAY_TMPDIR", str(root))
+    with open_private_folder() as folder:
+        (folder / "r/session_1/logs").mkdir(parents=True)
+        write = ": > r/session_1/logs/$i || exit; [ $i -ne 1000 ] || echo"
+        script = f"i=0; while [ $i -lt 30000 ]; do i=$((i+1)); {write}; done"
+        writer = subprocess.Popen(
+            ["sh", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        )
+        writer.stdout.readline()
+    writer.communicate()
     assert list(root.iterdir()) == []
 
 
@@ -293,6 +311,7 @@ def test_folders_of_living_processes_other_users_and_other_programs_stay(
     os.close(lock)
     left = {path.name for path in root.iterdir()}
     assert left == {f"{FOLDER_PREFIX}{name}" for name in expected} | {"session_1", "target"}
+    assert list((root / "target").iterdir()) == []
 
 
 def test_a_folder_that_is_removed_before_it_is_locked_is_created_again(
@@ -365,10 +384,12 @@ def test_a_long_folder_for_temporary_files_is_not_used(
 def test_a_local_ray_has_a_token_unless_the_user_decides(
     before: dict[str, str], modules: set[str], mode: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "modules", dict.fromkeys(modules))
-    monkeypatch.setattr(os, "environ", dict(before))
-    require_token()
-    assert os.environ.get("RAY_AUTH_MODE") == mode
-    token = os.environ.get("RAY_AUTH_TOKEN", "")
+    variables = dict(before)
+    with monkeypatch.context() as patch:  # pytest needs the true ones to report a failure
+        patch.setattr(sys, "modules", dict.fromkeys(modules))
+        patch.setattr(os, "environ", variables)
+        require_token()
+    assert variables.get("RAY_AUTH_MODE") == mode
+    token = variables.get("RAY_AUTH_TOKEN", "")
     assert len(token) == (0 if mode == "disabled" else 64)
     assert token == before.get("RAY_AUTH_TOKEN", token)

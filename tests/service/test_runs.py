@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import platform
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError, DataError
+from service.array_file import save_arrays
 from service.checkpoint_record import format_record
 from service.runs import Run, score
+
+HUGE_BYTES = 1 << 36  # 64 GiB without a block on disk: reading it would take a minute
 
 
 def test_round_trip(tmp_path: Path) -> None:
@@ -202,3 +207,33 @@ def test_code_outside_of_the_run_is_refused(tmp_path: Path, name: str) -> None:
     (run.code / "manifest.json").write_text(json.dumps({"originals": {name: "nets.py"}}))
     with pytest.raises(ConfigError, match=r"code/manifest\.json \(damaged\)"):
         run.config()
+
+
+def fill_run(folder: Path) -> Run:
+    """Creates a run with every file that a report depends on."""
+    run = Run(folder / "run")
+    run.create({"model": "net"})
+    save_arrays(run.model_path.with_suffix(".npz"), [np.zeros(3)])
+    run.model_path.with_suffix(".npz").rename(run.model_path)  # a zip archive, as a model is
+    for path in (run.metadata_path, run.metrics_path, run.layers_path):
+        path.write_text("{}")
+    (run.checkpoints / "epoch-0001").mkdir()
+    (run.checkpoints / "epoch-0001" / "checkpoint.json").write_text("{}")
+    return run
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "data.json", "metrics.jsonl", "layers.jsonl", "model.keras"])
+def test_files_of_an_implausible_size_are_not_hashed(tmp_path: Path, name: str) -> None:
+    run = fill_run(tmp_path)
+    run.hash_contents()
+    os.truncate(run.path / name, HUGE_BYTES)
+    with pytest.raises(DataError, match=name):
+        run.hash_contents()
+
+
+def test_a_huge_record_of_a_checkpoint_counts_as_damaged(tmp_path: Path) -> None:
+    run = fill_run(tmp_path)
+    before = run.hash_contents()
+    os.truncate(run.checkpoints / "epoch-0001" / "checkpoint.json", HUGE_BYTES)
+    changed = {key for key, digest in run.hash_contents().items() if digest != before[key]}
+    assert changed == {"checkpoints"}

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from pipelines.errors import ConfigError
 from pipelines.remote.store import ConflictError, ObjectMissingError, read_version, write_bytes
 from pipelines.remote.uri import Location, Uri
-from pipelines.storage import write_atomically
+from pipelines.storage import read_bounded, write_atomically
 from service.report.lease import LEASE_SECONDS, hold_lease
 from service.report.pages.page import render
 from service.report.pages.scripts import load_scripts
@@ -87,7 +87,7 @@ def write_index(
     try:
         root.mkdir(parents=True, exist_ok=True)
         with hold_lease(root / ".reports.lock", wait=2 * LEASE_SECONDS):
-            old = path.read_text(errors="replace") if path.exists() else None
+            old = _read_page(path) if path.exists() else None
             _check_generator(path, old)
             html = render_page()
             if old != html:
@@ -97,6 +97,14 @@ def write_index(
             "a directory that can be written", f"{path}: {error.strerror}", "check its permissions"
         ) from None
     return path
+
+
+def _read_page(path: Path) -> str:
+    """Reads the page that is replaced; an empty text for a file that is too large to be one."""
+    try:
+        return read_bounded(path).decode(errors="replace")
+    except ValueError:
+        return ""
 
 
 def _write_remote_index(root: Uri, render_page: Callable[[], str]) -> Uri:

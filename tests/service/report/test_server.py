@@ -121,6 +121,12 @@ def test_pages_of_other_programs_are_not_served(root: Path) -> None:
     assert not is_served(root, "/a/report/")
 
 
+def test_views_of_an_implausible_size_are_not_read(root: Path) -> None:
+    view = next((root / "a" / "report" / "views").iterdir())
+    os.truncate(view, 1 << 36)  # 64 GiB without a block on disk
+    assert not is_served(root, f"/a/report/views/{view.name}")
+
+
 def test_pipes_and_folders_are_not_served(root: Path) -> None:
     pictures = root / "a" / "report" / "pictures"
     os.mkfifo(pictures / "pipe-0123456789ab.jpg")
