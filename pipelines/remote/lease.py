@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipelines.errors import GlassboxError
+from pipelines.processes import is_running
 from pipelines.remote.store import (
     ConflictError,
     ObjectMissingError,
@@ -232,10 +233,4 @@ def _is_owner_dead(content: dict[str, Any]) -> bool:
     space = _find_process_space()
     if not space or content.get("space") != space or not isinstance(content.get("pid"), int):
         return False
-    try:
-        os.kill(content["pid"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False
+    return not is_running(content["pid"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from pipelines.errors import ConfigError
+from pipelines.processes import is_running
 from pipelines.remote.uri import Location, Uri
 from pipelines.settings import Spec
 from pipelines.shards.manifest import StoredFile
@@ -141,18 +142,8 @@ def remove_abandoned_scratch() -> None:
     """Removes the temporary folders of workers on this host that were killed."""
     for folder in Path(tempfile.gettempdir()).glob(f"{SCRATCH_PREFIX}*"):
         process = folder.name.removeprefix(SCRATCH_PREFIX).partition("-")[0]
-        if process.isdecimal() and not _is_running(int(process)):
+        if process.isdecimal() and not is_running(int(process)):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextmanager

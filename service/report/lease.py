@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.errors import ConfigError
+from pipelines.processes import is_running
 from pipelines.storage import parse_json
 
 # Time until a lease expires without renewal. The clocks of machines that share a lease must agree to seconds.
@@ -167,13 +168,7 @@ def _has_holder_died(current: dict[str, Any]) -> bool:
     process = rest.partition(":")[0]
     if host != socket.gethostname() or not process.isdigit():
         return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except (PermissionError, OverflowError):
-        return False
-    return False
+    return not is_running(int(process))
 
 
 def _parse(text: str) -> dict[str, Any]:
