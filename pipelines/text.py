@@ -1,7 +1,8 @@
-"""Text for the terminal: a line stays one line, whatever is in a name."""
+"""Text for terminals and pages: names from outside are shown as text, invisible characters as escapes."""
 
 from __future__ import annotations
 
+import html
 import io
 import logging
 import unicodedata
@@ -14,6 +15,7 @@ from pipelines.errors import shorten_middle
 
 MAX_CELL = 500  # characters; the middle of longer ones is left out
 MAX_WIDTH = 10_000  # columns: rows are never wrapped, so that they can be searched
+WHITE_SPACE = "\n\t"  # harmless in a page, unlike in a line of the terminal
 # Unicode categories that break lines, move the cursor, or are invisible: controls, formats such as
 # right-to-left marks, surrogates, separators.
 _ESCAPED = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
@@ -34,6 +36,15 @@ def escape_name(name: str, kept: str = "") -> str:
         else character
         for character in name
     )
+
+
+def escape_html(text: str) -> str:
+    """Escapes a text for a page: its markup, and invisible characters as in `escape_name`.
+
+    Args:
+        text: A text that may contain names from outside; line breaks and tabs in it are left as they are.
+    """
+    return html.escape(escape_name(text, kept=WHITE_SPACE))
 
 
 def print_lines(*lines: str, file: TextIO | None = None) -> None:

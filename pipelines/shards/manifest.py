@@ -81,7 +81,7 @@ class SplitManifest(Spec):
     rows: int
     shard_count: int
     bytes: int
-    file_pattern: Annotated[str, Field(pattern=r"^[^{}/]*\{number:05d\}[^{}/]*$")]
+    file_pattern: Annotated[PlainName, Field(pattern=r"^[^{}]*\{number:05d\}[^{}]*$")]
     table: StoredFile
     index: StoredFile
     class_counts: tuple[int, ...]

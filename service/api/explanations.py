@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 import os
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from PIL import Image
 
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import Uri
+from pipelines.text import escape_html
 from service.failures import translate_failures
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ class Heatmaps:
         for index, label in enumerate(self.classes):
             caption = f"{self.class_names[label]} {self.probabilities[index, label]:.1%}"
             figures.append(_figure(self.overlay(index), caption))
-        return f"<div>{html.escape(self.method)} of {html.escape(self.layer)}</div>{''.join(figures)}"
+        return f"<div>{escape_html(self.method)} of {escape_html(self.layer)}</div>{''.join(figures)}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -130,7 +130,7 @@ class Activations:
         for name, values in self.outputs.items():
             caption = f"{name}: {' x '.join(map(str, values.shape))}"
             if values.size == 1:
-                figures.append(f"<div>{html.escape(caption)}, value {values.item():.4g}</div>")
+                figures.append(f"<div>{escape_html(caption)}, value {values.item():.4g}</div>")
                 continue
             sparsity = float((values == 0).mean())
             figures.append(f"<div>{_figure(self.picture(name), f'{caption}, sparsity {sparsity:.0%}')}</div>")
@@ -312,7 +312,7 @@ def _figure(picture: Image.Image, caption: str) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
     source = base64.b64encode(buffer.getvalue()).decode()
-    text = html.escape(caption)
+    text = escape_html(caption)
     return (
         '<figure style="display:inline-block;margin:4px">'
         f'<img src="data:image/png;base64,{source}" alt="{text}"><figcaption>{text}</figcaption></figure>'

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import os
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ import numpy as np
 from pipelines.errors import ConfigError
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import Location, Uri
+from pipelines.text import escape_html
 from service.config import RunConfig
 from service.config import load_config as load_run_config
 from service.failures import translate_failures
@@ -110,7 +110,7 @@ class TrainedRun:
         return export(self, format, out, **options)
 
     def _repr_html_(self) -> str:
-        title = f"<b>{html.escape(self.path.name)}</b> ({html.escape(self.state)})"
+        title = f"<b>{escape_html(self.path.name)}</b> ({escape_html(self.state)})"
         epochs = self._open("metrics").metrics()
         if not epochs:
             return title

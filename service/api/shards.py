@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.remote.files import resolve_location
 from pipelines.remote.uri import Location, Uri
 from pipelines.shards.manifest import SHOWN_CLASSES, Manifest, load_manifest
+from pipelines.text import escape_html
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,15 +77,15 @@ class ShardSet:
         more = len(self.classes) - SHOWN_CLASSES
         if more > 0:
             names.append(f"... and {more} more")
-        header = "".join(f"<th>{html.escape(name)}</th>" for name in names)
+        header = "".join(f"<th>{escape_html(name)}</th>" for name in names)
         rows = []
         for name, split in self.manifest.splits.items():
             counts = [split.rows, *split.class_counts[:SHOWN_CLASSES]]
             if more > 0:
                 counts.append(sum(split.class_counts[SHOWN_CLASSES:]))
             cells = "".join(f"<td>{value:,}</td>" for value in counts)
-            rows.append(f"<tr><td>{html.escape(name)}</td>{cells}</tr>")
-        title = f"<b>Shard set</b> {html.escape(str(self.path))}"
+            rows.append(f"<tr><td>{escape_html(name)}</td>{cells}</tr>")
+        title = f"<b>Shard set</b> {escape_html(str(self.path))}"
         return f"{title}<table><tr>{header}</tr>{''.join(rows)}</table>"
 
 

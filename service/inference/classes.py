@@ -51,7 +51,7 @@ def match_classes(names: Sequence[str] | None, classes: Sequence[str], source: s
     """
     if names is None:
         pairs = ", ".join(f"{index} is {name!r}" for index, name in enumerate(classes[:MAX_NAMES]))
-        more = ", ..." if len(classes) > MAX_NAMES else ""
+        more = f" and {len(classes) - MAX_NAMES} more" if len(classes) > MAX_NAMES else ""
         note = f"classes: by position ({source or 'the model has no class names'}): output {pairs}{more}"
         return ClassMatch(tuple(classes), tuple(range(len(classes))), note)
     place = {unicodedata.normalize("NFC", name): index for index, name in enumerate(names)}

@@ -22,7 +22,7 @@ from service.report.lease import LeaseHeldError
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import write_index
 from service.report.publish import PAGE, summarize_manifest
-from service.report.reported import ReportedRun, find_home_link, find_reported_runs, find_shards_and_mix
+from service.report.reported import ReportedRun, find_home_link, find_reported_runs
 
 EXAMINED_AT_A_TIME = 16  # runs
 RENDERED = "rendered"
@@ -173,10 +173,7 @@ def _examine(reported: ReportedRun, options: ReportOptions, page_options: PageOp
         return Examined(NOT_FINISHED)
     with suppress(GlassboxError, OSError, KeyError, TypeError):  # rendering the report will raise it again
         published = reported.read_published()
-        if is_remote:  # without its configuration
-            shards, mix = find_published_shards(published)
-        else:
-            shards, mix = find_shards_and_mix(reported.fetch())
+        shards, mix = find_published_shards(published)
         fingerprint = compute_fingerprint(reported, shards, options, page_options, mix)
         if is_up_to_date(reported, fingerprint, published):
             return Examined(UP_TO_DATE, summarize_manifest(published))

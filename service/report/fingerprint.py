@@ -47,12 +47,10 @@ def compute_fingerprint(
     fingerprint = {
         "version": f"{VERSION} of {read_version()}",
         **(reported.hash_inputs() if inputs is None else inputs),
+        "data": str(resolve_location(shards)),
         "shards": hash_shards(shards),
         "parameters": hash_json(parameters),
     }
-    if isinstance(reported.location, Uri):
-        # With it, `is_up_to_date` need not read the configuration of a run in a store.
-        fingerprint["data"] = str(shards)
     mixed_sets = {name: hash_shards(parse_location(name)) for name in mix}
     if mixed_sets:
         fingerprint["mix"] = mixed_sets
@@ -99,7 +97,10 @@ def is_up_to_date(
 
 
 def find_published_shards(published: dict[str, Any]) -> tuple[Location, list[str]]:
-    """Returns the shard set that the report of a run in a store was made with, and the sets of its mix.
+    """Returns the shard set that a report was made with, and the sets of its mix.
+
+    With them, a job finds out that nothing has changed without the configurations of the runs, whose digests
+    it compares: it takes longer to parse a configuration than to do all the rest.
 
     Args:
         published: Summary of the report, see `ReportedRun.read_published`.

@@ -25,14 +25,14 @@ PAGE = "index.html"
 SUMMARY = "summary.json"  # in a store: the part of the manifest that a job over all runs reads
 SUMMARY_KEYS = ("kind", "version", "made_of", "about", "checks", "thumbnails", "single_file")
 SUMMARY_FIGURES = {"summary": None, "curves": ("epochs",)}  # figures in the summary: all, or some keys
-GENERATOR = re.compile(r'<meta name="generator" content="(glassbox report)">')  # of a report
+GENERATOR = re.compile(r'<meta name="generator" content="(glassbox (?:report|comparison))">')  # kind of page
 PAGE_START_BYTES = 4096  # of a page, in which its generator is named
 PICTURES = "pictures"
 VIEWS = "views"
 DIGEST_NAMED = (f"{PICTURES}/", f"{VIEWS}/")  # folders whose files have a digest in their name
 UPLOADS_AT_A_TIME = 16
 KIND = "glassbox report"
-VERSION = 10  # version of the page and its manifest; reports of another version are rendered again
+VERSION = 11  # version of the page and its manifest; reports of another version are rendered again
 
 
 def write_page_manifest(directory: Path, content: dict[str, Any]) -> None:
@@ -76,10 +76,15 @@ def read_kind(directory: Path) -> str:
     A page whose manifest is damaged is still known by its first bytes, so that it can be rendered again.
     """
     kind = str(read_page_manifest(directory).get("kind", ""))
-    if kind:
-        return kind
+    return kind or read_generator(directory / PAGE)
+
+
+def read_generator(page: Path) -> str:
+    """Returns the kind of page that a report or a comparison says it is; empty for any other file."""
+    if not page.is_file():  # a pipe would block
+        return ""
     try:
-        with (directory / PAGE).open("rb") as file:
+        with page.open("rb") as file:
             start = file.read(PAGE_START_BYTES).decode(errors="replace")
     except OSError:
         return ""

@@ -17,7 +17,8 @@ from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.storage import hash_json
 from service.mirror.fetch import fetch_run, find_remote_runs
 from service.report import lease as local_lease
-from service.report.publish import KIND, PAGE, PICTURES, SUMMARY, VIEWS, read_page_manifest, read_remote_json
+from service.report.publish import PAGE, PICTURES, SUMMARY, VIEWS, read_page_manifest, read_remote_json
+from service.report.record import is_report_record
 from service.runs import CHECKPOINTS, CONFIG, LAYERS, METADATA, METRICS, MODEL, REPORT, STATUS, Run, find_runs
 
 LEASE = ".report.lock"
@@ -91,12 +92,16 @@ class ReportedRun:
         return hash_remote_contents(self.location)
 
     def read_published(self) -> dict[str, Any]:
-        """Returns the manifest of the published report, or its summary in a store; empty without a report."""
+        """Returns the manifest of the published report, or its summary in a store.
+
+        Returns:
+            The content, see `service.report.record`; empty without a report, or if the content is damaged.
+        """
         if isinstance(self.report, Uri):
-            return read_remote_json(self.report / SUMMARY)
-        manifest = read_page_manifest(self.report)
-        is_complete = manifest.get("kind") == KIND and (self.report / PAGE).is_file()
-        return manifest if is_complete else {}
+            content = read_remote_json(self.report / SUMMARY)
+        else:
+            content = read_page_manifest(self.report) if (self.report / PAGE).is_file() else {}
+        return content if is_report_record(content) else {}
 
     def has_page(self, published: dict[str, Any]) -> bool:
         """Tells whether the page of a published report is complete; in a store, whether it exists.

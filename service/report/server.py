@@ -1,4 +1,4 @@
-"""Serves the reports below a directory over HTTP, and nothing else in it."""
+"""Serves the reports and comparisons below a directory over HTTP, and nothing else in it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,29 @@ import re
 import stat
 from contextlib import suppress
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from urllib.parse import unquote
 
 from aiohttp import web
 
 from pipelines.errors import ConfigError
 from pipelines.storage import MAX_TEXT_BYTES
+from pipelines.text import print_lines
 from service.report.pages.index import GENERATOR as INDEX_GENERATOR
 from service.report.pages.scripts import load_scripts
 from service.report.pages.view_files import is_view_file
-from service.report.publish import GENERATOR, MANIFEST, PAGE, PAGE_START_BYTES, PICTURES, VIEWS
-from service.runs import REPORT
+from service.report.publish import (
+    GENERATOR,
+    MANIFEST,
+    PAGE,
+    PAGE_START_BYTES,
+    PICTURES,
+    VIEWS,
+    read_generator,
+)
 
-ROOT = web.AppKey("root", Path)
 CONTENT_TYPES = {
     ".html": "text/html",
     ".js": "text/javascript",
@@ -34,12 +42,20 @@ CONTENT_TYPES = {
 # What is served, by path below the directory of runs; names of pictures and views contain a digest.
 KINDS = {
     "index": re.compile(re.escape(PAGE)),
-    "page": re.compile(rf".+/{REPORT}/{re.escape(PAGE)}"),
-    "manifest": re.compile(rf".+/{REPORT}/{re.escape(MANIFEST)}"),
-    "picture": re.compile(rf".+/{REPORT}/{PICTURES}/[\w.-]+-[0-9a-f]{{12}}\.(jpg|png|webp)"),
-    "view": re.compile(rf".+/{REPORT}/{VIEWS}/[\w-]+-[0-9a-f]{{12}}\.js"),
+    "page": re.compile(rf".+/{re.escape(PAGE)}"),
+    "manifest": re.compile(rf".+/{re.escape(MANIFEST)}"),
+    "picture": re.compile(rf".+/{PICTURES}/[\w.-]+-[0-9a-f]{{12}}\.(jpg|png|webp)"),
+    "view": re.compile(rf".+/{VIEWS}/[\w-]+-[0-9a-f]{{12}}\.js"),
 }
+METHODS = ("GET", "HEAD")
 SHUTDOWN_SECONDS = 5.0  # for requests in progress
+HEADERS = {
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "Server": "glassbox",
+    "X-Content-Type-Options": "nosniff",
+}
 KEEP = "private, max-age=31536000, immutable"  # the content of such a file never changes
 REVALIDATE = "private, no-cache"
 
@@ -63,7 +79,7 @@ def serve_reports(root: Path, host: str, port: int) -> None:
     Args:
         root: Directory of runs, with the index page in it.
         host: Address to listen on.
-        port: Port to listen on.
+        port: Port to listen on; 0 for any that is free.
 
     Raises:
         ConfigError: There is no such directory, or the address cannot be used.
@@ -73,43 +89,80 @@ def serve_reports(root: Path, host: str, port: int) -> None:
             "a directory of runs", f"DIR={root}", "name the directory of 'glassbox report --all'"
         )
     try:
-        web.run_app(
-            build_application(root),
-            host=host,
-            port=port,
-            access_log=None,
-            shutdown_timeout=SHUTDOWN_SECONDS,
-        )
+        with suppress(web.GracefulExit, KeyboardInterrupt):
+            asyncio.run(_serve(root.resolve(), host, port))
     except (OSError, OverflowError) as error:  # OverflowError: there is no such port
         fix = "choose another --host or --port"
         raise ConfigError("an address that is free", f"{host}:{port} ({error})", fix) from None
 
 
-def build_application(root: Path) -> web.Application:
-    """Builds the web application that serves the reports below a directory.
+async def _serve(root: Path, host: str, port: int) -> None:
+    runner = web.ServerRunner(ReportServer(root), handle_signals=True, shutdown_timeout=SHUTDOWN_SECONDS)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        name = f"[{host}]" if ":" in host else host
+        print_lines(f"Serving {root} at http://{name}:{runner.addresses[0][1]}/, until CTRL+C")
+        await asyncio.Event().wait()  # until a signal ends it
+    finally:
+        await runner.cleanup()
+
+
+class ReportServer(web.Server):
+    """Answers every request, malformed ones too, with a file that is served or an error, and with `HEADERS`.
 
     Args:
-        root: Directory of runs, with the index page in it.
+        root: Directory of runs, with the index page in it and without links in its path.
     """
-    application = web.Application()
-    application[ROOT] = root.resolve()
-    application.router.add_get("/{path:.*}", _respond)  # GET and HEAD
-    policy = build_server_policy()
 
-    async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(
-            {
-                "Content-Security-Policy": policy,
-                "Cross-Origin-Opener-Policy": "same-origin",
-                "Cross-Origin-Resource-Policy": "same-origin",
-                "Referrer-Policy": "no-referrer",
-                "Server": "glassbox",
-                "X-Content-Type-Options": "nosniff",
-            }
-        )
+    def __init__(self, root: Path) -> None:
+        super().__init__(self.respond)
+        self._root = root
+        self.headers = HEADERS | {"Content-Security-Policy": build_server_policy()}
 
-    application.on_response_prepare.append(add_headers)
-    return application
+    def __call__(self) -> web.RequestHandler:
+        """Returns the protocol of a new connection."""
+        return _Connection(self, loop=asyncio.get_running_loop(), access_log=None)
+
+    async def respond(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Responds to a well-formed request."""
+        if request.method not in METHODS:
+            response = self.build_error(HTTPStatus.METHOD_NOT_ALLOWED)
+            response.headers["Allow"] = ", ".join(METHODS)
+            return response
+        opened = await asyncio.to_thread(_open, self._root, request.rel_url.raw_path)
+        if opened is None:
+            return self.build_error(HTTPStatus.NOT_FOUND)
+        response = _build_response(request, *opened)
+        response.headers.update(self.headers)
+        return response
+
+    def build_error(self, status: int) -> web.Response:
+        """Builds the response of an error, which repeats nothing of the request."""
+        status = HTTPStatus(status)
+        return web.Response(status=status, text=f"{status.value}: {status.phrase}", headers=self.headers)
+
+
+class _Connection(web.RequestHandler):
+    """The protocol of a connection, whose errors have the headers of all other responses."""
+
+    def __init__(self, server: ReportServer, **options: Any) -> None:
+        super().__init__(server, **options)
+        self._server = server
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = HTTPStatus.INTERNAL_SERVER_ERROR,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Responds to a malformed request, which is not worth a traceback in the log, or to a bug of ours."""
+        if status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            return super().handle_error(request, status, exc, message)
+        response = self._server.build_error(status)
+        response.force_close()
+        return response
 
 
 def build_server_policy() -> str:
@@ -125,18 +178,14 @@ def build_server_policy() -> str:
     )
 
 
-async def _respond(request: web.Request) -> web.StreamResponse:
-    opened = await asyncio.to_thread(_open, request.app[ROOT], request.rel_url.raw_path)
-    if opened is None:
-        raise web.HTTPNotFound
-    served, file = opened
+def _build_response(request: web.BaseRequest, served: ServedFile, file: BinaryIO) -> web.Response:
     status = os.fstat(file.fileno())
     tag = f"{status.st_mtime_ns:x}-{status.st_size:x}"
     is_known = any(known.value in (tag, "*") for known in request.if_none_match or ())
     if is_known:
         file.close()
     response = web.Response(
-        status=304 if is_known else 200,
+        status=HTTPStatus.NOT_MODIFIED if is_known else HTTPStatus.OK,
         body=None if is_known else file,  # sent in pieces
         content_type=CONTENT_TYPES[served.path.suffix],
         charset="utf-8" if served.kind in ("index", "page", "view") else None,
@@ -203,11 +252,19 @@ def classify(path: str) -> str:
 
 
 def _is_genuine(served: ServedFile, file: BinaryIO) -> bool:
-    """Tells whether a file is what its name says: pages of other programs and other scripts are not."""
-    if served.kind == "view":
-        is_plausible = os.fstat(file.fileno()).st_size <= MAX_TEXT_BYTES
-        return is_plausible and is_view_file(served.path.name, file.read())
-    if served.kind not in ("index", "page"):
+    """Tells whether a file is what its name says: a page of ours, or a part of one."""
+    if served.kind == "index":
+        return INDEX_GENERATOR in _read_start(file)
+    if served.kind == "page":
+        return GENERATOR.search(_read_start(file)) is not None
+    folder = served.path.parent if served.kind == "manifest" else served.path.parent.parent
+    if read_generator(folder / PAGE) == "":  # the file belongs to something else, such as a shard set
+        return False
+    if served.kind != "view":
         return True
-    start = file.read(PAGE_START_BYTES).decode(errors="replace")
-    return INDEX_GENERATOR in start if served.kind == "index" else GENERATOR.search(start) is not None
+    is_plausible = os.fstat(file.fileno()).st_size <= MAX_TEXT_BYTES
+    return is_plausible and is_view_file(served.path.name, file.read())
+
+
+def _read_start(file: BinaryIO) -> str:
+    return file.read(PAGE_START_BYTES).decode(errors="replace")

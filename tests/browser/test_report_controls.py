@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -27,6 +28,23 @@ COUNT_FOCUSABLE = """[...document.querySelectorAll("a[href], button, summary, se
   .filter((element) => !(element.type === "radio" && !element.checked)).length"""
 SHOWN = """[...document.querySelectorAll('.predictions figure')]
   .filter((figure) => figure.offsetParent).map((figure) => figure.className)"""
+BASELINE = "majority-class baseline"
+# Boxes of the texts that plots draw, and how many coloured pixels of lines they cover.
+RECORD_TEXTS = """(() => {
+  window.labels = [];
+  const { strokeText } = CanvasRenderingContext2D.prototype;
+  CanvasRenderingContext2D.prototype.strokeText = function (text, x, y) {
+    const { width } = this.measureText(text);
+    const { data } = this.getImageData(x, y - 9, width, 9); // before the text and its outline cover the lines
+    let covered = 0;
+    for (let i = 0; i < data.length; i += 4) {
+      const channels = [data[i], data[i + 1], data[i + 2]];
+      if (data[i + 3] > 200 && Math.max(...channels) - Math.min(...channels) > 60) covered += 1;
+    }
+    labels.push({ text, left: x, right: x + width, top: y - 9, bottom: y, covered });
+    strokeText.call(this, text, x, y);
+  };
+})();"""
 PLOTS_ARE_DRAWN = "document.querySelectorAll('.uplot canvas').length === 2"
 GET_BOX = """(() => {{
   const box = {}.getBoundingClientRect();
@@ -190,6 +208,23 @@ def test_a_line_connects_the_evaluated_epochs(browser: Chrome, report: Path) -> 
     browser.open(write_plot(report, [n / 40 if n % 5 == 0 and n else None for n in range(1, 32)]))
     browser.until(PLOTS_ARE_DRAWN)
     assert browser.run(COLOURED_SHARE) == pytest.approx(25 / 30, abs=0.03)
+
+
+def test_labels_of_a_plot_overlap_neither_each_other_nor_a_line(browser: Chrome, report: Path) -> None:
+    """On a phone, next to the mark there is only the line, and the baseline below it is labelled too."""
+    values = [0.5 + 0.48 * (n / 30) ** 0.5 - 0.12 * (n == 18) for n in range(1, 31)]
+    mark = [24, "best epoch 24, gap +15.7 points"]
+    page = write_plot(report, values, marks=[mark], levels=[[0.5, "majority-class baseline"]])
+    script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=RECORD_TEXTS)
+    browser.open(page, width=390)
+    browser.until(PLOTS_ARE_DRAWN)
+    browser.call("Page.removeScriptToEvaluateOnNewDocument", **script)
+    boxes = [label for label in browser.run("labels") if label["text"] in (*mark[1].split(", "), BASELINE)]
+    assert len(boxes) == 3
+    for one, other in itertools.combinations(boxes, 2):
+        is_apart = one["right"] < other["left"] or other["right"] < one["left"]
+        assert is_apart or one["bottom"] <= other["top"] or other["bottom"] <= one["top"]
+    assert [box["text"] for box in boxes if box["text"] != BASELINE and box["covered"]] == []
 
 
 @pytest.mark.parametrize("old", [1280, 375])

@@ -138,6 +138,20 @@ def test_a_view_is_loaded_when_it_is_shown(browser: Chrome, report: Path) -> Non
     assert sum("/views/" in address for address in browser.requests) == 1
 
 
+def test_a_view_that_is_asked_for_again_before_it_arrives_is_loaded_once(
+    browser: Chrome, report: Path
+) -> None:
+    browser.open(report)
+    # All in one task, so that no script can arrive in between: a click on each of two links into the view.
+    browser.run("""for (const hash of ["#view-data", "#rejected"]) {
+      location.hash = hash;
+      dispatchEvent(new HashChangeEvent("hashchange"));
+    }""")
+    browser.until("document.querySelector('#rejected')?.checkVisibility()")
+    assert browser.run("document.querySelectorAll('head script[src]').length") == 1
+    assert sum("/views/" in address for address in browser.requests) == 1
+
+
 def test_printing_shows_the_opened_views_and_says_how_to_print_all(browser: Chrome, report: Path) -> None:
     browser.open(report, "#view-network")
     shown = "[...document.querySelectorAll('[data-view]')].filter((v) => v.offsetHeight).map((v) => v.id)"

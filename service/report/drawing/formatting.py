@@ -8,14 +8,20 @@ import re
 # Shown instead of a missing value.
 NO_VALUE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+FLOAT32_ERROR = 1e-6  # of a sum of probabilities
 # Characters of a name that a fragment identifier keeps.
 PLAIN = re.compile(r"[A-Za-z0-9/_-]")
 
 
 def percent(fraction: float | None, digits: int = 1) -> str:
-    """Formats a fraction in [0, 1] as a percentage, never rounded to 100% or 0%; a dash for None."""
+    """Formats a fraction in [0, 1] as a percentage, never rounded to 100% or 0%; a dash for None.
+
+    What float32 does not tell from 1 is 1: a probability is the same wherever on the page it was computed.
+    """
     if fraction is None or not math.isfinite(fraction):
         return NO_VALUE
+    if abs(fraction - 1) < FLOAT32_ERROR:
+        fraction = 1.0
     text = f"{fraction * 100:.{digits}f}"
     smallest = 10.0**-digits
     if fraction < 1 and float(text) >= 100:
@@ -31,7 +37,8 @@ def number(value: float | None, digits: int = 3) -> str:
         return NO_VALUE
     is_whole = abs(value) >= 1000 or value == int(value)
     text = f"{value:,.0f}" if is_whole else f"{value:.{digits}g}"
-    return text.replace("-", MINUS, 1) if value < 0 else text
+    # Also in exponents: lines are not broken at this sign.
+    return text.replace("-", MINUS)
 
 
 def decimal(value: float, digits: int = 2) -> str:

@@ -108,7 +108,8 @@ function notes(u, data) {
     if (!point || !next || x < point[0] || x > next[0]) return [];
     return [point[1] + ((x - point[0]) / (next[0] - point[0] || 1)) * (next[1] - point[1])];
   }));
-  const along = (x, length) => [...Array(9).keys()].flatMap((n) => heightsAt(x + (n * length) / 8));
+  const SAMPLES = 32; // under a label: enough to see the spike of a single epoch
+  const along = (x, length) => [...Array(SAMPLES + 1).keys()].flatMap((n) => heightsAt(x + (n * length) / SAMPLES));
   // Distance of a label that begins at x, at height y, from the nearest line.
   const clearance = (x, y, length) => Math.min(...[...heights, ...along(x, length)].map((h) => Math.abs(h - y)), height);
   for (const [value, text] of data.levels) {
@@ -123,10 +124,12 @@ function notes(u, data) {
     const x = u.valToPos(value, "x", true), rows = ctx.measureText(text).width > width * 0.45 ? text.split(", ") : [text];
     const length = Math.max(...rows.map((row) => ctx.measureText(row).width)), step = 15 * ratio;
     line(x, top, x, top + height);
-    const right = x - length - 10 * ratio < left, start = right ? x + 6 * ratio : x - length - 6 * ratio;
-    const least = (y) => Math.min(...rows.map((_, n) => clearance(start, y + n * step - 4 * ratio, length)));
-    const places = [...Array(9).keys()].map((n) => top + 14 * ratio + (n * (height - 24 * ratio - (rows.length - 1) * step)) / 8);
-    const [y] = places.sort((a, b) => least(b) - least(a));
+    const beside = x - length - 10 * ratio < left ? x + 6 * ratio : x - length - 6 * ratio, enough = 12 * ratio;
+    const clear = ([start, y]) => Math.min(enough, ...rows.map((_, n) => clearance(start, y + n * step - 4 * ratio, length)));
+    // Next to its line if there is space, else at the left or right end of the plot.
+    const places = [beside, left + 6 * ratio, left + width - length - 6 * ratio].flatMap((start) =>
+      [...Array(9).keys()].map((n) => [start, top + 14 * ratio + (n * (height - 24 * ratio - (rows.length - 1) * step)) / 8]));
+    const [[start, y]] = places.sort((a, b) => clear(b) - clear(a));
     rows.forEach((row, n) => write(row, start, y + n * step));
   }
   ctx.restore();

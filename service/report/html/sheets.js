@@ -76,6 +76,7 @@ function sheet(figure) {
     if (document.activeElement === button) point();
   }
   button.style.maxWidth = `${2 * image.getAttribute("width")}px`; // a few channels need not fill the page
+  button.style.setProperty("--columns", columns);
   const outer = image.closest("a") || image;
   outer.replaceWith(button);
   button.append(image, canvas, box);

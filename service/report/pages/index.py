@@ -196,7 +196,8 @@ def _build_row(
         note = f"not finished: {state}"
     folder = quote(_find_relative_path(run.report, root))
     pictures = [
-        {**picture, "file": f"{folder}/{picture['file']}"} for picture in manifest.get("thumbnails", ())
+        {**picture, "file": f"{folder}/{quote(picture['file'])}"}
+        for picture in manifest.get("thumbnails", ())
     ]
     return Row(
         run.name,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -12,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from pipelines.storage import write_atomically
+from pipelines.text import WHITE_SPACE, escape_html, escape_name
 from service.report.drawing import formatting
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.plots import Plot
@@ -337,8 +339,9 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_shorten_float,
+        finalize=_format_value,
     )
+    environment.policies["json.dumps_function"] = _dump_json
     environment.policies["json.dumps_kwargs"] = {"sort_keys": True, "separators": (",", ":")}
     environment.filters["embed_scripts"] = embed_scripts
     environment.filters["percent"] = formatting.percent
@@ -353,12 +356,34 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
 
 def _keep_options(text: str) -> Markup:
     """Keeps options of the command line, such as `--offset`, in one line: browsers break after a hyphen."""
-    return Markup(OPTION.sub(r'<span class="option">\g<0></span>', str(escape(text))))
+    return Markup(OPTION.sub(r'<span class="option">\g<0></span>', escape_html(text)))
 
 
-def _shorten_float(value: Any) -> Any:
-    """Shortens a number that is printed without a format, as for sorting, to six significant digits."""
-    return f"{value:.6g}" if isinstance(value, float) else value
+def _format_value(value: Any) -> Any:
+    """Returns what a template prints for a value; jinja then escapes the markup in it.
+
+    Numbers that are printed without a format, as for sorting, have six significant digits. Invisible
+    characters of names, such as right-to-left marks, become visible escapes.
+    """
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    is_text = isinstance(value, str) and not isinstance(value, Markup)
+    return escape_name(value, kept=WHITE_SPACE) if is_text else value
+
+
+def _dump_json(value: Any, **options: Any) -> str:
+    """Returns the JSON of what scripts show, with the names in it escaped as those in the markup."""
+    return json.dumps(_escape_names(value), **options)
+
+
+def _escape_names(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape_name(value, kept=WHITE_SPACE)
+    if isinstance(value, Mapping):
+        return {_escape_names(key): _escape_names(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escape_names(item) for item in value]
+    return value
 
 
 def find_instances(values: Any, kind: type[T]) -> Iterator[T]:

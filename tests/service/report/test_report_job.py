@@ -294,13 +294,15 @@ def test_a_folder_of_something_else_is_never_replaced(run, tmp_path):
 
 
 def test_percentages_near_0_and_100_are_not_rounded_to_them():
-    assert [percent(share) for share in (0.0, 0.00001, 0.5, 0.9999, 1.0)] == [
+    assert [percent(share) for share in (0.0, 0.00001, 0.5, 0.9999, 0.99999994, 1.0)] == [
         "0.0%",
         "<0.1%",
         "50.0%",
         ">99.9%",
         "100.0%",
+        "100.0%",
     ]
+    assert number(-1.16e-9) == "\N{MINUS SIGN}1.16e\N{MINUS SIGN}09"
     assert percent(None) == percent(float("nan")) == number(float("inf")) == "\N{EN DASH}"
 
 

@@ -16,6 +16,7 @@ from shard_samples import make_record, write_shards
 from service.report.batch import UP_TO_DATE, examine_all, report_all
 from service.report.fingerprint import compute_fingerprint, find_published_shards
 from service.report.options import PageOptions, ReportOptions
+from service.report.pages.index import write_index
 from service.report.publish import KIND
 from service.report.reported import find_reported_runs, find_shards_and_mix
 from service.runs import Run
@@ -89,6 +90,35 @@ def test_a_report_with_a_missing_file_is_due(runs: Path, missing: str) -> None:
     assert due == ["first"]
 
 
+def test_a_report_with_a_damaged_record_is_due_and_not_on_the_index(runs: Path) -> None:
+    path = runs / "first" / "report" / "manifest.json"
+    stolen = {"thumbnails": [{"file": "pictures/../../../secret.png", "width": 1, "height": 1}]}
+    path.write_text(json.dumps(json.loads(path.read_text()) | stolen))
+    assert find_due(runs) == ["first"]
+    write_index(runs, {run.name: run for run in find_reported_runs(runs)}, {})
+    html = (runs / "index.html").read_text()
+    assert "secret" not in html
+    assert "first/report/" not in html
+    assert "second/report/" in html
+
+
+def test_the_configuration_is_compared_and_not_parsed(runs: Path, tmp_path: Path) -> None:
+    run = Run(runs / "first")
+    run.config_path.write_text("not: [YAML")
+    assert find_due(runs) == ["first"]
+    record_inputs(run, tmp_path / "shards")
+    assert find_due(runs) == []
+
+
+def test_the_shard_set_that_a_report_was_made_with_is_compared(runs: Path, tmp_path: Path) -> None:
+    """Also if it is no longer the one that the configuration names, such as after a move."""
+    moved = tmp_path / "moved"
+    (tmp_path / "shards").rename(moved)
+    assert find_due(runs) == ["first", "second"]
+    record_inputs(Run(runs / "first"), moved)
+    assert find_due(runs) == ["second"]
+
+
 def test_a_model_of_the_same_size_and_time_is_noticed(runs: Path) -> None:
     """The digest decides, not size and time, which tools that copy files can restore."""
     model = runs / "second" / "model.keras"
@@ -125,6 +155,13 @@ def test_the_sets_of_a_mix_are_found_without_the_configuration() -> None:
     shards, mix = find_published_shards({"made_of": made_of})
     assert (str(shards), mix) == ("s3://b/set", ["s3://b/set", "s3://b/other"])
     assert find_published_shards({"made_of": {"data": "s3://b/set"}})[1] == []
+
+
+def record_inputs(run: Run, shards: Path) -> None:
+    """Records the present inputs of a run, as if its report had been rendered with a shard set."""
+    path = run.report / "manifest.json"
+    made_of = compute_fingerprint(run, shards, ReportOptions(), PageOptions())
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"made_of": made_of}))
 
 
 def find_due(runs: Path) -> list[str]:

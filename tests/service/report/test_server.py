@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 from service.report.pages.index import GENERATOR as INDEX
 from service.report.pages.view_files import add_view_file, is_view_file
-from service.report.server import _open, find_file
+from service.report.server import _open
 
 PAGE = '<meta name="generator" content="glassbox report">'
 PICTURE = "photo-0123456789ab.jpg"
@@ -69,17 +70,33 @@ def test_index_and_report_are_served(root: Path) -> None:
         "/a%2freport%2findex.html",
         "/a/report/index.html%00",
         "/%00",
+        "/a%00/report/index.html",
         "/a/report/index.html/",
         "/a\\report\\index.html",
-        "/report/index.html",
+        "/plain/index.html",
+        "/data/manifest.json",
+        "/data/pictures/photo-0123456789ab.jpg",
+        "/data/views/data-0123456789ab.js",
         f"/{'a' * 300}/report/index.html",
         "/%ff/report/",
     ],
 )
 def test_other_addresses_are_not_found(root: Path, address: str) -> None:
-    (root / "report").mkdir()
-    (root / "report" / "index.html").write_text(PAGE)
-    assert find_file(root, address) is None
+    (root / "plain").mkdir()
+    (root / "plain" / "index.html").write_text("<script>1</script>")
+    shutil.copytree(root / "a" / "report", root / "data")
+    (root / "data" / "index.html").unlink()
+    assert not is_served(root, address)
+
+
+def test_a_comparison_is_served(root: Path) -> None:
+    shutil.copytree(root / "a" / "report", root / "both")
+    (root / "both" / "index.html").write_text(PAGE.replace("report", "comparison"))
+    for address in ("/both/", "/both/manifest.json", f"/both/pictures/{PICTURE}"):
+        assert is_served(root, address), address
+    (root / "both" / "index.html").write_text(PAGE.replace("report", "preview"))
+    assert not is_served(root, "/both/")
+    assert not is_served(root, f"/both/pictures/{PICTURE}")
 
 
 @pytest.mark.parametrize(
@@ -88,7 +105,6 @@ def test_other_addresses_are_not_found(root: Path, address: str) -> None:
         ("a/report/pictures/out-0123456789ab.jpg", "../../../../secret.html"),
         ("a/report/pictures/model-0123456789ab.jpg", "../../model.keras"),
         ("b", "../.."),
-        ("c", "a/report"),
         ("a/report/pictures/page-0123456789ab.jpg", "../index.html"),
         ("a/report/pictures/loop-0123456789ab.jpg", "loop-0123456789ab.jpg"),
     ],
@@ -101,8 +117,10 @@ def test_links_to_anything_else_are_not_followed(root: Path, link: str, target: 
     assert not is_served(root, f"/{link}/index.html")
 
 
-def test_a_link_to_another_run_is_followed(root: Path) -> None:
+def test_a_link_to_another_run_or_page_is_followed(root: Path) -> None:
     (root / "best").symlink_to("a")
+    (root / "page").symlink_to("a/report")
+    assert is_served(root, "/page/")
     assert is_served(root, "/best/report/")
     assert not is_served(root, "/best/model.keras")
 
@@ -125,6 +143,11 @@ def test_views_of_an_implausible_size_are_not_read(root: Path) -> None:
     view = next((root / "a" / "report" / "views").iterdir())
     os.truncate(view, 1 << 36)  # 64 GiB without a block on disk
     assert not is_served(root, f"/a/report/views/{view.name}")
+
+
+def test_scripts_of_others_are_not_served(root: Path) -> None:
+    (root / "a" / "report" / "views" / "data-0123456789ab.js").write_text("alert(1)")
+    assert not is_served(root, "/a/report/views/data-0123456789ab.js")
 
 
 def test_pipes_and_folders_are_not_served(root: Path) -> None:

@@ -78,6 +78,17 @@ def test_blocks_of_other_shapes_are_not_equal():
     assert list_groups(architecture) == [["conv1"], ["conv2"], ["conv3"], ["mean"]]
 
 
+def test_blocks_of_the_same_size_and_another_shape_are_not_equal():
+    inputs = x = keras.Input((16, 4, 4))
+    for number in range(1, 4):  # 16 x 4 becomes 4 x 16 and back, with equal parameters and multiply-adds
+        x = L.Conv2D(4, 3, padding="same", name=f"conv{number}")(x)
+        x = L.Permute((2, 1, 3), name=f"permute{number}")(x)
+    outputs = L.Dense(2, name="logits")(L.GlobalAveragePooling2D(name="mean")(x))
+    architecture = describe_architecture(Network(keras.Model(inputs, outputs), head="logits"))
+    assert ["conv1"] in list_groups(architecture)
+    assert ["conv2"] in list_groups(architecture)
+
+
 def test_blocks_whose_branches_are_wired_otherwise_are_not_equal():
     def build(*lengths: tuple[int, int]) -> Architecture:
         """Blocks of a main path and two side branches; only the lengths of the branches differ."""
