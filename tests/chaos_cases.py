@@ -237,8 +237,13 @@ def change_source(world: World, chance: random.Random, change: str) -> Outcome:
     expected = lab.observe_shards(again)
     result = EQUAL
     if code == 0:
-        if lab.observe_shards(out) not in (reference.observed, expected):
-            raise WrongError("the shard set is neither that of the source before nor after the change")
+        observed = lab.observe_shards(out)
+        if observed not in (reference.observed, expected):
+            difference = lab.describe_difference(reference.observed, observed)
+            rejected = (out / "rejected.jsonl").read_text()
+            raise WrongError(
+                f"the shard set is neither that before nor after the change:\n{difference}\n{rejected}"
+            )
     else:
         check_refusal(command, code)
         result = REFUSED_THEN_EQUAL

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from pipelines.sources.csv_table import FileReader
 from pipelines.sources.folder import ParallelWalk
 from pipelines.sources.layout import reject_by_name
 from pipelines.sources.locations import parse_source_location
+from pipelines.sources.matlab import read_classes
 from pipelines.sources.options import SourceOptions
 from pipelines.sources.splits import join_names
 from pipelines.sources.table import Item, TableSource, build_source
@@ -293,16 +295,13 @@ def _read_meta(path: Path) -> dict[int, tuple[Synset, str]]:
         ConfigError: SciPy is not installed.
         DataError: The file is damaged.
     """
-    try:
-        from scipy.io import loadmat
-    except ImportError:
+    if find_spec("scipy") is None:
         fix = "pip install scipy, or copy LOC_synset_mapping.txt and LOC_val_solution.csv to the folder"
-        raise ConfigError("SciPy, to read a file of MATLAB", f"{path} without SciPy", fix) from None
+        raise ConfigError("SciPy, to read a file of MATLAB", f"{path} without SciPy", fix)
     try:
-        synsets = loadmat(path, squeeze_me=True, simplify_cells=True)["synsets"]
-        return {int(row["ILSVRC2012_ID"]): (str(row["WNID"]), str(row["words"])) for row in synsets}
-    except Exception as error:  # noqa: BLE001 (SciPy raises almost anything for a damaged file)
-        received = f"{path}: {type(error).__name__}: {error}".rstrip(".")
+        return {number: (synset, words) for number, synset, words in read_classes(path)}
+    except ValueError as error:
+        received = f"{path}: {error}".rstrip(".")
         raise DataError("meta.mat of ImageNet's development kit", received, "copy it again") from None
 
 

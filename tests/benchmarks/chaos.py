@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -96,7 +97,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of all random choices (default: 0)")
     parser.add_argument("--folder", type=Path, default=Path(DEFAULT_FOLDER), help="for the log and all files")
-    parser.add_argument("--only", default="", metavar="TEXT", help="run only cases whose name contains this")
+    parser.add_argument("--only", default="", metavar="REGEX", help="run only cases whose name contains this")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="run every N-th case, from the I-th on")
     parser.add_argument("--again", action="store_true", help="run cases that were wrong again")
     parser.add_argument("--table", action="store_true", help="run nothing, print the table of the log")
@@ -109,7 +110,7 @@ def main() -> int:
         done = {name: line for name, line in done.items() if line["result"] != WRONG}
     first, parts = map(int, options.part.split("/"))
     part = cases.list_cases()[first - 1 :: parts]
-    selected = [case for case in part if options.only in case.name and case.name not in done]
+    selected = [case for case in part if re.search(options.only, case.name) and case.name not in done]
     if selected and not options.table:
         with open_world(options.folder) as world:
             for case in selected:

@@ -14,6 +14,7 @@ from pipelines.errors import ConfigError, DataError
 from pipelines.records import Example
 from pipelines.sources import SourceOptions, open_source
 from pipelines.sources.base import Source
+from pipelines.sources.matlab import describe_exit
 
 WORDS = {
     "n01440764": "tench, Tinca tinca",
@@ -138,6 +139,11 @@ def test_damaged_files_are_errors(root: Path, file: str, text: str, message: str
     with pytest.raises(DataError) as error:
         open_source(f"imagenet:{root}")
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(("code", "end"), [(-11, "SIGSEGV"), (3, "exit code 3")])
+def test_the_end_of_the_process_that_reads_meta_is_named(code: int, end: str) -> None:
+    assert describe_exit(code) == end
 
 
 def test_what_is_missing_is_said(root: Path, tmp_path: Path) -> None:
