@@ -21,6 +21,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import secrets
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -126,6 +127,8 @@ class Run:
     def create(self, config: dict[str, Any], notes: Sequence[str] = ()) -> None:
         """Creates the directory with its configuration and copies of the user's files that it names.
 
+        A process that is killed meanwhile leaves nothing in the way of the next start.
+
         Args:
             config: Configuration as plain values.
             notes: Inferences about the user's code, to be recorded with it.
@@ -134,17 +137,27 @@ class Run:
             ConfigError: The path exists already, cannot be written, or a file of the user cannot be copied.
         """
         self.check_free()
+        has_place = self.path.exists()  # an empty directory, which may be a volume: it cannot be replaced
+        place = self if has_place else Run(self.path.with_name(f".tmp-{secrets.token_hex(4)}"))
         try:
-            self.checkpoints.mkdir(parents=True)
-            config_with_copies = self._copy_code(config, notes)
-            write_atomically(self.config_path, yaml.safe_dump(config_with_copies, sort_keys=False))
+            place._fill(config, notes)
+            if not has_place:
+                os.rename(place.path, self.path)
         except OSError as error:
             raise ConfigError(
                 "an output that can be written", f"out={self.path}: {error.strerror}", "choose another --out"
             ) from None
         except ConfigError:
-            self.remove()
+            place.remove()
             raise
+        finally:
+            if not has_place:
+                shutil.rmtree(place.path, ignore_errors=True)
+
+    def _fill(self, config: dict[str, Any], notes: Sequence[str]) -> None:
+        self.checkpoints.mkdir(parents=True)
+        config_with_copies = self._copy_code(config, notes)
+        write_atomically(self.config_path, yaml.safe_dump(config_with_copies, sort_keys=False))
 
     def _copy_code(self, config: dict[str, Any], notes: Sequence[str]) -> dict[str, Any]:
         """Copies the user's files and returns the configuration with the names of the copies."""

@@ -223,23 +223,19 @@ def change_source(world: World, chance: random.Random, change: str) -> Outcome:
     shutil.copytree(world.photos, photos)
     words = partial(build_from, photos=photos)
     work = Work("", words, lab.observe_shards, is_finished=lab.is_built, has_cluster=True)
-    reference = world.get_reference(lab.BUILD)
+    before = build_undisturbed(world, work)  # the manifest names the folder, so this is not that of all cases
     out = world.choose_output(work)
     command = world.start(work, out)
-    wait_for_moment(command, reference, chance)
+    wait_for_moment(command, world.get_reference(lab.BUILD), chance)
     path = chance.choice(sorted(photos.rglob("*.png")))
     CHANGES[change](path)
     code = command.wait()
-    again = world.choose_output(work)
-    after = world.start(work, again)
-    if after.wait() != 0:
-        raise WrongError(f"the changed source cannot be built:\n{after.output}")
-    expected = lab.observe_shards(again)
+    expected = build_undisturbed(world, work)
     result = EQUAL
     if code == 0:
         observed = lab.observe_shards(out)
-        if observed not in (reference.observed, expected):
-            difference = lab.describe_difference(reference.observed, observed)
+        if observed not in (before, expected):
+            difference = lab.describe_difference(before, observed)
             rejected = (out / "rejected.jsonl").read_text()
             raise WrongError(
                 f"the shard set is neither that before nor after the change:\n{difference}\n{rejected}"
@@ -258,10 +254,16 @@ def change_source(world: World, chance: random.Random, change: str) -> Outcome:
             raise WrongError(f"after a refusal:\n{last.output}")
         if lab.observe_shards(out) != expected:
             raise WrongError("after a refusal, the shard set is not that of the source")
-    lab.remove(photos.parent)
-    lab.remove(out)
-    lab.remove(again)
     return Outcome(1, result)
+
+
+def build_undisturbed(world: World, work: Work) -> object:
+    """Builds a shard set and returns what it is compared by."""
+    out = world.choose_output(work)
+    command = world.start(work, out)
+    if command.wait() != 0:
+        raise WrongError(f"the source cannot be built:\n{command.output}")
+    return work.observe(out)
 
 
 def build_from(world: World, out: Path, photos: Path) -> list[object]:

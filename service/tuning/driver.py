@@ -74,6 +74,8 @@ def tune(plan: Plan, out: str | Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     refusal = ConfigError("a search that nobody is running", f"out={out}", "wait until it ends, or stop it")
     with lock_file(out / LOCK, refusal):
+        for path in out.glob(f".tmp-*-{PLAN}"):
+            path.unlink()
         write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False))
         _create_runs(runs, configs)
         with ray_session(), _interrupt_on_sigterm(out):  # inside, because Ray installs its own handler
@@ -87,7 +89,7 @@ def _check_same(plan: Plan, out: Path) -> None:
     Raises:
         ConfigError: The directory holds something else, or a different search.
     """
-    if not out.exists() or (out.is_dir() and all(path.name == LOCK for path in out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(map(_is_unstarted, out.iterdir()))):
         return
     if not (out / PLAN).is_file():
         raise ConfigError(
@@ -106,6 +108,11 @@ def _check_same(plan: Plan, out: Path) -> None:
                 f"{name}={value}",
                 "use the same options, or another --out",
             )
+
+
+def _is_unstarted(path: Path) -> bool:
+    """Tells whether a file is one that a search leaves when it is killed before its plan is written."""
+    return path.name == LOCK or path.match(f".tmp-*-{PLAN}")
 
 
 def _check_trials(configs: Sequence[RunConfig]) -> None:

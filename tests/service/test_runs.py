@@ -14,7 +14,7 @@ import pytest
 from pipelines.errors import ConfigError, DataError
 from service.array_file import save_arrays
 from service.checkpoint_record import format_record
-from service.runs import Run, score
+from service.runs import Run, find_runs, score
 
 HUGE_BYTES = 1 << 36  # 64 GiB without a block on disk: reading it would take a minute
 
@@ -40,6 +40,18 @@ def test_existing_output_is_left_alone(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
     Run(tmp_path / "empty").path.mkdir()
     Run(tmp_path / "empty").create({})
+
+
+def test_a_process_that_is_killed_while_it_creates_a_run_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    child = os.fork()
+    if not child:
+        Run._copy_code = lambda *arguments: os._exit(9)
+        run.create({})
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    run.create({"model": "net"})
+    assert run.config() == {"model": "net"}
+    assert [found.path for found in find_runs(tmp_path)] == [run.path]
 
 
 def test_damaged_files_are_clear_errors(tmp_path: Path) -> None:

@@ -123,6 +123,8 @@ def test_only_the_same_search_can_be_resumed(tmp_path: Path) -> None:
     _check_same(plan(), tmp_path)
     (tmp_path / LOCK).touch()  # killed before the plan was written
     _check_same(plan(), tmp_path)
+    (tmp_path / f".tmp-12345678-{PLAN}").touch()  # or while it was
+    _check_same(plan(), tmp_path)
     (tmp_path / PLAN).write_text(plan().model_dump_json())  # JSON is YAML
     for same in (plan(), plan(trials=9), plan(cpus=2, restarts=0)):
         _check_same(same, tmp_path)
