@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import zipfile
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -33,8 +34,10 @@ from service.scores import losses
 # Keras quotes the configuration of every enclosing object before the cause of an error, or after it.
 KERAS_CAUSE = "Exception encountered:"
 KERAS_CONFIG = "Full object config:"
+MAX_NAME = 100  # characters of a layer's name in an error
 MAX_FEATURE_IMAGES = 5_000  # of which the features are kept
 MAX_FEATURE_VALUES = 1 << 25  # features kept in all: 128 MiB
+OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9_./-]")  # than TensorFlow takes in names of operations
 TOLERANCE = 2e-2  # by which a probability in half precision may leave [0, 1]
 
 
@@ -99,8 +102,8 @@ def load_model(path: str | Location, custom_objects: Sequence[str] = ()) -> kera
         The model. If its one output is in a dict or a list, it is returned with a plain output.
 
     Raises:
-        ConfigError: The file is missing, is not a Keras model, needs code to be executed, or has custom
-            layers that the modules do not define.
+        ConfigError: The file is missing, is not a Keras model, needs code to be executed, has custom layers
+            that the modules do not define, or a layer with a name that TensorFlow cannot run.
     """
     path = fetch_file(parse_location(path))
     if not path.is_file():
@@ -129,7 +132,23 @@ def load_model(path: str | Location, custom_objects: Sequence[str] = ()) -> kera
             f"model={path} ({_find_cause(error)})",
             "save it with this version of Keras, without Lambda layers and without classes of your own",
         ) from None
+    _check_names(model, path)
     return _select_output(model)
+
+
+def _check_names(model: keras.Model, path: Path) -> None:
+    """Makes sure that the names in a model can be those of operations in a graph.
+
+    Keras uses the model of any name, such as `my model`, but builds no graph of a layer of such a name.
+    """
+    model.name = OTHER_CHARACTERS.sub("_", model.name).lstrip("_/-") or "model"
+    for layer in model._flatten_layers(include_self=False):
+        if OTHER_CHARACTERS.search(layer.name):
+            raise ConfigError(
+                "layers whose names have letters of the English alphabet, digits, or _ . - alone",
+                f"model={path} (layer {layer.name[:MAX_NAME]!r})",
+                "rename the layer, build the model again and load its weights, and save it",
+            )
 
 
 def _load_custom_objects(path: Path, modules: Sequence[str]) -> dict[str, Any]:

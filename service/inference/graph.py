@@ -46,7 +46,9 @@ def replay_graph(model: keras.Model, x: Any, run_operation: RunOperation, prefix
                 return replay_graph(operation, args[0], run_operation, f"{prefix}{operation.name}/")
             if "training" in inspect.signature(operation.call).parameters:
                 kwargs["training"] = False
-            return run_operation(prefix + operation.name, operation, args, kwargs)
+            # Only within a scope may the name of an operation of TensorFlow begin with an underscore.
+            with keras.name_scope("replay"):
+                return run_operation(prefix + operation.name, operation, args, kwargs)
 
         return call
 

@@ -19,6 +19,7 @@ from service.report.rasters import repeat_pixels
 MAX_ENLARGED_SIDE = 64
 # Smallest longer side of images that are enlarged, in pixels.
 MIN_PHOTO_SIDE = 112
+MAX_STEM = 80  # characters of a file's name before its digest; the name of a layer may have thousands
 # Encoding threads; Pillow releases the interpreter lock while it encodes.
 THREADS = 4
 # File format, and options of Pillow's `save`, by kind of picture.
@@ -139,7 +140,7 @@ class Album:
     def _add(self, drawing: Drawing, content: bytes) -> Picture:
         digest = hashlib.sha256(content).hexdigest()
         suffix = FORMATS[drawing.kind][0].replace("jpeg", "jpg")
-        file = f"{self.FOLDER}/{drawing.stem}-{digest[:12]}.{suffix}"
+        file = f"{self.FOLDER}/{drawing.stem[:MAX_STEM]}-{digest[:12]}.{suffix}"
         (self.directory / file).write_bytes(content)
         # The same pixels may come from several origins.
         entry = self.entries.setdefault(file, {"file": file, "sha256": digest, "made_from": []})

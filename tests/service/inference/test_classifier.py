@@ -243,6 +243,26 @@ def test_a_saved_model_predicts_as_before(tmp_path):
     )
 
 
+def test_a_model_of_any_name_predicts(tmp_path):
+    dense = L.Dense(3, activation="softmax", name="_dense")
+    model = keras.Sequential([L.Input((1, 1, 1)), L.Flatten(), dense], name="my <b>model")
+    dense.set_weights([np.array([[1, 2, -1]], np.float32), np.array([0, 0.5, 0], np.float32)])
+    model.save(tmp_path / "model.keras")
+    batches = [batch([[[[51]]]], [1])]
+    loaded = load_model(tmp_path / "model.keras")
+    found, _ = predict_with_features(loaded, batches, 1, interpret_model(loaded, PredictOptions()))
+    np.testing.assert_allclose(found.probabilities, [softmax([0.2, 0.9, -0.2])], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["two words", "<b>", "a\u202eb"])
+def test_a_layer_name_that_no_graph_can_have_is_refused(tmp_path, name):
+    path = tmp_path / "model.keras"
+    inner = keras.Sequential([L.Input((1, 1, 3)), L.Flatten(name=name)], name="inner")
+    keras.Sequential([L.Input((1, 1, 3)), inner, L.Dense(2, activation="softmax")]).save(path)
+    with pytest.raises(ConfigError, match="rename the layer"):
+        load_model(path)
+
+
 def test_files_that_are_not_models(tmp_path):
     with pytest.raises(ConfigError, match="no such file"):
         load_model(tmp_path / "missing.keras")

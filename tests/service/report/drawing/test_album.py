@@ -77,6 +77,13 @@ def test_an_album_names_files_by_content_and_records_all_their_origins(tmp_path)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / first.file)), pixels)
 
 
+def test_the_name_of_a_file_is_short_whatever_the_layer_is_called(tmp_path):
+    pixels = np.zeros((4, 4, 3), np.uint8)
+    picture = Album(tmp_path).add_sheet(pixels, "y" * 10_000, "")
+    assert (tmp_path / picture.file).is_file()
+    assert picture.file.startswith("pictures/yyy")
+
+
 def test_a_greyscale_image_keeps_its_values(tmp_path):
     pixels = np.array([[[0], [200]], [[50], [255]]], np.uint8)
     picture = Album(tmp_path).add_photo(pixels, "x", "an image")

@@ -48,10 +48,3 @@ def test_values_of_scripts_are_escaped_as_the_markup_is() -> None:
 
 def test_line_breaks_of_texts_are_kept() -> None:
     assert fill("<pre>{{ text }}</pre>", text="two\n\tlines") == "<pre>two\n\tlines</pre>"
-
-
-def test_options_stay_in_one_line_and_numbers_are_short() -> None:
-    assert fill("{{ note|keep_options }}", note="set --fit <x>") == (
-        'set <span class="option">--fit</span> &lt;x&gt;'
-    )
-    assert fill("{{ value }}", value=1 / 3) == "0.333333"
