@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
+import os
 import resource
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +16,10 @@ import numpy as np
 import pytest
 
 from pipelines.errors import ConfigError, TrainingError
+from pipelines.storage import hash_file
 from service.checkpoint import (
     Position,
+    RunCheckpoint,
     Variables,
     choose_epochs,
     newest_checkpoint,
@@ -23,6 +28,7 @@ from service.checkpoint import (
     snapshot,
     variables_of,
 )
+from service.checkpoint_record import format_record
 
 
 def variables(fill: float, size: int = 3) -> Variables:
@@ -173,6 +179,40 @@ def test_damaged_checkpoints_are_skipped_and_removed_by_the_next_save(tmp_path: 
         "epoch-0001-step-0000002",
     ]
     assert newest_checkpoint(tmp_path, "abc").position == position(1, 2)
+
+
+def test_a_state_of_an_implausible_size_is_not_read(tmp_path: Path) -> None:
+    save(tmp_path, 1, 2)
+    os.truncate(tmp_path / "epoch-0002" / "state.npz", 1 << 36)  # 64 GiB without a block on disk
+    found = newest_checkpoint(tmp_path, "abc", "net")
+    assert (found.position, [path.name for path in found.damaged]) == (position(1), ["epoch-0002"])
+
+
+def test_arrays_that_declare_terabytes_are_an_error_that_names_the_checkpoint(tmp_path: Path) -> None:
+    """Somebody has altered the arrays, and the digests with them."""
+    save(tmp_path, 1)
+    path = tmp_path / "epoch-0001"
+    arrays = (path / "state.npz").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(arrays)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path / "state.npz", "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content.replace(b"(2, 3)", b"(2, 9" + b"9" * 11 + b")", 1))
+    record = json.loads((path / "checkpoint.json").read_text())
+    record["sha256"] = hash_file(path / "state.npz")
+    (path / "checkpoint.json").write_text(format_record(record))
+    found = newest_checkpoint(tmp_path, "abc")
+    with pytest.raises(TrainingError, match=r"epoch-0001 \(0000.npy declares"):
+        found.load(variables(0))
+    with pytest.raises(TrainingError, match=r"epoch-0001 \(0000.npy declares"):
+        RunCheckpoint(1, path).load(SmallModel())
+
+
+class SmallModel:
+    """What `RunCheckpoint.load` uses of a Keras model."""
+
+    def __init__(self) -> None:
+        self.variables = list(variables(0)["model"])
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[]", '{"sha256": 3}', None])
