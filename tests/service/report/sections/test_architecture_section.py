@@ -79,14 +79,15 @@ def test_blocks_of_other_shapes_are_not_equal():
 
 
 def test_blocks_of_the_same_size_and_another_shape_are_not_equal():
-    inputs = x = keras.Input((16, 4, 4))
+    inputs = keras.Input((16, 4, 4))
+    x = L.Conv2D(4, 3, padding="same", name="stem")(inputs)
     for number in range(1, 4):  # 16 x 4 becomes 4 x 16 and back, with equal parameters and multiply-adds
-        x = L.Conv2D(4, 3, padding="same", name=f"conv{number}")(x)
-        x = L.Permute((2, 1, 3), name=f"permute{number}")(x)
+        x = add_block(x, f"block{number}", {})
+        x = L.Permute((2, 1, 3), name=f"block{number}_turn")(x)
     outputs = L.Dense(2, name="logits")(L.GlobalAveragePooling2D(name="mean")(x))
-    architecture = describe_architecture(Network(keras.Model(inputs, outputs), head="logits"))
-    assert ["conv1"] in list_groups(architecture)
-    assert ["conv2"] in list_groups(architecture)
+    groups = list_groups(describe_architecture(Network(keras.Model(inputs, outputs), head="logits")))
+    assert len(groups) >= 4
+    assert [group for group in groups if len(group) > 1] == []
 
 
 def test_blocks_whose_branches_are_wired_otherwise_are_not_equal():
