@@ -78,7 +78,7 @@ def kill(world: World, chance: random.Random, work: Work, kills: int, victim: st
             refused += 1
         if killed >= kills:
             break
-    if out.exists() or work.prepare is not lab.no_preparation:
+    if code != 0:
         world.finish(work, out)
     return Outcome(killed, REFUSED_THEN_EQUAL if refused else EQUAL)
 

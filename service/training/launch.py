@@ -250,7 +250,7 @@ def check_paths_persist(**paths: Location) -> None:
 def _launch(config: RunConfig, output: RunOutput, spec: WorkerSpec, local: bool, began: float) -> None:
     """Trains a run under its lock, and keeps its status up to date."""
     run = output.run
-    with run.hold_lock(), _translate_full_disk():
+    with run.hold_lock(), translate_full_disk():
         timings = {} if local else {"ray": time.perf_counter() - began}
         run.withdraw_stop()
         run.update_status(
@@ -311,7 +311,7 @@ def _train_locally(config: RunConfig, run: Run) -> None:
 
 
 @contextmanager
-def _translate_full_disk() -> Iterator[None]:
+def translate_full_disk() -> Iterator[None]:
     """Turns the error of a full or read-only disk into one with a fix for the user."""
     try:
         yield

@@ -25,7 +25,7 @@ from service.config import RunConfig
 from service.models.check import check_model
 from service.recipe import format_epochs
 from service.runs import Run
-from service.training.launch import check_can_start, check_paths_persist
+from service.training.launch import check_can_start, check_paths_persist, translate_full_disk
 from service.tuning.plan import PLAN, Plan, read_plan
 from service.tuning.trial import END_STATES, METRIC, TIME, train_trial
 
@@ -38,6 +38,7 @@ RAY = ".ray"
 LOCK = ".lock"
 
 
+@translate_full_disk()
 def tune(plan: Plan, out: str | Path) -> Path:
     """Runs a search, or resumes one with the same plan, and writes the leaderboard and the best preset.
 
@@ -50,7 +51,7 @@ def tune(plan: Plan, out: str | Path) -> Path:
 
     Raises:
         ConfigError: The space does not fit the preset, or `out` is not the directory of this search.
-        TrainingError: No trial has a result.
+        TrainingError: No trial has a result, or the disk is full.
         Interrupted: The search was interrupted; the same command resumes it.
     """
     if is_uri(out):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,17 @@ class TrialLog(tune.Callback):  # type: ignore[misc]
     def on_trial_complete(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """Records and prints that a trial ended or was stopped."""
         run = Run(trial.config["run"])
-        record_end(run)
+        with suppress(OSError):
+            record_end(run)
         print_lines(f"{run.path.name}  {run.status().get('reason') or 'finished'}")
 
     def on_trial_error(self, iteration: int, trials: Sequence[Any], trial: Any, **info: Any) -> None:
         """Records and prints that a trial failed for good."""
         run = Run(trial.config["run"])
-        record_end(run, _find_reason(str(trial.get_error() or "")))
-        print_lines(f"{run.path.name}  failed: {run.status().get('reason')}")
+        reason = _find_reason(str(trial.get_error() or ""))
+        with suppress(OSError):  # on a full disk the reason itself matters more
+            record_end(run, reason)
+        print_lines(f"{run.path.name}  failed: {run.status().get('reason') or reason}")
 
 
 def _find_reason(traceback: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 from training_samples import config_for, noise_shards
 
-from pipelines.errors import ConfigError, Interrupted
+from pipelines.errors import ConfigError, Interrupted, TrainingError
 from service.runs import Run
+from service.tuning import driver
 from service.tuning.driver import (
     LOCK,
     _check_same,
@@ -137,6 +139,15 @@ def test_only_the_same_search_can_be_resumed(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(ConfigError, match=f"was begun at .*{name}="):
             _check_same(plan(**{name: other}), tmp_path)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**paths: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(driver, "check_paths_persist", fail)
+    with pytest.raises(TrainingError, match="No space left on device"):
+        driver.tune(plan(), tmp_path)
 
 
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -152,3 +153,17 @@ def test_messages_about_trials(plan: Plan, tmp_path: Path, capsys: pytest.Captur
     assert early.status()["reason"].startswith(
         "Expected enough memory on this machine. Received: error=2 worker(s)"
     )
+
+
+def test_a_trial_whose_end_cannot_be_recorded_does_not_end_the_search(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(self: Run, **changes: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    (run,) = create_trials(plan, tmp_path, [[0.5]], state="training")
+    monkeypatch.setattr(Run, "update_status", fail)
+    failed = SimpleNamespace(config={"run": str(run.path)}, get_error=lambda: "OSError: [Errno 28] No space")
+    TrialLog(2).on_trial_error(1, [], failed)
+    TrialLog(2).on_trial_complete(1, [], failed)
+    assert capsys.readouterr().out.splitlines()[0] == "trial-000  failed: OSError: [Errno 28] No space"
