@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,39 +53,47 @@ def flush(folder: Path) -> None:
 
 def webdataset(folder: str, scratch: str, cores: int, check: str) -> Rounds:
     """The `ShardWriter` of webdataset in one process per core, with a digest of every shard added."""
+    import webdataset  # noqa: F401 (before the processes are forked)
+
+    yield from _write_parts(folder, scratch, cores, partial(write_tars, check=check))
+
+
+def write_tars(out: Path, paths: Sequence[Path], labels: dict[str, int], check: str) -> None:
+    """Writes photos with webdataset, and computes the digest of every shard."""
     import webdataset as wds
 
     def compute_digest(name: str) -> None:
         with open(name, "rb") as file:
             hashlib.file_digest(file, "sha256")
 
-    def write(out: Path, paths: Sequence[Path], labels: dict[str, int]) -> None:
-        pattern = str(out / "%05d.tar")
-        with wds.ShardWriter(
-            pattern, maxcount=10**9, maxsize=SHARD_BYTES, post=compute_digest, verbose=0
-        ) as writer:
-            for path in paths:
-                image = check_image(path.read_bytes(), check)
-                name = f"{path.parent.name}/{path.stem}"
-                writer.write({"__key__": name, "jpg": image, "cls": labels[path.parent.name]})
-
-    yield from _write_parts(folder, scratch, cores, write)
+    pattern = str(out / "%05d.tar")
+    with wds.ShardWriter(
+        pattern, maxcount=10**9, maxsize=SHARD_BYTES, post=compute_digest, verbose=0
+    ) as writer:
+        for path in paths:
+            image = check_image(path.read_bytes(), check)
+            name = f"{path.parent.name}/{path.stem}"
+            writer.write({"__key__": name, "jpg": image, "cls": labels[path.parent.name]})
 
 
 def mosaicml_streaming(folder: str, scratch: str, cores: int, check: str) -> Rounds:
     """The `MDSWriter` of mosaicml-streaming in one process per core, with its digests of the shards."""
-    from streaming import MDSWriter
     from streaming.base.util import merge_index
 
-    def write(out: Path, paths: Sequence[Path], labels: dict[str, int]) -> None:
-        columns = {"image": "bytes", "label": "int", "id": "str"}
-        with MDSWriter(columns=columns, out=str(out), hashes=["sha256"], size_limit=SHARD_BYTES) as writer:
-            for path in paths:
-                image = check_image(path.read_bytes(), check)
-                name = f"{path.parent.name}/{path.name}"
-                writer.write({"image": image, "label": labels[path.parent.name], "id": name})
-
+    write = partial(write_mds, check=check)
     yield from _write_parts(folder, scratch, cores, write, lambda out: merge_index(str(out), keep_local=True))
+
+
+def write_mds(out: Path, paths: Sequence[Path], labels: dict[str, int], check: str) -> None:
+    """Writes photos with mosaicml-streaming, which computes the digest of every shard."""
+    from streaming import MDSWriter
+
+    columns = {"image": "bytes", "label": "int", "id": "str"}
+    with MDSWriter(columns=columns, out=str(out), hashes=["sha256"], size_limit=SHARD_BYTES) as writer:
+        for path in paths:
+            image = check_image(path.read_bytes(), check)
+            name = f"{path.parent.name}/{path.name}"
+            writer.write({"image": image, "label": labels[path.parent.name], "id": name})
 
 
 def _write_parts(
