@@ -184,7 +184,7 @@ gpu-check: $(READY_DEV) ## correctness and speed on this machine's GPUs, one to 
 fault-table: $(READY_DEV) ## kill, stop and starve training, and tabulate how each fault ends: half an hour
 	$(BIN)/python tests/benchmarks/faults.py $(BENCH)
 
-fault-matrix: $(READY_DEV) ## damage every file of a run and of a shard set in nine ways, run each command: half an hour
+fault-matrix: $(READY_DEV) ## damage every file that glassbox writes in nine ways, run each command that reads it: half an hour
 	cd tests && ../$(BIN)/python fault_matrix.py
 
 chaos: $(READY_DEV) ## disturb every command at random, compare the results to the bit: an hour, resumable (needs cc; disks and users: root)

@@ -1,4 +1,4 @@
-"""Damages every file of a run, a shard set, a search and a cache in nine ways, and runs its readers.
+"""Damages every file that glassbox writes in nine ways, and runs the commands that read it.
 
 A command may do its work as if nothing had happened, or end in one sentence. It may neither show a traceback,
 nor give another result without a word, nor change any other file.
@@ -7,8 +7,6 @@ nor give another result without a word, nor change any other file.
 from __future__ import annotations
 
 import hashlib
-import io
-import json
 import logging
 import os
 import re
@@ -16,26 +14,35 @@ import resource
 import shutil
 import sys
 import tempfile
-import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from fault_readers import (
+    COMMANDS,
+    READERS,
+    SET_URI,
+    SHARD_SPEC,
+    SMALL_REPORT,
+    WRITES,
+    WRITES_WHEN_REFUSED,
+    Result,
+    run_command,
+)
 from shard_samples import encode_png
 from stores import get_client_environment, run_s3_server
 from tiny_models import register_tiny_models
 from training_samples import config_for, fit_run, noise_shards
 
 from pipelines.cluster import ray_session
-from pipelines.errors import GlassboxError
-from service.cli import main
-from service.failures import translate_failures
+from pipelines.shards.build import build_shards
+from pipelines.sources import open_source
+from service.report.batch import report_all
 from service.report.job import render_report
-from service.report.options import ReportOptions
 from service.runs import Run
 
 logging.getLogger("tensorflow").setLevel(logging.ERROR)  # warns of models that are compiled again and again
@@ -72,7 +79,7 @@ SEARCH_FILES = (
     "trials/trial-000/status.json",
     "trials/trial-000/model.keras",
 )
-# Patterns, because the names contain digests
+# Patterns, because names contain digests; the first file that fits is damaged
 CACHE_FILES = (
     "shards/sets/*/*-validation-00000.arrow",
     "shards/sets/*/*-validation.rows.arrow",
@@ -80,7 +87,35 @@ CACHE_FILES = (
     "shards/sets/*/fetched.json",
     "shards/sets/*/location",
 )
-FOLDERS = {"run": RUN_FILES, "shards": SET_FILES, "search": SEARCH_FILES, "cache": CACHE_FILES}
+TFRECORD_FILES = (
+    "manifest.json",
+    "validation-00000.tfrecord",
+    "validation-00000.index.arrow",
+    "validation.rows.arrow",
+    "validation.shards.arrow",
+)
+BUILD_FILES = (
+    ".building/build.json",
+    ".building/lock",
+    ".building/*/train-00000-*.done",
+    "train-00000-*.arrow",
+)
+REPORTS_FILES = (
+    "index.html",
+    "first/report/manifest.json",
+    "first/report/index.html",
+    "first/report/pictures/*",
+    "first/report/views/*",
+)
+FOLDERS = {  # in the order in which they are made
+    "shards": SET_FILES,
+    "tfrecord": TFRECORD_FILES,
+    "build": BUILD_FILES,
+    "run": RUN_FILES,
+    "search": SEARCH_FILES,
+    "cache": CACHE_FILES,
+    "reports": REPORTS_FILES,
+}
 PRESET = """model: linear
 data: {image_size: [12, 12]}
 optimizer: {name: adam, learning_rate: 1.0e-3}
@@ -88,16 +123,6 @@ global_batch: 9
 epochs: 2
 """
 SPACE = "optimizer.learning_rate: {loguniform: [1.0e-13, 1.0e-12]}\n"  # at these rates, nothing is learned
-SET_URI = "s3://matrix/shards"
-SMALL_REPORT = ReportOptions(
-    training_images=2,
-    predictions=2,
-    activation_images=0,
-    heatmap_images=0,
-    patterns=0,
-    trust_images=0,
-    layer_times=False,
-)
 
 
 @dataclass(frozen=True)
@@ -106,7 +131,7 @@ class Case:
 
     Attributes:
         folder: Folder of the damaged file, a key of `FOLDERS`.
-        file: Path of the damaged file in the folder, or a pattern that fits no other.
+        file: Path of the damaged file in the folder, or a pattern whose first match it is.
         damage: Name of the damage, see `DAMAGES`.
         command: Name of the command, see `COMMANDS`.
     """
@@ -120,64 +145,49 @@ class Case:
         return f"{self.folder}/{self.file}-{self.damage}-{self.command}"
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command did.
-
-    Attributes:
-        code: Its exit code; 1 for an exception.
-        output: What it printed, with the traceback of an exception.
-        observed: What it found or made, to be compared; empty if it failed.
-    """
-
-    code: int
-    output: str
-    observed: str
-
-
-def empty(path: Path, other: Path) -> None:
+def empty(path: Path, other: Path | None) -> None:
     path.write_bytes(b"")
 
 
-def truncate(path: Path, other: Path) -> None:
+def truncate(path: Path, other: Path | None) -> None:
     content = path.read_bytes()
     path.write_bytes(content[: len(content) * 3 // 5])
 
 
-def flip_bit(path: Path, other: Path) -> None:
-    content = bytearray(path.read_bytes())
+def flip_bit(path: Path, other: Path | None) -> None:
+    content = bytearray(path.read_bytes() or b"\0")  # the file of a lock is empty
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
-def write_null(path: Path, other: Path) -> None:
+def write_null(path: Path, other: Path | None) -> None:
     path.write_text("null\n")
 
 
-def write_list(path: Path, other: Path) -> None:
+def write_list(path: Path, other: Path | None) -> None:
     path.write_text('[{"a": [1, "b", null]}]\n')
 
 
-def enlarge(path: Path, other: Path) -> None:
+def enlarge(path: Path, other: Path | None) -> None:
     os.truncate(path, HUGE_BYTES)
 
 
-def make_directory(path: Path, other: Path) -> None:
+def make_directory(path: Path, other: Path | None) -> None:
     path.unlink()
     path.mkdir()
 
 
-def make_unreadable(path: Path, other: Path) -> None:
+def make_unreadable(path: Path, other: Path | None) -> None:
     path.unlink()
     path.symlink_to(path.name)  # a loop, which not even root can read
 
 
-def swap(path: Path, other: Path) -> None:
+def swap(path: Path, other: Path | None) -> None:
     shutil.copyfile(other, path)
 
 
 SENTENCE = re.compile(r"Expected .+\. Received: .+\. Fix: .+\.")
-DAMAGES: dict[str, Callable[[Path, Path], None]] = {
+DAMAGES: dict[str, Callable[[Path, Path | None], None]] = {
     "empty": empty,
     "truncated": truncate,
     "bit flipped": flip_bit,
@@ -190,85 +200,154 @@ DAMAGES: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+class EndedError(Exception):
+    """Ends a build before its shard set is complete."""
+
+
 class Matrix:
-    """An undamaged run, its shard set, a search and a cache, others of these, and all results of commands.
+    """An undamaged folder of every kind, others that files are swapped with, and the results of commands.
 
     Args:
         folder: Empty directory for everything.
         resources: Closes the object store, and restores the environment.
+        cases: The cases that will be run, which determine what has to be made for them.
     """
 
-    def __init__(self, folder: Path, resources: ExitStack) -> None:
+    def __init__(self, folder: Path, resources: ExitStack, cases: Sequence[Case]) -> None:
         self.folder = folder
+        needed = {"shards", "run", *(case.folder for case in cases)}
+        self._kinds = [name for name in FOLDERS if name in needed]
+        self._resources = resources
         self._pristine = folder / "pristine"
-        noise_shards(folder / "shards", classes=2)
-        noise_shards(folder / "other_shards", rows=30, held_out=12, classes=3)
-        self._train("run", folder / "shards", "tiny_two_layers")
-        self._train("other_run", folder / "other_shards", "tiny_normalized")
-        make_photos(folder / "photos")
-        for name in ("search", "other_search"):
-            self._search(name)
-        self._fill_cache(resources)
-        for name in FOLDERS:
-            shutil.copytree(folder / name, self._pristine / name)
-        self.results = {}
-        for name, command in COMMANDS.items():
-            self._restore()
-            self.results[name] = command(folder)
-            if self.results[name].code != 0:
-                raise AssertionError(f"{name} fails without any damage:\n{self.results[name].output}")
+        self._results: dict[str, Result] = {}
+        self._bucket = None
+        make_photos(folder / "photos", 1)
+        for name in self._kinds:
+            self._make(name)
+            shutil.copytree(folder / name, self._pristine / name, symlinks=True)
 
-    def _train(self, name: str, shards: Path, model: str) -> None:
-        """Trains a run of three epochs, which resumed training continues to the fourth, and its report."""
-        config = config_for(shards, epochs=3, model=model, keep_checkpoints=3)
-        run = fit_run(self.folder / name, config)
+    def run_case(self, case: Case) -> tuple[str, str]:
+        """Runs a case on fresh copies of all folders.
+
+        Returns:
+            The outcome, one of `OUTCOMES`, and the details of a wrong one.
+        """
+        undamaged = self._get_undamaged_result(case.command)
+        other = None
+        if case.damage == "another's":
+            other = find_file(self._get_other(case.folder), case.file)
+        self._restore()
+        DAMAGES[case.damage](find_file(self.folder / case.folder, case.file), other)
+        before = self._hash_files()
+        with limit_memory():
+            result = COMMANDS[case.command](self.folder)
+        written = (WRITES if result.code == 0 else WRITES_WHEN_REFUSED).get(case.command, ())
+        changed = find_changes(before, self._hash_files(), written)
+        return judge(result, undamaged, changed)
+
+    def _get_undamaged_result(self, command: str) -> Result:
+        """Returns what a command does without any damage."""
+        if command not in self._results:
+            self._restore()
+            self._results[command] = COMMANDS[command](self.folder)
+            if self._results[command].code != 0:
+                raise AssertionError(f"{command} fails without any damage:\n{self._results[command].output}")
+        return self._results[command]
+
+    def _get_other(self, name: str) -> Path:
+        """Returns another folder of a kind, which is made when it is first needed."""
+        other = self.folder / f"other_{name}"
+        if not other.exists():
+            self._restore()
+            self._make(other.name)
+        return other
+
+    def _restore(self) -> None:
+        for name in self._kinds:
+            shutil.rmtree(self.folder / name)
+            shutil.copytree(self._pristine / name, self.folder / name, symlinks=True)
+
+    def _hash_files(self) -> dict[str, str]:
+        return {name: digest for folder in self._kinds for name, digest in hash_files(self.folder, folder)}
+
+    def _make(self, name: str) -> None:
+        """Makes a folder, such as `run` or `other_run`."""
+        kind = name.removeprefix("other_")
+        is_other = kind != name
+        path = self.folder / name
+        if kind in ("shards", "tfrecord"):
+            format = "arrow" if kind == "shards" else "tfrecord"
+            rows, held_out, classes = (30, 12, 3) if is_other else (27, 10, 2)
+            noise_shards(path, rows, held_out, classes, format=format)
+        elif kind == "run":
+            self._make_run(path, is_other)
+        elif kind == "build":
+            self._make_build(path, is_other)
+        elif kind == "search":
+            self._make_search(path, is_other)
+        elif kind == "cache":
+            self._make_cache(path, is_other)
+        elif is_other:
+            self._get_other("run")  # makes its reports too
+
+    def _make_run(self, path: Path, is_other: bool) -> None:
+        """Trains a run, and makes a folder of runs with its report; then, training can go on for an epoch."""
+        shards = self._get_other("shards") if is_other else self.folder / "shards"
+        model = "tiny_normalized" if is_other else "tiny_two_layers"
+        run = fit_run(path, config_for(shards, epochs=3, model=model, keep_checkpoints=3))
+        reports = path.with_name(path.name.replace("run", "reports"))
+        copy = Run(reports / "first")
+        shutil.copytree(path, copy.path)
+        copy.update_status(state="finished", finished="2026-01-01T00:00:00+00:00")
+        render_report(copy, options=SMALL_REPORT)
+        report_all(reports, SMALL_REPORT)
+        shutil.copytree(copy.report, run.report)
         run.config_path.write_text(run.config_path.read_text().replace("epochs: 3", "epochs: 4"))
         run.update_status(state="interrupted", finished="2026-01-01T00:00:00+00:00")
-        render_report(run, options=SMALL_REPORT)
 
-    def _search(self, name: str) -> None:
+    def _make_build(self, path: Path, is_other: bool) -> None:
+        """Ends a build when all shards are complete, but not the set."""
+        images = self.folder / ("other_classes" if is_other else "classes")
+        for index, name in enumerate(("ant", "bee")):
+            make_photos(images / name, 2 + index + 2 * is_other, 6)
+
+        def end(done: int, total: int) -> None:
+            if done == total:
+                raise EndedError
+
+        with suppress(EndedError):
+            build_shards(open_source(f"folder:{images}"), path, SHARD_SPEC, end)
+
+    def _make_search(self, path: Path, is_other: bool) -> None:
         """Searches with two trials; those of different searches draw different settings."""
         preset = self.folder / "linear.yaml"
         preset.write_text(PRESET)
         space = self.folder / "space.yaml"
         space.write_text(SPACE)
         words = ["tune", preset, "--space", space, "--data", self.folder / "shards", "--trials", 2]
-        prepare([*words, "--seed", len(name), "--out", self.folder / name])
+        prepare([*words, "--seed", int(is_other), "--out", path])
 
-    def _fill_cache(self, resources: ExitStack) -> None:
-        """Uploads the shard sets to a store, and evaluates the run on both, which fills two caches."""
-        server = resources.enter_context(run_s3_server(self.folder / "server"))
-        environment = resources.enter_context(pytest.MonkeyPatch.context())
-        for variable, value in get_client_environment(server.endpoint).items():
-            environment.setenv(variable, value)
-        bucket = server.create_bucket("matrix")
-        for shards, cache in (("other_shards", "other_cache"), ("shards", "cache")):
-            environment.setenv("GLASSBOX_CACHE", str(self.folder / cache))
-            bucket.upload_folder(self.folder / shards, "shards")
-            run = self.folder / shards.replace("shards", "run")
+    def _make_cache(self, path: Path, is_other: bool) -> None:
+        """Uploads a shard set to a store, and evaluates a run on it, which fills a cache."""
+        shards = self._get_other("shards") if is_other else self.folder / "shards"
+        run = self._get_other("run") if is_other else self.folder / "run"
+        with pytest.MonkeyPatch.context() as patch:
+            if self._bucket is None:
+                server = self._resources.enter_context(run_s3_server(self.folder / "server"))
+                environment = self._resources.enter_context(pytest.MonkeyPatch.context())
+                for variable, value in get_client_environment(server.endpoint).items():
+                    environment.setenv(variable, value)
+                environment.setenv("GLASSBOX_CACHE", str(self.folder / "cache"))
+                self._bucket = server.create_bucket("matrix")
+            patch.setenv("GLASSBOX_CACHE", str(path))
+            self._bucket.upload_folder(shards, "shards")
             prepare(["evaluate", "--model", run, "--data", SET_URI])
+            self._bucket.upload_folder(self.folder / "shards", "shards")
 
-    def _restore(self) -> None:
-        for name in FOLDERS:
-            shutil.rmtree(self.folder / name)
-            shutil.copytree(self._pristine / name, self.folder / name)
 
-    def run_case(self, case: Case) -> tuple[str, str]:
-        """Runs a case on fresh copies of the run and of the shard set.
-
-        Returns:
-            The outcome, one of `OUTCOMES`, and the details of a wrong one.
-        """
-        self._restore()
-        (damaged,) = (self.folder / case.folder).glob(case.file)
-        (other,) = (self.folder / f"other_{case.folder}").glob(case.file)
-        DAMAGES[case.damage](damaged, other)
-        before = dict(hash_files(self.folder))
-        with limit_memory():
-            result = COMMANDS[case.command](self.folder)
-        written = WRITES.get(case.command, ())
-        changed = find_changes(before, dict(hash_files(self.folder)), (*written, *OUTPUTS))
-        return judge(result, self.results[case.command], changed)
+def find_file(folder: Path, pattern: str) -> Path:
+    """Finds the first file in a folder that fits a pattern."""
+    return sorted(folder.glob(pattern))[0]
 
 
 @contextmanager
@@ -282,12 +361,12 @@ def limit_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_DATA, limits)
 
 
-def make_photos(folder: Path) -> None:
-    """Writes two images of noise."""
-    folder.mkdir()
-    draw = np.random.default_rng(1)
-    for name in ("a.png", "b.png"):
-        (folder / name).write_bytes(encode_png(draw.integers(0, 256, (12, 12, 3)).astype(np.uint8)))
+def make_photos(folder: Path, seed: int, count: int = 2) -> None:
+    """Writes images of noise."""
+    folder.mkdir(parents=True)
+    draw = np.random.default_rng(seed)
+    for name in "abcdef"[:count]:
+        (folder / f"{name}.png").write_bytes(encode_png(draw.integers(0, 256, (12, 12, 3)).astype(np.uint8)))
 
 
 def prepare(words: list[object]) -> None:
@@ -297,165 +376,6 @@ def prepare(words: list[object]) -> None:
         raise AssertionError(result.output)
 
 
-def run_command(words: list[object], observe: Callable[[str], str]) -> Result:
-    """Runs a command of the command line in this process.
-
-    Args:
-        words: Its arguments.
-        observe: Returns what is compared, from what the command printed.
-    """
-    return capture(lambda: main([str(word) for word in words]), observe)
-
-
-def capture(call: Callable[[], int], observe: Callable[[str], str]) -> Result:
-    """Runs a call, and captures what it prints."""
-    text = io.StringIO()
-    handler = logging.StreamHandler(text)
-    logging.getLogger("service").addHandler(handler)
-    try:
-        with redirect_stdout(text), redirect_stderr(text):
-            code = call()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - an exception is what the matrix looks for
-        return Result(1, f"{text.getvalue()}\n{type(error).__name__}: {error}\n{traceback.format_exc()}", "")
-    finally:
-        logging.getLogger("service").removeHandler(handler)
-    return Result(code, text.getvalue(), "" if code else observe(text.getvalue()))
-
-
-def keep_lines(output: str) -> str:
-    """Returns what was printed, without numbers that are times or rates."""
-    return re.sub(r"[0-9.,]+ ?(s|ms|seconds|images/s|minutes)\b", "T", output)
-
-
-def diagnose(folder: Path) -> Result:
-    return run_command(["diagnose", folder / "run"], keep_lines)
-
-
-def evaluate(folder: Path) -> Result:
-    words = ["evaluate", "--model", folder / "run", "--data", folder / "shards"]
-    return run_command([*words, "--out", folder / "scores.json"], keep_lines)
-
-
-def predict(folder: Path) -> Result:
-    table = folder / "table.csv"
-    words = ["predict", "--model", folder / "run", "--data", f"photos:{folder / 'photos'}", "--out", table]
-    return run_command(words, lambda output: table.read_text())
-
-
-def report(folder: Path) -> Result:
-    def render() -> int:
-        try:
-            with translate_failures():
-                render_report(Run(folder / "run"), options=SMALL_REPORT)
-        except GlassboxError as error:
-            print(error)
-            return error.exit_code
-        return 0
-
-    return capture(render, lambda output: describe_report(folder / "run" / "report"))
-
-
-def describe_report(folder: Path) -> str:
-    """Returns the figures of a report, without what a status alone tells."""
-    manifest = json.loads((folder / "manifest.json").read_text())
-    return json.dumps(manifest["figures"], sort_keys=True)
-
-
-def resume(folder: Path) -> Result:
-    words = ["train", "--resume", "--local", "--out", folder / "run"]
-    return run_command(words, lambda output: describe_end(Run(folder / "run")))
-
-
-def describe_end(run: Run) -> str:
-    """Returns the metrics of a run and a digest of the last weights."""
-    digest = hashlib.sha256()
-    with np.load(run.checkpoints / "epoch-0004" / "state.npz") as state:
-        for name in sorted(state.files):
-            digest.update(state[name].tobytes())
-    measured = ("seconds", "images_per_second", "input_wait")
-    metrics = [{key: value for key, value in epoch.items() if key not in measured} for epoch in run.metrics()]
-    return f"{metrics} {digest.hexdigest()}"
-
-
-def verify(folder: Path) -> Result:
-    return run_command(["shards", "verify", folder / "shards"], keep_lines)
-
-
-def describe(folder: Path) -> Result:
-    return run_command(["shards", "info", folder / "shards"], keep_lines)
-
-
-def check(folder: Path) -> Result:
-    return run_command(["shards", "check", folder / "shards"], keep_lines)
-
-
-def look(folder: Path) -> Result:
-    words = ["look", folder / "run", folder / "photos" / "a.png", "--out", folder / "look"]
-    return run_command(words, lambda output: describe_report(folder / "look"))
-
-
-def preview(folder: Path) -> Result:
-    page = folder / "preview"
-    return run_command(
-        ["preview", folder / "shards", "--augment", "flip=true", "--out", page],
-        lambda output: (page / "index.html").read_text(),
-    )
-
-
-def tune(folder: Path) -> Result:
-    """Resumes a search that has ended: the table and the preset of the best trial are written again."""
-    words = ["tune", "--resume", "--out", folder / "search"]
-    return run_command(words, lambda output: (folder / "search" / "best.yaml").read_text())
-
-
-def train_best(folder: Path) -> Result:
-    """Trains with the preset that a search has found."""
-    shutil.rmtree(folder / "best", ignore_errors=True)
-    words = ["train", "--local", "--preset", folder / "search" / "best.yaml", "--data", folder / "shards"]
-    return run_command(
-        [*words, "--out", folder / "best"], lambda output: (folder / "best" / "config.yaml").read_text()
-    )
-
-
-def evaluate_from_store(folder: Path) -> Result:
-    return run_command(["evaluate", "--model", folder / "run", "--data", SET_URI], keep_lines)
-
-
-def show_cache(folder: Path) -> Result:
-    """Lists what is in the cache, so that nothing can be compared: files of the size that they have now."""
-    return run_command(["cache", "info"], lambda output: "")
-
-
-COMMANDS: dict[str, Callable[[Path], Result]] = {
-    "diagnose": diagnose,
-    "evaluate": evaluate,
-    "predict": predict,
-    "report": report,
-    "resume": resume,
-    "verify": verify,
-    "info": describe,
-    "check": check,
-    "look": look,
-    "preview": preview,
-    "tune": tune,
-    "train": train_best,
-    "evaluate from a store": evaluate_from_store,
-    "cache": show_cache,
-}
-READERS = {
-    "run": ("diagnose", "evaluate", "predict", "report", "resume", "look"),
-    "shards": ("verify", "info", "check", "evaluate", "diagnose", "report", "resume", "preview"),
-    "search": ("tune", "train"),
-    "cache": ("evaluate from a store", "cache"),
-}
-WRITES = {
-    "report": ("run/report/", "run/.report.lock"),
-    "resume": ("run/",),
-    "tune": ("search/best.yaml", "search/index.html", "search/.lock", "search/trials/trial-000/"),
-    "evaluate from a store": ("cache/",),
-    "cache": ("cache/shards/users/",),  # of passes that have ended
-}
-OUTPUTS = ("scores", "table", "look/", "preview/", "best/", "server/")  # of the commands
 # As on undamaged files; refused in one sentence; done in part, with a sentence about the rest; the wrong ones
 GOOD = ("equal", "refused", "said in part")
 OUTCOMES = (*GOOD, "traceback", "silently wrong", "not one sentence", "changed")
@@ -496,27 +416,44 @@ def find_changes(before: dict[str, str], after: dict[str, str], allowed: tuple[s
     ]
 
 
-def hash_files(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yields the name and digest of every file of reasonable size below a folder."""
-    for path in sorted(folder.rglob("*")):
+def hash_files(root: Path, folder: str) -> Iterator[tuple[str, str]]:
+    """Yields the name and digest of every file of reasonable size in a folder below another."""
+    for path in sorted((root / folder).rglob("*")):
         if not path.is_symlink() and path.is_file() and path.stat().st_size < HUGE_BYTES:
-            yield str(path.relative_to(folder)), hashlib.sha256(path.read_bytes()).hexdigest()
+            yield str(path.relative_to(root)), hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def run_all(folder: Path, cases: list[Case]) -> int:
     """Runs cases and prints a table; returns the number of wrong outcomes."""
-    counts: Counter[tuple[str, str]] = Counter()
+    outcomes: dict[Case, str] = {}
     with register_tiny_models(), ray_session(), ExitStack() as resources:
-        matrix = Matrix(folder, resources)
+        matrix = Matrix(folder, resources, cases)
         for case in cases:
-            outcome, details = matrix.run_case(case)
-            counts[case.damage, outcome] += 1
+            outcomes[case], details = matrix.run_case(case)
             if details:
-                print(f"{case}: {outcome}\n{details}", file=sys.stderr, flush=True)
-    print(f"| damage | {' | '.join(OUTCOMES)} |\n|---|{'---|' * len(OUTCOMES)}")
-    for damage in DAMAGES:
-        print(f"| {damage} | {' | '.join(str(counts[damage, outcome]) for outcome in OUTCOMES)} |")
-    return sum(count for (_, outcome), count in counts.items() if outcome not in GOOD)
+                print(f"{case}: {outcomes[case]}\n{details}", file=sys.stderr, flush=True)
+    print(format_table(outcomes))
+    return sum(outcome not in GOOD for outcome in outcomes.values())
+
+
+def format_table(outcomes: Mapping[Case, str]) -> str:
+    """Formats a line per file, with the numbers of commands by their outcome for each damage.
+
+    Args:
+        outcomes: Outcome of every case.
+    """
+    counts = Counter((case.folder, case.file, case.damage, outcome) for case, outcome in outcomes.items())
+    lines = [f"| file | {' | '.join(DAMAGES)} |", f"|---|{'---|' * len(DAMAGES)}"]
+    for folder, file in dict.fromkeys((case.folder, case.file) for case in outcomes):
+        cells = []
+        for damage in DAMAGES:
+            numbers = {outcome: counts[folder, file, damage, outcome] for outcome in OUTCOMES}
+            wrong = [outcome for outcome in OUTCOMES[len(GOOD) :] if numbers[outcome]]
+            cells.append(" ".join(["/".join(str(numbers[outcome]) for outcome in GOOD), *wrong]))
+        lines.append(f"| {folder}: `{file}` | {' | '.join(cells)} |")
+    totals = Counter(outcomes.values())
+    lines.append(f"\nIn all: {', '.join(f'{totals[outcome]} {outcome}' for outcome in OUTCOMES)}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

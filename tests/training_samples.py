@@ -59,6 +59,7 @@ def noise_shards(
     classes: int = 2,
     white: int | None = None,
     shard_rows: int = 1000,
+    format: str = "arrow",
 ) -> Path:
     """Writes a shard set of noise, 12x12 pixels in RGB, each class a little brighter than the one before.
 
@@ -69,6 +70,7 @@ def noise_shards(
         classes: Number of classes, which take turns.
         white: Row of a training image whose pixels are all 255; None for no such image.
         shard_rows: Images per shard.
+        format: Format of the shards, `arrow` or `tfrecord`.
     """
     draw = np.random.default_rng(0)
 
@@ -84,7 +86,8 @@ def noise_shards(
         for split, count in (("train", rows), ("validation", held_out))
         if count
     }
-    return write_shards(directory, tuple(f"class{i}" for i in range(classes)), splits, shard_rows)
+    names = tuple(f"class{i}" for i in range(classes))
+    return write_shards(directory, names, splits, shard_rows, format=format)
 
 
 def config_for(shards: Path | str, **changes: Any) -> RunConfig:

@@ -130,6 +130,11 @@ def publish(out: Location, kind: str = KIND) -> Iterator[Path]:
             f"out={out} (holds something else)",
             "choose another --out or remove it",
         )
+    blocked = next((out / name for name in (PAGE, MANIFEST) if (out / name).is_dir()), None)
+    if blocked is not None:  # found out now, or the page would be replaced without its manifest
+        raise ConfigError(
+            f"a {noun} whose files can be replaced", f"file={blocked} (a directory)", "remove it"
+        )
     temporary = out.with_name(f".tmp-{secrets.token_hex(4)}-{out.name}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 pytestmark = [pytest.mark.heavy, pytest.mark.usefixtures("ray_cluster", "_quiet")]
-STEP = 37  # of the cases that are always run; it shares no factor with the numbers of damages and commands
+STEP = 47  # of the cases that are always run: few, with every damage, every command and every kind of folder
 
 
 @pytest.fixture
@@ -19,11 +19,11 @@ def _quiet(capfd: pytest.CaptureFixture[str]) -> None:
 
 @pytest.fixture(scope="module")
 def matrix(tmp_path_factory: pytest.TempPathFactory) -> Iterator[object]:
-    from fault_matrix import Matrix
+    from fault_matrix import Matrix, list_cases
     from tiny_models import register_tiny_models
 
     with register_tiny_models(), ExitStack() as resources:
-        yield Matrix(tmp_path_factory.mktemp("matrix"), resources)
+        yield Matrix(tmp_path_factory.mktemp("matrix"), resources, list_cases())
 
 
 def run_cases(matrix: Any, cases: Iterable[Any]) -> dict[str, str]:
@@ -39,9 +39,14 @@ def run_cases(matrix: Any, cases: Iterable[Any]) -> dict[str, str]:
 
 
 def test_a_sample_of_the_matrix(matrix: object) -> None:
-    from fault_matrix import list_cases
+    from fault_matrix import DAMAGES, FOLDERS, list_cases
+    from fault_readers import COMMANDS
 
-    assert run_cases(matrix, list_cases()[::STEP]) == {}
+    cases = list_cases()[::STEP]
+    assert {case.damage for case in cases} == set(DAMAGES)
+    assert {case.command for case in cases} == set(COMMANDS)
+    assert {case.folder for case in cases} == set(FOLDERS)
+    assert run_cases(matrix, cases) == {}
 
 
 @pytest.mark.slow
