@@ -520,9 +520,10 @@ def fuzz(target: Target, examples: int, number: int = 0) -> None:
     check()
 
 
-def fuzz_for(target: Target, seconds: float, examples: int = 200) -> int:
+def fuzz_for(target: Target, seconds: float) -> int:
     """Checks a parser for some time, at least once; returns the number of inputs."""
     deadline = time.monotonic() + seconds
+    examples = 10 * target.quick
     for number in itertools.count(1):
         fuzz(target, examples, number)
         if time.monotonic() >= deadline:

@@ -153,7 +153,9 @@ def _run_trials(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
 
     from service.tuning.watch import TrialLog
 
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `TrialLog` prints what happens
+    # `TrialLog` prints what happens. The snapshots, which nothing reads, may fail on a full disk.
+    for name in ("ray.tune", "ray.train._internal.syncer"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     cpus, gpus = _choose_resources(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     epochs = max(int(run.config()["epochs"]) for run in runs)
     paths = [str(run.path) for run in runs]
