@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shlex
@@ -177,9 +178,21 @@ def _run_trials(plan: Plan, runs: Sequence[Run], storage: Path) -> None:
         "TensorFlow takes a while to start"
     )
     try:
-        tuner.fit()
+        _fit(tuner)
     finally:
         shutil.rmtree(storage, ignore_errors=True)
+
+
+def _fit(tuner: Any) -> None:
+    """Runs a tuner.
+
+    Raises:
+        OSError: The disk is full.
+    """
+    try:
+        tuner.fit()
+    except EOFError:  # Ray's file with the error of a trial is empty: there was no space for it
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
 
 
 def build_scheduler(plan: Plan, epochs: int) -> TrialScheduler:

@@ -150,6 +150,14 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
         driver.tune(plan(), tmp_path)
 
 
+def test_an_empty_file_with_the_error_of_a_trial_means_a_full_disk() -> None:
+    def fail() -> None:
+        raise EOFError("Ran out of input")
+
+    with pytest.raises(OSError, match="No space left on device"):
+        driver._fit(SimpleNamespace(fit=fail))
+
+
 def test_a_directory_with_other_files_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ConfigError, match="or a search"):
