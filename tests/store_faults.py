@@ -145,8 +145,16 @@ REFUSALS: dict[str, dict[str, tuple[int, str, str]]] = {
 }
 
 
-def refuse(proxy: FaultProxy, scheme: str, refusal: str) -> str:
-    """Makes a store refuse all requests but the first four; returns a pattern for the error."""
-    status, code, sentence = REFUSALS[scheme][refusal]
+def cause(fault: str, proxy: FaultProxy, location: Uri) -> str:
+    """Causes a fault of `FINAL_FAULTS`, or a refusal of all requests but the first four.
+
+    Returns:
+        A pattern for the error.
+    """
+    if fault in FINAL_FAULTS:
+        inject, pattern = FINAL_FAULTS[fault]
+        inject(proxy, location)
+        return pattern
+    status, code, sentence = REFUSALS[location.scheme][fault]
     proxy.inject("status", method="*", times=None, status=status, code=code, skip=4)
-    return rf"{sentence} {scheme}://.*/set/"
+    return rf"{sentence} {location.scheme}://.*/set/"

@@ -12,10 +12,10 @@ from store_faults import (
     FINAL_FAULTS,
     PASSING_FAULTS,
     REFUSALS,
+    cause,
     check_sentence,
     compute_digest,
     count_shard_bytes,
-    refuse,
     write_set,
 )
 from stores import FaultProxy, run_proxy
@@ -96,11 +96,7 @@ def test_what_does_not_pass_is_one_sentence_that_names_the_object(
     fault: str, remote_set: Uri, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "1")
-    if fault in FINAL_FAULTS:
-        cause, pattern = FINAL_FAULTS[fault]
-        cause(proxy, remote_set)
-    else:
-        pattern = refuse(proxy, remote_set.scheme, fault)
+    pattern = cause(fault, proxy, remote_set)
     with pytest.raises(DataError, match=pattern) as caught:
         compute_digest(str(remote_set))
     check_sentence(str(caught.value))

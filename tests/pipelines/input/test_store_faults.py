@@ -11,10 +11,10 @@ from store_faults import (
     PASSING_FAULTS,
     REFUSALS,
     SHARDS,
+    cause,
     check_sentence,
     compute_digest,
     count_shard_bytes,
-    refuse,
     write_set,
 )
 from stores import SECRET_KEY, Bucket, FaultProxy, wait_until
@@ -82,11 +82,7 @@ def test_what_does_not_pass_is_one_sentence_that_names_the_object(
     fault: str, remote_set: Uri, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "1")
-    if fault in FINAL_FAULTS:
-        cause, pattern = FINAL_FAULTS[fault]
-        cause(proxy, remote_set)
-    else:
-        pattern = refuse(proxy, "s3", fault)
+    pattern = cause(fault, proxy, remote_set)
     with pytest.raises(DataError, match=pattern) as caught:
         compute_digest(str(remote_set))
     check_sentence(str(caught.value))
