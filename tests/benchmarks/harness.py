@@ -31,6 +31,7 @@ class Candidate:
         settings: Arguments of the function; JSON.
         process: Candidates with the same value share a process; by default each has its own.
         python: Path of the interpreter that runs it.
+        checkout: Working tree that the project's code comes from; None for this one.
         cores: Number of cores it may keep busy; None for all.
         epochs: Passes over the images per round; reported seconds are those of one pass.
         is_plotted: Whether its rate is comparable to the others' in a chart.
@@ -41,6 +42,7 @@ class Candidate:
     settings: dict[str, Any] = field(default_factory=dict)
     process: str | None = None
     python: str = sys.executable
+    checkout: str | None = None
     cores: int | None = None
     epochs: int = 1
     is_plotted: bool = True
@@ -74,12 +76,14 @@ class Measurement:
 class _WorkerProcess:
     """A process that runs `worker.py`, and the requests to it."""
 
-    def __init__(self, python: str, log: Path) -> None:
+    def __init__(self, python: str, checkout: str | None, log: Path) -> None:
         environment = os.environ | {
             "TF_CPP_MIN_LOG_LEVEL": "2",
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONUNBUFFERED": "1",
         }
+        if checkout:
+            environment["PYTHONPATH"] = checkout
         with log.open("ab") as errors:
             self._child = subprocess.Popen(
                 [python, str(HERE / "worker.py")],
@@ -164,7 +168,7 @@ def run_candidates(
 def _get_process(candidate: Candidate, processes: dict[str, _WorkerProcess], log: Path) -> _WorkerProcess:
     key = candidate.process or candidate.name
     if key not in processes:
-        processes[key] = _WorkerProcess(candidate.python, log)
+        processes[key] = _WorkerProcess(candidate.python, candidate.checkout, log)
     return processes[key]
 
 

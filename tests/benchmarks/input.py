@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,11 +46,21 @@ CROPS = {
         "ImageNet's crop: while decoding, DALI on the CPU",
     ),
 }
+CHANGES_ON_DEVICE = {  # fields of an `AugmentSpec` by name; of images that are decoded once
+    "ImageNet's crop, cached in RAM": IMAGENET_CROP,
+    "ImageNet's crop and RandAugment, cached in RAM": IMAGENET_CROP | {"randaugment": 7},
+}
 FEEDS = {  # name by number of pipelines
     1: "feed of 110 kB JPEGs, decoder replaced by a stub",
     8: "feed of 110 kB JPEGs, eight pipelines, stub",
 }
 FEED_EPOCHS = 20  # of a round, which would be too short
+DEVICES = 8  # logical devices of a process, each with its slice of the batch
+DALI = "ours: exact, DALI on the CPU"
+PER_DEVICE = {  # name by backend
+    "tfdata": f"ours: exact, {DEVICES} devices",
+    "dali": f"ours: exact, {DEVICES} devices, DALI on the CPU",
+}
 UNCACHED = {"cache": "none", "backend": "tfdata", "image_size": (SIZE, SIZE)}
 
 
@@ -62,6 +73,11 @@ def list_imagenet_candidates(shards: Path) -> list[Candidate]:
         for name, augment in zip(names, (IMAGENET_CROP, decoded), strict=True):
             changes = {"augment": augment, "backend": backend, "epochs": 1}
             candidates.append(Candidate(name, "input_ours:ours", settings | changes, is_plotted=False))
+    for name, augment in CHANGES_ON_DEVICE.items():
+        changes = {"augment": augment, "backend": "tfdata", "epochs": EPOCHS, "cache": "host"}
+        candidates.append(
+            Candidate(name, "input_ours:ours", settings | changes, epochs=EPOCHS, is_plotted=False)
+        )
     for pipelines, name in FEEDS.items():
         changes = {"augment": decoded, "backend": "dali", "epochs": FEED_EPOCHS, "pipelines": pipelines}
         candidates.append(
@@ -96,11 +112,23 @@ def list_candidates(photos: Path, shards: Path, torch_python: str | None) -> lis
         ours("ours: exact, not augmented", augment=None),
         ours(HOST, cache="host"),
         ours("ours: cached in device memory", cache="device"),
-        ours("ours: exact, DALI on the CPU", backend="dali"),
+        ours(DALI, backend="dali"),
+        *(ours(name, backend=backend, devices=DEVICES) for backend, name in PER_DEVICE.items()),
         Candidate(GENERATOR, "input_peers:generator", peer),
         Candidate(LAYERS, "input_peers:keras_layers", peer),
         Candidate(PROJECTIVE, "input_peers:projective_transform", peer),
         Candidate(TORCH, "input_peers:torch_loader", torch, python=torch_python or sys.executable),
+    ]
+
+
+def list_earlier_candidates(candidates: list[Candidate], checkout: Path) -> list[Candidate]:
+    """Returns the candidates of this project once more, with the code of an earlier working tree."""
+    names = (EXACT, FAST, HOST, DALI, *PER_DEVICE.values())
+    earlier = {"checkout": str(checkout.resolve()), "is_plotted": False}
+    return [
+        replace(candidate, name=candidate.name.replace("ours", "before"), **earlier)
+        for candidate in candidates
+        if candidate.name in names
     ]
 
 
@@ -123,6 +151,12 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         metavar="PATH",
         help="a Python with PyTorch and torchvision (default: this one)",
     )
+    parser.add_argument(
+        "--before",
+        type=Path,
+        metavar="CHECKOUT",
+        help="working tree of an earlier version that reads these shards, measured in the same run",
+    )
     options = parser.parse_args(arguments)
 
     def build(photos: Path, scratch: Path) -> Benchmark:
@@ -132,6 +166,8 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
         large = scratch / "large-shards"
         build_shards(open_source(f"folder:{scratch / 'large'}"), large, ShardSpec(validation=0.0))
         candidates = list_candidates(photos, shards, options.torch_python)
+        if options.before:
+            candidates += list_earlier_candidates(candidates, options.before)
         return Benchmark([*candidates, *list_imagenet_candidates(large)], GOALS, LIMITS)
 
     return runner.run(TITLE, options, build)

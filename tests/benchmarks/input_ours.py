@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -179,27 +180,38 @@ def feed(
         yield None
 
 
-def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, **data: Any) -> Rounds:
-    """Produces the batches of a training step: float32, augmented on the device.
+def ours(
+    shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, devices: int = 1, **data: Any
+) -> Rounds:
+    """Produces the batches of a training step: float32, augmented on the devices that share them.
 
     Args:
         shards: Directory of the shard set.
-        batch: Images per batch.
+        batch: Images per batch, over all devices.
         augment: Fields of an `AugmentSpec`, or None for no augmentation.
         epochs: Consecutive epochs per round.
+        devices: Number of devices; several are logical CPUs, each with its slice of the batch.
         **data: Fields of a `DataSpec`.
     """
     if data.get("backend") == "dali":
         import nvidia.dali  # noqa: F401 (reports a missing DALI as not installed)
+
+    from service.devices import LOGICAL_DEVICES, configure_devices
+
+    if devices > 1:
+        os.environ[LOGICAL_DEVICES] = str(devices)
+    configure_devices()
     import tensorflow as tf
 
     from pipelines.augment.apply import apply_augmentations
     from pipelines.input.batches import Batches
     from pipelines.input.cache import CacheBudget
     from pipelines.spec import AugmentSpec, DataSpec
+    from service.training.distribute import distribute_batches
+    from service.training.strategy import WorkerContext, choose_strategy
 
     spec = AugmentSpec(**augment) if augment else None
-    strategy = tf.distribute.get_strategy()  # one device, as in training
+    strategy = choose_strategy(batch)  # as in training
     batches = Batches(
         shards, SPLIT, DataSpec(**data), batch, seed=SEED, augment=spec, cache=CacheBudget(strategy)
     )
@@ -212,8 +224,9 @@ def ours(shards: str, batch: int, augment: dict[str, Any] | None, epochs: int, *
     yield None
     while True:
         # As in a training, one iterator serves consecutive epochs.
-        for features in batches.epoch(epoch, epochs=epochs):
+        for features in distribute_batches(strategy, batches, WorkerContext(), epoch, epochs=epochs):
             images = step(features)
-        float(images[0, 0, 0, 0])  # waits until the device has finished
+        for part in strategy.experimental_local_results(images):
+            float(part[0, 0, 0, 0])  # waits until the device has finished
         epoch += epochs
         yield None

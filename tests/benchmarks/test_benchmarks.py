@@ -53,6 +53,27 @@ def test_failing_candidate_reports_its_reason_and_stops_no_other(tmp_path: Path)
     assert "out of order" in (tmp_path / "log").read_text()
 
 
+def test_code_of_an_earlier_checkout_is_measured_beside_this_one(tmp_path: Path) -> None:
+    (tmp_path / "only_before.py").write_text("def run():\n    yield\n    while True:\n        yield 0.5\n")
+    candidates = [
+        Candidate("before", "only_before:run", checkout=str(tmp_path)),
+        Candidate("now", "only_before:run"),
+    ]
+    measurements = run_candidates(candidates, 1, tmp_path / "log", discard_progress)
+    assert measurements["before"].seconds == [0.5]
+    assert measurements["now"].reason == "not installed: No module named 'only_before'"
+
+
+def test_earlier_candidates_are_those_of_this_project(tmp_path: Path) -> None:
+    now = input.list_candidates(tmp_path, tmp_path, None)
+    before = {entry.name: entry for entry in input.list_earlier_candidates(now, tmp_path)}
+    assert {"before: exact", "before: exact, 8 devices, DALI on the CPU"} <= set(before)
+    assert {entry.checkout for entry in before.values()} == {str(tmp_path.resolve())}
+    names = {entry.name: entry for entry in now}
+    for name, entry in before.items():
+        assert entry.settings == names[name.replace("before", "ours")].settings
+
+
 def test_ratio_is_the_median_of_the_rounds_ratios() -> None:
     # Ratios of 3, 1 and 4 by round; the medians of the seconds alone would give 2.
     assert compute_ratio([1.0, 4.0, 2.0], [3.0, 4.0, 8.0]) == 3.0
