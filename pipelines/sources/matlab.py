@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from signal import Signals
 
-FAILED = 1  # exit code for an exception, which is printed
+FAILED = 1  # exit code for an exception, which is written to stderr
 
 
 def read_classes(path: Path) -> list[tuple[int, str, str]]:
@@ -37,19 +37,19 @@ def describe_exit(code: int) -> str:
     return Signals(-code).name if code < 0 else f"exit code {code}"
 
 
-def print_classes(path: str) -> int:
-    """Prints the classes as JSON, or the exception to stderr; returns the exit code."""
+def write_classes(path: str) -> int:
+    """Writes the classes as JSON, or the exception to stderr; returns the exit code."""
     from scipy.io import loadmat
 
     try:
         rows = loadmat(path, squeeze_me=True, simplify_cells=True)["synsets"]
         classes = [(int(row["ILSVRC2012_ID"]), str(row["WNID"]), str(row["words"])) for row in rows]
     except Exception as error:  # noqa: BLE001 (SciPy raises almost anything for a damaged file)
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.stderr.write(f"{type(error).__name__}: {error}")
         return FAILED
-    print(json.dumps(classes))
+    sys.stdout.write(json.dumps(classes))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(print_classes(sys.argv[1]))
+    sys.exit(write_classes(sys.argv[1]))
