@@ -141,7 +141,7 @@ def _list_ram(workload: Workload, site: Site, process_bytes: float | None) -> di
 
 def _compute_gpu_memory(workload: Workload, site: Site) -> float:
     network = workload.network
-    held = VALUE_BYTES * network.parameters + network.optimizer_bytes + network.gradient_bytes
+    held: float = VALUE_BYTES * network.parameters + network.optimizer_bytes + network.gradient_bytes
     if workload.ema:
         held += VALUE_BYTES * network.trainable_parameters
     if workload.cache == "device":

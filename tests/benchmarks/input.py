@@ -124,12 +124,12 @@ def list_candidates(photos: Path, shards: Path, torch_python: str | None) -> lis
 def list_earlier_candidates(candidates: list[Candidate], checkout: Path) -> list[Candidate]:
     """Returns the candidates of this project once more, with the code of an earlier working tree."""
     names = (EXACT, FAST, HOST, DALI, *PER_DEVICE.values())
-    earlier = {"checkout": str(checkout.resolve()), "is_plotted": False}
-    return [
-        replace(candidate, name=candidate.name.replace("ours", "before"), **earlier)
-        for candidate in candidates
-        if candidate.name in names
-    ]
+    earlier = []
+    for candidate in candidates:
+        if candidate.name in names:
+            name = candidate.name.replace("ours", "before")
+            earlier.append(replace(candidate, name=name, checkout=str(checkout.resolve()), is_plotted=False))
+    return earlier
 
 
 GOALS = (
