@@ -282,7 +282,7 @@ def test_a_folder_is_removed_although_a_process_still_writes_into_it(
     with open_private_folder() as folder:
         (folder / "r/session_1/logs").mkdir(parents=True)
         write = ": > r/session_1/logs/$i || exit; [ $i -ne 1000 ] || echo"
-        script = f"i=0; while [ $i -lt 30000 ]; do i=$((i+1)); {write}; done"
+        script = f"i=0; while [ $i -lt 10000 ]; do i=$((i+1)); {write}; done"
         writer = subprocess.Popen(
             ["sh", "-c", script], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
