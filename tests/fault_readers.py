@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from aiohttp.test_utils import TestClient, TestServer
+from aiohttp import ClientSession, web
 
 from pipelines.errors import GlassboxError
 from pipelines.shards.build import build_shards
@@ -28,7 +28,7 @@ from service.failures import translate_failures
 from service.report.batch import FAILED, report_all
 from service.report.job import render_report
 from service.report.options import ReportOptions
-from service.report.server import build_application
+from service.report.server import ReportServer
 from service.runs import Run
 
 SET_URI = "s3://matrix/shards"
@@ -159,12 +159,19 @@ def serve(folder: Path) -> Result:
 async def request_files(root: Path, names: list[str]) -> dict[str, int]:
     """Requests files from a web server of reports; returns the status of each."""
     statuses = {}
-    async with TestClient(TestServer(build_application(root))) as client:
-        for name in names:
-            async with client.get(f"/{name}") as response:
-                statuses[name] = response.status
-                await response.content.read(1)  # closing the connection ends the rest
-                response.close()
+    runner = web.ServerRunner(ReportServer(root.resolve()))
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with ClientSession() as client:
+            for name in names:
+                async with client.get(f"{address}/{name}") as response:
+                    statuses[name] = response.status
+                    await response.content.read(1)  # closing the connection ends the rest
+                    response.close()
+    finally:
+        await runner.cleanup()
     return statuses
 
 
