@@ -210,9 +210,18 @@ def test_a_line_connects_the_evaluated_epochs(browser: Chrome, report: Path) -> 
     assert browser.run(COLOURED_SHARE) == pytest.approx(25 / 30, abs=0.03)
 
 
-def test_labels_of_a_plot_overlap_neither_each_other_nor_a_line(browser: Chrome, report: Path) -> None:
+@pytest.mark.parametrize(
+    "values",
+    [
+        [0.5 + 0.48 * (n / 30) ** 0.5 - 0.12 * (n == 18) for n in range(1, 31)],
+        [0.95 if n == 20 else 0.6 for n in range(1, 31)],
+    ],
+    ids=["rising", "spike"],
+)
+def test_labels_of_a_plot_overlap_neither_each_other_nor_a_line(
+    browser: Chrome, report: Path, values: list[float]
+) -> None:
     """On a phone, next to the mark there is only the line, and the baseline below it is labelled too."""
-    values = [0.5 + 0.48 * (n / 30) ** 0.5 - 0.12 * (n == 18) for n in range(1, 31)]
     mark = [24, "best epoch 24, gap +15.7 points"]
     page = write_plot(report, values, marks=[mark], levels=[[0.5, "majority-class baseline"]])
     script = browser.call("Page.addScriptToEvaluateOnNewDocument", source=RECORD_TEXTS)
