@@ -24,7 +24,9 @@ from service.report.pages.index import write_index
 from service.report.publish import PAGE, summarize_manifest
 from service.report.reported import ReportedRun, find_home_link, find_reported_runs
 
-EXAMINED_AT_A_TIME = 16  # runs
+# Runs examined at a time: a store responds late, but threads that only compute wait for each other.
+STORE_RUNS_AT_A_TIME = 16
+LOCAL_RUNS_AT_A_TIME = 4
 RENDERED = "rendered"
 UP_TO_DATE = "up to date"
 NOT_FINISHED = "not finished"
@@ -151,7 +153,7 @@ class Examined:
 def examine_all(
     runs: Mapping[str, ReportedRun], options: ReportOptions, page_options: PageOptions
 ) -> list[tuple[str, Examined]]:
-    """Finds out which reports are due; examines several runs at a time, because a store responds late.
+    """Finds out which reports are due.
 
     Args:
         runs: Runs by their names.
@@ -161,7 +163,8 @@ def examine_all(
     Returns:
         Name of each run, and what was found, in the same order.
     """
-    with ThreadPoolExecutor(EXAMINED_AT_A_TIME) as threads:
+    is_remote = any(isinstance(run.location, Uri) for run in runs.values())
+    with ThreadPoolExecutor(STORE_RUNS_AT_A_TIME if is_remote else LOCAL_RUNS_AT_A_TIME) as threads:
         examined = threads.map(lambda run: _examine(run, options, page_options), runs.values())
         return list(zip(runs, examined, strict=True))
 

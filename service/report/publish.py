@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -18,9 +19,11 @@ from typing import Any
 from pipelines.errors import ConfigError
 from pipelines.remote.store import ObjectMissingError, delete, list_objects, read_bytes, upload, write_bytes
 from pipelines.remote.uri import Location, Uri
-from pipelines.storage import add_digest, parse_json, read_bounded, remove_digest, sync, write_atomically
+from pipelines.storage import parse_json, read_bounded, sync, write_atomically
 
 MANIFEST = "manifest.json"
+DIGEST = "sha256"  # last entry of a manifest
+DIGEST_LINE = f',\n"{DIGEST}": '
 PAGE = "index.html"
 SUMMARY = "summary.json"  # in a store: the part of the manifest that a job over all runs reads
 SUMMARY_KEYS = ("kind", "version", "made_of", "about", "checks", "thumbnails", "single_file")
@@ -32,16 +35,26 @@ VIEWS = "views"
 DIGEST_NAMED = (f"{PICTURES}/", f"{VIEWS}/")  # folders whose files have a digest in their name
 UPLOADS_AT_A_TIME = 16
 KIND = "glassbox report"
-VERSION = 11  # version of the page and its manifest; reports of another version are rendered again
+VERSION = 12  # version of the page and its manifest; reports of another version are rendered again
 
 
 def write_page_manifest(directory: Path, content: dict[str, Any]) -> None:
-    """Writes the manifest of a page: one line per entry, a digest of them, and null for NaN and infinity."""
+    """Writes the manifest of a page."""
+    write_atomically(directory / MANIFEST, format_manifest(content))
+
+
+def format_manifest(content: dict[str, Any]) -> str:
+    """Formats a manifest, or its summary: one line per entry, and null for NaN and infinity.
+
+    The last line is the digest of the text before it. A digest of the content would take longer to compare
+    than the manifest to parse, which counts when a job looks at all runs.
+    """
     lines = [
         f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'), ensure_ascii=False, allow_nan=False)}"
-        for key, value in add_digest(_replace_non_finite(content)).items()
+        for key, value in _replace_non_finite(content).items()
     ]
-    write_atomically(directory / MANIFEST, "{\n" + ",\n".join(lines) + "\n}\n")
+    text = "{\n" + ",\n".join(lines)
+    return f'{text}{DIGEST_LINE}"{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'
 
 
 def _replace_non_finite(value: Any) -> Any:
@@ -63,11 +76,18 @@ def read_page_manifest(directory: Path) -> dict[str, Any]:
 
 
 def parse_manifest(text: bytes) -> dict[str, Any]:
-    """Returns the content of a page's manifest or of its summary; empty if it is damaged."""
+    """Returns the content of a page's manifest or of its summary; empty if it is damaged.
+
+    Version 1 wrote no digest.
+    """
     try:
-        return remove_digest(parse_json(text))
+        content = parse_json(text)
     except ValueError:
         return {}
+    if not isinstance(content, dict):
+        return {}
+    start, _, _ = text.rpartition(DIGEST_LINE.encode())
+    return content if content.pop(DIGEST, None) in (None, hashlib.sha256(start).hexdigest()) else {}
 
 
 def read_kind(directory: Path) -> str:
@@ -219,8 +239,8 @@ def _upload_page(directory: Path, out: Uri, kind: str) -> None:
         names = set(sizes)
         if kind == KIND:
             names.add(SUMMARY)
-            summary = add_digest(summarize_manifest(read_page_manifest(directory)))
-            write_bytes(out / SUMMARY, json.dumps(summary).encode())
+            summary = summarize_manifest(read_page_manifest(directory))
+            write_bytes(out / SUMMARY, format_manifest(summary).encode())
         unused = [name for name in existing if name not in names and not name.startswith(".")]
         list(threads.map(lambda name: delete(out / name), unused))
 

@@ -9,7 +9,15 @@ import pytest
 
 from pipelines.errors import ConfigError
 from service.report.pages.index import write_index
-from service.report.publish import KIND, publish, read_kind, read_page_manifest, write_page_manifest
+from service.report.publish import (
+    KIND,
+    format_manifest,
+    parse_manifest,
+    publish,
+    read_kind,
+    read_page_manifest,
+    write_page_manifest,
+)
 
 HUGE_BYTES = 1 << 36  # 64 GiB without a block on disk
 
@@ -20,6 +28,22 @@ def test_a_huge_manifest_counts_as_damaged(tmp_path: Path) -> None:
     os.truncate(tmp_path / "manifest.json", HUGE_BYTES)
     assert read_page_manifest(tmp_path) == {}
     assert read_kind(tmp_path) == ""
+
+
+def test_a_flipped_bit_leaves_the_content_of_a_manifest_or_none(tmp_path: Path) -> None:
+    content = {"kind": KIND, "figures": {"summary": {"accuracy": 0.75, "gap": float("nan")}}, "about": {}}
+    text = format_manifest(content).encode()
+    whole = {**content, "figures": {"summary": {"accuracy": 0.75, "gap": None}}}
+    assert parse_manifest(text) == whole
+    first_of_digest = text.rindex(b"sha256") - 1
+    for place in range(first_of_digest):
+        damaged = bytearray(text)
+        damaged[place] ^= 1
+        assert parse_manifest(bytes(damaged)) == {}, place
+    for place in range(first_of_digest, len(text)):
+        damaged = bytearray(text)
+        damaged[place] ^= 1
+        assert whole.items() <= parse_manifest(bytes(damaged)).items() or not parse_manifest(bytes(damaged))
 
 
 def test_a_huge_index_is_not_replaced(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from service.report.batch import UP_TO_DATE, examine_all, report_all
 from service.report.fingerprint import compute_fingerprint, find_published_shards
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.index import write_index
-from service.report.publish import KIND
+from service.report.publish import KIND, read_page_manifest, write_page_manifest
 from service.report.reported import find_reported_runs, find_shards_and_mix
 from service.runs import Run
 
@@ -56,7 +56,7 @@ def runs(tmp_path: Path) -> Path:
             "views": [{"file": "views/data-1.js"}],
             "figures": {"summary": {"best_accuracy": 0.75}},
         }
-        (run.report / "manifest.json").write_text(json.dumps(manifest))
+        write_page_manifest(run.report, manifest)
     return tmp_path / "runs"
 
 
@@ -92,9 +92,9 @@ def test_a_report_with_a_missing_file_is_due(runs: Path, missing: str) -> None:
 
 
 def test_a_report_with_a_damaged_record_is_due_and_not_on_the_index(runs: Path) -> None:
-    path = runs / "first" / "report" / "manifest.json"
+    report = runs / "first" / "report"
     stolen = {"thumbnails": [{"file": "pictures/../../../secret.png", "width": 1, "height": 1}]}
-    path.write_text(json.dumps(json.loads(path.read_text()) | stolen))
+    write_page_manifest(report, read_page_manifest(report) | stolen)
     assert find_due(runs) == ["first"]
     write_index(runs, {run.name: run for run in find_reported_runs(runs)}, {})
     html = (runs / "index.html").read_text()
@@ -138,12 +138,11 @@ def test_a_change_of_any_set_of_a_mix_is_noticed(runs: Path, tmp_path: Path) -> 
     config = json.dumps({"preset": "tiny", "shards": str(shards), "data": {"mix": mix}})
     run.config_path.write_text(config)
     assert find_due(runs) == ["first"]
-    manifest_path = run.report / "manifest.json"
-    manifest = json.loads(manifest_path.read_text())
+    manifest = read_page_manifest(run.report)
     manifest["made_of"] = compute_fingerprint(
         run, shards, ReportOptions(), PageOptions(), find_shards_and_mix(run)[1]
     )
-    manifest_path.write_text(json.dumps(manifest))
+    write_page_manifest(run.report, manifest)
     assert find_due(runs) == []
 
     shutil.rmtree(other)
@@ -166,9 +165,8 @@ def write_archive(path: Path, content: str) -> None:
 
 def record_inputs(run: Run, shards: Path) -> None:
     """Records the present inputs of a run, as if its report had been rendered with a shard set."""
-    path = run.report / "manifest.json"
     made_of = compute_fingerprint(run, shards, ReportOptions(), PageOptions())
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"made_of": made_of}))
+    write_page_manifest(run.report, read_page_manifest(run.report) | {"made_of": made_of})
 
 
 def find_due(runs: Path) -> list[str]:
