@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 CARD = "model-card.md"
 FOLDER = "exports"  # of exports without --out
+NAMES_OF_VARIABLES = re.compile(r"[A-Za-z0-9.].*")  # outside of any scope, as a SavedModel has them
 VALIDATION = "validation"
 
 
@@ -92,10 +94,12 @@ def export_model(request: ExportRequest, out: Location | None = None) -> ExportR
     path = fetch_model(request.model)
     export_format.check_installed()
 
-    from service.inference.classifier import class_count
+    from service.inference.classifier import check_layer_names, class_count
     from service.inference.inspection import interpret_model
 
     saved, model = open_model(path, request.custom_objects)
+    expected = "layers whose names begin with a letter, a digit or a dot"
+    check_layer_names(model, request.model, NAMES_OF_VARIABLES, expected)
     classes = name_classes(class_count(model), request.classes, saved.classes)
     interpretation = interpret_model(model, request.options, saved.interpretation)
     notes = (*interpretation.notes, describe_names(classes, request.classes, saved))

@@ -37,7 +37,9 @@ KERAS_CONFIG = "Full object config:"
 MAX_NAME = 100  # characters of a layer's name in an error
 MAX_FEATURE_IMAGES = 5_000  # of which the features are kept
 MAX_FEATURE_VALUES = 1 << 25  # features kept in all: 128 MiB
-OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9_./-]")  # than TensorFlow takes in names of operations
+# What TensorFlow takes in names of operations.
+NAMES_IN_GRAPH = re.compile(r"[A-Za-z0-9_./-]+")
+OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9_./-]")
 TOLERANCE = 2e-2  # by which a probability in half precision may leave [0, 1]
 
 
@@ -142,11 +144,27 @@ def _check_names(model: keras.Model, path: Path) -> None:
     Keras uses the model of any name, such as `my model`, but builds no graph of a layer of such a name.
     """
     model.name = OTHER_CHARACTERS.sub("_", model.name).lstrip("_/-") or "model"
+    expected = "layers whose names have letters of the English alphabet, digits, or _ . - alone"
+    check_layer_names(model, path, NAMES_IN_GRAPH, expected)
+
+
+def check_layer_names(model: keras.Model, source: Location, pattern: re.Pattern[str], expected: str) -> None:
+    """Checks the names of all layers of a model.
+
+    Args:
+        model: Model, which may contain others.
+        source: Where it is from, for the message.
+        pattern: Pattern that each name must match as a whole.
+        expected: The same in words, for the message.
+
+    Raises:
+        ConfigError: A name does not match.
+    """
     for layer in model._flatten_layers(include_self=False):
-        if OTHER_CHARACTERS.search(layer.name):
+        if not pattern.fullmatch(layer.name):
             raise ConfigError(
-                "layers whose names have letters of the English alphabet, digits, or _ . - alone",
-                f"model={path} (layer {layer.name[:MAX_NAME]!r})",
+                expected,
+                f"model={source} (layer {layer.name[:MAX_NAME]!r})",
                 "rename the layer, build the model again and load its weights, and save it",
             )
 

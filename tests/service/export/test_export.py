@@ -388,6 +388,19 @@ def test_mistakes_are_one_sentence(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.keras", "taken"]
 
 
+@pytest.mark.parametrize("name", ["_hidden", "-hidden"])
+def test_a_layer_that_no_saved_model_can_name_is_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(image)
+    keras.Model(image, keras.layers.Dense(3, activation="softmax", name=name)(x)).save(tmp_path / "m.keras")
+    command = ["export", str(tmp_path / "m.keras"), "--format", "savedmodel", "--out", str(tmp_path / "out")]
+    assert main([*command, "--scale", "1"]) == 2
+    assert f"(layer {name!r}). Fix: rename the layer" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_operation_that_tflite_lacks_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     image = keras.Input((8, 8, 3))
     x = keras.layers.GlobalAveragePooling2D()(keras.ops.erfinv(image / 512))
