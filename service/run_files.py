@@ -107,9 +107,17 @@ def read_status(path: Path) -> dict[str, Any]:
     shown of a run.
     """
     try:
-        content = remove_digest(read_object(path))
-        Status.model_validate(content)
+        return parse_status(read_bounded(path))
     except (OSError, ValueError):
+        return {}
+
+
+def parse_status(text: bytes) -> dict[str, Any]:
+    """Returns the entries of a status; none if it is damaged."""
+    try:
+        content = remove_digest(parse_json(text))
+        Status.model_validate(content)
+    except ValueError:
         return {}
     return content
 

@@ -205,7 +205,7 @@ def _check_replaceable(out: Uri, kind: str) -> None:
     Raises:
         ConfigError: There is something else.
     """
-    if read_remote_json(out / MANIFEST).get("kind") == kind:
+    if read_remote_manifest(out / MANIFEST).get("kind") == kind:
         return
     # Pictures and views of a job that was killed, and hidden files such as leases, are no obstacle.
     names = (info.uri.relative_to(out) for info in list_objects(out))
@@ -258,8 +258,8 @@ def _select(values: dict[str, Any], keys: Iterable[str]) -> dict[str, Any]:
     return {key: values[key] for key in keys if key in values}
 
 
-def read_remote_json(uri: Uri) -> dict[str, Any]:
-    """Returns a JSON object in a store; empty if it does not exist or is damaged."""
+def read_remote_manifest(uri: Uri) -> dict[str, Any]:
+    """Returns the manifest of a page in a store, or its summary; empty if there is none or it is damaged."""
     try:
         return parse_manifest(read_bytes(uri))
     except ObjectMissingError:

@@ -12,13 +12,14 @@ from typing import Any, Protocol
 from pipelines.errors import ConfigError
 from pipelines.input.mixed_manifest import select_mix
 from pipelines.remote.lease import Lease, hold_lease
-from pipelines.remote.store import list_folder, stat
+from pipelines.remote.store import ObjectMissingError, list_folder, read_bytes, stat
 from pipelines.remote.uri import Location, Uri, parse_location
 from pipelines.storage import hash_json
 from service.mirror.fetch import fetch_run, find_remote_runs
 from service.report import lease as local_lease
-from service.report.publish import PAGE, PICTURES, SUMMARY, VIEWS, read_page_manifest, read_remote_json
+from service.report.publish import PAGE, PICTURES, SUMMARY, VIEWS, read_page_manifest, read_remote_manifest
 from service.report.record import is_report_record
+from service.run_files import parse_status
 from service.runs import CHECKPOINTS, CONFIG, LAYERS, METADATA, METRICS, MODEL, REPORT, STATUS, Run, find_runs
 
 LEASE = ".report.lock"
@@ -78,7 +79,7 @@ class ReportedRun:
         if isinstance(self.location, Path):
             status = Run(self.location).status()
         else:
-            status = read_remote_json(self.location / STATUS)
+            status = _read_remote_status(self.location / STATUS)
         return str(status.get("state", "not started"))
 
     def hash_inputs(self) -> dict[str, Any]:
@@ -98,7 +99,7 @@ class ReportedRun:
             The content, see `service.report.record`; empty without a report, or if the content is damaged.
         """
         if isinstance(self.report, Uri):
-            content = read_remote_json(self.report / SUMMARY)
+            content = read_remote_manifest(self.report / SUMMARY)
         else:
             content = read_page_manifest(self.report) if (self.report / PAGE).is_file() else {}
         return content if is_report_record(content) else {}
@@ -254,3 +255,10 @@ def _create_directory(path: Path) -> None:
 
 def _join(location: Location, name: str) -> Location:
     return location if name == "." else location / name
+
+
+def _read_remote_status(uri: Uri) -> dict[str, Any]:
+    try:
+        return parse_status(read_bytes(uri))
+    except ObjectMissingError:
+        return {}
