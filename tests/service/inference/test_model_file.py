@@ -8,7 +8,9 @@ import pickle
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import keras
@@ -23,6 +25,7 @@ ALLOWED = 120 * MEGABYTE  # of memory for a refusal, buffers of the libraries in
 SCRIPT = """
 import json, resource, sys
 from pathlib import Path
+from typing import Any
 import keras
 from pipelines.errors import GlassboxError
 from service.inference.classifier import load_model
@@ -56,6 +59,11 @@ def save(path: Path, *layers: keras.Layer) -> Path:
     model = keras.Sequential([keras.layers.Input((4,)), *layers, keras.layers.Dense(2, name="last")])
     model.save(path)
     return path
+
+
+def leave_mark(path: str) -> Callable[[Any], Any]:
+    """Returns a function that creates a file; Keras stores its bytecode, and calls it to build a model."""
+    return lambda x: [open(path, "w").close(), x][1]
 
 
 def rewrite(
@@ -122,7 +130,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, st
         file.create_dataset("elsewhere", (4,), "u1", external=[(str(folder / "secret"), 0, 4)])
     with h5py.File(save(folder / "link.h5"), "r+") as file:
         file["link"] = h5py.ExternalLink(str(folder / "legacy.h5"), "/model_weights")
-    save(folder / "lambda.keras", keras.layers.Lambda(lambda x: x * 2))
+    for name in ("lambda.keras", "lambda.h5"):
+        save(folder / name, keras.layers.Lambda(leave_mark(str(folder / "mark"))))
+        (folder / "mark").unlink()
     (folder / "pickle.keras").write_bytes(pickle.dumps(Attack(folder / "mark")))
     rewrite(good, folder / "member.keras", "model.weights.h5", pickle.dumps(Attack(folder / "mark")))
     (folder / "text.h5").write_text("hello")
@@ -165,6 +175,7 @@ def test_a_model_is_loaded(results: dict[str, tuple[int, str, int]], name: str) 
         ("elsewhere.h5", "elsewhere is in another file"),
         ("link.h5", "link is in another file"),
         ("lambda.keras", "Lambda"),
+        ("lambda.h5", "Lambda"),
         ("pickle.keras", "a Keras model file"),
         ("member.keras", "an undamaged model file"),
         ("text.h5", "a Keras model file"),
