@@ -142,6 +142,7 @@ class Run:
         try:
             place._fill(config, notes)
             if not has_place:
+                # Unlike `replace_directory`, it fails if another process has created a run there meanwhile.
                 os.rename(place.path, self.path)
         except OSError as error:
             raise ConfigError(

@@ -8,9 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 from shard_samples import make_record, write_shards
 from stores import FaultProxy
 
+from pipelines.errors import DataError
 from pipelines.input.order import EpochOrder, OrderSpec
 from pipelines.input.passes import Pass, PassReader
 from pipelines.input.reader import ShardReader
@@ -69,10 +71,17 @@ def count_shard_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("train-*.arrow"))
 
 
-def check_sentence(message: str) -> None:
-    """Checks that the message of an error is one sentence for each of its three parts."""
-    assert re.fullmatch(r"Expected .* Received: .* Fix: .*\.", message), message
-    assert "\n" not in message
+def choose_small_cache(folder: Path) -> float:
+    """Returns a budget of the cache, in GB, that holds 0.6 of a shard set."""
+    return count_shard_bytes(folder) * 0.6 / 1e9
+
+
+def use_empty_cache(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Gives the client an empty cache, patience, and short pauses between retries."""
+    monkeypatch.setattr("pipelines.remote.retry.FIRST_PAUSE_S", 0.01)
+    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "30")
+    monkeypatch.setenv("GLASSBOX_CACHE", str(folder))
+    monkeypatch.delenv("GLASSBOX_CACHE_GB", raising=False)
 
 
 def _inject_per_shard(proxy: FaultProxy, kind: str, **options: int) -> None:
@@ -145,12 +154,24 @@ REFUSALS: dict[str, dict[str, tuple[int, str, str]]] = {
 }
 
 
-def cause(fault: str, proxy: FaultProxy, location: Uri) -> str:
-    """Causes a fault of `FINAL_FAULTS`, or a refusal of all requests but the first four.
+def read_until_refused(fault: str, proxy: FaultProxy, location: Uri, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Causes a fault of `FINAL_FAULTS`, or a refusal of all requests but the first four, and reads a set.
 
     Returns:
-        A pattern for the error.
+        The error that ends the pass, which is one sentence for each of its three parts and names the object.
     """
+    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "1")
+    pattern = _cause(fault, proxy, location)
+    with pytest.raises(DataError, match=pattern) as caught:
+        compute_digest(str(location))
+    message = str(caught.value)
+    assert re.fullmatch(r"Expected .* Received: .* Fix: .*\.", message), message
+    assert "\n" not in message
+    return message
+
+
+def _cause(fault: str, proxy: FaultProxy, location: Uri) -> str:
+    """Causes a fault or a refusal; returns a pattern for the error."""
     if fault in FINAL_FAULTS:
         inject, pattern = FINAL_FAULTS[fault]
         inject(proxy, location)

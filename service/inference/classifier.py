@@ -37,9 +37,9 @@ KERAS_CONFIG = "Full object config:"
 MAX_NAME = 100  # characters of a layer's name in an error
 MAX_FEATURE_IMAGES = 5_000  # of which the features are kept
 MAX_FEATURE_VALUES = 1 << 25  # features kept in all: 128 MiB
-# What TensorFlow takes in names of operations.
-NAMES_IN_GRAPH = re.compile(r"[A-Za-z0-9_./-]+")
-OTHER_CHARACTERS = re.compile(r"[^A-Za-z0-9_./-]")
+NAME_CHARACTERS = "A-Za-z0-9_./-"  # that TensorFlow takes in names of operations
+NAMES_IN_GRAPH = re.compile(f"[{NAME_CHARACTERS}]+")
+OTHER_CHARACTERS = re.compile(f"[^{NAME_CHARACTERS}]")
 TOLERANCE = 2e-2  # by which a probability in half precision may leave [0, 1]
 
 

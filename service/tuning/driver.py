@@ -37,6 +37,7 @@ BEST = "best.yaml"
 TRIALS = "trials"
 RAY = ".ray"
 LOCK = ".lock"
+UNFINISHED_PLANS = f".tmp-*-{PLAN}"  # left by searches that were killed while they wrote their plan
 
 
 @translate_full_disk()
@@ -76,7 +77,7 @@ def tune(plan: Plan, out: str | Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     refusal = ConfigError("a search that nobody is running", f"out={out}", "wait until it ends, or stop it")
     with lock_file(out / LOCK, refusal):
-        for path in out.glob(f".tmp-*-{PLAN}"):
+        for path in out.glob(UNFINISHED_PLANS):
             path.unlink()
         write_atomically(out / PLAN, yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False))
         _create_runs(runs, configs)
@@ -114,7 +115,7 @@ def _check_same(plan: Plan, out: Path) -> None:
 
 def _is_unstarted(path: Path) -> bool:
     """Tells whether a file is one that a search leaves when it is killed before its plan is written."""
-    return path.name == LOCK or path.match(f".tmp-*-{PLAN}")
+    return path.name == LOCK or path.match(UNFINISHED_PLANS)
 
 
 def _check_trials(configs: Sequence[RunConfig]) -> None:

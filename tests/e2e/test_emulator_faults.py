@@ -12,15 +12,14 @@ from store_faults import (
     FINAL_FAULTS,
     PASSING_FAULTS,
     REFUSALS,
-    cause,
-    check_sentence,
+    choose_small_cache,
     compute_digest,
-    count_shard_bytes,
+    read_until_refused,
+    use_empty_cache,
     write_set,
 )
 from stores import FaultProxy, run_proxy
 
-from pipelines.errors import DataError
 from pipelines.remote import store
 from pipelines.remote.uri import Uri, parse_location
 
@@ -74,10 +73,7 @@ def remote_set(
     location = emulator[0] / "set"
     for path in local_set.iterdir():
         store.write_bytes(location / path.name, path.read_bytes())
-    monkeypatch.setattr("pipelines.remote.retry.FIRST_PAUSE_S", 0.01)
-    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "30")
-    monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("GLASSBOX_CACHE_GB", raising=False)
+    use_empty_cache(monkeypatch, tmp_path / "cache")
     return location
 
 
@@ -86,8 +82,7 @@ def test_rows_are_those_on_local_disk(
     fault: str, remote_set: Uri, local_set: Path, proxy: FaultProxy, expected: str
 ) -> None:
     PASSING_FAULTS[fault](proxy)
-    cache_gb = count_shard_bytes(local_set) * 0.6 / 1e9
-    assert compute_digest(str(remote_set), cache_gb) == expected
+    assert compute_digest(str(remote_set), choose_small_cache(local_set)) == expected
     assert proxy.latency or any(request.fault for request in proxy.requests)
 
 
@@ -95,8 +90,4 @@ def test_rows_are_those_on_local_disk(
 def test_what_does_not_pass_is_one_sentence_that_names_the_object(
     fault: str, remote_set: Uri, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "1")
-    pattern = cause(fault, proxy, remote_set)
-    with pytest.raises(DataError, match=pattern) as caught:
-        compute_digest(str(remote_set))
-    check_sentence(str(caught.value))
+    read_until_refused(fault, proxy, remote_set, monkeypatch)
