@@ -9,10 +9,15 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from light_tier import get_import_closure, guard_session, is_heavy_test
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+# A busy machine is slow: an example that takes long, or is generated slowly, is no failure.
+settings.register_profile("no time limits", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no time limits")
 
 pytest_plugins = ("stores",)  # fixtures: s3_server, bucket, proxy
 

@@ -508,7 +508,6 @@ def fuzz(target: Target, examples: int, number: int = 0) -> None:
     @seed(number)
     @settings(
         max_examples=examples,
-        deadline=None,
         database=None,
         suppress_health_check=list(HealthCheck),
         phases=(Phase.explicit, Phase.generate, Phase.shrink),  # to explain a failure takes minutes

@@ -102,7 +102,7 @@ def test_the_page_reads_the_columns(browser: Chrome, gallery: Path) -> None:
     open_gallery(browser, gallery)
 
     @given(tables())
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def read_in_the_page(table: GalleryTable) -> None:
         found = browser.run(f"readTable({json.dumps(list_columns(table))})")
         expected = list_values(table)

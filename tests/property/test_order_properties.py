@@ -56,7 +56,6 @@ def read_epoch(spec: OrderSpec, epoch: int, workers: int = 1) -> np.ndarray:
     return np.concatenate(parts, axis=1)
 
 
-@settings(deadline=None)
 @given(specs(has_lanes=False, is_mix=False), EPOCHS)
 def test_one_lane_is_the_order_that_is_computed_at_once(spec: OrderSpec, epoch: int) -> None:
     shards = spec.shard_rows[0].tolist()
@@ -66,7 +65,6 @@ def test_one_lane_is_the_order_that_is_computed_at_once(spec: OrderSpec, epoch: 
     assert batches == expected + [-1] * (len(batches) - spec.rows)
 
 
-@settings(deadline=None)
 @given(specs(is_mix=False), EPOCHS)
 def test_every_row_comes_once_and_padding_at_the_very_end(spec: OrderSpec, epoch: int) -> None:
     batches = read_epoch(spec, epoch).ravel()
@@ -75,7 +73,6 @@ def test_every_row_comes_once_and_padding_at_the_very_end(spec: OrderSpec, epoch
     assert len(batches) - spec.rows < spec.global_batch
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=8),
     st.integers(1, 3),
@@ -108,7 +105,7 @@ def test_an_epoch_repeats_every_image_that_it_takes(
         assert (np.diff(in_lane) >= 0).all()  # first copies first
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(10, 60), st.integers(2, 4), st.integers(0, 2**64 - 1))
 def test_epochs_with_repeats_use_all_images_equally_often(rows: int, repeats: int, seed: int) -> None:
     spec = OrderSpec((np.array([rows * repeats]),), 4, seed, repeats=repeats)
@@ -117,7 +114,7 @@ def test_epochs_with_repeats_use_all_images_equally_often(rows: int, repeats: in
     assert (counts == repeats).all()
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(specs(), EPOCHS)
 def test_batches_do_not_depend_on_the_number_of_workers(spec: OrderSpec, epoch: int) -> None:
     whole = read_epoch(spec, epoch)
@@ -126,7 +123,7 @@ def test_batches_do_not_depend_on_the_number_of_workers(spec: OrderSpec, epoch: 
             np.testing.assert_array_equal(read_epoch(spec, epoch, workers), whole)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(specs(), EPOCHS, st.integers(1, 7))
 def test_resuming_at_every_step_gives_the_rest(spec: OrderSpec, epoch: int, ahead: int) -> None:
     """Whatever number of steps is computed at a time."""
@@ -138,7 +135,6 @@ def test_resuming_at_every_step_gives_the_rest(spec: OrderSpec, epoch: int, ahea
             np.testing.assert_array_equal(order.find_rows(steps), whole[steps.start : steps.stop])
 
 
-@settings(deadline=None)
 @given(specs() | repeated_specs(), EPOCHS, st.data())
 def test_windows_announce_what_every_step_reads(spec: OrderSpec, epoch: int, data: st.DataObject) -> None:
     order = EpochOrder(spec, epoch)
@@ -162,7 +158,6 @@ def test_windows_announce_what_every_step_reads(spec: OrderSpec, epoch: int, dat
             assert needed <= current | (before if step in windows else set())
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=12),
     st.integers(1, 14),
@@ -182,7 +177,6 @@ def test_no_more_shards_than_the_window_are_read_at_a_time(
         touched = touched[size:]
 
 
-@settings(deadline=None)
 @given(SHARDS, st.integers(0, 2**64 - 1), EPOCHS, st.integers(0, 3))
 def test_a_window_over_all_shards_is_the_order_without_one(
     shards: list[int], seed: int, epoch: int, more: int
@@ -193,7 +187,6 @@ def test_a_window_over_all_shards_is_the_order_without_one(
     assert batches.tolist() == epoch_order(sum(shards), seed, epoch).tolist()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=40), st.integers(2, 6), EPOCHS)
 def test_workers_share_no_shards_but_those_at_their_borders(
     shards: list[int], workers: int, epoch: int
@@ -208,7 +201,6 @@ def test_workers_share_no_shards_but_those_at_their_borders(
     assert reads <= len(shards) + workers - 1
 
 
-@settings(deadline=None)
 @given(specs(), st.integers(0, 20))
 def test_a_mix_draws_every_set_as_often_as_agreed(spec: OrderSpec, epoch: int) -> None:
     if spec.draws is None or spec.seed is None:
@@ -219,7 +211,6 @@ def test_a_mix_draws_every_set_as_often_as_agreed(spec: OrderSpec, epoch: int) -
     assert counts.tolist() == list(spec.draws)
 
 
-@settings(deadline=None)
 @given(specs())
 def test_a_set_of_a_mix_is_continued_until_all_its_rows_have_been_drawn(spec: OrderSpec) -> None:
     """After any number of epochs, the rows of a set have been drawn equally often, up to once."""
@@ -251,7 +242,6 @@ def test_an_epoch_of_a_mix_ends_when_the_first_set_has_been_seen(sets: list[tupl
     assert max(abs(d - 10_000 * w / sum(weights)) for d, w in zip(exact, weights, strict=True)) < 1
 
 
-@settings(deadline=None)
 @given(st.integers(30, 200), st.integers(0, 2**64 - 1), EPOCHS, EPOCHS)
 def test_epochs_and_seeds_differ(rows: int, seed: int, one: int, other: int) -> None:
     spec = OrderSpec((np.array([rows]),), rows, seed)

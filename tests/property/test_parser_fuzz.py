@@ -140,7 +140,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12
 ROWS = st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 2**31 - 1), TEXT), max_size=5)
 
 
-@settings(max_examples=QUICK, deadline=None)
+@settings(max_examples=QUICK)
 @given(ROWS)
 def test_tfrecords_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple]) -> None:
     folder = tmp_path_factory.mktemp("records")
@@ -153,7 +153,7 @@ def test_tfrecords_are_read_as_written(tmp_path_factory: pytest.TempPathFactory,
     assert found == rows
 
 
-@settings(max_examples=QUICK, deadline=None)
+@settings(max_examples=QUICK)
 @given(st.lists(TEXT, min_size=2, max_size=4, unique=True))
 def test_manifests_are_read_as_written(tmp_path_factory: pytest.TempPathFactory, classes: list[str]) -> None:
     folder = tmp_path_factory.mktemp("manifest") / "set"
@@ -162,7 +162,7 @@ def test_manifests_are_read_as_written(tmp_path_factory: pytest.TempPathFactory,
     assert load_manifest(folder).classes == tuple(classes)
 
 
-@settings(max_examples=QUICK, deadline=None)
+@settings(max_examples=QUICK)
 @given(st.binary(max_size=30), st.lists(TEXT.map(lambda text: "".join(text.split()) + "\n"), max_size=3))
 def test_markers_are_read_as_written(part: bytes, lines: list[str]) -> None:
     lines = [line for line in lines if len(line.splitlines()) == 1]
@@ -170,14 +170,14 @@ def test_markers_are_read_as_written(part: bytes, lines: list[str]) -> None:
     assert read_marker(io.BytesIO(marker.encode())) == marker
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.sampled_from(("s3", "gs", "az", "https")), st.lists(SEGMENTS, min_size=1, max_size=4))
 def test_uris_are_read_as_written(scheme: str, parts: list[str]) -> None:
     text = f"{scheme}://bucket/{'/'.join(parts)}"
     assert str(parse_location(parse_location(text))) == text
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False))
 def test_overrides_are_read_as_written(value: object) -> None:
     settings_: dict[str, object] = {}

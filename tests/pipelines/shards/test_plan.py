@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.shards.plan import MissingShards, choose_shard_rows, plan_shards
@@ -52,7 +52,6 @@ def test_at_least_one_image_is_held_out_and_never_all(images, share, held_out):
     assert sum(shard.candidates for shard in plan if shard.split == "train") == images - held_out
 
 
-@settings(deadline=None)
 @given(counts, specs)
 def test_every_candidate_is_in_one_shard(counts, spec):
     plan = plan_shards(counts, spec)
@@ -66,7 +65,6 @@ def test_every_candidate_is_in_one_shard(counts, spec):
         assert plan[0].split == "train"
 
 
-@settings(deadline=None)
 @given(counts, specs)
 def test_names_of_a_split_sort_in_row_order_and_count_its_shards(counts, spec):
     plan = plan_shards(counts, spec)
@@ -90,7 +88,6 @@ def test_the_size_of_shards_follows_from_number_and_size_of_the_images(images, i
     assert choose_shard_rows(images, image_bytes) == rows
 
 
-@settings(deadline=None)
 @given(counts, specs)
 def test_a_shard_by_its_position_is_that_of_the_iteration(counts, spec):
     plan = plan_shards(counts, spec)

@@ -50,7 +50,7 @@ def _small_batches(monkeypatch):
     monkeypatch.setattr(listing, "PARTITION_BITS", 2)
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(paths)
 def test_an_arrangement_on_disk_is_that_in_memory(rows):
     rows = [*ALWAYS, *rows]

@@ -148,7 +148,7 @@ def draw_next_name(draw: st.DrawFn, run: SimulatedRun) -> str:
     return f"epoch-{epoch:04d}-step-{previous + 1:07d}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.data())
 def test_every_prefix_of_the_uploads_is_a_whole_run(data: st.DataObject) -> None:
     run = SimulatedRun(keep=data.draw(st.integers(1, 3), label="keep"))

@@ -9,6 +9,6 @@ from service.report.analysis.gallery import GalleryTable, list_columns
 
 
 @given(tables())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_columns_hold_the_values_of_the_table(table: GalleryTable) -> None:
     assert read_columns(list_columns(table)) == list_values(table)
