@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from service.inference.tracing import trace_once
 from service.report.analysis.network import PASS_THROUGH_KINDS, LayerInfo, Network
 from service.report.analysis.operation_graph import Node, count_positions, trace_graph
 
@@ -178,9 +179,9 @@ def compute_ablation(
     features = features[images]
     labels = labels[images]
     if head.first is None:
-        run = _compile_head(network, head)
+        run = _compile_head(network, head, features.shape[1:])
     else:
-        run = _compile_linear_head(network, head, head.first)
+        run = _compile_linear_head(network, head, head.first, features.shape[1:])
     logits = _run_unchanged(network, head, features)
     expected = tf.nn.softmax(logits).numpy()
     if not np.abs(expected - probabilities[images]).max() <= TOLERANCE:  # or not finite
@@ -236,15 +237,15 @@ def _run_from(network: Network, name: str, values: tf.Tensor) -> tf.Tensor:
 
 
 def _run_unchanged(network: Network, head: Head, features: np.ndarray) -> tf.Tensor:
-    graph = tf.function(
-        lambda values: _run_from(network, head.stored, values), autograph=False, reduce_retracing=True
-    )
+    spec = tf.TensorSpec((None, *features.shape[1:]), tf.float32)
+    graph = trace_once(lambda values: _run_from(network, head.stored, values), spec)
     pieces = [graph(tf.constant(features[start : start + BATCH])) for start in range(0, len(features), BATCH)]
     return tf.concat(pieces, axis=0)
 
 
-def _compile_head(network: Network, head: Head) -> Any:
-    """Compiles a function of features `[N, ...]` and channels `[A]` to logits `[A * N, K]`."""
+def _compile_head(network: Network, head: Head, shape: Sequence[int]) -> Any:
+    """Compiles a function of features `[N, *shape]` and channels `[A]` to logits `[A * N, K]`."""
+    specs = (tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.int32))
 
     def run(features: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
         masks = 1 - tf.one_hot(channels, head.layer.shape[2])  # [A, C]
@@ -253,15 +254,16 @@ def _compile_head(network: Network, head: Head) -> Any:
         ablated = features[None] * masks  # [A, N, ..., C]
         return _run_from(network, head.layer.name, tf.reshape(ablated, (-1, *features.shape[1:])))
 
-    return tf.function(run, reduce_retracing=True, autograph=False)
+    return trace_once(run, *specs)
 
 
-def _compile_linear_head(network: Network, head: Head, first: Node) -> Any:
+def _compile_linear_head(network: Network, head: Head, first: Node, shape: Sequence[int]) -> Any:
     """Compiles the same for a head whose first weights see every channel separately.
 
     Setting channel c to zero changes only those entries of the first weights' input x that belong to c. The
     change of x W is therefore the product of the change of these entries with their rows of W.
     """
+    specs = (tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.int32))
     operation = first.operation
     count = head.layer.shape[2]
     matrix = tf.cast(_get_matrix(first), tf.float32)  # [m * C, U]
@@ -280,7 +282,7 @@ def _compile_linear_head(network: Network, head: Head, first: Node) -> Any:
             y = operation.activation(y)
         return _run_from(network, first.name, y)
 
-    return tf.function(run, reduce_retracing=True, autograph=False)
+    return trace_once(run, *specs)
 
 
 def _run_to_first_weights(network: Network, head: Head) -> tf.Tensor:

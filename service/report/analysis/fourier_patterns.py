@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from service.inference.tracing import trace_once
 from service.report.analysis.network import Network
 from service.report.analysis.patterns import FilterPatterns, compute_objective
 from service.report.analysis.receptive_field import ReceptiveField
@@ -79,7 +80,8 @@ def compute_fourier_patterns(
     shifts = draw_shifts(generator, steps, height, width)
     if patch is not None:
         transforms = np.tile(build_transform(1, 0, height, width).astype(np.float32), (steps, 1))
-        shifts = shifts // patch * np.array(patch, np.int32)
+        sides = np.array(patch, np.int32)
+        shifts = shifts // sides * sides
     decoder = ImageDecoder(height, width, colours)
 
     def ascend(
@@ -107,8 +109,17 @@ def compute_fourier_patterns(
         images = decoder(coefficients)
         return images, compute_objective(network, layer, images, indices)[1]
 
-    compiled_ascend = tf.function(ascend, reduce_retracing=True, autograph=False)
-    compiled_measure = tf.function(measure, reduce_retracing=True, autograph=False)
+    coefficients_spec = tf.TensorSpec((None, *shape[1:]), tf.float32)
+    indices_spec = tf.TensorSpec((None,), tf.int32)
+    compiled_ascend = trace_once(
+        ascend,
+        (coefficients_spec,) * 3,
+        tf.TensorSpec((), tf.float32),
+        tf.TensorSpec((2,), tf.int32),
+        tf.TensorSpec((8,), tf.float32),
+        indices_spec,
+    )
+    compiled_measure = trace_once(measure, coefficients_spec, indices_spec)
     images = []
     initial_activation = []
     final_activation = []

@@ -16,6 +16,7 @@ from service.inference.classifier import class_count
 from service.inference.graph import activation_name, last_operation, replay_graph
 from service.inference.inspection import decide_head
 from service.inference.interpretation import Head, PixelTransform
+from service.inference.tracing import trace_once
 
 CONVOLUTION_KINDS = {"Conv2D", "DepthwiseConv2D", "SeparableConv2D", "Conv2DTranspose"}
 # Operations whose output is their input, at most in another shape; they are not listed as layers.
@@ -293,7 +294,7 @@ class Network:
             size: Height and width of the images; None takes those of the model.
         """
         images = tf.TensorSpec((None, *(size or self.shape[:2]), self.shape[2]), tf.float32)
-        graph = tf.function(function, input_signature=[images, *extra_inputs], autograph=False)
+        graph = trace_once(function, images, *extra_inputs)
         return lambda images, *rest: graph(tf.cast(images, tf.float32), *rest)
 
     def _precision_of(self, operation: Any) -> Any:
