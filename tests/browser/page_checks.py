@@ -84,6 +84,22 @@ FIND_BROKEN_LINES = """((selector) => [...document.querySelectorAll(selector)].f
   return new Set([...range.getClientRects()].map((line) => Math.round(line.top))).size > 1;
 }).map((element) => element.textContent.trim()))"""
 
+# Words that are broken into several lines, of the elements that a selector finds.
+FIND_BROKEN_WORDS = """((selector) => [...document.querySelectorAll(selector)].flatMap((element) => {
+  if (!element.checkVisibility()) return [];
+  const found = [];
+  const texts = document.createTreeWalker(element, NodeFilter.SHOW_TEXT);
+  for (let text; (text = texts.nextNode());) {
+    for (const { index, 0: word } of text.data.matchAll(/[\\p{L}\\p{N}]+/gu)) {
+      const range = document.createRange();
+      range.setStart(text, index);
+      range.setEnd(text, index + word.length);
+      if (new Set([...range.getClientRects()].map((line) => Math.round(line.top))).size > 1) found.push(word);
+    }
+  }
+  return found;
+}))"""
+
 
 def list_views(browser: Chrome, page: Path) -> list[str]:
     """Opens a page and returns the addresses of its views, such as `#view-data`."""
@@ -110,6 +126,11 @@ def find_overlaps(browser: Chrome) -> list[str]:
 def find_broken_lines(browser: Chrome, selector: str) -> list[str]:
     """Returns the texts, of the elements that a selector finds, that are broken into several lines."""
     return list(browser.run(f"{FIND_BROKEN_LINES}({selector!r})"))
+
+
+def find_broken_words(browser: Chrome, selector: str) -> list[str]:
+    """Returns the words that are broken into several lines, of the elements that a selector finds."""
+    return list(browser.run(f"{FIND_BROKEN_WORDS}({selector!r})"))
 
 
 def find_violations(browser: Chrome, rules: Sequence[str] = ()) -> list[str]:

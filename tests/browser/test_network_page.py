@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import pytest
 from chrome import Chrome
-from page_checks import find_broken_lines, find_overlaps, find_violations
+from page_checks import find_broken_lines, find_broken_words, find_overlaps, find_violations
 from section_pages import write_sections
 
 from service.report.analysis.architecture import describe_architecture
@@ -136,3 +136,31 @@ def test_one_selector_changes_the_image_of_all_layers(browser: Chrome, report: P
     assert browser.run(SHOWN_FIGURES) == [True, False]
     browser.run("document.querySelector('#view-layers [data-key=image][value=\"1\"]').click()")
     assert browser.run(SHOWN_FIGURES) == [False, True]
+
+
+@pytest.mark.parametrize("width", [1400, 390])
+def test_names_of_layers_are_broken_between_their_parts(browser: Chrome, tmp_path: Path, width: int) -> None:
+    block = keras.Input((8, 8, 3))
+    x = block
+    for number in range(2):
+        name = f"expanded_convolution_{number}_squeeze_excite_normalization"
+        x = keras.layers.Conv2D(4, 3, padding="same", name=name)(x)
+    backbone = keras.Model(block, x, name="MobileNetV3SmallBackbone")
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D()(backbone(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(2, activation="softmax")(x))
+    section = architecture.build_section(describe_architecture(Network(model)), None)
+    browser.open(write_sections(tmp_path / "index.html", [section]), width=width)
+    browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+    names = browser.run("[...document.querySelectorAll('.layers code')].map((name) => name.textContent)")
+    assert "MobileNetV3SmallBackbone/expanded_convolution_1_squeeze_excite_normalization" in names
+    assert find_broken_lines(browser, ".layers code") != []
+    assert find_broken_words(browser, ".layers code") == []
+
+
+def test_the_check_finds_broken_words(browser: Chrome, report: Path) -> None:
+    browser.open(report, "#view-network")
+    browser.run(
+        "document.body.innerHTML = '<p style=\"width: 60px; overflow-wrap: anywhere\">long_normalization</p>'"
+    )
+    assert find_broken_words(browser, "p") == ["normalization"]

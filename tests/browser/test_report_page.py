@@ -56,6 +56,26 @@ def test_the_check_finds_text_that_overlaps(browser: Chrome, report: Path) -> No
     assert "below / above" in find_overlaps(browser)
 
 
+def test_a_warning_keeps_its_distance_and_the_count_of_a_title_wraps_without_indent(
+    browser: Chrome, report: Path
+) -> None:
+    browser.open(report, "#view-trust", width=390)
+    browser.run("""document.querySelector('#trust .checks').insertAdjacentHTML('beforebegin',
+      '<p class="warning">No verdict.</p>'
+      + '<h3>A block with a long title <span class="count">stem/convolution</span></h3>')""")
+    gap = """document.querySelector('#trust .warning + *').getBoundingClientRect().top
+      - document.querySelector('#trust .warning').getBoundingClientRect().bottom"""
+    browser.run("document.querySelector('#trust h3').style.margin = '0'")
+    assert browser.run(gap) >= 16
+    title, count = browser.run("""(() => {
+      const count = document.querySelector('#trust h3 .count'), range = document.createRange();
+      range.selectNodeContents(count.parentElement.firstChild);
+      return [range, count].map((item) => item.getBoundingClientRect()).map(({left, top}) => [left, top]);
+    })()""")
+    assert count[1] > title[1]  # it is on a line of its own
+    assert count[0] == title[0]
+
+
 def test_signed_maps_tint_the_image_that_they_lie_on(browser: Chrome, report: Path) -> None:
     """Their white, which is zero, leaves the image as it is."""
     browser.open(report, "#saliency:method=integrated")

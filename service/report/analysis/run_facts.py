@@ -138,7 +138,7 @@ def format_setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         is_size = len(value) == 2 and all(isinstance(item, int) for item in value)
-        separator = " \N{MULTIPLICATION SIGN} " if is_size else ", "
+        separator = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}" if is_size else ", "
         return separator.join(format_setting(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 # Shown instead of a missing value.
 NO_VALUE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
+# Lines are not broken within a size.
+TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
 FLOAT32_ERROR = 1e-6  # of a sum of probabilities
 # Characters of a name that a fragment identifier keeps.
 PLAIN = re.compile(r"[A-Za-z0-9/_-]")
@@ -63,6 +66,11 @@ def quantity(value: float | None, names: tuple[str, str, str] = ("M", "G", "T"))
     scaled = value / 1000**power
     digits = 2 - (scaled >= 9.995) - (scaled >= 99.95)
     return f"{scaled:.{digits}f}\N{NO-BREAK SPACE}{names[power - 2]}"
+
+
+def sizes(lengths: Sequence[int]) -> str:
+    """Formats the lengths of the sides of an image or an array, such as `56 x 56 x 64`, for one line."""
+    return TIMES.join(str(length) for length in lengths)
 
 
 def difference(value: float | None, unit: str = "", digits: int = 1) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import jinja2
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipelines.storage import write_atomically
 from pipelines.text import WHITE_SPACE, escape_html, escape_name
@@ -42,6 +42,7 @@ if TYPE_CHECKING:  # it loads Keras, which the pages without a model do not need
 T = TypeVar("T")
 
 OPTION = re.compile(r"--[a-z][a-z-]*")  # of the command line, in a note
+PART_END = re.compile(r"[/_]+(?=.)")  # of a part of a path or of a name
 
 # Name, title and sections of every view; a section that is not listed gets a separate view.
 VIEWS = (
@@ -350,6 +351,8 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     environment.filters["points"] = formatting.points
     environment.filters["duration"] = formatting.duration
     environment.filters["anchor"] = formatting.anchor
+    environment.filters["sizes"] = formatting.sizes
+    environment.filters["breakable"] = break_name
     environment.filters["keep_options"] = _keep_options
     return environment
 
@@ -369,6 +372,14 @@ def _format_value(value: Any) -> Any:
         return f"{value:.6g}"
     is_text = isinstance(value, str) and not isinstance(value, Markup)
     return escape_name(value, kept=WHITE_SPACE) if is_text else value
+
+
+def break_name(name: str) -> Markup:
+    """Returns a name, such as that of a layer or a file, with markup that allows line breaks between parts.
+
+    Elsewhere in a name, lines are only broken where a part alone is too long.
+    """
+    return Markup(PART_END.sub(r"\g<0><wbr>", str(escape(escape_name(name, kept=WHITE_SPACE)))))
 
 
 def _dump_json(value: Any, **options: Any) -> str:

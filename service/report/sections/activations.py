@@ -17,7 +17,7 @@ from service.report.analysis.forward import ForwardPass
 from service.report.analysis.network import LayerInfo, Network
 from service.report.drawing.album import Album, Drawing, Picture
 from service.report.drawing.colours import SEQUENTIAL
-from service.report.drawing.formatting import anchor
+from service.report.drawing.formatting import anchor, sizes
 from service.report.drawing.sheets import (
     choose_encoding,
     choose_scaling,
@@ -116,7 +116,7 @@ def _describe_shape(layer: LayerInfo, values: LayerOutputs, n: int) -> str:
         return f"{units} unit" if units == 1 else f"{units} units"
     height, width, channels = layer.shape
     text = f"{channels} channel" if channels == 1 else f"{channels} channels"
-    text += f" of {height} \N{MULTIPLICATION SIGN} {width}"
+    text += f" of {sizes((height, width))}"
     inactive = int(values.is_inactive[n].sum())
     return f"{text}, {inactive} inactive" if inactive else text
 

@@ -11,13 +11,12 @@ from service.report.analysis.architecture import Architecture, LayerFigures
 from service.report.analysis.blocks import Block, SideBranch
 from service.report.analysis.layer_times import LayerTimes
 from service.report.analysis.operation_graph import count_positions
-from service.report.drawing.formatting import percent, quantity
+from service.report.drawing.formatting import percent, quantity, sizes
 from service.report.sections.layer_words import (
     BRANCHES,
     describe_block,
     describe_field,
     describe_layer,
-    join_shape,
     name_block,
 )
 from service.report.sections.section import Section
@@ -49,7 +48,7 @@ def build_section(architecture: Architecture, times: LayerTimes | None) -> Secti
     ]
     values = {
         "summary": summarize(architecture, times),
-        "image": join_shape(image_shape),
+        "image": sizes(image_shape),
         "rows": rows,
         "times": times,
         "has_gates": any(branch.kind == "gate" for block in architecture.blocks for branch in block.branches),
@@ -78,7 +77,7 @@ def summarize(architecture: Architecture, times: LayerTimes | None) -> str:
     multiply_adds = quantity(architecture.multiply_adds, WORDS)
     text = (
         f"{layers} in {blocks} with {parameters} parameters (weights), {_describe_trainable(architecture)}. "
-        f"One image of {join_shape(architecture.network.shape)} takes {multiply_adds} multiply-adds "
+        f"One image of {sizes(architecture.network.shape)} takes {multiply_adds} multiply-adds "
         "(a multiplication and an addition each)."
     )
     if times is not None:
@@ -185,7 +184,7 @@ def _describe_block(
         "kind": block.kind,
         "title": name_block(block, [layer.node.kind for layer in main_path]),
         "words": describe_block(block, main_path),
-        "shape": join_shape(last.node.shape),
+        "shape": sizes(last.node.shape),
         "parameters": sum(layer.parameters for layer in layers),
         "multiply_adds": None if None in multiply_adds else sum(multiply_adds),
         "field": describe_field(last, image_shape),
@@ -242,7 +241,7 @@ def _describe_layer(
     }
     return figures | {
         "words": words,
-        "shape": join_shape(node.shape),
+        "shape": sizes(node.shape),
         "field": describe_field(layer, image_shape),
         "figures": figures,
     }

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from service.diagnosis.calibration import TEMPERATURE_RANGE
 from service.inference.classifier import Predictions
 from service.report.analysis.calibration import BINS, FOLDS, MIN_IMAGES, ModelCalibration, Reliability
-from service.report.drawing.formatting import percent
+from service.report.drawing.formatting import number, percent
 from service.report.sections.section import Section
 from service.scores import wilson_interval
 
 CONFIDENT = 0.9  # the predictions that the summary is about have at least this confidence
+BOUND_TOLERANCE = 1e-4  # of a temperature, relative
 FEWEST_CONFIDENT = 20  # of fewer images, the summary is about all predictions
 
 
@@ -58,6 +61,7 @@ def build_section(predictions: Predictions, calibration: ModelCalibration | None
         "summary": summarize_confidence(predictions),
         "verdict": describe_error(calibration),
         "calibration": calibration,
+        "temperature": format_temperature(calibration.temperature),
         "bins": BINS,
         "folds": FOLDS,
         "fewest": MIN_IMAGES,
@@ -85,6 +89,15 @@ def build_section(predictions: Predictions, calibration: ModelCalibration | None
         "verdict": values["verdict"],
     }
     return Section("calibration", "Calibration", values, figures)
+
+
+def format_temperature(temperature: float) -> str:
+    """Formats a fitted temperature, which is a bound of what was tried if the best one lies beyond."""
+    low, high = TEMPERATURE_RANGE
+    text = number(temperature)
+    if math.isclose(temperature, low, rel_tol=BOUND_TOLERANCE):
+        return f"{text} or less"
+    return f"{text} or more" if math.isclose(temperature, high, rel_tol=BOUND_TOLERANCE) else text
 
 
 def list_bins(reliability: Reliability) -> list[Bin]:

@@ -10,8 +10,8 @@ from service.inference.graph import activation_name
 from service.report.analysis.architecture import LayerFigures
 from service.report.analysis.blocks import Block
 from service.report.analysis.operation_graph import Node, count_positions
+from service.report.drawing.formatting import TIMES, sizes
 
-TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
 # Names of layers whose class name is not what everyone calls them.
 KINDS = {
     "Add": "sum",
@@ -83,9 +83,9 @@ def _describe_kind(node: Node) -> str:
         if groups > 1:
             is_depthwise = groups == node.input_shapes[0][-1]
             name = f"depthwise {name}" if is_depthwise else f"{name} in {groups} groups"
-        return f"{_join_sizes(operation.kernel_size)} {name}"
+        return f"{sizes(operation.kernel_size)} {name}"
     if node.kind in POOLINGS:
-        return f"{_join_sizes(operation.pool_size)} {POOLINGS[node.kind]}"
+        return f"{sizes(operation.pool_size)} {POOLINGS[node.kind]}"
     if node.kind in ATTENTIONS:
         heads = getattr(operation, "num_heads", None) or operation.num_query_heads
         return f"{ATTENTIONS[node.kind]} with {heads} {'head' if heads == 1 else 'heads'}"
@@ -102,7 +102,7 @@ def _describe_steps(operation: Any) -> list[str]:
     for attribute, word in (("strides", "stride"), ("dilation_rate", "dilation")):
         value = getattr(operation, attribute, None)
         if isinstance(value, tuple | list) and any(step != 1 for step in value):
-            steps.append(f"{word} {value[0] if len(set(value)) == 1 else _join_sizes(value)}")
+            steps.append(f"{word} {value[0] if len(set(value)) == 1 else sizes(value)}")
     return steps
 
 
@@ -110,15 +110,6 @@ def _split_words(kind: str) -> str:
     """Splits a class name into words: `GaussianNoise` is `gaussian noise`; abbreviations stay."""
     words = "".join(f" {letter}" if letter.isupper() else letter for letter in kind).strip()
     return kind if len(words.split()) > len(kind) / 2 else words.lower()
-
-
-def _join_sizes(sizes: Sequence[int]) -> str:
-    return TIMES.join(str(size) for size in sizes)
-
-
-def join_shape(shape: Sequence[int]) -> str:
-    """Writes a shape as `56 x 56 x 64`."""
-    return _join_sizes(shape)
 
 
 def name_block(block: Block, kinds: Sequence[str]) -> str:

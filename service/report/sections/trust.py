@@ -39,6 +39,7 @@ SECOND_CLASS = 0.5  # below: correlation with heatmaps of the second most probab
 POINTING = 0.95  # at least: share of heatmaps that peak inside the bounding box
 ENERGY = 0.35  # at least: share of a heatmap's sum inside the bounding box
 DISTRACTED = 0.05  # at most: share of heatmaps that peak at the strongest edges elsewhere
+SMALLEST = math.ulp(0.0)  # a heatmap that is exactly as good as a random order marks nothing
 
 Floats = NDArray[np.floating]
 
@@ -199,9 +200,9 @@ def check_randomization(same: Floats, shuffled: Floats, seed: int) -> list[Sanit
         f"With shuffled weights, the heatmaps correlate by {decimal(value)} (Spearman): ",
     )
     conclusion = {
-        True: "they depend on what the model learned.",
-        False: "they show the image rather than what the model learned.",
-        None: "too uncertain to tell whether they depend on what the model learned.",
+        True: "they depend on the weights.",
+        False: "they hardly depend on the weights, and show the image instead.",
+        None: "too uncertain to tell whether they depend on the weights.",
     }[randomization.is_passed]
     return [reproducibility, replace(randomization, message=randomization.message + conclusion)]
 
@@ -246,8 +247,8 @@ def check_perturbations(
             "Deletion",
             deletion - random_deletion,
             seed,
-            "at most 0",
-            (-math.inf, 0.0),
+            "less than 0",
+            (-math.inf, -SMALLEST),
             f"Removing the brightest places first lowers the probability {_describe_speed(falls_faster)} "
             f"than random order (area {deletion.mean():.2f}, random {random_deletion.mean():.2f}).",
         ),
@@ -255,8 +256,8 @@ def check_perturbations(
             "Insertion",
             insertion - random_insertion,
             seed,
-            "at least 0",
-            (0.0, math.inf),
+            "more than 0",
+            (SMALLEST, math.inf),
             f"Revealing the brightest places first raises the probability {_describe_speed(rises_faster)} "
             f"than random order (area {insertion.mean():.2f}, random {random_insertion.mean():.2f}).",
         ),

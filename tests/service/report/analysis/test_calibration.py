@@ -16,6 +16,7 @@ from service.report.analysis.calibration import (
     estimate_error,
     find_bins,
 )
+from service.report.sections.calibration import format_temperature
 
 EDGE = 9 / 15
 
@@ -120,3 +121,14 @@ def test_an_overconfident_model_is_accused_and_its_interval_covers_the_truth():
 def test_few_images_have_no_calibration():
     probabilities, labels = two_classes((0.9, 49, 40))
     assert assess_calibration(probabilities, labels, seed=0) is None
+
+
+def test_a_temperature_at_a_bound_of_the_search_is_shown_as_a_bound():
+    """Probabilities that say nothing: the larger the temperature, the higher their likelihood."""
+    probabilities = np.tile(np.array([[0.5001, 0.4999]], np.float32), (60, 1))
+    labels = (np.arange(60) % 2).astype(np.int32)
+    calibration = assess_calibration(probabilities, labels, seed=0)
+    assert calibration.temperature == pytest.approx(20, rel=1e-4)
+    assert format_temperature(calibration.temperature) == "20 or more"
+    assert format_temperature(0.05) == "0.05 or less"
+    assert format_temperature(0.7734) == "0.773"

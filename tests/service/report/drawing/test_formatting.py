@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
-from service.report.drawing.formatting import anchor, decimal
+import service.report
+from service.report.drawing.formatting import anchor, decimal, sizes
 
 
 def test_the_anchor_of_a_layer_is_legible_and_has_no_colon_or_space():
@@ -20,3 +22,9 @@ def test_different_names_have_different_anchors():
 
 def test_decimals_have_a_minus_sign():
     assert [decimal(value) for value in (1.0, -0.194)] == ["1.00", "\N{MINUS SIGN}0.19"]
+
+
+def test_lines_are_not_broken_within_a_size():
+    assert sizes((28, 28, 3)) == "28\u00a0\u00d7\u00a028\u00a0\u00d7\u00a03"
+    html = Path(service.report.__file__).parent / "html"
+    assert [path.name for path in sorted(html.glob("*.html")) if " \u00d7 " in path.read_text()] == []

@@ -101,7 +101,7 @@ def test_the_title_names_the_preset_the_data_and_the_run(run):
 
 def test_the_settings_are_a_table(run):
     rows = re.findall(r'<tr><th scope="row">([^<]*)</th><td>([^<]*)</td></tr>', html_of(run))
-    assert ("data.image_size", "8 \N{MULTIPLICATION SIGN} 8") in rows
+    assert ("data.image_size", "8\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}8") in rows
     assert ("preset", "tiny") in rows
     assert ("cpus", "2") in rows
     assert "{&#39;" not in html_of(run)  # no Python literals
@@ -124,7 +124,7 @@ def test_settings_are_formatted_for_readers():
         ("on", "yes"),
         ("empty", "none"),
     ]
-    assert format_setting([64, 64]) == "64 \N{MULTIPLICATION SIGN} 64"
+    assert format_setting([64, 64]) == "64\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}64"
 
 
 def test_rejected_images_are_listed(run):

@@ -78,6 +78,13 @@ def test_a_percent_is_visible():
     widths = [float(width) for width in re.findall(r'height="6" width="([\d.]+)"', render(section))]
     recalls = widths[1::2]
     assert recalls[0] - recalls[1] == pytest.approx(0.01 / (1 - low) * 100, abs=0.1)
+    assert "Bars begin at 97%, not at zero" in render(section)
+
+
+def test_bars_that_begin_at_zero_are_not_said_to_begin_elsewhere():
+    section = build_section(predict([0, 0, 1, 1], [0, 0, 0, 0], 2), ("a", "b"))
+    assert choose_scale(section.values["rows"]) == 0
+    assert "Bars begin" not in render(section)
 
 
 def test_no_images_have_no_section():

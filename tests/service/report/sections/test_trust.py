@@ -198,12 +198,22 @@ def test_curves_are_compared_image_by_image():
     assert (deletion.outcome, insertion.outcome) == ("inconclusive", "inconclusive")
 
 
+def test_a_map_that_is_as_good_as_chance_on_every_image_fails():
+    """As for a network whose probabilities do not depend on the image."""
+    constant = perturbation_curves([0.5] * 24)
+    checks = trust.check_perturbations(constant, constant, seed=0)
+    assert [check.outcome for check in checks] == ["failed", "failed"]
+    assert all("no faster than random order" in check.message for check in checks)
+
+
 def test_the_heatmaps_of_a_model_that_has_learned_nothing_get_no_verdict():
     section = build_section(colour_model(trained=False), Spots(), 24)
     assert section is not None
     assert not section.values["has_learned"]
     assert {check.outcome for check in section.values["checks"]} == {"no verdict"}
     assert {check["passed"] for check in section.figures["checks"]} == {None}
+    messages = " ".join(check.message for check in section.values["checks"])
+    assert "learned" not in messages  # which would contradict the warning
 
 
 def test_a_single_logit_has_no_heatmap_of_another_class():
