@@ -244,6 +244,34 @@ def test_raw_output_is_found(source: str) -> None:
     assert list(find_raw_prints(source))
 
 
+UNTUNED = ("disable_autotuning", "configure_dataset")
+
+
+def find_tuned_datasets(source: str) -> Iterator[str]:
+    """Yields functions that create a dataset, but call none of `UNTUNED`."""
+    for function in ast.walk(ast.parse(source)):
+        if not isinstance(function, ast.FunctionDef):
+            continue
+        called = {ast.unparse(node.func) for node in ast.walk(function) if isinstance(node, ast.Call)}
+        is_untuned = any(name.rpartition(".")[2] in UNTUNED for name in called)
+        if any(name.startswith("tf.data.") and "Dataset" in name for name in called) and not is_untuned:
+            yield f"{function.lineno}: {function.name}"
+
+
+def test_no_dataset_is_tuned() -> None:
+    """The iterators of those that are may take a minute to end, see `disable_autotuning`."""
+    tuned = [
+        f"{module.name}:{function}"
+        for module in MODULES.values()
+        for function in find_tuned_datasets(module.path.read_text(encoding="utf-8"))
+    ]
+    assert tuned == []
+
+
+def test_a_tuned_dataset_is_found() -> None:
+    assert list(find_tuned_datasets("def f():\n    return tf.data.Dataset.range(3).map(g)")) == ["1: f"]
+
+
 LIGHT_MODULES = (
     "pipelines.spec",
     "pipelines.shards.plan",

@@ -191,12 +191,22 @@ def decode_batches(
 def configure_dataset(dataset: tf.data.Dataset, steps: int) -> tf.data.Dataset:
     """Sets the length of a dataset of batches, prefetches it, and turns off TensorFlow's own sharding."""
     options = tf.data.Options()
-    options.autotune.enabled = False  # ending an epoch would wait for the tuner's thread, for seconds
     options.threading.max_intra_op_parallelism = 1  # images are decoded in parallel instead
     # Every worker already reads its own slice.
     options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.OFF
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(steps))
-    return dataset.prefetch(PREFETCH).with_options(options)
+    return disable_autotuning(dataset.prefetch(PREFETCH).with_options(options))
+
+
+def disable_autotuning(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Returns the dataset without TensorFlow's tuner, which delays the end of its iterators.
+
+    An iterator that is deleted waits for the thread of its tuner. That thread sleeps for up to a minute at a
+    time, and may sleep once more, because it is woken just before the iterator counts as cancelled.
+    """
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return dataset.with_options(options)
 
 
 def decode_images(
@@ -315,6 +325,7 @@ def find_undecodable(images: Sequence[Any], shapes: np.ndarray, data: DataSpec, 
     dataset = tf.data.Dataset.from_tensor_slices((encoded, stored_shapes, *boxes)).map(
         decode_one, num_parallel_calls=count_process_cpus()
     )
+    dataset = disable_autotuning(dataset)
     decodable = 0
     try:
         for _ in dataset:

@@ -83,12 +83,14 @@ class Dataset:
         """
         import tensorflow as tf
 
+        from pipelines.input.tfdata import disable_autotuning
+
         batches = self._batches.epoch(epoch)
         if not isinstance(batches, tf.data.Dataset):  # DALI yields eager tensors
             first = next(iter(self._batches.epoch(epoch)))
             signature = {name: tf.TensorSpec.from_tensor(value) for name, value in first.items()}
-            batches = tf.data.Dataset.from_generator(
-                lambda: self._batches.epoch(epoch), output_signature=signature
+            batches = disable_autotuning(
+                tf.data.Dataset.from_generator(lambda: self._batches.epoch(epoch), output_signature=signature)
             )
         if self._augment is None:
             return batches

@@ -14,6 +14,7 @@ from pipelines.augment.draw import draw
 from pipelines.input.batches import Batches
 from pipelines.input.cache import CacheBudget
 from pipelines.input.order import steps_per_epoch
+from pipelines.input.tfdata import disable_autotuning
 from pipelines.records import Batch
 from pipelines.shards.manifest import INLINE_VERSION, InlineSplit, Manifest
 from service.config import RunConfig
@@ -86,7 +87,7 @@ class SyntheticBatches:
         if config.augment is not None:
             stored = np.tile(np.array(STORED_SHAPE, np.int32), (size, 1))
             batch |= draw(config.augment, config.seed, 1, rows, config.data, stored)
-        return tf.data.Dataset.from_tensors(batch).cache().repeat()
+        return disable_autotuning(tf.data.Dataset.from_tensors(batch).cache().repeat())
 
 
 class PlannedBudget(CacheBudget):

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
+from typing import Any
 
 import tensorflow as tf
+from tensorflow.python.data.ops import multi_device_iterator_ops
 
 from pipelines.input.batches import Batches
 from pipelines.input.placement import list_devices
+from pipelines.input.tfdata import disable_autotuning
 from pipelines.records import Batch
 from service.training.strategy import WorkerContext
 
@@ -50,7 +53,27 @@ def distribute_batches(
     def make_dataset(context: tf.distribute.InputContext) -> tf.data.Dataset:
         return batches.epoch(epoch, start_step, worker.rank, worker.world_size, local_replicas, epochs)
 
-    return iter(strategy.distribute_datasets_from_function(make_dataset))
+    with _untuned_device_datasets():
+        return iter(strategy.distribute_datasets_from_function(make_dataset))
+
+
+@contextmanager
+def _untuned_device_datasets() -> Iterator[None]:
+    """Disables autotuning in the datasets that a strategy makes for its devices in this block.
+
+    They do not take over the options of the dataset that they read, so that the end of every epoch could take
+    up to a minute for each device (see `disable_autotuning`).
+    """
+    create = multi_device_iterator_ops._create_device_dataset
+
+    def create_untuned(*arguments: Any) -> tf.data.Dataset:
+        return disable_autotuning(create(*arguments))
+
+    multi_device_iterator_ops._create_device_dataset = create_untuned
+    try:
+        yield
+    finally:
+        multi_device_iterator_ops._create_device_dataset = create
 
 
 def distribute_eager_batches(

@@ -1,7 +1,8 @@
 """Trains a run on the replicas of `GLASSBOX_LOGICAL_DEVICES` and tells where everything is: RUN OUT.
 
 RUN holds the config.yaml of a run. OUT becomes a JSON object: for each source of batches the rows of its
-first batch on each replica and the devices of its arrays; and the devices of all variables.
+first batch on each replica and the devices of its arrays; the devices of all variables; and for every
+iterator over a dataset whether TensorFlow tunes it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+from tensorflow.python.data.ops.iterator_ops import OwnedIterator
 from tiny_models import register_tiny_models
 
 from pipelines.input.batches import Batches
@@ -78,14 +80,32 @@ def list_variable_devices(loop: Loop) -> dict[str, list[str]]:
     return devices
 
 
+def record_iterators() -> list[bool]:
+    """Returns a list to which every iterator that is created from now on adds whether it is tuned."""
+    tuned: list[bool] = []
+    create = OwnedIterator._create_iterator
+
+    def create_recorded(iterator: OwnedIterator, dataset: tf.data.Dataset) -> None:
+        tuned.append(dataset.options().autotune.enabled is not False)
+        create(iterator, dataset)
+
+    OwnedIterator._create_iterator = create_recorded
+    return tuned
+
+
 def main(path: str, out: str) -> None:
+    tuned = record_iterators()
     configure_devices()
     run = Run(path)
     config = RunConfig.model_validate(run.config())
     loop = Loop(config, run, SINGLE_WORKER)
     loop.run_epochs()
     loop.writer.wait()
-    found = {"batches": describe_sources(loop.strategy, config), "variables": list_variable_devices(loop)}
+    found = {
+        "batches": describe_sources(loop.strategy, config),
+        "variables": list_variable_devices(loop),
+        "tuned": tuned,
+    }
     Path(out).write_text(json.dumps(found))
 
 

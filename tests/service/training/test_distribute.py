@@ -93,6 +93,13 @@ def test_every_variable_has_a_part_on_every_device(replicas: tuple[Run, dict[str
         assert [device[-5:] for device in devices] == ["CPU:0", "CPU:1"], name
 
 
+def test_no_iterator_is_tuned(replicas: tuple[Run, dict[str, Any]]) -> None:
+    """An iterator with a tuner may need a minute to end, on each device."""
+    tuned = replicas[1]["tuned"]
+    assert len(tuned) >= 2  # one for each device
+    assert not any(tuned)
+
+
 def test_two_pipelines_train_like_one(replicas: tuple[Run, dict[str, Any]], shards: Path) -> None:
     run, _ = replicas
     data = {"image_size": [12, 12], "backend": "tfdata", "cache": "none"}
