@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -21,4 +21,4 @@ def trace_once(function: Callable[..., Any], *signature: tf.TensorSpec) -> Calla
     """
     graph = tf.function(function, input_signature=signature, autograph=False)
     graph.get_concrete_function()
-    return graph
+    return cast("Callable[..., Any]", graph)
