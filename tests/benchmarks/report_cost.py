@@ -53,20 +53,26 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True, help="checkout of the earlier version")
     parser.add_argument("--run", type=Path, required=True, help="run directory; it is copied")
     parser.add_argument("--data", type=Path, required=True, help="its shard set")
+    parser.add_argument(
+        "--base-run", type=Path, help="the same run for the earlier version, if its format differs"
+    )
+    parser.add_argument("--base-data", type=Path, help="the same shard set for the earlier version")
     parser.add_argument("--rounds", type=int, default=2, help="rounds (default: 2)")
     parser.add_argument("--scratch", type=Path, metavar="DIR", help="directory for the copies")
     options = parser.parse_args()
     code = {"before": options.base.resolve(), "now": ROOT}
+    sources = {"before": options.base_run or options.run, "now": options.run}
+    data = {"before": (options.base_data or options.data).resolve(), "now": options.data.resolve()}
     rounds: dict[str, list[dict[str, float]]] = {"before": [], "now": []}
     with tempfile.TemporaryDirectory(prefix="glassbox-benchmark-", dir=options.scratch) as folder:
         runs = {}
         for name in code:
             runs[name] = Path(folder) / name
-            shutil.copytree(options.run, runs[name], ignore=shutil.ignore_patterns("report", "events"))
+            shutil.copytree(sources[name], runs[name], ignore=shutil.ignore_patterns("report", "events"))
         for number in range(options.rounds):
             names = list(code) if number % 2 == 0 else list(reversed(code))
             for name in names:
-                rounds[name].append(_render(code[name], runs[name], options.data.resolve()))
+                rounds[name].append(_render(code[name], runs[name], data[name]))
                 print(f"round {number + 1}, {name}: {sum(rounds[name][-1].values()):.1f} s", flush=True)
         _print_table(rounds)
         for name, run in runs.items():

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from chrome import Chrome
 from conftest import OPTIONS
-from page_checks import find_violations, inspect_pictures, list_views
+from page_checks import find_broken_words, find_violations, inspect_pictures, list_views
 from shard_samples import encode_png
 
 from pipelines.spec import AugmentSpec, DataSpec
@@ -141,6 +141,35 @@ def test_runs_are_filtered_and_their_curves_share_one_scale(browser: Chrome, pag
     assert browser.run("document.querySelector('[data-runs] .status').textContent") == "1 of 3 runs"
     browser.run("document.querySelector('[name=layout][value=table]').click()")
     assert browser.run(SHOWN_NAMES) == ["good"]
+
+
+def test_the_table_of_runs_fits_a_wide_window_and_its_names_break_between_parts(
+    browser: Chrome, pages: dict[str, Path]
+) -> None:
+    browser.open(pages["index"], width=1400)
+    browser.run("""document.querySelectorAll('table.runs a').forEach((link) => {
+      link.innerHTML = 'cats_<wbr>dogs_<wbr>small_<wbr>with_<wbr>a_<wbr>long_<wbr>name_<wbr>seed_<wbr>3';
+    })""")
+    width, shown = browser.run("""(() => {
+      const { scrollWidth, clientWidth } = document.querySelector('table.runs').closest('.scroll');
+      return [scrollWidth, clientWidth];
+    })()""")
+    assert width <= shown
+    assert find_broken_words(browser, "table.runs a") == []
+    sources = "[...document.querySelectorAll('td.source')].map((cell) => [cell.textContent, cell.title])"
+    assert ["tiny", "folder:tiny"] in browser.run(sources)
+
+
+def test_controls_in_a_row_are_aligned(browser: Chrome, pages: dict[str, Path]) -> None:
+    browser.open(pages["index"], width=1400)
+    middles = browser.run("""['[data-search]', '[data-preset]', '[name=layout]'].map((name) => {
+      const label = document.querySelector(`.controls ${name}`).closest('label').getBoundingClientRect();
+      return (label.top + label.bottom) / 2;
+    })""")
+    assert max(middles) - min(middles) <= 2
+    heights = browser.run("""['[data-search]', '[data-preset]'].map((name) =>
+      document.querySelector(name).getBoundingClientRect().height)""")
+    assert abs(heights[0] - heights[1]) <= 4
 
 
 def test_the_index_links_to_the_reports(browser: Chrome, pages: dict[str, Path]) -> None:

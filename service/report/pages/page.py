@@ -17,6 +17,7 @@ from markupsafe import Markup, escape
 
 from pipelines.storage import write_atomically
 from pipelines.text import WHITE_SPACE, escape_html, escape_name
+from service.report.analysis.run_facts import shorten_source
 from service.report.drawing import formatting
 from service.report.drawing.album import Album, Picture
 from service.report.drawing.plots import Plot
@@ -43,6 +44,7 @@ T = TypeVar("T")
 
 OPTION = re.compile(r"--[a-z][a-z-]*")  # of the command line, in a note
 PART_END = re.compile(r"[/_]+(?=.)")  # of a part of a path or of a name
+LONG_NAME = 16  # characters
 
 # Name, title and sections of every view; a section that is not listed gets a separate view.
 VIEWS = (
@@ -352,6 +354,8 @@ def load_templates(sections: Sequence[Section] = ()) -> jinja2.Environment:
     environment.filters["duration"] = formatting.duration
     environment.filters["anchor"] = formatting.anchor
     environment.filters["sizes"] = formatting.sizes
+    environment.filters["decimal"] = formatting.decimal
+    environment.filters["source_name"] = shorten_source
     environment.filters["breakable"] = break_name
     environment.filters["keep_options"] = _keep_options
     return environment
@@ -377,9 +381,10 @@ def _format_value(value: Any) -> Any:
 def break_name(name: str) -> Markup:
     """Returns a name, such as that of a layer or a file, with markup that allows line breaks between parts.
 
-    Elsewhere in a name, lines are only broken where a part alone is too long.
+    Elsewhere in a name, lines are only broken where a part alone is too long; short names are not broken.
     """
-    return Markup(PART_END.sub(r"\g<0><wbr>", str(escape(escape_name(name, kept=WHITE_SPACE)))))
+    text = escape(escape_name(name, kept=WHITE_SPACE))
+    return text if len(name) < LONG_NAME else Markup(PART_END.sub(r"\g<0><wbr>", str(text)))
 
 
 def _dump_json(value: Any, **options: Any) -> str:

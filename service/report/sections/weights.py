@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -168,7 +169,10 @@ def _draw_matrix(layer: str, kernel: Floats) -> WeightMap:
     grow_rows = max(1, SMALLEST // max(small.shape[0], 1))
     grow_columns = max(1, LARGEST // small.shape[1])
     indices = quantize_signed(small, limit).repeat(grow_rows, axis=0).repeat(grow_columns, axis=1)
-    title = f"{units} {'unit' if units == 1 else 'units'} (rows) by {inputs} inputs (columns)"
+    title = f"{units:,} {'unit' if units == 1 else 'units'} (rows) by {inputs:,} inputs (columns)"
+    most = math.prod(-(-size // LARGEST) for size in kernel.shape)
+    if most > 1:
+        title += f"; a pixel is the strongest of {most:,} weights"
     return WeightMap(layer, title, indices, limit)
 
 

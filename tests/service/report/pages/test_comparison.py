@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import keras
@@ -77,6 +78,9 @@ def test_the_outcomes_are_those_of_each_model(page: Path) -> None:
         "second is better by 16.7 points: of the 1 image that only one of them gets right, it gets 1." in html
     )
     assert "could well be chance" in html
+    results = html[html.index("<h2>Results</h2>") :]
+    heads = re.findall(r"<th [^>]*>([^<]*)</th>", results[: results.index("</thead>")])
+    assert heads == ["Model", "Accuracy", "Loss"]  # a model file says nothing about its training
 
 
 def test_the_disagreements_are_listed_with_both_predictions(page: Path) -> None:

@@ -28,6 +28,7 @@ from service.report.drawing.thumbnails import SIDE, add_thumbnail
 from service.report.job import SECTIONS, list_sections, render, render_report
 from service.report.options import PageOptions, ReportOptions
 from service.report.pages.page import (
+    break_name,
     find_instances,
     load_templates,
     pair_sections,
@@ -239,6 +240,14 @@ def test_options_in_notes_are_kept_in_one_line():
     shown = template.render(note="<b> from -1 to 1; override with --scale and --no-fit.")
     expected = '&lt;b&gt; from -1 to 1; override with <span class="option">--scale</span> and '
     assert shown == f'{expected}<span class="option">--no-fit</span>.'
+
+
+def test_long_names_may_be_broken_between_their_parts():
+    name = "folder/<b>_with__markup"
+    assert break_name(name) == "folder/<wbr>&lt;b&gt;_<wbr>with__<wbr>markup"
+    assert break_name("conv2d_3") == "conv2d_3"
+    assert break_name("a" * 30 + "_") == "a" * 30 + "_"
+    assert "\u202e" not in break_name("right_to_left_\u202ename")
 
 
 def test_numbers_for_sorting_are_short():

@@ -121,3 +121,10 @@ def test_an_image_smaller_than_the_filters_is_not_shown():
     pixel = ReportExample(0, np.zeros((1, 1, 1), np.uint8), 0, 0, 1.0, np.array([0]), "validation image 0, a")
     assert edges.build_section(None, provenance, ()) is None
     assert edges.build_section(None, provenance, (pixel,)) is None
+
+
+def test_the_title_of_a_shrunk_matrix_says_what_a_pixel_is():
+    drawn = weights._draw_matrix("dense", np.ones((8192, 600), np.float32))
+    assert drawn.indices.shape == (300, 512)
+    assert drawn.title.endswith("8,192 inputs (columns); a pixel is the strongest of 32 weights")
+    assert "pixel" not in weights._draw_matrix("dense", np.ones((512, 10), np.float32)).title
