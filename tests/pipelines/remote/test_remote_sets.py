@@ -23,7 +23,7 @@ from pipelines.shards.verify import check_shard
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectSite]:
     monkeypatch.setenv("GLASSBOX_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("GLASSBOX_CACHE_GB", raising=False)
-    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "1")
+    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "60")
     with ObjectSite().serve() as site:
         yield site
 

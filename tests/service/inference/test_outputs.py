@@ -49,12 +49,12 @@ def test_a_failure_uploads_its_reasons_and_keeps_the_previous_table(bucket: Buck
 def test_the_result_is_kept_if_the_store_has_gone(
     bucket: Bucket, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "0.3")
     with (  # noqa: PT012 (the failure comes at the end of the block)
         pytest.raises(StoreUnavailableError, match=rf"{bucket}/a\.csv to respond") as caught,
         open_output(f"{bucket}/a.csv", ".csv") as output,
     ):
         output.path.write_text("hours of work")
+        monkeypatch.setenv("GLASSBOX_STORE_TIMEOUT", "0.3")
         proxy.go_down()
     assert f"upload the result, which is in {output.path}" in str(caught.value)
     assert output.path.read_text() == "hours of work"

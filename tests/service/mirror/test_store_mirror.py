@@ -187,7 +187,7 @@ def test_a_run_that_could_not_be_uploaded_is_saved_and_uploaded_by_resume(
     hosts: list[Host], bucket: Bucket, proxy: FaultProxy, tmp_path: Path
 ) -> None:
     host = hosts[0]
-    process = host.start("new", epochs=8, seconds=0.05, GLASSBOX_STORE_TIMEOUT="1", IMPATIENT="1")
+    process = host.start("new", epochs=8, seconds=0.05, GLASSBOX_STORE_TIMEOUT="4", IMPATIENT="1")
     read_until(process, "epoch 2")
     proxy.go_down()
     output, _ = process.communicate(timeout=60)
