@@ -43,7 +43,7 @@ def warp(
     return _warp(images, affine, fill, fill_value, size)
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _pack(images: tf.Tensor) -> tf.Tensor:
     """Packs colours, uint8 `[B, H, W, 3]`, into one int32 per pixel, `[B, H, W]`, for one load per gather.
 
@@ -53,7 +53,7 @@ def _pack(images: tf.Tensor) -> tf.Tensor:
     return red + green * 2 ** CHANNEL_BITS[1] + blue * 2 ** CHANNEL_BITS[2]
 
 
-@tf.function(jit_compile=True)
+@tf.function(jit_compile=True, autograph=False)
 def _warp(
     images: tf.Tensor, affine: tf.Tensor, fill: str, fill_value: float, size: tuple[int, int]
 ) -> tf.Tensor:

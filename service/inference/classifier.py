@@ -376,7 +376,7 @@ class Classifier:
             features = _average_positions(tf.cast(received, tf.float32))
             return _to_probabilities(tf.cast(outputs, tf.float32), interpretation), features
 
-        @tf.function(input_signature=[tf.TensorSpec((None, *self._shape), tf.uint8)])
+        @tf.function(input_signature=[tf.TensorSpec((None, *self._shape), tf.uint8)], autograph=False)
         def predict_batch(images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
             probabilities, features = run(images)
             if self._has_mirror:

@@ -98,6 +98,6 @@ class LoopController:
         is_due = now - self._saved_at >= self._checkpoint_seconds
         return Command(self._updates, self._should_stop or is_due, self._should_stop)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _sum(self, numbers: tf.Tensor) -> tf.Tensor:
         return sum_over_workers(self._strategy, self._worker, numbers)

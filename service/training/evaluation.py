@@ -97,7 +97,7 @@ class Evaluation:
             table = self._sum_tables(tf.constant(table)).numpy()
         return dict(zip(COLUMNS, table.astype(np.float64).T, strict=True))
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _score_batch(self, batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
         return self._strategy.run(self._score_on_replica, (batch,))
 
@@ -114,7 +114,7 @@ class Evaluation:
         )
         return batch["row"], tf.stack([tf.cast(column, tf.float32) for column in columns], axis=1)
 
-    @tf.function
+    @tf.function(autograph=False)
     def _sum_tables(self, table: tf.Tensor) -> tf.Tensor:
         """Returns the sum of the workers' tables, in which each row is written by one of them."""
         return sum_over_workers(self._strategy, self._worker, table)

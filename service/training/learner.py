@@ -225,4 +225,4 @@ def _average(strategy: tf.distribute.Strategy, variables: Sequence[tf.Variable])
         for variable, mean in zip(variables, means, strict=True):
             variable.assign(mean)
 
-    tf.function(lambda: strategy.run(average_on_replica))()
+    tf.function(lambda: strategy.run(average_on_replica), autograph=False)()

@@ -93,7 +93,7 @@ class PreciseStatistics:
             statistics += [tf.constant(mean, tf.float32), tf.constant(variance, tf.float32)]
         return statistics
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _compute_moments(self, batch: Batch) -> list[tf.Tensor]:
         return self._strategy.run(self._compute_moments_on_replica, (batch,))
 
@@ -113,7 +113,7 @@ class PreciseStatistics:
             moments += [mean, variance + mean**2]
         return tf.distribute.get_replica_context().all_reduce("mean", moments)
 
-    @tf.function(reduce_retracing=True)
+    @tf.function(reduce_retracing=True, autograph=False)
     def _assign(self, values: list[tf.Tensor]) -> None:
         def assign_on_replica() -> None:
             for variable, value in zip(self._variables, values, strict=True):

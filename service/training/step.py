@@ -294,7 +294,7 @@ class Steps:
 
         return wait_seconds, first_skipped, skipped, rows.stack()
 
-    @tf.function
+    @tf.function(autograph=False)
     def _run_batch(self, batch: Batch, update: tf.Tensor, is_last: bool) -> tuple[tf.Tensor, ...]:
         """Returns for each replica of this worker whether training can continue."""
         if self._options.accumulate == 1:
@@ -449,7 +449,7 @@ class Steps:
         if self.average:
             self.average.update(find_replica_copy(self._optimizer.iterations.value))
 
-    @tf.function
+    @tf.function(autograph=False)
     def _set_state(self, epoch: tf.Tensor, step: tf.Tensor, seed: tf.Tensor, sums: tf.Tensor) -> None:
         def set_on_replica() -> None:
             replica = tf.cast(tf.distribute.get_replica_context().replica_id_in_sync_group, tf.int64)
@@ -468,7 +468,7 @@ class Steps:
 
 def _compile(function: Callable[..., Any], xla: bool) -> Callable[..., Any]:
     """Compiles a function with XLA, or leaves it to the graph that calls it."""
-    return tf.function(function, jit_compile=True) if xla else function
+    return tf.function(function, jit_compile=True, autograph=False) if xla else function
 
 
 def _batch_totals(loss: tf.Tensor, logits: tf.Tensor, labels: tf.Tensor, weights: tf.Tensor) -> tf.Tensor:

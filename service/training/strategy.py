@@ -128,7 +128,7 @@ def find_minimum(strategy: tf.distribute.Strategy, worker: WorkerContext, values
     """
     own = np.zeros((worker.world_size, len(values)))
     own[worker.rank] = values
-    table = tf.function(partial(sum_over_workers, strategy, worker))(tf.constant(own))
+    table = tf.function(partial(sum_over_workers, strategy, worker), autograph=False)(tf.constant(own))
     return [int(value) for value in table.numpy().min(axis=0)]
 
 
