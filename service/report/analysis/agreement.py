@@ -138,7 +138,7 @@ def describe_difference(outcomes: Outcomes, first: str, second: str) -> str:
         first: Name of the first model.
         second: Name of the second model.
     """
-    test = f"McNemar's exact test, p = {format_p_value(outcomes.p_value)}"
+    test = f"McNemar's exact test, {format_p_value(outcomes.p_value)}"
     differing = outcomes.only_first + outcomes.only_second
     if not differing:
         return "Both are right and wrong on exactly the same images: there is no difference between them."
@@ -157,10 +157,9 @@ def describe_difference(outcomes: Outcomes, first: str, second: str) -> str:
 
 
 def format_p_value(value: float) -> str:
-    """Formats a p-value with two significant digits; `below 0.0001` for smaller ones."""
-    if value < 1e-4:
-        return "below 0.0001"
-    return f"{value:.2g}"
+    """Formats a p-value with two significant digits on one line: `p = 0.032`, or `p < 0.0001`."""
+    text = "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def _divide(count: int, total: int) -> float:

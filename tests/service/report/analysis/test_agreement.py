@@ -85,7 +85,10 @@ def test_classes_are_matched_by_name() -> None:
     ("outcomes", "phrases"),
     [
         (Outcomes(5, 0, 0, 2), ["exactly the same images"]),
-        (Outcomes(5, 3, 3, 0), ["same accuracy", "of the 6 images", "p = 1"]),
+        (
+            Outcomes(5, 3, 3, 0),
+            ["same accuracy", "of the 6 images", "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1"],
+        ),
         (
             Outcomes(60, 9, 12, 19),
             [
@@ -93,12 +96,17 @@ def test_classes_are_matched_by_name() -> None:
                 "of the 21 images",
                 "it gets 12",
                 "could well be chance (",
-                "p = 0.66",
+                "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}0.66",
             ],
         ),
         (
             Outcomes(60, 30, 5, 5),
-            ["A is better by 25.0 points", "it gets 30", "unlikely to be chance (", "below"],
+            [
+                "A is better by 25.0 points",
+                "it gets 30",
+                "unlikely to be chance (",
+                "<\N{NO-BREAK SPACE}0.0001",
+            ],
         ),
     ],
 )
@@ -109,10 +117,13 @@ def test_the_difference_in_words(outcomes: Outcomes, phrases: list[str]) -> None
 
 
 def test_p_values_are_formatted() -> None:
-    assert [format_p_value(p) for p in (1.0, 0.6636, 0.0321, 0.00012, 1e-9)] == [
-        "1",
-        "0.66",
-        "0.032",
-        "0.00012",
-        "below 0.0001",
+    """On one line: their spaces do not break."""
+        "p = 1",
+    assert " " not in "".join(texts)
+    assert [text.replace("\N{NO-BREAK SPACE}", " ") for text in texts] == [
+        "p\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}1",
+        "p = 0.66",
+        "p = 0.032",
+        "p = 0.00012",
+        "p < 0.0001",
     ]
