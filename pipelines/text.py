@@ -47,6 +47,11 @@ def escape_html(text: str) -> str:
     return html.escape(escape_name(text, kept=WHITE_SPACE))
 
 
+def keep_together(text: str) -> str:
+    """Returns a text whose line is not broken at its spaces, which become no-break spaces."""
+    return text.replace(" ", "\N{NO-BREAK SPACE}")
+
+
 def print_lines(*lines: str, file: TextIO | None = None) -> None:
     """Prints lines of text that may contain names from outside; every command prints with this function.
 

@@ -7,7 +7,7 @@ feature map run once; only those after it, the head, run for every channel.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,9 +243,13 @@ def _run_unchanged(network: Network, head: Head, features: np.ndarray) -> tf.Ten
     return tf.concat(pieces, axis=0)
 
 
+def _trace_head(run: Callable[..., tf.Tensor], shape: Sequence[int]) -> Any:
+    """Traces a function of features `[N, *shape]` and channels `[A]`."""
+    return trace_once(run, tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.int32))
+
+
 def _compile_head(network: Network, head: Head, shape: Sequence[int]) -> Any:
     """Compiles a function of features `[N, *shape]` and channels `[A]` to logits `[A * N, K]`."""
-    specs = (tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.int32))
 
     def run(features: tf.Tensor, channels: tf.Tensor) -> tf.Tensor:
         masks = 1 - tf.one_hot(channels, head.layer.shape[2])  # [A, C]
@@ -254,7 +258,7 @@ def _compile_head(network: Network, head: Head, shape: Sequence[int]) -> Any:
         ablated = features[None] * masks  # [A, N, ..., C]
         return _run_from(network, head.layer.name, tf.reshape(ablated, (-1, *features.shape[1:])))
 
-    return trace_once(run, *specs)
+    return _trace_head(run, shape)
 
 
 def _compile_linear_head(network: Network, head: Head, first: Node, shape: Sequence[int]) -> Any:
@@ -263,7 +267,6 @@ def _compile_linear_head(network: Network, head: Head, first: Node, shape: Seque
     Setting channel c to zero changes only those entries of the first weights' input x that belong to c. The
     change of x W is therefore the product of the change of these entries with their rows of W.
     """
-    specs = (tf.TensorSpec((None, *shape), tf.float32), tf.TensorSpec((None,), tf.int32))
     operation = first.operation
     count = head.layer.shape[2]
     matrix = tf.cast(_get_matrix(first), tf.float32)  # [m * C, U]
@@ -282,7 +285,7 @@ def _compile_linear_head(network: Network, head: Head, first: Node, shape: Seque
             y = operation.activation(y)
         return _run_from(network, first.name, y)
 
-    return trace_once(run, *specs)
+    return _trace_head(run, shape)
 
 
 def _run_to_first_weights(network: Network, head: Head) -> tf.Tensor:

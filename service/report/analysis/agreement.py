@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.text import keep_together
+
 SIGNIFICANCE = 0.05  # p-value below which a difference is called more than chance
 LOG_HALF = math.log(0.5)
 
@@ -158,8 +160,7 @@ def describe_difference(outcomes: Outcomes, first: str, second: str) -> str:
 
 def format_p_value(value: float) -> str:
     """Formats a p-value with two significant digits on one line: `p = 0.032`, or `p < 0.0001`."""
-    text = "p < 0.0001" if value < 1e-4 else f"p = {value:.2g}"
-    return text.replace(" ", "\N{NO-BREAK SPACE}")
+    return keep_together("p < 0.0001" if value < 1e-4 else f"p = {value:.2g}")
 
 
 def _divide(count: int, total: int) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from pipelines.remote.uri import Location
 from pipelines.shards.manifest import Manifest
 from pipelines.shards.rejections import read_rejected_images
+from pipelines.text import keep_together
 from service.runs import Run
 
 # Largest number of rejected images listed on the page.
@@ -138,7 +139,7 @@ def format_setting(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         is_size = len(value) == 2 and all(isinstance(item, int) for item in value)
-        separator = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}" if is_size else ", "
+        separator = keep_together(" \N{MULTIPLICATION SIGN} ") if is_size else ", "
         return separator.join(format_setting(item) for item in value)
     if isinstance(value, float):
         return f"{value:g}"

@@ -6,11 +6,12 @@ import math
 import re
 from collections.abc import Sequence
 
+from pipelines.text import keep_together
+
 # Shown instead of a missing value.
 NO_VALUE = "\N{EN DASH}"
 MINUS = "\N{MINUS SIGN}"
-# Lines are not broken within a size.
-TIMES = "\N{NO-BREAK SPACE}\N{MULTIPLICATION SIGN}\N{NO-BREAK SPACE}"
+TIMES = keep_together(" \N{MULTIPLICATION SIGN} ")
 FLOAT32_ERROR = 1e-6  # of a sum of probabilities
 # Characters of a name that a fragment identifier keeps.
 PLAIN = re.compile(r"[A-Za-z0-9/_-]")

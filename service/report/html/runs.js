@@ -35,7 +35,7 @@ function runIndex(root) {
   const status = root.querySelector(".status"), scale = root.querySelector("[data-scale]");
   const showsCurves = () => root.querySelector('[name="layout"]:checked').value === "curves";
   function matches(row) {
-    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean), text = `${row.textContent} ${row.dataset.source}`.toLowerCase();
+    const words = search.value.toLowerCase().split(/\s+/).filter(Boolean), text = `${row.textContent} ${row.querySelector(".source").title}`.toLowerCase();
     return words.every((word) => text.includes(word)) && (!preset.value || row.cells[4].textContent === preset.value);
   }
   function update() {
